@@ -1,0 +1,37 @@
+"""Every error this library raises on purpose.
+
+GriffinError
+├── LoadError             the checkpoint cannot be found or read
+├── UnsupportedModel      the checkpoint is fine, but its feed-forward blocks are not in the family table
+├── EngineBusy            a second generation was started on an engine that is still generating
+└── InvalidRequest        a prompt or a setting that no engine could honour; names the field
+    └── ContextLengthExceeded
+"""
+
+
+class GriffinError(Exception):
+    """Base of all errors below; its text is one line made for a user's eyes."""
+
+
+class LoadError(GriffinError):
+    """The checkpoint cannot be found or read."""
+
+
+class UnsupportedModel(GriffinError):
+    """The model's feed-forward blocks are not described by any row of the family table."""
+
+
+class EngineBusy(GriffinError):
+    """An engine runs one sequence at a time, and it is still running one."""
+
+
+class InvalidRequest(GriffinError, ValueError):
+    """A request that cannot be honoured. ``param`` is the name of the field at fault."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and requested tokens do not fit into the model's context."""

@@ -1,0 +1,119 @@
+"""Where each model family keeps its feed-forward (FF) block: one row of data per ``model_type``.
+
+All other modules see ``FeedForward``, never a projection's name or a model type.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from griffin.errors import UnsupportedModel
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForwardNames:
+    """Paths of one family's FF projections.
+
+    ``layers`` is relative to the model, the others to a layer. ``fused`` is the number of
+    matrices stacked in each expanding projection (2 for gate and up in one weight).
+    """
+
+    layers: str
+    expand: tuple[str, ...]
+    contract: str
+    fused: int = 1
+
+
+GATED = FeedForwardNames("model.layers", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+
+FAMILIES: dict[str, FeedForwardNames] = {
+    "llama": GATED,
+    "mistral": GATED,
+    "gemma": GATED,
+    "gemma2": GATED,
+    "gemma3_text": GATED,
+    "qwen2": GATED,
+    "qwen3": GATED,
+    "olmo2": GATED,
+    "phi3": FeedForwardNames("model.layers", ("mlp.gate_up_proj",), "mlp.down_proj", fused=2),
+    # OPT has no mlp module: its projections sit on the layer itself.
+    "opt": FeedForwardNames("model.decoder.layers", ("fc1",), "fc2"),
+    "gpt_neox": FeedForwardNames("gpt_neox.layers", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
+    "gpt2": FeedForwardNames("transformer.h", ("mlp.c_fc",), "mlp.c_proj"),
+    "phi": FeedForwardNames("model.layers", ("mlp.fc1",), "mlp.fc2"),
+    "gptj": FeedForwardNames("transformer.h", ("mlp.fc_in",), "mlp.fc_out"),
+    "falcon": FeedForwardNames("transformer.h", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
+}
+
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """The FF block of one layer: D -> F by the expanding projections, F -> D by the contracting one."""
+
+    layer: nn.Module
+    names: FeedForwardNames
+
+    @property
+    def expand(self) -> list[nn.Module]:
+        return [self.layer.get_submodule(name) for name in self.names.expand]
+
+    @property
+    def contract(self) -> nn.Module:
+        return self.layer.get_submodule(self.names.contract)
+
+    @property
+    def width(self) -> int:
+        """F, the number of neurons."""
+        return linear_weight(self.contract).shape[1]
+
+
+def linear_weight(projection: nn.Module) -> Tensor:
+    """The weight as ``(out_features, in_features)``, a view where the family stores it otherwise."""
+    weight = projection.weight
+    assert isinstance(weight, Tensor)
+    return weight.t() if isinstance(projection, Conv1D) else weight
+
+
+def require_supported(config: Mapping[str, object]) -> FeedForwardNames:
+    """The family's row for the contents of a ``config.json``, before any weight is read.
+
+    Raises:
+        UnsupportedModel: no row for this model type; the text lists those there are.
+    """
+    model_type = str(config.get("model_type"))
+    if model_type not in FAMILIES:
+        kind = " (a mixture of experts)" if any(config.get(name) for name in EXPERT_COUNTS) else ""
+        raise UnsupportedModel(
+            f"model type '{model_type}'{kind} is not supported; supported are: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
+    """The FF blocks of all layers, first to last; never fewer than the model has layers.
+
+    Raises:
+        UnsupportedModel: the model type has no row, or the modules are not as the row says.
+    """
+    names = require_supported(model.config.to_dict())
+    try:
+        layers = model.get_submodule(names.layers)
+        blocks = [FeedForward(layer, names) for layer in layers.children()]
+        projections = [p for block in blocks for p in (*block.expand, block.contract)]
+        widths = {block.width for block in blocks}
+    except AttributeError as missing:
+        raise UnsupportedModel(
+            f"this '{model.config.model_type}' model has no {names.contract} where expected: {missing}"
+        ) from None
+    strange = {type(p).__name__ for p in projections if not isinstance(p, nn.Linear | Conv1D)}
+    if strange or len(widths) != 1:
+        raise UnsupportedModel(
+            f"this '{model.config.model_type}' model's feed-forward blocks are not plain projections of one width: "
+            f"modules {sorted(strange) or 'as expected'}, widths {sorted(widths)}"
+        )
+    return blocks

@@ -1,0 +1,62 @@
+"""From a statistic to the neurons that stay: sorted indices per layer.
+
+Shapes: L layers, F feed-forward neurons, k of them kept.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Generator, Tensor
+
+SelectionName = Literal["top_k", "sample", "top_k_sample"]
+Strategy = Callable[[Tensor, int, Generator], Tensor]
+
+
+def kept_count(width: int, sparsity: float) -> int:
+    """k, the neurons kept of ``width`` when the fraction ``sparsity`` is removed; at least 1."""
+    return max(1, round((1 - sparsity) * width))
+
+
+def top_k(statistic_LF: Tensor, k: int, generator: Generator) -> Tensor:
+    """The k highest of each row; of equals at the cut, those with the lower index. Sorted ``(L, k)`` int64."""
+    return _indices(_highest(statistic_LF, k))
+
+
+def sample(statistic_LF: Tensor, k: int, generator: Generator) -> Tensor:
+    """k drawn without replacement, weighted by the statistic (paper, 5.3)."""
+    return _indices(_highest(_race(statistic_LF, generator), k))
+
+
+def top_k_sample(statistic_LF: Tensor, k: int, generator: Generator) -> Tensor:
+    """Half of k by rank, the rest drawn from what remains, weighted by the statistic (paper, 5.3)."""
+    ranked = _highest(statistic_LF, (k + 1) // 2)
+    drawn = _highest(_race(statistic_LF, generator).masked_fill(ranked, -1.0), k - (k + 1) // 2)
+    return _indices(ranked | drawn)
+
+
+STRATEGIES: dict[SelectionName, Strategy] = {"top_k": top_k, "sample": sample, "top_k_sample": top_k_sample}
+SELECTIONS: tuple[SelectionName, ...] = get_args(SelectionName)
+
+
+def _race(weights_LF: Tensor, generator: Generator) -> Tensor:
+    # The k largest of w / Exp(1) are a weighted draw without replacement (Efraimidis and Spirakis, 2006).
+    # Drawn on the CPU: one seed picks the same neurons on every device.
+    exponentials = torch.empty(weights_LF.shape).exponential_(generator=generator)
+    return weights_LF / exponentials.to(weights_LF.device)
+
+
+def _highest(scores_LF: Tensor, k: int) -> Tensor:
+    if k == 0:
+        return torch.zeros_like(scores_LF, dtype=torch.bool)
+    # A broken activation (NaN) must not make a row shorter than k.
+    scores_LF = scores_LF.nan_to_num(nan=0.0)
+    cut_L1 = scores_LF.topk(k, dim=1).values[:, -1:]
+    above = scores_LF > cut_L1
+    equal = scores_LF == cut_L1
+    missing_L1 = k - above.sum(dim=1, keepdim=True)
+    return above | (equal & (equal.cumsum(dim=1) <= missing_L1))
+
+
+def _indices(mask_LF: Tensor) -> Tensor:
+    return mask_LF.nonzero()[:, 1].view(mask_LF.shape[0], -1)

@@ -1,0 +1,46 @@
+"""Tiny random models of every supported type, and the real one, for all tests."""
+
+import os
+
+# Before anything imports transformers: no test waits for a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel, logging
+
+from griffin.families import FAMILIES
+from griffin.loading import Checkpoint, load
+from tests.tiny import tiny_model
+
+logging.disable_progress_bar()
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(family: str) -> PreTrainedModel:
+    """A tiny random model of each supported type in turn."""
+    return tiny_model(family)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Checkpoint:
+    """The real default model, in fp32."""
+    return load(dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def prompts() -> Callable[[int, int], list[int]]:
+    """A random prompt by seed and length, in the tiny models' vocabulary."""
+
+    def make(seed: int, length: int) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(3, 128, (length,), generator=generator).tolist()
+
+    return make

@@ -1,0 +1,70 @@
+"""GRIFFIN written out a second time, slowly and without anything of ours: the full model, its activations masked."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+CONTRACT = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "fc_out")
+
+
+def contracts(model: PreTrainedModel) -> list[nn.Module]:
+    """By name alone, so that a wrong row of the family table cannot hide. GPT-2's attention has a c_proj too."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if name.endswith(CONTRACT) and "attn" not in name and "attention" not in name
+    ]
+
+
+@contextmanager
+def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """The activations z of every layer in one forward pass, ``(T, F)`` each."""
+    seen: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().flatten(0, -2)))
+        for module in contracts(model)
+    ]
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+@contextmanager
+def masked(model: PreTrainedModel, kept: list[Tensor]) -> Iterator[None]:
+    """All activations but the kept ones are zero."""
+
+    def mask(index: Tensor) -> object:
+        return lambda _, inputs: (inputs[0] * torch.zeros(inputs[0].shape[-1]).index_fill(0, index, 1.0),)
+
+    hooks = [
+        module.register_forward_pre_hook(mask(index)) for module, index in zip(contracts(model), kept, strict=True)
+    ]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def statistic(z_TF: Tensor) -> Tensor:
+    """Equation 1 of the paper, as it stands there."""
+    unit_TF = z_TF / z_TF.norm(dim=1, keepdim=True)
+    return unit_TF.norm(dim=0)
+
+
+@torch.no_grad()
+def generate(model: PreTrainedModel, prompt_ids: list[int], sparsity: float, tokens: int) -> tuple[list[int], Tensor]:
+    """Greedy: the ids, and the logits that each was drawn from ``(tokens, vocabulary)``."""
+    cache = DynamicCache(config=model.config)
+    with recorded(model) as activations:
+        output = model(torch.tensor([prompt_ids]), past_key_values=cache)
+    width = activations[0].shape[1]
+    k = max(1, round((1 - sparsity) * width))
+    kept = [statistic(z_TF).topk(k).indices for z_TF in activations]
+    logits = [output.logits[0, -1]]
+    with masked(model, kept):
+        while len(logits) < tokens:
+            output = model(logits[-1].argmax().view(1, 1), past_key_values=cache)
+            logits.append(output.logits[0, -1])
+    return [int(row.argmax()) for row in logits], torch.stack(logits)

@@ -1,0 +1,232 @@
+"""The engine against transformers' generate (dense) and against the masked oracle (pruned), on every family."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from griffin import Engine, Pruning, Sampling
+from griffin.errors import ContextLengthExceeded, EngineBusy, InvalidRequest
+from tests.griffin import oracle
+from tests.tiny import tiny_model
+
+Prompts = Callable[[int, int], list[int]]
+
+
+def greedy(tokens: int) -> Sampling:
+    return Sampling(temperature=0, max_tokens=tokens, ignore_eos=True)
+
+
+def test_three_requests_in_turn_equal_the_masked_model(model: PreTrainedModel, prompts: Prompts) -> None:
+    """Tokens and log-probabilities of pruned decoding are those of the full model with masked activations."""
+    engine = Engine(model, prefill_chunk=7)
+    for seed, length, sparsity in ((1, 20, 0.5), (2, 33, 0.25), (3, 9, 0.8)):
+        prompt = prompts(seed, length)
+        expected_ids, expected_logits = oracle.generate(model, prompt, sparsity, 12)
+        tokens = list(engine.generate(prompt, greedy(12), Pruning(sparsity)))
+
+        assert [token.id for token in tokens] == expected_ids
+        logprobs = expected_logits.log_softmax(dim=1).gather(1, torch.tensor(expected_ids)[:, None])[:, 0]
+        assert torch.tensor([token.logprob for token in tokens]).sub(logprobs).abs().max() < 1e-5
+
+
+def test_sparsity_zero_is_generate(model: PreTrainedModel, prompts: Prompts) -> None:
+    """Without sparsity the engine's greedy tokens are those of transformers' generate."""
+    engine = Engine(model, prefill_chunk=8)
+    for seed in (4, 5):
+        prompt = prompts(seed, 21)
+        expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[0, 21:].tolist()
+        tokens = [token.id for token in engine.generate(prompt, Sampling(temperature=0, max_tokens=24))]
+
+        assert tokens == expected
+
+
+def test_score_equals_stepwise_generation(model: PreTrainedModel, prompts: Prompts) -> None:
+    """Scoring a continuation in one pass gives the log-probabilities that generating it gave."""
+    engine = Engine(model, prefill_chunk=5)
+    prompt = prompts(6, 17)
+    tokens = list(engine.generate(prompt, greedy(11), Pruning(0.5)))
+    scores = engine.score(prompt, [token.id for token in tokens], Pruning(0.5))
+
+    torch.testing.assert_close(scores, torch.tensor([token.logprob for token in tokens]), atol=1e-5, rtol=0)
+
+
+def test_interleaved_engines_keep_their_own_experts(prompts: Prompts) -> None:
+    """Two engines on one model, advanced in turn, give what each gives alone."""
+    model = tiny_model("llama")
+    engines = [Engine(model), Engine(model)]
+    requests = [(prompts(7, 15), Pruning(0.5)), (prompts(8, 26), Pruning(0.7))]
+    alone = [list(engine.generate(p, greedy(10), s)) for engine, (p, s) in zip(engines, requests, strict=True)]
+    streams = [engine.generate(p, greedy(10), s) for engine, (p, s) in zip(engines, requests, strict=True)]
+    together = list(zip(*streams, strict=True))
+
+    for index in range(2):
+        assert [pair[index].id for pair in together] == [token.id for token in alone[index]]
+        assert together[1][index].selection.expert_set == alone[index][1].selection.expert_set
+
+
+def test_engines_share_weights() -> None:
+    """A second engine costs module objects and buffers, not weights."""
+    model = tiny_model("llama")
+    first, second = Engine(model), Engine(model)
+    tensors = [{p.data_ptr() for p in engine._model.parameters()} for engine in (first, second)]
+
+    assert tensors[0] == tensors[1] == {p.data_ptr() for p in model.parameters()}
+
+
+def test_buffers_do_not_move_between_requests(model: PreTrainedModel, prompts: Prompts) -> None:
+    """The kept weights of every request lie at the same addresses, whatever its sparsity."""
+    engine = Engine(model)
+
+    def addresses() -> list[int]:
+        return [module.weight.data_ptr() for module in oracle.contracts(engine._twin.model)]
+
+    list(engine.generate(prompts(9, 12), greedy(3), Pruning(0.5)))
+    first = addresses()
+    for sparsity in (0.9, 0.02, 0.5):
+        list(engine.generate(prompts(10, 12), greedy(3), Pruning(sparsity)))
+
+        assert addresses() == first
+
+
+def test_selection_is_reported_once(prompts: Prompts) -> None:
+    """The first token comes from the full model; the second brings what was selected."""
+    tokens = list(Engine(tiny_model("llama")).generate(prompts(11, 12), greedy(4), Pruning(0.5)))
+
+    assert [token.selection is None for token in tokens] == [True, False, True, True]
+    assert tokens[1].selection.kept_per_layer == 26
+    assert tokens[1].selection.seconds > 0
+
+
+@pytest.mark.parametrize("selection", ["sample", "top_k_sample"])
+def test_drawn_selections_follow_their_seed(selection: str, prompts: Prompts) -> None:
+    """A selection that draws is repeatable by its seed."""
+    engine = Engine(tiny_model("llama"))
+
+    def expert_set(seed: int) -> str:
+        tokens = list(engine.generate(prompts(12, 12), greedy(2), Pruning(0.5, selection=selection, seed=seed)))
+        return tokens[1].selection.expert_set
+
+    assert expert_set(1) == expert_set(1) != expert_set(2)
+
+
+def test_magnitude_ignores_the_prompt(prompts: Prompts) -> None:
+    """The weight-magnitude baseline keeps the same neurons for every prompt; flocking does not."""
+    engine = Engine(tiny_model("llama"))
+
+    def expert_set(seed: int, statistic: str) -> str:
+        tokens = list(engine.generate(prompts(seed, 12), greedy(2), Pruning(0.5, statistic=statistic)))
+        return tokens[1].selection.expert_set
+
+    assert expert_set(13, "magnitude") == expert_set(14, "magnitude")
+    assert expert_set(13, "flocking") != expert_set(14, "flocking")
+
+
+def test_seed_repeats_a_sampled_sequence(prompts: Prompts) -> None:
+    """One seed, one sequence, whatever ran before; no seed, a different one."""
+    engine = Engine(tiny_model("llama"))
+
+    def draw(seed: int | None) -> list[int]:
+        return [t.id for t in engine.generate(prompts(15, 12), Sampling(seed=seed, max_tokens=20, ignore_eos=True))]
+
+    first = draw(3)
+    unseeded = draw(None)
+
+    assert draw(3) == first
+    assert unseeded != first
+    assert draw(2**63 + 5) == draw(2**63 + 5)
+
+
+def test_stops_at_end_of_sequence_and_at_stop_ids(prompts: Prompts) -> None:
+    """The ending token is yielded, with the reason, and nothing after it."""
+    engine = Engine(tiny_model("llama"))
+    prompt = prompts(16, 12)
+    free = [token.id for token in engine.generate(prompt, greedy(8))]
+    stop = free[3]
+    tokens = list(engine.generate(prompt, Sampling(temperature=0, max_tokens=8, stop_token_ids=frozenset({stop}))))
+
+    assert [token.id for token in tokens] == free[: free.index(stop) + 1]
+    assert tokens[-1].finish_reason == "stop"
+    assert all(token.finish_reason is None for token in tokens[:-1])
+
+    engine.eos_token_ids = frozenset({stop})
+
+    assert [token.id for token in engine.generate(prompt, Sampling(temperature=0, max_tokens=8))] == free[: free.index(stop) + 1]  # fmt: skip
+    assert [token.id for token in engine.generate(prompt, greedy(8))] == free
+
+
+def test_length_is_the_reason_at_max_tokens(prompts: Prompts) -> None:
+    """The last of max_tokens says so."""
+    tokens = list(Engine(tiny_model("llama")).generate(prompts(17, 5), greedy(3)))
+
+    assert [token.finish_reason for token in tokens] == [None, None, "length"]
+
+
+def test_one_token_prompt_selects_from_that_token(prompts: Prompts) -> None:
+    """A single prompt token is enough of a statistic, and no earlier request shows through."""
+    model = tiny_model("llama")
+    engine = Engine(model)
+    list(engine.generate(prompts(18, 30), greedy(4), Pruning(0.5)))
+    expected, _ = oracle.generate(model, [77], 0.5, 6)
+
+    assert [token.id for token in engine.generate([77], greedy(6), Pruning(0.5))] == expected
+
+
+def test_cancelled_prefill_ends_between_chunks(prompts: Prompts) -> None:
+    """A cancelled prompt phase stops after the chunk at hand, and the engine is free again."""
+    engine = Engine(tiny_model("llama"), prefill_chunk=4)
+    asked = iter([False, False, True])
+
+    assert list(engine.generate(prompts(19, 40), greedy(4), cancelled=lambda: next(asked))) == []
+    assert len(list(engine.generate(prompts(19, 40), greedy(4)))) == 4
+
+
+def test_cancelled_decode_ends_within_a_token(prompts: Prompts) -> None:
+    """After cancellation no further token is computed."""
+    cancelled: list[bool] = []
+    stream = Engine(tiny_model("llama")).generate(prompts(20, 10), greedy(50), cancelled=lambda: bool(cancelled))
+    next(stream)
+    cancelled.append(True)
+
+    assert list(stream) == []
+
+
+def test_busy_engine_refuses_a_second_sequence(prompts: Prompts) -> None:
+    """One sequence at a time; closing the first makes room."""
+    engine = Engine(tiny_model("llama"))
+    first = engine.generate(prompts(21, 10), greedy(5))
+    next(first)
+    with pytest.raises(EngineBusy):
+        next(engine.generate(prompts(22, 10), greedy(5)))
+    first.close()
+
+    assert len(list(engine.generate(prompts(22, 10), greedy(5)))) == 5
+
+
+def test_context_can_be_filled_to_the_last_token(prompts: Prompts) -> None:
+    """Prompt and answer may take the context exactly."""
+    engine = Engine(tiny_model("llama"), context_length=32)
+
+    assert len(list(engine.generate(prompts(23, 20), greedy(12)))) == 12
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "error", "param"),
+    [
+        ([], 1, InvalidRequest, "prompt"),
+        ([5, 128], 1, InvalidRequest, "prompt"),
+        ([-1], 1, InvalidRequest, "prompt"),
+        ([5] * 32, 1, ContextLengthExceeded, "prompt"),
+        ([5] * 20, 13, ContextLengthExceeded, "max_tokens"),
+    ],
+)
+def test_impossible_requests_are_refused_at_once(
+    prompt: list[int], max_tokens: int, error: type[InvalidRequest], param: str
+) -> None:
+    """What cannot be generated is refused before anything runs, and the field is named."""
+    engine = Engine(tiny_model("llama"), context_length=32)
+    with pytest.raises(error) as refusal:
+        engine.generate(prompt, greedy(max_tokens))
+
+    assert refusal.value.param == param

@@ -1,0 +1,62 @@
+"""The decode twin against the masked model, logits by logits; and what a request may ask of it."""
+
+import math
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from griffin.families import feed_forwards
+from griffin.pruning import DecodeTwin, Pruning, store_by_neuron_
+from tests.griffin import oracle
+
+
+@torch.no_grad()
+def test_twin_equals_masked_model(model: PreTrainedModel) -> None:
+    """All logits, for any number of kept neurons, in turn on one twin."""
+    ids = torch.randint(3, 128, (1, 10), generator=torch.Generator().manual_seed(1))
+    blocks = feed_forwards(model)
+    twin = DecodeTwin(model)
+    for seed, kept in ((0, 26), (1, 1), (2, 51), (3, 52), (4, 13)):
+        torch.manual_seed(seed)
+        experts = torch.stack([torch.randperm(52)[:kept].sort().values for _ in blocks])
+        twin.load(experts)
+        with oracle.masked(model, list(experts)):
+            expected = model(ids).logits
+
+        assert (twin.model(ids).logits - expected).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_storage_by_neuron_changes_no_value(model: PreTrainedModel) -> None:
+    """The layout is the weights' own business: the same logits, and one neuron is one contiguous row."""
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = model(ids).logits
+    store_by_neuron_(feed_forwards(model))
+
+    torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=0)
+    for projection in oracle.contracts(model):
+        weight = projection.weight if projection.weight.shape[0] == 52 else projection.weight.t()
+        assert weight.is_contiguous()
+
+
+def test_twin_shares_all_other_weights(model: PreTrainedModel) -> None:
+    """Only the FF projections of the twin hold memory of their own."""
+    shared = {parameter.data_ptr() for parameter in model.parameters()}
+
+    assert {parameter.data_ptr() for parameter in DecodeTwin(model).model.parameters()} <= shared
+
+
+@pytest.mark.parametrize("sparsity", [1.0, -0.1, math.nan, math.inf])
+def test_impossible_sparsity_is_refused(sparsity: float) -> None:
+    """0 <= sparsity < 1, and nothing else."""
+    with pytest.raises(ValueError, match="sparsity must be at least 0 and below 1"):
+        Pruning(sparsity)
+
+
+def test_unknown_choices_are_refused_with_the_known() -> None:
+    """A mistyped strategy is not replaced by a default."""
+    with pytest.raises(ValueError, match="selection must be one of top_k, sample, top_k_sample"):
+        Pruning(0.5, selection="topk")
+    with pytest.raises(ValueError, match="statistic must be one of flocking, magnitude"):
+        Pruning(0.5, statistic="flock")

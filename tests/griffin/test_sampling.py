@@ -1,0 +1,84 @@
+"""Filters on four-number distributions, and draws by seed."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from griffin.sampling import Sampling, filtered_probabilities, logprob, sample
+
+CPU = torch.device("cpu")
+
+
+def logits_of(*probabilities: float) -> Tensor:
+    return torch.tensor(probabilities).log()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(), [0.5, 0.3, 0.15, 0.05]),
+        (Sampling(top_k=2), [0.625, 0.375, 0.0, 0.0]),
+        (Sampling(top_k=9), [0.5, 0.3, 0.15, 0.05]),
+        (Sampling(top_p=0.75), [0.625, 0.375, 0.0, 0.0]),
+        (Sampling(top_p=0.01), [1.0, 0.0, 0.0, 0.0]),
+        (Sampling(min_p=0.2), [10 / 19, 6 / 19, 3 / 19, 0.0]),
+        (Sampling(min_p=1.0), [1.0, 0.0, 0.0, 0.0]),
+        (Sampling(temperature=0.5), [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]),
+        (Sampling(top_k=3, top_p=0.6), [0.625, 0.375, 0.0, 0.0]),
+    ],
+)
+def test_filters(sampling: Sampling, expected: list[float]) -> None:
+    """Each filter on (.5, .3, .15, .05)."""
+    torch.testing.assert_close(
+        filtered_probabilities(logits_of(0.5, 0.3, 0.15, 0.05), sampling), torch.tensor(expected)
+    )
+
+
+def test_order_of_ids_does_not_matter_to_top_p() -> None:
+    """The nucleus is by probability, wherever its tokens stand."""
+    kept = filtered_probabilities(logits_of(0.05, 0.5, 0.15, 0.3), Sampling(top_p=0.75))
+
+    torch.testing.assert_close(kept, torch.tensor([0.0, 0.625, 0.0, 0.375]))
+
+
+def test_tiny_temperature_is_greedy_not_broken() -> None:
+    """No overflow on the way to zero."""
+    probabilities = filtered_probabilities(torch.tensor([10.0, 11.0, -5.0]), Sampling(temperature=1e-30))
+
+    assert probabilities.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_temperature_zero_takes_the_most_probable() -> None:
+    """Greedy whatever else is set."""
+    sampling = Sampling(temperature=0, top_p=0.1, seed=1)
+
+    assert sample(torch.tensor([1.0, 3.0, 2.0]), sampling, sampling.generator(CPU)) == 1
+
+
+def test_seed_repeats_and_does_not_touch_the_global_stream() -> None:
+    """Draws come from the request's own generator."""
+    logits, sampling = logits_of(0.25, 0.25, 0.25, 0.25), Sampling(seed=5)
+    state = torch.random.get_rng_state()
+    draws = [[sample(logits, sampling, generator) for _ in range(30)] for generator in
+             (sampling.generator(CPU), sampling.generator(CPU))]  # fmt: skip
+
+    assert draws[0] == draws[1]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_logprob_is_the_models_own() -> None:
+    """Temperature and filters do not show in it."""
+    assert logprob(logits_of(0.5, 0.25, 0.25), 1) == pytest.approx(math.log(0.25))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_p", 0.0), ("top_p", 1.1),
+     ("top_k", -1), ("min_p", 1.5), ("max_tokens", 0)],
+)  # fmt: skip
+def test_impossible_settings_are_refused_by_name(field: str, value: float) -> None:
+    """The text names the field and what it may be."""
+    with pytest.raises(ValueError, match=f"{field} must be .* but is "):
+        Sampling(**{field: value})
