@@ -1,10 +1,21 @@
 """GRIFFIN as a library: feed-forward neurons chosen per sequence, from its prompt (Dong, Chen, Chi 2024)."""
 
 from griffin.accounting import Accounting
-from griffin.engine import Engine, Selection, Token
+from griffin.engine import Engine, Selection, Token, build_engines
 from griffin.errors import GriffinError
 from griffin.loading import Checkpoint, load
 from griffin.pruning import Pruning
 from griffin.sampling import Sampling
 
-__all__ = ["Accounting", "Checkpoint", "Engine", "GriffinError", "Pruning", "Sampling", "Selection", "Token", "load"]
+__all__ = [
+    "Accounting",
+    "Checkpoint",
+    "Engine",
+    "GriffinError",
+    "Pruning",
+    "Sampling",
+    "Selection",
+    "Token",
+    "build_engines",
+    "load",
+]

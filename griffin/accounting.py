@@ -26,8 +26,8 @@ class Accounting:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Accounting":
         blocks = feed_forwards(model)
-        owned = [p for projection in blocks[0].expand for p in projection.parameters()]
-        owned.append(linear_weight(blocks[0].contract))
+        expanding = [p for projection in blocks[0].expand for p in projection.parameters()]
+        owned = [*expanding, linear_weight(blocks[0].contract)]
         width = blocks[0].width
         return cls(
             total=parameter_count(model),

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 CAPACITY_STEP = 512
 
 
-class _CacheLayer(CacheLayerMixin):
+class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transformers
     """Keys and values of one layer, written in place; attention sees the filled part only.
 
     Against the library's own layers: DynamicLayer copies the whole cache for every token, StaticLayer
@@ -35,7 +35,8 @@ class _CacheLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         start, self.length = self.length, self.length + key_states.shape[2]
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states

@@ -165,7 +165,7 @@ class Engine:
             self._cache.start(len(ids))
             logits = [self._prefill(ids[: len(prompt_ids)], pruning, _never)]
             decoder, _ = self._select(pruning)
-            for chunk in ids[len(prompt_ids) : -1].split(self._prefill_chunk):
+            for chunk in torch.split(ids[len(prompt_ids) : -1], self._prefill_chunk):
                 if len(chunk):
                     logits.append(step(decoder, chunk, self._cache, logits_for=len(chunk)))
             scores = [part.float().log_softmax(dim=-1) for part in logits if part is not None]
@@ -195,7 +195,7 @@ class Engine:
         """Fill the cache and the statistic; the last position's logits ``(1, vocabulary)``, None if cancelled."""
         self._statistic.reset()
         flocking = pruning.sparsity > 0 and pruning.statistic == "flocking"
-        *chunks, last = ids_T.split(self._prefill_chunk)
+        *chunks, last = torch.split(ids_T, self._prefill_chunk)
         with self._statistic.collecting() if flocking else nullcontext():
             for chunk in chunks:
                 if cancelled():
@@ -241,6 +241,23 @@ class Engine:
             yield
         finally:
             self._busy = False
+
+
+def build_engines(
+    model: PreTrainedModel, count: int, *, context_length: int | None = None, prefill_chunk: int = 512
+) -> list[Engine]:
+    """Engines that share one model, warmed up, for ``count`` threads to run one each.
+
+    On a CPU torch's threads are divided among them: more threads than cores cost far more than they bring.
+    """
+    engines = [Engine(model, context_length=context_length, prefill_chunk=prefill_chunk) for _ in range(count)]
+    if model.device.type == "cpu" and count > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    for engine in engines:
+        # First calls choose kernels and touch buffers; no request should pay for that.
+        for _ in engine.generate([0], Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5)):
+            pass
+    return engines
 
 
 def _context_length(model: PreTrainedModel, limit: int | None) -> int:

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -53,6 +54,9 @@ def load(
         LoadError: no such checkpoint, or it cannot be read.
         UnsupportedModel: its model type has no row in the family table.
     """
+    if not sys.stderr.isatty():
+        # Progress bars are for people; in a log they are noise.
+        transformers.logging.disable_progress_bar()
     torch_device = _device(device)
     torch_dtype = _dtype(dtype, torch_device)
     path, name = _locate(source)
@@ -93,10 +97,10 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # Without instructions of its own, a CPU is slower in bfloat16 than in float32.
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return device.type == "cpu" and any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
 
 
 def _locate(source: str) -> tuple[Path | str, str]:

@@ -1,4 +1,4 @@
-"""DecodeTwin: the model's module tree again, every tensor shared, its feed-forward projections reading kept neurons only.
+"""DecodeTwin: the model's module tree again, tensors shared, its FF projections reading kept neurons only.
 
 Shapes: L layers, D model width, F feed-forward neurons, k of them kept.
 """
@@ -129,6 +129,7 @@ class _KeptNeurons(nn.Module):
     """Stands in the twin where a projection stood."""
 
     weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, bias: Tensor | None) -> None:
         super().__init__()

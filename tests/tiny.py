@@ -20,7 +20,7 @@ CONFIGS: dict[str, dict[str, object]] = {
     "qwen3": GATED,
     "olmo2": GATED,
     "phi3": SLIDING,
-    "opt": {"hidden_size": 32, "ffn_dim": 52, "num_hidden_layers": 3, "num_attention_heads": 4, "word_embed_proj_dim": 32},
+    "opt": {**WIDTHS, "ffn_dim": 52, "word_embed_proj_dim": 32},
     "gpt_neox": {**WIDTHS, "rotary_pct": 0.5},
     "gpt2": GPT,
     "phi": {**WIDTHS, "partial_rotary_factor": 0.5},

@@ -152,7 +152,8 @@ def test_stops_at_end_of_sequence_and_at_stop_ids(prompts: Prompts) -> None:
 
     engine.eos_token_ids = frozenset({stop})
 
-    assert [token.id for token in engine.generate(prompt, Sampling(temperature=0, max_tokens=8))] == free[: free.index(stop) + 1]  # fmt: skip
+    ended = [token.id for token in engine.generate(prompt, Sampling(temperature=0, max_tokens=8))]
+    assert ended == free[: free.index(stop) + 1]
     assert [token.id for token in engine.generate(prompt, greedy(8))] == free
 
 

@@ -73,9 +73,7 @@ def test_second_load_reads_the_cache(tmp_path: Path, smollm2: Checkpoint, monkey
     assert len(read) == 3
 
 
-def test_half_written_cache_is_never_used(
-    tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_written_cache_is_never_used(tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process killed while it writes leaves nothing that a later one takes for the model."""
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     file = tmp_path / "model.gguf"
@@ -135,7 +133,7 @@ def test_unsupported_type_is_refused_before_weights_are_read(tmp_path: Path) -> 
 def test_directory_without_weights(directory: Path) -> None:
     """One line that says what is missing."""
     (directory / "model.safetensors").unlink()
-    with pytest.raises(LoadError, match="model.safetensors") as failure:
+    with pytest.raises(LoadError, match=r"model\.safetensors") as failure:
         load(str(directory), device="cpu")
 
     assert "\n" not in str(failure.value)
@@ -177,8 +175,12 @@ def test_hub_id_without_a_network() -> None:
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"device": "gpu0"}, "unknown device"), ({"device": "cuda:99"}, "is not there"), ({"dtype": "fp8"}, "unknown dtype")],
-)  # fmt: skip
+    [
+        ({"device": "gpu0"}, "unknown device"),
+        ({"device": "cuda:99"}, "is not there"),
+        ({"dtype": "fp8"}, "unknown dtype"),
+    ],
+)
 def test_impossible_placement(options: dict[str, str], text: str) -> None:
     """Device and dtype are checked before anything is read."""
     with pytest.raises(LoadError, match=text):

@@ -1,4 +1,4 @@
-"""The real default model: dense equals generate, pruned equals the masked model, and quality falls in the right order."""
+"""The real default model: dense equals generate, pruned equals the masked model, quality falls in order."""
 
 import math
 from pathlib import Path

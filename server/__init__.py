@@ -1,0 +1,1 @@
+"""The service: OpenAI's API over one engine per worker."""

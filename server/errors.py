@@ -1,0 +1,155 @@
+"""Everything that goes wrong in a request, and the one mapping of it to HTTP.
+
+ApiError
+├── InvalidField          400, names the field
+├── ModelNotFound         404
+├── QueueFull             429, with Retry-After
+├── ModelLoading          503, with Retry-After
+├── ServerDraining        503, with Retry-After
+└── InternalError         500, not worth a retry
+
+The body is OpenAI's: {"error": {"message", "type", "param", "code"}}.
+"""
+
+import logging
+import reprlib
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from griffin.errors import ContextLengthExceeded, InvalidRequest
+
+logger = logging.getLogger("griffin")
+
+
+class ApiError(Exception):
+    """An answer other than the one asked for. Its text is for the client."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidField(ApiError):
+    status, type, code = 400, "invalid_request_error", "invalid_value"
+
+    def __init__(self, message: str, param: str | None, code: str | None = None) -> None:
+        super().__init__(message, param)
+        self.code = code or self.code
+
+
+class ModelNotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "model_not_found"
+
+    def __init__(self, asked: str, served: str) -> None:
+        super().__init__(f"model {_short(asked)} does not exist here; this server has '{served}'", "model")
+
+
+class _Unavailable(ApiError):
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(retry_after)}
+
+
+class QueueFull(_Unavailable):
+    status, type, code = 429, "rate_limit_error", "queue_full"
+
+
+class ModelLoading(_Unavailable):
+    status, type, code = 503, "server_error", "model_loading"
+
+
+class ServerDraining(_Unavailable):
+    status, type, code = 503, "server_error", "server_draining"
+
+
+class InternalError(ApiError):
+    """A fault of ours: its cause is in the log, not in the answer."""
+
+    status, type, code = 500, "server_error", "internal_error"
+    # The OpenAI SDK would repeat the request, and with it the fault.
+    headers: Mapping[str, str] = {"x-should-retry": "false"}
+
+    def __init__(self) -> None:
+        super().__init__("the request failed inside the server; the cause is in its log")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told about any exception."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, InvalidRequest):
+        code = "context_length_exceeded" if isinstance(error, ContextLengthExceeded) else None
+        return InvalidField(str(error), error.param, code)
+    logger.error("request failed", exc_info=error)
+    return InternalError()
+
+
+def install(app: FastAPI) -> None:
+    """Answer every failure of the app in OpenAI's form."""
+
+    async def api_error(_: Request, error: Exception) -> JSONResponse:
+        answer = as_api_error(error)
+        return JSONResponse(answer.body(), answer.status, answer.headers)
+
+    async def validation(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        answer = describe(error.errors())
+        return JSONResponse(answer.body(), answer.status)
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        # The framework's own refusals: no such route, wrong method, a body that is no JSON.
+        answer = InvalidField(f"{error.detail} ({request.method} {request.url.path})", None, _code(error.status_code))
+        return JSONResponse(answer.body(), error.status_code, error.headers)
+
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(HTTPException, http)
+    for known in (ApiError, InvalidRequest, Exception):
+        app.add_exception_handler(known, api_error)
+
+
+def describe(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
+    """One sentence about the first of pydantic's errors. Short, whatever was sent."""
+    first = errors[0]
+    path = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return InvalidField(f"the body is not valid JSON: {first['ctx']['error']}", None, "invalid_json")
+    if not path:
+        return InvalidField(
+            "the body must be a JSON object, sent with the header Content-Type: application/json", None, "invalid_json"
+        )
+    # Behind the field's name come the positions and type names of pydantic's own walk through unions.
+    nested = path[0] in ("griffin", "stream_options") and len(path) > 1
+    param = ".".join(path[: 2 if nested else 1])
+    if first["type"] == "missing":
+        return InvalidField(f"{param} is required", param, "missing_required_parameter")
+    if first["type"] == "extra_forbidden":
+        return InvalidField(f"{param} is not a field of {path[0]}", param, "unknown_parameter")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return InvalidField(f"{param}: {message} (got {_short(first['input'])})", param)
+
+
+def _short(value: object) -> str:
+    printer = reprlib.Repr()
+    printer.maxstring = printer.maxother = printer.maxlong = 60
+    printer.maxlist = printer.maxdict = 3
+    printer.maxlevel = 2
+    return printer.repr(value)
+
+
+def _code(status: int) -> str:
+    return HTTPStatus(status).phrase.lower().replace(" ", "_")

@@ -1,0 +1,97 @@
+"""Every Prometheus metric, declared once, with help and unit. vLLM's suffixes, so that its panels port by prefix."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+# vLLM's steps, and finer where one token of a small or pruned model falls.
+ITL_BUCKETS = (
+    0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.010, 0.012, 0.015, 0.020, 0.025, 0.030, 0.040, 0.050,
+    0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5,
+)  # fmt: skip
+TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    80.0, 160.0, 640.0, 2560.0,
+)  # fmt: skip
+REQUEST_BUCKETS = (
+    0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0,
+    240.0, 480.0, 960.0, 1920.0, 7680.0,
+)  # fmt: skip
+SELECTION_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+RATIO_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SPARSITIES = (0.0, 0.25, 0.5, 0.75)
+
+MODEL = ("model_name",)
+BY_SPARSITY = ("model_name", "sparsity")
+
+
+def sparsity_label(sparsity: float) -> str:
+    """A label from a short list, never the raw number, which a client could choose at will."""
+    return f"{sparsity:g}" if sparsity in SPARSITIES else "other"
+
+
+class Metrics:
+    """All metrics of one app, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
+            return Counter(f"griffin_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = MODEL) -> Gauge:
+            return Gauge(f"griffin_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"griffin_{name}", text, BY_SPARSITY, buckets=buckets, registry=registry)
+
+        self.running = gauge("num_requests_running", "Requests that a worker is generating.")
+        self.waiting = gauge("num_requests_waiting", "Requests in the queue.")
+        self.accepted = counter("requests_accepted", "Requests put into the queue.", MODEL)
+        self.success = counter("request_success", "Requests answered in full.", (*MODEL, "finished_reason"))
+        self.failure = counter("request_failure", "Requests that failed inside the server.", (*MODEL, "reason"))
+        self.rejected = counter("requests_rejected", "Requests refused before they were queued.", ("reason",))
+        self.disconnects = counter(
+            "client_disconnects", "Requests given up because the client left or the server stopped.", (*MODEL, "phase")
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of started requests.", MODEL)
+        self.generation_tokens = counter("generation_tokens", "Generated tokens.", BY_SPARSITY)
+        self.parameters_read = counter(
+            "decode_parameters_read", "Active parameters, summed over all tokens after the first.", BY_SPARSITY
+        )
+        self.time_to_first_token = histogram(
+            "time_to_first_token_seconds", "From arrival to the first token.", TTFT_BUCKETS
+        )
+        self.inter_token_latency = histogram(
+            "inter_token_latency_seconds", "Between one token and the next.", ITL_BUCKETS
+        )
+        self.time_per_output_token = histogram(
+            "request_time_per_output_token_seconds", "Mean inter-token latency of a request.", ITL_BUCKETS
+        )
+        self.e2e_latency = histogram("e2e_request_latency_seconds", "From arrival to the last token.", REQUEST_BUCKETS)
+        self.queue_time = histogram("request_queue_time_seconds", "From arrival to a worker.", REQUEST_BUCKETS)
+        self.prefill_time = histogram("request_prefill_time_seconds", "From a worker to the first token.", TTFT_BUCKETS)
+        self.decode_time = histogram(
+            "request_decode_time_seconds", "From the first token to the last.", REQUEST_BUCKETS
+        )
+        self.selection_time = histogram(
+            "neuron_selection_seconds", "From the finished prompt to decode-ready weights.", SELECTION_BUCKETS
+        )
+        self.model_parameters = gauge("model_parameters", "Parameters of the model.", (*MODEL, "kind"))
+        self.active_parameters = gauge("active_parameters", "Active parameters of the last finished request.")
+        self.active_ratio = histogram(
+            "request_active_parameter_ratio", "Active parameters over all parameters.", RATIO_BUCKETS
+        )
+
+    def watch(
+        self, model: str, total: int, feed_forward: int, running: Callable[[], int], waiting: Callable[[], int]
+    ) -> None:
+        """From a loaded model on: its size, and what its workers are doing."""
+        self.model_parameters.labels(model, "total").set(total)
+        self.model_parameters.labels(model, "feed_forward").set(feed_forward)
+        self.running.labels(model).set_function(running)
+        self.waiting.labels(model).set_function(waiting)
+
+    def expose(self) -> bytes:
+        return generate_latest(self.registry)

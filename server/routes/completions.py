@@ -1,0 +1,90 @@
+"""POST /v1/completions"""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from server.errors import ApiError, InvalidField
+from server.protocol import CompletionRequest, CompletionResponse, ErrorResponse
+from server.service import Service
+from server.streaming import SSE_HEADERS, Completion
+from server.text import encode
+from server.worker import Job
+
+logger = logging.getLogger("griffin")
+router = APIRouter()
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text}
+    for status, text in {
+        400: "a field is wrong; the error names it",
+        404: "another model is served",
+        429: "the queue is full; see Retry-After",
+        500: "a fault of the server",
+        503: "loading or shutting down; see Retry-After",
+    }.items()
+}
+# Longer texts take the tokenizer milliseconds, in which no other request's token could be sent.
+LONG_TEXT = 20_000
+
+
+@router.post("/v1/completions", response_model=CompletionResponse, responses=ERRORS)
+async def create_completion(body: CompletionRequest, request: Request) -> Response:
+    """Complete a prompt, with ``sparsity`` of the feed-forward neurons left out."""
+    service: Service = request.app.state.service
+    arrived = time.monotonic()
+    try:
+        completion = Completion(
+            job=await _submit(body, service, arrived),
+            model=service.model(),
+            metrics=service.metrics,
+            stops=body.stop_strings(),
+            requested_sparsity=body.sparsity,
+        )
+    except ApiError as refusal:
+        if not isinstance(refusal, InvalidField) and refusal.code:
+            service.metrics.rejected.labels(refusal.code).inc()
+        raise
+    headers = _ignored_header(body)
+    if body.stream:
+        include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        events = completion.events(request, include_usage)
+        return StreamingResponse(events, media_type="text/event-stream", headers={**SSE_HEADERS, **headers})
+    answer = await completion.response(request)
+    if answer is None:
+        # Nobody reads this; 499 is what proxies log for a client that left.
+        return Response(status_code=499)
+    return JSONResponse(answer.model_dump(), headers=headers)
+
+
+async def _submit(body: CompletionRequest, service: Service, arrived: float) -> Job:
+    """From a valid body to a queued job. The queue is asked first: tokenizing costs more than a refusal."""
+    if (field := body.not_built()) is not None:
+        raise InvalidField(f"{field} is not supported yet; leave it out", field, "unsupported_parameter")
+    if body.stream_options and not body.stream:
+        raise InvalidField("stream_options: only with stream=true", "stream_options")
+    model = service.model(body.model)
+    model.workers.require_room()
+    prompt_ids = body.prompt if isinstance(body.prompt, list) else await _encode(service, body.prompt)
+    room = model.workers.engine.context_length - len(prompt_ids)
+    return model.workers.submit(prompt_ids, body.sampling(room), body.pruning(service.settings.sparsity), arrived)
+
+
+async def _encode(service: Service, text: str) -> list[int]:
+    tokenizer = service.model().tokenizer
+    if len(text) > LONG_TEXT:
+        return await asyncio.to_thread(encode, tokenizer, text)
+    return encode(tokenizer, text)
+
+
+def _ignored_header(body: CompletionRequest) -> dict[str, str]:
+    """Unknown keys are common and harmless, but a misspelt ``sparsity`` must not go unseen."""
+    ignored = [name[:64].encode("ascii", "replace").decode() for name in body.ignored()[:16]]
+    if not ignored:
+        return {}
+    logger.warning("ignored unknown fields: %s", ", ".join(map(repr, ignored)))
+    return {"x-griffin-ignored": ",".join("".join(c for c in name if c.isprintable()) for name in ignored)}

@@ -1,0 +1,96 @@
+"""What all routes share: the settings, the metrics, and the model once it is loaded."""
+
+from dataclasses import dataclass, field
+from time import time
+
+import griffin
+from server.errors import ModelLoading, ModelNotFound
+from server.metrics import Metrics
+from server.settings import Settings
+from server.text import Tokenizer
+from server.worker import Generator, Workers
+
+# How long a start from a warm cache takes, about.
+LOADING_RETRY_S = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a loader returns: a name, a tokenizer, and an engine for each worker."""
+
+    name: str
+    tokenizer: Tokenizer
+    engines: list[Generator]
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that answers."""
+
+    name: str
+    tokenizer: Tokenizer
+    workers: Workers
+    created: int = field(default_factory=lambda: int(time()))
+
+
+class Service:
+    """One per app."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.loaded: ServedModel | None = None
+        self.failure: str | None = None
+
+    def serve(self, loaded: Loaded) -> None:
+        """From now on the model answers."""
+        workers = Workers(loaded.engines, self.settings.queue_size)
+        accounting = workers.engine.accounting
+        self.loaded = ServedModel(loaded.name, loaded.tokenizer, workers)
+        self.metrics.watch(
+            loaded.name,
+            accounting.total,
+            accounting.feed_forward,
+            running=lambda: workers.running,
+            waiting=lambda: workers.waiting,
+        )
+
+    def model(self, name: str | None = None) -> ServedModel:
+        """The model a request asks for.
+
+        Raises:
+            ModelLoading: it is not there yet.
+            ModelNotFound: another one is served.
+        """
+        if self.loaded is None:
+            raise ModelLoading("the model is still loading; try again in a few seconds", LOADING_RETRY_S)
+        if name is not None and name != self.loaded.name:
+            raise ModelNotFound(name, self.loaded.name)
+        return self.loaded
+
+    def close(self) -> None:
+        if self.loaded is not None:
+            self.loaded.workers.close()
+
+
+def load(settings: Settings) -> Loaded:
+    """The real loader: takes seconds.
+
+    Raises:
+        GriffinError: one line that says why there is no model.
+    """
+    checkpoint = griffin.load(
+        settings.model, dtype=settings.dtype, device=settings.device, cache_dir=settings.cache_dir
+    )
+    engines: list[Generator] = [
+        *griffin.build_engines(
+            checkpoint.model,
+            settings.workers,
+            context_length=settings.max_model_len,
+            prefill_chunk=settings.prefill_chunk,
+        )
+    ]
+    name = settings.served_model_name or checkpoint.name
+    dtype = str(checkpoint.model.dtype).removeprefix("torch.")
+    return Loaded(name, checkpoint.tokenizer, engines, f"{checkpoint.model.device}, {dtype}")

@@ -1,0 +1,89 @@
+"""Settings: every flag and environment variable, its default and its meaning."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+PREFIX = "GRIFFIN_"
+
+
+class SettingsInvalid(Exception):
+    """A flag or environment variable is wrong; the text is one line for a user."""
+
+
+class Settings(BaseSettings):
+    """OpenAI-compatible inference where each request picks its own feed-forward neurons (GRIFFIN).
+    Every flag is an environment variable too: --prefill-chunk is GRIFFIN_PREFILL_CHUNK. A flag wins."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        cli_prog_name="python -m server",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        extra="forbid",
+    )
+
+    model: Annotated[
+        str, Field(min_length=1, description="hub id, model directory, .gguf file, or the embedded default")
+    ] = "SmolLM2-135M-Instruct"
+    served_model_name: Annotated[str | None, Field(description="name in the API; default: the model's own")] = None
+    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
+    device: Annotated[str, Field(description="auto (CUDA when there is one), cpu, cuda or cuda:N")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(description="of the weights; auto is bfloat16 where the hardware has it, else float32"),
+    ] = "auto"
+    workers: Annotated[
+        int, Field(ge=1, le=64, description="requests generated at the same time; they share the weights")
+    ] = 1
+    sparsity: Annotated[
+        float,
+        Field(ge=0, lt=1, allow_inf_nan=False, description="used when a request names none; 0 is the dense model"),
+    ] = 0.0
+    queue_size: Annotated[int, Field(ge=0, description="requests that may wait; more are refused with 429")] = 32
+    prefill_chunk: Annotated[int, Field(ge=1, description="prompt tokens per forward pass")] = 512
+    max_model_len: Annotated[
+        int | None, Field(ge=2, description="context limit in tokens; default: the model's own")
+    ] = None
+    drain_timeout: Annotated[
+        int, Field(ge=0, description="seconds that running requests get to finish after SIGTERM")
+    ] = 30
+    cache_dir: Annotated[
+        Path | None, Field(description="for dequantised GGUF weights; default: the user's cache directory (XDG)")
+    ] = None
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="least severe message that is logged")
+    ] = "info"
+
+
+def read_settings(arguments: Sequence[str]) -> Settings:
+    """From the command line and the environment.
+
+    Raises:
+        SettingsInvalid: naming the flag, or the variable, and what is wrong with it.
+    """
+    try:
+        return Settings(_cli_parse_args=list(arguments))  # type: ignore[call-arg]  # pydantic-settings' own keyword
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        variable = f"{PREFIX}{name.upper()}"
+        flag = f"--{name.replace('_', '-')}"
+        given = any(argument.split("=")[0] == flag for argument in arguments)
+        raise SettingsInvalid(
+            f"{variable if variable in os.environ and not given else flag}: {first['msg']} (got {first['input']!r})"
+        ) from None
+    except SettingsError as error:
+        raise SettingsInvalid(str(error)) from None
+
+
+def unknown_variables() -> list[str]:
+    """Environment variables that look like settings and are none."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)

@@ -1,0 +1,109 @@
+"""Text to ids, and ids back to text piece by piece. No I/O."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+# Tokens of context that fix how the next ones are spelled (leading spaces, merged accents).
+CONTEXT_TOKENS = 6
+# A UTF-8 character is at most 4 bytes, so at most 4 byte tokens; more of them are not half a character.
+LONGEST_CHARACTER = 4
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Tokenizer(Protocol):
+    """What this module needs of a tokenizer; transformers' have it."""
+
+    def __call__(self, text: str) -> Any: ...
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str: ...
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text)["input_ids"]
+    return ids
+
+
+class Detokenizer:
+    """Ids in, text out; half a character is held back until its other half comes.
+
+    Each id is decoded together with the few before it, and what is new is returned. (The decode stream of
+    the tokenizers package would do, but it cannot be flushed and raises on sequences that are not UTF-8,
+    which a strongly pruned model does produce.)
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._known = list(prompt_ids[-CONTEXT_TOKENS:])
+        self._known_text = self._decode(self._known)
+        self._held: list[int] = []
+
+    def feed(self, id: int) -> str:
+        self._held.append(id)
+        text = self._decode(self._known + self._held)
+        if text.endswith(REPLACEMENT) and len(self._held) < LONGEST_CHARACTER:
+            return ""
+        return self._release(text)
+
+    def flush(self) -> str:
+        """What is still held back, incomplete as it may be."""
+        return self._release(self._decode(self._known + self._held)) if self._held else ""
+
+    def _release(self, text: str) -> str:
+        new = text[len(self._known_text) :]
+        # The window moves on by whole releases, so that it never starts inside a character.
+        self._known, self._held = (self._known + self._held)[-CONTEXT_TOKENS:], []
+        self._known_text = self._decode(self._known)
+        return new
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+class StopStrings:
+    """Text in, text out, up to the first of the stop strings; what may be the beginning of one is held back."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.found = False
+
+    def feed(self, text: str) -> str:
+        if not self._stops or self.found:
+            return "" if self.found else text
+        self._held += text
+        starts = [start for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        if starts:
+            self.found = True
+            return self._take(min(starts))
+        return self._take(len(self._held) - self._undecided())
+
+    def flush(self) -> str:
+        return "" if self.found else self._take(len(self._held))
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the text that some stop string begins with."""
+        longest = min(len(self._held), max(len(stop) for stop in self._stops) - 1)
+        return next(
+            (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0
+        )
+
+    def _take(self, length: int) -> str:
+        taken, self._held = self._held[:length], self._held[length:]
+        return taken
+
+
+class TextStream:
+    """Generated ids in, printable text out, ended by stop strings."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stops: Sequence[str]) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
+        self._stops = StopStrings(stops)
+
+    @property
+    def stopped(self) -> bool:
+        return self._stops.found
+
+    def feed(self, id: int) -> str:
+        return self._stops.feed(self._detokenizer.feed(id))
+
+    def flush(self) -> str:
+        return self._stops.feed(self._detokenizer.flush()) + self._stops.flush()
