@@ -1,0 +1,64 @@
+"""A real server process, started as a user starts it, stopped by its own signal."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+START_S = 120
+
+
+class ServerProcess:
+    """``python -m server`` on a free port; what it logs is kept."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.log = ""
+        self._ready = threading.Event()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "server", "--port", "0", *arguments],
+            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def url(self) -> str:
+        """Its address, from the curl line that it prints once it answers."""
+        assert self._ready.wait(START_S), self.log
+        found = re.search(r"^curl (http://\S+)/v1/completions", self.log, re.MULTILINE)
+        assert found, self.log
+        return found[1]
+
+    def terminate(self, timeout_s: float = 30) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait(timeout_s)
+
+    def wait(self, timeout_s: float = START_S) -> int:
+        code = self.process.wait(timeout_s)
+        self._reader.join(5)
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log += line
+            if line.startswith("curl "):
+                self._ready.set()
+        self.process.stderr.close()
+        self._ready.set()
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[ServerProcess]:
+    server = ServerProcess(*arguments)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.wait()

@@ -1,0 +1,253 @@
+"""The whole thing: a real process, the real default model, the real OpenAI client."""
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.server.process import ServerProcess, running
+from tests.server.scripted import wait_until
+
+MODEL = "SmolLM2-135M-Instruct"
+PROMPT = (
+    "Photosynthesis is the process by which green plants use sunlight to make food from carbon dioxide and water. "
+    "In short, plants need sunlight because"
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with running("--queue-size", "4") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def running_requests(url: str) -> float:
+    return sum(
+        float(line.split()[-1])
+        for line in httpx.get(f"{url}/metrics").text.splitlines()
+        if line.startswith("griffin_num_requests_running{")
+    )
+
+
+def test_half_of_the_neurons(client: openai.OpenAI) -> None:
+    """SmolLM2 at 0.5 uses 94,701,888 of its 134,515,008 parameters, and says so."""
+    answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=8, extra_body={"sparsity": 0.5})
+    report = answer.griffin
+
+    assert (report["active_parameters"], report["total_parameters"]) == (94_701_888, 134_515_008)
+    assert (report["sparsity"], report["reason"]) == (0.5, "requested")
+    assert (report["neurons_kept"], report["neurons_total"]) == (23_040, 46_080)
+    assert len(report["expert_set"]) == 16
+    assert answer.usage.completion_tokens == 8
+    assert answer.metrics["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.5])
+def test_stream_and_object_give_the_same_text(client: openai.OpenAI, sparsity: float) -> None:
+    """One seed, one text, however it is delivered; one chunk for each token."""
+    ask: dict[str, Any] = {
+        "model": MODEL, "prompt": PROMPT, "max_tokens": 24, "seed": 7, "temperature": 0.8, "top_p": 0.9,
+        "extra_body": {"sparsity": sparsity, "ignore_eos": True},
+    }  # fmt: skip
+    answer = client.completions.create(**ask)
+    *chunks, last = client.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+
+    assert "".join(chunk.choices[0].text for chunk in chunks) == answer.choices[0].text
+    assert len(chunks) == 24
+    assert chunks[-1].choices[0].finish_reason == answer.choices[0].finish_reason == "length"
+    assert last.choices == []
+    assert last.usage == answer.usage
+    assert last.griffin["expert_set"] == answer.griffin["expert_set"]
+
+
+def test_prompt_as_ids_is_the_prompt_as_text(client: openai.OpenAI, smollm2: Any) -> None:
+    """Token ids are taken as they are."""
+    ids = smollm2.tokenizer(PROMPT).input_ids
+    answers = [
+        client.completions.create(model=MODEL, prompt=prompt, max_tokens=8, temperature=0) for prompt in (PROMPT, ids)
+    ]
+
+    assert answers[0].choices[0].text == answers[1].choices[0].text
+    assert answers[0].usage == answers[1].usage
+
+
+def test_model_list(client: openai.OpenAI) -> None:
+    """The served model, with its context."""
+    (model,) = client.models.list().data
+
+    assert (model.id, model.max_model_len) == (MODEL, 8192)
+
+
+def test_a_disconnected_request_stops_within_a_token(server: ServerProcess) -> None:
+    """Streaming or not: the worker is free again at once, and the log says how far it came."""
+    for streaming in (True, False):
+        body = {"prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True, "stream": streaming}
+        with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=1.0) as client:
+            with client.stream("POST", f"{server.url}/v1/completions", json=body) as response:
+                started = time.monotonic()
+                for _ in response.iter_lines():
+                    if time.monotonic() - started > 1:
+                        raise httpx.ReadTimeout("enough read")
+        left = time.monotonic()
+        wait_until(lambda: running_requests(server.url) == 0)
+
+        assert time.monotonic() - left < 1
+    assert server.log.count(" cancelled prompt=") == 2
+
+
+BAD: list[tuple[object, int, str | None]] = [
+    ({"prompt": "a", "sparsity": 1}, 400, "sparsity"),
+    ({"prompt": "a", "sparsity": float("nan")}, 400, "sparsity"),
+    ({"prompt": "a", "sparsity": -0.1}, 400, "sparsity"),
+    ({"prompt": "a", "sparsity": "half"}, 400, "sparsity"),
+    ({"prompt": "a", "sparsity": True}, 400, "sparsity"),
+    ({"prompt": ""}, 400, "prompt"),
+    ({"prompt": []}, 400, "prompt"),
+    ({"prompt": 7}, 400, "prompt"),
+    ({"prompt": [1, "two"]}, 400, "prompt"),
+    ({"prompt": ["two", "prompts"]}, 400, "prompt"),
+    ({"prompt": [5, 49152]}, 400, "prompt"),
+    ({"prompt": [-1]}, 400, "prompt"),
+    ({"prompt": [5] * 8192}, 400, "prompt"),
+    ({"prompt": "word " * 9000}, 400, "prompt"),
+    ({"prompt": "a", "max_tokens": 8192}, 400, "max_tokens"),
+    ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens"),
+    ({"prompt": "a", "max_tokens": "many"}, 400, "max_tokens"),
+    ({"prompt": "a", "temperature": 3}, 400, "temperature"),
+    ({"prompt": "a", "top_p": 0}, 400, "top_p"),
+    ({"prompt": "a", "top_k": -2}, 400, "top_k"),
+    ({"prompt": "a", "min_p": 2}, 400, "min_p"),
+    ({"prompt": "a", "seed": "x"}, 400, "seed"),
+    ({"prompt": "a", "stop": [""]}, 400, "stop"),
+    ({"prompt": "a", "stop": ["x"] * 17}, 400, "stop"),
+    ({"prompt": "a", "stream": "yes"}, 400, "stream"),
+    ({"prompt": "a", "stream_options": {"include_usage": True}}, 400, "stream_options"),
+    ({"prompt": "a", "griffin": {"selection": "best"}}, 400, "griffin.selection"),
+    ({"prompt": "a", "griffin": {"statistics": "flocking"}}, 400, "griffin.statistics"),
+    ({"prompt": "a", "suffix": "b"}, 400, "suffix"),
+    ({"prompt": "a", "n": 2}, 400, "n"),
+    ({"prompt": "a", "logprobs": 1}, 400, "logprobs"),
+    ({"prompt": "a", "echo": True}, 400, "echo"),
+    ({"prompt": "a", "presence_penalty": 0.5}, 400, "presence_penalty"),
+    ({"prompt": "a", "logit_bias": {"5": 1}}, 400, "logit_bias"),
+    ({"prompt": "a", "model": "gpt-4"}, 404, "model"),
+    ({"sparsity": 0.5}, 400, "prompt"),
+    (["no", "object"], 400, None),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "param"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_input_names_the_field(server: ServerProcess, body: object, status: int, param: str | None) -> None:
+    """OpenAI's error object, and a message that a person can act on."""
+    response = httpx.post(
+        f"{server.url}/v1/completions", content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
+    error = response.json()["error"]
+
+    assert response.status_code == status, response.text
+    assert (error["param"], error["type"]) == (param, "invalid_request_error")
+    assert set(error) == {"message", "type", "param", "code"}
+    assert param is None or param in error["message"] or param == "prompt"
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"prompt":', b"\xff\xfe", b"", b"[" * 100_000, b'{"prompt": "a", "seed": ' + b"9" * 5000]
+)
+def test_broken_json(server: ServerProcess, body: bytes) -> None:
+    """Whatever bytes come, the answer is a 400 in the same form."""
+    response = httpx.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
+
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_the_server_goes_on_after_all_that(client: openai.OpenAI) -> None:
+    """Bad input leaves no trace; the SDK raises its own classes for it."""
+    with pytest.raises(openai.BadRequestError, match="sparsity") as refusal:
+        client.completions.create(model=MODEL, prompt="a", extra_body={"sparsity": 2})
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="gpt-4", prompt="a")
+
+    assert refusal.value.param == "sparsity"
+    assert client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=2).usage.completion_tokens == 2
+
+
+def test_two_workers_answer_at_the_same_time_and_sigterm_drains() -> None:
+    """Each request keeps its own neurons; told to stop, the server finishes what runs and exits with 0."""
+    ask = {"prompt": PROMPT, "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    with running("--workers", "2", "--dtype", "float32") as server, ThreadPoolExecutor() as pool:
+        url = server.url
+
+        def post(sparsity: float) -> Any:
+            return httpx.post(f"{url}/v1/completions", json={**ask, "sparsity": sparsity}, timeout=60).json()
+
+        alone = [post(sparsity) for sparsity in (0.5, 0.2)]
+        together = [pool.submit(post, sparsity) for sparsity in (0.5, 0.2)]
+        wait_until(lambda: running_requests(url) == 2)
+        assert server.terminate() == 0
+
+        for future, expected in zip(together, alone, strict=True):
+            assert future.result()["choices"] == expected["choices"]
+            assert future.result()["griffin"]["expert_set"] == expected["griffin"]["expert_set"]
+    assert "Traceback" not in server.log
+
+
+def test_drain_has_an_end() -> None:
+    """A request that outlasts the drain timeout is cut off, and the exit code is still 0."""
+    with running("--drain-timeout", "1") as server:
+        body = {"prompt": PROMPT, "max_tokens": 8000, "ignore_eos": True}
+        client = threading.Thread(target=lambda: _ignore_errors(server.url, body), daemon=True)
+        client.start()
+        wait_until(lambda: running_requests(server.url) == 1)
+
+        assert server.terminate() == 0
+        client.join(10)
+
+
+def _ignore_errors(url: str, body: dict[str, Any]) -> None:
+    try:
+        httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+    except httpx.HTTPError:
+        pass
+
+
+def test_start_without_a_model_is_one_clear_line(tmp_path: Path) -> None:
+    """Not a model directory: a line, exit code 1, no traceback."""
+    with running("--model", str(tmp_path)) as server:
+        assert server.wait() == 1
+    assert "is not a model directory: it has no config.json" in server.log
+    assert "Traceback" not in server.log
+    assert len(server.log.splitlines()) == 2
+
+
+def test_start_with_an_unsupported_model_is_one_clear_line(tmp_path: Path) -> None:
+    """A type that is not in the table: a line that lists those that are."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral"}))
+    with running("--model", str(tmp_path)) as server:
+        assert server.wait() == 1
+    assert "'mixtral' is not supported; supported are: llama, mistral" in server.log
+    assert "Traceback" not in server.log
+
+
+def test_the_printed_curl_line_works(server: ServerProcess) -> None:
+    """What the server says to try can be pasted into a shell."""
+    server.url  # noqa: B018  # waits for the line
+    line = next(line for line in server.log.splitlines() if line.startswith("curl "))
+    answer = json.loads(subprocess.run(["sh", "-c", line + " -s"], capture_output=True, check=True).stdout)
+
+    assert answer["choices"][0]["text"]
+    assert answer["griffin"]["reason"] == "requested"

@@ -1,0 +1,70 @@
+"""Flags and environment variables."""
+
+import pytest
+
+from server.settings import Settings, SettingsInvalid, read_settings, unknown_variables
+
+
+def test_defaults() -> None:
+    """On this machine only, dense unless asked, one worker."""
+    settings = read_settings([])
+
+    assert (settings.host, settings.port, settings.sparsity, settings.workers) == ("127.0.0.1", 8000, 0.0, 1)
+
+
+def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both name the same setting."""
+    monkeypatch.setenv("GRIFFIN_SPARSITY", "0.25")
+    monkeypatch.setenv("GRIFFIN_PREFILL_CHUNK", "64")
+    settings = read_settings(["--sparsity", "0.5"])
+
+    assert (settings.sparsity, settings.prefill_chunk) == (0.5, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "text"),
+    [
+        (["--sparsity", "1"], {}, "--sparsity: Input should be less than 1"),
+        (["--sparsity", "nan"], {}, "--sparsity: Input should be"),
+        (["--port", "http"], {}, "--port: Input should be a valid integer"),
+        (["--dtype=int4"], {}, "dtype"),
+        ([], {"GRIFFIN_WORKERS": "0"}, "GRIFFIN_WORKERS: Input should be greater than or equal to 1"),
+        ([], {"GRIFFIN_MODEL": ""}, "GRIFFIN_MODEL"),
+    ],
+)
+def test_wrong_values_are_named(
+    arguments: list[str], environment: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flag or the variable, whichever the user wrote."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsInvalid, match=text):
+        read_settings(arguments)
+
+
+def test_unknown_flags_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped flag is not ignored."""
+    with pytest.raises(SystemExit) as exit:
+        read_settings(["--sparisty", "0.5"])
+
+    assert exit.value.code == 2
+    assert "unrecognized arguments: --sparisty" in capsys.readouterr().err
+
+
+def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped variable can be warned of."""
+    monkeypatch.setenv("GRIFFIN_SPARISTY", "0.5")
+
+    assert unknown_variables() == ["GRIFFIN_SPARISTY"]
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every setting has a sentence."""
+    with pytest.raises(SystemExit):
+        read_settings(["--help"])
+    shown = capsys.readouterr().out
+
+    assert "GRIFFIN_PREFILL_CHUNK" in shown
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in shown
+        assert field.description

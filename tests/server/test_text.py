@@ -1,0 +1,95 @@
+"""Ids to text piece by piece, with the real tokenizer and with hand-made pieces."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from griffin import Checkpoint
+from server.text import Detokenizer, StopStrings, TextStream, encode
+from tests.server.scripted import CharacterTokenizer
+
+TEXT = "Grüße aus Köln — 日本語のテキスト, emoji 🙂👩‍👩‍👧, and\n\n\tcode: f(x) = x²"
+
+
+def test_pieces_join_to_the_text(smollm2: Checkpoint) -> None:
+    """Characters of several tokens come out whole, and nothing is lost between pieces."""
+    ids = encode(smollm2.tokenizer, TEXT)
+    stream = Detokenizer(smollm2.tokenizer, encode(smollm2.tokenizer, "Before. "))
+    pieces = [stream.feed(id) for id in ids]
+
+    assert "".join(pieces) + stream.flush() == TEXT
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+    assert "" in pieces
+
+
+def test_half_a_character_at_the_end_is_shown_as_such(smollm2: Checkpoint) -> None:
+    """A text that ends inside a character says so once, instead of dropping bytes silently."""
+    ids = encode(smollm2.tokenizer, "🙂")
+    stream = Detokenizer(smollm2.tokenizer, [])
+    pieces = [stream.feed(id) for id in ids[:-1]]
+
+    assert "".join(pieces) == ""
+    assert set(stream.flush()) == {"\N{REPLACEMENT CHARACTER}"}
+    assert stream.flush() == ""
+
+
+def test_bytes_that_are_no_text_do_not_hold_the_stream_up(smollm2: Checkpoint) -> None:
+    """A pruned model may emit lone continuation bytes for ever; they are shown, a few at a time."""
+    lone = encode(smollm2.tokenizer, "🙂")[-1]
+    stream = Detokenizer(smollm2.tokenizer, [])
+    pieces = [stream.feed(lone) for _ in range(20)]
+
+    assert any(pieces[:5])
+    assert stream.feed(encode(smollm2.tokenizer, " word")[0]).endswith(" word")
+
+
+@given(st.data())
+def test_any_ids_stream_to_what_they_decode_to(smollm2: Checkpoint, data: st.DataObject) -> None:
+    """Random valid text in any script: the streamed pieces are the decoded whole."""
+    text = data.draw(st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cn", "Co")), max_size=40))
+    ids = encode(smollm2.tokenizer, "x" + text)
+    stream = Detokenizer(smollm2.tokenizer, ids[:1])
+
+    streamed = "".join([stream.feed(id) for id in ids[1:]]) + stream.flush()
+    assert streamed == smollm2.tokenizer.decode(ids)[len(smollm2.tokenizer.decode(ids[:1])) :]
+
+
+@pytest.mark.parametrize(
+    ("stops", "pieces", "expected", "found"),
+    [
+        (["END"], ["one E", "N", "D two"], ["one ", "", ""], True),
+        (["END"], ["one E", "NX"], ["one ", "ENX"], False),
+        (["\n", "\n\n"], ["a\n", "b"], ["a", ""], True),
+        (["bc", "abcd"], ["xab", "cd"], ["x", ""], True),
+        (["aab"], ["aa", "aab"], ["", "aa"], True),
+        ([], ["all", " of it"], ["all", " of it"], False),
+    ],
+)
+def test_stop_strings(stops: list[str], pieces: list[str], expected: list[str], found: bool) -> None:
+    """Text ends before the first stop string; what might be the start of one waits."""
+    stop = StopStrings(stops)
+
+    assert [stop.feed(piece) for piece in pieces] == expected
+    assert stop.found == found
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=3), max_size=3), st.lists(st.text("ab", max_size=3), max_size=12))
+def test_no_stop_string_gets_through(stops: list[str], pieces: list[str]) -> None:
+    """However the text is cut: all of it, or all before a stop string and no stop string in that."""
+    stream, whole = StopStrings(stops), "".join(pieces)
+    out = "".join([stream.feed(piece) for piece in pieces]) + stream.flush()
+
+    assert stream.found == any(stop in whole for stop in stops)
+    if not stream.found:
+        assert out == whole
+    else:
+        assert not any(stop in out for stop in stops)
+        assert any(whole.startswith(out + stop) for stop in stops)
+
+
+def test_held_back_text_is_flushed() -> None:
+    """What looked like a stop string and was not is not lost at the end."""
+    stream = TextStream(CharacterTokenizer(), [], ["END"])
+
+    assert [stream.feed(ord(c)) for c in "xEN"] == ["x", "", ""]
+    assert stream.flush() == "EN"
