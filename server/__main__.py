@@ -14,6 +14,11 @@ from server.settings import Settings, SettingsInvalid, read_settings, unknown_va
 
 logger = logging.getLogger("griffin")
 
+PROMPT = (
+    "Photosynthesis is the process by which green plants use sunlight to make food from carbon dioxide and water. "
+    "In short, plants need sunlight because"
+)
+
 
 def main() -> int:
     """Serve until told to stop. The exit code: 0 when told to, 1 when the model cannot be served, 2 for wrong flags."""
@@ -34,7 +39,7 @@ def serve(settings: Settings) -> int:
 
     def ready(loaded: Loaded) -> None:
         seconds = time.monotonic() - started
-        logger.info("%s is ready after %.1f s (%s). Try it:\n\n%s\n", loaded.name, seconds, loaded.description,
+        logger.info("%s is ready, loaded in %.1f s (%s). Try it:\n\n%s\n", loaded.name, seconds, loaded.description,
                     curl_line(loaded.name, address(server, settings)))  # fmt: skip
 
     def failed(reason: str) -> None:
@@ -70,7 +75,7 @@ def address(server: uvicorn.Server, settings: Settings) -> str:
 
 
 def curl_line(model: str, url: str) -> str:
-    body = {"model": model, "prompt": "Water is wet because", "max_tokens": 32, "temperature": 0, "sparsity": 0.5}
+    body = {"model": model, "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "sparsity": 0.25}
     return f"curl {url}/v1/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
 
 

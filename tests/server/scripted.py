@@ -3,9 +3,10 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+import httpx
 import uvicorn
 
 from griffin import Accounting, Pruning, Sampling, Selection, Token
@@ -13,6 +14,8 @@ from griffin.errors import ContextLengthExceeded
 from server.app import create_app
 from server.service import Loaded
 from server.settings import Settings
+
+ACCOUNTING = Accounting(total=1000, layers=2, width=100, per_neuron=3)
 
 
 class CharacterTokenizer:
@@ -38,7 +41,7 @@ class ScriptedEngine:
     prefill_s: float = 0.0
     gate: threading.Event | None = None
     fail_after: int | None = None
-    accounting: Accounting = Accounting(total=1000, layers=2, width=100, per_neuron=3)
+    accounting: Accounting = ACCOUNTING
     context_length: int = 1000
     generated: int = 0
     ended: list[int] = field(default_factory=list)
@@ -69,6 +72,16 @@ class ScriptedEngine:
                 time.sleep(self.step_s)
         finally:
             self.ended.append(count)
+
+
+def leave_early(url: str, after_s: float, **body: object) -> None:
+    """A client that goes away in the middle of its answer, or of waiting for it."""
+    answer = httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=after_s)
+    with suppress(httpx.ReadTimeout), answer as response:
+        deadline = time.monotonic() + after_s
+        for _ in response.iter_lines():
+            if time.monotonic() > deadline:
+                return
 
 
 @contextmanager

