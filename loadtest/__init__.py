@@ -1,0 +1,1 @@
+"""Load over HTTP against an OpenAI-compatible completions endpoint. Imports nothing of the server."""
