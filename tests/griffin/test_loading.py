@@ -73,6 +73,17 @@ def test_second_load_reads_the_cache(tmp_path: Path, smollm2: Checkpoint, monkey
     assert len(read) == 3
 
 
+def test_copies_of_a_file_share_the_cache(tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache goes by content: every clone of the project has a copy of the default model."""
+    read = fake_reader(monkeypatch, smollm2.tokenizer)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.gguf").write_bytes(b"1")
+        load(str(tmp_path / folder / "model.gguf"), device="cpu", cache_dir=tmp_path / "cache")
+
+    assert len(read) == 1
+
+
 def test_half_written_cache_is_never_used(tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process killed while it writes leaves nothing that a later one takes for the model."""
     read = fake_reader(monkeypatch, smollm2.tokenizer)

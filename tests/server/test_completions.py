@@ -1,7 +1,10 @@
 """The endpoint over real HTTP, with scripted engines: wire format, disconnects, overload, faults."""
 
 import json
+import random
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -141,6 +144,27 @@ def test_a_client_that_leaves_costs_at_most_a_token(streaming: bool, phase: str)
         assert post(url, max_tokens=2).status_code == 200
 
     assert max(slow.ended) < 60
+
+
+def test_clients_that_leave_at_any_moment_are_all_accounted_for() -> None:
+    """Before the first event, in the middle, at the end: accepted = finished + given up, and the worker is free."""
+    random.seed(0)
+    with served(ScriptedEngine(step_s=0.001), queue_size=100) as url:
+        port = int(url.rsplit(":", 1)[1])
+        for attempt in range(60):
+            body = json.dumps({"prompt": "hello", "max_tokens": 30, "stream": attempt % 2 == 0}).encode()
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(
+                    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                    b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+                )
+                time.sleep(random.choice([0, 0.001, 0.005, 0.05]))
+
+        def settled() -> bool:
+            ended = metric(url, "griffin_request_success_total") + metric(url, "griffin_client_disconnects_total")
+            return ended == metric(url, "griffin_requests_accepted_total") >= 30
+
+        wait_until(lambda: settled() and metric(url, "griffin_num_requests_running") == 0, 5)
 
 
 def test_overload_is_refused_and_every_accepted_request_is_answered() -> None:
