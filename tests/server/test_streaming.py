@@ -1,0 +1,41 @@
+"""What real sockets reach only by chance: a client that is gone before the first event."""
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+from fastapi import Request
+
+from griffin import Pruning, Sampling
+from server.service import Loaded, Service
+from server.settings import Settings
+from server.streaming import Completion, EventStream
+from tests.server.scripted import CharacterTokenizer, ScriptedEngine, wait_until
+
+
+def test_a_stream_that_never_started_is_given_up() -> None:
+    """The job is cancelled and counted although the generator of events never ran."""
+    gate = threading.Event()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None:
+        await asyncio.sleep(1)
+
+    async def scenario() -> None:
+        service = Service(Settings())
+        service.serve(Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(gate=gate)]))
+        model = service.model()
+        job = model.workers.submit([1], Sampling(), Pruning(), time.monotonic())
+        completion = Completion(job, model, service.metrics, [], None)
+        scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "POST", "headers": []}
+        await EventStream(completion, Request(scope, receive), False, {})(scope, receive, send)
+
+        assert job.cancelled()
+        await asyncio.to_thread(wait_until, lambda: model.workers.running == 0)
+        assert b'griffin_client_disconnects_total{model_name="scripted"' in service.metrics.expose()
+        service.close()
+
+    asyncio.run(scenario())
