@@ -45,8 +45,8 @@ constraints:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install torch==2.13.0
 	$(PIP) install -e '.[dev]'
-	{ sed -n '/^#/p' $(CONSTRAINTS); echo torch==2.13.0; \
-	  $(PIP) freeze --exclude-editable | grep -v '^torch=='; } > $(CONSTRAINTS).new
+	{ sed '/^torch==/q' $(CONSTRAINTS); \
+	  $(PIP) freeze --all --exclude pip --exclude-editable | grep -v '^torch=='; } > $(CONSTRAINTS).new
 	mv $(CONSTRAINTS).new $(CONSTRAINTS)
 
 clean:

@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-CAPACITY_STEP = 512
+# Room is made for this many tokens at least, and for half as many again as are needed, so that copies are rare.
+SMALLEST_CAPACITY = 512
+HEADROOM = 1.5
 
 
 class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transformers
@@ -22,25 +24,25 @@ class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transfor
 
     is_sliding = False
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.capacity = capacity
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys = key_states.new_empty((*key_states.shape[:2], self.capacity, key_states.shape[3]))
-        self.values = value_states.new_empty((*value_states.shape[:2], self.capacity, value_states.shape[3]))
+        self.keys = key_states[:, :, :0]
+        self.values = value_states[:, :, :0]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
-        start, self.length = self.length, self.length + key_states.shape[2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        end = self.length + key_states.shape[2]
+        self.keys = _with_room(self.keys, self.length, end)
+        self.values = _with_room(self.values, self.length, end)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -49,7 +51,7 @@ class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transfor
         return self.length
 
     def get_max_length(self) -> int:
-        # To the library: grows as needed. The engine reserves before it writes.
+        # To the library: grows as needed.
         return -1
 
     def get_max_cache_shape(self) -> int:
@@ -57,21 +59,24 @@ class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transfor
         return -1
 
 
+def _with_room(buffer: Tensor, filled: int, needed: int) -> Tensor:
+    """The buffer ``(1, heads, capacity, head size)``, or a larger one with its filled part."""
+    if needed <= buffer.shape[2]:
+        return buffer
+    capacity = max(SMALLEST_CAPACITY, int(needed * HEADROOM))
+    larger = buffer.new_empty((*buffer.shape[:2], capacity, buffer.shape[3]))
+    larger[:, :, :filled] = buffer[:, :, :filled]
+    return larger
+
+
 class KVCache:
-    """The cache of one sequence at a time. Memory grows to the longest sequence served, never past it."""
+    """The cache of one sequence at a time. Its memory follows the longest sequence so far, and stays."""
 
     def __init__(self, layers: int) -> None:
-        self._layers = layers
-        self._capacity = 0
-        self.cache: Cache | None = None
+        self.cache = Cache(layers=[_CacheLayer() for _ in range(layers)])
 
-    def start(self, capacity: int) -> None:
-        """Forget the last sequence and have room for one of ``capacity`` tokens."""
-        if capacity > self._capacity or self.cache is None:
-            self._capacity = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
-            # The old one goes first: both at once might not fit.
-            self.cache = None
-            self.cache = Cache(layers=[_CacheLayer(self._capacity) for _ in range(self._layers)])
+    def start(self) -> None:
+        """Forget the last sequence."""
         for layer in self.cache.layers:
             layer.length = 0
 

@@ -162,7 +162,7 @@ class Engine:
             raise InvalidRequest("both a prompt and a continuation are needed", "prompt")
         with self._claimed():
             ids = torch.tensor([*prompt_ids, *continuation_ids], device=self.device)
-            self._cache.start(len(ids))
+            self._cache.start()
             logits = [self._prefill(ids[: len(prompt_ids)], pruning, _never)]
             decoder, _ = self._select(pruning)
             for chunk in torch.split(ids[len(prompt_ids) : -1], self._prefill_chunk):
@@ -176,7 +176,7 @@ class Engine:
     ) -> Iterator[Token]:
         with self._claimed():
             generator = sampling.generator(self.device)
-            self._cache.start(len(prompt_ids) + sampling.max_tokens)
+            self._cache.start()
             logits = self._prefill(torch.tensor(prompt_ids, device=self.device), pruning, cancelled)
             decoder, selection = self._model, None
             for count in range(1, sampling.max_tokens + 1):
@@ -184,7 +184,7 @@ class Engine:
                     return
                 token = self._draw(logits[-1], sampling, generator, count, selection)
                 yield token
-                if token.finish_reason or cancelled():
+                if token.finish_reason:
                     return
                 selection = None
                 if count == 1:
@@ -210,8 +210,7 @@ class Engine:
             return self._model, None
         started = time.perf_counter()
         statistic_LF = self._statistic.value() if pruning.statistic == "flocking" else self._magnitude()
-        generator = Generator().manual_seed(pruning.seed % 2**63)
-        experts_Lk = STRATEGIES[pruning.selection](statistic_LF, kept, generator)
+        experts_Lk = STRATEGIES[pruning.selection](statistic_LF, kept, pruning.generator())
         self._twin.load(experts_Lk)
         expert_set = hashlib.sha256(experts_Lk.to("cpu", torch.int32).numpy().tobytes()).hexdigest()[:16]
         if self.device.type == "cuda":
@@ -255,18 +254,19 @@ def build_engines(
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     for engine in engines:
         # First calls choose kernels and touch buffers; no request should pay for that.
-        for _ in engine.generate([0], Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5)):
+        prompt = [0] * min(8, engine.context_length - 2)
+        for _ in engine.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5)):
             pass
     return engines
 
 
 def _context_length(model: PreTrainedModel, limit: int | None) -> int:
-    # Families without a limit of their own (ALiBi, some Falcons) have none in their configuration.
-    own = getattr(model.config, "max_position_embeddings", None)
-    lengths = [length for length in (own, limit) if length]
-    if not lengths:
-        return 2048
-    return min(lengths)
+    own = int(model.config.max_position_embeddings)
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Beyond this length all earlier keys would have to be rotated anew: chunks and a cache cannot do that.
+        own = min(own, int(rope["original_max_position_embeddings"]))
+    return min(own, limit or own)
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

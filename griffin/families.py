@@ -6,6 +6,7 @@ All other modules see ``FeedForward``, never a projection's name or a model type
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -48,6 +49,8 @@ FAMILIES: dict[str, FeedForwardNames] = {
     "falcon": FeedForwardNames("transformer.h", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
 }
 
+# Quantised weights cannot be gathered row by row without their scales.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -110,7 +113,11 @@ def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
         raise UnsupportedModel(
             f"this '{model.config.model_type}' model has no {names.contract} where expected: {missing}"
         ) from None
-    strange = {type(p).__name__ for p in projections if not isinstance(p, nn.Linear | Conv1D)}
+    strange = {
+        f"{type(p).__name__} of {linear_weight(p).dtype}"
+        for p in projections
+        if not isinstance(p, nn.Linear | Conv1D) or linear_weight(p).dtype not in DTYPES
+    }
     if strange or len(widths) != 1:
         raise UnsupportedModel(
             f"this '{model.config.model_type}' model's feed-forward blocks are not plain projections of one width: "

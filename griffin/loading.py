@@ -57,7 +57,7 @@ def load(
         UnsupportedModel: its model type has no row in the family table.
     """
     if not sys.stderr.isatty():
-        # Progress bars are for people; in a log they are noise.
+        # Progress bars are for people; in a log they are noise. (The one of the GGUF reader has no switch.)
         transformers.logging.disable_progress_bar()
     torch_device = _device(device)
     torch_dtype = _dtype(dtype, torch_device)
@@ -175,7 +175,11 @@ def _file_identity(path: Path) -> str:
 def _dequantise(path: Path, dtype: torch.dtype, target: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     logger.info("%s: dequantising, once; later starts read the result from %s", path.stem, target)
     model, tokenizer = _read_gguf(path, dtype)
-    _write_whole(target, lambda folder: (model.save_pretrained(folder), tokenizer.save_pretrained(folder)))
+    try:
+        _write_whole(target, lambda folder: (model.save_pretrained(folder), tokenizer.save_pretrained(folder)))
+    except Exception as error:
+        # Most likely a full disk; the weights are in hand all the same.
+        logger.warning("%s: not cached (%s); the next start will be as slow", path.stem, error)
     return model, tokenizer
 
 
@@ -184,12 +188,15 @@ def _write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    write(partial)
-    for file in partial.iterdir():
-        with file.open("rb") as written:
-            # The rename must not reach the disk before the contents.
-            os.fsync(written.fileno())
-    partial.rename(target)
+    try:
+        write(partial)
+        for file in filter(Path.is_file, partial.rglob("*")):
+            with file.open("rb") as written:
+                # The rename must not reach the disk before the contents.
+                os.fsync(written.fileno())
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from griffin.families import FeedForward, feed_forwards, linear_weight
+from griffin.sampling import seeded_generator
 from griffin.selection import SELECTIONS, SelectionName
 from griffin.statistic import STATISTICS, StatisticName
 
@@ -25,13 +26,13 @@ class Pruning:
     sparsity: fraction of FF neurons removed while decoding, 0 <= sparsity < 1; 0 is the dense model.
     selection: how neurons are picked from the statistic.
     statistic: what they are picked by.
-    seed: of the selections that draw.
+    seed: of the selections that draw; None draws differently each time.
     """
 
     sparsity: float = 0.0
     selection: SelectionName = "top_k"
     statistic: StatisticName = "flocking"
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
@@ -40,6 +41,9 @@ class Pruning:
             raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, but is {self.selection!r}")
         if self.statistic not in STATISTICS:
             raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, but is {self.statistic!r}")
+
+    def generator(self) -> Generator:
+        return seeded_generator(self.seed, torch.device("cpu"))
 
 
 def share(model: PreTrainedModel) -> PreTrainedModel:

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+# Divided by less, differences of logits leave the range of fp32.
+GREEDY_BELOW = 1e-5
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """One request's choices. The names and meanings are those of OpenAI and vLLM.
 
-    temperature: 0 is greedy; otherwise logits are divided by it.
+    temperature: 0 (or below 1e-5) is greedy; otherwise logits are divided by it.
     top_p: keep the smallest set of tokens whose probabilities reach it, 0 < top_p <= 1.
     top_k: keep that many tokens; 0 keeps all.
     min_p: keep tokens at least that fraction as probable as the most probable one.
@@ -43,13 +46,18 @@ class Sampling:
 
     def generator(self, device: torch.device) -> Generator:
         """A random stream of this request's own."""
-        generator = Generator(device)
-        if self.seed is None:
-            generator.seed()
-        else:
-            # torch takes 64 bits; any integer a client sends is mapped onto them.
-            generator.manual_seed(self.seed % 2**63)
-        return generator
+        return seeded_generator(self.seed, device)
+
+
+def seeded_generator(seed: int | None, device: torch.device) -> Generator:
+    """A stream that repeats by its seed, or that nobody can repeat."""
+    generator = Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        # torch takes 64 bits; any integer a client sends is mapped onto them.
+        generator.manual_seed(seed % 2**63)
+    return generator
 
 
 def sample(logits_V: Tensor, sampling: Sampling, generator: Generator) -> int:
@@ -58,7 +66,7 @@ def sample(logits_V: Tensor, sampling: Sampling, generator: Generator) -> int:
     Args:
         logits_V: ``(vocabulary,)``, any float dtype.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < GREEDY_BELOW:
         return int(logits_V.argmax())
     probabilities_V = filtered_probabilities(logits_V, sampling)
     return int(torch.multinomial(probabilities_V, 1, generator=generator))
@@ -73,7 +81,6 @@ def logprob(logits_V: Tensor, token_id: int) -> float:
 def filtered_probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
     """Temperature, then top_k, top_p and min_p, each on what the one before left. Sums to 1, fp32 ``(V,)``."""
     logits_V = logits_V.float()
-    # Relative to the highest, so that a tiny temperature sends the others to -inf, never anything to +inf.
     logits_V = (logits_V - logits_V.max()) / sampling.temperature
     if 0 < sampling.top_k < logits_V.numel():
         logits_V = apply_top_k(logits_V, sampling.top_k)
@@ -85,7 +92,9 @@ def filtered_probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
 
 
 def apply_top_k(logits_V: Tensor, k: int) -> Tensor:
-    return logits_V.masked_fill(logits_V < logits_V.topk(k).values[-1], -math.inf)
+    # By index, not by value: of equal logits, too, only k stay.
+    highest = logits_V.topk(k)
+    return torch.full_like(logits_V, -math.inf).scatter_(0, highest.indices, highest.values)
 
 
 def apply_top_p(logits_V: Tensor, p: float) -> Tensor:

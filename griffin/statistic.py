@@ -24,7 +24,8 @@ def relative_energy(z_TF: Tensor) -> Tensor:
     """
     squares_TF = z_TF.float().square()
     norms_T = squares_TF.sum(dim=1)
-    weights_T = torch.where(norms_T > 0, norms_T.reciprocal(), 0.0)
+    # Below the smallest normal number the reciprocal is infinite.
+    weights_T = torch.where(norms_T > torch.finfo(torch.float32).tiny, norms_T.reciprocal(), 0.0)
     return weights_T @ squares_TF
 
 

@@ -1,18 +1,26 @@
 """``python -m server``: settings, then uvicorn."""
 
+import asyncio
 import json
 import logging
+import os
 import signal
 import sys
+import threading
 import time
+from socket import socket
+from typing import NoReturn
 
 import uvicorn
 
 from server.app import create_app
-from server.service import Loaded
+from server.service import Loaded, Service
 from server.settings import Settings, SettingsInvalid, read_settings, unknown_variables
 
 logger = logging.getLogger("griffin")
+
+# Beyond the drain timeout, for those cut off to be told so.
+ANSWER_S = 2
 
 PROMPT = (
     "Photosynthesis is the process by which green plants use sunlight to make food from carbon dioxide and water. "
@@ -20,8 +28,21 @@ PROMPT = (
 )
 
 
+class Server(uvicorn.Server):
+    """uvicorn, with our drain: it waits for connections to end, and after the timeout would just cut them off."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        self._service.drain()
+        asyncio.get_running_loop().call_later(self._service.settings.drain_timeout, self._service.close)
+        await super().shutdown(sockets)
+
+
 def main() -> int:
-    """Serve until told to stop. The exit code: 0 when told to, 1 when the model cannot be served, 2 for wrong flags."""
+    """Serve until told to stop. The exit code: 0 when told to, 1 when it cannot serve, 2 for wrong flags."""
     try:
         settings = read_settings(sys.argv[1:])
     except SettingsInvalid as error:
@@ -47,29 +68,33 @@ def serve(settings: Settings) -> int:
         server.should_exit = True
 
     app = create_app(settings, on_ready=ready, on_failure=failed)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=settings.drain_timeout,
-        )
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=settings.drain_timeout + ANSWER_S,
     )
-    # uvicorn drains, then raises the signal again for whoever handled it before: nobody, so that the exit code is 0.
+    server = Server(config, app.state.service)
+    # Before uvicorn's own handlers are in place, and after: it raises the signal again once it has drained, and
+    # the default action would make that another exit code than 0.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, server.handle_exit)
     logger.info("loading %s ...", settings.model)
-    server.run()
+    try:
+        server.run()
+    except SystemExit:
+        # uvicorn has logged why it cannot listen.
+        return 1
     return 1 if app.state.service.failure else 0
 
 
 def address(server: uvicorn.Server, settings: Settings) -> str:
     port = settings.port
     for listener in server.servers:
-        for socket in listener.sockets:
-            port = socket.getsockname()[1]
+        for bound in listener.sockets:
+            port = bound.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{port}"
 
@@ -79,5 +104,15 @@ def curl_line(model: str, url: str) -> str:
     return f"curl {url}/v1/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
 
 
+def leave(code: int) -> NoReturn:
+    """Exit, also when a thread is deep inside torch: the interpreter's own way out would abort on it."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread.daemon and thread.is_alive() for thread in threading.enumerate()):
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -16,6 +16,9 @@ from server.settings import Settings
 
 logger = logging.getLogger("griffin")
 
+# For a worker to notice that it is to stop.
+LAST_TOKEN_S = 5
+
 
 def create_app(
     settings: Settings,
@@ -59,7 +62,8 @@ def create_app(
         # A daemon: a server told to stop does not wait for a checkpoint.
         threading.Thread(target=load_model, name="loader", daemon=True).start()
         yield
-        await asyncio.to_thread(service.close)
+        service.close()
+        await asyncio.to_thread(service.join, LAST_TOKEN_S)
 
     app = FastAPI(title="GRIFFIN inference server", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = Service(settings)

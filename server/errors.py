@@ -125,7 +125,8 @@ def install(app: FastAPI) -> None:
 def describe(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
     """One sentence about the first of pydantic's errors. Short, whatever was sent."""
     first = errors[0]
-    path = [str(part) for part in first["loc"] if part != "body"]
+    # A key of the client's own may be long, or not even be text.
+    path = [str(part)[:64].encode("ascii", "backslashreplace").decode() for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         return InvalidField(f"the body is not valid JSON: {first['ctx']['error']}", None, "invalid_json")
     if not path:

@@ -14,7 +14,8 @@ DEFAULT_MAX_TOKENS = 16
 # Fields of OpenAI's API (and common extensions) that change the answer and are not built yet, each with
 # the value that asks for nothing. Any other value is refused: ignoring it would answer another question.
 NOT_BUILT: dict[str, Any] = {
-    "suffix": None,
+    "suffix": "",
+    "max_completion_tokens": None,
     "n": 1,
     "best_of": 1,
     "logprobs": None,
@@ -85,6 +86,7 @@ class CompletionRequest(BaseModel):
             raise ValueError("must be a string or one list of token ids; lists of prompts are not supported yet")
         if not value:
             raise ValueError("must not be empty")
+        _require_unicode(value)
         return value
 
     @field_validator("stop", mode="before")
@@ -95,6 +97,7 @@ class CompletionRequest(BaseModel):
             raise ValueError("must be a non-empty string or a list of them")
         if len(listed) > MAX_STOP_STRINGS:
             raise ValueError(f"at most {MAX_STOP_STRINGS} stop strings are supported")
+        _require_unicode(*listed)
         return value
 
     def not_built(self) -> str | None:
@@ -127,8 +130,18 @@ class CompletionRequest(BaseModel):
             sparsity=default_sparsity if self.sparsity is None else self.sparsity,
             selection=options.selection,
             statistic=options.statistic,
-            seed=self.seed or 0,
+            seed=self.seed,
         )
+
+
+def _require_unicode(*values: object) -> None:
+    """JSON can spell half a surrogate pair, which is no character and has no UTF-8."""
+    try:
+        for value in values:
+            if isinstance(value, str):
+                value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has a lone surrogate at position {error.start}, which is not a character") from None
 
 
 class Usage(BaseModel):

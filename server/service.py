@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from time import time
 
 import griffin
-from server.errors import ModelLoading, ModelNotFound
+from server.errors import ModelLoading, ModelNotFound, ServerDraining
 from server.metrics import Metrics
 from server.settings import Settings
 from server.text import Tokenizer
-from server.worker import Generator, Workers
+from server.worker import SHUTTING_DOWN, EngineLike, Workers
 
 # How long a start from a warm cache takes, about.
 LOADING_RETRY_S = 5
@@ -20,7 +20,7 @@ class Loaded:
 
     name: str
     tokenizer: Tokenizer
-    engines: list[Generator]
+    engines: list[EngineLike]
     description: str = ""
 
 
@@ -42,6 +42,7 @@ class Service:
         self.metrics = Metrics()
         self.loaded: ServedModel | None = None
         self.failure: str | None = None
+        self.draining = False
 
     def serve(self, loaded: Loaded) -> None:
         """From now on the model answers."""
@@ -60,18 +61,32 @@ class Service:
         """The model a request asks for.
 
         Raises:
+            ServerDraining: no model is, from here on.
             ModelLoading: it is not there yet.
             ModelNotFound: another one is served.
         """
+        if self.draining:
+            raise ServerDraining(SHUTTING_DOWN, 1)
         if self.loaded is None:
             raise ModelLoading("the model is still loading; try again in a few seconds", LOADING_RETRY_S)
         if name is not None and name != self.loaded.name:
             raise ModelNotFound(name, self.loaded.name)
         return self.loaded
 
+    def drain(self) -> None:
+        """Refuse what comes; finish what was accepted."""
+        self.draining = True
+        if self.loaded is not None:
+            self.loaded.workers.drain()
+
     def close(self) -> None:
+        """Give up what is not finished."""
         if self.loaded is not None:
             self.loaded.workers.close()
+
+    def join(self, timeout_s: float) -> None:
+        if self.loaded is not None:
+            self.loaded.workers.join(timeout_s)
 
 
 def load(settings: Settings) -> Loaded:
@@ -83,7 +98,7 @@ def load(settings: Settings) -> Loaded:
     checkpoint = griffin.load(
         settings.model, dtype=settings.dtype, device=settings.device, cache_dir=settings.cache_dir
     )
-    engines: list[Generator] = [
+    engines: list[EngineLike] = [
         *griffin.build_engines(
             checkpoint.model,
             settings.workers,

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     queue_size: Annotated[int, Field(ge=0, description="requests that may wait; more are refused with 429")] = 32
     prefill_chunk: Annotated[int, Field(ge=1, description="prompt tokens per forward pass")] = 512
     max_model_len: Annotated[
-        int | None, Field(ge=2, description="context limit in tokens; default: the model's own")
+        int | None, Field(ge=3, description="context limit in tokens; default: the model's own")
     ] = None
     drain_timeout: Annotated[
         int, Field(ge=0, description="seconds that running requests get to finish after SIGTERM")

@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from griffin import Selection
-from server.errors import as_api_error
+from server.errors import ServerDraining, as_api_error
 from server.metrics import Metrics, sparsity_label
 from server.protocol import Choice, CompletionResponse, GriffinReport, TimingReport, Usage
 from server.service import ServedModel
@@ -88,6 +88,8 @@ class Completion:
                         yield Piece(text + self._text.flush(), reason)
                         return
                     yield Piece(text, None)
+        except ServerDraining:
+            raise
         except Exception:
             self._outcome = "failed"
             raise

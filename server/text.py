@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-# Tokens of context that fix how the next ones are spelled (leading spaces, merged accents).
-CONTEXT_TOKENS = 6
+# The end of the prompt fixes how the first token is spelled. Enough tokens to hold a whole character.
+CONTEXT_TOKENS = 8
 # A UTF-8 character is at most 4 bytes, so at most 4 byte tokens; more of them are not half a character.
 LONGEST_CHARACTER = 4
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -25,20 +25,28 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 class Detokenizer:
     """Ids in, text out; half a character is held back until its other half comes.
 
-    Each id is decoded together with the few before it, and what is new is returned. (The decode stream of
-    the tokenizers package would do, but it cannot be flushed and raises on sequences that are not UTF-8,
-    which a strongly pruned model does produce.)
+    Each token is decoded behind the last text that was released, and what is new is returned: how a token is
+    spelled can depend on the one before it, and byte tokens only make sense from a character's first on.
+    (The decode stream of the tokenizers package would do, but it cannot be flushed and raises on sequences
+    that are not UTF-8, which a strongly pruned model does produce.)
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._known = list(prompt_ids[-CONTEXT_TOKENS:])
-        self._known_text = self._decode(self._known)
         self._held: list[int] = []
+        known = list(prompt_ids[-CONTEXT_TOKENS:])
+        # A prompt of ids may end inside a character: its beginning waits for the first generated token.
+        while len(self._held) < LONGEST_CHARACTER and self._decode(known).endswith(REPLACEMENT):
+            self._held.insert(0, known.pop())
+        self._learn(known)
 
     def feed(self, id: int) -> str:
         self._held.append(id)
         text = self._decode(self._known + self._held)
+        if text == self._known_text:
+            # A special token: nothing is spelled, and nothing can be spelled by it.
+            self._held.clear()
+            return ""
         if text.endswith(REPLACEMENT) and len(self._held) < LONGEST_CHARACTER:
             return ""
         return self._release(text)
@@ -49,10 +57,12 @@ class Detokenizer:
 
     def _release(self, text: str) -> str:
         new = text[len(self._known_text) :]
-        # The window moves on by whole releases, so that it never starts inside a character.
-        self._known, self._held = (self._known + self._held)[-CONTEXT_TOKENS:], []
-        self._known_text = self._decode(self._known)
+        self._learn(self._held)
+        self._held = []
         return new
+
+    def _learn(self, ids: list[int]) -> None:
+        self._known, self._known_text = ids, self._decode(ids)
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

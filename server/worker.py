@@ -21,11 +21,12 @@ from server.errors import QueueFull, ServerDraining
 logger = logging.getLogger("griffin")
 
 LONGEST_RETRY_S = 120
+SHUTTING_DOWN = "the server is shutting down; send the request to another one"
 # How fast the estimate of a request's duration follows new ones.
 SMOOTHING = 0.2
 
 
-class Generator(Protocol):
+class EngineLike(Protocol):
     """What a worker needs of an engine. ``griffin.Engine`` has it."""
 
     accounting: Accounting
@@ -75,13 +76,13 @@ class Job:
 class Workers:
     """One thread for each engine, one queue for all of them."""
 
-    def __init__(self, engines: Sequence[Generator], queue_size: int) -> None:
+    def __init__(self, engines: Sequence[EngineLike], queue_size: int) -> None:
         self._engines = engines
         self._queue_size = queue_size
         self._waiting: deque[Job] = deque()
         self._running: set[Job] = set()
         self._changed = threading.Condition()
-        self._closed = False
+        self._draining = self._closed = False
         self._mean_s = 1.0
         self._threads = [
             threading.Thread(target=self._work, args=(engine,), name=f"worker-{index}", daemon=True)
@@ -91,7 +92,7 @@ class Workers:
             thread.start()
 
     @property
-    def engine(self) -> Generator:
+    def engine(self) -> EngineLike:
         """Any of the engines, for what they all have in common."""
         return self._engines[0]
 
@@ -135,25 +136,37 @@ class Workers:
         with self._changed, suppress(ValueError):
             self._waiting.remove(job)
 
-    def close(self) -> None:
-        """Cancel everything and end the threads."""
+    def drain(self) -> None:
+        """Take nothing new; what was accepted goes on."""
         with self._changed:
-            self._closed = True
+            self._draining = True
+
+    def close(self) -> None:
+        """Cancel everything, with an error for whoever still waits, and let the threads end."""
+        with self._changed:
+            self._draining = self._closed = True
             for job in (*self._waiting, *self._running):
+                job.post(ServerDraining(SHUTTING_DOWN, 1))
                 job.cancel()
             self._waiting.clear()
             self._changed.notify_all()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the threads after ``close``; one in a long prompt chunk may outlast the wait."""
         for thread in self._threads:
-            thread.join(timeout=10)
+            thread.join(timeout_s)
 
     def _backlog(self) -> int:
-        return max(0, len(self._waiting) - (len(self._engines) - len(self._running)))
+        return max(0, len(self._waiting) - self._free())
+
+    def _free(self) -> int:
+        # A cancelled job ends within a token; its engine is as good as free.
+        return len(self._engines) - sum(not job.cancelled() for job in self._running)
 
     def _require_room(self) -> None:
-        if self._closed:
-            raise ServerDraining("the server is shutting down; send the request to another one", 1)
-        places = len(self._engines) - len(self._running) + self._queue_size
-        if len(self._waiting) >= places:
+        if self._draining:
+            raise ServerDraining(SHUTTING_DOWN, 1)
+        if len(self._waiting) >= self._free() + self._queue_size:
             wait_s = math.ceil(self._mean_s * (len(self._waiting) + 1) / len(self._engines))
             raise QueueFull(
                 f"{len(self._waiting)} requests are waiting, as many as may (queue_size={self._queue_size}); "
@@ -161,7 +174,7 @@ class Workers:
                 min(LONGEST_RETRY_S, max(1, wait_s)),
             )
 
-    def _work(self, engine: Generator) -> None:
+    def _work(self, engine: EngineLike) -> None:
         while (job := self._take()) is not None:
             started = job.started = time.monotonic()
             try:
@@ -185,4 +198,5 @@ class Workers:
     def _finish(self, job: Job, seconds: float) -> None:
         with self._changed:
             self._running.discard(job)
-            self._mean_s += SMOOTHING * (seconds - self._mean_s)
+            if not job.cancelled():
+                self._mean_s += SMOOTHING * (seconds - self._mean_s)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from griffin import Engine, Pruning, Sampling
+from griffin import Engine, Pruning, Sampling, decode
 from griffin.errors import ContextLengthExceeded, EngineBusy, InvalidRequest
 from tests.griffin import oracle
 from tests.tiny import tiny_model
@@ -172,6 +172,51 @@ def test_one_token_prompt_selects_from_that_token(prompts: Prompts) -> None:
     expected, _ = oracle.generate(model, [77], 0.5, 6)
 
     assert [token.id for token in engine.generate([77], greedy(6), Pruning(0.5))] == expected
+
+
+def test_a_sequence_may_outgrow_the_cache_again_and_again(
+    model: PreTrainedModel, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache grows by copying, and what it held is still there; a shorter sequence after it is not disturbed."""
+    monkeypatch.setattr(decode, "SMALLEST_CAPACITY", 4)
+    engine = Engine(model, prefill_chunk=3)
+    for length, tokens in ((2, 40), (11, 8), (50, 30)):
+        prompt = prompts(24, length)
+        expected = model.generate(torch.tensor([prompt]), do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens)
+
+        # generate's minimum bans the end-of-sequence id; ours only goes on after it.
+        ours = [token.id for token in engine.generate(prompt, greedy(tokens))]
+        if 2 not in ours:
+            assert ours == expected[0, length:].tolist()
+
+
+def test_running_out_of_memory_costs_one_request(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed allocation in the middle of the layers the engine still answers."""
+    engine = Engine(tiny_model("llama"))
+    expected = [token.id for token in engine.generate(prompts(25, 10), greedy(5))]
+    calls = iter(range(1000))
+
+    def out_of_memory(buffer: torch.Tensor, filled: int, needed: int) -> torch.Tensor:
+        if next(calls) == 3:
+            raise torch.OutOfMemoryError
+        return with_room(buffer, filled, max(needed, 600))
+
+    with_room = decode._with_room
+    with monkeypatch.context() as short_of_memory:
+        short_of_memory.setattr(decode, "_with_room", out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            list(engine.generate(prompts(25, 10), greedy(5)))
+
+    assert [token.id for token in engine.generate(prompts(25, 10), greedy(5))] == expected
+
+
+def test_longrope_is_served_up_to_its_original_length() -> None:
+    """Beyond it every earlier key would need another rotation, which neither chunks nor a cache give."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, **factors}
+    engine = Engine(tiny_model("phi3", rope_parameters=rope, original_max_position_embeddings=64))
+
+    assert engine.context_length == 64
 
 
 def test_cancelled_prefill_ends_between_chunks(prompts: Prompts) -> None:

@@ -1,6 +1,7 @@
 """The family table against real module trees."""
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from griffin.errors import UnsupportedModel
@@ -36,6 +37,15 @@ def test_mixture_of_experts_is_called_by_name() -> None:
     )
     with pytest.raises(UnsupportedModel, match="mixture of experts"):
         feed_forwards(AutoModelForCausalLM.from_config(config))
+
+
+def test_quantised_weights_are_refused() -> None:
+    """Rows without their scales would be another model."""
+    model = tiny_model("llama").requires_grad_(False)
+    projection = model.model.layers[2].mlp.up_proj
+    projection.weight.data = projection.weight.data.to(torch.float8_e4m3fn)
+    with pytest.raises(UnsupportedModel, match="float8_e4m3fn"):
+        feed_forwards(model)
 
 
 def test_unexpected_modules_are_refused() -> None:

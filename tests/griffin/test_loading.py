@@ -128,6 +128,21 @@ def test_unwritable_cache_is_done_without(
     assert "no cache" in caplog.text
 
 
+def test_full_disk_is_a_warning(
+    tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The weights in hand are served, the file is read once, and nothing half-written stays."""
+    read = fake_reader(monkeypatch, smollm2.tokenizer)
+    monkeypatch.setattr(smollm2.tokenizer, "save_pretrained", lambda _: (_ for _ in ()).throw(RuntimeError("no space")))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"1")
+    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+
+    assert len(read) == 1
+    assert "not cached (no space)" in caplog.text
+    assert [path.name for path in (tmp_path / "cache/dequantised").iterdir() if path.is_dir()] == []
+
+
 def test_not_a_model_directory(tmp_path: Path) -> None:
     """A directory without a configuration."""
     with pytest.raises(LoadError, match=r"is not a model directory: it has no config\.json"):
@@ -175,7 +190,7 @@ def test_file_that_is_no_gguf(tmp_path: Path) -> None:
     """The name alone does not make a GGUF file."""
     (tmp_path / "fake.gguf").write_bytes(b"not a gguf file at all")
     with pytest.raises(LoadError, match="cannot load"):
-        load(str(tmp_path / "fake.gguf"), device="cpu")
+        load(str(tmp_path / "fake.gguf"), device="cpu", cache_dir=tmp_path)
 
 
 def test_hub_id_without_a_network() -> None:

@@ -21,6 +21,7 @@ def logits_of(*probabilities: float) -> Tensor:
         (Sampling(), [0.5, 0.3, 0.15, 0.05]),
         (Sampling(top_k=2), [0.625, 0.375, 0.0, 0.0]),
         (Sampling(top_k=9), [0.5, 0.3, 0.15, 0.05]),
+        (Sampling(top_k=1), [1.0, 0.0, 0.0, 0.0]),
         (Sampling(top_p=0.75), [0.625, 0.375, 0.0, 0.0]),
         (Sampling(top_p=0.01), [1.0, 0.0, 0.0, 0.0]),
         (Sampling(min_p=0.2), [10 / 19, 6 / 19, 3 / 19, 0.0]),
@@ -43,11 +44,19 @@ def test_order_of_ids_does_not_matter_to_top_p() -> None:
     torch.testing.assert_close(kept, torch.tensor([0.0, 0.625, 0.0, 0.375]))
 
 
-def test_tiny_temperature_is_greedy_not_broken() -> None:
-    """No overflow on the way to zero."""
-    probabilities = filtered_probabilities(torch.tensor([10.0, 11.0, -5.0]), Sampling(temperature=1e-30))
+def test_top_k_of_equals_keeps_k() -> None:
+    """Half-precision logits tie often; top_k=1 is greedy all the same."""
+    probabilities = filtered_probabilities(torch.tensor([2.0, 2.0, 2.0, 1.0]), Sampling(top_k=1))
 
-    assert probabilities.tolist() == [0.0, 1.0, 0.0]
+    assert sorted(probabilities.tolist()) == [0.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-5, 1e-30, 5e-324])
+def test_tiny_temperature_is_greedy_not_broken(temperature: float) -> None:
+    """No overflow on the way to zero."""
+    sampling = Sampling(temperature=temperature, seed=0)
+
+    assert sample(torch.tensor([10.0, 11.0, -5.0]), sampling, sampling.generator(CPU)) == 1
 
 
 def test_temperature_zero_takes_the_most_probable() -> None:

@@ -26,6 +26,13 @@ def test_all_zero_token_counts_nothing() -> None:
     assert_close(relative_energy(z_TF), torch.tensor([0.36, 0.64, 0.0, 0.0]))
 
 
+def test_vanishing_tokens_count_nothing() -> None:
+    """Activations whose squares leave the range of fp32 are as good as none."""
+    z_TF = torch.tensor([[1e-20, 0.0, 2e-20, 0.0], [3.0, -4.0, 0.0, 0.0]])
+
+    assert_close(relative_energy(z_TF), torch.tensor([0.36, 0.64, 0.0, 0.0]))
+
+
 def test_only_zero_tokens_give_zeros() -> None:
     """Nothing activated: all neurons are worth nothing, not NaN."""
     assert_close(relative_energy(torch.zeros(3, 4)), torch.zeros(4))

@@ -19,7 +19,7 @@ class ServerProcess:
         self.log = ""
         self._ready = threading.Event()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "server", "--port", "0", *arguments],
+            [sys.executable, "-m", "server", *(() if "--port" in arguments else ("--port", "0")), *arguments],
             stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -136,14 +136,24 @@ def test_a_client_that_leaves_costs_at_most_a_token(streaming: bool, phase: str)
                 gate.set()
             leave_early(url, 0.3, prompt="hello", max_tokens=900, stream=streaming)
             wait_until(lambda: metric(url, "griffin_client_disconnects_total") == 1, 3)
+            generated = slow.generated
             gate.set()
             wait_until(lambda: metric(url, "griffin_num_requests_running") == 0, 3)
             counted = httpx.get(f"{url}/metrics").text
         assert f'griffin_client_disconnects_total{{model_name="scripted",phase="{phase}"}} 1.0' in counted
+        assert slow.generated - generated <= (2 if phase == "queue" else 1)
         slow.prefill_s = 0
         assert post(url, max_tokens=2).status_code == 200
 
     assert max(slow.ended) < 60
+
+
+def test_a_queue_of_no_places_serves_one_after_the_other() -> None:
+    """An engine whose job was cut short by a stop string counts as free at once."""
+    with served(ScriptedEngine(step_s=0.01), queue_size=0) as url:
+        statuses = [post(url, max_tokens=50, stop="c").status_code for _ in range(20)]
+
+    assert statuses == [200] * 20
 
 
 def test_clients_that_leave_at_any_moment_are_all_accounted_for() -> None:

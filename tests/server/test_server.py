@@ -2,11 +2,9 @@
 
 import json
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +92,14 @@ def test_model_list(client: openai.OpenAI) -> None:
 
 
 def test_a_disconnected_request_stops_within_a_token(server: ServerProcess) -> None:
-    """Streaming or not: the worker is free again at once, and the log says how far it came."""
+    """Streaming or not, the worker is free again long before the 4,000 tokens, and the log says how far it came.
+
+    That it is one token at most is held by the scripted engines, which count.
+    """
     for streaming in (True, False):
         leave_early(server.url, 1.0, prompt=PROMPT, max_tokens=4000, ignore_eos=True, stream=streaming)
-        left = time.monotonic()
         wait_until(lambda: running_requests(server.url) == 0)
-
-        assert time.monotonic() - left < 1
-    assert server.log.count(" cancelled prompt=") == 2
+    wait_until(lambda: server.log.count(" cancelled prompt=") == 2)
 
 
 BAD: list[tuple[object, int, str | None]] = [
@@ -113,6 +111,9 @@ BAD: list[tuple[object, int, str | None]] = [
     ({"prompt": ""}, 400, "prompt"),
     ({"prompt": []}, 400, "prompt"),
     ({"prompt": 7}, 400, "prompt"),
+    ({"prompt": "half of \ud83d"}, 400, "prompt"),
+    ({"prompt": "a", "stop": "\ud800"}, 400, "stop"),
+    ({"prompt": "a", "griffin": {"\ud800": 1}}, 400, "griffin"),
     ({"prompt": [1, "two"]}, 400, "prompt"),
     ({"prompt": ["two", "prompts"]}, 400, "prompt"),
     ({"prompt": [5, 49152]}, 400, "prompt"),
@@ -140,6 +141,8 @@ BAD: list[tuple[object, int, str | None]] = [
     ({"prompt": "a", "presence_penalty": 0.5}, 400, "presence_penalty"),
     ({"prompt": "a", "logit_bias": {"5": 1}}, 400, "logit_bias"),
     ({"prompt": "a", "model": "gpt-4"}, 404, "model"),
+    ({"prompt": "a", "model": "\ud800"}, 404, "model"),
+    ({"prompt": "a", "max_completion_tokens": 2}, 400, "max_completion_tokens"),
     ({"sparsity": 0.5}, 400, "prompt"),
     (["no", "object"], 400, None),
 ]
@@ -201,22 +204,53 @@ def test_two_workers_answer_at_the_same_time_and_sigterm_drains() -> None:
     assert "Traceback" not in server.log
 
 
-def _ask_at_length(url: str) -> None:
-    with suppress(httpx.HTTPError):
-        httpx.post(f"{url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 8000, "ignore_eos": True}, timeout=60)
-
-
 def test_drain_has_an_end() -> None:
-    """A request that outlasts the drain timeout is cut off, and the exit code is still 0."""
-    with running("--drain-timeout", "1") as server:
-        client = threading.Thread(target=_ask_at_length, args=[server.url])
-        client.start()
-        wait_until(lambda: running_requests(server.url) == 1)
+    """Requests that outlast the drain timeout are told so in OpenAI's form, and the exit code is still 0."""
+    body = {"prompt": PROMPT, "max_tokens": 8000, "ignore_eos": True}
+    with running("--drain-timeout", "1", "--workers", "2") as server, ThreadPoolExecutor() as pool:
+        url = server.url
+        answers = [
+            pool.submit(httpx.post, f"{url}/v1/completions", json={**body, "stream": streaming}, timeout=60)
+            for streaming in (False, True)
+        ]
+        wait_until(lambda: running_requests(url) == 2)
+        assert server.terminate() == 0
+        whole, streamed = (answer.result() for answer in answers)
+
+    assert whole.status_code == 503
+    assert whole.json()["error"]["code"] == "server_draining"
+    assert streamed.text.endswith("data: [DONE]\n\n")
+    assert json.loads(streamed.text.split("\n\n")[-3].removeprefix("data: "))["error"]["code"] == "server_draining"
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("after_s", [0, 0.3, 1, 2])
+def test_told_to_stop_while_starting(after_s: float) -> None:
+    """Whatever it is doing then, it stops soon, with exit code 0 and without a crash."""
+    with running() as server:
+        wait_until(lambda: "loading" in server.log, 60)
+        time.sleep(after_s)
 
         assert server.terminate() == 0
-        client.join(10)
+    assert "Traceback" not in server.log
+    assert "terminate called" not in server.log
 
-        assert not client.is_alive()
+
+def test_a_port_in_use_is_one_clear_line(server: ServerProcess) -> None:
+    """What is wrong, and exit code 1."""
+    port = server.url.rsplit(":", 1)[1]
+    with running("--port", port) as second:
+        assert second.wait() == 1
+    assert "address already in use" in second.log
+    assert "Traceback" not in second.log
+
+
+def test_settings_at_their_extremes_start(server: ServerProcess) -> None:
+    """The smallest context and no queue at all."""
+    with running("--max-model-len", "3", "--queue-size", "0") as small:
+        answer = httpx.post(f"{small.url}/v1/completions", json={"prompt": [5], "max_tokens": 2, "temperature": 1e-50})
+
+    assert answer.status_code == 200, answer.text
 
 
 def test_start_without_a_model_is_one_clear_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import decoders
 
 from griffin import Checkpoint
 from server.text import Detokenizer, StopStrings, TextStream, encode
@@ -20,6 +21,56 @@ def test_pieces_join_to_the_text(smollm2: Checkpoint) -> None:
     assert "".join(pieces) + stream.flush() == TEXT
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
     assert "" in pieces
+
+
+class ByteFallbackTokenizer:
+    """Decodes as Llama 2's does: a run of byte tokens is text as a whole or not at all. Ids below 256 are bytes."""
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+        self._decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": list(text.encode())}
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        return str(self._decoder.decode([f"<0x{id:02X}>" if id < 256 else self._words[id - 256] for id in ids]))
+
+
+@pytest.mark.parametrize("text", ["🦙🦙🦙", "é🦙語🦙", "aé", "👩‍👩‍👧 ok", "語" * 20])
+def test_byte_tokens_come_out_whole(text: str) -> None:
+    """Where every character is a run of byte tokens, the window never cuts one."""
+    tokenizer = ByteFallbackTokenizer()
+    stream = Detokenizer(tokenizer, encode(tokenizer, "before 🦙"))
+
+    assert "".join([stream.feed(id) for id in encode(tokenizer, text)]) == text
+
+
+def test_spaces_at_the_start_of_words_stay() -> None:
+    """A decoder that strips the first space of what it is given must not strip it in the middle."""
+    stream = Detokenizer(ByteFallbackTokenizer("▁Hello", "▁world", "</s>"), [256])
+
+    assert [stream.feed(id) for id in (257, 257, 10, 257)] == [" world", " world", "\n", " world"]
+
+
+def test_a_prompt_that_ends_inside_a_character_is_completed(smollm2: Checkpoint) -> None:
+    """The character comes out with the token that completes it."""
+    ids = encode(smollm2.tokenizer, "see: 🙂")
+    stream = Detokenizer(smollm2.tokenizer, ids[:-1])
+
+    assert stream.feed(ids[-1]).strip() == "🙂"
+
+
+def test_special_tokens_leave_no_trace(smollm2: Checkpoint) -> None:
+    """They spell nothing, however many there are, and do not disturb what follows."""
+    special, word = 2, encode(smollm2.tokenizer, " word")[0]
+    stream = Detokenizer(smollm2.tokenizer, [word])
+
+    assert [stream.feed(id) for id in [*[special] * 50, word, special, word]] == ["" for _ in range(50)] + [
+        " word", "", " word"
+    ]  # fmt: skip
 
 
 def test_half_a_character_at_the_end_is_shown_as_such(smollm2: Checkpoint) -> None:
