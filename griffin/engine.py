@@ -5,6 +5,7 @@ token is drawn from the full model; the neurons are selected; the decode twin do
 """
 
 import hashlib
+import reprlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -115,7 +116,8 @@ class Engine:
         if lowest < 0 or highest >= self.vocabulary_size:
             wrong = lowest if lowest < 0 else highest
             raise InvalidRequest(
-                f"token id {wrong} is out of range; this model has ids 0 to {self.vocabulary_size - 1}", "prompt"
+                f"token id {reprlib.repr(wrong)} is out of range; this model has ids 0 to {self.vocabulary_size - 1}",
+                "prompt",
             )
         room = self.context_length - len(prompt_ids)
         if room < 1:
@@ -127,7 +129,7 @@ class Engine:
         if max_tokens > room:
             raise ContextLengthExceeded(
                 f"this model's context is {self.context_length} tokens: {len(prompt_ids)} of the prompt and "
-                f"max_tokens={max_tokens} do not fit; ask for at most {room}",
+                f"max_tokens={reprlib.repr(max_tokens)} do not fit; ask for at most {room}",
                 "max_tokens",
             )
 

@@ -74,7 +74,8 @@ def load(
     except Exception as error:
         # Readers of checkpoints raise anything from OSError to KeyError; a user needs the first line of it.
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise LoadError(f"cannot load '{source}': {reason[0]}") from error
+        hint = " (is the file complete?)" if str(path).endswith(".gguf") else ""
+        raise LoadError(f"cannot load '{source}': {reason[0]}{hint}") from error
 
 
 def _device(name: str) -> torch.device:

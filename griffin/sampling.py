@@ -55,7 +55,7 @@ def seeded_generator(seed: int | None, device: torch.device) -> Generator:
     if seed is None:
         generator.seed()
     else:
-        # torch takes 64 bits; any integer a client sends is mapped onto them.
+        # Any integer is mapped onto the 64 bits that torch takes. (Its CPU generator uses the lower 32 of them.)
         generator.manual_seed(seed % 2**63)
     return generator
 

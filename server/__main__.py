@@ -85,7 +85,8 @@ def serve(settings: Settings) -> int:
     try:
         server.run()
     except SystemExit:
-        # uvicorn has logged why it cannot listen.
+        # uvicorn has logged why.
+        logger.error("cannot listen on %s port %d; choose others with --host and --port", settings.host, settings.port)
         return 1
     return 1 if app.state.service.failure else 0
 

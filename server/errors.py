@@ -21,6 +21,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from griffin.errors import ContextLengthExceeded, InvalidRequest
 
@@ -44,7 +45,8 @@ class ApiError(Exception):
 
 
 class InvalidField(ApiError):
-    status, type, code = 400, "invalid_request_error", "invalid_value"
+    status, type = 400, "invalid_request_error"
+    code = "invalid_value"
 
     def __init__(self, message: str, param: str | None, code: str | None = None) -> None:
         super().__init__(message, param)
@@ -79,7 +81,8 @@ class ServerDraining(_Unavailable):
 class InternalError(ApiError):
     """A fault of ours: its cause is in the log, not in the answer."""
 
-    status, type, code = 500, "server_error", "internal_error"
+    status, type = 500, "server_error"
+    code = "internal_error"
     # The OpenAI SDK would repeat the request, and with it the fault.
     headers: Mapping[str, str] = {"x-should-retry": "false"}
 
@@ -98,6 +101,36 @@ def as_api_error(error: Exception) -> ApiError:
     return InternalError()
 
 
+def reason(error: Exception) -> str:
+    """A short word for an error, from a short list of them."""
+    if isinstance(error, ApiError | InvalidRequest):
+        return as_api_error(error).code or InvalidField.code
+    return InternalError.code
+
+
+class Faults:
+    """Answers what no handler expects with a 500 of ours. The framework's own way closes the connection as well."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            answer = as_api_error(error)
+            await JSONResponse(answer.body(), answer.status, answer.headers)(scope, receive, send)
+
+
 def install(app: FastAPI) -> None:
     """Answer every failure of the app in OpenAI's form."""
 
@@ -105,21 +138,24 @@ def install(app: FastAPI) -> None:
         answer = as_api_error(error)
         return JSONResponse(answer.body(), answer.status, answer.headers)
 
-    async def validation(_: Request, error: Exception) -> JSONResponse:
+    async def validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         answer = describe(error.errors())
+        request.app.state.service.metrics.rejected.labels(answer.code).inc()
         return JSONResponse(answer.body(), answer.status)
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         # The framework's own refusals: no such route, wrong method, a body that is no JSON.
-        answer = InvalidField(f"{error.detail} ({request.method} {request.url.path})", None, _code(error.status_code))
+        code = "invalid_json" if error.status_code == 400 else _code(error.status_code)
+        answer = InvalidField(f"{error.detail} ({request.method} {request.url.path})", None, code)
         return JSONResponse(answer.body(), error.status_code, error.headers)
 
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
-    for known in (ApiError, InvalidRequest, Exception):
-        app.add_exception_handler(known, api_error)
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(InvalidRequest, api_error)
+    app.add_middleware(Faults)
 
 
 def describe(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
@@ -129,6 +165,8 @@ def describe(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
     path = [str(part)[:64].encode("ascii", "backslashreplace").decode() for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         return InvalidField(f"the body is not valid JSON: {first['ctx']['error']}", None, "invalid_json")
+    if not path and not str(first["type"]).startswith(("model", "dict")):
+        return InvalidField(f"the body: {first['msg']}", None, "invalid_json")
     if not path:
         return InvalidField(
             "the body must be a JSON object, sent with the header Content-Type: application/json", None, "invalid_json"

@@ -27,7 +27,7 @@ BY_SPARSITY = ("model_name", "sparsity")
 
 def sparsity_label(sparsity: float) -> str:
     """A label from a short list, never the raw number, which a client could choose at will."""
-    return f"{sparsity:g}" if sparsity in SPARSITIES else "other"
+    return next((f"{known:g}" for known in SPARSITIES if known == sparsity), "other")
 
 
 class Metrics:

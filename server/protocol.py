@@ -46,8 +46,8 @@ class GriffinOptions(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    selection: SelectionName = Field(default="top_k", description="how neurons are picked from the statistic")
-    statistic: StatisticName = Field(
+    selection: SelectionName | None = Field(default="top_k", description="how neurons are picked from the statistic")
+    statistic: StatisticName | None = Field(
         default="flocking", description="of the prompt (the paper's), or of the weights alone"
     )
 
@@ -128,8 +128,8 @@ class CompletionRequest(BaseModel):
         options = self.griffin or GriffinOptions()
         return Pruning(
             sparsity=default_sparsity if self.sparsity is None else self.sparsity,
-            selection=options.selection,
-            statistic=options.statistic,
+            selection=options.selection or "top_k",
+            statistic=options.statistic or "flocking",
             seed=self.seed,
         )
 

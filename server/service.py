@@ -1,5 +1,6 @@
 """What all routes share: the settings, the metrics, and the model once it is loaded."""
 
+import logging
 from dataclasses import dataclass, field
 from time import time
 
@@ -9,6 +10,8 @@ from server.metrics import Metrics
 from server.settings import Settings
 from server.text import Tokenizer
 from server.worker import SHUTTING_DOWN, EngineLike, Workers
+
+logger = logging.getLogger("griffin")
 
 # How long a start from a warm cache takes, about.
 LOADING_RETRY_S = 5
@@ -106,6 +109,9 @@ def load(settings: Settings) -> Loaded:
             prefill_chunk=settings.prefill_chunk,
         )
     ]
+    context = engines[0].context_length
+    if settings.max_model_len and context < settings.max_model_len:
+        logger.warning("--max-model-len %d is more than the model has: %d", settings.max_model_len, context)
     name = settings.served_model_name or checkpoint.name
     dtype = str(checkpoint.model.dtype).removeprefix("torch.")
     return Loaded(name, checkpoint.tokenizer, engines, f"{checkpoint.model.device}, {dtype}")

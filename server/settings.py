@@ -21,6 +21,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
+        env_ignore_empty=True,
         cli_prog_name="python -m server",
         cli_kebab_case=True,
         cli_hide_none_type=True,

@@ -166,11 +166,11 @@ class Workers:
     def _require_room(self) -> None:
         if self._draining:
             raise ServerDraining(SHUTTING_DOWN, 1)
-        if len(self._waiting) >= self._free() + self._queue_size:
+        if self._backlog() >= self._queue_size and len(self._waiting) >= self._free():
             wait_s = math.ceil(self._mean_s * (len(self._waiting) + 1) / len(self._engines))
             raise QueueFull(
-                f"{len(self._waiting)} requests are waiting, as many as may (queue_size={self._queue_size}); "
-                "try again later",
+                f"all workers are busy and {self._backlog()} requests wait, as many as may "
+                f"(queue_size={self._queue_size}); try again later",
                 min(LONGEST_RETRY_S, max(1, wait_s)),
             )
 

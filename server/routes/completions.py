@@ -4,11 +4,13 @@ import asyncio
 import logging
 import time
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from server.errors import ApiError, InvalidField
+from griffin.errors import ContextLengthExceeded
+from server.errors import InvalidField, reason
 from server.protocol import CompletionRequest, CompletionResponse, ErrorResponse
 from server.service import Service
 from server.streaming import Completion, EventStream
@@ -30,6 +32,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 # Longer texts take the tokenizer milliseconds, in which no other request's token could be sent.
 LONG_TEXT = 20_000
+# In characters; no vocabulary in use has a longer one. Texts beyond cost seconds and gigabytes to tokenize.
+LONGEST_TOKEN = 128
+HEADER_KEYS = 16
 
 
 @router.post("/v1/completions", response_model=CompletionResponse, responses=ERRORS)
@@ -38,17 +43,11 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     service: Service = request.app.state.service
     arrived = time.monotonic()
     try:
-        completion = Completion(
-            job=await _submit(body, service, arrived),
-            model=service.model(),
-            metrics=service.metrics,
-            stops=body.stop_strings(),
-            requested_sparsity=body.sparsity,
-        )
-    except ApiError as refusal:
-        if not isinstance(refusal, InvalidField) and refusal.code:
-            service.metrics.rejected.labels(refusal.code).inc()
+        job = await _submit(body, service, arrived)
+    except Exception as refusal:
+        service.metrics.rejected.labels(reason(refusal)).inc()
         raise
+    completion = Completion(job, service.model(), service.metrics, body.stop_strings(), body.sparsity)
     headers = _ignored_header(body)
     if body.stream:
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -74,7 +73,13 @@ async def _submit(body: CompletionRequest, service: Service, arrived: float) -> 
 
 
 async def _encode(service: Service, text: str) -> list[int]:
-    tokenizer = service.model().tokenizer
+    model = service.model()
+    tokenizer, context = model.tokenizer, model.workers.engine.context_length
+    if len(text) > context * LONGEST_TOKEN:
+        raise ContextLengthExceeded(
+            f"this model's context is {context} tokens, and {len(text)} characters are surely more; shorten the prompt",
+            "prompt",
+        )
     if len(text) > LONG_TEXT:
         return await asyncio.to_thread(encode, tokenizer, text)
     return encode(tokenizer, text)
@@ -82,8 +87,9 @@ async def _encode(service: Service, text: str) -> list[int]:
 
 def _ignored_header(body: CompletionRequest) -> dict[str, str]:
     """Unknown keys are common and harmless, but a misspelt ``sparsity`` must not go unseen."""
-    ignored = [name[:64].encode("ascii", "replace").decode() for name in body.ignored()[:16]]
-    if not ignored:
+    names = [quote(name[:64].encode("utf-8", "replace")) for name in body.ignored()]
+    if not names:
         return {}
-    logger.warning("ignored unknown fields: %s", ", ".join(map(repr, ignored)))
-    return {"x-griffin-ignored": ",".join("".join(c for c in name if c.isprintable()) for name in ignored)}
+    listed = ",".join(names[:HEADER_KEYS] + ["..."] * (len(names) > HEADER_KEYS))
+    logger.warning("ignored unknown fields: %s", listed)
+    return {"x-griffin-ignored": listed}

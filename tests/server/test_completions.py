@@ -242,15 +242,43 @@ def test_before_the_model_is_there() -> None:
 
 
 def test_unknown_fields_are_listed_in_a_header() -> None:
-    """A misspelt field does not go unseen, whatever characters it is made of."""
+    """A misspelt field does not go unseen."""
     with served(ScriptedEngine()) as url:
-        response = post(url, sparisty=0.5, user="me", **{"naïve\r\nx: y": 1})
+        assert post(url, sparisty=0.5, user="me").headers["x-griffin-ignored"] == "sparisty"
+        assert "x-griffin-ignored" not in post(url, n=1, logprobs=None, echo=False, logit_bias={}).headers
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("key", [" a", "zz ", "", "\t", "a,b", "na\u00efve", "\r\nx: y", "k" * 10_000])
+def test_odd_keys_make_a_valid_header(key: str, streaming: bool) -> None:
+    """Whatever the key is made of, the request is answered."""
+    with served(ScriptedEngine()) as url:
+        response = post(url, stream=streaming, **{key: 1})
 
         assert response.status_code == 200
-        assert "sparisty" in response.headers["x-griffin-ignored"]
-        assert "user" not in response.headers["x-griffin-ignored"]
+        assert "x-griffin-ignored" in response.headers
         assert "x" not in response.headers
-        assert "x-griffin-ignored" not in post(url, n=1, logprobs=None, echo=False, logit_bias={}).headers
+        assert metric(url, "griffin_request_success_total") == 1
+
+
+def test_a_fault_leaves_the_connection_usable() -> None:
+    """The next request on the same connection is answered."""
+    with served(ScriptedEngine(fail_after=1)) as url, httpx.Client() as client:
+        for tokens, status in ((3, 500), (1, 200), (3, 500), (1, 200)):
+            body = {"prompt": "hello", "max_tokens": tokens}
+            assert client.post(f"{url}/v1/completions", json=body).status_code == status
+
+
+def test_refusals_are_counted_by_reason() -> None:
+    """What never reached the queue is in one counter, whatever the reason."""
+    with served(ScriptedEngine()) as url:
+        for body in ({"sparsity": 2}, {"n": 2}, {"model": "other"}, {"max_tokens": 999}, {"prompt": "a" * 200_000}):
+            assert post(url, **body).status_code in (400, 404)
+        text = httpx.get(f"{url}/metrics").text
+
+    for reason, count in (("invalid_value", 1), ("unsupported_parameter", 1), ("model_not_found", 1),
+                          ("context_length_exceeded", 2)):  # fmt: skip
+        assert f'griffin_requests_rejected_total{{reason="{reason}"}} {count}.0' in text
 
 
 def test_inter_token_latency_has_millisecond_buckets() -> None:

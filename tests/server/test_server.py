@@ -121,6 +121,9 @@ BAD: list[tuple[object, int, str | None]] = [
     ({"prompt": [5] * 8192}, 400, "prompt"),
     ({"prompt": "word " * 9000}, 400, "prompt"),
     ({"prompt": "a", "max_tokens": 8192}, 400, "max_tokens"),
+    ({"prompt": "a", "max_tokens": 10**4000}, 400, "max_tokens"),
+    ({"prompt": [10**4000]}, 400, "prompt"),
+    ({"prompt": "word " * 10**6}, 400, "prompt"),
     ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens"),
     ({"prompt": "a", "max_tokens": "many"}, 400, "max_tokens"),
     ({"prompt": "a", "temperature": 3}, 400, "temperature"),
@@ -159,11 +162,20 @@ def test_bad_input_names_the_field(server: ServerProcess, body: object, status: 
     assert response.status_code == status, response.text
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
     assert set(error) == {"message", "type", "param", "code"}
+    assert len(response.content) < 600
     assert param is None or param in error["message"] or param == "prompt"
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"prompt":', b"\xff\xfe", b"", b"[" * 100_000, b'{"prompt": "a", "seed": ' + b"9" * 5000]
+    "body",
+    [
+        b'{"\\ud800": 1, "prompt": "a"}',
+        b'{"prompt":',
+        b"\xff\xfe",
+        b"",
+        b"[" * 100_000,
+        b'{"prompt": "a", "seed": ' + b"9" * 5000,
+    ],
 )
 def test_broken_json(server: ServerProcess, body: bytes) -> None:
     """Whatever bytes come, the answer is a 400 in the same form."""
@@ -242,6 +254,7 @@ def test_a_port_in_use_is_one_clear_line(server: ServerProcess) -> None:
     with running("--port", port) as second:
         assert second.wait() == 1
     assert "address already in use" in second.log
+    assert "--port" in second.log
     assert "Traceback" not in second.log
 
 

@@ -21,6 +21,14 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     assert (settings.sparsity, settings.prefill_chunk) == (0.5, 64)
 
 
+def test_an_empty_variable_is_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compose file sets variables to nothing when the user has set none."""
+    monkeypatch.setenv("GRIFFIN_CACHE_DIR", "")
+    monkeypatch.setenv("GRIFFIN_WORKERS", "")
+
+    assert (read_settings([]).cache_dir, read_settings([]).workers) == (None, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "text"),
     [
@@ -29,7 +37,6 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
         (["--port", "http"], {}, "--port: Input should be a valid integer"),
         (["--dtype=int4"], {}, "dtype"),
         ([], {"GRIFFIN_WORKERS": "0"}, "GRIFFIN_WORKERS: Input should be greater than or equal to 1"),
-        ([], {"GRIFFIN_MODEL": ""}, "GRIFFIN_MODEL"),
     ],
 )
 def test_wrong_values_are_named(
