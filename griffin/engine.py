@@ -180,13 +180,13 @@ class Engine:
             generator = sampling.generator(self.device)
             self._cache.start()
             logits = self._prefill(torch.tensor(prompt_ids, device=self.device), pruning, cancelled)
+            if logits is None:
+                return
             decoder, selection = self._model, None
             for count in range(1, sampling.max_tokens + 1):
-                if logits is None or cancelled():
-                    return
                 token = self._draw(logits[-1], sampling, generator, count, selection)
                 yield token
-                if token.finish_reason:
+                if token.finish_reason or cancelled():
                     return
                 selection = None
                 if count == 1:

@@ -228,12 +228,13 @@ def test_cancelled_prefill_ends_between_chunks(prompts: Prompts) -> None:
     assert len(list(engine.generate(prompts(19, 40), greedy(4)))) == 4
 
 
-def test_cancelled_decode_ends_within_a_token(prompts: Prompts) -> None:
-    """After cancellation no further token is computed."""
+def test_cancelled_decode_ends_within_a_token(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After cancellation no further token is computed, and no neurons are selected for one."""
     cancelled: list[bool] = []
     stream = Engine(tiny_model("llama")).generate(prompts(20, 10), greedy(50), cancelled=lambda: bool(cancelled))
     next(stream)
     cancelled.append(True)
+    monkeypatch.setattr(Engine, "_select", lambda *_: pytest.fail("selected for nobody"))
 
     assert list(stream) == []
 
