@@ -134,18 +134,18 @@ def test_a_client_that_leaves_costs_at_most_a_token(streaming: bool, phase: str)
                 wait_until(lambda: metric(url, "griffin_num_requests_running") == 1)
             else:
                 gate.set()
-            leave_early(url, 0.3, prompt="hello", max_tokens=900, stream=streaming)
-            wait_until(lambda: metric(url, "griffin_client_disconnects_total") == 1, 3)
+            leave_early(url, 0.6, prompt="hello", max_tokens=900, stream=streaming)
+            wait_until(lambda: metric(url, "griffin_client_disconnects_total") == 1)
             generated = slow.generated
             gate.set()
-            wait_until(lambda: metric(url, "griffin_num_requests_running") == 0, 3)
+            wait_until(lambda: metric(url, "griffin_num_requests_running") == 0)
             counted = httpx.get(f"{url}/metrics").text
         assert f'griffin_client_disconnects_total{{model_name="scripted",phase="{phase}"}} 1.0' in counted
         assert slow.generated - generated <= (2 if phase == "queue" else 1)
         slow.prefill_s = 0
         assert post(url, max_tokens=2).status_code == 200
 
-    assert max(slow.ended) < 60
+    assert max(slow.ended) < 200
 
 
 def test_a_queue_of_no_places_serves_one_after_the_other() -> None:
@@ -174,7 +174,7 @@ def test_clients_that_leave_at_any_moment_are_all_accounted_for() -> None:
             ended = metric(url, "griffin_request_success_total") + metric(url, "griffin_client_disconnects_total")
             return ended == metric(url, "griffin_requests_accepted_total") >= 30
 
-        wait_until(lambda: settled() and metric(url, "griffin_num_requests_running") == 0, 5)
+        wait_until(lambda: settled() and metric(url, "griffin_num_requests_running") == 0)
 
 
 def test_overload_is_refused_and_every_accepted_request_is_answered() -> None:
