@@ -73,8 +73,8 @@ class DecodeTwin:
 def store_by_neuron_(blocks: Sequence[FeedForward]) -> None:
     """Lay every FF weight out so that one neuron is one contiguous row, in place and without a change of shape.
 
-    Contracting weights are ``(D, F)`` by rows in a checkpoint: gathering columns of them is 2 to 12 times
-    slower than gathering rows, while the product with the transposed form costs between 15 % less and
+    Contracting weights are ``(D, F)`` by rows in a checkpoint: gathering columns of them is 2 to 14 times
+    slower than gathering rows, while the product with the transposed form costs between 20 % less and
     30 % more (AMD EPYC with AVX512-BF16, 2 threads, fp32 and bf16, D 576 and 2048).
     """
     for block in blocks:
