@@ -130,18 +130,14 @@ class _Gathered:
 
 
 class _KeptNeurons(nn.Module):
-    """Stands in the twin where a projection stood."""
+    """Stands in the twin where a projection stood. Its tensors are views that change with each request."""
 
     weight: Tensor
     bias: Tensor | None
 
     def __init__(self, bias: Tensor | None) -> None:
         super().__init__()
-        # Views change from request to request: plain attributes, not parameters.
-        object.__setattr__(self, "bias", bias)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight, self.bias)

@@ -109,7 +109,7 @@ def reason(error: Exception) -> str:
 
 
 class Faults:
-    """Answers what no handler expects with a 500 of ours. The framework's own way closes the connection as well."""
+    """Answers every exception of a route. The framework's own way with unexpected ones closes the connection."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -134,10 +134,6 @@ class Faults:
 def install(app: FastAPI) -> None:
     """Answer every failure of the app in OpenAI's form."""
 
-    async def api_error(_: Request, error: Exception) -> JSONResponse:
-        answer = as_api_error(error)
-        return JSONResponse(answer.body(), answer.status, answer.headers)
-
     async def validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         answer = describe(error.errors())
@@ -153,8 +149,6 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(ApiError, api_error)
-    app.add_exception_handler(InvalidRequest, api_error)
     app.add_middleware(Faults)
 
 

@@ -1,6 +1,7 @@
 """What all routes share: the settings, the metrics, and the model once it is loaded."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import time
 
@@ -23,7 +24,7 @@ class Loaded:
 
     name: str
     tokenizer: Tokenizer
-    engines: list[EngineLike]
+    engines: Sequence[EngineLike]
     description: str = ""
 
 
@@ -101,14 +102,12 @@ def load(settings: Settings) -> Loaded:
     checkpoint = griffin.load(
         settings.model, dtype=settings.dtype, device=settings.device, cache_dir=settings.cache_dir
     )
-    engines: list[EngineLike] = [
-        *griffin.build_engines(
-            checkpoint.model,
-            settings.workers,
-            context_length=settings.max_model_len,
-            prefill_chunk=settings.prefill_chunk,
-        )
-    ]
+    engines = griffin.build_engines(
+        checkpoint.model,
+        settings.workers,
+        context_length=settings.max_model_len,
+        prefill_chunk=settings.prefill_chunk,
+    )
     context = engines[0].context_length
     if settings.max_model_len and context < settings.max_model_len:
         logger.warning("--max-model-len %d is more than the model has: %d", settings.max_model_len, context)

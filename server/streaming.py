@@ -142,7 +142,6 @@ class Completion:
             except Exception as error:
                 # The status line is long gone; the SDK raises this object's message.
                 yield _event(as_api_error(error).body())
-                reason = None
         if reason and include_usage:
             yield _event(
                 {

@@ -166,7 +166,7 @@ class Workers:
     def _require_room(self) -> None:
         if self._draining:
             raise ServerDraining(SHUTTING_DOWN, 1)
-        if self._backlog() >= self._queue_size and len(self._waiting) >= self._free():
+        if len(self._waiting) - self._free() >= self._queue_size:
             wait_s = math.ceil(self._mean_s * (len(self._waiting) + 1) / len(self._engines))
             raise QueueFull(
                 f"all workers are busy and {self._backlog()} requests wait, as many as may "

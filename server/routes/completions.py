@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from griffin.errors import ContextLengthExceeded
 from server.errors import InvalidField, reason
 from server.protocol import CompletionRequest, CompletionResponse, ErrorResponse
-from server.service import Service
+from server.service import ServedModel, Service
 from server.streaming import Completion, EventStream
 from server.text import encode
 from server.worker import Job
@@ -43,11 +43,13 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     service: Service = request.app.state.service
     arrived = time.monotonic()
     try:
-        job = await _submit(body, service, arrived)
+        _require_built(body)
+        model = service.model(body.model)
+        job = await _submit(body, model, service.settings.sparsity, arrived)
     except Exception as refusal:
         service.metrics.rejected.labels(reason(refusal)).inc()
         raise
-    completion = Completion(job, service.model(), service.metrics, body.stop_strings(), body.sparsity)
+    completion = Completion(job, model, service.metrics, body.stop_strings(), body.sparsity)
     headers = _ignored_header(body)
     if body.stream:
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -59,21 +61,22 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     return JSONResponse(answer.model_dump(), headers=headers)
 
 
-async def _submit(body: CompletionRequest, service: Service, arrived: float) -> Job:
+async def _submit(body: CompletionRequest, model: ServedModel, default_sparsity: float, arrived: float) -> Job:
     """From a valid body to a queued job. The queue is asked first: tokenizing costs more than a refusal."""
+    model.workers.require_room()
+    prompt_ids = body.prompt if isinstance(body.prompt, list) else await _encode(model, body.prompt)
+    room = model.workers.engine.context_length - len(prompt_ids)
+    return model.workers.submit(prompt_ids, body.sampling(room), body.pruning(default_sparsity), arrived)
+
+
+def _require_built(body: CompletionRequest) -> None:
     if (field := body.not_built()) is not None:
         raise InvalidField(f"{field} is not supported yet; leave it out", field, "unsupported_parameter")
     if body.stream_options and not body.stream:
         raise InvalidField("stream_options: only with stream=true", "stream_options")
-    model = service.model(body.model)
-    model.workers.require_room()
-    prompt_ids = body.prompt if isinstance(body.prompt, list) else await _encode(service, body.prompt)
-    room = model.workers.engine.context_length - len(prompt_ids)
-    return model.workers.submit(prompt_ids, body.sampling(room), body.pruning(service.settings.sparsity), arrived)
 
 
-async def _encode(service: Service, text: str) -> list[int]:
-    model = service.model()
+async def _encode(model: ServedModel, text: str) -> list[int]:
     tokenizer, context = model.tokenizer, model.workers.engine.context_length
     if len(text) > context * LONGEST_TOKEN:
         raise ContextLengthExceeded(
