@@ -1,19 +1,22 @@
 """GRIFFIN as a library: feed-forward neurons chosen per sequence, from its prompt (Dong, Chen, Chi 2024)."""
 
 from griffin.accounting import Accounting
-from griffin.engine import Engine, Selection, Token, build_engines
+from griffin.engine import Engine, Prompt, Scoring, Selection, Token, build_engines
 from griffin.errors import GriffinError
 from griffin.loading import Checkpoint, load
 from griffin.pruning import Pruning
-from griffin.sampling import Sampling
+from griffin.sampling import Logprobs, Sampling
 
 __all__ = [
     "Accounting",
     "Checkpoint",
     "Engine",
     "GriffinError",
+    "Logprobs",
+    "Prompt",
     "Pruning",
     "Sampling",
+    "Scoring",
     "Selection",
     "Token",
     "build_engines",

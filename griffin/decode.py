@@ -75,10 +75,10 @@ class KVCache:
     def __init__(self, layers: int) -> None:
         self.cache = Cache(layers=[_CacheLayer() for _ in range(layers)])
 
-    def start(self) -> None:
-        """Forget the last sequence."""
+    def cut(self, length: int) -> None:
+        """Forget all but the first tokens."""
         for layer in self.cache.layers:
-            layer.length = 0
+            layer.length = length
 
 
 @torch.inference_mode()

@@ -4,24 +4,25 @@ The life of a sequence: the full model reads the prompt in chunks while the stat
 token is drawn from the full model; the neurons are selected; the decode twin does the rest.
 """
 
+import gc
 import hashlib
 import reprlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from griffin.accounting import Accounting
 from griffin.decode import KVCache, extend, step
-from griffin.errors import ContextLengthExceeded, EngineBusy, InvalidRequest
+from griffin.errors import Cancelled, ContextLengthExceeded, EngineBusy, InvalidRequest, OutOfMemory
 from griffin.families import feed_forwards
 from griffin.pruning import DecodeTwin, Pruning, share, store_by_neuron_
-from griffin.sampling import Sampling, logprob, sample
+from griffin.sampling import Logprobs, Sampler, Sampling, logprobs
 from griffin.selection import STRATEGIES, kept_count
 from griffin.statistic import FlockingStatistic, magnitude
 
@@ -30,35 +31,146 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The neurons chosen for one sequence.
+    """The neurons chosen for one prompt.
 
     kept_per_layer: k; the same in every layer.
     seconds: from the finished prompt to decode-ready weights.
     expert_set: a name for exactly these neurons, equal for equal sets.
+    prompt_tokens: how many tokens they were chosen on.
     """
 
     kept_per_layer: int
     seconds: float
     expert_set: str
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     """One generated token.
 
-    logprob: under the distribution it was drawn from, before temperature and filters.
+    logprobs: if the sampling asks for them.
     finish_reason: set on the last token only. An end-of-sequence token is yielded too.
     selection: set on the first token that came from kept neurons only.
     """
 
     id: int
-    logprob: float
+    logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
     selection: Selection | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a prompt's own tokens are to be scored.
+
+    top: report that many most probable tokens at each position, besides the token itself.
+    prompt_tokens: with a sparsity, the full model reads that many tokens and neurons are chosen on them; all
+        further tokens are read by the kept neurons, as if they had been generated. None: all but the last
+        input, the paper's simulated generation for classification (5.1). The last token of a scored text is no
+        input to its own score, so that is two less than the text has.
+    """
+
+    top: int = 0
+    prompt_tokens: int | None = None
+
+    def read_dense(self, length: int) -> int:
+        return max(1, length - 2) if self.prompt_tokens is None else self.prompt_tokens
+
+
 def _never() -> bool:
     return False
+
+
+class Prompt:
+    """A prompt that an engine has read: scored, if that was wanted, and continued as often as wanted.
+
+    scores: for each token of the prompt, the first excepted, which nothing predicts; None unless asked for.
+    """
+
+    def __init__(self, engine: "Engine", ids: list[int], pruning: Pruning) -> None:
+        self._engine, self._ids, self._pruning = engine, ids, pruning
+        self._decoder: PreTrainedModel | None = None
+        self._logits_V: Tensor | None = None
+        # What the first token comes from: the full model, unless the prompt's end was scored by kept neurons.
+        self._first_from: Selection | None = None
+        self.selection: Selection | None = None
+        self.scores: list[Logprobs | None] | None = None
+
+    def generate(self, sampling: Sampling, cancelled: Callable[[], bool] = _never) -> Iterator[Token]:
+        """Yield the tokens that follow. Sequences come one after the other, each anew from the prompt's end.
+
+        ``cancelled`` is asked between tokens; once true, the iterator simply ends.
+        """
+        engine, device = self._engine, self._engine.device
+        end_ids = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else engine.eos_token_ids)
+        engine._cache.cut(len(self._ids))
+        logits_V = self._logits_V
+        assert logits_V is not None
+        sampler = Sampler(sampling, self._ids, end_ids, len(logits_V), device)
+        selection = self._first_from
+        for count in range(1, sampling.max_tokens + 1):
+            if cancelled():
+                return
+            id = sampler.draw(logits_V)
+            reason: FinishReason | None = (
+                "stop" if id in end_ids else "length" if count == sampling.max_tokens else None
+            )
+            yield Token(id, _logprobs(logits_V, id, sampling), reason, selection)
+            # Once more, right after the token was handed out: nothing is computed for nobody.
+            if reason or cancelled():
+                return
+            decoder = self._select()
+            selection = self.selection if count == 1 and self._first_from is None else None
+            logits_V = step(decoder, torch.tensor([id], device=device), engine._cache)[-1]
+
+    def _select(self) -> PreTrainedModel:
+        """The tree that decodes this prompt's sequences; chosen at the first need of it."""
+        if self._decoder is None:
+            self._decoder, self.selection = self._engine._select(self._pruning, len(self._ids))
+        return self._decoder
+
+    def _read(self, scoring: Scoring | None, cancelled: Callable[[], bool]) -> None:
+        """Run the prompt through the full model, or, to score it sparsely, its beginning."""
+        length, sparse = len(self._ids), scoring is not None and self._engine._prunes(self._pruning)
+        dense = min(length, scoring.read_dense(length)) if scoring and sparse else length
+        ids_T = torch.tensor(self._ids, device=self._engine.device)
+        if scoring:
+            self.scores = [None]
+        with self._engine._collecting(self._pruning):
+            self._extend(self._engine._model, ids_T, 0, dense, scoring, cancelled)
+        if sparse:
+            self._decoder, self.selection = self._engine._select(self._pruning, dense)
+            self._first_from = self.selection if dense < length else None
+            self._extend(self._decoder, ids_T, dense, length, scoring, cancelled)
+
+    def _extend(
+        self,
+        model: PreTrainedModel,
+        ids_T: Tensor,
+        start: int,
+        end: int,
+        scoring: Scoring | None,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        """One part of the prompt, in chunks."""
+        cache, size = self._engine._cache, self._engine._prefill_chunk
+        for first in range(start, end, size):
+            if cancelled():
+                raise Cancelled("the prompt was given up")
+            behind = min(first + size, end)
+            chunk = ids_T[first:behind]
+            if scoring is not None:
+                logits_CV = step(model, chunk, cache, logits_for=len(chunk))
+                targets = ids_T[first + 1 : behind + 1]
+                assert self.scores is not None
+                if len(targets):
+                    self.scores += logprobs(logits_CV[: len(targets)], targets, scoring.top)
+                self._logits_V = logits_CV[-1]
+            elif behind < len(self._ids):
+                extend(model, chunk, cache)
+            else:
+                self._logits_V = step(model, chunk, cache)[-1]
 
 
 class Engine:
@@ -87,24 +199,44 @@ class Engine:
         if prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be 1 or more, but is {prefill_chunk}")
         model.eval().requires_grad_(False)
-        # A tree of its own: hooks sit on modules, and engines must not see each other's.
-        self._model = share(model)
-        self._blocks = feed_forwards(self._model)
-        store_by_neuron_(self._blocks)
-        self._twin = DecodeTwin(self._model)
-        self._statistic = FlockingStatistic(self._blocks)
-        self._magnitude_LF: Tensor | None = None
-        self._cache = KVCache(len(self._blocks))
+        self._origin = model
         self._prefill_chunk = prefill_chunk
         self._busy = False
+        self._magnitude_LF: Tensor | None = None
+        self._build()
         self.device = model.device
         self.accounting = Accounting.of(self._model)
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = _context_length(model, context_length)
         self.eos_token_ids = _eos_token_ids(model)
 
+    def _build(self) -> None:
+        # A tree of its own: hooks sit on modules, and engines must not see each other's.
+        self._model = share(self._origin)
+        self._blocks = feed_forwards(self._model)
+        store_by_neuron_(self._blocks)
+        self._twin = DecodeTwin(self._model)
+        self._statistic = FlockingStatistic(self._blocks)
+        self._cache = KVCache(len(self._blocks))
+
+    def rebuild(self) -> None:
+        """Start over after a failure, whatever state it left: all but the weights is made anew, and warmed up."""
+        del self._model, self._blocks, self._twin, self._statistic, self._cache
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._busy = False
+        self._build()
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """First calls choose kernels and touch buffers; no request should pay for that."""
+        prompt = [0] * min(8, self.context_length - 2)
+        for _ in self.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5)):
+            pass
+
     def check(self, prompt_ids: Sequence[int], max_tokens: int) -> None:
-        """Whether a sequence can be generated at all.
+        """Whether a sequence can be generated at all, or, with ``max_tokens`` 0, its prompt be scored.
 
         Raises:
             InvalidRequest: an empty prompt, or an id that the model does not have.
@@ -120,7 +252,7 @@ class Engine:
                 "prompt",
             )
         room = self.context_length - len(prompt_ids)
-        if room < 1:
+        if room < min(1, max_tokens):
             raise ContextLengthExceeded(
                 f"this model's context is {self.context_length} tokens and the prompt has {len(prompt_ids)}, "
                 "which leaves no room for an answer; shorten the prompt",
@@ -132,6 +264,35 @@ class Engine:
                 f"max_tokens={reprlib.repr(max_tokens)} do not fit; ask for at most {room}",
                 "max_tokens",
             )
+
+    @contextmanager
+    def read(
+        self,
+        prompt_ids: Sequence[int],
+        pruning: Pruning | None = None,
+        scoring: Scoring | None = None,
+        cancelled: Callable[[], bool] = _never,
+    ) -> Iterator[Prompt]:
+        """Read a prompt once, to generate any number of sequences from it. The engine is taken until the block ends.
+
+        Raises:
+            InvalidRequest: see ``check``, or ``scoring.prompt_tokens`` is not within the prompt.
+            EngineBusy: another prompt's block has not ended.
+            Cancelled: ``cancelled``, asked before each prompt chunk, was true.
+            OutOfMemory: from here or from within the block.
+        """
+        pruning = pruning or Pruning()
+        self.check(prompt_ids, 0)
+        if scoring and scoring.prompt_tokens is not None and not 1 <= scoring.prompt_tokens <= len(prompt_ids):
+            raise InvalidRequest(
+                f"prompt_tokens={scoring.prompt_tokens} is not within the prompt, which has {len(prompt_ids)} tokens",
+                "griffin.prompt_tokens",
+            )
+        with self._claimed():
+            self._cache.cut(0)
+            prompt = Prompt(self, list(prompt_ids), pruning)
+            prompt._read(scoring, cancelled)
+            yield prompt
 
     def generate(
         self,
@@ -147,11 +308,17 @@ class Engine:
 
         Raises:
             InvalidRequest: at once, see ``check``.
-            EngineBusy: from the first ``next``, while another generation of this engine is unfinished.
+            EngineBusy, OutOfMemory: from ``next``, see ``read``.
         """
-        sampling, pruning = sampling or Sampling(), pruning or Pruning()
+        sampling = sampling or Sampling()
         self.check(prompt_ids, sampling.max_tokens)
-        return self._generate(list(prompt_ids), sampling, pruning, cancelled)
+        return self._generate(prompt_ids, sampling, pruning, cancelled)
+
+    def _generate(
+        self, prompt_ids: Sequence[int], sampling: Sampling, pruning: Pruning | None, cancelled: Callable[[], bool]
+    ) -> Iterator[Token]:
+        with suppress(Cancelled), self.read(prompt_ids, pruning, cancelled=cancelled) as prompt:
+            yield from prompt.generate(sampling, cancelled)
 
     def score(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int], pruning: Pruning) -> Tensor:
         """Log-probabilities of a given continuation, teacher-forced: fp32 ``(len(continuation_ids),)``.
@@ -159,79 +326,41 @@ class Engine:
         The prompt runs through the full model, which also predicts the first token of the continuation;
         the rest is predicted by the kept neurons, as in the paper's simulated generation (5.1, 5.3).
         """
-        self.check([*prompt_ids, *continuation_ids], 1)
         if not prompt_ids or not continuation_ids:
             raise InvalidRequest("both a prompt and a continuation are needed", "prompt")
-        with self._claimed():
-            ids = torch.tensor([*prompt_ids, *continuation_ids], device=self.device)
-            self._cache.start()
-            logits = [self._prefill(ids[: len(prompt_ids)], pruning, _never)]
-            decoder, _ = self._select(pruning)
-            for chunk in torch.split(ids[len(prompt_ids) : -1], self._prefill_chunk):
-                if len(chunk):
-                    logits.append(step(decoder, chunk, self._cache, logits_for=len(chunk)))
-            scores = [part.float().log_softmax(dim=-1) for part in logits if part is not None]
-            return torch.cat(scores).gather(1, ids[len(prompt_ids) :, None])[:, 0]
+        ids = [*prompt_ids, *continuation_ids]
+        with self.read(ids, pruning, Scoring(prompt_tokens=len(prompt_ids))) as prompt:
+            assert prompt.scores is not None
+            scores = [score.chosen for score in prompt.scores[len(prompt_ids) :] if score]
+            return torch.tensor(scores, dtype=torch.float32)
 
-    def _generate(
-        self, prompt_ids: list[int], sampling: Sampling, pruning: Pruning, cancelled: Callable[[], bool]
-    ) -> Iterator[Token]:
-        with self._claimed():
-            generator = sampling.generator(self.device)
-            self._cache.start()
-            logits = self._prefill(torch.tensor(prompt_ids, device=self.device), pruning, cancelled)
-            if logits is None:
-                return
-            decoder, selection = self._model, None
-            for count in range(1, sampling.max_tokens + 1):
-                token = self._draw(logits[-1], sampling, generator, count, selection)
-                yield token
-                if token.finish_reason or cancelled():
-                    return
-                selection = None
-                if count == 1:
-                    decoder, selection = self._select(pruning)
-                logits = step(decoder, torch.tensor([token.id], device=self.device), self._cache)
+    def _prunes(self, pruning: Pruning) -> bool:
+        return kept_count(self.accounting.width, pruning.sparsity) < self.accounting.width
 
-    def _prefill(self, ids_T: Tensor, pruning: Pruning, cancelled: Callable[[], bool]) -> Tensor | None:
-        """Fill the cache and the statistic; the last position's logits ``(1, vocabulary)``, None if cancelled."""
+    def _collecting(self, pruning: Pruning) -> AbstractContextManager[None]:
         self._statistic.reset()
         flocking = pruning.sparsity > 0 and pruning.statistic == "flocking"
-        *chunks, last = torch.split(ids_T, self._prefill_chunk)
-        with self._statistic.collecting() if flocking else nullcontext():
-            for chunk in chunks:
-                if cancelled():
-                    return None
-                extend(self._model, chunk, self._cache)
-            return None if cancelled() else step(self._model, last, self._cache)
+        return self._statistic.collecting() if flocking else nullcontext()
 
-    def _select(self, pruning: Pruning) -> tuple[PreTrainedModel, Selection | None]:
+    def _select(self, pruning: Pruning, prompt_tokens: int) -> tuple[PreTrainedModel, Selection | None]:
         """The tree that decodes from here on, and what was chosen for it."""
-        kept = kept_count(self.accounting.width, pruning.sparsity)
-        if kept == self.accounting.width:
+        if not self._prunes(pruning):
             return self._model, None
         started = time.perf_counter()
+        kept = kept_count(self.accounting.width, pruning.sparsity)
         statistic_LF = self._statistic.value() if pruning.statistic == "flocking" else self._magnitude()
         experts_Lk = STRATEGIES[pruning.selection](statistic_LF, kept, pruning.generator())
         self._twin.load(experts_Lk)
         expert_set = hashlib.sha256(experts_Lk.to("cpu", torch.int32).numpy().tobytes()).hexdigest()[:16]
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return self._twin.model, Selection(kept, time.perf_counter() - started, expert_set)
+        return self._twin.model, Selection(kept, time.perf_counter() - started, expert_set, prompt_tokens)
 
     def _magnitude(self) -> Tensor:
         # Read once, at the first request that wants it: it reads half of all weights.
         if self._magnitude_LF is None:
             self._magnitude_LF = magnitude(self._blocks)
         return self._magnitude_LF
-
-    def _draw(
-        self, logits_V: Tensor, sampling: Sampling, generator: Generator, count: int, selection: Selection | None
-    ) -> Token:
-        id = sample(logits_V, sampling, generator)
-        ends = id in sampling.stop_token_ids or (id in self.eos_token_ids and not sampling.ignore_eos)
-        reason: FinishReason | None = "stop" if ends else "length" if count == sampling.max_tokens else None
-        return Token(id, logprob(logits_V, id), reason, selection)
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -240,6 +369,10 @@ class Engine:
         self._busy = True
         try:
             yield
+        except (MemoryError, RuntimeError) as error:
+            if _is_out_of_memory(error):
+                raise OutOfMemory("there was not enough memory for this request") from error
+            raise
         finally:
             self._busy = False
 
@@ -255,10 +388,7 @@ def build_engines(
     if model.device.type == "cpu" and count > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     for engine in engines:
-        # First calls choose kernels and touch buffers; no request should pay for that.
-        prompt = [0] * min(8, engine.context_length - 2)
-        for _ in engine.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5)):
-            pass
+        engine.warm_up()
     return engines
 
 
@@ -278,3 +408,14 @@ def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
     if configured is None:
         return frozenset()
     return frozenset(configured if isinstance(configured, list) else [configured])
+
+
+def _logprobs(logits_V: Tensor, id: int, sampling: Sampling) -> Logprobs | None:
+    if sampling.logprobs is None:
+        return None
+    return logprobs(logits_V[None], torch.tensor([id], device=logits_V.device), sampling.logprobs)[0]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # Of the CPU's allocator there is no class.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

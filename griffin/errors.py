@@ -4,6 +4,8 @@ GriffinError
 ├── LoadError             the checkpoint cannot be found or read
 ├── UnsupportedModel      the checkpoint is fine, but its feed-forward blocks are not in the family table
 ├── EngineBusy            a second generation was started on an engine that is still generating
+├── Cancelled             whoever asked for a prompt gave it up while it was read
+├── OutOfMemory           the device has no room for this request
 └── InvalidRequest        a prompt or a setting that no engine could honour; names the field
     └── ContextLengthExceeded
 """
@@ -23,6 +25,14 @@ class UnsupportedModel(GriffinError):
 
 class EngineBusy(GriffinError):
     """An engine runs one sequence at a time, and it is still running one."""
+
+
+class Cancelled(GriffinError):
+    """Whoever asked for a prompt gave it up while it was read."""
+
+
+class OutOfMemory(GriffinError):
+    """The device has no room for this request. A smaller one may still do."""
 
 
 class InvalidRequest(GriffinError, ValueError):

@@ -68,3 +68,15 @@ def generate(model: PreTrainedModel, prompt_ids: list[int], sparsity: float, tok
             output = model(logits[-1].argmax().view(1, 1), past_key_values=cache)
             logits.append(output.logits[0, -1])
     return [int(row.argmax()) for row in logits], torch.stack(logits)
+
+
+@torch.no_grad()
+def classify(model: PreTrainedModel, ids: list[int], sparsity: float) -> Tensor:
+    """Section 5.1: all tokens but the last are the prompt, the last is the one generation step. Its logits."""
+    cache = DynamicCache(config=model.config)
+    with recorded(model) as activations:
+        model(torch.tensor([ids[:-1]]), past_key_values=cache)
+    k = max(1, round((1 - sparsity) * activations[0].shape[1]))
+    with masked(model, [statistic(z_TF).topk(k).indices for z_TF in activations]):
+        logits: Tensor = model(torch.tensor([ids[-1:]]), past_key_values=cache).logits[0, -1]
+    return logits

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from griffin import Engine, Pruning, Sampling, decode
-from griffin.errors import ContextLengthExceeded, EngineBusy, InvalidRequest
+from griffin import Engine, Pruning, Sampling, Scoring, decode
+from griffin.errors import ContextLengthExceeded, EngineBusy, InvalidRequest, OutOfMemory
 from tests.griffin import oracle
 from tests.tiny import tiny_model
 
@@ -15,7 +15,7 @@ Prompts = Callable[[int, int], list[int]]
 
 
 def greedy(tokens: int) -> Sampling:
-    return Sampling(temperature=0, max_tokens=tokens, ignore_eos=True)
+    return Sampling(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=0)
 
 
 def test_three_requests_in_turn_equal_the_masked_model(model: PreTrainedModel, prompts: Prompts) -> None:
@@ -28,7 +28,7 @@ def test_three_requests_in_turn_equal_the_masked_model(model: PreTrainedModel, p
 
         assert [token.id for token in tokens] == expected_ids
         logprobs = expected_logits.log_softmax(dim=1).gather(1, torch.tensor(expected_ids)[:, None])[:, 0]
-        assert torch.tensor([token.logprob for token in tokens]).sub(logprobs).abs().max() < 1e-5
+        assert torch.tensor([token.logprobs.chosen for token in tokens]).sub(logprobs).abs().max() < 1e-5
 
 
 def test_sparsity_zero_is_generate(model: PreTrainedModel, prompts: Prompts) -> None:
@@ -49,7 +49,7 @@ def test_score_equals_stepwise_generation(model: PreTrainedModel, prompts: Promp
     tokens = list(engine.generate(prompt, greedy(11), Pruning(0.5)))
     scores = engine.score(prompt, [token.id for token in tokens], Pruning(0.5))
 
-    torch.testing.assert_close(scores, torch.tensor([token.logprob for token in tokens]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores, torch.tensor([token.logprobs.chosen for token in tokens]), atol=1e-5, rtol=0)
 
 
 def test_interleaved_engines_keep_their_own_experts(prompts: Prompts) -> None:
@@ -204,7 +204,7 @@ def test_running_out_of_memory_costs_one_request(prompts: Prompts, monkeypatch: 
     with_room = decode._with_room
     with monkeypatch.context() as short_of_memory:
         short_of_memory.setattr(decode, "_with_room", out_of_memory)
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(OutOfMemory):
             list(engine.generate(prompts(25, 10), greedy(5)))
 
     assert [token.id for token in engine.generate(prompts(25, 10), greedy(5))] == expected
@@ -277,3 +277,107 @@ def test_impossible_requests_are_refused_at_once(
         engine.generate(prompt, greedy(max_tokens))
 
     assert refusal.value.param == param
+
+
+def test_several_sequences_from_one_reading(model: PreTrainedModel, prompts: Prompts) -> None:
+    """The prompt is read once and its neurons are chosen once, and each sequence is what it would be alone."""
+    engine = Engine(model, prefill_chunk=7)
+    prompt, pruning = prompts(26, 20), Pruning(0.5)
+    samplings = [Sampling(seed=seed, max_tokens=9, ignore_eos=True, logprobs=0) for seed in (1, 2, 1)]
+    alone = [list(engine.generate(prompt, sampling, pruning)) for sampling in samplings]
+    with engine.read(prompt, pruning) as read:
+        together = [list(read.generate(sampling)) for sampling in samplings]
+
+    assert [[token.id for token in tokens] for tokens in together] == [[t.id for t in tokens] for tokens in alone]
+    assert together[0] == together[2]
+    assert [token.id for token in together[0]] != [token.id for token in together[1]]
+    for first, second in zip(alone, together, strict=True):
+        assert [token.logprobs.chosen for token in first] == pytest.approx(
+            [t.logprobs.chosen for t in second], abs=1e-4
+        )
+
+
+def test_prompt_scores_are_the_dense_models(model: PreTrainedModel, prompts: Prompts) -> None:
+    """In chunks or not: each token's log-probability given those before it, and the most probable ones."""
+    prompt = prompts(27, 19)
+    with torch.inference_mode():
+        expected = model(torch.tensor([prompt])).logits[0].float().log_softmax(dim=1)
+    with Engine(model, prefill_chunk=5).read(prompt, scoring=Scoring(top=3)) as read:
+        scores = read.scores
+
+    assert len(scores) == 19
+    assert scores[0] is None
+    for position, score in enumerate(scores[1:]):
+        assert score.chosen == pytest.approx(float(expected[position, prompt[position + 1]]), abs=1e-4)
+        values = [value for _, value in score.top]
+        assert values == pytest.approx(expected[position].topk(3).values.tolist(), abs=1e-4)
+        assert values == sorted(values, reverse=True)
+        if score.top[0][0] == prompt[position + 1]:
+            assert score.chosen == score.top[0][1]
+
+
+def test_a_generated_answer_scores_as_it_was_generated(model: PreTrainedModel, prompts: Prompts) -> None:
+    """Sparse scoring is generation with given tokens, and generation goes on from it with the same neurons."""
+    engine = Engine(model, prefill_chunk=6)
+    prompt, pruning = prompts(28, 17), Pruning(0.5)
+    tokens = list(engine.generate(prompt, greedy(12), pruning))
+    ids = [token.id for token in tokens]
+    with engine.read([*prompt, *ids[:8]], pruning, Scoring(prompt_tokens=17)) as read:
+        scores = [score.chosen for score in read.scores[17:]]
+        further = list(read.generate(greedy(4)))
+
+    assert scores == pytest.approx([token.logprobs.chosen for token in tokens[:8]], abs=1e-4)
+    assert [token.id for token in further] == ids[8:]
+    assert further[0].selection == read.selection
+    assert read.selection.prompt_tokens == 17
+
+
+def test_by_default_the_last_input_is_read_sparsely(prompts: Prompts) -> None:
+    """The paper's classification (5.1): neurons from all inputs but the last, which alone goes through them."""
+    model = tiny_model("llama")
+    engine, prompt, pruning = Engine(model, prefill_chunk=6), prompts(29, 14), Pruning(0.5)
+    with engine.read(prompt, scoring=Scoring()) as read:
+        dense = [score.chosen for score in read.scores[1:]]
+    with engine.read(prompt, pruning, Scoring()) as read:
+        sparse = [score.chosen for score in read.scores[1:]]
+    expected = oracle.classify(model, prompt[:-1], 0.5).log_softmax(dim=0)[prompt[-1]]
+
+    assert sparse[:-1] == pytest.approx(dense[:-1], abs=1e-5)
+    assert sparse[-1] == pytest.approx(float(expected), abs=1e-5)
+    assert abs(sparse[-1] - dense[-1]) > 1e-3
+
+
+@pytest.mark.parametrize("prompt_tokens", [0, 15])
+def test_a_prompt_cannot_end_outside_itself(prompts: Prompts, prompt_tokens: int) -> None:
+    """The field is named."""
+    engine = Engine(tiny_model("llama"))
+    with pytest.raises(InvalidRequest) as refusal, engine.read(prompts(30, 14), None, Scoring(0, prompt_tokens)):
+        pass
+
+    assert refusal.value.param == "griffin.prompt_tokens"
+
+
+def test_a_rebuilt_engine_is_as_new(prompts: Prompts) -> None:
+    """Whatever state a failure left, all but the weights is made again."""
+    engine = Engine(tiny_model("llama"))
+    expected = [token.id for token in engine.generate(prompts(31, 12), greedy(6), Pruning(0.5))]
+    abandoned = engine.generate(prompts(32, 12), greedy(6), Pruning(0.5))
+    next(abandoned)
+    engine._twin.model.get_submodule("model.layers.0.mlp").down_proj.weight = torch.zeros(1)
+    engine.rebuild()
+
+    assert [token.id for token in engine.generate(prompts(31, 12), greedy(6), Pruning(0.5))] == expected
+
+
+def test_min_tokens_puts_off_the_end(prompts: Prompts) -> None:
+    """No end-of-sequence or stop id is drawn before its time, however probable it is."""
+    engine = Engine(tiny_model("llama"))
+    prompt = prompts(16, 12)
+    free = [token.id for token in engine.generate(prompt, greedy(8))]
+    stops = frozenset(free[:2])
+    ended = list(engine.generate(prompt, Sampling(temperature=0, max_tokens=8, stop_token_ids=stops)))
+    later = list(engine.generate(prompt, Sampling(temperature=0, max_tokens=8, min_tokens=5, stop_token_ids=stops)))
+
+    assert len(ended) == 1
+    assert len(later) > 5
+    assert not stops & {token.id for token in later[:5]}

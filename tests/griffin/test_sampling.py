@@ -1,12 +1,13 @@
 """Filters on four-number distributions, and draws by seed."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from griffin.sampling import Sampling, filtered_probabilities, logprob, sample
+from griffin.sampling import Logprobs, Sampler, Sampling, filtered_probabilities, logprobs, sample
 
 CPU = torch.device("cpu")
 
@@ -77,17 +78,67 @@ def test_seed_repeats_and_does_not_touch_the_global_stream() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_logprob_is_the_models_own() -> None:
-    """Temperature and filters do not show in it."""
-    assert logprob(logits_of(0.5, 0.25, 0.25), 1) == pytest.approx(math.log(0.25))
+def test_logprobs_are_the_models_own() -> None:
+    """Of the token, and of the most probable ones; a most probable token's two values are the same float."""
+    logits = torch.stack([logits_of(0.5, 0.3, 0.2) + 7, logits_of(0.1, 0.2, 0.7) - 7])
+    first, second = logprobs(logits, torch.tensor([1, 2]), 2)
+
+    assert first.chosen == pytest.approx(math.log(0.3))
+    assert first.top == (pytest.approx((0, math.log(0.5))), pytest.approx((1, math.log(0.3))))
+    assert second.chosen == second.top[0][1]
+    assert logprobs(logits, torch.tensor([1, 2]), 0)[0] == Logprobs(first.chosen)
+    assert len(logprobs(logits, torch.tensor([1, 2]), 20)[0].top) == 3
+
+
+def draws(sampling: Sampling, logits: list[float], count: int, prompt: tuple[int, ...] = ()) -> list[int]:
+    """Greedy ids drawn one after the other from the same logits; id 0 ends a sequence."""
+    sampler = Sampler(sampling, prompt, {0}, len(logits), CPU)
+    return [sampler.draw(torch.tensor(logits)) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "prompt", "expected"),
+    [
+        ({}, (), [1, 1, 1, 1]),
+        # 3.0 falls below 2.5 once, and no further.
+        ({"presence_penalty": 0.6}, (), [1, 2, 1, 1]),
+        # 3.0, 2.4, 1.8 against 2.5, 1.9 and the 2.0 of id 0.
+        ({"frequency_penalty": 0.6}, (), [1, 2, 1, 0]),
+        ({"frequency_penalty": -1}, (), [1, 1, 1, 1]),
+        ({"presence_penalty": 0.6}, (1,), [1, 2, 1, 1]),
+        # The prompt counts: 3.0 is 1.5 from the start.
+        ({"repetition_penalty": 2.0}, (1,), [2, 0, 1, 1]),
+        ({"repetition_penalty": 2.0}, (1, 2), [0, 1, 1, 1]),
+        ({"logit_bias": {3: 5.0}}, (), [3, 3, 3, 3]),
+        ({"logit_bias": {1: -100.0, 2: -100.0}}, (), [0, 0, 0, 0]),
+        ({"logit_bias": {0: 10.0}, "min_tokens": 2}, (), [1, 1, 0, 0]),
+    ],
+)
+def test_adjustments(changes: dict[str, Any], prompt: tuple[int, ...], expected: list[int]) -> None:
+    """Each on logits of 2, 3, 2.5 and -1."""
+    assert draws(Sampling(temperature=0, **changes), [2.0, 3.0, 2.5, -1.0], 4, prompt) == expected
+
+
+def test_repetition_makes_negative_logits_smaller() -> None:
+    """Divided, they would grow."""
+    assert draws(Sampling(temperature=0, repetition_penalty=2.0), [-9.0, -1.0, -1.5], 3, (1,)) == [2, 1, 1]
+
+
+def test_adjusting_leaves_the_logits_alone() -> None:
+    """They are scored as they came."""
+    logits = torch.tensor([1.0, 2.0])
+    Sampler(Sampling(logit_bias={0: 5.0}), (), (), 2, CPU).draw(logits)
+
+    assert logits.tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_p", 0.0), ("top_p", 1.1),
-     ("top_k", -1), ("min_p", 1.5), ("max_tokens", 0)],
+     ("top_k", -1), ("min_p", 1.5), ("max_tokens", 0), ("repetition_penalty", 0.0), ("presence_penalty", math.nan),
+     ("frequency_penalty", math.inf), ("min_tokens", 17), ("logprobs", -1), ("logit_bias", {1: math.inf})],
 )  # fmt: skip
-def test_impossible_settings_are_refused_by_name(field: str, value: float) -> None:
+def test_impossible_settings_are_refused_by_name(field: str, value: object) -> None:
     """The text names the field and what it may be."""
     with pytest.raises(ValueError, match=f"{field} must be .* but is "):
         Sampling(**{field: value})
