@@ -235,11 +235,13 @@ class Engine:
         for _ in self.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5)):
             pass
 
-    def check(self, prompt_ids: Sequence[int], max_tokens: int) -> None:
-        """Whether a sequence can be generated at all, or, with ``max_tokens`` 0, its prompt be scored.
+    def check(
+        self, prompt_ids: Sequence[int], sampling: Sampling | None = None, scoring: Scoring | None = None
+    ) -> None:
+        """Whether a prompt can be read and scored so, and continued so (``sampling`` None: not at all).
 
         Raises:
-            InvalidRequest: an empty prompt, or an id that the model does not have.
+            InvalidRequest: an empty prompt, an id that the model does not have, or a prompt's end outside of it.
             ContextLengthExceeded: prompt and ``max_tokens`` together exceed the context.
         """
         if not prompt_ids:
@@ -251,6 +253,19 @@ class Engine:
                 f"token id {reprlib.repr(wrong)} is out of range; this model has ids 0 to {self.vocabulary_size - 1}",
                 "prompt",
             )
+        if scoring and scoring.prompt_tokens is not None and not 1 <= scoring.prompt_tokens <= len(prompt_ids):
+            raise InvalidRequest(
+                f"prompt_tokens={scoring.prompt_tokens} is not within the prompt, which has {len(prompt_ids)} tokens",
+                "griffin.prompt_tokens",
+            )
+        biased = max(sampling.logit_bias, default=0) if sampling else 0
+        if biased >= self.vocabulary_size:
+            raise InvalidRequest(
+                f"logit_bias: token id {reprlib.repr(biased)} is out of range; this model has ids 0 to "
+                f"{self.vocabulary_size - 1}",
+                "logit_bias",
+            )
+        max_tokens = sampling.max_tokens if sampling else 0
         room = self.context_length - len(prompt_ids)
         if room < min(1, max_tokens):
             raise ContextLengthExceeded(
@@ -276,18 +291,13 @@ class Engine:
         """Read a prompt once, to generate any number of sequences from it. The engine is taken until the block ends.
 
         Raises:
-            InvalidRequest: see ``check``, or ``scoring.prompt_tokens`` is not within the prompt.
+            InvalidRequest: see ``check``.
             EngineBusy: another prompt's block has not ended.
             Cancelled: ``cancelled``, asked before each prompt chunk, was true.
             OutOfMemory: from here or from within the block.
         """
         pruning = pruning or Pruning()
-        self.check(prompt_ids, 0)
-        if scoring and scoring.prompt_tokens is not None and not 1 <= scoring.prompt_tokens <= len(prompt_ids):
-            raise InvalidRequest(
-                f"prompt_tokens={scoring.prompt_tokens} is not within the prompt, which has {len(prompt_ids)} tokens",
-                "griffin.prompt_tokens",
-            )
+        self.check(prompt_ids, None, scoring)
         with self._claimed():
             self._cache.cut(0)
             prompt = Prompt(self, list(prompt_ids), pruning)
@@ -311,7 +321,7 @@ class Engine:
             EngineBusy, OutOfMemory: from ``next``, see ``read``.
         """
         sampling = sampling or Sampling()
-        self.check(prompt_ids, sampling.max_tokens)
+        self.check(prompt_ids, sampling)
         return self._generate(prompt_ids, sampling, pruning, cancelled)
 
     def _generate(

@@ -100,7 +100,8 @@ class Sampler:
         self._generator = sampling.generator(device)
         self._drawn = 0
         self._bias = _ids_and_values(sampling.logit_bias, device)
-        self._end_ids = torch.tensor(sorted(end_ids), dtype=torch.long, device=device)
+        ends = sorted(id for id in end_ids if id < vocabulary)
+        self._end_ids = torch.tensor(ends, dtype=torch.long, device=device)
         self._counts_V = self._seen_V = None
         if sampling.presence_penalty or sampling.frequency_penalty:
             self._counts_V = torch.zeros(vocabulary, dtype=torch.float32, device=device)

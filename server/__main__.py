@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import uvicorn
 
+from server import log
 from server.app import create_app
 from server.service import Loaded, Service
 from server.settings import Settings, SettingsInvalid, read_settings, unknown_variables
@@ -48,8 +49,7 @@ def main() -> int:
     except SettingsInvalid as error:
         print(f"griffin: {error}; see python -m server --help", file=sys.stderr)
         return 2
-    logging.basicConfig(format="griffin: %(message)s", level=logging.WARNING)
-    logger.setLevel(settings.log_level.upper())
+    log.configure(settings.log_level, settings.log_format)
     for name in unknown_variables():
         logger.warning("%s is not a setting and is ignored; see python -m server --help", name)
     return serve(settings)
@@ -72,7 +72,8 @@ def serve(settings: Settings) -> int:
         app,
         host=settings.host,
         port=settings.port,
-        log_level="warning",
+        # Its records go where all others go.
+        log_config=None,
         access_log=False,
         timeout_graceful_shutdown=settings.drain_timeout + ANSWER_S,
     )

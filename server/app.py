@@ -5,14 +5,20 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from griffin.errors import GriffinError
 from server import errors
-from server.routes import completions, models, operations
+from server.intake import IGNORED_HEADER
+from server.middleware import REQUEST_ID, Authentication, BodyLimit, RequestLog
+from server.routes import chat, completions, models, operations, tokenization
 from server.service import Loaded, Service, load
-from server.settings import Settings
+from server.settings import Settings, comma_separated
 
 logger = logging.getLogger("griffin")
 
@@ -65,9 +71,45 @@ def create_app(
         service.close()
         await asyncio.to_thread(service.join, LAST_TOKEN_S)
 
-    app = FastAPI(title="GRIFFIN inference server", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="GRIFFIN inference server",
+        version=version("griffin-server"),
+        description="OpenAI's API, where each request may leave out feed-forward neurons (sparsity).",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.service = Service(settings)
     errors.install(app)
-    for group in (completions, models, operations):
+    for group in (completions, chat, models, tokenization, operations):
         app.include_router(group.router)
+    _guard(app, settings)
+    app.openapi = partial(_openapi, app.openapi)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
+
+
+def _guard(app: FastAPI, settings: Settings) -> None:
+    """From the innermost to the outermost: each is added around those before."""
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout)
+    if settings.api_keys is not None:
+        keys = comma_separated(settings.api_keys.get_secret_value())
+        app.add_middleware(Authentication, keys=keys, open_operations=settings.open_operations)
+    app.add_middleware(errors.Faults)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=comma_separated(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID, IGNORED_HEADER, "retry-after"],
+        )
+    app.add_middleware(RequestLog)
+
+
+def _openapi(generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Without the 422 that FastAPI documents everywhere, and that is a 400 here."""
+    document = generate()
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    return document

@@ -2,11 +2,17 @@
 
 ApiError
 ├── InvalidField          400, names the field
+├── Unauthorized          401, says how to present a key
 ├── ModelNotFound         404
+├── BodyTimeout           408
+├── BodyTooLarge          413
 ├── QueueFull             429, with Retry-After
+├── InternalError         500, not worth a retry
+├── OutOfMemory           500, likewise
 ├── ModelLoading          503, with Retry-After
 ├── ServerDraining        503, with Retry-After
-└── InternalError         500, not worth a retry
+├── EngineFailed          503, with Retry-After
+└── RequestTimeout        504, not worth a retry
 
 The body is OpenAI's: {"error": {"message", "type", "param", "code"}}.
 """
@@ -23,7 +29,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from griffin import errors as griffin_errors
 from griffin.errors import ContextLengthExceeded, InvalidRequest
+from server.protocol.report import ErrorResponse
 
 logger = logging.getLogger("griffin")
 
@@ -78,16 +86,45 @@ class ServerDraining(_Unavailable):
     status, type, code = 503, "server_error", "server_draining"
 
 
+class EngineFailed(_Unavailable):
+    status, type, code = 503, "server_error", "engine_failed"
+
+
+class Unauthorized(ApiError):
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
+
+
+class BodyTooLarge(ApiError):
+    status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class BodyTimeout(ApiError):
+    status, type, code = 408, "invalid_request_error", "body_timeout"
+
+
+# The OpenAI SDK repeats requests that end in 408 or 5xx, and would repeat the fault with them.
+NO_RETRY = {"x-should-retry": "false"}
+
+
+class RequestTimeout(ApiError):
+    status, type, code = 504, "server_error", "request_timeout"
+    headers: Mapping[str, str] = NO_RETRY
+
+
 class InternalError(ApiError):
     """A fault of ours: its cause is in the log, not in the answer."""
 
     status, type = 500, "server_error"
     code = "internal_error"
-    # The OpenAI SDK would repeat the request, and with it the fault.
-    headers: Mapping[str, str] = {"x-should-retry": "false"}
+    headers: Mapping[str, str] = NO_RETRY
 
-    def __init__(self) -> None:
-        super().__init__("the request failed inside the server; the cause is in its log")
+    def __init__(self, message: str = "the request failed inside the server; the cause is in its log") -> None:
+        super().__init__(message)
+
+
+class OutOfMemory(InternalError):
+    code = "out_of_memory"
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -97,15 +134,42 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, InvalidRequest):
         code = "context_length_exceeded" if isinstance(error, ContextLengthExceeded) else None
         return InvalidField(str(error), error.param, code)
+    if isinstance(error, griffin_errors.OutOfMemory):
+        return OutOfMemory("there was not enough memory for this request; a shorter one may do")
     logger.error("request failed", exc_info=error)
     return InternalError()
 
 
 def reason(error: Exception) -> str:
     """A short word for an error, from a short list of them."""
-    if isinstance(error, ApiError | InvalidRequest):
-        return as_api_error(error).code or InvalidField.code
-    return InternalError.code
+    if isinstance(error, ApiError):
+        return error.code or InternalError.code
+    if isinstance(error, InvalidRequest):
+        return InvalidField.code
+    return OutOfMemory.code if isinstance(error, griffin_errors.OutOfMemory) else InternalError.code
+
+
+STATUSES = {
+    400: "a field is wrong; the error names it",
+    401: "a key is needed, and none of the server's was sent",
+    404: "another model is served",
+    408: "the body took too long to arrive",
+    413: "the body is too large",
+    429: "the queue is full; see Retry-After",
+    500: "a fault of the server, not worth a retry",
+    503: "loading, shutting down, or an engine that has failed; see Retry-After",
+    504: "not finished within the request's time, not worth a retry",
+}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For OpenAPI: what an endpoint may answer instead of what was asked."""
+    return {status: {"model": ErrorResponse, "description": STATUSES[status]} for status in statuses}
+
+
+ASKED = (401, 500, 503)
+POSTED = (400, 401, 404, 408, 413, 500, 503)
+GENERATED = (*POSTED, 429, 504)
 
 
 class Faults:
@@ -127,8 +191,7 @@ class Faults:
         except Exception as error:
             if started or scope["type"] != "http":
                 raise
-            answer = as_api_error(error)
-            await JSONResponse(answer.body(), answer.status, answer.headers)(scope, receive, send)
+            await _answer(scope, as_api_error(error))(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
@@ -136,25 +199,34 @@ def install(app: FastAPI) -> None:
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        answer = describe(error.errors())
-        request.app.state.service.metrics.rejected.labels(answer.code).inc()
-        return JSONResponse(answer.body(), answer.status)
+        return _answer(request.scope, describe(error.errors()))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         # The framework's own refusals: no such route, wrong method, a body that is no JSON.
         code = "invalid_json" if error.status_code == 400 else _code(error.status_code)
-        answer = InvalidField(f"{error.detail} ({request.method} {request.url.path})", None, code)
-        return JSONResponse(answer.body(), error.status_code, error.headers)
+        answer = InvalidField(f"{error.detail} ({request.method} {request.url.path[:200]})", None, code)
+        answer.status, answer.headers = error.status_code, error.headers or {}
+        return _answer(request.scope, answer)
 
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
-    app.add_middleware(Faults)
+
+
+def _answer(scope: Scope, error: ApiError) -> JSONResponse:
+    """What the client reads; and the reason goes into the log line, and, before a request is queued, into a metric."""
+    scope["state"]["log"].update(code=error.code, param=error.param)
+    if scope["method"] == "POST" and not scope["state"].get("accepted"):
+        scope["app"].state.service.metrics.rejected.labels(error.code).inc()
+    return JSONResponse(error.body(), error.status, error.headers)
 
 
 def describe(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
     """One sentence about the first of pydantic's errors. Short, whatever was sent."""
     first = errors[0]
+    if first["type"] == "refused":
+        rule = first["ctx"]
+        return InvalidField(rule["message"], rule["param"], rule["code"])
     # A key of the client's own may be long, or not even be text.
     path = [str(part)[:64].encode("ascii", "backslashreplace").decode() for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":

@@ -50,11 +50,12 @@ class Metrics:
         self.waiting = gauge("num_requests_waiting", "Requests in the queue.")
         self.accepted = counter("requests_accepted", "Requests put into the queue.", MODEL)
         self.success = counter("request_success", "Requests answered in full.", (*MODEL, "finished_reason"))
-        self.failure = counter("request_failure", "Requests that failed inside the server.", (*MODEL, "reason"))
+        self.failure = counter("request_failure", "Accepted requests that ended in an error.", (*MODEL, "reason"))
         self.rejected = counter("requests_rejected", "Requests refused before they were queued.", ("reason",))
         self.disconnects = counter(
             "client_disconnects", "Requests given up because the client left or the server stopped.", (*MODEL, "phase")
         )
+        self.worker_restarts = counter("worker_restarts", "Engines rebuilt after a failure.", MODEL)
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of started requests.", MODEL)
         self.generation_tokens = counter("generation_tokens", "Generated tokens.", BY_SPARSITY)
         self.parameters_read = counter(

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from time import time
 
 import griffin
-from server.errors import ModelLoading, ModelNotFound, ServerDraining
+from server.errors import InvalidField, ModelLoading, ModelNotFound, ServerDraining
+from server.logprobs import Vocabulary
 from server.metrics import Metrics
 from server.settings import Settings
 from server.text import Tokenizer
@@ -14,6 +15,9 @@ from server.worker import SHUTTING_DOWN, EngineLike, Workers
 
 logger = logging.getLogger("griffin")
 
+# NAME@sparsity=0.5 is the model at that sparsity, for clients that can add no field.
+ALIAS = "@sparsity="
+LISTED_SPARSITIES = (0.25, 0.5, 0.75)
 # How long a start from a warm cache takes, about.
 LOADING_RETRY_S = 5
 
@@ -35,7 +39,13 @@ class ServedModel:
     name: str
     tokenizer: Tokenizer
     workers: Workers
+    vocabulary: Vocabulary
     created: int = field(default_factory=lambda: int(time()))
+
+    @property
+    def aliases(self) -> list[str]:
+        """Those that are listed; every sparsity has one."""
+        return [f"{self.name}{ALIAS}{sparsity:g}" for sparsity in LISTED_SPARSITIES]
 
 
 class Service:
@@ -50,9 +60,10 @@ class Service:
 
     def serve(self, loaded: Loaded) -> None:
         """From now on the model answers."""
-        workers = Workers(loaded.engines, self.settings.queue_size)
+        restarted = self.metrics.worker_restarts.labels(loaded.name)
+        workers = Workers(loaded.engines, self.settings.queue_size, restarted.inc)
         accounting = workers.engine.accounting
-        self.loaded = ServedModel(loaded.name, loaded.tokenizer, workers)
+        self.loaded = ServedModel(loaded.name, loaded.tokenizer, workers, Vocabulary(loaded.tokenizer))
         self.metrics.watch(
             loaded.name,
             accounting.total,
@@ -61,21 +72,40 @@ class Service:
             waiting=lambda: workers.waiting,
         )
 
-    def model(self, name: str | None = None) -> ServedModel:
-        """The model a request asks for.
+    def model(self) -> ServedModel:
+        """The model that is served.
 
         Raises:
             ServerDraining: no model is, from here on.
             ModelLoading: it is not there yet.
-            ModelNotFound: another one is served.
         """
         if self.draining:
             raise ServerDraining(SHUTTING_DOWN, 1)
         if self.loaded is None:
             raise ModelLoading("the model is still loading; try again in a few seconds", LOADING_RETRY_S)
-        if name is not None and name != self.loaded.name:
-            raise ModelNotFound(name, self.loaded.name)
         return self.loaded
+
+    def resolve(self, name: str | None) -> tuple[ServedModel, float | None]:
+        """The model a request asks for by name or alias, and the sparsity that an alias stands for.
+
+        Raises:
+            ServerDraining, ModelLoading: see ``model``.
+            ModelNotFound: another one is served.
+            InvalidField: an alias whose sparsity is none.
+        """
+        model = self.model()
+        if name is None or name == model.name:
+            return model, None
+        base, mark, number = name.rpartition(ALIAS)
+        if not mark or base != model.name:
+            raise ModelNotFound(name, model.name)
+        return model, parse_sparsity(number, "model")
+
+    def require_ready(self) -> str:
+        """The name of the model that answers; raises like ``model``, or EngineFailed."""
+        model = self.model()
+        model.workers.require_health()
+        return model.name
 
     def drain(self) -> None:
         """Refuse what comes; finish what was accepted."""
@@ -91,6 +121,21 @@ class Service:
     def join(self, timeout_s: float) -> None:
         if self.loaded is not None:
             self.loaded.workers.join(timeout_s)
+
+
+def parse_sparsity(text: str, where: str) -> float:
+    """A sparsity that does not come as a JSON number.
+
+    Raises:
+        InvalidField: it is none, naming ``where`` it was found.
+    """
+    try:
+        sparsity = float(text)
+    except ValueError:
+        sparsity = -1.0
+    if not 0 <= sparsity < 1:
+        raise InvalidField(f"{where}: the sparsity must be a number from 0 to below 1, such as 0.5", where)
+    return sparsity
 
 
 def load(settings: Settings) -> Loaded:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 PREFIX = "GRIFFIN_"
@@ -52,6 +52,24 @@ class Settings(BaseSettings):
     max_model_len: Annotated[
         int | None, Field(ge=3, description="context limit in tokens; default: the model's own")
     ] = None
+    request_timeout: Annotated[
+        float, Field(gt=0, le=86_400, allow_inf_nan=False, description="seconds until a request is given up with 504")
+    ] = 600
+    keep_alive: Annotated[
+        float,
+        Field(gt=0, le=3_600, allow_inf_nan=False, description="seconds of silence before a stream gets a comment"),
+    ] = 15
+    max_body_bytes: Annotated[int, Field(ge=1024, description="larger request bodies are refused with 413")] = 4 * 2**20
+    body_timeout: Annotated[
+        float, Field(gt=0, le=3_600, allow_inf_nan=False, description="seconds that a request body may take to arrive")
+    ] = 30
+    api_keys: Annotated[
+        SecretStr | None, Field(description="comma-separated; requests need one of them as a bearer token")
+    ] = None
+    open_operations: Annotated[bool, Field(description="/health, /ready and /metrics need no key")] = True
+    cors_origins: Annotated[
+        str | None, Field(description="comma-separated origins whose web pages may call the API, or *; default: none")
+    ] = None
     drain_timeout: Annotated[
         int, Field(ge=0, description="seconds that running requests get to finish after SIGTERM")
     ] = 30
@@ -61,6 +79,21 @@ class Settings(BaseSettings):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="least severe message that is logged")
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], Field(description="one line a record, for people or for machines")
+    ] = "text"
+
+    @field_validator("api_keys")
+    @classmethod
+    def _some_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        # An empty list would lock everyone out, or nobody; neither can be meant.
+        if value is not None and not comma_separated(value.get_secret_value()):
+            raise ValueError("names no key")
+        return value
+
+
+def comma_separated(value: str) -> list[str]:
+    return [part for part in map(str.strip, value.split(",")) if part]
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:

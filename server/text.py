@@ -11,15 +11,46 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Tokenizer(Protocol):
-    """What this module needs of a tokenizer; transformers' have it."""
+    """What this service needs of a tokenizer; transformers' have it."""
 
-    def __call__(self, text: str) -> Any: ...
+    chat_template: Any
+    all_special_ids: list[int]
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str: ...
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
+    def apply_chat_template(self, conversation: list[dict[str, Any]], *, tokenize: bool, **options: Any) -> str: ...
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text)["input_ids"]
+class TemplateFailed(Exception):
+    """The chat template refused the messages; the text is the template's own."""
+
+
+def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
     return ids
+
+
+def render_chat(tokenizer: Tokenizer, conversation: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    """Messages as the text that the model was trained on.
+
+    Raises:
+        TemplateFailed: the model's template cannot be filled with these messages.
+    """
+    try:
+        return tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+    except Exception as error:
+        # Templates are programs of their own: they raise what they like, TypeError and UndefinedError included.
+        raise TemplateFailed(str(error)[:300] or type(error).__name__) from error
+
+
+def describe(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Its special tokens and its chat template, as a tokenizer_config.json has them."""
+    names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
+    # A template may be one of several by name; clients expect a text.
+    values = {name: getattr(tokenizer, name, None) for name in names}
+    texts = {name: value if isinstance(value, str) else None for name, value in values.items()}
+    return {"tokenizer_class": type(tokenizer).__name__, **texts}
 
 
 class Detokenizer:
@@ -31,8 +62,8 @@ class Detokenizer:
     that are not UTF-8, which a strongly pruned model does produce.)
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool = True) -> None:
+        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._held: list[int] = []
         known = list(prompt_ids[-CONTEXT_TOKENS:])
         # A prompt of ids may end inside a character: its beginning waits for the first generated token.
@@ -65,14 +96,14 @@ class Detokenizer:
         self._known, self._known_text = ids, self._decode(ids)
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)
 
 
 class StopStrings:
     """Text in, text out, up to the first of the stop strings; what may be the beginning of one is held back."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
+    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
+        self._stops, self._include = stops, include
         self._held = ""
         self.found = False
 
@@ -80,10 +111,11 @@ class StopStrings:
         if not self._stops or self.found:
             return "" if self.found else text
         self._held += text
-        starts = [start for stop in self._stops if (start := self._held.find(stop)) >= 0]
-        if starts:
+        found = [(start, stop) for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        if found:
             self.found = True
-            return self._take(min(starts))
+            start, stop = min(found)
+            return self._take(start + len(stop) if self._include else start)
         return self._take(len(self._held) - self._undecided())
 
     def flush(self) -> str:
@@ -102,18 +134,35 @@ class StopStrings:
 
 
 class TextStream:
-    """Generated ids in, printable text out, ended by stop strings."""
+    """Generated ids in, printable text out, ended by stop strings.
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stops: Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
-        self._stops = StopStrings(stops)
+    ``min_tokens``: stop strings count from the token after that many on.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        stops: Sequence[str],
+        *,
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
+        min_tokens: int = 0,
+    ) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids, skip_special_tokens)
+        self._stops = StopStrings(stops, include_stop)
+        self._unstoppable = min_tokens
 
     @property
     def stopped(self) -> bool:
         return self._stops.found
 
     def feed(self, id: int) -> str:
-        return self._stops.feed(self._detokenizer.feed(id))
+        text = self._detokenizer.feed(id)
+        if self._unstoppable:
+            self._unstoppable -= 1
+            return text
+        return self._stops.feed(text)
 
     def flush(self) -> str:
         return self._stops.feed(self._detokenizer.flush()) + self._stops.flush()

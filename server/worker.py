@@ -1,4 +1,4 @@
-"""The bounded queue, and the threads that each own an engine: submit, cancel, close.
+"""The bounded queue, and the threads that each own an engine: reserve, submit, cancel, close.
 
 Threads and asyncio meet here and nowhere else: jobs go in under a lock, events come out through
 ``call_soon_threadsafe``.
@@ -10,13 +10,15 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
-from griffin import Accounting, Pruning, Sampling, Token
-from server.errors import QueueFull, ServerDraining
+from griffin import Accounting, Logprobs, Pruning, Sampling, Scoring, Selection, Token
+from griffin.errors import Cancelled, InvalidRequest
+from server.errors import EngineFailed, QueueFull, RequestTimeout, ServerDraining
 
 logger = logging.getLogger("griffin")
 
@@ -24,6 +26,22 @@ LONGEST_RETRY_S = 120
 SHUTTING_DOWN = "the server is shutting down; send the request to another one"
 # How fast the estimate of a request's duration follows new ones.
 SMOOTHING = 0.2
+# Requests that fail one after the other before the server calls itself not ready.
+FAILURES = 3
+# Between attempts to rebuild an engine: doubled each time.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+# Events a slow reader may be behind before its job waits: some megabytes.
+UNREAD = 16_384
+READER_PAUSE_S = 0.02
+
+
+class PromptLike(Protocol):
+    """What a worker needs of a prompt that was read. ``griffin.Prompt`` has it."""
+
+    scores: list[Logprobs | None] | None
+    selection: Selection | None
+
+    def generate(self, sampling: Sampling, cancelled: Callable[[], bool]) -> Iterator[Token]: ...
 
 
 class EngineLike(Protocol):
@@ -31,33 +49,86 @@ class EngineLike(Protocol):
 
     accounting: Accounting
     context_length: int
+    vocabulary_size: int
 
-    def check(self, prompt_ids: Sequence[int], max_tokens: int) -> None: ...
+    def check(self, prompt_ids: Sequence[int], sampling: Sampling | None, scoring: Scoring | None) -> None: ...
 
-    def generate(
-        self, prompt_ids: Sequence[int], sampling: Sampling, pruning: Pruning, cancelled: Callable[[], bool]
-    ) -> Iterator[Token]: ...
+    def read(
+        self, prompt_ids: Sequence[int], pruning: Pruning, scoring: Scoring | None, cancelled: Callable[[], bool]
+    ) -> AbstractContextManager[PromptLike]: ...
+
+    def rebuild(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One prompt, and the sequences that are wanted from it: one for each sampling, maybe none."""
+
+    prompt_ids: list[int]
+    samplings: Sequence[Sampling]
+    pruning: Pruning
+    scoring: Scoring | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A prompt has been read, and scored if that was asked for."""
+
+    prompt: int
+    scores: list[Logprobs | None] | None
+    selection: Selection | None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A token of one of a prompt's sequences, and when it was made."""
+
+    prompt: int
+    sample: int
+    token: Token
+    at: float
+
+
+Event = Read | Made
 
 
 @dataclass(eq=False)
 class Job:
-    """One sequence to generate. Times are ``time.monotonic`` seconds."""
+    """One request's prompts. Times are ``time.monotonic`` seconds."""
 
-    prompt_ids: list[int]
-    sampling: Sampling
-    pruning: Pruning
+    asks: Sequence[Ask]
     arrived: float
+    deadline: float = math.inf
+    request_id: str = ""
     started: float | None = None
+    # Set when the client has all it wanted, whether or not the engine has noticed.
+    answered: bool = False
+    # Sequences, by prompt and sample, that need no further token.
+    _ended: set[tuple[int, int]] = field(default_factory=set)
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _events: "asyncio.Queue[tuple[Token, float] | Exception | None]" = field(default_factory=asyncio.Queue)
+    _events: "asyncio.Queue[Event | Exception | None]" = field(default_factory=asyncio.Queue)
+    _timer: asyncio.TimerHandle | None = None
 
-    async def tokens(self) -> AsyncGenerator[tuple[Token, float], None]:
-        """Each token with the time it was made. Ends early when the job is cancelled; raises what the engine raised."""
-        while (event := await self._events.get()) is not None:
-            if isinstance(event, Exception):
-                raise event
-            yield event
+    async def next(self, idle_s: float | None = None) -> Event | None:
+        """What happens next; None once the job is over or cancelled.
+
+        Raises:
+            TimeoutError: nothing did, for that long; ask again.
+            Exception: what the engine raised.
+        """
+        if self._events.empty():
+            async with asyncio.timeout(idle_s):
+                event = await self._events.get()
+        else:
+            event = self._events.get_nowait()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def end(self, prompt: int, sample: int) -> None:
+        """One sequence is complete: its text has reached a stop string."""
+        self._ended.add((prompt, sample))
 
     def cancel(self) -> None:
         """Give the job up: in the queue at once, in the engine within one token or prompt chunk."""
@@ -67,22 +138,46 @@ class Job:
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
 
-    def post(self, event: tuple[Token, float] | Exception | None) -> None:
+    def post(self, event: Event | Exception | None) -> None:
         # A loop that is gone has nobody left who waits.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def run(self, engine: EngineLike) -> None:
+        """All prompts, one after the other, on the worker's thread."""
+        for prompt, ask in enumerate(self.asks):
+            with engine.read(ask.prompt_ids, ask.pruning, ask.scoring, self.cancelled) as read:
+                self.post(Read(prompt, read.scores, read.selection))
+                for sample, sampling in enumerate(ask.samplings):
+                    for token in read.generate(sampling, partial(self._over, (prompt, sample))):
+                        self.post(Made(prompt, sample, token, time.monotonic()))
+                        self._wait_for_reader()
+
+    def _over(self, key: tuple[int, int]) -> bool:
+        return self._cancelled.is_set() or key in self._ended
+
+    def _wait_for_reader(self) -> None:
+        """Nobody's slow reading grows memory without bound; the job's deadline ends the wait."""
+        while self._events.qsize() > UNREAD and not self._cancelled.wait(READER_PAUSE_S):
+            pass
 
 
 class Workers:
     """One thread for each engine, one queue for all of them."""
 
-    def __init__(self, engines: Sequence[EngineLike], queue_size: int) -> None:
+    def __init__(
+        self, engines: Sequence[EngineLike], queue_size: int, on_restart: Callable[[], None] = lambda: None
+    ) -> None:
         self._engines = engines
         self._queue_size = queue_size
+        self._on_restart = on_restart
         self._waiting: deque[Job] = deque()
         self._running: set[Job] = set()
         self._changed = threading.Condition()
         self._draining = self._closed = False
+        self._reserved = 0
+        # Engines that are being rebuilt, those of them that resist, and requests that failed in a row.
+        self._away = self._broken = self._failures = 0
         self._mean_s = 1.0
         self._threads = [
             threading.Thread(target=self._work, args=(engine,), name=f"worker-{index}", daemon=True)
@@ -106,32 +201,56 @@ class Workers:
         with self._changed:
             return self._backlog()
 
-    def require_room(self) -> None:
+    def require_health(self) -> None:
         """
+        Raises:
+            EngineFailed: no engine could be rebuilt, or requests fail one after the other.
+        """
+        if self._broken == len(self._engines):
+            raise EngineFailed("the engine has failed and is being rebuilt; try again soon", int(LONGEST_PAUSE_S))
+        if self._failures >= FAILURES:
+            raise EngineFailed(f"the last {self._failures} requests failed inside the engine", int(LONGEST_PAUSE_S))
+
+    @contextmanager
+    def reserve(self) -> Iterator[None]:
+        """Hold a place in the queue for a request that is still being prepared; ``submit`` takes it.
+
         Raises:
             QueueFull: as many jobs wait as may.
             ServerDraining: the server is on its way down.
+            EngineFailed: there is no engine that works.
         """
         with self._changed:
             self._require_room()
+            self._reserved += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reserved -= 1
 
-    def submit(self, prompt_ids: list[int], sampling: Sampling, pruning: Pruning, arrived: float) -> Job:
-        """Queue a sequence; from the event loop's thread.
+    def submit(self, job: Job) -> None:
+        """Queue a job for which a place is reserved; from the event loop's thread.
 
         Raises:
-            InvalidRequest: what ``check`` of the engine says.
-            QueueFull, ServerDraining: see ``require_room``.
+            InvalidRequest: what ``check`` of the engine says of one of its prompts.
+            ServerDraining: the server is on its way down.
         """
-        self.engine.check(prompt_ids, sampling.max_tokens)
-        job = Job(prompt_ids, sampling, pruning, arrived)
+        for ask in job.asks:
+            # All samplings of a prompt differ in their seeds only.
+            self.engine.check(ask.prompt_ids, next(iter(ask.samplings), None), ask.scoring)
         with self._changed:
-            self._require_room()
+            if self._draining:
+                raise ServerDraining(SHUTTING_DOWN, 1)
             self._waiting.append(job)
             self._changed.notify()
-        return job
+        if job.deadline < math.inf:
+            job._timer = job._loop.call_later(max(0.0, job.deadline - time.monotonic()), self._expire, job)
 
     def discard(self, job: Job) -> None:
         """Cancel a job that nobody waits for any more, and free its place in the queue."""
+        if job._timer is not None:
+            job._timer.cancel()
         job.cancel()
         with self._changed, suppress(ValueError):
             self._waiting.remove(job)
@@ -145,10 +264,7 @@ class Workers:
         """Cancel everything, with an error for whoever still waits, and let the threads end."""
         with self._changed:
             self._draining = self._closed = True
-            for job in (*self._waiting, *self._running):
-                job.post(ServerDraining(SHUTTING_DOWN, 1))
-                job.cancel()
-            self._waiting.clear()
+            self._dismiss((*self._waiting, *self._running), ServerDraining(SHUTTING_DOWN, 1))
             self._changed.notify_all()
 
     def join(self, timeout_s: float) -> None:
@@ -156,18 +272,30 @@ class Workers:
         for thread in self._threads:
             thread.join(timeout_s)
 
+    def _expire(self, job: Job) -> None:
+        job.post(RequestTimeout(f"the request was not finished within {job.deadline - job.arrived:g} s", "timeout"))
+        self.discard(job)
+
+    def _dismiss(self, jobs: Sequence[Job], reason: Exception) -> None:
+        for job in jobs:
+            job.post(reason)
+            job.cancel()
+        self._waiting.clear()
+
     def _backlog(self) -> int:
         return max(0, len(self._waiting) - self._free())
 
     def _free(self) -> int:
         # A cancelled job ends within a token; its engine is as good as free.
-        return len(self._engines) - sum(not job.cancelled() for job in self._running)
+        return len(self._engines) - self._away - sum(not job.cancelled() for job in self._running)
 
     def _require_room(self) -> None:
         if self._draining:
             raise ServerDraining(SHUTTING_DOWN, 1)
-        if len(self._waiting) - self._free() >= self._queue_size:
-            wait_s = math.ceil(self._mean_s * (len(self._waiting) + 1) / len(self._engines))
+        if self._broken == len(self._engines):
+            self.require_health()
+        if len(self._waiting) + self._reserved - self._free() >= self._queue_size:
+            wait_s = math.ceil(self._mean_s * (len(self._waiting) + self._reserved + 1) / len(self._engines))
             raise QueueFull(
                 f"all workers are busy and {self._backlog()} requests wait, as many as may "
                 f"(queue_size={self._queue_size}); try again later",
@@ -177,14 +305,21 @@ class Workers:
     def _work(self, engine: EngineLike) -> None:
         while (job := self._take()) is not None:
             started = job.started = time.monotonic()
+            failure: BaseException | None = None
             try:
-                for token in engine.generate(job.prompt_ids, job.sampling, job.pruning, job.cancelled):
-                    job.post((token, time.monotonic()))
-            except Exception as error:
-                # Its own request fails with it; the thread lives on for the next.
-                job.post(error)
-            self._finish(job, time.monotonic() - started)
+                job.run(engine)
+            except Cancelled:
+                pass
+            except InvalidRequest as refusal:
+                job.post(refusal)
+            except BaseException as error:
+                # Its own request fails with it; the thread lives on for the next, whatever was raised.
+                failure = error
+                job.post(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            self._finish(job, time.monotonic() - started, failure)
             job.post(None)
+            if failure is not None:
+                self._rebuild(engine, job, failure)
 
     def _take(self) -> Job | None:
         with self._changed:
@@ -195,8 +330,37 @@ class Workers:
             self._running.add(job)
             return job
 
-    def _finish(self, job: Job, seconds: float) -> None:
+    def _finish(self, job: Job, seconds: float, failure: BaseException | None) -> None:
         with self._changed:
             self._running.discard(job)
-            if not job.cancelled():
+            if failure is not None:
+                self._failures += 1
+                self._away += 1
+            elif job.answered or not job.cancelled():
+                self._failures = 0
                 self._mean_s += SMOOTHING * (seconds - self._mean_s)
+
+    def _rebuild(self, engine: EngineLike, job: Job, failure: BaseException) -> None:
+        """Until it works again, or the server ends. What waits is refused when no other engine could take it."""
+        name, pause_s, resists = threading.current_thread().name, FIRST_PAUSE_S, False
+        logger.error(
+            "%s failed (%s) and is rebuilt", name, type(failure).__name__, extra={"request_id": job.request_id}
+        )
+        while not self._closed:
+            self._on_restart()
+            try:
+                engine.rebuild()
+            except BaseException:
+                logger.exception("%s could not be rebuilt; trying again in %g s", name, pause_s)
+                with self._changed:
+                    self._broken += not resists
+                    resists = True
+                    if self._broken == len(self._engines):
+                        self._dismiss(tuple(self._waiting), EngineFailed("the engine has failed", int(LONGEST_PAUSE_S)))
+                    self._changed.wait_for(lambda: self._closed, pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            else:
+                break
+        with self._changed:
+            self._away -= 1
+            self._broken -= resists

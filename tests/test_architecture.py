@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("griffin", "server", "loadtest")
 GRIFFIN_LEAVES = ("errors", "selection", "sampling")
-SERVER_LEAVES = ("settings", "metrics", "text", "protocol")
+SERVER_LEAVES = ("settings", "metrics", "text", "log")
 
 
 def modules(package: str) -> dict[str, ast.Module]:
@@ -101,6 +101,15 @@ def test_leaves_import_nothing_of_their_package(package: str, leaf: str) -> None
     tree = modules(package)[f"{package}/{leaf}.py"]
 
     assert {name for name in imports(tree) if name.split(".")[0] == package} == set()
+
+
+def test_the_protocol_knows_nothing_of_the_server() -> None:
+    """Shapes of requests and answers can be read alone."""
+    inside = {name for name in modules("server") if name.startswith("server/protocol/")}
+    found = {name for path in inside for name in imports(modules("server")[path]) if name.split(".")[0] == "server"}
+
+    assert inside
+    assert [name for name in found if not name.startswith("server.protocol.")] == []
 
 
 def test_no_mutable_globals() -> None:

@@ -2,16 +2,44 @@
 
 from fastapi import APIRouter, Request
 
-from server.protocol import ErrorResponse, ModelCard, ModelList
-from server.service import Service
+from griffin.selection import kept_count
+from server.errors import ASKED, documented
+from server.protocol.model import ModelCard, ModelList, Parameters
+from server.service import ServedModel, Service
 
 router = APIRouter()
 
 
-@router.get("/v1/models", responses={503: {"model": ErrorResponse}})
+@router.get("/v1/models", responses=documented(*ASKED))
 async def list_models(request: Request) -> ModelList:
-    """The one model that is served."""
+    """The one model that is served, and its aliases."""
     service: Service = request.app.state.service
     model = service.model()
-    context = model.workers.engine.context_length
-    return ModelList(data=[ModelCard(id=model.name, created=model.created, max_model_len=context)])
+    return ModelList(data=[_card(service, name) for name in (model.name, *model.aliases)])
+
+
+@router.get("/v1/models/{name:path}", responses=documented(400, 404, *ASKED))
+async def retrieve_model(name: str, request: Request) -> ModelCard:
+    """The model by its name, or an alias of it at any sparsity."""
+    return _card(request.app.state.service, name)
+
+
+def _card(service: Service, name: str) -> ModelCard:
+    model, alias_sparsity = service.resolve(name)
+    sparsity = service.settings.sparsity if alias_sparsity is None else alias_sparsity
+    return ModelCard(
+        id=name,
+        created=model.created,
+        root=model.name,
+        parent=None if name == model.name else model.name,
+        max_model_len=model.workers.engine.context_length,
+        sparsity=sparsity,
+        parameters=_parameters(model, sparsity),
+        aliases=model.aliases,
+    )
+
+
+def _parameters(model: ServedModel, sparsity: float) -> Parameters:
+    accounting = model.workers.engine.accounting
+    active = accounting.active(kept_count(accounting.width, sparsity))
+    return Parameters(total=accounting.total, feed_forward=accounting.feed_forward, active=active)

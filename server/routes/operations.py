@@ -1,29 +1,39 @@
-"""GET /health, /ready, /metrics"""
+"""GET /health, /ready, /metrics, /version"""
+
+from importlib.metadata import version as installed
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from server.protocol import ErrorResponse
+from server.errors import documented
 from server.service import Service
 
 router = APIRouter()
 
 
-@router.get("/health")
+@router.head("/health", include_in_schema=False)
+@router.get("/health", responses=documented(401))
 async def health() -> dict[str, str]:
     """The process is alive, whether or not it can answer yet."""
     return {"status": "ok"}
 
 
-@router.get("/ready", responses={503: {"model": ErrorResponse}})
+@router.head("/ready", include_in_schema=False)
+@router.get("/ready", responses=documented(401, 503))
 async def ready(request: Request) -> dict[str, str]:
-    """The model is loaded and takes requests."""
+    """The model is loaded, works, and takes requests."""
     service: Service = request.app.state.service
-    return {"status": "ready", "model": service.model().name}
+    return {"status": "ready", "model": service.require_ready()}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses=documented(401))
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     service: Service = request.app.state.service
     return Response(service.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/version", responses=documented(401))
+async def version() -> dict[str, str]:
+    """Of this server."""
+    return {"version": installed("griffin-server")}

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import httpx
 import uvicorn
 
-from griffin import Accounting, Pruning, Sampling, Selection, Token
-from griffin.errors import ContextLengthExceeded
+from griffin import Accounting, Logprobs, Pruning, Sampling, Scoring, Selection, Token
+from griffin.errors import Cancelled, ContextLengthExceeded
 from server.app import create_app
 from server.service import Loaded
 from server.settings import Settings
@@ -19,13 +20,27 @@ ACCOUNTING = Accounting(total=1000, layers=2, width=100, per_neuron=3)
 
 
 class CharacterTokenizer:
-    """One token for each character, its id the code point."""
+    """One token for each character, its id the code point. Ids from 0x110000 on are special."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    chat_template: str | None = "roles and texts"
+    all_special_ids: ClassVar[list[int]] = [0x110000]
+    eos_token = "<end>"
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": [ord(character) for character in text]}
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        return "".join(map(chr, ids))
+        special = "" if skip_special_tokens else "<end>"
+        return "".join(chr(id) if id < 0x110000 else special for id in ids)
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [self.decode([id], skip_special_tokens=False) for id in ids]
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], *, tokenize: bool, **options: Any) -> str:
+        if any(message["role"] == "tool" for message in conversation):
+            raise ValueError("tools are unknown here")
+        said = "".join(f"{message['role']}:{message['content']};" for message in conversation)
+        return said + ("assistant:" if options["add_generation_prompt"] else "")
 
 
 @dataclass
@@ -33,7 +48,9 @@ class ScriptedEngine:
     """Says ``text``, a character a token, over and over until max_tokens; then does as told.
 
     step_s: time between tokens. prefill_s: time before the first, in steps of 10 ms, as prompt chunks.
-    gate: nothing is generated before it is set. fail_after: tokens before an error.
+    gate: nothing is generated before it is set. fail_after: tokens before an error, which is ``failure``.
+    rebuild_failures: how often a rebuild fails before one succeeds. logprob: of each token, shared out to
+    ``text``'s next characters as alternatives.
     """
 
     text: str = "abcdefghij"
@@ -41,37 +58,70 @@ class ScriptedEngine:
     prefill_s: float = 0.0
     gate: threading.Event | None = None
     fail_after: int | None = None
+    failure: BaseException = field(default_factory=lambda: RuntimeError("secret detail at /some/path"))
+    rebuild_failures: int = 0
     accounting: Accounting = ACCOUNTING
     context_length: int = 1000
+    vocabulary_size: int = 0x110001
     generated: int = 0
+    rebuilt: int = 0
+    reads: list[int] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
 
-    def check(self, prompt_ids: Sequence[int], max_tokens: int) -> None:
-        if len(prompt_ids) + max_tokens > self.context_length:
+    def check(self, prompt_ids: Sequence[int], sampling: Sampling | None, scoring: Scoring | None) -> None:
+        if len(prompt_ids) + (sampling.max_tokens if sampling else 0) > self.context_length:
             raise ContextLengthExceeded("too long", "prompt")
 
-    def generate(
-        self, prompt_ids: Sequence[int], sampling: Sampling, pruning: Pruning, cancelled: Callable[[], bool]
-    ) -> Iterator[Token]:
-        count = 0
+    @contextmanager
+    def read(
+        self, prompt_ids: Sequence[int], pruning: Pruning, scoring: Scoring | None, cancelled: Callable[[], bool]
+    ) -> Iterator["ScriptedPrompt"]:
+        self.reads.append(len(prompt_ids))
+        ready_at = time.monotonic() + self.prefill_s
+        while time.monotonic() < ready_at or (self.gate and not self.gate.is_set()):
+            time.sleep(0.01)
+            if cancelled():
+                self.ended.append(0)
+                raise Cancelled("given up")
+        yield ScriptedPrompt(self, list(prompt_ids), pruning, scoring)
+
+    def rebuild(self) -> None:
+        self.rebuilt += 1
+        if self.rebuilt <= self.rebuild_failures:
+            raise RuntimeError("still broken")
+
+
+class ScriptedPrompt:
+    """What an engine has read. The i-th token's log-probability is -i / 10."""
+
+    def __init__(self, engine: ScriptedEngine, ids: list[int], pruning: Pruning, scoring: Scoring | None) -> None:
+        self._engine, self._pruning = engine, pruning
+        self.selection = Selection(50, 0.002, "cafe", len(ids)) if scoring and pruning.sparsity else None
+        self.scores = [None, *(self._score(i, id, scoring.top) for i, id in enumerate(ids[1:], 1))] if scoring else None
+
+    def generate(self, sampling: Sampling, cancelled: Callable[[], bool]) -> Iterator[Token]:
+        engine, count = self._engine, 0
         try:
-            ready_at = time.monotonic() + self.prefill_s
-            while time.monotonic() < ready_at or (self.gate and not self.gate.is_set()):
-                time.sleep(0.01)
-                if cancelled():
-                    return
             for count in range(1, sampling.max_tokens + 1):
                 if cancelled():
                     return
-                if self.fail_after is not None and count > self.fail_after:
-                    raise RuntimeError("secret detail at /some/path")
-                selection = Selection(50, 0.002, "cafe") if count == 2 and pruning.sparsity else None
+                if engine.fail_after is not None and count > engine.fail_after:
+                    raise engine.failure
+                selection = Selection(50, 0.002, "cafe", 5) if count == 2 and self._pruning.sparsity else None
                 last = count == sampling.max_tokens
-                self.generated += 1
-                yield Token(ord(self.text[(count - 1) % len(self.text)]), -1.0, "length" if last else None, selection)
-                time.sleep(self.step_s)
+                engine.generated += 1
+                # With a seed, the text begins there: what another seed says is another text.
+                id = ord(engine.text[(count - 1 + (sampling.seed or 0)) % len(engine.text)])
+                logprobs = None if sampling.logprobs is None else self._score(count, id, sampling.logprobs)
+                yield Token(id, logprobs, "length" if last else None, selection)
+                if engine.step_s:
+                    time.sleep(engine.step_s)
         finally:
-            self.ended.append(count)
+            engine.ended.append(count)
+
+    def _score(self, position: int, id: int, top: int) -> Logprobs:
+        value = -position / 10
+        return Logprobs(value, tuple((id + rank, value - rank) for rank in range(top)))
 
 
 def leave_early(url: str, after_s: float, **body: object) -> None:
@@ -86,10 +136,13 @@ def leave_early(url: str, after_s: float, **body: object) -> None:
 
 @contextmanager
 def served(
-    *engines: ScriptedEngine, loader: Callable[[Settings], Loaded] | None = None, **settings: object
+    *engines: ScriptedEngine,
+    loader: Callable[[Settings], Loaded] | None = None,
+    tokenizer: CharacterTokenizer | None = None,
+    **settings: object,
 ) -> Iterator[str]:
     """A real HTTP server in a thread, on a free port; its address."""
-    loaded = Loaded("scripted", CharacterTokenizer(), list(engines))
+    loaded = Loaded("scripted", tokenizer or CharacterTokenizer(), list(engines))
     app = create_app(Settings(**settings), loader=loader or (lambda _: loaded))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, daemon=True)

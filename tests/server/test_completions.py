@@ -48,7 +48,7 @@ def test_one_object() -> None:
     assert answer["griffin"] == {
         "sparsity": 0.5, "requested_sparsity": 0.5, "reason": "requested", "selection": "top_k",
         "statistic": "flocking", "neurons_kept": 100, "neurons_total": 200, "active_parameters": 700,
-        "total_parameters": 1000, "selection_ms": 2.0, "expert_set": "cafe",
+        "total_parameters": 1000, "prompt_tokens": 5, "selection_ms": 2.0, "expert_set": "cafe", "expert_sets": None,
     }  # fmt: skip
     assert set(answer["metrics"]) == {
         "time_to_first_token_ms", "generation_time_ms", "queue_time_ms", "prefill_time_ms", "mean_itl_ms",
@@ -272,7 +272,13 @@ def test_a_fault_leaves_the_connection_usable() -> None:
 def test_refusals_are_counted_by_reason() -> None:
     """What never reached the queue is in one counter, whatever the reason."""
     with served(ScriptedEngine()) as url:
-        for body in ({"sparsity": 2}, {"n": 2}, {"model": "other"}, {"max_tokens": 999}, {"prompt": "a" * 200_000}):
+        for body in (
+            {"sparsity": 2},
+            {"suffix": "x"},
+            {"model": "other"},
+            {"max_tokens": 999},
+            {"prompt": "a" * 200_000},
+        ):
             assert post(url, **body).status_code in (400, 404)
         text = httpx.get(f"{url}/metrics").text
 

@@ -86,9 +86,12 @@ def test_prompt_as_ids_is_the_prompt_as_text(client: openai.OpenAI, smollm2: Any
 
 def test_model_list(client: openai.OpenAI) -> None:
     """The served model, with its context."""
-    (model,) = client.models.list().data
+    model, *aliases = client.models.list().data
 
-    assert (model.id, model.max_model_len) == (MODEL, 8192)
+    assert (model.id, model.max_model_len, model.parameters["total"]) == (MODEL, 8192, 134_515_008)
+    assert [alias.id for alias in aliases] == [f"{MODEL}@sparsity={s}" for s in ("0.25", "0.5", "0.75")]
+    assert aliases[1].parameters["active"] == 94_701_888
+    assert client.models.retrieve(f"{MODEL}@sparsity=0.1").sparsity == 0.1
 
 
 def test_a_disconnected_request_stops_within_a_token(server: ServerProcess) -> None:
@@ -99,7 +102,7 @@ def test_a_disconnected_request_stops_within_a_token(server: ServerProcess) -> N
     for streaming in (True, False):
         leave_early(server.url, 1.0, prompt=PROMPT, max_tokens=4000, ignore_eos=True, stream=streaming)
         wait_until(lambda: running_requests(server.url) == 0)
-    wait_until(lambda: server.log.count(" cancelled prompt=") == 2)
+    wait_until(lambda: server.log.count("outcome=cancelled") == 2)
 
 
 BAD: list[tuple[object, int, str | None]] = [
@@ -115,7 +118,12 @@ BAD: list[tuple[object, int, str | None]] = [
     ({"prompt": "a", "stop": "\ud800"}, 400, "stop"),
     ({"prompt": "a", "griffin": {"\ud800": 1}}, 400, "griffin"),
     ({"prompt": [1, "two"]}, 400, "prompt"),
-    ({"prompt": ["two", "prompts"]}, 400, "prompt"),
+    ({"prompt": ["text", [1]], "stop": 5}, 400, "stop"),
+    ({"prompt": ["text", ""]}, 400, "prompt"),
+    ({"prompt": [[]]}, 400, "prompt"),
+    ({"prompt": [[[1]]]}, 400, "prompt"),
+    ({"prompt": ["x"] * 33}, 400, "prompt"),
+    ({"prompt": ["fits", [5] * 8192]}, 400, "prompt"),
     ({"prompt": [5, 49152]}, 400, "prompt"),
     ({"prompt": [-1]}, 400, "prompt"),
     ({"prompt": [5] * 8192}, 400, "prompt"),
@@ -123,7 +131,8 @@ BAD: list[tuple[object, int, str | None]] = [
     ({"prompt": "a", "max_tokens": 8192}, 400, "max_tokens"),
     ({"prompt": "a", "max_tokens": 10**4000}, 400, "max_tokens"),
     ({"prompt": [10**4000]}, 400, "prompt"),
-    ({"prompt": "word " * 10**6}, 400, "prompt"),
+    ({"prompt": "word " * 700_000}, 400, "prompt"),
+    ({"prompt": "word " * 10**6}, 413, None),
     ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens"),
     ({"prompt": "a", "max_tokens": "many"}, 400, "max_tokens"),
     ({"prompt": "a", "temperature": 3}, 400, "temperature"),
@@ -138,11 +147,29 @@ BAD: list[tuple[object, int, str | None]] = [
     ({"prompt": "a", "griffin": {"selection": "best"}}, 400, "griffin.selection"),
     ({"prompt": "a", "griffin": {"statistics": "flocking"}}, 400, "griffin.statistics"),
     ({"prompt": "a", "suffix": "b"}, 400, "suffix"),
-    ({"prompt": "a", "n": 2}, 400, "n"),
-    ({"prompt": "a", "logprobs": 1}, 400, "logprobs"),
-    ({"prompt": "a", "echo": True}, 400, "echo"),
-    ({"prompt": "a", "presence_penalty": 0.5}, 400, "presence_penalty"),
-    ({"prompt": "a", "logit_bias": {"5": 1}}, 400, "logit_bias"),
+    ({"prompt": "a", "response_format": {"type": "json_object"}}, 400, "response_format"),
+    ({"prompt": "a", "prompt_logprobs": 0}, 400, "prompt_logprobs"),
+    ({"prompt": "a", "n": 0}, 400, "n"),
+    ({"prompt": "a", "n": 129}, 400, "n"),
+    ({"prompt": "a", "n": 3, "best_of": 2}, 400, "best_of"),
+    ({"prompt": "a", "best_of": 2, "stream": True}, 400, "best_of"),
+    ({"prompt": "a", "logprobs": 21}, 400, "logprobs"),
+    ({"prompt": "a", "logprobs": True}, 400, "logprobs"),
+    ({"prompt": "a", "presence_penalty": 2.5}, 400, "presence_penalty"),
+    ({"prompt": "a", "frequency_penalty": "x"}, 400, "frequency_penalty"),
+    ({"prompt": "a", "repetition_penalty": 0}, 400, "repetition_penalty"),
+    ({"prompt": "a", "logit_bias": {"foo": 1}}, 400, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"5": 101}}, 400, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"49152": 1}}, 400, "logit_bias"),
+    ({"prompt": "a", "logit_bias": [1]}, 400, "logit_bias"),
+    ({"prompt": "a", "min_tokens": 5, "max_tokens": 4}, 400, "min_tokens"),
+    ({"prompt": "a", "stop_token_ids": [-1]}, 400, "stop_token_ids"),
+    ({"prompt": "a", "truncate_prompt_tokens": 0}, 400, "truncate_prompt_tokens"),
+    ({"prompt": "a", "timeout": 0}, 400, "timeout"),
+    ({"prompt": "a", "griffin": {"prompt_tokens": 1}}, 400, "griffin.prompt_tokens"),
+    ({"prompt": "a b c", "echo": True, "logprobs": 0, "griffin": {"prompt_tokens": 9}}, 400, "griffin.prompt_tokens"),
+    ({"prompt": "a", "model": "SmolLM2-135M-Instruct@sparsity=1"}, 400, "model"),
+    ({"prompt": "a", "model": "SmolLM2-135M-Instruct@sparsity=0.5", "sparsity": 0.25}, 400, "sparsity"),
     ({"prompt": "a", "model": "gpt-4"}, 404, "model"),
     ({"prompt": "a", "model": "\ud800"}, 404, "model"),
     ({"prompt": "a", "max_completion_tokens": 2}, 400, "max_completion_tokens"),

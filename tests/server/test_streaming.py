@@ -8,9 +8,13 @@ from typing import Any
 from fastapi import Request
 
 from griffin import Pruning, Sampling
+from server.formats import CompletionFormat
+from server.generation import Delivery, Generation
 from server.service import Loaded, Service
 from server.settings import Settings
-from server.streaming import Completion, EventStream
+from server.streaming import EventStream
+from server.tally import Tally
+from server.worker import Ask, Job
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, wait_until
 
 
@@ -28,10 +32,13 @@ def test_a_stream_that_never_started_is_given_up() -> None:
         service = Service(Settings())
         service.serve(Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(gate=gate)]))
         model = service.model()
-        job = model.workers.submit([1], Sampling(), Pruning(), time.monotonic())
-        completion = Completion(job, model, service.metrics, [], None)
+        job = Job([Ask([1], [Sampling()], Pruning())], time.monotonic())
+        model.workers.submit(job)
+        tally = Tally(job, model.workers.engine.accounting, service.metrics, model.name, None)
+        generation = Generation(job, model, tally, Delivery("scripted", 1, 1), {})
+        format = CompletionFormat(generation, logprobs=False)
         scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "POST", "headers": []}
-        await EventStream(completion, Request(scope, receive), False, {})(scope, receive, send)
+        await EventStream(generation, format, Request(scope, receive), None, 15, {})(scope, receive, send)
 
         assert job.cancelled()
         await asyncio.to_thread(wait_until, lambda: model.workers.running == 0)

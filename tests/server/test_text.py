@@ -1,5 +1,7 @@
 """Ids to text piece by piece, with the real tokenizer and with hand-made pieces."""
 
+from typing import ClassVar
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,11 +34,17 @@ class ByteFallbackTokenizer:
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    chat_template = None
+    all_special_ids: ClassVar[list[int]] = []
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
         return {"input_ids": list(text.encode())}
 
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [f"<0x{id:02X}>" if id < 256 else self._words[id - 256] for id in ids]
+
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        return str(self._decoder.decode([f"<0x{id:02X}>" if id < 256 else self._words[id - 256] for id in ids]))
+        return str(self._decoder.decode(self.convert_ids_to_tokens(ids)))
 
 
 @pytest.mark.parametrize("text", ["🦙🦙🦙", "é🦙語🦙", "aé", "👩‍👩‍👧 ok", "語" * 20])

@@ -3,13 +3,13 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from griffin import Pruning, Sampling
 from server.errors import QueueFull, ServerDraining
-from server.worker import Job, Workers
+from server.worker import Ask, Job, Made, Workers
 from tests.server.scripted import ScriptedEngine, wait_until
 
 
@@ -21,12 +21,22 @@ def gate() -> Iterator[threading.Event]:
     event.set()
 
 
-def submit(workers: Workers, tokens: int = 3) -> Job:
-    return workers.submit([1, 2], Sampling(max_tokens=tokens), Pruning(), time.monotonic())
+def submit(workers: Workers, tokens: int = 3, limit_s: float = 60) -> Job:
+    now = time.monotonic()
+    job = Job([Ask([1, 2], [Sampling(max_tokens=tokens)], Pruning())], now, now + limit_s)
+    with workers.reserve():
+        workers.submit(job)
+    return job
+
+
+async def tokens_of(job: Job) -> AsyncIterator[int]:
+    while (event := await job.next()) is not None:
+        if isinstance(event, Made):
+            yield event.token.id
 
 
 async def collect(job: Job) -> list[int]:
-    return [token.id async for token, _ in job.tokens()]
+    return [id async for id in tokens_of(job)]
 
 
 def test_jobs_run_in_order_on_one_engine() -> None:
@@ -109,7 +119,7 @@ def test_a_cancelled_job_ends_within_a_token() -> None:
         engine = ScriptedEngine(step_s=0.01)
         workers = Workers([engine], queue_size=1)
         job = submit(workers, 500)
-        async for _ in job.tokens():
+        async for _ in tokens_of(job):
             break
         workers.discard(job)
         generated = engine.generated

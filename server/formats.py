@@ -1,0 +1,142 @@
+"""Pieces as OpenAI's objects: chunks of a stream, or whole answers. One class for each of the two APIs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from server.generation import Generation, Piece
+from server.logprobs import LegacyForm, ScoredToken, chat_form
+from server.protocol.report import FinishReason
+
+
+@dataclass(slots=True)
+class Answer:
+    """All pieces of one sequence."""
+
+    prompt: int
+    texts: list[str] = field(default_factory=list)
+    tokens: list[ScoredToken] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    logprob_sum: float = 0.0
+
+    def add(self, piece: Piece) -> None:
+        self.texts.append(piece.text)
+        self.tokens += piece.tokens
+        self.ids += piece.ids
+        self.finish_reason = piece.finish_reason
+        if piece.ids:
+            self.logprob_sum += sum(token.logprobs.chosen for token in piece.tokens if token.logprobs)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def mean_logprob(self) -> float:
+        return self.logprob_sum / max(1, len(self.ids))
+
+
+def best(answers: Sequence[Answer], choices: int) -> list[Answer]:
+    """Of each prompt's answers the ones of the highest mean log-probability; as generated when all are wanted."""
+    chosen: list[Answer] = []
+    for prompt in sorted({answer.prompt for answer in answers}):
+        own = [answer for answer in answers if answer.prompt == prompt]
+        chosen += own if len(own) <= choices else sorted(own, key=lambda a: -a.mean_logprob)[:choices]
+    return chosen
+
+
+class Format(Protocol):
+    """What streaming needs to know of an API."""
+
+    prefix: str
+    whole: str
+    part: str
+
+    def chunk(self, piece: Piece) -> dict[str, Any]: ...
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]: ...
+    def extras(self) -> dict[str, Any]: ...
+
+
+class CompletionFormat:
+    """/v1/completions"""
+
+    prefix = "cmpl-"
+    whole = part = "text_completion"
+
+    def __init__(self, generation: Generation, logprobs: bool) -> None:
+        self._generation, self._logprobs = generation, logprobs
+        self._delivery = generation.delivery
+        self._legacy: dict[tuple[int, int], LegacyForm] = {}
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        logprobs = None
+        if self._logprobs:
+            form = self._legacy.setdefault((piece.prompt, piece.sample), self._legacy_form())
+            logprobs = form.arrays(piece.tokens)
+        choice = {
+            "index": piece.prompt * self._delivery.choices + piece.sample,
+            "text": piece.text,
+            "logprobs": logprobs,
+            "finish_reason": piece.finish_reason,
+        }
+        return {"choices": [{**choice, **self._token_ids(piece.prompt, piece.ids)}]}
+
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": answer.text,
+            "logprobs": self._legacy_form().arrays(answer.tokens) if self._logprobs else None,
+            "finish_reason": answer.finish_reason,
+            **self._token_ids(answer.prompt, answer.ids),
+        }
+
+    def extras(self) -> dict[str, Any]:
+        return {}
+
+    def _legacy_form(self) -> LegacyForm:
+        return LegacyForm(self._generation.model.vocabulary, self._delivery.skip_special_tokens)
+
+    def _token_ids(self, prompt: int, ids: list[int]) -> dict[str, Any]:
+        if not self._delivery.token_ids:
+            return {}
+        return {"token_ids": ids, "prompt_token_ids": self._generation.job.asks[prompt].prompt_ids}
+
+
+class ChatFormat:
+    """/v1/chat/completions"""
+
+    prefix = "chatcmpl-"
+    whole = "chat.completion"
+    part = "chat.completion.chunk"
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation, self._delivery = generation, generation.delivery
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        choice = {
+            "index": piece.sample,
+            "delta": {"role": "assistant", "content": ""} if piece.opening else {"content": piece.text},
+            "logprobs": self._logprobs(piece.tokens) if piece.tokens else None,
+            "finish_reason": piece.finish_reason,
+        }
+        if not self._delivery.token_ids:
+            return {"choices": [choice]}
+        return {"choices": [{**choice, "token_ids": piece.ids}], **(self.extras() if piece.opening else {})}
+
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        choice = {
+            "index": index,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": self._logprobs(answer.tokens) if self._delivery.logprobs else None,
+            "finish_reason": answer.finish_reason,
+        }
+        return {**choice, "token_ids": answer.ids} if self._delivery.token_ids else choice
+
+    def extras(self) -> dict[str, Any]:
+        if not self._delivery.token_ids:
+            return {}
+        return {"prompt_token_ids": self._generation.job.asks[0].prompt_ids}
+
+    def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+        return chat_form(self._generation.model.vocabulary, tokens)

@@ -1,0 +1,169 @@
+"""From a valid body to a queued job: the model, the sparsity, the ids of each prompt."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from fastapi import Request
+
+from griffin.errors import ContextLengthExceeded
+from server.errors import InvalidField
+from server.generation import Delivery, Generation
+from server.protocol.chat import TemplateRequest
+from server.protocol.request import GenerationRequest
+from server.service import ServedModel, Service, parse_sparsity
+from server.tally import Tally
+from server.text import TemplateFailed, encode, render_chat
+from server.worker import Ask, Job
+
+logger = logging.getLogger("griffin")
+
+# Longer texts take the tokenizer milliseconds, in which no other request's token could be sent.
+LONG_TEXT = 20_000
+# In characters; no vocabulary in use has a longer one. Texts beyond cost seconds and gigabytes to tokenize.
+LONGEST_TOKEN = 128
+SPARSITY_HEADER = "x-griffin-sparsity"
+IGNORED_HEADER = "x-griffin-ignored"
+HEADER_KEYS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """One request while it is taken in."""
+
+    service: Service
+    model: ServedModel
+    body: GenerationRequest
+    requested_sparsity: float | None
+    arrived: float
+    request: Request
+
+    async def queue(self, prompts: Sequence[str | list[int]], add_special_tokens: bool, opens: bool) -> Generation:
+        """Tokenize and submit. The place in the queue is taken first: tokenizing costs more than a refusal.
+
+        Raises:
+            QueueFull, ServerDraining, EngineFailed: see ``Workers.reserve``.
+            InvalidRequest, InvalidField: a prompt that no engine could take.
+        """
+        workers, settings = self.model.workers, self.service.settings
+        with workers.reserve():
+            asks = [await self._ask(prompt, add_special_tokens) for prompt in prompts]
+            limit_s = min(self.body.timeout or settings.request_timeout, settings.request_timeout)
+            job = Job(asks, self.arrived, self.arrived + limit_s, self.request.state.request_id)
+            workers.submit(job)
+        self.request.state.accepted = True
+        model_name = self.body.model or self.model.name
+        tally = Tally(job, workers.engine.accounting, self.service.metrics, self.model.name, self.requested_sparsity)
+        delivery = self._delivery(model_name, prompts, asks, opens)
+        return Generation(job, self.model, tally, delivery, self.request.state.log)
+
+    async def _ask(self, prompt: str | list[int], add_special_tokens: bool) -> Ask:
+        body, context = self.body, self.model.workers.engine.context_length
+        kept = body.truncate_prompt_tokens
+        if isinstance(prompt, str):
+            prompt = await tokenize(self.model, prompt, add_special_tokens, shortened=bool(kept))
+        if kept:
+            fitting = max(1, context - max(1, body.token_limit() or 1))
+            prompt = prompt[-(fitting if kept == -1 else kept) :]
+        sparsity = self.service.settings.sparsity if self.requested_sparsity is None else self.requested_sparsity
+        return Ask(prompt, body.samplings(context - len(prompt)), body.pruning(sparsity), body.scoring())
+
+    def _delivery(
+        self, model_name: str, prompts: Sequence[str | list[int]], asks: Sequence[Ask], opens: bool
+    ) -> Delivery:
+        body, skip = self.body, self.body.skip_special_tokens is not False
+        return Delivery(
+            model_name=model_name,
+            choices=body.choices,
+            sequences=body.sequences,
+            opens=opens,
+            prompts=self._echoes(prompts, asks, skip) if body.echoes else None,
+            logprobs=body.wanted_logprobs() is not None,
+            token_ids=bool(body.return_token_ids),
+            stops=body.stop,
+            include_stop=bool(body.include_stop_str_in_output),
+            skip_special_tokens=skip,
+            min_tokens=body.min_tokens or 0,
+        )
+
+    def _echoes(self, prompts: Sequence[str | list[int]], asks: Sequence[Ask], skip: bool) -> list[str]:
+        """A text is echoed as it came; ids, and what is left of a truncated text, as they are spelled."""
+        whole = not self.body.truncate_prompt_tokens
+        decode = self.model.tokenizer.decode
+        return [
+            prompt if isinstance(prompt, str) and whole else decode(ask.prompt_ids, skip_special_tokens=skip)
+            for prompt, ask in zip(prompts, asks, strict=True)
+        ]
+
+
+def receive(body: GenerationRequest, request: Request) -> Intake:
+    """
+    Raises:
+        ModelNotFound, ModelLoading, ServerDraining: see ``Service.resolve``.
+        QueueFull, EngineFailed: see ``Workers.reserve``.
+        InvalidField: model name, header and body do not name the same sparsity.
+    """
+    service: Service = request.app.state.service
+    model, alias_sparsity = service.resolve(body.model)
+    header = request.headers.get(SPARSITY_HEADER)
+    named = {
+        "sparsity": body.sparsity,
+        SPARSITY_HEADER: None if header is None else parse_sparsity(header, SPARSITY_HEADER),
+        "model": alias_sparsity,
+    }
+    given = {where: sparsity for where, sparsity in named.items() if sparsity is not None}
+    if len(set(given.values())) > 1:
+        listed = ", ".join(f"{where}: {sparsity:g}" for where, sparsity in given.items())
+        raise InvalidField(f"sparsity: the request names different ones ({listed})", "sparsity")
+    requested = next(iter(given.values()), None)
+    return Intake(service, model, body, requested, time.monotonic(), request)
+
+
+def render(model: ServedModel, body: TemplateRequest) -> str:
+    """
+    Raises:
+        InvalidField: the model has no chat template, or it refuses these messages.
+    """
+    if not model.tokenizer.chat_template:
+        raise InvalidField(
+            f"messages: {model.name} has no chat template; send a prompt to /v1/completions", "messages",
+            "no_chat_template",
+        )  # fmt: skip
+    try:
+        return render_chat(model.tokenizer, body.conversation(), body.template_options())
+    except TemplateFailed as refusal:
+        raise InvalidField(f"messages: the model's chat template refuses them: {refusal}", "messages") from None
+
+
+async def tokenize(model: ServedModel, text: str, add_special_tokens: bool, *, shortened: bool = False) -> list[int]:
+    """
+    Args:
+        shortened: only the last ids will be kept.
+
+    Raises:
+        ContextLengthExceeded: the text is so long that it cannot fit, whatever its tokens are.
+    """
+    context = model.workers.engine.context_length
+    if shortened:
+        text = text[-context * LONGEST_TOKEN :]
+    if len(text) > context * LONGEST_TOKEN:
+        raise ContextLengthExceeded(
+            f"this model's context is {context} tokens, and {len(text)} characters are surely more; shorten the prompt",
+            "prompt",
+        )
+    if len(text) > LONG_TEXT:
+        return await asyncio.to_thread(encode, model.tokenizer, text, add_special_tokens)
+    return encode(model.tokenizer, text, add_special_tokens)
+
+
+def ignored_header(body: GenerationRequest) -> dict[str, str]:
+    """Unknown keys are common and harmless, but a misspelt ``sparsity`` must not go unseen."""
+    names = [quote(name[:64].encode("utf-8", "replace")) for name in body.ignored()]
+    if not names:
+        return {}
+    listed = ",".join(names[:HEADER_KEYS] + ["..."] * (len(names) > HEADER_KEYS))
+    logger.warning("ignored unknown fields: %s", listed)
+    return {IGNORED_HEADER: listed}

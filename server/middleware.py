@@ -1,0 +1,130 @@
+"""What every HTTP request passes before a route sees it: a name and a log line, a key, a bound on its body."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
+
+from server.errors import BodyTimeout, BodyTooLarge, Unauthorized
+
+logger = logging.getLogger("griffin")
+
+REQUEST_ID = "x-request-id"
+# What a client may call its request; anything else could forge a log line.
+ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+OPERATIONS = ("/health", "/ready", "/metrics")
+
+
+class RequestLog:
+    """Names each request, in the answer and in every log line, and writes one line about it at its end.
+
+    Routes add to the line through ``scope["state"]["log"]``.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if ACCEPTED_ID.fullmatch(given) else uuid.uuid4().hex
+        fields: dict[str, object] = {}
+        scope.setdefault("state", {}).update(log=fields, request_id=request_id)
+        status, started = 0, time.monotonic()
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        with bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, named)
+            finally:
+                path = scope["path"]
+                level = logging.DEBUG if path in OPERATIONS and status < 400 else logging.INFO
+                ms = round((time.monotonic() - started) * 1e3, 3)
+                line = {"method": scope["method"], "path": path[:200], "status": status, "ms": ms, **fields}
+                logger.log(level, "request", extra={key: value for key, value in line.items() if value is not None})
+
+
+class Authentication:
+    """Requires one of the keys as a bearer token. Operations may stay open for probes and Prometheus."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_operations: bool) -> None:
+        self._app, self._open = app, OPERATIONS if open_operations else ()
+        self._digests = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in self._open:
+            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not self._known(key.strip()):
+                raise Unauthorized("a valid API key is needed; send it as Authorization: Bearer KEY")
+        await self._app(scope, receive, send)
+
+    def _known(self, key: str) -> bool:
+        # All keys are compared, each in constant time: how long it takes says nothing.
+        digest = _digest(key)
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+class BodyLimit:
+    """Reads the body before the route does, up to so many bytes and for so long, and hands it on in one piece."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+        self._app, self._max_bytes, self._timeout_s = app, max_bytes, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared[:20]) > self._max_bytes:
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                first: Message | None = await self._read(receive)
+        except TimeoutError:
+            raise BodyTimeout(f"the request body did not arrive within {self._timeout_s:g} s") from None
+
+        async def replayed() -> Message:
+            nonlocal first
+            if (message := first) is not None:
+                first = None
+                return message
+            return await receive()
+
+        await self._app(scope, replayed, send)
+
+    async def _read(self, receive: Receive) -> Message:
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_bytes:
+                raise self._too_large()
+            more = message.get("more_body", False)
+        return {"type": "http.request", "body": b"".join(parts), "more_body": False}
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the request body is larger than {self._max_bytes} bytes, the most this server takes")

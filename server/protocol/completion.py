@@ -1,0 +1,93 @@
+"""POST /v1/completions"""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from griffin import Scoring
+from server.protocol.fields import MAX_CHOICES, MAX_LOGPROBS, MAX_PROMPTS, Prompts, refuse
+from server.protocol.report import FinishReason, GriffinReport, TimingReport, Usage
+from server.protocol.request import REFUSED, GenerationRequest
+
+DEFAULT_MAX_TOKENS = 16
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of POST /v1/completions."""
+
+    refused: ClassVar = {**REFUSED, "suffix": ("",), "max_completion_tokens": ()}
+
+    prompt: Prompts = Field(
+        description=f"a text, a list of texts, token ids, or a list of lists of them; up to {MAX_PROMPTS}"
+    )
+    max_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description=f"default {DEFAULT_MAX_TOKENS}; 0 only with echo"
+    )
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+        default=None, description="generate that many, return the n of the highest mean log-probability"
+    )
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        default=None, description="log-probabilities of each token and of that many most probable ones"
+    )
+    echo: bool | None = Field(default=False, description="begin the answer with the prompt; with logprobs, scored")
+
+    @model_validator(mode="after")
+    def _completion_rules(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            refuse("max_tokens", "max_tokens: must be 1 or more, unless echo=true")
+        if self.best_of is not None and self.best_of < self.choices:
+            refuse("best_of", f"best_of: must be n={self.choices} or more")
+        if self.stream and self.sequences > self.choices:
+            refuse("best_of", "best_of: the best of several is known at the end only; leave out stream or best_of")
+        if self.griffin and self.griffin.prompt_tokens is not None and self.scoring() is None:
+            refuse("griffin.prompt_tokens", "griffin.prompt_tokens: only with echo=true and logprobs")
+        return self
+
+    def default_limit(self, room: int) -> int:
+        return min(DEFAULT_MAX_TOKENS, room)
+
+    def wanted_logprobs(self) -> int | None:
+        # The best of several cannot be told without them.
+        return 0 if self.logprobs is None and self.sequences > self.choices else self.logprobs
+
+    @property
+    def sequences(self) -> int:
+        return self.best_of or self.choices
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
+
+    def scoring(self) -> Scoring | None:
+        if not self.echo or self.logprobs is None:
+            return None
+        return Scoring(self.logprobs, self.griffin.prompt_tokens if self.griffin else None)
+
+
+class LegacyLogprobs(BaseModel):
+    """One entry for each token, the prompt's included when it is echoed."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None] = Field(description="null for a prompt's first token, which nothing predicts")
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int] = Field(description="where each token begins in the text, in characters")
+
+
+class CompletionChoice(BaseModel):
+    index: int = Field(description="prompts in order, the n answers of each together")
+    text: str
+    logprobs: LegacyLogprobs | None
+    finish_reason: FinishReason | None
+    token_ids: list[int] | None = Field(default=None, description="if return_token_ids")
+    prompt_token_ids: list[int] | None = Field(default=None, description="if return_token_ids")
+
+
+class CompletionResponse(BaseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    griffin: GriffinReport
+    metrics: TimingReport

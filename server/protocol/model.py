@@ -1,0 +1,31 @@
+"""GET /v1/models"""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class Parameters(BaseModel):
+    total: int
+    feed_forward: int
+    active: int = Field(description="that take part in each generated token after the first")
+
+
+class ModelCard(BaseModel):
+    """A model, or an alias of it that runs at a sparsity of its own."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "griffin"
+    root: str = Field(description="the model that an alias stands for")
+    parent: str | None
+    max_model_len: int
+    sparsity: float = Field(description="of requests under this name that say nothing else")
+    parameters: Parameters
+    aliases: list[str] = Field(description="the same model at other sparsities; any from 0 to below 1 works")
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

@@ -1,0 +1,63 @@
+"""What every answer says of itself: tokens used, what GRIFFIN applied, how long things took; and errors."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from griffin.selection import SelectionName
+from griffin.statistic import StatisticName
+
+FinishReason = Literal["stop", "length"]
+Reason = Literal["requested", "server_default", "finished_at_first_token", "rounded_to_dense"]
+
+
+class Usage(BaseModel):
+    """Each prompt counts once; every generated token counts, those of best_of too."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class GriffinReport(BaseModel):
+    """What was applied. Neurons are counted over all layers."""
+
+    sparsity: float = Field(description="of the generated tokens; the first always comes from the full model")
+    requested_sparsity: float | None
+    reason: Reason
+    selection: SelectionName
+    statistic: StatisticName
+    neurons_kept: int
+    neurons_total: int
+    active_parameters: int = Field(description="that take part in each token after the first")
+    total_parameters: int
+    prompt_tokens: int | None = Field(description="that the neurons were chosen on; of several prompts the sum")
+    selection_ms: float | None = Field(
+        description="from the finished prompt to decode-ready weights; of several prompts the sum"
+    )
+    expert_set: str | None = Field(description="a name for exactly these neurons; of several prompts the first's")
+    expert_sets: list[str | None] | None = Field(description="one for each prompt, when there are several")
+
+
+class TimingReport(BaseModel):
+    """vLLM's names, in milliseconds; null where there is nothing to measure."""
+
+    time_to_first_token_ms: float | None = Field(description="from the request's arrival")
+    generation_time_ms: float | None = Field(description="from the first token to the last")
+    queue_time_ms: float | None
+    prefill_time_ms: float | None = Field(description="from leaving the queue to the first token")
+    mean_itl_ms: float | None = Field(description="mean inter-token latency within a sequence")
+    tokens_per_second: float | None = Field(description="its reciprocal")
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None = Field(description="the field at fault")
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error object, for every status from 400 on."""
+
+    error: ErrorDetail

@@ -1,0 +1,215 @@
+"""What completions and chat completions have in common."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from griffin import Pruning, Sampling, Scoring
+from griffin.selection import SelectionName
+from griffin.statistic import StatisticName
+from server.protocol.fields import (
+    MAX_CHOICES,
+    MAX_STOP_STRINGS,
+    Fraction,
+    LogitBias,
+    Penalty,
+    Sparsity,
+    Stop,
+    TokenId,
+    asks_for_nothing,
+    refuse,
+)
+
+# Read by nobody, and no answer depends on them: whom to blame, where to store, how to bill.
+HARMLESS = {
+    "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "prediction", "parallel_tool_calls", "stream_obfuscation",
+}  # fmt: skip
+# Fields of OpenAI's and vLLM's APIs that would change the answer and are not supported, each with the values that
+# ask for nothing. Any other value is refused: ignoring it would answer another question.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "prompt_logprobs": (),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "prompt_embeds": (),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "lora": (),
+}
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool | None = Field(
+        default=False, description="end the stream with a chunk of usage, griffin and metrics"
+    )
+    continuous_usage_stats: bool | None = Field(
+        default=False, description="with include_usage: the usage so far in every chunk"
+    )
+    include_obfuscation: bool | None = Field(default=None, description="accepted for OpenAI's SDK; has no effect")
+
+
+class GriffinOptions(BaseModel):
+    """The rarer choices about neurons."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    selection: SelectionName | None = Field(default="top_k", description="how neurons are picked from the statistic")
+    statistic: StatisticName | None = Field(
+        default="flocking", description="of the prompt (the paper's), or of the weights alone"
+    )
+    prompt_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
+        default=None,
+        description="with echo, logprobs and a sparsity: the full model reads that many tokens of the prompt and "
+        "neurons are chosen on them; the rest is read by the kept neurons. Default: all but the last input, the "
+        "paper's simulated generation for classification",
+    )
+
+
+class GenerationRequest(BaseModel):
+    """Fields of every request that generates. null is the same as leaving a field out."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = REFUSED
+
+    model: str | None = Field(
+        default=None, description="the served model's name, or NAME@sparsity=0.5; may be left out"
+    )
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
+        default=None, description="0 is greedy; default 1"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = Field(default=None, description="0 or -1 keeps all tokens")
+    min_p: Fraction | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+        default=1, description="answers to each prompt, one after the other, from one reading of it"
+    )
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = Field(
+        default=None, description="1 is none; counts the prompt's tokens too"
+    )
+    logit_bias: LogitBias = Field(default_factory=dict)
+    seed: int | None = Field(
+        default=None, description="the same seed draws the same tokens; answer i of several draws with seed + i"
+    )
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        default=0, description="no end-of-sequence and no stop before that many"
+    )
+    stop: Stop = Field(
+        default_factory=list, description=f"up to {MAX_STOP_STRINGS}; the text ends before the first that appears"
+    )
+    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=128)
+    include_stop_str_in_output: bool | None = Field(default=False, description="the text ends behind it instead")
+    ignore_eos: bool | None = Field(default=False, description="go on to max_tokens, for runs of a fixed length")
+    skip_special_tokens: bool | None = Field(default=True, description="leave special tokens out of the text")
+    add_special_tokens: bool | None = Field(default=None, description="put a begin-of-sequence token before texts")
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = Field(
+        default=None, description="keep that many tokens of the prompt's end; -1: as many as fit"
+    )
+    return_token_ids: bool | None = Field(default=False, description="add token_ids and prompt_token_ids")
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None, description="seconds until the request is given up; the server's own limit holds in any case"
+    )
+    user: Any = Field(default=None, description="accepted; has no effect")
+    sparsity: Sparsity | None = Field(
+        default=None, description="fraction of feed-forward neurons removed while generating; 0 is the dense model"
+    )
+    griffin: GriffinOptions | None = None
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        extra = self.model_extra or {}
+        for name, nothing in self.refused.items():
+            if not asks_for_nothing(extra.get(name), nothing):
+                refuse(name, f"{name} is not supported; leave it out", "unsupported_parameter")
+        if self.stream_options and not self.stream:
+            refuse("stream_options", "stream_options: only with stream=true")
+        if self.truncate_prompt_tokens == 0:
+            refuse("truncate_prompt_tokens", "truncate_prompt_tokens: must be 1 or more, or -1 for as many as fit")
+        limit = self.token_limit()
+        if self.min_tokens and limit is not None and self.min_tokens > limit:
+            refuse("min_tokens", f"min_tokens: must not be more than the limit of {limit} tokens")
+        return self
+
+    def ignored(self) -> list[str]:
+        """Keys that no field answers to, such as a misspelt one."""
+        return sorted(set(self.model_extra or {}) - set(self.refused) - HARMLESS)
+
+    def token_limit(self) -> int | None:
+        """Tokens an answer may have, if the request says so."""
+        return self.max_tokens
+
+    def default_limit(self, room: int) -> int:
+        """Tokens an answer may have otherwise. ``room``: as many as fit behind the prompt."""
+        raise NotImplementedError
+
+    def wanted_logprobs(self) -> int | None:
+        """How many alternatives to report for each token; None is nothing at all."""
+        raise NotImplementedError
+
+    @property
+    def choices(self) -> int:
+        """Answers returned for each prompt."""
+        return self.n or 1
+
+    @property
+    def sequences(self) -> int:
+        """Answers generated for each prompt."""
+        return self.choices
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the answer begins with the prompt."""
+        return False
+
+    def samplings(self, room: int) -> Sequence[Sampling]:
+        """One for each sequence; none when nothing is to be generated."""
+        limit = self.token_limit()
+        limit = max(1, self.default_limit(room)) if limit is None else limit
+        if limit == 0:
+            return ()
+        first = Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=max(0, self.top_k or 0),
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=self.repetition_penalty or 1.0,
+            logit_bias=self.logit_bias,
+            seed=self.seed,
+            max_tokens=limit,
+            min_tokens=min(self.min_tokens or 0, limit),
+            stop_token_ids=frozenset(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
+            logprobs=self.wanted_logprobs(),
+        )
+        if self.seed is None:
+            return (first,) * self.sequences
+        return tuple(replace(first, seed=self.seed + index) for index in range(self.sequences))
+
+    def pruning(self, sparsity: float) -> Pruning:
+        options = self.griffin or GriffinOptions()
+        return Pruning(
+            sparsity=sparsity,
+            selection=options.selection or "top_k",
+            statistic=options.statistic or "flocking",
+            seed=self.seed,
+        )
+
+    def scoring(self) -> Scoring | None:
+        """How the prompt's own tokens are scored, if they are."""
+        return None

@@ -1,0 +1,21 @@
+"""POST /v1/chat/completions"""
+
+from fastapi import APIRouter, Request, Response
+
+from server.errors import GENERATED, documented
+from server.formats import ChatFormat
+from server.intake import ignored_header, receive, render
+from server.protocol.chat import ChatRequest, ChatResponse
+from server.streaming import STREAMED, deliver
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", response_model=ChatResponse, responses={200: STREAMED, **documented(*GENERATED)})
+async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+    """Answer a conversation, put to the model by its own chat template."""
+    intake = receive(body, request)
+    prompt = render(intake.model, body)
+    # The template has written the special tokens already.
+    generation = await intake.queue([prompt], bool(body.add_special_tokens), opens=True)
+    return await deliver(generation, ChatFormat(generation), request, body, ignored_header(body))

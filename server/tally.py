@@ -1,0 +1,141 @@
+"""What one request used and how long it took: counted token by token, reported in the answer, metrics and log."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from griffin import Accounting, Selection, Token
+from server.metrics import Metrics, sparsity_label
+from server.protocol.report import GriffinReport, Reason, TimingReport, Usage
+from server.worker import Job
+
+
+class Tally:
+    """Of one job. ``requested``: the sparsity that the client named, in whichever way."""
+
+    def __init__(
+        self, job: Job, accounting: Accounting, metrics: Metrics, model_name: str, requested: float | None
+    ) -> None:
+        self._job, self._accounting, self._metrics = job, accounting, metrics
+        self._model_name, self._requested = model_name, requested
+        self._pruning = job.asks[0].pruning
+        self._selections: dict[int, Selection] = {}
+        self._counts: dict[tuple[int, int], int] = {}
+        self._last_at: dict[tuple[int, int], float] = {}
+        self._count = 0
+        self._first: float | None = None
+        self._last = 0.0
+        # Between tokens of the same sequence.
+        self._gaps, self._gap_s = 0, 0.0
+        self._labels = (model_name, sparsity_label(self._pruning.sparsity))
+        self._itl = metrics.inter_token_latency.labels(*self._labels)
+        metrics.accepted.labels(model_name).inc()
+
+    @property
+    def count(self) -> int:
+        """Generated tokens so far."""
+        return self._count
+
+    def read(self, prompt: int, selection: Selection | None) -> None:
+        """A prompt has been read, and maybe its neurons chosen already."""
+        if selection is not None:
+            self._selections[prompt] = selection
+
+    def made(self, prompt: int, sample: int, token: Token, at: float) -> None:
+        """A token has been made."""
+        key = prompt, sample
+        if token.selection is not None:
+            self._selections[prompt] = token.selection
+        if (before := self._last_at.get(key)) is not None:
+            self._gaps += 1
+            self._gap_s += at - before
+            self._itl.observe(at - before)
+        if self._first is None:
+            self._first = at
+        self._last = self._last_at[key] = at
+        self._counts[key] = self._counts.get(key, 0) + 1
+        self._count += 1
+
+    def usage(self) -> Usage:
+        prompt = sum(len(ask.prompt_ids) for ask in self._job.asks)
+        return Usage(prompt_tokens=prompt, completion_tokens=self._count, total_tokens=prompt + self._count)
+
+    def griffin_report(self) -> GriffinReport:
+        accounting, chosen = self._accounting, list(self._selections.values())
+        kept = chosen[0].kept_per_layer if chosen else accounting.width
+        prompts = range(len(self._job.asks))
+        sets = [self._selections[index].expert_set if index in self._selections else None for index in prompts]
+        return GriffinReport(
+            sparsity=self._pruning.sparsity if chosen else 0.0,
+            requested_sparsity=self._requested,
+            reason=self._reason(),
+            selection=self._pruning.selection,
+            statistic=self._pruning.statistic,
+            neurons_kept=kept * accounting.layers,
+            neurons_total=accounting.neurons,
+            active_parameters=accounting.active(kept),
+            total_parameters=accounting.total,
+            prompt_tokens=sum(selection.prompt_tokens for selection in chosen) if chosen else None,
+            selection_ms=_milliseconds(sum(selection.seconds for selection in chosen)) if chosen else None,
+            expert_set=sets[0],
+            expert_sets=sets if len(sets) > 1 else None,
+        )
+
+    def timing_report(self) -> TimingReport:
+        job = self._job
+        if job.started is None or self._first is None:
+            return TimingReport.model_construct(**dict.fromkeys(TimingReport.model_fields))
+        return TimingReport(
+            time_to_first_token_ms=_milliseconds(self._first - job.arrived),
+            generation_time_ms=_milliseconds(self._last - self._first),
+            queue_time_ms=_milliseconds(job.started - job.arrived),
+            prefill_time_ms=_milliseconds(self._first - job.started),
+            mean_itl_ms=_milliseconds(self._gap_s / self._gaps) if self._gaps else None,
+            tokens_per_second=round(self._gaps / self._gap_s, 2) if self._gap_s else None,
+        )
+
+    def _reason(self) -> Reason:
+        if self._pruning.sparsity > 0 and not self._selections:
+            return "finished_at_first_token" if max(self._counts.values(), default=0) < 2 else "rounded_to_dense"
+        return "server_default" if self._requested is None else "requested"
+
+    def observe(self, outcome: str) -> Mapping[str, Any]:
+        """Into the metrics, once; and the fields of the log line. Never a word of the text."""
+        metrics, name, labels, job = self._metrics, self._model_name, self._labels, self._job
+        report, timing = self.griffin_report(), self.timing_report()
+        if outcome == "cancelled":
+            phase = "queue" if job.started is None else "decode" if self._count else "prefill"
+            metrics.disconnects.labels(name, phase).inc()
+        elif outcome in ("stop", "length"):
+            metrics.success.labels(name, outcome).inc()
+            metrics.active_parameters.labels(name).set(report.active_parameters)
+            metrics.active_ratio.labels(*labels).observe(report.active_parameters / report.total_parameters)
+            if self._first is not None:
+                metrics.e2e_latency.labels(*labels).observe(self._last - job.arrived)
+        else:
+            metrics.failure.labels(name, outcome).inc()
+        if job.started is not None:
+            metrics.prompt_tokens.labels(name).inc(self.usage().prompt_tokens)
+            metrics.queue_time.labels(*labels).observe(job.started - job.arrived)
+        if job.started is not None and self._first is not None:
+            metrics.generation_tokens.labels(*labels).inc(self._count)
+            metrics.time_to_first_token.labels(*labels).observe(self._first - job.arrived)
+            metrics.prefill_time.labels(*labels).observe(self._first - job.started)
+            metrics.decode_time.labels(*labels).observe(self._last - self._first)
+        if self._gaps:
+            metrics.time_per_output_token.labels(*labels).observe(self._gap_s / self._gaps)
+            metrics.parameters_read.labels(*labels).inc(self._gaps * report.active_parameters)
+        for selection in self._selections.values():
+            metrics.selection_time.labels(*labels).observe(selection.seconds)
+        return {
+            "outcome": outcome,
+            "prompt_tokens": self.usage().prompt_tokens,
+            "tokens": self._count,
+            "sparsity": report.sparsity,
+            "queue_ms": timing.queue_time_ms,
+            "ttft_ms": timing.time_to_first_token_ms,
+            "itl_ms": timing.mean_itl_ms,
+        }
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
