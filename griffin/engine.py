@@ -245,7 +245,7 @@ class Engine:
             ContextLengthExceeded: prompt and ``max_tokens`` together exceed the context.
         """
         if not prompt_ids:
-            raise InvalidRequest("the prompt is empty; give at least one token", "prompt")
+            raise InvalidRequest("the prompt has no tokens; give at least one", "prompt")
         lowest, highest = min(prompt_ids), max(prompt_ids)
         if lowest < 0 or highest >= self.vocabulary_size:
             wrong = lowest if lowest < 0 else highest
@@ -255,7 +255,7 @@ class Engine:
             )
         if scoring and scoring.prompt_tokens is not None and not 1 <= scoring.prompt_tokens <= len(prompt_ids):
             raise InvalidRequest(
-                f"prompt_tokens={scoring.prompt_tokens} is not within the prompt, which has {len(prompt_ids)} tokens",
+                f"griffin.prompt_tokens: {scoring.prompt_tokens} is not within the prompt of {len(prompt_ids)} tokens",
                 "griffin.prompt_tokens",
             )
         biased = max(sampling.logit_bias, default=0) if sampling else 0

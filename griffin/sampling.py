@@ -53,7 +53,7 @@ class Sampling:
         self._require("min_p", 0 <= self.min_p <= 1, "between 0 and 1")
         self._require("presence_penalty", math.isfinite(self.presence_penalty), "a finite number")
         self._require("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number")
-        self._require("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0 and finite")
+        self._require("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100")
         self._require("logit_bias", all(map(math.isfinite, self.logit_bias.values())), "finite numbers by token id")
         self._require("max_tokens", self.max_tokens >= 1, "1 or more")
         self._require("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens")

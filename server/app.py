@@ -15,7 +15,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from griffin.errors import GriffinError
 from server import errors
 from server.intake import IGNORED_HEADER
-from server.middleware import REQUEST_ID, Authentication, BodyLimit, RequestLog
+from server.middleware import REQUEST_ID, Admission, Authentication, BodyLimit, RequestLog
 from server.routes import chat, completions, models, operations, tokenization
 from server.service import Loaded, Service, load
 from server.settings import Settings, comma_separated
@@ -91,6 +91,7 @@ def create_app(
 def _guard(app: FastAPI, settings: Settings) -> None:
     """From the innermost to the outermost: each is added around those before."""
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout)
+    app.add_middleware(Admission)
     if settings.api_keys is not None:
         keys = comma_separated(settings.api_keys.get_secret_value())
         app.add_middleware(Authentication, keys=keys, open_operations=settings.open_operations)
@@ -112,4 +113,6 @@ def _openapi(generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(unused, None)
     return document

@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from griffin import errors as griffin_errors
 from griffin.errors import ContextLengthExceeded, InvalidRequest
 from server.protocol.report import ErrorResponse
+from server.protocol.tokenization import FORMS
 
 logger = logging.getLogger("griffin")
 
@@ -221,6 +222,10 @@ def _answer(scope: Scope, error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
+# Parts of a pydantic location that are ours, not the client's.
+NO_FIELDS = ("body", *FORMS)
+
+
 def describe(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
     """One sentence about the first of pydantic's errors. Short, whatever was sent."""
     first = errors[0]
@@ -228,7 +233,9 @@ def describe(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
         rule = first["ctx"]
         return InvalidField(rule["message"], rule["param"], rule["code"])
     # A key of the client's own may be long, or not even be text.
-    path = [str(part)[:64].encode("ascii", "backslashreplace").decode() for part in first["loc"] if part != "body"]
+    path = [
+        str(part)[:64].encode("ascii", "backslashreplace").decode() for part in first["loc"] if part not in NO_FIELDS
+    ]
     if first["type"] == "json_invalid":
         return InvalidField(f"the body is not valid JSON: {first['ctx']['error']}", None, "invalid_json")
     if not path and not str(first["type"]).startswith(("model", "dict")):

@@ -1,4 +1,4 @@
-"""What every HTTP request passes before a route sees it: a name and a log line, a key, a bound on its body."""
+"""What every HTTP request passes before a route sees it: a name and a log line, a key, room, a bound on its body."""
 
 import asyncio
 import hashlib
@@ -20,6 +20,7 @@ logger = logging.getLogger("griffin")
 REQUEST_ID = "x-request-id"
 # What a client may call its request; anything else could forge a log line.
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+GENERATING = ("/v1/completions", "/v1/chat/completions")
 OPERATIONS = ("/health", "/ready", "/metrics")
 
 
@@ -82,6 +83,18 @@ class Authentication:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+class Admission:
+    """Refuses at the door when there is no room: before a body is read, validated and tokenized for nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in GENERATING:
+            scope["app"].state.service.require_room()
+        await self._app(scope, receive, send)
 
 
 class BodyLimit:

@@ -85,6 +85,10 @@ class Service:
             raise ModelLoading("the model is still loading; try again in a few seconds", LOADING_RETRY_S)
         return self.loaded
 
+    def require_room(self) -> None:
+        """Raises like ``model``, or QueueFull or EngineFailed: whether a request can be queued at all."""
+        self.model().workers.require_room()
+
     def resolve(self, name: str | None) -> tuple[ServedModel, float | None]:
         """The model a request asks for by name or alias, and the sparsity that an alias stands for.
 

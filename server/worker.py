@@ -174,7 +174,8 @@ class Workers:
         self._waiting: deque[Job] = deque()
         self._running: set[Job] = set()
         self._changed = threading.Condition()
-        self._draining = self._closed = False
+        self._draining = False
+        self._closed = threading.Event()
         self._reserved = 0
         # Engines that are being rebuilt, those of them that resist, and requests that failed in a row.
         self._away = self._broken = self._failures = 0
@@ -210,6 +211,11 @@ class Workers:
             raise EngineFailed("the engine has failed and is being rebuilt; try again soon", int(LONGEST_PAUSE_S))
         if self._failures >= FAILURES:
             raise EngineFailed(f"the last {self._failures} requests failed inside the engine", int(LONGEST_PAUSE_S))
+
+    def require_room(self) -> None:
+        """Raises like ``reserve``."""
+        with self._changed:
+            self._require_room()
 
     @contextmanager
     def reserve(self) -> Iterator[None]:
@@ -263,7 +269,8 @@ class Workers:
     def close(self) -> None:
         """Cancel everything, with an error for whoever still waits, and let the threads end."""
         with self._changed:
-            self._draining = self._closed = True
+            self._draining = True
+            self._closed.set()
             self._dismiss((*self._waiting, *self._running), ServerDraining(SHUTTING_DOWN, 1))
             self._changed.notify_all()
 
@@ -323,8 +330,8 @@ class Workers:
 
     def _take(self) -> Job | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            if self._closed:
+            self._changed.wait_for(lambda: self._waiting or self._closed.is_set())
+            if self._closed.is_set():
                 return None
             job = self._waiting.popleft()
             self._running.add(job)
@@ -346,7 +353,7 @@ class Workers:
         logger.error(
             "%s failed (%s) and is rebuilt", name, type(failure).__name__, extra={"request_id": job.request_id}
         )
-        while not self._closed:
+        while not self._closed.is_set():
             self._on_restart()
             try:
                 engine.rebuild()
@@ -357,7 +364,8 @@ class Workers:
                     resists = True
                     if self._broken == len(self._engines):
                         self._dismiss(tuple(self._waiting), EngineFailed("the engine has failed", int(LONGEST_PAUSE_S)))
-                    self._changed.wait_for(lambda: self._closed, pause_s)
+                # Not the condition: one that waits here would swallow the notice of a job.
+                self._closed.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
                 break

@@ -95,7 +95,7 @@ class GenerationRequest(BaseModel):
     )
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = Field(
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = Field(
         default=None, description="1 is none; counts the prompt's tokens too"
     )
     logit_bias: LogitBias = Field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from server.protocol.chat import TemplateRequest
 from server.protocol.fields import Text, TokenId
@@ -23,6 +23,19 @@ class TokenizeMessages(TemplateRequest):
     model: str | None = None
     add_special_tokens: bool | None = False
     return_token_strs: bool | None = False
+
+
+# Which of the two is meant is seen before either is validated: an error is about the one that was meant.
+FORMS = ("form:text", "form:messages")
+
+
+def _form(value: object) -> str:
+    return FORMS[isinstance(value, dict) and "messages" in value]
+
+
+TokenizeRequest = Annotated[
+    Annotated[TokenizeText, Tag(FORMS[0])] | Annotated[TokenizeMessages, Tag(FORMS[1])], Discriminator(_form)
+]
 
 
 class TokenizeResponse(BaseModel):

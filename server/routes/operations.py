@@ -26,7 +26,11 @@ async def ready(request: Request) -> dict[str, str]:
     return {"status": "ready", "model": service.require_ready()}
 
 
-@router.get("/metrics", response_class=Response, responses=documented(401))
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented(401)},
+)
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     service: Service = request.app.state.service

@@ -9,7 +9,7 @@ from server.intake import render, tokenize
 from server.protocol.tokenization import (
     DetokenizeRequest,
     DetokenizeResponse,
-    TokenizeMessages,
+    TokenizeRequest,
     TokenizeResponse,
     TokenizerInfo,
     TokenizeText,
@@ -21,7 +21,7 @@ router = APIRouter()
 
 
 @router.post("/tokenize", responses=documented(*POSTED))
-async def tokenize_text(body: TokenizeText | TokenizeMessages, request: Request) -> TokenizeResponse:
+async def tokenize_text(body: TokenizeRequest, request: Request) -> TokenizeResponse:
     """The ids of a text, or of messages as the chat template puts them."""
     service: Service = request.app.state.service
     model, _ = service.resolve(body.model)

@@ -15,12 +15,12 @@ START_S = 120
 class ServerProcess:
     """``python -m server`` on a free port; what it logs is kept."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, **environment: str) -> None:
         self.log = ""
         self._ready = threading.Event()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "server", *(() if "--port" in arguments else ("--port", "0")), *arguments],
-            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -54,8 +54,8 @@ class ServerProcess:
 
 
 @contextmanager
-def running(*arguments: str) -> Iterator[ServerProcess]:
-    server = ServerProcess(*arguments)
+def running(*arguments: str, **environment: str) -> Iterator[ServerProcess]:
+    server = ServerProcess(*arguments, **environment)
     try:
         yield server
     finally:

@@ -1,0 +1,32 @@
+"""What tests over HTTP have in common."""
+
+import json
+from typing import Any
+
+import httpx
+
+
+def post(url: str, path: str = "/v1/completions", headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
+    """A request that has a prompt, or messages, if the test names none."""
+    if "prompt" not in body and path == "/v1/completions":
+        body["prompt"] = "hello"
+    return httpx.post(f"{url}{path}", json=body, headers=headers, timeout=30)
+
+
+def stream(url: str, path: str = "/v1/completions", **body: Any) -> list[Any]:
+    """All events of a stream, decoded; the last must be [DONE]."""
+    response = post(url, path, stream=True, **body)
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    events = response.text.removesuffix("\n\n").split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-1] if not event.startswith(":")]
+
+
+def metric(url: str, name: str, **labels: str) -> float:
+    """The sum of a metric over all label sets that have these labels."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    mine = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    return sum(float(line.split()[-1]) for line in mine if all(label in line for label in wanted))

@@ -1,0 +1,39 @@
+"""A checkpoint directory for real server processes: a tiny random llama that reads the default model's tokens."""
+
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+import griffin
+
+# A row for each token of the default model's tokenizer.
+VOCABULARY = 49_152
+CONFIG = LlamaConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=256,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=2,
+)
+
+
+def write(folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+    """Save the same weights each time into ``folder``, after which a server names the model.
+
+    Args:
+        tokenizer: the default model's, chat template and all; loaded when it is not at hand.
+    """
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(CONFIG)
+    with torch.no_grad():
+        # Larger than usual, so that tokens differ well in probability.
+        model.lm_head.weight.normal_(std=0.5)
+    model.save_pretrained(folder)
+    (tokenizer or griffin.load().tokenizer).save_pretrained(folder)
+    return folder
