@@ -13,6 +13,7 @@ from griffin.selection import SELECTIONS
 from griffin.statistic import STATISTICS
 from server.app import create_app
 from server.settings import Settings
+from tests.clients.versions import TESTED
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -62,6 +63,14 @@ def test_every_endpoint_is_documented() -> None:
     paths = create_app(Settings()).openapi()["paths"]
 
     assert set(re.findall(r"`(?:GET|POST) (/\S+)`", README)) == set(paths)
+
+
+def test_the_client_table_is_what_was_tested() -> None:
+    """Each client, in the version that the tests run."""
+    table = README.split("## Clients")[1].split("\n\n")[2]
+    found = dict(re.findall(r"^\| [^|]*?(npm `openai`|`[\w-]+`) \| ([\d.]+) \|", table, re.MULTILINE))
+
+    assert {name.replace("`", ""): version for name, version in found.items()} == TESTED
 
 
 def test_supported_types_and_choices_are_named() -> None:

@@ -1,0 +1,37 @@
+"""What the tests of all clients ask, and how they look at the server from outside."""
+
+import os
+import shutil
+
+import httpx
+import pytest
+
+MODEL = "SmolLM2-135M-Instruct"
+PROMPT = (
+    "Photosynthesis is the process by which green plants use sunlight to make food from carbon dioxide and water. "
+    "In short, plants need sunlight because"
+)
+MESSAGES = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
+
+
+def require(program: str) -> str:
+    """The path of a program; without it the test is skipped, in continuous integration it fails."""
+    path = shutil.which(program)
+    if path is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{program} is not installed")
+    return path
+
+
+def metric(url: str, name: str, **labels: str) -> float:
+    """The sum of a Prometheus metric's series that have these labels."""
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    return sum(
+        float(line.split()[-1])
+        for line in httpx.get(f"{url}/metrics").text.splitlines()
+        if line.startswith((f"{name}{{", f"{name} ")) and all(label in line for label in wanted)
+    )
+
+
+def tokens_at(url: str, sparsity: float) -> float:
+    """Tokens generated so far at a sparsity: what tells that a client's request was pruned if the client does not."""
+    return metric(url, "griffin_generation_tokens_total", sparsity=f"{sparsity:g}")

@@ -1,0 +1,44 @@
+"""One server for all clients, in fp32, so that its scores can be compared with the model's in this process."""
+
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from tests.server.process import running
+
+
+@pytest.fixture(scope="package")
+def url() -> Iterator[str]:
+    """The server's address."""
+    with running("--dtype", "float32") as process:
+        yield process.url
+
+
+@pytest.fixture(autouse=True)
+def nothing_but_this_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Clients load price lists, tokenizers and data sets, and report their use, if they may; here nothing may."""
+    attempts: list[Any] = []
+    connect = socket.socket.connect
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and not ip_address(address[0]).is_loopback:
+            attempts.append(address)
+            raise ConnectionRefusedError(f"{address} is not this machine")
+        connect(self, address)
+
+    look_up = socket.getaddrinfo
+
+    def look_up_here(host: Any, *arguments: Any, **options: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in (None, "localhost", "127.0.0.1", "::1"):
+            attempts.append(name)
+            raise socket.gaierror(f"{name} is not this machine")
+        return look_up(host, *arguments, **options)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up_here)
+    yield
+    assert attempts == []

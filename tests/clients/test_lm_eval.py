@@ -1,0 +1,205 @@
+"""EleutherAI's lm-evaluation-harness: scores through the server are the model's own."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval
+import pytest
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import AutoTokenizer
+
+from griffin.loading import Checkpoint
+from tests.clients.common import MODEL
+
+CHOICES: list[tuple[str, list[str], int]] = [
+    ("The capital of France is", ["Paris, a city on the Seine", "Berlin, a city on the Spree"], 0),
+    ("Water freezes at", ["one hundred degrees Celsius", "zero degrees Celsius"], 1),
+    ("A triangle has", ["three sides and three angles", "seven sides and no angles"], 0),
+    ("The opposite of hot is", ["extremely warm weather", "cold", "the colour of ice cream"], 1),
+    ("Bees make", ["honey from the nectar of flowers", "steel from iron and coal"], 0),
+    ("The sun rises in", ["the far west", "the east", "the middle of the night"], 1),
+    ("Shakespeare wrote", ["the play Romeo and Juliet", "the first computer program"], 0),
+    ("Fish breathe with", ["their wooden legs", "feathers", "their gills"], 2),
+]
+QUESTIONS = ["The capital of Italy is", "One, two, three, four,", "The colours of the rainbow are red, orange,"]
+TASKS: dict[str, dict[str, Any]] = {
+    "griffin_choices": {
+        "output_type": "multiple_choice",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    },
+    "griffin_texts": {
+        "output_type": "generate_until",
+        "doc_to_target": "nothing",
+        "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    },
+}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "griffin_choices": [{"text": text, "choices": choices, "answer": answer} for text, choices, answer in CHOICES],
+    "griffin_texts": [{"text": text} for text in QUESTIONS],
+}
+
+Evaluate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the model's tokenizer."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    smollm2.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def evaluate(tmp_path_factory: pytest.TempPathFactory) -> Evaluate:
+    """simple_evaluate on one of the two tasks above, which are written as any task is: a YAML file and its data."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, task in TASKS.items():
+        data = folder / f"{name}.jsonl"
+        data.write_text("\n".join(map(json.dumps, ROWS[name])))
+        where = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
+        # JSON is YAML.
+        (folder / f"{name}.yaml").write_text(json.dumps({"task": name, "doc_to_text": "{{text}}", **where, **task}))
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+
+    def on(task: str, model: Any, **options: Any) -> dict[str, Any]:
+        results = lm_eval.simple_evaluate(
+            model=model, tasks=[task], task_manager=manager, log_samples=True, bootstrap_iters=0, **options
+        )
+        assert results is not None
+        answers: dict[str, Any] = {
+            "responses": [sample["filtered_resps"] for sample in results["samples"][task]],
+            **results["results"][task],
+        }
+        return answers
+
+    return on
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets are kept with the test, not with the user's own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture(scope="module")
+def in_process(smollm2: Checkpoint, tokenizer: str) -> HFLM:
+    """lm-eval's own way to run the model. It is given copies: it changes what it gets."""
+    return HFLM(
+        pretrained=copy.deepcopy(smollm2.model), tokenizer=AutoTokenizer.from_pretrained(tokenizer), batch_size=1
+    )
+
+
+@pytest.fixture
+def completions(url: str, tokenizer: str) -> dict[str, Any]:
+    return {
+        "model": MODEL, "base_url": f"{url}/v1/completions", "tokenizer_backend": "huggingface",
+        "tokenizer": tokenizer, "max_retries": 1,
+    }  # fmt: skip
+
+
+def scores(result: dict[str, Any]) -> list[float]:
+    return [float(score) for response in result["responses"] for score, _ in response]
+
+
+def greedy(result: dict[str, Any]) -> list[bool]:
+    return [is_greedy for response in result["responses"] for _, is_greedy in response]
+
+
+@pytest.fixture(scope="module")
+def expected(evaluate: Evaluate, in_process: HFLM) -> dict[str, dict[str, Any]]:
+    """What the in-process model answers, by task."""
+    return {task: evaluate(task, in_process) for task in TASKS}
+
+
+def test_scores_are_those_of_the_model_in_process(
+    evaluate: Evaluate, completions: dict[str, Any], expected: dict[str, dict[str, Any]]
+) -> None:
+    """Dense, every choice has the same log-likelihood, and the accuracy is the same."""
+    result = evaluate("griffin_choices", "local-completions", model_args=completions)
+    reference = expected["griffin_choices"]
+
+    assert len(scores(result)) == sum(len(choices) for _, choices, _ in CHOICES)
+    assert scores(result) == pytest.approx(scores(reference), abs=2e-2)
+    assert greedy(result) == greedy(reference)
+    assert result["acc,none"] == reference["acc,none"] > 0.5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": 4}, {"num_concurrent": 4}, {"tokenized_requests": False}],
+    ids=["batches", "side by side", "texts"],
+)
+def test_scores_do_not_depend_on_how_they_are_asked_for(
+    evaluate: Evaluate, completions: dict[str, Any], expected: dict[str, dict[str, Any]], options: dict[str, Any]
+) -> None:
+    """Several prompts in a request, several requests at once, texts instead of ids."""
+    result = evaluate("griffin_choices", "local-completions", model_args={**completions, **options})
+
+    assert scores(result) == pytest.approx(scores(expected["griffin_choices"]), abs=2e-2)
+
+
+def test_the_servers_own_tokenizer(
+    evaluate: Evaluate, url: str, completions: dict[str, Any], expected: dict[str, dict[str, Any]]
+) -> None:
+    """The remote tokenizer, which "auto" finds, needs no files and gives the same scores."""
+    remote = {"model": MODEL, "base_url": completions["base_url"], "tokenizer_backend": "auto", "max_retries": 1}
+    result = evaluate("griffin_choices", "local-completions", model_args=remote)
+
+    assert scores(result) == pytest.approx(scores(expected["griffin_choices"]), abs=2e-2)
+    assert result["acc,none"] == expected["griffin_choices"]["acc,none"]
+
+
+def test_scores_of_the_pruned_model_are_others(
+    evaluate: Evaluate, completions: dict[str, Any], expected: dict[str, dict[str, Any]]
+) -> None:
+    """lm-eval can add no field, but it can name the model at half of its neurons."""
+    result = evaluate(
+        "griffin_choices", "local-completions", model_args={**completions, "model": f"{MODEL}@sparsity=0.5"}
+    )
+    differences = [
+        abs(pruned - dense) for pruned, dense in zip(scores(result), scores(expected["griffin_choices"]), strict=True)
+    ]
+
+    assert min(differences) > 1e-3
+    assert max(differences) > 0.5
+
+
+def test_greedy_texts_are_those_of_the_model_in_process(
+    evaluate: Evaluate, completions: dict[str, Any], expected: dict[str, dict[str, Any]]
+) -> None:
+    """generate_until through /v1/completions."""
+    result = evaluate("griffin_texts", "local-completions", model_args=completions)
+
+    assert result["responses"] == expected["griffin_texts"]["responses"]
+    assert all(text.strip() for response in result["responses"] for text in response)
+
+
+def test_texts_of_the_pruned_model(evaluate: Evaluate, completions: dict[str, Any]) -> None:
+    """generate_until at half of the neurons."""
+    dense, half = (
+        evaluate("griffin_texts", "local-completions", model_args={**completions, "model": name})["responses"]
+        for name in (MODEL, f"{MODEL}@sparsity=0.5")
+    )
+
+    assert dense != half
+
+
+def test_chat_texts_are_those_of_the_model_in_process(evaluate: Evaluate, in_process: HFLM, url: str) -> None:
+    """generate_until through /v1/chat/completions: the server's template is the tokenizer's."""
+    reference = evaluate("griffin_texts", in_process, apply_chat_template=True)
+    result = evaluate(
+        "griffin_texts",
+        "local-chat-completions",
+        model_args={"model": MODEL, "base_url": f"{url}/v1/chat/completions", "max_retries": 1},
+        apply_chat_template=True,
+    )
+
+    assert result["responses"] == reference["responses"]

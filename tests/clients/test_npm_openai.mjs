@@ -1,0 +1,41 @@
+// What test_npm_openai.py looks at: one line of JSON with the answers that OpenAI's SDK for JavaScript got.
+import OpenAI from "openai";
+
+const [baseURL, model, prompt] = process.argv.slice(2);
+const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 });
+const common = { model, temperature: 0, max_tokens: 8 };
+const text = { ...common, prompt };
+const chat = { ...common, messages: [{ role: "user", content: prompt }] };
+const usage = { stream: true, stream_options: { include_usage: true } };
+
+async function all(stream) {
+  const chunks = [];
+  for await (const chunk of await stream) chunks.push(chunk);
+  return chunks;
+}
+
+async function failure(request) {
+  try {
+    await request;
+  } catch (error) {
+    const { status, param, code, type, requestID } = error;
+    return { class: error.constructor.name, status, param, code, type, requestID };
+  }
+}
+
+const models = [];
+for await (const each of client.models.list()) models.push(each.id);
+
+console.log(
+  JSON.stringify({
+    models,
+    completion: await client.completions.create(text),
+    half: await client.completions.create({ ...text, sparsity: 0.5 }),
+    streamedCompletion: await all(client.completions.create({ ...text, ...usage, sparsity: 0.5 })),
+    chat: await client.chat.completions.create(chat),
+    streamedChat: await all(client.chat.completions.create({ ...chat, ...usage })),
+    helper: await client.chat.completions.stream({ ...chat, ...usage }).finalChatCompletion(),
+    badField: await failure(client.completions.create({ ...text, sparsity: 2 })),
+    badModel: await failure(client.chat.completions.create({ ...chat, model: "gpt-4" })),
+  }),
+);

@@ -1,0 +1,97 @@
+"""OpenAI's SDK for JavaScript, from npm, in node."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.common import MODEL, PROMPT, require
+from tests.clients.versions import NPM_OPENAI
+
+SCRIPT = Path(__file__).with_suffix(".mjs")
+
+
+@pytest.fixture(scope="module")
+def answers(url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the script prints. node looks for packages beside the script, so it is copied to them."""
+    node, npm = require("node"), require("npm")
+    folder = tmp_path_factory.mktemp("npm")
+    install = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", "--prefix", "."]
+    installed = subprocess.run(
+        [*install, f"openai@{NPM_OPENAI}"], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert installed.returncode == 0, installed.stderr
+    script = shutil.copy(SCRIPT, folder)
+    done = subprocess.run(
+        [node, script, f"{url}/v1", MODEL, PROMPT], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    parsed: dict[str, Any] = json.loads(done.stdout)
+    return parsed
+
+
+def joined(chunks: list[dict[str, Any]]) -> str:
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    return "".join(choice["text"] if "text" in choice else choice["delta"].get("content", "") for choice in choices)
+
+
+def test_models(answers: dict[str, Any]) -> None:
+    """The list is iterated as a page of OpenAI's."""
+    assert answers["models"][0] == MODEL
+    assert f"{MODEL}@sparsity=0.5" in answers["models"]
+
+
+def test_completion(answers: dict[str, Any]) -> None:
+    """One object, and how many tokens it took."""
+    answer = answers["completion"]
+
+    assert answer["choices"][0]["text"]
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"] == {"prompt_tokens": 27, "completion_tokens": 8, "total_tokens": 35}
+
+
+def test_sparsity_is_one_more_field(answers: dict[str, Any]) -> None:
+    """It is sent as it is written, and the blocks about it are in the answer."""
+    assert answers["completion"]["griffin"]["sparsity"] == 0
+    assert answers["half"]["griffin"]["sparsity"] == 0.5
+    assert answers["half"]["metrics"]["tokens_per_second"] > 0
+
+
+def test_streamed_completion(answers: dict[str, Any]) -> None:
+    """A chunk for each token, then one of usage and what was applied."""
+    *chunks, last = answers["streamedCompletion"]
+
+    assert joined(chunks) == answers["half"]["choices"][0]["text"]
+    assert len(chunks) == 8
+    assert (last["choices"], last["usage"]) == ([], answers["half"]["usage"])
+    assert last["griffin"]["expert_set"] == answers["half"]["griffin"]["expert_set"]
+
+
+def test_streamed_chat(answers: dict[str, Any]) -> None:
+    """The role first, then the message; the SDK's own helper puts the same together."""
+    first, *chunks, last = answers["streamedChat"]
+    message = answers["chat"]["choices"][0]["message"]
+
+    assert first["choices"][0]["delta"]["role"] == "assistant"
+    assert joined(chunks) == message["content"] != ""
+    assert chunks[-1]["choices"][0]["finish_reason"] == answers["chat"]["choices"][0]["finish_reason"]
+    assert last["usage"] == answers["chat"]["usage"] == answers["helper"]["usage"]
+    assert answers["helper"]["choices"][0]["message"]["content"] == message["content"]
+
+
+def test_errors(answers: dict[str, Any]) -> None:
+    """The SDK's own classes, with the field at fault and the request's name."""
+    request_ids = [answers[name].pop("requestID") for name in ("badField", "badModel")]
+
+    assert all(len(request_id) == 32 for request_id in request_ids)
+    assert answers["badField"] == {
+        "class": "BadRequestError", "status": 400, "param": "sparsity", "code": "invalid_value",
+        "type": "invalid_request_error",
+    }  # fmt: skip
+    assert answers["badModel"] == {
+        "class": "NotFoundError", "status": 404, "param": "model", "code": "model_not_found",
+        "type": "invalid_request_error",
+    }  # fmt: skip

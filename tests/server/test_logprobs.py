@@ -1,0 +1,74 @@
+"""How single tokens are spelled, with the real tokenizer and with byte tokens."""
+
+import pytest
+
+from griffin import Checkpoint, Logprobs
+from server.logprobs import LegacyForm, ScoredToken, Vocabulary, chat_form
+from tests.server.test_text import TEXT, ByteFallbackTokenizer
+
+
+def scored(ids: list[int]) -> list[ScoredToken]:
+    return [ScoredToken(id, Logprobs(-1.0)) for id in ids]
+
+
+def test_bytes_of_tokens_join_to_the_text(smollm2: Checkpoint) -> None:
+    """Also where a token is part of a character."""
+    vocabulary = Vocabulary(smollm2.tokenizer)
+    ids = smollm2.tokenizer(TEXT).input_ids
+
+    assert b"".join(vocabulary[id].bytes for id in ids).decode() == TEXT
+    assert any(vocabulary[id].text.startswith("bytes:\\x") for id in ids)
+
+
+def test_offsets_are_where_tokens_begin(smollm2: Checkpoint) -> None:
+    """In characters of the text, from piece to piece."""
+    vocabulary = Vocabulary(smollm2.tokenizer)
+    ids = smollm2.tokenizer("Grüße 🙂 aus Köln").input_ids
+    form = LegacyForm(vocabulary, hide_special=True)
+    arrays = [form.arrays(scored(part)) for part in (ids[:2], ids[2:])]
+    offsets = [offset for part in arrays for offset in part["text_offset"]]
+
+    assert offsets == sorted(offsets)
+    for id, offset in zip(ids, offsets, strict=True):
+        if not vocabulary[id].text.startswith("bytes:"):
+            assert "Grüße 🙂 aus Köln"[offset:].startswith(vocabulary[id].text)
+
+
+def test_hidden_special_tokens_take_no_room(smollm2: Checkpoint) -> None:
+    """They are listed, and the next token begins where they stand."""
+    vocabulary = Vocabulary(smollm2.tokenizer)
+    end = smollm2.tokenizer.eos_token_id
+    (word,) = smollm2.tokenizer(" word").input_ids
+    hidden = LegacyForm(vocabulary, hide_special=True).arrays(scored([end, word]))
+    shown = LegacyForm(vocabulary, hide_special=False).arrays(scored([end, word]))
+
+    assert hidden["tokens"] == ["<|im_end|>", " word"]
+    assert hidden["text_offset"] == [0, 0]
+    assert shown["text_offset"] == [0, len("<|im_end|>")]
+
+
+def test_sentencepiece_tokens_keep_their_space() -> None:
+    """Decoded alone they would lose it; a byte token is its byte."""
+    vocabulary = Vocabulary(ByteFallbackTokenizer("▁Hello", "▁world"))
+
+    assert vocabulary[257].text == " world"
+    assert (vocabulary[0xF0].bytes, vocabulary[0xF0].text) == (b"\xf0", "bytes:\\xf0")
+
+
+def test_two_tokens_of_one_spelling() -> None:
+    """The chosen one's own value wins, and otherwise the more probable one's."""
+    vocabulary = Vocabulary(ByteFallbackTokenizer("A", "B"))
+    token = ScoredToken(65, Logprobs(-3.0, ((256, -0.5), (257, -1.0), (66, -2.0))))
+    arrays = LegacyForm(vocabulary, hide_special=True).arrays([token])
+
+    assert arrays["top_logprobs"] == [{"A": -3.0, "B": -1.0}]
+
+
+@pytest.mark.parametrize("value", [float("-inf"), float("nan"), -1e9])
+def test_json_knows_no_infinity(value: float) -> None:
+    """-9999 stands for it, as with other servers."""
+    vocabulary = Vocabulary(ByteFallbackTokenizer())
+    token = ScoredToken(65, Logprobs(value, ((66, value),)))
+
+    assert LegacyForm(vocabulary, hide_special=True).arrays([token])["token_logprobs"] == [-9999.0]
+    assert chat_form(vocabulary, [token])["content"][0]["top_logprobs"][0]["logprob"] == -9999.0
