@@ -1,7 +1,8 @@
 """Engine: token ids in, token ids out, one sequence at a time. It knows nothing of text.
 
 The life of a sequence: the full model reads the prompt in chunks while the statistic adds up; the first
-token is drawn from the full model; the neurons are selected; the decode twin does the rest.
+token is drawn from the full model; the neurons are selected; the decode twin does the rest. To score a given
+text sparsely, the selection comes before its end, and the twin reads the rest.
 """
 
 import gc
@@ -69,10 +70,12 @@ class Scoring:
         further tokens are read by the kept neurons, as if they had been generated. None: all but the last
         input, the paper's simulated generation for classification (5.1). The last token of a scored text is no
         input to its own score, so that is two less than the text has.
+    start: tokens before this one need no score, and may be left without.
     """
 
     top: int = 0
     prompt_tokens: int | None = None
+    start: int = 0
 
     def read_dense(self, length: int) -> int:
         return max(1, length - 2) if self.prompt_tokens is None else self.prompt_tokens
@@ -86,12 +89,15 @@ class Prompt:
     """A prompt that an engine has read: scored, if that was wanted, and continued as often as wanted.
 
     scores: for each token of the prompt, the first excepted, which nothing predicts; None unless asked for.
+
+    It is good for the engine's ``read`` block that it came from, and for one sequence at a time.
     """
 
     def __init__(self, engine: "Engine", ids: list[int], pruning: Pruning) -> None:
         self._engine, self._ids, self._pruning = engine, ids, pruning
         self._decoder: PreTrainedModel | None = None
         self._logits_V: Tensor | None = None
+        self._sequence = object()
         # What the first token comes from: the full model, unless the prompt's end was scored by kept neurons.
         self._first_from: Selection | None = None
         self.selection: Selection | None = None
@@ -101,9 +107,14 @@ class Prompt:
         """Yield the tokens that follow. Sequences come one after the other, each anew from the prompt's end.
 
         ``cancelled`` is asked between tokens; once true, the iterator simply ends.
+
+        Raises:
+            EngineBusy: another sequence has been started meanwhile, or another prompt been read.
         """
+        sequence = self._sequence = object()
         engine, device = self._engine, self._engine.device
         end_ids = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else engine.eos_token_ids)
+        self._require(sequence)
         engine._cache.cut(len(self._ids))
         logits_V = self._logits_V
         assert logits_V is not None
@@ -120,9 +131,14 @@ class Prompt:
             # Once more, right after the token was handed out: nothing is computed for nobody.
             if reason or cancelled():
                 return
+            self._require(sequence)
             decoder = self._select()
             selection = self.selection if count == 1 and self._first_from is None else None
             logits_V = step(decoder, torch.tensor([id], device=device), engine._cache)[-1]
+
+    def _require(self, sequence: object) -> None:
+        if self._engine._prompt is not self or self._sequence is not sequence:
+            raise EngineBusy("the engine has gone on to another sequence; read the prompt again")
 
     def _select(self) -> PreTrainedModel:
         """The tree that decodes this prompt's sequences; chosen at the first need of it."""
@@ -160,14 +176,17 @@ class Prompt:
                 raise Cancelled("the prompt was given up")
             behind = min(first + size, end)
             chunk = ids_T[first:behind]
-            if scoring is not None:
+            if scoring is not None and behind >= scoring.start:
                 logits_CV = step(model, chunk, cache, logits_for=len(chunk))
                 targets = ids_T[first + 1 : behind + 1]
                 assert self.scores is not None
                 if len(targets):
                     self.scores += logprobs(logits_CV[: len(targets)], targets, scoring.top)
                 self._logits_V = logits_CV[-1]
-            elif behind < len(self._ids):
+                continue
+            if scoring is not None and self.scores is not None:
+                self.scores += [None] * len(chunk)
+            if behind < len(self._ids):
                 extend(model, chunk, cache)
             else:
                 self._logits_V = step(model, chunk, cache)[-1]
@@ -201,7 +220,7 @@ class Engine:
         model.eval().requires_grad_(False)
         self._origin = model
         self._prefill_chunk = prefill_chunk
-        self._busy = False
+        self._prompt: Prompt | None = None
         self._magnitude_LF: Tensor | None = None
         self._build()
         self.device = model.device
@@ -221,11 +240,13 @@ class Engine:
 
     def rebuild(self) -> None:
         """Start over after a failure, whatever state it left: all but the weights is made anew, and warmed up."""
-        del self._model, self._blocks, self._twin, self._statistic, self._cache
+        # An earlier attempt may have ended half-way, with some of them missing.
+        for name in ("_model", "_blocks", "_twin", "_statistic", "_cache"):
+            self.__dict__.pop(name, None)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._busy = False
+        self._prompt = None
         self._build()
         self.warm_up()
 
@@ -298,9 +319,9 @@ class Engine:
         """
         pruning = pruning or Pruning()
         self.check(prompt_ids, None, scoring)
-        with self._claimed():
+        prompt = Prompt(self, list(prompt_ids), pruning)
+        with self._claimed(prompt):
             self._cache.cut(0)
-            prompt = Prompt(self, list(prompt_ids), pruning)
             prompt._read(scoring, cancelled)
             yield prompt
 
@@ -339,7 +360,7 @@ class Engine:
         if not prompt_ids or not continuation_ids:
             raise InvalidRequest("both a prompt and a continuation are needed", "prompt")
         ids = [*prompt_ids, *continuation_ids]
-        with self.read(ids, pruning, Scoring(prompt_tokens=len(prompt_ids))) as prompt:
+        with self.read(ids, pruning, Scoring(0, len(prompt_ids), len(prompt_ids))) as prompt:
             assert prompt.scores is not None
             scores = [score.chosen for score in prompt.scores[len(prompt_ids) :] if score]
             return torch.tensor(scores, dtype=torch.float32)
@@ -373,10 +394,10 @@ class Engine:
         return self._magnitude_LF
 
     @contextmanager
-    def _claimed(self) -> Iterator[None]:
-        if self._busy:
+    def _claimed(self, prompt: Prompt) -> Iterator[None]:
+        if self._prompt is not None:
             raise EngineBusy("this engine is generating another sequence; finish or close that iterator first")
-        self._busy = True
+        self._prompt = prompt
         try:
             yield
         except (MemoryError, RuntimeError) as error:
@@ -384,7 +405,9 @@ class Engine:
                 raise OutOfMemory("there was not enough memory for this request") from error
             raise
         finally:
-            self._busy = False
+            # After a rebuild, another prompt may be there already.
+            if self._prompt is prompt:
+                self._prompt = None
 
 
 def build_engines(

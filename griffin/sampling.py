@@ -125,7 +125,10 @@ class Sampler:
         too_soon = self._drawn < self._sampling.min_tokens
         if not self._adjusts and not too_soon:
             return logits_V
+        # In vLLM's order: bias, then repetition, frequency and presence.
         logits_V = logits_V.float().clone()
+        if self._bias is not None:
+            logits_V.index_add_(0, *self._bias)
         if self._seen_V is not None:
             penalty = self._sampling.repetition_penalty
             penalised_V = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
@@ -133,8 +136,6 @@ class Sampler:
         if self._counts_V is not None:
             logits_V -= self._sampling.frequency_penalty * self._counts_V
             logits_V -= self._sampling.presence_penalty * (self._counts_V > 0)
-        if self._bias is not None:
-            logits_V.index_add_(0, *self._bias)
         if too_soon:
             logits_V[self._end_ids] = -math.inf
         return logits_V

@@ -200,7 +200,7 @@ def install(app: FastAPI) -> None:
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return _answer(request.scope, describe(error.errors()))
+        return _answer(request.scope, explain(error.errors()))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -226,7 +226,7 @@ def _answer(scope: Scope, error: ApiError) -> JSONResponse:
 NO_FIELDS = ("body", *FORMS)
 
 
-def describe(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
+def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
     """One sentence about the first of pydantic's errors. Short, whatever was sent."""
     first = errors[0]
     if first["type"] == "refused":

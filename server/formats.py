@@ -14,6 +14,7 @@ class Answer:
     """All pieces of one sequence."""
 
     prompt: int
+    echo: Piece | None = None
     texts: list[str] = field(default_factory=list)
     tokens: list[ScoredToken] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -21,11 +22,14 @@ class Answer:
     logprob_sum: float = 0.0
 
     def add(self, piece: Piece) -> None:
+        if piece.opening:
+            self.echo = piece
+        else:
+            self.tokens += piece.tokens
         self.texts.append(piece.text)
-        self.tokens += piece.tokens
         self.ids += piece.ids
         self.finish_reason = piece.finish_reason
-        if piece.ids:
+        if not piece.opening:
             self.logprob_sum += sum(token.logprobs.chosen for token in piece.tokens if token.logprobs)
 
     @property
@@ -67,29 +71,35 @@ class CompletionFormat:
     def __init__(self, generation: Generation, logprobs: bool) -> None:
         self._generation, self._logprobs = generation, logprobs
         self._delivery = generation.delivery
+        self._begun: set[tuple[int, int]] = set()
         self._legacy: dict[tuple[int, int], LegacyForm] = {}
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
-        logprobs = None
-        if self._logprobs:
-            form = self._legacy.setdefault((piece.prompt, piece.sample), self._legacy_form())
-            logprobs = form.arrays(piece.tokens)
+        key = piece.prompt, piece.sample
+        first = key not in self._begun
+        self._begun.add(key)
         choice = {
             "index": piece.prompt * self._delivery.choices + piece.sample,
             "text": piece.text,
-            "logprobs": logprobs,
+            "logprobs": self._arrays(key, piece),
             "finish_reason": piece.finish_reason,
         }
-        return {"choices": [{**choice, **self._token_ids(piece.prompt, piece.ids)}]}
+        if self._delivery.token_ids:
+            choice["token_ids"] = piece.ids
+        if self._delivery.token_ids and first:
+            choice["prompt_token_ids"] = self._prompt_ids(piece.prompt)
+        return {"choices": [choice]}
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
-        return {
+        choice = {
             "index": index,
             "text": answer.text,
-            "logprobs": self._legacy_form().arrays(answer.tokens) if self._logprobs else None,
+            "logprobs": self._all_arrays(answer) if self._logprobs else None,
             "finish_reason": answer.finish_reason,
-            **self._token_ids(answer.prompt, answer.ids),
         }
+        if self._delivery.token_ids:
+            choice |= {"token_ids": answer.ids, "prompt_token_ids": self._prompt_ids(answer.prompt)}
+        return choice
 
     def extras(self) -> dict[str, Any]:
         return {}
@@ -97,10 +107,22 @@ class CompletionFormat:
     def _legacy_form(self) -> LegacyForm:
         return LegacyForm(self._generation.model.vocabulary, self._delivery.skip_special_tokens)
 
-    def _token_ids(self, prompt: int, ids: list[int]) -> dict[str, Any]:
-        if not self._delivery.token_ids:
-            return {}
-        return {"token_ids": ids, "prompt_token_ids": self._generation.job.asks[prompt].prompt_ids}
+    def _arrays(self, key: tuple[int, int], piece: Piece) -> dict[str, Any] | None:
+        if not self._logprobs:
+            return None
+        if key not in self._legacy:
+            self._legacy[key] = self._legacy_form()
+        form = self._legacy[key]
+        return form.echo(piece.tokens, piece.text) if piece.opening else form.arrays(piece.tokens)
+
+    def _all_arrays(self, answer: Answer) -> dict[str, Any]:
+        form = self._legacy_form()
+        prompt = form.echo(answer.echo.tokens, answer.echo.text) if answer.echo else {}
+        generated = form.arrays(answer.tokens)
+        return {name: prompt.get(name, []) + values for name, values in generated.items()}
+
+    def _prompt_ids(self, prompt: int) -> list[int]:
+        return self._generation.job.asks[prompt].prompt_ids
 
 
 class ChatFormat:

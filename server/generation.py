@@ -11,7 +11,7 @@ from server.protocol.report import FinishReason
 from server.service import ServedModel
 from server.tally import Tally
 from server.text import TextStream
-from server.worker import Job, Made, Read
+from server.worker import Job, Made, Read, Silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,12 @@ class Generation:
         """All of them; None after that long without one. Ends before the last one when the job was cancelled."""
         try:
             while self._open:
-                try:
-                    event = await self.job.next(idle_s)
-                except TimeoutError:
-                    yield None
-                    continue
+                event = await self.job.next(idle_s)
                 if event is None:
                     return
+                if event is Silence.IDLE:
+                    yield None
+                    continue
                 for piece in self._opened(event) if isinstance(event, Read) else self._continued(event):
                     yield piece
             self.job.answered = True
@@ -128,9 +127,11 @@ class Generation:
         # The token that ends a text is not part of it, unless it was asked for.
         hidden = token.finish_reason == "stop" and not self.delivery.include_stop
         new = "" if hidden else text.feed(token.id)
+        if text.stopped or token.finish_reason:
+            # What was held back may hold a stop string.
+            new += text.flush()
         finish_reason = "stop" if text.stopped else token.finish_reason
         if finish_reason:
-            new += text.flush()
             self._end(event.prompt, event.sample, finish_reason)
         tokens = [ScoredToken(token.id, token.logprobs)] if self.delivery.logprobs else []
         yield Piece(event.prompt, event.sample, new, False, tokens, [token.id], finish_reason)

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from fastapi import Request
 
-from griffin.errors import ContextLengthExceeded
+from griffin.errors import ContextLengthExceeded, InvalidRequest
 from server.errors import InvalidField
 from server.generation import Delivery, Generation
 from server.protocol.chat import TemplateRequest
@@ -28,6 +29,15 @@ LONGEST_TOKEN = 128
 SPARSITY_HEADER = "x-griffin-sparsity"
 IGNORED_HEADER = "x-griffin-ignored"
 HEADER_KEYS = 16
+
+
+T = TypeVar("T")
+
+
+class Body(Protocol):
+    """A body that may have keys of no meaning."""
+
+    def ignored(self) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +59,48 @@ class Intake:
             InvalidRequest, InvalidField: a prompt that no engine could take.
         """
         workers, settings = self.model.workers, self.service.settings
+        limit_s = min(self.body.timeout or settings.request_timeout, settings.request_timeout)
         with workers.reserve():
-            asks = [await self._ask(prompt, add_special_tokens) for prompt in prompts]
-            limit_s = min(self.body.timeout or settings.request_timeout, settings.request_timeout)
+            ids = await tokenize(self.model, prompts, add_special_tokens, shortened=self._shortened)
+            asks = [self._ask(prompt_ids) for prompt_ids in ids]
+            self._require_few_scores(asks)
             job = Job(asks, self.arrived, self.arrived + limit_s, self.request.state.request_id)
-            workers.submit(job)
+            tally = Tally(
+                job, workers.engine.accounting, self.service.metrics, self.model.name, self.requested_sparsity
+            )
+            delivery = self._delivery(prompts, asks, opens)
+            generation = Generation(job, self.model, tally, delivery, self.request.state.log)
+            try:
+                workers.submit(job)
+            except InvalidRequest as refusal:
+                refusal.param = self.body.field_name(refusal.param)
+                raise
+        tally.accepted()
         self.request.state.accepted = True
-        model_name = self.body.model or self.model.name
-        tally = Tally(job, workers.engine.accounting, self.service.metrics, self.model.name, self.requested_sparsity)
-        delivery = self._delivery(model_name, prompts, asks, opens)
-        return Generation(job, self.model, tally, delivery, self.request.state.log)
+        return generation
 
-    async def _ask(self, prompt: str | list[int], add_special_tokens: bool) -> Ask:
+    @property
+    def _shortened(self) -> bool:
+        return bool(self.body.truncate_prompt_tokens)
+
+    def _ask(self, prompt_ids: list[int]) -> Ask:
         body, context = self.body, self.model.workers.engine.context_length
-        kept = body.truncate_prompt_tokens
-        if isinstance(prompt, str):
-            prompt = await tokenize(self.model, prompt, add_special_tokens, shortened=bool(kept))
-        if kept:
+        if kept := body.truncate_prompt_tokens:
             fitting = max(1, context - max(1, body.token_limit() or 1))
-            prompt = prompt[-(fitting if kept == -1 else kept) :]
+            prompt_ids = prompt_ids[-(fitting if kept == -1 else kept) :]
         sparsity = self.service.settings.sparsity if self.requested_sparsity is None else self.requested_sparsity
-        return Ask(prompt, body.samplings(context - len(prompt)), body.pruning(sparsity), body.scoring())
+        return Ask(prompt_ids, body.samplings(context - len(prompt_ids)), body.pruning(sparsity), body.scoring())
 
-    def _delivery(
-        self, model_name: str, prompts: Sequence[str | list[int]], asks: Sequence[Ask], opens: bool
-    ) -> Delivery:
+    def _require_few_scores(self, asks: Sequence[Ask]) -> None:
+        try:
+            self.body.require_few_scores(sum(len(ask.prompt_ids) for ask in asks))
+        except ValueError as refusal:
+            raise InvalidField(f"logprobs: {refusal}", "logprobs") from None
+
+    def _delivery(self, prompts: Sequence[str | list[int]], asks: Sequence[Ask], opens: bool) -> Delivery:
         body, skip = self.body, self.body.skip_special_tokens is not False
         return Delivery(
-            model_name=model_name,
+            model_name=body.model or self.model.name,
             choices=body.choices,
             sequences=body.sequences,
             opens=opens,
@@ -91,19 +115,19 @@ class Intake:
 
     def _echoes(self, prompts: Sequence[str | list[int]], asks: Sequence[Ask], skip: bool) -> list[str]:
         """A text is echoed as it came; ids, and what is left of a truncated text, as they are spelled."""
-        whole = not self.body.truncate_prompt_tokens
         decode = self.model.tokenizer.decode
         return [
-            prompt if isinstance(prompt, str) and whole else decode(ask.prompt_ids, skip_special_tokens=skip)
+            prompt
+            if isinstance(prompt, str) and not self._shortened
+            else decode(ask.prompt_ids, skip_special_tokens=skip)
             for prompt, ask in zip(prompts, asks, strict=True)
         ]
 
 
-def receive(body: GenerationRequest, request: Request) -> Intake:
+def begin(body: GenerationRequest, request: Request) -> Intake:
     """
     Raises:
         ModelNotFound, ModelLoading, ServerDraining: see ``Service.resolve``.
-        QueueFull, EngineFailed: see ``Workers.reserve``.
         InvalidField: model name, header and body do not name the same sparsity.
     """
     service: Service = request.app.state.service
@@ -122,7 +146,7 @@ def receive(body: GenerationRequest, request: Request) -> Intake:
     return Intake(service, model, body, requested, time.monotonic(), request)
 
 
-def render(model: ServedModel, body: TemplateRequest) -> str:
+async def render(model: ServedModel, body: TemplateRequest) -> str:
     """
     Raises:
         InvalidField: the model has no chat template, or it refuses these messages.
@@ -132,34 +156,48 @@ def render(model: ServedModel, body: TemplateRequest) -> str:
             f"messages: {model.name} has no chat template; send a prompt to /v1/completions", "messages",
             "no_chat_template",
         )  # fmt: skip
+    conversation = body.conversation()
+    size = sum(len(message["content"]) for message in conversation)
     try:
-        return render_chat(model.tokenizer, body.conversation(), body.template_options())
+        return await _worked_out(size, render_chat, model.tokenizer, conversation, body.template_options())
     except TemplateFailed as refusal:
         raise InvalidField(f"messages: the model's chat template refuses them: {refusal}", "messages") from None
 
 
-async def tokenize(model: ServedModel, text: str, add_special_tokens: bool, *, shortened: bool = False) -> list[int]:
-    """
+async def tokenize(
+    model: ServedModel, prompts: Sequence[str | list[int]], add_special_tokens: bool, *, shortened: bool = False
+) -> list[list[int]]:
+    """Texts become ids; ids stay.
+
     Args:
-        shortened: only the last ids will be kept.
+        shortened: only the last ids of each will be kept.
 
     Raises:
-        ContextLengthExceeded: the text is so long that it cannot fit, whatever its tokens are.
+        ContextLengthExceeded: a text is so long that it cannot fit, whatever its tokens are.
     """
     context = model.workers.engine.context_length
-    if shortened:
-        text = text[-context * LONGEST_TOKEN :]
-    if len(text) > context * LONGEST_TOKEN:
-        raise ContextLengthExceeded(
-            f"this model's context is {context} tokens, and {len(text)} characters are surely more; shorten the prompt",
-            "prompt",
-        )
-    if len(text) > LONG_TEXT:
-        return await asyncio.to_thread(encode, model.tokenizer, text, add_special_tokens)
-    return encode(model.tokenizer, text, add_special_tokens)
+    longest, size = context * LONGEST_TOKEN, 0
+    cut: list[str | list[int]] = [prompt[-longest:] if shortened else prompt for prompt in prompts]
+    for prompt in cut:
+        if isinstance(prompt, str) and len(prompt) > longest:
+            raise ContextLengthExceeded(
+                f"this model's context is {context} tokens, and {len(prompt)} characters are surely more; "
+                "shorten the prompt",
+                "prompt",
+            )
+        size += len(prompt) if isinstance(prompt, str) else 0
+
+    def encoded() -> list[list[int]]:
+        return [encode(model.tokenizer, p, add_special_tokens) if isinstance(p, str) else p for p in cut]
+
+    return await _worked_out(size, encoded)
 
 
-def ignored_header(body: GenerationRequest) -> dict[str, str]:
+async def _worked_out(characters: int, work: Callable[..., T], *arguments: Any) -> T:
+    return work(*arguments) if characters < LONG_TEXT else await asyncio.to_thread(work, *arguments)
+
+
+def ignored_header(body: Body) -> dict[str, str]:
     """Unknown keys are common and harmless, but a misspelt ``sparsity`` must not go unseen."""
     names = [quote(name[:64].encode("utf-8", "replace")) for name in body.ignored()]
     if not names:

@@ -87,20 +87,41 @@ class LegacyForm:
         self._vocabulary, self._hide_special = vocabulary, hide_special
         self._offset = 0
 
+    def echo(self, tokens: Sequence[ScoredToken], text: str) -> dict[str, Any]:
+        """Of a prompt, each token found again in the text that is echoed: special ones may be spelled there or not,
+        and SentencePiece's first has no space there."""
+        arrays = self._spelled(tokens)
+        place, offsets = 0, []
+        for token, spelled in zip(tokens, arrays["tokens"], strict=True):
+            offsets.append(min(place, len(text)))
+            if text.startswith(spelled, place):
+                place += len(spelled)
+            elif not place and text.startswith(spelled.lstrip(" ")):
+                place = len(spelled.lstrip(" "))
+            elif not self._vocabulary.is_special(token.id):
+                place += self._vocabulary[token.id].characters
+        self._offset = len(text)
+        return {**arrays, "text_offset": offsets}
+
     def arrays(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+        """Of generated tokens."""
+        offsets: list[int] = []
+        for token in tokens:
+            offsets.append(self._offset)
+            if not (self._hide_special and self._vocabulary.is_special(token.id)):
+                self._offset += self._vocabulary[token.id].characters
+        return {**self._spelled(tokens), "text_offset": offsets}
+
+    def _spelled(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
         texts: list[str] = []
         chosen: list[float | None] = []
         tops: list[dict[str, float] | None] = []
-        offsets: list[int] = []
         for token in tokens:
             spelling = self._vocabulary[token.id]
             texts.append(spelling.text)
             chosen.append(finite(token.logprobs.chosen) if token.logprobs else None)
             tops.append(self._top(spelling.text, token.logprobs) if token.logprobs else None)
-            offsets.append(self._offset)
-            if not (self._hide_special and self._vocabulary.is_special(token.id)):
-                self._offset += spelling.characters
-        return {"tokens": texts, "token_logprobs": chosen, "top_logprobs": tops, "text_offset": offsets}
+        return {"tokens": texts, "token_logprobs": chosen, "top_logprobs": tops}
 
     def _top(self, text: str, logprobs: Logprobs) -> dict[str, float]:
         # Keyed by text, two tokens may fall together: the more probable one stays, the chosen one always.

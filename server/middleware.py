@@ -66,23 +66,23 @@ class Authentication:
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_operations: bool) -> None:
         self._app, self._open = app, OPERATIONS if open_operations else ()
-        self._digests = [_digest(key) for key in keys]
+        self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self._open:
             scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not self._known(key.strip()):
+            if scheme.lower() != "bearer" or not self._known(key.strip().encode("latin-1")):
                 raise Unauthorized("a valid API key is needed; send it as Authorization: Bearer KEY")
         await self._app(scope, receive, send)
 
-    def _known(self, key: str) -> bool:
+    def _known(self, key: bytes) -> bool:
         # All keys are compared, each in constant time: how long it takes says nothing.
         digest = _digest(key)
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 class Admission:
@@ -112,16 +112,18 @@ class BodyLimit:
             raise self._too_large()
         try:
             async with asyncio.timeout(self._timeout_s):
-                first: Message | None = await self._read(receive)
+                body = await self._read(receive)
         except TimeoutError:
             raise BodyTimeout(f"the request body did not arrive within {self._timeout_s:g} s") from None
 
+        if body["type"] == "http.disconnect":
+            # Half a body is no request, and nobody is left to answer.
+            return
+
+        unread = [body]
+
         async def replayed() -> Message:
-            nonlocal first
-            if (message := first) is not None:
-                first = None
-                return message
-            return await receive()
+            return unread.pop() if unread else await receive()
 
         await self._app(scope, replayed, send)
 

@@ -3,19 +3,18 @@
 import asyncio
 import json
 import logging
-import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.errors import as_api_error
 from server.formats import Answer, Format, best
-from server.generation import Generation
+from server.generation import Generation, Piece
 from server.protocol.request import GenerationRequest, StreamOptions
 from server.settings import Settings
 from server.worker import Job
@@ -33,6 +32,9 @@ STREAMED: dict[str, Any] = {
 KEEP_ALIVE = b": keep-alive\n\n"
 # For a reader who is slow to take the last words, beyond the request's deadline.
 LAST_WORDS_S = 5
+# Tokens whose objects take a thread's time rather than the event loop's.
+MUCH = 2_000
+PART_BYTES = 2**16
 
 
 async def deliver(
@@ -42,29 +44,23 @@ async def deliver(
     if not body.stream:
         return await whole(generation, format, request, headers)
     settings: Settings = request.app.state.service.settings
-    return EventStream(generation, format, request, body.stream_options, settings.keep_alive, headers)
+    content = events(generation, format, request, body.stream_options or StreamOptions(), settings.keep_alive)
+    return Timed(generation, content, "text/event-stream", {**SSE_HEADERS, **headers})
 
 
-class EventStream(StreamingResponse):
-    """The response around the events. A client that leaves before the first event is noticed here."""
+class Timed(StreamingResponse):
+    """Sends as fast as the client reads, until the request's deadline. A client that leaves early is noticed here."""
 
     def __init__(
-        self,
-        generation: Generation,
-        format: Format,
-        request: Request,
-        options: StreamOptions | None,
-        keep_alive_s: float,
-        headers: dict[str, str],
+        self, generation: Generation, content: AsyncIterator[bytes], media_type: str, headers: dict[str, str]
     ) -> None:
-        content = events(generation, format, request, options or StreamOptions(), keep_alive_s)
-        super().__init__(content, media_type="text/event-stream", headers={**SSE_HEADERS, **headers})
+        super().__init__(content, media_type=media_type, headers=headers)
         self._generation = generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         deadline = self._generation.job.deadline - time.monotonic() + LAST_WORDS_S
         try:
-            async with asyncio.timeout(None if deadline == math.inf else deadline):
+            async with asyncio.timeout(deadline):
                 await super().__call__(scope, receive, send)
         except TimeoutError:
             logger.warning("a reader was too slow; its connection is closed")
@@ -79,6 +75,7 @@ async def events(
     """A chunk for each piece, a comment when there is none for long, a usage chunk if wanted, ``[DONE]``."""
     frame = _frame(generation, format, format.part)
     include_usage, complete = bool(options.include_usage), False
+    continuous = include_usage and options.continuous_usage_stats
     usage: dict[str, Any] = {"usage": None} if include_usage else {}
     async with _cancelled_when_gone(request, generation.job), aclosing(generation.pieces(keep_alive_s)) as pieces:
         try:
@@ -86,9 +83,9 @@ async def events(
                 if piece is None:
                     yield KEEP_ALIVE
                     continue
-                if include_usage and options.continuous_usage_stats:
-                    usage = {"usage": generation.tally.usage().model_dump()}
-                yield _event({**frame, **format.chunk(piece), **usage})
+                if continuous:
+                    usage = {"usage": generation.tally.usage_of(piece.prompt, piece.sample).model_dump()}
+                yield await _worked_out(len(piece.tokens), _chunk, frame, format, piece, usage)
             complete = generation.job.answered
         except Exception as error:
             # The status line is long gone; the SDK raises this object's message.
@@ -109,13 +106,33 @@ async def whole(generation: Generation, format: Format, request: Request, header
         # Nobody reads this; 499 is what proxies log for a client that left.
         return Response(status_code=499)
     ordered = best([answers[key] for key in sorted(answers)], generation.delivery.choices)
-    body = {
+    body = await _worked_out(len(ordered) * generation.tally.usage().total_tokens, _object, generation, format, ordered)
+    return Timed(generation, _parts(body), "application/json", {"Content-Length": str(len(body)), **headers})
+
+
+async def _worked_out(size: int, work: Callable[..., bytes], *arguments: Any) -> bytes:
+    """On the event loop if it is little, in a thread if it would keep all others waiting."""
+    return work(*arguments) if size < MUCH else await asyncio.to_thread(work, *arguments)
+
+
+async def _parts(body: bytes) -> AsyncGenerator[bytes, None]:
+    """Handed over as they are read: a large body does not wait in memory for a reader who has none."""
+    for start in range(0, len(body), PART_BYTES):
+        yield body[start : start + PART_BYTES]
+
+
+def _object(generation: Generation, format: Format, answers: list[Answer]) -> bytes:
+    value = {
         **_frame(generation, format, format.whole),
-        "choices": [format.choice(index, answer) for index, answer in enumerate(ordered)],
+        "choices": [format.choice(index, answer) for index, answer in enumerate(answers)],
         **format.extras(),
         **_reports(generation),
     }
-    return JSONResponse(body, headers=headers)
+    return _json(value)
+
+
+def _chunk(frame: dict[str, Any], format: Format, piece: Piece, usage: dict[str, Any]) -> bytes:
+    return _event({**frame, **format.chunk(piece), **usage})
 
 
 def _frame(generation: Generation, format: Format, name: str) -> dict[str, Any]:
@@ -153,4 +170,8 @@ async def _cancelled_when_gone(request: Request, job: Job) -> AsyncIterator[None
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    return b"data: %b\n\n" % _json(value)
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

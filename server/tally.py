@@ -1,5 +1,6 @@
 """What one request used and how long it took: counted token by token, reported in the answer, metrics and log."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,10 @@ class Tally:
         self._gaps, self._gap_s = 0, 0.0
         self._labels = (model_name, sparsity_label(self._pruning.sparsity))
         self._itl = metrics.inter_token_latency.labels(*self._labels)
-        metrics.accepted.labels(model_name).inc()
+
+    def accepted(self) -> None:
+        """The job is in the queue: from here on it ends in success, disconnect or failure."""
+        self._metrics.accepted.labels(self._model_name).inc()
 
     @property
     def count(self) -> int:
@@ -39,6 +43,7 @@ class Tally:
         """A prompt has been read, and maybe its neurons chosen already."""
         if selection is not None:
             self._selections[prompt] = selection
+        self._last = time.monotonic()
 
     def made(self, prompt: int, sample: int, token: Token, at: float) -> None:
         """A token has been made."""
@@ -58,6 +63,11 @@ class Tally:
     def usage(self) -> Usage:
         prompt = sum(len(ask.prompt_ids) for ask in self._job.asks)
         return Usage(prompt_tokens=prompt, completion_tokens=self._count, total_tokens=prompt + self._count)
+
+    def usage_of(self, prompt: int, sample: int) -> Usage:
+        """One answer's own, so far."""
+        read, made = len(self._job.asks[prompt].prompt_ids), self._counts.get((prompt, sample), 0)
+        return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
 
     def griffin_report(self) -> GriffinReport:
         accounting, chosen = self._accounting, list(self._selections.values())
@@ -95,6 +105,8 @@ class Tally:
 
     def _reason(self) -> Reason:
         if self._pruning.sparsity > 0 and not self._selections:
+            if not self._count:
+                return "nothing_generated"
             return "finished_at_first_token" if max(self._counts.values(), default=0) < 2 else "rounded_to_dense"
         return "server_default" if self._requested is None else "requested"
 
@@ -109,8 +121,7 @@ class Tally:
             metrics.success.labels(name, outcome).inc()
             metrics.active_parameters.labels(name).set(report.active_parameters)
             metrics.active_ratio.labels(*labels).observe(report.active_parameters / report.total_parameters)
-            if self._first is not None:
-                metrics.e2e_latency.labels(*labels).observe(self._last - job.arrived)
+            metrics.e2e_latency.labels(*labels).observe(self._last - job.arrived)
         else:
             metrics.failure.labels(name, outcome).inc()
         if job.started is not None:

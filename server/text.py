@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
+
 # The end of the prompt fixes how the first token is spelled. Enough tokens to hold a whole character.
 CONTEXT_TOKENS = 8
 # A UTF-8 character is at most 4 bytes, so at most 4 byte tokens; more of them are not half a character.
@@ -39,12 +41,15 @@ def render_chat(tokenizer: Tokenizer, conversation: list[dict[str, Any]], option
     """
     try:
         return tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+    except TemplateError as error:
+        # The template's own words, meant for whoever wrote the messages.
+        raise TemplateFailed(str(error)[:300]) from error
     except Exception as error:
-        # Templates are programs of their own: they raise what they like, TypeError and UndefinedError included.
-        raise TemplateFailed(str(error)[:300] or type(error).__name__) from error
+        # Templates are programs: they stumble as programs do.
+        raise TemplateFailed("it cannot be filled with them") from error
 
 
-def describe(tokenizer: Tokenizer) -> dict[str, Any]:
+def tokenizer_info(tokenizer: Tokenizer) -> dict[str, Any]:
     """Its special tokens and its chat template, as a tokenizer_config.json has them."""
     names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
     # A template may be one of several by name; clients expect a text.

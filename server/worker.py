@@ -9,15 +9,17 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from functools import partial
 from typing import Protocol
 
 from griffin import Accounting, Logprobs, Pruning, Sampling, Scoring, Selection, Token
-from griffin.errors import Cancelled, InvalidRequest
+from griffin.errors import Cancelled, InvalidRequest, OutOfMemory
 from server.errors import EngineFailed, QueueFull, RequestTimeout, ServerDraining
 
 logger = logging.getLogger("griffin")
@@ -26,13 +28,18 @@ LONGEST_RETRY_S = 120
 SHUTTING_DOWN = "the server is shutting down; send the request to another one"
 # How fast the estimate of a request's duration follows new ones.
 SMOOTHING = 0.2
-# Requests that fail one after the other before the server calls itself not ready.
+# Requests that fail one after the other before the server calls itself not ready, and for how long after the last:
+# where nothing is sent to a server that is not ready, no request could prove that it works again.
 FAILURES = 3
+UNREADY_S = 30
+# Rebuilds that fail one after the other before the process is given up.
+HOPELESS = 5
 # Between attempts to rebuild an engine: doubled each time.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-# Events a slow reader may be behind before its job waits: some megabytes.
-UNREAD = 16_384
+# Events a slow reader may be behind before its job waits, some megabytes; and for how long it does.
+UNREAD = 4096
 READER_PAUSE_S = 0.02
+LONGEST_STALL_S = 10.0
 
 
 class PromptLike(Protocol):
@@ -89,6 +96,12 @@ class Made:
     at: float
 
 
+class Silence(Enum):
+    """Nothing has happened for a while."""
+
+    IDLE = auto()
+
+
 Event = Read | Made
 
 
@@ -98,7 +111,7 @@ class Job:
 
     asks: Sequence[Ask]
     arrived: float
-    deadline: float = math.inf
+    deadline: float
     request_id: str = ""
     started: float | None = None
     # Set when the client has all it wanted, whether or not the engine has noticed.
@@ -110,16 +123,18 @@ class Job:
     _events: "asyncio.Queue[Event | Exception | None]" = field(default_factory=asyncio.Queue)
     _timer: asyncio.TimerHandle | None = None
 
-    async def next(self, idle_s: float | None = None) -> Event | None:
-        """What happens next; None once the job is over or cancelled.
+    async def next(self, idle_s: float | None = None) -> Event | Silence | None:
+        """What happens next; IDLE when nothing did for that long; None once the job is over or cancelled.
 
         Raises:
-            TimeoutError: nothing did, for that long; ask again.
             Exception: what the engine raised.
         """
         if self._events.empty():
-            async with asyncio.timeout(idle_s):
-                event = await self._events.get()
+            try:
+                async with asyncio.timeout(idle_s):
+                    event = await self._events.get()
+            except TimeoutError:
+                return Silence.IDLE
         else:
             event = self._events.get_nowait()
         if isinstance(event, Exception):
@@ -143,6 +158,14 @@ class Job:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
+    def watch_deadline(self, expire: Callable[["Job"], None]) -> None:
+        """Kept on the event loop: an engine deep in a computation cannot keep it."""
+        self._timer = self._loop.call_later(max(0.0, self.deadline - time.monotonic()), expire, self)
+
+    def forget_deadline(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
     def run(self, engine: EngineLike) -> None:
         """All prompts, one after the other, on the worker's thread."""
         for prompt, ask in enumerate(self.asks):
@@ -157,9 +180,14 @@ class Job:
         return self._cancelled.is_set() or key in self._ended
 
     def _wait_for_reader(self) -> None:
-        """Nobody's slow reading grows memory without bound; the job's deadline ends the wait."""
+        """Nobody's slow reading grows memory without bound, or holds the engine for long."""
+        unread, since = self._events.qsize(), time.monotonic()
         while self._events.qsize() > UNREAD and not self._cancelled.wait(READER_PAUSE_S):
-            pass
+            if self._events.qsize() < unread:
+                unread, since = self._events.qsize(), time.monotonic()
+            elif time.monotonic() - since > LONGEST_STALL_S:
+                self.post(RequestTimeout(f"nothing of the answer was read for {LONGEST_STALL_S:g} s"))
+                self.cancel()
 
 
 class Workers:
@@ -179,6 +207,8 @@ class Workers:
         self._reserved = 0
         # Engines that are being rebuilt, those of them that resist, and requests that failed in a row.
         self._away = self._broken = self._failures = 0
+        self._failed_at = 0.0
+        self._hopeless = False
         self._mean_s = 1.0
         self._threads = [
             threading.Thread(target=self._work, args=(engine,), name=f"worker-{index}", daemon=True)
@@ -209,8 +239,16 @@ class Workers:
         """
         if self._broken == len(self._engines):
             raise EngineFailed("the engine has failed and is being rebuilt; try again soon", int(LONGEST_PAUSE_S))
-        if self._failures >= FAILURES:
+        if self._failures >= FAILURES and time.monotonic() - self._failed_at < UNREADY_S:
             raise EngineFailed(f"the last {self._failures} requests failed inside the engine", int(LONGEST_PAUSE_S))
+
+    def require_hope(self) -> None:
+        """
+        Raises:
+            EngineFailed: an engine has resisted so many rebuilds that only a new process may help.
+        """
+        if self._hopeless and self._broken == len(self._engines):
+            raise EngineFailed("the engine could not be rebuilt; the process needs a restart", int(LONGEST_PAUSE_S))
 
     def require_room(self) -> None:
         """Raises like ``reserve``."""
@@ -250,13 +288,11 @@ class Workers:
                 raise ServerDraining(SHUTTING_DOWN, 1)
             self._waiting.append(job)
             self._changed.notify()
-        if job.deadline < math.inf:
-            job._timer = job._loop.call_later(max(0.0, job.deadline - time.monotonic()), self._expire, job)
+        job.watch_deadline(self._expire)
 
     def discard(self, job: Job) -> None:
         """Cancel a job that nobody waits for any more, and free its place in the queue."""
-        if job._timer is not None:
-            job._timer.cancel()
+        job.forget_deadline()
         job.cancel()
         with self._changed, suppress(ValueError):
             self._waiting.remove(job)
@@ -271,7 +307,8 @@ class Workers:
         with self._changed:
             self._draining = True
             self._closed.set()
-            self._dismiss((*self._waiting, *self._running), ServerDraining(SHUTTING_DOWN, 1))
+            _dismiss((*self._waiting, *self._running), ServerDraining(SHUTTING_DOWN, 1))
+            self._waiting.clear()
             self._changed.notify_all()
 
     def join(self, timeout_s: float) -> None:
@@ -282,12 +319,6 @@ class Workers:
     def _expire(self, job: Job) -> None:
         job.post(RequestTimeout(f"the request was not finished within {job.deadline - job.arrived:g} s", "timeout"))
         self.discard(job)
-
-    def _dismiss(self, jobs: Sequence[Job], reason: Exception) -> None:
-        for job in jobs:
-            job.post(reason)
-            job.cancel()
-        self._waiting.clear()
 
     def _backlog(self) -> int:
         return max(0, len(self._waiting) - self._free())
@@ -312,7 +343,7 @@ class Workers:
     def _work(self, engine: EngineLike) -> None:
         while (job := self._take()) is not None:
             started = job.started = time.monotonic()
-            failure: BaseException | None = None
+            failure = ""
             try:
                 job.run(engine)
             except Cancelled:
@@ -321,12 +352,14 @@ class Workers:
                 job.post(refusal)
             except BaseException as error:
                 # Its own request fails with it; the thread lives on for the next, whatever was raised.
-                failure = error
+                failure = type(error).__name__
+                # What its frames hold, on a GPU above all, is needed for the rebuild.
+                traceback.clear_frames(error.__traceback__)
                 job.post(error if isinstance(error, Exception) else RuntimeError(repr(error)))
             self._finish(job, time.monotonic() - started, failure)
             job.post(None)
-            if failure is not None:
-                self._rebuild(engine, job, failure)
+            if failure:
+                self._rebuild(engine, failure, job.request_id)
 
     def _take(self) -> Job | None:
         with self._changed:
@@ -337,38 +370,46 @@ class Workers:
             self._running.add(job)
             return job
 
-    def _finish(self, job: Job, seconds: float, failure: BaseException | None) -> None:
+    def _finish(self, job: Job, seconds: float, failure: str) -> None:
         with self._changed:
             self._running.discard(job)
-            if failure is not None:
-                self._failures += 1
+            if failure:
+                # One request may be too large for the memory there is; the engine is none the worse for it.
+                self._failures += failure != OutOfMemory.__name__
+                self._failed_at = time.monotonic()
                 self._away += 1
             elif job.answered or not job.cancelled():
                 self._failures = 0
                 self._mean_s += SMOOTHING * (seconds - self._mean_s)
 
-    def _rebuild(self, engine: EngineLike, job: Job, failure: BaseException) -> None:
+    def _rebuild(self, engine: EngineLike, failure: str, request_id: str) -> None:
         """Until it works again, or the server ends. What waits is refused when no other engine could take it."""
-        name, pause_s, resists = threading.current_thread().name, FIRST_PAUSE_S, False
-        logger.error(
-            "%s failed (%s) and is rebuilt", name, type(failure).__name__, extra={"request_id": job.request_id}
-        )
+        name, pause_s, attempts = threading.current_thread().name, FIRST_PAUSE_S, 0
+        logger.error("%s failed (%s) and is rebuilt", name, failure, extra={"request_id": request_id})
         while not self._closed.is_set():
-            self._on_restart()
             try:
                 engine.rebuild()
             except BaseException:
                 logger.exception("%s could not be rebuilt; trying again in %g s", name, pause_s)
                 with self._changed:
-                    self._broken += not resists
-                    resists = True
+                    attempts += 1
+                    self._broken += attempts == 1
+                    self._hopeless |= attempts >= HOPELESS
                     if self._broken == len(self._engines):
-                        self._dismiss(tuple(self._waiting), EngineFailed("the engine has failed", int(LONGEST_PAUSE_S)))
+                        _dismiss(self._waiting, EngineFailed("the engine has failed", int(LONGEST_PAUSE_S)))
+                        self._waiting.clear()
                 # Not the condition: one that waits here would swallow the notice of a job.
                 self._closed.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
+                self._on_restart()
                 break
         with self._changed:
             self._away -= 1
-            self._broken -= resists
+            self._broken -= attempts > 0
+
+
+def _dismiss(jobs: Iterable[Job], reason: Exception) -> None:
+    for job in jobs:
+        job.post(reason)
+        job.cancel()

@@ -3,19 +3,32 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from server.protocol.fields import MAX_LOGPROBS, Text, refuse
 from server.protocol.report import FinishReason, GriffinReport, TimingReport, Usage
 from server.protocol.request import REFUSED, GenerationRequest
 
 MAX_MESSAGES = 2048
+MAX_PARTS = 1024
 # What the rendering itself is told; a client's template, above all, would be a program of the client's.
 NOT_THE_TEMPLATES = {
     "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
     "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
-    "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "messages",
+    "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "messages", "self", "chat",
+    "conversations",
 }  # fmt: skip
+
+
+def _text_or_parts(value: object) -> object:
+    """Looked at before pydantic is, which would list all that is wrong with each of a million parts."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
+        raise ValueError("must be a text, or a list of parts of type text")
+    if len(value) > MAX_PARTS:
+        raise ValueError(f"has {len(value)} parts; at most {MAX_PARTS} are supported")
+    return value
 
 
 class TextPart(BaseModel):
@@ -29,7 +42,9 @@ class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart] | None = Field(default=None, description="a text, or parts of type text")
+    content: Annotated[
+        Text | Annotated[list[TextPart], Field(fail_fast=True)] | None, BeforeValidator(_text_or_parts)
+    ] = Field(default=None, description="a text, or parts of type text")
     name: Text | None = None
 
     @model_validator(mode="after")
@@ -50,7 +65,7 @@ class Message(BaseModel):
 class TemplateRequest(BaseModel):
     """How messages become a prompt; /tokenize does it too."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     add_generation_prompt: bool | None = Field(default=True, description="end the prompt where the answer begins")
     continue_final_message: bool | None = Field(default=False, description="go on with the last message instead")
     chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="passed to the model's template")
@@ -118,6 +133,10 @@ class ChatRequest(TemplateRequest, GenerationRequest):
 
     def default_limit(self, room: int) -> int:
         return room
+
+    def field_name(self, param: str) -> str:
+        limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return {"prompt": "messages", "max_tokens": limit}.get(param, param)
 
     def wanted_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None

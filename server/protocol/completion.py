@@ -10,6 +10,8 @@ from server.protocol.report import FinishReason, GriffinReport, TimingReport, Us
 from server.protocol.request import REFUSED, GenerationRequest
 
 DEFAULT_MAX_TOKENS = 16
+# Log-probabilities of prompts in one answer, counted with their alternatives. About a second's work.
+MAX_SCORES = 2**20
 
 
 class CompletionRequest(GenerationRequest):
@@ -57,6 +59,18 @@ class CompletionRequest(GenerationRequest):
     @property
     def echoes(self) -> bool:
         return bool(self.echo)
+
+    def require_few_scores(self, prompt_tokens: int) -> None:
+        """Each of n answers repeats the scores of its prompt.
+
+        Raises:
+            ValueError: there would be too many, and why.
+        """
+        if self.scoring() and prompt_tokens * self.sequences * ((self.logprobs or 0) + 1) > MAX_SCORES:
+            raise ValueError(
+                f"{prompt_tokens} tokens of prompts, n={self.sequences} and logprobs={self.logprobs} make an answer "
+                f"of more than {MAX_SCORES} log-probabilities; ask for less of one of them"
+            )
 
     def scoring(self) -> Scoring | None:
         if not self.echo or self.logprobs is None:

@@ -8,8 +8,11 @@ from pydantic_core import PydanticCustomError
 MAX_PROMPTS = 32
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 512
 MAX_LOGPROBS = 20
 MAX_BIASED_TOKENS = 1024
+# Far more keys than any API has.
+MAX_KEYS = 256
 
 
 def refuse(param: str, message: str, code: str = "invalid_value") -> NoReturn:
@@ -43,6 +46,8 @@ def _stop(value: object) -> list[str]:
         raise ValueError("must be a non-empty string or a list of them")
     if len(listed) > MAX_STOP_STRINGS:
         raise ValueError(f"at most {MAX_STOP_STRINGS} stop strings are supported")
+    if any(len(item) > MAX_STOP_LENGTH for item in listed):
+        raise ValueError(f"at most {MAX_STOP_LENGTH} characters each are supported")
     require_unicode(*listed)
     return listed
 
@@ -62,6 +67,13 @@ def _logit_bias(value: object) -> dict[int, float]:
             raise ValueError("its values must be numbers from -100 to 100")
         bias[int(key)] = float(number)
     return bias
+
+
+def few_keys(value: Any) -> Any:
+    """Each unknown key would cost an error of its own."""
+    if isinstance(value, dict) and len(value) > MAX_KEYS:
+        raise ValueError(f"has {len(value)} keys")
+    return value
 
 
 def require_unicode(*values: object) -> None:

@@ -8,7 +8,7 @@ from griffin.selection import SelectionName
 from griffin.statistic import StatisticName
 
 FinishReason = Literal["stop", "length"]
-Reason = Literal["requested", "server_default", "finished_at_first_token", "rounded_to_dense"]
+Reason = Literal["requested", "server_default", "finished_at_first_token", "nothing_generated", "rounded_to_dense"]
 
 
 class Usage(BaseModel):
@@ -22,7 +22,9 @@ class Usage(BaseModel):
 class GriffinReport(BaseModel):
     """What was applied. Neurons are counted over all layers."""
 
-    sparsity: float = Field(description="of the generated tokens; the first always comes from the full model")
+    sparsity: float = Field(
+        description="of the tokens after the first of each answer, and of those that are scored sparsely"
+    )
     requested_sparsity: float | None
     reason: Reason
     selection: SelectionName

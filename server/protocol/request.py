@@ -19,6 +19,7 @@ from server.protocol.fields import (
     Stop,
     TokenId,
     asks_for_nothing,
+    few_keys,
     refuse,
 )
 
@@ -42,12 +43,21 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "lora": (),
+    "json_schema": (),
+    "grammar": (),
+    "regex": (),
+    "ebnf": (),
+    "logits_processors": ([],),
+    "return_tokens_as_token_ids": (False,),
+    "spaces_between_special_tokens": (True,),
+    "typical_p": (1, 1.0),
 }
 
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    _few_keys = model_validator(mode="before")(few_keys)
 
     include_usage: bool | None = Field(
         default=False, description="end the stream with a chunk of usage, griffin and metrics"
@@ -62,6 +72,8 @@ class GriffinOptions(BaseModel):
     """The rarer choices about neurons."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    _few_keys = model_validator(mode="before")(few_keys)
 
     selection: SelectionName | None = Field(default="top_k", description="how neurons are picked from the statistic")
     statistic: StatisticName | None = Field(
@@ -109,7 +121,7 @@ class GenerationRequest(BaseModel):
     stop: Stop = Field(
         default_factory=list, description=f"up to {MAX_STOP_STRINGS}; the text ends before the first that appears"
     )
-    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=128)
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = Field(default=None, max_length=128)
     include_stop_str_in_output: bool | None = Field(default=False, description="the text ends behind it instead")
     ignore_eos: bool | None = Field(default=False, description="go on to max_tokens, for runs of a fixed length")
     skip_special_tokens: bool | None = Field(default=True, description="leave special tokens out of the text")
@@ -128,6 +140,8 @@ class GenerationRequest(BaseModel):
         default=None, description="fraction of feed-forward neurons removed while generating; 0 is the dense model"
     )
     griffin: GriffinOptions | None = None
+
+    _few_keys = model_validator(mode="before")(few_keys)
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -156,6 +170,10 @@ class GenerationRequest(BaseModel):
         """Tokens an answer may have otherwise. ``room``: as many as fit behind the prompt."""
         raise NotImplementedError
 
+    def field_name(self, param: str) -> str:
+        """What the client calls what the engine calls so."""
+        return param
+
     def wanted_logprobs(self) -> int | None:
         """How many alternatives to report for each token; None is nothing at all."""
         raise NotImplementedError
@@ -178,7 +196,8 @@ class GenerationRequest(BaseModel):
     def samplings(self, room: int) -> Sequence[Sampling]:
         """One for each sequence; none when nothing is to be generated."""
         limit = self.token_limit()
-        limit = max(1, self.default_limit(room)) if limit is None else limit
+        if limit is None:
+            limit = max(1, self.min_tokens or 0, self.default_limit(room))
         if limit == 0:
             return ()
         first = Sampling(
@@ -192,7 +211,7 @@ class GenerationRequest(BaseModel):
             logit_bias=self.logit_bias,
             seed=self.seed,
             max_tokens=limit,
-            min_tokens=min(self.min_tokens or 0, limit),
+            min_tokens=self.min_tokens or 0,
             stop_token_ids=frozenset(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             logprobs=self.wanted_logprobs(),
@@ -209,6 +228,9 @@ class GenerationRequest(BaseModel):
             statistic=options.statistic or "flocking",
             seed=self.seed,
         )
+
+    def require_few_scores(self, prompt_tokens: int) -> None:
+        """Raises ValueError when prompts of that many tokens would be scored into too large an answer."""
 
     def scoring(self) -> Scoring | None:
         """How the prompt's own tokens are scored, if they are."""

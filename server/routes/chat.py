@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from server.errors import GENERATED, documented
 from server.formats import ChatFormat
-from server.intake import ignored_header, receive, render
+from server.intake import begin, ignored_header, render
 from server.protocol.chat import ChatRequest, ChatResponse
 from server.streaming import STREAMED, deliver
 
@@ -14,8 +14,8 @@ router = APIRouter()
 @router.post("/v1/chat/completions", response_model=ChatResponse, responses={200: STREAMED, **documented(*GENERATED)})
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation, put to the model by its own chat template."""
-    intake = receive(body, request)
-    prompt = render(intake.model, body)
+    intake, headers = begin(body, request), ignored_header(body)
+    prompt = await render(intake.model, body)
     # The template has written the special tokens already.
     generation = await intake.queue([prompt], bool(body.add_special_tokens), opens=True)
-    return await deliver(generation, ChatFormat(generation), request, body, ignored_header(body))
+    return await deliver(generation, ChatFormat(generation), request, body, headers)

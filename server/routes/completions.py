@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from server.errors import GENERATED, documented
 from server.formats import CompletionFormat
-from server.intake import ignored_header, receive
+from server.intake import begin, ignored_header
 from server.protocol.completion import CompletionRequest, CompletionResponse
 from server.streaming import STREAMED, deliver
 
@@ -14,7 +14,7 @@ router = APIRouter()
 @router.post("/v1/completions", response_model=CompletionResponse, responses={200: STREAMED, **documented(*GENERATED)})
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Complete prompts, with ``sparsity`` of the feed-forward neurons left out."""
-    intake = receive(body, request)
+    intake, headers = begin(body, request), ignored_header(body)
     generation = await intake.queue(body.prompt, body.add_special_tokens is not False, opens=False)
     format = CompletionFormat(generation, logprobs=body.logprobs is not None)
-    return await deliver(generation, format, request, body, ignored_header(body))
+    return await deliver(generation, format, request, body, headers)

@@ -12,9 +12,12 @@ router = APIRouter()
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health", responses=documented(401))
-async def health() -> dict[str, str]:
-    """The process is alive, whether or not it can answer yet."""
+@router.get("/health", responses=documented(401, 503))
+async def health(request: Request) -> dict[str, str]:
+    """The process is alive, whether or not it can answer yet. 503 when only a restart can help."""
+    service: Service = request.app.state.service
+    if service.loaded is not None:
+        service.loaded.workers.require_hope()
     return {"status": "ok"}
 
 

@@ -1,11 +1,12 @@
 """POST /tokenize, POST /detokenize, GET /tokenizer_info"""
 
-from typing import Any
+import asyncio
+from functools import partial
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from server.errors import ASKED, POSTED, InvalidField, documented
-from server.intake import render, tokenize
+from server.intake import ignored_header, render, tokenize
 from server.protocol.tokenization import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -15,35 +16,38 @@ from server.protocol.tokenization import (
     TokenizeText,
 )
 from server.service import Service
-from server.text import describe
+from server.text import tokenizer_info as info_of
 
 router = APIRouter()
 
 
 @router.post("/tokenize", responses=documented(*POSTED))
-async def tokenize_text(body: TokenizeRequest, request: Request) -> TokenizeResponse:
+async def tokenize_text(body: TokenizeRequest, request: Request, response: Response) -> TokenizeResponse:
     """The ids of a text, or of messages as the chat template puts them."""
     service: Service = request.app.state.service
     model, _ = service.resolve(body.model)
+    response.headers.update(ignored_header(body))
     if isinstance(body, TokenizeText):
         text, special = body.prompt, body.add_special_tokens is not False
     else:
-        text, special = render(model, body), bool(body.add_special_tokens)
-    ids = await tokenize(model, text, special)
+        text, special = await render(model, body), bool(body.add_special_tokens)
+    (ids,) = await tokenize(model, [text], special)
     strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
     context = model.workers.engine.context_length
     return TokenizeResponse(count=len(ids), max_model_len=context, tokens=ids, token_strs=strings)
 
 
 @router.post("/detokenize", responses=documented(*POSTED))
-async def detokenize(body: DetokenizeRequest, request: Request) -> DetokenizeResponse:
+async def detokenize(body: DetokenizeRequest, request: Request, response: Response) -> DetokenizeResponse:
     """The text of ids, special tokens included."""
     service: Service = request.app.state.service
     model, _ = service.resolve(body.model)
     highest = model.workers.engine.vocabulary_size - 1
     if max(body.tokens, default=0) > highest:
         raise InvalidField(f"tokens: this model has ids 0 to {highest}", "tokens")
-    return DetokenizeResponse(prompt=model.tokenizer.decode(body.tokens, skip_special_tokens=False))
+    response.headers.update(ignored_header(body))
+    decode = partial(model.tokenizer.decode, skip_special_tokens=False)
+    return DetokenizeResponse(prompt=await asyncio.to_thread(decode, body.tokens))
 
 
 @router.get("/tokenizer_info", responses=documented(*ASKED))
@@ -51,5 +55,4 @@ async def tokenizer_info(request: Request) -> TokenizerInfo:
     """What a client needs to know to build prompts of its own."""
     service: Service = request.app.state.service
     model = service.model()
-    info: dict[str, Any] = describe(model.tokenizer)
-    return TokenizerInfo(**info, model_max_length=model.workers.engine.context_length)
+    return TokenizerInfo(**info_of(model.tokenizer), model_max_length=model.workers.engine.context_length)

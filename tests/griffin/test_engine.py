@@ -381,3 +381,32 @@ def test_min_tokens_puts_off_the_end(prompts: Prompts) -> None:
     assert len(ended) == 1
     assert len(later) > 5
     assert not stops & {token.id for token in later[:5]}
+
+
+def test_a_rebuild_that_failed_can_be_tried_again(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-way through, parts of the old engine are gone and parts of the new one are missing."""
+    engine = Engine(tiny_model("llama"))
+    expected = [token.id for token in engine.generate(prompts(33, 12), greedy(6), Pruning(0.5))]
+    with monkeypatch.context() as short_of_memory:
+        short_of_memory.setattr("griffin.engine.DecodeTwin", lambda _: (_ for _ in ()).throw(MemoryError))
+        for _ in range(2):
+            with pytest.raises(MemoryError):
+                engine.rebuild()
+    engine.rebuild()
+
+    assert [token.id for token in engine.generate(prompts(33, 12), greedy(6), Pruning(0.5))] == expected
+
+
+def test_a_prompt_is_good_for_one_sequence_at_a_time(prompts: Prompts) -> None:
+    """Two at once, or one after its block has ended, would read each other's cache."""
+    engine = Engine(tiny_model("llama"))
+    with engine.read(prompts(34, 10)) as read:
+        first, second = read.generate(greedy(5)), read.generate(greedy(5))
+        next(first)
+        next(second)
+        with pytest.raises(EngineBusy):
+            next(first)
+    with pytest.raises(EngineBusy):
+        next(second)
+    with engine.read(prompts(35, 10)), pytest.raises(EngineBusy):
+        next(read.generate(greedy(5)))

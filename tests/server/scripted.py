@@ -70,7 +70,8 @@ class ScriptedEngine:
 
     def check(self, prompt_ids: Sequence[int], sampling: Sampling | None, scoring: Scoring | None) -> None:
         if len(prompt_ids) + (sampling.max_tokens if sampling else 0) > self.context_length:
-            raise ContextLengthExceeded("too long", "prompt")
+            fits = len(prompt_ids) < self.context_length
+            raise ContextLengthExceeded("too long", "max_tokens" if fits else "prompt")
 
     @contextmanager
     def read(

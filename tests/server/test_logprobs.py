@@ -1,5 +1,7 @@
 """How single tokens are spelled, with the real tokenizer and with byte tokens."""
 
+from typing import ClassVar
+
 import pytest
 
 from griffin import Checkpoint, Logprobs
@@ -45,6 +47,31 @@ def test_hidden_special_tokens_take_no_room(smollm2: Checkpoint) -> None:
     assert hidden["tokens"] == ["<|im_end|>", " word"]
     assert hidden["text_offset"] == [0, 0]
     assert shown["text_offset"] == [0, len("<|im_end|>")]
+
+
+def test_offsets_of_an_echoed_prompt_are_those_of_its_text(smollm2: Checkpoint) -> None:
+    """Special tokens that are spelled in it take their room; generated tokens begin behind it."""
+    text = "<|im_start|>user\nHello there"
+    vocabulary = Vocabulary(smollm2.tokenizer)
+    ids = smollm2.tokenizer(text).input_ids
+    form = LegacyForm(vocabulary, hide_special=True)
+    echoed = form.echo(scored(ids), text)
+    for token, offset in zip(echoed["tokens"], echoed["text_offset"], strict=True):
+        assert text.startswith(token, offset)
+    assert form.arrays(scored(ids[-1:]))["text_offset"] == [len(text)]
+
+
+def test_offsets_of_sentencepiece_prompts() -> None:
+    """The first token has no space in the text, and a begin-of-sequence token no place."""
+
+    class WithStart(ByteFallbackTokenizer):
+        all_special_ids: ClassVar[list[int]] = [258]
+
+    vocabulary = Vocabulary(WithStart("\u2581Hello", "\u2581there", "<s>"))
+    echoed = LegacyForm(vocabulary, hide_special=True).echo(scored([258, 256, 257]), "Hello there")
+
+    assert echoed["tokens"] == ["<s>", " Hello", " there"]
+    assert echoed["text_offset"] == [0, 0, 5]
 
 
 def test_sentencepiece_tokens_keep_their_space() -> None:

@@ -10,9 +10,10 @@ from fastapi import Request
 from griffin import Pruning, Sampling
 from server.formats import CompletionFormat
 from server.generation import Delivery, Generation
+from server.protocol.request import StreamOptions
 from server.service import Loaded, Service
 from server.settings import Settings
-from server.streaming import EventStream
+from server.streaming import Timed, events
 from server.tally import Tally
 from server.worker import Ask, Job
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, wait_until
@@ -32,13 +33,15 @@ def test_a_stream_that_never_started_is_given_up() -> None:
         service = Service(Settings())
         service.serve(Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(gate=gate)]))
         model = service.model()
-        job = Job([Ask([1], [Sampling()], Pruning())], time.monotonic())
+        now = time.monotonic()
+        job = Job([Ask([1], [Sampling()], Pruning())], now, now + 60)
         model.workers.submit(job)
         tally = Tally(job, model.workers.engine.accounting, service.metrics, model.name, None)
         generation = Generation(job, model, tally, Delivery("scripted", 1, 1), {})
         format = CompletionFormat(generation, logprobs=False)
         scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "POST", "headers": []}
-        await EventStream(generation, format, Request(scope, receive), None, 15, {})(scope, receive, send)
+        content = events(generation, format, Request(scope, receive), StreamOptions(), 15)
+        await Timed(generation, content, "text/event-stream", {})(scope, receive, send)
 
         assert job.cancelled()
         await asyncio.to_thread(wait_until, lambda: model.workers.running == 0)

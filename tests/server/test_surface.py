@@ -143,6 +143,29 @@ def test_min_tokens_puts_off_stop_strings() -> None:
     assert texts(answer) == ["abcdefghijab"]
 
 
+def test_min_tokens_raises_the_default_limit() -> None:
+    """Whoever asks for at least twenty does not get sixteen."""
+    with served(ScriptedEngine()) as url:
+        assert post(url, min_tokens=20).json()["usage"]["completion_tokens"] == 20
+
+
+def test_an_answer_of_too_many_scores_is_refused() -> None:
+    """Each of n answers repeats its prompt's, with all alternatives."""
+    with served(ScriptedEngine(context_length=10_000)) as url:
+        answer = post(url, prompt="x" * 9000, echo=True, max_tokens=0, n=128, logprobs=20)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logprobs")
+
+
+def test_a_large_answer_arrives_whole() -> None:
+    """It is worked out beside the event loop, and sent in parts."""
+    with served(ScriptedEngine(context_length=10_000)) as url:
+        (choice,) = post(url, prompt="x" * 9000, echo=True, max_tokens=1, logprobs=5).json()["choices"]
+
+    assert len(choice["logprobs"]["top_logprobs"]) == 9001
+    assert choice["logprobs"]["text_offset"] == list(range(9001))
+
+
 def test_token_ids_on_request() -> None:
     """Of prompt and answer, in one object and in a stream."""
     with served(ScriptedEngine()) as url:
@@ -151,6 +174,7 @@ def test_token_ids_on_request() -> None:
 
     assert (choice["prompt_token_ids"], choice["token_ids"]) == ([104, 105], [97, 98])
     assert [chunk["token_ids"] for chunk in chunks] == [[97], [98]]
+    assert [chunk.get("prompt_token_ids") for chunk in chunks] == [[104, 105], None]
 
 
 @pytest.mark.parametrize(("kept", "echoed"), [(3, "fgh"), (20, "abcdefgh"), (-1, "abcdefgh")])
@@ -337,6 +361,19 @@ def test_what_a_chat_cannot_be_is_refused_by_name(body: dict[str, Any], param: s
     assert len(answer.content) < 800
 
 
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [({"max_completion_tokens": 999}, "max_completion_tokens"), ({"max_tokens": 999}, "max_tokens"),
+     ({"messages": [{"role": "user", "content": "x" * 2000}]}, "messages")],
+)  # fmt: skip
+def test_chat_errors_speak_of_chat_fields(body: dict[str, Any], param: str) -> None:
+    """Not of what the engine calls them."""
+    with served(ScriptedEngine()) as url:
+        error = post(url, CHAT, **{"messages": HI, **body}).json()["error"]
+
+    assert error["param"] == param
+
+
 def test_fields_that_ask_for_nothing_are_no_reason_to_refuse() -> None:
     """SDKs send them all."""
     nothing = {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "modalities": ["text"],
@@ -387,11 +424,15 @@ def test_tokenize_and_detokenize() -> None:
         refused = post(url, "/detokenize", tokens=[2**31 - 1])
         neither = post(url, "/tokenize", text="hi")
         info = httpx.get(f"{url}/tokenizer_info").json()
+        misspelt = post(url, "/tokenize", prompt="hi", add_special_token=False)
+        tools = post(url, "/tokenize", messages=HI, tools=[{"type": "function"}])
 
     assert tokens == {"count": 2, "max_model_len": 1000, "tokens": [104, 105], "token_strs": None}
     assert (strings, chat, text) == (["h", "i"], len("user:hi;assistant:"), {"prompt": "hi"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tokens")
     assert (neither.status_code, neither.json()["error"]["param"]) == (400, "prompt")
+    assert misspelt.headers["x-griffin-ignored"] == "add_special_token"
+    assert tools.json()["error"]["param"] == "tools"
     assert (info["eos_token"], info["chat_template"]) == ("<end>", "roles and texts")
 
 
