@@ -150,6 +150,8 @@ class Prompt:
         """Run the prompt through the full model, or, to score it sparsely, its beginning."""
         length, sparse = len(self._ids), scoring is not None and self._engine._prunes(self._pruning)
         dense = min(length, scoring.read_dense(length)) if scoring and sparse else length
+        # Nothing is left for the kept neurons to read: they are chosen as for any prompt.
+        sparse = sparse and dense < length
         ids_T = torch.tensor(self._ids, device=self._engine.device)
         if scoring:
             self.scores = [None]
@@ -157,7 +159,7 @@ class Prompt:
             self._extend(self._engine._model, ids_T, 0, dense, scoring, cancelled)
         if sparse:
             self._decoder, self.selection = self._engine._select(self._pruning, dense)
-            self._first_from = self.selection if dense < length else None
+            self._first_from = self.selection
             self._extend(self._decoder, ids_T, dense, length, scoring, cancelled)
 
     def _extend(
@@ -285,6 +287,12 @@ class Engine:
                 f"logit_bias: token id {reprlib.repr(biased)} is out of range; this model has ids 0 to "
                 f"{self.vocabulary_size - 1}",
                 "logit_bias",
+            )
+        stop = max(sampling.stop_token_ids, default=0) if sampling else 0
+        if stop >= self.vocabulary_size:
+            raise InvalidRequest(
+                f"stop_token_ids: token id {stop} is out of range; this model has ids 0 to {self.vocabulary_size - 1}",
+                "stop_token_ids",
             )
         max_tokens = sampling.max_tokens if sampling else 0
         room = self.context_length - len(prompt_ids)

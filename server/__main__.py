@@ -16,7 +16,7 @@ import uvicorn
 from server import log
 from server.app import create_app
 from server.service import Loaded, Service
-from server.settings import Settings, SettingsInvalid, read_settings, unknown_variables
+from server.settings import Settings, SettingsInvalid, names_no_key, read_settings, unknown_variables
 
 logger = logging.getLogger("griffin")
 
@@ -50,6 +50,8 @@ def main() -> int:
         print(f"griffin: {error}; see python -m server --help", file=sys.stderr)
         return 2
     log.configure(settings.log_level, settings.log_format)
+    if names_no_key(settings, sys.argv[1:]):
+        logger.warning("api_keys is empty: anyone who reaches this server may use it")
     for name in unknown_variables():
         logger.warning("%s is not a setting and is ignored; see python -m server --help", name)
     return serve(settings)

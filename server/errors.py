@@ -17,6 +17,7 @@ ApiError
 The body is OpenAI's: {"error": {"message", "type", "param", "code"}}.
 """
 
+import asyncio
 import logging
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -189,6 +190,11 @@ class Faults:
 
         try:
             await self._app(scope, receive, watched)
+        except asyncio.CancelledError:
+            # What the end of the drain finds still on its way in.
+            if started or scope["type"] != "http" or not scope["app"].state.service.draining:
+                raise
+            await _answer(scope, ServerDraining("the server is shutting down", 1))(scope, receive, send)
         except Exception as error:
             if started or scope["type"] != "http":
                 raise

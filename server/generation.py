@@ -10,7 +10,7 @@ from server.logprobs import ScoredToken
 from server.protocol.report import FinishReason
 from server.service import ServedModel
 from server.tally import Tally
-from server.text import TextStream
+from server.text import REPLACEMENT, TextStream
 from server.worker import Job, Made, Read, Silence
 
 
@@ -114,6 +114,9 @@ class Generation:
             finish_reason: FinishReason | None = None if ask.samplings else "length"
             if finish_reason:
                 self._end(event.prompt, sample, finish_reason)
+            elif self._texts[event.prompt, sample].begins_in_character:
+                # The first generated token will spell it whole.
+                text = text.rstrip(REPLACEMENT)
             if delivery.opens or delivery.prompts or finish_reason:
                 yield Piece(event.prompt, sample, text, True, scores, [], finish_reason)
 

@@ -1,11 +1,10 @@
 """From a valid body to a queued job: the model, the sparsity, the ids of each prompt."""
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 from urllib.parse import quote
 
 from fastapi import Request
@@ -22,16 +21,11 @@ from server.worker import Ask, Job
 
 logger = logging.getLogger("griffin")
 
-# Longer texts take the tokenizer milliseconds, in which no other request's token could be sent.
-LONG_TEXT = 20_000
 # In characters; no vocabulary in use has a longer one. Texts beyond cost seconds and gigabytes to tokenize.
 LONGEST_TOKEN = 128
 SPARSITY_HEADER = "x-griffin-sparsity"
 IGNORED_HEADER = "x-griffin-ignored"
 HEADER_KEYS = 16
-
-
-T = TypeVar("T")
 
 
 class Body(Protocol):
@@ -61,20 +55,22 @@ class Intake:
         workers, settings = self.model.workers, self.service.settings
         limit_s = min(self.body.timeout or settings.request_timeout, settings.request_timeout)
         with workers.reserve():
-            ids = await tokenize(self.model, prompts, add_special_tokens, shortened=self._shortened)
-            asks = [self._ask(prompt_ids) for prompt_ids in ids]
+            try:
+                ids = await tokenize(self.model, prompts, add_special_tokens, shortened=self._shortened)
+                asks = [self._ask(prompt_ids) for prompt_ids in ids]
+                workers.check(asks)
+            except InvalidRequest as refusal:
+                refusal.param = self.body.field_name(refusal.param)
+                raise
             self._require_few_scores(asks)
             job = Job(asks, self.arrived, self.arrived + limit_s, self.request.state.request_id)
             tally = Tally(
                 job, workers.engine.accounting, self.service.metrics, self.model.name, self.requested_sparsity
             )
-            delivery = self._delivery(prompts, asks, opens)
+            size = sum(len(ask.prompt_ids) for ask in asks) if self.body.echoes else 0
+            delivery = await self.model.worked_out(size, self._delivery, prompts, asks, opens)
             generation = Generation(job, self.model, tally, delivery, self.request.state.log)
-            try:
-                workers.submit(job)
-            except InvalidRequest as refusal:
-                refusal.param = self.body.field_name(refusal.param)
-                raise
+            workers.submit(job)
         tally.accepted()
         self.request.state.accepted = True
         return generation
@@ -159,7 +155,7 @@ async def render(model: ServedModel, body: TemplateRequest) -> str:
     conversation = body.conversation()
     size = sum(len(message["content"]) for message in conversation)
     try:
-        return await _worked_out(size, render_chat, model.tokenizer, conversation, body.template_options())
+        return await model.worked_out(size, render_chat, model.tokenizer, conversation, body.template_options())
     except TemplateFailed as refusal:
         raise InvalidField(f"messages: the model's chat template refuses them: {refusal}", "messages") from None
 
@@ -190,11 +186,7 @@ async def tokenize(
     def encoded() -> list[list[int]]:
         return [encode(model.tokenizer, p, add_special_tokens) if isinstance(p, str) else p for p in cut]
 
-    return await _worked_out(size, encoded)
-
-
-async def _worked_out(characters: int, work: Callable[..., T], *arguments: Any) -> T:
-    return work(*arguments) if characters < LONG_TEXT else await asyncio.to_thread(work, *arguments)
+    return await model.worked_out(size, encoded)
 
 
 def ignored_header(body: Body) -> dict[str, str]:

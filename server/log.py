@@ -41,4 +41,6 @@ def _line(_: WrappedLogger, __: str, record: EventDict) -> str:
     level = record.pop("level", "info")
     mark = "" if level in ("info", "debug") else f"{level}: "
     pairs = str(structlog.processors.LogfmtRenderer()(None, "", record)) if record else ""
+    # A path or a key of a client's may hold what moves a terminal's cursor or breaks a line.
+    pairs = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in pairs)
     return "\n".join(filter(None, [" ".join(filter(None, [f"griffin: {mark}{message}", pairs])), exception]))

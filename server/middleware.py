@@ -71,7 +71,7 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self._open:
             scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not self._known(key.strip().encode("latin-1")):
+            if scheme.lower() != "bearer" or not self._known(key.strip(" \t").encode("latin-1")):
                 raise Unauthorized("a valid API key is needed; send it as Authorization: Bearer KEY")
         await self._app(scope, receive, send)
 

@@ -57,9 +57,9 @@ class Settings(BaseSettings):
     ] = 600
     keep_alive: Annotated[
         float,
-        Field(gt=0, le=3_600, allow_inf_nan=False, description="seconds of silence before a stream gets a comment"),
+        Field(ge=0.1, le=3_600, allow_inf_nan=False, description="seconds of silence before a stream gets a comment"),
     ] = 15
-    max_body_bytes: Annotated[int, Field(ge=1024, description="larger request bodies are refused with 413")] = 4 * 2**20
+    max_body_bytes: Annotated[int, Field(ge=1024, description="larger request bodies are refused with 413")] = 2 * 2**20
     body_timeout: Annotated[
         float, Field(gt=0, le=3_600, allow_inf_nan=False, description="seconds that a request body may take to arrive")
     ] = 30
@@ -71,7 +71,7 @@ class Settings(BaseSettings):
         str | None, Field(description="comma-separated origins whose web pages may call the API, or *; default: none")
     ] = None
     drain_timeout: Annotated[
-        int, Field(ge=0, description="seconds that running requests get to finish after SIGTERM")
+        int, Field(ge=0, le=86_400, description="seconds that running requests get to finish after SIGTERM")
     ] = 30
     cache_dir: Annotated[
         Path | None, Field(description="for dequantised GGUF weights; default: the user's cache directory (XDG)")
@@ -107,14 +107,20 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        variable = f"{PREFIX}{name.upper()}"
+        variable, message = f"{PREFIX}{name.upper()}", first["msg"].removeprefix("Value error, ")
         flag = f"--{name.replace('_', '-')}"
         given = any(argument.split("=")[0] == flag for argument in arguments)
         raise SettingsInvalid(
-            f"{variable if variable in os.environ and not given else flag}: {first['msg']} (got {first['input']!r})"
+            f"{variable if variable in os.environ and not given else flag}: {message} (got {first['input']!r})"
         ) from None
     except SettingsError as error:
         raise SettingsInvalid(str(error)) from None
+
+
+def names_no_key(settings: Settings, arguments: Sequence[str]) -> bool:
+    """Whether keys were meant to be there: an empty variable is as good as none, and that is easily missed."""
+    asked = f"{PREFIX}API_KEYS" in os.environ or any(argument.startswith("--api-keys") for argument in arguments)
+    return asked and settings.api_keys is None
 
 
 def unknown_variables() -> list[str]:

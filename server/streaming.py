@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import Request, Response
@@ -32,6 +32,8 @@ STREAMED: dict[str, Any] = {
 KEEP_ALIVE = b": keep-alive\n\n"
 # For a reader who is slow to take the last words, beyond the request's deadline.
 LAST_WORDS_S = 5
+# Between looks for a disconnect that could have gone unseen.
+FIRST_LOOK_S, LONGEST_LOOK_S = 1.0, 8.0
 # Tokens whose objects take a thread's time rather than the event loop's.
 MUCH = 2_000
 PART_BYTES = 2**16
@@ -158,9 +160,16 @@ async def _cancelled_when_gone(request: Request, job: Job) -> AsyncIterator[None
     """Cancel the job when the client disconnects: the framework does so for streams only, and not in all versions."""
 
     async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        job.cancel()
+        patience_s = FIRST_LOOK_S
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    if (await request.receive())["type"] == "http.disconnect":
+                        job.cancel()
+                        return
+            # uvicorn stops reading once bytes come behind a request, and then sees no disconnect either; asking
+            # again makes it read on. Seldom: what it reads, it keeps.
+            patience_s = min(2 * patience_s, LONGEST_LOOK_S)
 
     watcher = asyncio.create_task(watch())
     try:

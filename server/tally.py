@@ -92,13 +92,15 @@ class Tally:
 
     def timing_report(self) -> TimingReport:
         job = self._job
-        if job.started is None or self._first is None:
+        if job.started is None or not self._last:
             return TimingReport.model_construct(**dict.fromkeys(TimingReport.model_fields))
+        # Where nothing was generated, the prompt has been read by then.
+        read = self._last if self._first is None else self._first
         return TimingReport(
-            time_to_first_token_ms=_milliseconds(self._first - job.arrived),
-            generation_time_ms=_milliseconds(self._last - self._first),
+            time_to_first_token_ms=None if self._first is None else _milliseconds(self._first - job.arrived),
+            generation_time_ms=None if self._first is None else _milliseconds(self._last - self._first),
             queue_time_ms=_milliseconds(job.started - job.arrived),
-            prefill_time_ms=_milliseconds(self._first - job.started),
+            prefill_time_ms=_milliseconds(read - job.started),
             mean_itl_ms=_milliseconds(self._gap_s / self._gaps) if self._gaps else None,
             tokens_per_second=round(self._gaps / self._gap_s, 2) if self._gap_s else None,
         )

@@ -76,6 +76,11 @@ class Detokenizer:
             self._held.insert(0, known.pop())
         self._learn(known)
 
+    @property
+    def holding(self) -> bool:
+        """Whether a character has begun and not ended."""
+        return bool(self._held)
+
     def feed(self, id: int) -> str:
         self._held.append(id)
         text = self._decode(self._known + self._held)
@@ -156,7 +161,8 @@ class TextStream:
     ) -> None:
         self._detokenizer = Detokenizer(tokenizer, prompt_ids, skip_special_tokens)
         self._stops = StopStrings(stops, include_stop)
-        self._unstoppable = min_tokens
+        self._unstoppable, self._bypassed = min_tokens, False
+        self.begins_in_character = self._detokenizer.holding
 
     @property
     def stopped(self) -> bool:
@@ -164,10 +170,12 @@ class TextStream:
 
     def feed(self, id: int) -> str:
         text = self._detokenizer.feed(id)
-        if self._unstoppable:
+        self._bypassed = self._unstoppable > 0
+        if self._bypassed:
             self._unstoppable -= 1
             return text
         return self._stops.feed(text)
 
     def flush(self) -> str:
-        return self._stops.feed(self._detokenizer.flush()) + self._stops.flush()
+        text = self._detokenizer.flush()
+        return text if self._bypassed else self._stops.feed(text) + self._stops.flush()

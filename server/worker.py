@@ -273,16 +273,21 @@ class Workers:
             with self._changed:
                 self._reserved -= 1
 
-    def submit(self, job: Job) -> None:
-        """Queue a job for which a place is reserved; from the event loop's thread.
-
-        Raises:
-            InvalidRequest: what ``check`` of the engine says of one of its prompts.
-            ServerDraining: the server is on its way down.
+    def check(self, asks: Sequence[Ask]) -> None:
         """
-        for ask in job.asks:
+        Raises:
+            InvalidRequest: what ``check`` of the engine says of one of the prompts.
+        """
+        for ask in asks:
             # All samplings of a prompt differ in their seeds only.
             self.engine.check(ask.prompt_ids, next(iter(ask.samplings), None), ask.scoring)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job that ``check`` has passed and for which a place is reserved; from the event loop's thread.
+
+        Raises:
+            ServerDraining: the server is on its way down.
+        """
         with self._changed:
             if self._draining:
                 raise ServerDraining(SHUTTING_DOWN, 1)

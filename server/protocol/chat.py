@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from server.protocol.fields import MAX_LOGPROBS, Text, refuse
+from server.protocol.fields import MAX_LOGPROBS, Text, few_keys, refuse, small
 from server.protocol.report import FinishReason, GriffinReport, TimingReport, Usage
 from server.protocol.request import REFUSED, GenerationRequest
 
@@ -41,6 +41,8 @@ class TextPart(BaseModel):
 class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
+    _few_keys = model_validator(mode="before")(few_keys)
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
         Text | Annotated[list[TextPart], Field(fail_fast=True)] | None, BeforeValidator(_text_or_parts)
@@ -68,7 +70,9 @@ class TemplateRequest(BaseModel):
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     add_generation_prompt: bool | None = Field(default=True, description="end the prompt where the answer begins")
     continue_final_message: bool | None = Field(default=False, description="go on with the last message instead")
-    chat_template_kwargs: dict[str, Any] | None = Field(default=None, description="passed to the model's template")
+    chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(small)] = Field(
+        default=None, description="passed to the model's template"
+    )
 
     @model_validator(mode="after")
     def _template_rules(self) -> Self:

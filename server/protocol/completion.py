@@ -61,15 +61,16 @@ class CompletionRequest(GenerationRequest):
         return bool(self.echo)
 
     def require_few_scores(self, prompt_tokens: int) -> None:
-        """Each of n answers repeats the scores of its prompt.
+        """Each of n answers repeats what is echoed of its prompt.
 
         Raises:
-            ValueError: there would be too many, and why.
+            ValueError: that would be too much, and why.
         """
-        if self.scoring() and prompt_tokens * self.sequences * ((self.logprobs or 0) + 1) > MAX_SCORES:
+        for_each = (self.logprobs or 0) + 1 if self.scoring() else 1
+        if self.echo and prompt_tokens * self.sequences * for_each > MAX_SCORES:
             raise ValueError(
                 f"{prompt_tokens} tokens of prompts, n={self.sequences} and logprobs={self.logprobs} make an answer "
-                f"of more than {MAX_SCORES} log-probabilities; ask for less of one of them"
+                f"of more than {MAX_SCORES} tokens or log-probabilities; ask for less of one of them"
             )
 
     def scoring(self) -> Scoring | None:

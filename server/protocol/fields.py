@@ -13,6 +13,7 @@ MAX_LOGPROBS = 20
 MAX_BIASED_TOKENS = 1024
 # Far more keys than any API has.
 MAX_KEYS = 256
+MAX_NODES = 1024
 
 
 def refuse(param: str, message: str, code: str = "invalid_value") -> NoReturn:
@@ -73,6 +74,19 @@ def few_keys(value: Any) -> Any:
     """Each unknown key would cost an error of its own."""
     if isinstance(value, dict) and len(value) > MAX_KEYS:
         raise ValueError(f"has {len(value)} keys")
+    return value
+
+
+def small(value: Any) -> Any:
+    """For values that may be anything: nothing in them is worth a second of the server's time."""
+    pending, count = [value], 0
+    while pending:
+        item = pending.pop()
+        inside = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else ()
+        count += len(inside) + 1
+        if count > MAX_NODES:
+            raise ValueError(f"has more than {MAX_NODES} values")
+        pending += inside
     return value
 
 

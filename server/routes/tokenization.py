@@ -1,6 +1,5 @@
 """POST /tokenize, POST /detokenize, GET /tokenizer_info"""
 
-import asyncio
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
@@ -21,20 +20,25 @@ from server.text import tokenizer_info as info_of
 router = APIRouter()
 
 
-@router.post("/tokenize", responses=documented(*POSTED))
-async def tokenize_text(body: TokenizeRequest, request: Request, response: Response) -> TokenizeResponse:
+@router.post("/tokenize", response_model=TokenizeResponse, responses=documented(*POSTED))
+async def tokenize_text(body: TokenizeRequest, request: Request) -> Response:
     """The ids of a text, or of messages as the chat template puts them."""
     service: Service = request.app.state.service
     model, _ = service.resolve(body.model)
-    response.headers.update(ignored_header(body))
     if isinstance(body, TokenizeText):
         text, special = body.prompt, body.add_special_tokens is not False
     else:
         text, special = await render(model, body), bool(body.add_special_tokens)
     (ids,) = await tokenize(model, [text], special)
-    strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
-    context = model.workers.engine.context_length
-    return TokenizeResponse(count=len(ids), max_model_len=context, tokens=ids, token_strs=strings)
+
+    def answer() -> bytes:
+        strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
+        context = model.workers.engine.context_length
+        counted = TokenizeResponse(count=len(ids), max_model_len=context, tokens=ids, token_strs=strings)
+        return counted.model_dump_json().encode()
+
+    content = await model.worked_out(len(ids), answer)
+    return Response(content, media_type="application/json", headers=ignored_header(body))
 
 
 @router.post("/detokenize", responses=documented(*POSTED))
@@ -47,7 +51,7 @@ async def detokenize(body: DetokenizeRequest, request: Request, response: Respon
         raise InvalidField(f"tokens: this model has ids 0 to {highest}", "tokens")
     response.headers.update(ignored_header(body))
     decode = partial(model.tokenizer.decode, skip_special_tokens=False)
-    return DetokenizeResponse(prompt=await asyncio.to_thread(decode, body.tokens))
+    return DetokenizeResponse(prompt=await model.worked_out(len(body.tokens), decode, body.tokens))
 
 
 @router.get("/tokenizer_info", responses=documented(*ASKED))

@@ -55,6 +55,39 @@ def test_a_client_that_leaves_costs_at_most_a_token(streaming: bool, phase: str)
     assert max(slow.ended) < 200
 
 
+@pytest.mark.parametrize("behind", [b"G", b"\r\n", b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_bytes_behind_a_request_do_not_hide_that_its_client_leaves(behind: bytes) -> None:
+    """The HTTP library stops reading then, and sees nothing of the end either."""
+    slow = ScriptedEngine(step_s=0.01, context_length=10_000)
+    with served(slow) as url:
+        body = json.dumps({"prompt": "x", "max_tokens": 9000}).encode()
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as client:
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            client.sendall(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+            wait_until(lambda: slow.generated > 3)
+            client.sendall(behind)
+            time.sleep(0.2)
+        wait_until(lambda: metric(url, "griffin_client_disconnects_total", phase="decode") == 1)
+
+
+def test_half_a_body_at_the_end_of_the_drain() -> None:
+    """It is told so in OpenAI's form, and nothing is logged as a fault."""
+    with running("--drain-timeout", "0", "--max-model-len", "16") as server:
+        port = int(server.url.rsplit(":", 1)[1])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            client.sendall(head + b"Content-Length: 500\r\n\r\n{")
+            time.sleep(0.3)
+            assert server.terminate() == 0
+            client.settimeout(10)
+            answer = b""
+            while part := client.recv(10_000):
+                answer += part
+    assert b"HTTP/1.1 503" in answer
+    assert b"server_draining" in answer
+    assert "Traceback" not in server.log
+
+
 def test_a_queue_of_no_places_serves_one_after_the_other() -> None:
     """An engine whose job was cut short by a stop string counts as free at once."""
     with served(ScriptedEngine(step_s=0.01), queue_size=0) as url:
@@ -481,7 +514,8 @@ def test_sigterm_under_load(tiny: Path) -> None:
             stop.set()
 
     assert set(statuses) <= {200, 503}
-    assert statuses.count(200) >= 12
+    assert statuses.count(200) >= 6
+    assert "outcome=cancelled" not in server.log
     assert "Traceback" not in server.log
     assert server.log.count("outcome=length") == statuses.count(200)
 

@@ -12,7 +12,7 @@ import pytest
 from tests.server.http import metric, post
 from tests.server.scripted import ScriptedEngine, served
 
-KEYS = "first-key, second-key, schl\u00fcssel"
+KEYS = "first-key, second-key, schl\u00fcssel, voil\u00e0"
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -25,8 +25,9 @@ def test_each_key_opens_the_api(key: str) -> None:
     with served(ScriptedEngine(), api_keys=KEYS) as url:
         assert post(url, headers=bearer(key)).status_code == 200
         assert httpx.get(f"{url}/v1/models", headers={"authorization": f"bearer  {key}"}).status_code == 200
-        umlaut = {"authorization": "Bearer schl\u00fcssel".encode()}
-        assert httpx.get(f"{url}/v1/models", headers=umlaut).status_code == 200
+        for word in ("schl\u00fcssel", "voil\u00e0"):
+            header = {"authorization": f"Bearer {word}".encode()}
+            assert httpx.get(f"{url}/v1/models", headers=header).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_log_lines_in_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
         for form in ("text", "json"):
             log.configure("info", form)
             with bound_contextvars(request_id="r1"):
-                logging.getLogger("griffin").info("request", extra={"path": "/a b\n", "tokens": 3})
+                logging.getLogger("griffin").info("request", extra={"path": "/a b\n\x1b\u2028", "tokens": 3})
                 logging.getLogger("another.library").warning("odd %s", "thing")
             try:
                 raise ValueError("inner")
@@ -213,11 +214,12 @@ def test_log_lines_in_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
     first, second, third, *traceback = text.splitlines()
     records = [json.loads(line) for line in ('{"' + machine).splitlines()]
 
-    assert first == 'griffin: request request_id=r1 path="/a b\\n" tokens=3'
+    assert first == 'griffin: request request_id=r1 path="/a b\\n\\x1b\\u2028" tokens=3'
     assert second == "griffin: warning: odd thing request_id=r1"
     assert third == "griffin: error: failed"
     assert traceback[-1] == "ValueError: inner"
     assert {**records[0], "timestamp": 0} == {
-        "event": "request", "level": "info", "path": "/a b\n", "tokens": 3, "request_id": "r1", "timestamp": 0,
+        "event": "request", "level": "info", "path": "/a b\n\x1b\u2028", "tokens": 3, "request_id": "r1",
+        "timestamp": 0,
     }  # fmt: skip
     assert "ValueError: inner" in records[2]["exception"]

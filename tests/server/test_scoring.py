@@ -65,6 +65,24 @@ def test_a_generated_answer_scores_as_it_was_generated(url: str, smollm2: Checkp
     assert scored == pytest.approx(choice["logprobs"]["token_logprobs"], abs=1e-3)
 
 
+def test_one_token_leaves_nothing_to_the_kept_neurons(url: str) -> None:
+    """And the report does not say otherwise; what was measured is there without a generated token too."""
+    answer = post(url, prompt="a", max_tokens=0, echo=True, logprobs=0, sparsity=0.9).json()
+
+    assert (answer["griffin"]["sparsity"], answer["griffin"]["reason"]) == (0.0, "nothing_generated")
+    assert answer["metrics"]["prefill_time_ms"] > 0
+    assert answer["metrics"]["time_to_first_token_ms"] is None
+
+
+def test_an_echo_that_ends_inside_a_character(url: str, smollm2: Checkpoint) -> None:
+    """The first generated token spells it whole, once."""
+    ids = smollm2.tokenizer("Repeat: \U0001f44b\U0001f44b\U0001f44b\U0001f44b").input_ids
+    last = {"logit_bias": {str(ids[-1]): 100}, "temperature": 0}
+    text = post(url, prompt=ids[:-1], max_tokens=1, echo=True, **last).json()["choices"][0]["text"]
+
+    assert text == "Repeat: \U0001f44b\U0001f44b\U0001f44b\U0001f44b"
+
+
 def test_lm_evals_request(url: str, smollm2: Checkpoint) -> None:
     """Lists of ids, one generated token that is scored too, and a greedy token that is exactly the most probable."""
     ids = smollm2.tokenizer(TEXT).input_ids

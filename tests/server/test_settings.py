@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.settings import Settings, SettingsInvalid, read_settings, unknown_variables
+from server.settings import Settings, SettingsInvalid, names_no_key, read_settings, unknown_variables
 
 
 def test_defaults() -> None:
@@ -34,6 +34,9 @@ def test_an_empty_variable_is_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (["--sparsity", "1"], {}, "--sparsity: Input should be less than 1"),
         (["--sparsity", "nan"], {}, "--sparsity: Input should be"),
+        (["--api-keys", ","], {}, "--api-keys: names no key"),
+        ([], {"GRIFFIN_API_KEYS": " , "}, "GRIFFIN_API_KEYS: names no key"),
+        (["--drain-timeout", "9" * 400], {}, "--drain-timeout"),
         (["--port", "http"], {}, "--port: Input should be a valid integer"),
         (["--dtype=int4"], {}, "dtype"),
         ([], {"GRIFFIN_WORKERS": "0"}, "GRIFFIN_WORKERS: Input should be greater than or equal to 1"),
@@ -75,3 +78,23 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in shown
         assert field.description
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "missing"),
+    [([], {}, False), ([], {"GRIFFIN_API_KEYS": ""}, True), (["--api-keys", ""], {}, True),
+     (["--api-keys="], {}, True), (["--api-keys", "key"], {"GRIFFIN_API_KEYS": ""}, False)],
+)  # fmt: skip
+def test_keys_that_were_meant_to_be_there(
+    arguments: list[str], environment: dict[str, str], missing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty list of keys opens the server to everyone; whoever starts it is told."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    assert names_no_key(read_settings(arguments), arguments) == missing
+
+
+def test_keys_are_not_shown() -> None:
+    """Not where settings are printed."""
+    assert "secret" not in repr(read_settings(["--api-keys", "secret"]))

@@ -143,6 +143,27 @@ def test_min_tokens_puts_off_stop_strings() -> None:
     assert texts(answer) == ["abcdefghijab"]
 
 
+def test_min_tokens_holds_for_what_was_held_back() -> None:
+    """A stop string in text of the first tokens does not count, even if that text is released at the end."""
+
+    class Halves(CharacterTokenizer):
+        def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+            text = super().decode(ids, skip_special_tokens=skip_special_tokens)
+            return text.replace("b", "\ufffd") if text.endswith("b") else text
+
+    with served(ScriptedEngine(), tokenizer=Halves()) as url:
+        answer = post(url, max_tokens=2, min_tokens=2, stop="\ufffd")
+
+    assert texts(answer) == ["a\ufffd"]
+    assert answer.json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_other_paths_are_not_redirected() -> None:
+    """A redirect would lose the body, and name whatever host the client named."""
+    with served(ScriptedEngine()) as url:
+        assert post(url, "/v1/completions/").status_code == 404
+
+
 def test_min_tokens_raises_the_default_limit() -> None:
     """Whoever asks for at least twenty does not get sixteen."""
     with served(ScriptedEngine()) as url:
@@ -240,6 +261,9 @@ def test_sparsity_by_field_by_header_and_by_name(
         (None, "nan", None, 400, "x-griffin-sparsity"),
         ("scripted@sparsity=1", None, None, 400, "model"),
         ("scripted@sparsity=", None, None, 400, "model"),
+        ("scripted@sparsity= 0.5", None, None, 400, "model"),
+        ("scripted@sparsity=0_0.5", None, None, 400, "model"),
+        ("scripted@sparsity=\u0660.\u0665", None, None, 400, "model"),
         ("scripted@density=0.5", None, None, 404, "model"),
         ("other@sparsity=0.5", None, None, 404, "model"),
     ],
@@ -347,6 +371,8 @@ def test_chat_continues_a_message() -> None:
         ({"messages": HI, "max_tokens": 0}, "max_tokens"),
         ({"messages": HI, "chat_template": "{{ 7 }}"}, "chat_template"),
         ({"messages": HI, "chat_template_kwargs": {"chat_template": "{{ 7 }}"}}, "chat_template_kwargs"),
+        ({"messages": HI, "chat_template_kwargs": {"a": [[]] * 2000}}, "chat_template_kwargs"),
+        ({"messages": HI, "chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
         ({"messages": HI, "continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"messages": HI, "griffin": {"prompt_tokens": 3}}, "griffin.prompt_tokens"),
     ],
@@ -364,7 +390,8 @@ def test_what_a_chat_cannot_be_is_refused_by_name(body: dict[str, Any], param: s
 @pytest.mark.parametrize(
     ("body", "param"),
     [({"max_completion_tokens": 999}, "max_completion_tokens"), ({"max_tokens": 999}, "max_tokens"),
-     ({"messages": [{"role": "user", "content": "x" * 2000}]}, "messages")],
+     ({"messages": [{"role": "user", "content": "x" * 2000}]}, "messages"),
+     ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "messages")],
 )  # fmt: skip
 def test_chat_errors_speak_of_chat_fields(body: dict[str, Any], param: str) -> None:
     """Not of what the engine calls them."""
