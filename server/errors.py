@@ -87,6 +87,9 @@ class ModelLoading(_Unavailable):
 class ServerDraining(_Unavailable):
     status, type, code = 503, "server_error", "server_draining"
 
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; send the request to another one", 1)
+
 
 class EngineFailed(_Unavailable):
     status, type, code = 503, "server_error", "engine_failed"
@@ -194,7 +197,7 @@ class Faults:
             # What the end of the drain finds still on its way in.
             if started or scope["type"] != "http" or not scope["app"].state.service.draining:
                 raise
-            await _answer(scope, ServerDraining("the server is shutting down", 1))(scope, receive, send)
+            await _answer(scope, ServerDraining())(scope, receive, send)
         except Exception as error:
             if started or scope["type"] != "http":
                 raise

@@ -15,7 +15,7 @@ from server.logprobs import Vocabulary
 from server.metrics import Metrics
 from server.settings import Settings
 from server.text import Tokenizer
-from server.worker import SHUTTING_DOWN, EngineLike, Workers
+from server.worker import EngineLike, Workers
 
 logger = logging.getLogger("griffin")
 
@@ -100,7 +100,7 @@ class Service:
             ModelLoading: it is not there yet.
         """
         if self.draining:
-            raise ServerDraining(SHUTTING_DOWN, 1)
+            raise ServerDraining()
         if self.loaded is None:
             raise ModelLoading("the model is still loading; try again in a few seconds", LOADING_RETRY_S)
         return self.loaded

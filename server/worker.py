@@ -25,7 +25,6 @@ from server.errors import EngineFailed, QueueFull, RequestTimeout, ServerDrainin
 logger = logging.getLogger("griffin")
 
 LONGEST_RETRY_S = 120
-SHUTTING_DOWN = "the server is shutting down; send the request to another one"
 # How fast the estimate of a request's duration follows new ones.
 SMOOTHING = 0.2
 # Requests that fail one after the other before the server calls itself not ready, and for how long after the last:
@@ -290,7 +289,7 @@ class Workers:
         """
         with self._changed:
             if self._draining:
-                raise ServerDraining(SHUTTING_DOWN, 1)
+                raise ServerDraining()
             self._waiting.append(job)
             self._changed.notify()
         job.watch_deadline(self._expire)
@@ -312,7 +311,7 @@ class Workers:
         with self._changed:
             self._draining = True
             self._closed.set()
-            _dismiss((*self._waiting, *self._running), ServerDraining(SHUTTING_DOWN, 1))
+            _dismiss((*self._waiting, *self._running), ServerDraining())
             self._waiting.clear()
             self._changed.notify_all()
 
@@ -334,7 +333,7 @@ class Workers:
 
     def _require_room(self) -> None:
         if self._draining:
-            raise ServerDraining(SHUTTING_DOWN, 1)
+            raise ServerDraining()
         if self._broken == len(self._engines):
             self.require_health()
         if len(self._waiting) + self._reserved - self._free() >= self._queue_size:

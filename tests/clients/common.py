@@ -3,8 +3,9 @@
 import os
 import shutil
 
-import httpx
 import pytest
+
+from tests.server.http import metric
 
 MODEL = "SmolLM2-135M-Instruct"
 PROMPT = (
@@ -20,16 +21,6 @@ def require(program: str) -> str:
     if path is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{program} is not installed")
     return path
-
-
-def metric(url: str, name: str, **labels: str) -> float:
-    """The sum of a Prometheus metric's series that have these labels."""
-    wanted = [f'{label}="{value}"' for label, value in labels.items()]
-    return sum(
-        float(line.split()[-1])
-        for line in httpx.get(f"{url}/metrics").text.splitlines()
-        if line.startswith((f"{name}{{", f"{name} ")) and all(label in line for label in wanted)
-    )
 
 
 def tokens_at(url: str, sparsity: float) -> float:

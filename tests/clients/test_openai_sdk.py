@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from griffin.loading import Checkpoint
-from tests.clients.common import MESSAGES, MODEL, PROMPT, metric
+from tests.clients.common import MESSAGES, MODEL, PROMPT
+from tests.server.http import metric
 from tests.server.process import running
 from tests.server.scripted import wait_until
 

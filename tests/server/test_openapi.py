@@ -49,11 +49,9 @@ SMALL = {
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tiny_checkpoint.write(tmp_path_factory.mktemp("checkpoint") / MODEL)
     limits = ("--max-model-len", "64", "--request-timeout", str(REQUEST_TIMEOUT_S))
-    with pytest.MonkeyPatch.context() as environment:
-        # In a model of this size, threads only wait for each other.
-        environment.setenv("OMP_NUM_THREADS", "1")
-        with running("--model", str(folder), "--dtype", "float32", *limits) as process:
-            yield process
+    # In a model of this size, threads only wait for each other.
+    with running("--model", str(folder), "--dtype", "float32", *limits, OMP_NUM_THREADS="1") as process:
+        yield process
 
 
 @pytest.fixture(scope="module")

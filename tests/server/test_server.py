@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from tests.server.http import metric
 from tests.server.process import ServerProcess, running
 from tests.server.scripted import leave_early, wait_until
 
@@ -35,11 +36,7 @@ def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
 
 
 def running_requests(url: str) -> float:
-    return sum(
-        float(line.split()[-1])
-        for line in httpx.get(f"{url}/metrics").text.splitlines()
-        if line.startswith("griffin_num_requests_running{")
-    )
+    return metric(url, "griffin_num_requests_running")
 
 
 def test_half_of_the_neurons(client: openai.OpenAI) -> None:
