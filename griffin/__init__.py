@@ -1,10 +1,12 @@
 """GRIFFIN as a library: feed-forward neurons chosen per sequence, from its prompt (Dong, Chen, Chi 2024)."""
 
 from griffin.accounting import Accounting
-from griffin.engine import Engine, Prompt, Scoring, Selection, Token, build_engines
+from griffin.engine import Engine, build_engines
 from griffin.errors import GriffinError
 from griffin.loading import Checkpoint, load
+from griffin.prompt import Prompt, Scoring, Token
 from griffin.pruning import Pruning
+from griffin.runner import Selection
 from griffin.sampling import Logprobs, Sampling
 
 __all__ = [

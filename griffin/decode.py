@@ -1,84 +1,155 @@
-"""The KV cache, and one step of a model over it.
+"""Decoding: from a prompt's logits to one token after the other, by the fastest step there is for a model.
 
-Whichever module tree runs the step (the full model or its decode twin), both read and write the same cache.
+NativeStep   compiled C, on a CPU; kept neurons are read in place        (griffin/native.py)
+FusedStep    Triton kernels in one CUDA graph with the sampler; in place (griffin/fused.py, griffin/graph.py)
+LeanStep     plain torch, for the common block anywhere                  (griffin/lean.py)
+TwinStep     the model's own forward pass, for every other family        (here)
 """
 
-from typing import Any
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
 
-# Room is made for this many tokens at least, and for half as many again as are needed, so that copies are rare.
-SMALLEST_CAPACITY = 512
-HEADROOM = 1.5
+from griffin import native
+from griffin.cache import KVCache
+from griffin.lean import LeanStep
+from griffin.pruning import DecodeTwin
+from griffin.sampler import Drawn, Sampler
+from griffin.sampling import Sampling
+from griffin.weights import Weights
+
+logger = logging.getLogger("griffin")
+
+StepName = Literal["auto", "native", "graph", "lean", "twin"]
+STEPS: tuple[StepName, ...] = get_args(StepName)
 
 
-class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transformers
-    """Keys and values of one layer, written in place; attention sees the filled part only.
+class Step(Protocol):
+    """One token through the model, all of it or the kept neurons, behind what the cache holds."""
 
-    Against the library's own layers: DynamicLayer copies the whole cache for every token, StaticLayer
-    attends to its unfilled part too. Sliding-window layers keep all positions; the model's mask hides the old.
+    def keep(self, experts_Lk: Tensor | None) -> None:
+        """Use these neurons from now on, sorted int64 indices, or all (None)."""
+
+    def __call__(self, id: int) -> Tensor:
+        """The logits that follow a token, ``(V,)``, good until the next call."""
+
+
+class Decoder(Protocol):
+    """Makes one sequence at a time. Whatever it compiles, captures or tunes, it does when it is made.
+
+    ahead: the device works on the next token before the host knows the one before.
     """
 
-    is_sliding = False
+    ahead: bool
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.length = 0
+    def keep(self, experts_Lk: Tensor | None) -> None:
+        """Use these neurons from now on, sorted int64 indices, or all (None)."""
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys = key_states[:, :, :0]
-        self.values = value_states[:, :, :0]
-        self.is_initialized = True
+    def begin(
+        self, logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]
+    ) -> Callable[[], Drawn]:
+        """Draw the first token of a sequence. What comes back waits for it, and is called once."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.length + key_states.shape[2]
-        self.keys = _with_room(self.keys, self.length, end)
-        self.values = _with_room(self.values, self.length, end)
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        # To the library: grows as needed.
-        return -1
-
-    def get_max_cache_shape(self) -> int:
-        # The name before transformers 5.20.
-        return -1
+    def advance(self) -> Callable[[], Drawn]:
+        """Run the latest token and draw the one behind it, likewise."""
 
 
-def _with_room(buffer: Tensor, filled: int, needed: int) -> Tensor:
-    """The buffer ``(1, heads, capacity, head size)``, or a larger one with its filled part."""
-    if needed <= buffer.shape[2]:
-        return buffer
-    capacity = max(SMALLEST_CAPACITY, int(needed * HEADROOM))
-    larger = buffer.new_empty((*buffer.shape[:2], capacity, buffer.shape[3]))
-    larger[:, :, :filled] = buffer[:, :, :filled]
-    return larger
+class TwinStep:
+    """The forward pass of transformers, through the model or its decode twin."""
+
+    def __init__(self, model: PreTrainedModel, cache: KVCache, twin: DecodeTwin) -> None:
+        self._model, self._cache, self._twin = model, cache, twin
+        self._decoder = model
+
+    def keep(self, experts_Lk: Tensor | None) -> None:
+        self._decoder = self._model
+        if experts_Lk is not None:
+            self._twin.load(experts_Lk)
+            self._decoder = self._twin.model
+
+    def __call__(self, id: int) -> Tensor:
+        return logits(self._decoder, torch.tensor([id], device=self._model.device), self._cache)[-1]
 
 
-class KVCache:
-    """The cache of one sequence at a time. Its memory follows the longest sequence so far, and stays."""
+class StepDecoder:
+    """A step, then a draw, with the host between them."""
 
-    def __init__(self, layers: int) -> None:
-        self.cache = Cache(layers=[_CacheLayer() for _ in range(layers)])
+    ahead = False
 
-    def cut(self, length: int) -> None:
-        """Forget all but the first tokens."""
-        for layer in self.cache.layers:
-            layer.length = length
+    def __init__(self, step: Step, vocabulary: int, device: torch.device) -> None:
+        self._step = step
+        self._sampler = Sampler(vocabulary, device)
+        self._drawn: Drawn | None = None
+
+    def keep(self, experts_Lk: Tensor | None) -> None:
+        self._step.keep(experts_Lk)
+
+    def begin(
+        self, logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]
+    ) -> Callable[[], Drawn]:
+        self._sampler.load(sampling, prompt_ids, end_ids)
+        return self._draw(logits_V)
+
+    def advance(self) -> Callable[[], Drawn]:
+        assert self._drawn is not None
+        return self._draw(self._step(self._drawn.id))
+
+    def _draw(self, logits_V: Tensor) -> Callable[[], Drawn]:
+        self._sampler.draw(logits_V)
+        drawn = self._drawn = self._sampler.drawn()
+        return lambda: drawn
+
+
+def make_decoder(
+    name: StepName,
+    model: PreTrainedModel,
+    weights: Weights | None,
+    twin: DecodeTwin,
+    cache: KVCache,
+    context_length: int,
+) -> Decoder:
+    """The decoder of that name, or (auto) the fastest that this model, device and installation have.
+
+    Raises:
+        ValueError: it was named, and cannot run here.
+    """
+    vocabulary, device = int(model.config.vocab_size), model.device
+    if weights is None:
+        _require(name in ("auto", "twin"), f"{name}: a '{model.config.model_type}' model has no common block")
+        return StepDecoder(TwinStep(model, cache, twin), vocabulary, device)
+    if name == "graph" or (name == "auto" and device.type == "cuda"):
+        graph = _graph_decoder(weights, cache, context_length, name)
+        if graph is not None:
+            return graph
+    can = native.available() and native.supported(weights)
+    _require(can or name != "native", "native: the compiled step is not there, or does not know this dtype or device")
+    if name in ("native", "auto") and can:
+        step: Step = native.NativeStep(weights, cache, torch.get_num_threads())
+    elif name == "twin":
+        step = TwinStep(model, cache, twin)
+    else:
+        step = LeanStep(weights, cache, twin)
+    return StepDecoder(step, vocabulary, device)
+
+
+def _graph_decoder(weights: Weights, cache: KVCache, context_length: int, name: StepName) -> Decoder | None:
+    try:
+        # Triton is there where CUDA is, as a rule.
+        from griffin.graph import GraphDecoder
+    except ImportError as error:
+        _require(name != "graph", f"graph: Triton cannot be imported: {error}")
+        logger.warning("decoding without CUDA graphs, several times slower: Triton cannot be imported (%s)", error)
+        return None
+    return GraphDecoder(weights, cache, context_length)
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
 
 
 @torch.inference_mode()
@@ -88,8 +159,8 @@ def extend(model: PreTrainedModel, ids_T: Tensor, cache: KVCache) -> None:
 
 
 @torch.inference_mode()
-def step(model: PreTrainedModel, ids_T: Tensor, cache: KVCache, logits_for: int = 1) -> Tensor:
-    """Run tokens; the logits of the last ``logits_for`` of them, ``(logits_for, vocabulary)``."""
-    output = model(input_ids=ids_T[None], past_key_values=cache.cache, use_cache=True, logits_to_keep=logits_for)
-    logits: Tensor = output.logits[0]
-    return logits
+def logits(model: PreTrainedModel, ids_T: Tensor, cache: KVCache, wanted: int = 1) -> Tensor:
+    """Run tokens; the logits of the last ``wanted`` of them, ``(wanted, vocabulary)``."""
+    output = model(input_ids=ids_T[None], past_key_values=cache.cache, use_cache=True, logits_to_keep=wanted)
+    logits_CV: Tensor = output.logits[0]
+    return logits_CV

@@ -6,192 +6,22 @@ text sparsely, the selection comes before its end, and the twin reads the rest.
 """
 
 import gc
-import hashlib
 import reprlib
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from griffin.accounting import Accounting
-from griffin.decode import KVCache, extend, step
+from griffin.decode import STEPS, StepName
 from griffin.errors import Cancelled, ContextLengthExceeded, EngineBusy, InvalidRequest, OutOfMemory
-from griffin.families import feed_forwards
-from griffin.pruning import DecodeTwin, Pruning, share, store_by_neuron_
-from griffin.sampling import Logprobs, Sampler, Sampling, logprobs
-from griffin.selection import STRATEGIES, kept_count
-from griffin.statistic import FlockingStatistic, magnitude
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """The neurons chosen for one prompt.
-
-    kept_per_layer: k; the same in every layer.
-    seconds: from the finished prompt to decode-ready weights.
-    expert_set: a name for exactly these neurons, equal for equal sets.
-    prompt_tokens: how many tokens they were chosen on.
-    """
-
-    kept_per_layer: int
-    seconds: float
-    expert_set: str
-    prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token.
-
-    logprobs: if the sampling asks for them.
-    finish_reason: set on the last token only. An end-of-sequence token is yielded too.
-    selection: set on the first token that came from kept neurons only.
-    """
-
-    id: int
-    logprobs: Logprobs | None = None
-    finish_reason: FinishReason | None = None
-    selection: Selection | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """How a prompt's own tokens are to be scored.
-
-    top: report that many most probable tokens at each position, besides the token itself.
-    prompt_tokens: with a sparsity, the full model reads that many tokens and neurons are chosen on them; all
-        further tokens are read by the kept neurons, as if they had been generated. None: all but the last
-        input, the paper's simulated generation for classification (5.1). The last token of a scored text is no
-        input to its own score, so that is two less than the text has.
-    start: tokens before this one need no score, and may be left without.
-    """
-
-    top: int = 0
-    prompt_tokens: int | None = None
-    start: int = 0
-
-    def read_dense(self, length: int) -> int:
-        return max(1, length - 2) if self.prompt_tokens is None else self.prompt_tokens
-
-
-def _never() -> bool:
-    return False
-
-
-class Prompt:
-    """A prompt that an engine has read: scored, if that was wanted, and continued as often as wanted.
-
-    scores: for each token of the prompt, the first excepted, which nothing predicts; None unless asked for.
-
-    It is good for the engine's ``read`` block that it came from, and for one sequence at a time.
-    """
-
-    def __init__(self, engine: "Engine", ids: list[int], pruning: Pruning) -> None:
-        self._engine, self._ids, self._pruning = engine, ids, pruning
-        self._decoder: PreTrainedModel | None = None
-        self._logits_V: Tensor | None = None
-        self._sequence = object()
-        # What the first token comes from: the full model, unless the prompt's end was scored by kept neurons.
-        self._first_from: Selection | None = None
-        self.selection: Selection | None = None
-        self.scores: list[Logprobs | None] | None = None
-
-    def generate(self, sampling: Sampling, cancelled: Callable[[], bool] = _never) -> Iterator[Token]:
-        """Yield the tokens that follow. Sequences come one after the other, each anew from the prompt's end.
-
-        ``cancelled`` is asked between tokens; once true, the iterator simply ends.
-
-        Raises:
-            EngineBusy: another sequence has been started meanwhile, or another prompt been read.
-        """
-        sequence = self._sequence = object()
-        engine, device = self._engine, self._engine.device
-        end_ids = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else engine.eos_token_ids)
-        self._require(sequence)
-        engine._cache.cut(len(self._ids))
-        logits_V = self._logits_V
-        assert logits_V is not None
-        sampler = Sampler(sampling, self._ids, end_ids, len(logits_V), device)
-        selection = self._first_from
-        for count in range(1, sampling.max_tokens + 1):
-            if cancelled():
-                return
-            id = sampler.draw(logits_V)
-            reason: FinishReason | None = (
-                "stop" if id in end_ids else "length" if count == sampling.max_tokens else None
-            )
-            yield Token(id, _logprobs(logits_V, id, sampling), reason, selection)
-            # Once more, right after the token was handed out: nothing is computed for nobody.
-            if reason or cancelled():
-                return
-            self._require(sequence)
-            decoder = self._select()
-            selection = self.selection if count == 1 and self._first_from is None else None
-            logits_V = step(decoder, torch.tensor([id], device=device), engine._cache)[-1]
-
-    def _require(self, sequence: object) -> None:
-        if self._engine._prompt is not self or self._sequence is not sequence:
-            raise EngineBusy("the engine has gone on to another sequence; read the prompt again")
-
-    def _select(self) -> PreTrainedModel:
-        """The tree that decodes this prompt's sequences; chosen at the first need of it."""
-        if self._decoder is None:
-            self._decoder, self.selection = self._engine._select(self._pruning, len(self._ids))
-        return self._decoder
-
-    def _read(self, scoring: Scoring | None, cancelled: Callable[[], bool]) -> None:
-        """Run the prompt through the full model, or, to score it sparsely, its beginning."""
-        length, sparse = len(self._ids), scoring is not None and self._engine._prunes(self._pruning)
-        dense = min(length, scoring.read_dense(length)) if scoring and sparse else length
-        # Nothing is left for the kept neurons to read: they are chosen as for any prompt.
-        sparse = sparse and dense < length
-        ids_T = torch.tensor(self._ids, device=self._engine.device)
-        if scoring:
-            self.scores = [None]
-        with self._engine._collecting(self._pruning):
-            self._extend(self._engine._model, ids_T, 0, dense, scoring, cancelled)
-        if sparse:
-            self._decoder, self.selection = self._engine._select(self._pruning, dense)
-            self._first_from = self.selection
-            self._extend(self._decoder, ids_T, dense, length, scoring, cancelled)
-
-    def _extend(
-        self,
-        model: PreTrainedModel,
-        ids_T: Tensor,
-        start: int,
-        end: int,
-        scoring: Scoring | None,
-        cancelled: Callable[[], bool],
-    ) -> None:
-        """One part of the prompt, in chunks."""
-        cache, size = self._engine._cache, self._engine._prefill_chunk
-        for first in range(start, end, size):
-            if cancelled():
-                raise Cancelled("the prompt was given up")
-            behind = min(first + size, end)
-            chunk = ids_T[first:behind]
-            if scoring is not None and behind >= scoring.start:
-                logits_CV = step(model, chunk, cache, logits_for=len(chunk))
-                targets = ids_T[first + 1 : behind + 1]
-                assert self.scores is not None
-                if len(targets):
-                    self.scores += logprobs(logits_CV[: len(targets)], targets, scoring.top)
-                self._logits_V = logits_CV[-1]
-                continue
-            if scoring is not None and self.scores is not None:
-                self.scores += [None] * len(chunk)
-            if behind < len(self._ids):
-                extend(model, chunk, cache)
-            else:
-                self._logits_V = step(model, chunk, cache)[-1]
+from griffin.prefixes import PrefixStore
+from griffin.prompt import Claim, Prompt, Scoring, Token, never
+from griffin.pruning import Pruning
+from griffin.runner import Runner
+from griffin.sampling import Sampling
 
 
 class Engine:
@@ -207,49 +37,53 @@ class Engine:
         *,
         context_length: int | None = None,
         prefill_chunk: int = 512,
+        prefixes: PrefixStore | None = None,
+        step: StepName = "auto",
     ) -> None:
         """
         Args:
-            model: a causal language model; its FF weights are laid out anew in place, their values unchanged.
+            model: a causal language model; its weights are laid out anew in place, their values unchanged.
             context_length: a limit below the model's own, in tokens.
             prefill_chunk: prompt tokens per forward pass, the bound on prefill's memory.
+            prefixes: where the beginnings of prompts are kept, of the same chunk; None keeps none.
+            step: how a token is run, see ``decode``; auto takes the fastest.
 
         Raises:
             UnsupportedModel: see ``families.feed_forwards``.
+            ValueError: a step that cannot run here.
         """
         if prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be 1 or more, but is {prefill_chunk}")
+        if step not in STEPS:
+            raise ValueError(f"step must be one of {', '.join(STEPS)}, but is {step!r}")
         model.eval().requires_grad_(False)
-        self._origin = model
-        self._prefill_chunk = prefill_chunk
-        self._prompt: Prompt | None = None
-        self._magnitude_LF: Tensor | None = None
-        self._build()
+        self._claim: Claim | None = None
+        self.prefixes = PrefixStore(0, prefill_chunk) if prefixes is None else prefixes
         self.device = model.device
-        self.accounting = Accounting.of(self._model)
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = _context_length(model, context_length)
         self.eos_token_ids = _eos_token_ids(model)
-
-    def _build(self) -> None:
-        # A tree of its own: hooks sit on modules, and engines must not see each other's.
-        self._model = share(self._origin)
-        self._blocks = feed_forwards(self._model)
-        store_by_neuron_(self._blocks)
-        self._twin = DecodeTwin(self._model)
-        self._statistic = FlockingStatistic(self._blocks)
-        self._cache = KVCache(len(self._blocks))
+        self._make_runner = partial(
+            Runner,
+            model,
+            context_length=self.context_length,
+            prefill_chunk=prefill_chunk,
+            prefixes=self.prefixes,
+            step=step,
+        )
+        self._runner = self._make_runner()
+        self.accounting = self._runner.accounting
 
     def rebuild(self) -> None:
         """Start over after a failure, whatever state it left: all but the weights is made anew, and warmed up."""
-        # An earlier attempt may have ended half-way, with some of them missing.
-        for name in ("_model", "_blocks", "_twin", "_statistic", "_cache"):
-            self.__dict__.pop(name, None)
+        # An earlier attempt may have ended half-way.
+        self.__dict__.pop("_runner", None)
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._prompt = None
-        self._build()
+        self._claim = None
+        self.prefixes.clear()
+        self._runner = self._make_runner()
         self.warm_up()
 
     def warm_up(self) -> None:
@@ -315,7 +149,7 @@ class Engine:
         prompt_ids: Sequence[int],
         pruning: Pruning | None = None,
         scoring: Scoring | None = None,
-        cancelled: Callable[[], bool] = _never,
+        cancelled: Callable[[], bool] = never,
     ) -> Iterator[Prompt]:
         """Read a prompt once, to generate any number of sequences from it. The engine is taken until the block ends.
 
@@ -327,10 +161,10 @@ class Engine:
         """
         pruning = pruning or Pruning()
         self.check(prompt_ids, None, scoring)
-        prompt = Prompt(self, list(prompt_ids), pruning)
-        with self._claimed(prompt):
-            self._cache.cut(0)
-            prompt._read(scoring, cancelled)
+        with self._claimed() as claim:
+            self._runner.reset()
+            prompt = Prompt(self._runner, prompt_ids, pruning, self.eos_token_ids, claim)
+            prompt.read(scoring, cancelled)
             yield prompt
 
     def generate(
@@ -338,7 +172,7 @@ class Engine:
         prompt_ids: Sequence[int],
         sampling: Sampling | None = None,
         pruning: Pruning | None = None,
-        cancelled: Callable[[], bool] = _never,
+        cancelled: Callable[[], bool] = never,
     ) -> Iterator[Token]:
         """Yield the tokens that follow a prompt.
 
@@ -373,61 +207,43 @@ class Engine:
             scores = [score.chosen for score in prompt.scores[len(prompt_ids) :] if score]
             return torch.tensor(scores, dtype=torch.float32)
 
-    def _prunes(self, pruning: Pruning) -> bool:
-        return kept_count(self.accounting.width, pruning.sparsity) < self.accounting.width
-
-    def _collecting(self, pruning: Pruning) -> AbstractContextManager[None]:
-        self._statistic.reset()
-        flocking = pruning.sparsity > 0 and pruning.statistic == "flocking"
-        return self._statistic.collecting() if flocking else nullcontext()
-
-    def _select(self, pruning: Pruning, prompt_tokens: int) -> tuple[PreTrainedModel, Selection | None]:
-        """The tree that decodes from here on, and what was chosen for it."""
-        if not self._prunes(pruning):
-            return self._model, None
-        started = time.perf_counter()
-        kept = kept_count(self.accounting.width, pruning.sparsity)
-        statistic_LF = self._statistic.value() if pruning.statistic == "flocking" else self._magnitude()
-        experts_Lk = STRATEGIES[pruning.selection](statistic_LF, kept, pruning.generator())
-        self._twin.load(experts_Lk)
-        expert_set = hashlib.sha256(experts_Lk.to("cpu", torch.int32).numpy().tobytes()).hexdigest()[:16]
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return self._twin.model, Selection(kept, time.perf_counter() - started, expert_set, prompt_tokens)
-
-    def _magnitude(self) -> Tensor:
-        # Read once, at the first request that wants it: it reads half of all weights.
-        if self._magnitude_LF is None:
-            self._magnitude_LF = magnitude(self._blocks)
-        return self._magnitude_LF
-
     @contextmanager
-    def _claimed(self, prompt: Prompt) -> Iterator[None]:
-        if self._prompt is not None:
+    def _claimed(self) -> Iterator[Claim]:
+        if self._claim is not None:
             raise EngineBusy("this engine is generating another sequence; finish or close that iterator first")
-        self._prompt = prompt
+        claim = self._claim = Claim()
         try:
-            yield
+            yield claim
         except (MemoryError, RuntimeError) as error:
             if _is_out_of_memory(error):
                 raise OutOfMemory("there was not enough memory for this request") from error
             raise
         finally:
-            # After a rebuild, another prompt may be there already.
-            if self._prompt is prompt:
-                self._prompt = None
+            claim.holds = False
+            # After a rebuild, another may be there already.
+            if self._claim is claim:
+                self._claim = None
 
 
 def build_engines(
-    model: PreTrainedModel, count: int, *, context_length: int | None = None, prefill_chunk: int = 512
+    model: PreTrainedModel,
+    count: int,
+    *,
+    context_length: int | None = None,
+    prefill_chunk: int = 512,
+    prefix_bytes: int = 0,
 ) -> list[Engine]:
-    """Engines that share one model, warmed up, for ``count`` threads to run one each.
+    """Engines that share one model and one store of prefixes, warmed up, for ``count`` threads to run one each.
 
     On a CPU torch's threads are divided among them: more threads than cores cost far more than they bring.
     """
-    engines = [Engine(model, context_length=context_length, prefill_chunk=prefill_chunk) for _ in range(count)]
     if model.device.type == "cpu" and count > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    prefixes = PrefixStore(prefix_bytes, prefill_chunk)
+    engines = [
+        Engine(model, context_length=context_length, prefill_chunk=prefill_chunk, prefixes=prefixes)
+        for _ in range(count)
+    ]
     for engine in engines:
         engine.warm_up()
     return engines
@@ -449,12 +265,6 @@ def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
     if configured is None:
         return frozenset()
     return frozenset(configured if isinstance(configured, list) else [configured])
-
-
-def _logprobs(logits_V: Tensor, id: int, sampling: Sampling) -> Logprobs | None:
-    if sampling.logprobs is None:
-        return None
-    return logprobs(logits_V[None], torch.tensor([id], device=logits_V.device), sampling.logprobs)[0]
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -4,7 +4,7 @@ All other modules see ``FeedForward``, never a projection's name or a model type
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,67 @@ FAMILIES: dict[str, FeedForwardNames] = {
     "phi": FeedForwardNames("model.layers", ("mlp.fc1",), "mlp.fc2"),
     "gptj": FeedForwardNames("transformer.h", ("mlp.fc_in",), "mlp.fc_out"),
     "falcon": FeedForwardNames("transformer.h", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BlockNames:
+    """Where a family keeps the rest of a decoder block, if that block has the common form.
+
+    The form: x + attention(norm(x)), then x + FF(norm(x)); each norm may stand before, behind or on both sides.
+    Paths are relative to a layer; ``final_norm``, ``rotary`` and ``positions`` to the model.
+
+    unit_offset: norms multiply by one plus their weight, and embeddings by the root of their width (Gemma).
+    """
+
+    attention: str = "self_attn"
+    query_key_value: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    output: str = "self_attn.o_proj"
+    query_norm: str | None = None
+    key_norm: str | None = None
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_feed_forward: str | None = "post_attention_layernorm"
+    after_feed_forward: str | None = None
+    final_norm: str = "model.norm"
+    rotary: str | None = "model.rotary_emb"
+    positions: str | None = None
+    unit_offset: bool = False
+
+
+NORMED_HEADS = BlockNames(query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
+SANDWICHED = replace(
+    BlockNames(unit_offset=True),
+    after_attention="post_attention_layernorm",
+    before_feed_forward="pre_feedforward_layernorm",
+    after_feed_forward="post_feedforward_layernorm",
+)
+
+# Families that are not here decode through their own forward pass, which is slower.
+BLOCKS: dict[str, BlockNames] = {
+    "llama": BlockNames(),
+    "mistral": BlockNames(),
+    "qwen2": BlockNames(),
+    "qwen3": NORMED_HEADS,
+    "gemma": BlockNames(unit_offset=True),
+    "gemma2": SANDWICHED,
+    "gemma3_text": replace(SANDWICHED, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
+    "olmo2": replace(
+        NORMED_HEADS,
+        before_attention=None,
+        after_attention="post_attention_layernorm",
+        before_feed_forward=None,
+        after_feed_forward="post_feedforward_layernorm",
+    ),
+    "phi3": BlockNames(query_key_value=("self_attn.qkv_proj",)),
+    "opt": BlockNames(
+        output="self_attn.out_proj",
+        before_attention="self_attn_layer_norm",
+        before_feed_forward="final_layer_norm",
+        final_norm="model.decoder.final_layer_norm",
+        rotary=None,
+        positions="model.decoder.embed_positions",
+    ),
 }
 
 # Quantised weights cannot be gathered row by row without their scales.

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, 
 
 from griffin.errors import GriffinError, LoadError
 from griffin.families import require_supported
+from griffin.precision import fastest_dtype
 
 logger = logging.getLogger("griffin")
 
@@ -48,7 +49,7 @@ def load(
     Args:
         source: a hub id, a directory with ``config.json`` and safetensors, a ``.gguf`` file, or
             ``SmolLM2-135M-Instruct``, the default that comes as a Python package.
-        dtype: float32, bfloat16, float16, or auto: bfloat16 where the hardware has it, float32 otherwise.
+        dtype: float32, bfloat16, float16, or auto: bfloat16 where it measures faster, else float32.
         device: as torch names it, or auto: CUDA when there is one, the CPU otherwise.
         cache_dir: where dequantised GGUF weights are kept; by default the user's cache directory (XDG).
 
@@ -59,8 +60,8 @@ def load(
     if not sys.stderr.isatty():
         # Progress bars are for people; in a log they are noise. (The one of the GGUF reader has no switch.)
         transformers.logging.disable_progress_bar()
-    torch_device = _device(device)
-    torch_dtype = _dtype(dtype, torch_device)
+    torch_device = parse_device(device)
+    torch_dtype = parse_dtype(dtype, torch_device)
     path, name = _locate(source)
     try:
         if isinstance(path, Path) and path.suffix == ".gguf":
@@ -78,7 +79,12 @@ def load(
         raise LoadError(f"cannot load '{source}': {reason[0]}{hint}") from error
 
 
-def _device(name: str) -> torch.device:
+def parse_device(name: str) -> torch.device:
+    """A device by name, or (auto) CUDA when there is one.
+
+    Raises:
+        LoadError: no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -90,20 +96,17 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def parse_dtype(name: str, device: torch.device) -> torch.dtype:
+    """A dtype by name, or (auto) the fastest of the device.
+
+    Raises:
+        LoadError: no such dtype.
+    """
     if name == "auto":
-        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+        return fastest_dtype(device)
     if name not in DTYPES:
         raise LoadError(f"unknown dtype '{name}'; use auto, {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Without instructions of its own, a CPU is slower in bfloat16 than in float32.
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
 
 
 def _locate(source: str) -> tuple[Path | str, str]:

@@ -14,9 +14,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from griffin.families import FeedForward, feed_forwards, linear_weight
-from griffin.sampling import seeded_generator
 from griffin.selection import SELECTIONS, SelectionName
 from griffin.statistic import STATISTICS, StatisticName
+from griffin.weights import Experts, Projection
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,14 @@ class Pruning:
             raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, but is {self.statistic!r}")
 
     def generator(self) -> Generator:
-        return seeded_generator(self.seed, torch.device("cpu"))
+        """A stream that repeats by its seed, or that nobody can repeat. The same on every device."""
+        generator = Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            # Any integer is mapped onto the 64 bits that torch takes, of which it uses the lower 32 here.
+            generator.manual_seed(self.seed % 2**63)
+        return generator
 
 
 def share(model: PreTrainedModel) -> PreTrainedModel:
@@ -52,7 +59,7 @@ def share(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class DecodeTwin:
-    """Runs one token at a time through the kept neurons of the request at hand.
+    """Runs tokens through the kept neurons of the request at hand.
 
     The kept weights are gathered into buffers made once, at their full size, and used through prefix
     views: any sparsity per request, no allocation from request to request. (On Linux the pages of a
@@ -64,10 +71,13 @@ class DecodeTwin:
         self._layers = [_CompactFeedForward(block) for block in feed_forwards(self.model)]
 
     @torch.inference_mode()
-    def load(self, experts_Lk: Tensor) -> None:
-        """Keep these neurons from now on. ``experts_Lk``: sorted int64 indices, on the model's device."""
-        for layer, experts_k in zip(self._layers, experts_Lk, strict=True):
-            layer.load(experts_k)
+    def load(self, experts_Lk: Tensor) -> list[Experts]:
+        """Keep these neurons from now on; each layer's gathered weights.
+
+        Args:
+            experts_Lk: sorted int64 indices, on the model's device.
+        """
+        return [layer.load(experts_k) for layer, experts_k in zip(self._layers, experts_Lk, strict=True)]
 
 
 def store_by_neuron_(blocks: Sequence[FeedForward]) -> None:
@@ -95,38 +105,49 @@ class _CompactFeedForward:
     """The buffers of one layer, and the modules in the twin's tree that read them."""
 
     def __init__(self, block: FeedForward) -> None:
-        self._width, self._fused = block.width, block.names.fused
-        self._expand = [_Gathered(linear_weight(p), _bias(p)) for p in block.expand]
+        width, fused = block.width, block.names.fused
+        projections = block.expand
+        # One part for each matrix, also where several are stacked in one projection.
+        self._parts_FD = [part for p in projections for part in torch.split(linear_weight(p), width)]
+        biases = [_bias(p) for p in projections]
+        self._biases_F = [part for bias in biases if bias is not None for part in torch.split(bias, width)]
         # The bias of the contracting projection belongs to no neuron and stays whole.
-        self._contract = _Gathered(linear_weight(block.contract).t(), None)
-        self._expand_slots = [_KeptNeurons(None) for _ in self._expand]
-        self._contract_slot = _KeptNeurons(_bias(block.contract))
+        self._rows_FD, self._contract_bias = linear_weight(block.contract).t(), _bias(block.contract)
+        self._buffers: tuple[Tensor, Tensor | None, Tensor] | None = None
+        self._fused = fused
+        self._expand_slots = [_KeptNeurons(None) for _ in projections]
+        self._contract_slot = _KeptNeurons(self._contract_bias)
         for name, slot in zip(block.names.expand, self._expand_slots, strict=True):
             block.layer.set_submodule(name, slot)
         block.layer.set_submodule(block.names.contract, self._contract_slot)
 
-    def load(self, experts_k: Tensor) -> None:
-        rows = experts_k
-        if self._fused > 1:
-            rows = torch.cat([experts_k + part * self._width for part in range(self._fused)])
-        for gathered, slot in zip(self._expand, self._expand_slots, strict=True):
-            slot.weight, slot.bias = gathered.load(rows)
-        self._contract_slot.weight = self._contract.load(experts_k)[0].t()
+    def load(self, experts_k: Tensor) -> Experts:
+        expand_buffer, bias_buffer, contract_buffer = self._room()
+        kept = len(experts_k)
+        expand, bias = expand_buffer[: len(self._parts_FD) * kept], None
+        for part_FD, to in zip(self._parts_FD, torch.split(expand, kept), strict=True):
+            torch.index_select(part_FD, 0, experts_k, out=to)
+        if bias_buffer is not None:
+            bias = bias_buffer[: len(self._parts_FD) * kept]
+            for bias_F, to in zip(self._biases_F, torch.split(bias, kept), strict=True):
+                torch.index_select(bias_F, 0, experts_k, out=to)
+        contract_kD = torch.index_select(self._rows_FD, 0, experts_k, out=contract_buffer[:kept])
+        self._fill_slots(expand, bias, contract_kD, self._fused * kept)
+        return Experts(Projection(expand, bias), contract_kD, self._contract_bias, len(self._parts_FD) == 2)
 
+    def _fill_slots(self, expand: Tensor, bias: Tensor | None, contract_kD: Tensor, rows: int) -> None:
+        for number, slot in enumerate(self._expand_slots):
+            part = slice(number * rows, (number + 1) * rows)
+            slot.weight, slot.bias = expand[part], bias[part] if bias is not None else None
+        self._contract_slot.weight = contract_kD.t()
 
-class _Gathered:
-    """Chosen rows of a weight and its bias, copied to the front of buffers that never move."""
-
-    def __init__(self, rows: Tensor, bias: Tensor | None) -> None:
-        self._rows, self._bias = rows, bias
-        self._rows_buffer = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
-        self._bias_buffer = torch.empty_like(bias) if bias is not None else None
-
-    def load(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        weight = torch.index_select(self._rows, 0, index, out=self._rows_buffer[: len(index)])
-        if self._bias is None or self._bias_buffer is None:
-            return weight, None
-        return weight, torch.index_select(self._bias, 0, index, out=self._bias_buffer[: len(index)])
+    def _room(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Made at the first need: where kept neurons are read in place, few requests have one."""
+        if self._buffers is None:
+            rows, width = sum(len(part) for part in self._parts_FD), self._rows_FD.shape[1]
+            bias = self._rows_FD.new_empty(rows) if self._biases_F else None
+            self._buffers = self._rows_FD.new_empty((rows, width)), bias, torch.empty_like(self._rows_FD)
+        return self._buffers
 
 
 class _KeptNeurons(nn.Module):

@@ -20,19 +20,19 @@ def kept_count(width: int, sparsity: float) -> int:
 
 def top_k(statistic_LF: Tensor, k: int, generator: Generator) -> Tensor:
     """The k highest of each row; of equals at the cut, those with the lower index. Sorted ``(L, k)`` int64."""
-    return _indices(_highest(statistic_LF, k))
+    return _indices(_highest(statistic_LF, k), k)
 
 
 def sample(statistic_LF: Tensor, k: int, generator: Generator) -> Tensor:
     """k drawn without replacement, weighted by the statistic (paper, 5.3)."""
-    return _indices(_highest(_race(statistic_LF, generator), k))
+    return _indices(_highest(_race(statistic_LF, generator), k), k)
 
 
 def top_k_sample(statistic_LF: Tensor, k: int, generator: Generator) -> Tensor:
     """Half of k by rank, the rest drawn from what remains, weighted by the statistic (paper, 5.3)."""
     ranked = _highest(statistic_LF, (k + 1) // 2)
     drawn = _highest(_race(statistic_LF, generator).masked_fill(ranked, -1.0), k - (k + 1) // 2)
-    return _indices(ranked | drawn)
+    return _indices(ranked | drawn, k)
 
 
 STRATEGIES: dict[SelectionName, Strategy] = {"top_k": top_k, "sample": sample, "top_k_sample": top_k_sample}
@@ -58,5 +58,10 @@ def _highest(scores_LF: Tensor, k: int) -> Tensor:
     return above | (equal & (equal.cumsum(dim=1) <= missing_L1))
 
 
-def _indices(mask_LF: Tensor) -> Tensor:
-    return mask_LF.nonzero()[:, 1].view(mask_LF.shape[0], -1)
+def _indices(mask_LF: Tensor, k: int) -> Tensor:
+    if mask_LF.device.type == "cpu":
+        return mask_LF.nonzero()[:, 1].view(-1, k)
+    # How many there are is known here, but nonzero would make the host wait for it.
+    width = mask_LF.shape[1]
+    numbers_LF = torch.arange(width, device=mask_LF.device).masked_fill(~mask_LF, width)
+    return numbers_LF.sort(dim=1).values[:, :k].contiguous()

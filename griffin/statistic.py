@@ -53,6 +53,16 @@ class FlockingStatistic:
             for hook in hooks:
                 hook.remove()
 
+    @torch.inference_mode()
+    def energy(self) -> Tensor:
+        """A copy of the running sum, s squared: fp32 ``(L, F)``."""
+        return self._energy_LF.clone()
+
+    @torch.inference_mode()
+    def resume(self, energy_LF: Tensor) -> None:
+        """Go on from such a copy."""
+        self._energy_LF.copy_(energy_LF)
+
     def value(self) -> Tensor:
         """s of equation 1: fp32 ``(L, F)``."""
         return self._energy_LF.sqrt()

@@ -9,6 +9,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Likewise before anything imports triton: without a GPU its kernels run in its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from transformers import PreTrainedModel, logging
 
 from griffin.families import FAMILIES

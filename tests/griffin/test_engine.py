@@ -6,8 +6,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from griffin import Engine, Pruning, Sampling, Scoring, decode
+from griffin import Engine, Pruning, Sampling, Scoring, cache
+from griffin.decode import StepName
 from griffin.errors import ContextLengthExceeded, EngineBusy, InvalidRequest, OutOfMemory
+from griffin.families import BLOCKS
+from griffin.runner import Runner
 from tests.griffin import oracle
 from tests.tiny import tiny_model
 
@@ -42,6 +45,34 @@ def test_sparsity_zero_is_generate(model: PreTrainedModel, prompts: Prompts) -> 
         assert tokens == expected
 
 
+@pytest.mark.parametrize("step", ["native", "lean", "twin"])
+def test_every_step_makes_the_same_tokens(model: PreTrainedModel, prompts: Prompts, step: StepName) -> None:
+    """Dense and pruned, greedy and by seed: which step runs is a matter of speed alone."""
+    if step != "twin" and model.config.model_type not in BLOCKS:
+        with pytest.raises(ValueError, match="has no common block"):
+            Engine(model, step=step)
+        return
+    engine = Engine(model, prefill_chunk=7, step=step)
+    for sparsity in (0.5, 0.0, 0.75):
+        prompt = prompts(36, 20)
+        expected_ids, expected_logits = oracle.generate(model, prompt, sparsity, 12)
+        tokens = list(engine.generate(prompt, greedy(12), Pruning(sparsity)))
+        drawn = [token.id for token in engine.generate(prompt, Sampling(seed=1, ignore_eos=True), Pruning(sparsity))]
+        other = Engine(model, prefill_chunk=5, step="twin")
+
+        assert [token.id for token in tokens] == expected_ids
+        logprobs = expected_logits.log_softmax(dim=1).gather(1, torch.tensor(expected_ids)[:, None])[:, 0]
+        assert torch.tensor([token.logprobs.chosen for token in tokens]).sub(logprobs).abs().max() < 1e-5
+        sampled = other.generate(prompt, Sampling(seed=1, ignore_eos=True), Pruning(sparsity))
+        assert drawn == [token.id for token in sampled]
+
+
+def test_unknown_steps_are_refused() -> None:
+    """By name, with those there are."""
+    with pytest.raises(ValueError, match="step must be one of auto, native, graph, lean, twin, but is 'fast'"):
+        Engine(tiny_model("llama"), step="fast")
+
+
 def test_score_equals_stepwise_generation(model: PreTrainedModel, prompts: Prompts) -> None:
     """Scoring a continuation in one pass gives the log-probabilities that generating it gave."""
     engine = Engine(model, prefill_chunk=5)
@@ -70,17 +101,17 @@ def test_engines_share_weights() -> None:
     """A second engine costs module objects and buffers, not weights."""
     model = tiny_model("llama")
     first, second = Engine(model), Engine(model)
-    tensors = [{p.data_ptr() for p in engine._model.parameters()} for engine in (first, second)]
+    tensors = [{p.data_ptr() for p in engine._runner.model.parameters()} for engine in (first, second)]
 
     assert tensors[0] == tensors[1] == {p.data_ptr() for p in model.parameters()}
 
 
 def test_buffers_do_not_move_between_requests(model: PreTrainedModel, prompts: Prompts) -> None:
-    """The kept weights of every request lie at the same addresses, whatever its sparsity."""
-    engine = Engine(model)
+    """Where kept weights are gathered, they lie at the same addresses in every request, whatever its sparsity."""
+    engine = Engine(model, step="twin")
 
     def addresses() -> list[int]:
-        return [module.weight.data_ptr() for module in oracle.contracts(engine._twin.model)]
+        return [module.weight.data_ptr() for module in oracle.contracts(engine._runner.twin.model)]
 
     list(engine.generate(prompts(9, 12), greedy(3), Pruning(0.5)))
     first = addresses()
@@ -178,7 +209,7 @@ def test_a_sequence_may_outgrow_the_cache_again_and_again(
     model: PreTrainedModel, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cache grows by copying, and what it held is still there; a shorter sequence after it is not disturbed."""
-    monkeypatch.setattr(decode, "SMALLEST_CAPACITY", 4)
+    monkeypatch.setattr(cache, "SMALLEST_CAPACITY", 4)
     engine = Engine(model, prefill_chunk=3)
     for length, tokens in ((2, 40), (11, 8), (50, 30)):
         prompt = prompts(24, length)
@@ -201,9 +232,9 @@ def test_running_out_of_memory_costs_one_request(prompts: Prompts, monkeypatch: 
             raise torch.OutOfMemoryError
         return with_room(buffer, filled, max(needed, 600))
 
-    with_room = decode._with_room
+    with_room = cache._with_room
     with monkeypatch.context() as short_of_memory:
-        short_of_memory.setattr(decode, "_with_room", out_of_memory)
+        short_of_memory.setattr(cache, "_with_room", out_of_memory)
         with pytest.raises(OutOfMemory):
             list(engine.generate(prompts(25, 10), greedy(5)))
 
@@ -234,7 +265,7 @@ def test_cancelled_decode_ends_within_a_token(prompts: Prompts, monkeypatch: pyt
     stream = Engine(tiny_model("llama")).generate(prompts(20, 10), greedy(50), cancelled=lambda: bool(cancelled))
     next(stream)
     cancelled.append(True)
-    monkeypatch.setattr(Engine, "_select", lambda *_: pytest.fail("selected for nobody"))
+    monkeypatch.setattr(Runner, "select", lambda *_: pytest.fail("selected for nobody"))
 
     assert list(stream) == []
 
@@ -359,11 +390,11 @@ def test_a_prompt_cannot_end_outside_itself(prompts: Prompts, prompt_tokens: int
 
 def test_a_rebuilt_engine_is_as_new(prompts: Prompts) -> None:
     """Whatever state a failure left, all but the weights is made again."""
-    engine = Engine(tiny_model("llama"))
+    engine = Engine(tiny_model("llama"), step="lean")
     expected = [token.id for token in engine.generate(prompts(31, 12), greedy(6), Pruning(0.5))]
     abandoned = engine.generate(prompts(32, 12), greedy(6), Pruning(0.5))
     next(abandoned)
-    engine._twin.model.get_submodule("model.layers.0.mlp").down_proj.weight = torch.zeros(1)
+    engine._runner.twin.model.get_submodule("model.layers.0.mlp").down_proj.weight = torch.zeros(1)
     engine.rebuild()
 
     assert [token.id for token in engine.generate(prompts(31, 12), greedy(6), Pruning(0.5))] == expected
@@ -388,7 +419,7 @@ def test_a_rebuild_that_failed_can_be_tried_again(prompts: Prompts, monkeypatch:
     engine = Engine(tiny_model("llama"))
     expected = [token.id for token in engine.generate(prompts(33, 12), greedy(6), Pruning(0.5))]
     with monkeypatch.context() as short_of_memory:
-        short_of_memory.setattr("griffin.engine.DecodeTwin", lambda _: (_ for _ in ()).throw(MemoryError))
+        short_of_memory.setattr("griffin.runner.DecodeTwin", lambda _: (_ for _ in ()).throw(MemoryError))
         for _ in range(2):
             with pytest.raises(MemoryError):
                 engine.rebuild()

@@ -1,0 +1,137 @@
+"""The KV cache of one sequence at a time, in place, shared by everything that decodes it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+# Room is made for this many tokens at least, and for half as many again as are needed, so that copies are rare.
+SMALLEST_CAPACITY = 512
+HEADROOM = 1.5
+
+
+class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transformers
+    """Keys and values of one layer, written in place; attention sees the filled part only.
+
+    Against the library's own layers: DynamicLayer copies the whole cache for every token, StaticLayer
+    attends to its unfilled part too. Sliding-window layers keep all positions; the model's mask hides the old.
+    """
+
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys = key_states[:, :, :0]
+        self.values = value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[2]
+        self.keys = _with_room(self.keys, self.length, end)
+        self.values = _with_room(self.values, self.length, end)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        # To the library: grows as needed.
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        # The name before transformers 5.20.
+        return -1
+
+
+def _with_room(buffer: Tensor, filled: int, needed: int) -> Tensor:
+    """The buffer ``(1, heads, capacity, head size)``, or a larger one with its filled part."""
+    if needed <= buffer.shape[2]:
+        return buffer
+    return _of_capacity(buffer, filled, max(SMALLEST_CAPACITY, int(needed * HEADROOM)))
+
+
+def _of_capacity(buffer: Tensor, filled: int, capacity: int) -> Tensor:
+    if buffer.shape[2] == capacity:
+        return buffer
+    larger = buffer.new_empty((*buffer.shape[:2], capacity, buffer.shape[3]))
+    larger[:, :, :filled] = buffer[:, :, :filled]
+    return larger
+
+
+class KVCache:
+    """The cache of one sequence at a time. Its memory follows the longest sequence so far, and stays."""
+
+    def __init__(self, layers: int) -> None:
+        self._layers = [_CacheLayer() for _ in range(layers)]
+        self.cache = Cache(layers=self._layers)
+
+    @property
+    def length(self) -> int:
+        """Tokens that it holds."""
+        return self._layers[0].length
+
+    @length.setter
+    def length(self, length: int) -> None:
+        for layer in self._layers:
+            layer.length = length
+
+    def write(self, number: int, position: int, keys_GS: Tensor, values_GS: Tensor) -> tuple[Tensor, Tensor]:
+        """One token's key and value in one layer, which then attends to ``(1, G, position + 1, S)`` of each.
+
+        The length stays; it is set once for all layers.
+        """
+        layer = self._layers[number]
+        layer.keys = _with_room(layer.keys, position, position + 1)
+        layer.values = _with_room(layer.values, position, position + 1)
+        layer.keys[0, :, position] = keys_GS
+        layer.values[0, :, position] = values_GS
+        return layer.keys[:, :, : position + 1], layer.values[:, :, : position + 1]
+
+    def reserve(self, length: int) -> list[tuple[Tensor, Tensor]]:
+        """Room for that many tokens in every layer; each layer's keys and values, ``(1, G, capacity, S)``.
+
+        They are the same tensors as before unless more room was needed, and have the same capacity in all layers.
+        """
+        for layer in self._layers:
+            layer.keys = _with_room(layer.keys, layer.length, length)
+            layer.values = _with_room(layer.values, layer.length, length)
+        # A growth that ran out of memory may have left some with more than others.
+        capacity = max(max(layer.keys.shape[2], layer.values.shape[2]) for layer in self._layers)
+        for layer in self._layers:
+            layer.keys = _of_capacity(layer.keys, layer.length, capacity)
+            layer.values = _of_capacity(layer.values, layer.length, capacity)
+        return [(layer.keys, layer.values) for layer in self._layers]
+
+    def adopt(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Live in these buffers, ``(1, G, capacity, S)`` for each layer, from now on; no longer sequence may come."""
+        for layer, own_keys, own_values in zip(self._layers, keys, values, strict=True):
+            layer.keys, layer.values, layer.is_initialized = own_keys, own_values, True
+
+    @torch.inference_mode()
+    def copy(self, start: int, end: int) -> Tensor:
+        """Keys and values of some tokens in all layers, ``(layers, 2, G, end - start, S)``."""
+        first = self._layers[0].keys
+        copied = first.new_empty((len(self._layers), 2, first.shape[1], end - start, first.shape[3]))
+        for layer, (keys, values) in zip(self._layers, copied, strict=True):
+            keys.copy_(layer.keys[0, :, start:end])
+            values.copy_(layer.values[0, :, start:end])
+        return copied
+
+    @torch.inference_mode()
+    def append(self, copied: Tensor) -> None:
+        """What ``copy`` gave, behind what the cache holds."""
+        for layer, keys_values in zip(self._layers, copied, strict=True):
+            layer.update(keys_values[0][None], keys_values[1][None])

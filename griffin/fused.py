@@ -1,0 +1,149 @@
+"""FusedStep: one decode step of the common block in few kernels, at fixed addresses, for a CUDA graph to record.
+
+Shapes: L layers, D model width, F feed-forward neurons, k of them kept, V vocabulary, H query heads, S head size.
+"""
+
+import torch
+from torch import Tensor
+
+from griffin import kernels
+from griffin.weights import Layer, Weights
+
+SMALLEST_BUCKET = 1024
+
+
+def buckets(context_length: int) -> list[int]:
+    """The lengths up to which a step may be recorded to attend: powers of two, then the context length."""
+    sizes = [SMALLEST_BUCKET]
+    while sizes[-1] < context_length:
+        sizes.append(2 * sizes[-1])
+    return [*sizes[:-1], context_length]
+
+
+class FusedStep:
+    """Everything that a step reads and writes.
+
+    token_id, position: int64 ``(1,)``, what the next ``run`` decodes, and where.
+    index_LF, kept: int32, the neurons it goes through; of each row the first ``kept`` count.
+    keys, values: per layer ``(1, G, context_length, S)``, filled up to ``position``.
+    logits_V: what ``run`` leaves, in the model's dtype.
+    """
+
+    def __init__(self, weights: Weights, context_length: int) -> None:
+        self.weights = weights
+        self.context_length = context_length
+        layers, heads, size, width = len(weights.layers), weights.heads, weights.head_size, weights.width
+        neurons = len(weights.layers[0].experts.contract_FD)
+        dtype, device = weights.embedding_VD.dtype, weights.embedding_VD.device
+
+        def buffer(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        self.token_id = torch.zeros(1, dtype=torch.int64, device=device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+        self.index_LF = buffer(layers, neurons, dtype=torch.int32)
+        self.kept = buffer(1, dtype=torch.int32)
+        self.keys = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
+        self.values = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
+        self.logits_V = buffer(len(weights.head.weight))
+        # The library multiplies by a factor of the model's dtype.
+        self._embedding_scale = float(torch.tensor(weights.embedding_scale, dtype=dtype))
+        self._x_D = buffer(width)
+        self._y_D = buffer(width)
+        self._qkv = buffer((heads + 2 * weights.kv_heads) * size)
+        self._q_HS = buffer(heads, size)
+        self._attended_HS = buffer(heads, size)
+        self._attended_HPS = buffer(heads, kernels.MOST_SPLITS, size, dtype=torch.float32)
+        self._extremes_2HP = buffer(2, heads, kernels.MOST_SPLITS, dtype=torch.float32)
+        self._z_F = buffer(neurons, dtype=torch.float32)
+        self._contracted_PD = buffer(kernels.contract_splits(neurons, width), width, dtype=torch.float32)
+        self.keep_all()
+
+    @torch.inference_mode()
+    def keep(self, experts_Lk: Tensor) -> None:
+        """Go through these neurons from now on. ``experts_Lk``: sorted int64 indices."""
+        k = experts_Lk.shape[1]
+        self.index_LF[:, :k] = experts_Lk
+        self.kept.fill_(k)
+
+    @torch.inference_mode()
+    def keep_all(self) -> None:
+        """The dense model from now on."""
+        neurons = self.index_LF.shape[1]
+        torch.arange(neurons, dtype=torch.int32, out=self.index_LF[0])
+        self.index_LF[1:] = self.index_LF[0]
+        self.kept.fill_(neurons)
+
+    @torch.inference_mode()
+    def run(self, bucket: int) -> None:
+        """Enqueue the step of ``token_id`` at ``position``, which must be below ``bucket``; then position += 1."""
+        weights = self.weights
+        kernels.embed(
+            self.token_id, self.position, weights.embedding_VD, self._embedding_scale, weights.positions, self._x_D
+        )
+        for number, layer in enumerate(weights.layers):
+            self._attention(number, layer, bucket)
+            self._feed_forward(number, layer)
+        kernels.project(
+            self._x_D,
+            weights.head.weight,
+            self.logits_V,
+            bias_N=weights.head.bias,
+            norm=weights.final_norm,
+            cap=weights.logit_cap,
+        )
+        self.position.add_(1)
+
+    def _attention(self, number: int, layer: Layer, bucket: int) -> None:
+        keys, values = self.keys[number], self.values[number]
+        merged, output = layer.query_key_value, layer.output
+        kernels.project(self._x_D, merged.weight, self._qkv, bias_N=merged.bias, norm=layer.before_attention)
+        kernels.rotate_and_store(
+            self._qkv,
+            self.position,
+            self._q_HS,
+            keys,
+            values,
+            query_norm=layer.query_norm,
+            key_norm=layer.key_norm,
+            frequencies_R=layer.rotary.frequencies_R if layer.rotary else None,
+            scaling=layer.rotary.scaling if layer.rotary else 1.0,
+        )
+        kernels.attend(
+            self._q_HS,
+            keys,
+            values,
+            self.position,
+            self._attended_HPS,
+            self._extremes_2HP,
+            self._attended_HS,
+            bucket=bucket,
+            scale=self.weights.scale,
+            window=layer.window,
+            cap=self.weights.score_cap,
+        )
+        attended = self._attended_HS.view(-1)
+        if layer.after_attention is None:
+            kernels.project(attended, output.weight, self._x_D, bias_N=output.bias, residual_N=self._x_D)
+        else:
+            kernels.project(attended, output.weight, self._y_D, bias_N=output.bias)
+            kernels.normalise_add(self._x_D, self._y_D, layer.after_attention)
+
+    def _feed_forward(self, number: int, layer: Layer) -> None:
+        experts, index_F = layer.experts, self.index_LF[number]
+        kernels.expand(
+            self._x_D,
+            experts.expand.weight,
+            index_F,
+            self.kept,
+            self._z_F,
+            activation=self.weights.activation,
+            bias=experts.expand.bias,
+            norm=layer.before_feed_forward,
+        )
+        kernels.contract(self._z_F, index_F, self.kept, experts.contract_FD, self._contracted_PD)
+        if layer.after_feed_forward is None:
+            kernels.reduce_add(self._contracted_PD, self._x_D, bias_D=experts.contract_bias, residual_D=self._x_D)
+        else:
+            kernels.reduce_add(self._contracted_PD, self._y_D, bias_D=experts.contract_bias)
+            kernels.normalise_add(self._x_D, self._y_D, layer.after_feed_forward)

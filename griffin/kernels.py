@@ -1,0 +1,616 @@
+"""The Triton kernels of one decode step, each with its launcher.
+
+A launcher writes into tensors that it is given, allocates nothing and reads no tensor on the host: a CUDA graph
+can record it. Which token, which position and which neurons: all that changes is read on the device. Sums are
+fp32 and in a fixed order; what the library holds in the model's dtype in between is rounded to that dtype here.
+
+Shapes: D model width, N outputs of a projection, F feed-forward neurons, V vocabulary, H query heads, G key and
+value heads, S head size, R rotated pairs of a head, C context length, P parts of a sum that are reduced later.
+Tiles: B before the letter.
+"""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
+
+from typing import Protocol
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Eight programs for each of an H200's 132 multiprocessors: it takes about that many to keep the memory busy.
+PROGRAMS = 132 * 8
+# Elements of a weight that a program of four warps holds in registers, and the fewest worth a program.
+LARGEST_TILE = 4096
+SMALLEST_TILE = 1024
+# Attention is split over at most so many programs a head, of at least so many positions each.
+MOST_SPLITS = 64
+SMALLEST_SPLIT = 64
+# Of keys, and as much of values; two of each in flight must fit the 99 KiB that the smallest target has.
+KEY_TILE_BYTES = 16384
+CONTRACT_TILE = (16, 256)
+MOST_PARTS = 64
+REDUCE_COLUMNS = 32
+
+
+class Norm(Protocol):
+    """What a kernel needs of a norm; see ``griffin.weights.Norm``."""
+
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor | None: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def centred(self) -> bool: ...
+
+
+def weight_tile(rows: int, columns: int, largest: int = LARGEST_TILE) -> tuple[int, int]:
+    """Rows and columns (powers of two) of a weight that one program multiplies at a time."""
+    height = min(8, _power_of_two_below(max(1, rows // PROGRAMS)))
+    width = column_tile(columns, largest // height)
+    while height * width < SMALLEST_TILE and height < rows:
+        height *= 2
+    return height, width
+
+
+def column_tile(columns: int, largest: int) -> int:
+    """The power of two that covers ``columns`` with the least left over; the largest of equals."""
+    sizes = [256]
+    while 2 * sizes[-1] <= largest:
+        sizes.append(2 * sizes[-1])
+    best = min(reversed(sizes), key=lambda size: triton.cdiv(columns, size) * size)
+    return int(min(best, triton.next_power_of_2(columns)))
+
+
+def split_size(length: int) -> int:
+    """Positions that one program of the attention reads, of ``length`` in all."""
+    return SMALLEST_SPLIT * int(triton.cdiv(length, SMALLEST_SPLIT * MOST_SPLITS))
+
+
+def contract_splits(F: int, D: int) -> int:
+    """Parts into which the sum over the kept neurons is split."""
+    rows, columns = CONTRACT_TILE
+    columns_of_programs = int(triton.cdiv(D, columns))
+    return max(1, min(MOST_PARTS, PROGRAMS // columns_of_programs, int(triton.cdiv(F, rows))))
+
+
+def embed(
+    token_id: Tensor, position: Tensor, embedding_VD: Tensor, scale: float, positions_CD: Tensor | None, x_D: Tensor
+) -> None:
+    """x = a token's embedding times ``scale``, plus its position's where positions are learned.
+
+    token_id, position: int64 ``(1,)``. scale: already rounded to the model's dtype.
+    """
+    D = embedding_VD.shape[1]
+    block = min(1024, triton.next_power_of_2(D))
+    _embed[(triton.cdiv(D, block),)](token_id, position, embedding_VD, scale, positions_CD, x_D, D, block)
+
+
+def project(
+    x_D: Tensor,
+    weight_ND: Tensor,
+    out_N: Tensor,
+    *,
+    bias_N: Tensor | None = None,
+    norm: Norm | None = None,
+    residual_N: Tensor | None = None,
+    cap: float | None = None,
+) -> None:
+    """out = [residual +] cap tanh((W norm(x) + bias) / cap), without what is None. out may be the residual."""
+    N, D = weight_ND.shape
+    BN, BD = weight_tile(N, D)
+    _project[(triton.cdiv(N, BN),)](
+        x_D, weight_ND, bias_N, residual_N, out_N, cap, *_norm_arguments(norm, x_D.dtype), N, D, BN, BD
+    )
+
+
+def normalise_add(x_D: Tensor, y_D: Tensor, norm: Norm) -> None:
+    """x += norm(y)."""
+    D = len(x_D)
+    block = triton.next_power_of_2(D)
+    warps = max(1, min(16, block // 256))
+    _normalise_add[(1,)](x_D, y_D, *_norm_arguments(norm, x_D.dtype), D, block, num_warps=warps)
+
+
+def rotate_and_store(
+    qkv: Tensor,
+    position: Tensor,
+    q_HS: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    query_norm: Norm | None = None,
+    key_norm: Norm | None = None,
+    frequencies_R: Tensor | None = None,
+    scaling: float = 1.0,
+) -> None:
+    """Norm and rotate one token's queries into ``q_HS``, its keys into the cache, and copy its values there.
+
+    qkv: ``((H + 2 G) S,)``. keys, values: ``(1, G, C, S)``; nothing is written beyond them.
+    """
+    H, S = q_HS.shape
+    G, C = keys.shape[1:3]
+    R = 0 if frequencies_R is None else len(frequencies_R)
+    query_weight, query_bias, query_eps, centred, round_twice = _norm_arguments(query_norm, qkv.dtype)
+    key_weight, key_bias, key_eps, *_ = _norm_arguments(key_norm, qkv.dtype)
+    block = triton.next_power_of_2(S)
+    warps = 4 if max(_length(query_weight), _length(key_weight)) > S else max(1, block // 64)
+    _rotate_and_store[(H + 2 * G,)](
+        qkv, position, q_HS, keys, values,
+        query_weight, query_bias, query_eps, _length(query_weight),
+        key_weight, key_bias, key_eps, _length(key_weight),
+        frequencies_R, scaling,
+        H, G, S, C, R, centred, round_twice, block,
+        num_warps=warps,
+    )  # fmt: skip
+
+
+def attend(
+    q_HS: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    partial_HPS: Tensor,
+    extremes_2HP: Tensor,
+    out_HS: Tensor,
+    *,
+    bucket: int,
+    scale: float,
+    window: int | None = None,
+    cap: float | None = None,
+) -> None:
+    """Attention of the token at ``position`` (which must be below ``bucket``) to all up to it, itself too.
+
+    window: to that many latest only. cap: of scores, c tanh(score / c).
+    partial_HPS, extremes_2HP: fp32 scratch, P being ``MOST_SPLITS`` at least.
+    """
+    H, S = q_HS.shape
+    G, C = keys.shape[1:3]
+    group, block_S = H // G, max(16, triton.next_power_of_2(S))
+    # One query head needs no tensor cores; for several, a tile of theirs has 16 rows at least.
+    block_group = 1 if group == 1 else max(16, triton.next_power_of_2(group))
+    block_C = max(16, min(SMALLEST_SPLIT, KEY_TILE_BYTES // (block_S * keys.element_size())))
+    longest = min(bucket, C, window or bucket)
+    size = split_size(longest)
+    splits = triton.cdiv(longest, size)
+    P = partial_HPS.shape[1]
+    # The interpreter multiplies with numpy, which has no bf16.
+    widen = triton.knobs.runtime.interpret
+    _attend[(G, splits)](
+        q_HS, keys, values, position, partial_HPS, extremes_2HP, scale, cap, window,
+        H, S, C, P, size, group, block_group, block_S, block_C, widen,
+        num_stages=2,
+    )  # fmt: skip
+    _combine[(H,)](
+        partial_HPS, extremes_2HP, position, out_HS, window,
+        H, S, C, P, size, triton.next_power_of_2(splits), block_S,
+        num_warps=8,
+    )  # fmt: skip
+
+
+def expand(
+    x_D: Tensor,
+    weight: Tensor,
+    index_F: Tensor,
+    kept: Tensor,
+    z_F: Tensor,
+    *,
+    activation: str,
+    bias: Tensor | None = None,
+    norm: Norm | None = None,
+) -> None:
+    """z_j = activation(gate) up of neuron ``index_j``, or activation(up) of plain blocks, for j < ``kept``.
+
+    weight: ``(2 F, D)``, the gates first, or ``(F, D)``; bias likewise. index_F: int32, kept: int32 ``(1,)``.
+    z_F: fp32, values rounded to the model's dtype.
+    """
+    F, D = len(z_F), weight.shape[1]
+    gated = len(weight) == 2 * F
+    # The tiles of gate and up share the registers. Half the neurons kept are the case to be quick in.
+    BF, BD = weight_tile(F // 2, D, LARGEST_TILE // 2 if gated else LARGEST_TILE)
+    _expand[(triton.cdiv(F, BF),)](
+        x_D, weight, bias, index_F, kept, z_F, *_norm_arguments(norm, x_D.dtype), F, D, gated, activation, BF, BD
+    )
+
+
+def contract(z_F: Tensor, index_F: Tensor, kept: Tensor, contract_FD: Tensor, partial_PD: Tensor) -> None:
+    """Partial sums over j < ``kept`` of z_j times row ``index_j``: fp32 ``(P, D)``, for ``reduce_add``."""
+    D = contract_FD.shape[1]
+    P = len(partial_PD)
+    rows, columns = CONTRACT_TILE
+    columns = min(columns, triton.next_power_of_2(D))
+    _contract[(triton.cdiv(D, columns), P)](z_F, index_F, kept, contract_FD, partial_PD, D, P, rows, columns)
+
+
+def reduce_add(
+    partial_PD: Tensor, out_D: Tensor, *, bias_D: Tensor | None = None, residual_D: Tensor | None = None
+) -> None:
+    """out = [residual +] the sum of the parts + bias. out may be the residual."""
+    P, D = partial_PD.shape
+    columns = min(REDUCE_COLUMNS, triton.next_power_of_2(D))
+    _reduce_add[(triton.cdiv(D, columns),)](
+        partial_PD, bias_D, residual_D, out_D, D, P, triton.next_power_of_2(P), columns
+    )
+
+
+def _norm_arguments(norm: Norm | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, float, bool, bool]:
+    """Weight, bias, eps, whether centred, and whether rounded before the weight too, as RMS norms of most are."""
+    if norm is None:
+        return None, None, 0.0, False, False
+    return norm.weight, norm.bias, norm.eps, norm.centred, not norm.centred and norm.weight.dtype == dtype
+
+
+def _length(weight: Tensor | None) -> int:
+    return 0 if weight is None else len(weight)
+
+
+def _power_of_two_below(number: int) -> int:
+    return 1 << (number.bit_length() - 1)
+
+
+@triton.jit
+def _rounded(x, dtype: tl.constexpr):
+    return x.to(dtype).to(tl.float32)
+
+
+@triton.jit
+def _tanh(x):
+    # Without overflow for any x.
+    decay = tl.exp(-2 * tl.abs(x))
+    magnitude = (1 - decay) / (1 + decay)
+    return tl.where(x < 0, -magnitude, magnitude)
+
+
+@triton.jit
+def _activated(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "silu":
+        y = x * tl.sigmoid(x)
+    elif ACTIVATION == "gelu":
+        y = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        y = 0.5 * x * (1 + _tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    else:
+        tl.static_assert(ACTIVATION == "relu")
+        y = tl.maximum(x, 0.0)
+    return y
+
+
+@triton.jit
+def _statistics(x_D, eps, D: tl.constexpr, CENTRED: tl.constexpr, BD: tl.constexpr):
+    """Mean, or 0 where not centred, and the reciprocal root of the mean square about it."""
+    total = tl.zeros((BD,), tl.float32)
+    if CENTRED:
+        for start in range(0, D, BD):
+            columns = start + tl.arange(0, BD)
+            total += tl.load(x_D + columns, mask=columns < D, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    mean = tl.sum(total, 0) / D
+    squares = tl.zeros((BD,), tl.float32)
+    for start in range(0, D, BD):
+        columns = start + tl.arange(0, BD)
+        x = tl.load(x_D + columns, mask=columns < D, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        deviation = tl.where(columns < D, x - mean, 0.0)
+        squares += deviation * deviation
+    return mean, tl.rsqrt(tl.sum(squares, 0) / D + eps)
+
+
+@triton.jit
+def _normed(
+    x, columns, inside, mean, inverse, weight_D, bias_D, dtype: tl.constexpr, ROUND_TWICE: tl.constexpr
+):  # fmt: skip
+    """x (fp32) at these columns, normed, rounded to dtype; 0 outside, where no bias is loaded."""
+    y = (x - mean) * inverse
+    if ROUND_TWICE:
+        y = _rounded(y, dtype)
+    y *= tl.load(weight_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    if bias_D is not None:
+        y += tl.load(bias_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    return _rounded(y, dtype)
+
+
+@triton.jit
+def _embed(token_id, position, embedding_VD, scale, positions_CD, x_D, D: tl.constexpr, BD: tl.constexpr):
+    dtype = x_D.dtype.element_ty
+    columns = tl.program_id(0) * BD + tl.arange(0, BD)
+    inside = columns < D
+    row = tl.load(token_id).to(tl.int64) * D
+    x = tl.load(embedding_VD + row + columns, mask=inside).to(tl.float32) * scale
+    if positions_CD is not None:
+        row = tl.load(position).to(tl.int64) * D
+        x = _rounded(x, dtype) + tl.load(positions_CD + row + columns, mask=inside).to(tl.float32)
+    tl.store(x_D + columns, x.to(dtype), mask=inside)
+
+
+@triton.jit
+def _project(
+    x_D, weight_ND, bias_N, residual_N, out_N, cap,
+    norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    dtype = out_N.dtype.element_ty
+    rows = tl.program_id(0) * BN + tl.arange(0, BN)
+    offsets = rows.to(tl.int64) * D
+    if norm_weight_D is not None:
+        mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
+    products = tl.zeros((BN, BD), tl.float32)
+    for start in range(0, D, BD):
+        columns = start + tl.arange(0, BD)
+        inside = columns < D
+        tile = (rows < N)[:, None] & inside[None, :]
+        pointers = weight_ND + offsets[:, None] + columns[None, :]
+        w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
+        x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        if norm_weight_D is not None:
+            x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+        products += w.to(tl.float32) * x[None, :]
+    y = tl.sum(products, 1)
+    if bias_N is not None:
+        y += tl.load(bias_N + rows, mask=rows < N, other=0.0).to(tl.float32)
+    y = _rounded(y, dtype)
+    if cap is not None:
+        y = cap * _tanh(y / cap)
+    if residual_N is not None:
+        y += tl.load(residual_N + rows, mask=rows < N, other=0.0).to(tl.float32)
+    tl.store(out_N + rows, y.to(dtype), mask=rows < N)
+
+
+@triton.jit
+def _normalise_add(
+    x_D, y_D,
+    norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    dtype = x_D.dtype.element_ty
+    mean, inverse = _statistics(y_D, eps, D, CENTRED, BD)
+    columns = tl.arange(0, BD)
+    inside = columns < D
+    y = tl.load(y_D + columns, mask=inside, other=0.0).to(tl.float32)
+    y = _normed(y, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+    x = tl.load(x_D + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(x_D + columns, (x + y).to(dtype), mask=inside)
+
+
+@triton.jit
+def _rotated(
+    heads, head, angle_of, norm_weight, norm_bias, eps, NORMED: tl.constexpr,
+    frequencies_R, scaling,
+    S: tl.constexpr, R: tl.constexpr, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """One head of the vector ``heads``, fp32 rounded to its dtype. NORMED: elements under one norm, 0 without."""
+    dtype = heads.dtype.element_ty
+    columns = tl.arange(0, BS)
+    inside = columns < S
+    head_S = heads + head * S
+    x = tl.load(head_S + columns, mask=inside, other=0.0).to(tl.float32)
+    # The other element of the pair that each belongs to.
+    partners = tl.where(columns < R, columns + R, tl.where(columns < 2 * R, columns - R, columns))
+    y = tl.load(head_S + partners, mask=inside, other=0.0).to(tl.float32)
+    if NORMED == S:
+        mean, inverse = _statistics(head_S, eps, S, CENTRED, BS)
+        x = _normed(x, columns, inside, mean, inverse, norm_weight, norm_bias, dtype, ROUND_TWICE)
+        y = _normed(y, partners, inside, mean, inverse, norm_weight, norm_bias, dtype, ROUND_TWICE)
+    elif NORMED > 0:
+        mean, inverse = _statistics(heads, eps, NORMED, CENTRED, 1024)
+        first = head * S
+        x = _normed(x, first + columns, inside, mean, inverse, norm_weight, norm_bias, dtype, ROUND_TWICE)
+        y = _normed(y, first + partners, inside, mean, inverse, norm_weight, norm_bias, dtype, ROUND_TWICE)
+    if R > 0:
+        pairs = tl.where(columns < R, columns, partners)
+        angles = angle_of * tl.load(frequencies_R + pairs, mask=columns < 2 * R, other=0.0)
+        cosines = _rounded(tl.cos(angles) * scaling, dtype)
+        sines = _rounded(tl.sin(angles) * scaling, dtype)
+        turned = _rounded(tl.where(columns < R, -y, y) * sines, dtype)
+        x = tl.where(columns < 2 * R, _rounded(x * cosines, dtype) + turned, x)
+    return x.to(dtype)
+
+
+@triton.jit
+def _rotate_and_store(
+    qkv, position, q_HS, keys, values,
+    query_weight, query_bias, query_eps, QUERY_NORMED: tl.constexpr,
+    key_weight, key_bias, key_eps, KEY_NORMED: tl.constexpr,
+    frequencies_R, scaling,
+    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
+    CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(0)
+    columns = tl.arange(0, BS)
+    inside = columns < S
+    here = tl.load(position)
+    angle_of = here.to(tl.float32)
+    if head < H:
+        q = _rotated(
+            qkv, head, angle_of, query_weight, query_bias, query_eps, QUERY_NORMED,
+            frequencies_R, scaling, S, R, CENTRED, ROUND_TWICE, BS,
+        )  # fmt: skip
+        tl.store(q_HS + head * S + columns, q, mask=inside)
+    elif head < H + G:
+        k = _rotated(
+            qkv + H * S, head - H, angle_of, key_weight, key_bias, key_eps, KEY_NORMED,
+            frequencies_R, scaling, S, R, CENTRED, ROUND_TWICE, BS,
+        )  # fmt: skip
+        row = ((head - H).to(tl.int64) * C + here) * S
+        tl.store(keys + row + columns, k, mask=inside & (here < C))
+    else:
+        v = tl.load(qkv + head * S + columns, mask=inside)
+        row = ((head - H - G).to(tl.int64) * C + here) * S
+        tl.store(values + row + columns, v, mask=inside & (here < C))
+
+
+@triton.jit
+def _attended(position, window, C: tl.constexpr):
+    """The first position to attend to, and the one after the last."""
+    stop = tl.minimum(tl.load(position) + 1, C).to(tl.int32)
+    start = stop * 0
+    if window is not None:
+        start = tl.maximum(stop - window, 0)
+    return start, stop
+
+
+@triton.jit
+def _attend(
+    q_HS, keys, values, position, partial_HPS, extremes_2HP, scale, cap, window,
+    H: tl.constexpr, S: tl.constexpr, C: tl.constexpr, P: tl.constexpr, SIZE: tl.constexpr,
+    GROUP: tl.constexpr, BH: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """One split of one key head: all query heads that share it. Partial sums are relative to the split's maximum."""
+    group, split = tl.program_id(0), tl.program_id(1)
+    first, stop = _attended(position, window, C)
+    first += split * SIZE
+    if first >= stop:
+        return
+    stop = tl.minimum(stop, first + SIZE)
+
+    columns = tl.arange(0, BS)
+    rows = tl.arange(0, BH)
+    heads = group * GROUP + rows
+    tile = (rows < GROUP)[:, None] & (columns < S)[None, :]
+    q = tl.load(q_HS + heads[:, None] * S + columns[None, :], mask=tile, other=0.0)
+    base = group.to(tl.int64) * C * S
+    maxima = tl.full((BH,), float("-inf"), tl.float32)
+    totals = tl.zeros((BH,), tl.float32)
+    sums = tl.zeros((BH, BS), tl.float32)
+    for begin in range(first, stop, BC):
+        seen = begin + tl.arange(0, BC)
+        filled = (seen < stop)[:, None] & (columns < S)[None, :]
+        offsets = base + seen[:, None] * S + columns[None, :]
+        k = tl.load(keys + offsets, mask=filled, other=0.0)
+        v = tl.load(values + offsets, mask=filled, other=0.0)
+        if BH == 1:
+            scores = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1)[None, :]
+        elif WIDEN:
+            scores = tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision="ieee")
+        else:
+            scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+        scores *= scale
+        if cap is not None:
+            scores = cap * _tanh(scores / cap)
+        scores = tl.where((seen < stop)[None, :], scores, float("-inf"))
+        larger = tl.maximum(maxima, tl.max(scores, 1))
+        decay = tl.exp(maxima - larger)
+        p = tl.exp(scores - larger[:, None])
+        totals = totals * decay + tl.sum(p, 1)
+        if BH == 1:
+            added = tl.sum(tl.sum(p, 0)[:, None] * v.to(tl.float32), 0)[None, :]
+        elif WIDEN:
+            added = tl.dot(_rounded(p, v.dtype), v.to(tl.float32), input_precision="ieee")
+        else:
+            added = tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        sums = sums * decay[:, None] + added
+        maxima = larger
+
+    parts = heads * P + split
+    tl.store(extremes_2HP + parts, maxima, mask=rows < GROUP)
+    tl.store(extremes_2HP + H * P + parts, totals, mask=rows < GROUP)
+    tl.store(partial_HPS + parts[:, None] * S + columns[None, :], sums, mask=tile)
+
+
+@triton.jit
+def _combine(
+    partial_HPS, extremes_2HP, position, out_HS, window,
+    H: tl.constexpr, S: tl.constexpr, C: tl.constexpr, P: tl.constexpr, SIZE: tl.constexpr,
+    BP: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """One query head: the splits that hold anything, brought to one maximum and added."""
+    head = tl.program_id(0)
+    start, stop = _attended(position, window, C)
+    splits = tl.arange(0, BP)
+    columns = tl.arange(0, BS)
+    used = start + splits * SIZE < stop
+    parts = head * P + splits
+    maxima = tl.load(extremes_2HP + parts, mask=used, other=float("-inf"))
+    totals = tl.load(extremes_2HP + H * P + parts, mask=used, other=0.0)
+    shares = tl.exp(maxima - tl.max(maxima, 0))
+    tile = used[:, None] & (columns < S)[None, :]
+    sums = tl.load(partial_HPS + parts[:, None] * S + columns[None, :], mask=tile, other=0.0)
+    out = tl.sum(sums * shares[:, None], 0) / tl.sum(totals * shares, 0)
+    tl.store(out_HS + head * S + columns, out.to(out_HS.dtype.element_ty), mask=columns < S)
+
+
+@triton.jit
+def _expand(
+    x_D, weight, bias, index_F, kept, z_F,
+    norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
+    F: tl.constexpr, D: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
+    BF: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    k = tl.load(kept)
+    first = tl.program_id(0) * BF
+    if first >= k:
+        return
+
+    dtype = x_D.dtype.element_ty
+    slots = first + tl.arange(0, BF)
+    neurons = tl.load(index_F + slots, mask=slots < k, other=0).to(tl.int64)
+    offsets = neurons[:, None] * D
+    if norm_weight_D is not None:
+        mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
+    products = tl.zeros((BF, BD), tl.float32)
+    up_products = tl.zeros((BF, BD), tl.float32)
+    for start in range(0, D, BD):
+        columns = start + tl.arange(0, BD)
+        inside = columns < D
+        tile = (slots < k)[:, None] & inside[None, :]
+        pointers = weight + offsets + columns[None, :]
+        w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
+        if GATED:
+            # The gate's rows come first, those of up F rows further on.
+            up = tl.load(pointers + F * D, mask=tile, other=0.0, eviction_policy="evict_first")
+        x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        if norm_weight_D is not None:
+            x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+        products += w.to(tl.float32) * x[None, :]
+        if GATED:
+            up_products += up.to(tl.float32) * x[None, :]
+    y = tl.sum(products, 1)
+    if bias is not None:
+        y += tl.load(bias + neurons, mask=slots < k, other=0.0).to(tl.float32)
+    z = _rounded(_activated(_rounded(y, dtype), ACTIVATION), dtype)
+    if GATED:
+        y = tl.sum(up_products, 1)
+        if bias is not None:
+            y += tl.load(bias + F + neurons, mask=slots < k, other=0.0).to(tl.float32)
+        z = _rounded(z * _rounded(y, dtype), dtype)
+    tl.store(z_F + slots, z, mask=slots < k)
+
+
+@triton.jit
+def _contract(
+    z_F, index_F, kept, contract_FD, partial_PD,
+    D: tl.constexpr, P: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    k = tl.load(kept)
+    # Whatever k is, all parts have their share of it. A part without any writes zeros.
+    share = tl.cdiv(tl.cdiv(k, P), BF) * BF
+    part = tl.program_id(1)
+    columns = tl.program_id(0) * BD + tl.arange(0, BD)
+    products = tl.zeros((BF, BD), tl.float32)
+    stop = tl.minimum(k, (part + 1) * share)
+    for start in range(part * share, stop, BF):
+        slots = start + tl.arange(0, BF)
+        neurons = tl.load(index_F + slots, mask=slots < stop, other=0).to(tl.int64)
+        z = tl.load(z_F + slots, mask=slots < stop, other=0.0)
+        tile = (slots < stop)[:, None] & (columns < D)[None, :]
+        pointers = contract_FD + neurons[:, None] * D + columns[None, :]
+        w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
+        products += w.to(tl.float32) * z[:, None]
+    tl.store(partial_PD + part * D + columns, tl.sum(products, 0), mask=columns < D)
+
+
+@triton.jit
+def _reduce_add(
+    partial_PD, bias_D, residual_D, out_D,
+    D: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    dtype = out_D.dtype.element_ty
+    parts = tl.arange(0, BP)
+    columns = tl.program_id(0) * BD + tl.arange(0, BD)
+    inside = columns < D
+    tile = (parts < P)[:, None] & inside[None, :]
+    y = tl.sum(tl.load(partial_PD + parts[:, None] * D + columns[None, :], mask=tile, other=0.0), 0)
+    if bias_D is not None:
+        y += tl.load(bias_D + columns, mask=inside, other=0.0).to(tl.float32)
+    y = _rounded(y, dtype)
+    if residual_D is not None:
+        y += tl.load(residual_D + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_D + columns, y.to(dtype), mask=inside)

@@ -1,0 +1,369 @@
+"""The decode step compiled: ``native.c`` loaded, and given the tensors that it reads in place.
+
+Nothing here is needed: where there was no C compiler at installation, ``available()`` is false.
+
+Shapes: L layers, D model width, F feed-forward neurons, k of them kept, V vocabulary, S head size.
+"""
+
+import ctypes
+import importlib.machinery
+import logging
+import weakref
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from griffin.cache import KVCache
+from griffin.weights import ACTIVATIONS, Experts, Layer, Norm, Projection, Rotary, Weights
+
+logger = logging.getLogger(__name__)
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("width", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        ("centred", ctypes.c_int32),
+    )
+
+
+class _Projection(ctypes.Structure):
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+    )
+
+
+class _Rotary(ctypes.Structure):
+    _fields_ = (
+        ("frequencies", ctypes.c_void_p),
+        ("cosines", ctypes.c_void_p),
+        ("sines", ctypes.c_void_p),
+        ("pairs", ctypes.c_int64),
+        ("scaling", ctypes.c_double),
+    )
+
+
+class _Experts(ctypes.Structure):
+    _fields_ = (("expand", _Projection), ("contract", _Projection))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("before_attention", _Norm),
+        ("query_norm", _Norm),
+        ("key_norm", _Norm),
+        ("after_attention", _Norm),
+        ("before_feed_forward", _Norm),
+        ("after_feed_forward", _Norm),
+        ("query_key_value", _Projection),
+        ("output", _Projection),
+        ("experts", _Experts),
+        ("rotary", ctypes.POINTER(_Rotary)),
+        ("window", ctypes.c_int64),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("capacity", ctypes.c_int64),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        ("embedding", _Projection),
+        ("head", _Projection),
+        ("positions", ctypes.c_void_p),
+        ("final_norm", _Norm),
+        ("layers", ctypes.POINTER(_Layer)),
+        ("rotaries", ctypes.POINTER(_Rotary)),
+        ("layer_count", ctypes.c_int64),
+        ("rotary_count", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("kv_heads", ctypes.c_int64),
+        ("head_size", ctypes.c_int64),
+        ("embedding_scale", ctypes.c_double),
+        ("scale", ctypes.c_double),
+        ("score_cap", ctypes.c_double),
+        ("logit_cap", ctypes.c_double),
+        ("activation", ctypes.c_int64),
+        ("gated", ctypes.c_int64),
+        ("bfloat16", ctypes.c_int64),
+    )
+
+
+LAYOUT = sum(ctypes.sizeof(part) << shift for part, shift in ((_Model, 40), (_Layer, 20), (_Experts, 8), (_Rotary, 0)))
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """Built at installation, beside this file."""
+    return _load(Path(__file__).parent)
+
+
+def _load(directory: Path) -> ctypes.CDLL | None:
+    """None if it is not there, or cannot be used."""
+    found = (directory / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    path = next((path for path in found if path.exists()), None)
+    if path is None:
+        logger.debug("no compiled decode step: it was not built")
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+        library.griffin_layout.restype = ctypes.c_int64
+        layout = library.griffin_layout()
+        experts = ctypes.POINTER(_Experts)
+        library.griffin_open.restype = ctypes.c_void_p
+        library.griffin_open.argtypes = (ctypes.POINTER(_Model), ctypes.c_int)
+        library.griffin_step.restype = None
+        library.griffin_step.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+        library.griffin_keep.restype = None
+        library.griffin_keep.argtypes = (ctypes.c_void_p, experts, experts, ctypes.c_void_p)
+        library.griffin_close.restype = None
+        library.griffin_close.argtypes = (ctypes.c_void_p,)
+    except (OSError, AttributeError) as broken:
+        logger.debug("no compiled decode step: %s", broken)
+        return None
+    if layout != LAYOUT:
+        logger.debug("no compiled decode step: %s is of another version, install anew", path)
+        return None
+    return library
+
+
+def available() -> bool:
+    """Whether the compiled library is there and fits."""
+    return _library() is not None
+
+
+def supported(weights: Weights) -> bool:
+    """Whether it can read such weights: on the CPU, fp32 or bfloat16 throughout, every row contiguous."""
+    matrices = [weights.embedding_VD, weights.head.weight]
+    if weights.positions is not None:
+        matrices.append(weights.positions)
+    for layer in weights.layers:
+        matrices += [layer.query_key_value.weight, layer.output.weight, layer.experts.expand.weight]
+        matrices.append(layer.experts.contract_FD)
+    dtype = weights.embedding_VD.dtype
+    return dtype in DTYPES and all(
+        matrix.dtype == dtype and matrix.is_contiguous() and matrix.device.type == "cpu" for matrix in matrices
+    )
+
+
+class NativeStep:
+    """One token through the full model, or through kept neurons. One thread at a time may use it."""
+
+    def __init__(self, weights: Weights, cache: KVCache, threads: int) -> None:
+        """
+        Args:
+            weights: ``supported`` ones. They are read in place: their tensors must stay where they are.
+            cache: in the weights' dtype.
+            threads: how many compute, the caller among them.
+
+        Raises:
+            ValueError: unsupported weights, or no thread.
+        """
+        library = _library()
+        if library is None:
+            raise RuntimeError("the compiled decode step is not available")
+        if not supported(weights):
+            raise ValueError("the compiled decode step cannot read weights of this form")
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, but is {threads}")
+        self._library, self._weights, self._cache = library, weights, cache
+        self._description = _Description(weights)
+        # Taken anew whenever the cache has moved.
+        self._keys_values: list[tuple[Tensor, Tensor]] = []
+        # Room for kept neurons, made at the first need; pages that nothing was written to take no memory.
+        self._kept: _Kept | None = None
+        self._logits_V = torch.empty(len(weights.head.weight), dtype=torch.float32)
+        self._handle: int | None = library.griffin_open(self._description.model, threads)
+        if self._handle is None:
+            raise MemoryError("no memory or no threads for the compiled decode step")
+        self._finalizer = weakref.finalize(self, library.griffin_close, self._handle)
+        # The end of a process ends its threads, and a forked one has none of them to wait for.
+        self._finalizer.atexit = False
+
+    def close(self) -> None:
+        """End its threads. It may be closed again, and used no more."""
+        self._handle = None
+        self._finalizer()
+
+    @torch.inference_mode()
+    def keep(self, experts_Lk: Tensor | None) -> None:
+        """Decode with these neurons only from now on, or with all.
+
+        Their weights are copied next to each other, by all threads: read in place they would be slower than all
+        neurons are, see ``native.c``.
+
+        Args:
+            experts_Lk: sorted int64 indices; None for all neurons.
+        """
+        handle, layers, all_experts = self._open(), self._description.layers, self._description.experts
+        neurons = int(all_experts[0].contract.rows)
+        if experts_Lk is not None:
+            _require(experts_Lk, len(layers), neurons)
+        if experts_Lk is None or experts_Lk.shape[1] == neurons:
+            self._use(all_experts)
+            return
+        if self._kept is None:
+            self._kept = _Kept(self._weights)
+        kept = self._kept.room(experts_Lk.shape[1], all_experts)
+        experts_Lk = experts_Lk.contiguous()
+        self._library.griffin_keep(handle, all_experts, kept, experts_Lk.data_ptr())
+        self._use(kept)
+
+    def __call__(self, id: int) -> Tensor:
+        """The logits that follow a token, ``(V,)`` in fp32; its key and value join the cache.
+
+        The next call writes over them.
+        """
+        handle, position = self._open(), self._cache.length
+        if not 0 <= id < len(self._weights.embedding_VD):
+            raise IndexError(f"no token has the id {id}")
+        if self._weights.positions is not None and position >= len(self._weights.positions):
+            raise IndexError(f"no position embedding for position {position}")
+        self._follow(self._cache.reserve(position + 1))
+        self._library.griffin_step(handle, id, position, self._logits_V.data_ptr())
+        self._cache.length = position + 1
+        return self._logits_V
+
+    def _open(self) -> int:
+        if self._handle is None:
+            raise RuntimeError("the compiled decode step is closed")
+        return self._handle
+
+    def _use(self, experts: "ctypes.Array[_Experts]") -> None:
+        for layer, block in zip(self._description.layers, experts, strict=True):
+            layer.experts = block
+
+    def _follow(self, keys_values: list[tuple[Tensor, Tensor]]) -> None:
+        """Read and write the cache where it is now."""
+        held = self._keys_values
+        if len(held) == len(keys_values) and all(
+            keys is held_keys and values is held_values
+            for (keys, values), (held_keys, held_values) in zip(keys_values, held, strict=True)
+        ):
+            return
+        shape = (1, self._weights.kv_heads, keys_values[0][0].shape[2], self._weights.head_size)
+        for tensor in (tensor for pair in keys_values for tensor in pair):
+            if tensor.dtype != self._weights.embedding_VD.dtype or tensor.shape != shape or not tensor.is_contiguous():
+                raise ValueError(f"the cache is not {shape} in the weights' dtype, but {tensor.dtype} {tensor.shape}")
+        for layer, (keys, values) in zip(self._description.layers, keys_values, strict=True):
+            layer.keys, layer.values, layer.capacity = keys.data_ptr(), values.data_ptr(), keys.shape[2]
+        self._keys_values = keys_values
+
+
+def _require(experts_Lk: Tensor, layers: int, neurons: int) -> None:
+    if experts_Lk.dtype != torch.int64 or experts_Lk.dim() != 2 or len(experts_Lk) != layers or not experts_Lk.numel():
+        raise ValueError(f"experts must be int64 ({layers}, k), but are {experts_Lk.dtype} {tuple(experts_Lk.shape)}")
+    if experts_Lk.min() < 0 or experts_Lk.max() >= neurons:
+        raise ValueError(f"experts must be among 0 to {neurons - 1}")
+
+
+class _Description:
+    """The weights as C sees them, and all small tensors that were made for it. Biases and norms become fp32."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._held: list[Tensor] = []
+        rotaries = list({id(layer.rotary): layer.rotary for layer in weights.layers if layer.rotary}.values())
+        self._rotaries = (_Rotary * len(rotaries))(*(self._rotary(rotary) for rotary in rotaries))
+        numbers = {id(rotary): number for number, rotary in enumerate(rotaries)}
+        self.experts = (_Experts * len(weights.layers))(*(self._experts(layer.experts) for layer in weights.layers))
+        self.layers = (_Layer * len(weights.layers))(
+            *(
+                self._layer(layer, experts, self._rotaries[numbers[id(layer.rotary)]] if layer.rotary else None)
+                for layer, experts in zip(weights.layers, self.experts, strict=True)
+            )
+        )
+        scale = torch.tensor(weights.embedding_scale, dtype=weights.embedding_VD.dtype).item()
+        self.model = _Model(
+            embedding=self._projection(Projection(weights.embedding_VD, None)),
+            head=self._projection(weights.head),
+            positions=weights.positions.data_ptr() if weights.positions is not None else None,
+            final_norm=self._norm(weights.final_norm),
+            layers=self.layers,
+            rotaries=self._rotaries,
+            layer_count=len(self.layers),
+            rotary_count=len(rotaries),
+            width=weights.width,
+            heads=weights.heads,
+            kv_heads=weights.kv_heads,
+            head_size=weights.head_size,
+            embedding_scale=scale,
+            scale=weights.scale,
+            score_cap=weights.score_cap or 0,
+            logit_cap=weights.logit_cap or 0,
+            activation=ACTIVATIONS.index(weights.activation),
+            gated=weights.layers[0].experts.gated,
+            bfloat16=weights.embedding_VD.dtype == torch.bfloat16,
+        )
+
+    def _layer(self, layer: Layer, experts: _Experts, rotary: _Rotary | None) -> _Layer:
+        return _Layer(
+            before_attention=self._norm(layer.before_attention),
+            query_norm=self._norm(layer.query_norm),
+            key_norm=self._norm(layer.key_norm),
+            after_attention=self._norm(layer.after_attention),
+            before_feed_forward=self._norm(layer.before_feed_forward),
+            after_feed_forward=self._norm(layer.after_feed_forward),
+            query_key_value=self._projection(layer.query_key_value),
+            output=self._projection(layer.output),
+            experts=experts,
+            rotary=ctypes.pointer(rotary) if rotary is not None else None,
+            window=layer.window or 0,
+        )
+
+    def _experts(self, experts: Experts) -> _Experts:
+        contract = Projection(experts.contract_FD, experts.contract_bias)
+        return _Experts(self._projection(experts.expand), self._projection(contract))
+
+    def _projection(self, projection: Projection) -> _Projection:
+        weight = projection.weight
+        self._held.append(weight)
+        return _Projection(weight.data_ptr(), self._float(projection.bias), *weight.shape)
+
+    def _norm(self, norm: Norm | None) -> _Norm:
+        if norm is None:
+            return _Norm()
+        width = len(norm.weight)
+        return _Norm(self._float(norm.weight), self._float(norm.bias), width, norm.eps, norm.centred)
+
+    def _rotary(self, rotary: Rotary) -> _Rotary:
+        frequencies_R = rotary.frequencies_R
+        pointers = [self._float(tensor) for tensor in (frequencies_R, *torch.empty(2, len(frequencies_R)))]
+        return _Rotary(*pointers, len(frequencies_R), rotary.scaling)
+
+    def _float(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        held = tensor.float().contiguous()
+        self._held.append(held)
+        return held.data_ptr()
+
+
+class _Kept:
+    """Room for the kept neurons of every layer, at most all."""
+
+    def __init__(self, weights: Weights) -> None:
+        blocks = [layer.experts for layer in weights.layers]
+        self._expand = [torch.empty_like(block.expand.weight) for block in blocks]
+        self._contract = [torch.empty_like(block.contract_FD) for block in blocks]
+        self._bias = [None if b.expand.bias is None else torch.empty(len(b.expand.weight)) for b in blocks]
+
+    def room(self, count: int, all_experts: "ctypes.Array[_Experts]") -> "ctypes.Array[_Experts]":
+        described = (_Experts * len(self._expand))()
+        for block, whole, expand, contract, bias in zip(
+            described, all_experts, self._expand, self._contract, self._bias, strict=True
+        ):
+            parts, width = whole.expand.rows // whole.contract.rows, whole.contract.columns
+            pointer = bias.data_ptr() if bias is not None else None
+            block.expand = _Projection(expand.data_ptr(), pointer, parts * count, width)
+            block.contract = _Projection(contract.data_ptr(), whole.contract.bias, count, width)
+        return described

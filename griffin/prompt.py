@@ -1,0 +1,178 @@
+"""Prompt: read once, scored if that is wanted, and continued as often as wanted."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from griffin.errors import EngineBusy
+from griffin.pruning import Pruning
+from griffin.runner import Chosen, Runner, Selection
+from griffin.sampler import Drawn
+from griffin.sampling import Logprobs, Sampling, logprobs
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    logprobs: if the sampling asks for them.
+    finish_reason: set on the last token only. An end-of-sequence token is yielded too.
+    selection: set on the first token that came from kept neurons only.
+    """
+
+    id: int
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason | None = None
+    selection: Selection | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a prompt's own tokens are to be scored.
+
+    top: report that many most probable tokens at each position, besides the token itself.
+    prompt_tokens: with a sparsity, the full model reads that many tokens and neurons are chosen on them; all
+        further tokens are read by the kept neurons, as if they had been generated. None: all but the last
+        input, the paper's simulated generation for classification (5.1). The last token of a scored text is no
+        input to its own score, so that is two less than the text has.
+    start: tokens before this one need no score, and may be left without.
+    """
+
+    top: int = 0
+    prompt_tokens: int | None = None
+    start: int = 0
+
+    def read_dense(self, length: int) -> int:
+        return max(1, length - 2) if self.prompt_tokens is None else self.prompt_tokens
+
+
+@dataclass(eq=False)
+class Claim:
+    """An engine's word that nobody else uses it, until it is taken back."""
+
+    holds: bool = True
+    sequence: object = field(default_factory=object)
+
+
+def never() -> bool:
+    return False
+
+
+class Prompt:
+    """A prompt that an engine has read. It is good for the engine's ``read`` block, and one sequence at a time.
+
+    scores: for each token of the prompt, the first excepted, which nothing predicts; None unless asked for.
+    selection: the neurons that were chosen, once they are.
+    cached_tokens: how many of its tokens an earlier prompt had in common, and need not be read again.
+    """
+
+    def __init__(
+        self, runner: Runner, ids: Sequence[int], pruning: Pruning, end_ids: frozenset[int], claim: Claim
+    ) -> None:
+        self._runner, self._ids, self._pruning, self._end_ids = runner, list(ids), pruning, end_ids
+        self._claim = claim
+        self._logits_V: Tensor | None = None
+        self._chosen: Chosen | None = None
+        self._ready = False
+        # Whether the first token comes from kept neurons too: the prompt's end was scored by them.
+        self._sparse_end = False
+        self.selection: Selection | None = None
+        self.scores: list[Logprobs | None] | None = None
+        self.cached_tokens = 0
+
+    def read(self, scoring: Scoring | None, cancelled: Callable[[], bool]) -> None:
+        """Run it through the full model, or, to score it sparsely, its beginning.
+
+        Raises:
+            Cancelled: between two chunks.
+        """
+        runner, ids, length = self._runner, self._ids, len(self._ids)
+        sparse = scoring is not None and runner.prunes(self._pruning)
+        dense = min(length, scoring.read_dense(length)) if scoring and sparse else length
+        # Scores need logits, which are not kept; and so does the last token that is read here.
+        start = length if scoring is None else min(scoring.start, dense)
+        self.cached_tokens = runner.resume(ids, start - 1) if start > 1 else 0
+        self.scores = None if scoring is None else [None] * (self.cached_tokens + 1)
+        logits_from = length - 1 if scoring is None else min(max(0, scoring.start - 1), length - 1)
+        for logits_CV in runner.read_dense(ids, self.cached_tokens, dense, logits_from, cancelled):
+            self._take(logits_CV, scoring)
+        if dense < length:
+            self._sparse_end = True
+            self._choose(dense)
+            assert self._chosen is not None
+            runner.load(self._chosen)
+            self.selection = self._chosen.selection()
+            for logits_CV in runner.read_sparse(ids, dense, length, logits_from, cancelled):
+                self._take(logits_CV, scoring)
+
+    def _take(self, logits_CV: Tensor, scoring: Scoring | None) -> None:
+        """One chunk has been read; these are the logits of its last tokens, of those that were wanted."""
+        if len(logits_CV):
+            self._logits_V = logits_CV[-1]
+        if scoring is None or self.scores is None:
+            return
+        behind = self._runner.cache.length
+        first = behind - len(logits_CV)
+        self.scores += [None] * (first + 1 - len(self.scores))
+        targets = torch.tensor(self._ids[first + 1 : behind + 1], device=logits_CV.device)
+        if len(targets):
+            self.scores += logprobs(logits_CV[: len(targets)], targets, scoring.top)
+
+    def generate(self, sampling: Sampling, cancelled: Callable[[], bool] = never) -> Iterator[Token]:
+        """Yield the tokens that follow. Sequences come one after the other, each anew from the prompt's end.
+
+        ``cancelled`` is asked between tokens; once true, the iterator simply ends.
+
+        Raises:
+            EngineBusy: another sequence has been started meanwhile, or another prompt been read.
+        """
+        sequence = self._claim.sequence = object()
+        self._require(sequence)
+        runner, decoder = self._runner, self._runner.decoder
+        end_ids = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._end_ids)
+        runner.cache.length = len(self._ids)
+        assert self._logits_V is not None
+        pending = decoder.begin(self._logits_V, sampling, self._ids, end_ids)
+        for count in range(1, sampling.max_tokens + 1):
+            if cancelled():
+                return
+            last = count == sampling.max_tokens
+            # A device works on the next token while the host looks at this one.
+            following = self._advance() if decoder.ahead and not last else None
+            drawn = pending()
+            reason: FinishReason | None = "stop" if drawn.id in end_ids else "length" if last else None
+            yield Token(drawn.id, drawn.logprobs, reason, self._report(count))
+            # Once more, right after the token was handed out: nothing is computed for nobody.
+            if reason or cancelled():
+                return
+            self._require(sequence)
+            pending = following or self._advance()
+
+    def _advance(self) -> Callable[[], Drawn]:
+        if not self._ready:
+            self._choose(len(self._ids))
+            self._runner.keep(self._chosen)
+            self._ready = True
+        return self._runner.decoder.advance()
+
+    def _choose(self, prompt_tokens: int) -> None:
+        """Once, when they are needed first."""
+        if self._chosen is None:
+            self._chosen = self._runner.select(self._pruning, prompt_tokens)
+
+    def _report(self, count: int) -> Selection | None:
+        """What was chosen, on the first token that came from it."""
+        if self._chosen is None or count != (1 if self._sparse_end else 2):
+            return None
+        if self.selection is None:
+            self.selection = self._chosen.selection()
+        return self.selection
+
+    def _require(self, sequence: object) -> None:
+        if not self._claim.holds or self._claim.sequence is not sequence:
+            raise EngineBusy("the engine has gone on to another sequence; read the prompt again")

@@ -1,0 +1,193 @@
+"""Runner: what an engine runs a sequence with. All of it is made anew when an engine is rebuilt, but the weights.
+
+Shapes: L layers, F feed-forward neurons, k of them kept.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from griffin.accounting import Accounting
+from griffin.cache import KVCache
+from griffin.decode import StepName, extend, logits, make_decoder
+from griffin.errors import Cancelled
+from griffin.families import feed_forwards
+from griffin.prefixes import Chunk, PrefixStore
+from griffin.pruning import DecodeTwin, Pruning, share, store_by_neuron_
+from griffin.selection import STRATEGIES, kept_count
+from griffin.statistic import FlockingStatistic, magnitude
+from griffin.weights import read_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The neurons chosen for one prompt.
+
+    kept_per_layer: k; the same in every layer.
+    seconds: from the finished prompt to decode-ready weights.
+    expert_set: a name for exactly these neurons, equal for equal sets.
+    prompt_tokens: how many tokens they were chosen on.
+    """
+
+    kept_per_layer: int
+    seconds: float
+    expert_set: str
+    prompt_tokens: int
+
+
+class Runner:
+    """The full model, its decode twin and decoder, and the KV cache and statistic of the sequence at hand."""
+
+    def __init__(
+        self,
+        origin: PreTrainedModel,
+        *,
+        context_length: int,
+        prefill_chunk: int,
+        prefixes: PrefixStore,
+        step: StepName = "auto",
+    ) -> None:
+        # A tree of its own: hooks sit on modules, and engines must not see each other's.
+        self.model = share(origin)
+        self.device = origin.device
+        self._blocks = feed_forwards(self.model)
+        store_by_neuron_(self._blocks)
+        self.twin = DecodeTwin(self.model)
+        self.statistic = FlockingStatistic(self._blocks)
+        self.cache = KVCache(len(self._blocks))
+        self.accounting = Accounting.of(self.model)
+        self._chunk, self._prefixes = prefill_chunk, prefixes
+        self._magnitude_LF: Tensor | None = None
+        self.decoder = make_decoder(step, self.model, read_weights(self.model), self.twin, self.cache, context_length)
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        self.cache.length = 0
+        self.statistic.reset()
+
+    def prunes(self, pruning: Pruning) -> bool:
+        return kept_count(self.accounting.width, pruning.sparsity) < self.accounting.width
+
+    def resume(self, ids: Sequence[int], limit: int) -> int:
+        """Begin with what is known of a prompt's first ``limit`` tokens; how many that were."""
+        chunks = self._prefixes.longest(ids, limit)
+        for chunk in chunks:
+            self.cache.append(chunk.keys_values)
+        if chunks:
+            self.statistic.resume(chunks[-1].energy_LF)
+        return len(chunks) * self._chunk
+
+    def read_dense(
+        self, ids: Sequence[int], start: int, end: int, logits_from: int, cancelled: Callable[[], bool]
+    ) -> Iterator[Tensor]:
+        """Run tokens of a prompt through the full model, in chunks, and count them in the statistic.
+
+        Yields:
+            After each chunk, the logits ``(C, V)`` of its tokens from ``logits_from`` on; C may be 0.
+
+        Raises:
+            Cancelled: between chunks.
+        """
+        with self.statistic.collecting():
+            for first, behind in self._chunks(start, end, cancelled):
+                yield self._run(self.model, ids, first, behind, logits_from)
+                if behind % self._chunk == 0 and not self._prefixes.knows(ids[:behind]):
+                    keys_values = self.cache.copy(behind - self._chunk, behind)
+                    self._prefixes.add(ids[:behind], Chunk(keys_values, self.statistic.energy()))
+
+    def load(self, chosen: "Chosen") -> None:
+        """Have these neurons ready for ``read_sparse``."""
+        self.twin.load(chosen.experts_Lk)
+        chosen.timer.stop()
+
+    def read_sparse(
+        self, ids: Sequence[int], start: int, end: int, logits_from: int, cancelled: Callable[[], bool]
+    ) -> Iterator[Tensor]:
+        """As ``read_dense``, through the neurons that were loaded, and uncounted."""
+        for first, behind in self._chunks(start, end, cancelled):
+            yield self._run(self.twin.model, ids, first, behind, logits_from)
+
+    def _chunks(self, start: int, end: int, cancelled: Callable[[], bool]) -> Iterator[tuple[int, int]]:
+        first = start
+        while first < end:
+            if cancelled():
+                raise Cancelled("the prompt was given up")
+            # Up to a multiple of the chunk's size, as any prompt with the same beginning is cut.
+            behind = min(first - first % self._chunk + self._chunk, end)
+            yield first, behind
+            first = behind
+
+    def _run(self, model: PreTrainedModel, ids: Sequence[int], first: int, behind: int, logits_from: int) -> Tensor:
+        ids_T = torch.tensor(ids[first:behind], device=self.device)
+        wanted = behind - max(first, logits_from)
+        if wanted > 0:
+            return logits(model, ids_T, self.cache, wanted)
+        extend(model, ids_T, self.cache)
+        return torch.empty(0, 0, device=self.device)
+
+    def select(self, pruning: Pruning, prompt_tokens: int) -> "Chosen | None":
+        """Choose neurons by the statistic so far; None if all stay."""
+        if not self.prunes(pruning):
+            return None
+        timer = _Timer(self.device)
+        kept = kept_count(self.accounting.width, pruning.sparsity)
+        statistic_LF = self.statistic.value() if pruning.statistic == "flocking" else self._magnitude()
+        experts_Lk = STRATEGIES[pruning.selection](statistic_LF, kept, pruning.generator())
+        return Chosen(experts_Lk, prompt_tokens, timer)
+
+    def keep(self, chosen: "Chosen | None") -> None:
+        """Decode with these neurons, or with all."""
+        self.decoder.keep(chosen.experts_Lk if chosen else None)
+        if chosen:
+            chosen.timer.stop()
+
+    def _magnitude(self) -> Tensor:
+        # Read once, at the first request that wants it: it reads half of all weights.
+        if self._magnitude_LF is None:
+            self._magnitude_LF = magnitude(self._blocks)
+        return self._magnitude_LF
+
+
+class Chosen:
+    """Neurons that were chosen, on the device; the host need not know which they are until it reports them."""
+
+    def __init__(self, experts_Lk: Tensor, prompt_tokens: int, timer: "_Timer") -> None:
+        self.experts_Lk, self.timer = experts_Lk, timer
+        self._prompt_tokens = prompt_tokens
+        # A copy that waits for nobody; it has arrived when the timer has stopped.
+        self._on_host = experts_Lk.to(torch.int32).to("cpu", non_blocking=True)
+
+    def selection(self) -> Selection:
+        seconds = self.timer.seconds()
+        expert_set = hashlib.sha256(self._on_host.numpy().tobytes()).hexdigest()[:16]
+        return Selection(self._on_host.shape[1], seconds, expert_set, self._prompt_tokens)
+
+
+class _Timer:
+    """From its making to ``stop``: on the device, where the host does not wait for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []  # type: ignore[no-untyped-call]
+        self._times = [0.0, 0.0]
+        self._mark(0)
+
+    def stop(self) -> None:
+        """At the first call; what follows is not the selection's."""
+        if not self._times[1]:
+            self._mark(1)
+
+    def _mark(self, number: int) -> None:
+        if self._events:
+            self._events[number].record()
+        self._times[number] = time.perf_counter()
+
+    def seconds(self) -> float:
+        if not self._events:
+            return self._times[1] - self._times[0]
+        self._events[1].synchronize()
+        return float(self._events[0].elapsed_time(self._events[1])) / 1e3

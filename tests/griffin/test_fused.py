@@ -1,0 +1,133 @@
+"""The fused decode step against each family's own forward pass, token by token from a cache that the model filled."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from griffin.families import BLOCKS, feed_forwards
+from griffin.pruning import store_by_neuron_
+from griffin.weights import Weights, read_weights
+from tests.griffin import oracle
+from tests.tiny import tiny_model
+
+fused = pytest.importorskip("griffin.fused", reason="needs triton", exc_type=ImportError)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CONTEXT = 64
+PROMPT, TOKENS = 13, 2
+LAYERS, WIDTH = 3, 52
+IDS = torch.randint(3, 128, (PROMPT + TOKENS,), generator=torch.Generator().manual_seed(1))
+
+
+def tiny_weights(family: str, dtype: torch.dtype = torch.float32) -> Weights:
+    model = tiny_model(family).to(DEVICE, dtype)
+    store_by_neuron_(feed_forwards(model))
+    weights = read_weights(model)
+    assert weights is not None
+    return weights
+
+
+@torch.no_grad()
+def read_prompt(model: PreTrainedModel, step: "fused.FusedStep") -> DynamicCache:
+    """What the model keeps of the prompt, in the step's cache too."""
+    # Without a configuration no layer forgets what its window hides.
+    cache = DynamicCache()
+    model(IDS[None, :PROMPT], past_key_values=cache)
+    for number, layer in enumerate(cache.layers):
+        step.keys[number][:, :, :PROMPT] = layer.keys
+        step.values[number][:, :, :PROMPT] = layer.values
+    step.position.fill_(PROMPT)
+    return cache
+
+
+@torch.no_grad()
+def distance(
+    model: PreTrainedModel, step: "fused.FusedStep", kept_Lk: Tensor | None = None, tokens: int = TOKENS
+) -> float:
+    """The largest between logits, relative to them, of several tokens in a row: each reads what the last one left."""
+    cache = read_prompt(model, step)
+    worst = 0.0
+    with oracle.masked(model, list(kept_Lk)) if kept_Lk is not None else nullcontext():
+        for token_id in IDS[PROMPT : PROMPT + tokens]:
+            expected_V = model(token_id.view(1, 1), past_key_values=cache).logits[0, -1].float()
+            step.token_id.copy_(token_id)
+            step.run(CONTEXT)
+            difference_V = step.logits_V.cpu().float() - expected_V
+            worst = max(worst, float(difference_V.abs().max() / expected_V.abs().max()))
+    assert int(step.position) == PROMPT + tokens
+    return worst
+
+
+def draw_experts(k: int) -> Tensor:
+    generator = torch.Generator().manual_seed(k)
+    return torch.stack([torch.randperm(WIDTH, generator=generator)[:k].sort().values for _ in range(LAYERS)])
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+def test_dense_step_is_the_model(family: str) -> None:
+    """With all neurons kept, the logits are the model's own."""
+    assert distance(tiny_model(family), fused.FusedStep(tiny_weights(family), CONTEXT)) < 1e-5
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+def test_sparse_step_is_the_masked_model(family: str) -> None:
+    """With some kept, those of the model whose other activations are zero."""
+    step = fused.FusedStep(tiny_weights(family), CONTEXT)
+    kept_Lk = draw_experts(21)
+    step.keep(kept_Lk.to(DEVICE))
+
+    assert distance(tiny_model(family), step, kept_Lk, tokens=1) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
+def test_half_precision_rounds_as_the_model_does(family: str) -> None:
+    """In fp16 a step is as near to the model as fp16 allows."""
+    model = tiny_model(family).to(torch.float16)
+
+    assert distance(model, fused.FusedStep(tiny_weights(family, torch.float16), CONTEXT)) < 5e-3
+
+
+def test_one_step_serves_any_selection_in_turn() -> None:
+    """Few neurons after many, and all after one: nothing stays of the selection before."""
+    model, step = tiny_model("llama"), fused.FusedStep(tiny_weights("llama"), CONTEXT)
+    for k in (51, 1):
+        step.keep(draw_experts(k).to(DEVICE))
+        assert distance(model, step, draw_experts(k)) < 1e-5
+    step.keep_all()
+
+    assert distance(model, step) < 1e-5
+
+
+def test_a_window_matters() -> None:
+    """The prompts here are longer than the windows: without them the logits are others."""
+    weights = tiny_weights("mistral")
+    unlimited = replace(weights, layers=[replace(layer, window=None) for layer in weights.layers])
+
+    assert distance(tiny_model("mistral"), fused.FusedStep(unlimited, CONTEXT), tokens=1) > 1e-2
+
+
+def test_buckets_end_with_the_context() -> None:
+    """Powers of two from 1024, none beyond the context length."""
+    assert fused.buckets(600) == [600]
+    assert fused.buckets(1024) == [1024]
+    assert fused.buckets(5000) == [1024, 2048, 4096, 5000]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+def test_a_recorded_step_follows_token_position_and_selection() -> None:
+    """One graph, replayed: it reads on the device all that changes."""
+    model, step = tiny_model("llama"), fused.FusedStep(tiny_weights("llama"), CONTEXT)
+    step.run(CONTEXT)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step.run(CONTEXT)
+    step.run = lambda bucket: graph.replay()
+    for k in (21, 52):
+        step.keep(draw_experts(k).to(DEVICE))
+        assert distance(model, step, draw_experts(k)) < 1e-5
