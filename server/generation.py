@@ -98,7 +98,7 @@ class Generation:
     def _opened(self, event: Read) -> Iterator[Piece]:
         """A prompt has been read: its answers begin."""
         delivery, ask = self.delivery, self.job.asks[event.prompt]
-        self.tally.read(event.prompt, event.selection)
+        self.tally.read(event.prompt, event.selection, event.cached_tokens)
         text = delivery.prompts[event.prompt] if delivery.prompts else ""
         scores = [ScoredToken(*pair) for pair in zip(ask.prompt_ids, event.scores, strict=True)] if event.scores else []
         for sample in range(delivery.sequences):

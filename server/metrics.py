@@ -56,6 +56,9 @@ class Metrics:
             "client_disconnects", "Requests given up because the client left or the server stopped.", (*MODEL, "phase")
         )
         self.worker_restarts = counter("worker_restarts", "Engines rebuilt after a failure.", MODEL)
+        # In tokens, as vLLM counts them.
+        self.prefix_queries = counter("prefix_cache_queries", "Tokens of prompts that were read or looked up.", MODEL)
+        self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that were known and not read again.", MODEL)
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of started requests.", MODEL)
         self.generation_tokens = counter("generation_tokens", "Generated tokens.", BY_SPARSITY)
         self.parameters_read = counter(

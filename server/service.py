@@ -173,6 +173,7 @@ def load(settings: Settings) -> Loaded:
         settings.workers,
         context_length=settings.max_model_len,
         prefill_chunk=settings.prefill_chunk,
+        prefix_bytes=settings.prefix_cache_mb * 2**20,
     )
     context = engines[0].context_length
     if settings.max_model_len and context < settings.max_model_len:

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     device: Annotated[str, Field(description="auto (CUDA when there is one), cpu, cuda or cuda:N")] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Field(description="of the weights; auto is bfloat16 where the hardware has it, else float32"),
+        Field(description="of the weights; auto is bfloat16 where it measures faster, else float32"),
     ] = "auto"
     workers: Annotated[
         int, Field(ge=1, le=64, description="requests generated at the same time; they share the weights")
@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     ] = 0.0
     queue_size: Annotated[int, Field(ge=0, description="requests that may wait; more are refused with 429")] = 32
     prefill_chunk: Annotated[int, Field(ge=1, description="prompt tokens per forward pass")] = 512
+    prefix_cache_mb: Annotated[
+        int,
+        Field(ge=0, description="memory in MiB for beginnings of prompts, which are not read again; 0 keeps none"),
+    ] = 512
     max_model_len: Annotated[
         int | None, Field(ge=3, description="context limit in tokens; default: the model's own")
     ] = None

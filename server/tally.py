@@ -6,7 +6,7 @@ from typing import Any
 
 from griffin import Accounting, Selection, Token
 from server.metrics import Metrics, sparsity_label
-from server.protocol.report import GriffinReport, Reason, TimingReport, Usage
+from server.protocol.report import GriffinReport, PromptTokensDetails, Reason, TimingReport, Usage
 from server.worker import Job
 
 
@@ -20,6 +20,8 @@ class Tally:
         self._model_name, self._requested = model_name, requested
         self._pruning = job.asks[0].pruning
         self._selections: dict[int, Selection] = {}
+        # Tokens of each prompt that were not read again.
+        self._cached: dict[int, int] = {}
         self._counts: dict[tuple[int, int], int] = {}
         self._last_at: dict[tuple[int, int], float] = {}
         self._count = 0
@@ -39,10 +41,13 @@ class Tally:
         """Generated tokens so far."""
         return self._count
 
-    def read(self, prompt: int, selection: Selection | None) -> None:
-        """A prompt has been read, and maybe its neurons chosen already."""
+    def read(self, prompt: int, selection: Selection | None, cached_tokens: int) -> None:
+        """A prompt has been read, or was known in part, and maybe its neurons chosen already."""
         if selection is not None:
             self._selections[prompt] = selection
+        self._cached[prompt] = cached_tokens
+        self._metrics.prefix_queries.labels(self._model_name).inc(len(self._job.asks[prompt].prompt_ids))
+        self._metrics.prefix_hits.labels(self._model_name).inc(cached_tokens)
         self._last = time.monotonic()
 
     def made(self, prompt: int, sample: int, token: Token, at: float) -> None:
@@ -62,12 +67,12 @@ class Tally:
 
     def usage(self) -> Usage:
         prompt = sum(len(ask.prompt_ids) for ask in self._job.asks)
-        return Usage(prompt_tokens=prompt, completion_tokens=self._count, total_tokens=prompt + self._count)
+        return _usage(prompt, self._count, sum(self._cached.values()))
 
     def usage_of(self, prompt: int, sample: int) -> Usage:
         """One answer's own, so far."""
         read, made = len(self._job.asks[prompt].prompt_ids), self._counts.get((prompt, sample), 0)
-        return Usage(prompt_tokens=read, completion_tokens=made, total_tokens=read + made)
+        return _usage(read, made, self._cached.get(prompt, 0))
 
     def griffin_report(self) -> GriffinReport:
         accounting, chosen = self._accounting, list(self._selections.values())
@@ -148,6 +153,15 @@ class Tally:
             "ttft_ms": timing.time_to_first_token_ms,
             "itl_ms": timing.mean_itl_ms,
         }
+
+
+def _usage(prompt: int, made: int, cached: int) -> Usage:
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=made,
+        total_tokens=prompt + made,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+    )
 
 
 def _milliseconds(seconds: float) -> float:

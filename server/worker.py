@@ -46,6 +46,7 @@ class PromptLike(Protocol):
 
     scores: list[Logprobs | None] | None
     selection: Selection | None
+    cached_tokens: int
 
     def generate(self, sampling: Sampling, cancelled: Callable[[], bool]) -> Iterator[Token]: ...
 
@@ -78,11 +79,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A prompt has been read, and scored if that was asked for."""
+    """A prompt has been read, and scored if that was asked for; some of it may have been known."""
 
     prompt: int
     scores: list[Logprobs | None] | None
     selection: Selection | None
+    cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class Job:
         """All prompts, one after the other, on the worker's thread."""
         for prompt, ask in enumerate(self.asks):
             with engine.read(ask.prompt_ids, ask.pruning, ask.scoring, self.cancelled) as read:
-                self.post(Read(prompt, read.scores, read.selection))
+                self.post(Read(prompt, read.scores, read.selection, read.cached_tokens))
                 for sample, sampling in enumerate(ask.samplings):
                     for token in read.generate(sampling, partial(self._over, (prompt, sample))):
                         self.post(Made(prompt, sample, token, time.monotonic()))

@@ -11,12 +11,17 @@ FinishReason = Literal["stop", "length"]
 Reason = Literal["requested", "server_default", "finished_at_first_token", "nothing_generated", "rounded_to_dense"]
 
 
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int = Field(description="that an earlier prompt began with too, and that were not read again")
+
+
 class Usage(BaseModel):
     """Each prompt counts once; every generated token counts, those of best_of too."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class GriffinReport(BaseModel):

@@ -82,4 +82,4 @@ def test_a_long_body_with_expect_continue(curl: str, url: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, input=body, check=True, timeout=120)
     answer = json.loads(done.stdout)
 
-    assert answer["usage"] == {"prompt_tokens": 8, "completion_tokens": 1, "total_tokens": 9}
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (8, 1)

@@ -98,6 +98,7 @@ class ScriptedPrompt:
     def __init__(self, engine: ScriptedEngine, ids: list[int], pruning: Pruning, scoring: Scoring | None) -> None:
         self._engine, self._pruning = engine, pruning
         self.selection = Selection(50, 0.002, "cafe", len(ids)) if scoring and pruning.sparsity else None
+        self.cached_tokens = 0
         self.scores = [None, *(self._score(i, id, scoring.top) for i, id in enumerate(ids[1:], 1))] if scoring else None
 
     def generate(self, sampling: Sampling, cancelled: Callable[[], bool]) -> Iterator[Token]:

@@ -16,7 +16,12 @@ def test_one_object() -> None:
 
     assert answer["object"] == "text_completion"
     assert answer["choices"] == [{"index": 0, "text": "abcd", "logprobs": None, "finish_reason": "length"}]
-    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
+    assert answer["usage"] == {
+        "prompt_tokens": 5,
+        "completion_tokens": 4,
+        "total_tokens": 9,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert answer["griffin"] == {
         "sparsity": 0.5, "requested_sparsity": 0.5, "reason": "requested", "selection": "top_k",
         "statistic": "flocking", "neurons_kept": 100, "neurons_total": 200, "active_parameters": 700,
@@ -42,7 +47,12 @@ def test_stream_has_one_chunk_for_each_token() -> None:
     }
     assert all(chunk["usage"] is None for chunk in chunks)
     assert usage["choices"] == []
-    assert usage["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    assert usage["usage"] == {
+        "prompt_tokens": 5,
+        "completion_tokens": 3,
+        "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert usage["griffin"]["active_parameters"] == 700
     assert usage["metrics"]["time_to_first_token_ms"] > 0
 

@@ -33,7 +33,7 @@ def test_prompts_in_all_forms(prompt: object, echoed: list[str]) -> None:
     assert engine.reads == [len(text) for text in echoed]
     assert answer.json()["usage"] == {
         "prompt_tokens": sum(map(len, echoed)), "completion_tokens": 2 * len(echoed),
-        "total_tokens": sum(map(len, echoed)) + 2 * len(echoed),
+        "total_tokens": sum(map(len, echoed)) + 2 * len(echoed), "prompt_tokens_details": {"cached_tokens": 0},
     }  # fmt: skip
 
 
