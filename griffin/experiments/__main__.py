@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from typing import NoReturn
 
 from griffin.errors import GriffinError
 from griffin.experiments import latency
@@ -10,14 +11,21 @@ from griffin.experiments import latency
 EXPERIMENTS = {"latency": latency}
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line that names the flag; the usage, of many lines, is behind --help."""
+        self.exit(2, f"griffin: {message}\n")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m griffin.experiments", description=__doc__)
+    parser = _Parser(prog="python -m griffin.experiments", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, experiment in EXPERIMENTS.items():
         summary = (experiment.__doc__ or "").strip().splitlines()[0]
         experiment.add_arguments(commands.add_parser(name, help=summary, description=experiment.__doc__))
     arguments = parser.parse_args()
-    logging.basicConfig(format="griffin: %(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("griffin").setLevel(logging.INFO)
     try:
         EXPERIMENTS[arguments.name].run(arguments)
     except (GriffinError, ValueError) as error:

@@ -1,123 +1,293 @@
-"""Decode speed, dense and pruned, beside transformers' generate (the paper's Table 3, for one prompt length).
+"""Speed of generation, full and pruned, beside transformers' generate and the memory's limit (the paper's Table 3).
 
-All contestants run in turn in each round, on the same prompt and for the same number of tokens, and medians
-over the rounds are shown: what else the machine does meets all of them alike. A token's time is counted from
-the first token to the last, without the prompt phase.
+All contestants run in turn in each round, in one process and on the same prompt. Shown are medians over the
+rounds with the lowest and the highest: per token, and for a whole sequence.
 """
 
 import argparse
+import copy
 import json
-import statistics
-import sys
+import math
+import os
+import platform
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
+from importlib import metadata
+from pathlib import Path
 
 import torch
+import transformers
 from transformers import PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
 
-from griffin import Engine, Pruning, Sampling, load
-from griffin.loading import EMBEDDED_MODEL
-from griffin.selection import kept_count
+from griffin import Engine, load
+from griffin.errors import GriffinError
+from griffin.experiments.bandwidth import Bandwidth, measure_bandwidth
+from griffin.experiments.contestants import engine_contestants, generate_contestants, run_rounds
+from griffin.experiments.figures import Row, rows
+from griffin.experiments.memory import available_bytes, device_name
+from griffin.experiments.plots import plot_latency, require_plot
+from griffin.experiments.progress import Progress
+from griffin.experiments.shapes import SHAPES, random_model, shape_config
+from griffin.experiments.tables import LEGEND, cost_table, paper_table, speed_table
+from griffin.loading import EMBEDDED_MODEL, parse_device, parse_dtype
+from griffin.statistic import STATISTICS
 
-Run = Callable[[], list[float]]
+# Of one token nothing is left between the second and the last.
+SMALLEST_TOKENS = 3
+DEFAULTS = {"prompt_tokens": 256, "tokens": 48, "rounds": 5}
+QUICK = {"prompt_tokens": 64, "tokens": 16, "rounds": 2}
+
+Lengths = tuple[int, int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=EMBEDDED_MODEL, help="hub id, directory or .gguf file (%(default)s)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", default=EMBEDDED_MODEL, help="hub id, directory or .gguf file (%(default)s)")
+    source.add_argument(
+        "--shape", metavar="NAME", help=f"random weights instead: {', '.join(SHAPES)}, or the path of a config.json"
+    )
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    parser.add_argument("--prompt-tokens", type=int, default=256, help="(%(default)s)")
-    parser.add_argument("--tokens", type=int, default=48, help="generated in each run (%(default)s)")
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.0, 0.5, 0.75], help="(0 0.5 0.75)")
-    parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
+    parser.add_argument("--threads", type=_count, metavar="N", help="of torch on a CPU (torch's own choice)")
+    parser.add_argument("--prompt-tokens", type=_count, metavar="N", help=f"({DEFAULTS['prompt_tokens']})")
+    parser.add_argument("--tokens", type=_tokens, metavar="N", help=f"generated in each run ({DEFAULTS['tokens']})")
+    parser.add_argument(
+        "--lengths", type=_lengths, nargs="+", metavar="P+G",
+        help="prompt and generated tokens, as 2048+128 2048+2048: instead of the two above, and several",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sparsities", type=_sparsity, nargs="+", metavar="S", default=[0.5, 0.75],
+        help="fractions of neurons removed, 0 to below 1 (0.5 0.75); the full model always runs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--statistics", choices=STATISTICS, nargs="+", default=["magnitude", "flocking"],
+        help="what neurons are chosen by (magnitude flocking)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=_count, metavar="N", help=f"({DEFAULTS['rounds']})")
+    parser.add_argument("--minutes", type=_minutes, metavar="M", help="begin no round that would end later than this")
+    parser.add_argument("--no-generate", action="store_true", help="leave transformers' generate out")
+    parser.add_argument(
+        "--compiled-generate", action="store_true", help="generate with a static cache, compiled, as well (CUDA)"
+    )
+    parser.add_argument("--json", type=_file, metavar="FILE", help="write the figures there, not to standard output")
+    parser.add_argument("--plot", type=_plot_file, metavar="FILE", help="draw the figures: .svg or .png")
+    parser.add_argument("--quick", action="store_true", help="shorter, for a first look: 64+16 tokens, 2 rounds")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a table, then one line of JSON."""
-    if arguments.tokens < 2 or arguments.rounds < 1 or arguments.prompt_tokens < 1:
-        raise ValueError("at least 2 tokens, 1 round and 1 prompt token are needed")
-    reference = load(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    # A second copy: the engine lays its weights out anew, and generate is to have the checkpoint's own layout.
-    ours = load(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    engine = Engine(ours.model)
-    generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(engine.vocabulary_size, (arguments.prompt_tokens,), generator=generator).tolist()
-
-    contestants: dict[str, Run] = {"generate": partial(_generate, reference.model, prompt, arguments.tokens)}
-    for sparsity in arguments.sparsities:
-        contestants[f"griffin {sparsity:g}"] = partial(_engine, engine, prompt, arguments.tokens, sparsity)
-    medians = _interleaved(contestants, arguments.rounds)
-    _report(arguments, engine, str(ours.model.dtype).removeprefix("torch."), medians)
-
-
-def _interleaved(contestants: dict[str, Run], rounds: int) -> dict[str, tuple[float, float, float]]:
-    """Seconds a token for each: median, lowest and highest over the rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    total = rounds + 1
-    for number in range(total):
-        for name, contestant in contestants.items():
-            print(f"\rround {number} of {rounds}: {name:<20}", end="", file=sys.stderr, flush=True)
-            times = contestant()
-            # The first round warms caches and allocators up.
-            if number:
-                seconds[name].append((times[-1] - times[0]) / (len(times) - 1))
-    print("\r" + " " * 50 + "\r", end="", file=sys.stderr)
-    return {name: (statistics.median(values), min(values), max(values)) for name, values in seconds.items()}
+    """Print tables, and one line of JSON unless that goes to a file; draw a plot if wanted."""
+    started, load_average = time.monotonic(), os.getloadavg()[0]
+    device = parse_device(arguments.device)
+    # Once: what auto means is measured.
+    dtype = parse_dtype(arguments.dtype, device)
+    settings, rounds = _settings(arguments)
+    if arguments.compiled_generate and (arguments.no_generate or device.type != "cuda"):
+        raise ValueError("--compiled-generate: needs a CUDA device, and cannot go with --no-generate")
+    _require_writable(arguments)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.shape:
+        _require_context(settings, int(shape_config(arguments.shape).max_position_embeddings))
+    try:
+        model = _model(arguments, device, dtype)
+        report, tables = _measure(arguments, model, settings, rounds, started)
+        report["load_average"] = load_average
+    except torch.OutOfMemoryError as error:
+        raise GriffinError(f"not enough memory on {device}: {str(error).splitlines()[0]}") from error
+    print(tables)
+    if device.type == "cpu" and load_average > 1.2 * (os.cpu_count() or 1):
+        # More than an earlier run of this very program leaves. Threads that wait for one another suffer most.
+        print(
+            f"\nThe machine was busy before this began (load average {load_average:.1f}); on an idle one these differ."
+        )
+    _write(arguments, report)
 
 
-def _engine(engine: Engine, prompt: list[int], tokens: int, sparsity: float) -> list[float]:
-    sampling = Sampling(temperature=0, max_tokens=tokens, ignore_eos=True)
-    times = []
-    for _ in engine.generate(prompt, sampling, Pruning(sparsity)):
-        times.append(time.perf_counter())
-    # Selecting neurons is a cost of the request, not of each token; it lies between the first two.
-    return times[1:] if len(times) > 2 else times
+def _measure(
+    arguments: argparse.Namespace, model: PreTrainedModel, settings: list[Lengths], rounds: int, started: float
+) -> tuple[dict[str, object], str]:
+    weights = None
+    own_copy = None
+    if not arguments.no_generate:
+        # The engine lays weights out anew; generate is to have the checkpoint's own layout, if a second copy fits.
+        own_copy = copy.deepcopy(model) if _copy_fits(model) else None
+        weights = "a copy of its own" if own_copy is not None else "the engine's weights"
+    engine = Engine(model)
+    _require_context(settings, engine.context_length)
+    engine.warm_up()
+    bandwidth = measure_bandwidth(engine.device)
+
+    contestants = engine_contestants(engine, [s for s in arguments.sparsities if s], arguments.statistics)
+    if weights:
+        contestants += generate_contestants(own_copy or model, compiled=arguments.compiled_generate)
+    measured: list[tuple[Lengths, list[Row]]] = []
+    with Progress(len(settings) * len(contestants) * (rounds + 1)) as progress:
+        for number, (prompt_tokens, tokens) in enumerate(settings, start=1):
+            share = arguments.minutes * 60 * number / len(settings) if arguments.minutes else math.inf
+            prompt = _prompt(engine.vocabulary_size, prompt_tokens)
+            runs = run_rounds(contestants, prompt, tokens, rounds, progress, started + share)
+            mean_context = prompt_tokens + tokens // 2
+            found = rows(contestants, runs, engine.accounting, mean_context, bandwidth.read)
+            measured.append(((prompt_tokens, tokens), found))
+    report = _report(arguments, model, engine, bandwidth, weights, measured)
+    return report, _tables(report, bandwidth, measured)
 
 
-class _Clock(BaseStreamer):  # type: ignore[misc]  # untyped in transformers
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
+def _model(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    if arguments.shape:
+        return random_model(arguments.shape, dtype, device)
+    return load(arguments.model, dtype=str(dtype).removeprefix("torch."), device=arguments.device).model
 
 
-def _generate(model: PreTrainedModel, prompt: list[int], tokens: int) -> list[float]:
-    clock = _Clock()
-    ids = torch.tensor([prompt], device=model.device)
-    model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens,
-        streamer=clock,
-    )  # fmt: skip
-    # The first put is the prompt itself; then as for the engine, from the second token on.
-    return clock.times[2:] if len(clock.times) > 3 else clock.times[1:]
+def _copy_fits(model: PreTrainedModel) -> bool:
+    """With room left for the engine's buffers, which are no larger than the weights."""
+    available = available_bytes(model.device)
+    return available is None or available > 2.2 * sum(parameter.nbytes for parameter in model.parameters())
+
+
+def _prompt(vocabulary: int, tokens: int) -> list[int]:
+    found: list[int] = torch.randint(vocabulary, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+    return found
+
+
+def _settings(arguments: argparse.Namespace) -> tuple[list[Lengths], int]:
+    """Lengths and rounds: those given, and defaults for the others."""
+    defaults = QUICK if arguments.quick else DEFAULTS
+    if arguments.lengths and (arguments.prompt_tokens or arguments.tokens):
+        raise ValueError("--lengths: cannot go with --prompt-tokens or --tokens, which say the same")
+    single = (arguments.prompt_tokens or defaults["prompt_tokens"], arguments.tokens or defaults["tokens"])
+    return arguments.lengths or [single], arguments.rounds or defaults["rounds"]
+
+
+def _require_context(settings: list[Lengths], context: int) -> None:
+    for prompt_tokens, tokens in settings:
+        if prompt_tokens + tokens > context:
+            raise ValueError(
+                f"--prompt-tokens, --tokens, --lengths: {prompt_tokens}+{tokens} tokens do not fit into this model's "
+                f"context of {context}"
+            )
+
+
+def _require_writable(arguments: argparse.Namespace) -> None:
+    """Said before anything is measured, not after."""
+    if arguments.plot:
+        require_plot()
+    for flag, path in (("--json", arguments.json), ("--plot", arguments.plot)):
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        except OSError as error:
+            raise ValueError(f"{flag}: cannot write '{path}': {error.strerror}") from error
 
 
 def _report(
-    arguments: argparse.Namespace, engine: Engine, dtype: str, medians: dict[str, tuple[float, float, float]]
-) -> None:
-    reference = medians["generate"][0]
-    print(f"{arguments.model}, {dtype}, {engine.device}, {torch.get_num_threads()} threads, "
-          f"{arguments.prompt_tokens} + {arguments.tokens} tokens, {arguments.rounds} rounds")  # fmt: skip
-    print(f"{'':<14}{'tokens/s':>10}{'ms/token':>10}{'lowest':>8}{'highest':>9}{'speed-up':>10}{'active':>14}")
-    rows = []
-    for name, (median, low, high) in medians.items():
-        sparsity = 0.0 if name == "generate" else float(name.split()[1])
-        active = engine.accounting.active(kept_count(engine.accounting.width, sparsity))
-        print(f"{name:<14}{1 / median:>10.1f}{median * 1e3:>10.2f}{low * 1e3:>8.2f}{high * 1e3:>9.2f}"
-              f"{reference / median:>9.2f}x{active:>14,}")  # fmt: skip
-        rows.append(
+    arguments: argparse.Namespace,
+    model: PreTrainedModel,
+    engine: Engine,
+    bandwidth: Bandwidth,
+    weights: str | None,
+    measured: list[tuple[Lengths, list[Row]]],
+) -> dict[str, object]:
+    config = model.config.to_dict()
+    dimensions = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    return {
+        "experiment": "latency",
+        "model": arguments.shape or arguments.model,
+        "random_weights": bool(arguments.shape),
+        "shape": {
+            **{name: config[name] for name in dimensions if name in config},
+            "num_key_value_heads": config.get("num_key_value_heads") or config.get("num_attention_heads"),
+            "neurons_per_layer": engine.accounting.width,
+            "parameters": engine.accounting.total,
+        },
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(engine.device),
+        "device_name": device_name(engine.device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "griffin-server": metadata.version("griffin-server"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "generate_reads": weights,
+        "bandwidth": {"copy": bandwidth.copy, "read": bandwidth.read},
+        "settings": [
             {
-                "name": name,
-                "tokens_per_second": round(1 / median, 2),
-                "ms_per_token": round(median * 1e3, 3),
-                "speedup": round(reference / median, 3),
-                "active_parameters": active,
+                "prompt_tokens": prompt_tokens,
+                "tokens": tokens,
+                "rounds": len(found[0].runs),
+                "rows": [row.as_json() for row in found],
             }
-        )
-    print(json.dumps({"model": arguments.model, "dtype": dtype, "device": str(engine.device), "results": rows}))
+            for (prompt_tokens, tokens), found in measured
+        ],
+    }
+
+
+def _tables(report: dict[str, object], bandwidth: Bandwidth, measured: list[tuple[Lengths, list[Row]]]) -> str:
+    random = " (random weights)" if report["random_weights"] else ""
+    threads = f", torch threads: {report['threads']}" if report["device"] == "cpu" else ""
+    reads = f"; generate reads {report['generate_reads']}" if report["generate_reads"] else ""
+    parts = [
+        f"{report['model']}{random}, {report['dtype']}, {report['device_name']}{threads}\n"
+        f"memory bandwidth: copy {bandwidth.copy / 1e9:.1f} GB/s, read {bandwidth.read / 1e9:.1f} GB/s{reads}"
+    ]
+    for (prompt_tokens, tokens), found in measured:
+        rounds = len(found[0].runs)
+        title = f"{prompt_tokens} + {tokens} tokens, {rounds} round{'s' * (rounds > 1)}"
+        parts += [f"{title}\n{speed_table(found)}", cost_table(found)]
+    parts += [LEGEND, paper_table([(f"{p}+{g}", found) for (p, g), found in measured])]
+    return "\n\n".join(parts)
+
+
+def _write(arguments: argparse.Namespace, report: dict[str, object]) -> None:
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    else:
+        print(json.dumps(report))
+    if arguments.plot:
+        plot_latency(report, arguments.plot)
+
+
+def _number(text: str, kind: type[int] | type[float], accepted: Callable[[float], bool], wanted: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not accepted(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
+    return value
+
+
+def _whole(text: str, lowest: int) -> int:
+    return int(_number(text, int, lambda value: value >= lowest, f"a whole number of at least {lowest}"))
+
+
+_count = partial(_whole, lowest=1)
+_tokens = partial(_whole, lowest=SMALLEST_TOKENS)
+_sparsity = partial(_number, kind=float, accepted=lambda value: 0 <= value < 1, wanted="at least 0 and below 1")
+_minutes = partial(_number, kind=float, accepted=lambda value: 0 < value < math.inf, wanted="above 0")
+
+
+def _lengths(text: str) -> Lengths:
+    prompt_tokens, plus, tokens = text.partition("+")
+    if not plus:
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form P+G, as 2048+128")
+    return _count(prompt_tokens), _tokens(tokens)
+
+
+def _file(text: str) -> Path:
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}' is a directory")
+    return Path(text)
+
+
+def _plot_file(text: str) -> Path:
+    path = _file(text)
+    if path.suffix not in (".svg", ".png"):
+        raise argparse.ArgumentTypeError(f"'{text}' ends neither in .svg nor in .png")
+    return path

@@ -1,0 +1,50 @@
+"""Memory as an experiment sees it: on CUDA what torch has allocated, on a CPU the process's resident set. Bytes."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin a new peak. Where the platform cannot, the peak is the process's own so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        # 5: the high-water mark of the resident set starts over (proc(5)).
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The highest since ``reset_peak``; None where the platform does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _proc_bytes("/proc/self/status", "VmHWM:")
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """What can still be taken; None where the platform does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return _proc_bytes("/proc/meminfo", "MemAvailable:")
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker calls it."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return os.uname().machine
+
+
+def _proc_bytes(file: str, field: str) -> int | None:
+    with suppress(OSError):
+        for line in Path(file).read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+    return None
