@@ -3,7 +3,7 @@
 from griffin.accounting import Accounting
 from griffin.engine import Engine, build_engines
 from griffin.errors import GriffinError
-from griffin.loading import Checkpoint, load
+from griffin.loading import Checkpoint, load, load_each
 from griffin.prompt import Prompt, Scoring, Token
 from griffin.pruning import Pruning
 from griffin.runner import Selection
@@ -23,4 +23,5 @@ __all__ = [
     "Token",
     "build_engines",
     "load",
+    "load_each",
 ]

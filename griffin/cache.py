@@ -21,13 +21,15 @@ class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transfor
 
     is_sliding = False
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         super().__init__()
         self.length = 0
+        self._device = device
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys = key_states[:, :, :0]
-        self.values = value_states[:, :, :0]
+        # A prompt that is resumed brings keys and values from where they are kept.
+        self.keys = key_states[:, :, :0].to(self._device or key_states.device)
+        self.values = value_states[:, :, :0].to(self._device or value_states.device)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -74,8 +76,12 @@ def _of_capacity(buffer: Tensor, filled: int, capacity: int) -> Tensor:
 class KVCache:
     """The cache of one sequence at a time. Its memory follows the longest sequence so far, and stays."""
 
-    def __init__(self, layers: int) -> None:
-        self._layers = [_CacheLayer() for _ in range(layers)]
+    def __init__(self, layers: int, devices: Sequence[torch.device] | None = None) -> None:
+        """
+        Args:
+            devices: of each layer; by default where its first keys come from.
+        """
+        self._layers = [_CacheLayer(devices[number] if devices else None) for number in range(layers)]
         self.cache = Cache(layers=self._layers)
 
     @property

@@ -1,9 +1,12 @@
 """Decoding: from a prompt's logits to one token after the other, by the fastest step there is for a model.
 
-NativeStep   compiled C, on a CPU; kept neurons are read in place        (griffin/native.py)
-FusedStep    Triton kernels in one CUDA graph with the sampler; in place (griffin/fused.py, griffin/graph.py)
-LeanStep     plain torch, for the common block anywhere                  (griffin/lean.py)
-TwinStep     the model's own forward pass, for every other family        (here)
+native   NativeStep: compiled C, on a CPU                                  (griffin/native.py)
+graph    FusedStep: Triton kernels, in one CUDA graph with the sampler     (griffin/fused.py, griffin/graph.py)
+lean     LeanStep: plain torch, for the common block anywhere              (griffin/lean.py)
+twin     TwinStep: the model's own forward pass, for every other family    (here)
+
+On a CPU kept neurons are gathered: read where they lie, half of them take as long as all, because the hardware
+fetches what is skipped as well. On CUDA they are read in place, through an index.
 """
 
 import logging
@@ -16,7 +19,9 @@ from transformers import PreTrainedModel
 
 from griffin import native
 from griffin.cache import KVCache
+from griffin.devices import across_devices
 from griffin.lean import LeanStep
+from griffin.offload import HostWeights
 from griffin.pruning import DecodeTwin
 from griffin.sampler import Drawn, Sampler
 from griffin.sampling import Sampling
@@ -41,9 +46,11 @@ class Step(Protocol):
 class Decoder(Protocol):
     """Makes one sequence at a time. Whatever it compiles, captures or tunes, it does when it is made.
 
+    name: of its step, for people.
     ahead: the device works on the next token before the host knows the one before.
     """
 
+    name: str
     ahead: bool
 
     def keep(self, experts_Lk: Tensor | None) -> None:
@@ -75,12 +82,34 @@ class TwinStep:
         return logits(self._decoder, torch.tensor([id], device=self._model.device), self._cache)[-1]
 
 
+class StreamedStep:
+    """Of a model whose FF weights stay on the host: kept neurons are resident, all of them come anew for each token."""
+
+    def __init__(self, streaming: Step, resident: Step) -> None:
+        self._streaming, self._resident = streaming, resident
+        self._step = streaming
+        self._told = False
+
+    def keep(self, experts_Lk: Tensor | None) -> None:
+        self._step = self._streaming if experts_Lk is None else self._resident
+        if experts_Lk is None and not self._told:
+            self._told = True
+            logger.warning(
+                "a request without sparsity: each of its tokens reads all feed-forward weights from the host"
+            )
+        self._step.keep(experts_Lk)
+
+    def __call__(self, id: int) -> Tensor:
+        return self._step(id)
+
+
 class StepDecoder:
     """A step, then a draw, with the host between them."""
 
     ahead = False
 
-    def __init__(self, step: Step, vocabulary: int, device: torch.device) -> None:
+    def __init__(self, name: StepName, step: Step, vocabulary: int, device: torch.device) -> None:
+        self.name: str = name
         self._step = step
         self._sampler = Sampler(vocabulary, device)
         self._drawn: Drawn | None = None
@@ -117,31 +146,43 @@ def make_decoder(
     Raises:
         ValueError: it was named, and cannot run here.
     """
-    vocabulary, device = int(model.config.vocab_size), model.device
-    if weights is None:
+    host = HostWeights.of(model)
+    _require(name != "graph" or host is None, "graph: this model's feed-forward weights stay on the host")
+    if across_devices(model):
+        _require(name in ("auto", "twin"), f"{name}: this model is across several devices")
+        name = "twin"
+    elif weights is None:
         _require(name in ("auto", "twin"), f"{name}: a '{model.config.model_type}' model has no common block")
-        return StepDecoder(TwinStep(model, cache, twin), vocabulary, device)
-    if name == "graph" or (name == "auto" and device.type == "cuda"):
-        graph = _graph_decoder(weights, cache, context_length, name)
-        if graph is not None:
+        name = "twin"
+    elif name == "auto" and model.device.type == "cuda":
+        name = "graph" if host is None else "lean"
+    elif name == "auto":
+        name = "native" if native.available() and native.supported(weights) else "lean"
+    if name == "graph" and weights is not None:
+        if (graph := _graph_decoder(weights, cache, context_length)) is not None:
             return graph
+        name = "lean"
+    step = _step(name, model, weights, twin, cache)
+    if host is not None:
+        step = StreamedStep(TwinStep(model, cache, twin), step)
+    return StepDecoder(name, step, int(model.config.vocab_size), model.device)
+
+
+def _step(name: StepName, model: PreTrainedModel, weights: Weights | None, twin: DecodeTwin, cache: KVCache) -> Step:
+    if name == "twin" or weights is None:
+        return TwinStep(model, cache, twin)
+    if name == "lean":
+        return LeanStep(weights, cache, twin)
     can = native.available() and native.supported(weights)
-    _require(can or name != "native", "native: the compiled step is not there, or does not know this dtype or device")
-    if name in ("native", "auto") and can:
-        step: Step = native.NativeStep(weights, cache, torch.get_num_threads())
-    elif name == "twin":
-        step = TwinStep(model, cache, twin)
-    else:
-        step = LeanStep(weights, cache, twin)
-    return StepDecoder(step, vocabulary, device)
+    _require(can, "native: the compiled step is not installed, or does not run this dtype or device")
+    return native.NativeStep(weights, cache, torch.get_num_threads())
 
 
-def _graph_decoder(weights: Weights, cache: KVCache, context_length: int, name: StepName) -> Decoder | None:
+def _graph_decoder(weights: Weights, cache: KVCache, context_length: int) -> Decoder | None:
     try:
-        # Triton is there where CUDA is, as a rule.
+        # Triton is there where CUDA is, as a rule; elsewhere nothing of it is imported.
         from griffin.graph import GraphDecoder
     except ImportError as error:
-        _require(name != "graph", f"graph: Triton cannot be imported: {error}")
         logger.warning("decoding without CUDA graphs, several times slower: Triton cannot be imported (%s)", error)
         return None
     return GraphDecoder(weights, cache, context_length)
@@ -153,14 +194,18 @@ def _require(holds: bool, otherwise: str) -> None:
 
 
 @torch.inference_mode()
-def extend(model: PreTrainedModel, ids_T: Tensor, cache: KVCache) -> None:
-    """Run tokens for what they leave in the cache (and in hooks), without their logits."""
-    model.base_model(input_ids=ids_T[None], past_key_values=cache.cache, use_cache=True)
+def extend(model: PreTrainedModel, ids_T: Tensor, cache: KVCache) -> Tensor:
+    """Run tokens, for what they leave in the cache (and in hooks); their last hidden states ``(T, D)``."""
+    output = model.base_model(input_ids=ids_T[None], past_key_values=cache.cache, use_cache=True)
+    hidden_TD: Tensor = output.last_hidden_state[0]
+    return hidden_TD
 
 
 @torch.inference_mode()
 def logits(model: PreTrainedModel, ids_T: Tensor, cache: KVCache, wanted: int = 1) -> Tensor:
     """Run tokens; the logits of the last ``wanted`` of them, ``(wanted, vocabulary)``."""
-    output = model(input_ids=ids_T[None], past_key_values=cache.cache, use_cache=True, logits_to_keep=wanted)
-    logits_CV: Tensor = output.logits[0]
-    return logits_CV
+    # Not through the model's own head: of a slice of a batch, torch makes a product that copies the whole weight.
+    hidden_CD = extend(model, ids_T, cache)[-wanted:]
+    logits_CV: Tensor = model.get_output_embeddings()(hidden_CD)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits_CV if cap is None else cap * torch.tanh(logits_CV / cap)

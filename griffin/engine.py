@@ -36,7 +36,7 @@ class Engine:
         model: PreTrainedModel,
         *,
         context_length: int | None = None,
-        prefill_chunk: int = 512,
+        prefill_chunk: int = 256,
         prefixes: PrefixStore | None = None,
         step: StepName = "auto",
     ) -> None:
@@ -73,6 +73,11 @@ class Engine:
         )
         self._runner = self._make_runner()
         self.accounting = self._runner.accounting
+
+    @property
+    def step(self) -> str:
+        """Which step runs a token, see ``decode``."""
+        return self._runner.decoder.name
 
     def rebuild(self) -> None:
         """Start over after a failure, whatever state it left: all but the weights is made anew, and warmed up."""
@@ -230,7 +235,7 @@ def build_engines(
     count: int,
     *,
     context_length: int | None = None,
-    prefill_chunk: int = 512,
+    prefill_chunk: int = 256,
     prefix_bytes: int = 0,
 ) -> list[Engine]:
     """Engines that share one model and one store of prefixes, warmed up, for ``count`` threads to run one each.

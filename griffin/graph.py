@@ -49,6 +49,7 @@ class CudaCapture:
 class GraphDecoder:
     """Launches captured steps; one graph for each length bucket and kind of sampling, none for a sparsity."""
 
+    name = "graph"
     ahead = True
 
     def __init__(

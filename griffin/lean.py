@@ -30,7 +30,10 @@ class LeanStep:
 
     def keep(self, experts_Lk: Tensor | None) -> None:
         """Use these neurons from now on, or all."""
-        self._kept = None if experts_Lk is None else self._twin.load(experts_Lk)
+        # First of all, for these may be in the way of the next.
+        self._kept = None
+        if experts_Lk is not None:
+            self._kept = self._twin.load(experts_Lk)
 
     @torch.inference_mode()
     def __call__(self, id: int) -> Tensor:

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -14,11 +14,24 @@ from typing import Any
 import platformdirs
 import torch
 import transformers
+from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from griffin import mapped
+from griffin.devices import distribute
 from griffin.errors import GriffinError, LoadError
-from griffin.families import require_supported
+from griffin.families import feed_forwards, require_supported
+from griffin.offload import HostWeights, attach_
 from griffin.precision import fastest_dtype
 
 logger = logging.getLogger("griffin")
@@ -42,16 +55,37 @@ class Checkpoint:
 
 
 def load(
-    source: str = EMBEDDED_MODEL, *, dtype: str = "auto", device: str = "auto", cache_dir: Path | None = None
+    source: str = EMBEDDED_MODEL,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    cache_dir: Path | None = None,
+    ff_offload: bool = False,
 ) -> Checkpoint:
-    """Load a model, ready to run.
+    """Load a model, ready to run on one device, or across several; see ``load_each``."""
+    return load_each(source, [device], dtype=dtype, cache_dir=cache_dir, ff_offload=ff_offload)[0]
+
+
+def load_each(
+    source: str = EMBEDDED_MODEL,
+    devices: Sequence[str] = ("auto",),
+    *,
+    dtype: str = "auto",
+    cache_dir: Path | None = None,
+    ff_offload: bool = False,
+) -> list[Checkpoint]:
+    """Load a model, ready to run on each of several devices. Fewer come back where it fits only across them.
 
     Args:
         source: a hub id, a directory with ``config.json`` and safetensors, a ``.gguf`` file, or
             ``SmolLM2-135M-Instruct``, the default that comes as a Python package.
         dtype: float32, bfloat16, float16, or auto: bfloat16 where it measures faster, else float32.
-        device: as torch names it, or auto: CUDA when there is one, the CPU otherwise.
-        cache_dir: where dequantised GGUF weights are kept; by default the user's cache directory (XDG).
+        devices: as torch names them, or auto: CUDA when there is one, the CPU otherwise. With ``+`` between
+            them, one model across several.
+        cache_dir: where dequantised GGUF weights and weights by neuron are kept; by default the user's cache
+            directory (XDG).
+        ff_offload: FF weights stay in host memory and are streamed, see ``offload``; if the CPU is the only
+            device, in a file that is mapped, see ``mapped``.
 
     Raises:
         LoadError: no such checkpoint, or it cannot be read.
@@ -60,16 +94,21 @@ def load(
     if not sys.stderr.isatty():
         # Progress bars are for people; in a log they are noise. (The one of the GGUF reader has no switch.)
         transformers.logging.disable_progress_bar()
-    torch_device = parse_device(device)
-    torch_dtype = parse_dtype(dtype, torch_device)
+    groups = [[parse_device(name) for name in device.split("+")] for device in devices]
+    torch_dtype = parse_dtype(dtype, groups[0][0])
     path, name = _locate(source)
+    cache_dir = cache_dir or platformdirs.user_cache_path("griffin")
+    map_from = cache_dir / "by-neuron" if ff_offload and groups == [[torch.device("cpu")]] else None
     try:
         if isinstance(path, Path) and path.suffix == ".gguf":
-            model, tokenizer = _load_gguf(path, torch_dtype, cache_dir or platformdirs.user_cache_path("griffin"))
+            model, tokenizer = _load_gguf(path, torch_dtype, cache_dir, map_from)
         else:
             require_supported(PreTrainedConfig.get_config_dict(path)[0])
-            model, tokenizer = _from_pretrained(path, torch_dtype)
-        return Checkpoint(name, model.to(torch_device), tokenizer)
+            model, tokenizer = _read(path, torch_dtype, map_from)
+        if HostWeights.of(model) is not None:
+            return [Checkpoint(name, model, tokenizer)]
+        models = distribute(model, groups, ff_offload=ff_offload)
+        return [Checkpoint(name, model, tokenizer) for model in models]
     except GriffinError:
         raise
     except Exception as error:
@@ -143,16 +182,96 @@ def _from_pretrained(source: Path | str, dtype: torch.dtype) -> tuple[PreTrained
     return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
 
 
-def _load_gguf(path: Path, dtype: torch.dtype, cache_dir: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _read(
+    source: Path | str, dtype: torch.dtype, map_from: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A checkpoint; if there is a directory to map its FF weights from, without those in memory."""
+    if map_from is None:
+        return _from_pretrained(source, dtype)
+    folder = source if isinstance(source, Path) else _downloaded(source)
+    return _mapped(folder, dtype, map_from), AutoTokenizer.from_pretrained(folder)
+
+
+def _downloaded(hub_id: str) -> Path:
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    return Path(snapshot_download(hub_id, allow_patterns=patterns))
+
+
+def _mapped(folder: Path, dtype: torch.dtype, map_from: Path) -> PreTrainedModel:
+    """A model whose FF weights are mapped from a file, which is made first if it is not there or cannot be used."""
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    layout = mapped.Layout.of(empty, dtype)
+    target = map_from / f"{folder.name}-{str(dtype).removeprefix('torch.')}-{_folder_identity(folder)}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(target.name + ".lock")):
+            host = _mapped_or_made(folder, layout, empty.base_model_prefix, target)
+    except OSError as error:
+        raise LoadError(f"ff-offload on a CPU needs room for a file in {map_from}: {error}") from error
+    model = _without_feed_forward(empty, layout, folder)
+    attach_(model, host, feed_forwards(model))
+    return model
+
+
+def _mapped_or_made(folder: Path, layout: mapped.Layout, prefix: str, target: Path) -> HostWeights:
+    if target.exists():
+        try:
+            return mapped.read(target, layout)
+        except LoadError as error:
+            logger.warning("%s; making it again", error)
+            shutil.rmtree(target)
+    logger.info("%s: writing its feed-forward weights by neuron, once, to %s", folder.name, target)
+    _write_whole(target, lambda partial: mapped.write(partial, layout, folder, prefix))
+    return mapped.read(target, layout)
+
+
+def _without_feed_forward(empty: PreTrainedModel, layout: mapped.Layout, folder: Path) -> PreTrainedModel:
+    """A checkpoint, but for its FF matrices, which stay on the meta device."""
+    absent = {name for names in layout.names for name in names}
+    # Left on the disk by the library's own offload, of which nothing but this is wanted.
+    places = {name: "disk" if name in absent else "cpu" for name, m in empty.named_modules() if not list(m.children())}
+    offloading = logging.getLogger("accelerate.big_modeling")
+    level = offloading.level
+    offloading.setLevel(logging.ERROR)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=layout.dtype, device_map=places)
+    finally:
+        offloading.setLevel(level)
+    remove_hook_from_module(model, recurse=True)
+    for module in model.modules():
+        for method in ("forward", "to", "cuda"):
+            # Left on the instance by those hooks; a copy of the module would call this one's.
+            module.__dict__.pop(method, None)
+    biased = [name for name in absent if model.get_submodule(name).bias is not None]
+    biases = mapped.tensors(folder, [f"{name}.bias" for name in biased], model.base_model_prefix)
+    for name, bias in zip(biased, biases, strict=True):
+        model.get_submodule(name).bias = nn.Parameter(bias.to(layout.dtype), requires_grad=False)
+    return model
+
+
+def _folder_identity(folder: Path) -> str:
+    """By place and time: hashing all weights would take as long as reading them."""
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return blake2b(f"{folder.resolve()} {states}".encode(), digest_size=6).hexdigest()
+
+
+def _load_gguf(
+    path: Path, dtype: torch.dtype, cache_dir: Path, map_from: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """From the dequantised copy in the cache, which is made first if it is not there or cannot be read."""
     target = cache_dir / "dequantised" / _cache_name(path, dtype)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(target.name + ".lock")):
             if not target.exists():
-                return _dequantise(path, dtype, target)
+                loaded = _dequantise(path, dtype, target)
+                if map_from is None or not target.exists():
+                    return loaded
+                del loaded
             try:
-                return _from_pretrained(target, dtype)
+                return _read(target, dtype, map_from)
             except Exception as error:
                 logger.warning("%s: the cached weights are unreadable (%s); making them again", path.stem, error)
                 shutil.rmtree(target)

@@ -4,7 +4,7 @@ Shapes: L layers, D model width, F feed-forward neurons, k of them kept.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from griffin.families import FeedForward, feed_forwards, linear_weight
+from griffin.offload import Gather, HostWeights
 from griffin.selection import SELECTIONS, SelectionName
 from griffin.statistic import STATISTICS, StatisticName
 from griffin.weights import Experts, Projection
@@ -63,12 +64,14 @@ class DecodeTwin:
 
     The kept weights are gathered into buffers made once, at their full size, and used through prefix
     views: any sparsity per request, no allocation from request to request. (On Linux the pages of a
-    buffer that no request has needed yet are not backed by memory.)
+    buffer that no request has needed yet are not backed by memory.) Of a model whose FF weights stay on the
+    host, buffers are only as large as the largest request so far: all of them would not fit.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = share(model)
-        self._layers = [_CompactFeedForward(block) for block in feed_forwards(self.model)]
+        self._host = HostWeights.of(model)
+        self._layers = [_CompactFeedForward(block, self._host) for block in feed_forwards(self.model)]
 
     @torch.inference_mode()
     def load(self, experts_Lk: Tensor) -> list[Experts]:
@@ -77,7 +80,30 @@ class DecodeTwin:
         Args:
             experts_Lk: sorted int64 indices, on the model's device.
         """
-        return [layer.load(experts_k) for layer, experts_k in zip(self._layers, experts_Lk, strict=True)]
+        if self._host is None:
+            return [layer.load(e_k, e_k) for layer, e_k in zip(self._layers, experts_Lk, strict=True)]
+        return self._load_from_host(self._host, experts_Lk)
+
+    def _load_from_host(self, host: HostWeights, experts_Lk: Tensor) -> list[Experts]:
+        gather, rows_Lk, loaded = Gather(host), experts_Lk.cpu(), []
+        # Before larger buffers are made, for there may not be room for both.
+        self._release(experts_Lk.shape[1])
+        try:
+            host.fetch(0)
+            for number, layer in enumerate(self._layers):
+                host.fetch(number + 1)
+                loaded.append(layer.load(experts_Lk[number], rows_Lk[number], gather))
+        except BaseException:
+            # Out of memory, most likely: what is there is of no use, and a smaller request may need the room.
+            loaded.clear()
+            self._release()
+            raise
+        return loaded
+
+    def _release(self, kept: int | None = None) -> None:
+        """Give up all buffers, or those of fewer neurons."""
+        for layer in self._layers:
+            layer.release(kept)
 
 
 def store_by_neuron_(blocks: Sequence[FeedForward]) -> None:
@@ -101,10 +127,14 @@ def _make_contiguous_(projection: nn.Module, neurons: Tensor) -> None:
         weight.data = rows if neurons.stride() == weight.stride() else rows.t()
 
 
+def _gather(rows_FD: Tensor, experts_k: Tensor, to_kD: Tensor) -> None:
+    torch.index_select(rows_FD, 0, experts_k, out=to_kD)
+
+
 class _CompactFeedForward:
     """The buffers of one layer, and the modules in the twin's tree that read them."""
 
-    def __init__(self, block: FeedForward) -> None:
+    def __init__(self, block: FeedForward, host: HostWeights | None) -> None:
         width, fused = block.width, block.names.fused
         projections = block.expand
         # One part for each matrix, also where several are stacked in one projection.
@@ -113,6 +143,7 @@ class _CompactFeedForward:
         self._biases_F = [part for bias in biases if bias is not None for part in torch.split(bias, width)]
         # The bias of the contracting projection belongs to no neuron and stays whole.
         self._rows_FD, self._contract_bias = linear_weight(block.contract).t(), _bias(block.contract)
+        self._device, self._by_need = host.device if host else self._rows_FD.device, host is not None
         self._buffers: tuple[Tensor, Tensor | None, Tensor] | None = None
         self._fused = fused
         self._expand_slots = [_KeptNeurons(None) for _ in projections]
@@ -121,17 +152,24 @@ class _CompactFeedForward:
             block.layer.set_submodule(name, slot)
         block.layer.set_submodule(block.names.contract, self._contract_slot)
 
-    def load(self, experts_k: Tensor) -> Experts:
-        expand_buffer, bias_buffer, contract_buffer = self._room()
+    def load(self, experts_k: Tensor, rows_k: Tensor, gather: Callable[..., object] = _gather) -> Experts:
+        """
+        Args:
+            rows_k: the same as ``experts_k``, where the matrices are.
+            gather: of a matrix and such indices, rows into a buffer.
+        """
         kept = len(experts_k)
+        expand_buffer, bias_buffer, contract_buffer = self._room(kept)
+        experts_k, rows_k = experts_k.to(self._device), rows_k.to(self._rows_FD.device)
         expand, bias = expand_buffer[: len(self._parts_FD) * kept], None
         for part_FD, to in zip(self._parts_FD, torch.split(expand, kept), strict=True):
-            torch.index_select(part_FD, 0, experts_k, out=to)
+            gather(part_FD, rows_k, to)
         if bias_buffer is not None:
             bias = bias_buffer[: len(self._parts_FD) * kept]
             for bias_F, to in zip(self._biases_F, torch.split(bias, kept), strict=True):
                 torch.index_select(bias_F, 0, experts_k, out=to)
-        contract_kD = torch.index_select(self._rows_FD, 0, experts_k, out=contract_buffer[:kept])
+        contract_kD = contract_buffer[:kept]
+        gather(self._rows_FD, rows_k, contract_kD)
         self._fill_slots(expand, bias, contract_kD, self._fused * kept)
         return Experts(Projection(expand, bias), contract_kD, self._contract_bias, len(self._parts_FD) == 2)
 
@@ -141,12 +179,26 @@ class _CompactFeedForward:
             slot.weight, slot.bias = expand[part], bias[part] if bias is not None else None
         self._contract_slot.weight = contract_kD.t()
 
-    def _room(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Made at the first need: where kept neurons are read in place, few requests have one."""
+    def release(self, kept: int | None = None) -> None:
+        """Give up the buffers, or only if they are of fewer neurons."""
+        if self._buffers is None or (kept is not None and len(self._buffers[2]) >= kept):
+            return
+        self._buffers = None
+        for slot in (*self._expand_slots, self._contract_slot):
+            slot.weight = self._rows_FD[:0]
+
+    def _room(self, kept: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Made at the first need: a step that has kept neurons of its own leaves this to scoring."""
         if self._buffers is None:
-            rows, width = sum(len(part) for part in self._parts_FD), self._rows_FD.shape[1]
-            bias = self._rows_FD.new_empty(rows) if self._biases_F else None
-            self._buffers = self._rows_FD.new_empty((rows, width)), bias, torch.empty_like(self._rows_FD)
+            neurons, width = self._rows_FD.shape
+            neurons = kept if self._by_need else neurons
+            rows = len(self._parts_FD) * neurons
+
+            def buffer(*shape: int) -> Tensor:
+                return torch.empty(shape, dtype=self._rows_FD.dtype, device=self._device)
+
+            bias = buffer(rows) if self._biases_F else None
+            self._buffers = buffer(rows, width), bias, buffer(neurons, width)
         return self._buffers
 
 

@@ -15,8 +15,10 @@ from transformers import PreTrainedModel
 from griffin.accounting import Accounting
 from griffin.cache import KVCache
 from griffin.decode import StepName, extend, logits, make_decoder
+from griffin.devices import make_current
 from griffin.errors import Cancelled
-from griffin.families import feed_forwards
+from griffin.families import feed_forwards, linear_weight
+from griffin.offload import stream
 from griffin.prefixes import Chunk, PrefixStore
 from griffin.pruning import DecodeTwin, Pruning, share, store_by_neuron_
 from griffin.selection import STRATEGIES, kept_count
@@ -55,18 +57,25 @@ class Runner:
         # A tree of its own: hooks sit on modules, and engines must not see each other's.
         self.model = share(origin)
         self.device = origin.device
-        self._blocks = feed_forwards(self.model)
-        store_by_neuron_(self._blocks)
+        make_current(self.device)
+        blocks = feed_forwards(self.model)
+        store_by_neuron_(blocks)
+        # First of all: what it merges, the twin is to gather from.
+        weights = read_weights(self.model)
         self.twin = DecodeTwin(self.model)
-        self.statistic = FlockingStatistic(self._blocks)
-        self.cache = KVCache(len(self._blocks))
         self.accounting = Accounting.of(self.model)
+        stream(self.model, blocks)
+        self.statistic = FlockingStatistic(blocks)
+        self.cache = KVCache(len(blocks), [linear_weight(block.contract).device for block in blocks])
         self._chunk, self._prefixes = prefill_chunk, prefixes
+        # Where no weight ever moves.
+        self._origin_blocks = feed_forwards(origin)
         self._magnitude_LF: Tensor | None = None
-        self.decoder = make_decoder(step, self.model, read_weights(self.model), self.twin, self.cache, context_length)
+        self.decoder = make_decoder(step, self.model, weights, self.twin, self.cache, context_length)
 
     def reset(self) -> None:
-        """Forget the sequence."""
+        """Forget the sequence, for another one in this thread."""
+        make_current(self.device)
         self.cache.length = 0
         self.statistic.reset()
 
@@ -149,7 +158,7 @@ class Runner:
     def _magnitude(self) -> Tensor:
         # Read once, at the first request that wants it: it reads half of all weights.
         if self._magnitude_LF is None:
-            self._magnitude_LF = magnitude(self._blocks)
+            self._magnitude_LF = magnitude(self._origin_blocks).to(self.device)
         return self._magnitude_LF
 
 

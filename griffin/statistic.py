@@ -71,14 +71,17 @@ class FlockingStatistic:
     def _hook(row_F: Tensor) -> Any:
         def accumulate(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             # Some families flatten to (T, F) before the projection, others keep (1, T, F).
-            row_F.add_(relative_energy(inputs[0].detach().reshape(-1, inputs[0].shape[-1])))
+            energy_F = relative_energy(inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
+            # Across devices, each layer counts on its own.
+            row_F.add_(energy_F.to(row_F.device))
 
         return accumulate
 
 
 def magnitude(blocks: Sequence[FeedForward]) -> Tensor:
     """The paper's static baseline (5.1): row norms of W_1, times those of W_g where gated. fp32 ``(L, F)``."""
-    return torch.stack([_row_norms(block) for block in blocks])
+    rows = [_row_norms(block) for block in blocks]
+    return torch.stack([row_F.to(rows[0].device) for row_F in rows])
 
 
 def _row_norms(block: FeedForward) -> Tensor:

@@ -13,7 +13,7 @@ import griffin
 from server.errors import InvalidField, ModelLoading, ModelNotFound, ServerDraining
 from server.logprobs import Vocabulary
 from server.metrics import Metrics
-from server.settings import Settings
+from server.settings import Settings, comma_separated
 from server.text import Tokenizer
 from server.worker import EngineLike, Workers
 
@@ -165,16 +165,25 @@ def load(settings: Settings) -> Loaded:
     Raises:
         GriffinError: one line that says why there is no model.
     """
-    checkpoint = griffin.load(
-        settings.model, dtype=settings.dtype, device=settings.device, cache_dir=settings.cache_dir
+    checkpoints = griffin.load_each(
+        settings.model,
+        comma_separated(settings.devices or settings.device),
+        dtype=settings.dtype,
+        cache_dir=settings.cache_dir,
+        ff_offload=settings.ff_offload == "cpu",
     )
-    engines = griffin.build_engines(
-        checkpoint.model,
-        settings.workers,
-        context_length=settings.max_model_len,
-        prefill_chunk=settings.prefill_chunk,
-        prefix_bytes=settings.prefix_cache_mb * 2**20,
-    )
+    engines = [
+        engine
+        for checkpoint in checkpoints
+        for engine in griffin.build_engines(
+            checkpoint.model,
+            settings.workers,
+            context_length=settings.max_model_len,
+            prefill_chunk=settings.prefill_chunk,
+            prefix_bytes=settings.prefix_cache_mb * 2**20,
+        )
+    ]
+    checkpoint = checkpoints[0]
     context = engines[0].context_length
     if settings.max_model_len and context < settings.max_model_len:
         logger.warning("--max-model-len %d is more than the model has: %d", settings.max_model_len, context)
@@ -183,4 +192,6 @@ def load(settings: Settings) -> Loaded:
     gc.freeze()
     name = settings.served_model_name or checkpoint.name
     dtype = str(checkpoint.model.dtype).removeprefix("torch.")
-    return Loaded(name, checkpoint.tokenizer, engines, f"{checkpoint.model.device}, {dtype}")
+    return Loaded(
+        name, checkpoint.tokenizer, engines, f"{checkpoint.model.device}, {dtype}, {engines[0].step} decode step"
+    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 PREFIX = "GRIFFIN_"
@@ -36,6 +36,17 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
     device: Annotated[str, Field(description="auto (CUDA when there is one), cpu, cuda or cuda:N")] = "auto"
+    devices: Annotated[
+        str | None,
+        Field(
+            description="instead of one device: comma-separated, a copy of the model and its workers on each; "
+            "cuda:0+cuda:1 is one copy across two"
+        ),
+    ] = None
+    ff_offload: Annotated[
+        Literal["none", "cpu"],
+        Field(description="cpu keeps feed-forward weights in host memory, and only those in use on the device"),
+    ] = "none"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="of the weights; auto is bfloat16 where it measures faster, else float32"),
@@ -48,7 +59,9 @@ class Settings(BaseSettings):
         Field(ge=0, lt=1, allow_inf_nan=False, description="used when a request names none; 0 is the dense model"),
     ] = 0.0
     queue_size: Annotated[int, Field(ge=0, description="requests that may wait; more are refused with 429")] = 32
-    prefill_chunk: Annotated[int, Field(ge=1, description="prompt tokens per forward pass")] = 512
+    prefill_chunk: Annotated[
+        int, Field(ge=1, description="prompt tokens per forward pass, and per chunk that is reused")
+    ] = 256
     prefix_cache_mb: Annotated[
         int,
         Field(ge=0, description="memory in MiB for beginnings of prompts, which are not read again; 0 keeps none"),
@@ -86,6 +99,22 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["text", "json"], Field(description="one line a record, for people or for machines")
     ] = "text"
+
+    @field_validator("devices")
+    @classmethod
+    def _other_devices(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        if info.data.get("device", "auto") != "auto":
+            raise ValueError("device is set too; set one of them")
+        copies = comma_separated(value)
+        # cuda is the first of them.
+        names = ["cuda:0" if name == "cuda" else name for copy in copies for name in map(str.strip, copy.split("+"))]
+        if not all(names) or not names:
+            raise ValueError("names no device")
+        if len(set(names)) < len(names):
+            raise ValueError(f"names {next(name for name in names if names.count(name) > 1)} twice")
+        return ",".join(copy.replace(" ", "") for copy in copies)
 
     @field_validator("api_keys")
     @classmethod

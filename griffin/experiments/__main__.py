@@ -6,9 +6,9 @@ import sys
 from typing import NoReturn
 
 from griffin.errors import GriffinError
-from griffin.experiments import latency
+from griffin.experiments import latency, offload
 
-EXPERIMENTS = {"latency": latency}
+EXPERIMENTS = {"latency": latency, "offload": offload}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""What is timed: the engine, full and pruned, and transformers' generate. Each runs one sequence and tells when.
+"""What is timed: the engine, full and pruned, and what it is compared with. Each runs one sequence and tells when.
 
 All get the same prompt, draw greedily, and stop at the wanted number of tokens only.
 """
@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from griffin import Engine, Pruning, Sampling
+from griffin.errors import GriffinError
 from griffin.experiments.memory import peak_bytes, reset_peak
 from griffin.experiments.progress import Progress
 from griffin.statistic import StatisticName
@@ -90,6 +93,23 @@ def generate_contestants(model: PreTrainedModel, *, compiled: bool) -> list[Cont
     return found
 
 
+def llama_cpp_contestant(file: Path, context_length: int, threads: int) -> Contestant:
+    """llama.cpp on a GGUF file, through its Python package, on a CPU.
+
+    Raises:
+        GriffinError: the package is not installed, or does not load the file.
+    """
+    try:
+        from llama_cpp import Llama
+    except ImportError:
+        raise GriffinError("--llama-cpp: the package is not installed: pip install llama-cpp-python") from None
+    try:
+        model = Llama(str(file), n_ctx=context_length, n_threads=threads, n_threads_batch=threads, verbose=False)
+    except (OSError, ValueError) as error:
+        raise GriffinError(f"--llama-cpp: cannot load '{file}': {error}") from error
+    return Contestant("llama.cpp", 0.0, partial(_run_llama_cpp, model))
+
+
 def run_rounds(
     contestants: list[Contestant],
     prompt: list[int],
@@ -127,6 +147,15 @@ def _run_engine(engine: Engine, pruning: Pruning, prompt: list[int], tokens: int
         times.append(time.perf_counter() - started)
         selection = token.selection or selection
     return Run(tuple(times), selection and selection.seconds, peak_bytes(engine.device))
+
+
+def _run_llama_cpp(model: Any, prompt: list[int], tokens: int) -> Run:
+    # It would go on from the last run's prompt.
+    model.reset()
+    started = time.perf_counter()
+    drawn = model.generate(prompt, temp=0.0)
+    times = [(next(drawn), time.perf_counter() - started)[1] for _ in range(tokens)]
+    return Run(tuple(times))
 
 
 class _Clock(BaseStreamer):  # type: ignore[misc]  # untyped in transformers

@@ -24,7 +24,12 @@ from transformers import PreTrainedModel
 from griffin import Engine, load
 from griffin.errors import GriffinError
 from griffin.experiments.bandwidth import Bandwidth, measure_bandwidth
-from griffin.experiments.contestants import engine_contestants, generate_contestants, run_rounds
+from griffin.experiments.contestants import (
+    engine_contestants,
+    generate_contestants,
+    llama_cpp_contestant,
+    run_rounds,
+)
 from griffin.experiments.figures import Row, rows
 from griffin.experiments.memory import available_bytes, device_name
 from griffin.experiments.plots import plot_latency, require_plot
@@ -70,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-generate", action="store_true", help="leave transformers' generate out")
     parser.add_argument(
         "--compiled-generate", action="store_true", help="generate with a static cache, compiled, as well (CUDA)"
+    )
+    parser.add_argument(
+        "--llama-cpp", type=Path, metavar="FILE", help="llama.cpp on this .gguf file as well (needs llama-cpp-python)"
     )
     parser.add_argument("--json", type=_file, metavar="FILE", help="write the figures there, not to standard output")
     parser.add_argument("--plot", type=_plot_file, metavar="FILE", help="draw the figures: .svg or .png")
@@ -122,6 +130,9 @@ def _measure(
     contestants = engine_contestants(engine, [s for s in arguments.sparsities if s], arguments.statistics)
     if weights:
         contestants += generate_contestants(own_copy or model, compiled=arguments.compiled_generate)
+    if arguments.llama_cpp:
+        longest = max(sum(lengths) for lengths in settings)
+        contestants.append(llama_cpp_contestant(arguments.llama_cpp, longest, torch.get_num_threads()))
     measured: list[tuple[Lengths, list[Row]]] = []
     with Progress(len(settings) * len(contestants) * (rounds + 1)) as progress:
         for number, (prompt_tokens, tokens) in enumerate(settings, start=1):
@@ -207,6 +218,7 @@ def _report(
         "device": str(engine.device),
         "device_name": device_name(engine.device),
         "threads": torch.get_num_threads(),
+        "step": engine.step,
         "versions": {
             "griffin-server": metadata.version("griffin-server"),
             "python": platform.python_version(),
@@ -233,7 +245,7 @@ def _tables(report: dict[str, object], bandwidth: Bandwidth, measured: list[tupl
     threads = f", torch threads: {report['threads']}" if report["device"] == "cpu" else ""
     reads = f"; generate reads {report['generate_reads']}" if report["generate_reads"] else ""
     parts = [
-        f"{report['model']}{random}, {report['dtype']}, {report['device_name']}{threads}\n"
+        f"{report['model']}{random}, {report['dtype']}, {report['device_name']}{threads}, {report['step']} step\n"
         f"memory bandwidth: copy {bandwidth.copy / 1e9:.1f} GB/s, read {bandwidth.read / 1e9:.1f} GB/s{reads}"
     ]
     for (prompt_tokens, tokens), found in measured:

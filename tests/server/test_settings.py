@@ -39,6 +39,12 @@ def test_an_empty_variable_is_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> 
         (["--drain-timeout", "9" * 400], {}, "--drain-timeout"),
         (["--port", "http"], {}, "--port: Input should be a valid integer"),
         (["--dtype=int4"], {}, "dtype"),
+        (["--devices", "cuda:0", "--device", "cuda:1"], {}, "--devices: device is set too; set one of them"),
+        ([], {"GRIFFIN_DEVICES": "cuda:0,cuda:0"}, "GRIFFIN_DEVICES: names cuda:0 twice"),
+        (["--devices", "cuda,cuda:0"], {}, "--devices: names cuda:0 twice"),
+        (["--devices", "cuda:0+"], {}, "--devices: names no device"),
+        (["--devices", ","], {}, "--devices: names no device"),
+        ([], {"GRIFFIN_FF_OFFLOAD": "disk"}, "GRIFFIN_FF_OFFLOAD: Input should be 'none' or 'cpu'"),
         ([], {"GRIFFIN_WORKERS": "0"}, "GRIFFIN_WORKERS: Input should be greater than or equal to 1"),
     ],
 )
@@ -93,6 +99,12 @@ def test_keys_that_were_meant_to_be_there(
         monkeypatch.setenv(name, value)
 
     assert names_no_key(read_settings(arguments), arguments) == missing
+
+
+def test_devices_are_read() -> None:
+    """One each, or several for one copy; spaces do not matter."""
+    assert read_settings(["--devices", "cuda:0, cuda:1 + cuda:2"]).devices == "cuda:0,cuda:1+cuda:2"
+    assert (read_settings([]).devices, read_settings([]).ff_offload) == (None, "none")
 
 
 def test_keys_are_not_shown() -> None:
