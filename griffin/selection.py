@@ -51,7 +51,8 @@ def _highest(scores_LF: Tensor, k: int) -> Tensor:
         return torch.zeros_like(scores_LF, dtype=torch.bool)
     # A broken activation (NaN) must not make a row shorter than k.
     scores_LF = scores_LF.nan_to_num(nan=0.0)
-    cut_L1 = scores_LF.topk(k, dim=1).values[:, -1:]
+    # The k-th highest alone: several times faster than all k of them.
+    cut_L1 = scores_LF.kthvalue(scores_LF.shape[1] - k + 1, dim=1, keepdim=True).values
     above = scores_LF > cut_L1
     equal = scores_LF == cut_L1
     missing_L1 = k - above.sum(dim=1, keepdim=True)

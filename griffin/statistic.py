@@ -22,7 +22,8 @@ def relative_energy(z_TF: Tensor) -> Tensor:
     This is s squared of equation 1 in the paper. It adds up over any split of the tokens.
     Tokens whose activations are all zero have no direction and count nothing.
     """
-    squares_TF = z_TF.float().square()
+    # Of a copy in fp32 in place: to touch new memory is most of the cost.
+    squares_TF = z_TF.square() if z_TF.dtype == torch.float32 else z_TF.float().square_()
     norms_T = squares_TF.sum(dim=1)
     # Below the smallest normal number the reciprocal is infinite.
     weights_T = torch.where(norms_T > torch.finfo(torch.float32).tiny, norms_T.reciprocal(), 0.0)
