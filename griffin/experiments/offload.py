@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,11 @@ def run(arguments: argparse.Namespace) -> None:
         for way, sparsity in (*ways, ("accelerate", 0.0)):
             progress.begin(f"{way} {sparsity:g}")
             task = (way, sparsity, checkpoint, dtype, str(device), arguments.memory_gb, folder)
-            rows.append(_alone(_measure, *task, arguments.prompt_tokens, arguments.tokens, arguments.rounds))
+            try:
+                rows.append(_alone(_measure, *task, arguments.prompt_tokens, arguments.tokens, arguments.rounds))
+            except BrokenProcessPool:
+                # The system has ended it. Under a cap that may be what this is to show.
+                rows.append({"way": way, "sparsity": sparsity, "failed": "killed, most likely for want of memory"})
             progress.advance()
     name = arguments.shape or arguments.model
     print(f"{name}, {dtype}, {device_name(device)}, {arguments.prompt_tokens} + {arguments.tokens} tokens")
@@ -159,9 +164,13 @@ def _own_gb() -> float | None:
 def _table(rows: Sequence[Row]) -> str:
     lines = [f"{'':<12}{'sparsity':>9}{'load s':>9}{'prompt s':>10}{'ms/token':>10}{'peak GB':>9}{'own GB':>8}"]
     for row in rows:
-        shown = row.get("failed") or (
-            f"{row['load_seconds']:>9.1f}{row['prompt_seconds']:>10.2f}{row['ms_per_token']:>10.1f}"
-            f"{_or_dash(row['peak_gb']):>9}{_or_dash(row['own_gb']):>8}"
+        shown = (
+            f"  {row['failed']}"
+            if "failed" in row
+            else (
+                f"{row['load_seconds']:>9.1f}{row['prompt_seconds']:>10.2f}{row['ms_per_token']:>10.1f}"
+                f"{_or_dash(row['peak_gb']):>9}{_or_dash(row['own_gb']):>8}"
+            )
         )
         lines.append(f"{row['way']:<12}{row['sparsity']:>9g}{shown}")
     return "\n".join(lines)
