@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
@@ -20,6 +21,7 @@ from griffin.experiments.memory import peak_bytes, reset_peak
 from griffin.experiments.progress import Progress
 from griffin.statistic import StatisticName
 
+PROFILED_TOKENS, PROFILED_ROWS = 32, 30
 # As the paper calls them.
 STATISTIC_NAMES: dict[StatisticName, str] = {"flocking": "GRIFFIN", "magnitude": "magnitude"}
 
@@ -136,6 +138,21 @@ def run_rounds(
         if number and now + (now - started) > deadline:
             break
     return runs
+
+
+def profiles(contestants: list[Contestant], prompt: list[int]) -> str:
+    """For each contestant, the operations and kernels that most time goes to, of one run of a few tokens."""
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    parts = []
+    for contestant in contestants:
+        with profile(activities=activities) as recorded:
+            contestant.run(prompt, PROFILED_TOKENS)
+        table = recorded.key_averages().table(sort_by=order, row_limit=PROFILED_ROWS, max_name_column_width=60)
+        parts.append(f"{contestant.label}: {len(prompt)} + {PROFILED_TOKENS} tokens\n{table}")
+    return "\n\n".join(parts) + "\n"
 
 
 def _run_engine(engine: Engine, pruning: Pruning, prompt: list[int], tokens: int) -> Run:

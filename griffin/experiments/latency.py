@@ -28,6 +28,7 @@ from griffin.experiments.contestants import (
     engine_contestants,
     generate_contestants,
     llama_cpp_contestant,
+    profiles,
     run_rounds,
 )
 from griffin.experiments.figures import Row, rows
@@ -81,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=_file, metavar="FILE", help="write the figures there, not to standard output")
     parser.add_argument("--plot", type=_plot_file, metavar="FILE", help="draw the figures: .svg or .png")
+    parser.add_argument(
+        "--profile", type=_file, metavar="FILE", help="write there where the time of a token goes, for each contestant"
+    )
     parser.add_argument("--quick", action="store_true", help="shorter, for a first look: 64+16 tokens, 2 rounds")
 
 
@@ -142,6 +146,9 @@ def _measure(
             mean_context = prompt_tokens + tokens // 2
             found = rows(contestants, runs, engine.accounting, mean_context, bandwidth.read)
             measured.append(((prompt_tokens, tokens), found))
+    if arguments.profile:
+        prompt_tokens, _ = settings[0]
+        arguments.profile.write_text(profiles(contestants, _prompt(engine.vocabulary_size, prompt_tokens)))
     report = _report(arguments, model, engine, bandwidth, weights, measured)
     return report, _tables(report, bandwidth, measured)
 
@@ -185,7 +192,7 @@ def _require_writable(arguments: argparse.Namespace) -> None:
     """Said before anything is measured, not after."""
     if arguments.plot:
         require_plot()
-    for flag, path in (("--json", arguments.json), ("--plot", arguments.plot)):
+    for flag, path in (("--json", arguments.json), ("--plot", arguments.plot), ("--profile", arguments.profile)):
         try:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +227,7 @@ def _report(
         "threads": torch.get_num_threads(),
         "step": engine.step,
         "versions": {
-            "griffin-server": metadata.version("griffin-server"),
+            "griffin-server": _own_version(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -238,6 +245,14 @@ def _report(
             for (prompt_tokens, tokens), found in measured
         ],
     }
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("griffin-server")
+    except metadata.PackageNotFoundError:
+        # Run from the source tree, as on a machine that is only lent.
+        return "not installed"
 
 
 def _tables(report: dict[str, object], bandwidth: Bandwidth, measured: list[tuple[Lengths, list[Row]]]) -> str:

@@ -1,9 +1,14 @@
-"""The engine on a CUDA device against the same model on the CPU."""
+"""The engine on a CUDA device: against the same model on the CPU, and each way to run a token against the others."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from griffin import Engine, Pruning, Sampling
+from griffin import Engine, Pruning, Sampling, build_engines
+from griffin.families import BLOCKS
+from griffin.offload import offload_
+from griffin.prefixes import PrefixStore
 from tests.griffin import oracle
 from tests.tiny import tiny_model
 
@@ -12,23 +17,117 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
+Prompts = Callable[[int, int], list[int]]
+GREEDY = Sampling(temperature=0, max_tokens=12, ignore_eos=True)
+SEEDED = Sampling(seed=5, max_tokens=12, ignore_eos=True)
+EVERYTHING = Sampling(
+    seed=4, max_tokens=12, ignore_eos=True, top_p=0.9, top_k=50, min_p=0.01, logprobs=3,
+    presence_penalty=0.5, frequency_penalty=0.4, repetition_penalty=1.1, logit_bias={9: 2.0}, min_tokens=3,
+)  # fmt: skip
+SAMPLINGS = [GREEDY, SEEDED, EVERYTHING]
 
-def test_pruned_decoding_equals_the_masked_model(family: str) -> None:
-    """Greedy tokens at half the neurons, in fp32, for every family."""
-    prompt = torch.randint(3, 128, (20,), generator=torch.Generator().manual_seed(1)).tolist()
-    expected, _ = oracle.generate(tiny_model(family), prompt, 0.5, 12)
+
+def ids(engine: Engine, prompt: list[int], sampling: Sampling, sparsity: float) -> list[int]:
+    return [token.id for token in engine.generate(prompt, sampling, Pruning(sparsity))]
+
+
+def test_pruned_decoding_equals_the_masked_model(family: str, prompts: Prompts) -> None:
+    """Greedy tokens at half the neurons, in fp32, for every family; the common block runs in graphs."""
+    expected, _ = oracle.generate(tiny_model(family), prompts(1, 20), 0.5, 12)
     engine = Engine(tiny_model(family).to("cuda"), prefill_chunk=7)
-    sampling = Sampling(temperature=0, max_tokens=12, ignore_eos=True)
 
-    assert [token.id for token in engine.generate(prompt, sampling, Pruning(0.5))] == expected
+    assert engine.step == ("graph" if family in BLOCKS else "twin")
+    assert ids(engine, prompts(1, 20), GREEDY, 0.5) == expected
 
 
-def test_seeded_selections_and_draws_repeat() -> None:
-    """Selections that draw choose the same neurons as on the CPU; sampled tokens repeat by seed."""
-    models = [tiny_model("llama"), tiny_model("llama").to("cuda")]
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seeded", "everything"])
+def test_graphs_give_what_plain_steps_give(family: str, prompts: Prompts, sampling: Sampling) -> None:
+    """Dense and pruned, in turn on one engine, and again: what a request leaves does not show in the next."""
+    model = tiny_model(family).to("cuda")
+    engine, plain = Engine(model, prefill_chunk=8), Engine(model, prefill_chunk=8, step="twin")
+    for number, sparsity in enumerate((0.5, 0.0, 0.9, 0.5)):
+        prompt = prompts(number, 9 + 5 * number)
+
+        assert ids(engine, prompt, sampling, sparsity) == ids(plain, prompt, sampling, sparsity)
+
+
+def test_selections_that_draw_choose_as_on_the_cpu(prompts: Prompts) -> None:
+    """By seed."""
     pruning = Pruning(0.5, selection="sample", statistic="magnitude", seed=3)
-    sampling = Sampling(seed=5, max_tokens=8, ignore_eos=True)
-    runs = [list(Engine(model).generate([7, 8, 9], sampling, pruning)) for model in [*models, models[1]]]
+    sets = []
+    for device in ("cpu", "cuda"):
+        tokens = list(Engine(tiny_model("llama").to(device)).generate([7, 8, 9], SEEDED, pruning))
+        sets.append(tokens[1].selection.expert_set)
 
-    assert runs[0][1].selection.expert_set == runs[1][1].selection.expert_set
-    assert [token.id for token in runs[1]] == [token.id for token in runs[2]]
+    assert sets[0] == sets[1]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seeded", "everything"])
+def test_nothing_waits_and_nothing_is_allocated_between_tokens(prompts: Prompts, sampling: Sampling) -> None:
+    """A launched step is a launched graph and a copy to pinned memory."""
+    engine = Engine(tiny_model("llama").to("cuda"))
+    decoder = engine._runner.decoder
+    with engine.read(prompts(2, 20), Pruning(0.5)) as read:
+        tokens = read.generate(sampling)
+        next(tokens)
+        next(tokens)
+        allocated = torch.cuda.memory_stats()["allocation.all.allocated"]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            decoder.advance()
+            decoder.advance()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+        assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocated
+
+
+def test_a_further_worker_costs_its_cache_and_little_else() -> None:
+    """Weights are shared; kept neurons are read in place."""
+    changes = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 8, "vocab_size": 2048}
+    model = tiny_model("llama", **changes).to("cuda")
+    (first,) = build_engines(model, 1)
+    before = torch.cuda.memory_allocated()
+    second = Engine(model)
+    second.warm_up()
+    cache = sum(tensor.nbytes for pair in second._runner.cache.reserve(1) for tensor in pair)
+
+    assert torch.cuda.memory_allocated() - before < cache + 16 * 2**20
+    assert ids(first, [5, 6, 7], GREEDY, 0.5) == ids(second, [5, 6, 7], GREEDY, 0.5)
+
+
+def test_prefix_reuse_changes_nothing(family: str, prompts: Prompts) -> None:
+    """Tokens and neurons, with keys and values copied into the graphs' own buffers."""
+    model = tiny_model(family).to("cuda")
+    plain = Engine(model, prefill_chunk=8)
+    reusing = Engine(model, prefill_chunk=8, prefixes=PrefixStore(1 << 30, 8))
+    for tail in (3, 4, 12):
+        prompt = [*prompts(3, 30), *prompts(tail, tail)]
+        found = list(reusing.generate(prompt, SEEDED, Pruning(0.5)))
+        expected = list(plain.generate(prompt, SEEDED, Pruning(0.5)))
+
+        assert [token.id for token in found] == [token.id for token in expected]
+        assert found[1].selection.expert_set == expected[1].selection.expert_set
+    assert reusing.prefixes.hit_tokens > 0
+
+
+def test_offloaded_equals_resident(family: str, prompts: Prompts) -> None:
+    """Streamed in the prompt phase, gathered for decoding."""
+    resident = Engine(tiny_model(family).to("cuda"), prefill_chunk=8)
+    model = tiny_model(family)
+    offload_(model, torch.device("cuda"))
+    offloaded = Engine(model, prefill_chunk=8)
+    for sparsity in (0.5, 0.0):
+        assert ids(offloaded, prompts(4, 20), GREEDY, sparsity) == ids(resident, prompts(4, 20), GREEDY, sparsity)
+
+
+def test_half_precision_stays_near_full(prompts: Prompts) -> None:
+    """bfloat16 through the kernels: the same most probable tokens as through the library, nearly always."""
+    model = tiny_model("llama").to("cuda", torch.bfloat16)
+    graph, twin = Engine(model), Engine(model, step="twin")
+    agreed = [
+        ids(graph, prompts(seed, 12), GREEDY, 0.5)[:2] == ids(twin, prompts(seed, 12), GREEDY, 0.5)[:2]
+        for seed in range(20)
+    ]
+
+    assert sum(agreed) >= 17

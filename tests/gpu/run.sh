@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# All that needs a CUDA device, in one go: tests of graphs and compiled kernels, then the paper's Table 3 with plots
+# and profiles in $OUT. PYTHON names an interpreter that has the package's dependencies and pytest.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-python3}
+out=${OUT:-bench}
+minutes=${MINUTES:-7}
+failed=0
+
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo 'no CUDA device here' >&2; exit 1; }
+nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,power.limit --format=csv
+"$python" -m pytest -q -p no:cacheprovider tests/gpu tests/griffin/test_kernels.py tests/griffin/test_fused.py || failed=1
+for shape in ${SHAPES:-llama-2-13b gemma-7b mistral-7b}; do
+    "$python" -m griffin.experiments latency --shape "$shape" --dtype bfloat16 --device cuda \
+        --lengths 2048+128 2048+2048 --statistics flocking --rounds 3 --minutes "$minutes" \
+        --json "$out/$shape.json" --plot "$out/$shape.png" --profile "$out/$shape.profile.txt" || failed=1
+done
+exit $failed
