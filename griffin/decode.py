@@ -10,7 +10,8 @@ fetches what is skipped as well. On CUDA they are read in place, through an inde
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -64,6 +65,9 @@ class Decoder(Protocol):
     def advance(self) -> Callable[[], Drawn]:
         """Run the latest token and draw the one behind it, likewise."""
 
+    def logits(self) -> Tensor:
+        """What the latest token was drawn from, ``(V,)``."""
+
 
 class TwinStep:
     """The forward pass of transformers, through the model or its decode twin."""
@@ -112,6 +116,9 @@ class StepDecoder:
         self.name: str = name
         self._step = step
         self._sampler = Sampler(vocabulary, device)
+        # Threads of torch's that were woken for a draw would still be spinning when the compiled step's own start.
+        self._draws_alone = name == "native"
+        self._logits_V: Tensor | None = None
         self._drawn: Drawn | None = None
 
     def keep(self, experts_Lk: Tensor | None) -> None:
@@ -127,10 +134,26 @@ class StepDecoder:
         assert self._drawn is not None
         return self._draw(self._step(self._drawn.id))
 
+    def logits(self) -> Tensor:
+        assert self._logits_V is not None
+        return self._logits_V
+
     def _draw(self, logits_V: Tensor) -> Callable[[], Drawn]:
-        self._sampler.draw(logits_V)
-        drawn = self._drawn = self._sampler.drawn()
+        self._logits_V = logits_V
+        with _one_thread() if self._draws_alone else nullcontext():
+            self._sampler.draw(logits_V)
+            drawn = self._drawn = self._sampler.drawn()
         return lambda: drawn
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def make_decoder(

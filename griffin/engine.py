@@ -92,8 +92,9 @@ class Engine:
         self.warm_up()
 
     def warm_up(self) -> None:
-        """First calls choose kernels and touch buffers; no request should pay for that."""
-        prompt = [0] * min(8, self.context_length - 2)
+        """First calls choose kernels and touch buffers; no request should pay for that. Nor be answered wrongly."""
+        prompt = [id % self.vocabulary_size for id in range(min(8, self.context_length - 2))]
+        self._runner.verify(prompt)
         for _ in self.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5)):
             pass
 

@@ -100,6 +100,9 @@ class GraphDecoder:
         self._graphs[bucket, self._kind]()
         return self._fetch()
 
+    def logits(self) -> Tensor:
+        return self._step.logits_V
+
     def _capture_all(self) -> None:
         """Before any sequence: nothing is compiled or allocated in a request."""
         started = time.perf_counter()

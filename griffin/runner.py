@@ -4,9 +4,11 @@ Shapes: L layers, F feed-forward neurons, k of them kept.
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,9 +23,16 @@ from griffin.families import feed_forwards, linear_weight
 from griffin.offload import stream
 from griffin.prefixes import Chunk, PrefixStore
 from griffin.pruning import DecodeTwin, Pruning, share, store_by_neuron_
+from griffin.sampling import Sampling
 from griffin.selection import STRATEGIES, kept_count
 from griffin.statistic import FlockingStatistic, magnitude
 from griffin.weights import read_weights
+
+logger = logging.getLogger("griffin")
+
+# Of a step against the model's own forward pass, relative to the largest logit: rounding stays far below, and what
+# is computed differently far above.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +77,47 @@ class Runner:
         self.statistic = FlockingStatistic(blocks)
         self.cache = KVCache(len(blocks), [linear_weight(block.contract).device for block in blocks])
         self._chunk, self._prefixes = prefill_chunk, prefixes
+        self._threads = torch.get_num_threads()
         # Where no weight ever moves.
         self._origin_blocks = feed_forwards(origin)
         self._magnitude_LF: Tensor | None = None
-        self.decoder = make_decoder(step, self.model, weights, self.twin, self.cache, context_length)
+        self._make_decoder = partial(
+            make_decoder, model=self.model, weights=weights, twin=self.twin, cache=self.cache,
+            context_length=context_length,
+        )  # fmt: skip
+        self.decoder = self._make_decoder(step)
+
+    def verify(self, ids: Sequence[int]) -> None:
+        """Compare the decoder's step with the model's own forward pass, and use that instead if they differ.
+
+        A configuration may have what no step of ours knows of; it is to be slower then, not wrong.
+
+        Args:
+            ids: a few tokens to go on from.
+        """
+        self.reset()
+        read_V = logits(self.model, torch.tensor(ids, device=self.device), self.cache)[-1]
+        self.decoder.keep(None)
+        next_id = self.decoder.begin(read_V, Sampling(temperature=0), ids, ())().id
+        self.decoder.advance()()
+        found_V = self.decoder.logits().float().clone()
+        self.cache.length = len(ids)
+        expected_V = logits(self.model, torch.tensor([next_id], device=self.device), self.cache)[-1].float()
+        error = float((found_V - expected_V).abs().max() / expected_V.abs().max())
+        if error > TOLERANCES[self.model.dtype]:
+            logger.warning(
+                "the %s step differs from this model's own by %.2g of its largest logit; decoding by the model's own",
+                self.decoder.name,
+                error,
+            )
+            self.decoder = self._make_decoder("twin")
 
     def reset(self) -> None:
         """Forget the sequence, for another one in this thread."""
         make_current(self.device)
+        if self.device.type == "cpu":
+            # A thread takes over what another had set for the moment when it first asked torch.
+            torch.set_num_threads(self._threads)
         self.cache.length = 0
         self.statistic.reset()
 

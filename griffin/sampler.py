@@ -103,7 +103,7 @@ class Sampler:
         self._min_p.fill_(sampling.min_p)
         self._load_adjustments(sampling, prompt_ids, end_ids)
         self._top = sampling.logprobs or 0
-        self._limits = (sampling.top_k, sampling.top_p)
+        self._limits = (sampling.top_k, sampling.top_p, sampling.min_p)
         filtered = bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)
         self.kind = Kind(
             adjusted=_adjusts(sampling),
@@ -192,12 +192,16 @@ class Sampler:
 
     def _highest(self, scores_V: Tensor) -> tuple[Tensor, Tensor]:
         """As many of the highest as the filters can leave; the host knows the limits, and may look."""
-        top_k, top_p = self._limits
+        top_k, top_p, min_p = self._limits
         if 0 < top_k <= NUCLEUS:
             return scores_V.topk(min(top_k, len(scores_V)))
-        if not top_k and top_p < 1 and len(scores_V) > NUCLEUS:
+        if not top_k and len(scores_V) > NUCLEUS:
             highest = scores_V.topk(NUCLEUS)
-            if (highest.values - scores_V.logsumexp(0)).exp().sum() > top_p:
+            scores = highest.values
+            # All others are below min_p, or behind those that reach top_p.
+            if min_p and scores[-1] < scores[0] + math.log(min_p):
+                return highest
+            if top_p < 1 and (scores - scores_V.logsumexp(0)).exp().sum() > top_p:
                 return highest
         return self._all_sorted(scores_V)
 

@@ -1,6 +1,7 @@
 """The engine against transformers' generate (dense) and against the masked oracle (pruned), on every family."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from griffin.decode import StepName
 from griffin.errors import ContextLengthExceeded, EngineBusy, InvalidRequest, OutOfMemory
 from griffin.families import BLOCKS
 from griffin.runner import Runner
+from griffin.weights import read_weights
 from tests.griffin import oracle
 from tests.tiny import tiny_model
 
@@ -65,6 +67,26 @@ def test_every_step_makes_the_same_tokens(model: PreTrainedModel, prompts: Promp
         assert torch.tensor([token.logprobs.chosen for token in tokens]).sub(logprobs).abs().max() < 1e-5
         sampled = other.generate(prompt, Sampling(seed=1, ignore_eos=True), Pruning(sparsity))
         assert drawn == [token.id for token in sampled]
+
+
+@pytest.mark.parametrize("step", ["native", "lean"])
+def test_a_step_that_computes_something_else_is_not_used(
+    prompts: Prompts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: StepName
+) -> None:
+    """As with a configuration that the common block does not know: slower, with a warning, and right."""
+    model = tiny_model("llama")
+    right = Engine(model, step=step)
+    right.warm_up()
+    monkeypatch.setattr(
+        "griffin.runner.read_weights", lambda model: replace(read_weights(model), scale=2.0, logit_cap=3.0)
+    )
+    wrong = Engine(model, step=step)
+    wrong.warm_up()
+    expected, _ = oracle.generate(model, prompts(37, 20), 0.5, 12)
+
+    assert (right.step, wrong.step) == (step, "twin")
+    assert f"the {step} step differs from this model's own" in caplog.text
+    assert [token.id for token in wrong.generate(prompts(37, 20), greedy(12), Pruning(0.5))] == expected
 
 
 def test_unknown_steps_are_refused() -> None:
