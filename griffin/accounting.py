@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from griffin.families import feed_forwards, linear_weight
+from griffin.families import feed_forwards, linear_weight, windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Accounting:
             weight_bytes=sum(p.nbytes for p in model.parameters()) - _bytes_not_looked_up(model),
             bytes_per_neuron=sum(parameter.nbytes for parameter in owned) // width,
             kv_bytes=2 * _kv_width(model.config) * owned[-1].element_size(),
-            windows=_windows(model.config, len(blocks)),
+            windows=tuple(windows(model.config, len(blocks))),
         )
 
     @property
@@ -93,9 +93,3 @@ def _kv_width(config: PreTrainedConfig) -> int:
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return size
     return size * int(getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads)
-
-
-def _windows(config: PreTrainedConfig, layers: int) -> tuple[int | None, ...]:
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from griffin import native
 from griffin.cache import KVCache
 from griffin.devices import across_devices
+from griffin.families import logit_cap
 from griffin.lean import LeanStep
 from griffin.offload import HostWeights
 from griffin.pruning import DecodeTwin
@@ -230,5 +231,5 @@ def logits(model: PreTrainedModel, ids_T: Tensor, cache: KVCache, wanted: int = 
     # Not through the model's own head: of a slice of a batch, torch makes a product that copies the whole weight.
     hidden_CD = extend(model, ids_T, cache)[-wanted:]
     logits_CV: Tensor = model.get_output_embeddings()(hidden_CD)
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    cap = logit_cap(model.config)
     return logits_CV if cap is None else cap * torch.tanh(logits_CV / cap)

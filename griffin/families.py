@@ -5,10 +5,11 @@ All other modules see ``FeedForward``, never a projection's name or a model type
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from griffin.errors import UnsupportedModel
@@ -57,7 +58,12 @@ class BlockNames:
     The form: x + attention(norm(x)), then x + FF(norm(x)); each norm may stand before, behind or on both sides.
     Paths are relative to a layer; ``final_norm``, ``rotary`` and ``positions`` to the model.
 
+    activation: what the configuration calls the FF block's function.
+    windows: whether every layer attends to the latest tokens only, or those that ``layer_types`` names.
     unit_offset: norms multiply by one plus their weight, and embeddings by the root of their width (Gemma).
+    score_cap, logit_cap: whether ``attn_logit_softcapping`` and ``final_logit_softcapping`` are applied.
+
+    A configuration may carry any name; only those count that the family's own code reads.
     """
 
     attention: str = "self_attn"
@@ -72,12 +78,16 @@ class BlockNames:
     final_norm: str = "model.norm"
     rotary: str | None = "model.rotary_emb"
     positions: str | None = None
+    activation: str = "hidden_act"
+    windows: Literal["none", "every", "by_layer"] = "none"
     unit_offset: bool = False
+    score_cap: bool = False
+    logit_cap: bool = False
 
 
 NORMED_HEADS = BlockNames(query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
 SANDWICHED = replace(
-    BlockNames(unit_offset=True),
+    BlockNames(unit_offset=True, activation="hidden_activation", windows="by_layer", logit_cap=True),
     after_attention="post_attention_layernorm",
     before_feed_forward="pre_feedforward_layernorm",
     after_feed_forward="post_feedforward_layernorm",
@@ -86,11 +96,11 @@ SANDWICHED = replace(
 # Families that are not here decode through their own forward pass, which is slower.
 BLOCKS: dict[str, BlockNames] = {
     "llama": BlockNames(),
-    "mistral": BlockNames(),
-    "qwen2": BlockNames(),
-    "qwen3": NORMED_HEADS,
+    "mistral": BlockNames(windows="every"),
+    "qwen2": BlockNames(windows="by_layer"),
+    "qwen3": replace(NORMED_HEADS, windows="by_layer"),
     "gemma": BlockNames(unit_offset=True),
-    "gemma2": SANDWICHED,
+    "gemma2": replace(SANDWICHED, score_cap=True),
     "gemma3_text": replace(SANDWICHED, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
     "olmo2": replace(
         NORMED_HEADS,
@@ -99,7 +109,7 @@ BLOCKS: dict[str, BlockNames] = {
         before_feed_forward=None,
         after_feed_forward="post_feedforward_layernorm",
     ),
-    "phi3": BlockNames(query_key_value=("self_attn.qkv_proj",)),
+    "phi3": BlockNames(query_key_value=("self_attn.qkv_proj",), windows="every"),
     "opt": BlockNames(
         output="self_attn.out_proj",
         before_attention="self_attn_layer_norm",
@@ -107,9 +117,12 @@ BLOCKS: dict[str, BlockNames] = {
         final_norm="model.decoder.final_layer_norm",
         rotary=None,
         positions="model.decoder.embed_positions",
+        activation="activation_function",
     ),
 }
 
+# A layer's kind in ``layer_types``.
+SLIDING = "sliding_attention"
 # Quantised weights cannot be gathered row by row without their scales.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -134,6 +147,20 @@ class FeedForward:
     def width(self) -> int:
         """F, the number of neurons."""
         return linear_weight(self.contract).shape[1]
+
+
+def windows(config: PreTrainedConfig, layers: int) -> list[int | None]:
+    """How many of the latest tokens each layer attends to; None is all."""
+    names = BLOCKS.get(config.model_type, BlockNames())
+    window = getattr(config, "sliding_window", None)
+    kinds = config.layer_types if names.windows == "by_layer" else [SLIDING] * layers
+    return [window if names.windows != "none" and kind == SLIDING else None for kind in kinds]
+
+
+def logit_cap(config: PreTrainedConfig) -> float | None:
+    """c where logits become c tanh(logits / c), or None."""
+    names = BLOCKS.get(config.model_type, BlockNames())
+    return getattr(config, "final_logit_softcapping", None) if names.logit_cap else None
 
 
 def linear_weight(projection: nn.Module) -> Tensor:

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from griffin.families import BLOCKS, BlockNames, FeedForward, feed_forwards, linear_weight
+from griffin.families import BLOCKS, BlockNames, FeedForward, feed_forwards, linear_weight, logit_cap, windows
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -130,52 +130,77 @@ class Weights:
 @torch.inference_mode()
 def read_weights(model: PreTrainedModel) -> Weights | None:
     """A model's weights, or None when its blocks do not have the common form."""
-    names = BLOCKS.get(model.config.model_type)
     config = model.config
-    activation = _activation(model)
-    rope = getattr(config, "rope_parameters", None) or {}
-    rope_types = {part.get("rope_type", "default") for part in _parts(rope)}
-    if names is None or activation is None or not rope_types <= {*ROPE_TYPES}:
-        return None
-    if getattr(config, "project_in", None) or getattr(config, "do_layer_norm_before", True) is False:
+    names = BLOCKS.get(config.model_type)
+    if names is None or not _known(config, names):
         return None
     blocks = feed_forwards(model)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    attention = blocks[0].layer.get_submodule(names.attention)
-    heads = int(config.num_attention_heads)
-    embedding_VD = _tensor(embedding.weight)
-    if embedding_VD.shape[1] != config.hidden_size or not isinstance(head, nn.Linear):
+    if not _plain(model, blocks, names):
         return None
+    attention: Any = blocks[0].layer.get_submodule(names.attention)
+    heads = int(config.num_attention_heads)
+    head: Any = model.get_output_embeddings()
+    layers = zip(blocks, _rotaries(model, blocks, names), windows(config, len(blocks)), strict=True)
     return Weights(
-        embedding_VD=embedding_VD,
+        embedding_VD=_tensor(model.get_input_embeddings().weight),
         embedding_scale=float(config.hidden_size**0.5) if names.unit_offset else 1.0,
         positions=_positions(model, names),
-        layers=[_layer(model, block, names) for block in blocks],
+        layers=[_layer(block, names, rotary, window) for block, rotary, window in layers],
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_size=int(attention.head_dim),  # type: ignore[arg-type]
-        scale=float(attention.scaling),  # type: ignore[arg-type]
-        score_cap=getattr(config, "attn_logit_softcapping", None),
-        activation=activation,
+        head_size=int(attention.head_dim),
+        scale=float(attention.scaling),
+        score_cap=config.attn_logit_softcapping if names.score_cap else None,
+        activation=_activation(config, names),
         final_norm=_norm(model.get_submodule(names.final_norm), names),
         head=Projection(_tensor(head.weight), _optional(head.bias)),
-        logit_cap=getattr(config, "final_logit_softcapping", None),
+        logit_cap=logit_cap(config),
     )
 
 
-def _layer(model: PreTrainedModel, block: FeedForward, names: BlockNames) -> Layer:
+def _known(config: PreTrainedConfig, names: BlockNames) -> bool:
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope_types = {part.get("rope_type", "default") for part in _parts(rope)}
+    # OPT 350M alone has its norms behind.
+    norms_first = getattr(config, "do_layer_norm_before", True)
+    return bool(rope_types <= {*ROPE_TYPES} and norms_first and _activation(config, names) in ACTIVATIONS)
+
+
+def _plain(model: PreTrainedModel, blocks: Sequence[FeedForward], names: BlockNames) -> bool:
+    """Whether every module is what its place stands for; adapters and quantised projections are more than that."""
+    projections = (*names.query_key_value, names.output)
+    norms = (
+        names.query_norm, names.key_norm, names.before_attention, names.after_attention,
+        names.before_feed_forward, names.after_feed_forward,
+    )  # fmt: skip
+    try:
+        linear = [block.layer.get_submodule(name) for block in blocks for name in projections]
+        normed = [block.layer.get_submodule(name) for block in blocks for name in norms if name]
+        normed.append(model.get_submodule(names.final_norm))
+    except AttributeError:
+        return False
+    linear.append(model.get_output_embeddings())
+    width = model.get_input_embeddings().weight.shape[1]
+    return (
+        all(type(module) is nn.Linear for module in linear)
+        and all(type(m) is nn.LayerNorm or type(m).__name__.endswith("RMSNorm") for m in normed)
+        and all(isinstance(getattr(module, "weight", None), Tensor) for module in normed)
+        and width == model.config.hidden_size
+    )
+
+
+def _layer(block: FeedForward, names: BlockNames, rotary: Rotary | None, window: int | None) -> Layer:
     def norm(name: str | None) -> Norm | None:
         return _norm(block.layer.get_submodule(name), names) if name else None
 
-    attention = block.layer.get_submodule(names.attention)
     output = block.layer.get_submodule(names.output)
     return Layer(
         before_attention=norm(names.before_attention),
         query_key_value=_merged_([block.layer.get_submodule(name) for name in names.query_key_value]),
         query_norm=norm(names.query_norm),
         key_norm=norm(names.key_norm),
-        rotary=_rotary(model, attention, names),
-        window=_window(model, attention),
+        rotary=rotary,
+        window=window,
         output=Projection(_tensor(output.weight), _optional(output.bias)),
         after_attention=norm(names.after_attention),
         before_feed_forward=norm(names.before_feed_forward),
@@ -229,25 +254,18 @@ def _norm(module: nn.Module, names: BlockNames) -> Norm:
     )
 
 
-def _rotary(model: PreTrainedModel, attention: nn.Module, names: BlockNames) -> Rotary | None:
+def _rotaries(model: PreTrainedModel, blocks: Sequence[FeedForward], names: BlockNames) -> list[Rotary | None]:
+    """Each layer's; layers of one kind have the same one, so that its angles are computed once a token."""
     if names.rotary is None:
-        return None
+        return [None] * len(blocks)
     module = model.get_submodule(names.rotary)
-    prefix = ""
-    if not hasattr(module, "inv_freq"):
-        # One set of frequencies for each kind of layer.
-        prefix = f"{getattr(attention, 'layer_type', None) or model.config.layer_types[attention.layer_idx]}_"
-    frequencies = getattr(module, f"{prefix}inv_freq")
-    return Rotary(frequencies.float(), float(getattr(module, f"{prefix}attention_scaling")))
-
-
-def _window(model: PreTrainedModel, attention: nn.Module) -> int | None:
-    own: Any = attention
-    if hasattr(attention, "sliding_window"):
-        return None if own.sliding_window is None else int(own.sliding_window)
-    kinds = getattr(model.config, "layer_types", None)
-    sliding = not kinds or kinds[own.layer_idx] == "sliding_attention"
-    return getattr(model.config, "sliding_window", None) if sliding else None
+    # One set of frequencies for all, or one for each kind of layer.
+    kinds = [""] * len(blocks) if hasattr(module, "inv_freq") else [f"{kind}_" for kind in model.config.layer_types]
+    found = {
+        kind: Rotary(getattr(module, f"{kind}inv_freq").float(), float(getattr(module, f"{kind}attention_scaling")))
+        for kind in kinds
+    }
+    return [found[kind] for kind in kinds]
 
 
 def _positions(model: PreTrainedModel, names: BlockNames) -> Tensor | None:
@@ -257,13 +275,9 @@ def _positions(model: PreTrainedModel, names: BlockNames) -> Tensor | None:
     return _tensor(module.weight)[int(getattr(module, "offset", 0)) :]
 
 
-def _activation(model: PreTrainedModel) -> Activation | None:
-    for name in ("hidden_activation", "hidden_act", "activation_function"):
-        value = getattr(model.config, name, None)
-        if value:
-            value = ALIASES.get(value, value)
-            return value if value in ACTIVATIONS else None
-    return None
+def _activation(config: PreTrainedConfig, names: BlockNames) -> Any:
+    name = getattr(config, names.activation)
+    return ALIASES.get(name, name)
 
 
 def _parts(rope: dict[str, Any]) -> list[dict[str, Any]]:
