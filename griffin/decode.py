@@ -170,8 +170,9 @@ def make_decoder(
     Raises:
         ValueError: it was named, and cannot run here.
     """
-    host = HostWeights.of(model)
+    host, named = HostWeights.of(model), name != "auto"
     _require(name != "graph" or host is None, "graph: this model's feed-forward weights stay on the host")
+    _require(name != "graph" or model.device.type == "cuda", "graph: needs a CUDA device")
     if across_devices(model):
         _require(name in ("auto", "twin"), f"{name}: this model is across several devices")
         name = "twin"
@@ -183,8 +184,14 @@ def make_decoder(
     elif name == "auto":
         name = "native" if native.available() and native.supported(weights) else "lean"
     if name == "graph" and weights is not None:
-        if (graph := _graph_decoder(weights, cache, context_length)) is not None:
-            return graph
+        try:
+            return _graph_decoder(weights, cache, context_length)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # Triton is missing, or finds no compiler on this machine, or does not know this device.
+            _require(not named, f"graph: cannot run here: {error}")
+            logger.warning("decoding without CUDA graphs, several times slower: %s", str(error).splitlines()[0])
         name = "lean"
     step = _step(name, model, weights, twin, cache)
     if host is not None:
@@ -202,13 +209,10 @@ def _step(name: StepName, model: PreTrainedModel, weights: Weights | None, twin:
     return native.NativeStep(weights, cache, torch.get_num_threads())
 
 
-def _graph_decoder(weights: Weights, cache: KVCache, context_length: int) -> Decoder | None:
-    try:
-        # Triton is there where CUDA is, as a rule; elsewhere nothing of it is imported.
-        from griffin.graph import GraphDecoder
-    except ImportError as error:
-        logger.warning("decoding without CUDA graphs, several times slower: Triton cannot be imported (%s)", error)
-        return None
+def _graph_decoder(weights: Weights, cache: KVCache, context_length: int) -> Decoder:
+    # Where no CUDA is, Triton may be missing, and nothing of it is imported.
+    from griffin.graph import GraphDecoder
+
     return GraphDecoder(weights, cache, context_length)
 
 

@@ -36,10 +36,12 @@ def distribute(model: PreTrainedModel, groups: Sequence[Group], *, ff_offload: b
         raise LoadError("ff-offload keeps a model on one device; name devices with commas, not with +")
     needed = resident_bytes(model, ff_offload=ff_offload)
     groups = _together(groups, needed) if not ff_offload else groups
-    # The one that was loaded is the last to be moved: copies are made of what is on the host.
-    models = [*(copy.deepcopy(model) for _ in groups[1:]), model]
-    for each, group in zip(models, groups, strict=True):
+    models = []
+    for number, group in enumerate(groups, start=1):
+        # One copy on the host at a time; the one that was loaded is the last to be moved.
+        each = model if number == len(groups) else copy.deepcopy(model)
         _place_(each, group, needed, ff_offload=ff_offload)
+        models.append(each)
     return models
 
 

@@ -16,7 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from griffin.decode import STEPS, StepName
-from griffin.errors import Cancelled, ContextLengthExceeded, EngineBusy, InvalidRequest, OutOfMemory
+from griffin.errors import (
+    Cancelled,
+    ContextLengthExceeded,
+    EngineBusy,
+    InvalidRequest,
+    LoadError,
+    OutOfMemory,
+    is_out_of_memory,
+)
 from griffin.prefixes import PrefixStore
 from griffin.prompt import Claim, Prompt, Scoring, Token, never
 from griffin.pruning import Pruning
@@ -56,6 +64,8 @@ class Engine:
             raise ValueError(f"prefill_chunk must be 1 or more, but is {prefill_chunk}")
         if step not in STEPS:
             raise ValueError(f"step must be one of {', '.join(STEPS)}, but is {step!r}")
+        if prefixes is not None and prefixes.chunk != prefill_chunk:
+            raise ValueError(f"prefill_chunk is {prefill_chunk}, but prefixes are kept in chunks of {prefixes.chunk}")
         model.eval().requires_grad_(False)
         self._claim: Claim | None = None
         self.prefixes = PrefixStore(0, prefill_chunk) if prefixes is None else prefixes
@@ -221,7 +231,7 @@ class Engine:
         try:
             yield claim
         except (MemoryError, RuntimeError) as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise OutOfMemory("there was not enough memory for this request") from error
             raise
         finally:
@@ -246,12 +256,19 @@ def build_engines(
     if model.device.type == "cpu" and count > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     prefixes = PrefixStore(prefix_bytes, prefill_chunk)
-    engines = [
-        Engine(model, context_length=context_length, prefill_chunk=prefill_chunk, prefixes=prefixes)
-        for _ in range(count)
-    ]
-    for engine in engines:
-        engine.warm_up()
+    engines: list[Engine] = []
+    try:
+        for _ in range(count):
+            engine = Engine(model, context_length=context_length, prefill_chunk=prefill_chunk, prefixes=prefixes)
+            engines.append(engine)
+            engine.warm_up()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise LoadError(
+            f"the weights fit on {model.device}, but not what workers={count} need beside them (on CUDA the KV cache "
+            "of a whole context each); choose a shorter context (max-model-len) or fewer workers"
+        ) from error
     return engines
 
 
@@ -271,8 +288,3 @@ def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
     if configured is None:
         return frozenset()
     return frozenset(configured if isinstance(configured, list) else [configured])
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # Of the CPU's allocator there is no class.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

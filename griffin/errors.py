@@ -10,6 +10,8 @@ GriffinError
     └── ContextLengthExceeded
 """
 
+import torch
+
 
 class GriffinError(Exception):
     """Base of all errors below; its text is one line made for a user's eyes."""
@@ -45,3 +47,9 @@ class InvalidRequest(GriffinError, ValueError):
 
 class ContextLengthExceeded(InvalidRequest):
     """Prompt and requested tokens do not fit into the model's context."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch's, on any device, says that."""
+    # Of the CPU's allocator there is no class.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -272,6 +272,9 @@ def _load_gguf(
                 del loaded
             try:
                 return _read(target, dtype, map_from)
+            except LoadError:
+                # Of the file to map from, not of these.
+                raise
             except Exception as error:
                 logger.warning("%s: the cached weights are unreadable (%s); making them again", path.stem, error)
                 shutil.rmtree(target)

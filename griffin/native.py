@@ -18,7 +18,7 @@ from torch import Tensor
 from griffin.cache import KVCache
 from griffin.weights import ACTIVATIONS, Experts, Layer, Norm, Projection, Rotary, Weights
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("griffin")
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -113,7 +113,9 @@ def _load(directory: Path) -> ctypes.CDLL | None:
     found = (directory / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
     path = next((path for path in found if path.exists()), None)
     if path is None:
-        logger.debug("no compiled decode step: it was not built")
+        logger.warning(
+            "decoding without the compiled step, two to three times slower: it was not built (no C compiler?)"
+        )
         return None
     try:
         library = ctypes.CDLL(str(path))
@@ -129,10 +131,10 @@ def _load(directory: Path) -> ctypes.CDLL | None:
         library.griffin_close.restype = None
         library.griffin_close.argtypes = (ctypes.c_void_p,)
     except (OSError, AttributeError) as broken:
-        logger.debug("no compiled decode step: %s", broken)
+        logger.warning("decoding without the compiled step, two to three times slower: %s", broken)
         return None
     if layout != LAYOUT:
-        logger.debug("no compiled decode step: %s is of another version, install anew", path)
+        logger.warning("decoding without the compiled step, two to three times slower: %s is of another version", path)
         return None
     return library
 

@@ -7,6 +7,7 @@ point, which is a running sum; so the neurons chosen are the same too.
 
 import hashlib
 import threading
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +35,6 @@ class PrefixStore:
     """Chunks of recent prompts within a budget of memory; those not used for longest go first.
 
     Several engines on one device may share it, from threads of their own.
-
-    queried_tokens, hit_tokens: of all prompts that were looked up, and those of them that were found.
     """
 
     def __init__(self, budget_bytes: int, chunk: int) -> None:
@@ -45,37 +44,42 @@ class PrefixStore:
             chunk: tokens in each chunk.
         """
         self.budget_bytes, self.chunk = budget_bytes, chunk
-        self.bytes = self.queried_tokens = self.hit_tokens = 0
+        self.bytes = 0
         self._chunks: OrderedDict[bytes, Chunk] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._chunks)
 
-    def longest(self, ids: Sequence[int], limit: int) -> list[Chunk]:
-        """The chunks that a prompt begins with, as many as are known, of its first ``limit`` tokens."""
+    def names(self, ids: Sequence[int]) -> list[bytes]:
+        """A name for each whole chunk that stands for all tokens up to its end, equal for equal tokens only."""
         if not self.budget_bytes:
             return []
-        names, found = self._names(ids[:limit]), []
+        names, digest, tokens = [], hashlib.sha256(), array("q", ids)
+        for end in range(self.chunk, len(ids) + 1, self.chunk):
+            digest.update(tokens[end - self.chunk : end].tobytes())
+            names.append(digest.digest())
+        return names
+
+    def longest(self, names: Sequence[bytes]) -> list[Chunk]:
+        """The chunks of these names, from the first on, as many as are known."""
+        found = []
         with self._lock:
             for name in names:
                 if name not in self._chunks:
                     break
                 found.append(self._chunks[name])
             self._use(names[: len(found)])
-            self.queried_tokens += len(ids)
-            self.hit_tokens += len(found) * self.chunk
         return found
 
-    def knows(self, ids: Sequence[int]) -> bool:
-        """Whether the last chunk of these tokens, a whole number of chunks, is there; or may not be kept."""
-        return not self.budget_bytes or self._names(ids)[-1] in self._chunks
+    def wants(self, name: bytes) -> bool:
+        """Whether a chunk is not there yet."""
+        return name not in self._chunks
 
-    def add(self, ids: Sequence[int], chunk: Chunk) -> None:
-        """Keep the last chunk of these tokens, if the memory allows."""
+    def add(self, names: Sequence[bytes], chunk: Chunk) -> None:
+        """Keep a chunk, the last of these names, which are all from the prompt's first on, if the memory allows."""
         if chunk.bytes > self.budget_bytes:
             return
-        names = self._names(ids)
         with self._lock:
             if names[-1] in self._chunks:
                 return
@@ -95,11 +99,3 @@ class PrefixStore:
         for name in reversed(names):
             if name in self._chunks:
                 self._chunks.move_to_end(name)
-
-    def _names(self, ids: Sequence[int]) -> list[bytes]:
-        """A name for each whole chunk that stands for all tokens up to its end, equal for equal tokens only."""
-        names, digest = [], hashlib.sha256()
-        for start in range(0, len(ids) - self.chunk + 1, self.chunk):
-            digest.update(b"".join(id.to_bytes(4, "little") for id in ids[start : start + self.chunk]))
-            names.append(digest.digest())
-        return names

@@ -144,6 +144,8 @@ class _CompactFeedForward:
         # The bias of the contracting projection belongs to no neuron and stays whole.
         self._rows_FD, self._contract_bias = linear_weight(block.contract).t(), _bias(block.contract)
         self._device, self._by_need = host.device if host else self._rows_FD.device, host is not None
+        # Unused room costs nothing on a CPU, whose pages are not there before they are written.
+        self._by_need |= self._device.type != "cpu"
         self._buffers: tuple[Tensor, Tensor | None, Tensor] | None = None
         self._fused = fused
         self._expand_slots = [_KeptNeurons(None) for _ in projections]

@@ -18,7 +18,7 @@ from griffin.accounting import Accounting
 from griffin.cache import KVCache
 from griffin.decode import StepName, extend, logits, make_decoder
 from griffin.devices import make_current
-from griffin.errors import Cancelled
+from griffin.errors import Cancelled, is_out_of_memory
 from griffin.families import feed_forwards, linear_weight
 from griffin.offload import stream
 from griffin.prefixes import Chunk, PrefixStore
@@ -77,6 +77,8 @@ class Runner:
         self.statistic = FlockingStatistic(blocks)
         self.cache = KVCache(len(blocks), [linear_weight(block.contract).device for block in blocks])
         self._chunk, self._prefixes = prefill_chunk, prefixes
+        # Of the prompt at hand, one for each whole chunk.
+        self._names: list[bytes] = []
         self._threads = torch.get_num_threads()
         # Where no weight ever moves.
         self._origin_blocks = feed_forwards(origin)
@@ -120,18 +122,35 @@ class Runner:
             torch.set_num_threads(self._threads)
         self.cache.length = 0
         self.statistic.reset()
+        self._names = []
 
     def prunes(self, pruning: Pruning) -> bool:
         return kept_count(self.accounting.width, pruning.sparsity) < self.accounting.width
 
     def resume(self, ids: Sequence[int], limit: int) -> int:
         """Begin with what is known of a prompt's first ``limit`` tokens; how many that were."""
-        chunks = self._prefixes.longest(ids, limit)
+        self._names = self._prefixes.names(ids)
+        chunks = self._prefixes.longest(self._names[: max(0, limit) // self._chunk])
         for chunk in chunks:
             self.cache.append(chunk.keys_values)
         if chunks:
             self.statistic.resume(chunks[-1].energy_LF)
         return len(chunks) * self._chunk
+
+    def _remember(self, behind: int) -> None:
+        """Keep the chunk that ends there, if it is a whole one and there is room."""
+        number, rest = divmod(behind, self._chunk)
+        if rest or number > len(self._names) or not self._prefixes.wants(self._names[number - 1]):
+            return
+        try:
+            chunk = Chunk(self.cache.copy(behind - self._chunk, behind), self.statistic.energy())
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # It would have been a convenience; the request goes on, and those to come have the room.
+            self._prefixes.clear()
+            return
+        self._prefixes.add(self._names[:number], chunk)
 
     def read_dense(
         self, ids: Sequence[int], start: int, end: int, logits_from: int, cancelled: Callable[[], bool]
@@ -147,9 +166,7 @@ class Runner:
         with self.statistic.collecting():
             for first, behind in self._chunks(start, end, cancelled):
                 yield self._run(self.model, ids, first, behind, logits_from)
-                if behind % self._chunk == 0 and not self._prefixes.knows(ids[:behind]):
-                    keys_values = self.cache.copy(behind - self._chunk, behind)
-                    self._prefixes.add(ids[:behind], Chunk(keys_values, self.statistic.energy()))
+                self._remember(behind)
 
     def load(self, chosen: "Chosen") -> None:
         """Have these neurons ready for ``read_sparse``."""

@@ -167,7 +167,7 @@ def load(settings: Settings) -> Loaded:
     """
     checkpoints = griffin.load_each(
         settings.model,
-        comma_separated(settings.devices or settings.device),
+        comma_separated(settings.devices) if settings.devices else [settings.device],
         dtype=settings.dtype,
         cache_dir=settings.cache_dir,
         ff_offload=settings.ff_offload == "cpu",

@@ -359,8 +359,7 @@ class Workers:
             except BaseException as error:
                 # Its own request fails with it; the thread lives on for the next, whatever was raised.
                 failure = type(error).__name__
-                # What its frames hold, on a GPU above all, is needed for the rebuild.
-                traceback.clear_frames(error.__traceback__)
+                _forget_frames(error)
                 job.post(error if isinstance(error, Exception) else RuntimeError(repr(error)))
             self._finish(job, time.monotonic() - started, failure)
             job.post(None)
@@ -413,6 +412,13 @@ class Workers:
         with self._changed:
             self._away -= 1
             self._broken -= attempts > 0
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """What they hold, on a GPU above all, is needed for the rebuild; those of what caused it, too."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _dismiss(jobs: Iterable[Job], reason: Exception) -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from griffin import Engine, Pruning, Sampling, Scoring, cache
+from griffin import Engine, Pruning, Sampling, Scoring, build_engines, cache
 from griffin.decode import StepName
-from griffin.errors import ContextLengthExceeded, EngineBusy, InvalidRequest, OutOfMemory
+from griffin.errors import ContextLengthExceeded, EngineBusy, InvalidRequest, LoadError, OutOfMemory
 from griffin.families import BLOCKS
 from griffin.runner import Runner
 from griffin.weights import read_weights
@@ -87,6 +87,24 @@ def test_a_step_that_computes_something_else_is_not_used(
     assert (right.step, wrong.step) == (step, "twin")
     assert f"the {step} step differs from this model's own" in caplog.text
     assert [token.id for token in wrong.generate(prompts(37, 20), greedy(12), Pruning(0.5))] == expected
+
+
+def test_graphs_need_a_gpu() -> None:
+    """Said by name, not by the library's insides."""
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="graph: needs a CUDA device"):
+            Engine(tiny_model("llama"), step="graph")
+
+
+def test_a_context_too_long_for_the_memory_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, with what to do."""
+
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("griffin.runner.make_decoder", out_of_memory)
+    with pytest.raises(LoadError, match="choose a shorter context \\(max-model-len\\) or fewer workers"):
+        build_engines(tiny_model("llama"), 2)
 
 
 def test_unknown_steps_are_refused() -> None:

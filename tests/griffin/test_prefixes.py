@@ -27,13 +27,13 @@ def test_reuse_changes_nothing(model: PreTrainedModel, prompts: Prompts) -> None
         for sampling in (GREEDY, Sampling(seed=3, max_tokens=8, ignore_eos=True, logprobs=0)):
             prompt = [*shared, *tail]
             with reusing.read(prompt, Pruning(0.5)) as read:
-                found = list(read.generate(sampling))
+                ours = list(read.generate(sampling))
                 cached = read.cached_tokens
             with plain.read(prompt, Pruning(0.5)) as read:
                 alone = list(read.generate(sampling))
 
-            assert [(token.id, token.logprobs) for token in found] == [(token.id, token.logprobs) for token in alone]
-            assert found[1].selection.expert_set == alone[1].selection.expert_set
+            assert [(token.id, token.logprobs) for token in ours] == [(token.id, token.logprobs) for token in alone]
+            assert ours[1].selection.expert_set == alone[1].selection.expert_set
             # The second time, all whole chunks but the one of the last token.
             assert cached in (expected, (len(prompt) - 1) // 8 * 8)
 
@@ -93,7 +93,10 @@ def test_engines_share_a_store(prompts: Prompts) -> None:
     list(first.generate(prompts(7, 20), GREEDY))
     with second.read(prompts(7, 20)) as read:
         assert read.cached_tokens == 16
-    assert (store.hit_tokens, store.queried_tokens) == (16, 40)
+
+
+def found(store: PrefixStore, ids: list[int]) -> int:
+    return len(store.longest(store.names(ids)))
 
 
 def test_the_budget_holds_and_the_oldest_go_first() -> None:
@@ -101,37 +104,54 @@ def test_the_budget_holds_and_the_oldest_go_first() -> None:
     store = PrefixStore(3 * 16, 2)
     ids = [1, 2, 3, 4, 5, 6]
     for end in (2, 4, 6):
-        store.add(ids[:end], chunk())
-    assert len(store.longest(ids, 6)) == 3
-    store.add([9, 9], chunk())
+        store.add(store.names(ids[:end]), chunk())
+    assert found(store, ids) == 3
+    store.add(store.names([9, 9]), chunk())
 
     assert store.bytes == 3 * 16
-    assert len(store.longest(ids, 6)) == 2
-    assert len(store.longest([9, 9, 1], 2)) == 1
+    assert found(store, ids) == 2
+    assert found(store, [9, 9, 1]) == 1
 
-    store.add([8, 8], chunk(floats=100))
-    assert store.longest([8, 8], 2) == []
+    store.add(store.names([8, 8]), chunk(floats=100))
+    assert found(store, [8, 8]) == 0
     store.clear()
     assert (store.bytes, len(store)) == (0, 0)
 
 
 def test_no_budget_keeps_nothing() -> None:
-    """And counts nothing."""
+    """And hashes nothing."""
     store = PrefixStore(0, 2)
-    store.add([1, 2], chunk())
 
-    assert store.knows([1, 2])
-    assert store.longest([1, 2, 3], 2) == []
-    assert store.queried_tokens == 0
+    assert store.names([1, 2, 3]) == []
+    assert store.longest([]) == []
 
 
 def test_the_same_chunk_behind_another_beginning_is_another() -> None:
     """A chunk's keys depend on all that came before it."""
     store = PrefixStore(PLENTY, 2)
-    store.add([1, 2], chunk())
-    store.add([1, 2, 7, 8], chunk())
-    store.add([3, 4], chunk())
+    for ids in ([1, 2], [1, 2, 7, 8], [3, 4]):
+        store.add(store.names(ids), chunk())
 
-    assert len(store.longest([1, 2, 7, 8], 4)) == 2
-    assert len(store.longest([3, 4, 7, 8], 4)) == 1
-    assert len(store.longest([1, 2, 7, 8], 3)) == 1
+    assert found(store, [1, 2, 7, 8]) == 2
+    assert found(store, [3, 4, 7, 8]) == 1
+    assert found(store, [1, 2, 7]) == 1
+
+
+def test_a_chunk_without_room_costs_nobody_anything(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request goes on; what was kept makes room."""
+    engine = Engine(tiny_model("llama"), prefill_chunk=8, prefixes=PrefixStore(PLENTY, 8))
+    expected = list(engine.generate(prompts(8, 30), GREEDY))
+    engine.prefixes.clear()
+
+    def out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(engine._runner.cache, "copy", out_of_memory)
+    assert list(engine.generate(prompts(8, 30), GREEDY)) == expected
+    assert len(engine.prefixes) == 0
+
+
+def test_chunks_of_another_size_are_refused() -> None:
+    """They would begin in the middle of the engine's."""
+    with pytest.raises(ValueError, match="prefill_chunk is 8, but prefixes are kept in chunks of 4"):
+        Engine(tiny_model("llama"), prefill_chunk=8, prefixes=PrefixStore(PLENTY, 4))
