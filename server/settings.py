@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     ] = None
     ff_offload: Annotated[
         Literal["none", "cpu"],
-        Field(description="cpu keeps feed-forward weights in host memory, and only those in use on the device"),
+        Field(description="cpu keeps feed-forward weights on the host, mapped from a file if the device is the CPU"),
     ] = "none"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
@@ -91,7 +91,10 @@ class Settings(BaseSettings):
         int, Field(ge=0, le=86_400, description="seconds that running requests get to finish after SIGTERM")
     ] = 30
     cache_dir: Annotated[
-        Path | None, Field(description="for dequantised GGUF weights; default: the user's cache directory (XDG)")
+        Path | None,
+        Field(
+            description="for GGUF weights made plain and those that ff-offload maps; default: the user's cache (XDG)"
+        ),
     ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="least severe message that is logged")
