@@ -20,7 +20,7 @@ from griffin.decode import StepName, extend, logits, make_decoder
 from griffin.devices import make_current
 from griffin.errors import Cancelled, is_out_of_memory
 from griffin.families import feed_forwards, linear_weight
-from griffin.offload import stream
+from griffin.offload import HostWeights, stream
 from griffin.prefixes import Chunk, PrefixStore
 from griffin.pruning import DecodeTwin, Pruning, share, store_by_neuron_
 from griffin.sampling import Sampling
@@ -97,6 +97,9 @@ class Runner:
         Args:
             ids: a few tokens to go on from.
         """
+        if self.decoder.name == "twin" or HostWeights.of(self.model) is not None:
+            # That is the model's own; and so are the dense steps of one whose weights are on the host.
+            return
         self.reset()
         read_V = logits(self.model, torch.tensor(ids, device=self.device), self.cache)[-1]
         self.decoder.keep(None)
