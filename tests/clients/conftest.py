@@ -1,6 +1,8 @@
 """One server for all clients, in fp32, so that its scores can be compared with the model's in this process."""
 
+import gc
 import socket
+import warnings
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
@@ -42,3 +44,12 @@ def nothing_but_this_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(socket, "getaddrinfo", look_up_here)
     yield
     assert attempts == []
+
+
+@pytest.fixture(autouse=True)
+def sockets_left_open() -> Iterator[None]:
+    """Some clients leave that to the garbage collector, which may come by in any test; it comes by here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
