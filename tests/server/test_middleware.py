@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.server.http import metric, post
-from tests.server.scripted import ScriptedEngine, served
+from tests.server.scripted import ScriptedEngine, served, wait_until
 
 KEYS = "first-key, second-key, schl\u00fcssel, voil\u00e0"
 
@@ -171,6 +171,8 @@ def test_one_line_a_request_and_never_its_text(caplog: pytest.LogCaptureFixture)
         post(url, prompt=secret, model=secret, headers={"x-request-id": "four"})
         post(url, "/v1/chat/completions", messages=[{"role": "user", "content": secret}], max_tokens=1)
         httpx.get(f"{url}/health")
+        # A line is written when the answer has gone, which its reader may see first.
+        wait_until(lambda: sum(record.message == "request" for record in caplog.records) == 6)
     lines = {record.__dict__.get("request_id", "-"): record.__dict__ for record in caplog.records}
     logged = [record.__dict__ for record in caplog.records if record.message == "request"]
 
