@@ -31,6 +31,9 @@ def main() -> int:
     except (GriffinError, ValueError) as error:
         print(f"griffin: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("griffin: stopped", file=sys.stderr)
+        return 130
     return 0
 
 
