@@ -46,8 +46,6 @@ class FusedStep:
         self.keys = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
         self.values = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
         self.logits_V = buffer(len(weights.head.weight))
-        # The library multiplies by a factor of the model's dtype.
-        self._embedding_scale = float(torch.tensor(weights.embedding_scale, dtype=dtype))
         self._x_D = buffer(width)
         self._y_D = buffer(width)
         self._qkv = buffer((heads + 2 * weights.kv_heads) * size)
@@ -79,7 +77,7 @@ class FusedStep:
         """Enqueue the step of ``token_id`` at ``position``, which must be below ``bucket``; then position += 1."""
         weights = self.weights
         kernels.embed(
-            self.token_id, self.position, weights.embedding_VD, self._embedding_scale, weights.positions, self._x_D
+            self.token_id, self.position, weights.embedding_VD, weights.embedding_scale, weights.positions, self._x_D
         )
         for number, layer in enumerate(weights.layers):
             self._attention(number, layer, bucket)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from griffin.cache import KVCache
 from griffin.fused import FusedStep, buckets
+from griffin.offload import Mark
 from griffin.sampler import EVERYTHING, GREEDY, PLAIN, Drawn, Kind, Sampler
 from griffin.sampling import Sampling
 from griffin.weights import Weights
@@ -133,22 +134,20 @@ class _Slot:
     """A token on its way to the host. Two take turns: one is read while the other is filled."""
 
     def __init__(self, sampler: Sampler, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        pinned = device.type == "cuda"
         everything = sampler.results(everything=True)
-        self._host = [torch.empty_like(result, device="cpu", pin_memory=self._cuda) for result in everything]
-        self._arrived = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
+        self._host = [torch.empty_like(result, device="cpu", pin_memory=pinned) for result in everything]
+        self._arrived = Mark(device)
 
     def fetch(self, sampler: Sampler) -> Callable[[], Drawn]:
         results = sampler.results()
         for host, result in zip(self._host, results, strict=False):
             host.copy_(result, non_blocking=True)
-        if self._arrived is not None:
-            self._arrived.record()
+        self._arrived.set()
         reading = self._host[: len(results)]
 
         def wait() -> Drawn:
-            if self._arrived is not None:
-                self._arrived.synchronize()
+            self._arrived.synchronize()
             return sampler.read(reading)
 
         return wait

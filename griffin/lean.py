@@ -25,7 +25,6 @@ class LeanStep:
         """
         self._weights, self._cache, self._twin = weights, cache, twin
         self._kept: list[Experts] | None = None
-        self._scale_embedding = torch.tensor(weights.embedding_scale, dtype=weights.embedding_VD.dtype).item()
         self._rotaries = {id(layer.rotary): layer.rotary for layer in weights.layers if layer.rotary is not None}
 
     def keep(self, experts_Lk: Tensor | None) -> None:
@@ -40,8 +39,8 @@ class LeanStep:
         """The logits that follow a token, ``(V,)``; its key and value join the cache."""
         weights, position = self._weights, self._cache.length
         x_1D = weights.embedding_VD[id : id + 1]
-        if self._scale_embedding != 1:
-            x_1D = x_1D * self._scale_embedding
+        if weights.embedding_scale != 1:
+            x_1D = x_1D * weights.embedding_scale
         if weights.positions is not None:
             x_1D = x_1D + weights.positions[position]
         angles = {key: _angles(rotary, position, x_1D.dtype) for key, rotary in self._rotaries.items()}

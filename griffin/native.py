@@ -284,7 +284,6 @@ class _Description:
                 for layer, experts in zip(weights.layers, self.experts, strict=True)
             )
         )
-        scale = torch.tensor(weights.embedding_scale, dtype=weights.embedding_VD.dtype).item()
         self.model = _Model(
             embedding=self._projection(Projection(weights.embedding_VD, None)),
             head=self._projection(weights.head),
@@ -298,7 +297,7 @@ class _Description:
             heads=weights.heads,
             kv_heads=weights.kv_heads,
             head_size=weights.head_size,
-            embedding_scale=scale,
+            embedding_scale=weights.embedding_scale,
             scale=weights.scale,
             score_cap=weights.score_cap or 0,
             logit_cap=weights.logit_cap or 0,

@@ -103,7 +103,7 @@ class Layer:
 class Weights:
     """A whole model.
 
-    embedding_VD, embedding_scale: rows looked up, times a factor in the model's dtype.
+    embedding_VD, embedding_scale: rows looked up, times a factor that is rounded to the model's dtype already.
     positions: learned position embeddings ``(context, D)``, or None.
     scale: of query-key products; ``score_cap`` and ``logit_cap``: c in c tanh(x / c), or None.
     """
@@ -141,9 +141,11 @@ def read_weights(model: PreTrainedModel) -> Weights | None:
     heads = int(config.num_attention_heads)
     head: Any = model.get_output_embeddings()
     layers = zip(blocks, _rotaries(model, blocks, names), windows(config, len(blocks)), strict=True)
+    embedding_VD = _tensor(model.get_input_embeddings().weight)
+    scale = config.hidden_size**0.5 if names.unit_offset else 1.0
     return Weights(
-        embedding_VD=_tensor(model.get_input_embeddings().weight),
-        embedding_scale=float(config.hidden_size**0.5) if names.unit_offset else 1.0,
+        embedding_VD=embedding_VD,
+        embedding_scale=float(torch.tensor(scale, dtype=embedding_VD.dtype)),
         positions=_positions(model, names),
         layers=[_layer(block, names, rotary, window) for block, rotary, window in layers],
         heads=heads,
