@@ -164,6 +164,7 @@ def test_request_ids_go_in_and_out(given: str, taken: bool) -> None:
 def test_one_line_a_request_and_never_its_text(caplog: pytest.LogCaptureFixture) -> None:
     """What was asked for, what came of it, how long it took; prompts and answers are nobody's business."""
     secret = "the prompt is a secret"
+    caplog.set_level(logging.DEBUG, "griffin")
     with caplog.at_level(logging.DEBUG), served(ScriptedEngine(text="classified")) as url:
         post(url, prompt=secret, max_tokens=3, sparsity=0.5, headers={"x-request-id": "one"})
         post(url, prompt=secret, max_tokens=3, stream=True, headers={"x-request-id": "two"})
