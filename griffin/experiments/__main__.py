@@ -3,12 +3,29 @@
 import argparse
 import logging
 import sys
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from griffin.errors import GriffinError
 from griffin.experiments import latency, offload
+from griffin.experiments.experiment import Command
+from griffin.experiments.registry import EXPERIMENTS
 
-EXPERIMENTS = {"latency": latency, "offload": offload}
+
+class Runnable(Protocol):
+    """A command: a module, or an experiment as one."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, arguments: argparse.Namespace) -> None: ...
+
+
+COMMANDS: dict[str, Runnable] = {
+    **{name: Command(name, experiment) for name, experiment in EXPERIMENTS.items()},
+    "latency": latency,
+    "offload": offload,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,19 +37,19 @@ class _Parser(argparse.ArgumentParser):
 def main() -> int:
     parser = _Parser(prog="python -m griffin.experiments", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    for name, experiment in EXPERIMENTS.items():
-        summary = (experiment.__doc__ or "").strip().splitlines()[0]
-        experiment.add_arguments(commands.add_parser(name, help=summary, description=experiment.__doc__))
+    for name, command in COMMANDS.items():
+        summary = (command.__doc__ or "").strip().splitlines()[0]
+        command.add_arguments(commands.add_parser(name, help=summary, description=command.__doc__))
     arguments = parser.parse_args()
     logging.basicConfig(format="%(name)s: %(message)s")
     logging.getLogger("griffin").setLevel(logging.INFO)
     try:
-        EXPERIMENTS[arguments.name].run(arguments)
+        COMMANDS[arguments.name].run(arguments)
     except (GriffinError, ValueError) as error:
         print(f"griffin: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("griffin: stopped", file=sys.stderr)
+        print("griffin: stopped; run the same again to go on", file=sys.stderr)
         return 130
     return 0
 

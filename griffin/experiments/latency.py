@@ -11,10 +11,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -23,6 +21,7 @@ from transformers import PreTrainedModel
 
 from griffin import Engine, load
 from griffin.errors import GriffinError
+from griffin.experiments.arguments import count, file, positive, sparsity, whole
 from griffin.experiments.bandwidth import Bandwidth, measure_bandwidth
 from griffin.experiments.contestants import (
     engine_contestants,
@@ -36,6 +35,7 @@ from griffin.experiments.memory import available_bytes, device_name
 from griffin.experiments.plots import plot_latency, require_plot
 from griffin.experiments.progress import Progress
 from griffin.experiments.shapes import SHAPES, random_model, shape_config
+from griffin.experiments.study import own_version
 from griffin.experiments.tables import LEGEND, cost_table, paper_table, speed_table
 from griffin.loading import EMBEDDED_MODEL, parse_device, parse_dtype
 from griffin.statistic import STATISTICS
@@ -56,23 +56,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    parser.add_argument("--threads", type=_count, metavar="N", help="of torch on a CPU (torch's own choice)")
-    parser.add_argument("--prompt-tokens", type=_count, metavar="N", help=f"({DEFAULTS['prompt_tokens']})")
+    parser.add_argument("--threads", type=count, metavar="N", help="of torch on a CPU (torch's own choice)")
+    parser.add_argument("--prompt-tokens", type=count, metavar="N", help=f"({DEFAULTS['prompt_tokens']})")
     parser.add_argument("--tokens", type=_tokens, metavar="N", help=f"generated in each run ({DEFAULTS['tokens']})")
     parser.add_argument(
         "--lengths", type=_lengths, nargs="+", metavar="P+G",
         help="prompt and generated tokens, as 2048+128 2048+2048: instead of the two above, and several",
     )  # fmt: skip
     parser.add_argument(
-        "--sparsities", type=_sparsity, nargs="+", metavar="S", default=[0.5, 0.75],
+        "--sparsities", type=sparsity, nargs="+", metavar="S", default=[0.5, 0.75],
         help="fractions of neurons removed, 0 to below 1 (0.5 0.75); the full model always runs",
     )  # fmt: skip
     parser.add_argument(
         "--statistics", choices=STATISTICS, nargs="+", default=["magnitude", "flocking"],
         help="what neurons are chosen by (magnitude flocking)",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=_count, metavar="N", help=f"({DEFAULTS['rounds']})")
-    parser.add_argument("--minutes", type=_minutes, metavar="M", help="begin no round that would end later than this")
+    parser.add_argument("--rounds", type=count, metavar="N", help=f"({DEFAULTS['rounds']})")
+    parser.add_argument("--minutes", type=positive, metavar="M", help="begin no round that would end later than this")
     parser.add_argument("--no-generate", action="store_true", help="leave transformers' generate out")
     parser.add_argument(
         "--compiled-generate", action="store_true", help="generate with a static cache, compiled, as well (CUDA)"
@@ -80,10 +80,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--llama-cpp", type=Path, metavar="FILE", help="llama.cpp on this .gguf file as well (needs llama-cpp-python)"
     )
-    parser.add_argument("--json", type=_file, metavar="FILE", help="write the figures there, not to standard output")
+    parser.add_argument("--json", type=file, metavar="FILE", help="write the figures there, not to standard output")
     parser.add_argument("--plot", type=_plot_file, metavar="FILE", help="draw the figures: .svg or .png")
     parser.add_argument(
-        "--profile", type=_file, metavar="FILE", help="write there where the time of a token goes, for each contestant"
+        "--profile", type=file, metavar="FILE", help="write there where the time of a token goes, for each contestant"
     )
     parser.add_argument("--quick", action="store_true", help="shorter, for a first look: 64+16 tokens, 2 rounds")
 
@@ -227,7 +227,7 @@ def _report(
         "threads": torch.get_num_threads(),
         "step": engine.step,
         "versions": {
-            "griffin-server": _own_version(),
+            "griffin-server": own_version(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -245,14 +245,6 @@ def _report(
             for (prompt_tokens, tokens), found in measured
         ],
     }
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("griffin-server")
-    except metadata.PackageNotFoundError:
-        # Run from the source tree, as on a machine that is only lent.
-        return "not installed"
 
 
 def _tables(report: dict[str, object], bandwidth: Bandwidth, measured: list[tuple[Lengths, list[Row]]]) -> str:
@@ -280,41 +272,18 @@ def _write(arguments: argparse.Namespace, report: dict[str, object]) -> None:
         plot_latency(report, arguments.plot)
 
 
-def _number(text: str, kind: type[int] | type[float], accepted: Callable[[float], bool], wanted: str) -> float:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not accepted(value):
-        raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
-    return value
-
-
-def _whole(text: str, lowest: int) -> int:
-    return int(_number(text, int, lambda value: value >= lowest, f"a whole number of at least {lowest}"))
-
-
-_count = partial(_whole, lowest=1)
-_tokens = partial(_whole, lowest=SMALLEST_TOKENS)
-_sparsity = partial(_number, kind=float, accepted=lambda value: 0 <= value < 1, wanted="at least 0 and below 1")
-_minutes = partial(_number, kind=float, accepted=lambda value: 0 < value < math.inf, wanted="above 0")
+_tokens = partial(whole, lowest=SMALLEST_TOKENS)
 
 
 def _lengths(text: str) -> Lengths:
     prompt_tokens, plus, tokens = text.partition("+")
     if not plus:
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form P+G, as 2048+128")
-    return _count(prompt_tokens), _tokens(tokens)
-
-
-def _file(text: str) -> Path:
-    if Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"'{text}' is a directory")
-    return Path(text)
+    return count(prompt_tokens), _tokens(tokens)
 
 
 def _plot_file(text: str) -> Path:
-    path = _file(text)
+    path = file(text)
     if path.suffix not in (".svg", ".png"):
         raise argparse.ArgumentTypeError(f"'{text}' ends neither in .svg nor in .png")
     return path

@@ -23,7 +23,7 @@ class Progress:
         now = time.monotonic()
         if self._bar.disable and now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
-            print(f"{self._done} of {self._total} runs done, next: {what}", file=sys.stderr, flush=True)
+            print(f"{self._done} of {self._total} done, next: {what}", file=sys.stderr, flush=True)
 
     def advance(self, steps: int = 1) -> None:
         self._done += steps

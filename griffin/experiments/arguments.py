@@ -1,0 +1,32 @@
+"""Kinds of values that flags take, each refused with one line that says what is wanted."""
+
+import argparse
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+
+def _number(text: str, kind: type[int] | type[float], accepted: Callable[[float], bool], wanted: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not accepted(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
+    return value
+
+
+def whole(text: str, lowest: int) -> int:
+    return int(_number(text, int, lambda value: value >= lowest, f"a whole number of at least {lowest}"))
+
+
+count = partial(whole, lowest=1)
+sparsity = partial(_number, kind=float, accepted=lambda value: 0 <= value < 1, wanted="at least 0 and below 1")
+positive = partial(_number, kind=float, accepted=lambda value: 0 < value < math.inf, wanted="above 0")
+
+
+def file(text: str) -> Path:
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}' is a directory")
+    return Path(text)

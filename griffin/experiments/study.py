@@ -1,0 +1,146 @@
+"""Study: what every experiment is given: one model, the data, a place for results, and what was already found."""
+
+import argparse
+import hashlib
+import platform
+import re
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from griffin import Checkpoint, Engine, load
+from griffin.accounting import Accounting
+from griffin.experiments.ledger import Ledger
+from griffin.experiments.memory import device_name
+from griffin.experiments.teacher import Teacher
+from griffin.prefixes import PrefixStore
+
+# Prompts that begin alike are read once, see ``griffin.prefixes``.
+PREFIX_BYTES = 2**30
+
+
+class Study:
+    """One model under examination. What is heavy is made at its first use."""
+
+    def __init__(self, checkpoint: Checkpoint, data: Path | None, folder: Path) -> None:
+        """
+        Args:
+            data: a directory of JSONL files, see ``samples``; None takes data sets from the hub.
+            folder: where this model's results go.
+        """
+        self.checkpoint, self.data, self.folder = checkpoint, data, folder
+        self.accounting = Accounting.of(checkpoint.model)
+        self.ledger = Ledger(folder / "ledger.jsonl", _identity(checkpoint))
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.name
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.checkpoint.tokenizer
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The product's own decode path."""
+        engine = Engine(self.checkpoint.model, prefixes=PrefixStore(PREFIX_BYTES, 256))
+        engine.warm_up()
+        return engine
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return Teacher(self.checkpoint.model)
+
+    @property
+    def context_length(self) -> int:
+        return self.engine.context_length
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader needs to know about a run, for its results."""
+        model = self.checkpoint.model
+        return {
+            "model": self.name,
+            "model_type": model.config.model_type,
+            "layers": self.accounting.layers,
+            "neurons_per_layer": self.accounting.width,
+            "parameters": self.accounting.total,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device_name": device_name(model.device),
+            "data": self.data.name if self.data else "hub",
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {
+                "griffin-server": own_version(),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that all experiments have."""
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="JSONL files of the data sets; without it they come from the hub"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("results"),
+        help="results of each model go to a folder in it, and a run that was stopped goes on there (%(default)s)",
+    )  # fmt: skip
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    from griffin.loading import EMBEDDED_MODEL
+
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="hub id, directory or .gguf file (%(default)s)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+
+
+def open_study(arguments: argparse.Namespace) -> Study:
+    """Load the model that these flags name.
+
+    Raises:
+        GriffinError: no such model, or it has no FF blocks that can be pruned.
+        ValueError: a flag that cannot be.
+    """
+    data: Path | None = arguments.data
+    if data is not None and not data.is_dir():
+        raise ValueError(f"--data: '{data}' is not a directory")
+    checkpoint = load(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    return Study(checkpoint, data, Path(arguments.out) / folder_name(checkpoint.name))
+
+
+def folder_name(model: str) -> str:
+    """A model's name as a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model"
+
+
+def own_version() -> str:
+    try:
+        return metadata.version("griffin-server")
+    except metadata.PackageNotFoundError:
+        # Run from the source tree, as on a machine that is only lent.
+        return "not installed"
+
+
+def _identity(checkpoint: Checkpoint) -> dict[str, str]:
+    """Of the weights, not of their name: a directory may hold others tomorrow."""
+    model = checkpoint.model
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        # A few numbers of each tensor tell two checkpoints apart, and are read in no time.
+        digest.update(parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu().numpy().tobytes())
+    return {
+        "weights": digest.hexdigest()[:32],
+        "tokenizer": hashlib.sha256(repr(sorted(checkpoint.tokenizer.get_vocab().items())).encode()).hexdigest()[:16],
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+    }

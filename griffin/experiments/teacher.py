@@ -1,0 +1,145 @@
+"""Teacher: a given text through GRIFFIN, as if it had been generated (the paper's simulated generation, 5.1 and 5.3).
+
+The prompt part runs through the full FF blocks and is counted in the statistic; behind it only kept neurons act.
+Teacher-forced like this, many tokens go through the model at once and give the same numbers as one step each.
+Here neurons are removed by setting their activations to zero, which is no code of the decode path's: what both
+agree on, neither has wrong on its own.
+
+Shapes: L layers, F feed-forward neurons, k of them kept, C tokens of a chunk, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from griffin.cache import KVCache
+from griffin.decode import extend, logits
+from griffin.families import feed_forwards
+from griffin.pruning import Pruning, share
+from griffin.selection import STRATEGIES, kept_count
+from griffin.statistic import FlockingStatistic, magnitude
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a text to come back to.
+
+    length: tokens before it.
+    energy_LF: the statistic of those that ran through the full blocks, squared.
+    """
+
+    length: int
+    energy_LF: Tensor
+
+
+class Teacher:
+    """One model and one text at a time. Its weights are shared with whoever gave the model."""
+
+    def __init__(self, model: PreTrainedModel, chunk: int = 256) -> None:
+        """
+        Args:
+            chunk: tokens in one forward pass, the bound on memory.
+        """
+        # A tree of its own for its hooks.
+        self._model = share(model.eval())
+        self._blocks = feed_forwards(self._model)
+        self._cache = KVCache(len(self._blocks))
+        self._statistic = FlockingStatistic(self._blocks)
+        self._chunk = chunk
+        self._magnitude_LF: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self._blocks[0].width
+
+    @torch.inference_mode()
+    def begin(self) -> None:
+        """Forget the text."""
+        self._cache.length = 0
+        self._statistic.reset()
+
+    def read(self, ids: Sequence[int], wanted: int = 0) -> Iterator[Tensor]:
+        """Run further tokens through the full model and count them.
+
+        Yields:
+            The logits of the last ``wanted`` of them, ``(C, V)`` for each chunk that has some; do not keep them all.
+        """
+        with self._statistic.collecting():
+            yield from self._run(ids, wanted)
+
+    def follow(self, ids: Sequence[int], experts_Lk: Tensor | None, wanted: int = 0) -> Iterator[Tensor]:
+        """Run further tokens through these neurons only (None: through all); they do not count. As ``read``."""
+        with self._masked(experts_Lk):
+            yield from self._run(ids, wanted)
+
+    def mark(self) -> Mark:
+        return Mark(self._cache.length, self._statistic.energy())
+
+    def back_to(self, mark: Mark) -> None:
+        """Go on from there. What was run before it must not have been overwritten: go to later marks first."""
+        self._cache.length = mark.length
+        self._statistic.resume(mark.energy_LF)
+
+    def statistic(self) -> Tensor:
+        """s of what was read so far (equation 1): fp32 ``(L, F)``."""
+        return self._statistic.value()
+
+    def choose(self, pruning: Pruning) -> Tensor | None:
+        """The neurons ``(L, k)`` that this pruning keeps after what was read; None if it keeps all."""
+        kept = kept_count(self.width, pruning.sparsity)
+        if kept == self.width:
+            return None
+        statistic_LF = self.statistic() if pruning.statistic == "flocking" else self._magnitude()
+        return STRATEGIES[pruning.selection](statistic_LF, kept, pruning.generator())
+
+    def _run(self, ids: Sequence[int], wanted: int) -> Iterator[Tensor]:
+        ids_T = torch.tensor(ids, dtype=torch.long, device=self._model.device)
+        first_wanted = len(ids) - wanted
+        for first in range(0, len(ids), self._chunk):
+            part = ids_T[first : first + self._chunk]
+            here = first + len(part) - max(first, first_wanted)
+            if here > 0:
+                yield logits(self._model, part, self._cache, here)
+            else:
+                extend(self._model, part, self._cache)
+
+    @contextmanager
+    def _masked(self, experts_Lk: Tensor | None) -> Iterator[None]:
+        handles = []
+        if experts_Lk is not None:
+            for block, experts_k in zip(self._blocks, experts_Lk, strict=True):
+                mask_F = torch.zeros(self.width, dtype=self._model.dtype, device=experts_k.device)
+                mask_F[experts_k] = 1
+                handles.append(block.contract.register_forward_pre_hook(_masking(mask_F)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _magnitude(self) -> Tensor:
+        if self._magnitude_LF is None:
+            self._magnitude_LF = magnitude(self._blocks)
+        return self._magnitude_LF
+
+
+def _masking(mask_F: Tensor) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0] * mask_F.to(inputs[0].device), *inputs[1:])
+
+    return hook
+
+
+@torch.inference_mode()
+def target_logprobs(logits_CV: Tensor, targets: Sequence[int]) -> Tensor:
+    """Natural log-probability of each target under the row of logits that predicts it: fp32 ``(C,)``."""
+    targets_C1 = torch.tensor(targets, device=logits_CV.device)[:, None]
+    logits_CV = logits_CV.float()
+    chosen_C: Tensor = logits_CV.gather(1, targets_C1)[:, 0]
+    return chosen_C - logits_CV.logsumexp(dim=1)
