@@ -233,7 +233,11 @@ def extend(model: PreTrainedModel, ids_T: Tensor, cache: KVCache) -> Tensor:
 def logits(model: PreTrainedModel, ids_T: Tensor, cache: KVCache, wanted: int = 1) -> Tensor:
     """Run tokens; the logits of the last ``wanted`` of them, ``(wanted, vocabulary)``."""
     # Not through the model's own head: of a slice of a batch, torch makes a product that copies the whole weight.
-    hidden_CD = extend(model, ids_T, cache)[-wanted:]
+    return head(model, extend(model, ids_T, cache)[-wanted:])
+
+
+def head(model: PreTrainedModel, hidden_CD: Tensor) -> Tensor:
+    """The logits ``(C, vocabulary)`` of last hidden states."""
     logits_CV: Tensor = model.get_output_embeddings()(hidden_CD)
     cap = logit_cap(model.config)
     return logits_CV if cap is None else cap * torch.tanh(logits_CV / cap)

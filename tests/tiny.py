@@ -31,7 +31,7 @@ CONFIGS: dict[str, dict[str, object]] = {
 
 def tiny_model(model_type: str, seed: int = 0, **changes: object) -> PreTrainedModel:
     """The same weights for the same seed. Larger than usual, so that logits differ well."""
-    config = AutoConfig.for_model(model_type, **COMMON, **{**CONFIGS[model_type], **changes})
+    config = AutoConfig.for_model(model_type, **{**COMMON, **CONFIGS[model_type], **changes})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():

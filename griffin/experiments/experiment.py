@@ -24,9 +24,15 @@ class Experiment(Protocol):
     """
 
     __doc__: str | None
-    TITLE: str
-    SEE: str
-    QUICK: Mapping[str, object]
+
+    @property
+    def TITLE(self) -> str: ...
+
+    @property
+    def SEE(self) -> str: ...
+
+    @property
+    def QUICK(self) -> Mapping[str, object]: ...
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Its own flags, each with a default; those of ``add_study_arguments`` are there already."""

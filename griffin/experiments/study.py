@@ -83,9 +83,9 @@ class Study:
         }
 
 
-def add_study_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that all experiments have."""
-    add_model_arguments(parser)
+def add_study_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """The flags that all experiments have; with ``several``, --model takes more than one."""
+    add_model_arguments(parser, several=several)
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="JSONL files of the data sets; without it they come from the hub"
     )
@@ -95,10 +95,11 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     from griffin.loading import EMBEDDED_MODEL
 
-    parser.add_argument("--model", default=EMBEDDED_MODEL, help="hub id, directory or .gguf file (%(default)s)")
+    kind: dict[str, Any] = {"nargs": "+", "default": [EMBEDDED_MODEL]} if several else {"default": EMBEDDED_MODEL}
+    parser.add_argument("--model", **kind, metavar="MODEL", help=f"hub id, directory or .gguf file ({EMBEDDED_MODEL})")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
 
@@ -113,8 +114,13 @@ def open_study(arguments: argparse.Namespace) -> Study:
     data: Path | None = arguments.data
     if data is not None and not data.is_dir():
         raise ValueError(f"--data: '{data}' is not a directory")
-    checkpoint = load(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    return Study(checkpoint, data, Path(arguments.out) / folder_name(checkpoint.name))
+    return open_model(arguments.model, arguments.dtype, arguments.device, data, arguments.out)
+
+
+def open_model(model: str, dtype: str, device: str, data: Path | None, out: Path) -> Study:
+    """Load a model; its results go to a folder of its name in ``out``. As ``griffin.load``."""
+    checkpoint = load(model, dtype=dtype, device=device)
+    return Study(checkpoint, data, out / folder_name(checkpoint.name))
 
 
 def folder_name(model: str) -> str:

@@ -5,7 +5,7 @@ Teacher-forced like this, many tokens go through the model at once and give the 
 Here neurons are removed by setting their activations to zero, which is no code of the decode path's: what both
 agree on, neither has wrong on its own.
 
-Shapes: L layers, F feed-forward neurons, k of them kept, C tokens of a chunk, V vocabulary.
+Shapes: L layers, F feed-forward neurons, k of them kept, C tokens of a chunk, B rows of a batch, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from griffin.cache import KVCache
-from griffin.decode import extend, logits
-from griffin.families import feed_forwards
+from griffin.decode import extend, head, logits
+from griffin.families import feed_forwards, linear_weight
 from griffin.pruning import Pruning, share
 from griffin.selection import STRATEGIES, kept_count
 from griffin.statistic import FlockingStatistic, magnitude
@@ -78,6 +78,23 @@ class Teacher:
         with self._masked(experts_Lk):
             yield from self._run(ids, wanted)
 
+    @torch.inference_mode()
+    def branch(self, id: int, experts: Sequence[Tensor | None]) -> Tensor:
+        """Run one further token once for each of these sets of neurons, at once; the text stays as it is.
+
+        Returns:
+            The logits that follow it, ``(len(experts), V)``.
+        """
+        cache = DynamicCache()
+        if length := self._cache.length:
+            for number, (keys, values) in enumerate(self._cache.copy(0, length)):
+                spread = (len(experts), *keys.shape)
+                cache.update(keys.expand(spread), values.expand(spread), number)
+        ids_B1 = torch.full((len(experts), 1), id, device=self._model.device)
+        with self._masked(*experts):
+            output = self._model.base_model(input_ids=ids_B1, past_key_values=cache, use_cache=True)
+        return head(self._model, output.last_hidden_state[:, -1])
+
     def mark(self) -> Mark:
         return Mark(self._cache.length, self._statistic.energy())
 
@@ -110,18 +127,26 @@ class Teacher:
                 extend(self._model, part, self._cache)
 
     @contextmanager
-    def _masked(self, experts_Lk: Tensor | None) -> Iterator[None]:
+    def _masked(self, *experts: Tensor | None) -> Iterator[None]:
+        """Each row of a batch goes through its own neurons, or through all (None)."""
         handles = []
-        if experts_Lk is not None:
-            for block, experts_k in zip(self._blocks, experts_Lk, strict=True):
-                mask_F = torch.zeros(self.width, dtype=self._model.dtype, device=experts_k.device)
-                mask_F[experts_k] = 1
-                handles.append(block.contract.register_forward_pre_hook(_masking(mask_F)))
+        if any(experts_Lk is not None for experts_Lk in experts):
+            for layer, block in enumerate(self._blocks):
+                masks_BF = torch.stack([self._mask(experts_Lk, layer) for experts_Lk in experts])
+                handles.append(block.contract.register_forward_pre_hook(_masking(masks_BF)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _mask(self, experts_Lk: Tensor | None, layer: int) -> Tensor:
+        place = {"dtype": self._model.dtype, "device": linear_weight(self._blocks[layer].contract).device}
+        if experts_Lk is None:
+            return torch.ones(self.width, **place)
+        mask_F = torch.zeros(self.width, **place)
+        mask_F[experts_Lk[layer].to(mask_F.device)] = 1
+        return mask_F
 
     def _magnitude(self) -> Tensor:
         if self._magnitude_LF is None:
@@ -129,9 +154,13 @@ class Teacher:
         return self._magnitude_LF
 
 
-def _masking(mask_F: Tensor) -> Any:
+def _masking(masks_BF: Tensor) -> Any:
+    batch, width = masks_BF.shape
+
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0] * mask_F.to(inputs[0].device), *inputs[1:])
+        # Some families flatten to (B T, F) before the projection.
+        z_BTF = inputs[0].reshape(batch, -1, width) * masks_BF[:, None]
+        return (z_BTF.reshape(inputs[0].shape), *inputs[1:])
 
     return hook
 

@@ -56,6 +56,33 @@ def test_simulated_generation(model: PreTrainedModel, prompts: Prompts) -> None:
     torch.testing.assert_close(found[0], oracle.classify(model, ids, 0.5), atol=2e-5, rtol=1e-4)
 
 
+def test_branches(model: PreTrainedModel, prompts: Prompts) -> None:
+    """Several sets of neurons at once: each row is what its own neurons would have given alone, twice over."""
+    ids = prompts(9, 15)
+    teacher = Teacher(model)
+    teacher.begin()
+    list(teacher.read(ids[:-1]))
+    sets = [None, teacher.choose(Pruning(0.5)), teacher.choose(Pruning(0.9)), teacher.choose(Pruning(0.5, "sample"))]
+    found = [teacher.branch(ids[-1], sets) for _ in range(2)]
+    mark, expected = teacher.mark(), []
+    for experts_Lk in sets:
+        expected += teacher.follow(ids[-1:], experts_Lk, wanted=1)
+        teacher.back_to(mark)
+
+    for logits_BV in found:
+        torch.testing.assert_close(logits_BV, torch.cat(expected), atol=2e-5, rtol=1e-4)
+
+
+def test_a_branch_of_no_text(model: PreTrainedModel) -> None:
+    """The very first token has nothing before it."""
+    teacher = Teacher(model)
+    teacher.begin()
+    expected = next(iter(teacher.read([5], wanted=1)))
+    teacher.begin()
+
+    torch.testing.assert_close(teacher.branch(5, [None, None])[1:], expected, atol=2e-5, rtol=1e-4)
+
+
 def test_going_back(model: PreTrainedModel, prompts: Prompts) -> None:
     """From a mark, another continuation has the numbers that it would have had alone; later marks come first."""
     teacher, prompt = Teacher(model, chunk=8), prompts(5, 12)

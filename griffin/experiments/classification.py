@@ -1,0 +1,64 @@
+"""Classification (Table 1): six multiple-choice tasks, full, magnitude and GRIFFIN, 0-shot, unnormalized accuracy.
+
+Answers are scored by lm-eval. Generation is simulated as in 5.1: all input tokens but the last go through the full
+model, the last goes through the kept neurons. Tasks: HellaSwag, PIQA, COPA, ARC-easy, ARC-challenge, BoolQ.
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from griffin.experiments.arguments import sparsity
+from griffin.experiments.experiment import Found
+from griffin.experiments.results import Claim, Table
+from griffin.experiments.scores import above_chance, add_task_arguments, draw_scores, mean_relative, score_table
+from griffin.experiments.study import Study
+from griffin.experiments.tasknames import CLASSIFICATION
+from griffin.experiments.variants import FULL, griffin, magnitude
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Classification (Table 1)"
+SEE = "GRIFFIN's bars should be as high as the full model's; dotted lines are chance, and a bar at chance says nothing."
+QUICK = {"limit": 20}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sparsity", type=sparsity, default=0.5, metavar="S", help="of the FF neurons (%(default)s)")
+    add_task_arguments(parser, CLASSIFICATION)
+
+
+def measure(study: Study, arguments: argparse.Namespace) -> Found:
+    # It takes seconds to import, and other experiments do without.
+    from griffin.experiments.evaluation import evaluate
+
+    variants = [FULL, magnitude(arguments.sparsity), griffin(arguments.sparsity)]
+    return evaluate(study, arguments.tasks, variants, arguments.limit, arguments.max_length)
+
+
+def tables(found: Found) -> list[Table]:
+    return [score_table(found, "Accuracy in %, 0-shot; ± one standard error")]
+
+
+def draw(found: Found) -> "Figure":
+    return draw_scores(found)
+
+
+def claims(found: Found) -> list[Claim]:
+    told = {**found, "tasks": {task: facts for task, facts in found["tasks"].items() if above_chance(found, task)}}
+    if not told["tasks"]:
+        return [Claim("GRIFFIN preserves classification", None, "The full model is at chance in every task.")]
+    ours, baseline = mean_relative(told, "GRIFFIN"), mean_relative(told, "magnitude")
+    where = f"over the {len(told['tasks'])} of {len(found['tasks'])} tasks in which the full model is above chance"
+    return [
+        Claim(
+            "GRIFFIN preserves most of the full model's accuracy on classification",
+            ours >= 0.95,
+            f"{ours:.1%} of the full model's accuracy {where}; yes is 95 % or more.",
+        ),
+        Claim(
+            "GRIFFIN is better than magnitude, which achieves reasonable results here",
+            ours > baseline,
+            f"{ours:.1%} against {baseline:.1%} {where}.",
+        ),
+    ]

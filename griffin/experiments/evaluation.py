@@ -1,0 +1,97 @@
+"""Tasks by variants: what lm-eval finds for each, as one table of scores. The experiments on tasks share it.
+
+It imports lm-eval, which takes seconds: experiments import it when they run.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import datasets  # type: ignore[import-untyped]
+import lm_eval.api.task  # type: ignore[import-untyped]
+from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from griffin.experiments.harness import GriffinLM
+from griffin.experiments.study import Study
+from griffin.experiments.tasks import TASKS, make_manager, make_task
+from griffin.experiments.variants import Variant
+
+
+def evaluate(
+    study: Study, names: Sequence[str], variants: Sequence[Variant], limit: int | None, max_length: int | None
+) -> dict[str, Any]:
+    """Scores from 0 to 1 with their standard errors.
+
+    Args:
+        limit: items of each task; None takes each task's own number, 0 all there are.
+        max_length: longer prompts lose their beginning, as lm-eval does it; None: the model's context.
+    """
+    with _quiet():
+        return _evaluate(study, names, variants, limit, max_length)
+
+
+def _evaluate(
+    study: Study, names: Sequence[str], variants: Sequence[Variant], limit: int | None, max_length: int | None
+) -> dict[str, Any]:
+    manager = make_manager(study.data)
+    tasks: dict[str, Any] = {}
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    # All data are looked at before anything is computed.
+    for name in names:
+        made = make_task(name, study.data, manager)
+        tasks[name] = {
+            "items": _items(len(made.eval_docs), TASKS[name].items if limit is None else limit),
+            "metrics": list(TASKS[name].metrics),
+            "shots": TASKS[name].shots,
+            "chance": TASKS[name].chance,
+        }
+    models = {variant.name: GriffinLM.of(study, variant, variants, max_length) for variant in variants}
+    for name in names:
+        scores[name] = {
+            own: _scores(study, name, model, tasks[name]["items"], manager) for own, model in models.items()
+        }
+    return {"variants": [variant.as_json() for variant in variants], "tasks": tasks, "scores": scores}
+
+
+def _items(there: int, wanted: int) -> int:
+    return min(there, wanted or there)
+
+
+def _scores(study: Study, name: str, model: GriffinLM, items: int, manager: TaskManager) -> dict[str, float]:
+    model.doing = name
+    # A task keeps what it was answered: each variant has its own. (simple_evaluate would list all installed packages
+    # each time, for its own records.)
+    loaded = manager.load([make_task(name, study.data, manager)])
+    found = lm_eval.evaluate(lm=model, task_dict=loaded, limit=items, bootstrap_iters=1000, log_samples=False)
+    (values,) = found["results"].values()
+    metrics = TASKS[name].metrics
+    # SCROLLS' own scorer, which only the hub has, speaks of percents.
+    unit = 100 if study.data is None and name == "qasper" else 1
+    return {
+        key: float(values[f"{key},none"]) / unit
+        for metric in metrics
+        for key in (metric, f"{metric}_stderr")
+        if isinstance(values.get(f"{key},none"), float | int)
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither bars nor warnings of libraries' for what is meant so."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    # The bar of a loop that takes no time has no switch.
+    bar, lm_eval.api.task.tqdm = lm_eval.api.task.tqdm, partial(tqdm, disable=True)
+    try:
+        yield
+    finally:
+        lm_eval.api.task.tqdm = bar
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        datasets.enable_progress_bars()

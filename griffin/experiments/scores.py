@@ -1,0 +1,108 @@
+"""Scores of tasks, by variant: their flags, as a table, drawn, and compared with the full model's.
+
+All experiments on tasks find the same form, see ``evaluation.evaluate``.
+"""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from griffin.experiments.arguments import count, whole
+from griffin.experiments.pictures import COLOURS, INK, MUTED, new_figure, panels
+from griffin.experiments.results import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Found = Mapping[str, Any]
+
+TITLES = {
+    "hellaswag": "HellaSwag", "piqa": "PIQA", "copa": "COPA", "arc_easy": "ARC-e", "arc_challenge": "ARC-c",
+    "boolq": "BoolQ", "xsum": "XSum", "cnn_dm": "CNN/DailyMail", "coqa": "CoQA", "qasper": "QASPER",
+}  # fmt: skip
+METRICS = {"acc": "accuracy", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "f1": "F1", "em": "EM"}
+
+
+def add_task_arguments(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None:
+    parser.add_argument(
+        "--tasks", nargs="+", choices=tasks, metavar="TASK", default=list(tasks), help=f"of {', '.join(tasks)} (all)"
+    )
+    parser.add_argument(
+        "--limit", type=lambda text: whole(text, 0), metavar="N",
+        help="items of each task, 0 for all there are (25 to 200, by what a task costs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-length", type=count, metavar="N",
+        help="longer prompts lose their beginning, as lm-eval does it (the model's context)",
+    )  # fmt: skip
+
+
+def score_table(found: Found, caption: str = "") -> Table:
+    """In percent, variants by tasks; one standard error behind the full model's."""
+    columns = [(task, metric) for task, facts in found["tasks"].items() for metric in facts["metrics"]]
+    heads = ["", *[_head(task, metric, found["tasks"][task]) for task, metric in columns]]
+    rows = [["items", *[str(found["tasks"][task]["items"]) for task, _ in columns]]]
+    for variant in found["variants"]:
+        own = [found["scores"][task][variant["name"]] for task, _ in columns]
+        with_error = variant["name"] == "full"
+        cells = [_cell(scores, metric, with_error) for scores, (_, metric) in zip(own, columns, strict=True)]
+        rows.append([variant["name"], *cells])
+    return Table(heads, rows, caption)
+
+
+def _head(task: str, metric: str, facts: Mapping[str, Any]) -> str:
+    return TITLES[task] if facts["metrics"] == ["acc"] else f"{TITLES[task]} {METRICS[metric]}"
+
+
+def _cell(scores: Mapping[str, float], metric: str, with_error: bool) -> str:
+    error = scores.get(f"{metric}_stderr")
+    return f"{scores[metric] * 100:.2f}" + (f" ± {error * 100:.1f}" if with_error and error is not None else "")
+
+
+def relative(found: Found, task: str, variant: str) -> float:
+    """The task's first metric over the full model's; 1 if both are 0."""
+    metric = found["tasks"][task]["metrics"][0]
+    score, full = found["scores"][task][variant][metric], found["scores"][task]["full"][metric]
+    return score / full if full else (1.0 if score == full else math.inf)
+
+
+def above_chance(found: Found, task: str) -> bool:
+    """Whether the full model does better than guessing by two standard errors; where answers are chosen."""
+    chance, scores = found["tasks"][task].get("chance"), found["scores"][task]["full"]
+    return chance is None or scores["acc"] > chance + 2 * scores.get("acc_stderr", 0.0)
+
+
+def mean_relative(found: Found, variant: str) -> float:
+    """Over the tasks."""
+    values = [relative(found, task, variant) for task in found["tasks"]]
+    return sum(values) / len(values)
+
+
+def draw_scores(found: Found) -> "Figure":
+    """One group of bars for each metric, one bar for each variant; whiskers are one standard error."""
+    columns = [(task, metric) for task, facts in found["tasks"].items() for metric in facts["metrics"]]
+    names = [variant["name"] for variant in found["variants"]]
+    figure = new_figure(max(5.0, 1.2 + 0.95 * len(columns)), 3.4)
+    (axes,) = panels(figure, 1, 1)
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        places = [column + (number - (len(names) - 1) / 2) * width for column in range(len(columns))]
+        own = [found["scores"][task][name] for task, _ in columns]
+        heights = [scores[metric] * 100 for scores, (_, metric) in zip(own, columns, strict=True)]
+        errors = [scores.get(f"{metric}_stderr", 0) * 100 for scores, (_, metric) in zip(own, columns, strict=True)]
+        axes.bar(
+            places, heights, width * 0.92, yerr=errors, label=name, color=COLOURS[number % len(COLOURS)], zorder=2,
+            error_kw={"ecolor": MUTED, "elinewidth": 0.9},
+        )  # fmt: skip
+    for task, column in [(task, n) for n, (task, _) in enumerate(columns)]:
+        if (chance := found["tasks"][task].get("chance")) is not None:
+            axes.hlines(
+                chance * 100, column - 0.45, column + 0.45, colors=INK, linewidth=1, linestyles="dotted", zorder=3
+            )
+    labels = [_head(task, metric, found["tasks"][task]).replace(" ", "\n", 1) for task, metric in columns]
+    axes.set_xticks(range(len(columns)), labels)
+    axes.grid(visible=False, axis="x")
+    axes.set_ylabel("%", color=INK)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8, ncols=len(names), loc="upper left", bbox_to_anchor=(0, 1.12))
+    return figure

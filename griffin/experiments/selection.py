@@ -1,0 +1,59 @@
+"""Ways to select experts from the statistic (Table 4): top-k, sampling weighted by it, and half of each.
+
+The same tasks, prompts and statistic as in ``generation``, with which the full model's and top-k's answers are shared.
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from griffin.experiments.arguments import sparsity
+from griffin.experiments.experiment import Found
+from griffin.experiments.results import Claim, Table
+from griffin.experiments.scores import add_task_arguments, draw_scores, mean_relative, score_table
+from griffin.experiments.study import Study
+from griffin.experiments.tasknames import GENERATION
+from griffin.experiments.variants import FULL, Variant
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Ways to select (Table 4)"
+SEE = "Bars should fall from top-k to top-k + sampling to sampling: chance picks neurons that the prompt hardly used."
+QUICK = {"limit": 4, "max_length": 1024}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sparsity", type=sparsity, default=0.5, metavar="S", help="of the FF neurons (%(default)s)")
+    add_task_arguments(parser, GENERATION)
+
+
+def measure(study: Study, arguments: argparse.Namespace) -> Found:
+    from griffin.experiments.evaluation import evaluate
+
+    variants = [
+        FULL,
+        Variant("top-k", arguments.sparsity),
+        Variant("sampling", arguments.sparsity, selection="sample"),
+        Variant("top-k + sampling", arguments.sparsity, selection="top_k_sample"),
+    ]
+    return evaluate(study, arguments.tasks, variants, arguments.limit, arguments.max_length)
+
+
+def tables(found: Found) -> list[Table]:
+    return [score_table(found, "In %; ± one standard error")]
+
+
+def draw(found: Found) -> "Figure":
+    return draw_scores(found)
+
+
+def claims(found: Found) -> list[Claim]:
+    top, mixed, drawn = (mean_relative(found, name) for name in ("top-k", "top-k + sampling", "sampling"))
+    return [
+        Claim(
+            "Top-k is better than top-k + sampling, and that is better than sampling",
+            top >= mixed >= drawn,
+            f"Of the full model's score, mean over the tasks: top-k {top:.0%}, top-k + sampling {mixed:.0%}, "
+            f"sampling {drawn:.0%}.",
+        )
+    ]

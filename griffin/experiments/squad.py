@@ -1,0 +1,43 @@
+"""SQuAD's exact match and token F1, from lm-eval, where its own CoQA looks for them.
+
+That task (lm-eval 0.4.13) imports them from transformers, which dropped them in version 5; until lm-eval follows, the
+missing module is put in its place.
+"""
+
+import importlib.util
+import sys
+from types import ModuleType
+
+from lm_eval.tasks.qasper.metrics import f1_abstractive, normalize_answer  # type: ignore[import-untyped]
+
+METRICS = "transformers.data.metrics"
+MISSING = f"{METRICS}.squad_metrics"
+
+
+def compute_exact(accepted: str, answer: str) -> int:
+    """1 if they are equal but for case, punctuation, articles and spaces."""
+    return int(normalize_answer(accepted) == normalize_answer(answer))
+
+
+def compute_f1(accepted: str, answer: str) -> float:
+    """Harmonic mean of precision and recall over words. Where one has none, both must."""
+    if not normalize_answer(accepted) or not normalize_answer(answer):
+        return float(compute_exact(accepted, answer))
+    return float(f1_abstractive([answer], [accepted]))
+
+
+def provide() -> None:
+    """Let ``import transformers.data.metrics.squad_metrics`` succeed."""
+    if MISSING in sys.modules or _exists():
+        return
+    package, module = ModuleType(METRICS), ModuleType(MISSING)
+    module.__dict__.update(compute_exact=compute_exact, compute_f1=compute_f1)
+    package.__dict__.update(__path__=[], squad_metrics=module)
+    sys.modules.update({METRICS: package, MISSING: module})
+
+
+def _exists() -> bool:
+    try:
+        return importlib.util.find_spec(MISSING) is not None
+    except ModuleNotFoundError:
+        return False

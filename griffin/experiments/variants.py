@@ -1,0 +1,51 @@
+"""Variants: the same model, full or pruned in one way or another."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from griffin.pruning import Pruning
+from griffin.selection import SelectionName
+from griffin.statistic import StatisticName
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One column of figures.
+
+    name: as tables show it.
+    """
+
+    name: str
+    sparsity: float = 0.0
+    statistic: StatisticName = "flocking"
+    selection: SelectionName = "top_k"
+
+    def pruning(self, ids: Sequence[int]) -> Pruning:
+        """For one text; where neurons are drawn, each text draws its own, and the same ones each time."""
+        return Pruning(self.sparsity, self.selection, self.statistic, seed=int(name_of(ids)[:8], 16))
+
+    def question(self) -> list[Any]:
+        """What an answer depends on, for the ledger; the name is none of it."""
+        return [self.sparsity, self.statistic, self.selection] if self.sparsity else []
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+FULL = Variant("full")
+
+
+def magnitude(sparsity: float) -> Variant:
+    """The paper's static baseline (5.1)."""
+    return Variant("magnitude", sparsity, statistic="magnitude")
+
+
+def griffin(sparsity: float) -> Variant:
+    return Variant("GRIFFIN", sparsity)
+
+
+def name_of(ids: Sequence[int]) -> str:
+    """A short name for exactly these tokens."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:32]
