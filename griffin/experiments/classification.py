@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from griffin.experiments.arguments import sparsity
 from griffin.experiments.experiment import Found
-from griffin.experiments.results import Claim, Table
+from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.scores import above_chance, add_task_arguments, draw_scores, mean_relative, score_table
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import CLASSIFICATION
@@ -54,11 +54,11 @@ def claims(found: Found) -> list[Claim]:
         Claim(
             "GRIFFIN preserves most of the full model's accuracy on classification",
             ours >= 0.95,
-            f"{ours:.1%} of the full model's accuracy {where}; yes is 95 % or more.",
+            f"{percent(ours, 1)} of the full model's accuracy {where}; yes is 95 % or more.",
         ),
         Claim(
             "GRIFFIN is better than magnitude, which achieves reasonable results here",
             ours > baseline,
-            f"{ours:.1%} against {baseline:.1%} {where}.",
+            f"{percent(ours, 1)} against {percent(baseline, 1)} {where}.",
         ),
     ]

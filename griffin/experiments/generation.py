@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from griffin.experiments.arguments import sparsity
 from griffin.experiments.experiment import Found
-from griffin.experiments.results import Claim, Table
+from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.scores import add_task_arguments, draw_scores, mean_relative, score_table
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import GENERATION
@@ -49,16 +49,17 @@ def claims(found: Found) -> list[Claim]:
         Claim(
             "Full is as good as GRIFFIN or better",
             ours <= 1,
-            f"GRIFFIN has {ours:.0%} of the full model's score, mean over the tasks.",
+            f"GRIFFIN has {percent(ours)} of the full model's score, mean over the tasks.",
         ),
         Claim(
             "GRIFFIN preserves most of the full model's performance in generation",
             ours >= 0.9,
-            f"{ours:.0%} of it, mean over the tasks; yes is 90 % or more.",
+            f"{percent(ours)} of it, mean over the tasks; yes is 90 % or more.",
         ),
         Claim(
             "Magnitude annihilates it in most generation settings; GRIFFIN is far better",
             ours > 2 * baseline,
-            f"GRIFFIN has {ours:.0%} of the full model's score, magnitude {baseline:.0%}; yes is twice as much.",
+            f"GRIFFIN has {percent(ours)} of the full model's score, magnitude {percent(baseline)}; yes is twice as "
+            "much.",
         ),
     ]

@@ -91,6 +91,7 @@ def _checked(line: str, fields: dict[str, type], where: str) -> Sample:
     for field, kind in fields.items():
         if field not in sample:
             raise GriffinError(f"{where}: the field '{field}' is missing; it needs {', '.join(fields)}")
-        if not isinstance(sample[field], kind):
+        # JSON's true is an int to Python.
+        if not isinstance(sample[field], kind) or isinstance(sample[field], bool):
             raise GriffinError(f"{where}: the field '{field}' is not {KINDS[kind]}")
     return sample

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from griffin.experiments.arguments import sparsity
 from griffin.experiments.experiment import Found
-from griffin.experiments.results import Claim, Table
+from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.scores import add_task_arguments, draw_scores, mean_relative, score_table
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import GENERATION
@@ -53,7 +53,7 @@ def claims(found: Found) -> list[Claim]:
         Claim(
             "Top-k is better than top-k + sampling, and that is better than sampling",
             top >= mixed >= drawn,
-            f"Of the full model's score, mean over the tasks: top-k {top:.0%}, top-k + sampling {mixed:.0%}, "
-            f"sampling {drawn:.0%}.",
+            f"Of the full model's score, mean over the tasks: top-k {percent(top)}, top-k + sampling {percent(mixed)}, "
+            f"sampling {percent(drawn)}.",
         )
     ]

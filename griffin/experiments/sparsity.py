@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from griffin.experiments import arguments as kinds
 from griffin.experiments.experiment import Found
 from griffin.experiments.pictures import INK, MUTED, new_figure, panels
-from griffin.experiments.results import Claim, Table
+from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.scores import TITLES, above_chance, add_task_arguments, relative, score_table
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import CLASSIFICATION, GENERATION
@@ -81,7 +81,7 @@ def claims(found: Found) -> list[Claim]:
         Claim(
             "Most of the performance is preserved at 50 % FF sparsity",
             len(kept) > len(values) / 2,
-            f"At {nearest['sparsity']:.0%} {len(kept)} of {len(values)} tasks keep 90 % of the full model's score"
+            f"At {percent(nearest['sparsity'])} {len(kept)} of {len(values)} tasks keep 90 % of the full model's score"
             + (f" ({', '.join(TITLES[task] for task in kept)})." if kept else "."),
         )
     ]

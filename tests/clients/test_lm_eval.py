@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import httpx
 import lm_eval
 import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
+from griffin.experiments.harness import GriffinLM
+from griffin.experiments.study import Study
+from griffin.experiments.variants import Variant
 from griffin.loading import Checkpoint
+from griffin.statistic import StatisticName
 from tests.clients.common import MODEL
 
 CHOICES: list[tuple[str, list[str], int]] = [
@@ -170,6 +175,54 @@ def test_scores_of_the_pruned_model_are_others(
 
     assert min(differences) > 1e-3
     assert max(differences) > 0.5
+
+
+@pytest.fixture(scope="module")
+def study(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """For lm-eval's griffin model, in this process."""
+    return Study(smollm2, None, tmp_path_factory.mktemp("study"))
+
+
+@pytest.mark.parametrize("statistic", ["flocking", "magnitude"])
+def test_simulated_generation_is_the_servers_sparse_scoring(
+    evaluate: Evaluate, study: Study, completions: dict[str, Any], url: str, statistic: StatisticName
+) -> None:
+    """lm-eval's griffin model masks activations, the server gathers neurons: two paths, the same scores."""
+    variant = Variant("pruned", 0.5, statistic)
+    result = evaluate("griffin_choices", GriffinLM.of(study, variant))
+    if statistic == "flocking":
+        served = evaluate("griffin_choices", "local-completions",
+                          model_args={**completions, "model": f"{MODEL}@sparsity=0.5"})  # fmt: skip
+        expected = scores(served)
+        assert greedy(result) == greedy(served)
+    else:
+        expected = [
+            _served(url, study, context, choice, statistic) for context, choices, _ in CHOICES for choice in choices
+        ]
+
+    assert scores(result) == pytest.approx(expected, abs=2e-2)
+
+
+def _served(url: str, study: Study, context: str, choice: str, statistic: str) -> float:
+    """What a client sums that asks for it directly; lm-eval's can name no statistic."""
+    prompt = study.tokenizer(f"{context} {choice}").input_ids
+    body = {
+        "model": MODEL, "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 0, "sparsity": 0.5,
+        "griffin": {"statistic": statistic},
+    }  # fmt: skip
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()
+    behind = len(study.tokenizer(context).input_ids)
+    return float(sum(answer["choices"][0]["logprobs"]["token_logprobs"][behind:]))
+
+
+def test_generated_texts_are_the_servers(evaluate: Evaluate, study: Study, completions: dict[str, Any]) -> None:
+    """At half of the neurons too."""
+    result = evaluate("griffin_texts", GriffinLM.of(study, Variant("pruned", 0.5)))
+    served = evaluate(
+        "griffin_texts", "local-completions", model_args={**completions, "model": f"{MODEL}@sparsity=0.5"}
+    )
+
+    assert result["responses"] == served["responses"]
 
 
 def test_greedy_texts_are_those_of_the_model_in_process(
