@@ -1,11 +1,26 @@
-"""The paper's experiments, in its order."""
+"""The paper's experiments, in the order of their figures and tables."""
 
-from griffin.experiments import classification, generation, selection, sparsity
+from griffin.experiments import (
+    classification,
+    flocking,
+    gating,
+    generation,
+    jaccard,
+    perplexity,
+    randomness,
+    selection,
+    sparsity,
+)
 from griffin.experiments.experiment import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
+    "flocking": flocking,
+    "jaccard": jaccard,
     "sparsity": sparsity,
     "classification": classification,
     "generation": generation,
     "selection": selection,
+    "perplexity": perplexity,
+    "randomness": randomness,
+    "gating": gating,
 }

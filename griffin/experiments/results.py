@@ -13,31 +13,36 @@ from griffin.errors import GriffinError
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells as text. The first column is words, the others are figures.
+    """Cells as text. The first columns are words, the others are figures.
 
     caption: one line above it; may be empty.
+    words: how many columns are words.
     """
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    words: int = 1
 
     def text(self) -> str:
         """For a terminal."""
         lines = [self.heads, *self.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.heads))]
         found = [self.caption] if self.caption else []
-        for first, *others in lines:
-            cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-            found.append("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
+        for line in lines:
+            cells = [
+                f"{cell:<{width}}" if column < self.words else f"{cell:>{width}}"
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ]
+            found.append("  ".join(cells).rstrip())
         return "\n".join(found)
 
     def markdown(self) -> str:
         """As GitHub takes it."""
-        rule = ["---", *["---:"] * (len(self.heads) - 1)]
-        lines = ["| " + " | ".join(map(_escaped, line)) + " |" for line in (self.heads, *self.rows)]
+        rule = ["---" if column < self.words else "---:" for column in range(len(self.heads))]
+        lines = ["| " + " | ".join(map(escaped, line)) + " |" for line in (self.heads, *self.rows)]
         lines.insert(1, "| " + " | ".join(rule) + " |")
-        return "\n".join([*([_escaped(self.caption), ""] if self.caption else []), *lines])
+        return "\n".join([*([escaped(self.caption), ""] if self.caption else []), *lines])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +59,16 @@ class Claim:
     here: str
 
 
-def _escaped(text: str) -> str:
-    """Of a model's name, a path or a prompt nothing is taken for markup."""
-    for mark in "\\`*_[]<>|#":
+def percent(fraction: float, digits: int = 0) -> str:
+    """As the rest of the project writes it: 50 %."""
+    return f"{fraction * 100:.{digits}f} %"
+
+
+def escaped(text: str) -> str:
+    """For Markdown: of a model's name, a path or a prompt nothing is taken for markup."""
+    for mark in "\\`*_[]<>|#&~":
         text = text.replace(mark, "\\" + mark)
-    return text.replace("\n", " ")
+    return text.replace("\n", " ").replace("\r", " ")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -1,0 +1,181 @@
+"""Similarity between samples: how many of the top-k neurons of two WikiText samples are the same (section 4.1).
+
+Of each sample the k neurons are taken that rank highest by its statistic s (equation 1), in every layer. The Jaccard
+similarity of two such sets is the size of their intersection over that of their union; it is averaged over every pair.
+"""
+
+import argparse
+import base64
+import statistics
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from griffin.experiments import arguments as kinds
+from griffin.experiments.experiment import Found
+from griffin.experiments.layers import colourbar, draw_layers
+from griffin.experiments.pictures import INK, MUTED, new_figure, panels
+from griffin.experiments.progress import Progress
+from griffin.experiments.results import Claim, Table
+from griffin.experiments.study import Study
+from griffin.experiments.texts import sequences
+from griffin.experiments.variants import name_of
+from griffin.selection import kept_count
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Jaccard similarity between samples (Figure 2)"
+SEE = "Low lines: texts differ in their top neurons. All end at 1, where every neuron is taken; dashed are random sets."
+QUICK = {"samples": 8, "tokens": 256}
+
+FRACTIONS = [number / 20 for number in range(1, 20)]
+# The claim is judged where a set is this part of the neurons: a layer below this similarity has little in common, and
+# this part of the layers is the vast majority.
+SMALL, LITTLE, VAST_MAJORITY = 0.1, 0.5, 0.8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--samples", type=partial(kinds.whole, lowest=2), default=32, help="(%(default)s)")
+    parser.add_argument("--tokens", type=kinds.count, default=512, help="length of each sample (%(default)s)")
+    parser.add_argument(
+        "--fractions", type=fraction, nargs="+", metavar="K", default=FRACTIONS,
+        help="sizes of the sets as parts of all FF neurons, above 0 and up to 1 (0.05 to 0.95)",
+    )  # fmt: skip
+
+
+def fraction(text: str) -> float:
+    """The type of a flag: a part of the neurons."""
+    value = kinds.positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not above 0 and up to 1")
+    return value
+
+
+def measure(study: Study, arguments: argparse.Namespace) -> Found:
+    samples = sequences(study, "wikitext", arguments.tokens, arguments.samples, "--samples")
+    fractions = sorted(set(arguments.fractions))
+    ranks = []
+    with Progress(len(samples)) as progress:
+        for ids in samples:
+            progress.begin(f"statistic of {len(ids)} tokens")
+            question = {"ranks": name_of(ids)}
+            ranks.append(_decoded(study.ledger.once(question, partial(_ranks_of_text, study, ids)), study))
+            progress.advance()
+    counts = [kept_count(study.accounting.width, 1 - fraction) for fraction in fractions]
+    return {
+        "samples": len(samples),
+        "tokens": arguments.tokens,
+        "fractions": fractions,
+        "counts": counts,
+        "jaccard": jaccard(torch.stack(ranks), counts).tolist(),
+    }
+
+
+def ranking(statistic_LF: Tensor) -> Tensor:
+    """The place of each neuron in its layer, 0 for the highest; of equals the lower index comes first. ``(L, F)``."""
+    order_LF = statistic_LF.argsort(dim=1, descending=True, stable=True)
+    return order_LF.argsort(dim=1)
+
+
+def jaccard(ranks_SLF: Tensor, counts: Sequence[int]) -> Tensor:
+    """Mean over all pairs of the samples S, for sets of each size: fp64 ``(L, len(counts))``."""
+    samples, layers, _ = ranks_SLF.shape
+    first_P, second_P = torch.triu_indices(samples, samples, offset=1)
+    means = torch.empty(layers, len(counts), dtype=torch.float64)
+    for layer in range(layers):
+        for column, k in enumerate(counts):
+            sets_SF = (ranks_SLF[:, layer] < k).float()
+            common_P = (sets_SF @ sets_SF.T)[first_P, second_P].double()
+            means[layer, column] = (common_P / (2 * k - common_P)).mean()
+    return means
+
+
+def _ranks_of_text(study: Study, ids: list[int]) -> str:
+    teacher = study.teacher
+    teacher.begin()
+    for _ in teacher.read(ids):
+        pass
+    return base64.b64encode(ranking(teacher.statistic()).cpu().numpy().astype(np.uint16).tobytes()).decode()
+
+
+def _decoded(ranks: str, study: Study) -> Tensor:
+    ranks_LF = np.frombuffer(base64.b64decode(ranks), np.uint16).astype(np.int32)
+    return torch.from_numpy(ranks_LF.reshape(study.accounting.layers, study.accounting.width))
+
+
+def by_chance(fraction: float) -> float:
+    """Of sets of this part of all neurons that are drawn at random: f^2 of all in common, of 2f - f^2 in either."""
+    return fraction / (2 - fraction)
+
+
+def tables(found: Found) -> list[Table]:
+    """One row for each size of the sets."""
+    rows = []
+    for column, (part, k) in enumerate(zip(found["fractions"], found["counts"], strict=True)):
+        values = _column(found, column)
+        figures = (min(values), statistics.median(values), max(values), by_chance(part))
+        rows.append((f"{part:.3g}", str(k), *(f"{value:.3f}" for value in figures)))
+    caption = (
+        f"Jaccard similarity of the top-k neurons of {found['samples']} WikiText samples of {found['tokens']} tokens, "
+        "mean over all pairs; over the layers, and of sets drawn at random."
+    )
+    return [Table(("k / F", "k", "lowest layer", "median layer", "highest layer", "random sets"), rows, caption)]
+
+
+def _column(found: Found, column: int) -> list[float]:
+    """All layers at one size of the sets."""
+    return [row[column] for row in found["jaccard"]]
+
+
+def draw(found: Found) -> "Figure":
+    """One line for each layer, coloured by its depth."""
+    figure = new_figure(7, 4.4)
+    (axes,) = panels(figure, 1, 1)
+    fractions = found["fractions"]
+    draw_layers(axes, fractions, found["jaccard"])
+    axes.plot(fractions, [by_chance(part) for part in fractions], color=INK, linewidth=1.5, linestyle=(0, (4, 3)))
+    middle = fractions[len(fractions) // 2]
+    axes.annotate(
+        "random sets", (middle, by_chance(middle)), xytext=(8, -10), textcoords="offset points", color=MUTED,
+        fontsize=8, va="top",
+    )  # fmt: skip
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("k / F: part of the FF neurons that are taken")
+    axes.set_ylabel("Jaccard similarity, mean over pairs")
+    colourbar(figure, axes, len(found["jaccard"]))
+    return figure
+
+
+def claims(found: Found) -> list[Claim]:
+    """Section 4.1, on Figure 2."""
+    statement = (
+        "Top neurons are not generally shared between samples for the vast majority of layers, "
+        "unless the sets of selected neurons are large."
+    )
+    column = min(range(len(found["fractions"])), key=lambda column: abs(found["fractions"][column] - SMALL))
+    part, values = found["fractions"][column], _column(found, column)
+    few = sum(value < LITTLE for value in values)
+    judged = part <= 2 * SMALL
+    return [
+        Claim(
+            statement,
+            few >= VAST_MAJORITY * len(values) if judged else None,
+            f"With k = {part:.0%} of the neurons, the mean Jaccard similarity is below {LITTLE:g} in {few} of "
+            f"{len(values)} layers (median {statistics.median(values):.2f}, random sets {by_chance(part):.2f}; the "
+            f"vast majority is {VAST_MAJORITY:.0%} of the layers, a small set {SMALL:.0%} of the neurons). "
+            f"{_turning_point(found)}",
+        )
+    ]
+
+
+def _turning_point(found: Found) -> str:
+    for column, part in enumerate(found["fractions"]):
+        if statistics.median(_column(found, column)) >= LITTLE:
+            return f"The median layer reaches {LITTLE:g} at {part:.0%} of the neurons."
+    return f"The median layer stays below {LITTLE:g} at all sizes."

@@ -1,0 +1,202 @@
+"""Prompt length against generation length: the increase in perplexity over the full model (section 5.3).
+
+Of P + G tokens of concatenated WikiText, the first P are the prompt: the full model reads them, and they choose the
+neurons. The other G stand for what is generated: GRIFFIN runs them through the chosen neurons, and perplexity is
+that of the outputs at these G tokens, each of which predicts the token behind it. (The output at the last token of the
+prompt, which predicts the first of the G, is the full model's in both.)
+
+In every window of the text the G tokens begin at the same place for all P, and a longer prompt reaches further back:
+all prompts are judged on the same text. The full model is given the same context each time.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from griffin.experiments import arguments as kinds
+from griffin.experiments.experiment import Found
+from griffin.experiments.layers import colours
+from griffin.experiments.pictures import INK, PAPER, new_figure, panels
+from griffin.experiments.progress import Progress
+from griffin.experiments.results import Claim, Table
+from griffin.experiments.study import Study
+from griffin.experiments.teacher import Teacher, target_logprobs
+from griffin.experiments.texts import read_text
+from griffin.experiments.variants import name_of
+from griffin.pruning import Pruning
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Prompt length and generation length (Figure 5)"
+SEE = "Each line is a generation length. Lines that fall: a longer prompt brings GRIFFIN closer to the full model."
+QUICK = {"prompts": [64, 256], "generations": [64, 256], "windows": 2}
+
+LENGTHS = [128, 256, 512, 1024]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    for flag, what in (("--prompts", "P, lengths of the prompt"), ("--generations", "G, lengths of the generation")):
+        parser.add_argument(
+            flag, type=kinds.count, nargs="+", metavar="N", default=LENGTHS, help=f"{what} (128 256 512 1024)"
+        )
+    parser.add_argument("--windows", type=kinds.count, default=6, help="places in the text (%(default)s)")
+    parser.add_argument("--sparsity", type=kinds.sparsity, default=0.5, help="of the FF blocks (%(default)s)")
+
+
+def measure(study: Study, arguments: argparse.Namespace) -> Found:
+    prompts, generations = sorted(set(arguments.prompts)), sorted(set(arguments.generations))
+    longest, furthest = prompts[-1], generations[-1]
+    text = read_text(study, "wikitext")
+    limits = {"the context of this model": study.context_length, "the text but for its last token": len(text.ids) - 1}
+    what = min(limits, key=limits.__getitem__)
+    if longest + furthest > limits[what]:
+        raise ValueError(
+            f"--prompts, --generations: {longest} + {furthest} tokens, but {what} has {limits[what]}, "
+            "the most they can be together"
+        )
+    # One more than is read: the last token read predicts it.
+    windows = text.windows(longest + furthest + 1, arguments.windows, "--prompts, --generations", "--windows")
+    pruning = Pruning(arguments.sparsity)
+    losses = torch.zeros(2, len(prompts), len(generations), dtype=torch.float64)
+    with Progress(len(windows) * len(prompts)) as progress:
+        for (number, window), (row, length) in product(enumerate(windows, 1), enumerate(prompts)):
+            progress.begin(f"window {number} of {len(windows)}, a prompt of {length} tokens")
+            prompt = [*text.start, *window[longest - length + len(text.start) : longest]]
+            rest = window[longest:]
+            question = {
+                "perplexity": [name_of(prompt), name_of(rest)], "generations": generations, "sparsity": pruning.sparsity
+            }  # fmt: skip
+            compute = partial(losses_of_text, study.teacher, prompt, rest, generations, pruning)
+            losses[:, row] += torch.tensor(study.ledger.once(question, compute), dtype=torch.float64)
+            progress.advance()
+    full, griffin = (losses / (len(windows) * torch.tensor(generations))).exp().tolist()
+    return {
+        "prompts": prompts,
+        "generations": generations,
+        "windows": len(windows),
+        "sparsity": pruning.sparsity,
+        "full": full,
+        "griffin": griffin,
+    }
+
+
+def losses_of_text(
+    teacher: Teacher, prompt: Sequence[int], rest: Sequence[int], generations: Sequence[int], pruning: Pruning
+) -> list[list[float]]:
+    """Negative log-likelihood (natural) of the tokens after the first of ``rest``, summed over the outputs of each G.
+
+    Args:
+        rest: the tokens behind the prompt, one more than the longest of ``generations``.
+
+    Returns:
+        Of the full model and of GRIFFIN, for each of ``generations``.
+    """
+    teacher.begin()
+    for _ in teacher.read(prompt):
+        pass
+    mark, experts_Lk = teacher.mark(), teacher.choose(pruning)
+    found = []
+    for chosen_Lk in (None, experts_Lk):
+        logits = teacher.follow(rest[:-1], chosen_Lk, wanted=len(rest) - 1)
+        sums_G = _losses(logits, rest[1:]).cumsum(dim=0)
+        found.append([float(sums_G[length - 1]) for length in generations])
+        teacher.back_to(mark)
+    return found
+
+
+def _losses(logits: Iterable[Tensor], targets: Sequence[int]) -> Tensor:
+    """Of each target: fp64 ``(len(targets),)``."""
+    found: list[Tensor] = []
+    done = 0
+    for logits_CV in logits:
+        found.append(-target_logprobs(logits_CV, targets[done : done + len(logits_CV)]).double().cpu())
+        done += len(logits_CV)
+    return torch.cat(found)
+
+
+def increases(found: Found) -> list[list[float]]:
+    """In perplexity, for each prompt length and generation length."""
+    return [
+        [griffin - full for griffin, full in zip(*rows, strict=True)]
+        for rows in zip(found["griffin"], found["full"], strict=True)
+    ]
+
+
+def tables(found: Found) -> list[Table]:
+    """The increase, and what it is added to: one row for each prompt length."""
+    captions = {
+        f"Increase in perplexity over the full model at {found['sparsity']:.0%} FF sparsity, "
+        f"{found['windows']} windows of concatenated WikiText.": increases(found),
+        "Perplexity of the full model.": found["full"],
+    }
+    heads = ("prompt", *(f"{length} generated" for length in found["generations"]))
+    return [
+        Table(
+            heads,
+            [
+                (str(length), *(f"{value:.2f}" for value in row))
+                for length, row in zip(found["prompts"], values, strict=True)
+            ],
+            caption,
+        )
+        for caption, values in captions.items()
+    ]
+
+
+def draw(found: Found) -> "Figure":
+    """One line for each generation length, over the prompt length."""
+    figure = new_figure(6.4, 4)
+    (axes,) = panels(figure, 1, 1)
+    prompts, generations = found["prompts"], found["generations"]
+    columns = list(zip(*increases(found), strict=True))
+    for length, column, colour in zip(generations, columns, colours(len(generations)), strict=True):
+        axes.plot(prompts, column, color=colour, marker="o", markersize=5, linewidth=1.8, label=f"{length}")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(prompts, [str(length) for length in prompts])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=min(0, *(value for column in columns for value in column)))
+    axes.set_xlabel("prompt length P, tokens")
+    axes.set_ylabel("increase in perplexity")
+    legend = axes.legend(
+        title="generation length G", title_fontsize=8, labelcolor=INK, fontsize=8, ncols=2, facecolor=PAPER,
+        edgecolor="none", framealpha=1,
+    )  # fmt: skip
+    legend.get_title().set_color(INK)
+    return figure
+
+
+def claims(found: Found) -> list[Claim]:
+    """Section 5.3, "Prompt vs. Generation Length": the ends of each row and column are compared."""
+    rows = increases(found)
+    columns = list(zip(*rows, strict=True))
+    prompts, generations = found["prompts"], found["generations"]
+    return [
+        Claim(
+            "GRIFFIN gets closer to the full model when the prompt length increases.",
+            _agreed([(column[-1], column[0]) for column in columns]) if len(prompts) > 1 else None,
+            f"Increase in perplexity from a prompt of {prompts[0]} to one of {prompts[-1]} tokens: "
+            + _ends([(f"{length} generated", c[0], c[-1]) for length, c in zip(generations, columns, strict=True)]),
+        ),
+        Claim(
+            "GRIFFIN gets closer to the full model when the generation length decreases.",
+            _agreed([(row[0], row[-1]) for row in rows]) if len(generations) > 1 else None,
+            f"Increase in perplexity from {generations[-1]} tokens generated to {generations[0]}: "
+            + _ends([(f"prompt of {length}", r[-1], r[0]) for length, r in zip(prompts, rows, strict=True)]),
+        ),
+    ]
+
+
+def _agreed(pairs: Sequence[tuple[float, float]]) -> bool | None:
+    """Whether the first is the lower one in all pairs; if in some only, nobody can tell."""
+    lower = [first < second for first, second in pairs]
+    return all(lower) if all(lower) or not any(lower) else None
+
+
+def _ends(ends: Sequence[tuple[str, float, float]]) -> str:
+    return ", ".join(f"{begin:.2f} to {end:.2f} ({where})" for where, begin, end in ends) + "."
