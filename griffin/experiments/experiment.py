@@ -1,6 +1,7 @@
 """What an experiment is, and how one is run: measured, kept as JSON, shown as tables, drawn."""
 
 import argparse
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -89,9 +90,32 @@ def hasten(experiment: Experiment, arguments: argparse.Namespace) -> None:
             setattr(arguments, name, value)
 
 
+def command_line(name: str, experiment: Experiment, arguments: argparse.Namespace) -> str:
+    """The command that finds the same again, without the flags that say what would be so anyway."""
+    parser = argparse.ArgumentParser()
+    # One that is a command of its own has all its flags.
+    command = experiment if hasattr(experiment, "run") else Command(name, experiment)
+    command.add_arguments(parser)
+    return spelled(name, parser, arguments)
+
+
+def spelled(name: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
+    """As ``command_line``, from a parser of all flags."""
+    words = ["python", "-m", "griffin.experiments", name]
+    for flag, standard in vars(parser.parse_args([])).items():
+        value = getattr(arguments, flag, standard)
+        # Where results go changes none of them; --quick has become what it stands for.
+        if flag in ("out", "quick") or (value == standard and flag != "model"):
+            continue
+        words.append(f"--{flag.replace('_', '-')}")
+        words += [str(one) for one in (value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
 def conduct(name: str, experiment: Experiment, study: Study, arguments: argparse.Namespace) -> Found:
     """Measure, and write NAME.json and NAME.svg into the study's folder; what was found."""
-    found = {"experiment": name, **study.facts(), **experiment.measure(study, arguments)}
+    facts = {"experiment": name, "command": command_line(name, experiment, arguments), **study.facts()}
+    found = {**facts, **experiment.measure(study, arguments)}
     write_json(study.folder / f"{name}.json", found)
     if figure := experiment.draw(found):
         save(figure, study.folder / f"{name}.svg")

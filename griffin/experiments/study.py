@@ -36,7 +36,8 @@ class Study:
         """
         self.checkpoint, self.data, self.folder = checkpoint, data, folder
         self.accounting = Accounting.of(checkpoint.model)
-        self.ledger = Ledger(folder / "ledger.jsonl", _identity(checkpoint))
+        self._identity = _identity(checkpoint)
+        self.ledger = Ledger(folder / "ledger.jsonl", self._identity)
 
     @property
     def name(self) -> str:
@@ -72,6 +73,7 @@ class Study:
             "parameters": self.accounting.total,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device_name": device_name(model.device),
+            "weights": self._identity["weights"],
             "data": self.data.name if self.data else "hub",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {

@@ -68,7 +68,7 @@ def sequences(study: Study, corpus: Corpus, length: int, count: int = 1, count_f
         ValueError: longer than the model's context or the text; names the flag and the most it can be.
     """
     if length > study.context_length:
-        raise ValueError(f"--tokens: {length}, but the context of this model is {study.context_length}, the most")
+        raise ValueError(f"--tokens: {length} is more than the context of this model, {study.context_length}")
     text = read_text(study, corpus)
     windows = text.windows(length - len(text.start), count, "--tokens", count_flag)
     return [[*text.start, *window] for window in windows]

@@ -64,7 +64,7 @@ def test_each_sequence_begins_as_a_text_does(tmp_path: Path) -> None:
 
 def test_a_sequence_beyond_the_context(tmp_path: Path) -> None:
     """The tiny model has 256 tokens."""
-    with pytest.raises(ValueError, match=r"^--tokens: 257, but the context of this model is 256, the most$"):
+    with pytest.raises(ValueError, match=r"^--tokens: 257 is more than the context of this model, 256$"):
         sequences(word_study(tmp_path, random_ids(1, 300)), "wikitext", 257)
 
 

@@ -1,0 +1,153 @@
+"""python -m griffin.experiments: what a user sees, and what is said of what cannot be."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from griffin.experiments import simulation
+from griffin.experiments.__main__ import COMMANDS, main
+from griffin.experiments.registry import EXPERIMENTS
+from griffin.loading import Checkpoint
+from tests.griffin.experiments.data import write_data
+from tests.tiny import tiny_model
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """The command in this process: its exit code, what it printed, and what it complained of."""
+    logger = logging.getLogger("griffin")
+    level, handlers = logger.level, logging.getLogger().handlers[:]
+
+    def typed(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["griffin.experiments", *map(str, words)])
+        try:
+            code = main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
+
+    yield typed
+    logger.setLevel(level)
+    logging.getLogger().handlers[:] = handlers
+
+
+@pytest.fixture(scope="module")
+def checkpoint(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in a directory."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model("llama", vocab_size=49152, max_position_embeddings=128).save_pretrained(folder)
+    smollm2.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_help_teaches(run: Run) -> None:
+    """Each command with a line on what it is; each flag of each command with a meaning."""
+    code, out, _ = run("--help")
+    assert code == 0
+    for name in COMMANDS:
+        assert f"\n    {name}" in out
+        code, own, _ = run(name, "--help")
+        assert code == 0
+        assert all(len(line.split()) > 1 for line in own.splitlines() if line.startswith("  --"))
+    assert next(iter(EXPERIMENTS)) in out
+
+
+def test_an_experiment_from_the_command_line(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """A table on standard output, files in a folder of the model's name, and the command that made them."""
+    data = write_data(tmp_path / "data")
+    words = ("classification", "--model", checkpoint, "--data", data, "--out", tmp_path / "out", "--tasks", "piqa")
+    code, out, _ = run(*words, "--dtype", "float32")
+
+    assert code == 0
+    assert "PIQA" in out
+    assert f"results: {tmp_path / 'out/tiny/classification.json'}, {tmp_path / 'out/tiny/classification.svg'}" in out
+    found = json.loads((tmp_path / "out/tiny/classification.json").read_text())
+    assert found["command"] == (
+        f"python -m griffin.experiments classification --model {checkpoint} --dtype float32 --data {data} --tasks piqa"
+    )
+    assert (found["model"], found["model_type"], found["data"]) == ("tiny", "llama", "data")
+
+
+def test_a_run_that_was_stopped_goes_on(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C keeps what was computed; the same command computes only the rest."""
+    data = write_data(tmp_path / "data")
+    words = ("generation", "--model", checkpoint, "--data", data, "--out", tmp_path / "out", "--tasks", "qasper")
+    generate, texts = simulation._text, []
+
+    def stopped(*arguments: object) -> str:
+        texts.append(arguments)
+        if len(texts) == 3:
+            raise KeyboardInterrupt
+        return generate(*arguments)
+
+    monkeypatch.setattr(simulation, "_text", stopped)
+    assert run(*words)[::2] == (130, "griffin: stopped; run the same again to go on\n")
+    code, out, _ = run(*words)
+
+    assert code == 0
+    assert "QASPER F1" in out
+    # Two of the six were there already.
+    assert len(texts) == 3 + 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["flocking", "--data", "nowhere"], "--data: 'nowhere' is not a directory"),
+        (["flocking", "--model", "./nowhere"], "'./nowhere' does not exist"),
+        (["classification", "--sparsity", "1"], "argument --sparsity: '1' is not at least 0 and below 1"),
+        (["classification", "--tasks", "chess"], "argument --tasks: invalid choice: 'chess'"),
+        (["generation", "--limit", "-1"], "argument --limit: '-1' is not a whole number of at least 0"),
+        (["nothing"], "argument NAME: invalid choice: 'nothing'"),
+        (["tune"], "the following arguments are required: --prompts"),
+        ([], "the following arguments are required: NAME"),
+    ],
+)
+def test_bad_flags(words: list[str], message: str, run: Run) -> None:
+    """One line that names the flag."""
+    code, _, err = run(*words)
+
+    assert code in (1, 2)
+    assert err.startswith(f"griffin: {message}")
+    assert len(err.splitlines()) == 1
+
+
+def test_bad_data(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """A missing file and a missing field, before anything is computed; an empty folder."""
+    data = write_data(tmp_path / "data", piqa=[{"goal": "Fly"}])
+    own = ("--model", checkpoint, "--data", data, "--out", tmp_path / "out")
+
+    assert run("classification", *own)[::2] == (
+        1, f"griffin: '{data / 'piqa.jsonl'}', line 1: the field 'sol1' is missing; it needs goal, sol1, sol2, label\n",
+    )  # fmt: skip
+    code, _, err = run("jaccard", *own, "--tokens", "64")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "has no wikitext2_raw_test.jsonl (one JSON object a line with: title, text)" in err
+
+
+def test_a_text_longer_than_the_context(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    """The flag and the most that it can be."""
+    data = write_data(tmp_path / "data")
+    (data / "wikitext2_raw_test.jsonl").write_text(json.dumps({"title": "t", "text": "some words here " * 500}))
+    code, _, err = run("randomness", "--model", checkpoint, "--data", data, "--out", tmp_path, "--tokens", "129")
+
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "--tokens: 129 is more than the context of this model, 128" in err
+
+
+def test_a_model_without_a_row(run: Run, tmp_path: Path) -> None:
+    """Refused by name, with those there are."""
+    AutoConfig.for_model("mixtral").save_pretrained(tmp_path / "model")
+    code, _, err = run("gating", "--model", tmp_path / "model", "--data", write_data(tmp_path / "data"))
+
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert err.startswith("griffin: model type 'mixtral' (a mixture of experts) is not supported; supported are: llama")
