@@ -6,7 +6,7 @@ import sys
 from typing import NoReturn, Protocol
 
 from griffin.errors import GriffinError
-from griffin.experiments import latency, offload, tune
+from griffin.experiments import latency, offload, report, tune
 from griffin.experiments.experiment import Command
 from griffin.experiments.registry import EXPERIMENTS
 
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Runnable] = {
     **{name: Command(name, experiment) for name, experiment in EXPERIMENTS.items()},
     "latency": latency,
     "offload": offload,
+    "report": report,
     "tune": tune,
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from griffin.experiments.arguments import sparsity
 from griffin.experiments.experiment import Found
 from griffin.experiments.results import Claim, Table, percent
-from griffin.experiments.scores import above_chance, add_task_arguments, draw_scores, mean_relative, score_table
+from griffin.experiments.scores import add_task_arguments, draw_scores, mean_relative, score_table, telling, where
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import CLASSIFICATION
 from griffin.experiments.variants import FULL, griffin, magnitude
@@ -45,20 +45,18 @@ def draw(found: Found) -> "Figure":
 
 
 def claims(found: Found) -> list[Claim]:
-    told = {**found, "tasks": {task: facts for task, facts in found["tasks"].items() if above_chance(found, task)}}
-    if not told["tasks"]:
+    if not telling(found):
         return [Claim("GRIFFIN preserves classification", None, "The full model is at chance in every task.")]
-    ours, baseline = mean_relative(told, "GRIFFIN"), mean_relative(told, "magnitude")
-    where = f"over the {len(told['tasks'])} of {len(found['tasks'])} tasks in which the full model is above chance"
+    ours, baseline = mean_relative(found, "GRIFFIN"), mean_relative(found, "magnitude")
     return [
         Claim(
             "GRIFFIN preserves most of the full model's accuracy on classification",
             ours >= 0.95,
-            f"{percent(ours, 1)} of the full model's accuracy {where}; yes is 95 % or more.",
+            f"{percent(ours, 1)} of the full model's accuracy, mean {where(found)}; yes is 95 % or more.",
         ),
         Claim(
             "GRIFFIN is better than magnitude, which achieves reasonable results here",
             ours > baseline,
-            f"{percent(ours, 1)} against {percent(baseline, 1)} {where}.",
+            f"{percent(ours, 1)} against {percent(baseline, 1)}, mean {where(found)}.",
         ),
     ]

@@ -4,6 +4,7 @@ It imports lm-eval, which takes seconds: experiments import it when they run.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,11 +20,14 @@ from griffin.experiments.study import Study
 from griffin.experiments.tasks import TASKS, make_manager, make_task
 from griffin.experiments.variants import Variant
 
+# Of one variant: for each metric, each item's score.
+Items = dict[str, list[float]]
+
 
 def evaluate(
     study: Study, names: Sequence[str], variants: Sequence[Variant], limit: int | None, max_length: int | None
 ) -> dict[str, Any]:
-    """Scores from 0 to 1 with their standard errors.
+    """Scores from 0 to 1 with their standard errors, and those of what is kept of the first variant's scores.
 
     Args:
         limit: items of each task; None takes each task's own number, 0 all there are.
@@ -50,9 +54,12 @@ def _evaluate(
         }
     models = {variant.name: GriffinLM.of(study, variant, variants, max_length) for variant in variants}
     for name in names:
-        scores[name] = {
-            own: _scores(study, name, model, tasks[name]["items"], manager) for own, model in models.items()
-        }
+        items: dict[str, Items] = {}
+        scores[name] = {}
+        for own, model in models.items():
+            scores[name][own], items[own] = _scores(study, name, model, tasks[name]["items"], manager)
+        for own, values in items.items():
+            scores[name][own] |= _kept_errors(items[variants[0].name], values)
     return {"variants": [variant.as_json() for variant in variants], "tasks": tasks, "scores": scores}
 
 
@@ -60,22 +67,49 @@ def _items(there: int, wanted: int) -> int:
     return min(there, wanted or there)
 
 
-def _scores(study: Study, name: str, model: GriffinLM, items: int, manager: TaskManager) -> dict[str, float]:
+def _scores(
+    study: Study, name: str, model: GriffinLM, items: int, manager: TaskManager
+) -> tuple[dict[str, float], Items]:
     model.doing = name
     # A task keeps what it was answered: each variant has its own. (simple_evaluate would list all installed packages
     # each time, for its own records.)
     loaded = manager.load([make_task(name, study.data, manager)])
-    found = lm_eval.evaluate(lm=model, task_dict=loaded, limit=items, bootstrap_iters=1000, log_samples=False)
+    found = lm_eval.evaluate(lm=model, task_dict=loaded, limit=items, bootstrap_iters=1000)
     (values,) = found["results"].values()
     metrics = TASKS[name].metrics
     # SCROLLS' own scorer, which only the hub has, speaks of percents.
     unit = 100 if study.data is None and name == "qasper" else 1
+    (samples,) = found["samples"].values()
     return {
         key: float(values[f"{key},none"]) / unit
         for metric in metrics
         for key in (metric, f"{metric}_stderr")
         if isinstance(values.get(f"{key},none"), float | int)
-    }
+    }, {metric: [sample[metric] for sample in samples] for metric in metrics}
+
+
+def _kept_errors(full: Items, pruned: Items) -> dict[str, float]:
+    """Standard errors of the part of the full model's score that is kept, ``METRIC_kept_stderr``.
+
+    Both answered the same items, which tells small changes apart that two scores alone could not. None where no item
+    was scored otherwise, or the full model has 0: so few items say no more.
+    """
+    found: dict[str, float] = {}
+    for metric, values in full.items():
+        if all(isinstance(value, float | int) for value in (*values, *pruned[metric])):
+            error = kept_error(values, pruned[metric])
+            found |= {f"{metric}_kept_stderr": error} if error else {}
+    return found
+
+
+def kept_error(full: Sequence[float], pruned: Sequence[float]) -> float:
+    """Of the ratio of two means over the same items (the usual estimator of survey sampling); 0 if there is none."""
+    count, total = len(full), sum(full)
+    if count < 2 or not total:
+        return 0.0
+    ratio = sum(pruned) / total
+    residuals = sum((after - ratio * before) ** 2 for before, after in zip(full, pruned, strict=True))
+    return math.sqrt(residuals / (count * (count - 1))) * count / total
 
 
 @contextmanager

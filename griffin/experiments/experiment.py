@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,19 +96,22 @@ def command_line(name: str, experiment: Experiment, arguments: argparse.Namespac
     # One that is a command of its own has all its flags.
     command = experiment if hasattr(experiment, "run") else Command(name, experiment)
     command.add_arguments(parser)
-    return spelled(name, parser, arguments)
+    # Where results go changes none of them; --quick has become what it stands for.
+    return spelled(name, parser, arguments, silent=("out", "quick"))
 
 
-def spelled(name: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> str:
-    """As ``command_line``, from a parser of all flags."""
+def spelled(
+    name: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace, silent: Sequence[str] = ()
+) -> str:
+    """As ``command_line``, from a parser of all flags, of which some are left out."""
     words = ["python", "-m", "griffin.experiments", name]
     for flag, standard in vars(parser.parse_args([])).items():
         value = getattr(arguments, flag, standard)
-        # Where results go changes none of them; --quick has become what it stands for.
-        if flag in ("out", "quick") or (value == standard and flag != "model"):
+        if flag in silent or (value == standard and flag != "model"):
             continue
         words.append(f"--{flag.replace('_', '-')}")
-        words += [str(one) for one in (value if isinstance(value, list) else [value])]
+        if value is not True:
+            words += [str(one) for one in (value if isinstance(value, list) else [value])]
     return shlex.join(words)
 
 

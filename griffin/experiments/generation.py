@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from griffin.experiments.arguments import sparsity
 from griffin.experiments.experiment import Found
 from griffin.experiments.results import Claim, Table, percent
-from griffin.experiments.scores import add_task_arguments, draw_scores, mean_relative, score_table
+from griffin.experiments.scores import add_task_arguments, draw_scores, mean_relative, score_table, telling, where
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import GENERATION
 from griffin.experiments.variants import FULL, griffin, magnitude
@@ -44,22 +44,24 @@ def draw(found: Found) -> "Figure":
 
 
 def claims(found: Found) -> list[Claim]:
+    if not telling(found):
+        return [Claim("GRIFFIN preserves generation", None, "The full model can do none of these tasks.")]
     ours, baseline = mean_relative(found, "GRIFFIN"), mean_relative(found, "magnitude")
     return [
         Claim(
             "Full is as good as GRIFFIN or better",
             ours <= 1,
-            f"GRIFFIN has {percent(ours)} of the full model's score, mean over the tasks.",
+            f"GRIFFIN has {percent(ours)} of the full model's score, mean {where(found)}.",
         ),
         Claim(
             "GRIFFIN preserves most of the full model's performance in generation",
             ours >= 0.9,
-            f"{percent(ours)} of it, mean over the tasks; yes is 90 % or more.",
+            f"{percent(ours)} of it, mean {where(found)}; yes is 90 % or more.",
         ),
         Claim(
             "Magnitude annihilates it in most generation settings; GRIFFIN is far better",
             ours > 2 * baseline,
-            f"GRIFFIN has {percent(ours)} of the full model's score, magnitude {percent(baseline)}; yes is twice as "
-            "much.",
+            f"GRIFFIN has {percent(ours)} of the full model's score, magnitude {percent(baseline)}, mean "
+            f"{where(found)}; yes is twice as much.",
         ),
     ]

@@ -11,9 +11,12 @@ import math
 import os
 import platform
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -24,6 +27,7 @@ from griffin.errors import GriffinError
 from griffin.experiments.arguments import count, file, positive, sparsity, whole
 from griffin.experiments.bandwidth import Bandwidth, measure_bandwidth
 from griffin.experiments.contestants import (
+    Contestant,
     engine_contestants,
     generate_contestants,
     llama_cpp_contestant,
@@ -32,20 +36,32 @@ from griffin.experiments.contestants import (
 )
 from griffin.experiments.figures import Row, rows
 from griffin.experiments.memory import available_bytes, device_name
-from griffin.experiments.plots import plot_latency, require_plot
+from griffin.experiments.plots import latency_figure, plot_latency, require_plot
 from griffin.experiments.progress import Progress
+from griffin.experiments.results import Claim, Table
 from griffin.experiments.shapes import SHAPES, random_model, shape_config
-from griffin.experiments.study import own_version
+from griffin.experiments.speed import speed_claims, speed_tables
+from griffin.experiments.study import Study, own_version
 from griffin.experiments.tables import LEGEND, cost_table, paper_table, speed_table
 from griffin.loading import EMBEDDED_MODEL, parse_device, parse_dtype
 from griffin.statistic import STATISTICS
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Speed of generation (Table 3)"
+SEE = (
+    "Each bar is the time of one token: GRIFFIN's should be as short as magnitude's at the same sparsity, and both "
+    "shorter than the full model's."
+)
 # Of one token nothing is left between the second and the last.
 SMALLEST_TOKENS = 3
 DEFAULTS = {"prompt_tokens": 256, "tokens": 48, "rounds": 5}
-QUICK = {"prompt_tokens": 64, "tokens": 16, "rounds": 2}
+SHORT = {"prompt_tokens": 64, "tokens": 16, "rounds": 2}
+QUICK: Mapping[str, object] = SHORT
 
 Lengths = tuple[int, int]
+Found = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,11 +120,11 @@ def run(arguments: argparse.Namespace) -> None:
         _require_context(settings, int(shape_config(arguments.shape).max_position_embeddings))
     try:
         model = _model(arguments, device, dtype)
-        report, tables = _measure(arguments, model, settings, rounds, started)
+        report, printed = _measure(arguments, model, settings, rounds, started)
         report["load_average"] = load_average
     except torch.OutOfMemoryError as error:
         raise GriffinError(f"not enough memory on {device}: {str(error).splitlines()[0]}") from error
-    print(tables)
+    print(printed)
     if device.type == "cpu" and load_average > 1.2 * (os.cpu_count() or 1):
         # More than an earlier run of this very program leaves. Threads that wait for one another suffer most.
         print(
@@ -117,9 +133,44 @@ def run(arguments: argparse.Namespace) -> None:
     _write(arguments, report)
 
 
+def measure(study: Study, arguments: argparse.Namespace) -> Found:
+    """The engine alone, full and pruned. Times are measured anew in each run; nothing of them is in the ledger."""
+    started, engine = time.monotonic(), study.engine
+    settings, rounds = _settings(arguments)
+    _require_context(settings, engine.context_length)
+    bandwidth = measure_bandwidth(engine.device)
+    contestants = engine_contestants(engine, [s for s in arguments.sparsities if s], arguments.statistics)
+    with _whole_prompts(engine):
+        measured = _timed(arguments, engine, bandwidth, contestants, settings, rounds, started)
+    return {**_report(arguments, study.checkpoint.model, engine, bandwidth, None, measured), "model": study.name}
+
+
+def tables(found: Found) -> list[Table]:
+    return speed_tables(found)
+
+
+def draw(found: Found) -> "Figure":
+    return latency_figure(found)
+
+
+def claims(found: Found) -> list[Claim]:
+    return speed_claims(found)
+
+
+@contextmanager
+def _whole_prompts(engine: Engine) -> Iterator[None]:
+    """Nothing of an earlier prompt is used or kept: each is read as if it were the first."""
+    store = engine.prefixes
+    budget, store.budget_bytes = store.budget_bytes, 0
+    try:
+        yield
+    finally:
+        store.budget_bytes = budget
+
+
 def _measure(
     arguments: argparse.Namespace, model: PreTrainedModel, settings: list[Lengths], rounds: int, started: float
-) -> tuple[dict[str, object], str]:
+) -> tuple[Found, str]:
     weights = None
     own_copy = None
     if not arguments.no_generate:
@@ -137,6 +188,23 @@ def _measure(
     if arguments.llama_cpp:
         longest = max(sum(lengths) for lengths in settings)
         contestants.append(llama_cpp_contestant(arguments.llama_cpp, longest, torch.get_num_threads()))
+    measured = _timed(arguments, engine, bandwidth, contestants, settings, rounds, started)
+    if arguments.profile:
+        prompt_tokens, _ = settings[0]
+        arguments.profile.write_text(profiles(contestants, _prompt(engine.vocabulary_size, prompt_tokens)))
+    report = _report(arguments, model, engine, bandwidth, weights, measured)
+    return report, _tables(report, bandwidth, measured)
+
+
+def _timed(
+    arguments: argparse.Namespace,
+    engine: Engine,
+    bandwidth: Bandwidth,
+    contestants: list[Contestant],
+    settings: list[Lengths],
+    rounds: int,
+    started: float,
+) -> list[tuple[Lengths, list[Row]]]:
     measured: list[tuple[Lengths, list[Row]]] = []
     with Progress(len(settings) * len(contestants) * (rounds + 1)) as progress:
         for number, (prompt_tokens, tokens) in enumerate(settings, start=1):
@@ -146,11 +214,7 @@ def _measure(
             mean_context = prompt_tokens + tokens // 2
             found = rows(contestants, runs, engine.accounting, mean_context, bandwidth.read)
             measured.append(((prompt_tokens, tokens), found))
-    if arguments.profile:
-        prompt_tokens, _ = settings[0]
-        arguments.profile.write_text(profiles(contestants, _prompt(engine.vocabulary_size, prompt_tokens)))
-    report = _report(arguments, model, engine, bandwidth, weights, measured)
-    return report, _tables(report, bandwidth, measured)
+    return measured
 
 
 def _model(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -172,7 +236,7 @@ def _prompt(vocabulary: int, tokens: int) -> list[int]:
 
 def _settings(arguments: argparse.Namespace) -> tuple[list[Lengths], int]:
     """Lengths and rounds: those given, and defaults for the others."""
-    defaults = QUICK if arguments.quick else DEFAULTS
+    defaults = SHORT if arguments.quick else DEFAULTS
     if arguments.lengths and (arguments.prompt_tokens or arguments.tokens):
         raise ValueError("--lengths: cannot go with --prompt-tokens or --tokens, which say the same")
     single = (arguments.prompt_tokens or defaults["prompt_tokens"], arguments.tokens or defaults["tokens"])
@@ -208,7 +272,7 @@ def _report(
     bandwidth: Bandwidth,
     weights: str | None,
     measured: list[tuple[Lengths, list[Row]]],
-) -> dict[str, object]:
+) -> Found:
     config = model.config.to_dict()
     dimensions = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     return {
@@ -247,7 +311,7 @@ def _report(
     }
 
 
-def _tables(report: dict[str, object], bandwidth: Bandwidth, measured: list[tuple[Lengths, list[Row]]]) -> str:
+def _tables(report: Found, bandwidth: Bandwidth, measured: list[tuple[Lengths, list[Row]]]) -> str:
     random = " (random weights)" if report["random_weights"] else ""
     threads = f", torch threads: {report['threads']}" if report["device"] == "cpu" else ""
     reads = f"; generate reads {report['generate_reads']}" if report["generate_reads"] else ""
@@ -263,7 +327,7 @@ def _tables(report: dict[str, object], bandwidth: Bandwidth, measured: list[tupl
     return "\n\n".join(parts)
 
 
-def _write(arguments: argparse.Namespace, report: dict[str, object]) -> None:
+def _write(arguments: argparse.Namespace, report: Found) -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     else:

@@ -1,16 +1,17 @@
-"""Figures as plots. Needs matplotlib, which nothing else here does; it is imported when a plot is drawn."""
+"""Figures of speed as a picture: a bar for each contestant."""
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from griffin.errors import GriffinError
+from griffin.experiments.pictures import BLUE, GREEN, INK, PAPER, RED, SKY, new_figure, panels, save
 
-INK, PAPER, GRID = "#1f2328", "#ffffff", "#d8dee4"
-# Okabe and Ito's colours, told apart by everybody.
-COLOURS = {"full": "#0072b2", "GRIFFIN": "#009e73", "magnitude": "#56b4e9"}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {"full": BLUE, "GRIFFIN": GREEN, "magnitude": SKY}
 OTHER_COLOUR = "#999999"
-LIMIT_COLOUR = "#d55e00"
 INCHES_PER_BAR = 0.42
 
 
@@ -24,30 +25,27 @@ def require_plot() -> None:
 
 
 def plot_latency(report: dict[str, Any], path: Path) -> None:
+    """``latency_figure`` as a file, whose suffix says the format."""
+    require_plot()
+    save(latency_figure(report), path)
+
+
+def latency_figure(report: dict[str, Any]) -> "Figure":
     """Milliseconds per token of each contestant, with lowest and highest, and the limit marked on each bar.
 
-    ``report`` is what the latency experiment writes as JSON; the format follows the file's suffix.
+    ``report`` is what the latency experiment writes as JSON.
     """
-    require_plot()
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     settings = report["settings"]
     bars = [len(setting["rows"]) for setting in settings]
-    figure = Figure(figsize=(9, 1.3 + sum(INCHES_PER_BAR * count + 0.75 for count in bars)), facecolor=PAPER)
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(settings), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": bars})[:, 0]
-    for panel, setting in zip(panels, settings, strict=True):
+    figure = new_figure(9, 1.3 + sum(INCHES_PER_BAR * count + 0.75 for count in bars))
+    axes = panels(figure, len(settings), 1, sharex=True, gridspec_kw={"height_ratios": bars})
+    for panel, setting in zip(axes, settings, strict=True):
         _draw_setting(panel, setting)
-    panels[-1].set_xlabel("ms per token, median of the rounds; whiskers: lowest and highest", color=INK)
-    figure.suptitle(_title(report), color=INK, fontsize=11, x=0.02, ha="left")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper right", frameon=False, labelcolor=INK, fontsize=9)
-    figure.tight_layout()
-    # Words stay words in an SVG: they can be found and copied.
-    with rc_context({"svg.fonttype": "none"}):
-        figure.savefig(path, dpi=150, facecolor=PAPER)
+    axes[-1].set_xlabel("ms per token, median of the rounds; whiskers: lowest and highest")
+    figure.suptitle(_title(report), color=INK, fontsize=10, x=0.01, ha="left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", frameon=False, labelcolor=INK, fontsize=8)
+    return figure
 
 
 def _draw_setting(panel: Any, setting: dict[str, Any]) -> None:
@@ -62,7 +60,7 @@ def _draw_setting(panel: Any, setting: dict[str, Any]) -> None:
     panel.barh(places, median, height=0.68, color=[COLOURS.get(row["name"], OTHER_COLOUR) for row in rows], zorder=2)
     panel.errorbar(median, places, xerr=[below, above], fmt="none", ecolor=INK, elinewidth=1, capsize=3, zorder=3)
     panel.vlines(
-        limits, [p - 0.34 for p in places], [p + 0.34 for p in places], colors=LIMIT_COLOUR, linewidth=2.5, zorder=4,
+        limits, [p - 0.34 for p in places], [p + 0.34 for p in places], colors=RED, linewidth=2.5, zorder=4,
         label="limit: bytes over read bandwidth",
     )  # fmt: skip
     for place, row, end in zip(places, rows, highest, strict=True):
@@ -78,11 +76,8 @@ def _draw_setting(panel: Any, setting: dict[str, Any]) -> None:
     panel.invert_yaxis()
     # Room for the words behind the longest bar.
     panel.set_xlim(0, max(panel.get_xlim()[1], max(highest) * 1.5))
-    panel.set_title(f"{setting['prompt_tokens']} + {setting['tokens']} tokens", loc="left", fontsize=10, color=INK)
-    panel.set_facecolor(PAPER)
-    panel.grid(axis="x", color=GRID, zorder=0)
-    panel.tick_params(colors=INK, length=0)
-    panel.spines[:].set_visible(False)
+    panel.set_title(f"{setting['prompt_tokens']} + {setting['tokens']} tokens", loc="left", fontsize=9, color=INK)
+    panel.grid(axis="y", visible=False)
 
 
 def _label(row: dict[str, Any]) -> str:

@@ -61,22 +61,32 @@ def _cell(scores: Mapping[str, float], metric: str, with_error: bool) -> str:
 
 
 def relative(found: Found, task: str, variant: str) -> float:
-    """The task's first metric over the full model's; 1 if both are 0."""
+    """The task's first metric over the full model's; NaN where that is 0."""
     metric = found["tasks"][task]["metrics"][0]
     score, full = found["scores"][task][variant][metric], found["scores"][task]["full"][metric]
-    return score / full if full else (1.0 if score == full else math.inf)
+    return score / full if full else math.nan
 
 
-def above_chance(found: Found, task: str) -> bool:
-    """Whether the full model does better than guessing by two standard errors; where answers are chosen."""
-    chance, scores = found["tasks"][task].get("chance"), found["scores"][task]["full"]
-    return chance is None or scores["acc"] > chance + 2 * scores.get("acc_stderr", 0.0)
+def telling(found: Found) -> list[str]:
+    """The tasks in which the full model does better than guessing, or than 0, by two standard errors."""
+    return [task for task in found["tasks"] if _above_chance(found, task)]
+
+
+def _above_chance(found: Found, task: str) -> bool:
+    metric, scores = found["tasks"][task]["metrics"][0], found["scores"][task]["full"]
+    return bool(scores[metric] > (found["tasks"][task].get("chance") or 0) + 2 * scores.get(f"{metric}_stderr", 0.0))
 
 
 def mean_relative(found: Found, variant: str) -> float:
-    """Over the tasks."""
-    values = [relative(found, task, variant) for task in found["tasks"]]
-    return sum(values) / len(values)
+    """Over the tasks that say something; NaN if there are none."""
+    values = [relative(found, task, variant) for task in telling(found)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def where(found: Found) -> str:
+    """For claims: over which tasks a mean is taken."""
+    tasks, there = telling(found), len(found["tasks"])
+    return "over the tasks" if len(tasks) == there else f"over the {len(tasks)} of {there} tasks that it can do"
 
 
 def draw_scores(found: Found) -> "Figure":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from griffin.experiments.arguments import sparsity
 from griffin.experiments.experiment import Found
 from griffin.experiments.results import Claim, Table, percent
-from griffin.experiments.scores import add_task_arguments, draw_scores, mean_relative, score_table
+from griffin.experiments.scores import add_task_arguments, draw_scores, mean_relative, score_table, telling, where
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import GENERATION
 from griffin.experiments.variants import FULL, Variant
@@ -48,12 +48,14 @@ def draw(found: Found) -> "Figure":
 
 
 def claims(found: Found) -> list[Claim]:
+    if not telling(found):
+        return [Claim("GRIFFIN preserves generation", None, "The full model can do none of these tasks.")]
     top, mixed, drawn = (mean_relative(found, name) for name in ("top-k", "top-k + sampling", "sampling"))
     return [
         Claim(
             "Top-k is better than top-k + sampling, and that is better than sampling",
             top >= mixed >= drawn,
-            f"Of the full model's score, mean over the tasks: top-k {percent(top)}, top-k + sampling {percent(mixed)}, "
+            f"Of the full model's score, mean {where(found)}: top-k {percent(top)}, top-k + sampling {percent(mixed)}, "
             f"sampling {percent(drawn)}.",
         )
     ]

@@ -11,7 +11,7 @@ from griffin.experiments import arguments as kinds
 from griffin.experiments.experiment import Found
 from griffin.experiments.pictures import INK, MUTED, new_figure, panels
 from griffin.experiments.results import Claim, Table, percent
-from griffin.experiments.scores import TITLES, above_chance, add_task_arguments, relative, score_table
+from griffin.experiments.scores import TITLES, add_task_arguments, relative, score_table, telling
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import CLASSIFICATION, GENERATION
 from griffin.experiments.variants import FULL, Variant
@@ -52,12 +52,13 @@ def draw(found: Found) -> "Figure":
     pruned = [variant for variant in found["variants"] if variant["sparsity"]]
     places = [0.0, *[variant["sparsity"] * 100 for variant in pruned]]
     colours = colormaps["tab10"]
+    told = telling(found)
     for number, task in enumerate(found["tasks"]):
         values = [1.0, *[relative(found, task, variant["name"]) for variant in pruned]]
-        told = above_chance(found, task)
         axes.plot(
             places, values, marker="o", markersize=3, linewidth=1.4, color=colours(number % 10), zorder=2,
-            linestyle="solid" if told else "dotted", label=TITLES[task] + ("" if told else " (at chance)"),
+            linestyle="solid" if task in told else "dotted",
+            label=TITLES[task] + ("" if task in told else " (cannot do)"),
         )  # fmt: skip
     axes.axhline(1, color=MUTED, linewidth=1, zorder=1)
     axes.set_ylim(bottom=0)
@@ -71,10 +72,10 @@ def claims(found: Found) -> list[Claim]:
     nearest = min((v for v in found["variants"] if v["sparsity"]), key=lambda v: abs(v["sparsity"] - 0.5), default=None)
     if nearest is None:
         return []
-    values = {task: relative(found, task, nearest["name"]) for task in found["tasks"] if above_chance(found, task)}
+    values = {task: relative(found, task, nearest["name"]) for task in telling(found)}
     if not values:
         return [
-            Claim("Most of the performance is preserved at 50 %", None, "The full model is at chance in every task.")
+            Claim("Most of the performance is preserved at 50 %", None, "The full model can do none of these tasks.")
         ]
     kept = [task for task, value in values.items() if value >= 0.9]
     return [

@@ -1,13 +1,15 @@
 """Scores by variant: the table, what is relative to what, and what is said of the paper's findings."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from griffin.experiments import classification, generation, selection, sparsity
+from griffin.experiments.evaluation import kept_error
 from griffin.experiments.experiment import Experiment, conduct, defaults
-from griffin.experiments.scores import above_chance, mean_relative, relative, score_table
+from griffin.experiments.scores import mean_relative, relative, score_table, telling, where
 from griffin.experiments.study import Study
 from griffin.loading import Checkpoint
 from tests.griffin.experiments.data import write_data
@@ -57,21 +59,31 @@ def test_the_table() -> None:
 
 
 def test_relative_scores() -> None:
-    """Over the full model's; the mean is over tasks."""
-    found = accuracies(piqa={"full": 0.8, "GRIFFIN": 0.76}, copa={"full": 0.5, "GRIFFIN": 0.6})
+    """Over the full model's; the mean is over the tasks that it can do: 0.6 is two errors of 0.05 above guessing."""
+    found = accuracies(
+        piqa={"full": 0.8, "GRIFFIN": 0.76}, copa={"full": 0.6, "GRIFFIN": 0.6}, boolq={"full": 0.61, "GRIFFIN": 0.305}
+    )
 
     assert relative(found, "piqa", "GRIFFIN") == pytest.approx(0.95)
-    assert mean_relative(found, "GRIFFIN") == pytest.approx((0.95 + 1.2) / 2)
-    assert relative(f1s(full=0.0, GRIFFIN=0.0), "qasper", "GRIFFIN") == 1
+    assert telling(found) == ["piqa", "boolq"]
+    assert mean_relative(found, "GRIFFIN") == pytest.approx((0.95 + 0.5) / 2)
+    assert where(found) == "over the 2 of 3 tasks that it can do"
 
 
-def test_chance() -> None:
-    """Two standard errors of 0.05 above guessing between two are 0.6; free answers are not guessed."""
-    found = accuracies(piqa={"full": 0.61}, copa={"full": 0.6})
+def test_nothing_is_said_of_what_the_full_model_cannot_do() -> None:
+    """0 is no score to lose from."""
+    found = f1s(full=0.0, GRIFFIN=0.0, magnitude=0.0)
 
-    assert above_chance(found, "piqa")
-    assert not above_chance(found, "copa")
-    assert above_chance(f1s(full=0.0), "qasper")
+    assert math.isnan(relative(found, "qasper", "GRIFFIN"))
+    assert telling(found) == []
+    assert math.isnan(mean_relative(found, "GRIFFIN"))
+    assert held(generation, found) == [None]
+
+
+def test_errors_of_pairs() -> None:
+    """By hand: kept is 2/3; residuals 1/3, -2/3, 1/3 and 0 have squares of 6/9; over 4 x 3, root, times 4/3."""
+    assert kept_error([1, 1, 1, 0], [1, 0, 1, 0]) == pytest.approx(math.sqrt(6 / 9 / 12) * 4 / 3)
+    assert kept_error([0.5, 0.1], [0.5, 0.1]) == kept_error([0, 0], [1, 0]) == kept_error([1], [0]) == 0
 
 
 def held(experiment: Experiment, found: dict[str, Any]) -> list[bool | None]:
