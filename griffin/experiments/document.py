@@ -125,7 +125,7 @@ def _facts(facts: Mapping[str, Any]) -> dict[str, str]:
         "dtype": str(facts["dtype"]),
         "hardware": str(facts["device_name"]),
         "data": str(facts["data"]),
-        "date": str(facts["date"]).replace("T", " ").replace("+00:00", " UTC"),
+        "date": _date(facts["date"]),
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     }
 
@@ -162,7 +162,17 @@ def _section(section: Section, subjects: Sequence[Subject], several: bool) -> li
 def _shown(section: Section, subject: Subject, outcome: Outcome) -> list[str]:
     alternative = escaped(f"{section.title}, {subject.name}")
     picture = [f"![{alternative}]({quote(outcome.picture)})"] if outcome.picture else []
-    return [*picture, *(table.markdown() for table in outcome.tables), _code(outcome.found["command"])]
+    return [*picture, *(table.markdown() for table in outcome.tables), *_how(outcome.found)]
+
+
+def _how(found: Mapping[str, Any]) -> list[str]:
+    """Results that were kept may be of another day and machine than the rest."""
+    facts = (found["model"], found["dtype"], found["device_name"], f"data: {found['data']}", _date(found["date"]))
+    return [escaped(", ".join(map(str, facts))), _code(found["command"])]
+
+
+def _date(stamp: str) -> str:
+    return stamp.replace("T", " ").replace("+00:00", " UTC")
 
 
 def _claims(section: Section, subjects: Sequence[Subject], several: bool) -> str:

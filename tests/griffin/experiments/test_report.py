@@ -14,7 +14,7 @@ from griffin.errors import GriffinError, LoadError
 from griffin.experiments.document import Outcome, Section, Subject, document
 from griffin.experiments.pictures import new_figure, panels
 from griffin.experiments.report import add_arguments, command, make_report, settings
-from griffin.experiments.results import Claim, Table
+from griffin.experiments.results import Claim, Table, escaped
 from griffin.experiments.study import Study, folder_name
 from griffin.loading import Checkpoint
 from tests.tiny import tiny_model
@@ -235,7 +235,9 @@ def facts(**changes: Any) -> dict[str, Any]:
 def test_names_are_escaped_everywhere() -> None:
     """A model's name, an error and a picture's folder are no markup in the source either."""
     name = "<script>alert(1)</script>|*a*"
-    outcome = Outcome({"command": "python x"}, [], [Claim("It *is*.", None, "<b>")], "a b/echo.svg")
+    outcome = Outcome(
+        {**facts(), "model": "a", "command": "python x"}, [], [Claim("It *is*.", None, "<b>")], "a b/echo.svg"
+    )
     subject = Subject(name, facts(), {"echo": outcome}, {"other": "no <i>file</i>"})
     sections = [Section("echo", "Echo", "See <u>."), Section("other", "Other", "See.")]
     text = document([subject, Subject("b", facts())], sections, "command `x` ```")
@@ -251,7 +253,7 @@ def test_names_are_escaped_everywhere() -> None:
 
 def test_one_model_needs_no_name_in_each_section() -> None:
     """Its claims are a table of three columns, and its sections have no headings below them."""
-    outcome = Outcome({"command": "python x"}, [], [Claim("So.", False, "Not so.")], None)
+    outcome = Outcome({**facts(), "model": "a", "command": "python x"}, [], [Claim("So.", False, "Not so.")], None)
     text = document([Subject("a", facts(), {"echo": outcome})], [Section("echo", "Echo", "See.")], "c")
 
     assert "| So. | no | Not so. |" in text
@@ -260,7 +262,7 @@ def test_one_model_needs_no_name_in_each_section() -> None:
 
 def test_of_several_models_the_verdicts_come_first() -> None:
     """In a line each, before any is told at length."""
-    outcome = Outcome({"command": "python x"}, [], [], None)
+    outcome = Outcome({**facts(), "model": "a", "command": "python x"}, [], [], None)
     subjects = [Subject("a", facts(), {"echo": outcome}), Subject("b", failures={"model": "not there"})]
     text = document(subjects, [Section("echo", "Echo", "See.")], "c")
     verdict = text.partition("## Verdict\n\n")[2]
@@ -292,4 +294,7 @@ def test_each_section_says_how_it_was_found(tmp_path: Path) -> None:
     make_report(flags(tmp_path, "--model", "a", "--quick", "--limit", "3"), {"echo": Echo()}, opened)
 
     line = "python -m griffin.experiments echo --model a --words 2 --limit 3"
-    assert f"```sh\n{line}\n```" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert f"```sh\n{line}\n```" in text
+    found = json.loads((tmp_path / "a" / "echo.json").read_text())
+    assert f"\na, float32, {escaped(found['device_name'])}, data: hub, {found['date'][:10]}" in text
