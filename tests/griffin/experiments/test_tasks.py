@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from lm_eval.tasks import TaskManager
 
@@ -187,3 +188,31 @@ def test_without_data_the_hub_is_asked(manager: TaskManager) -> None:
     """Which cannot be reached here: one line that says so."""
     with pytest.raises(GriffinError, match=r"cannot get the data set of 'piqa' from the hub: .*; give --data DIR"):
         make_task("piqa", None, manager)
+
+
+HUB = {
+    "EdinburghNLP/xsum": {"document": "A hen laid an egg.", "summary": "An egg."},
+    "abisee/cnn_dailymail": {"article": "A hen laid an egg.", "highlights": "An egg."},
+    "baber/piqa": {"goal": "Cut paper", "sol1": "Use a spoon.", "sol2": "Use scissors.", "label": 1},
+}
+
+
+@pytest.mark.parametrize(("name", "prompt"), [
+    ("xsum", "###\nArticle: A hen laid an egg.\n\nSummarize the above article in 1 sentence.\n"),
+    ("cnn_dm", "###\nArticle: A hen laid an egg.\n\nSummarize the above article in 3 sentences.\n"),
+    ("piqa", "Question: Cut paper\nAnswer:"),
+])  # fmt: skip
+def test_data_sets_of_the_hub(name: str, prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the hub's own fields; here they come from memory."""
+
+    def load_dataset(path: str, **_: Any) -> datasets.DatasetDict:
+        part = datasets.Dataset.from_list([HUB[path]])
+        return datasets.DatasetDict(train=part, validation=part, test=part)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = make_task(name, None, make_manager(None))
+    task.build_all_requests(rank=0, world_size=1)
+    texts = [instance.args[0] for instance in task.instances]
+
+    shots = f"{prompt}An egg.\n\n" if name != "piqa" else ""
+    assert set(texts) == {shots + prompt}
