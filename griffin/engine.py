@@ -71,7 +71,7 @@ class Engine:
         self.prefixes = PrefixStore(0, prefill_chunk) if prefixes is None else prefixes
         self.device = model.device
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
-        self.context_length = _context_length(model, context_length)
+        self.context_length = model_context_length(model, context_length)
         self.eos_token_ids = _eos_token_ids(model)
         self._make_runner = partial(
             Runner,
@@ -272,7 +272,8 @@ def build_engines(
     return engines
 
 
-def _context_length(model: PreTrainedModel, limit: int | None) -> int:
+def model_context_length(model: PreTrainedModel, limit: int | None = None) -> int:
+    """Tokens that a model can attend to, or fewer by a limit."""
     own = int(model.config.max_position_embeddings)
     rope = getattr(model.config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":

@@ -17,6 +17,8 @@ from griffin.decode import extend
 from griffin.families import feed_forwards
 from griffin.pruning import share
 
+TOKENS_AT_ONCE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Flocking:
@@ -52,14 +54,16 @@ def flocking(relative_TF: Tensor) -> Flocking:
     No pair is looked at by itself: with unit vectors u_i, the sum over all pairs i != j of u_i . u_j is
     |sum u_i|^2 - T, and a shuffle of u_j makes each product (sum of u_i) (sum of u_j) / F on average.
     """
-    unit_TF = relative_TF[relative_TF.any(dim=1)].double()
-    tokens, width = unit_TF.shape
+    tokens, width = int(relative_TF.any(dim=1).sum()), relative_TF.shape[1]
     pairs = tokens * (tokens - 1)
     if not pairs:
         return Flocking(0.0, 0.0)
-    sums_T = unit_TF.sum(dim=1)
+    # In parts: torch would copy all of it to fp64 for such a sum. Tokens that are all zero add nothing.
+    parts = torch.split(relative_TF, TOKENS_AT_ONCE)
+    sums_T = torch.cat([part_TF.sum(dim=1, dtype=torch.float64) for part_TF in parts])
+    sums_F = torch.stack([part_TF.sum(dim=0, dtype=torch.float64) for part_TF in parts]).sum(dim=0)
     return Flocking(
-        similarity=float((unit_TF.sum(dim=0).square().sum() - tokens) / pairs),
+        similarity=float((sums_F.square().sum() - tokens) / pairs),
         shuffled=float((sums_T.sum().square() - sums_T.square().sum()) / width / pairs),
     )
 

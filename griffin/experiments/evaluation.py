@@ -5,6 +5,7 @@ It imports lm-eval, which takes seconds: experiments import it when they run.
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -41,25 +42,28 @@ def _evaluate(
     study: Study, names: Sequence[str], variants: Sequence[Variant], limit: int | None, max_length: int | None
 ) -> dict[str, Any]:
     manager = make_manager(study.data)
+    models = {variant.name: GriffinLM.of(study, variant, variants, max_length) for variant in variants}
+    # All data are looked at before anything is computed.
+    counts = {name: len(make_task(name, study.data, manager).eval_docs) for name in names}
     tasks: dict[str, Any] = {}
     scores: dict[str, dict[str, dict[str, float]]] = {}
-    # All data are looked at before anything is computed.
     for name in names:
-        made = make_task(name, study.data, manager)
+        spec = TASKS[name]
+        wanted = _items(counts[name], spec.items if limit is None else limit)
+        found = {own: _evaluated(study, name, model, wanted, manager) for own, model in models.items()}
+        full = next(iter(found.values()))
         tasks[name] = {
-            "items": _items(len(made.eval_docs), TASKS[name].items if limit is None else limit),
-            "metrics": list(TASKS[name].metrics),
-            "shots": TASKS[name].shots,
-            "chance": TASKS[name].chance,
+            "items": wanted,
+            "metrics": list(spec.metrics),
+            "shots": spec.shots,
+            "chance": _chance(spec.chance, full),
+            "max_length": models[variants[0].name].max_length,
+            "cut": len(models[variants[0].name].cut),
         }
-    models = {variant.name: GriffinLM.of(study, variant, variants, max_length) for variant in variants}
-    for name in names:
-        items: dict[str, Items] = {}
-        scores[name] = {}
-        for own, model in models.items():
-            scores[name][own], items[own] = _scores(study, name, model, tasks[name]["items"], manager)
-        for own, values in items.items():
-            scores[name][own] |= _kept_errors(items[variants[0].name], values)
+        scores[name] = {
+            own: {**_scores(study, name, values), **_kept_errors(_by_item(name, full), _by_item(name, values))}
+            for own, values in found.items()
+        }
     return {"variants": [variant.as_json() for variant in variants], "tasks": tasks, "scores": scores}
 
 
@@ -67,25 +71,41 @@ def _items(there: int, wanted: int) -> int:
     return min(there, wanted or there)
 
 
-def _scores(
-    study: Study, name: str, model: GriffinLM, items: int, manager: TaskManager
-) -> tuple[dict[str, float], Items]:
+def _evaluated(study: Study, name: str, model: GriffinLM, items: int, manager: TaskManager) -> dict[str, Any]:
+    """What lm-eval finds."""
     model.doing = name
+    model.cut.clear()
     # A task keeps what it was answered: each variant has its own. (simple_evaluate would list all installed packages
     # each time, for its own records.)
     loaded = manager.load([make_task(name, study.data, manager)])
-    found = lm_eval.evaluate(lm=model, task_dict=loaded, limit=items, bootstrap_iters=1000)
+    found: dict[str, Any] = lm_eval.evaluate(lm=model, task_dict=loaded, limit=items, bootstrap_iters=1000)
+    return found
+
+
+def _scores(study: Study, name: str, found: dict[str, Any]) -> dict[str, float]:
     (values,) = found["results"].values()
-    metrics = TASKS[name].metrics
     # SCROLLS' own scorer, which only the hub has, speaks of percents.
     unit = 100 if study.data is None and name == "qasper" else 1
-    (samples,) = found["samples"].values()
     return {
         key: float(values[f"{key},none"]) / unit
-        for metric in metrics
+        for metric in TASKS[name].metrics
         for key in (metric, f"{metric}_stderr")
         if isinstance(values.get(f"{key},none"), float | int)
-    }, {metric: [sample[metric] for sample in samples] for metric in metrics}
+    }
+
+
+def _by_item(name: str, found: dict[str, Any]) -> Items:
+    (samples,) = found["samples"].values()
+    return {metric: [sample[metric] for sample in samples] for metric in TASKS[name].metrics}
+
+
+def _chance(guessing: float | None, found: dict[str, Any]) -> float | None:
+    """What guessing scores, or always giving the answer that is right most often among these items."""
+    if guessing is None:
+        return None
+    (samples,) = found["samples"].values()
+    answers = Counter(str(sample["target"]) for sample in samples)
+    return max(guessing, max(answers.values()) / len(samples))
 
 
 def _kept_errors(full: Items, pruned: Items) -> dict[str, float]:

@@ -83,7 +83,7 @@ def defaults(experiment: Experiment) -> argparse.Namespace:
 
 
 def hasten(experiment: Experiment, arguments: argparse.Namespace) -> None:
-    """Make its flags those of ``--quick``, but for those that were given."""
+    """Make its flags those of ``--quick``, but for those that were given another value than they have anyway."""
     standard = defaults(experiment)
     for name, value in experiment.QUICK.items():
         if getattr(arguments, name) == getattr(standard, name):

@@ -21,7 +21,7 @@ from griffin.experiments.heatmaps import colourbar, draw_heatmaps, encode
 from griffin.experiments.layers import chosen, layer
 from griffin.experiments.pictures import BLUE, INK, MUTED, new_figure, style
 from griffin.experiments.progress import Progress
-from griffin.experiments.results import Claim, Table
+from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.study import Study
 from griffin.experiments.texts import CORPORA, sequences
 from griffin.experiments.variants import name_of
@@ -34,10 +34,10 @@ SEE = "Vertical streaks: neurons that stand out for one token stand out for most
 QUICK = {"tokens": 256}
 
 COLUMNS = 5
-# A layer flocks if its tokens are more alike than shuffled ones; this part of the layers is virtually all of them.
-VIRTUALLY_ALL = 0.9
-# Streaks of less strength are hard to see.
+# Streaks of less strength are hard to see: such a layer does not count as one that flocks, though above chance.
 FAINT_BELOW = 0.1
+# This part of the layers is virtually all of them.
+VIRTUALLY_ALL = 0.9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,22 +142,23 @@ def claims(found: Found) -> list[Claim]:
     return [
         Claim(
             "Relative activation magnitudes are shared by the tokens of a text (flocking), in virtually all FF layers.",
-            flocks(found["strength"]),
+            flocking_layers(found["strength"]) >= VIRTUALLY_ALL * len(found["strength"]),
             f"{how_many(found['strength'])}. The strength is 0 where tokens are as alike as shuffled ones and 1 where "
-            f"all are the same; it is faint below {FAINT_BELOW:g}. Wanted are {VIRTUALLY_ALL:.0%} of layers above 0.",
+            f"all are the same; a layer flocks from {FAINT_BELOW:g} on. Wanted are {percent(VIRTUALLY_ALL)} of the "
+            "layers.",
         )
     ]
 
 
-def flocks(strengths: Sequence[float]) -> bool:
-    """Whether virtually all layers do."""
-    return sum(strength > 0 for strength in strengths) >= VIRTUALLY_ALL * len(strengths)
+def flocking_layers(strengths: Sequence[float]) -> int:
+    """How many flock."""
+    return sum(strength >= FAINT_BELOW for strength in strengths)
 
 
 def how_many(strengths: Sequence[float]) -> str:
     """In words."""
-    many, faint = (sum(0 < strength < below for strength in strengths) for below in (math.inf, FAINT_BELOW))
+    faint = sum(0 < strength < FAINT_BELOW for strength in strengths)
     return (
-        f"{many} of {len(strengths)} layers flock, {faint} of them faintly (strength {min(strengths):.2f} to "
-        f"{max(strengths):.2f}, median {statistics.median(strengths):.2f})"
+        f"{flocking_layers(strengths)} of {len(strengths)} layers flock, {faint} more are above chance, but faint "
+        f"(strength {min(strengths):.2f} to {max(strengths):.2f}, median {statistics.median(strengths):.2f})"
     )

@@ -17,7 +17,7 @@ from griffin.experiments.experiment import Found
 from griffin.experiments.layers import colourbar, draw_layers
 from griffin.experiments.pictures import new_figure, panels
 from griffin.experiments.progress import Progress
-from griffin.experiments.results import Claim, Table
+from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.study import Study
 from griffin.experiments.texts import CORPORA, sequences
 from griffin.experiments.variants import name_of
@@ -89,7 +89,7 @@ def tables(found: Found) -> list[Table]:
     for column, top in enumerate(found["tops"]):
         shares = [row[column] for row in found["shares"]]
         figures = (min(shares), statistics.median(shares), max(shares))
-        rows.append((f"top {top:.0%}", *(f"{value:.1%}" for value in figures)))
+        rows.append((f"top {percent(top)}", *(percent(value, 1) for value in figures)))
     caption = (
         f"Part of the sum of s squared that the largest entries of a layer hold, over the layers; "
         f"{found['tokens']} tokens ({found['corpus']})."
@@ -119,8 +119,9 @@ def claims(found: Found) -> list[Claim]:
         Claim(
             "Values in s are heavily concentrated in a handful of features.",
             steep >= NEARLY_ALL * len(upper),
-            f"In {steep} of {len(upper)} layers fewer than {HANDFUL:.0%} of the neurons are in the upper half of the "
-            f"normalised range (median {statistics.median(upper):.2%}; wanted are {NEARLY_ALL:.0%} of the layers). In "
-            f"the median layer the top 10% of the neurons hold {tenth:.0%} of the sum of s squared.",
+            f"In {steep} of {len(upper)} layers fewer than {percent(HANDFUL)} of the neurons are in the upper half of "
+            f"the normalised range (median {percent(statistics.median(upper), 2)}; wanted are {percent(NEARLY_ALL)} of "
+            f"the layers). In the median layer the top {percent(0.1)} of the neurons hold {percent(tenth)} of the sum "
+            "of s squared.",
         )
     ]

@@ -21,11 +21,12 @@ from lm_eval.models.utils import (  # type: ignore[import-untyped]
     postprocess_generated_text,
 )
 
+from griffin.errors import GriffinError
 from griffin.experiments import simulation
 from griffin.experiments.study import Study, open_model
-from griffin.experiments.variants import Variant
+from griffin.experiments.variants import Variant, name_of
 from griffin.loading import EMBEDDED_MODEL
-from griffin.pruning import share
+from griffin.pruning import Pruning, share
 from griffin.selection import SelectionName
 from griffin.statistic import StatisticName
 
@@ -48,14 +49,20 @@ class GriffinLM(HFLM):  # type: ignore[misc]
         device: str | None = None,
         max_length: int | None = None,
         out: str = "results",
-        **ignored: Any,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
     ) -> None:
         """
         Args:
             pretrained: what ``griffin.load`` takes: a hub id, a directory, a .gguf file, or the embedded default.
             max_length: longer texts lose their beginning; by default the model's context.
             out: where answers are kept, so that a run that was stopped goes on.
+            batch_size, max_batch_size: lm-eval always gives them; here it is one sequence at a time.
+
+        Raises:
+            ValueError: a sparsity, statistic or selection that is none.
         """
+        Pruning(float(sparsity), selection, statistic)
         study = open_model(pretrained, dtype, device or "auto", None, Path(out))
         self._begin(study, Variant("GRIFFIN", float(sparsity), statistic, selection), (), max_length)
 
@@ -79,9 +86,13 @@ class GriffinLM(HFLM):  # type: ignore[misc]
         super().__init__(
             pretrained=share(study.checkpoint.model), tokenizer=tokenizer, batch_size=1, max_length=longest
         )
+        if self.eot_token_id is None:
+            raise GriffinError(f"the tokenizer of '{study.name}' has no EOS token, without which lm-eval cannot ask it")
         self._study, self._variant = study, variant
         # For the progress bar.
         self.doing = "lm-eval"
+        # Names of prompts that were too long, and have lost their beginning.
+        self.cut: set[str] = set()
         self._together = together if variant in together else (variant, *together)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -98,7 +109,15 @@ class GriffinLM(HFLM):  # type: ignore[misc]
 
     def _within_context(self, context: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
         excess = max(0, len(context) + len(answer) - (self.max_length + 1))
+        if excess >= len(context):
+            raise ValueError(f"an answer of {len(answer)} tokens leaves no room for a prompt in {self.max_length}")
+        if excess:
+            self.cut.add(name_of(context))
         return context[excess:], answer
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Refused: simulated generation (5.1) scores an answer to a prompt, and a rolling window has none."""
+        raise ValueError("lm-eval's griffin model scores answers to prompts, not whole texts; see perplexity")
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         asked = [self._generation(*request.args) for request in requests]
@@ -116,8 +135,12 @@ class GriffinLM(HFLM):  # type: ignore[misc]
         if max_tokens >= self.max_length:
             raise ValueError(f"max_gen_toks: {max_tokens} leaves no room in a context of {self.max_length} tokens")
         until = handle_stop_sequences(chosen.get("until"), eos=self.tok_decode(self.eot_token_id))
-        ids_1T, _ = self.tok_batch_encode([context], left_truncate_len=self.max_length - max_tokens)
-        return ids_1T[0].tolist(), max_tokens, tuple(stop for stop in until if stop)
+        ids_1T, _ = self.tok_batch_encode([context])
+        room = self.max_length - max_tokens
+        ids = ids_1T[0].tolist()
+        if len(ids) > room:
+            self.cut.add(name_of(ids))
+        return ids[-room:], max_tokens, tuple(stop for stop in until if stop)
 
     def _text(self, prompt: list[int], max_tokens: int, until: tuple[str, ...]) -> str:
         text = simulation.known_text(self._study, self._variant, prompt, max_tokens, until)

@@ -9,7 +9,7 @@ import base64
 import statistics
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from griffin.experiments.experiment import Found
 from griffin.experiments.layers import colourbar, draw_layers
 from griffin.experiments.pictures import INK, MUTED, new_figure, panels
 from griffin.experiments.progress import Progress
-from griffin.experiments.results import Claim, Table
+from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.study import Study
 from griffin.experiments.texts import sequences
 from griffin.experiments.variants import name_of
@@ -34,9 +34,10 @@ SEE = "Low lines: texts differ in their top neurons. All end at 1, where every n
 QUICK = {"samples": 8, "tokens": 256}
 
 FRACTIONS = [number / 20 for number in range(1, 20)]
-# The claim is judged where a set is this part of the neurons: a layer below this similarity has little in common, and
-# this part of the layers is the vast majority.
-SMALL, LITTLE, VAST_MAJORITY = 0.1, 0.5, 0.8
+# The claim is judged at the size nearest to this part of the neurons, and up to that one at most.
+SMALL, SMALL_ENOUGH = 0.1, 0.2
+# A layer below this similarity has little in common; this part of the layers is the vast majority.
+LITTLE, VAST_MAJORITY = 0.5, 0.8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +65,8 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
         for ids in samples:
             progress.begin(f"statistic of {len(ids)} tokens")
             question = {"ranks": name_of(ids)}
-            ranks.append(_decoded(study.ledger.once(question, partial(_ranks_of_text, study, ids)), study))
+            text = study.ledger.once(question, partial(_ranks_of_text, study, ids))
+            ranks.append(decoded(text, study.accounting.layers, study.accounting.width))
             progress.advance()
     counts = [kept_count(study.accounting.width, 1 - fraction) for fraction in fractions]
     return {
@@ -100,12 +102,22 @@ def _ranks_of_text(study: Study, ids: list[int]) -> str:
     teacher.begin()
     for _ in teacher.read(ids):
         pass
-    return base64.b64encode(ranking(teacher.statistic()).cpu().numpy().astype(np.uint16).tobytes()).decode()
+    return encoded(ranking(teacher.statistic()))
 
 
-def _decoded(ranks: str, study: Study) -> Tensor:
-    ranks_LF = np.frombuffer(base64.b64decode(ranks), np.uint16).astype(np.int32)
-    return torch.from_numpy(ranks_LF.reshape(study.accounting.layers, study.accounting.width))
+def encoded(ranks_LF: Tensor) -> str:
+    """As text, for the ledger."""
+    return base64.b64encode(ranks_LF.cpu().numpy().astype(_rank_type(ranks_LF.shape[1])).tobytes()).decode()
+
+
+def decoded(text: str, layers: int, width: int) -> Tensor:
+    """Ranks ``(layers, width)`` again."""
+    ranks_LF = np.frombuffer(base64.b64decode(text), _rank_type(width))
+    return torch.from_numpy(ranks_LF.astype(np.int32).reshape(layers, width))
+
+
+def _rank_type(width: int) -> type[np.unsignedinteger[Any]]:
+    return np.uint16 if width <= 2**16 else np.uint32
 
 
 def by_chance(fraction: float) -> float:
@@ -153,29 +165,30 @@ def draw(found: Found) -> "Figure":
 
 
 def claims(found: Found) -> list[Claim]:
-    """Section 4.1, on Figure 2."""
-    statement = (
-        "Top neurons are not generally shared between samples for the vast majority of layers, "
-        "unless the sets of selected neurons are large."
-    )
+    """Section 4.1, on Figure 2. That large sets have much in common needs no judgement: random ones have it too."""
     column = min(range(len(found["fractions"])), key=lambda column: abs(found["fractions"][column] - SMALL))
     part, values = found["fractions"][column], _column(found, column)
     few = sum(value < LITTLE for value in values)
-    judged = part <= 2 * SMALL
     return [
         Claim(
-            statement,
-            few >= VAST_MAJORITY * len(values) if judged else None,
-            f"With k = {part:.0%} of the neurons, the mean Jaccard similarity is below {LITTLE:g} in {few} of "
+            "Top neurons are not generally shared between samples for the vast majority of layers, as long as the sets "
+            "of selected neurons are small.",
+            few >= VAST_MAJORITY * len(values) if part <= SMALL_ENOUGH else None,
+            f"With k = {percent(part)} of the neurons, the mean Jaccard similarity is below {LITTLE:g} in {few} of "
             f"{len(values)} layers (median {statistics.median(values):.2f}, random sets {by_chance(part):.2f}; the "
-            f"vast majority is {VAST_MAJORITY:.0%} of the layers, a small set {SMALL:.0%} of the neurons). "
-            f"{_turning_point(found)}",
+            f"vast majority is {percent(VAST_MAJORITY)} of the layers; judged near {percent(SMALL)} of the neurons, "
+            f"{percent(SMALL_ENOUGH)} at most). {_large_sets(found)}",
         )
     ]
 
 
-def _turning_point(found: Found) -> str:
-    for column, part in enumerate(found["fractions"]):
-        if statistics.median(_column(found, column)) >= LITTLE:
-            return f"The median layer reaches {LITTLE:g} at {part:.0%} of the neurons."
-    return f"The median layer stays below {LITTLE:g} at all sizes."
+def _large_sets(found: Found) -> str:
+    """Where the median layer has much in common, and how much at the largest size."""
+    medians = [statistics.median(_column(found, column)) for column in range(len(found["fractions"]))]
+    reached = (part for part, median in zip(found["fractions"], medians, strict=True) if median >= LITTLE)
+    turning = next((f"reaches {LITTLE:g} at {percent(part)} of the neurons" for part in reached), "")
+    largest = found["fractions"][-1]
+    return (
+        f"The median layer {turning or f'stays below {LITTLE:g} at all sizes'}; at {percent(largest)} it is "
+        f"{medians[-1]:.2f} (random sets {by_chance(largest):.2f})."
+    )

@@ -7,13 +7,16 @@ prompt, which predicts the first of the G, is the full model's in both.)
 
 In every window of the text the G tokens begin at the same place for all P, and a longer prompt reaches further back:
 all prompts are judged on the same text. The full model is given the same context each time.
+
+Shapes: W windows, M the full model and GRIFFIN, P prompt lengths, G generation lengths, N either.
 """
 
 import argparse
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +26,7 @@ from griffin.experiments.experiment import Found
 from griffin.experiments.layers import colours
 from griffin.experiments.pictures import INK, PAPER, new_figure, panels
 from griffin.experiments.progress import Progress
-from griffin.experiments.results import Claim, Table
+from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.study import Study
 from griffin.experiments.teacher import Teacher, target_logprobs
 from griffin.experiments.texts import read_text
@@ -38,6 +41,10 @@ SEE = "Each line is a generation length. Lines that fall: a longer prompt brings
 QUICK = {"prompts": [64, 256], "generations": [64, 256], "windows": 2}
 
 LENGTHS = [128, 256, 512, 1024]
+# Two standard errors of fewer windows than that say little.
+FEWEST_WINDOWS = 4
+
+Lengths = Literal["prompts", "generations"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
+    """
+    Returns:
+        ``full``, ``griffin``: perplexity over all windows, ``(P, G)``. ``losses``: negative log-likelihood, natural,
+        summed over each window's outputs, ``(W, M, P, G)``.
+    """
     prompts, generations = sorted(set(arguments.prompts)), sorted(set(arguments.generations))
     longest, furthest = prompts[-1], generations[-1]
     text = read_text(study, "wikitext")
@@ -63,19 +75,19 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     # One more than is read: the last token read predicts it.
     windows = text.windows(longest + furthest + 1, arguments.windows, "--prompts, --generations", "--windows")
     pruning = Pruning(arguments.sparsity)
-    losses = torch.zeros(2, len(prompts), len(generations), dtype=torch.float64)
+    losses_WMPG = torch.zeros(len(windows), 2, len(prompts), len(generations), dtype=torch.float64)
     with Progress(len(windows) * len(prompts)) as progress:
-        for (number, window), (row, length) in product(enumerate(windows, 1), enumerate(prompts)):
-            progress.begin(f"window {number} of {len(windows)}, a prompt of {length} tokens")
+        for (number, window), (row, length) in product(enumerate(windows), enumerate(prompts)):
+            progress.begin(f"window {number + 1} of {len(windows)}, a prompt of {length} tokens")
             prompt = [*text.start, *window[longest - length + len(text.start) : longest]]
             rest = window[longest:]
             question = {
                 "perplexity": [name_of(prompt), name_of(rest)], "generations": generations, "sparsity": pruning.sparsity
             }  # fmt: skip
             compute = partial(losses_of_text, study.teacher, prompt, rest, generations, pruning)
-            losses[:, row] += torch.tensor(study.ledger.once(question, compute), dtype=torch.float64)
+            losses_WMPG[number, :, row] = torch.tensor(study.ledger.once(question, compute), dtype=torch.float64)
             progress.advance()
-    full, griffin = (losses / (len(windows) * torch.tensor(generations))).exp().tolist()
+    full, griffin = (losses_WMPG.mean(dim=0) / torch.tensor(generations)).exp().tolist()
     return {
         "prompts": prompts,
         "generations": generations,
@@ -83,6 +95,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
         "sparsity": pruning.sparsity,
         "full": full,
         "griffin": griffin,
+        "losses": losses_WMPG.tolist(),
     }
 
 
@@ -131,7 +144,7 @@ def increases(found: Found) -> list[list[float]]:
 def tables(found: Found) -> list[Table]:
     """The increase, and what it is added to: one row for each prompt length."""
     captions = {
-        f"Increase in perplexity over the full model at {found['sparsity']:.0%} FF sparsity, "
+        f"Increase in perplexity over the full model at {percent(found['sparsity'])} FF sparsity, "
         f"{found['windows']} windows of concatenated WikiText.": increases(found),
         "Perplexity of the full model.": found["full"],
     }
@@ -172,30 +185,61 @@ def draw(found: Found) -> "Figure":
 
 
 def claims(found: Found) -> list[Claim]:
-    """Section 5.3, "Prompt vs. Generation Length": the ends of each row and column are compared."""
+    """Section 5.3, "Prompt vs. Generation Length"."""
     rows = increases(found)
     columns = list(zip(*rows, strict=True))
     prompts, generations = found["prompts"], found["generations"]
+    (by_prompt, prompt_trend), (by_generation, generation_trend) = trend(found, "prompts"), trend(found, "generations")
     return [
         Claim(
             "GRIFFIN gets closer to the full model when the prompt length increases.",
-            _agreed([(column[-1], column[0]) for column in columns]) if len(prompts) > 1 else None,
-            f"Increase in perplexity from a prompt of {prompts[0]} to one of {prompts[-1]} tokens: "
+            None if by_prompt is None else by_prompt < 0,
+            f"{prompt_trend} Over all windows, from a prompt of {prompts[0]} to one of {prompts[-1]} "
+            "tokens: "
             + _ends([(f"{length} generated", c[0], c[-1]) for length, c in zip(generations, columns, strict=True)]),
         ),
         Claim(
             "GRIFFIN gets closer to the full model when the generation length decreases.",
-            _agreed([(row[0], row[-1]) for row in rows]) if len(generations) > 1 else None,
-            f"Increase in perplexity from {generations[-1]} tokens generated to {generations[0]}: "
+            None if by_generation is None else by_generation > 0,
+            f"{generation_trend} Over all windows, from {generations[-1]} tokens generated to "
+            f"{generations[0]}: "
             + _ends([(f"prompt of {length}", r[-1], r[0]) for length, r in zip(prompts, rows, strict=True)]),
         ),
     ]
 
 
-def _agreed(pairs: Sequence[tuple[float, float]]) -> bool | None:
-    """Whether the first is the lower one in all pairs; if in some only, nobody can tell."""
-    lower = [first < second for first, second in pairs]
-    return all(lower) if all(lower) or not any(lower) else None
+def doublings(found: Found, lengths: Lengths) -> Tensor:
+    """What each doubling of a length adds to a window's increase in perplexity, by least squares: fp64 ``(W,)``.
+
+    The increase is the mean over all lengths of the other kind.
+    """
+    losses_WMPG = torch.tensor(found["losses"], dtype=torch.float64)
+    full_WPG, griffin_WPG = (losses_WMPG / torch.tensor(found["generations"])).exp().unbind(dim=1)
+    increase_WN = (griffin_WPG - full_WPG).mean(dim=2 if lengths == "prompts" else 1)
+    doublings_N = torch.tensor(found[lengths], dtype=torch.float64).log2()
+    doublings_N -= doublings_N.mean()
+    return increase_WN @ doublings_N / doublings_N.square().sum()
+
+
+def trend(found: Found, lengths: Lengths) -> tuple[float | None, str]:
+    """The mean of ``doublings`` over the windows, which are independent texts; and what it is, in words.
+
+    None instead of a mean that is not beyond two standard errors over the windows.
+    """
+    # Results of earlier versions have no losses.
+    windows = len(found.get("losses", []))
+    if len(found[lengths]) < 2:
+        return None, "Cannot tell with a single length."
+    if windows < FEWEST_WINDOWS:
+        return None, f"Cannot tell with the losses of {windows} windows, fewer than {FEWEST_WINDOWS}."
+    each_W = doublings(found, lengths)
+    mean, error = float(each_W.mean()), float(each_W.std()) / math.sqrt(windows)
+    told = abs(mean) > 2 * error
+    return mean if told else None, (
+        f"Each doubling of the {lengths.removesuffix('s')} length adds {mean:+.3f} to the increase in perplexity, "
+        f"with a standard error of {error:.3f} over {windows} windows"
+        + ("." if told else f": not beyond two of them, cannot tell with {windows} windows.")
+    )
 
 
 def _ends(ends: Sequence[tuple[str, float, float]]) -> str:

@@ -12,12 +12,13 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from griffin.errors import GriffinError, is_out_of_memory
-from griffin.experiments.arguments import count
+from griffin.experiments.arguments import whole
 from griffin.experiments.document import Outcome, Section, Subject, document, title
 from griffin.experiments.experiment import Experiment, Found, conduct, defaults, hasten, spelled
 from griffin.experiments.page import page, require_markdown_it
@@ -42,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"only these: {', '.join(EXPERIMENTS)} (all)",
     )  # fmt: skip
     parser.add_argument(
-        "--limit", type=count, metavar="N", help="items of each task, instead of each experiment's own number"
+        "--limit",
+        type=partial(whole, lowest=0),
+        metavar="N",
+        help="items of each task, 0 for all there are, instead of each experiment's own number",
     )
     parser.add_argument("--quick", action="store_true", help="a first look: fewer samples, shorter texts")
     parser.add_argument(
@@ -68,7 +72,7 @@ def make_report(arguments: argparse.Namespace, experiments: Experiments, opened:
     if arguments.data is not None and not arguments.data.is_dir():
         raise ValueError(f"--data: '{arguments.data}' is not a directory")
     subjects: list[Subject] = []
-    for model in arguments.model:
+    for model in dict.fromkeys(arguments.model):
         own = argparse.Namespace(**{**vars(arguments), "model": model})
         subjects.append(examine(own, experiments, opened, {subject.name for subject in subjects}))
     if any(subject.facts for subject in subjects):
@@ -80,10 +84,10 @@ def examine(arguments: argparse.Namespace, experiments: Experiments, opened: Ope
     """Run all experiments on one model. ``taken``: names of models that have their results already."""
     try:
         study = opened(arguments)
-    except (GriffinError, ValueError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         return Subject(arguments.model, failures={"model": _reason(error)})
     if study.name in taken:
-        reason = f"another model is called {study.name} too, and their results would share a folder; run it alone"
+        reason = f"another model is called {study.name} too, and results would share a folder; give it another --out"
         return Subject(arguments.model, failures={"model": reason})
     subject = Subject(study.name, study.facts())
     for number, (name, experiment) in enumerate(experiments.items(), start=1):
@@ -93,7 +97,7 @@ def examine(arguments: argparse.Namespace, experiments: Experiments, opened: Ope
         try:
             found = kept or conduct(name, experiment, study, settings(experiment, arguments))
             subject.outcomes[name] = _outcome(name, experiment, found, study, arguments.out)
-        except (GriffinError, ValueError, MemoryError, RuntimeError) as error:
+        except Exception as error:
             subject.failures[name] = _reason(error)
     # The next model may need the memory.
     del study
@@ -117,7 +121,7 @@ def kept_results(name: str, study: Study) -> Found | None:
     """What an earlier run found with these very weights; None if there is nothing, or nothing that can be read."""
     try:
         found = json.loads((study.folder / f"{name}.json").read_text())
-        return found if found["weights"] == study.facts()["weights"] else None
+        return found if found["command"] and found["identity"] == study.facts()["identity"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -132,17 +136,12 @@ def _outcome(name: str, experiment: Experiment, found: Found, study: Study, out:
     )
 
 
-def _reason(error: BaseException) -> str:
-    """One line.
-
-    Raises:
-        BaseException: the error itself, if it is none that a user can do something about.
-    """
+def _reason(error: Exception) -> str:
+    """One line. What no user can do anything about is logged with its traceback: it must not cost the other results."""
     if is_out_of_memory(error):
         return "out of memory; a smaller dtype or a larger device may do"
     if not isinstance(error, GriffinError | ValueError):
-        raise error
-    logger.debug("failed", exc_info=error)
+        logger.error("this is a fault of the program's", exc_info=error)
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

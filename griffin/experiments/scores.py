@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from griffin.experiments.arguments import count, whole
 from griffin.experiments.pictures import COLOURS, INK, MUTED, new_figure, panels
-from griffin.experiments.results import Table
+from griffin.experiments.results import Table, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +21,11 @@ TITLES = {
     "hellaswag": "HellaSwag", "piqa": "PIQA", "copa": "COPA", "arc_easy": "ARC-e", "arc_challenge": "ARC-c",
     "boolq": "BoolQ", "xsum": "XSum", "cnn_dm": "CNN/DailyMail", "coqa": "CoQA", "qasper": "QASPER",
 }  # fmt: skip
+ITEMS = (
+    "In %; ± one standard error as if all items were independent: CoQA's share conversations and QASPER's papers, so "
+    "those errors are too small"
+)
+CANNOT = "The full model can do none of these tasks."
 METRICS = {"acc": "accuracy", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "f1": "F1", "em": "EM"}
 
 
@@ -43,6 +48,9 @@ def score_table(found: Found, caption: str = "") -> Table:
     columns = [(task, metric) for task, facts in found["tasks"].items() for metric in facts["metrics"]]
     heads = ["", *[_head(task, metric, found["tasks"][task]) for task, metric in columns]]
     rows = [["items", *[str(found["tasks"][task]["items"]) for task, _ in columns]]]
+    if any(facts.get("cut") for facts in found["tasks"].values()):
+        length = next(iter(found["tasks"].values()))["max_length"]
+        rows.append([f"prompts cut to {length} tokens", *[str(found["tasks"][task]["cut"]) for task, _ in columns]])
     for variant in found["variants"]:
         own = [found["scores"][task][variant["name"]] for task, _ in columns]
         with_error = variant["name"] == "full"
@@ -68,19 +76,59 @@ def relative(found: Found, task: str, variant: str) -> float:
 
 
 def telling(found: Found) -> list[str]:
-    """The tasks in which the full model does better than guessing, or than 0, by two standard errors."""
-    return [task for task in found["tasks"] if _above_chance(found, task)]
+    """The tasks that say something about the model: the full one does better than by chance, or than 0."""
+    return [task for task in found["tasks"] if _is_telling(found, task)]
 
 
-def _above_chance(found: Found, task: str) -> bool:
-    metric, scores = found["tasks"][task]["metrics"][0], found["scores"][task]["full"]
-    return bool(scores[metric] > (found["tasks"][task].get("chance") or 0) + 2 * scores.get(f"{metric}_stderr", 0.0))
+def _is_telling(found: Found, task: str) -> bool:
+    facts, full = found["tasks"][task], found["scores"][task]["full"]
+    metric = facts["metrics"][0]
+    return beyond_chance(full[metric], facts.get("chance") or 0.0, facts.get("items"), full.get(f"{metric}_stderr"))
+
+
+def beyond_chance(score: float, chance: float, items: int | None, error: float | None) -> bool:
+    """Whether a score is two standard errors above what chance gives, or, where nothing is chosen, above 0.
+
+    Args:
+        error: of the score, where there is no chance to take it from.
+    """
+    if chance:
+        error = math.sqrt(chance * (1 - chance) / (items or 1))
+    return score > chance + 2 * (error or 0.0)
 
 
 def mean_relative(found: Found, variant: str) -> float:
     """Over the tasks that say something; NaN if there are none."""
     values = [relative(found, task, variant) for task in telling(found)]
     return sum(values) / len(values) if values else math.nan
+
+
+def kept_error(found: Found, task: str, variant: str) -> float:
+    """The standard error of ``relative``, from pairs; 0 where it is not known."""
+    metric = found["tasks"][task]["metrics"][0]
+    return float(found["scores"][task][variant].get(f"{metric}_kept_stderr", 0.0))
+
+
+def mean_error(found: Found, variant: str) -> float:
+    """The standard error of ``mean_relative``."""
+    tasks = telling(found)
+    return math.hypot(*[kept_error(found, task, variant) for task in tasks]) / len(tasks) if tasks else math.nan
+
+
+def is_better(found: Found, one: str, other: str) -> bool | None:
+    """Whether one variant's mean relative score is above another's; None where two standard errors leave it open.
+
+    The errors are added as if the variants had answered different items, which is more than enough.
+    """
+    difference = mean_relative(found, one) - mean_relative(found, other)
+    if abs(difference) <= 2 * math.hypot(mean_error(found, one), mean_error(found, other)):
+        return None
+    return difference > 0
+
+
+def shown(found: Found, variant: str) -> str:
+    """For claims: a variant's mean relative score, and how sure it is."""
+    return f"{percent(mean_relative(found, variant))} ± {percent(mean_error(found, variant))}"
 
 
 def where(found: Found) -> str:

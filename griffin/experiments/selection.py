@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING
 
 from griffin.experiments.arguments import sparsity
 from griffin.experiments.experiment import Found
-from griffin.experiments.results import Claim, Table, percent
-from griffin.experiments.scores import add_task_arguments, draw_scores, mean_relative, score_table, telling, where
+from griffin.experiments.results import Claim, Table
+from griffin.experiments.scores import (
+    CANNOT,
+    ITEMS,
+    add_task_arguments,
+    draw_scores,
+    is_better,
+    score_table,
+    shown,
+    telling,
+    where,
+)
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import GENERATION
 from griffin.experiments.variants import FULL, Variant
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
 
 TITLE = "Ways to select (Table 4)"
 SEE = "Bars should fall from top-k to top-k + sampling to sampling: chance picks neurons that the prompt hardly used."
-QUICK = {"limit": 4, "max_length": 1024}
+QUICK = {"limit": 4, "tasks": ["xsum", "coqa"]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +50,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 
 
 def tables(found: Found) -> list[Table]:
-    return [score_table(found, "In %; ± one standard error")]
+    return [score_table(found, ITEMS)]
 
 
 def draw(found: Found) -> "Figure":
@@ -48,14 +58,13 @@ def draw(found: Found) -> "Figure":
 
 
 def claims(found: Found) -> list[Claim]:
-    if not telling(found):
-        return [Claim("GRIFFIN preserves generation", None, "The full model can do none of these tasks.")]
-    top, mixed, drawn = (mean_relative(found, name) for name in ("top-k", "top-k + sampling", "sampling"))
+    told = bool(telling(found))
+    here = ", ".join(f"{name} {shown(found, name)}" for name in ("top-k", "top-k + sampling", "sampling"))
     return [
         Claim(
-            "Top-k is better than top-k + sampling, and that is better than sampling",
-            top >= mixed >= drawn,
-            f"Of the full model's score, mean {where(found)}: top-k {percent(top)}, top-k + sampling {percent(mixed)}, "
-            f"sampling {percent(drawn)}.",
+            f"{better.capitalize()} is better than {worse}",
+            is_better(found, better, worse) if told else None,
+            f"Of the full model's score, mean {where(found)}: {here}." if told else CANNOT,
         )
+        for better, worse in (("top-k", "top-k + sampling"), ("top-k + sampling", "sampling"), ("top-k", "sampling"))
     ]

@@ -9,6 +9,7 @@ Several variants are answered at once, so that each text is read once; what a le
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,10 +46,14 @@ def score(study: Study, variants: Sequence[Variant], pairs: Sequence[tuple[Ids, 
 
 
 def known_score(study: Study, variant: Variant, context: Ids, answer: Ids) -> Score:
-    found = study.ledger.get(_score_question(variant, context, answer))
-    assert found is not None, "score() comes first"
-    likelihood, greedy = found
+    likelihood, greedy = _known(study, _score_question(variant, context, answer))
     return likelihood, greedy
+
+
+def _known(study: Study, question: dict[str, object]) -> Any:
+    found = study.ledger.get(question)
+    assert found is not None, "score() or generate() comes first"
+    return found
 
 
 def _score_question(variant: Variant, context: Ids, answer: Ids) -> dict[str, object]:
@@ -110,7 +115,7 @@ def generate(
 
 
 def known_text(study: Study, variant: Variant, prompt: Ids, max_tokens: int, until: Sequence[str]) -> str:
-    return str(study.ledger.get(_text_question(variant, prompt, max_tokens, until)))
+    return str(_known(study, _text_question(variant, prompt, max_tokens, until)))
 
 
 def _text_question(variant: Variant, prompt: Ids, max_tokens: int, until: Sequence[str]) -> dict[str, object]:

@@ -31,7 +31,7 @@ def provide() -> None:
     if MISSING in sys.modules or _exists():
         return
     package, module = ModuleType(METRICS), ModuleType(MISSING)
-    module.__dict__.update(compute_exact=compute_exact, compute_f1=compute_f1)
+    module.__dict__.update(compute_exact=compute_exact, compute_f1=compute_f1, normalize_answer=normalize_answer)
     package.__dict__.update(__path__=[], squad_metrics=module)
     sys.modules.update({METRICS: package, MISSING: module})
 

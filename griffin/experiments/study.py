@@ -16,11 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from griffin import Checkpoint, Engine, load
 from griffin.accounting import Accounting
+from griffin.engine import model_context_length
 from griffin.experiments.ledger import Ledger
 from griffin.experiments.memory import device_name
 from griffin.experiments.teacher import Teacher
 from griffin.prefixes import PrefixStore
 
+# Of a configuration: where it comes from and what wrote it. (The dtype is asked of the model.)
+NO_SETTINGS = ("_name_or_path", "transformers_version", "architectures", "dtype")
 # Prompts that begin alike are read once, see ``griffin.prefixes``.
 PREFIX_BYTES = 2**30
 
@@ -60,7 +63,7 @@ class Study:
 
     @property
     def context_length(self) -> int:
-        return self.engine.context_length
+        return model_context_length(self.checkpoint.model)
 
     def facts(self) -> dict[str, Any]:
         """What a reader needs to know about a run, for its results."""
@@ -73,7 +76,7 @@ class Study:
             "parameters": self.accounting.total,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device_name": device_name(model.device),
-            "weights": self._identity["weights"],
+            "identity": hashlib.sha256(repr(self._identity).encode()).hexdigest()[:16],
             "data": self.data.name if self.data else "hub",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {
@@ -139,15 +142,20 @@ def own_version() -> str:
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, str]:
-    """Of the weights, not of their name: a directory may hold others tomorrow."""
+    """Of what answers depend on, not of a name: a directory may hold another model tomorrow."""
     model = checkpoint.model
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        # A few numbers of each tensor tell two checkpoints apart, and are read in no time.
-        digest.update(parameter.detach().flatten()[:: max(1, parameter.numel() // 64)].float().cpu().numpy().tobytes())
+        # As whole numbers sums are exact, however a tensor is laid out. Over rows and over columns they notice any
+        # change that matters, and are read as fast as memory is.
+        numbers = parameter.detach().view(torch.int32 if parameter.element_size() == 4 else torch.int16)
+        sums = [numbers.sum(dim, dtype=torch.int64) for dim in range(parameter.dim())]
+        digest.update(name.encode() + b"".join(part.cpu().numpy().tobytes() for part in sums))
+    configs = [config.to_dict() for config in (model.config, model.generation_config) if config is not None]
+    settings = [{key: value for key, value in config.items() if key not in NO_SETTINGS} for config in configs]
     return {
         "weights": digest.hexdigest()[:32],
+        "settings": hashlib.sha256(repr(settings).encode()).hexdigest()[:16],
         "tokenizer": hashlib.sha256(repr(sorted(checkpoint.tokenizer.get_vocab().items())).encode()).hexdigest()[:16],
         "dtype": str(model.dtype),
         "device": model.device.type,

@@ -133,7 +133,7 @@ def _detail(shown: Sequence[Reading]) -> Table:
             for r in shown
         ],
         f"At {percent(shown[0].sparsity)} sparsity. The change is relative to the full model; its standard error is "
-        "of pairs, since both answer the same items.",
+        "of pairs, since both answer the same items (as of separate items where no pair differs).",
         words=2,
     )  # fmt: skip
 

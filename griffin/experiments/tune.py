@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--prompt-lengths", type=_length, nargs="+", metavar="P", default=[64, 256, None],
-        help="cut prompts to their last P tokens, to see which lengths allow more; shorter ones are left out there. "
-        "all leaves them whole (64 256 all)",
+        help="cut prompts to P tokens, their last ones behind the model's start token if it has one, to see which "
+        "lengths allow more; shorter ones are left out there. all leaves them whole (64 256 all)",
     )  # fmt: skip
     parser.add_argument(
         "--tokens", type=partial(whole, lowest=2), metavar="N",

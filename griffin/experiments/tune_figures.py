@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from griffin.experiments.pictures import COLOURS, INK, MUTED, new_figure, panels
-from griffin.experiments.results import Table
+from griffin.experiments.results import Table, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEGEND = """\
-prompt: whole, or cut to its last tokens. tokens/s: first token to last, the choice of neurons included; x full: over
-the full model's. perplexity: above the full model's on the same continuations, and two standard errors over prompts
-below and above. KL(full || pruned): nats per token. top-1: tokens where both find the same one most probable.
-prompts: judged, of all; the others are shorter, repeat another, or are answered by a single token."""
+prompt: whole, or cut to its last tokens, behind the BOS token where the tokenizer puts one. tokens/s: first token to
+last, the choice of neurons included; x full: over the full model's. perplexity: above the full model's on the same
+continuations, and two standard errors over prompts below and above. KL(full || pruned): nats per token. top-1: tokens
+where both find the same one most probable. prompts: judged, of all; the others are shorter, repeat another, or are
+answered by a single token."""
 
 Row = Mapping[str, Any]
 
@@ -86,7 +87,7 @@ def _cells(row: Row, prompts: int) -> list[str]:
         f"{_short(row['perplexity_percent'], '+')} %",
         "-" if low is None else f"{_short(low)} to {_short(high)} %",
         f"{row['kl']:.3f}",
-        f"{row['agreement'] * 100:.1f} %",
+        percent(row["agreement"], 1),
         count,
     ]
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from griffin.errors import GriffinError
+from griffin.experiments.texts import start_of
 
 EXAMPLE = '{"prompt": "..."}'
 SEPARATOR = "---"
@@ -34,17 +35,24 @@ class Case:
     """One prompt as token ids. Two of the same ids are equal, wherever they stand.
 
     completion: ids of the continuation to judge on; empty leaves it to the full model.
+    start: how many of the ids are what the tokenizer puts before any text (the BOS token).
     """
 
     ids: tuple[int, ...]
     completion: tuple[int, ...] = ()
     where: str = field(default="", compare=False)
+    start: int = field(default=0, compare=False)
 
     def last(self, length: int | None) -> "Case | None":
-        """Its last tokens, or all (None); None if it has fewer."""
+        """So many of its tokens, or all (None): its start, as the server would send it too, and its last ones.
+
+        None if it has fewer.
+        """
         if length is None:
             return self
-        return Case(self.ids[-length:], self.completion, self.where) if length <= len(self.ids) else None
+        if length > len(self.ids):
+            return None
+        return replace(self, ids=self.ids[: self.start] + self.ids[len(self.ids) - length + self.start :])
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -81,15 +89,22 @@ def encode(entry: Entry, tokenizer: PreTrainedTokenizerBase) -> Case:
         ids = tokenizer(_conversation(entry, tokenizer), add_special_tokens=False)["input_ids"]
     if not ids:
         raise GriffinError(f"{entry.where}: the prompt has no tokens; write one, or take the line out")
+    case = Case(tuple(ids), where=entry.where, start=_length_of_start(ids, tokenizer))
     if entry.completion is None:
-        return Case(tuple(ids), where=entry.where)
+        return case
     completion = tokenizer(entry.completion, add_special_tokens=False)["input_ids"]
     if len(completion) < 2:
         raise GriffinError(
             f"{entry.where}: the completion has {len(completion)} tokens, and the first is the full model's in any "
             "case; write a longer one, or leave it out"
         )
-    return Case(tuple(ids), tuple(completion), entry.where)
+    return replace(case, completion=tuple(completion))
+
+
+def _length_of_start(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """A template may leave out what the tokenizer puts before other texts."""
+    start = start_of(tokenizer)
+    return len(start) if ids[: len(start)] == start else 0
 
 
 def _conversation(entry: Entry, tokenizer: PreTrainedTokenizerBase) -> str:

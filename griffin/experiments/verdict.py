@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from griffin.experiments.scores import beyond_chance
+
 Grade = Literal["near", "tolerable", "broken", "mute"]
 
 # Of the full model's score, lost.
 NEAR, TOLERABLE = 0.01, 0.05
-LIMITS: dict[Grade, float] = {"near": NEAR, "tolerable": TOLERABLE}
 # Losses that are exactly at a limit are within it, however they were rounded.
 ROUNDING = 1e-9
 # The experiments on tasks, of which those with the same number of items find the same.
@@ -28,7 +29,7 @@ class Reading:
     full, pruned: scores of the full model and of GRIFFIN.
     full_error, pruned_error: their standard errors; None where they are not known.
     kept_error: of ``kept``, from pairs; None where that is not known.
-    chance: what guessing scores; 0 where there is nothing to choose from.
+    chance: what guessing scores, or the most frequent answer; 0 where there is nothing to choose from.
     """
 
     task: str
@@ -44,8 +45,8 @@ class Reading:
 
     @property
     def mute(self) -> bool:
-        """The full model cannot be told from guessing, by two standard errors: what pruning does cannot be seen."""
-        return self.full <= self.chance + 2 * (self.full_error or 0.0)
+        """The full model cannot be told from chance, by two standard errors: what pruning does cannot be seen."""
+        return not beyond_chance(self.full, self.chance, self.items, self.full_error)
 
     @property
     def kept(self) -> float:

@@ -70,9 +70,10 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {
             "context": "We train on ten thousand notes.",
             "question": "How many notes?",
-            "answers": ["ten thousand", "10,000 notes"],
+            "answers": ["ten thousand", "10,000"],
         },
         {"context": "We train on ten thousand notes.", "question": "What is trained on?", "answers": ["notes"]},
+        {"context": "We train on ten thousand notes.", "question": "Do we train?", "answers": ["Yes", "yes"]},
     ],
 }
 

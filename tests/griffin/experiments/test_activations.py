@@ -4,7 +4,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from griffin.experiments.activations import Flocking, flocking, relative_magnitudes, visit_activations
+from griffin.experiments.activations import (
+    TOKENS_AT_ONCE,
+    Flocking,
+    flocking,
+    relative_magnitudes,
+    visit_activations,
+)
 from tests.griffin import oracle
 
 
@@ -43,6 +49,21 @@ def test_tokens_that_are_all_the_same() -> None:
 
     assert flocking(same).strength == pytest.approx(1)
     assert flocking(same) == flocking(same[[0, 1, 3]])
+
+
+def test_more_tokens_than_are_summed_at_once() -> None:
+    """Every pair of all tokens counts, and of those that activate something only."""
+    generator = torch.Generator().manual_seed(0)
+    unit_TF = relative_magnitudes(torch.randn(2 * TOKENS_AT_ONCE + 5, 7, generator=generator) * torch.arange(7))
+    unit_TF[[0, TOKENS_AT_ONCE, 2 * TOKENS_AT_ONCE + 4]] = 0
+    tokens_TF = unit_TF[unit_TF.sum(dim=1) > 0].double()
+    first, second = torch.triu_indices(len(tokens_TF), len(tokens_TF), offset=1)
+    sums_T = tokens_TF.sum(dim=1)
+    found = flocking(unit_TF)
+
+    assert len(tokens_TF) == 2 * TOKENS_AT_ONCE + 2
+    assert found.similarity == pytest.approx(float((tokens_TF @ tokens_TF.T)[first, second].mean()), rel=1e-6)
+    assert found.shuffled == pytest.approx(float((sums_T[first] * sums_T[second]).mean() / 7), rel=1e-6)
 
 
 def test_no_two_tokens() -> None:

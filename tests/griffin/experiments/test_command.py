@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_goes_on(
 
     assert code == 0
     assert "QASPER F1" in out
-    # Two of the six were there already.
+    # Two of the six were there already. (A third question is one of yes or no.)
     assert len(texts) == 3 + 4
 
 

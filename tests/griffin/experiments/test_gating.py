@@ -83,12 +83,12 @@ def test_nearly_all_layers(flat: int, holds: bool) -> None:
     (claim,) = gating.claims(found_with([0.05] * flat + [0.01] * (10 - flat)))
 
     assert claim.holds is holds
-    assert f"In {10 - flat} of 10 layers fewer than 5% of the neurons" in claim.here
-    assert "hold 40% of the sum of s squared" in claim.here
+    assert f"In {10 - flat} of 10 layers fewer than 5 % of the neurons" in claim.here
+    assert "hold 40 % of the sum of s squared" in claim.here
 
 
 def test_the_table_is_over_the_layers() -> None:
     """Lowest, median and highest."""
     found = {"shares": [[0.1], [0.4], [0.2]], "tops": [0.05], "tokens": 9, "corpus": "books"}
 
-    assert gating.tables(found)[0].rows == [("top 5%", "10.0%", "20.0%", "40.0%")]
+    assert gating.tables(found)[0].rows == [("top 5 %", "10.0 %", "20.0 %", "40.0 %")]

@@ -136,10 +136,14 @@ def test_one_failure_costs_no_other(tmp_path: Path, error: Exception) -> None:
     assert "and more" not in text
 
 
-def test_a_bug_is_not_hidden(tmp_path: Path) -> None:
-    """What no user can do anything about comes as it is."""
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        make_report(flags(tmp_path, "--model", "a"), {"echo": Echo(RuntimeError("shapes do not match"))}, opened)
+def test_a_bug_is_not_hidden(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What no user can do anything about comes with its traceback, and does not cost the other results."""
+    experiments = {"echo": Echo(RuntimeError("shapes do not match")), "other": Echo()}
+    with pytest.raises(GriffinError, match="a, echo: shapes do not match"):
+        make_report(flags(tmp_path, "--model", "a", "a"), experiments, opened)
+
+    assert "in measure" in caplog.text
+    assert "It was 7." in (tmp_path / "report.md").read_text()
 
 
 def test_a_model_that_does_not_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +286,7 @@ def test_results_that_are_there_can_be_kept(tmp_path: Path) -> None:
     assert (tmp_path / "report.md").read_text().count("It was 7.") == 2
 
     path = tmp_path / "a" / "echo.json"
-    for broken in (path.read_text()[:-9], json.dumps({**json.loads(path.read_text()), "weights": "others"}), "[]"):
+    for broken in (path.read_text()[:-9], json.dumps({**json.loads(path.read_text()), "identity": "others"}), "[]"):
         path.write_text(broken)
         make_report(again, {"echo": echo}, opened)
         assert json.loads(path.read_text())["value"] == 7

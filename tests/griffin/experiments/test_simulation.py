@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from griffin.experiments import simulation
 from griffin.experiments.evaluation import evaluate
 from griffin.experiments.harness import GriffinLM
+from griffin.experiments.scores import score_table
 from griffin.experiments.study import Study
 from griffin.experiments.tasks import TASKS, make_manager, make_task
 from griffin.experiments.variants import FULL, Variant, griffin, magnitude, name_of
@@ -180,3 +181,50 @@ def test_what_it_cannot_do(words: Study, options: dict[str, object], message: st
     """Said, not done otherwise."""
     with pytest.raises(ValueError, match=message):
         GriffinLM.of(words, HALF).generate_until([Instance("generate_until", {}, ("One", options), 0)])
+
+
+def test_what_is_refused(words: Study) -> None:
+    """A flag that is misspelt would otherwise be a dense run; whole texts have no prompt; an answer needs one."""
+    with pytest.raises(TypeError, match="sparsitty"):
+        GriffinLM(sparsitty=0.5)
+    with pytest.raises(ValueError, match="sparsity must be at least 0 and below 1"):
+        GriffinLM(sparsity=1.5)
+    with pytest.raises(ValueError, match="answers to prompts, not whole texts"):
+        GriffinLM.of(words, HALF).loglikelihood_rolling([])
+    with pytest.raises(ValueError, match="an answer of 4 tokens leaves no room for a prompt in 3"):
+        GriffinLM.of(words, HALF, max_length=3).loglikelihood([Instance("loglikelihood", {}, ("One", " 2 3"), 0)])
+
+
+def test_prompts_that_are_cut_are_counted(words: Study) -> None:
+    """As lm-eval cuts them; the table says how many."""
+    found = evaluate(words, ["xsum", "piqa"], [FULL], None, 80)
+    table = score_table(found).text()
+
+    assert (found["tasks"]["xsum"]["cut"], found["tasks"]["piqa"]["cut"]) == (2, 0)
+    assert "prompts cut to 80 tokens" in table
+
+
+def test_always_the_same_answer_is_chance_too(words: Study, tmp_path: Path) -> None:
+    """Of three questions two are right with yes: who always says yes scores 2/3."""
+    items = [{"passage": "p", "question": f"q{number}?", "label": int(number > 0)} for number in range(3)]
+    study = Study(words.checkpoint, write_data(tmp_path / "d", boolq=items), tmp_path / "out")
+
+    assert evaluate(study, ["boolq"], [FULL], None, None)["tasks"]["boolq"]["chance"] == pytest.approx(2 / 3)
+    assert evaluate(words, ["boolq"], [FULL], None, None)["tasks"]["boolq"]["chance"] == 0.5
+
+
+@pytest.mark.parametrize("changed", ["a weight", "a setting", "an end"])
+def test_another_model_is_another_ledger(changed: str, words: Study, tmp_path: Path) -> None:
+    """Whatever an answer depends on: any single weight, the configuration, what ends a text."""
+    model = copy.deepcopy(words.checkpoint.model)
+    if changed == "a weight":
+        model.model.layers[1].mlp.down_proj.weight.data[7, 5] += 0.01
+    elif changed == "a setting":
+        model.config.rms_norm_eps = 0.5
+    else:
+        model.generation_config.eos_token_id = [2, 3]
+    other = Study(Checkpoint("tiny", model, words.tokenizer), None, tmp_path)
+
+    assert other.facts()["identity"] != words.facts()["identity"]
+    same = Study(Checkpoint("other name", copy.deepcopy(words.checkpoint.model), words.tokenizer), None, tmp_path)
+    assert same.facts()["identity"] == words.facts()["identity"]

@@ -9,7 +9,7 @@ from lm_eval.tasks import TaskManager
 
 from griffin.errors import GriffinError
 from griffin.experiments import squad
-from griffin.experiments.tasks import make_manager, make_task, rouge, token_f1
+from griffin.experiments.tasks import make_manager, make_task, rouge
 from tests.griffin.experiments.data import STORY, write_data
 
 
@@ -72,8 +72,6 @@ def test_choices(name: str, tmp_path: Path, manager: TaskManager) -> None:
     assert [arguments[:2] for arguments in asked(name, data, manager)] == expected
     task = make_task(name, data, manager)
     for doc, (_, answers), gold in zip(task.eval_docs, CHOICES[name], GOLD[name], strict=True):
-        if hasattr(task.config, "process_docs"):
-            doc = dict(doc)
         for likely in range(len(answers)):
             results = [(0.0 if number == likely else -5.0, False) for number in range(len(answers))]
             assert task.process_results(doc, results)["acc"] == float(likely == gold)
@@ -113,15 +111,20 @@ def test_every_question_of_a_conversation(tmp_path: Path, manager: TaskManager) 
 
 
 def test_questions_on_papers(tmp_path: Path, manager: TaskManager) -> None:
-    """The best of the accepted answers counts; words in common, without articles."""
-    (text, options), _ = asked("qasper", write_data(tmp_path), manager)
+    """SCROLLS' task: the best of the accepted answers counts; words in common, without articles."""
+    (text, options), _, yes, no = asked("qasper", write_data(tmp_path), manager)
+    task = make_task("qasper", tmp_path, manager)
+    one, two, three = task.eval_docs
 
     assert text == "We train on ten thousand notes.\n\nQuestion: How many notes?\nAnswer:"
-    assert options["until"] == ["\n"]
-    # "ten thousand notes" has 2 of its 3 words in "ten thousand": precision 2/3, recall 1.
-    assert token_f1({"outputs": ["ten thousand", "many"]}, [" the ten thousand notes"])["f1"] == pytest.approx(0.8)
-    assert token_f1({"outputs": ["notes"]}, [" "])["f1"] == 0
-    assert token_f1({"outputs": ["The"]}, [" a"])["f1"] == 1
+    assert options == {"until": ["\n"], "max_gen_toks": 64, "do_sample": False}
+    # "ten thousand" are 2 of the 3 words of "the ten thousand pages" but for its article: precision 2/3, recall 1.
+    assert task.process_results(one, [" the ten thousand pages"])["f1"] == pytest.approx(0.8)
+    assert task.process_results(two, [" "])["f1"] == 0
+    # A question of yes or no is one between these two words.
+    assert (yes[1], no[1]) == (" yes", " no")
+    assert task.process_results(three, [(-1.0, False), (-2.0, False)])["f1"] == 1
+    assert task.process_results(three, [(-2.0, False), (-1.0, False)])["f1"] == 0
 
 
 def test_rouge() -> None:
@@ -145,6 +148,9 @@ def test_squad(accepted: str, answer: str, exact: int, f1: float) -> None:
     assert squad.compute_f1(accepted, answer) == pytest.approx(f1)
 
 
+COPA = {"premise": "p", "question": "cause", "choice1": "a", "choice2": "b", "label": 0}
+
+
 @pytest.mark.parametrize(
     ("name", "samples", "message"),
     [
@@ -165,8 +171,11 @@ def test_squad(accepted: str, answer: str, exact: int, f1: float) -> None:
             [{"question": "q", "choices": ["a", "b"], "label": 2}],
             r"item 1: the label 2 is none of its 2 choices",
         ),
-        ("coqa", [{"story": "s", "questions": ["q"], "answers": [[]]}], r"item 1: .* an answer"),
-        ("qasper", [{"context": "c", "question": "q", "answers": []}], r"item 1: .* an answer"),
+        ("coqa", [{"story": "s", "questions": ["q"], "answers": [[]]}], r"item 1: .* an answer or more"),
+        ("qasper", [{"context": "c", "question": "q", "answers": []}], r"item 1: .* an answer or more"),
+        ("copa", [{**COPA, "question": "why"}], r"item 1: the field 'question' is 'why', not cause or effect"),
+        ("copa", [{**COPA, "choice2": " "}], r"item 1: the field 'choice2' is empty"),
+        ("arc_easy", [{"question": "q", "choices": ["a"], "label": 0}], r"item 1: two choices or more are needed"),
         ("xsum", [{"document": "d", "summary": "s"}], r"2 or more items are needed"),
     ],
 )

@@ -12,7 +12,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BatchEncoding,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from griffin import Engine, Pruning, Token
 from griffin.errors import GriffinError
@@ -26,6 +33,7 @@ from griffin.experiments.tune_prompts import Case, Entry, encode, read_entries
 from griffin.experiments.tune_speed import Speed, measure_speeds, speed
 from griffin.loading import Checkpoint
 from tests.griffin import oracle
+from tests.griffin.experiments.words import BOS, word_tokenizer
 from tests.tiny import COMMON, CONFIGS, tiny_model
 
 LONG = "The tide rose over the sand bars while the keeper lit the lamp and wrote down the hour in his book."
@@ -117,11 +125,13 @@ def test_prompts_become_ids(smollm2: Checkpoint) -> None:
 class Tokenizer:
     """One token a character; its template refuses, if it has one."""
 
+    bos_token_id = None
+
     def __init__(self, chat_template: str | None = None) -> None:
         self.chat_template = chat_template
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [ord(character) for character in text]}
+    def __call__(self, text: str, add_special_tokens: bool = True) -> BatchEncoding:
+        return BatchEncoding({"input_ids": [ord(character) for character in text]})
 
     def apply_chat_template(self, messages: object, **options: object) -> str:
         from jinja2 import TemplateError
@@ -154,6 +164,32 @@ def test_cutting_a_prompt() -> None:
     found = tune._by_length(cases, [2, 4, None])
 
     assert found == {2: [Case((2, 3)), Case((2, 3), (5, 5))], None: cases}
+
+
+def test_a_cut_prompt_begins_as_the_server_would_send_it() -> None:
+    """The BOS token stays in front and is one of the tokens; a tokenizer that puts none has none to keep."""
+    entry = Entry("line 1", "w10 w11 w12", " w20 w21")
+    case, without = encode(entry, word_tokenizer()), encode(entry, word_tokenizer(bos=False))
+    cut, all_of_it, alone = case.last(3), case.last(4), case.last(1)
+
+    assert case.ids == (BOS, 10, 11, 12)
+    assert cut == Case((BOS, 11, 12), (20, 21))
+    assert all_of_it == case.last(None) == case
+    assert alone == Case((BOS,), (20, 21))
+    assert case.last(5) is None
+    assert (without.ids, without.last(2)) == ((10, 11, 12), Case((11, 12), (20, 21)))
+    assert cut is not None
+    assert cut.last(2) == Case((BOS, 12), (20, 21))
+
+
+@pytest.mark.parametrize(("template", "ids"), [("<s> {{ messages[0].content }}", (BOS, 12)), ("w9 w10", (10,))])
+def test_a_cut_conversation(template: str, ids: tuple[int, ...]) -> None:
+    """A template writes the BOS token itself, or leaves it out; then there is none to keep."""
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = template
+    case = encode(Entry("line 1", [{"role": "user", "content": "w10 w11 w12"}]), tokenizer)
+
+    assert case.last(len(ids)) == Case(ids)
 
 
 def test_a_loss_by_hand() -> None:
