@@ -147,10 +147,17 @@ def _from_json(where: str, line: str) -> Entry:
 def _messages(value: object, where: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise GriffinError(f'{where}: \'messages\' is no list such as [{{"role": "user", "content": "..."}}]')
-    for number, message in enumerate(value, start=1):
-        for name in ("role", "content"):
-            _text(message, name, f"{where}, message {number}")
-    return value
+    return [_message(message, f"{where}, message {number}") for number, message in enumerate(value, start=1)]
+
+
+def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """Its content as one text, also where it comes in parts, as the server joins them."""
+    parts = message.get("content")
+    if isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        message = {**message, "content": "".join(_text(part, "text", where) for part in parts)}
+    for name in ("role", "content"):
+        _text(message, name, where)
+    return message
 
 
 def _text(record: Mapping[str, object], name: str, where: str) -> str:

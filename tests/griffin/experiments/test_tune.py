@@ -52,7 +52,7 @@ def test_json_lines(tmp_path: Path) -> None:
     records = [
         {"prompt": "a", "id": 7},
         {"prompt": "b\n", "completion": " c"},
-        {"messages": [user]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
         {"messages": [user, {"role": "assistant", "content": "yes"}]},
     ]
     found = read(tmp_path, "p.jsonl", "\ufeff" + "\n\n".join(json.dumps(record) for record in records) + "\n")
