@@ -100,10 +100,12 @@ def _by_item(name: str, found: dict[str, Any]) -> Items:
 
 
 def _chance(guessing: float | None, found: dict[str, Any]) -> float | None:
-    """What guessing scores, or always giving the answer that is right most often among these items."""
+    """What guessing scores; or, where all items have the same choices (yes and no), the most frequent answer alone."""
     if guessing is None:
         return None
     (samples,) = found["samples"].values()
+    if len({tuple(choice for _, choice, *_ in sample["arguments"]) for sample in samples}) > 1:
+        return guessing
     answers = Counter(str(sample["target"]) for sample in samples)
     return max(guessing, max(answers.values()) / len(samples))
 

@@ -29,7 +29,7 @@ class Reading:
     full, pruned: scores of the full model and of GRIFFIN.
     full_error, pruned_error: their standard errors; None where they are not known.
     kept_error: of ``kept``, from pairs; None where that is not known.
-    chance: what guessing scores, or the most frequent answer; 0 where there is nothing to choose from.
+    chance: what guessing scores, or always saying the same; 0 where there is nothing to choose from.
     """
 
     task: str

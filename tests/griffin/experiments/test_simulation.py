@@ -205,12 +205,13 @@ def test_prompts_that_are_cut_are_counted(words: Study) -> None:
 
 
 def test_always_the_same_answer_is_chance_too(words: Study, tmp_path: Path) -> None:
-    """Of three questions two are right with yes: who always says yes scores 2/3."""
+    """Of three questions two are right with yes: who always says yes scores 2/3. Choices of their own have no such."""
     items = [{"passage": "p", "question": f"q{number}?", "label": int(number > 0)} for number in range(3)]
     study = Study(words.checkpoint, write_data(tmp_path / "d", boolq=items), tmp_path / "out")
 
     assert evaluate(study, ["boolq"], [FULL], None, None)["tasks"]["boolq"]["chance"] == pytest.approx(2 / 3)
     assert evaluate(words, ["boolq"], [FULL], None, None)["tasks"]["boolq"]["chance"] == 0.5
+    assert evaluate(words, ["piqa"], [FULL], 1, None)["tasks"]["piqa"]["chance"] == 0.5
 
 
 @pytest.mark.parametrize("changed", ["a weight", "a setting", "an end"])
