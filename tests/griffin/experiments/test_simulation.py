@@ -211,7 +211,7 @@ def test_always_the_same_answer_is_chance_too(words: Study, tmp_path: Path) -> N
 
     assert evaluate(study, ["boolq"], [FULL], None, None)["tasks"]["boolq"]["chance"] == pytest.approx(2 / 3)
     assert evaluate(words, ["boolq"], [FULL], None, None)["tasks"]["boolq"]["chance"] == 0.5
-    assert evaluate(words, ["piqa"], [FULL], 1, None)["tasks"]["piqa"]["chance"] == 0.5
+    assert evaluate(words, ["piqa"], [FULL], None, None)["tasks"]["piqa"]["chance"] == 0.5
 
 
 @pytest.mark.parametrize("changed", ["a weight", "a setting", "an end"])
