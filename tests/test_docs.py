@@ -88,6 +88,21 @@ def test_make_targets_exist() -> None:
     assert all(f"\n{target}:" in makefile for target in re.findall(r"(?:`|\$ )make (\w+)", README))
 
 
+def test_links_lead_somewhere() -> None:
+    """Files that documents link to, and pictures that they show, are there; and so are headings they jump to."""
+    documents = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
+    for document in documents:
+        for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+            path, _, heading = target.partition("#")
+            if target.startswith(("http://", "https://")):
+                continue
+            file = document.parent / path if path else document
+            assert file.exists(), f"{document.name}: {target}"
+            if heading:
+                headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+                assert heading in [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings], target
+
+
 def required(name: str, extras: set[str], seen: dict[str, bool]) -> dict[str, bool]:
     """All that a distribution needs here, by normalised name; and whether who needs it names the exact version."""
     for text in metadata.requires(name) or []:
