@@ -21,7 +21,7 @@ def test_table_then_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     assert list(rows) == ["0", "0.5"]
     assert all(row["requests"] == 4 and row["errors"] == {} for row in rows.values())
-    assert all(row["itl_ms"]["p50"] >= 2 for row in rows.values())
+    assert all(row["itl_ms"]["p50"] > 0 for row in rows.values())
     assert [line.split()[0] for line in lines[1:3]] == ["0", "0.5"]
 
 

@@ -146,7 +146,10 @@ def served(
     """A real HTTP server in a thread, on a free port; its address."""
     loaded = Loaded("scripted", tokenizer or CharacterTokenizer(), list(engines))
     app = create_app(Settings(**settings), loader=loader or (lambda _: loaded))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
+    # As the real server does; uvicorn's own configuration would close the handlers of other libraries, whose streams may
+    # be what pytest captures.
+    config = uvicorn.Config(app, port=0, log_config=None, log_level="warning", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started and (loader is not None or app.state.service.loaded is not None))
