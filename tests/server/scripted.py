@@ -146,7 +146,7 @@ def served(
     """A real HTTP server in a thread, on a free port; its address."""
     loaded = Loaded("scripted", tokenizer or CharacterTokenizer(), list(engines))
     app = create_app(Settings(**settings), loader=loader or (lambda _: loaded))
-    # As the real server does; uvicorn's own configuration would close the handlers of other libraries, whose streams may
+    # As the real server does. Uvicorn's own configuration would close handlers of other libraries, whose streams may
     # be what pytest captures.
     config = uvicorn.Config(app, port=0, log_config=None, log_level="warning", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
