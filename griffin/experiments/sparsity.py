@@ -60,7 +60,7 @@ def draw(found: Found) -> "Figure":
         axes.plot(
             places, values, marker="o", markersize=3, linewidth=1.4, color=colours(number % 10), zorder=2,
             linestyle="solid" if task in told else "dotted",
-            label=TITLES[task] + ("" if task in told else " (cannot do)"),
+            label=TITLES[task] + ("" if task in told else " (at chance)"),
         )  # fmt: skip
     axes.axhline(1, color=MUTED, linewidth=1, zorder=1)
     axes.set_ylim(bottom=0)
