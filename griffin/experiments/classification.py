@@ -7,15 +7,16 @@ model, the last goes through the kept neurons. Tasks: HellaSwag, PIQA, COPA, ARC
 import argparse
 from typing import TYPE_CHECKING
 
-from griffin.experiments.arguments import sparsity
 from griffin.experiments.experiment import Found
 from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.scores import (
     CANNOT,
+    add_sparsity_argument,
     add_task_arguments,
     draw_scores,
     is_better,
     mean_relative,
+    measure_tasks,
     score_table,
     shown,
     telling,
@@ -36,16 +37,13 @@ PRESERVED = 0.95
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sparsity", type=sparsity, default=0.5, metavar="S", help="of the FF neurons (%(default)s)")
+    add_sparsity_argument(parser)
     add_task_arguments(parser, CLASSIFICATION)
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
-    # It takes seconds to import, and other experiments do without.
-    from griffin.experiments.evaluation import evaluate
-
     variants = [FULL, magnitude(arguments.sparsity), griffin(arguments.sparsity)]
-    return evaluate(study, arguments.tasks, variants, arguments.limit, arguments.max_length)
+    return measure_tasks(study, arguments, variants)
 
 
 def tables(found: Found) -> list[Table]:

@@ -18,8 +18,8 @@ from griffin.experiments.activations import Flocking, relative_magnitudes, visit
 from griffin.experiments.activations import flocking as flocking_of
 from griffin.experiments.experiment import Found
 from griffin.experiments.heatmaps import colourbar, draw_heatmaps, encode
-from griffin.experiments.layers import chosen, layer
-from griffin.experiments.pictures import BLUE, INK, MUTED, new_figure, style
+from griffin.experiments.layers import chosen, draw_by_layer, layer
+from griffin.experiments.pictures import BLUE, MUTED, new_figure, style
 from griffin.experiments.progress import Progress
 from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.study import Study
@@ -118,23 +118,12 @@ def draw(found: Found) -> "Figure":
         style(axes)
     panels = draw_heatmaps(panels, heatmaps, [f"layer {heatmap['layer']}" for heatmap in heatmaps], columns)
     colourbar(above, panels, rows)
-    _draw_similarities(below.subplots(), found)
+    lines = {
+        "two tokens of the text": (found["similarity"], BLUE),
+        "shuffled over the neurons": (found["shuffled"], MUTED),
+    }
+    draw_by_layer(below.subplots(), lines, "cosine similarity")
     return figure
-
-
-def _draw_similarities(axes: Any, found: Found) -> None:
-    style(axes)
-    numbers = range(len(found["similarity"]))
-    axes.plot(numbers, found["similarity"], color=BLUE, marker="o", markersize=4, label="two tokens of the text")
-    axes.plot(numbers, found["shuffled"], color=MUTED, marker="o", markersize=4, label="shuffled over the neurons")
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("cosine similarity")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    # Above the lines, wherever they run.
-    axes.legend(
-        frameon=False, labelcolor=INK, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1.01), borderaxespad=0
-    )
 
 
 def claims(found: Found) -> list[Claim]:

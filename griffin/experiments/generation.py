@@ -7,15 +7,16 @@ generated greedily by the server's own decode path, prompts read by the full mod
 import argparse
 from typing import TYPE_CHECKING
 
-from griffin.experiments.arguments import sparsity
 from griffin.experiments.experiment import Found
 from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.scores import (
     ITEMS,
     TITLES,
+    add_sparsity_argument,
     add_task_arguments,
     draw_scores,
     kept_error,
+    measure_tasks,
     relative,
     score_table,
     telling,
@@ -35,15 +36,13 @@ PRESERVED, RUINED = 0.9, 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sparsity", type=sparsity, default=0.5, metavar="S", help="of the FF neurons (%(default)s)")
+    add_sparsity_argument(parser)
     add_task_arguments(parser, GENERATION)
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
-    from griffin.experiments.evaluation import evaluate
-
     variants = [FULL, magnitude(arguments.sparsity), griffin(arguments.sparsity)]
-    return evaluate(study, arguments.tasks, variants, arguments.limit, arguments.max_length)
+    return measure_tasks(study, arguments, variants)
 
 
 def tables(found: Found) -> list[Table]:

@@ -9,17 +9,14 @@ import copy
 import json
 import math
 import os
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from transformers import PreTrainedModel
 
 from griffin import Engine, load
@@ -41,7 +38,7 @@ from griffin.experiments.progress import Progress
 from griffin.experiments.results import Claim, Table
 from griffin.experiments.shapes import SHAPES, random_model, shape_config
 from griffin.experiments.speed import speed_claims, speed_tables
-from griffin.experiments.study import Study, own_version
+from griffin.experiments.study import Study, when
 from griffin.experiments.tables import LEGEND, cost_table, paper_table, speed_table
 from griffin.loading import EMBEDDED_MODEL, parse_device, parse_dtype
 from griffin.statistic import STATISTICS
@@ -290,13 +287,7 @@ def _report(
         "device_name": device_name(engine.device),
         "threads": torch.get_num_threads(),
         "step": engine.step,
-        "versions": {
-            "griffin-server": own_version(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **when(),
         "generate_reads": weights,
         "bandwidth": {"copy": bandwidth.copy, "read": bandwidth.read},
         "settings": [

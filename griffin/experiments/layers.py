@@ -1,11 +1,11 @@
 """Layers as flags name them, and as pictures colour them: by their depth."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from griffin.experiments.arguments import whole
-from griffin.experiments.pictures import INK, SEQUENCE
+from griffin.experiments.pictures import INK, SEQUENCE, style
 
 if TYPE_CHECKING:
     from matplotlib.colors import ListedColormap
@@ -73,3 +73,24 @@ def draw_layers(axes: Any, x: Sequence[float], lines: Sequence[Sequence[float]])
     """One line for each layer."""
     for line, colour in zip(lines, colours(len(lines)), strict=True):
         axes.plot(x, line, color=colour, linewidth=1.1)
+
+
+def draw_by_layer(axes: Any, lines: Mapping[str, tuple[Sequence[float], str]], what: str) -> None:
+    """A figure from 0 to 1 of each layer.
+
+    Args:
+        lines: by their names, the figures and a colour.
+        what: the figure, for the axis.
+    """
+    style(axes)
+    for name, (values, colour) in lines.items():
+        axes.plot(range(len(values)), values, color=colour, marker="o", markersize=4, label=name)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("layer")
+    axes.set_ylabel(what)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    # Above the lines, wherever they run.
+    axes.legend(
+        frameon=False, labelcolor=INK, fontsize=8, ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 1.01),
+        borderaxespad=0,
+    )  # fmt: skip

@@ -6,7 +6,7 @@ experiment ``flocking``.
 
 import argparse
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator
@@ -15,8 +15,8 @@ from griffin.experiments import arguments as kinds
 from griffin.experiments.experiment import Found
 from griffin.experiments.flocking import FAINT_BELOW, flocking_layers, how_many, look
 from griffin.experiments.heatmaps import colourbar, draw_heatmaps
-from griffin.experiments.layers import chosen
-from griffin.experiments.pictures import BLUE, GREEN, INK, ORANGE, new_figure, style
+from griffin.experiments.layers import chosen, draw_by_layer
+from griffin.experiments.pictures import BLUE, GREEN, ORANGE, new_figure, style
 from griffin.experiments.progress import Progress
 from griffin.experiments.results import Claim, Table
 from griffin.experiments.study import Study
@@ -108,23 +108,9 @@ def draw(found: Found) -> "Figure":
     heatmaps = [seen["heatmaps"][0] for seen in inputs.values()]
     draw_heatmaps(panels, heatmaps, [f"{name}, layer {found['layer']}" for name in inputs], len(inputs))
     colourbar(above, panels, 1)
-    _draw_strengths(below.subplots(), inputs)
+    lines = {name: (seen["strength"], COLOURS[name]) for name, seen in inputs.items()}
+    draw_by_layer(below.subplots(), lines, "flocking strength")
     return figure
-
-
-def _draw_strengths(axes: Any, inputs: Found) -> None:
-    style(axes)
-    for name, seen in inputs.items():
-        numbers = range(len(seen["strength"]))
-        axes.plot(numbers, seen["strength"], color=COLOURS[name], marker="o", markersize=4, label=name)
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("flocking strength")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    # Above the lines, wherever they run.
-    axes.legend(
-        frameon=False, labelcolor=INK, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1.01), borderaxespad=0
-    )
 
 
 def claims(found: Found) -> list[Claim]:

@@ -82,12 +82,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _checked(line: str, fields: dict[str, type], where: str) -> Sample:
-    try:
-        sample = json.loads(line)
-    except ValueError as error:
-        raise GriffinError(f"{where}: no JSON object: {error}") from None
-    if not isinstance(sample, dict):
-        raise GriffinError(f"{where}: no JSON object")
+    sample = json_object(line, where)
     for field, kind in fields.items():
         if field not in sample:
             raise GriffinError(f"{where}: the field '{field}' is missing; it needs {', '.join(fields)}")
@@ -95,3 +90,18 @@ def _checked(line: str, fields: dict[str, type], where: str) -> Sample:
         if not isinstance(sample[field], kind) or isinstance(sample[field], bool):
             raise GriffinError(f"{where}: the field '{field}' is not {KINDS[kind]}")
     return sample
+
+
+def json_object(line: str, where: str, example: str = "") -> Sample:
+    """
+    Raises:
+        GriffinError: the line is none; says where, and what one looks like if there is an example.
+    """
+    wrong = f"{where}: no JSON object" + (f", as {example}" if example else "")
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise GriffinError(f"{wrong}: {error}") from None
+    if not isinstance(found, dict):
+        raise GriffinError(wrong)
+    return found

@@ -8,9 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from griffin.experiments.arguments import count, whole
+from griffin.experiments.arguments import count, sparsity, whole
 from griffin.experiments.pictures import COLOURS, INK, MUTED, new_figure, panels
 from griffin.experiments.results import Table, percent
+from griffin.experiments.study import Study
+from griffin.experiments.variants import Variant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +43,18 @@ def add_task_arguments(parser: argparse.ArgumentParser, tasks: Sequence[str]) ->
         "--max-length", type=count, metavar="N",
         help="longer prompts lose their beginning, as lm-eval does it (the model's context)",
     )  # fmt: skip
+
+
+def add_sparsity_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sparsity", type=sparsity, default=0.5, metavar="S", help="of the FF neurons (%(default)s)")
+
+
+def measure_tasks(study: Study, arguments: argparse.Namespace, variants: Sequence[Variant]) -> dict[str, Any]:
+    """``evaluation.evaluate`` by the flags of ``add_task_arguments``."""
+    # It takes seconds to import, and whoever only shows scores does without.
+    from griffin.experiments.evaluation import evaluate
+
+    return evaluate(study, arguments.tasks, variants, arguments.limit, arguments.max_length)
 
 
 def score_table(found: Found, caption: str = "") -> Table:

@@ -6,15 +6,16 @@ The same tasks, prompts and statistic as in ``generation``, with which the full 
 import argparse
 from typing import TYPE_CHECKING
 
-from griffin.experiments.arguments import sparsity
 from griffin.experiments.experiment import Found
 from griffin.experiments.results import Claim, Table
 from griffin.experiments.scores import (
     CANNOT,
     ITEMS,
+    add_sparsity_argument,
     add_task_arguments,
     draw_scores,
     is_better,
+    measure_tasks,
     score_table,
     shown,
     telling,
@@ -33,20 +34,18 @@ QUICK = {"limit": 4, "tasks": ["xsum", "coqa"]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sparsity", type=sparsity, default=0.5, metavar="S", help="of the FF neurons (%(default)s)")
+    add_sparsity_argument(parser)
     add_task_arguments(parser, GENERATION)
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
-    from griffin.experiments.evaluation import evaluate
-
     variants = [
         FULL,
         Variant("top-k", arguments.sparsity),
         Variant("sampling", arguments.sparsity, selection="sample"),
         Variant("top-k + sampling", arguments.sparsity, selection="top_k_sample"),
     ]
-    return evaluate(study, arguments.tasks, variants, arguments.limit, arguments.max_length)
+    return measure_tasks(study, arguments, variants)
 
 
 def tables(found: Found) -> list[Table]:

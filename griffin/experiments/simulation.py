@@ -74,15 +74,11 @@ def _scores(
         # Of a single input nothing could be chosen: the full model reads it, as the server does.
         dense = len(inputs) if len(context) + len(answer) == 2 else len(inputs) - 1
         head = list(teacher.read(inputs[:dense], wanted=dense))
-        rows_V = (
-            teacher.branch(inputs[-1], [teacher.choose(v.pruning([*context, *answer])) for v in variants])
-            if dense < len(inputs)
-            else None
-        )
-        yield (
-            answer,
-            [_score(head if rows_V is None else [*head, rows_V[n : n + 1]], answer) for n in range(len(variants))],
-        )
+        logits = [head for _ in variants]
+        if dense < len(inputs):
+            experts = [teacher.choose(variant.pruning([*context, *answer])) for variant in variants]
+            logits = [[*head, row_V[None]] for row_V in teacher.branch(inputs[-1], experts)]
+        yield answer, [_score(own, answer) for own in logits]
         teacher.back_to(start)
 
 

@@ -11,7 +11,7 @@ from griffin.experiments import arguments as kinds
 from griffin.experiments.experiment import Found
 from griffin.experiments.pictures import INK, MUTED, new_figure, panels
 from griffin.experiments.results import Claim, Table, percent
-from griffin.experiments.scores import CANNOT, TITLES, add_task_arguments, relative, score_table, telling
+from griffin.experiments.scores import CANNOT, TITLES, add_task_arguments, measure_tasks, relative, score_table, telling
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import CLASSIFICATION, GENERATION
 from griffin.experiments.variants import FULL, Variant
@@ -35,11 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
-    from griffin.experiments.evaluation import evaluate
-
     sparsities = sorted({value for value in arguments.sparsities if value})
     variants = [FULL, *[Variant(f"GRIFFIN {value * 100:g} %", value) for value in sparsities]]
-    return evaluate(study, arguments.tasks, variants, arguments.limit, arguments.max_length)
+    return measure_tasks(study, arguments, variants)
 
 
 def tables(found: Found) -> list[Table]:

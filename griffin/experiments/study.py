@@ -78,13 +78,7 @@ class Study:
             "device_name": device_name(model.device),
             "identity": hashlib.sha256(repr(self._identity).encode()).hexdigest()[:16],
             "data": self.data.name if self.data else "hub",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {
-                "griffin-server": own_version(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
+            **when(),
         }
 
 
@@ -133,7 +127,18 @@ def folder_name(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model"
 
 
-def own_version() -> str:
+def when() -> dict[str, Any]:
+    """The date and the versions of a run."""
+    versions = {
+        "griffin-server": _own_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
+
+
+def _own_version() -> str:
     try:
         return metadata.version("griffin-server")
     except metadata.PackageNotFoundError:

@@ -1,6 +1,5 @@
 """A user's own prompts, from a file: texts or messages, each with or without the continuation to judge on."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from griffin.errors import GriffinError
+from griffin.experiments.samples import json_object
 from griffin.experiments.texts import start_of
 
 EXAMPLE = '{"prompt": "..."}'
@@ -123,12 +123,7 @@ def _from_json_lines(path: str, lines: list[str]) -> list[Entry]:
 
 
 def _from_json(where: str, line: str) -> Entry:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise GriffinError(f"{where}: no JSON object, as {EXAMPLE}: {error}") from None
-    if not isinstance(record, dict):
-        raise GriffinError(f"{where}: no JSON object, as {EXAMPLE}")
+    record = json_object(line, where, EXAMPLE)
     if ("prompt" in record) == ("messages" in record):
         found = "both 'prompt' and 'messages'; keep" if "prompt" in record else "neither 'prompt' nor 'messages'; write"
         raise GriffinError(f"{where}: the object has {found} one of them")
