@@ -62,6 +62,11 @@ class Accounting:
         """Parameters that belong to some neuron."""
         return self.neurons * self.per_neuron
 
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Of one that belongs to a neuron."""
+        return self.bytes_per_neuron / self.per_neuron
+
     def active(self, kept_per_layer: int) -> int:
         """Parameters that take part in a token when each layer keeps that many neurons."""
         return self.total - self.layers * (self.width - kept_per_layer) * self.per_neuron

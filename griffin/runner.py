@@ -7,7 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -43,12 +43,14 @@ class Selection:
     seconds: from the finished prompt to decode-ready weights.
     expert_set: a name for exactly these neurons, equal for equal sets.
     prompt_tokens: how many tokens they were chosen on.
+    experts_Lk: which they are, sorted in each layer; int32, on the host.
     """
 
     kept_per_layer: int
     seconds: float
     expert_set: str
     prompt_tokens: int
+    experts_Lk: Tensor = field(repr=False, compare=False)
 
 
 class Runner:
@@ -236,7 +238,7 @@ class Chosen:
     def selection(self) -> Selection:
         seconds = self.timer.seconds()
         expert_set = hashlib.sha256(self._on_host.numpy().tobytes()).hexdigest()[:16]
-        return Selection(self._on_host.shape[1], seconds, expert_set, self._prompt_tokens)
+        return Selection(self._on_host.shape[1], seconds, expert_set, self._prompt_tokens, self._on_host)
 
 
 class _Timer:

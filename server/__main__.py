@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ from server.settings import Settings, SettingsInvalid, names_no_key, read_settin
 
 logger = logging.getLogger("griffin")
 
+# How often a drain looks whether it has ended.
+POLL_S = 0.05
 # Beyond the drain timeout, for those cut off to be told so.
 ANSWER_S = 2
 
@@ -37,8 +40,15 @@ class Server(uvicorn.Server):
         self._service = service
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        self._service.drain()
-        asyncio.get_running_loop().call_later(self._service.settings.drain_timeout, self._service.close)
+        service, timeout_s = self._service, self._service.settings.drain_timeout
+        service.drain()
+        asyncio.get_running_loop().call_later(timeout_s, service.close)
+        # Until then it still listens: a balancer reads from /ready that it is to go elsewhere, Prometheus how far the
+        # drain is, and a request that comes all the same is told to come again.
+        while not (service.idle or self.force_exit) and service.draining_s < timeout_s:
+            await asyncio.sleep(POLL_S)
+        # For answers on their way to a slow reader.
+        self.config.timeout_graceful_shutdown = math.ceil(max(0.0, timeout_s - service.draining_s)) + ANSWER_S
         await super().shutdown(sockets)
 
 
@@ -77,7 +87,9 @@ def serve(settings: Settings) -> int:
         # Its records go where all others go.
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=settings.drain_timeout + ANSWER_S,
+        # What is tested is what runs: others would be taken as soon as some package brings them.
+        loop="asyncio",
+        http="h11",
     )
     server = Server(config, app.state.service)
     # Before uvicorn's own handlers are in place, and after: it raises the signal again once it has drained, and

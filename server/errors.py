@@ -70,6 +70,15 @@ class ModelNotFound(ApiError):
         super().__init__(f"model {_short(asked)} does not exist here; this server has '{served}'", "model")
 
 
+class ExpertsNotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "expert_set_not_found"
+
+    def __init__(self, asked: str) -> None:
+        super().__init__(
+            f"expert set {_short(asked)} is not known here; only those of the latest requests are kept", "expert_set"
+        )
+
+
 class _Unavailable(ApiError):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)

@@ -99,6 +99,7 @@ class Generation:
         """A prompt has been read: its answers begin."""
         delivery, ask = self.delivery, self.job.asks[event.prompt]
         self.tally.read(event.prompt, event.selection, event.cached_tokens)
+        self.model.experts.remember(event.selection)
         text = delivery.prompts[event.prompt] if delivery.prompts else ""
         scores = [ScoredToken(*pair) for pair in zip(ask.prompt_ids, event.scores, strict=True)] if event.scores else []
         for sample in range(delivery.sequences):
@@ -127,6 +128,7 @@ class Generation:
             # Made while the end of its text was being found.
             return
         self.tally.made(event.prompt, event.sample, token, event.at)
+        self.model.experts.remember(token.selection)
         # The token that ends a text is not part of it, unless it was asked for.
         hidden = token.finish_reason == "stop" and not self.delivery.include_stop
         new = "" if hidden else text.feed(token.id)

@@ -20,6 +20,13 @@ REQUEST_BUCKETS = (
 SELECTION_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 RATIO_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SPARSITIES = (0.0, 0.25, 0.5, 0.75)
+OTHER = "other"
+
+# The values of the other labels that Prometheus is to see before their first event; there may be more.
+FINISHED_REASONS = ("stop", "length")
+PHASES = ("queue", "prefill", "decode")
+FAILURES = ("request_timeout", "internal_error", "out_of_memory", "engine_failed", "server_draining")
+REJECTIONS = ("queue_full", "model_loading", "server_draining", "engine_failed", "invalid_value", "invalid_api_key")
 
 MODEL = ("model_name",)
 BY_SPARSITY = ("model_name", "sparsity")
@@ -27,7 +34,7 @@ BY_SPARSITY = ("model_name", "sparsity")
 
 def sparsity_label(sparsity: float) -> str:
     """A label from a short list, never the raw number, which a client could choose at will."""
-    return next((f"{known:g}" for known in SPARSITIES if known == sparsity), "other")
+    return next((f"{known:g}" for known in SPARSITIES if known == sparsity), OTHER)
 
 
 class Metrics:
@@ -36,6 +43,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        self._by_sparsity: list[Counter | Histogram] = []
 
         def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
             return Counter(f"griffin_{name}", text, labels, registry=registry)
@@ -44,14 +52,23 @@ class Metrics:
             return Gauge(f"griffin_{name}", text, labels, registry=registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"griffin_{name}", text, BY_SPARSITY, buckets=buckets, registry=registry)
+            metric = Histogram(f"griffin_{name}", text, BY_SPARSITY, buckets=buckets, registry=registry)
+            self._by_sparsity.append(metric)
+            return metric
 
+        self.ready = gauge("ready", "1 when requests are taken, as /ready says, else 0.", ())
+        self.draining = gauge("draining_seconds", "Since the server was told to stop; 0 before that.", ())
+        self.drain_timeout = gauge("drain_timeout_seconds", "That running requests get once it was.", ())
+        self.queue_size = gauge("queue_size", "Requests that may wait.", ())
+        self.workers = gauge("workers", "Requests that can be generated at the same time.")
         self.running = gauge("num_requests_running", "Requests that a worker is generating.")
         self.waiting = gauge("num_requests_waiting", "Requests in the queue.")
         self.accepted = counter("requests_accepted", "Requests put into the queue.", MODEL)
         self.success = counter("request_success", "Requests answered in full.", (*MODEL, "finished_reason"))
         self.failure = counter("request_failure", "Accepted requests that ended in an error.", (*MODEL, "reason"))
         self.rejected = counter("requests_rejected", "Requests refused before they were queued.", ("reason",))
+        for reason in REJECTIONS:
+            self.rejected.labels(reason)
         self.disconnects = counter(
             "client_disconnects", "Requests given up because the client left or the server stopped.", (*MODEL, "phase")
         )
@@ -82,20 +99,47 @@ class Metrics:
         self.selection_time = histogram(
             "neuron_selection_seconds", "From the finished prompt to decode-ready weights.", SELECTION_BUCKETS
         )
+        self._by_sparsity += [self.generation_tokens, self.parameters_read]
         self.model_parameters = gauge("model_parameters", "Parameters of the model.", (*MODEL, "kind"))
+        self.parameter_bytes = gauge("parameter_bytes", "Bytes of one feed-forward parameter.")
         self.active_parameters = gauge("active_parameters", "Active parameters of the last finished request.")
         self.active_ratio = histogram(
             "request_active_parameter_ratio", "Active parameters over all parameters.", RATIO_BUCKETS
         )
 
     def watch(
-        self, model: str, total: int, feed_forward: int, running: Callable[[], int], waiting: Callable[[], int]
+        self,
+        model: str,
+        total: int,
+        feed_forward: int,
+        parameter_bytes: float,
+        workers: int,
+        running: Callable[[], int],
+        waiting: Callable[[], int],
     ) -> None:
         """From a loaded model on: its size, and what its workers are doing."""
         self.model_parameters.labels(model, "total").set(total)
         self.model_parameters.labels(model, "feed_forward").set(feed_forward)
+        self.parameter_bytes.labels(model).set(parameter_bytes)
+        self.workers.labels(model).set(workers)
         self.running.labels(model).set_function(running)
         self.waiting.labels(model).set_function(waiting)
+        self._begin_at_zero(model)
+
+    def _begin_at_zero(self, model: str) -> None:
+        """A series that appears with its first event hides that event from Prometheus, which sees no increase."""
+        for metric in (self.accepted, self.worker_restarts, self.prefix_queries, self.prefix_hits, self.prompt_tokens):
+            metric.labels(model)
+        for labelled, values in (
+            (self.success, FINISHED_REASONS),
+            (self.failure, FAILURES),
+            (self.disconnects, PHASES),
+        ):
+            for value in values:
+                labelled.labels(model, value)
+        for by_sparsity in self._by_sparsity:
+            for sparsity in (*map(sparsity_label, SPARSITIES), OTHER):
+                by_sparsity.labels(model, sparsity)
 
     def expose(self) -> bytes:
         return generate_latest(self.registry)

@@ -6,11 +6,12 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from time import time
+from time import monotonic, time
 from typing import Any, TypeVar
 
 import griffin
-from server.errors import InvalidField, ModelLoading, ModelNotFound, ServerDraining
+from server.errors import ApiError, InvalidField, ModelLoading, ModelNotFound, ServerDraining
+from server.experts import RecentExperts
 from server.logprobs import Vocabulary
 from server.metrics import Metrics
 from server.settings import Settings, comma_separated
@@ -49,6 +50,7 @@ class ServedModel:
     tokenizer: Tokenizer
     workers: Workers
     vocabulary: Vocabulary
+    experts: RecentExperts = field(default_factory=RecentExperts)
     created: int = field(default_factory=lambda: int(time()))
     _one_at_a_time: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
@@ -76,7 +78,11 @@ class Service:
         self.metrics = Metrics()
         self.loaded: ServedModel | None = None
         self.failure: str | None = None
-        self.draining = False
+        self._drains_since: float | None = None
+        self.metrics.ready.set_function(self._is_ready)
+        self.metrics.draining.set_function(lambda: self.draining_s)
+        self.metrics.drain_timeout.set(settings.drain_timeout)
+        self.metrics.queue_size.set(settings.queue_size)
 
     def serve(self, loaded: Loaded) -> None:
         """From now on the model answers."""
@@ -88,6 +94,8 @@ class Service:
             loaded.name,
             accounting.total,
             accounting.feed_forward,
+            accounting.bytes_per_parameter,
+            len(loaded.engines),
             running=lambda: workers.running,
             waiting=lambda: workers.waiting,
         )
@@ -131,9 +139,30 @@ class Service:
         model.workers.require_health()
         return model.name
 
+    def _is_ready(self) -> bool:
+        try:
+            self.require_ready()
+        except ApiError:
+            return False
+        return True
+
+    @property
+    def draining(self) -> bool:
+        return self._drains_since is not None
+
+    @property
+    def draining_s(self) -> float:
+        """For how long nothing new has been taken; 0 when it is."""
+        return 0.0 if self._drains_since is None else monotonic() - self._drains_since
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is being generated and nothing waits."""
+        return self.loaded is None or self.loaded.workers.running + self.loaded.workers.waiting == 0
+
     def drain(self) -> None:
         """Refuse what comes; finish what was accepted."""
-        self.draining = True
+        self._drains_since = monotonic()
         if self.loaded is not None:
             self.loaded.workers.drain()
 

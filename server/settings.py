@@ -9,6 +9,8 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 PREFIX = "GRIFFIN_"
+# Where Docker and Kubernetes mount secrets: a file griffin_api_keys there is as good as the variable.
+SECRETS = Path("/run/secrets")
 
 
 class SettingsInvalid(Exception):
@@ -80,6 +82,7 @@ class Settings(BaseSettings):
     body_timeout: Annotated[
         float, Field(gt=0, le=3_600, allow_inf_nan=False, description="seconds that a request body may take to arrive")
     ] = 30
+    page: Annotated[bool, Field(description="GET / answers with a page to try and compare sparsities")] = True
     api_keys: Annotated[
         SecretStr | None, Field(description="comma-separated; requests need one of them as a bearer token")
     ] = None
@@ -133,24 +136,34 @@ def comma_separated(value: str) -> list[str]:
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:
-    """From the command line and the environment.
+    """From the command line, the environment, and files in ``SECRETS``, in this order.
 
     Raises:
         SettingsInvalid: naming the flag, or the variable, and what is wrong with it.
     """
     try:
-        return Settings(_cli_parse_args=list(arguments))  # type: ignore[call-arg]  # pydantic-settings' own keyword
+        secrets = SECRETS if SECRETS.is_dir() else None
+        # pydantic-settings' own keywords
+        return Settings(_cli_parse_args=list(arguments), _secrets_dir=secrets)  # type: ignore[call-arg]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        variable, message = f"{PREFIX}{name.upper()}", first["msg"].removeprefix("Value error, ")
-        flag = f"--{name.replace('_', '-')}"
-        given = any(argument.split("=")[0] == flag for argument in arguments)
-        raise SettingsInvalid(
-            f"{variable if variable in os.environ and not given else flag}: {message} (got {first['input']!r})"
-        ) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsInvalid(f"{_source(name, arguments)}: {message} (got {first['input']!r})") from None
+    except OSError as error:
+        raise SettingsInvalid(f"{error.filename} cannot be read: {error.strerror}") from None
     except SettingsError as error:
         raise SettingsInvalid(str(error)) from None
+
+
+def _source(name: str, arguments: Sequence[str]) -> str:
+    """Where a setting's value comes from, as its user knows it."""
+    flag, variable, file = f"--{name.replace('_', '-')}", f"{PREFIX}{name.upper()}", SECRETS / f"{PREFIX}{name}".lower()
+    if any(argument.split("=")[0] == flag for argument in arguments):
+        return flag
+    if variable in os.environ:
+        return variable
+    return str(file) if file.exists() else flag
 
 
 def names_no_key(settings: Settings, arguments: Sequence[str]) -> bool:

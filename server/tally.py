@@ -31,6 +31,10 @@ class Tally:
         self._gaps, self._gap_s = 0, 0.0
         self._labels = (model_name, sparsity_label(self._pruning.sparsity))
         self._itl = metrics.inter_token_latency.labels(*self._labels)
+        self._generated = metrics.generation_tokens.labels(*self._labels)
+        self._parameters_read = metrics.parameters_read.labels(*self._labels)
+        # Of the next token; all until neurons are chosen.
+        self._active = accounting.total
 
     def accepted(self) -> None:
         """The job is in the queue: from here on it ends in success, disconnect or failure."""
@@ -44,7 +48,7 @@ class Tally:
     def read(self, prompt: int, selection: Selection | None, cached_tokens: int) -> None:
         """A prompt has been read, or was known in part, and maybe its neurons chosen already."""
         if selection is not None:
-            self._selections[prompt] = selection
+            self._chosen(prompt, selection)
         self._cached[prompt] = cached_tokens
         self._metrics.prefix_queries.labels(self._model_name).inc(len(self._job.asks[prompt].prompt_ids))
         self._metrics.prefix_hits.labels(self._model_name).inc(cached_tokens)
@@ -54,16 +58,24 @@ class Tally:
         """A token has been made."""
         key = prompt, sample
         if token.selection is not None:
-            self._selections[prompt] = token.selection
+            self._chosen(prompt, token.selection)
         if (before := self._last_at.get(key)) is not None:
             self._gaps += 1
             self._gap_s += at - before
             self._itl.observe(at - before)
+            self._parameters_read.inc(self._active)
         if self._first is None:
             self._first = at
         self._last = self._last_at[key] = at
         self._counts[key] = self._counts.get(key, 0) + 1
         self._count += 1
+        # Here and not at the end: a long answer would look like silence and then like a burst.
+        self._generated.inc()
+
+    def _chosen(self, prompt: int, selection: Selection) -> None:
+        # The same number for every prompt of a job.
+        self._selections[prompt] = selection
+        self._active = self._accounting.active(selection.kept_per_layer)
 
     def usage(self) -> Usage:
         prompt = sum(len(ask.prompt_ids) for ask in self._job.asks)
@@ -135,13 +147,11 @@ class Tally:
             metrics.prompt_tokens.labels(name).inc(self.usage().prompt_tokens)
             metrics.queue_time.labels(*labels).observe(job.started - job.arrived)
         if job.started is not None and self._first is not None:
-            metrics.generation_tokens.labels(*labels).inc(self._count)
             metrics.time_to_first_token.labels(*labels).observe(self._first - job.arrived)
             metrics.prefill_time.labels(*labels).observe(self._first - job.started)
             metrics.decode_time.labels(*labels).observe(self._last - self._first)
         if self._gaps:
             metrics.time_per_output_token.labels(*labels).observe(self._gap_s / self._gaps)
-            metrics.parameters_read.labels(*labels).inc(self._gaps * report.active_parameters)
         for selection in self._selections.values():
             metrics.selection_time.labels(*labels).observe(selection.seconds)
         return {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import httpx
+import torch
 import uvicorn
 
 from griffin import Accounting, Logprobs, Pruning, Sampling, Scoring, Selection, Token
@@ -17,6 +18,8 @@ from server.service import Loaded
 from server.settings import Settings
 
 ACCOUNTING = Accounting(total=1000, layers=2, width=100, per_neuron=3)
+# The even neurons of one layer, the odd ones of the other.
+EXPERTS = torch.stack([torch.arange(0, 100, 2), torch.arange(1, 100, 2)]).int()
 
 
 class CharacterTokenizer:
@@ -97,7 +100,7 @@ class ScriptedPrompt:
 
     def __init__(self, engine: ScriptedEngine, ids: list[int], pruning: Pruning, scoring: Scoring | None) -> None:
         self._engine, self._pruning = engine, pruning
-        self.selection = Selection(50, 0.002, "cafe", len(ids)) if scoring and pruning.sparsity else None
+        self.selection = Selection(50, 0.002, "cafe", len(ids), EXPERTS) if scoring and pruning.sparsity else None
         self.cached_tokens = 0
         self.scores = [None, *(self._score(i, id, scoring.top) for i, id in enumerate(ids[1:], 1))] if scoring else None
 
@@ -109,7 +112,7 @@ class ScriptedPrompt:
                     return
                 if engine.fail_after is not None and count > engine.fail_after:
                     raise engine.failure
-                selection = Selection(50, 0.002, "cafe", 5) if count == 2 and self._pruning.sparsity else None
+                selection = Selection(50, 0.002, "cafe", 5, EXPERTS) if count == 2 and self._pruning.sparsity else None
                 last = count == sampling.max_tokens
                 engine.generated += 1
                 # With a seed, the text begins there: what another seed says is another text.
@@ -148,7 +151,9 @@ def served(
     app = create_app(Settings(**settings), loader=loader or (lambda _: loaded))
     # As the real server does. Uvicorn's own configuration would close handlers of other libraries, whose streams may
     # be what pytest captures.
-    config = uvicorn.Config(app, port=0, log_config=None, log_level="warning", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        app, port=0, log_config=None, log_level="warning", timeout_graceful_shutdown=5, loop="asyncio", http="h11"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

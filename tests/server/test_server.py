@@ -1,6 +1,8 @@
 """The whole thing: a real process, the real default model, the real OpenAI client."""
 
+import hashlib
 import json
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 
 from tests.server.http import metric
 from tests.server.process import ServerProcess, running
@@ -50,6 +53,21 @@ def test_half_of_the_neurons(client: openai.OpenAI) -> None:
     assert len(report["expert_set"]) == 16
     assert answer.usage.completion_tokens == 8
     assert answer.metrics["tokens_per_second"] > 0
+
+
+def test_the_neurons_of_an_answer_are_those_that_its_name_stands_for(server: ServerProcess) -> None:
+    """Sorted, as many as were kept, and the name is made from them."""
+    report = httpx.post(f"{server.url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 2, "sparsity": 0.75})
+    griffin = report.json()["griffin"]
+    answer = httpx.get(f"{server.url}/v1/griffin/experts/{griffin['expert_set']}").json()
+    kept = torch.tensor(answer["kept"], dtype=torch.int32)
+
+    assert kept.shape == (30, 384)
+    assert kept.numel() == griffin["neurons_kept"]
+    assert bool((kept.diff(dim=1) > 0).all())
+    assert int(kept.min()) >= 0
+    assert int(kept.max()) < answer["neurons_per_layer"] == 1536
+    assert hashlib.sha256(kept.numpy().tobytes()).hexdigest()[:16] == griffin["expert_set"]
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.5])
@@ -239,6 +257,30 @@ def test_two_workers_answer_at_the_same_time_and_sigterm_drains() -> None:
             assert future.result()["choices"] == expected["choices"]
             assert future.result()["griffin"]["expert_set"] == expected["griffin"]["expert_set"]
     assert "Traceback" not in server.log
+
+
+def test_a_server_that_drains_says_so() -> None:
+    """While a request is being finished: not ready, how long already, and a 503 to come again for new ones."""
+    body = {"prompt": PROMPT, "max_tokens": 400, "ignore_eos": True}
+    with running() as server, ThreadPoolExecutor() as pool:
+        url = server.url
+        before = httpx.get(f"{url}/metrics").text
+        last = pool.submit(httpx.post, f"{url}/v1/completions", json=body, timeout=60)
+        wait_until(lambda: running_requests(url) == 1)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(f"{url}/ready").status_code == 503)
+        during = httpx.get(f"{url}/metrics").text
+        refused = httpx.post(f"{url}/v1/completions", json=body)
+
+        assert server.wait() == 0
+
+    assert "\ngriffin_ready 1.0\n" in before
+    assert "\ngriffin_draining_seconds 0.0\n" in before
+    assert "\ngriffin_ready 0.0\n" in during
+    assert "\ngriffin_draining_seconds 0.0\n" not in during
+    assert refused.json()["error"]["code"] == "server_draining"
+    assert int(refused.headers["retry-after"]) > 0
+    assert last.result().json()["usage"]["completion_tokens"] == 400
 
 
 def test_drain_has_an_end() -> None:

@@ -1,7 +1,10 @@
 """Flags and environment variables."""
 
+from pathlib import Path
+
 import pytest
 
+from server import settings as module
 from server.settings import Settings, SettingsInvalid, names_no_key, read_settings, unknown_variables
 
 
@@ -19,6 +22,25 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     settings = read_settings(["--sparsity", "0.5"])
 
     assert (settings.sparsity, settings.prefill_chunk) == (0.5, 64)
+
+
+def test_a_secret_is_read_from_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As Docker and Kubernetes mount it; a variable wins, and what is wrong with it is said of the file."""
+    monkeypatch.setattr(module, "SECRETS", tmp_path)
+    file = tmp_path / "griffin_api_keys"
+    file.write_text("first,second\n")
+    keys = read_settings([]).api_keys
+    monkeypatch.setenv("GRIFFIN_API_KEYS", "third")
+    other = read_settings([]).api_keys
+    monkeypatch.delenv("GRIFFIN_API_KEYS")
+    file.write_text("\n")
+
+    assert keys is not None
+    assert keys.get_secret_value() == "first,second"
+    assert other is not None
+    assert other.get_secret_value() == "third"
+    with pytest.raises(SettingsInvalid, match=f"^{file}: names no key"):
+        read_settings([])
 
 
 def test_an_empty_variable_is_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What real sockets reach only by chance: a client that is gone before the first event."""
 
 import asyncio
+import re
 import threading
 import time
 from typing import Any
@@ -45,7 +46,8 @@ def test_a_stream_that_never_started_is_given_up() -> None:
 
         assert job.cancelled()
         await asyncio.to_thread(wait_until, lambda: model.workers.running == 0)
-        assert b'griffin_client_disconnects_total{model_name="scripted"' in service.metrics.expose()
+        counted = r'griffin_client_disconnects_total\{model_name="scripted",phase="\w+"\} 1\.0'
+        assert re.search(counted, service.metrics.expose().decode())
         service.close()
 
     asyncio.run(scenario())

@@ -1,0 +1,60 @@
+"""GET /v1/griffin/experts/{expert_set}: which neurons a request ran with."""
+
+import httpx
+import torch
+
+from griffin import Selection
+from server.experts import RecentExperts
+from tests.server.http import post
+from tests.server.scripted import EXPERTS, ScriptedEngine, served
+
+
+def selection(name: str) -> Selection:
+    """Of 200 indices: 800 bytes."""
+    return Selection(100, 0.0, name, 5, torch.arange(200, dtype=torch.int32).view(2, 100))
+
+
+def test_the_neurons_of_an_answer() -> None:
+    """By the name that the answer gives."""
+    with served(ScriptedEngine()) as url:
+        name = post(url, max_tokens=3, sparsity=0.5).json()["griffin"]["expert_set"]
+        answer = httpx.get(f"{url}/v1/griffin/experts/{name}").json()
+
+    assert answer == {
+        "object": "griffin.experts",
+        "expert_set": name,
+        "model": "scripted",
+        "layers": 2,
+        "neurons_per_layer": 100,
+        "kept_per_layer": 50,
+        "prompt_tokens": 5,
+        "kept": EXPERTS.tolist(),
+    }
+
+
+def test_an_unknown_set() -> None:
+    """Says why it may be unknown."""
+    with served(ScriptedEngine()) as url:
+        answer = httpx.get(f"{url}/v1/griffin/experts/0123456789abcdef")
+
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "expert_set_not_found"
+    assert "latest requests" in answer.json()["error"]["message"]
+
+
+def test_the_oldest_go_first() -> None:
+    """Within the budget; one that is seen again is the latest again, and counts once."""
+    recent = RecentExperts(budget_bytes=1_700)
+    for name in ("a", "b", "a", "c"):
+        recent.remember(selection(name))
+
+    assert [recent.find(name) is not None for name in "abc"] == [True, False, True]
+
+
+def test_one_too_large_is_not_kept() -> None:
+    """And nothing is left of it in the count."""
+    recent = RecentExperts(budget_bytes=700)
+    recent.remember(selection("a"))
+    recent.remember(None)
+
+    assert recent.find("a") is None
