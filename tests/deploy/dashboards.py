@@ -1,0 +1,57 @@
+"""The dashboards as Grafana reads them, and their expressions as it would send them to Prometheus."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
+FILES = sorted((GRAFANA / "dashboards").glob("*.json"))
+# What Grafana escapes in the values of a variable that is used as a regular expression.
+SPECIAL = re.compile(r"[\\^$*+?.()|\[\]{}]")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One target of a panel, or one annotation. instant: of one moment, else of the range."""
+
+    where: str
+    expression: str
+    instant: bool
+
+    def filled(self, rate_interval: str, range: str, **variables: list[str]) -> str:
+        """With Grafana's own and the dashboard's variables in place; no values is All."""
+        text = self.expression.replace("$__rate_interval", rate_interval).replace("$__range", range)
+        for name, values in variables.items():
+            escaped = [SPECIAL.sub(lambda found: rf"\\{found[0]}", value) for value in values]
+            joined = escaped[0] if len(escaped) == 1 else f"({'|'.join(escaped)})"
+            text = text.replace(f"${name}", joined if values else ".*")
+        assert "$" not in text, f"{self.where}: unknown variable in {text}"
+        return text
+
+
+def read(file: Path) -> dict[str, Any]:
+    dashboard = json.loads(file.read_text())
+    assert isinstance(dashboard, dict)
+    return dashboard
+
+
+def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    """All that show something; rows are only headings."""
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def panel_queries() -> Iterator[Query]:
+    for dashboard in map(read, FILES):
+        for panel in panels(dashboard):
+            for target in panel["targets"]:
+                where = f"{dashboard['title']}: {panel['title']} {target['refId']}"
+                yield Query(where, target["expr"], target.get("instant", False))
+
+
+def annotation_queries() -> Iterator[Query]:
+    for dashboard in map(read, FILES):
+        for annotation in dashboard["annotations"]["list"]:
+            yield Query(f"{dashboard['title']}: {annotation['name']}", annotation["expr"], False)
