@@ -69,6 +69,12 @@ def test_the_load_test_stands_alone() -> None:
     assert importing("loadtest", "griffin", "server") == []
 
 
+def test_what_deploys_it_knows_its_application_alone() -> None:
+    """One file, Ray's, builds the app; the rest of deploy/ is configuration and programs that stand alone."""
+    assert importing("deploy", "griffin", "loadtest") == []
+    assert importing("deploy", "server") == ["deploy/ray/app.py"]
+
+
 def test_the_environment_is_read_in_one_file() -> None:
     """Configuration enters at the edge."""
     readers = [

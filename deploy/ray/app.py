@@ -1,0 +1,186 @@
+"""The server as a Ray Serve deployment, one replica per GPU: ``serve run deploy.ray.app:application device=cpu``.
+
+Arguments are those of ``Scale``, and every setting of the server by its own name.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import click
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, start_http_server
+from pydantic import BaseModel, Field, ValidationError
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.util import get_node_ip_address
+from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server import log
+from server.settings import Settings, comma_separated, names_no_key, unknown_variables
+
+logger = logging.getLogger("griffin")
+
+REPLICA, REQUEST_ID = "x-griffin-replica", "x-request-id"
+# Not arguments: the proxies listen, not the replicas; and arguments can be read on Ray's dashboard.
+ELSEWHERE = {
+    "host": "the proxies listen; set http_options.host in the config file",
+    "port": "the proxies listen; set http_options.port in the config file",
+    "api_keys": "arguments are shown on Ray's dashboard; set GRIFFIN_API_KEYS where Ray is started",
+}
+
+# Running and waiting requests per worker at which a replica counts as busy enough: on average there are two when a
+# worker that takes one at a time, about equally long ones, is busy three quarters of the time.
+TARGET_PER_WORKER = 2
+# A replica has the next request at hand when a worker is done. All others wait at the proxies, so many at each: there
+# any replica takes the next one, a new one too, and no replica's end is theirs.
+QUEUE_SIZE, MOST_QUEUED = 1, 64
+# A new replica takes as long as a model takes to load: soon up, slowly down.
+UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 10, 600
+# Beyond the drain timeout, for Ray to notice that all is done.
+NOTICE_S = 10
+# That a node's replicas may take for their metrics: more than a node has GPUs.
+METRICS_PORTS = 64
+
+
+class Scale(BaseModel):
+    """How many replicas there are, and what each of them has to itself."""
+
+    min_replicas: Annotated[int, Field(ge=1)] = 1
+    max_replicas: Annotated[int, Field(ge=1)] = 1
+    # None is one, unless the device is the CPU.
+    gpus: Annotated[float | None, Field(ge=0)] = None
+    # Of its threads, too: Ray sets OMP_NUM_THREADS to it.
+    cpus: Annotated[int, Field(ge=1)] = 1
+    # The first of a node's replicas takes this one, the next the one after it; 0 is none at all.
+    metrics_port: Annotated[int, Field(ge=0, le=65535 - METRICS_PORTS)] = 9400
+
+
+def application(arguments: dict[str, Any]) -> Application:
+    """What Ray Serve runs; arguments may be strings.
+
+    Raises:
+        click.UsageError: names the argument that is wrong.
+    """
+    ours = {name: value for name, value in arguments.items() if name in Scale.model_fields}
+    settings_given = {"queue_size": QUEUE_SIZE} | {name: arguments[name] for name in arguments if name not in ours}
+    for name, instead in ELSEWHERE.items():
+        if name in settings_given:
+            raise click.UsageError(f"{name} cannot be an argument: {instead}")
+    try:
+        scale, settings = Scale.model_validate(ours), Settings(**settings_given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise click.UsageError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+        ) from None
+    if scale.max_replicas < scale.min_replicas:
+        raise click.UsageError(f"max_replicas: {scale.max_replicas} is less than min_replicas, {scale.min_replicas}")
+    workers = settings.workers * len(comma_separated(settings.devices or "one"))
+    deployment = serve.deployment(
+        name="griffin",
+        ray_actor_options={"num_gpus": _gpus(scale, settings), "num_cpus": scale.cpus},
+        max_ongoing_requests=workers + settings.queue_size,
+        max_queued_requests=MOST_QUEUED,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=scale.min_replicas,
+            max_replicas=scale.max_replicas,
+            target_ongoing_requests=TARGET_PER_WORKER * workers,
+            upscale_delay_s=UPSCALE_DELAY_S,
+            downscale_delay_s=DOWNSCALE_DELAY_S,
+        ),
+        graceful_shutdown_timeout_s=settings.drain_timeout + NOTICE_S,
+    )(Replica)
+    return deployment.bind(settings_given, scale.metrics_port)
+
+
+def _gpus(scale: Scale, settings: Settings) -> float:
+    if scale.gpus is not None:
+        return scale.gpus
+    return 0 if settings.device == "cpu" else 1
+
+
+@serve.ingress()
+class Replica:
+    """One server: a model on its own device, its own queue and its own metrics. The proxies in front are Ray's."""
+
+    def __init__(self, settings: Mapping[str, Any], metrics_port: int) -> None:
+        self._settings, self._metrics_port = Settings(**settings), metrics_port
+        self._decided = asyncio.Event()
+        log.configure(self._settings.log_level, self._settings.log_format)
+        if names_no_key(self._settings, ()):
+            logger.warning("api_keys is empty: anyone who reaches this cluster may use it")
+        for name in unknown_variables():
+            logger.warning("%s is not a setting and is ignored; see python -m server --help", name)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray, which runs the app's lifespan next."""
+        # Brings torch, which whoever only describes the application can do without.
+        from server.app import create_app
+
+        app = create_app(
+            self._settings,
+            on_ready=lambda loaded: self._decided.set(),
+            on_failure=lambda reason: self._decided.set(),
+        )
+        self._service = app.state.service
+        self._expose(self._service.metrics.registry)
+        app.add_middleware(Ingress, replica=serve.get_replica_context().replica_id.unique_id)
+        return app
+
+    async def check_health(self) -> None:
+        """Called by Ray: the first time before the replica gets requests, which is when the model is there.
+
+        Raises:
+            RuntimeError: the model cannot be loaded.
+            ApiError: the server is not ready; three times in a row, and Ray replaces the replica.
+        """
+        await self._decided.wait()
+        if self._service.failure is not None:
+            raise RuntimeError(self._service.failure)
+        self._service.require_ready()
+
+    def _expose(self, registry: CollectorRegistry) -> None:
+        """To Prometheus, on a port of this replica's own: the first that is free."""
+        if not self._metrics_port or not self._settings.open_operations:
+            return
+        address: str = get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray's own has no types
+        for port in range(self._metrics_port, self._metrics_port + METRICS_PORTS):
+            try:
+                start_http_server(port, address, registry)
+            except OSError:
+                continue
+            logger.info("metrics are at http://%s:%d/metrics", address, port)
+            return
+        logger.warning(
+            "metrics_port: %d and the %d after it are taken; there are none", self._metrics_port, METRICS_PORTS
+        )
+
+
+class Ingress:
+    """What is different behind Ray's proxies: who answered, one request id, metrics elsewhere."""
+
+    def __init__(self, app: ASGIApp, replica: str) -> None:
+        self._app, self._replica = app, replica
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers[REPLICA] = self._replica
+                # The proxy has given the request its id, and adds it to the answer itself.
+                del headers[REQUEST_ID]
+            await send(message)
+
+        if scope["type"] == "http" and scope["path"] == "/metrics":
+            # One replica's, another one's each time, would be worse than none.
+            message = "each replica has metrics of its own, on its own port; its log says which"
+            error = {"message": message, "type": "invalid_request_error", "param": None, "code": "not_found"}
+            await JSONResponse({"error": error}, 404)(scope, receive, named)
+        else:
+            await self._app(scope, receive, named)

@@ -1,0 +1,171 @@
+"""Two replicas of deploy.ray.app:application behind a proxy: what clients see, also when one is killed."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.deploy.ray_cluster import REPLICA, RayCluster, free_port, running, value, wait_until
+from tests.server import tiny_checkpoint
+
+# Requests that one replica holds: running, and waiting as serve.yaml has it.
+HELD = 2
+QUEUED = 8
+# Each takes a second or two, so that there is time to do something to it.
+LONG = 1_000
+ENDLESS = 60_000
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    model = tiny_checkpoint.write(tmp_path_factory.mktemp("tiny"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2**16}))
+    folder: Path = tmp_path_factory.mktemp("cluster")
+    with running(folder, model, QUEUED, dtype="float32", metrics_port=free_port()) as cluster:
+        yield cluster
+
+
+def body(tokens: int, **fields: object) -> dict[str, object]:
+    return {"prompt": "The quick brown fox", "max_tokens": tokens, "ignore_eos": True, **fields}
+
+
+def complete(cluster: RayCluster, tokens: int, request_id: str = "") -> httpx.Response:
+    headers = {"x-request-id": request_id} if request_id else {}
+    return httpx.post(f"{cluster.url}/v1/completions", json=body(tokens), headers=headers, timeout=120)
+
+
+def running_requests(cluster: RayCluster) -> float:
+    return cluster.total("griffin_num_requests_running")
+
+
+def test_load_goes_to_both_and_ids_are_kept(cluster: RayCluster) -> None:
+    """An answer says which replica made it, and has one id, the client's; so have that replica's log lines."""
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda n: complete(cluster, 50, f"load-{n}"), range(16)))
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.headers[REPLICA] for answer in answers}) == 2
+    assert [answer.headers.get_list("x-request-id") for answer in answers] == [[f"load-{n}"] for n in range(16)]
+    wait_until(lambda: all(f'"request_id": "load-{n}"' in cluster.log for n in range(16)), "all ids are logged")
+
+
+def test_an_id_is_made_up_once(cluster: RayCluster) -> None:
+    """Ray's, where the client names none."""
+    answer = complete(cluster, 1)
+
+    (request_id,) = answer.headers.get_list("x-request-id")
+    wait_until(lambda: f'"request_id": "{request_id}"' in cluster.log, "it is logged")
+
+
+def test_metrics_are_each_replicas_own(cluster: RayCluster) -> None:
+    """Through the proxy they would be another one's each time, so they are not there."""
+    answer = httpx.get(f"{cluster.url}/metrics")
+
+    assert answer.status_code == 404
+    assert "on its own port" in answer.json()["error"]["message"]
+    assert cluster.log.count("metrics are at http://") == 2
+    assert len(cluster.metrics()) == 2
+    assert cluster.total("griffin_ready") == 2
+
+
+def test_a_stream_arrives_token_by_token(cluster: RayCluster) -> None:
+    """The proxy holds nothing back: the first chunk is read while the answer is still being made."""
+    with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body(LONG, stream=True), timeout=120) as answer:
+        lines = answer.iter_lines()
+        first = next(lines)
+        assert running_requests(cluster) == 1
+        rest = [line for line in lines if line]
+
+    assert first.startswith("data: {")
+    assert rest[-1] == "data: [DONE]"
+    assert len(rest) > LONG / 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_its_request(cluster: RayCluster, stream: bool) -> None:
+    """Also behind the proxy: the worker is free again long before the answer would have ended."""
+    left = cluster.total("griffin_client_disconnects_total")
+    with httpx.Client() as client:
+        request = client.build_request("POST", f"{cluster.url}/v1/completions", json=body(ENDLESS, stream=stream))
+        if stream:
+            answer = client.send(request, stream=True)
+            next(answer.iter_lines())
+            answer.close()
+        else:
+            request.extensions["timeout"] = {"read": 1.0}
+            with pytest.raises(httpx.ReadTimeout):
+                client.send(request)
+
+    wait_until(lambda: running_requests(cluster) == 0, "no worker is busy")
+    assert cluster.total("griffin_client_disconnects_total") == left + 1
+
+
+def test_what_does_not_fit_is_refused_at_once(cluster: RayCluster) -> None:
+    """What may wait at the proxy is answered; more is told when to come again."""
+    count = 2 * (2 * HELD + QUEUED)
+    with ThreadPoolExecutor(count) as clients:
+        answers = list(clients.map(lambda n: complete(cluster, LONG // 4), range(count)))
+    refused = [answer for answer in answers if answer.status_code != 200]
+
+    assert 0 < len(refused) <= count - QUEUED
+    assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(429, "1")}
+
+
+def test_a_killed_replica_takes_only_its_own_requests_with_it(cluster: RayCluster) -> None:
+    """They fail cleanly, all others are answered, also those that waited, and a new replica comes."""
+    known, count = cluster.replicas(16), 2 * HELD + 4
+
+    def outcome(_: int) -> int:
+        try:
+            return complete(cluster, LONG).status_code
+        except httpx.TransportError:
+            return 0
+
+    with ThreadPoolExecutor(count) as clients:
+        answers = [clients.submit(outcome, n) for n in range(count)]
+        wait_until(lambda: sum(map(in_flight, cluster.metrics().values())) == 2 * HELD, "both are full")
+        victim, exposition = max(cluster.metrics().items(), key=lambda found: in_flight(found[1]))
+        os.kill(victim, signal.SIGKILL)
+        statuses = [answer.result() for answer in answers]
+    afterwards = [complete(cluster, 5).status_code for _ in range(10)]
+
+    failed = [status for status in statuses if status != 200]
+    assert 0 < len(failed) <= in_flight(exposition)
+    assert set(failed) <= {0, 500, 503}
+    assert set(afterwards) == {200}
+    wait_until(lambda: len(cluster.metrics()) == 2 and len(cluster.replicas() - known) == 1, "a new replica answers")
+
+
+def in_flight(exposition: str) -> float:
+    return value(exposition, "griffin_num_requests_running") + value(exposition, "griffin_num_requests_waiting")
+
+
+def test_nothing_is_lost_when_a_replica_goes_as_planned(cluster: RayCluster) -> None:
+    """Under load, one that is no longer wanted answers what it has accepted, and gets no more."""
+    gone = threading.Event()
+
+    def ask_on() -> set[int]:
+        statuses = set()
+        while not gone.is_set():
+            statuses.add(complete(cluster, LONG).status_code)
+        return statuses
+
+    with ThreadPoolExecutor(4) as clients:
+        answers = [clients.submit(ask_on) for _ in range(4)]
+        try:
+            wait_until(lambda: running_requests(cluster) == 2, "both work")
+            cluster.scale |= {"min_replicas": 1, "max_replicas": 1}
+            cluster.deploy()
+            wait_until(lambda: len(cluster.metrics()) == 1, "one replica is left")
+        finally:
+            gone.set()
+
+    assert [answer.result() for answer in answers] == [{200}] * 4
+    assert len(cluster.replicas()) == 1
