@@ -1,1 +1,1 @@
-"""Load over HTTP against an OpenAI-compatible completions endpoint. Imports nothing of the server."""
+"""Load over HTTP against any OpenAI-compatible server. Imports nothing of this one."""

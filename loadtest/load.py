@@ -1,59 +1,62 @@
-"""Open-loop load: requests start when they are due, whether or not earlier ones were answered."""
+"""Open loop and closed loop: who sends when."""
 
 import asyncio
-import json
-import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any
 
-import httpx
+from loadtest.jobs import Job
 
-from loadtest.summary import Timing
-
-
-async def run(
-    url: str,
-    bodies: Sequence[dict[str, object]],
-    rate: float,
-    seed: int,
-    progress: Callable[[int], None],
-    timeout_s: float = 600,
-) -> list[Timing]:
-    """Send all bodies at ``rate`` a second with Poisson gaps. ``progress`` hears how many have ended."""
-    gaps = random.Random(seed)
-    due, done = time.monotonic(), 0
-    async with httpx.AsyncClient(timeout=timeout_s, limits=httpx.Limits(max_connections=None)) as client:
-
-        async def one(body: dict[str, object], start: float) -> Timing:
-            nonlocal done
-            await asyncio.sleep(max(0.0, start - time.monotonic()))
-            timing = await _request(client, f"{url}/v1/completions", body, start)
-            done += 1
-            progress(done)
-            return timing
-
-        tasks = []
-        for body in bodies:
-            tasks.append(asyncio.create_task(one(body, due)))
-            due += gaps.expovariate(rate)
-        return await asyncio.gather(*tasks)
+Send = Callable[[Job, float], Coroutine[Any, Any, None]]
+Clock = Callable[[], float]
 
 
-async def _request(client: httpx.AsyncClient, url: str, body: dict[str, object], start: float) -> Timing:
-    sparsity = float(str(body.get("sparsity", 0.0)))
-    token_s = []
+async def open_loop(due_s: Iterable[float], jobs: Iterator[Job], send: Send, now: Clock, stop: asyncio.Event) -> None:
+    """Each request starts when it is due, whether or not earlier ones were answered.
+
+    Args:
+        due_s: when, by ``now``.
+        stop: once it is set nothing more is sent, and what still runs is given up.
+    """
+    tasks: set[asyncio.Task[None]] = set()
+    for due in due_s:
+        if await _stopped_before(due - now(), stop):
+            break
+        tasks.add(asyncio.create_task(send(next(jobs), due)))
+    await _all_ended(tasks, stop)
+
+
+async def closed_loop(
+    users: int, jobs: Iterator[Job], send: Send, now: Clock, until_s: float | None, stop: asyncio.Event
+) -> None:
+    """Each user sends when the answer to the last request has ended, until there are no more jobs or time is up."""
+
+    async def user() -> None:
+        while until_s is None or now() < until_s:
+            job = next(jobs, None)
+            if job is None:
+                return
+            await send(job, now())
+
+    await _all_ended({asyncio.create_task(user()) for _ in range(users)}, stop)
+
+
+async def _stopped_before(seconds: float, stop: asyncio.Event) -> bool:
     try:
-        async with client.stream("POST", url, json={**body, "stream": True}) as response:
-            if response.status_code != 200:
-                return Timing(sparsity, error=f"HTTP {response.status_code}")
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                event = json.loads(line.removeprefix("data: "))
-                if "error" in event:
-                    return Timing(sparsity, error="error in stream")
-                if event["choices"]:
-                    token_s.append(time.monotonic() - start)
-    except httpx.HTTPError as error:
-        return Timing(sparsity, error=type(error).__name__)
-    return Timing(sparsity, tuple(token_s), time.monotonic() - start)
+        await asyncio.wait_for(stop.wait(), max(0.0, seconds))
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _all_ended(tasks: set[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """Or stopped. An error of our own in any of them is raised."""
+    stopped = asyncio.create_task(stop.wait())
+    running = set(tasks)
+    while running and not stopped.done():
+        ended, _ = await asyncio.wait({*running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        running -= ended
+        for task in ended - {stopped}:
+            task.result()
+    for task in (*running, stopped):
+        task.cancel()
+    await asyncio.gather(*running, stopped, return_exceptions=True)

@@ -1,51 +1,109 @@
-"""Timings of requests become percentiles. No I/O."""
+"""Samples of one sparsity become counts, percentiles and rates. No I/O."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
-PERCENTILES = (50, 95, 99)
+from loadtest.distribution import distribution
+from loadtest.objective import Objective
+from loadtest.sample import UNFINISHED, Sample
+
+MILLISECONDS = 1e3
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """One request, in seconds from its intended start: a client that starts late does not hide a slow server.
+def summarise(samples: Sequence[Sample], wall_s: float, objective: Objective | None = None) -> dict[str, Any]:
+    """Milliseconds, tokens, seconds; None where nothing was measured.
 
-    token_s: when each piece of text came. error: why there is no answer, or None.
+    Latencies are of answered requests alone; failed ones are counted, by kind, with the server's words on the first.
+
+    Args:
+        wall_s: from the beginning of the run to its end.
     """
+    answered = [sample for sample in samples if sample.answered]
+    unfinished = sum(sample.error == UNFINISHED for sample in samples)
+    failed = [sample for sample in samples if sample.error not in (None, UNFINISHED)]
+    tokens = _known(sample.count for sample in answered)
+    found: dict[str, Any] = {
+        "requests": len(samples),
+        "answered": len(answered),
+        "unfinished": unfinished,
+        "errors": dict(sorted(Counter(str(sample.error) for sample in failed).items())),
+        "error_messages": {str(sample.error): sample.message for sample in reversed(failed) if sample.message},
+        "ttft_ms": distribution(_known(sample.ttft_s for sample in answered), MILLISECONDS),
+        "itl_ms": distribution([gap for sample in answered for gap in sample.gaps_s], MILLISECONDS),
+        "tpot_ms": distribution(_known(sample.tpot_s for sample in answered), MILLISECONDS),
+        "e2e_ms": distribution([sample.e2e_s for sample in answered], MILLISECONDS),
+        "tokens_per_second": _decode_rate(answered),
+        "tokens": sum(tokens),
+        "tokens_counted": _counted(answered),
+        "tokens_per_chunk": _tokens_per_chunk(answered),
+        "completion_tokens": distribution(tokens),
+        "prompt_tokens": distribution(_known(sample.prompt_tokens for sample in answered)),
+        "cached_tokens": distribution(_known(sample.cached_tokens for sample in answered)),
+        "finish_reasons": dict(Counter(str(sample.finish_reason) for sample in answered)),
+        "requests_per_second": _rate(len(answered), wall_s),
+        "throughput_tokens_per_second": _rate(sum(tokens), wall_s),
+        "goodput": None,
+    }
+    if objective is not None:
+        judged, good = len(samples) - unfinished, sum(map(objective.holds, samples))
+        found["goodput"] = {
+            "good": good,
+            "share": round(good / judged, 4) if judged else None,
+            "requests_per_second": _rate(good, wall_s),
+        }
+    return found
 
-    sparsity: float
-    token_s: tuple[float, ...] = ()
-    end_s: float = 0.0
-    error: str | None = None
 
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Nearest rank: a value that was really measured."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
-
-
-def summarise(timings: Sequence[Timing]) -> dict[str, object]:
-    """Counts and milliseconds; a distribution is None where nothing was measured."""
-    answered = [timing for timing in timings if timing.error is None]
-    gaps = [
-        later - earlier
-        for timing in answered
-        for earlier, later in zip(timing.token_s, timing.token_s[1:], strict=False)
-    ]
-    errors = [timing.error for timing in timings if timing.error is not None]
+def compared(summaries: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Each but the first against the first, as ratios: of decode speed (more is faster), of medians (less is)."""
+    (first, *others) = summaries
     return {
-        "requests": len(timings),
-        "errors": {error: errors.count(error) for error in sorted(set(errors))},
-        "ttft_ms": _distribution([timing.token_s[0] for timing in answered if timing.token_s]),
-        "itl_ms": _distribution(gaps),
-        "e2e_ms": _distribution([timing.end_s for timing in answered]),
-        "tokens_per_second": round(len(gaps) / sum(gaps), 2) if gaps else None,
+        name: {
+            "tokens_per_second": _ratio(summaries[name]["tokens_per_second"], summaries[first]["tokens_per_second"]),
+            **{
+                key: _ratio(_p50(summaries[name][key]), _p50(summaries[first][key]))
+                for key in ("ttft_ms", "tpot_ms", "e2e_ms")
+            },
+        }
+        for name in others
     }
 
 
-def _distribution(seconds: Sequence[float]) -> dict[str, float] | None:
-    if not seconds:
+def _decode_rate(answered: Sequence[Sample]) -> float | None:
+    """Tokens after the first over the time that they took: what one reader sees."""
+    timed = [(sample.count - 1, sample.decode_s) for sample in answered if sample.count and sample.decode_s]
+    seconds = sum(decode_s for _, decode_s in timed)
+    return round(sum(tokens for tokens, _ in timed) / seconds, 2) if seconds else None
+
+
+def _counted(answered: Sequence[Sample]) -> str | None:
+    """By whom tokens were counted."""
+    if not answered:
         return None
-    return {f"p{percent}": round(percentile(seconds, percent) * 1e3, 2) for percent in PERCENTILES}
+    if all(sample.tokens is not None for sample in answered):
+        return "usage"
+    return "chunks" if any(sample.text_s for sample in answered) else None
+
+
+def _tokens_per_chunk(answered: Sequence[Sample]) -> float | None:
+    streamed = [sample for sample in answered if sample.tokens and sample.text_s]
+    chunks = sum(len(sample.text_s) for sample in streamed)
+    return round(sum(sample.tokens or 0 for sample in streamed) / chunks, 3) if chunks else None
+
+
+def _known(values: Iterable[T | None]) -> list[T]:
+    return [value for value in values if value is not None]
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return round(count / seconds, 4) if seconds > 0 else None
+
+
+def _p50(found: dict[str, float] | None) -> float | None:
+    return found["p50"] if found else None
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return round(value / base, 4) if value is not None and base else None

@@ -1,8 +1,16 @@
-"""Percentiles by hand."""
+"""Percentiles, rates and goodput by hand."""
 
 import pytest
 
-from loadtest.summary import Timing, percentile, summarise
+from loadtest.distribution import distribution, percentile
+from loadtest.objective import Objective
+from loadtest.reported import applied, reported
+from loadtest.sample import UNFINISHED, Sample
+from loadtest.summary import compared, summarise
+from tests.loadtest.samples import SAMPLE, sample
+
+FAILED = Sample(0.5, 1.0, 1.0, 1.2, error="HTTP 429 queue_full", message="wait")
+STOPPED = Sample(0.5, 2.0, 2.0, 2.5, text_s=(2.2,), error=UNFINISHED)
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(50, 2), (75, 3), (99, 4), (1, 1), (100, 4)])
@@ -11,22 +19,101 @@ def test_percentile_is_a_measured_value(percent: float, expected: float) -> None
     assert percentile([4, 1, 3, 2], percent) == expected
 
 
-def test_summary() -> None:
-    """Distributions of the answered requests, counts of all."""
-    timings = [
-        Timing(0.5, (0.1, 0.2, 0.4), 0.5),
-        Timing(0.5, (0.3, 0.4), 0.45),
-        Timing(0.5, error="HTTP 429"),
-    ]
-    summary = summarise(timings)
+def test_distribution() -> None:
+    """Ends, mean and percentiles, scaled; of nothing there is none."""
+    assert distribution([0.004, 0.001, 0.003, 0.002], 1e3) == {
+        "count": 4, "mean": 2.5, "min": 1.0, "p50": 2.0, "p90": 4.0, "p95": 4.0, "p99": 4.0, "max": 4.0,
+    }  # fmt: skip
+    assert distribution([]) is None
 
-    assert summary["requests"] == 3
-    assert summary["errors"] == {"HTTP 429": 1}
-    assert summary["ttft_ms"] == {"p50": 100.0, "p95": 300.0, "p99": 300.0}
-    assert summary["itl_ms"] == {"p50": 100.0, "p95": 200.0, "p99": 200.0}
-    assert summary["tokens_per_second"] == 7.5
+
+def test_latencies_count_from_the_intended_start() -> None:
+    """Not from when a late client sent."""
+    assert SAMPLE.ttft_s == pytest.approx(0.2)
+    assert SAMPLE.e2e_s == pytest.approx(0.7)
+    assert SAMPLE.gaps_s == pytest.approx([0.1, 0.2])
+
+
+def test_time_per_output_token_counts_tokens_not_chunks() -> None:
+    """Three chunks held five tokens: 0.4 s over four of them. Without the server's count, over the chunks."""
+    assert SAMPLE.tpot_s == pytest.approx(0.1)
+    assert sample(tokens=None).tpot_s == pytest.approx(0.2)
+    assert sample(tokens=1).tpot_s is None
+    assert sample(text_s=(1.5,)).tpot_s is None, "all at once is no speed"
+
+
+def test_summary() -> None:
+    """Latencies of the answered, counts of all; failed ones by kind, unfinished ones apart."""
+    summary = summarise([SAMPLE, FAILED, STOPPED], wall_s=2.0)
+
+    assert (summary["requests"], summary["answered"], summary["unfinished"]) == (3, 1, 1)
+    assert summary["errors"] == {"HTTP 429 queue_full": 1}
+    assert summary["error_messages"] == {"HTTP 429 queue_full": "wait"}
+    assert summary["ttft_ms"]["count"] == summary["e2e_ms"]["count"] == 1
+    assert summary["itl_ms"]["p50"] == 100
+    assert summary["itl_ms"]["p99"] == 200
+    assert summary["tpot_ms"]["p50"] == 100
+    assert summary["tokens_per_second"] == 10
+    assert summary["tokens_per_chunk"] == pytest.approx(5 / 3, abs=1e-3)
+    assert summary["throughput_tokens_per_second"] == 2.5
+    assert summary["tokens_counted"] == "usage"
 
 
 def test_nothing_measured_is_none() -> None:
-    """No answer, no figure."""
-    assert summarise([Timing(0.5, error="ConnectError")])["itl_ms"] is None
+    """No answer, no figure; an answer that came whole has no latencies within."""
+    assert summarise([FAILED], 1.0)["itl_ms"] is None
+    whole = summarise([Sample(0.0, 0.0, 0.0, 0.5, tokens=8)], 1.0)
+
+    assert whole["ttft_ms"] is whole["itl_ms"] is whole["tpot_ms"] is whole["tokens_per_second"] is None
+    assert whole["e2e_ms"]["p50"] == 500
+
+
+@pytest.mark.parametrize(
+    ("limits", "holds"),
+    [
+        ([("ttft", 200.001)], True),
+        ([("ttft", 199)], False),
+        ([("itl", 199)], False),
+        ([("tpot", 101)], True),
+        ([("e2e", 701), ("itl", 201)], True),
+        ([("e2e", 701), ("itl", 199)], False),
+    ],
+)
+def test_a_good_request_keeps_all_limits(limits: list[tuple[str, float]], holds: bool) -> None:
+    """Of the sample: TTFT 200 ms, largest gap 200 ms, TPOT 100 ms, 700 ms in all."""
+    assert Objective(tuple(limits)).holds(SAMPLE) is holds
+
+
+def test_goodput() -> None:
+    """A failed request is no good one; one that the user stopped is none at all."""
+    goodput = summarise([SAMPLE, FAILED, STOPPED], 4.0, Objective((("ttft", 300),)))["goodput"]
+
+    assert goodput == {"good": 1, "share": 0.5, "requests_per_second": 0.25}
+
+
+def test_comparison() -> None:
+    """Each against the first."""
+    slow, fast = summarise([SAMPLE], 1.0), summarise([sample(last_s=1.4)], 1.0)
+    ratios = compared({"0": slow, "0.5": fast})
+
+    assert list(ratios) == ["0.5"]
+    assert ratios["0.5"] == {"tokens_per_second": 2.0, "ttft_ms": 1.0, "tpot_ms": 0.5, "e2e_ms": 1.0}
+
+
+def test_server_beside_client() -> None:
+    """Medians; the client counts from when it sent. What only the server knows stands alone."""
+    rows = reported([SAMPLE, FAILED])
+
+    assert rows["time_to_first_token_ms"] == {"count": 1, "server": 80, "client": 100, "difference": 20}
+    assert rows["request_time_ms"] == {"count": 1, "server": 460, "client": 600, "difference": 140}
+    assert rows["queue_time_ms"]["client"] is None
+    assert "tokens_per_second" not in rows
+    assert reported([sample(metrics={})]) == {}
+
+
+def test_what_griffin_applied() -> None:
+    """By the server's word; None if it says nothing."""
+    assert applied([SAMPLE, sample(griffin={})]) == {
+        "sparsity": 0.5, "active_parameters": 60, "total_parameters": 100, "reasons": {"requested": 1},
+    }  # fmt: skip
+    assert applied([sample(griffin={})]) is None

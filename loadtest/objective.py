@@ -1,0 +1,36 @@
+"""Objective: what makes a request a good one."""
+
+from dataclasses import dataclass
+
+from loadtest.distribution import percentile
+from loadtest.sample import Sample
+
+# What each name is of a request, in words for the report.
+MEANINGS = {
+    "ttft": "time to first token",
+    "itl": "99th percentile of its inter-token latencies (of fewer than 100 the largest)",
+    "tpot": "mean time per output token after the first",
+    "e2e": "end-to-end latency",
+}
+STREAMED = ("ttft", "itl", "tpot")
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Limits in milliseconds, by their names in MEANINGS. All must hold."""
+
+    limits_ms: tuple[tuple[str, float], ...]
+
+    def holds(self, sample: Sample) -> bool:
+        """An answer without a second token has no itl and no tpot, and meets any limit on them."""
+        if not sample.answered:
+            return False
+        gaps = sample.gaps_s
+        values_s = {
+            "ttft": sample.ttft_s,
+            "itl": percentile(gaps, 99) if gaps else None,
+            "tpot": sample.tpot_s,
+            "e2e": sample.e2e_s,
+        }
+        limited = [(values_s[name], limit_ms) for name, limit_ms in self.limits_ms]
+        return all(value is None or value * 1e3 <= limit_ms for value, limit_ms in limited)
