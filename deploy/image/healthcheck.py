@@ -1,0 +1,36 @@
+"""Whether the server in this container answers: exit code 0 when ``/ready`` says yes, 1 otherwise.
+
+It asks as a client would, with the settings that the server itself was started with.
+"""
+
+import http.client
+import os
+import sys
+from pathlib import Path
+
+TIMEOUT_S = 4
+KEYS_FILE = Path("/run/secrets/griffin_api_keys")
+
+
+def main() -> int:
+    # http.client, because urllib would ask a proxy that the environment names.
+    connection = http.client.HTTPConnection("127.0.0.1", int(os.environ.get("GRIFFIN_PORT") or 8000), TIMEOUT_S)
+    try:
+        connection.request("GET", "/ready", headers=authorization())
+        response = connection.getresponse()
+        print(response.status, response.read(200).decode(errors="replace"))
+    except (OSError, http.client.HTTPException) as error:
+        print(f"no answer: {error}")
+        return 1
+    return 0 if response.status == http.HTTPStatus.OK else 1
+
+
+def authorization() -> dict[str, str]:
+    """A header with the first API key, which ``/ready`` wants when operations are not open."""
+    keys = os.environ.get("GRIFFIN_API_KEYS") or (KEYS_FILE.read_text() if KEYS_FILE.is_file() else "")
+    key = keys.split(",")[0].strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Triton's cache in an image that has no C compiler.
+
+On the first use of a GPU Triton compiles a small C module, its link to the CUDA driver. Here that is done while the
+image is built, where there is a compiler and no GPU: ``python triton_cache.py``. At run time ``ImageCache`` finds
+the module in the image, whatever is mounted over the cache directory. The kernels themselves need no C compiler.
+"""
+# mypy: disable-error-code="import-untyped"
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+if importlib.util.find_spec("triton") is None:
+    # torch for the CPU comes without it.
+    print("triton is not installed: nothing to compile")
+    sys.exit(0)
+
+import triton
+from triton.runtime.cache import FileCacheManager
+
+BUILT = Path(__file__).parent / f"triton-{triton.__version__}"
+
+
+class ImageCache(FileCacheManager):  # type: ignore[misc]  # untyped in triton
+    """The cache directory, and behind it what the image brings. Named by TRITON_CACHE_MANAGER."""
+
+    def get_file(self, filename: str) -> str | None:
+        cached: str | None = super().get_file(filename)
+        # By name: the key is of one machine (it differs where the program `file` is installed).
+        built = BUILT / filename
+        return cached or (str(built) if built.is_file() else None)
+
+
+def compile_driver_module() -> None:
+    """Into ``BUILT``, by Triton itself.
+
+    Raises:
+        subprocess.CalledProcessError: the C compiler failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"TRITON_CACHE_DIR": folder, "TRITON_LIBCUDA_PATH": folder}
+        # Stands in for the driver, when the module is linked and when it is loaded; nothing of it is called here.
+        stub = Path(folder, "libcuda.so.1")
+        command = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-o", str(stub), "-x", "c", os.devnull]
+        subprocess.run(command, check=True)
+        ctypes.CDLL(str(stub), ctypes.RTLD_GLOBAL)
+        sys.setdlopenflags(os.RTLD_LAZY)
+
+        from triton.backends.nvidia.driver import CudaUtils
+
+        CudaUtils()
+        BUILT.mkdir(exist_ok=True)
+        for module in Path(folder).glob("*/*.so"):
+            print(f"compiled {shutil.copy(module, BUILT)}")
+
+
+if __name__ == "__main__":
+    compile_driver_module()
