@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -15,8 +15,9 @@ from fastapi.middleware.cors import CORSMiddleware
 from griffin.errors import GriffinError
 from server import errors
 from server.intake import IGNORED_HEADER
-from server.middleware import REQUEST_ID, Admission, Authentication, BodyLimit, RequestLog
-from server.routes import chat, completions, models, operations, tokenization
+from server.middleware import OPERATIONS, REQUEST_ID, Admission, Authentication, BodyLimit, RequestLog
+from server.routes import chat, completions, experts, models, operations, tokenization
+from server.routes.page import PageRoutes
 from server.service import Loaded, Service, load
 from server.settings import Settings, comma_separated
 
@@ -82,20 +83,24 @@ def create_app(
     )
     app.state.service = Service(settings)
     errors.install(app)
-    for group in (completions, chat, models, tokenization, operations):
+    for group in (completions, chat, models, experts, tokenization, operations):
         app.include_router(group.router)
-    _guard(app, settings)
+    page = PageRoutes() if settings.page else None
+    if page is not None:
+        app.include_router(page.router)
+    _guard(app, settings, page.paths if page is not None else ())
     app.openapi = partial(_openapi, app.openapi)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
-def _guard(app: FastAPI, settings: Settings) -> None:
+def _guard(app: FastAPI, settings: Settings, page_paths: Sequence[str]) -> None:
     """From the innermost to the outermost: each is added around those before."""
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout)
     app.add_middleware(Admission)
     if settings.api_keys is not None:
         keys = comma_separated(settings.api_keys.get_secret_value())
-        app.add_middleware(Authentication, keys=keys, open_operations=settings.open_operations)
+        open_paths = (*page_paths, *(OPERATIONS if settings.open_operations else ()))
+        app.add_middleware(Authentication, keys=keys, open_paths=open_paths)
     app.add_middleware(errors.Faults)
     if settings.cors_origins:
         app.add_middleware(

@@ -55,17 +55,22 @@ class RequestLog:
                 await self._app(scope, receive, named)
             finally:
                 path = scope["path"]
-                level = logging.DEBUG if path in OPERATIONS and status < 400 else logging.INFO
+                level = logging.DEBUG if _routine(path) and status < 400 else logging.INFO
                 ms = round((time.monotonic() - started) * 1e3, 3)
                 line = {"method": scope["method"], "path": path[:200], "status": status, "ms": ms, **fields}
                 logger.log(level, "request", extra={key: value for key, value in line.items() if value is not None})
 
 
-class Authentication:
-    """Requires one of the keys as a bearer token. Operations may stay open for probes and Prometheus."""
+def _routine(path: str) -> bool:
+    """Probes, and the files of the page: nothing that a log should be full of."""
+    return path in OPERATIONS or path == "/" or path.startswith("/page/")
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], open_operations: bool) -> None:
-        self._app, self._open = app, OPERATIONS if open_operations else ()
+
+class Authentication:
+    """Requires one of the keys as a bearer token. Some paths may stay open: for probes, Prometheus, browsers."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Sequence[str]) -> None:
+        self._app, self._open = app, frozenset(open_paths)
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

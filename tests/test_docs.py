@@ -5,18 +5,32 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from transformers import AutoModelForCausalLM
 
+from griffin import Accounting
+from griffin.experiments.shapes import shape_config
 from griffin.families import FAMILIES
 from griffin.selection import SELECTIONS
 from griffin.statistic import STATISTICS
 from server.app import create_app
+from server.metrics import Metrics
 from server.settings import Settings
 from tests.clients.versions import TESTED
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+OPERATING = (ROOT / "docs/operating.md").read_text()
+API = (ROOT / "docs/api.md").read_text()
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "deploy").rglob("*.md"),
+]
 
 
 def test_the_tree_is_the_real_tree() -> None:
@@ -44,7 +58,7 @@ def test_the_tree_is_the_real_tree() -> None:
 
 def test_the_settings_table_is_the_settings() -> None:
     """Flag, variable, default and meaning of each, in order."""
-    rows = re.findall(r"^\| `(--\S+)` \| `(\S+)` \| (.*?) ?\| (.*) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `(--\S+)` \| `(\S+)` \| (.*?) ?\| (.*) \|$", OPERATING, re.MULTILINE)
     expected = [
         (
             f"--{name.replace('_', '-')}",
@@ -58,11 +72,39 @@ def test_the_settings_table_is_the_settings() -> None:
     assert rows == expected
 
 
+def test_the_metrics_table_has_every_metric() -> None:
+    """By the names that Prometheus sees."""
+    table = OPERATING.split("## Metrics and dashboards")[1].split("##")[0]
+    found = Metrics().registry.collect()
+    names = [f"{m.name}_total" if m.type == "counter" else m.name for m in found if m.name.startswith("griffin")]
+
+    assert sorted(re.findall(r"`(griffin_\w+)`", table.replace("against `griffin_model_parameters`", ""))) == sorted(
+        names
+    )
+
+
+@pytest.mark.parametrize("shape", ["smollm2-135m", "llama-3-8b", "llama-2-13b"])
+def test_the_memory_table_is_what_the_shapes_need(shape: str) -> None:
+    """In decimal units, in bfloat16."""
+    config = shape_config(shape)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    accounting, context = Accounting.of(model), config.max_position_embeddings
+    token = accounting.kv_bytes * accounting.layers
+    chunk = Settings().prefill_chunk * token + accounting.neurons * 4
+    cells = (
+        f"{accounting.total * 2 / 1e9:.2f} GB | {token // 1000} kB | {token * context / 1e9:.2f} GB at {context} | "
+        f"{chunk / 1e6:.1f} MB | {accounting.feed_forward * 2 * 0.5 / 1e9:.2f} GB"
+    )
+
+    assert f"| {shape} | {cells} |" in OPERATING
+
+
 def test_every_endpoint_is_documented() -> None:
     """Those that the app has, and no others."""
     paths = create_app(Settings()).openapi()["paths"]
 
-    assert set(re.findall(r"`(?:GET|POST) (/\S+)`", README)) == set(paths)
+    assert set(re.findall(r"`(?:GET|POST) (/\S+)`", API)) - {"/"} == set(paths)
 
 
 def test_the_client_table_is_what_was_tested() -> None:
@@ -78,20 +120,20 @@ def test_supported_types_and_choices_are_named() -> None:
     supported = README.split("Supported model types: ")[1].split("\n\n")[0]
 
     assert all(re.search(rf"\b{name}\b", supported) for name in FAMILIES)
-    assert all(f"`{name}`" in README for name in (*SELECTIONS, *STATISTICS))
+    assert all(f"`{name}`" in API for name in (*SELECTIONS, *STATISTICS))
 
 
 def test_make_targets_exist() -> None:
-    """Every make command in the README is one."""
+    """Every make command in a document is one."""
     makefile = (ROOT / "Makefile").read_text()
+    text = "".join(document.read_text() for document in DOCUMENTS)
 
-    assert all(f"\n{target}:" in makefile for target in re.findall(r"(?:`|\$ )make (\w+)", README))
+    assert all(f"\n{target}:" in makefile for target in re.findall(r"(?:`|\$ )make (\w+)", text))
 
 
 def test_links_lead_somewhere() -> None:
     """Files that documents link to, and pictures that they show, are there; and so are headings they jump to."""
-    documents = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
-    for document in documents:
+    for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
             path, _, heading = target.partition("#")
             if target.startswith(("http://", "https://")):

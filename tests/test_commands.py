@@ -1,0 +1,137 @@
+"""Every command in the documents is run: here, by the test that is named here, or it says what it needs."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.server.process import running
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*.md")])
+ADDRESS = "http://127.0.0.1:8000"
+# What no test machine has, as the command's own comment says.
+NEEDS = re.compile(r"# needs (?:a GPU|a cluster|Docker)")
+# By the beginning of a command: who runs it, or its like with a small model.
+ELSEWHERE = {
+    "make test": ".ci/run",
+    "serve run deploy.ray.app:application": "tests/deploy/test_ray.py",
+    "lm-eval run": "tests/clients/test_lm_eval.py",
+    "python -m griffin.experiments report": "tests/griffin/experiments/test_report.py",
+    "python -m griffin.experiments tune": "tests/griffin/experiments/test_tune.py",
+    "pip install -c deploy/constraints.txt": "Makefile",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    document: Path
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document.relative_to(ROOT)}: {' '.join(self.text.split())[:60]}"
+
+    @property
+    def run_elsewhere(self) -> str | None:
+        return next((where for start, where in ELSEWHERE.items() if self.text.startswith(start)), None)
+
+
+def complete(text: str) -> bool:
+    """Whether a shell would not wait for another line."""
+    try:
+        shlex.split(text, comments=True)
+    except ValueError:
+        return False
+    return not text.endswith("\\")
+
+
+def commands(document: Path) -> Iterator[Command]:
+    """Of its console blocks; other lines there are output."""
+    for block in re.findall(r"```console\n(.*?)```", document.read_text(), re.DOTALL):
+        text = ""
+        for line in block.splitlines():
+            if text:
+                text += f"\n{line}"
+            elif line.startswith("$ "):
+                text = line.removeprefix("$ ")
+            if text and complete(text):
+                yield Command(document, text)
+                text = ""
+        assert not text, f"{document}: {text}"
+
+
+def blocks(document: Path) -> list[str]:
+    """Its Python programs."""
+    return re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+
+
+ALL = [command for document in DOCUMENTS for command in commands(document)]
+HERE = [command for command in ALL if not NEEDS.search(command.text) and not command.run_elsewhere]
+SERVES = [command for command in HERE if command.text.startswith("make serve")]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running() as server:
+        yield server.url
+
+
+def run(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """By a shell, in a folder of its own, with this environment's programs first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        ["bash", "-ec", text], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_commands_were_found() -> None:
+    """And those that others run, they run."""
+    assert len(HERE) > 4
+    for start, where in ELSEWHERE.items():
+        program = start.split()[-1]
+        assert any(command.text.startswith(start) for command in ALL), f"nobody mentions {start} any more"
+        assert program in (ROOT / where).read_text()
+
+
+@pytest.mark.parametrize("command", [command for command in HERE if command not in SERVES], ids=str)
+def test_it_works(command: Command, url: str, tmp_path: Path) -> None:
+    """As it stands, but for the port."""
+    done = run(command.text.replace(ADDRESS, url), tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"error"' not in done.stdout
+
+
+def test_make_serve_serves() -> None:
+    """Of the README's two commands the first; the second is what runs this."""
+    assert SERVES
+    command = ["make", "serve", f"VENV={sys.prefix}", "ARGS=--port 0"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        try:
+            assert any(line.startswith("curl ") for line in process.stderr)
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if ADDRESS in "".join(blocks(d))], ids=lambda d: str(d.relative_to(ROOT))
+)
+def test_programs_in_python_work(document: Path, url: str, tmp_path: Path) -> None:
+    """Those that talk to a server."""
+    for number, block in enumerate(blocks(document)):
+        if ADDRESS in block:
+            file = tmp_path / f"{number}.py"
+            file.write_text(block.replace(ADDRESS, url))
+            done = run(f"python {file}", tmp_path)
+
+            assert done.returncode == 0, done.stderr
+            assert "parameters a token" in done.stdout
