@@ -71,7 +71,9 @@ USER 0
 RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=bind,source=deploy/constraints.txt,target=/constraints.txt \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
-    pip install --no-cache-dir -c /constraints.txt griffin-server[ray]
+    pip install --no-cache-dir -c /constraints.txt 'ray[serve]'
+# For login shells, by which older operators start it: Debian's profile sets another PATH.
+RUN echo 'export PATH=/opt/venv/bin:$PATH' > /etc/profile.d/griffin.sh
 COPY deploy/ray deploy/ray
 ENV PYTHONPATH=/opt/griffin:/app
 HEALTHCHECK NONE

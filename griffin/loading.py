@@ -124,6 +124,11 @@ def parse_device(name: str) -> torch.device:
     Raises:
         LoadError: no such device.
     """
+    if name == "auto" and torch.version.cuda and not torch.cuda.is_available():
+        logger.warning(
+            "torch is built for CUDA %s and sees no GPU: the CPU it is. If there is one, its driver may be too old",
+            torch.version.cuda,
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -238,7 +238,10 @@ class Chosen:
     def selection(self) -> Selection:
         seconds = self.timer.seconds()
         expert_set = hashlib.sha256(self._on_host.numpy().tobytes()).hexdigest()[:16]
-        return Selection(self._on_host.shape[1], seconds, expert_set, self._prompt_tokens, self._on_host)
+        # Not the copy itself: from CUDA that is page-locked memory, and selections are kept for a while.
+        return Selection(
+            self._on_host.shape[1], seconds, expert_set, self._prompt_tokens, experts_Lk=self._on_host.clone()
+        )
 
 
 class _Timer:

@@ -32,7 +32,9 @@ def jobs(
         chat: texts become messages.
     """
     for number in count():
-        prompt, first = prompts[number % len(prompts)], number % len(sparsities)
+        again, which = divmod(number, len(prompts))
+        # Another one for the same prompt, too, when it comes again.
+        prompt, first = prompts[which], (which + again) % len(sparsities)
         for sparsity in (*sparsities[first:], *sparsities[:first]):
             mine = tagged(prompt, tags.next()) if tags else prompt
             body = {**template, **_prompt_fields(mine, chat)}

@@ -68,6 +68,8 @@ def json_object(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(f"'{text}' is not an object such as {{\"top_p\": 0.9}}")
     if taken := sorted({"prompt", "messages", "stream", "sparsity"}.intersection(value)):
         raise argparse.ArgumentTypeError(f"'{taken[0]}' has a flag of its own; see --help")
+    if several := [name for name in ("n", "best_of") if value.get(name) not in (None, 1)]:
+        raise argparse.ArgumentTypeError(f"'{several[0]}': one answer is measured for each request")
     return value
 
 

@@ -26,23 +26,27 @@ async def open_loop(due_s: Iterable[float], jobs: Iterator[Job], send: Send, now
 
 
 async def closed_loop(
-    users: int, jobs: Iterator[Job], send: Send, now: Clock, until_s: float | None, stop: asyncio.Event
+    users: int, jobs: Iterator[Job], send: Send, now: Clock, until_s: float, stop: asyncio.Event
 ) -> None:
     """Each user sends when the answer to the last request has ended, until there are no more jobs or time is up."""
 
     async def user() -> None:
-        while until_s is None or now() < until_s:
+        while (start := now()) < until_s:
             job = next(jobs, None)
             if job is None:
                 return
-            await send(job, now())
+            await send(job, start)
 
     await _all_ended({asyncio.create_task(user()) for _ in range(users)}, stop)
 
 
 async def _stopped_before(seconds: float, stop: asyncio.Event) -> bool:
+    if seconds <= 0:
+        # Behind the schedule: what is due starts, and so does whoever is to hear of a stop.
+        await asyncio.sleep(0)
+        return stop.is_set()
     try:
-        await asyncio.wait_for(stop.wait(), max(0.0, seconds))
+        await asyncio.wait_for(stop.wait(), seconds)
     except TimeoutError:
         return False
     return True

@@ -40,7 +40,7 @@ class Plot:
 def missing() -> str | None:
     """Why there can be no plots, or None."""
     if importlib.util.find_spec("matplotlib") is None:
-        return "plots need matplotlib; run: pip install 'griffin-server[experiments]'"
+        return "plots need matplotlib; run: pip install matplotlib"
     return None
 
 

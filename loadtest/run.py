@@ -1,6 +1,7 @@
 """Run: from options to samples."""
 
 import asyncio
+import math
 import secrets
 import signal
 import time
@@ -60,7 +61,8 @@ async def run(options: Options) -> Run:
     headers = {"Accept-Encoding": "identity"}
     if options.api_key:
         headers["Authorization"] = f"Bearer {options.api_key}"
-    async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers) as http:
+    # No proxy that the environment names: it would be measured too.
+    async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers, trust_env=False) as http:
         target = await find(http, options.url, options.endpoint, options.model)
         nonce = None if options.shared_prefix else secrets.randbits(64)
         tags = None if nonce is None else Tags(nonce)
@@ -86,7 +88,7 @@ async def _load(client: Client, options: Options, work: Iterator[Job], stop: asy
         await client.send(job.body, job.sparsity, due_s)
 
     if options.rate is None:
-        await closed_loop(options.concurrency or 1, work, send, client.now, options.duration_s, stop)
+        await closed_loop(options.concurrency or 1, work, send, client.now, options.duration_s or math.inf, stop)
         return
     due_s: Iterator[float] = poisson(options.rate, options.seed)
     if options.requests:

@@ -72,8 +72,9 @@ def serve(settings: Settings) -> int:
 
     def ready(loaded: Loaded) -> None:
         seconds = time.monotonic() - started
-        logger.info("%s is ready, loaded in %.1f s (%s). Try it:\n\n%s\n", loaded.name, seconds, loaded.description,
-                    curl_line(loaded.name, address(server, settings)))  # fmt: skip
+        url = address(server, settings)
+        logger.info("%s is ready, loaded in %.1f s (%s). Try it%s:\n\n%s\n", loaded.name, seconds, loaded.description,
+                    f" in a browser at {url}, or" if settings.page else "", curl_line(loaded.name, url))  # fmt: skip
 
     def failed(reason: str) -> None:
         logger.error("%s", reason)
@@ -111,7 +112,9 @@ def address(server: uvicorn.Server, settings: Settings) -> str:
     for listener in server.servers:
         for bound in listener.sockets:
             port = bound.getsockname()[1]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    # Listening everywhere is no address to go to.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{port}"
 
 

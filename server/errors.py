@@ -4,6 +4,7 @@ ApiError
 ├── InvalidField          400, names the field
 ├── Unauthorized          401, says how to present a key
 ├── ModelNotFound         404
+├── ExpertsNotFound       404
 ├── BodyTimeout           408
 ├── BodyTooLarge          413
 ├── QueueFull             429, with Retry-After
@@ -166,7 +167,7 @@ def reason(error: Exception) -> str:
 STATUSES = {
     400: "a field is wrong; the error names it",
     401: "a key is needed, and none of the server's was sent",
-    404: "another model is served",
+    404: "no such model, or nothing of that name",
     408: "the body took too long to arrive",
     413: "the body is too large",
     429: "the queue is full; see Retry-After",

@@ -25,7 +25,7 @@ OTHER = "other"
 # The values of the other labels that Prometheus is to see before their first event; there may be more.
 FINISHED_REASONS = ("stop", "length")
 PHASES = ("queue", "prefill", "decode")
-FAILURES = ("request_timeout", "internal_error", "out_of_memory", "engine_failed", "server_draining")
+FAILURES = ("request_timeout", "internal_error", "out_of_memory", "engine_failed")
 REJECTIONS = ("queue_full", "model_loading", "server_draining", "engine_failed", "invalid_value", "invalid_api_key")
 
 MODEL = ("model_name",)

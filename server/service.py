@@ -158,7 +158,7 @@ class Service:
     @property
     def idle(self) -> bool:
         """Nothing is being generated and nothing waits."""
-        return self.loaded is None or self.loaded.workers.running + self.loaded.workers.waiting == 0
+        return self.loaded is None or self.loaded.workers.idle
 
     def drain(self) -> None:
         """Refuse what comes; finish what was accepted."""

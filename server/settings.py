@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -142,9 +142,8 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         SettingsInvalid: naming the flag, or the variable, and what is wrong with it.
     """
     try:
-        secrets = SECRETS if SECRETS.is_dir() else None
-        # pydantic-settings' own keywords
-        return Settings(_cli_parse_args=list(arguments), _secrets_dir=secrets)  # type: ignore[call-arg]
+        # pydantic-settings' own keyword
+        return settings_with(_cli_parse_args=list(arguments))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
@@ -154,6 +153,26 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         raise SettingsInvalid(f"{error.filename} cannot be read: {error.strerror}") from None
     except SettingsError as error:
         raise SettingsInvalid(str(error)) from None
+
+
+def settings_with(**values: Any) -> Settings:
+    """Of these, the environment, and files in ``SECRETS``, in this order.
+
+    Raises:
+        ValidationError: by field.
+        SettingsInvalid: a secret is there that cannot be read.
+    """
+    if not SECRETS.is_dir():
+        return Settings(**values)
+    for entry in SECRETS.iterdir():
+        # pydantic-settings would pass over what is no file, or lies elsewhere: a server without keys.
+        if entry.name.lower().startswith(PREFIX.lower()) and not _is_secret(entry):
+            raise SettingsInvalid(f"{entry}: a secret is a file in this folder; was there something to mount?")
+    return Settings(**{"_secrets_dir": SECRETS, **values})
+
+
+def _is_secret(entry: Path) -> bool:
+    return entry.is_file() and entry.resolve().is_relative_to(SECRETS.resolve())
 
 
 def _source(name: str, arguments: Sequence[str]) -> str:

@@ -233,6 +233,12 @@ class Workers:
         with self._changed:
             return self._backlog()
 
+    @property
+    def idle(self) -> bool:
+        """Nothing runs and nothing waits."""
+        with self._changed:
+            return not self._running and not self._waiting
+
     def require_health(self) -> None:
         """
         Raises:

@@ -7,26 +7,33 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
-from tests.server.process import running
+from griffin.experiments.__main__ import command_line
+from tests.server import tiny_checkpoint
+from tests.server.process import START_S, running
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*.md")])
 ADDRESS = "http://127.0.0.1:8000"
 # What no test machine has, as the command's own comment says.
 NEEDS = re.compile(r"# needs (?:a GPU|a cluster|Docker)")
-# By the beginning of a command: who runs it, or its like with a small model.
+# By the beginning of a command: who runs it, or its like with a small model, and in which words.
 ELSEWHERE = {
-    "make test": ".ci/run",
-    "serve run deploy.ray.app:application": "tests/deploy/test_ray.py",
-    "lm-eval run": "tests/clients/test_lm_eval.py",
-    "python -m griffin.experiments report": "tests/griffin/experiments/test_report.py",
-    "python -m griffin.experiments tune": "tests/griffin/experiments/test_tune.py",
-    "pip install -c deploy/constraints.txt": "Makefile",
+    "make test": (".ci/run", "exec make test"),
+    "serve run deploy.ray.app:application": ("tests/deploy/test_ray.py", "documented_arguments"),
+    "lm-eval run": ("tests/clients/test_lm_eval.py", "local-completions"),
+    "python -m griffin.experiments report": ("tests/griffin/experiments/test_report.py", '"report"'),
+    "python -m griffin.experiments tune": ("tests/griffin/experiments/test_tune.py", '"tune"'),
+    "pip install -c deploy/constraints.txt -e '.[experiments]'": ("Makefile", "-c $(CONSTRAINTS) -e '.[experiments]'"),
+    # The extra is in `dev`, too.
+    "pip install -c deploy/constraints.txt -e '.[ray]'": ("Makefile", "-c $(CONSTRAINTS) -e '.[dev]'"),
 }
 
 
@@ -39,8 +46,8 @@ class Command:
         return f"{self.document.relative_to(ROOT)}: {' '.join(self.text.split())[:60]}"
 
     @property
-    def run_elsewhere(self) -> str | None:
-        return next((where for start, where in ELSEWHERE.items() if self.text.startswith(start)), None)
+    def is_run_elsewhere(self) -> bool:
+        return any(self.text.startswith(start) for start in ELSEWHERE)
 
 
 def complete(text: str) -> bool:
@@ -73,13 +80,21 @@ def blocks(document: Path) -> list[str]:
 
 
 ALL = [command for document in DOCUMENTS for command in commands(document)]
-HERE = [command for command in ALL if not NEEDS.search(command.text) and not command.run_elsewhere]
+HERE = [command for command in ALL if not NEEDS.search(command.text) and not command.is_run_elsewhere]
 SERVES = [command for command in HERE if command.text.startswith("make serve")]
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with running() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def quick_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A tiny model, for commands that ask much of a server."""
+    folder = tiny_checkpoint.write(tmp_path_factory.mktemp("tiny"))
+    with running("--model", str(folder), "--dtype", "float32", OMP_NUM_THREADS="1") as server:
         yield server.url
 
 
@@ -95,19 +110,31 @@ def run(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_commands_were_found() -> None:
     """And those that others run, they run."""
     assert len(HERE) > 4
-    for start, where in ELSEWHERE.items():
-        program = start.split()[-1]
+    for start, (where, words) in ELSEWHERE.items():
         assert any(command.text.startswith(start) for command in ALL), f"nobody mentions {start} any more"
-        assert program in (ROOT / where).read_text()
+        assert words in (ROOT / where).read_text(), f"{where} does not run {start} any more"
 
 
 @pytest.mark.parametrize("command", [command for command in HERE if command not in SERVES], ids=str)
-def test_it_works(command: Command, url: str, tmp_path: Path) -> None:
+def test_it_works(command: Command, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """As it stands, but for the port."""
-    done = run(command.text.replace(ADDRESS, url), tmp_path)
+    text = command.text
+    if ADDRESS in text:
+        text = text.replace(ADDRESS, request.getfixturevalue("quick_url" if "loadtest" in text else "url"))
+    done = run(text, tmp_path)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"error"' not in done.stdout
+
+
+def test_the_experiments_that_were_run_can_be_run_again() -> None:
+    """Each took minutes to hours; that its command still means something is what is held here."""
+    text = (ROOT / "docs/experiments.md").read_text()
+    lines = re.findall(r"```sh\npython -m griffin.experiments (.*)\n```", text)
+
+    assert len(lines) > 20
+    for line in lines:
+        assert command_line().parse_args(shlex.split(line)).name == line.split()[0]
 
 
 def test_make_serve_serves() -> None:
@@ -115,11 +142,19 @@ def test_make_serve_serves() -> None:
     assert SERVES
     command = ["make", "serve", f"VENV={sys.prefix}", "ARGS=--port 0"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        end = partial(os.killpg, process.pid, signal.SIGTERM)
+        timer = Timer(START_S, end)
+        timer.start()
+        said: list[str] = []
         assert process.stderr is not None
-        try:
-            assert any(line.startswith("curl ") for line in process.stderr)
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("curl "):
+                break
+        timer.cancel()
+        with suppress(ProcessLookupError):
+            end()
+    assert said[-1].startswith("curl "), "".join(said)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Whether the server in this container answers: exit code 0 when ``/ready`` says yes, 1 otherwise.
 
-It asks as a client would, with the settings that the server itself was started with.
+It asks as a client would, by the port and keys of the server's variables (flags it does not know).
 """
 
 import http.client
@@ -28,7 +28,7 @@ def main() -> int:
 def authorization() -> dict[str, str]:
     """A header with the first API key, which ``/ready`` wants when operations are not open."""
     keys = os.environ.get("GRIFFIN_API_KEYS") or (KEYS_FILE.read_text() if KEYS_FILE.is_file() else "")
-    key = keys.split(",")[0].strip()
+    key = next(filter(None, map(str.strip, keys.split(","))), "")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

@@ -55,8 +55,10 @@ def compile_driver_module() -> None:
 
         CudaUtils()
         BUILT.mkdir(exist_ok=True)
-        for module in Path(folder).glob("*/*.so"):
+        for module in (modules := list(Path(folder).glob("*/*.so"))):
             print(f"compiled {shutil.copy(module, BUILT)}")
+        if not modules:
+            sys.exit("triton compiled nothing where it was expected: its cache has changed")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Arguments are those of ``Scale``, and every setting of the server by its own nam
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import log
-from server.settings import Settings, comma_separated, names_no_key, unknown_variables
+from server.settings import Settings, SettingsInvalid, comma_separated, names_no_key, settings_with, unknown_variables
 
 logger = logging.getLogger("griffin")
 
@@ -72,7 +73,9 @@ def application(arguments: dict[str, Any]) -> Application:
         if name in settings_given:
             raise click.UsageError(f"{name} cannot be an argument: {instead}")
     try:
-        scale, settings = Scale.model_validate(ours), Settings(**settings_given)
+        scale, settings = Scale.model_validate(ours), settings_with(**settings_given)
+    except SettingsInvalid as error:
+        raise click.UsageError(str(error)) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise click.UsageError(
@@ -102,7 +105,8 @@ def application(arguments: dict[str, Any]) -> Application:
 def _gpus(scale: Scale, settings: Settings) -> float:
     if scale.gpus is not None:
         return scale.gpus
-    return 0 if settings.device == "cpu" else 1
+    names = re.split("[,+]", settings.devices) if settings.devices else [settings.device]
+    return 0 if names == ["cpu"] else len(names)
 
 
 @serve.ingress()
@@ -110,7 +114,7 @@ class Replica:
     """One server: a model on its own device, its own queue and its own metrics. The proxies in front are Ray's."""
 
     def __init__(self, settings: Mapping[str, Any], metrics_port: int) -> None:
-        self._settings, self._metrics_port = Settings(**settings), metrics_port
+        self._settings, self._metrics_port = settings_with(**settings), metrics_port
         self._decided = asyncio.Event()
         log.configure(self._settings.log_level, self._settings.log_format)
         if names_no_key(self._settings, ()):

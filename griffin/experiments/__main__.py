@@ -36,13 +36,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"griffin: {message}\n")
 
 
-def main() -> int:
+def command_line() -> argparse.ArgumentParser:
+    """All commands with their flags."""
     parser = _Parser(prog="python -m griffin.experiments", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     for name, command in COMMANDS.items():
         summary = (command.__doc__ or "").strip().splitlines()[0]
         command.add_arguments(commands.add_parser(name, help=summary, description=command.__doc__))
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    arguments = command_line().parse_args()
     logging.basicConfig(format="%(name)s: %(message)s")
     logging.getLogger("griffin").setLevel(logging.INFO)
     try:

@@ -129,7 +129,7 @@ async function picture(prompt) {
   const sets = await Promise.all(panes.map(({ griffin }) => experts(griffin?.expert_set)));
   panes.forEach(({ griffin, flock }, i) => {
     if (running || !griffin) return;
-    if (sets[i] instanceof ApiError) flock.explain(sentence(sets[i]));
+    if (sets[i] instanceof Error) flock.explain(sentence(sets[i]));
     else if (sets[i]) flock.show(sets[i], sets[1 - i]?.kept ? sets[1 - i] : null, prompt);
     else flock.explain(`All ${plural(griffin.neurons_total, "neuron")} were used.`);
   });

@@ -178,9 +178,9 @@ class Meter {
     return this.#first - this.#sent;
   }
 
-  /** Tokens per second after the first; null before there are two. */
+  /** Tokens per second after the first; null before there are two, of which a coarse clock can tell the times apart. */
   get rate() {
-    return this.tokens > 1 ? ((this.tokens - 1) * 1000) / (this.#last - this.#first) : null;
+    return this.#last > this.#first ? ((this.tokens - 1) * 1000) / (this.#last - this.#first) : null;
   }
 }
 

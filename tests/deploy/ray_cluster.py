@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -24,6 +25,9 @@ START_S, STOP_S, CONDITION_S = 240, 30, 120
 REPLICA = "x-griffin-replica"
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Said here, or Ray takes from the home directory whether there is a token.
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
     # Nothing runs any more when the node is told to go.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -105,12 +109,17 @@ class RayCluster:
         """Each replica's own exposition, by the id of its process."""
         found = {}
         for process in self._replica_processes():
+            listeners = []
             # One may be on its way out.
-            with suppress(psutil.Error, httpx.TransportError):
-                for listener in process.net_connections("tcp"):
-                    port, address = listener.laddr.port, listener.laddr.ip
-                    if listener.status == psutil.CONN_LISTEN and port in self._metrics_ports():
-                        found[process.pid] = httpx.get(f"http://{address}:{port}/metrics").text
+            with suppress(psutil.Error):
+                listeners = [c.laddr for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+            for address, port in listeners:
+                # Among them may be one of Ray's own, that speaks another language.
+                with suppress(httpx.TransportError):
+                    if port in self._metrics_ports():
+                        text = httpx.get(f"http://{address}:{port}/metrics").text
+                        if "griffin_ready" in text:
+                            found[process.pid] = text
         return found
 
     def total(self, metric: str) -> float:

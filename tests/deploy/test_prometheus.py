@@ -247,7 +247,10 @@ def test_quantiles_are_those_of_the_load_test(observed: Observed) -> None:
     prometheus, load, start, end = observed.prometheus, observed.load, observed.started, observed.quiet
     for sparsity, (name, (metric, _)) in itertools.product(SPARSITIES, LATENCIES.items()):
         (counted,) = prometheus.now(f'{metric}_count{{sparsity="{label(sparsity)}"}}', end)
-        assert float(counted["value"][1]) == load[sparsity][name]["count"]
+        row = load[sparsity]
+        # Of some tokens nothing is to be seen, and so no chunk: half a character, a special token.
+        expected = row["tokens"] - row["answered"] if name == "itl_ms" else row[name]["count"]
+        assert float(counted["value"][1]) == expected
 
     found = disagreements(prometheus, load, end - start, end)
     for _ in range(2):

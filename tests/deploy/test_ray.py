@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.deploy.ray_cluster import REPLICA, RayCluster, free_port, running, value, wait_until
+from tests.deploy.ray_cluster import REPLICA, ROOT, RayCluster, free_port, running, value, wait_until
 from tests.server import tiny_checkpoint
 
+SCALING = ROOT / "docs/scaling.md"
 # Requests that one replica holds: running, and waiting as serve.yaml has it.
 HELD = 2
 QUEUED = 8
@@ -77,15 +81,16 @@ def test_metrics_are_each_replicas_own(cluster: RayCluster) -> None:
 
 def test_a_stream_arrives_token_by_token(cluster: RayCluster) -> None:
     """The proxy holds nothing back: the first chunk is read while the answer is still being made."""
-    with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body(LONG, stream=True), timeout=120) as answer:
+    with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body(ENDLESS, stream=True), timeout=120) as answer:
         lines = answer.iter_lines()
         first = next(lines)
         assert running_requests(cluster) == 1
-        rest = [line for line in lines if line]
+    with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body(LONG, stream=True), timeout=120) as answer:
+        whole = [line for line in answer.iter_lines() if line]
 
     assert first.startswith("data: {")
-    assert rest[-1] == "data: [DONE]"
-    assert len(rest) > LONG / 2
+    assert whole[-1] == "data: [DONE]"
+    assert len(whole) > LONG / 2
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -104,7 +109,7 @@ def test_a_client_that_leaves_ends_its_request(cluster: RayCluster, stream: bool
                 client.send(request)
 
     wait_until(lambda: running_requests(cluster) == 0, "no worker is busy")
-    assert cluster.total("griffin_client_disconnects_total") == left + 1
+    wait_until(lambda: cluster.total("griffin_client_disconnects_total") == left + 1, "it is counted")
 
 
 def test_what_does_not_fit_is_refused_at_once(cluster: RayCluster) -> None:
@@ -169,3 +174,44 @@ def test_nothing_is_lost_when_a_replica_goes_as_planned(cluster: RayCluster) -> 
 
     assert [answer.result() for answer in answers] == [{200}] * 4
     assert len(cluster.replicas()) == 1
+
+
+BUILD = """
+import json, sys
+import click
+from deploy.ray.app import application
+
+for arguments in json.loads(sys.argv[1]):
+    try:
+        application(arguments)
+        print("built")
+    except click.UsageError as error:
+        print(error.message)
+"""
+
+
+def documented_arguments() -> dict[str, str]:
+    """Of the command in docs/scaling.md, as ``serve run`` hands them over."""
+    (line,) = re.findall(r"^\$ serve run deploy.ray.app:application (.*)$", SCALING.read_text(), re.MULTILINE)
+    return dict(argument.split("=") for argument in line.split())
+
+
+def test_arguments() -> None:
+    """Those that are documented build an application; each that is wrong is named, with what to do."""
+    given = [
+        documented_arguments(),
+        {"api_keys": "secret"},
+        {"port": "9000"},
+        {"sparsty": "0.5"},
+        {"min_replicas": "3", "max_replicas": "2"},
+    ]
+    # In a process of its own: Ray's imports warn, and warnings are errors here.
+    command = [sys.executable, "-W", "ignore", "-c", BUILD, json.dumps(given)]
+    outcomes = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    assert outcomes[0] == "built"
+    assert "GRIFFIN_API_KEYS" in outcomes[1]
+    assert "secret" not in outcomes[1]
+    assert "http_options.port" in outcomes[2]
+    assert outcomes[3].startswith("sparsty:")
+    assert outcomes[4].startswith("max_replicas: 2 is less than min_replicas")

@@ -54,6 +54,7 @@ def test_the_key_is_not_recorded(tmp_path: Path) -> None:
         ("--body [1]", "--body: '[1]' is not an object"),
         ("--body {", "--body: '{' is not JSON"),
         ('--body {"stream":true}', "--body: 'stream' has a flag of its own"),
+        ('--body {"n":2}', "--body: 'n': one answer is measured for each request"),
         ('--body {"seed":NaN}', "--body"),
         ("--api-key schl\u00fcssel", "--api-key: the key is not one line of ASCII"),
         ("--url host:8000", "--url: 'host:8000' is not an address"),
@@ -90,4 +91,4 @@ def test_a_page_without_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     with pytest.raises(SystemExit):
         parse(["--html", "a.html"])
 
-    assert "pip install 'griffin-server[experiments]'" in capsys.readouterr().err
+    assert "pip install matplotlib" in capsys.readouterr().err

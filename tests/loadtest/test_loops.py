@@ -9,6 +9,8 @@ import pytest
 from loadtest.arguments import Options, parse
 from loadtest.client import Client
 from loadtest.errors import LoadTestError
+from loadtest.jobs import Job, jobs
+from loadtest.load import open_loop
 from loadtest.progress import Progress
 from loadtest.record import record
 from loadtest.run import Run, run
@@ -169,3 +171,23 @@ def test_nothing_is_sent_early() -> None:
     assert all(sample.sent_s >= sample.due_s for sample in found.samples)
     assert time.monotonic() - began >= found.samples[-1].due_s
     assert found.samples[-1].due_s > 0
+
+
+def test_a_stop_is_heard_behind_the_schedule() -> None:
+    """A client that cannot keep up is told to stop all the same: little of what is overdue is still sent."""
+    sent = 0
+
+    async def send(job: Job, due_s: float) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 100:
+            stop.set()
+
+    async def overdue() -> None:
+        work = jobs({}, {}, ["a"], [None], None, chat=False)
+        await open_loop([0.0] * 5_000, work, send, lambda: 1.0, stop)
+
+    stop = asyncio.Event()
+    asyncio.run(overdue())
+
+    assert 100 <= sent < 200

@@ -1,6 +1,7 @@
 """What is sent and when: arrivals, prompts, bodies."""
 
 import asyncio
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -28,9 +29,21 @@ def test_sparsities_take_turns() -> None:
     work = list(islice(jobs({"max_tokens": 1}, {}, ["a", "b"], [0.0, 0.5], None, chat=False), 6))
 
     assert [(job.sparsity, job.body["prompt"]) for job in work] == [
-        (0.0, "a"), (0.5, "a"), (0.5, "b"), (0.0, "b"), (0.0, "a"), (0.5, "a"),
+        (0.0, "a"), (0.5, "a"), (0.5, "b"), (0.0, "b"), (0.5, "a"), (0.0, "a"),
     ]  # fmt: skip
     assert all(job.body["sparsity"] == job.sparsity for job in work)
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("sparsities", [[0.0, 0.5], [0.0, 0.25, 0.5]])
+def test_each_prompt_is_opened_by_each_sparsity(prompts: int, sparsities: list[float | None]) -> None:
+    """As often as by any other: who answers first may find the machine in another state."""
+    rounds, width = prompts * len(sparsities), len(sparsities)
+    work = list(islice(jobs({}, {}, [str(n) for n in range(prompts)], sparsities, None, chat=False), rounds * width))
+    openings = Counter((job.body["prompt"], job.sparsity) for job in work[::width])
+
+    assert set(openings.values()) == {1}
+    assert len(openings) == prompts * width
 
 
 def test_prompts_begin_with_numbers_of_their_own() -> None:

@@ -43,6 +43,36 @@ def test_a_secret_is_read_from_its_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
         read_settings([])
 
 
+@pytest.mark.parametrize("kind", ["folder", "link elsewhere", "nothing"])
+def test_a_secret_that_is_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
+    """Docker makes a folder of a file that is not there; that must not be a server without keys."""
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    monkeypatch.setattr(module, "SECRETS", secrets)
+    entry = secrets / "griffin_api_keys"
+    if kind == "folder":
+        entry.mkdir()
+    else:
+        entry.symlink_to(tmp_path / "key")
+        if kind == "link elsewhere":
+            (tmp_path / "key").write_text("key")
+
+    with pytest.raises(SettingsInvalid, match="griffin_api_keys: a secret is a file"):
+        read_settings([])
+
+
+def test_a_secret_may_be_a_link_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As Kubernetes mounts them."""
+    monkeypatch.setattr(module, "SECRETS", tmp_path)
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data/griffin_api_keys").write_text("key")
+    (tmp_path / "griffin_api_keys").symlink_to("..data/griffin_api_keys")
+    keys = read_settings([]).api_keys
+
+    assert keys is not None
+    assert keys.get_secret_value() == "key"
+
+
 def test_an_empty_variable_is_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A compose file sets variables to nothing when the user has set none."""
     monkeypatch.setenv("GRIFFIN_CACHE_DIR", "")
