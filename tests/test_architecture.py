@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("griffin", "server", "loadtest")
 GRIFFIN_LEAVES = ("errors", "selection", "sampling", "kernels", "prefixes", "cache", "precision")
-SERVER_LEAVES = ("settings", "metrics", "text", "log")
+SERVER_LEAVES = ("settings", "metrics", "text", "log", "experts")
 
 
 def modules(package: str) -> dict[str, ast.Module]:
