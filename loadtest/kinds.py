@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,8 +33,13 @@ sparsity = partial(_number, kind=float, accepted=lambda value: 0 <= value < 1, w
 
 def url(text: str) -> str:
     """Without the slash or /v1 that people copy along."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(text)
+        # Asking for it checks it.
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
         raise argparse.ArgumentTypeError(f"'{text}' is not an address such as http://127.0.0.1:8000")
     if parts.username or parts.password:
         raise argparse.ArgumentTypeError("the address holds a name or password; use --api-key-file")
@@ -60,8 +66,8 @@ def bearer(text: str) -> str:
 def json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"'{text[:200]}' is not JSON: {error}") from None
     if not sendable(value):
         raise argparse.ArgumentTypeError(f"'{text}' holds a value that JSON has no form for")
     if not isinstance(value, dict):
@@ -86,4 +92,7 @@ def file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"'{text}' is a directory")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no directory '{path.parent}'")
+    # Now, and not when the load is over.
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to '{path.parent}'")
     return path

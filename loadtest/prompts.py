@@ -133,7 +133,7 @@ def require_endpoint(prompts: Sequence[Prompt], endpoint: str) -> None:
 def _from_json(where: str, line: str) -> Prompt:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
         raise LoadTestError(f'{where}: write an object with either "prompt" or "messages"')
@@ -146,6 +146,8 @@ def _from_json(where: str, line: str) -> Prompt:
     messages = record["messages"]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise LoadTestError(f'{where}: "messages" is not a list of objects')
+    if not all(isinstance(message.get("content"), str | list | None) for message in messages):
+        raise LoadTestError(f'{where}: the "content" of a message is a text, a list of parts, or null')
     # As logs of conversations have it: the last answer is what is asked for.
     if messages and messages[-1].get("role") == "assistant":
         messages = messages[:-1]

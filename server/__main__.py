@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from socket import socket
+from types import FrameType
 from typing import NoReturn
 
 import uvicorn
@@ -38,17 +39,28 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+        self._draining_on: asyncio.AbstractEventLoop | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins a drain, the second ends it at once, with an error for whoever still waits."""
+        if self._draining_on is None or self._service.closed:
+            super().handle_exit(sig, frame)
+        else:
+            # Not here: a signal may find the locks taken that this needs.
+            self._draining_on.call_soon_threadsafe(self._service.close)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         service, timeout_s = self._service, self._service.settings.drain_timeout
         service.drain()
-        asyncio.get_running_loop().call_later(timeout_s, service.close)
+        self._draining_on = asyncio.get_running_loop()
+        self._draining_on.call_later(timeout_s, service.close)
         # Until then it still listens: a balancer reads from /ready that it is to go elsewhere, Prometheus how far the
         # drain is, and a request that comes all the same is told to come again.
-        while not (service.idle or self.force_exit) and service.draining_s < timeout_s:
+        while not (service.idle or service.closed or self.force_exit):
             await asyncio.sleep(POLL_S)
         # For answers on their way to a slow reader.
-        self.config.timeout_graceful_shutdown = math.ceil(max(0.0, timeout_s - service.draining_s)) + ANSWER_S
+        left_s = 0.0 if service.closed else max(0.0, timeout_s - service.draining_s)
+        self.config.timeout_graceful_shutdown = math.ceil(left_s) + ANSWER_S
         await super().shutdown(sockets)
 
 
@@ -74,7 +86,8 @@ def serve(settings: Settings) -> int:
         seconds = time.monotonic() - started
         url = address(server, settings)
         logger.info("%s is ready, loaded in %.1f s (%s). Try it%s:\n\n%s\n", loaded.name, seconds, loaded.description,
-                    f" in a browser at {url}, or" if settings.page else "", curl_line(loaded.name, url))  # fmt: skip
+                    f" in a browser at {url}, or" if settings.page else "",
+                    curl_line(loaded.name, url, settings.api_keys is not None))  # fmt: skip
 
     def failed(reason: str) -> None:
         logger.error("%s", reason)
@@ -118,9 +131,11 @@ def address(server: uvicorn.Server, settings: Settings) -> str:
     return f"http://{host}:{port}"
 
 
-def curl_line(model: str, url: str) -> str:
+def curl_line(model: str, url: str, keyed: bool) -> str:
+    """``keyed``: a key is wanted, of which only the place is shown."""
     body = {"model": model, "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "sparsity": 0.25}
-    return f"curl {url}/v1/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    key = " -H 'Authorization: Bearer KEY'" if keyed else ""
+    return f"curl {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
 
 
 def leave(code: int) -> NoReturn:

@@ -79,6 +79,8 @@ class Service:
         self.loaded: ServedModel | None = None
         self.failure: str | None = None
         self._drains_since: float | None = None
+        # Whether what was not finished has been given up.
+        self.closed = False
         self.metrics.ready.set_function(self._is_ready)
         self.metrics.draining.set_function(lambda: self.draining_s)
         self.metrics.drain_timeout.set(settings.drain_timeout)
@@ -101,14 +103,22 @@ class Service:
         )
 
     def model(self) -> ServedModel:
-        """The model that is served.
+        """The model that takes requests.
 
         Raises:
-            ServerDraining: no model is, from here on.
+            ServerDraining: none does, from here on.
             ModelLoading: it is not there yet.
         """
         if self.draining:
             raise ServerDraining()
+        return self.known()
+
+    def known(self) -> ServedModel:
+        """The model, also for those who ask about what it did while it was still taking requests.
+
+        Raises:
+            ModelLoading: it is not there yet.
+        """
         if self.loaded is None:
             raise ModelLoading("the model is still loading; try again in a few seconds", LOADING_RETRY_S)
         return self.loaded
@@ -168,6 +178,7 @@ class Service:
 
     def close(self) -> None:
         """Give up what is not finished."""
+        self.closed = True
         if self.loaded is not None:
             self.loaded.workers.close()
 

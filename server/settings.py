@@ -125,14 +125,20 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _some_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        keys = comma_separated(value.get_secret_value())
         # An empty list would lock everyone out, or nobody; neither can be meant.
-        if value is not None and not comma_separated(value.get_secret_value()):
+        if not keys:
             raise ValueError("names no key")
+        if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+            raise ValueError("a key may hold ASCII letters, digits and signs only, or no header can carry it")
         return value
 
 
 def comma_separated(value: str) -> list[str]:
-    return [part for part in map(str.strip, value.split(",")) if part]
+    """Parts between commas or line ends, as in a file."""
+    return [part for part in map(str.strip, value.replace("\n", ",").split(",")) if part]
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:
@@ -148,7 +154,8 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
         message = first["msg"].removeprefix("Value error, ")
-        raise SettingsInvalid(f"{_source(name, arguments)}: {message} (got {first['input']!r})") from None
+        got = "" if name == "api_keys" else f" (got {first['input']!r})"
+        raise SettingsInvalid(f"{_source(name, arguments)}: {message}{got}") from None
     except OSError as error:
         raise SettingsInvalid(f"{error.filename} cannot be read: {error.strerror}") from None
     except SettingsError as error:
@@ -164,15 +171,21 @@ def settings_with(**values: Any) -> Settings:
     """
     if not SECRETS.is_dir():
         return Settings(**values)
-    for entry in SECRETS.iterdir():
+    for entry in _secrets():
         # pydantic-settings would pass over what is no file, or lies elsewhere: a server without keys.
-        if entry.name.lower().startswith(PREFIX.lower()) and not _is_secret(entry):
+        if not (entry.is_file() and entry.resolve().is_relative_to(SECRETS.resolve())):
             raise SettingsInvalid(f"{entry}: a secret is a file in this folder; was there something to mount?")
+        try:
+            entry.read_text()
+        except UnicodeDecodeError:
+            raise SettingsInvalid(f"{entry}: is not text (UTF-8)") from None
     return Settings(**{"_secrets_dir": SECRETS, **values})
 
 
-def _is_secret(entry: Path) -> bool:
-    return entry.is_file() and entry.resolve().is_relative_to(SECRETS.resolve())
+def _secrets() -> list[Path]:
+    """Files, and whatever else is there, that are named like settings."""
+    entries = SECRETS.iterdir() if SECRETS.is_dir() else ()
+    return [entry for entry in entries if entry.name.lower().startswith(PREFIX.lower())]
 
 
 def _source(name: str, arguments: Sequence[str]) -> str:
@@ -192,6 +205,7 @@ def names_no_key(settings: Settings, arguments: Sequence[str]) -> bool:
 
 
 def unknown_variables() -> list[str]:
-    """Environment variables that look like settings and are none."""
+    """Environment variables, and secrets by their path, that look like settings and are none."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    variables = [name for name in os.environ if name.startswith(PREFIX) and name not in known]
+    return sorted(variables + [str(entry) for entry in _secrets() if entry.name.upper() not in known])

@@ -62,12 +62,16 @@ export class Api {
   }
 
   async #fetch(path, options) {
+    if (!/^[\x21-\x7e]*$/.test(this.key)) {
+      throw new ApiError("the API key holds a character that no key has", 401, "invalid_api_key");
+    }
     const headers = { ...options.headers, ...(this.key && { Authorization: `Bearer ${this.key}` }) };
     const response = await fetch(path, { ...options, headers }).catch(lost("the server cannot be reached"));
     if (response.ok) return response;
     const error = (await response.json().catch(() => null))?.error;
     const retryAfter = Number(response.headers.get("retry-after")) || null;
-    throw new ApiError(error?.message ?? `status ${response.status}`, response.status, error?.code, retryAfter);
+    const message = response.status === 401 && this.key ? "this server does not know this API key" : error?.message;
+    throw new ApiError(message ?? `status ${response.status}`, response.status, error?.code, retryAfter);
   }
 }
 
@@ -85,6 +89,7 @@ export function sentence(/** @type {Error} */ error) {
   const Said = said.slice(0, 1).toUpperCase() + said.slice(1);
   if (error.status === 0) return `${Said}. See whether it still runs, then try again.`;
   if (error.status === 200) return `The answer broke off: ${said}.`;
+  if (error.status === 401 && /this API key|a character/.test(said)) return `${Said}: enter one of its keys.`;
   if (error.status === 401) return "This server wants an API key: enter one of its keys under “API key”.";
   if (error.status === 429) {
     return `The server is busy, and its queue is full. Try again in ${plural(error.retryAfter ?? 1, "second")}.`;

@@ -26,6 +26,8 @@ async function meet() {
   for (let waitMs = FIRST_WAIT_MS; ; waitMs = Math.min(LONGEST_WAIT_MS, 1.5 * waitMs)) {
     const state = await api.get("page/state").catch((error) => ({ trouble: sentence(error) }));
     byId("key-field").hidden = !state.needs_key;
+    byId("at-once").disabled = state.workers < 2;
+    if (state.workers < 2) byId("at-once").checked = false;
     if (state.ready) break;
     byId("model").textContent = `Not ready: ${state.trouble}`;
     await new Promise((resolve) => setTimeout(resolve, waitMs));

@@ -11,6 +11,7 @@ export class Pane {
   /** The server's block about what it applied, of the last run that came to its end. */
   griffin = null;
   #parameters = null;
+  #runs = false;
 
   constructor(template, name, otherName, sparsity) {
     this.name = name;
@@ -62,6 +63,7 @@ export class Pane {
   /** One answer, from the request to its last token. Throws what ended it early, once the pane has said so. */
   async run(api, path, body, signal) {
     const meter = new Meter();
+    this.#runs = true;
     this.state = "Reading the prompt …";
     let ending = "";
     try {
@@ -79,9 +81,12 @@ export class Pane {
     } catch (error) {
       this.#fail(error, meter);
       throw error;
+    } finally {
+      this.#runs = false;
     }
     const sparsity = this.griffin?.sparsity ?? body.sparsity;
-    this.state = `Done at sparsity ${sparsity}: ${plural(meter.tokens, "token")}, ${ending}.`;
+    const why = this.griffin?.reason === "finished_at_first_token" ? " (the first token is the full model's)" : "";
+    this.state = `Done at sparsity ${sparsity}${why}: ${plural(meter.tokens, "token")}, ${ending}.`;
   }
 
   /** Mark the words that differ. Text goes in as text: a model may well write markup. */
@@ -103,7 +108,8 @@ export class Pane {
 
   #adjust(follower, leader) {
     follower.value = leader.value;
-    this.#preview();
+    // What runs, runs at what it was asked for.
+    if (!this.#runs) this.#preview();
   }
 
   /** Before the server has said what it uses: the same sum, of the model's figures. */
@@ -142,7 +148,7 @@ export class Pane {
     const { prompt_tokens: all, prompt_tokens_details: { cached_tokens: known } } = usage;
     const sentences = [known
       ? `${known} of ${all} prompt tokens were known already, which brought the first token sooner.`
-      : `All ${all} prompt tokens were read.`];
+      : `${plural(all, "prompt token")} ${all === 1 ? "was" : "were"} read.`];
     const waitedMs = metrics.queue_time_ms;
     if (waitedMs > NOTABLE_MS) sentences.push(`It waited ${(waitedMs / 1e3).toFixed(1)} s for its turn.`);
     this.#find(".usage").textContent = sentences.join(" ");

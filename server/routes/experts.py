@@ -14,7 +14,7 @@ router = APIRouter()
 async def experts(expert_set: str, request: Request) -> Response:
     """The neurons that a recent request ran with, by the `expert_set` of its answer."""
     service: Service = request.app.state.service
-    model = service.model()
+    model = service.known()
     if (selection := model.experts.find(expert_set)) is None:
         raise ExpertsNotFound(expert_set)
     # Written here, not by FastAPI, which would do it on the event loop: a large model keeps half a million.

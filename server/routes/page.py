@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from server.errors import ApiError
 from server.service import Service
+from server.settings import comma_separated
 
 INDEX = "index.html"
 MEDIA_TYPES = {
@@ -84,4 +85,9 @@ async def _state(request: Request) -> dict[str, object]:
         service.require_ready()
     except ApiError as error:
         trouble = str(error)
-    return {"ready": trouble is None, "trouble": trouble, "needs_key": service.settings.api_keys is not None}
+    return {
+        "ready": trouble is None,
+        "trouble": trouble,
+        "needs_key": service.settings.api_keys is not None,
+        "workers": service.settings.workers * len(comma_separated(service.settings.devices or "one")),
+    }

@@ -43,6 +43,8 @@ def test_the_key_is_not_recorded(tmp_path: Path) -> None:
         ("--requests -1", "--requests"),
         ("--requests 1.5", "--requests: '1.5' is not a whole number"),
         ("--duration nan", "--duration"),
+        ("--url http://127.0.0.1:99999", "--url: 'http://127.0.0.1:99999' is not an address such as"),
+        ("--url http://[::1", "--url: 'http://[::1' is not an address such as"),
         ("--sparsities 1", "--sparsities: '1' is not at least 0 and below 1"),
         ("--sparsities 0.5 .5", "--sparsities: 0.5 is named twice"),
         ("--sparsities 0 --no-griffin", "not allowed with"),

@@ -304,7 +304,8 @@ def test_stop_in_the_middle(opened: Open) -> None:
 
 def test_all_by_keyboard(opened: Open) -> None:
     """Tab reaches every control in reading order; arrows set the sparsity; Ctrl+Enter runs, Escape stops."""
-    with served(engine := ScriptedEngine(step_s=0.01)) as url:
+    engines = [ScriptedEngine(step_s=0.01) for _ in range(2)]
+    with served(*engines, workers=2) as url:
         page = opened(url)
         names = []
         focused = "(e => e.labels?.[0]?.innerText.trim() || e.ariaLabel || e.innerText)(document.activeElement)"
@@ -313,7 +314,7 @@ def test_all_by_keyboard(opened: Open) -> None:
             names.append(page.evaluate(focused).splitlines()[0].strip())
         assert names == [
             "Example", "Prompt", "completion", "Most tokens", "Temperature", "Repetition penalty", "Seed",
-            "both at once, sharing the machine", "Run Ctrl Enter", "Sparsity", "Sparsity of A as a number", "Answer A",
+            "both at once, on a worker each", "Run Ctrl Enter", "Sparsity", "Sparsity of A as a number", "Answer A",
             "Sparsity",
         ]  # fmt: skip
         page.keyboard.press("ArrowRight")
@@ -321,14 +322,20 @@ def test_all_by_keyboard(opened: Open) -> None:
         outline = "getComputedStyle(document.activeElement).outlineStyle"
         assert page.evaluate(outline) == "solid"
 
-        page.get_by_label("Most tokens").fill("5000")
+        page.get_by_label("Most tokens").fill("500")
         page.get_by_label("Prompt", exact=True).focus()
         page.keyboard.press("Control+Enter")
         expect(state(page, "A")).to_contain_text("Generating")
         page.keyboard.press("Control+Enter")
         page.keyboard.press("Escape")
         expect(state(page, "A")).to_contain_text("Stopped after")
-        assert len(engine.reads) == 1
+        assert sum(len(engine.reads) for engine in engines) == 1
+
+
+def test_one_worker_has_nothing_to_share(opened: Open) -> None:
+    """Both at once would be one after the other: the second's first token would come behind the first's last."""
+    with served(ScriptedEngine()) as url:
+        expect(opened(url).get_by_label("both at once")).to_be_disabled()
 
 
 def test_both_at_once(opened: Open) -> None:
@@ -414,7 +421,10 @@ def test_a_key(opened: Open, watches: list[Watch]) -> None:
         with refused(page, watches, 401):
             page.get_by_label("API key").fill("wrong")
             page.keyboard.press("Tab")
-            expect(page.locator("#trouble")).to_contain_text("This server wants an API key")
+            expect(page.locator("#trouble")).to_contain_text("This server does not know this API key")
+        page.get_by_label("API key").fill("schl\u00fcssel \u2013")
+        page.keyboard.press("Tab")
+        expect(page.locator("#trouble")).to_contain_text("holds a character that no key has")
         page.get_by_label("API key").fill("secret")
         page.keyboard.press("Tab")
         expect(page.locator("#model")).to_contain_text("context of")

@@ -301,7 +301,7 @@ def test_readiness_comes_back_without_traffic(monkeypatch: pytest.MonkeyPatch) -
     """Where nothing is sent to a server that is not ready, no request could prove that it works again."""
     from server import worker
 
-    monkeypatch.setattr(worker, "UNREADY_S", 0.5)
+    monkeypatch.setattr(worker, "UNREADY_S", 2)
     with served(ScriptedEngine(fail_after=1)) as url:
         for _ in range(3):
             post(url, max_tokens=3)

@@ -270,6 +270,7 @@ def test_a_server_that_drains_says_so() -> None:
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: httpx.get(f"{url}/ready").status_code == 503)
         during = httpx.get(f"{url}/metrics").text
+        unknown = httpx.get(f"{url}/v1/griffin/experts/0123456789abcdef")
         refused = httpx.post(f"{url}/v1/completions", json=body)
 
         assert server.wait() == 0
@@ -278,9 +279,26 @@ def test_a_server_that_drains_says_so() -> None:
     assert "\ngriffin_draining_seconds 0.0\n" in before
     assert "\ngriffin_ready 0.0\n" in during
     assert "\ngriffin_draining_seconds 0.0\n" not in during
+    assert unknown.status_code == 404
     assert refused.json()["error"]["code"] == "server_draining"
     assert int(refused.headers["retry-after"]) > 0
     assert last.result().json()["usage"]["completion_tokens"] == 200
+
+
+def test_a_second_signal_ends_a_drain() -> None:
+    """At once, with an error in OpenAI's form for whoever still waits, and exit code 0."""
+    body = {"prompt": PROMPT, "max_tokens": 8000, "ignore_eos": True}
+    with running("--drain-timeout", "600") as server, ThreadPoolExecutor() as pool:
+        url = server.url
+        last = pool.submit(httpx.post, f"{url}/v1/completions", json=body, timeout=60)
+        wait_until(lambda: running_requests(url) == 1)
+        server.process.send_signal(signal.SIGINT)
+        wait_until(lambda: httpx.get(f"{url}/ready").status_code == 503)
+        server.process.send_signal(signal.SIGINT)
+
+        assert server.wait(60) == 0
+    assert last.result().json()["error"]["code"] == "server_draining"
+    assert "Traceback" not in server.log
 
 
 def test_drain_has_an_end() -> None:

@@ -43,6 +43,30 @@ def test_a_secret_is_read_from_its_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
         read_settings([])
 
 
+def test_keys_one_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As people write files; and one that no header could carry is refused, without being shown."""
+    monkeypatch.setattr(module, "SECRETS", tmp_path)
+    file = tmp_path / "griffin_api_keys"
+    file.write_text("first\nsecond\r\n")
+    keys = read_settings([]).api_keys
+    file.write_text("schlüssel\n")
+
+    assert keys is not None
+    assert module.comma_separated(keys.get_secret_value()) == ["first", "second"]
+    with pytest.raises(SettingsInvalid, match=f"^{file}: a key may hold") as refusal:
+        read_settings([])
+    assert "schl" not in str(refusal.value)
+
+
+def test_a_misspelt_secret_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It looks like a setting and is none: without a word the server would be open."""
+    monkeypatch.setattr(module, "SECRETS", tmp_path)
+    for name in ("griffin_apikeys", "griffin_api_keys", "hf_token"):
+        (tmp_path / name).write_text("key")
+
+    assert unknown_variables() == [str(tmp_path / "griffin_apikeys")]
+
+
 @pytest.mark.parametrize("kind", ["folder", "link elsewhere", "nothing"])
 def test_a_secret_that_is_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
     """Docker makes a folder of a file that is not there; that must not be a server without keys."""
