@@ -63,7 +63,7 @@ export class Api {
 
   async #fetch(path, options) {
     if (!/^[\x21-\x7e]*$/.test(this.key)) {
-      throw new ApiError("the API key holds a character that no key has", 401, "invalid_api_key");
+      throw new ApiError("the API key holds a character that a browser cannot send", 401, "invalid_api_key");
     }
     const headers = { ...options.headers, ...(this.key && { Authorization: `Bearer ${this.key}` }) };
     const response = await fetch(path, { ...options, headers }).catch(lost("the server cannot be reached"));

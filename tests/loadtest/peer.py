@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.server.scripted import wait_until
+from tests.server.scripted import listening
 
 
 @dataclass
@@ -90,17 +89,8 @@ class Peer:
 @contextmanager
 def served(peer: Peer) -> Iterator[str]:
     """In a thread, on a free port; its address."""
-    config = uvicorn.Config(peer.app(), port=0, log_config=None, log_level="warning", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    wait_until(lambda: server.started)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
-        assert not thread.is_alive()
+    with listening(peer.app(), grace_s=1) as url:
+        yield url
 
 
 def _event(value: dict[str, Any]) -> str:

@@ -424,7 +424,7 @@ def test_a_key(opened: Open, watches: list[Watch]) -> None:
             expect(page.locator("#trouble")).to_contain_text("This server does not know this API key")
         page.get_by_label("API key").fill("schl\u00fcssel \u2013")
         page.keyboard.press("Tab")
-        expect(page.locator("#trouble")).to_contain_text("holds a character that no key has")
+        expect(page.locator("#trouble")).to_contain_text("holds a character that a browser cannot send")
         page.get_by_label("API key").fill("secret")
         page.keyboard.press("Tab")
         expect(page.locator("#model")).to_contain_text("context of")

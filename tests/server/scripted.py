@@ -149,15 +149,23 @@ def served(
     """A real HTTP server in a thread, on a free port; its address."""
     loaded = Loaded("scripted", tokenizer or CharacterTokenizer(), list(engines))
     app = create_app(Settings(**settings), loader=loader or (lambda _: loaded))
+    with listening(app) as url:
+        wait_until(lambda: loader is not None or app.state.service.loaded is not None)
+        yield url
+
+
+@contextmanager
+def listening(app: Any, grace_s: int = 5) -> Iterator[str]:
+    """Any application over real HTTP, in a thread, on a free port; its address."""
     # As the real server does. Uvicorn's own configuration would close handlers of other libraries, whose streams may
     # be what pytest captures.
     config = uvicorn.Config(
-        app, port=0, log_config=None, log_level="warning", timeout_graceful_shutdown=5, loop="asyncio", http="h11"
+        app, port=0, log_config=None, log_level="warning", timeout_graceful_shutdown=grace_s, loop="asyncio", http="h11"
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    wait_until(lambda: server.started and (loader is not None or app.state.service.loaded is not None))
+    wait_until(lambda: server.started)
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
