@@ -106,6 +106,11 @@ class Settings(BaseSettings):
         Literal["text", "json"], Field(description="one line a record, for people or for machines")
     ] = "text"
 
+    @property
+    def all_workers(self) -> int:
+        """On all devices."""
+        return self.workers * len(comma_separated(self.devices or "one"))
+
     @field_validator("devices")
     @classmethod
     def _other_devices(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -151,11 +156,8 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         # pydantic-settings' own keyword
         return settings_with(_cli_parse_args=list(arguments))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
-        message = first["msg"].removeprefix("Value error, ")
-        got = "" if name == "api_keys" else f" (got {first['input']!r})"
-        raise SettingsInvalid(f"{_source(name, arguments)}: {message}{got}") from None
+        name, message = fault(error)
+        raise SettingsInvalid(f"{_source(name, arguments)}: {message}") from None
     except OSError as error:
         raise SettingsInvalid(f"{error.filename} cannot be read: {error.strerror}") from None
     except SettingsError as error:
@@ -186,6 +188,14 @@ def _secrets() -> list[Path]:
     """Files, and whatever else is there, that are named like settings."""
     entries = SECRETS.iterdir() if SECRETS.is_dir() else ()
     return [entry for entry in entries if entry.name.lower().startswith(PREFIX.lower())]
+
+
+def fault(error: ValidationError) -> tuple[str, str]:
+    """The first field that is wrong, and what is wrong with it; never a key."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    got = "" if name == "api_keys" else f" (got {first['input']!r})"
+    return name, first["msg"].removeprefix("Value error, ") + got
 
 
 def _source(name: str, arguments: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import log
-from server.settings import Settings, SettingsInvalid, comma_separated, names_no_key, settings_with, unknown_variables
+from server.settings import Settings, SettingsInvalid, fault, names_no_key, settings_with, unknown_variables
 
 logger = logging.getLogger("griffin")
 
@@ -77,23 +77,19 @@ def application(arguments: dict[str, Any]) -> Application:
     except SettingsInvalid as error:
         raise click.UsageError(str(error)) from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise click.UsageError(
-            f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
-        ) from None
+        raise click.UsageError(": ".join(fault(error))) from None
     if scale.max_replicas < scale.min_replicas:
         raise click.UsageError(f"max_replicas: {scale.max_replicas} is less than min_replicas, {scale.min_replicas}")
-    workers = settings.workers * len(comma_separated(settings.devices or "one"))
     deployment = serve.deployment(
         name="griffin",
         ray_actor_options={"num_gpus": _gpus(scale, settings), "num_cpus": scale.cpus},
-        max_ongoing_requests=workers + settings.queue_size,
+        max_ongoing_requests=settings.all_workers + settings.queue_size,
         max_queued_requests=MOST_QUEUED,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         autoscaling_config=AutoscalingConfig(
             min_replicas=scale.min_replicas,
             max_replicas=scale.max_replicas,
-            target_ongoing_requests=TARGET_PER_WORKER * workers,
+            target_ongoing_requests=TARGET_PER_WORKER * settings.all_workers,
             upscale_delay_s=UPSCALE_DELAY_S,
             downscale_delay_s=DOWNSCALE_DELAY_S,
         ),

@@ -9,7 +9,6 @@ from starlette.exceptions import HTTPException
 
 from server.errors import ApiError
 from server.service import Service
-from server.settings import comma_separated
 
 INDEX = "index.html"
 MEDIA_TYPES = {
@@ -89,5 +88,5 @@ async def _state(request: Request) -> dict[str, object]:
         "ready": trouble is None,
         "trouble": trouble,
         "needs_key": service.settings.api_keys is not None,
-        "workers": service.settings.workers * len(comma_separated(service.settings.devices or "one")),
+        "workers": service.settings.all_workers,
     }

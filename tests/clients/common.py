@@ -1,10 +1,5 @@
 """What the tests of all clients ask, and how they look at the server from outside."""
 
-import os
-import shutil
-
-import pytest
-
 from tests.server.http import metric
 
 MODEL = "SmolLM2-135M-Instruct"
@@ -13,14 +8,6 @@ PROMPT = (
     "In short, plants need sunlight because"
 )
 MESSAGES = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
-
-
-def require(program: str) -> str:
-    """The path of a program; without it the test is skipped, in continuous integration it fails."""
-    path = shutil.which(program)
-    if path is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{program} is not installed")
-    return path
 
 
 def tokens_at(url: str, sparsity: float) -> float:

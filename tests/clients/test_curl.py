@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.clients.common import MODEL, PROMPT, require
+from tests.clients.common import MODEL, PROMPT
+from tests.programs import require
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.clients.common import MODEL, PROMPT, require
+from tests.clients.common import MODEL, PROMPT
 from tests.clients.versions import NPM_OPENAI
+from tests.programs import require
 
 SCRIPT = Path(__file__).with_suffix(".mjs")
 

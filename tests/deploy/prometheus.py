@@ -1,7 +1,5 @@
 """A real Prometheus with the configuration of deploy/prometheus, pointed at a test's server."""
 
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,22 +9,14 @@ from socket import socket
 from typing import Any
 
 import httpx
-import pytest
 import yaml
+
+from tests.programs import require
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "prometheus"
 START_S = 30
 # Of a scrape and of an evaluation; a test has no minute.
 INTERVAL_S = 1
-
-
-def program(name: str) -> str:
-    """Where it is, else the test is skipped; in CI it must be there."""
-    found = shutil.which(name)
-    if found is None and os.environ.get("CI") != "true":
-        pytest.skip(f"{name} is not installed (Debian's package is prometheus)")
-    assert found, f"{name} is not installed"
-    return found
 
 
 class Prometheus:
@@ -80,7 +70,7 @@ def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
     with log.open("w") as output:
         process = subprocess.Popen(
             [
-                program("prometheus"), f"--config.file={_pointed_at(target, folder)}",
+                require("prometheus"), f"--config.file={_pointed_at(target, folder)}",
                 f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}",
             ],
             stdout=output, stderr=subprocess.STDOUT,

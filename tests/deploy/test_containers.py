@@ -17,6 +17,7 @@ import yaml
 from server.__main__ import ANSWER_S
 from server.app import LAST_TOKEN_S
 from server.settings import PREFIX, Settings
+from tests.programs import require
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -62,13 +63,6 @@ def stage(name: str) -> str:
     found = re.search(rf"^FROM (\S+) AS {name}$(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
     assert found, name
     return ("" if found[1].startswith("$") else stage(found[1])) + found[2]
-
-
-def required(program: str) -> None:
-    """Skip without a program of the system, but not where all of them are to be there."""
-    if shutil.which(program) is None:
-        assert os.environ.get("CI") != "true", f"{program} is not installed"
-        pytest.skip(f"{program} is not installed")
 
 
 @pytest.mark.parametrize("names", [(COMPOSE,), (COMPOSE, CPU), (COMPOSE, SECRETS), (COMPOSE, CPU, SECRETS)])
@@ -270,7 +264,7 @@ print(CudaUtils().launch)
 
 def test_triton_needs_no_compiler(tmp_path: Path) -> None:
     """Compiled where there is a compiler, its module is found where there is none and the cache is empty."""
-    required("gcc")
+    require("gcc")
     pytest.importorskip("triton")
     shutil.copy(ROOT / "deploy/image/triton_cache.py", tmp_path)
     stub = tmp_path / "libcuda.so.1"

@@ -1,9 +1,7 @@
 """Manifests: valid for Kubernetes and Ray, and in agreement with the server and with one another."""
 
 import ast
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import yaml
 
 from server.app import LAST_TOKEN_S, create_app
 from server.settings import Settings
+from tests.programs import require
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/kubernetes"
@@ -257,10 +256,7 @@ def test_pods_are_scaled_by_a_metric_that_there_is() -> None:
 
 def test_prometheus_takes_scrapes_and_queries(tmp_path: Path) -> None:
     """promtool reads the configuration, and what the adapter would ask."""
-    if shutil.which("promtool") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("promtool is missing: apt-get install prometheus")
-        pytest.skip("promtool is not installed")
+    promtool = require("promtool")
     (rule,) = manifest("prometheus-adapter")["rules"]["custom"]
     query = (
         rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'namespace="n",pod=~"a|b"')
@@ -275,7 +271,7 @@ def test_prometheus_takes_scrapes_and_queries(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(scrapes))
 
     for command in (["config", "--syntax-only", config], ["rules", rules]):
-        done = subprocess.run(["promtool", "check", *command], capture_output=True, text=True)
+        done = subprocess.run([promtool, "check", *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
 

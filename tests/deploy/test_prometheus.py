@@ -22,7 +22,8 @@ import yaml
 from server import errors
 from server.metrics import FAILURES, ITL_BUCKETS, REJECTIONS, REQUEST_BUCKETS, TTFT_BUCKETS
 from tests.deploy.dashboards import annotation_queries, panel_queries
-from tests.deploy.prometheus import CONFIGURATION, Prometheus, program, scraping
+from tests.deploy.prometheus import CONFIGURATION, Prometheus, scraping
+from tests.programs import require
 from tests.server.process import ServerProcess, running
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +111,7 @@ def provoke(client: httpx.Client) -> int:
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     """One for all tests: what they ask was true at times that have passed."""
-    program("prometheus")
+    require("prometheus")
     arguments = ("--device", "cpu", "--workers", "2", "--queue-size", "1", "--prefill-chunk", "16")
     with running(*arguments, OMP_NUM_THREADS="1") as server:
         target = server.url.removeprefix("http://")
@@ -135,7 +136,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
 def test_configuration_and_rules_are_valid() -> None:
     """By Prometheus' own judge, warnings included."""
     checked = subprocess.run(
-        [program("promtool"), "check", "config", "--lint-fatal", str(CONFIGURATION / "prometheus.yml")],
+        [require("promtool"), "check", "config", "--lint-fatal", str(CONFIGURATION / "prometheus.yml")],
         capture_output=True, text=True,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -146,7 +147,7 @@ def test_alerts_fire_when_they_should() -> None:
     files = sorted(map(str, (CONFIGURATION / "tests").glob("*.yml")))
     tests = [test for file in files for test in yaml.safe_load(Path(file).read_text())["tests"]]
     cases = [case for test in tests for case in test["alert_rule_test"]]
-    ran = subprocess.run([program("promtool"), "test", "rules", *files], capture_output=True, text=True)
+    ran = subprocess.run([require("promtool"), "test", "rules", *files], capture_output=True, text=True)
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
     names = {alert["alert"] for alert in alerts()}

@@ -1,13 +1,9 @@
 """The page, in a real browser."""
 
-import os
-import shutil
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from loadtest.arguments import parse
 from loadtest.page import page
@@ -16,6 +12,7 @@ from loadtest.run import Run
 from loadtest.sample import Sample
 from loadtest.target import Target
 from tests.loadtest.samples import sample
+from tests.programs import require
 
 EVIL = "<script>document.title='gone'</script>"
 
@@ -68,10 +65,7 @@ def test_nothing_answered_is_a_page_too() -> None:
 
 def test_in_a_browser(tmp_path: Path) -> None:
     """Nothing is fetched and nothing complains; words of a plot are light in the dark; a phone scrolls no page."""
-    chromium = shutil.which("chromium")
-    if not chromium:
-        assert os.environ.get("CI") != "true", "install chromium"
-        pytest.skip("there is no chromium")
+    chromium = require("chromium")
     from playwright.sync_api import sync_playwright
 
     (tmp_path / "a.html").write_text(made(some()))

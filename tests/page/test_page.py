@@ -1,8 +1,6 @@
 """The page in a real browser, against real servers: what somebody sees who types, runs, compares and stops."""
 
-import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, expect, sync_playwright
 
 from server.service import Loaded
+from tests.programs import require
 from tests.server.process import running
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served, wait_until
 
@@ -33,10 +32,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None and os.environ.get("CI") != "true":
-        pytest.skip("needs a chromium on the PATH")
-    assert path, "chromium is missing: install the package chromium"
+    path = require("chromium", "google-chrome")
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
