@@ -8,10 +8,12 @@ from griffin.prompt import Prompt, Scoring, Token
 from griffin.pruning import Pruning
 from griffin.runner import Selection
 from griffin.sampling import Logprobs, Sampling
+from griffin.verification import Comparison, Verification, Verified
 
 __all__ = [
     "Accounting",
     "Checkpoint",
+    "Comparison",
     "Engine",
     "GriffinError",
     "Logprobs",
@@ -21,6 +23,8 @@ __all__ = [
     "Scoring",
     "Selection",
     "Token",
+    "Verification",
+    "Verified",
     "build_engines",
     "load",
     "load_each",

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from griffin.families import feed_forwards, linear_weight, windows
+from griffin.selection import kept_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +68,17 @@ class Accounting:
         """Of one that belongs to a neuron."""
         return self.bytes_per_neuron / self.per_neuron
 
-    def active(self, kept_per_layer: int) -> int:
-        """Parameters that take part in a token when each layer keeps that many neurons."""
-        return self.total - self.layers * (self.width - kept_per_layer) * self.per_neuron
+    def kept(self, sparsity: float) -> int:
+        """FF neurons of all layers that stay when the fraction ``sparsity`` is removed."""
+        return self.layers * kept_count(self.width, sparsity)
 
-    def bytes_per_token(self, kept_per_layer: int, context_tokens: int) -> int:
+    def active(self, kept: int) -> int:
+        """Parameters that take part in a token when all layers together keep that many neurons."""
+        return self.total - (self.neurons - kept) * self.per_neuron
+
+    def bytes_per_token(self, kept: int, context_tokens: int) -> int:
         """The least that one decode step has to read: its weights, and the keys and values of its context."""
-        weights = self.weight_bytes - self.layers * (self.width - kept_per_layer) * self.bytes_per_neuron
+        weights = self.weight_bytes - (self.neurons - kept) * self.bytes_per_neuron
         attended = sum(min(context_tokens, window or context_tokens) for window in self.windows)
         return weights + self.kv_bytes * attended
 

@@ -22,6 +22,7 @@ from griffin import native
 from griffin.cache import KVCache
 from griffin.devices import across_devices
 from griffin.families import logit_cap
+from griffin.kept import Kept
 from griffin.lean import LeanStep
 from griffin.offload import HostWeights
 from griffin.pruning import DecodeTwin
@@ -38,8 +39,8 @@ STEPS: tuple[StepName, ...] = get_args(StepName)
 class Step(Protocol):
     """One token through the model, all of it or the kept neurons, behind what the cache holds."""
 
-    def keep(self, experts_Lk: Tensor | None) -> None:
-        """Use these neurons from now on, sorted int64 indices, or all (None)."""
+    def keep(self, kept: Kept | None) -> None:
+        """Use these neurons from now on, or all (None)."""
 
     def __call__(self, id: int) -> Tensor:
         """The logits that follow a token, ``(V,)``, good until the next call."""
@@ -55,8 +56,8 @@ class Decoder(Protocol):
     name: str
     ahead: bool
 
-    def keep(self, experts_Lk: Tensor | None) -> None:
-        """Use these neurons from now on, sorted int64 indices, or all (None)."""
+    def keep(self, kept: Kept | None) -> None:
+        """Use these neurons from now on, or all (None)."""
 
     def begin(
         self, logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]
@@ -77,10 +78,10 @@ class TwinStep:
         self._model, self._cache, self._twin = model, cache, twin
         self._decoder = model
 
-    def keep(self, experts_Lk: Tensor | None) -> None:
+    def keep(self, kept: Kept | None) -> None:
         self._decoder = self._model
-        if experts_Lk is not None:
-            self._twin.load(experts_Lk)
+        if kept is not None:
+            self._twin.load(kept)
             self._decoder = self._twin.model
 
     def __call__(self, id: int) -> Tensor:
@@ -95,14 +96,14 @@ class StreamedStep:
         self._step = streaming
         self._told = False
 
-    def keep(self, experts_Lk: Tensor | None) -> None:
-        self._step = self._streaming if experts_Lk is None else self._resident
-        if experts_Lk is None and not self._told:
+    def keep(self, kept: Kept | None) -> None:
+        self._step = self._streaming if kept is None else self._resident
+        if kept is None and not self._told:
             self._told = True
             logger.warning(
                 "a request without sparsity: each of its tokens reads all feed-forward weights from the host"
             )
-        self._step.keep(experts_Lk)
+        self._step.keep(kept)
 
     def __call__(self, id: int) -> Tensor:
         return self._step(id)
@@ -122,8 +123,8 @@ class StepDecoder:
         self._logits_V: Tensor | None = None
         self._drawn: Drawn | None = None
 
-    def keep(self, experts_Lk: Tensor | None) -> None:
-        self._step.keep(experts_Lk)
+    def keep(self, kept: Kept | None) -> None:
+        self._step.keep(kept)
 
     def begin(
         self, logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]

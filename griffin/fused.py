@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from griffin import kernels
+from griffin.kept import Kept
 from griffin.weights import Layer, Weights
 
 SMALLEST_BUCKET = 1024
@@ -24,7 +25,8 @@ class FusedStep:
     """Everything that a step reads and writes.
 
     token_id, position: int64 ``(1,)``, what the next ``run`` decodes, and where.
-    index_LF, kept: int32, the neurons it goes through; of each row the first ``kept`` count.
+    index_LF, kept_L: int32, the neurons it goes through; of each row the first ``kept_L[layer]`` count.
+    contract_bias_LD: fp32, the contracting projections' own, and what stands for the neurons that are gone.
     keys, values: per layer ``(1, G, context_length, S)``, filled up to ``position``.
     logits_V: what ``run`` leaves, in the model's dtype.
     """
@@ -42,7 +44,8 @@ class FusedStep:
         self.token_id = torch.zeros(1, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.index_LF = buffer(layers, neurons, dtype=torch.int32)
-        self.kept = buffer(1, dtype=torch.int32)
+        self.kept_L = buffer(layers, dtype=torch.int32)
+        self.contract_bias_LD = torch.zeros(layers, width, dtype=torch.float32, device=device)
         self.keys = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
         self.values = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
         self.logits_V = buffer(len(weights.head.weight))
@@ -58,11 +61,14 @@ class FusedStep:
         self.keep_all()
 
     @torch.inference_mode()
-    def keep(self, experts_Lk: Tensor) -> None:
-        """Go through these neurons from now on. ``experts_Lk``: sorted int64 indices."""
-        k = experts_Lk.shape[1]
-        self.index_LF[:, :k] = experts_Lk
-        self.kept.fill_(k)
+    def keep(self, kept: Kept) -> None:
+        """Go through these neurons from now on."""
+        for index_F, experts_k in zip(self.index_LF, kept.layers, strict=True):
+            index_F[: len(experts_k)] = experts_k
+        self.kept_L.copy_(torch.tensor(kept.counts, dtype=torch.int32))
+        self._own_biases()
+        if kept.offset_LD is not None:
+            self.contract_bias_LD += kept.offset_LD
 
     @torch.inference_mode()
     def keep_all(self) -> None:
@@ -70,7 +76,15 @@ class FusedStep:
         neurons = self.index_LF.shape[1]
         torch.arange(neurons, dtype=torch.int32, out=self.index_LF[0])
         self.index_LF[1:] = self.index_LF[0]
-        self.kept.fill_(neurons)
+        self.kept_L.fill_(neurons)
+        self._own_biases()
+
+    def _own_biases(self) -> None:
+        for bias_D, layer in zip(self.contract_bias_LD, self.weights.layers, strict=True):
+            if layer.experts.contract_bias is None:
+                bias_D.zero_()
+            else:
+                bias_D.copy_(layer.experts.contract_bias)
 
     @torch.inference_mode()
     def run(self, bucket: int) -> None:
@@ -128,20 +142,21 @@ class FusedStep:
             kernels.normalise_add(self._x_D, self._y_D, layer.after_attention)
 
     def _feed_forward(self, number: int, layer: Layer) -> None:
-        experts, index_F = layer.experts, self.index_LF[number]
+        experts, index_F, kept = layer.experts, self.index_LF[number], self.kept_L[number : number + 1]
+        bias_D = self.contract_bias_LD[number]
         kernels.expand(
             self._x_D,
             experts.expand.weight,
             index_F,
-            self.kept,
+            kept,
             self._z_F,
             activation=self.weights.activation,
             bias=experts.expand.bias,
             norm=layer.before_feed_forward,
         )
-        kernels.contract(self._z_F, index_F, self.kept, experts.contract_FD, self._contracted_PD)
+        kernels.contract(self._z_F, index_F, kept, experts.contract_FD, self._contracted_PD)
         if layer.after_feed_forward is None:
-            kernels.reduce_add(self._contracted_PD, self._x_D, bias_D=experts.contract_bias, residual_D=self._x_D)
+            kernels.reduce_add(self._contracted_PD, self._x_D, bias_D=bias_D, residual_D=self._x_D)
         else:
-            kernels.reduce_add(self._contracted_PD, self._y_D, bias_D=experts.contract_bias)
+            kernels.reduce_add(self._contracted_PD, self._y_D, bias_D=bias_D)
             kernels.normalise_add(self._x_D, self._y_D, layer.after_feed_forward)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from griffin.cache import KVCache
 from griffin.fused import FusedStep, buckets
+from griffin.kept import Kept
 from griffin.offload import Mark
 from griffin.sampler import EVERYTHING, GREEDY, PLAIN, Drawn, Kind, Sampler
 from griffin.sampling import Sampling
@@ -77,11 +78,11 @@ class GraphDecoder:
         self._turn = 0
         self._capture_all()
 
-    def keep(self, experts_Lk: Tensor | None) -> None:
-        if experts_Lk is None:
+    def keep(self, kept: Kept | None) -> None:
+        if kept is None:
             self._step.keep_all()
         else:
-            self._step.keep(experts_Lk)
+            self._step.keep(kept)
 
     @torch.inference_mode()
     def begin(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from griffin.cache import KVCache
+from griffin.kept import Kept
 from griffin.pruning import DecodeTwin
 from griffin.weights import Activation, Experts, Layer, Norm, Projection, Rotary, Weights
 
@@ -27,12 +28,12 @@ class LeanStep:
         self._kept: list[Experts] | None = None
         self._rotaries = {id(layer.rotary): layer.rotary for layer in weights.layers if layer.rotary is not None}
 
-    def keep(self, experts_Lk: Tensor | None) -> None:
+    def keep(self, kept: Kept | None) -> None:
         """Use these neurons from now on, or all."""
         # First of all, for these may be in the way of the next.
         self._kept = None
-        if experts_Lk is not None:
-            self._kept = self._twin.load(experts_Lk)
+        if kept is not None:
+            self._kept = self._twin.load(kept)
 
     @torch.inference_mode()
     def __call__(self, id: int) -> Tensor:

@@ -215,9 +215,9 @@ struct Step {
     float *query_key_value, *attended, *projected, *partial_sums;
     int64_t id, position;
     float *logits;
-    /* Of each layer: all neurons, room for kept ones, and which those are. */
+    /* Of each layer: all neurons, room for kept ones, and which those are, one layer behind the other. */
     const Experts *all, *kept;
-    const int64_t *experts_Lk;
+    const int64_t *experts;
 };
 
 static void pause_briefly(void)
@@ -605,10 +605,9 @@ static void copy_row(const Model *model, const Projection *to, int64_t target, c
     memcpy((char *)to->weight + (size_t)target * bytes, (const char *)from->weight + (size_t)source * bytes, bytes);
 }
 
-static void keep_row(const Step *step, int64_t layer, int64_t part, int64_t neuron)
+static void keep_row(const Step *step, const Experts *all, const Experts *kept, int64_t part, int64_t neuron, int64_t source)
 {
-    const Experts *all = &step->all[layer], *kept = &step->kept[layer];
-    int64_t k = kept->contract.rows, source = step->experts_Lk[layer * k + neuron];
+    int64_t k = kept->contract.rows;
     if (part * all->contract.rows == all->expand.rows) {
         copy_row(step->model, &kept->contract, neuron, &all->contract, source);
         return;
@@ -619,15 +618,26 @@ static void keep_row(const Step *step, int64_t layer, int64_t part, int64_t neur
         kept->expand.bias[part * k + neuron] = all->expand.bias[source];
 }
 
-/* Rows of all layers, numbered through, split over the team. */
+/* Layer by layer, whose parts' rows are numbered through and split over the team. */
 static void keep(Step *step, int member)
 {
     (void)member;
-    int64_t k = step->kept->contract.rows, parts = 1 + step->all->expand.rows / step->all->contract.rows;
-    int64_t first, behind;
-    while (claim(&step->team, step->model->layer_count * parts * k, 16, &first, &behind))
-        for (; first < behind; first++)
-            keep_row(step, first / k / parts, first / k % parts, first % k);
+    int64_t parts = 1 + step->all->expand.rows / step->all->contract.rows, layers = step->model->layer_count;
+    int64_t first, behind, total = 0;
+    for (int64_t layer = 0; layer < layers; layer++)
+        total += parts * step->kept[layer].contract.rows;
+    while (claim(&step->team, total, 16, &first, &behind)) {
+        const int64_t *experts = step->experts;
+        for (int64_t layer = 0, start = 0; layer < layers && start < behind; layer++) {
+            int64_t k = step->kept[layer].contract.rows, end = start + parts * k;
+            for (; first < behind && first < end; first++) {
+                int64_t number = first - start;
+                keep_row(step, &step->all[layer], &step->kept[layer], number / k, number % k, experts[number % k]);
+            }
+            experts += k;
+            start = end;
+        }
+    }
 }
 
 /* ---- Opening and closing. ---- */
@@ -740,12 +750,15 @@ API void griffin_step(Step *step, int64_t id, int64_t position, float *logits)
     run(step, decode);
 }
 
-/* Copy chosen neurons, equally many of each layer, from all to kept, whose weights and biases are room for them. */
-API void griffin_keep(Step *step, const Experts *all, const Experts *kept, const int64_t *experts_Lk)
+/*
+ * Copy chosen neurons from all to kept, whose weights and biases are room for as many as their rows say.
+ * experts: the first layer's, then the second's, and so on.
+ */
+API void griffin_keep(Step *step, const Experts *all, const Experts *kept, const int64_t *experts)
 {
     step->all = all;
     step->kept = kept;
-    step->experts_Lk = experts_Lk;
+    step->experts = experts;
     run(step, keep);
 }
 

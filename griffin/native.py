@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from griffin.cache import KVCache
+from griffin.kept import Kept
 from griffin.weights import ACTIVATIONS, Experts, Layer, Norm, Projection, Rotary, Weights
 
 logger = logging.getLogger("griffin")
@@ -183,7 +184,7 @@ class NativeStep:
         # Taken anew whenever the cache has moved.
         self._keys_values: list[tuple[Tensor, Tensor]] = []
         # Room for kept neurons, made at the first need; pages that nothing was written to take no memory.
-        self._kept: _Kept | None = None
+        self._kept: _Room | None = None
         self._logits_V = torch.empty(len(weights.head.weight), dtype=torch.float32)
         self._handle: int | None = library.griffin_open(self._description.model, threads)
         if self._handle is None:
@@ -198,28 +199,22 @@ class NativeStep:
         self._finalizer()
 
     @torch.inference_mode()
-    def keep(self, experts_Lk: Tensor | None) -> None:
-        """Decode with these neurons only from now on, or with all.
+    def keep(self, kept: Kept | None) -> None:
+        """Decode with these neurons only from now on, or with all (None).
 
         Their weights are copied next to each other, by all threads: read in place they would be slower than all
         neurons are, see ``native.c``.
-
-        Args:
-            experts_Lk: sorted int64 indices; None for all neurons.
         """
-        handle, layers, all_experts = self._open(), self._description.layers, self._description.experts
-        neurons = int(all_experts[0].contract.rows)
-        if experts_Lk is not None:
-            _require(experts_Lk, len(layers), neurons)
-        if experts_Lk is None or experts_Lk.shape[1] == neurons:
+        handle, all_experts = self._open(), self._description.experts
+        if kept is None:
             self._use(all_experts)
             return
+        _require(kept, len(all_experts), int(all_experts[0].contract.rows))
         if self._kept is None:
-            self._kept = _Kept(self._weights)
-        kept = self._kept.room(experts_Lk.shape[1], all_experts)
-        experts_Lk = experts_Lk.contiguous()
-        self._library.griffin_keep(handle, all_experts, kept, experts_Lk.data_ptr())
-        self._use(kept)
+            self._kept = _Room(self._weights)
+        experts, room = torch.cat(tuple(kept.layers)), self._kept.describe(kept, all_experts)
+        self._library.griffin_keep(handle, all_experts, room, experts.data_ptr())
+        self._use(room)
 
     def __call__(self, id: int) -> Tensor:
         """The logits that follow a token, ``(V,)`` in fp32; its key and value join the cache.
@@ -262,11 +257,14 @@ class NativeStep:
         self._keys_values = keys_values
 
 
-def _require(experts_Lk: Tensor, layers: int, neurons: int) -> None:
-    if experts_Lk.dtype != torch.int64 or experts_Lk.dim() != 2 or len(experts_Lk) != layers or not experts_Lk.numel():
-        raise ValueError(f"experts must be int64 ({layers}, k), but are {experts_Lk.dtype} {tuple(experts_Lk.shape)}")
-    if experts_Lk.min() < 0 or experts_Lk.max() >= neurons:
-        raise ValueError(f"experts must be among 0 to {neurons - 1}")
+def _require(kept: Kept, layers: int, neurons: int) -> None:
+    if len(kept.layers) != layers:
+        raise ValueError(f"neurons must be kept in each of {layers} layers, but {len(kept.layers)} are given")
+    for experts_k in kept.layers:
+        if experts_k.dtype != torch.int64 or experts_k.dim() != 1 or not len(experts_k):
+            raise ValueError(f"experts must be int64 (k,), but are {experts_k.dtype} {tuple(experts_k.shape)}")
+        if experts_k.min() < 0 or experts_k.max() >= neurons:
+            raise ValueError(f"experts must be among 0 to {neurons - 1}")
 
 
 class _Description:
@@ -349,22 +347,29 @@ class _Description:
         return held.data_ptr()
 
 
-class _Kept:
-    """Room for the kept neurons of every layer, at most all."""
+class _Room:
+    """Room for the kept neurons of every layer, at most all, and for what stands for the others."""
 
     def __init__(self, weights: Weights) -> None:
         blocks = [layer.experts for layer in weights.layers]
         self._expand = [torch.empty_like(block.expand.weight) for block in blocks]
         self._contract = [torch.empty_like(block.contract_FD) for block in blocks]
         self._bias = [None if b.expand.bias is None else torch.empty(len(b.expand.weight)) for b in blocks]
+        own = [block.contract_bias for block in blocks]
+        width = weights.width
+        self._own_bias_LD = torch.stack([torch.zeros(width) if bias is None else bias.float() for bias in own])
+        self._contract_bias_LD = self._own_bias_LD.clone()
 
-    def room(self, count: int, all_experts: "ctypes.Array[_Experts]") -> "ctypes.Array[_Experts]":
+    def describe(self, kept: Kept, all_experts: "ctypes.Array[_Experts]") -> "ctypes.Array[_Experts]":
         described = (_Experts * len(self._expand))()
-        for block, whole, expand, contract, bias in zip(
-            described, all_experts, self._expand, self._contract, self._bias, strict=True
-        ):
+        for number, (block, whole, count) in enumerate(zip(described, all_experts, kept.counts, strict=True)):
             parts, width = whole.expand.rows // whole.contract.rows, whole.contract.columns
+            bias = self._bias[number]
             pointer = bias.data_ptr() if bias is not None else None
-            block.expand = _Projection(expand.data_ptr(), pointer, parts * count, width)
-            block.contract = _Projection(contract.data_ptr(), whole.contract.bias, count, width)
+            contract_bias = whole.contract.bias
+            if kept.offset_LD is not None:
+                torch.add(self._own_bias_LD[number], kept.offset_LD[number], out=self._contract_bias_LD[number])
+                contract_bias = self._contract_bias_LD[number].data_ptr()
+            block.expand = _Projection(self._expand[number].data_ptr(), pointer, parts * count, width)
+            block.contract = _Projection(self._contract[number].data_ptr(), contract_bias, count, width)
         return described

@@ -12,6 +12,7 @@ from griffin.pruning import Pruning
 from griffin.runner import Chosen, Runner, Selection
 from griffin.sampler import Drawn
 from griffin.sampling import Logprobs, Sampling, logprobs
+from griffin.verification import Verified
 
 FinishReason = Literal["stop", "length"]
 
@@ -22,13 +23,15 @@ class Token:
 
     logprobs: if the sampling asks for them.
     finish_reason: set on the last token only. An end-of-sequence token is yielded too.
-    selection: set on the first token that came from kept neurons only.
+    selection: set on the first token that came from kept neurons only, and again once others were taken.
+    verified: what verification has done by then, where it was asked for.
     """
 
     id: int
     logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
     selection: Selection | None = None
+    verified: Verified | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Shapes: L layers, D model width, F feed-forward neurons, k of them kept.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from griffin.families import FeedForward, feed_forwards, linear_weight
+from griffin.kept import Kept
 from griffin.offload import Gather, HostWeights
 from griffin.selection import SELECTIONS, SelectionName
 from griffin.statistic import STATISTICS, StatisticName
@@ -74,36 +75,36 @@ class DecodeTwin:
         self._layers = [_CompactFeedForward(block, self._host) for block in feed_forwards(self.model)]
 
     @torch.inference_mode()
-    def load(self, experts_Lk: Tensor) -> list[Experts]:
-        """Keep these neurons from now on; each layer's gathered weights.
-
-        Args:
-            experts_Lk: sorted int64 indices, on the model's device.
-        """
+    def load(self, kept: Kept) -> list[Experts]:
+        """Keep these neurons, on the model's device, from now on; each layer's gathered weights."""
         if self._host is None:
-            return [layer.load(e_k, e_k) for layer, e_k in zip(self._layers, experts_Lk, strict=True)]
-        return self._load_from_host(self._host, experts_Lk)
+            loaded = [layer.load(e_k, e_k) for layer, e_k in zip(self._layers, kept.layers, strict=True)]
+        else:
+            loaded = self._load_from_host(self._host, kept)
+        if kept.offset_LD is None:
+            return loaded
+        return [
+            layer.offset(experts, offset_D)
+            for layer, experts, offset_D in zip(self._layers, loaded, kept.offset_LD, strict=True)
+        ]
 
-    def _load_from_host(self, host: HostWeights, experts_Lk: Tensor) -> list[Experts]:
-        gather, rows_Lk, loaded = Gather(host), experts_Lk.cpu(), []
+    def _load_from_host(self, host: HostWeights, kept: Kept) -> list[Experts]:
+        gather, rows, loaded = Gather(host), [experts_k.cpu() for experts_k in kept.layers], []
         # Before larger buffers are made, for there may not be room for both.
-        self._release(experts_Lk.shape[1])
+        for layer, count in zip(self._layers, kept.counts, strict=True):
+            layer.release(count)
         try:
             host.fetch(0)
             for number, layer in enumerate(self._layers):
                 host.fetch(number + 1)
-                loaded.append(layer.load(experts_Lk[number], rows_Lk[number], gather))
+                loaded.append(layer.load(kept.layers[number], rows[number], gather))
         except BaseException:
             # Out of memory, most likely: what is there is of no use, and a smaller request may need the room.
             loaded.clear()
-            self._release()
+            for layer in self._layers:
+                layer.release()
             raise
         return loaded
-
-    def _release(self, kept: int | None = None) -> None:
-        """Give up all buffers, or those of fewer neurons."""
-        for layer in self._layers:
-            layer.release(kept)
 
 
 def store_by_neuron_(blocks: Sequence[FeedForward]) -> None:
@@ -173,7 +174,16 @@ class _CompactFeedForward:
         contract_kD = contract_buffer[:kept]
         gather(self._rows_FD, rows_k, contract_kD)
         self._fill_slots(expand, bias, contract_kD, self._fused * kept)
+        self._contract_slot.bias = self._contract_bias
         return Experts(Projection(expand, bias), contract_kD, self._contract_bias, len(self._parts_FD) == 2)
+
+    def offset(self, experts: Experts, offset_D: Tensor) -> Experts:
+        """What was loaded, with this added to what it gives."""
+        bias_D = offset_D.to(experts.contract_FD)
+        if self._contract_bias is not None:
+            bias_D = bias_D + self._contract_bias
+        self._contract_slot.bias = bias_D
+        return replace(experts, contract_bias=bias_D)
 
     def _fill_slots(self, expand: Tensor, bias: Tensor | None, contract_kD: Tensor, rows: int) -> None:
         for number, slot in enumerate(self._expand_slots):

@@ -20,6 +20,7 @@ from griffin.decode import StepName, extend, logits, make_decoder
 from griffin.devices import make_current
 from griffin.errors import Cancelled, is_out_of_memory
 from griffin.families import feed_forwards, linear_weight
+from griffin.kept import Kept
 from griffin.offload import HostWeights, stream
 from griffin.prefixes import Chunk, PrefixStore
 from griffin.pruning import DecodeTwin, Pruning, share, store_by_neuron_
@@ -39,18 +40,29 @@ TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 class Selection:
     """The neurons chosen for one prompt.
 
-    kept_per_layer: k; the same in every layer.
     seconds: from the finished prompt to decode-ready weights.
     expert_set: a name for exactly these neurons, equal for equal sets.
     prompt_tokens: how many tokens they were chosen on.
-    experts_Lk: which they are, sorted in each layer; int32, on the host.
+    experts: which they are, for each layer sorted int32 indices ``(k,)``, on the host.
+    offset_LD: what stands for the others, see ``Kept``; on the host.
     """
 
-    kept_per_layer: int
     seconds: float
     expert_set: str
     prompt_tokens: int
-    experts_Lk: Tensor = field(repr=False, compare=False)
+    experts: tuple[Tensor, ...] = field(repr=False, compare=False)
+    offset_LD: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def kept(self) -> int:
+        """How many they are, in all layers."""
+        return sum(len(experts_k) for experts_k in self.experts)
+
+    @property
+    def bytes(self) -> int:
+        """Of memory that holding this takes."""
+        offset = 0 if self.offset_LD is None else self.offset_LD.nbytes
+        return sum(experts_k.nbytes for experts_k in self.experts) + offset
 
 
 class Runner:
@@ -175,7 +187,7 @@ class Runner:
 
     def load(self, chosen: "Chosen") -> None:
         """Have these neurons ready for ``read_sparse``."""
-        self.twin.load(chosen.experts_Lk)
+        self.twin.load(chosen.kept)
         chosen.timer.stop()
 
     def read_sparse(
@@ -211,11 +223,11 @@ class Runner:
         kept = kept_count(self.accounting.width, pruning.sparsity)
         statistic_LF = self.statistic.value() if pruning.statistic == "flocking" else self._magnitude()
         experts_Lk = STRATEGIES[pruning.selection](statistic_LF, kept, pruning.generator())
-        return Chosen(experts_Lk, prompt_tokens, timer)
+        return Chosen(Kept(tuple(experts_Lk)), prompt_tokens, timer)
 
     def keep(self, chosen: "Chosen | None") -> None:
         """Decode with these neurons, or with all."""
-        self.decoder.keep(chosen.experts_Lk if chosen else None)
+        self.decoder.keep(chosen.kept if chosen else None)
         if chosen:
             chosen.timer.stop()
 
@@ -229,18 +241,27 @@ class Runner:
 class Chosen:
     """Neurons that were chosen, on the device; the host need not know which they are until it reports them."""
 
-    def __init__(self, experts_Lk: Tensor, prompt_tokens: int, timer: "_Timer") -> None:
-        self.experts_Lk, self.timer = experts_Lk, timer
+    def __init__(self, kept: Kept, prompt_tokens: int, timer: "_Timer") -> None:
+        self.kept, self.timer = kept, timer
         self._prompt_tokens = prompt_tokens
-        # A copy that waits for nobody; it has arrived when the timer has stopped.
-        self._on_host = experts_Lk.to(torch.int32).to("cpu", non_blocking=True)
+        # Copies that wait for nobody; they have arrived when the timer has stopped.
+        self._experts = torch.cat(tuple(kept.layers)).to(torch.int32).to("cpu", non_blocking=True)
+        self._offset_LD = None if kept.offset_LD is None else kept.offset_LD.to("cpu", non_blocking=True)
 
     def selection(self) -> Selection:
         seconds = self.timer.seconds()
-        expert_set = hashlib.sha256(self._on_host.numpy().tobytes()).hexdigest()[:16]
-        # Not the copy itself: from CUDA that is page-locked memory, and selections are kept for a while.
+        # Not the copies themselves: from CUDA those are page-locked memory, and selections are kept for a while.
+        experts = self._experts.clone()
+        offset_LD = None if self._offset_LD is None else self._offset_LD.clone()
+        digest = hashlib.sha256(experts.numpy().tobytes())
+        if offset_LD is not None:
+            digest.update(offset_LD.numpy().tobytes())
         return Selection(
-            self._on_host.shape[1], seconds, expert_set, self._prompt_tokens, experts_Lk=self._on_host.clone()
+            seconds,
+            digest.hexdigest()[:16],
+            self._prompt_tokens,
+            torch.split(experts, self.kept.counts),
+            offset_LD,
         )
 
 

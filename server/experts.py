@@ -21,7 +21,7 @@ class RecentExperts:
             return
         self._forget(selection.expert_set)
         self._sets[selection.expert_set] = selection
-        self._bytes += selection.experts_Lk.nbytes
+        self._bytes += selection.bytes
         while self._bytes > self._budget:
             self._forget(next(iter(self._sets)))
 
@@ -30,4 +30,4 @@ class RecentExperts:
 
     def _forget(self, expert_set: str) -> None:
         if known := self._sets.pop(expert_set, None):
-            self._bytes -= known.experts_Lk.nbytes
+            self._bytes -= known.bytes

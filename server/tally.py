@@ -75,7 +75,7 @@ class Tally:
     def _chosen(self, prompt: int, selection: Selection) -> None:
         # The same number for every prompt of a job.
         self._selections[prompt] = selection
-        self._active = self._accounting.active(selection.kept_per_layer)
+        self._active = self._accounting.active(selection.kept)
 
     def usage(self) -> Usage:
         prompt = sum(len(ask.prompt_ids) for ask in self._job.asks)
@@ -88,7 +88,7 @@ class Tally:
 
     def griffin_report(self) -> GriffinReport:
         accounting, chosen = self._accounting, list(self._selections.values())
-        kept = chosen[0].kept_per_layer if chosen else accounting.width
+        kept = chosen[0].kept if chosen else accounting.neurons
         prompts = range(len(self._job.asks))
         sets = [self._selections[index].expert_set if index in self._selections else None for index in prompts]
         return GriffinReport(
@@ -97,7 +97,7 @@ class Tally:
             reason=self._reason(),
             selection=self._pruning.selection,
             statistic=self._pruning.statistic,
-            neurons_kept=kept * accounting.layers,
+            neurons_kept=kept,
             neurons_total=accounting.neurons,
             active_parameters=accounting.active(kept),
             total_parameters=accounting.total,

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 
 from griffin.accounting import Accounting
 from griffin.experiments.contestants import Contestant, Run
-from griffin.selection import kept_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +86,10 @@ def rows(
         c.name: statistics.median(run.per_token for run in own) for c, own in zip(contestants, runs, strict=True)
     }
     full, generate = medians["full"], medians.get("generate")
-    dense_bytes = accounting.bytes_per_token(accounting.width, context_tokens)
+    dense_bytes = accounting.bytes_per_token(accounting.neurons, context_tokens)
     found = []
     for contestant, own in zip(contestants, runs, strict=True):
-        kept = kept_count(accounting.width, contestant.sparsity)
+        kept = accounting.kept(contestant.sparsity)
         read = accounting.bytes_per_token(kept, context_tokens)
         per_token = Spread.of(run.per_token for run in own)
         selections = [run.selection for run in own if run.selection is not None]

@@ -202,15 +202,14 @@ def _cells(
 
 def _row(study: Study, cell: Cell) -> dict[str, Any]:
     accounting = study.accounting
-    kept = kept_count(accounting.width, cell.sparsity)
     low, high = (None, None) if cell.error is None else cell.spread
     return {
         "prompt_tokens": cell.prompt_tokens,
         "sparsity": cell.sparsity,
         "prompts": cell.prompts,
         **asdict(cell.speed),
-        "neurons_kept_per_layer": kept,
-        "active_parameters": accounting.active(kept),
+        "neurons_kept_per_layer": kept_count(accounting.width, cell.sparsity),
+        "active_parameters": accounting.active(accounting.kept(cell.sparsity)),
         "parameters": accounting.total,
         "perplexity_percent": cell.increase * 100,
         "low_percent": None if low is None else low * 100,

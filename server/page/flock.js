@@ -11,7 +11,7 @@ const OWN = 0.4;
  * @typedef {object} ExpertSet
  * @property {number} layers
  * @property {number} neurons_per_layer
- * @property {number} kept_per_layer
+ * @property {number[]} kept_per_layer
  * @property {number[][]} kept for each layer the indices of its kept neurons
  */
 
@@ -75,17 +75,18 @@ export class FlockPicture {
   }
 
   #summary() {
-    const { layers, kept_per_layer: kept, neurons_per_layer: width } = this.#set;
+    const { layers, neurons_per_layer: width } = this.#set;
+    const kept = total(this.#set);
     const both = (other) => this.#set.kept.reduce((sum, row, layer) => sum + shared(row, other.kept[layer]), 0);
-    const sentences = [`Kept for this prompt: ${kept} of ${width} neurons in each of ${layers} layers.`];
+    const sentences = [`Kept for this prompt: ${kept} of ${layers * width} neurons in ${layers} layers.`];
     if (this.#beside) {
       const common = both(this.#beside);
-      const jaccard = (common / (layers * (kept + this.#beside.kept_per_layer) - common)).toFixed(2);
-      const share = percent(common, layers * kept);
+      const jaccard = (common / (kept + total(this.#beside) - common)).toFixed(2);
+      const share = percent(common, kept);
       sentences.push(`${share} of them, drawn darker, are kept in ${this.otherPane} too (Jaccard index ${jaccard}).`);
     }
     if (this.#before) {
-      const [share, chance] = [percent(both(this.#before), layers * kept), percent(this.#before.kept_per_layer, width)];
+      const [share, chance] = [percent(both(this.#before), kept), percent(total(this.#before), layers * width)];
       sentences.push(`${share} were kept for the prompt before too; chosen blindly it would be ${chance}.`);
     }
     return sentences.join(" ");
@@ -138,6 +139,11 @@ export class FlockPicture {
       });
     });
   }
+}
+
+/** Neurons kept in all layers. */
+function total(set) {
+  return set.kept_per_layer.reduce((sum, kept) => sum + kept, 0);
 }
 
 /** How many numbers two lists have in common. */

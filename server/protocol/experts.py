@@ -13,6 +13,6 @@ class ExpertSet(BaseModel):
     model: str
     layers: int
     neurons_per_layer: int
-    kept_per_layer: int
+    kept_per_layer: list[int] = Field(description="for each layer how many")
     prompt_tokens: int = Field(description="that the neurons were chosen on")
     kept: list[list[int]] = Field(description="for each layer the indices of its kept neurons, from 0, sorted")

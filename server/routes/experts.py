@@ -18,7 +18,7 @@ async def experts(expert_set: str, request: Request) -> Response:
     if (selection := model.experts.find(expert_set)) is None:
         raise ExpertsNotFound(expert_set)
     # Written here, not by FastAPI, which would do it on the event loop: a large model keeps half a million.
-    content = await model.worked_out(selection.experts_Lk.numel(), _json, model, selection)
+    content = await model.worked_out(selection.kept, _json, model, selection)
     return Response(content, media_type="application/json")
 
 
@@ -29,7 +29,7 @@ def _json(model: ServedModel, selection: Selection) -> str:
         model=model.name,
         layers=accounting.layers,
         neurons_per_layer=accounting.width,
-        kept_per_layer=selection.kept_per_layer,
+        kept_per_layer=[len(experts_k) for experts_k in selection.experts],
         prompt_tokens=selection.prompt_tokens,
-        kept=selection.experts_Lk.tolist(),
+        kept=[experts_k.tolist() for experts_k in selection.experts],
     ).model_dump_json()

@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter, Request
 
-from griffin.selection import kept_count
 from server.errors import ASKED, documented
 from server.protocol.model import ModelCard, ModelList, Parameters
 from server.service import ServedModel, Service
@@ -41,5 +40,5 @@ def _card(service: Service, name: str) -> ModelCard:
 
 def _parameters(model: ServedModel, sparsity: float) -> Parameters:
     accounting = model.workers.engine.accounting
-    active = accounting.active(kept_count(accounting.width, sparsity))
+    active = accounting.active(accounting.kept(sparsity))
     return Parameters(total=accounting.total, feed_forward=accounting.feed_forward, active=active)

@@ -1,6 +1,6 @@
 """GRIFFIN written out a second time, slowly and without anything of ours: the full model, its activations masked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -33,8 +33,8 @@ def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def masked(model: PreTrainedModel, kept: list[Tensor]) -> Iterator[None]:
-    """All activations but the kept ones are zero."""
+def masked(model: PreTrainedModel, kept: Sequence[Tensor], offset_LD: Tensor | None = None) -> Iterator[None]:
+    """All activations but the kept ones are zero; something may be added to what each block gives."""
 
     def mask(index: Tensor) -> object:
         return lambda _, inputs: (inputs[0] * torch.zeros(inputs[0].shape[-1]).index_fill(0, index, 1.0),)
@@ -42,6 +42,11 @@ def masked(model: PreTrainedModel, kept: list[Tensor]) -> Iterator[None]:
     hooks = [
         module.register_forward_pre_hook(mask(index)) for module, index in zip(contracts(model), kept, strict=True)
     ]
+    if offset_LD is not None:
+        hooks += [
+            module.register_forward_hook(lambda _, inputs, output, offset_D=offset_D: output + offset_D)
+            for module, offset_D in zip(contracts(model), offset_LD, strict=True)
+        ]
     yield
     for hook in hooks:
         hook.remove()

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from griffin.accounting import Accounting
 from griffin.experiments.shapes import shape_config
 from griffin.loading import Checkpoint
-from griffin.selection import kept_count
 from tests.tiny import tiny_model
 
 
@@ -26,14 +25,14 @@ def test_active_parameters_of_the_paper(shape: str, total: float, active: float)
     accounting = accounting_of(shape)
 
     assert round(accounting.total / 1e9, 1) == total
-    assert round(accounting.active(kept_count(accounting.width, 0.5)) / 1e9, 1) == active
+    assert round(accounting.active(accounting.kept(0.5)) / 1e9, 1) == active
 
 
 def test_smollm2(smollm2: Checkpoint) -> None:
     """The embedded model's counts, to the parameter."""
     accounting = Accounting.of(smollm2.model)
 
-    assert (accounting.total, accounting.active(768)) == (134_515_008, 94_701_888)
+    assert (accounting.total, accounting.active(30 * 768)) == (134_515_008, 94_701_888)
     assert accounting.neurons == 30 * 1536
 
 
@@ -41,7 +40,7 @@ def test_every_family_counts_what_its_block_holds(model: PreTrainedModel) -> Non
     """Keeping all neurons is the whole model; a neuron's share is its rows, their biases and its column."""
     accounting = Accounting.of(model)
 
-    assert accounting.active(accounting.width) == accounting.total
+    assert accounting.active(accounting.neurons) == accounting.total
     assert accounting.active(0) == accounting.total - accounting.feed_forward
     gated = model.config.model_type not in ("opt", "gpt_neox", "gpt2", "phi", "gptj", "falcon")
     biased = model.config.model_type in ("llama", "opt", "gpt_neox", "gpt2", "phi", "gptj", "falcon")
@@ -62,7 +61,7 @@ def test_every_family_counts_what_its_block_holds(model: PreTrainedModel) -> Non
 def test_weight_bytes_of_a_token(shape: str, gigabytes: tuple[float, ...]) -> None:
     """At 0, 50 and 75 %: an untied embedding is one row, and so are OPT's positions; a tied one is read as the head."""
     accounting = accounting_of(shape)
-    found = [accounting.bytes_per_token(kept_count(accounting.width, s), 0) for s in (0, 0.5, 0.75)]
+    found = [accounting.bytes_per_token(accounting.kept(s), 0) for s in (0, 0.5, 0.75)]
 
     assert tuple(round(count / 1e9, 2) for count in found) == gigabytes
 
@@ -74,7 +73,7 @@ def test_weight_bytes_of_a_token(shape: str, gigabytes: tuple[float, ...]) -> No
 def test_kv_bytes_of_a_token(shape: str, kibibytes: int) -> None:
     """Each token of the context adds its keys and values in all layers."""
     accounting = accounting_of(shape)
-    added = accounting.bytes_per_token(accounting.width, 101) - accounting.bytes_per_token(accounting.width, 100)
+    added = accounting.bytes_per_token(1, 101) - accounting.bytes_per_token(1, 100)
 
     assert added == kibibytes * 1024
 
@@ -82,8 +81,8 @@ def test_kv_bytes_of_a_token(shape: str, kibibytes: int) -> None:
 def test_keys_and_values_lower_the_ideal_speedup() -> None:
     """Llama 2 13B at a mean context of 3072 tokens: 1.43 and 1.82 instead of 1.49 and 1.98."""
     accounting = accounting_of("llama-2-13b")
-    dense = accounting.bytes_per_token(accounting.width, 3072)
-    kept = [kept_count(accounting.width, sparsity) for sparsity in (0.5, 0.75)]
+    dense = accounting.bytes_per_token(accounting.neurons, 3072)
+    kept = [accounting.kept(sparsity) for sparsity in (0.5, 0.75)]
 
     assert [round(dense / accounting.bytes_per_token(k, 3072), 2) for k in kept] == [1.43, 1.82]
 

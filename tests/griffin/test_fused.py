@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from griffin.families import BLOCKS, feed_forwards
+from griffin.kept import Kept
 from griffin.pruning import store_by_neuron_
 from griffin.weights import Weights, read_weights
 from tests.griffin import oracle
@@ -45,13 +45,11 @@ def read_prompt(model: PreTrainedModel, step: "fused.FusedStep") -> DynamicCache
 
 
 @torch.no_grad()
-def distance(
-    model: PreTrainedModel, step: "fused.FusedStep", kept_Lk: Tensor | None = None, tokens: int = TOKENS
-) -> float:
+def distance(model: PreTrainedModel, step: "fused.FusedStep", kept: Kept | None = None, tokens: int = TOKENS) -> float:
     """The largest between logits, relative to them, of several tokens in a row: each reads what the last one left."""
     cache = read_prompt(model, step)
     worst = 0.0
-    with oracle.masked(model, list(kept_Lk)) if kept_Lk is not None else nullcontext():
+    with oracle.masked(model, kept.layers, kept.offset_LD) if kept is not None else nullcontext():
         for token_id in IDS[PROMPT : PROMPT + tokens]:
             expected_V = model(token_id.view(1, 1), past_key_values=cache).logits[0, -1].float()
             step.token_id.copy_(token_id)
@@ -62,9 +60,12 @@ def distance(
     return worst
 
 
-def draw_experts(k: int) -> Tensor:
-    generator = torch.Generator().manual_seed(k)
-    return torch.stack([torch.randperm(WIDTH, generator=generator)[:k].sort().values for _ in range(LAYERS)])
+def draw_kept(*counts: int, device: str = "cpu") -> Kept:
+    """As many in each layer; where they are not as many in all, something stands for the others."""
+    generator = torch.Generator().manual_seed(sum(counts))
+    layers = [torch.randperm(WIDTH, generator=generator)[:k].sort().values.to(device) for k in counts]
+    offset_LD = torch.randn(LAYERS, 32, generator=generator).to(device) if len(set(counts)) > 1 else None
+    return Kept(layers, offset_LD)
 
 
 @pytest.mark.parametrize("family", BLOCKS)
@@ -77,10 +78,10 @@ def test_dense_step_is_the_model(family: str) -> None:
 def test_sparse_step_is_the_masked_model(family: str) -> None:
     """With some kept, those of the model whose other activations are zero."""
     step = fused.FusedStep(tiny_weights(family), CONTEXT)
-    kept_Lk = draw_experts(21)
-    step.keep(kept_Lk.to(DEVICE))
+    counts = (21, 5, 52)
+    step.keep(draw_kept(*counts, device=DEVICE))
 
-    assert distance(tiny_model(family), step, kept_Lk, tokens=1) < 1e-5
+    assert distance(tiny_model(family), step, draw_kept(*counts), tokens=1) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
@@ -95,8 +96,8 @@ def test_one_step_serves_any_selection_in_turn() -> None:
     """Few neurons after many, and all after one: nothing stays of the selection before."""
     model, step = tiny_model("llama"), fused.FusedStep(tiny_weights("llama"), CONTEXT)
     for k in (51, 1):
-        step.keep(draw_experts(k).to(DEVICE))
-        assert distance(model, step, draw_experts(k)) < 1e-5
+        step.keep(draw_kept(*[k] * LAYERS, device=DEVICE))
+        assert distance(model, step, draw_kept(*[k] * LAYERS)) < 1e-5
     step.keep_all()
 
     assert distance(model, step) < 1e-5
@@ -129,5 +130,5 @@ def test_a_recorded_step_follows_token_position_and_selection() -> None:
         step.run(CONTEXT)
     step.run = lambda bucket: graph.replay()
     for k in (21, 52):
-        step.keep(draw_experts(k).to(DEVICE))
-        assert distance(model, step, draw_experts(k)) < 1e-5
+        step.keep(draw_kept(*[k] * LAYERS, device=DEVICE))
+        assert distance(model, step, draw_kept(*[k] * LAYERS)) < 1e-5

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from griffin import native
 from griffin.cache import SMALLEST_CAPACITY, KVCache
 from griffin.families import BLOCKS, feed_forwards
+from griffin.kept import Kept
 from griffin.lean import LeanStep
 from griffin.native import NativeStep
 from griffin.pruning import DecodeTwin, store_by_neuron_
@@ -30,7 +31,12 @@ if os.environ.get("CI") != "true":
 PROMPT, TOKENS = 13, 4
 LAYERS, WIDTH = 3, 52
 IDS = torch.randint(3, 128, (PROMPT + TOKENS,), generator=torch.Generator().manual_seed(1))
-EVERY_THIRD_LK = torch.arange(0, WIDTH, 3).repeat(LAYERS, 1)
+EVERY_THIRD = Kept([torch.arange(0, WIDTH, 3)] * LAYERS)
+# Not as many in each layer, and something in place of the others.
+RAGGED = Kept(
+    [torch.arange(0, WIDTH, step) for step in (2, 7, 1)],
+    torch.randn(LAYERS, 32, generator=torch.Generator().manual_seed(2)),
+)
 
 
 def prepared(model: PreTrainedModel) -> Weights:
@@ -53,11 +59,11 @@ def decode(step: NativeStep, ids: Tensor = IDS[PROMPT:]) -> Tensor:
 
 
 @torch.no_grad()
-def expected(model: PreTrainedModel, kept_Lk: Tensor | None = None) -> Tensor:
+def expected(model: PreTrainedModel, kept: Kept | None = None) -> Tensor:
     # Without a configuration no layer forgets what its window hides.
     cache = DynamicCache()
     model(IDS[None, :PROMPT], past_key_values=cache)
-    with oracle.masked(model, list(kept_Lk)) if kept_Lk is not None else nullcontext():
+    with oracle.masked(model, kept.layers, kept.offset_LD) if kept is not None else nullcontext():
         return torch.stack([model(id.view(1, 1), past_key_values=cache).logits[0, -1] for id in IDS[PROMPT:]])
 
 
@@ -82,15 +88,15 @@ def test_it_is_built() -> None:
     assert native.available()
 
 
-@pytest.mark.parametrize("kept_Lk", [None, EVERY_THIRD_LK], ids=["dense", "kept"])
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED], ids=["dense", "kept", "ragged"])
 @pytest.mark.parametrize("family", BLOCKS)
-def test_decodes_as_the_model_does(family: str, kept_Lk: Tensor | None) -> None:
+def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
     """Every family, in fp32, all neurons and some."""
     model = tiny_model(family)
     step = NativeStep(prepared(model), read_prompt(model), threads=2)
-    step.keep(kept_Lk)
+    step.keep(kept)
 
-    assert distance(decode(step), expected(model, kept_Lk)) < 1e-5
+    assert distance(decode(step), expected(model, kept)) < 1e-5
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_new", "relu"])
@@ -104,16 +110,16 @@ def test_computes_every_activation(family: str, activation: str) -> None:
     assert distance(decode(step), expected(model)) < 1e-5
 
 
-@pytest.mark.parametrize("kept_Lk", [None, EVERY_THIRD_LK], ids=["dense", "kept"])
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED], ids=["dense", "kept", "ragged"])
 @pytest.mark.parametrize("family", BLOCKS)
-def test_bfloat16_stays_near_the_same_step_in_torch(family: str, kept_Lk: Tensor | None) -> None:
+def test_bfloat16_stays_near_the_same_step_in_torch(family: str, kept: Kept | None) -> None:
     """It rounds less: the lean step is further from fp32 than from this one."""
     model = tiny_model(family).to(torch.bfloat16)
     weights, twin = prepared(model), DecodeTwin(model)
     step = NativeStep(weights, read_prompt(model), threads=2)
     lean = LeanStep(weights, read_prompt(model), twin)
-    step.keep(kept_Lk)
-    lean.keep(kept_Lk)
+    step.keep(kept)
+    lean.keep(kept)
 
     assert distance(decode(step), torch.stack([lean(int(id)).clone() for id in IDS[PROMPT:]])) < 5e-2
 
@@ -121,20 +127,20 @@ def test_bfloat16_stays_near_the_same_step_in_torch(family: str, kept_Lk: Tensor
 @pytest.mark.parametrize("count", [1, 2, 31, 33, WIDTH - 1, WIDTH])
 def test_keeps_any_number_of_neurons(model: PreTrainedModel, step: NativeStep, count: int) -> None:
     """From one to all, different ones in each layer."""
-    kept_Lk = torch.stack([torch.randperm(WIDTH)[:count].sort().values for _ in range(LAYERS)])
-    step.keep(kept_Lk)
+    kept = Kept([torch.randperm(WIDTH)[:count].sort().values for _ in range(LAYERS)])
+    step.keep(kept)
 
-    assert distance(decode(step), expected(model, kept_Lk)) < 1e-5
+    assert distance(decode(step), expected(model, kept)) < 1e-5
 
 
 def test_goes_from_one_choice_to_another(model: PreTrainedModel, step: NativeStep) -> None:
     """Few after many after all: nothing stays of what was kept before."""
-    for kept_Lk in (EVERY_THIRD_LK, EVERY_THIRD_LK[:, :3] + 1, None):
-        step.keep(kept_Lk)
+    for kept in (RAGGED, EVERY_THIRD, Kept([torch.tensor([1, 4, 7])] * LAYERS), None):
+        step.keep(kept)
         actual = decode(step)
         step._cache.length = PROMPT
 
-        assert distance(actual, expected(model, kept_Lk)) < 1e-5
+        assert distance(actual, expected(model, kept)) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -142,17 +148,17 @@ def test_the_number_of_threads_changes_nothing(dtype: torch.dtype) -> None:
     """Not one bit: no sum depends on who computes what. Sizes that nothing divides."""
     sizes = {"hidden_size": 105, "intermediate_size": 173, "num_attention_heads": 3, "num_key_value_heads": 3}
     model = tiny_model("llama", **sizes, head_dim=22).to(dtype)
-    weights, kept_Lk = prepared(model), torch.arange(0, 173, 2).repeat(LAYERS, 1)
+    weights, kept = prepared(model), Kept([torch.arange(0, 173, 2)] * LAYERS)
     one, *others = (NativeStep(weights, read_prompt(model), threads) for threads in (1, 2, 3))
     dense, sparse = decode(one), None
     if dtype == torch.float32:
         assert distance(dense, expected(model)) < 1e-5
-    one.keep(kept_Lk)
+    one.keep(kept)
     sparse = decode(one)
 
     for step in others:
         assert torch.equal(decode(step), dense)
-        step.keep(kept_Lk)
+        step.keep(kept)
         assert torch.equal(decode(step), sparse)
 
 
@@ -187,8 +193,8 @@ def test_two_at_once_do_not_meet() -> None:
     model = tiny_model("llama")
     weights = prepared(model)
     steps = [NativeStep(weights, read_prompt(model), threads=2) for _ in range(2)]
-    steps[1].keep(EVERY_THIRD_LK)
-    wanted = [expected(model), expected(model, EVERY_THIRD_LK)]
+    steps[1].keep(EVERY_THIRD)
+    wanted = [expected(model), expected(model, EVERY_THIRD)]
 
     def again(step: NativeStep) -> Tensor:
         step._cache.length = PROMPT
@@ -225,20 +231,20 @@ def test_threads_end_with_it(model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "experts_Lk",
+    ("experts_k", "layers"),
     [
-        EVERY_THIRD_LK.int(),
-        EVERY_THIRD_LK[:2],
-        EVERY_THIRD_LK[0],
-        EVERY_THIRD_LK[:, :0],
-        EVERY_THIRD_LK + WIDTH - 1,
-        EVERY_THIRD_LK - 1,
+        (torch.arange(3, dtype=torch.int32), LAYERS),
+        (torch.arange(3), LAYERS - 1),
+        (torch.arange(4).view(2, 2), LAYERS),
+        (torch.arange(0), LAYERS),
+        (torch.tensor([WIDTH]), LAYERS),
+        (torch.tensor([-1]), LAYERS),
     ],
 )
-def test_refuses_neurons_that_are_not_there(step: NativeStep, experts_Lk: Tensor) -> None:
+def test_refuses_neurons_that_are_not_there(step: NativeStep, experts_k: Tensor, layers: int) -> None:
     """C would read whatever lies there."""
-    with pytest.raises(ValueError, match="experts"):
-        step.keep(experts_Lk)
+    with pytest.raises(ValueError, match=r"experts|layers"):
+        step.keep(Kept([experts_k] * layers))
 
 
 def test_refuses_what_it_would_read_beyond(model: PreTrainedModel, step: NativeStep) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from griffin import Engine, Pruning, Sampling, Scoring, loading, mapped, offload
 from griffin.errors import LoadError, OutOfMemory
 from griffin.families import BLOCKS, feed_forwards
+from griffin.kept import Kept
 from griffin.loading import Checkpoint, load
 from griffin.offload import HostWeights, Mark, offload_
 from griffin.prefixes import PrefixStore
@@ -180,7 +181,7 @@ def test_the_twin_takes_no_more_room_than_the_largest_request_needs() -> None:
     model = offloaded(tiny_model("llama"), staged=True)
     twin = DecodeTwin(model)
     for kept, neurons in ((5, 5), (20, 20), (3, 20)):
-        loaded = twin.load(torch.arange(kept).repeat(3, 1))
+        loaded = twin.load(Kept([torch.arange(kept)] * 3))
 
         assert {len(experts.contract_FD) for experts in loaded} == {kept}
         assert {layer._buffers[2].shape[0] for layer in twin._layers} == {neurons}
@@ -199,10 +200,10 @@ def test_without_room_the_twin_lets_go_of_all(monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patched:
         patched.setattr("griffin.pruning.torch.empty", full)
         with pytest.raises(torch.OutOfMemoryError):
-            twin.load(torch.arange(20).repeat(3, 1))
+            twin.load(Kept([torch.arange(20)] * 3))
 
     assert all(layer._buffers is None for layer in twin._layers)
-    assert len(twin.load(torch.arange(4).repeat(3, 1))) == 3
+    assert len(twin.load(Kept([torch.arange(4)] * 3))) == 3
 
 
 def test_a_step_that_reads_weights_in_place_is_refused() -> None:

@@ -169,7 +169,7 @@ def test_the_same_request_at_two_sparsities(opened: Open, url: str) -> None:
     )
     expect(pane(page, "A").locator("figcaption")).to_have_text("All 46,080 neurons were used.")
     expect(pane(page, "B").locator("figcaption")).to_have_text(
-        "Kept for this prompt: 768 of 1536 neurons in each of 30 layers."
+        "Kept for this prompt: 23040 of 46080 neurons in 30 layers."
     )
 
 

@@ -100,7 +100,7 @@ class ScriptedPrompt:
 
     def __init__(self, engine: ScriptedEngine, ids: list[int], pruning: Pruning, scoring: Scoring | None) -> None:
         self._engine, self._pruning = engine, pruning
-        self.selection = Selection(50, 0.002, "cafe", len(ids), EXPERTS) if scoring and pruning.sparsity else None
+        self.selection = Selection(0.002, "cafe", len(ids), tuple(EXPERTS)) if scoring and pruning.sparsity else None
         self.cached_tokens = 0
         self.scores = [None, *(self._score(i, id, scoring.top) for i, id in enumerate(ids[1:], 1))] if scoring else None
 
@@ -112,7 +112,9 @@ class ScriptedPrompt:
                     return
                 if engine.fail_after is not None and count > engine.fail_after:
                     raise engine.failure
-                selection = Selection(50, 0.002, "cafe", 5, EXPERTS) if count == 2 and self._pruning.sparsity else None
+                selection = (
+                    Selection(0.002, "cafe", 5, tuple(EXPERTS)) if count == 2 and self._pruning.sparsity else None
+                )
                 last = count == sampling.max_tokens
                 engine.generated += 1
                 # With a seed, the text begins there: what another seed says is another text.

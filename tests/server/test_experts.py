@@ -11,7 +11,7 @@ from tests.server.scripted import EXPERTS, ScriptedEngine, served
 
 def selection(name: str) -> Selection:
     """Of 200 indices: 800 bytes."""
-    return Selection(100, 0.0, name, 5, torch.arange(200, dtype=torch.int32).view(2, 100))
+    return Selection(0.0, name, 5, tuple(torch.arange(200, dtype=torch.int32).view(2, 100)))
 
 
 def test_the_neurons_of_an_answer() -> None:
@@ -26,7 +26,7 @@ def test_the_neurons_of_an_answer() -> None:
         "model": "scripted",
         "layers": 2,
         "neurons_per_layer": 100,
-        "kept_per_layer": 50,
+        "kept_per_layer": [50, 50],
         "prompt_tokens": 5,
         "kept": EXPERTS.tolist(),
     }
