@@ -3,10 +3,10 @@
 from griffin.accounting import Accounting
 from griffin.engine import Engine, build_engines
 from griffin.errors import GriffinError
+from griffin.kept import Selection
 from griffin.loading import Checkpoint, load, load_each
 from griffin.prompt import Prompt, Scoring, Token
 from griffin.pruning import Pruning
-from griffin.runner import Selection
 from griffin.sampling import Logprobs, Sampling
 from griffin.verification import Comparison, Verification, Verified
 

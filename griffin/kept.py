@@ -1,10 +1,10 @@
-"""Kept: which feed-forward neurons stay for a request, and what stands for those that do not.
+"""Which feed-forward neurons stay for a request, and what stands for those that do not; and the report of it.
 
 Shapes: L layers, D model width, k kept neurons of one layer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -24,3 +24,32 @@ class Kept:
     def counts(self) -> list[int]:
         """k of each layer."""
         return [len(experts_k) for experts_k in self.layers]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The neurons chosen for one prompt.
+
+    seconds: from the finished prompt to decode-ready weights.
+    expert_set: a name for exactly these neurons, equal for equal sets.
+    prompt_tokens: how many tokens they were chosen on.
+    experts: which they are, for each layer sorted int32 indices ``(k,)``, on the host.
+    offset_LD: what stands for the others, see ``Kept``; on the host.
+    """
+
+    seconds: float
+    expert_set: str
+    prompt_tokens: int
+    experts: tuple[Tensor, ...] = field(repr=False, compare=False)
+    offset_LD: Tensor | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def kept(self) -> int:
+        """How many they are, in all layers."""
+        return sum(len(experts_k) for experts_k in self.experts)
+
+    @property
+    def bytes(self) -> int:
+        """Of memory that holding this takes."""
+        offset = 0 if self.offset_LD is None else self.offset_LD.nbytes
+        return sum(experts_k.nbytes for experts_k in self.experts) + offset

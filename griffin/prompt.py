@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from griffin.errors import EngineBusy
+from griffin.kept import Selection
 from griffin.pruning import Pruning
-from griffin.runner import Chosen, Runner, Selection
+from griffin.runner import Chosen, Runner
 from griffin.sampler import Drawn
 from griffin.sampling import Logprobs, Sampling, logprobs
 from griffin.verification import Verified

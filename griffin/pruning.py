@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,11 +15,14 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from griffin.families import FeedForward, feed_forwards, linear_weight
-from griffin.kept import Kept
+from griffin.kept import Kept, Selection
 from griffin.offload import Gather, HostWeights
 from griffin.selection import SELECTIONS, SelectionName
 from griffin.statistic import STATISTICS, StatisticName
 from griffin.weights import Experts, Projection
+
+MethodName = Literal["griffin", "griffin+"]
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +33,16 @@ class Pruning:
     selection: how neurons are picked from the statistic.
     statistic: what they are picked by.
     seed: of the selections that draw; None draws differently each time.
+    method: griffin is the paper to the letter; griffin+ loses less at the same number of neurons, see ``plus``.
+    reuse: neurons that were chosen for another prompt, to be taken as they are.
     """
 
     sparsity: float = 0.0
     selection: SelectionName = "top_k"
     statistic: StatisticName = "flocking"
     seed: int | None = None
+    method: MethodName = "griffin"
+    reuse: Selection | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
@@ -43,6 +51,10 @@ class Pruning:
             raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, but is {self.selection!r}")
         if self.statistic not in STATISTICS:
             raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, but is {self.statistic!r}")
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, but is {self.method!r}")
+        if self.method == "griffin+" and (self.selection, self.statistic) != ("top_k", "flocking"):
+            raise ValueError("method griffin+ chooses by itself: leave out selection and statistic")
 
     def generator(self) -> Generator:
         """A stream that repeats by its seed, or that nobody can repeat. The same on every device."""

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -20,7 +19,7 @@ from griffin.decode import StepName, extend, logits, make_decoder
 from griffin.devices import make_current
 from griffin.errors import Cancelled, is_out_of_memory
 from griffin.families import feed_forwards, linear_weight
-from griffin.kept import Kept
+from griffin.kept import Kept, Selection
 from griffin.offload import HostWeights, stream
 from griffin.prefixes import Chunk, PrefixStore
 from griffin.pruning import DecodeTwin, Pruning, share, store_by_neuron_
@@ -34,35 +33,6 @@ logger = logging.getLogger("griffin")
 # Of a step against the model's own forward pass, relative to the largest logit: rounding stays far below, and what
 # is computed differently far above.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """The neurons chosen for one prompt.
-
-    seconds: from the finished prompt to decode-ready weights.
-    expert_set: a name for exactly these neurons, equal for equal sets.
-    prompt_tokens: how many tokens they were chosen on.
-    experts: which they are, for each layer sorted int32 indices ``(k,)``, on the host.
-    offset_LD: what stands for the others, see ``Kept``; on the host.
-    """
-
-    seconds: float
-    expert_set: str
-    prompt_tokens: int
-    experts: tuple[Tensor, ...] = field(repr=False, compare=False)
-    offset_LD: Tensor | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def kept(self) -> int:
-        """How many they are, in all layers."""
-        return sum(len(experts_k) for experts_k in self.experts)
-
-    @property
-    def bytes(self) -> int:
-        """Of memory that holding this takes."""
-        offset = 0 if self.offset_LD is None else self.offset_LD.nbytes
-        return sum(experts_k.nbytes for experts_k in self.experts) + offset
 
 
 class Runner:
