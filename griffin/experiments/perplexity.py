@@ -113,10 +113,10 @@ def losses_of_text(
     teacher.begin()
     for _ in teacher.read(prompt):
         pass
-    mark, experts_Lk = teacher.mark(), teacher.choose(pruning)
+    mark, kept = teacher.mark(), teacher.choose(pruning)
     found = []
-    for chosen_Lk in (None, experts_Lk):
-        logits = teacher.follow(rest[:-1], chosen_Lk, wanted=len(rest) - 1)
+    for chosen in (None, kept):
+        logits = teacher.follow(rest[:-1], chosen, wanted=len(rest) - 1)
         sums_G = _losses(logits, rest[1:]).cumsum(dim=0)
         found.append([float(sums_G[length - 1]) for length in generations])
         teacher.back_to(mark)

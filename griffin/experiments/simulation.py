@@ -76,8 +76,8 @@ def _scores(
         head = list(teacher.read(inputs[:dense], wanted=dense))
         logits = [head for _ in variants]
         if dense < len(inputs):
-            experts = [teacher.choose(variant.pruning([*context, *answer])) for variant in variants]
-            logits = [[*head, row_V[None]] for row_V in teacher.branch(inputs[-1], experts)]
+            sets = [teacher.choose(variant.pruning([*context, *answer])) for variant in variants]
+            logits = [[*head, row_V[None]] for row_V in teacher.branch(inputs[-1], sets)]
         yield answer, [_score(own, answer) for own in logits]
         teacher.back_to(start)
 

@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from griffin.cache import KVCache
 from griffin.decode import extend, head, logits
 from griffin.families import feed_forwards, linear_weight
+from griffin.kept import Kept
 from griffin.pruning import Pruning, share
 from griffin.selection import STRATEGIES, kept_count
 from griffin.statistic import FlockingStatistic, magnitude
@@ -73,25 +74,25 @@ class Teacher:
         with self._statistic.collecting():
             yield from self._run(ids, wanted)
 
-    def follow(self, ids: Sequence[int], experts_Lk: Tensor | None, wanted: int = 0) -> Iterator[Tensor]:
+    def follow(self, ids: Sequence[int], kept: Kept | None, wanted: int = 0) -> Iterator[Tensor]:
         """Run further tokens through these neurons only (None: through all); they do not count. As ``read``."""
-        with self._masked(experts_Lk):
+        with self._masked(kept):
             yield from self._run(ids, wanted)
 
     @torch.inference_mode()
-    def branch(self, id: int, experts: Sequence[Tensor | None]) -> Tensor:
+    def branch(self, id: int, sets: Sequence[Kept | None]) -> Tensor:
         """Run one further token once for each of these sets of neurons, at once; the text stays as it is.
 
         Returns:
-            The logits that follow it, ``(len(experts), V)``.
+            The logits that follow it, ``(len(sets), V)``.
         """
         cache = DynamicCache()
         if length := self._cache.length:
             for number, (keys, values) in enumerate(self._cache.copy(0, length)):
-                spread = (len(experts), *keys.shape)
+                spread = (len(sets), *keys.shape)
                 cache.update(keys.expand(spread), values.expand(spread), number)
-        ids_B1 = torch.full((len(experts), 1), id, device=self._model.device)
-        with self._masked(*experts):
+        ids_B1 = torch.full((len(sets), 1), id, device=self._model.device)
+        with self._masked(*sets):
             output = self._model.base_model(input_ids=ids_B1, past_key_values=cache, use_cache=True)
         return head(self._model, output.last_hidden_state[:, -1])
 
@@ -107,13 +108,13 @@ class Teacher:
         """s of what was read so far (equation 1): fp32 ``(L, F)``."""
         return self._statistic.value()
 
-    def choose(self, pruning: Pruning) -> Tensor | None:
-        """The neurons ``(L, k)`` that this pruning keeps after what was read; None if it keeps all."""
+    def choose(self, pruning: Pruning) -> Kept | None:
+        """The neurons that this pruning keeps after what was read; None if it keeps all."""
         kept = kept_count(self.width, pruning.sparsity)
         if kept == self.width:
             return None
         statistic_LF = self.statistic() if pruning.statistic == "flocking" else self._magnitude()
-        return STRATEGIES[pruning.selection](statistic_LF, kept, pruning.generator())
+        return Kept(tuple(STRATEGIES[pruning.selection](statistic_LF, kept, pruning.generator())))
 
     def _run(self, ids: Sequence[int], wanted: int) -> Iterator[Tensor]:
         ids_T = torch.tensor(ids, dtype=torch.long, device=self._model.device)
@@ -127,26 +128,33 @@ class Teacher:
                 extend(self._model, part, self._cache)
 
     @contextmanager
-    def _masked(self, *experts: Tensor | None) -> Iterator[None]:
+    def _masked(self, *sets: Kept | None) -> Iterator[None]:
         """Each row of a batch goes through its own neurons, or through all (None)."""
         handles = []
-        if any(experts_Lk is not None for experts_Lk in experts):
-            for layer, block in enumerate(self._blocks):
-                masks_BF = torch.stack([self._mask(experts_Lk, layer) for experts_Lk in experts])
+        for layer, block in enumerate(self._blocks):
+            if any(kept is not None for kept in sets):
+                masks_BF = torch.stack([self._mask(kept, layer) for kept in sets])
                 handles.append(block.contract.register_forward_pre_hook(_masking(masks_BF)))
+            if any(kept is not None and kept.offset_LD is not None for kept in sets):
+                offsets_BD = torch.stack([self._offset(kept, layer) for kept in sets])
+                handles.append(block.contract.register_forward_hook(_adding(offsets_BD)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _mask(self, experts_Lk: Tensor | None, layer: int) -> Tensor:
-        place = {"dtype": self._model.dtype, "device": linear_weight(self._blocks[layer].contract).device}
-        if experts_Lk is None:
-            return torch.ones(self.width, **place)
-        mask_F = torch.zeros(self.width, **place)
-        mask_F[experts_Lk[layer].to(mask_F.device)] = 1
-        return mask_F
+    def _mask(self, kept: Kept | None, layer: int) -> Tensor:
+        mask_F = linear_weight(self._blocks[layer].contract).new_ones(self.width)
+        if kept is None:
+            return mask_F
+        return mask_F.zero_().index_fill_(0, kept.layers[layer].to(mask_F.device), 1)
+
+    def _offset(self, kept: Kept | None, layer: int) -> Tensor:
+        weight_DF = linear_weight(self._blocks[layer].contract)
+        if kept is None or kept.offset_LD is None:
+            return weight_DF.new_zeros(len(weight_DF))
+        return kept.offset_LD[layer].to(weight_DF)
 
     def _magnitude(self) -> Tensor:
         if self._magnitude_LF is None:
@@ -161,6 +169,15 @@ def _masking(masks_BF: Tensor) -> Any:
         # Some families flatten to (B T, F) before the projection.
         z_BTF = inputs[0].reshape(batch, -1, width) * masks_BF[:, None]
         return (z_BTF.reshape(inputs[0].shape), *inputs[1:])
+
+    return hook
+
+
+def _adding(offsets_BD: Tensor) -> Any:
+    batch, width = offsets_BD.shape
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return (output.reshape(batch, -1, width) + offsets_BD[:, None]).reshape(output.shape)
 
     return hook
 

@@ -65,8 +65,8 @@ def test_branches(model: PreTrainedModel, prompts: Prompts) -> None:
     sets = [None, teacher.choose(Pruning(0.5)), teacher.choose(Pruning(0.9)), teacher.choose(Pruning(0.5, "sample"))]
     found = [teacher.branch(ids[-1], sets) for _ in range(2)]
     mark, expected = teacher.mark(), []
-    for experts_Lk in sets:
-        expected += teacher.follow(ids[-1:], experts_Lk, wanted=1)
+    for kept in sets:
+        expected += teacher.follow(ids[-1:], kept, wanted=1)
         teacher.back_to(mark)
 
     for logits_BV in found:
