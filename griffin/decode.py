@@ -12,6 +12,7 @@ fetches what is skipped as well. On CUDA they are read in place, through an inde
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -69,6 +70,18 @@ class Decoder(Protocol):
 
     def logits(self) -> Tensor:
         """What the latest token was drawn from, ``(V,)``."""
+
+    def mark(self) -> None:
+        """A place in the sequence to come back to."""
+
+    def back(self) -> None:
+        """Forget the tokens drawn since the mark; the next one is told by ``draw`` or ``take``."""
+
+    def draw(self, logits_V: Tensor) -> Callable[[], Drawn]:
+        """Draw the next token, likewise, from logits that something else computed, behind what the cache holds."""
+
+    def take(self, id: int, logits_V: Tensor) -> Callable[[], Drawn]:
+        """Let this be the next token, as if it had been drawn from such logits."""
 
 
 class TwinStep:
@@ -130,20 +143,32 @@ class StepDecoder:
         self, logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]
     ) -> Callable[[], Drawn]:
         self._sampler.load(sampling, prompt_ids, end_ids)
-        return self._draw(logits_V)
+        return self.draw(logits_V)
 
     def advance(self) -> Callable[[], Drawn]:
         assert self._drawn is not None
-        return self._draw(self._step(self._drawn.id))
+        return self.draw(self._step(self._drawn.id))
 
     def logits(self) -> Tensor:
         assert self._logits_V is not None
         return self._logits_V
 
-    def _draw(self, logits_V: Tensor) -> Callable[[], Drawn]:
+    def mark(self) -> None:
+        self._sampler.mark()
+
+    def back(self) -> None:
+        self._sampler.back()
+
+    def draw(self, logits_V: Tensor) -> Callable[[], Drawn]:
+        return self._next(logits_V, self._sampler.draw)
+
+    def take(self, id: int, logits_V: Tensor) -> Callable[[], Drawn]:
+        return self._next(logits_V, partial(self._sampler.take, id))
+
+    def _next(self, logits_V: Tensor, settle: Callable[[Tensor], None]) -> Callable[[], Drawn]:
         self._logits_V = logits_V
         with _one_thread() if self._draws_alone else nullcontext():
-            self._sampler.draw(logits_V)
+            settle(logits_V)
             drawn = self._drawn = self._sampler.drawn()
         return lambda: drawn
 

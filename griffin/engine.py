@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from griffin.calibration import Calibration
 from griffin.decode import STEPS, StepName
 from griffin.errors import (
     Cancelled,
@@ -30,6 +31,7 @@ from griffin.prompt import Claim, Prompt, Scoring, Token, never
 from griffin.pruning import Pruning
 from griffin.runner import Runner
 from griffin.sampling import Sampling
+from griffin.verification import Verification
 
 
 class Engine:
@@ -46,6 +48,7 @@ class Engine:
         context_length: int | None = None,
         prefill_chunk: int = 256,
         prefixes: PrefixStore | None = None,
+        calibration: Calibration | None = None,
         step: StepName = "auto",
     ) -> None:
         """
@@ -54,6 +57,7 @@ class Engine:
             context_length: a limit below the model's own, in tokens.
             prefill_chunk: prompt tokens per forward pass, the bound on prefill's memory.
             prefixes: where the beginnings of prompts are kept, of the same chunk; None keeps none.
+            calibration: of this model, for method griffin+; None refuses that.
             step: how a token is run, see ``decode``; auto takes the fastest.
 
         Raises:
@@ -79,6 +83,7 @@ class Engine:
             context_length=self.context_length,
             prefill_chunk=prefill_chunk,
             prefixes=self.prefixes,
+            calibration=calibration,
             step=step,
         )
         self._runner = self._make_runner()
@@ -177,6 +182,7 @@ class Engine:
         """
         pruning = pruning or Pruning()
         self.check(prompt_ids, None, scoring)
+        self._runner.chooser.require(pruning)
         with self._claimed() as claim:
             self._runner.reset()
             prompt = Prompt(self._runner, prompt_ids, pruning, self.eos_token_ids, claim)
@@ -189,6 +195,7 @@ class Engine:
         sampling: Sampling | None = None,
         pruning: Pruning | None = None,
         cancelled: Callable[[], bool] = never,
+        verification: Verification | None = None,
     ) -> Iterator[Token]:
         """Yield the tokens that follow a prompt.
 
@@ -201,13 +208,18 @@ class Engine:
         """
         sampling = sampling or Sampling()
         self.check(prompt_ids, sampling)
-        return self._generate(prompt_ids, sampling, pruning, cancelled)
+        return self._generate(prompt_ids, sampling, pruning, cancelled, verification)
 
     def _generate(
-        self, prompt_ids: Sequence[int], sampling: Sampling, pruning: Pruning | None, cancelled: Callable[[], bool]
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        pruning: Pruning | None,
+        cancelled: Callable[[], bool],
+        verification: Verification | None,
     ) -> Iterator[Token]:
         with suppress(Cancelled), self.read(prompt_ids, pruning, cancelled=cancelled) as prompt:
-            yield from prompt.generate(sampling, cancelled)
+            yield from prompt.generate(sampling, cancelled, verification)
 
     def score(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int], pruning: Pruning) -> Tensor:
         """Log-probabilities of a given continuation, teacher-forced: fp32 ``(len(continuation_ids),)``.
@@ -248,6 +260,7 @@ def build_engines(
     context_length: int | None = None,
     prefill_chunk: int = 256,
     prefix_bytes: int = 0,
+    calibration: Calibration | None = None,
 ) -> list[Engine]:
     """Engines that share one model and one store of prefixes, warmed up, for ``count`` threads to run one each.
 
@@ -259,7 +272,13 @@ def build_engines(
     engines: list[Engine] = []
     try:
         for _ in range(count):
-            engine = Engine(model, context_length=context_length, prefill_chunk=prefill_chunk, prefixes=prefixes)
+            engine = Engine(
+                model,
+                context_length=context_length,
+                prefill_chunk=prefill_chunk,
+                prefixes=prefixes,
+                calibration=calibration,
+            )
             engines.append(engine)
             engine.warm_up()
     except (MemoryError, RuntimeError) as error:

@@ -90,10 +90,7 @@ class GraphDecoder:
     ) -> Callable[[], Drawn]:
         self._sampler.load(sampling, prompt_ids, end_ids)
         self._kind = next(kind for kind in CAPTURED if kind.covers(self._sampler.kind))
-        self._step.position.fill_(self._cache.length)
-        self._sampler.draw(logits_V, self._kind)
-        self._step.token_id.copy_(self._sampler.id)
-        return self._fetch()
+        return self.draw(logits_V)
 
     @torch.inference_mode()
     def advance(self) -> Callable[[], Drawn]:
@@ -104,6 +101,30 @@ class GraphDecoder:
 
     def logits(self) -> Tensor:
         return self._step.logits_V
+
+    def mark(self) -> None:
+        self._sampler.mark()
+
+    def back(self) -> None:
+        self._sampler.back()
+
+    @torch.inference_mode()
+    def draw(self, logits_V: Tensor) -> Callable[[], Drawn]:
+        self._sampler.draw(logits_V, self._kind)
+        self._follow()
+        return self._fetch()
+
+    @torch.inference_mode()
+    def take(self, id: int, logits_V: Tensor) -> Callable[[], Drawn]:
+        self._sampler.take(id, logits_V)
+        self._follow()
+        # Nothing else is to be waited for.
+        return self._fetch() if self._sampler.kind.logprobs else lambda: Drawn(id)
+
+    def _follow(self) -> None:
+        """The next step runs the sampler's token, behind what the cache holds."""
+        self._step.position.fill_(self._cache.length)
+        self._step.token_id.copy_(self._sampler.id)
 
     def _capture_all(self) -> None:
         """Before any sequence: nothing is compiled or allocated in a request."""

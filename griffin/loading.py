@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from griffin import mapped
+from griffin.calibration import Calibration, identity
 from griffin.devices import distribute
 from griffin.errors import GriffinError, LoadError
 from griffin.families import feed_forwards, require_supported
@@ -47,11 +48,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A loaded model, its tokenizer, and a short name for it."""
+    """A loaded model, its tokenizer, and a short name for it.
+
+    calibration: what method griffin+ needs, if the model was calibrated.
+    """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    calibration: Calibration | None = None
 
 
 def load(
@@ -105,10 +110,11 @@ def load_each(
         else:
             require_supported(PreTrainedConfig.get_config_dict(path)[0])
             model, tokenizer = _read(path, torch_dtype, map_from)
+        calibration = _calibration(model, cache_dir)
         if HostWeights.of(model) is not None:
             return [Checkpoint(name, model, tokenizer)]
         models = distribute(model, groups, ff_offload=ff_offload)
-        return [Checkpoint(name, model, tokenizer) for model in models]
+        return [Checkpoint(name, model, tokenizer, calibration) for model in models]
     except GriffinError:
         raise
     except Exception as error:
@@ -116,6 +122,21 @@ def load_each(
         reason = str(error).strip().splitlines() or [type(error).__name__]
         hint = " (is the file complete?)" if str(path).endswith(".gguf") else ""
         raise LoadError(f"cannot load '{source}': {reason[0]}{hint}") from error
+
+
+def calibration_path(model: PreTrainedModel, cache_dir: Path | None = None) -> Path:
+    """Where a model's calibration is kept."""
+    folder = (cache_dir or platformdirs.user_cache_path("griffin")) / "calibrations"
+    return folder / f"{identity(model)}.safetensors"
+
+
+def _calibration(model: PreTrainedModel, cache_dir: Path) -> Calibration | None:
+    """The user's, or else the one that comes with the package, for the default model alone."""
+    if HostWeights.of(model) is not None:
+        return None
+    path = calibration_path(model, cache_dir)
+    packaged = Path(__file__).parent / "calibrations" / path.name
+    return Calibration.read(path, path.stem) or Calibration.read(packaged, path.stem)
 
 
 def parse_device(name: str) -> torch.device:

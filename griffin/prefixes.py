@@ -14,21 +14,23 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from griffin.statistic import Sums
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
     """What reading one chunk of a prompt left, behind the chunks before it.
 
     keys_values: ``(layers, 2, G, chunk, S)``.
-    energy_LF: the statistic's running sum up to the chunk's end.
+    sums: the statistic up to the chunk's end.
     """
 
     keys_values: Tensor
-    energy_LF: Tensor
+    sums: Sums
 
     @property
     def bytes(self) -> int:
-        return self.keys_values.nbytes + self.energy_LF.nbytes
+        return self.keys_values.nbytes + self.sums.bytes
 
 
 class PrefixStore:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from griffin.families import FeedForward, feed_forwards, linear_weight
 from griffin.kept import Kept, Selection
 from griffin.offload import Gather, HostWeights
+from griffin.plus import PARTS, PartName
 from griffin.selection import SELECTIONS, SelectionName
 from griffin.statistic import STATISTICS, StatisticName
 from griffin.weights import Experts, Projection
@@ -34,6 +35,7 @@ class Pruning:
     statistic: what they are picked by.
     seed: of the selections that draw; None draws differently each time.
     method: griffin is the paper to the letter; griffin+ loses less at the same number of neurons, see ``plus``.
+    parts: of griffin+, for experiments on what each is worth.
     reuse: neurons that were chosen for another prompt, to be taken as they are.
     """
 
@@ -42,6 +44,7 @@ class Pruning:
     statistic: StatisticName = "flocking"
     seed: int | None = None
     method: MethodName = "griffin"
+    parts: frozenset[PartName] = frozenset(PARTS)
     reuse: Selection | None = None
 
     def __post_init__(self) -> None:

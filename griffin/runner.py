@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from griffin.accounting import Accounting
 from griffin.cache import KVCache
+from griffin.calibration import Calibration
+from griffin.chooser import Chooser
 from griffin.decode import StepName, extend, logits, make_decoder
 from griffin.devices import make_current
 from griffin.errors import Cancelled, is_out_of_memory
@@ -24,8 +26,8 @@ from griffin.offload import HostWeights, stream
 from griffin.prefixes import Chunk, PrefixStore
 from griffin.pruning import DecodeTwin, Pruning, share, store_by_neuron_
 from griffin.sampling import Sampling
-from griffin.selection import STRATEGIES, kept_count
-from griffin.statistic import FlockingStatistic, magnitude
+from griffin.selection import kept_count
+from griffin.statistic import FlockingStatistic
 from griffin.weights import read_weights
 
 logger = logging.getLogger("griffin")
@@ -45,6 +47,7 @@ class Runner:
         context_length: int,
         prefill_chunk: int,
         prefixes: PrefixStore,
+        calibration: Calibration | None = None,
         step: StepName = "auto",
     ) -> None:
         # A tree of its own: hooks sit on modules, and engines must not see each other's.
@@ -64,9 +67,8 @@ class Runner:
         # Of the prompt at hand, one for each whole chunk.
         self._names: list[bytes] = []
         self._threads = torch.get_num_threads()
-        # Where no weight ever moves.
-        self._origin_blocks = feed_forwards(origin)
-        self._magnitude_LF: Tensor | None = None
+        # By the origin's blocks, where no weight ever moves.
+        self.chooser = Chooser(feed_forwards(origin), self.device, calibration)
         self._make_decoder = partial(
             make_decoder, model=self.model, weights=weights, twin=self.twin, cache=self.cache,
             context_length=context_length,
@@ -112,6 +114,8 @@ class Runner:
         self._names = []
 
     def prunes(self, pruning: Pruning) -> bool:
+        if pruning.reuse is not None:
+            return pruning.reuse.kept < self.accounting.neurons
         return kept_count(self.accounting.width, pruning.sparsity) < self.accounting.width
 
     def resume(self, ids: Sequence[int], limit: int) -> int:
@@ -121,7 +125,7 @@ class Runner:
         for chunk in chunks:
             self.cache.append(chunk.keys_values)
         if chunks:
-            self.statistic.resume(chunks[-1].energy_LF)
+            self.statistic.resume(chunks[-1].sums)
         return len(chunks) * self._chunk
 
     def _remember(self, behind: int) -> None:
@@ -130,7 +134,7 @@ class Runner:
         if rest or number > len(self._names) or not self._prefixes.wants(self._names[number - 1]):
             return
         try:
-            chunk = Chunk(self.cache.copy(behind - self._chunk, behind), self.statistic.energy())
+            chunk = Chunk(self.cache.copy(behind - self._chunk, behind), self.statistic.sums())
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -167,6 +171,17 @@ class Runner:
         for first, behind in self._chunks(start, end, cancelled):
             yield self._run(self.twin.model, ids, first, behind, logits_from)
 
+    def hidden(
+        self, model: PreTrainedModel, ids: Sequence[int], start: int, end: int, cancelled: Callable[[], bool]
+    ) -> Tensor:
+        """The last hidden states ``(T, D)`` of tokens that one of the trees reads, in chunks, and uncounted.
+
+        Raises:
+            Cancelled: between chunks.
+        """
+        chunks = self._chunks(start, end, cancelled)
+        return torch.cat([extend(model, torch.tensor(ids[a:b], device=self.device), self.cache) for a, b in chunks])
+
     def _chunks(self, start: int, end: int, cancelled: Callable[[], bool]) -> Iterator[tuple[int, int]]:
         first = start
         while first < end:
@@ -190,22 +205,13 @@ class Runner:
         if not self.prunes(pruning):
             return None
         timer = _Timer(self.device)
-        kept = kept_count(self.accounting.width, pruning.sparsity)
-        statistic_LF = self.statistic.value() if pruning.statistic == "flocking" else self._magnitude()
-        experts_Lk = STRATEGIES[pruning.selection](statistic_LF, kept, pruning.generator())
-        return Chosen(Kept(tuple(experts_Lk)), prompt_tokens, timer)
+        return Chosen(self.chooser.choose(self.statistic, pruning), prompt_tokens, timer)
 
     def keep(self, chosen: "Chosen | None") -> None:
         """Decode with these neurons, or with all."""
         self.decoder.keep(chosen.kept if chosen else None)
         if chosen:
             chosen.timer.stop()
-
-    def _magnitude(self) -> Tensor:
-        # Read once, at the first request that wants it: it reads half of all weights.
-        if self._magnitude_LF is None:
-            self._magnitude_LF = magnitude(self._origin_blocks).to(self.device)
-        return self._magnitude_LF
 
 
 class Chosen:

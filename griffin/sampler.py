@@ -79,6 +79,7 @@ class Sampler:
         self._seen_V = torch.zeros(vocabulary, dtype=torch.bool, device=device)
         self._ends_V = torch.zeros_like(self._seen_V)
         self._ranks_V = torch.arange(vocabulary, device=device)
+        self._marked = tuple(torch.zeros_like(state) for state in self._state())
         self._chosen = scalar(torch.float32)
         self._top_ids = torch.zeros(min(MOST_LOGPROBS, vocabulary), dtype=torch.int64, device=device)
         self._top_logprobs = torch.zeros(len(self._top_ids), dtype=torch.float32, device=device)
@@ -151,12 +152,37 @@ class Sampler:
             left = self._filtered(scores, scores_V if not captured else None)
             id = order[(left + self._noise()[order]).argmax(dim=0, keepdim=True)]
         self.id.copy_(id)
+        self._settle(own_V, kind, captured)
+
+    @torch.inference_mode()
+    def take(self, id: int, logits_V: Tensor) -> None:
+        """Let this be the next token, as if it had been drawn from these logits."""
+        self.id.fill_(id)
+        self._settle(logits_V.float() if self.kind.logprobs else logits_V, self.kind, captured=False)
+
+    @torch.inference_mode()
+    def mark(self) -> None:
+        """A place to come back to; nothing waits for the device. The latest one counts."""
+        for marked, state in zip(self._marked, self._state(), strict=True):
+            marked.copy_(state)
+
+    @torch.inference_mode()
+    def back(self) -> None:
+        """Undo what was drawn and taken since the mark; what is drawn next is drawn as it would have been there."""
+        for marked, state in zip(self._marked, self._state(), strict=True):
+            state.copy_(marked)
+
+    def _state(self) -> tuple[Tensor, ...]:
+        return self.id, self._count, self._counts_V, self._seen_V
+
+    def _settle(self, logits_V: Tensor, kind: Kind, captured: bool) -> None:
+        """``id`` is the next token."""
         self._count += 1
         if kind.adjusted:
             self._counts_V[self.id] += 1
             self._seen_V[self.id] = True
         if kind.logprobs:
-            self._report(own_V, len(self._top_ids) if captured else min(self._top, len(self._top_ids)))
+            self._report(logits_V, len(self._top_ids) if captured else min(self._top, len(self._top_ids)))
 
     def drawn(self) -> Drawn:
         """The latest token, read by the host, which waits for it."""

@@ -3,8 +3,9 @@
 Shapes: L layers, T tokens, F feed-forward neurons.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,30 +23,116 @@ def relative_energy(z_TF: Tensor) -> Tensor:
     This is s squared of equation 1 in the paper. It adds up over any split of the tokens.
     Tokens whose activations are all zero have no direction and count nothing.
     """
-    # Of a copy in fp32 in place: to touch new memory is most of the cost.
-    squares_TF = z_TF.square() if z_TF.dtype == torch.float32 else z_TF.float().square_()
-    norms_T = squares_TF.sum(dim=1)
-    # Below the smallest normal number the reciprocal is infinite.
-    weights_T = torch.where(norms_T > torch.finfo(torch.float32).tiny, norms_T.reciprocal(), 0.0)
-    return weights_T @ squares_TF
+    energy_F, *_ = sums_of(z_TF)
+    return energy_F
+
+
+def sums_of(z_TF: Tensor, skipped: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What these tokens add to the rows of ``Sums`` and its weight; the first ``skipped`` to the first row alone."""
+    copied = z_TF.dtype != torch.float32
+    z_TF = z_TF.float()
+    norms_T = torch.linalg.vector_norm(z_TF, dim=1)
+    # Below the smallest number whose square is a normal one, the reciprocal's square is infinite.
+    inverse_T = torch.where(norms_T > torch.finfo(torch.float32).tiny ** 0.5, norms_T.reciprocal(), 0.0)
+    weights_2T = torch.stack([inverse_T.square(), inverse_T])
+    weights_2T[1, :skipped] = 0
+    sum_F = weights_2T[1] @ z_TF
+    # In place where it is a copy: to touch new memory is most of the cost.
+    energy_F, square_F = weights_2T @ (z_TF.square_() if copied else z_TF.square())
+    return energy_F, sum_F, square_F, weights_2T[1].sum()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums:
+    """What was counted of a sequence's tokens; it adds up over any split of them. All fp32.
+
+    values_3LF: of each neuron the relative energy, see above; then the sum of z / ||z||, and of z^2 / ||z||, where z
+        is its activation and ||z|| the length of all of the layer's, both without the first token, whose activations
+        are like no other's.
+    weight_L: the sum of 1 / ||z|| of the same tokens.
+    tokens: how many were counted, the first included.
+    """
+
+    values_3LF: Tensor
+    weight_L: Tensor
+    tokens: int
+
+    @property
+    def bytes(self) -> int:
+        return self.values_3LF.nbytes + self.weight_L.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Sums over tokens of each neuron's activation and its square, each token weighed by 1 / ||z||, as in ``Sums``.
+
+    Weighed so, a token with large activations does not drown all others, and one with small ones does not either.
+    """
+
+    sum_LF: Tensor
+    square_LF: Tensor
+    weight_L: Tensor
+    tokens: int
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            self.sum_LF + other.sum_LF,
+            self.square_LF + other.square_LF,
+            self.weight_L + other.weight_L,
+            self.tokens + other.tokens,
+        )
+
+    def mean(self) -> Tensor:
+        """The weighed mean: ``(L, F)``."""
+        return self.sum_LF / self.weight_L[:, None].clamp_min(torch.finfo(torch.float32).tiny)
+
+    def variance(self) -> Tensor:
+        """Around it, in units of ||z||, the mean over tokens: ``(L, F)``."""
+        return (self.square_LF - self.mean() * self.sum_LF).clamp_(min=0) / max(1, self.tokens)
+
+    def square(self) -> Tensor:
+        """As ``variance``, but around 0."""
+        return self.square_LF / max(1, self.tokens)
 
 
 class FlockingStatistic:
-    """The running statistic of one prompt, collected from the inputs of the contracting projections."""
+    """The running statistic of one sequence, collected from the inputs of the contracting projections."""
 
     def __init__(self, blocks: Sequence[FeedForward]) -> None:
         device = linear_weight(blocks[0].contract).device
         self._contracts = [block.contract for block in blocks]
-        self._energy_LF = torch.zeros(len(blocks), blocks[0].width, dtype=torch.float32, device=device)
+        self._values_3LF = torch.zeros(3, len(blocks), blocks[0].width, dtype=torch.float32, device=device)
+        self._weight_L = torch.zeros(len(blocks), dtype=torch.float32, device=device)
+        self._tokens = 0
 
     def reset(self) -> None:
-        self._energy_LF.zero_()
+        self._values_3LF.zero_()
+        self._weight_L.zero_()
+        self._tokens = 0
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """While open, every token that passes through the model's FF blocks is counted."""
+        with self._watching(self._count):
+            yield
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """Likewise, but none is counted yet: what comes back counts the first so many of them, also afterwards."""
+        held_L: list[list[Tensor]] = [[] for _ in self._contracts]
+
+        @torch.inference_mode()
+        def count(tokens: int) -> None:
+            for layer, held in enumerate(held_L):
+                self._count(layer, torch.cat(held)[:tokens])
+
+        with self._watching(lambda layer, z_TF: held_L[layer].append(z_TF)):
+            yield count
+
+    @contextmanager
+    def _watching(self, seen: Callable[[int, Tensor], None]) -> Iterator[None]:
         hooks = [
-            contract.register_forward_pre_hook(self._hook(self._energy_LF[layer]))
+            contract.register_forward_pre_hook(self._hook(layer, seen))
             for layer, contract in enumerate(self._contracts)
         ]
         try:
@@ -55,28 +142,42 @@ class FlockingStatistic:
                 hook.remove()
 
     @torch.inference_mode()
-    def energy(self) -> Tensor:
-        """A copy of the running sum, s squared: fp32 ``(L, F)``."""
-        return self._energy_LF.clone()
+    def sums(self) -> Sums:
+        """A copy of all that was counted."""
+        return Sums(self._values_3LF.clone(), self._weight_L.clone(), self._tokens)
 
     @torch.inference_mode()
-    def resume(self, energy_LF: Tensor) -> None:
+    def resume(self, sums: Sums) -> None:
         """Go on from such a copy."""
-        self._energy_LF.copy_(energy_LF)
+        self._values_3LF.copy_(sums.values_3LF)
+        self._weight_L.copy_(sums.weight_L)
+        self._tokens = sums.tokens
 
     def value(self) -> Tensor:
         """s of equation 1: fp32 ``(L, F)``."""
-        return self._energy_LF.sqrt()
+        return self._values_3LF[0].sqrt()
+
+    def moments(self) -> Moments:
+        """Of all tokens counted so far, but the first."""
+        _, sum_LF, square_LF = self._values_3LF
+        return Moments(sum_LF, square_LF, self._weight_L, max(0, self._tokens - 1))
+
+    def _count(self, layer: int, z_TF: Tensor) -> None:
+        *rows, weight = sums_of(z_TF, skipped=0 if self._tokens else 1)
+        # Across devices, each layer counts on its own.
+        for values_F, row_F in zip(self._values_3LF[:, layer], rows, strict=True):
+            values_F.add_(row_F.to(values_F.device))
+        self._weight_L[layer] += weight.to(self._weight_L.device)
+        if layer == len(self._contracts) - 1:
+            self._tokens += len(z_TF)
 
     @staticmethod
-    def _hook(row_F: Tensor) -> Any:
-        def accumulate(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _hook(layer: int, seen: Callable[[int, Tensor], None]) -> Any:
+        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             # Some families flatten to (T, F) before the projection, others keep (1, T, F).
-            energy_F = relative_energy(inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
-            # Across devices, each layer counts on its own.
-            row_F.add_(energy_F.to(row_F.device))
+            seen(layer, inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
 
-        return accumulate
+        return look
 
 
 def magnitude(blocks: Sequence[FeedForward]) -> Tensor:

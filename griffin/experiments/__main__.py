@@ -6,7 +6,7 @@ import sys
 from typing import NoReturn, Protocol
 
 from griffin.errors import GriffinError
-from griffin.experiments import latency, offload, report, tune
+from griffin.experiments import acceptance, calibrate, drift, latency, offload, pareto, report, tune
 from griffin.experiments.experiment import Command
 from griffin.experiments.registry import EXPERIMENTS
 
@@ -23,6 +23,10 @@ class Runnable(Protocol):
 
 COMMANDS: dict[str, Runnable] = {
     **{name: Command(name, experiment) for name, experiment in EXPERIMENTS.items()},
+    "pareto": Command("pareto", pareto),
+    "acceptance": Command("acceptance", acceptance),
+    "drift": Command("drift", drift),
+    "calibrate": calibrate,
     "latency": latency,
     "offload": offload,
     "report": report,

@@ -53,13 +53,14 @@ class Study:
     @cached_property
     def engine(self) -> Engine:
         """The product's own decode path."""
-        engine = Engine(self.checkpoint.model, prefixes=PrefixStore(PREFIX_BYTES, 256))
+        prefixes = PrefixStore(PREFIX_BYTES, 256)
+        engine = Engine(self.checkpoint.model, prefixes=prefixes, calibration=self.checkpoint.calibration)
         engine.warm_up()
         return engine
 
     @cached_property
     def teacher(self) -> Teacher:
-        return Teacher(self.checkpoint.model)
+        return Teacher(self.checkpoint.model, calibration=self.checkpoint.calibration)
 
     @property
     def context_length(self) -> int:

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from griffin.cache import KVCache
+from griffin.calibration import Calibration
+from griffin.chooser import Chooser
 from griffin.decode import extend, head, logits
 from griffin.families import feed_forwards, linear_weight
 from griffin.kept import Kept
 from griffin.pruning import Pruning, share
-from griffin.selection import STRATEGIES, kept_count
-from griffin.statistic import FlockingStatistic, magnitude
+from griffin.selection import kept_count
+from griffin.statistic import FlockingStatistic, Sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +33,21 @@ class Mark:
     """A place in a text to come back to.
 
     length: tokens before it.
-    energy_LF: the statistic of those that ran through the full blocks, squared.
+    sums: the statistic of those that ran through the full blocks.
     """
 
     length: int
-    energy_LF: Tensor
+    sums: Sums
 
 
 class Teacher:
     """One model and one text at a time. Its weights are shared with whoever gave the model."""
 
-    def __init__(self, model: PreTrainedModel, chunk: int = 256) -> None:
+    def __init__(self, model: PreTrainedModel, chunk: int = 256, calibration: Calibration | None = None) -> None:
         """
         Args:
             chunk: tokens in one forward pass, the bound on memory.
+            calibration: of this model, for method griffin+.
         """
         # A tree of its own for its hooks.
         self._model = share(model.eval())
@@ -52,7 +55,7 @@ class Teacher:
         self._cache = KVCache(len(self._blocks))
         self._statistic = FlockingStatistic(self._blocks)
         self._chunk = chunk
-        self._magnitude_LF: Tensor | None = None
+        self._chooser = Chooser(self._blocks, model.device, calibration)
 
     @property
     def width(self) -> int:
@@ -97,12 +100,12 @@ class Teacher:
         return head(self._model, output.last_hidden_state[:, -1])
 
     def mark(self) -> Mark:
-        return Mark(self._cache.length, self._statistic.energy())
+        return Mark(self._cache.length, self._statistic.sums())
 
     def back_to(self, mark: Mark) -> None:
         """Go on from there. What was run before it must not have been overwritten: go to later marks first."""
         self._cache.length = mark.length
-        self._statistic.resume(mark.energy_LF)
+        self._statistic.resume(mark.sums)
 
     def statistic(self) -> Tensor:
         """s of what was read so far (equation 1): fp32 ``(L, F)``."""
@@ -113,8 +116,8 @@ class Teacher:
         kept = kept_count(self.width, pruning.sparsity)
         if kept == self.width:
             return None
-        statistic_LF = self.statistic() if pruning.statistic == "flocking" else self._magnitude()
-        return Kept(tuple(STRATEGIES[pruning.selection](statistic_LF, kept, pruning.generator())))
+        self._chooser.require(pruning)
+        return self._chooser.choose(self._statistic, pruning)
 
     def _run(self, ids: Sequence[int], wanted: int) -> Iterator[Tensor]:
         ids_T = torch.tensor(ids, dtype=torch.long, device=self._model.device)
@@ -155,11 +158,6 @@ class Teacher:
         if kept is None or kept.offset_LD is None:
             return weight_DF.new_zeros(len(weight_DF))
         return kept.offset_LD[layer].to(weight_DF)
-
-    def _magnitude(self) -> Tensor:
-        if self._magnitude_LF is None:
-            self._magnitude_LF = magnitude(self._blocks)
-        return self._magnitude_LF
 
 
 def _masking(masks_BF: Tensor) -> Any:

@@ -1,11 +1,12 @@
 """Variants: the same model, full or pruned in one way or another."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from griffin.pruning import Pruning
+from griffin.plus import PARTS, PartName
+from griffin.pruning import MethodName, Pruning
 from griffin.selection import SelectionName
 from griffin.statistic import StatisticName
 
@@ -21,14 +22,22 @@ class Variant:
     sparsity: float = 0.0
     statistic: StatisticName = "flocking"
     selection: SelectionName = "top_k"
+    method: MethodName = "griffin"
+    parts: tuple[PartName, ...] = PARTS
 
     def pruning(self, ids: Sequence[int]) -> Pruning:
         """For one text; where neurons are drawn, each text draws its own, and the same ones each time."""
-        return Pruning(self.sparsity, self.selection, self.statistic, seed=int(name_of(ids)[:8], 16))
+        seed = int(name_of(ids)[:8], 16)
+        return Pruning(self.sparsity, self.selection, self.statistic, seed, self.method, frozenset(self.parts))
 
     def question(self) -> list[Any]:
         """What an answer depends on, for the ledger; the name is none of it."""
+        if self.method == "griffin+":
+            return [self.sparsity, self.method, sorted(self.parts)]
         return [self.sparsity, self.statistic, self.selection] if self.sparsity else []
+
+    def renamed(self, name: str) -> "Variant":
+        return replace(self, name=name)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -44,6 +53,11 @@ def magnitude(sparsity: float) -> Variant:
 
 def griffin(sparsity: float) -> Variant:
     return Variant("GRIFFIN", sparsity)
+
+
+def plus(name: str, sparsity: float, parts: Iterable[PartName] = PARTS) -> Variant:
+    """griffin+, or some parts of it."""
+    return Variant(name, sparsity, method="griffin+", parts=tuple(sorted(parts)))
 
 
 def name_of(ids: Sequence[int]) -> str:

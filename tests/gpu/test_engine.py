@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from griffin import Engine, Pruning, Sampling, build_engines
+from griffin import Engine, Pruning, Sampling, Verification, build_engines
 from griffin.families import BLOCKS
 from griffin.offload import offload_
 from griffin.prefixes import PrefixStore
+from griffin.verification import DRAFTS, DraftName
 from tests.griffin import oracle
 from tests.tiny import tiny_model
 
@@ -119,6 +120,44 @@ def test_offloaded_equals_resident(family: str, prompts: Prompts) -> None:
     offloaded = Engine(model, prefill_chunk=8)
     for sparsity in (0.5, 0.0):
         assert ids(offloaded, prompts(4, 20), GREEDY, sparsity) == ids(resident, prompts(4, 20), GREEDY, sparsity)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seeded", "everything"])
+def test_lossless_is_the_dense_model(family: str, prompts: Prompts, sampling: Sampling, draft: DraftName) -> None:
+    """Drafted by graphs, or by the model's own step; read in blocks by the model. In fp32."""
+    engine = Engine(tiny_model(family).to("cuda"), prefill_chunk=8)
+    for number, drafts in enumerate((2, 7)):
+        prompt, verification = prompts(number, 20), Verification("lossless", draft, drafts)
+        tokens = list(engine.generate(prompt, sampling, Pruning(0.5), verification=verification))
+
+        assert [token.id for token in tokens] == ids(engine, prompt, sampling, 0.0)
+        assert tokens[-1].verified is not None
+
+
+def test_guarded_drafts_of_graphs_are_those_of_plain_steps(prompts: Prompts) -> None:
+    """Tokens and what was verified, with refreshed neurons, and in a second sequence of the same prompt."""
+    model = tiny_model("llama").to("cuda")
+    found = []
+    for engine in (Engine(model), Engine(model, step="lean"), Engine(model, step="twin")):
+        with engine.read(prompts(6, 20), Pruning(0.5)) as read:
+            for sampling in (SEEDED, EVERYTHING):
+                tokens = list(read.generate(sampling, verification=Verification("guarded", draft_tokens=5)))
+                found.append(([token.id for token in tokens], tokens[-1].verified))
+
+    assert found[:2] == found[2:4] == found[4:]
+
+
+def test_a_comparison_is_that_of_the_cpu(prompts: Prompts) -> None:
+    """Kept neurons beside the full model."""
+    figures = []
+    for device in ("cpu", "cuda"):
+        with Engine(tiny_model("llama").to(device)).read(prompts(7, 20), Pruning(0.5)) as read:
+            found = read.compare(prompts(8, 30))
+            assert found is not None
+            figures.append((found.kl, found.top1_agreement, found.perplexity_ratio))
+
+    assert figures[0] == pytest.approx(figures[1], rel=1e-3)
 
 
 def test_half_precision_stays_near_full(prompts: Prompts) -> None:

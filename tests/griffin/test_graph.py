@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from griffin import Engine, Pruning, Sampling
+from griffin import Engine, Pruning, Sampling, Verification
 from griffin.weights import read_weights
 from tests.tiny import tiny_model
 
@@ -120,3 +120,46 @@ def test_the_context_can_be_filled_to_its_end(prompts: Prompts) -> None:
     assert [token.id for token in engine.generate(prompts(53, 59), sampling)] == [
         token.id for token in plain.generate(prompts(53, 59), sampling)
     ]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "verification"),
+    [
+        (SAMPLINGS[0], Verification("lossless", "pruned", 2)),
+        (SAMPLINGS[2], Verification("lossless", "both", 3)),
+        (SAMPLINGS[1], Verification("lossless", "ngram")),
+        (SAMPLINGS[2], Verification("guarded", "pruned", 3)),
+    ],
+    ids=["greedy", "everything", "n-grams", "guarded"],
+)
+def test_verified_drafts_of_graphs_are_those_of_plain_steps(
+    sampling: Sampling, verification: Verification, prompts: Prompts
+) -> None:
+    """Position, token and penalties go back with what is thrown away; lossless is the dense model's."""
+    ours, plain = graph_engine("gemma2"), Engine(small("gemma2"), prefill_chunk=8, step="lean")
+    # The second prompt's drafts end within a block.
+    stop = frozenset({next(iter(ours.generate(prompts(54, 9), sampling))).id})
+    for number, ends in ((0, frozenset()), (1, stop)):
+        prompt, wanted = prompts(54 + number, 9), replace(sampling, max_tokens=7, stop_token_ids=ends)
+        found = list(ours.generate(prompt, wanted, Pruning(0.5), verification=verification))
+        expected = list(plain.generate(prompt, wanted, Pruning(0.5), verification=verification))
+
+        assert [token.id for token in found] == [token.id for token in expected]
+        assert [token.verified for token in found] == [token.verified for token in expected]
+        for token, other in zip(found, expected, strict=True):
+            if token.logprobs is not None:
+                assert token.logprobs.chosen == pytest.approx(other.logprobs.chosen, abs=1e-4)
+        if verification.mode == "lossless":
+            assert [token.id for token in found] == [token.id for token in plain.generate(prompt, wanted)]
+
+
+def test_verification_can_fill_the_context_to_its_end(prompts: Prompts) -> None:
+    """No block reaches behind the last position."""
+    engine, sampling = graph_engine("llama"), replace(SAMPLINGS[0], max_tokens=5)
+    verification = Verification("guarded", draft_tokens=16, acceptance=1e-30)
+    with engine.read(prompts(53, 59), Pruning(0.5)) as read:
+        tokens = [token.id for token in read.generate(sampling, verification=verification)]
+        pruned = [token.id for token in read.generate(sampling)]
+
+    assert len(tokens) == 5
+    assert tokens[:4] == pruned[:4]

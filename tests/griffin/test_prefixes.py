@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from griffin import Engine, Pruning, Sampling, Scoring
 from griffin.prefixes import Chunk, PrefixStore
+from griffin.statistic import Sums
 from tests.tiny import tiny_model
 
 Prompts = Callable[[int, int], list[int]]
@@ -16,7 +17,7 @@ PLENTY = 1 << 30
 
 
 def chunk(floats: int = 4) -> Chunk:
-    return Chunk(torch.zeros(floats), torch.zeros(0))
+    return Chunk(torch.zeros(floats), Sums(torch.zeros(0), torch.zeros(0), 0))
 
 
 def test_reuse_changes_nothing(model: PreTrainedModel, prompts: Prompts) -> None:

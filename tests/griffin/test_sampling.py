@@ -217,6 +217,53 @@ def test_adjusting_leaves_the_logits_alone() -> None:
     assert logits.tolist() == [1.0, 2.0]
 
 
+@KINDS
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0),
+        Sampling(seed=1),
+        Sampling(seed=2, top_p=0.9, frequency_penalty=1.0, repetition_penalty=1.5, min_tokens=4, logprobs=2),
+    ],
+    ids=["greedy", "seeded", "everything"],
+)
+def test_draws_can_be_taken_back(sampling: Sampling, kind: Kind | None) -> None:
+    """What follows the mark is drawn as if nothing had been drawn since; also a second time."""
+    logits = torch.linspace(0, 3, 24).view(3, 8)
+    expected = sample(logits[0], sampling, 6, kind)
+    sampler = Sampler(8, CPU)
+    sampler.load(sampling, (), {0})
+    found = []
+    for _ in range(6):
+        sampler.mark()
+        for row in (2, 1):
+            sampler.draw(logits[row].flip(0), kind)
+        sampler.back()
+        sampler.take(7, logits[1])
+        sampler.back()
+        sampler.draw(logits[0], kind)
+        found.append(sampler.drawn().id)
+
+    assert found == expected
+
+
+def test_a_token_that_is_taken_counts_as_drawn() -> None:
+    """For penalties and for the place in the sequence; its log-probability is that of the logits it comes with."""
+    sampling = Sampling(seed=3, presence_penalty=1.0, frequency_penalty=0.5, repetition_penalty=1.2, logprobs=2)
+    logits = torch.linspace(0, 1, 12)
+    drawing, taking = Sampler(12, CPU), Sampler(12, CPU)
+    for sampler in (drawing, taking):
+        sampler.load(sampling, (), ())
+    for number in range(9):
+        drawing.draw(logits)
+        if number % 3:
+            taking.take(int(drawing.id), logits)
+        else:
+            taking.draw(logits)
+
+        assert taking.drawn() == drawing.drawn()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_p", 0.0), ("top_p", 1.1),

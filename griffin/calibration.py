@@ -1,0 +1,178 @@
+"""Calibration: what a model's neurons do on general text, measured once and kept beside the model.
+
+Method griffin+ weighs what a prompt shows of a neuron against it: how much the loss would mind a change of that
+neuron's activation, and what the activation usually is.
+
+Shapes: L layers, F feed-forward neurons, T tokens, V vocabulary.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from griffin.errors import LoadError
+from griffin.families import feed_forwards, linear_weight
+from griffin.statistic import Moments, sums_of
+
+# Raised when files of before would be read wrongly.
+EDITION = "1"
+TABLES = ("sensitivity_LF", "sum_LF", "square_LF")
+NAMES = (*TABLES, "weight_L")
+# Of each projection, for a model's name: enough to tell two models apart, and read in no time.
+SAMPLED = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """Means over tokens of general text, fp32. ||z|| is the length of all activations of a layer.
+
+    sensitivity_LF: the squared derivative of the loss by a neuron's activation (the diagonal of Fisher's information,
+        with labels drawn from the model itself), times ||z||: where activations are small the loss minds more.
+    sum_LF, square_LF: the activation, and its square, each divided by ||z||.
+    weight_L: 1 / ||z||.
+    """
+
+    sensitivity_LF: Tensor
+    sum_LF: Tensor
+    square_LF: Tensor
+    weight_L: Tensor
+
+    def to(self, device: torch.device) -> "Calibration":
+        return Calibration(*(getattr(self, name).to(device) for name in NAMES))
+
+    def moments(self, tokens: int) -> Moments:
+        """Of as many tokens of general text."""
+        return Moments(self.sum_LF * tokens, self.square_LF * tokens, self.weight_L * tokens, tokens)
+
+    def save(self, path: Path, model: str) -> None:
+        """Write a file of half precision, scaled by layer, for the model of that ``identity``."""
+        tensors = {"weight_L": self.weight_L.cpu()}
+        for name in TABLES:
+            values_LF = getattr(self, name).cpu()
+            scale_L1 = values_LF.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+            # Roots: the smallest of squares would be lost in half precision.
+            tensors[name] = (values_LF / scale_L1).abs().sqrt().mul(values_LF.sign()).half()
+            tensors[f"{name}_scale"] = scale_L1
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file(tensors, partial, {"model": model, "edition": EDITION})
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path, model: str) -> "Calibration | None":
+        """What was saved there for that model; None if there is nothing, or it is another model's.
+
+        Raises:
+            LoadError: the file is damaged.
+        """
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                facts = file.metadata() or {}
+                if (facts.get("model"), facts.get("edition")) != (model, EDITION):
+                    return None
+                sensitivity_LF, sum_LF, square_LF = (_unpacked(file, name) for name in TABLES)
+                return cls(sensitivity_LF, sum_LF, square_LF, file.get_tensor("weight_L"))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise LoadError(f"'{path}' is damaged; delete it and calibrate again ({error})") from error
+
+
+def _unpacked(file: Any, name: str) -> Tensor:
+    roots_LF: Tensor = file.get_tensor(name).float()
+    scaled_LF: Tensor = roots_LF.square() * roots_LF.sign() * file.get_tensor(f"{name}_scale")
+    return scaled_LF
+
+
+def identity(model: PreTrainedModel) -> str:
+    """A short name for this model's FF weights, in whichever dtype, on whichever device, however laid out."""
+    digest = hashlib.sha256()
+    for block in feed_forwards(model):
+        for projection in (*block.expand, block.contract):
+            weight = linear_weight(projection)
+            step = max(1, weight.shape[0] // SAMPLED)
+            # Of bfloat16's precision, which all dtypes that a model is served in have in common or exceed.
+            sample = weight[::step, 0].float().to(torch.bfloat16).view(torch.int16).cpu()
+            digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def calibrate(
+    model: PreTrainedModel, sequences: Iterable[Sequence[int]], advance: Callable[[], object] = lambda: None
+) -> Calibration:
+    """Read some thousands of tokens of general text, forwards and backwards.
+
+    Args:
+        model: not one that an engine was built on, whose weights autograd cannot use.
+        sequences: token ids; the first of each only begins it.
+        advance: called after each.
+    """
+    sums = _Sums(model)
+    generator = torch.Generator().manual_seed(0)
+    for ids in sequences:
+        with torch.inference_mode(False), torch.enable_grad(), sums.counting():
+            ids_1T = torch.tensor([ids], device=model.device)
+            embedded = model.get_input_embeddings()(ids_1T).detach().requires_grad_(True)
+            logits_TV = model(inputs_embeds=embedded, use_cache=False).logits[0].float()
+            # What the model itself expects: no label of a data set, and no data set's mistakes.
+            probabilities_TV = logits_TV.detach().softmax(dim=1).cpu()
+            labels_T = torch.multinomial(probabilities_TV, 1, generator=generator)[:, 0].to(model.device)
+            loss = nn.functional.cross_entropy(logits_TV, labels_T, reduction="sum")
+            loss.backward()  # type: ignore[no-untyped-call]
+        advance()
+    return sums.means()
+
+
+class _Sums:
+    """Over all tokens but the first of each sequence, whose activations are like no other's."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._blocks = feed_forwards(model)
+        self._sums_3LF = torch.zeros(3, len(self._blocks), self._blocks[0].width)
+        self._weight_L = torch.zeros(len(self._blocks))
+        self._tokens = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        hooks = [
+            block.contract.register_forward_pre_hook(self._hook(layer)) for layer, block in enumerate(self._blocks)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def means(self) -> Calibration:
+        sensitivity_LF, sum_LF, square_LF = self._sums_3LF / max(1, self._tokens)
+        return Calibration(sensitivity_LF, sum_LF, square_LF, self._weight_L / max(1, self._tokens))
+
+    def _hook(self, layer: int) -> Any:
+        sensitivity_F, sum_F, square_F = self._sums_3LF[:, layer].unbind()
+
+        def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            z = inputs[0]
+            z_TF = z.detach().reshape(-1, z.shape[-1])[1:].float()
+            lengths_T = torch.linalg.vector_norm(z_TF, dim=1)
+
+            def weigh(gradient: Tensor) -> None:
+                gradient_TF = gradient.reshape(-1, gradient.shape[-1])[1:].float()
+                sensitivity_F.add_((lengths_T @ gradient_TF.square()).cpu())
+
+            z.register_hook(weigh)  # type: ignore[no-untyped-call]
+            own_sum_F, own_square_F, weight = sums_of(z_TF)[1:]
+            sum_F.add_(own_sum_F.cpu())
+            square_F.add_(own_square_F.cpu())
+            self._weight_L[layer] += weight.cpu()
+            self._tokens += len(z_TF) if layer == 0 else 0
+
+        return count

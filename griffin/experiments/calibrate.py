@@ -1,0 +1,67 @@
+"""Calibrate a model for method griffin+: once, on some thousands of tokens of general text.
+
+Text like what the model will be used for is best; books and news do. What is found, a few bytes for each feed-forward
+neuron, is kept in the user's cache, where the server and all experiments find it. Do not calibrate on text that results
+are to be reported on.
+"""
+
+import argparse
+from pathlib import Path
+
+from griffin.calibration import calibrate, identity
+from griffin.errors import GriffinError
+from griffin.experiments import arguments as kinds
+from griffin.experiments.progress import Progress
+from griffin.experiments.study import Study, add_model_arguments, open_model
+from griffin.experiments.texts import read_text, start_of
+from griffin.loading import calibration_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--text", type=kinds.file, nargs="+", metavar="FILE", help="plain text (two books, from the hub or --data)"
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="where books.jsonl is")
+    parser.add_argument("--sequences", type=kinds.count, default=48, metavar="N", help="to read (%(default)s)")
+    parser.add_argument("--tokens", type=kinds.count, default=384, metavar="N", help="of each (%(default)s)")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="write there instead of the user's cache")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Raises: GriffinError, ValueError: with one line for the user."""
+    study = open_model(arguments.model, arguments.dtype, arguments.device, arguments.data, Path())
+    model = study.checkpoint.model.requires_grad_(False)
+    ids = _from_files(study, arguments.text) if arguments.text else read_text(study, "books").ids
+    sequences = spread(ids, start_of(study.tokenizer), arguments.sequences, arguments.tokens)
+    with Progress(len(sequences)) as progress:
+        progress.begin("reading, forwards and backwards")
+        found = calibrate(model, sequences, progress.advance)
+    path = arguments.to or calibration_path(model)
+    found.save(path, identity(model))
+    print(f"{study.name} is calibrated on {len(sequences) * arguments.tokens} tokens: {path}")
+
+
+def _from_files(study: Study, files: list[Path]) -> list[int]:
+    try:
+        text = "\n".join(file.read_text(errors="replace") for file in files)
+    except OSError as error:
+        raise GriffinError(f"--text: cannot read '{error.filename}': {error.strerror}") from error
+    ids: list[int] = study.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return ids
+
+
+def spread(ids: list[int], start: list[int], count: int, tokens: int) -> list[list[int]]:
+    """Sequences that each begin with ``start``, evenly from all of a text.
+
+    Raises:
+        ValueError: there is not enough of it.
+    """
+    own = tokens - len(start)
+    if own < 1 or len(ids) < count * own:
+        raise ValueError(
+            f"--text: has {len(ids)} tokens, but {count} sequences of {tokens} are wanted; "
+            "give more of it, or fewer --sequences"
+        )
+    step = (len(ids) - own) // max(1, count - 1)
+    return [[*start, *ids[number * step : number * step + own]] for number in range(count)]

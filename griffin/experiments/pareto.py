@@ -1,0 +1,189 @@
+"""Quality against active parameters: the paper's method, each addition of griffin+ alone and taken away, and all.
+
+On text (WikiText-2, test): excess negative log-likelihood over the full model, teacher-forced behind a prompt that the
+full model reads. On tasks: lm-eval's scores, as in ``classification`` and ``generation``. The model must be calibrated
+(``calibrate``), on other text than this.
+
+Shapes: W windows, V variants.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from griffin.experiments import arguments as kinds
+from griffin.experiments.drift import Way, read_behind
+from griffin.experiments.experiment import Found
+from griffin.experiments.pictures import COLOURS, INK, MUTED, new_figure, panels
+from griffin.experiments.progress import Progress
+from griffin.experiments.results import Claim, Table, percent
+from griffin.experiments.scores import TITLES, add_task_arguments, measure_tasks, relative, score_table
+from griffin.experiments.study import Study
+from griffin.experiments.tasknames import CLASSIFICATION, GENERATION
+from griffin.experiments.teacher import Teacher
+from griffin.experiments.texts import read_text
+from griffin.experiments.variants import FULL, Variant, griffin, name_of, plus
+from griffin.plus import PARTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Quality against active parameters"
+SEE = "The lower a line at the same place, the less the same number of parameters loses."
+QUICK = {"windows": 3, "sparsities": [0.5], "limit": 5}
+SPARSITIES = [0.25, 0.5, 0.75]
+TASKS = ["arc_easy", "coqa"]
+ALL = "griffin+"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sparsities", type=kinds.sparsity, nargs="+", metavar="S", default=SPARSITIES, help="(0.25 0.5 0.75)"
+    )
+    parser.add_argument("--prompt", type=kinds.count, default=384, help="tokens of the prompt (%(default)s)")
+    parser.add_argument("--generated", type=kinds.count, default=128, help="tokens behind it (%(default)s)")
+    parser.add_argument("--windows", type=kinds.count, default=24, help="places in the text (%(default)s)")
+    add_task_arguments(parser, CLASSIFICATION + GENERATION)
+    parser.set_defaults(tasks=TASKS)
+
+
+def variants_at(sparsity: float) -> list[Variant]:
+    """The paper's, each part alone that can stand alone, all, and all but one."""
+    parts = frozenset(PARTS)
+    return [
+        griffin(sparsity),
+        *[plus(f"+ {part} alone", sparsity, frozenset([part])) for part in PARTS],
+        plus(ALL, sparsity, parts),
+        *[plus(f"{ALL} without {part}", sparsity, parts - {part}) for part in PARTS],
+    ]
+
+
+def measure(study: Study, arguments: argparse.Namespace) -> Found:
+    """
+    Returns:
+        ``text``: for each sparsity and variant the windows' mean losses; ``full`` likewise. ``tasks``, ``scores``: see
+        ``scores``.
+    """
+    sparsities = sorted({value for value in arguments.sparsities if value})
+    text = read_text(study, "wikitext")
+    length = arguments.prompt + arguments.generated
+    if length > study.context_length:
+        raise ValueError(f"--prompt, --generated: {length} tokens, but the context has {study.context_length}")
+    windows = text.windows(length + 1, arguments.windows, "--generated", "--windows")
+    asked = [FULL, *[variant for sparsity in sparsities for variant in variants_at(sparsity)]]
+    losses: dict[str, list[float]] = {}
+    with Progress(len(windows) * len(asked)) as progress:
+        for (number, window), variant in product(enumerate(windows), asked):
+            progress.begin(f"window {number + 1} of {len(windows)}, {variant.name} {percent(variant.sparsity)}")
+            prompt = [*text.start, *window[len(text.start) : arguments.prompt]]
+            rest = window[arguments.prompt :]
+            question = {"pareto": [name_of(prompt), name_of(rest)], "pruning": variant.question()}
+            compute = partial(mean_loss, study.teacher, prompt, rest, variant)
+            losses.setdefault(_key(variant), []).append(study.ledger.once(question, compute))
+            progress.advance()
+    return {
+        "prompt": arguments.prompt,
+        "generated": arguments.generated,
+        "windows": len(windows),
+        "sparsities": sparsities,
+        "active": [study.accounting.active(study.accounting.kept(sparsity)) for sparsity in sparsities],
+        "text": losses,
+        **_tasks(study, arguments, sparsities),
+    }
+
+
+def _tasks(study: Study, arguments: argparse.Namespace, sparsities: Sequence[float]) -> dict[str, Any]:
+    variants = [FULL]
+    for sparsity in sparsities:
+        for variant in (griffin(sparsity), plus(ALL, sparsity, frozenset(PARTS))):
+            variants.append(variant.renamed(f"{variant.name} {percent(sparsity)}"))
+    return measure_tasks(study, arguments, variants) if arguments.tasks else {"tasks": {}, "scores": {}}
+
+
+def mean_loss(teacher: Teacher, prompt: Sequence[int], rest: Sequence[int], variant: Variant) -> float:
+    """Negative log-likelihood of the tokens after the first of ``rest``."""
+    way = Way("", variant.pruning(prompt) if variant.sparsity else None)
+    return float(torch.cat(read_behind(teacher, prompt, rest, way)).mean())
+
+
+def _key(variant: Variant) -> str:
+    return f"{variant.name}@{variant.sparsity:g}"
+
+
+def excess(found: Found, name: str, sparsity: float) -> torch.Tensor:
+    """Of each window, over the full model: fp64 ``(W,)``."""
+    full_W = torch.tensor(found["text"][_key(FULL)], dtype=torch.float64)
+    return torch.tensor(found["text"][f"{name}@{sparsity:g}"], dtype=torch.float64) - full_W
+
+
+def relative_excess(found: Found, name: str, sparsity: float) -> tuple[float, float]:
+    """Mean excess over that of the paper's method, and its standard error over windows, which are paired."""
+    own_W, paper_W = excess(found, name, sparsity), excess(found, griffin(sparsity).name, sparsity)
+    ratio = float(own_W.mean() / paper_W.mean())
+    residual_W = own_W - ratio * paper_W
+    return ratio, float(residual_W.std() / math.sqrt(len(own_W)) / paper_W.mean())
+
+
+def tables(found: Found) -> list[Table]:
+    rows = []
+    for variant in variants_at(0.5):
+        cells = [variant.name]
+        for sparsity in found["sparsities"]:
+            ratio, error = relative_excess(found, variant.name, sparsity)
+            cells += [f"{float(excess(found, variant.name, sparsity).mean()):.3f}", f"{ratio:.2f} ± {error:.2f}"]
+        rows.append(cells)
+    heads = ["", *[head for sparsity in found["sparsities"] for head in (percent(sparsity), "of the paper's")]]
+    caption = (
+        f"Excess negative log-likelihood over the full model, in nats, of {found['generated']} tokens behind a prompt "
+        f"of {found['prompt']}, {found['windows']} windows of WikiText-2 test; ± one standard error."
+    )
+    scored = [score_table(found, "Scores in %; ± one standard error")] if found["tasks"] else []
+    return [Table(heads, rows, caption), *scored]
+
+
+def draw(found: Found) -> "Figure":
+    """Text on the left, tasks beside it; active parameters along."""
+    tasks = list(found["tasks"])
+    figure = new_figure(3.4 * (1 + len(tasks)), 3.4)
+    axes, *others = panels(figure, 1, 1 + len(tasks))
+    places = [active / 1e6 for active in found["active"]]
+    for number, name in enumerate(variant.name for variant in variants_at(0.5)[: 2 + len(PARTS)]):
+        bold = name in (griffin(0.5).name, ALL)
+        values = [float(excess(found, name, sparsity).mean()) for sparsity in found["sparsities"]]
+        axes.plot(
+            places, values, marker="o", markersize=3.5, linewidth=2 if bold else 1.1, label=name,
+            linestyle="solid" if bold else "dashed", color=COLOURS[number % len(COLOURS)],
+        )  # fmt: skip
+    axes.set_ylim(bottom=0)
+    axes.set_title("WikiText-2")
+    axes.set_ylabel("excess negative log-likelihood, nats")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=7)
+    for task, beside in zip(tasks, others, strict=True):
+        for name, colour in ((griffin(0.5).name, COLOURS[0]), (ALL, COLOURS[1])):
+            values = [relative(found, task, f"{name} {percent(sparsity)}") for sparsity in found["sparsities"]]
+            beside.plot(places, values, marker="o", markersize=3.5, linewidth=2, color=colour, label=name)
+        beside.axhline(1, color=MUTED, linewidth=1)
+        beside.set_title(TITLES[task])
+        beside.set_ylabel("score / full model's")
+        beside.set_ylim(bottom=0)
+    for each in (axes, *others):
+        each.set_xlabel("active parameters, millions")
+    return figure
+
+
+def claims(found: Found) -> list[Claim]:
+    if 0.5 not in found["sparsities"]:
+        return []
+    ratio, error = relative_excess(found, ALL, 0.5)
+    return [
+        Claim(
+            "At 50 % griffin+ has at most half of the excess negative log-likelihood of the paper's method.",
+            None if abs(ratio - 0.5) < 2 * error else ratio <= 0.5,
+            f"{ratio:.2f} ± {error:.2f} of it, on {found['windows']} windows of WikiText-2 test.",
+        )
+    ]

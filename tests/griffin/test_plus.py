@@ -1,0 +1,177 @@
+"""Method griffin+: its parts by hand, and the whole through the engine."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from griffin import Engine, Pruning, Sampling
+from griffin.calibration import Calibration, calibrate
+from griffin.errors import InvalidRequest
+from griffin.experiments.teacher import Teacher, target_logprobs
+from griffin.families import feed_forwards
+from griffin.plus import PARTS, over_all_layers
+from griffin.prefixes import PrefixStore
+from tests.griffin import oracle
+from tests.tiny import tiny_model
+
+Prompts = Callable[[int, int], list[int]]
+PLUS = Pruning(0.5, method="griffin+")
+
+
+def calibrated(model: PreTrainedModel) -> Calibration:
+    generator = torch.Generator().manual_seed(7)
+    sequences = torch.randint(3, 128, (4, 20), generator=generator).tolist()
+    return calibrate(model.requires_grad_(False), sequences)
+
+
+def chosen(model: PreTrainedModel, ids: list[int], pruning: Pruning, chunk: int = 256) -> object:
+    teacher = Teacher(model, chunk, calibrated(model))
+    teacher.begin()
+    list(teacher.read(ids))
+    kept = teacher.choose(pruning)
+    assert kept is not None
+    return kept
+
+
+def test_one_ranking_over_all_layers() -> None:
+    """As many as asked for in all, the highest, and a few of every layer."""
+    score_LF = torch.tensor([[9.0, 8.0, 7.0, 6.0], [1.0, 2.0, 0.0, 0.5], [4.0, 5.0, 0.0, 0.0]])
+
+    mask_LF = over_all_layers(score_LF, 6, floor=1)
+
+    assert mask_LF.int().tolist() == [[1, 1, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]]
+
+
+def test_equal_scores_do_not_make_a_layer_larger() -> None:
+    """Layers of nothing but equals get what there is, and no more than that in all."""
+    mask_LF = over_all_layers(torch.zeros(3, 8), 12, floor=2)
+
+    assert mask_LF.sum() == 12
+    assert mask_LF.sum(dim=1).min() >= 2
+
+
+@pytest.mark.parametrize("parts", [frozenset(PARTS), *[frozenset(PARTS) - {part} for part in PARTS], frozenset()])
+@pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.9])
+def test_the_budget_is_the_papers(parts: frozenset, sparsity: float, prompts: Prompts) -> None:
+    """Whatever the parts: as many neurons in all as sparsity says, at least one in each layer, sorted."""
+    model = tiny_model("llama")
+    kept = chosen(model, prompts(1, 20), Pruning(sparsity, method="griffin+", parts=parts))
+
+    assert sum(kept.counts) == 3 * max(1, round((1 - sparsity) * 52))
+    assert min(kept.counts) >= 1
+    assert all(torch.equal(experts_k, experts_k.unique()) for experts_k in kept.layers)
+
+
+def test_what_is_gone_is_replaced_by_what_it_gave_on_average(model: PreTrainedModel, prompts: Prompts) -> None:
+    """In every family: over the prompt without its first token, weighed by 1 / ||z||, each FF block gives as before."""
+    ids = prompts(2, 24)
+    kept = chosen(model, ids, Pruning(0.5, method="griffin+", parts=frozenset(PARTS) - {"prior"}))
+    with oracle.recorded(model) as activations, torch.no_grad():
+        model(torch.tensor([ids]))
+
+    for layer, block in enumerate(feed_forwards(model)):
+        z_TF = activations[layer][1:]
+        mask_F = torch.zeros(z_TF.shape[1]).index_fill(0, kept.layers[layer], 1.0)
+        weight_1T = 1 / z_TF.norm(dim=1)[None]
+        weight_1T /= weight_1T.sum()
+        with torch.no_grad():
+            whole_D = (weight_1T @ block.contract(z_TF))[0]
+            left_D = (weight_1T @ block.contract(z_TF * mask_F))[0] + kept.offset_LD[layer]
+        torch.testing.assert_close(left_D, whole_D, atol=1e-4, rtol=1e-4)
+
+
+def test_chunks_change_nothing(prompts: Prompts) -> None:
+    """The sums add up: the same neurons and offsets however the prompt is cut."""
+    model, ids = tiny_model("llama"), prompts(3, 23)
+    whole, cut = chosen(model, ids, PLUS), chosen(model, ids, PLUS, chunk=5)
+
+    assert all(torch.equal(a, b) for a, b in zip(whole.layers, cut.layers, strict=True))
+    torch.testing.assert_close(whole.offset_LD, cut.offset_LD, atol=1e-5, rtol=1e-4)
+
+
+def test_the_engine_decodes_as_the_masked_model(model: PreTrainedModel, prompts: Prompts) -> None:
+    """In every family: gathered neurons and a bias give what masked activations and an addition give."""
+    calibration = calibrated(model)
+    prompt, rest = prompts(4, 18), prompts(5, 6)
+    teacher = Teacher(model, calibration=calibration)
+    teacher.begin()
+    (first_1V,) = teacher.read(prompt, wanted=1)
+    logits = [first_1V, *teacher.follow(rest[:-1], teacher.choose(PLUS), wanted=len(rest) - 1)]
+    expected = target_logprobs(torch.cat(logits), rest)
+
+    engine = Engine(model, calibration=calibration)
+
+    torch.testing.assert_close(engine.score(prompt, rest, PLUS), expected, atol=5e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("step", ["native", "lean", "twin"])
+def test_every_step_generates_the_same(step: str, prompts: Prompts) -> None:
+    """Ragged sets and offsets, whatever runs them."""
+    model = tiny_model("llama")
+    calibration = calibrated(model)
+    sampling = Sampling(max_tokens=8, temperature=0, ignore_eos=True)
+    tokens = [
+        [
+            token.id
+            for token in Engine(model, calibration=calibration, step=name).generate(prompts(6, 20), sampling, PLUS)
+        ]
+        for name in ("twin", step)
+    ]
+
+    assert tokens[0] == tokens[1]
+
+
+def test_prefix_reuse_changes_nothing(prompts: Prompts) -> None:
+    """What is kept of a prompt's beginning has the sums in it."""
+    model = tiny_model("llama")
+    calibration = calibrated(model)
+    store = PrefixStore(2**20, 8)
+    engine = Engine(model, prefill_chunk=8, prefixes=store, calibration=calibration)
+    fresh = Engine(model, prefill_chunk=8, calibration=calibration)
+    beginning = prompts(7, 16)
+    sampling = Sampling(max_tokens=3, temperature=0, ignore_eos=True)
+    list(engine.generate(beginning, sampling, PLUS))
+    ids = [*beginning, *prompts(8, 5)]
+
+    with engine.read(ids, PLUS) as read:
+        again = [token.selection for token in read.generate(sampling)][1]
+        assert read.cached_tokens == 16
+    first = [token.selection for token in fresh.generate(ids, sampling, PLUS)][1]
+
+    assert again is not None
+    assert first is not None
+    assert again.expert_set == first.expert_set
+
+
+def test_reused_neurons(prompts: Prompts) -> None:
+    """Another prompt takes them as they are, offsets too, under the same name."""
+    model = tiny_model("llama")
+    engine = Engine(model, calibration=calibrated(model))
+    sampling = Sampling(max_tokens=4, temperature=0, ignore_eos=True)
+    given = [token.selection for token in engine.generate(prompts(9, 20), sampling, PLUS)][1]
+    assert given is not None
+
+    taken = list(engine.generate(prompts(10, 20), sampling, Pruning(0.5, reuse=given)))[1].selection
+
+    assert taken is not None
+    assert taken.expert_set == given.expert_set
+    assert torch.equal(taken.offset_LD, given.offset_LD)
+
+
+def test_a_model_that_is_not_calibrated() -> None:
+    """Says what to do; the paper's method is served all the same."""
+    engine = Engine(tiny_model("llama"))
+
+    with pytest.raises(InvalidRequest, match="experiments calibrate"):
+        list(engine.generate([5, 6, 7], Sampling(max_tokens=2), PLUS))
+    assert len(list(engine.generate([5, 6, 7], Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5)))) == 2
+
+
+def test_it_chooses_by_itself() -> None:
+    """A statistic or a way of selecting would be ignored, so they are refused."""
+    with pytest.raises(ValueError, match="leave out selection and statistic"):
+        Pruning(0.5, "sample", method="griffin+")
+    with pytest.raises(ValueError, match="method must be one of"):
+        Pruning(0.5, method="best")
