@@ -49,6 +49,11 @@ class Calibration:
     def to(self, device: torch.device) -> "Calibration":
         return Calibration(*(getattr(self, name).to(device) for name in NAMES))
 
+    def name(self) -> str:
+        """Short, equal for equal ones."""
+        numbers = torch.cat([getattr(self, name).flatten() for name in NAMES]).half()
+        return hashlib.sha256(numbers.cpu().numpy().tobytes()).hexdigest()[:16]
+
     def moments(self, tokens: int) -> Moments:
         """Of as many tokens of general text."""
         return Moments(self.sum_LF * tokens, self.square_LF * tokens, self.weight_L * tokens, tokens)

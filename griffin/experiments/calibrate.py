@@ -35,8 +35,12 @@ def run(arguments: argparse.Namespace) -> None:
     ids = _from_files(study, arguments.text) if arguments.text else read_text(study, "books").ids
     sequences = spread(ids, start_of(study.tokenizer), arguments.sequences, arguments.tokens)
     with Progress(len(sequences)) as progress:
-        progress.begin("reading, forwards and backwards")
-        found = calibrate(model, sequences, progress.advance)
+
+        def advance() -> None:
+            progress.advance()
+            progress.begin("reading, forwards and backwards")
+
+        found = calibrate(model, sequences, advance)
     path = arguments.to or calibration_path(model)
     found.save(path, identity(model))
     print(f"{study.name} is calibrated on {len(sequences) * arguments.tokens} tokens: {path}")

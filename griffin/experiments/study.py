@@ -159,7 +159,9 @@ def _identity(checkpoint: Checkpoint) -> dict[str, str]:
         digest.update(name.encode() + b"".join(part.cpu().numpy().tobytes() for part in sums))
     configs = [config.to_dict() for config in (model.config, model.generation_config) if config is not None]
     settings = [{key: value for key, value in config.items() if key not in NO_SETTINGS} for config in configs]
+    calibration = checkpoint.calibration
     return {
+        **({} if calibration is None else {"calibration": calibration.name()}),
         "weights": digest.hexdigest()[:32],
         "settings": hashlib.sha256(repr(settings).encode()).hexdigest()[:16],
         "tokenizer": hashlib.sha256(repr(sorted(checkpoint.tokenizer.get_vocab().items())).encode()).hexdigest()[:16],

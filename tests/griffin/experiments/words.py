@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from griffin.calibration import Calibration
 from griffin.experiments.study import Study
 from griffin.loading import Checkpoint
 from tests.tiny import tiny_model
@@ -41,6 +42,12 @@ def write_texts(folder: Path, *texts: list[int]) -> Path:
     return folder
 
 
-def word_study(folder: Path, *texts: list[int], model: PreTrainedModel | None = None, bos: bool = True) -> Study:
-    checkpoint = Checkpoint("tiny", model or tiny_model("llama"), word_tokenizer(bos))
+def word_study(
+    folder: Path,
+    *texts: list[int],
+    model: PreTrainedModel | None = None,
+    bos: bool = True,
+    calibration: Calibration | None = None,
+) -> Study:
+    checkpoint = Checkpoint("tiny", model or tiny_model("llama"), word_tokenizer(bos), calibration)
     return Study(checkpoint, write_texts(folder / "data", *texts), folder / "tiny")

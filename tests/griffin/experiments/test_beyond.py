@@ -1,0 +1,123 @@
+"""What goes beyond the paper: calibrating, and measuring what griffin+ and the verified modes are worth."""
+
+import argparse
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from griffin import Pruning
+from griffin.calibration import Calibration, calibrate, identity
+from griffin.experiments import acceptance, drift, pareto
+from griffin.experiments import calibrate as command
+from griffin.experiments.drift import Way, read_behind
+from griffin.experiments.experiment import Experiment, conduct, defaults
+from griffin.experiments.study import Study
+from griffin.experiments.teacher import Teacher
+from griffin.pruning import METHODS
+from tests.griffin.experiments.words import random_ids, word_study
+from tests.tiny import tiny_model
+
+
+def arguments(experiment: Experiment, **changes: object) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(defaults(experiment)), **changes})
+
+
+def calibrated_study(folder: Path, text: list[int]) -> Study:
+    calibration = calibrate(tiny_model("llama").requires_grad_(False), [random_ids(5, 20), random_ids(6, 20)])
+    return word_study(folder, text, calibration=calibration)
+
+
+def test_sequences_from_all_of_a_text() -> None:
+    """Evenly spread from the first token to the last, each behind what begins a text; too little text is told."""
+    found = command.spread(list(range(100, 120)), [1], 3, 5)
+
+    assert found == [[1, 100, 101, 102, 103], [1, 108, 109, 110, 111], [1, 116, 117, 118, 119]]
+    with pytest.raises(ValueError, match="--text: has 20 tokens, but 6 sequences of 5"):
+        command.spread(list(range(20)), [1], 6, 5)
+
+
+def test_a_model_is_calibrated_from_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is written is this model's, and says where."""
+    study = word_study(tmp_path, random_ids(1, 40))
+    monkeypatch.setattr(command, "open_model", lambda *_: study)
+    file, to = tmp_path / "text.txt", tmp_path / "cal.safetensors"
+    file.write_text(" ".join(f"w{id}" for id in random_ids(2, 60)))
+    given = {"model": "tiny", "dtype": "auto", "device": "auto", "data": None, "sequences": 4, "tokens": 12}
+
+    command.run(argparse.Namespace(text=[file], to=to, **given))
+
+    assert f"tiny is calibrated on 48 tokens: {to}" in capsys.readouterr().out
+    assert Calibration.read(to, identity(study.checkpoint.model)) is not None
+
+
+def test_results_of_another_calibration_are_not_taken(tmp_path: Path) -> None:
+    """A ledger knows by which one its answers were found."""
+    text = random_ids(1, 40)
+    one, other = calibrated_study(tmp_path, text), word_study(tmp_path, text)
+    one.ledger.put({"a": 1}, 2)
+
+    assert calibrated_study(tmp_path, text).ledger.get({"a": 1}) == 2
+    assert other.ledger.get({"a": 1}) is None
+
+
+def test_curves_against_active_parameters(tmp_path: Path) -> None:
+    """The paper's method is 1 of itself, each part has its row, and nothing is drawn that was not measured."""
+    study = calibrated_study(tmp_path, random_ids(1, 120))
+    asked = arguments(pareto, prompt=12, generated=8, windows=3, sparsities=[0.25, 0.5], tasks=[], model="tiny")
+    found = conduct("pareto", pareto, study, asked)
+
+    assert pareto.relative_excess(found, "GRIFFIN", 0.5) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-9))
+    (table,) = pareto.tables(found)
+    assert [row[0] for row in table.rows][:2] == ["GRIFFIN", "+ score alone"]
+    assert len({len(row) for row in table.rows} | {len(table.heads)}) == 1
+    assert found["active"][0] > found["active"][1]
+    assert (tmp_path / "tiny" / "pareto.svg").stat().st_size > 0
+    assert len(pareto.claims(found)) == 1
+
+
+def test_long_generations(tmp_path: Path) -> None:
+    """Every way has its line; where nothing is removed there is no gap."""
+    study = calibrated_study(tmp_path, random_ids(1, 120))
+    asked = arguments(drift, prompt=6, generated=24, block=4, parts=3, windows=2, model="tiny")
+    found = conduct("drift", drift, study, asked)
+
+    assert len(found["ways"]) == 1 + 3 * len(METHODS)
+    assert [len(window) for window in found["losses"]] == [7, 7]
+    summary = drift.summary(found)
+    assert summary["griffin"]["of_plain"] == pytest.approx(1.0)
+    assert math.isfinite(summary["griffin, refreshed"]["gap"])
+    assert (tmp_path / "tiny" / "drift.svg").stat().st_size > 0
+
+
+def test_a_refresh_after_every_token_chooses_on_all_before() -> None:
+    """By hand: each token is predicted behind what the full model has read, by neurons chosen on all of it."""
+    model, ids, pruning = tiny_model("llama"), random_ids(3, 20), Pruning(0.5)
+    found = torch.cat(read_behind(Teacher(model), ids[:8], ids[8:], Way("", pruning, block=1, refresh=True)))
+
+    teacher = Teacher(model)
+    expected = []
+    for place in range(8, 19):
+        teacher.begin()
+        list(teacher.read(ids[:place]))
+        (logits_1V,) = teacher.follow(ids[place : place + 1], teacher.choose(pruning), wanted=1)
+        expected.append(-logits_1V[0].log_softmax(0)[ids[place + 1]])
+
+    torch.testing.assert_close(found.float(), torch.stack(expected), atol=2e-5, rtol=1e-4)
+
+
+def test_what_verification_keeps(tmp_path: Path) -> None:
+    """Lossless is what the full model generates; drafts are counted; every way has its row."""
+    study = calibrated_study(tmp_path, random_ids(1, 120))
+    asked = arguments(acceptance, prompt=12, tokens=8, prompts=2, sparsities=[0.5], model="tiny")
+    found = conduct("acceptance", acceptance, study, asked)
+
+    lossless = [row for row in found["rows"] if row["mode"] == "lossless"]
+    assert [row["same"] for row in lossless] == [1.0] * len(lossless)
+    assert all(0 <= row["acceptance"] <= 1 for row in lossless if row["sparsity"])
+    (claim,) = acceptance.claims(found)
+    assert claim.holds
+    assert (tmp_path / "tiny" / "acceptance.svg").stat().st_size > 0
