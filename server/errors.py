@@ -74,9 +74,9 @@ class ModelNotFound(ApiError):
 class ExpertsNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "expert_set_not_found"
 
-    def __init__(self, asked: str) -> None:
+    def __init__(self, asked: str, param: str = "expert_set") -> None:
         super().__init__(
-            f"expert set {_short(asked)} is not known here; only those of the latest requests are kept", "expert_set"
+            f"expert set {_short(asked)} is not known here; only those of the latest requests are kept", param
         )
 
 

@@ -6,12 +6,12 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
 from server.errors import ServerDraining, reason
+from server.job import Compared, Event, Job, Made, Read, Silence
 from server.logprobs import ScoredToken
 from server.protocol.report import FinishReason
 from server.service import ServedModel
 from server.tally import Tally
 from server.text import REPLACEMENT, TextStream
-from server.worker import Job, Made, Read, Silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +64,28 @@ class Generation:
         self._log_fields = log_fields
         self._texts: dict[tuple[int, int], TextStream] = {}
         self._open = len(job.asks) * delivery.sequences
-        self._outcome = "cancelled"
+        # Sequences whose comparison with the full model has not come.
+        self._uncompared = sum(len(ask.samplings) for ask in job.asks if ask.compare)
+        self._outcome = self._last_reason = "cancelled"
+        # Of the first sequence, if it was drawn to be compared later.
+        self._shadow: list[int] | None = [] if model.workers.draws(job.asks[0]) else None
         self._closed = False
 
     async def pieces(self, idle_s: float | None = None) -> AsyncGenerator[Piece | None, None]:
         """All of them; None after that long without one. Ends before the last one when the job was cancelled."""
         try:
-            while self._open:
+            while self._open or self._uncompared:
                 event = await self.job.next(idle_s)
                 if event is None:
                     return
                 if event is Silence.IDLE:
                     yield None
                     continue
-                for piece in self._opened(event) if isinstance(event, Read) else self._continued(event):
+                for piece in self._pieces_of(event):
                     yield piece
             self.job.answered = True
+            if self._shadow is not None:
+                self.model.workers.compare_later(self.job.asks[0], self.tally.selection(0), self._shadow)
         except ServerDraining:
             raise
         except Exception as error:
@@ -95,11 +101,19 @@ class Generation:
             self.model.workers.discard(self.job)
             self._log_fields.update(self.tally.observe(self._outcome))
 
+    def _pieces_of(self, event: Event) -> Iterator[Piece]:
+        if isinstance(event, Compared):
+            self.tally.compared(event.comparison)
+            self._uncompared -= 1
+            self._settle()
+            return iter(())
+        return self._opened(event) if isinstance(event, Read) else self._continued(event)
+
     def _opened(self, event: Read) -> Iterator[Piece]:
         """A prompt has been read: its answers begin."""
         delivery, ask = self.delivery, self.job.asks[event.prompt]
         self.tally.read(event.prompt, event.selection, event.cached_tokens)
-        self.model.experts.remember(event.selection)
+        self.model.experts.remember(event.selection, ask.pruning)
         text = delivery.prompts[event.prompt] if delivery.prompts else ""
         scores = [ScoredToken(*pair) for pair in zip(ask.prompt_ids, event.scores, strict=True)] if event.scores else []
         for sample in range(delivery.sequences):
@@ -128,7 +142,11 @@ class Generation:
             # Made while the end of its text was being found.
             return
         self.tally.made(event.prompt, event.sample, token, event.at)
-        self.model.experts.remember(token.selection)
+        if token.selection is not None and token.selection is self.tally.selection(event.prompt):
+            # Others, taken on the way, have no name in the answer; those that were named are known.
+            self.model.experts.remember(token.selection, self.job.asks[event.prompt].pruning)
+        if self._shadow is not None and key == (0, 0):
+            self._shadow.append(token.id)
         # The token that ends a text is not part of it, unless it was asked for.
         hidden = token.finish_reason == "stop" and not self.delivery.include_stop
         new = "" if hidden else text.feed(token.id)
@@ -145,5 +163,9 @@ class Generation:
         del self._texts[prompt, sample]
         self.job.end(prompt, sample)
         self._open -= 1
-        if not self._open:
-            self._outcome = finish_reason
+        self._last_reason = finish_reason
+        self._settle()
+
+    def _settle(self) -> None:
+        if not self._open and not self._uncompared:
+            self._outcome = self._last_reason

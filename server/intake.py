@@ -10,14 +10,15 @@ from urllib.parse import quote
 from fastapi import Request
 
 from griffin.errors import ContextLengthExceeded, InvalidRequest
+from server.choices import Choices, choose
 from server.errors import InvalidField
 from server.generation import Delivery, Generation
+from server.job import Ask, Job
 from server.protocol.chat import TemplateRequest
 from server.protocol.request import GenerationRequest
 from server.service import ServedModel, Service, parse_sparsity
 from server.tally import Tally
 from server.text import TemplateFailed, encode, render_chat
-from server.worker import Ask, Job
 
 logger = logging.getLogger("griffin")
 
@@ -42,6 +43,7 @@ class Intake:
     model: ServedModel
     body: GenerationRequest
     requested_sparsity: float | None
+    choices: Choices
     arrived: float
     request: Request
 
@@ -84,8 +86,8 @@ class Intake:
         if kept := body.truncate_prompt_tokens:
             fitting = max(1, context - max(1, body.token_limit() or 1))
             prompt_ids = prompt_ids[-(fitting if kept == -1 else kept) :]
-        sparsity = self.service.settings.sparsity if self.requested_sparsity is None else self.requested_sparsity
-        return Ask(prompt_ids, body.samplings(context - len(prompt_ids)), body.pruning(sparsity), body.scoring())
+        choices, samplings = self.choices, body.samplings(context - len(prompt_ids))
+        return Ask(prompt_ids, samplings, choices.pruning, body.scoring(), choices.verification, choices.compare)
 
     def _require_few_scores(self, asks: Sequence[Ask]) -> None:
         try:
@@ -124,7 +126,8 @@ def begin(body: GenerationRequest, request: Request) -> Intake:
     """
     Raises:
         ModelNotFound, ModelLoading, ServerDraining: see ``Service.resolve``.
-        InvalidField: model name, header and body do not name the same sparsity.
+        InvalidField: model name, header and body do not name the same sparsity; or see ``choose``.
+        ExpertsNotFound: see ``choose``.
     """
     service: Service = request.app.state.service
     model, alias_sparsity = service.resolve(body.model)
@@ -139,7 +142,8 @@ def begin(body: GenerationRequest, request: Request) -> Intake:
         listed = ", ".join(f"{where}: {sparsity:g}" for where, sparsity in given.items())
         raise InvalidField(f"sparsity: the request names different ones ({listed})", "sparsity")
     requested = next(iter(given.values()), None)
-    return Intake(service, model, body, requested, time.monotonic(), request)
+    choices = choose(body, requested, service.settings, model)
+    return Intake(service, model, body, requested, choices, time.monotonic(), request)
 
 
 async def render(model: ServedModel, body: TemplateRequest) -> str:

@@ -18,6 +18,11 @@ REQUEST_BUCKETS = (
     240.0, 480.0, 960.0, 1920.0, 7680.0,
 )  # fmt: skip
 SELECTION_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+KL_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+AGREEMENT_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0)
+PERPLEXITY_RATIO_BUCKETS = (
+    0.8, 0.9, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 10.0, 20.0, 50.0, 100.0,
+)  # fmt: skip
 RATIO_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SPARSITIES = (0.0, 0.25, 0.5, 0.75)
 OTHER = "other"
@@ -26,10 +31,13 @@ OTHER = "other"
 FINISHED_REASONS = ("stop", "length")
 PHASES = ("queue", "prefill", "decode")
 FAILURES = ("request_timeout", "internal_error", "out_of_memory", "engine_failed")
+VERIFYING_MODES = ("guarded", "lossless")
+SHADOW_OUTCOMES = ("compared", "dropped")
 REJECTIONS = ("queue_full", "model_loading", "server_draining", "engine_failed", "invalid_value", "invalid_api_key")
 
 MODEL = ("model_name",)
 BY_SPARSITY = ("model_name", "sparsity")
+BY_MODE = ("model_name", "mode")
 
 
 def sparsity_label(sparsity: float) -> str:
@@ -51,8 +59,11 @@ class Metrics:
         def gauge(name: str, text: str, labels: tuple[str, ...] = MODEL) -> Gauge:
             return Gauge(f"griffin_{name}", text, labels, registry=registry)
 
+        def plain_histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"griffin_{name}", text, BY_SPARSITY, buckets=buckets, registry=registry)
+
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            metric = Histogram(f"griffin_{name}", text, BY_SPARSITY, buckets=buckets, registry=registry)
+            metric = plain_histogram(name, text, buckets)
             self._by_sparsity.append(metric)
             return metric
 
@@ -79,7 +90,13 @@ class Metrics:
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of started requests.", MODEL)
         self.generation_tokens = counter("generation_tokens", "Generated tokens.", BY_SPARSITY)
         self.parameters_read = counter(
-            "decode_parameters_read", "Active parameters, summed over all tokens after the first.", BY_SPARSITY
+            "decode_parameters_read", "Parameters read, summed over all tokens after the first.", BY_SPARSITY
+        )
+        self.drafts = counter("spec_decode_num_drafts", "Passes of the full model over a block of drafts.", BY_MODE)
+        self.draft_tokens = counter("spec_decode_num_draft_tokens", "Tokens that were drafted.", BY_MODE)
+        self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "Drafted tokens that stayed.", BY_MODE)
+        self.rollbacks = counter(
+            "spec_decode_num_rollbacks", "Passes after which some of a block was thrown away.", BY_MODE
         )
         self.time_to_first_token = histogram(
             "time_to_first_token_seconds", "From arrival to the first token.", TTFT_BUCKETS
@@ -99,6 +116,19 @@ class Metrics:
         self.selection_time = histogram(
             "neuron_selection_seconds", "From the finished prompt to decode-ready weights.", SELECTION_BUCKETS
         )
+        self.shadow_requests = counter(
+            "shadow_requests", "Answers that were to be compared with the full model.", (*MODEL, "outcome")
+        )
+        self.shadow_kl = plain_histogram(
+            "shadow_kl_nats", "Kullback-Leibler divergence of pruned answers from the full model.", KL_BUCKETS
+        )
+        self.shadow_top1_agreement = plain_histogram(
+            "shadow_top1_agreement_ratio", "How often both find the same token most probable.", AGREEMENT_BUCKETS
+        )
+        self.shadow_perplexity_ratio = plain_histogram(
+            "shadow_perplexity_ratio", "The full model's perplexity on pruned answers over the pruned model's.",
+            PERPLEXITY_RATIO_BUCKETS,
+        )  # fmt: skip
         self._by_sparsity += [self.generation_tokens, self.parameters_read]
         self.model_parameters = gauge("model_parameters", "Parameters of the model.", (*MODEL, "kind"))
         self.parameter_bytes = gauge("parameter_bytes", "Bytes of one feed-forward parameter.")
@@ -134,11 +164,22 @@ class Metrics:
             (self.success, FINISHED_REASONS),
             (self.failure, FAILURES),
             (self.disconnects, PHASES),
+            (self.drafts, VERIFYING_MODES),
+            (self.draft_tokens, VERIFYING_MODES),
+            (self.accepted_tokens, VERIFYING_MODES),
+            (self.rollbacks, VERIFYING_MODES),
+            (self.shadow_requests, SHADOW_OUTCOMES),
         ):
             for value in values:
                 labelled.labels(model, value)
         for by_sparsity in self._by_sparsity:
             for sparsity in (*map(sparsity_label, SPARSITIES), OTHER):
+                by_sparsity.labels(model, sparsity)
+
+    def begin_shadows(self, model: str) -> None:
+        """Where answers are compared with the full model, their series, too: they make each scrape a third longer."""
+        for by_sparsity in (self.shadow_kl, self.shadow_top1_agreement, self.shadow_perplexity_ratio):
+            for sparsity in (*(sparsity_label(sparsity) for sparsity in SPARSITIES if sparsity), OTHER):
                 by_sparsity.labels(model, sparsity)
 
     def expose(self) -> bytes:

@@ -10,13 +10,16 @@ from time import monotonic, time
 from typing import Any, TypeVar
 
 import griffin
+from griffin.errors import LoadError
 from server.errors import ApiError, InvalidField, ModelLoading, ModelNotFound, ServerDraining
 from server.experts import RecentExperts
+from server.job import EngineLike
 from server.logprobs import Vocabulary
 from server.metrics import Metrics
 from server.settings import Settings, comma_separated
+from server.shadow import Shadows
 from server.text import Tokenizer
-from server.worker import EngineLike, Workers
+from server.worker import Workers
 
 logger = logging.getLogger("griffin")
 
@@ -89,7 +92,8 @@ class Service:
     def serve(self, loaded: Loaded) -> None:
         """From now on the model answers."""
         restarted = self.metrics.worker_restarts.labels(loaded.name)
-        workers = Workers(loaded.engines, self.settings.queue_size, restarted.inc)
+        shadows = Shadows(self.settings.shadow_share, self.metrics, loaded.name)
+        workers = Workers(loaded.engines, self.settings.queue_size, restarted.inc, shadows)
         accounting = workers.engine.accounting
         self.loaded = ServedModel(loaded.name, loaded.tokenizer, workers, Vocabulary(loaded.tokenizer))
         self.metrics.watch(
@@ -212,6 +216,12 @@ def load(settings: Settings) -> Loaded:
         cache_dir=settings.cache_dir,
         ff_offload=settings.ff_offload == "cpu",
     )
+    if settings.method == "griffin+" and checkpoints[0].calibration is None:
+        # Otherwise every request that names no method would be refused.
+        raise LoadError(
+            f"--method griffin+ needs {settings.model} to be calibrated once: "
+            f"python -m griffin.experiments calibrate --model {settings.model}"
+        )
     engines = [
         engine
         for checkpoint in checkpoints
@@ -221,6 +231,7 @@ def load(settings: Settings) -> Loaded:
             context_length=settings.max_model_len,
             prefill_chunk=settings.prefill_chunk,
             prefix_bytes=settings.prefix_cache_mb * 2**20,
+            calibration=checkpoint.calibration,
         )
     ]
     checkpoint = checkpoints[0]

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from griffin.pruning import MethodName
+from griffin.verification import ModeName
+
 PREFIX = "GRIFFIN_"
 # Where Docker and Kubernetes mount secrets: a file griffin_api_keys there is as good as the variable.
 SECRETS = Path("/run/secrets")
@@ -59,6 +62,22 @@ class Settings(BaseSettings):
     sparsity: Annotated[
         float,
         Field(ge=0, lt=1, allow_inf_nan=False, description="used when a request names none; 0 is the dense model"),
+    ] = 0.0
+    method: Annotated[
+        MethodName, Field(description="of choosing neurons, when a request names none: griffin is the paper's")
+    ] = "griffin"
+    mode: Annotated[
+        ModeName,
+        Field(description="when a request names none; guarded and lossless have the full model verify answers"),
+    ] = "fast"
+    shadow_share: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="fraction of pruned answers that is compared with the full model in idle time, for metrics",
+        ),
     ] = 0.0
     queue_size: Annotated[int, Field(ge=0, description="requests that may wait; more are refused with 429")] = 32
     prefill_chunk: Annotated[

@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 from server.errors import as_api_error
 from server.formats import Answer, Format, best
 from server.generation import Generation, Piece
+from server.job import Job
 from server.protocol.request import GenerationRequest, StreamOptions
 from server.settings import Settings
-from server.worker import Job
 
 logger = logging.getLogger("griffin")
 

@@ -1,13 +1,23 @@
 """What one request used and how long it took: counted token by token, reported in the answer, metrics and log."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
-from griffin import Accounting, Selection, Token
+from griffin import Accounting, Comparison, Selection, Token, Verified
+from server.job import Job
 from server.metrics import Metrics, sparsity_label
-from server.protocol.report import GriffinReport, PromptTokensDetails, Reason, TimingReport, Usage
-from server.worker import Job
+from server.protocol.report import (
+    ComparisonReport,
+    GriffinReport,
+    PromptTokensDetails,
+    Reason,
+    TimingReport,
+    Usage,
+    VerificationReport,
+)
 
 
 class Tally:
@@ -18,7 +28,7 @@ class Tally:
     ) -> None:
         self._job, self._accounting, self._metrics = job, accounting, metrics
         self._model_name, self._requested = model_name, requested
-        self._pruning = job.asks[0].pruning
+        self._pruning, self._verification = job.asks[0].pruning, job.asks[0].verification
         self._selections: dict[int, Selection] = {}
         # Tokens of each prompt that were not read again.
         self._cached: dict[int, int] = {}
@@ -33,6 +43,12 @@ class Tally:
         self._itl = metrics.inter_token_latency.labels(*self._labels)
         self._generated = metrics.generation_tokens.labels(*self._labels)
         self._parameters_read = metrics.parameters_read.labels(*self._labels)
+        # Of each sequence so far; where tokens are verified, what they read is known by the block only.
+        self._verified: dict[tuple[int, int], Verified] = {}
+        self._verifies = self._verification.mode != "fast" and (
+            self._pruning.sparsity > 0 or self._verification.draft != "pruned"
+        )
+        self._comparisons: list[Comparison] = []
         # Of the next token; all until neurons are chosen.
         self._active = accounting.total
 
@@ -63,7 +79,10 @@ class Tally:
             self._gaps += 1
             self._gap_s += at - before
             self._itl.observe(at - before)
-            self._parameters_read.inc(self._active)
+            if not self._verifies:
+                self._parameters_read.inc(self._active)
+        if token.verified is not None:
+            self._verify(key, token.verified)
         if self._first is None:
             self._first = at
         self._last = self._last_at[key] = at
@@ -73,9 +92,33 @@ class Tally:
         self._generated.inc()
 
     def _chosen(self, prompt: int, selection: Selection) -> None:
-        # The same number for every prompt of a job.
-        self._selections[prompt] = selection
+        if (reused := self._pruning.reuse) is not None:
+            selection = replace(selection, prompt_tokens=reused.prompt_tokens)
+        # The same number for every prompt of a job. Others, taken on the way, are not the prompt's.
+        self._selections.setdefault(prompt, selection)
         self._active = self._accounting.active(selection.kept)
+
+    def _verify(self, key: tuple[int, int], verified: Verified) -> None:
+        """Count what is new in a sequence's figures."""
+        before = self._verified.get(key, Verified())
+        self._verified[key] = verified
+        if verified == before:
+            return
+        labels, metrics = (self._model_name, self._verification.mode), self._metrics
+        self._parameters_read.inc(verified.parameters_read - before.parameters_read)
+        metrics.drafts.labels(*labels).inc(verified.passes - before.passes)
+        metrics.draft_tokens.labels(*labels).inc(verified.drafted - before.drafted)
+        metrics.accepted_tokens.labels(*labels).inc(verified.accepted - before.accepted)
+        metrics.rollbacks.labels(*labels).inc(verified.rollbacks - before.rollbacks)
+
+    def compared(self, comparison: Comparison | None) -> None:
+        """A sequence has been compared with the full model, if neurons were removed."""
+        if comparison is not None:
+            self._comparisons.append(comparison)
+
+    def selection(self, prompt: int) -> Selection | None:
+        """The neurons that were chosen for a prompt, if any were."""
+        return self._selections.get(prompt)
 
     def usage(self) -> Usage:
         prompt = sum(len(ask.prompt_ids) for ask in self._job.asks)
@@ -95,6 +138,8 @@ class Tally:
             sparsity=self._pruning.sparsity if chosen else 0.0,
             requested_sparsity=self._requested,
             reason=self._reason(),
+            method=self._pruning.method,
+            mode=self._verification.mode,
             selection=self._pruning.selection,
             statistic=self._pruning.statistic,
             neurons_kept=kept,
@@ -105,6 +150,8 @@ class Tally:
             selection_ms=_milliseconds(sum(selection.seconds for selection in chosen)) if chosen else None,
             expert_set=sets[0],
             expert_sets=sets if len(sets) > 1 else None,
+            verification=_verification_report(list(self._verified.values())),
+            comparison=_comparison_report(self._comparisons),
         )
 
     def timing_report(self) -> TimingReport:
@@ -123,10 +170,14 @@ class Tally:
         )
 
     def _reason(self) -> Reason:
+        if self._verification.draft == "ngram":
+            return "ngram_drafts"
         if self._pruning.sparsity > 0 and not self._selections:
             if not self._count:
                 return "nothing_generated"
             return "finished_at_first_token" if max(self._counts.values(), default=0) < 2 else "rounded_to_dense"
+        if self._pruning.reuse is not None:
+            return "expert_set"
         return "server_default" if self._requested is None else "requested"
 
     def observe(self, outcome: str) -> Mapping[str, Any]:
@@ -150,6 +201,9 @@ class Tally:
             metrics.time_to_first_token.labels(*labels).observe(self._first - job.arrived)
             metrics.prefill_time.labels(*labels).observe(self._first - job.started)
             metrics.decode_time.labels(*labels).observe(self._last - self._first)
+        if self._verifies and not self._verified:
+            # No neuron was removed after all.
+            self._parameters_read.inc(self._active * self._gaps)
         if self._gaps:
             metrics.time_per_output_token.labels(*labels).observe(self._gap_s / self._gaps)
         for selection in self._selections.values():
@@ -163,6 +217,37 @@ class Tally:
             "ttft_ms": timing.time_to_first_token_ms,
             "itl_ms": timing.mean_itl_ms,
         }
+
+
+def _verification_report(sequences: Sequence[Verified]) -> VerificationReport | None:
+    if not sequences:
+        return None
+    total = Verified(*(sum(getattr(one, field.name) for one in sequences) for field in fields(Verified)))
+    return VerificationReport(
+        drafted_tokens=total.drafted,
+        accepted_tokens=total.accepted,
+        acceptance_rate=round(total.accepted / total.drafted, 4) if total.drafted else None,
+        rollbacks=total.rollbacks,
+        passes=total.passes,
+        refreshes=total.refreshes,
+        active_parameters_per_token=round(total.parameters_read / total.tokens) if total.tokens else None,
+    )
+
+
+def _comparison_report(sequences: Sequence[Comparison]) -> ComparisonReport | None:
+    """Of all tokens together: means by tokens, and of the ratio, which is an exponential of one, the geometric mean."""
+    if not (tokens := sum(one.tokens for one in sequences)):
+        return None
+
+    def mean(of: Callable[[Comparison], float]) -> float:
+        return sum(one.tokens * of(one) for one in sequences) / tokens
+
+    return ComparisonReport(
+        tokens=tokens,
+        kl=round(mean(lambda one: one.kl), 6),
+        top1_agreement=round(mean(lambda one: one.top1_agreement), 6),
+        perplexity_ratio=round(math.exp(mean(lambda one: math.log(one.perplexity_ratio))), 6),
+    )
 
 
 def _usage(prompt: int, made: int, cached: int) -> Usage:

@@ -1,10 +1,8 @@
 """The bounded queue, and the threads that each own an engine: reserve, submit, cancel, close.
 
-Threads and asyncio meet here and nowhere else: jobs go in under a lock, events come out through
-``call_soon_threadsafe``.
+Jobs go in under a lock; see ``job`` for how events come out.
 """
 
-import asyncio
 import logging
 import math
 import threading
@@ -12,15 +10,14 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Protocol
 
-from griffin import Accounting, Logprobs, Pruning, Sampling, Scoring, Selection, Token
+from griffin import Selection
 from griffin.errors import Cancelled, InvalidRequest, OutOfMemory
 from server.errors import EngineFailed, QueueFull, RequestTimeout, ServerDraining
+from server.job import Ask, EngineLike, Job
+from server.shadow import Shadow, Shadows
 
 logger = logging.getLogger("griffin")
 
@@ -35,169 +32,23 @@ UNREADY_S = 30
 HOPELESS = 5
 # Between attempts to rebuild an engine: doubled each time.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-# Events a slow reader may be behind before its job waits, some megabytes; and for how long it does.
-UNREAD = 4096
-READER_PAUSE_S = 0.02
-LONGEST_STALL_S = 10.0
-
-
-class PromptLike(Protocol):
-    """What a worker needs of a prompt that was read. ``griffin.Prompt`` has it."""
-
-    scores: list[Logprobs | None] | None
-    selection: Selection | None
-    cached_tokens: int
-
-    def generate(self, sampling: Sampling, cancelled: Callable[[], bool]) -> Iterator[Token]: ...
-
-
-class EngineLike(Protocol):
-    """What a worker needs of an engine. ``griffin.Engine`` has it."""
-
-    accounting: Accounting
-    context_length: int
-    vocabulary_size: int
-
-    def check(self, prompt_ids: Sequence[int], sampling: Sampling | None, scoring: Scoring | None) -> None: ...
-
-    def read(
-        self, prompt_ids: Sequence[int], pruning: Pruning, scoring: Scoring | None, cancelled: Callable[[], bool]
-    ) -> AbstractContextManager[PromptLike]: ...
-
-    def rebuild(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One prompt, and the sequences that are wanted from it: one for each sampling, maybe none."""
-
-    prompt_ids: list[int]
-    samplings: Sequence[Sampling]
-    pruning: Pruning
-    scoring: Scoring | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """A prompt has been read, and scored if that was asked for; some of it may have been known."""
-
-    prompt: int
-    scores: list[Logprobs | None] | None
-    selection: Selection | None
-    cached_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A token of one of a prompt's sequences, and when it was made."""
-
-    prompt: int
-    sample: int
-    token: Token
-    at: float
-
-
-class Silence(Enum):
-    """Nothing has happened for a while."""
-
-    IDLE = auto()
-
-
-Event = Read | Made
-
-
-@dataclass(eq=False)
-class Job:
-    """One request's prompts. Times are ``time.monotonic`` seconds."""
-
-    asks: Sequence[Ask]
-    arrived: float
-    deadline: float
-    request_id: str = ""
-    started: float | None = None
-    # Set when the client has all it wanted, whether or not the engine has noticed.
-    answered: bool = False
-    # Sequences, by prompt and sample, that need no further token.
-    _ended: set[tuple[int, int]] = field(default_factory=set)
-    _cancelled: threading.Event = field(default_factory=threading.Event)
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _events: "asyncio.Queue[Event | Exception | None]" = field(default_factory=asyncio.Queue)
-    _timer: asyncio.TimerHandle | None = None
-
-    async def next(self, idle_s: float | None = None) -> Event | Silence | None:
-        """What happens next; IDLE when nothing did for that long; None once the job is over or cancelled.
-
-        Raises:
-            Exception: what the engine raised.
-        """
-        if self._events.empty():
-            try:
-                async with asyncio.timeout(idle_s):
-                    event = await self._events.get()
-            except TimeoutError:
-                return Silence.IDLE
-        else:
-            event = self._events.get_nowait()
-        if isinstance(event, Exception):
-            raise event
-        return event
-
-    def end(self, prompt: int, sample: int) -> None:
-        """One sequence is complete: its text has reached a stop string."""
-        self._ended.add((prompt, sample))
-
-    def cancel(self) -> None:
-        """Give the job up: in the queue at once, in the engine within one token or prompt chunk."""
-        self._cancelled.set()
-        self.post(None)
-
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-    def post(self, event: Event | Exception | None) -> None:
-        # A loop that is gone has nobody left who waits.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-    def watch_deadline(self, expire: Callable[["Job"], None]) -> None:
-        """Kept on the event loop: an engine deep in a computation cannot keep it."""
-        self._timer = self._loop.call_later(max(0.0, self.deadline - time.monotonic()), expire, self)
-
-    def forget_deadline(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def run(self, engine: EngineLike) -> None:
-        """All prompts, one after the other, on the worker's thread."""
-        for prompt, ask in enumerate(self.asks):
-            with engine.read(ask.prompt_ids, ask.pruning, ask.scoring, self.cancelled) as read:
-                self.post(Read(prompt, read.scores, read.selection, read.cached_tokens))
-                for sample, sampling in enumerate(ask.samplings):
-                    for token in read.generate(sampling, partial(self._over, (prompt, sample))):
-                        self.post(Made(prompt, sample, token, time.monotonic()))
-                        self._wait_for_reader()
-
-    def _over(self, key: tuple[int, int]) -> bool:
-        return self._cancelled.is_set() or key in self._ended
-
-    def _wait_for_reader(self) -> None:
-        """Nobody's slow reading grows memory without bound, or holds the engine for long."""
-        unread, since = self._events.qsize(), time.monotonic()
-        while self._events.qsize() > UNREAD and not self._cancelled.wait(READER_PAUSE_S):
-            if self._events.qsize() < unread:
-                unread, since = self._events.qsize(), time.monotonic()
-            elif time.monotonic() - since > LONGEST_STALL_S:
-                self.post(RequestTimeout(f"nothing of the answer was read for {LONGEST_STALL_S:g} s"))
-                self.cancel()
+# Without a request, until answers are compared: one that follows at once is not to wait for a chunk of that.
+QUIET_S = 1.0
 
 
 class Workers:
     """One thread for each engine, one queue for all of them."""
 
     def __init__(
-        self, engines: Sequence[EngineLike], queue_size: int, on_restart: Callable[[], None] = lambda: None
+        self,
+        engines: Sequence[EngineLike],
+        queue_size: int,
+        on_restart: Callable[[], None] = lambda: None,
+        shadows: Shadows | None = None,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self._engines = engines
+        self._shadows, self._quiet_s = shadows, quiet_s
         self._queue_size = queue_size
         self._on_restart = on_restart
         self._waiting: deque[Job] = deque()
@@ -206,6 +57,9 @@ class Workers:
         self._draining = False
         self._closed = threading.Event()
         self._reserved = 0
+        # Whether an answer is being compared, and when there was something else to do last.
+        self._comparing = False
+        self._busy_at = 0.0
         # Engines that are being rebuilt, those of them that resist, and requests that failed in a row.
         self._away = self._broken = self._failures = 0
         self._failed_at = 0.0
@@ -279,6 +133,9 @@ class Workers:
         finally:
             with self._changed:
                 self._reserved -= 1
+                self._busy_at = time.monotonic()
+                # One that waits to compare again.
+                self._changed.notify()
 
     def check(self, asks: Sequence[Ask]) -> None:
         """
@@ -308,6 +165,17 @@ class Workers:
         job.cancel()
         with self._changed, suppress(ValueError):
             self._waiting.remove(job)
+
+    def draws(self, ask: Ask) -> bool:
+        """Whether an answer to this is to be compared with the full model, if it is finished."""
+        return self._shadows is not None and self._shadows.draws(ask)
+
+    def compare_later(self, ask: Ask, selection: Selection | None, ids: list[int]) -> None:
+        """When there is nothing else to do, one that was drawn."""
+        assert self._shadows is not None
+        with self._changed:
+            self._shadows.put(ask, selection, ids)
+            self._changed.notify()
 
     def drain(self) -> None:
         """Take nothing new; what was accepted goes on."""
@@ -353,37 +221,78 @@ class Workers:
             )
 
     def _work(self, engine: EngineLike) -> None:
-        while (job := self._take()) is not None:
-            started = job.started = time.monotonic()
-            failure = ""
-            try:
-                job.run(engine)
-            except Cancelled:
-                pass
-            except InvalidRequest as refusal:
-                job.post(refusal)
-            except BaseException as error:
-                # Its own request fails with it; the thread lives on for the next, whatever was raised.
-                failure = type(error).__name__
-                _forget_frames(error)
-                job.post(error if isinstance(error, Exception) else RuntimeError(repr(error)))
-            self._finish(job, time.monotonic() - started, failure)
-            job.post(None)
-            if failure:
-                self._rebuild(engine, failure, job.request_id)
+        while (task := self._take()) is not None:
+            if isinstance(task, Job):
+                self._run(engine, task)
+            else:
+                self._compare(engine, task)
 
-    def _take(self) -> Job | None:
+    def _take(self) -> Job | Shadow | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed.is_set())
+            while not (self._waiting or self._closed.is_set()):
+                if (quiet_in_s := self._quiet_in()) == 0:
+                    assert self._shadows is not None
+                    self._comparing = True
+                    return self._shadows.take()
+                self._changed.wait(quiet_in_s)
             if self._closed.is_set():
                 return None
             job = self._waiting.popleft()
             self._running.add(job)
             return job
 
+    def _quiet_in(self) -> float | None:
+        """Seconds until an answer may be compared; None if there is none, or something else has to happen first."""
+        if not self._shadows or self._comparing or self._away or self._busy():
+            return None
+        return max(0.0, self._busy_at + self._quiet_s - time.monotonic())
+
+    def _busy(self) -> bool:
+        """Asked without the lock, too, by whoever compares."""
+        return bool(self._waiting or self._running or self._reserved or self._draining)
+
+    def _run(self, engine: EngineLike, job: Job) -> None:
+        started = job.started = time.monotonic()
+        failure = ""
+        try:
+            job.run(engine)
+        except Cancelled:
+            pass
+        except InvalidRequest as refusal:
+            job.post(refusal)
+        except BaseException as error:
+            # Its own request fails with it; the thread lives on for the next, whatever was raised.
+            failure = type(error).__name__
+            _forget_frames(error)
+            job.post(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+        self._finish(job, time.monotonic() - started, failure)
+        job.post(None)
+        if failure:
+            self._rebuild(engine, failure, job.request_id)
+
+    def _compare(self, engine: EngineLike, shadow: Shadow) -> None:
+        """Counts as no request, whatever becomes of it."""
+        assert self._shadows is not None
+        failure = ""
+        outcome: Callable[[], None] = partial(self._shadows.interrupted, shadow)
+        try:
+            outcome = partial(self._shadows.compared, shadow, shadow.compare(engine, self._busy))
+        except Cancelled:
+            pass
+        except BaseException as error:
+            outcome, failure = self._shadows.failed, f"{type(error).__name__}, while comparing an answer"
+            _forget_frames(error)
+        with self._changed:
+            outcome()
+            self._comparing = False
+            self._away += bool(failure)
+        if failure:
+            self._rebuild(engine, failure, "")
+
     def _finish(self, job: Job, seconds: float, failure: str) -> None:
         with self._changed:
             self._running.discard(job)
+            self._busy_at = time.monotonic()
             if failure:
                 # One request may be too large for the memory there is; the engine is none the worse for it.
                 self._failures += failure != OutOfMemory.__name__
@@ -396,7 +305,8 @@ class Workers:
     def _rebuild(self, engine: EngineLike, failure: str, request_id: str) -> None:
         """Until it works again, or the server ends. What waits is refused when no other engine could take it."""
         name, pause_s, attempts = threading.current_thread().name, FIRST_PAUSE_S, 0
-        logger.error("%s failed (%s) and is rebuilt", name, failure, extra={"request_id": request_id})
+        extra = {"request_id": request_id} if request_id else {}
+        logger.error("%s failed (%s) and is rebuilt", name, failure, extra=extra)
         while not self._closed.is_set():
             try:
                 engine.rebuild()

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = ("griffin", "server", "loadtest")
-GRIFFIN_LEAVES = ("errors", "selection", "sampling", "kernels", "prefixes", "cache", "precision")
+GRIFFIN_LEAVES = ("errors", "selection", "sampling", "kernels", "cache", "precision", "kept", "verification", "ngrams")
 SERVER_LEAVES = ("settings", "metrics", "text", "log", "experts")
 
 
@@ -89,14 +89,14 @@ def test_the_environment_is_read_in_one_file() -> None:
 
 
 def test_one_file_runs_the_engine() -> None:
-    """Only the worker iterates generate()."""
+    """Only the job iterates generate(), on a worker's thread."""
     runners = [
         path
         for path, tree in modules("server").items()
         if any(isinstance(node, ast.Attribute) and node.attr == "generate" for node in ast.walk(tree))
     ]
 
-    assert runners == ["server/worker.py"]
+    assert runners == ["server/job.py"]
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,16 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from griffin.pruning import MethodName
 from griffin.selection import SelectionName
 from griffin.statistic import StatisticName
+from griffin.verification import ModeName
 
 FinishReason = Literal["stop", "length"]
-Reason = Literal["requested", "server_default", "finished_at_first_token", "nothing_generated", "rounded_to_dense"]
+Reason = Literal[
+    "requested", "server_default", "expert_set", "ngram_drafts", "finished_at_first_token", "nothing_generated",
+    "rounded_to_dense",
+]  # fmt: skip
 
 
 class PromptTokensDetails(BaseModel):
@@ -24,6 +29,29 @@ class Usage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
+class VerificationReport(BaseModel):
+    """What the full model made of drafts, over all sequences of the request."""
+
+    drafted_tokens: int
+    accepted_tokens: int
+    acceptance_rate: float | None = Field(description="accepted over drafted; null where nothing was drafted")
+    rollbacks: int = Field(description="passes after which some of a block was thrown away")
+    passes: int = Field(description="of the full model over a block of drafts")
+    refreshes: int = Field(description="how often other neurons were taken")
+    active_parameters_per_token: int | None = Field(
+        description="that all steps and passes read, over the tokens after the first of each answer"
+    )
+
+
+class ComparisonReport(BaseModel):
+    """Kept neurons beside the full model on the tokens that were generated, both given the same ones before."""
+
+    tokens: int = Field(description="that were compared, of all sequences; the figures are their means")
+    kl: float = Field(description="of the pruned distribution from the full one, in nats")
+    top1_agreement: float = Field(description="how often both find the same token most probable")
+    perplexity_ratio: float = Field(description="the full model's perplexity on these tokens over the pruned one's")
+
+
 class GriffinReport(BaseModel):
     """What was applied. Neurons are counted over all layers."""
 
@@ -32,6 +60,8 @@ class GriffinReport(BaseModel):
     )
     requested_sparsity: float | None
     reason: Reason
+    method: MethodName
+    mode: ModeName
     selection: SelectionName
     statistic: StatisticName
     neurons_kept: int
@@ -44,6 +74,8 @@ class GriffinReport(BaseModel):
     )
     expert_set: str | None = Field(description="a name for exactly these neurons; of several prompts the first's")
     expert_sets: list[str | None] | None = Field(description="one for each prompt, when there are several")
+    verification: VerificationReport | None = Field(description="null in mode fast, and where nothing is drafted")
+    comparison: ComparisonReport | None = Field(description="if compare was asked for and neurons were removed")
 
 
 class TimingReport(BaseModel):

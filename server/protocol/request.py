@@ -6,9 +6,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from griffin import Pruning, Sampling, Scoring
-from griffin.selection import SelectionName
-from griffin.statistic import StatisticName
+from griffin import Sampling, Scoring
 from server.protocol.fields import (
     MAX_CHOICES,
     MAX_STOP_STRINGS,
@@ -22,6 +20,7 @@ from server.protocol.fields import (
     few_keys,
     refuse,
 )
+from server.protocol.options import GriffinOptions
 
 # Read by nobody, and no answer depends on them: whom to blame, where to store, how to bill.
 HARMLESS = {
@@ -66,25 +65,6 @@ class StreamOptions(BaseModel):
         default=False, description="with include_usage: the usage so far in every chunk"
     )
     include_obfuscation: bool | None = Field(default=None, description="accepted for OpenAI's SDK; has no effect")
-
-
-class GriffinOptions(BaseModel):
-    """The rarer choices about neurons."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    _few_keys = model_validator(mode="before")(few_keys)
-
-    selection: SelectionName | None = Field(default="top_k", description="how neurons are picked from the statistic")
-    statistic: StatisticName | None = Field(
-        default="flocking", description="of the prompt (the paper's), or of the weights alone"
-    )
-    prompt_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
-        default=None,
-        description="with echo, logprobs and a sparsity: the full model reads that many tokens of the prompt and "
-        "neurons are chosen on them; the rest is read by the kept neurons. Default: all but the last input, the "
-        "paper's simulated generation for classification",
-    )
 
 
 class GenerationRequest(BaseModel):
@@ -219,15 +199,6 @@ class GenerationRequest(BaseModel):
         if self.seed is None:
             return (first,) * self.sequences
         return tuple(replace(first, seed=self.seed + index) for index in range(self.sequences))
-
-    def pruning(self, sparsity: float) -> Pruning:
-        options = self.griffin or GriffinOptions()
-        return Pruning(
-            sparsity=sparsity,
-            selection=options.selection or "top_k",
-            statistic=options.statistic or "flocking",
-            seed=self.seed,
-        )
 
     def require_few_scores(self, prompt_tokens: int) -> None:
         """Raises ValueError when prompts of that many tokens would be scored into too large an answer."""

@@ -15,10 +15,10 @@ async def experts(expert_set: str, request: Request) -> Response:
     """The neurons that a recent request ran with, by the `expert_set` of its answer."""
     service: Service = request.app.state.service
     model = service.known()
-    if (selection := model.experts.find(expert_set)) is None:
+    if (known := model.experts.find(expert_set)) is None:
         raise ExpertsNotFound(expert_set)
     # Written here, not by FastAPI, which would do it on the event loop: a large model keeps half a million.
-    content = await model.worked_out(selection.kept, _json, model, selection)
+    content = await model.worked_out(known.selection.kept, _json, model, known.selection)
     return Response(content, media_type="application/json")
 
 

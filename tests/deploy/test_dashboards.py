@@ -14,7 +14,7 @@ from tests.deploy.dashboards import FILES, GRAFANA, annotation_queries, panel_qu
 
 ROOT = Path(__file__).parents[2]
 # Names of groups of rules.
-GROUPS = {"griffin_latency", "griffin_alerts"}
+GROUPS = {"griffin_latency", "griffin_quality", "griffin_alerts"}
 BUILT_IN = {"__rate_interval", "__range", "__all"}
 
 

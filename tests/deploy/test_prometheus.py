@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from server import errors
-from server.metrics import FAILURES, ITL_BUCKETS, REJECTIONS, REQUEST_BUCKETS, TTFT_BUCKETS
+from server.metrics import FAILURES, ITL_BUCKETS, REJECTIONS, REQUEST_BUCKETS, TTFT_BUCKETS, VERIFYING_MODES
 from tests.deploy.dashboards import annotation_queries, panel_queries
 from tests.deploy.prometheus import CONFIGURATION, Prometheus, scraping
 from tests.programs import require
@@ -89,14 +89,16 @@ def endless_answer(url: str) -> Iterator[None]:
 
 
 def provoke(client: httpx.Client) -> int:
-    """What else a server meets: other forms of requests, a mistake, a client that leaves, and too many at once.
+    """What else a server meets: other modes and forms, a mistake, a client that leaves, and too many at once.
 
     Returns:
         How many were answered.
     """
     body = {"prompt": PROMPT, "max_tokens": 8, "sparsity": 0.5}
+    modes = [{**body, "griffin": {"mode": mode}} for mode in VERIFYING_MODES]
     chat = {"messages": [{"role": "user", "content": "What is a lighthouse?"}], "max_tokens": 8}
     statuses = [client.post("/v1/completions", json=body).status_code]
+    statuses += [client.post("/v1/completions", json=verified).status_code for verified in modes]
     statuses.append(client.post("/v1/chat/completions", json=chat).status_code)
     statuses.append(client.post("/v1/completions", json={**body, "sparsity": 2}).status_code)
     with endless_answer(str(client.base_url).rstrip("/")):
@@ -112,7 +114,9 @@ def provoke(client: httpx.Client) -> int:
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     """One for all tests: what they ask was true at times that have passed."""
     require("prometheus")
-    arguments = ("--device", "cpu", "--workers", "2", "--queue-size", "1", "--prefill-chunk", "16")
+    arguments = (
+        "--device", "cpu", "--workers", "2", "--queue-size", "1", "--prefill-chunk", "16", "--shadow-share", "1",
+    )  # fmt: skip
     with running(*arguments, OMP_NUM_THREADS="1") as server:
         target = server.url.removeprefix("http://")
         with (
@@ -130,6 +134,8 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             prometheus.wait_for("sum(griffin_client_disconnects_total) == 1")
             prometheus.wait_for(f"sum(griffin_request_success_total) == {count}")
             prometheus.wait_for("model_sparsity:griffin_inter_token_latency_seconds:p99_5m_median_1w")
+            prometheus.wait_for('griffin_shadow_requests_total{outcome="compared"} > 0')
+            prometheus.wait_for("model_sparsity:griffin_shadow_top1_agreement_ratio:p50_30m >= 0")
             yield Observed(server, prometheus, load, started, quiet, time.time())
 
 
@@ -221,7 +227,9 @@ def test_every_rule_evaluates(observed: Observed) -> None:
         assert rule["health"] == "ok", rule
         result = observed.prometheus.now(rule["query"], observed.ended)
         if rule["type"] == "recording":
-            assert {sample["metric"]["sparsity"] for sample in result} == {"0", "0.25", "0.5", "0.75", "other"}
+            # The full model is not compared with itself.
+            expected = {"0.25", "0.5", "0.75", "other"} | (set() if "shadow" in rule["name"] else {"0"})
+            assert {sample["metric"]["sparsity"] for sample in result} == expected
         elif rule["name"] not in RAISED_BY_LOAD:
             assert result == [], rule["name"]
 

@@ -1,5 +1,6 @@
 """An engine that follows a script, for tests of queueing, timing and faults; and a server around it."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,18 @@ import httpx
 import torch
 import uvicorn
 
-from griffin import Accounting, Logprobs, Pruning, Sampling, Scoring, Selection, Token
+from griffin import (
+    Accounting,
+    Comparison,
+    Logprobs,
+    Pruning,
+    Sampling,
+    Scoring,
+    Selection,
+    Token,
+    Verification,
+    Verified,
+)
 from griffin.errors import Cancelled, ContextLengthExceeded
 from server.app import create_app
 from server.service import Loaded
@@ -20,6 +32,9 @@ from server.settings import Settings
 ACCOUNTING = Accounting(total=1000, layers=2, width=100, per_neuron=3)
 # The even neurons of one layer, the odd ones of the other.
 EXPERTS = torch.stack([torch.arange(0, 100, 2), torch.arange(1, 100, 2)]).int()
+# Of tokens after the first, where they are verified: each block is four drafts, three of which are accepted.
+BLOCK = 4
+COMPARISON = Comparison(tokens=4, kl=0.25, top1_agreement=0.75, perplexity_ratio=1.5)
 
 
 class CharacterTokenizer:
@@ -53,7 +68,9 @@ class ScriptedEngine:
     step_s: time between tokens. prefill_s: time before the first, in steps of 10 ms, as prompt chunks.
     gate: nothing is generated before it is set. fail_after: tokens before an error, which is ``failure``.
     rebuild_failures: how often a rebuild fails before one succeeds. logprob: of each token, shared out to
-    ``text``'s next characters as alternatives.
+    ``text``'s next characters as alternatives. comparisons: with the full model, one after the other,
+    whatever is compared. compare_gate: none is made before it is set. compare_failure: raised instead.
+    asked: what each prompt was to be generated with. compared: what was given to comparisons that were begun.
     """
 
     text: str = "abcdefghij"
@@ -63,6 +80,11 @@ class ScriptedEngine:
     fail_after: int | None = None
     failure: BaseException = field(default_factory=lambda: RuntimeError("secret detail at /some/path"))
     rebuild_failures: int = 0
+    comparisons: Iterator[Comparison] = field(default_factory=lambda: itertools.repeat(COMPARISON))
+    compare_gate: threading.Event | None = None
+    compare_failure: BaseException | None = None
+    asked: list[tuple[Pruning, Verification | None]] = field(default_factory=list)
+    compared: list[tuple[list[int], list[int], Pruning]] = field(default_factory=list)
     accounting: Accounting = ACCOUNTING
     context_length: int = 1000
     vocabulary_size: int = 0x110001
@@ -99,13 +121,16 @@ class ScriptedPrompt:
     """What an engine has read. The i-th token's log-probability is -i / 10."""
 
     def __init__(self, engine: ScriptedEngine, ids: list[int], pruning: Pruning, scoring: Scoring | None) -> None:
-        self._engine, self._pruning = engine, pruning
+        self._engine, self._ids, self._pruning = engine, ids, pruning
         self.selection = Selection(0.002, "cafe", len(ids), tuple(EXPERTS)) if scoring and pruning.sparsity else None
         self.cached_tokens = 0
         self.scores = [None, *(self._score(i, id, scoring.top) for i, id in enumerate(ids[1:], 1))] if scoring else None
 
-    def generate(self, sampling: Sampling, cancelled: Callable[[], bool]) -> Iterator[Token]:
+    def generate(
+        self, sampling: Sampling, cancelled: Callable[[], bool], verification: Verification | None
+    ) -> Iterator[Token]:
         engine, count = self._engine, 0
+        engine.asked.append((self._pruning, verification))
         try:
             for count in range(1, sampling.max_tokens + 1):
                 if cancelled():
@@ -120,11 +145,32 @@ class ScriptedPrompt:
                 # With a seed, the text begins there: what another seed says is another text.
                 id = ord(engine.text[(count - 1 + (sampling.seed or 0)) % len(engine.text)])
                 logprobs = None if sampling.logprobs is None else self._score(count, id, sampling.logprobs)
-                yield Token(id, logprobs, "length" if last else None, selection)
+                verified = self._verified(count - 1, sampling.max_tokens, verification)
+                yield Token(id, logprobs, "length" if last else None, selection, verified)
                 if engine.step_s:
                     time.sleep(engine.step_s)
         finally:
             engine.ended.append(count)
+
+    def _verified(self, before: int, limit: int, verification: Verification | None) -> Verified | None:
+        """Of the whole block of a token with that many before it. A pass reads all, a draft the kept neurons."""
+        if not self._pruning.sparsity or verification is None or verification.mode == "fast":
+            return None
+        blocks = -(-before // BLOCK)
+        read = blocks * (ACCOUNTING.total + BLOCK * ACCOUNTING.active(EXPERTS.numel()))
+        tokens = min(blocks * BLOCK, limit - 1)
+        return Verified(tokens, BLOCK * blocks, (BLOCK - 1) * blocks, blocks, blocks, 0, read)
+
+    def compare(self, ids: Sequence[int], cancelled: Callable[[], bool]) -> Comparison | None:
+        engine = self._engine
+        engine.compared.append((self._ids, list(ids), self._pruning))
+        while engine.compare_gate and not engine.compare_gate.is_set():
+            time.sleep(0.01)
+            if cancelled():
+                raise Cancelled("given up")
+        if engine.compare_failure is not None:
+            raise engine.compare_failure
+        return next(engine.comparisons) if self._pruning.sparsity and len(ids) > 1 else None
 
     def _score(self, position: int, id: int, top: int) -> Logprobs:
         value = -position / 10

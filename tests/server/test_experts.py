@@ -3,7 +3,7 @@
 import httpx
 import torch
 
-from griffin import Selection
+from griffin import Pruning, Selection
 from server.experts import RecentExperts
 from tests.server.http import post
 from tests.server.scripted import EXPERTS, ScriptedEngine, served
@@ -46,7 +46,17 @@ def test_the_oldest_go_first() -> None:
     """Within the budget; one that is seen again is the latest again, and counts once."""
     recent = RecentExperts(budget_bytes=1_700)
     for name in ("a", "b", "a", "c"):
-        recent.remember(selection(name))
+        recent.remember(selection(name), Pruning())
+
+    assert [recent.find(name) is not None for name in "abc"] == [True, False, True]
+
+
+def test_one_that_is_asked_for_stays() -> None:
+    """Whoever generates with it names it again and again."""
+    recent = RecentExperts(budget_bytes=1_700)
+    for name in ("a", "b", "c"):
+        recent.remember(selection(name), Pruning())
+        recent.find("a")
 
     assert [recent.find(name) is not None for name in "abc"] == [True, False, True]
 
@@ -54,7 +64,7 @@ def test_the_oldest_go_first() -> None:
 def test_one_too_large_is_not_kept() -> None:
     """And nothing is left of it in the count."""
     recent = RecentExperts(budget_bytes=700)
-    recent.remember(selection("a"))
-    recent.remember(None)
+    recent.remember(selection("a"), Pruning())
+    recent.remember(None, Pruning())
 
     assert recent.find("a") is None

@@ -471,10 +471,10 @@ def paused(engine: ScriptedEngine) -> bool:
 
 def test_a_slow_reader_neither_fills_memory_nor_stops_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its engine pauses when it is far behind, and does not wait for long."""
-    from server import worker
+    from server import job
 
-    monkeypatch.setattr(worker, "UNREAD", 50)
-    monkeypatch.setattr(worker, "LONGEST_STALL_S", 1.5)
+    monkeypatch.setattr(job, "UNREAD", 50)
+    monkeypatch.setattr(job, "LONGEST_STALL_S", 1.5)
     engine = ScriptedEngine(context_length=10**6)
     with served(engine) as url:
         port = int(url.rsplit(":", 1)[1])

@@ -11,12 +11,12 @@ from fastapi import Request
 from griffin import Pruning, Sampling
 from server.formats import CompletionFormat
 from server.generation import Delivery, Generation
+from server.job import Ask, Job
 from server.protocol.request import StreamOptions
 from server.service import Loaded, Service
 from server.settings import Settings
 from server.streaming import Timed, events
 from server.tally import Tally
-from server.worker import Ask, Job
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, wait_until
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from griffin import Pruning, Sampling
 from server.errors import QueueFull, ServerDraining
-from server.worker import Ask, Job, Made, Workers
+from server.job import Ask, Job, Made
+from server.worker import Workers
 from tests.server.scripted import ScriptedEngine, wait_until
 
 

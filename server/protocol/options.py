@@ -1,0 +1,65 @@
+"""The ``griffin`` object of a request: the rarer choices about neurons, and how sure its answer is to be."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from griffin.pruning import MethodName
+from griffin.selection import SelectionName
+from griffin.statistic import StatisticName
+from griffin.verification import MOST_DRAFT_TOKENS, DraftName, ModeName
+from server.protocol.fields import Text, few_keys
+
+
+class GriffinOptions(BaseModel):
+    """The rarer choices about neurons. Which of them go together depends on the server's defaults, too."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    _few_keys = model_validator(mode="before")(few_keys)
+
+    method: MethodName | None = Field(
+        default=None,
+        description="griffin is the paper to the letter, griffin+ loses less at the same number of neurons; absent, "
+        "the server's default",
+    )
+    selection: SelectionName | None = Field(
+        default=None, description="how neurons are picked from the statistic; default top_k"
+    )
+    statistic: StatisticName | None = Field(
+        default=None, description="flocking, of the prompt (the paper's, and the default), or of the weights alone"
+    )
+    expert_set: Annotated[Text, Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="take the neurons of an earlier answer, by the expert_set of its report; none chosen"
+    )
+    mode: ModeName | None = Field(
+        default=None,
+        description="fast takes what the kept neurons generate; guarded has the full model replace what it finds too "
+        "unlikely; lossless is what the full model generates. Absent, the server's default",
+    )
+    draft: DraftName | None = Field(
+        default=None,
+        description="of guarded and lossless: what the full model verifies, tokens of the kept neurons, n-grams that "
+        "occurred before, or both; default pruned",
+    )
+    draft_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFT_TOKENS)] | None = Field(
+        default=None, description="how many are verified at once; default: what measured best in each mode"
+    )
+    acceptance: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="of guarded: a token stays if the full model finds it at least that many times as probable as its "
+        "most probable one; default 0.1",
+    )
+    refresh: bool | None = Field(
+        default=None,
+        description="of guarded and lossless: choose neurons anew as the full model reads on; default true",
+    )
+    compare: bool | None = Field(
+        default=False, description="afterwards, run the answer through the full model too, and report how they differ"
+    )
+    prompt_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
+        default=None,
+        description="with echo, logprobs and a sparsity: the full model reads that many tokens of the prompt and "
+        "neurons are chosen on them; the rest is read by the kept neurons. Default: all but the last input, the "
+        "paper's simulated generation for classification",
+    )

@@ -1,0 +1,91 @@
+"""Modes, comparisons and reused neurons over HTTP, with a real engine behind a real server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from griffin.errors import LoadError
+from server.service import load
+from server.settings import Settings
+from tests.server import tiny_checkpoint
+from tests.server.http import metric, post
+from tests.server.process import running
+from tests.server.scripted import wait_until
+
+PROMPT = "the cat sat on the mat and the dog sat on the cat and the mat " * 2
+SHARE = ("--shadow-share", "1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint.write(tmp_path_factory.mktemp("modes") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    with running("--model", str(folder), "--dtype", "float32", *SHARE, OMP_NUM_THREADS="1") as server:
+        yield server.url
+
+
+def ask(url: str, **body: Any) -> Any:
+    return (
+        post(url, **{"prompt": PROMPT, "max_tokens": 24, "ignore_eos": True, "seed": 1, **body})
+        .raise_for_status()
+        .json()
+    )
+
+
+@pytest.mark.parametrize("draft", ["pruned", "ngram", "both"])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_lossless_is_the_full_models_answer(url: str, draft: str, temperature: int) -> None:
+    """To the token, greedy and drawn; and what was verified is reported and counted alike."""
+    dense = ask(url, temperature=temperature)
+    before = metric(url, "griffin_spec_decode_num_draft_tokens_total", mode="lossless")
+    sparsity = {} if draft == "ngram" else {"sparsity": 0.9}
+    lossless = ask(url, temperature=temperature, griffin={"mode": "lossless", "draft": draft}, **sparsity)
+    counted = metric(url, "griffin_spec_decode_num_draft_tokens_total", mode="lossless") - before
+
+    assert lossless["choices"] == dense["choices"]
+    verification = lossless["griffin"]["verification"]
+    assert verification["accepted_tokens"] <= verification["drafted_tokens"] == counted
+    assert draft == "ngram" or verification["drafted_tokens"] > 0
+
+
+def test_an_answer_compared_at_once_and_in_idle_time(url: str) -> None:
+    """Of the same tokens and neurons the same figures come out."""
+    name = "griffin_shadow_kl_nats"
+    wait_until(lambda: metric(url, f"{name}_count", sparsity="0.75") == 0)
+    report = ask(url, sparsity=0.75, griffin={"compare": True})["griffin"]
+    wait_until(lambda: metric(url, f"{name}_count", sparsity="0.75") == 1)
+
+    assert report["comparison"]["tokens"] == 23
+    assert report["comparison"]["kl"] > 0
+    assert metric(url, f"{name}_sum", sparsity="0.75") == pytest.approx(report["comparison"]["kl"], abs=2e-6)
+    agreement = metric(url, "griffin_shadow_top1_agreement_ratio_sum", sparsity="0.75")
+    assert agreement == pytest.approx(report["comparison"]["top1_agreement"], abs=2e-6)
+
+
+def test_reused_neurons_are_the_same_neurons(url: str) -> None:
+    """Of the same prompt the same answer; of another one the same set under another prompt."""
+    chosen = ask(url, sparsity=0.5)
+    again = ask(url, griffin={"expert_set": chosen["griffin"]["expert_set"]})
+    other = ask(url, prompt="hello there", griffin={"expert_set": chosen["griffin"]["expert_set"]})
+
+    assert again["choices"] == chosen["choices"]
+    assert again["griffin"]["expert_set"] == other["griffin"]["expert_set"] == chosen["griffin"]["expert_set"]
+    assert other["griffin"]["prompt_tokens"] == chosen["griffin"]["prompt_tokens"]
+
+
+def test_a_method_that_needs_a_calibrated_model(url: str) -> None:
+    """Is refused by name."""
+    refusal = post(url, sparsity=0.5, griffin={"method": "griffin+"})
+
+    assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "griffin.method")
+
+
+def test_a_server_for_a_method_that_needs_a_calibrated_model(folder: Path) -> None:
+    """Does not start, and says what to do: every request would be refused otherwise."""
+    with pytest.raises(LoadError, match=r"^--method griffin\+ needs .* to be calibrated once: python -m griffin"):
+        load(Settings(model=str(folder), method="griffin+", device="cpu"))
