@@ -205,6 +205,8 @@ class Runner:
         if not self.prunes(pruning):
             return None
         timer = _Timer(self.device)
+        if pruning.reuse is not None:
+            prompt_tokens = pruning.reuse.prompt_tokens
         return Chosen(self.chooser.choose(self.statistic, pruning), prompt_tokens, timer)
 
     def keep(self, chosen: "Chosen | None") -> None:

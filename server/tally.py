@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from griffin import Accounting, Comparison, Selection, Token, Verified
@@ -92,8 +92,6 @@ class Tally:
         self._generated.inc()
 
     def _chosen(self, prompt: int, selection: Selection) -> None:
-        if (reused := self._pruning.reuse) is not None:
-            selection = replace(selection, prompt_tokens=reused.prompt_tokens)
         # The same number for every prompt of a job. Others, taken on the way, are not the prompt's.
         self._selections.setdefault(prompt, selection)
         self._active = self._accounting.active(selection.kept)

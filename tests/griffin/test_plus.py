@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from griffin import Engine, Pruning, Sampling
+from griffin import Engine, Pruning, Sampling, Verification
 from griffin.calibration import Calibration, calibrate
 from griffin.errors import InvalidRequest
 from griffin.experiments.teacher import Teacher, target_logprobs
@@ -175,3 +175,21 @@ def test_it_chooses_by_itself() -> None:
         Pruning(0.5, "sample", method="griffin+")
     with pytest.raises(ValueError, match="method must be one of"):
         Pruning(0.5, method="best")
+
+
+def test_verified_and_refreshed(prompts: Prompts) -> None:
+    """What its neurons draft is verified like any other, and chosen anew from the same sums."""
+    model = tiny_model("llama", max_position_embeddings=512)
+    engine = Engine(model, calibration=calibrated(model))
+    sampling = Sampling(max_tokens=150, temperature=0, ignore_eos=True)
+    prompt = prompts(11, 12)
+
+    dense = [token.id for token in engine.generate(prompt, sampling, Pruning())]
+    found = list(engine.generate(prompt, sampling, PLUS, verification=Verification("lossless")))
+
+    assert [token.id for token in found] == dense
+    assert found[-1].verified is not None
+    assert found[-1].verified.refreshes > 0
+    others = [token.selection for token in found if token.selection is not None]
+    assert len(others) == 1 + found[-1].verified.refreshes
+    assert all(selection.offset_LD is not None for selection in others)
