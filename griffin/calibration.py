@@ -8,20 +8,20 @@ Shapes: L layers, F feed-forward neurons, T tokens, V vocabulary.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from griffin.errors import LoadError
-from griffin.families import feed_forwards, linear_weight
-from griffin.statistic import Moments, sums_of
+from griffin.families import FeedForward, feed_forwards, linear_weight
+from griffin.statistic import FlockingStatistic, Moments
 
 # Raised when files of before would be read wrongly.
 EDITION = "1"
@@ -58,8 +58,8 @@ class Calibration:
         """Of as many tokens of general text."""
         return Moments(self.sum_LF * tokens, self.square_LF * tokens, self.weight_L * tokens, tokens)
 
-    def save(self, path: Path, model: str) -> None:
-        """Write a file of half precision, scaled by layer, for the model of that ``identity``."""
+    def packed(self, model: str) -> bytes:
+        """As a file of half precision, scaled by layer, for the model of that ``identity``."""
         tensors = {"weight_L": self.weight_L.cpu()}
         for name in TABLES:
             values_LF = getattr(self, name).cpu()
@@ -67,14 +67,11 @@ class Calibration:
             # Roots: the smallest of squares would be lost in half precision.
             tensors[name] = (values_LF / scale_L1).abs().sqrt().mul(values_LF.sign()).half()
             tensors[f"{name}_scale"] = scale_L1
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial, {"model": model, "edition": EDITION})
-        partial.replace(path)
+        return save(tensors, {"model": model, "edition": EDITION})
 
     @classmethod
     def read(cls, path: Path, model: str) -> "Calibration | None":
-        """What was saved there for that model; None if there is nothing, or it is another model's.
+        """What was packed there for that model; None if there is nothing, or it is another model's.
 
         Raises:
             LoadError: the file is damaged.
@@ -121,10 +118,22 @@ def calibrate(
         sequences: token ids; the first of each only begins it.
         advance: called after each.
     """
-    sums = _Sums(model)
-    generator = torch.Generator().manual_seed(0)
+    blocks = feed_forwards(model)
+    statistic, generator = FlockingStatistic(blocks), torch.Generator().manual_seed(0)
+    sensitivity_LF = torch.zeros(len(blocks), blocks[0].width)
+    none_LF, none_L = (
+        torch.zeros_like(sensitivity_LF, device=model.device),
+        torch.zeros(len(blocks), device=model.device),
+    )
+    total = Moments(none_LF, none_LF, none_L, 0)
     for ids in sequences:
-        with torch.inference_mode(False), torch.enable_grad(), sums.counting():
+        statistic.reset()
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            statistic.collecting(),
+            _weighing(blocks, sensitivity_LF),
+        ):
             ids_1T = torch.tensor([ids], device=model.device)
             embedded = model.get_input_embeddings()(ids_1T).detach().requires_grad_(True)
             logits_TV = model(inputs_embeds=embedded, use_cache=False).logits[0].float()
@@ -133,51 +142,35 @@ def calibrate(
             labels_T = torch.multinomial(probabilities_TV, 1, generator=generator)[:, 0].to(model.device)
             loss = nn.functional.cross_entropy(logits_TV, labels_T, reduction="sum")
             loss.backward()  # type: ignore[no-untyped-call]
+        total += statistic.moments()
         advance()
-    return sums.means()
+    tokens = max(1, total.tokens)
+    return Calibration(
+        sensitivity_LF / tokens,
+        total.sum_LF.cpu() / tokens,
+        total.square_LF.cpu() / tokens,
+        total.weight_L.cpu() / tokens,
+    )
 
 
-class _Sums:
-    """Over all tokens but the first of each sequence, whose activations are like no other's."""
+@contextmanager
+def _weighing(blocks: Sequence[FeedForward], sensitivity_LF: Tensor) -> Iterator[None]:
+    """While open, a backward pass adds each neuron's squared derivatives, times ||z||, of all tokens but the first."""
+    with ExitStack() as hooks:
+        for block, sensitivity_F in zip(blocks, sensitivity_LF, strict=True):
+            hooks.enter_context(block.contract.register_forward_pre_hook(_weigh(sensitivity_F)))
+        yield
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._blocks = feed_forwards(model)
-        self._sums_3LF = torch.zeros(3, len(self._blocks), self._blocks[0].width)
-        self._weight_L = torch.zeros(len(self._blocks))
-        self._tokens = 0
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        hooks = [
-            block.contract.register_forward_pre_hook(self._hook(layer)) for layer, block in enumerate(self._blocks)
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+def _weigh(sensitivity_F: Tensor) -> Any:
+    def forward(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        z = inputs[0]
+        lengths_T = torch.linalg.vector_norm(z.detach().reshape(-1, z.shape[-1])[1:].float(), dim=1)
 
-    def means(self) -> Calibration:
-        sensitivity_LF, sum_LF, square_LF = self._sums_3LF / max(1, self._tokens)
-        return Calibration(sensitivity_LF, sum_LF, square_LF, self._weight_L / max(1, self._tokens))
+        def backward(gradient: Tensor) -> None:
+            gradient_TF = gradient.reshape(-1, gradient.shape[-1])[1:].float()
+            sensitivity_F.add_((lengths_T @ gradient_TF.square()).cpu())
 
-    def _hook(self, layer: int) -> Any:
-        sensitivity_F, sum_F, square_F = self._sums_3LF[:, layer].unbind()
+        z.register_hook(backward)  # type: ignore[no-untyped-call]
 
-        def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            z = inputs[0]
-            z_TF = z.detach().reshape(-1, z.shape[-1])[1:].float()
-            lengths_T = torch.linalg.vector_norm(z_TF, dim=1)
-
-            def weigh(gradient: Tensor) -> None:
-                gradient_TF = gradient.reshape(-1, gradient.shape[-1])[1:].float()
-                sensitivity_F.add_((lengths_T @ gradient_TF.square()).cpu())
-
-            z.register_hook(weigh)  # type: ignore[no-untyped-call]
-            own_sum_F, own_square_F, weight = sums_of(z_TF)[1:]
-            sum_F.add_(own_sum_F.cpu())
-            square_F.add_(own_square_F.cpu())
-            self._weight_L[layer] += weight.cpu()
-            self._tokens += len(z_TF) if layer == 0 else 0
-
-        return count
+    return forward

@@ -45,7 +45,8 @@ class FusedStep:
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.index_LF = buffer(layers, neurons, dtype=torch.int32)
         self.kept_L = buffer(layers, dtype=torch.int32)
-        self.contract_bias_LD = torch.zeros(layers, width, dtype=torch.float32, device=device)
+        self._own_bias_LD = weights.contract_bias()
+        self.contract_bias_LD = self._own_bias_LD.clone()
         self.keys = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
         self.values = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
         self.logits_V = buffer(len(weights.head.weight))
@@ -66,7 +67,7 @@ class FusedStep:
         for index_F, experts_k in zip(self.index_LF, kept.layers, strict=True):
             index_F[: len(experts_k)] = experts_k
         self.kept_L.copy_(torch.tensor(kept.counts, dtype=torch.int32))
-        self._own_biases()
+        self.contract_bias_LD.copy_(self._own_bias_LD)
         if kept.offset_LD is not None:
             self.contract_bias_LD += kept.offset_LD
 
@@ -77,14 +78,7 @@ class FusedStep:
         torch.arange(neurons, dtype=torch.int32, out=self.index_LF[0])
         self.index_LF[1:] = self.index_LF[0]
         self.kept_L.fill_(neurons)
-        self._own_biases()
-
-    def _own_biases(self) -> None:
-        for bias_D, layer in zip(self.contract_bias_LD, self.weights.layers, strict=True):
-            if layer.experts.contract_bias is None:
-                bias_D.zero_()
-            else:
-                bias_D.copy_(layer.experts.contract_bias)
+        self.contract_bias_LD.copy_(self._own_bias_LD)
 
     @torch.inference_mode()
     def run(self, bucket: int) -> None:

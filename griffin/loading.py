@@ -131,12 +131,10 @@ def calibration_path(model: PreTrainedModel, cache_dir: Path | None = None) -> P
 
 
 def _calibration(model: PreTrainedModel, cache_dir: Path) -> Calibration | None:
-    """The user's, or else the one that comes with the package, for the default model alone."""
     if HostWeights.of(model) is not None:
         return None
     path = calibration_path(model, cache_dir)
-    packaged = Path(__file__).parent / "calibrations" / path.name
-    return Calibration.read(path, path.stem) or Calibration.read(packaged, path.stem)
+    return Calibration.read(path, path.stem)
 
 
 def parse_device(name: str) -> torch.device:

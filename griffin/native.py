@@ -355,9 +355,7 @@ class _Room:
         self._expand = [torch.empty_like(block.expand.weight) for block in blocks]
         self._contract = [torch.empty_like(block.contract_FD) for block in blocks]
         self._bias = [None if b.expand.bias is None else torch.empty(len(b.expand.weight)) for b in blocks]
-        own = [block.contract_bias for block in blocks]
-        width = weights.width
-        self._own_bias_LD = torch.stack([torch.zeros(width) if bias is None else bias.float() for bias in own])
+        self._own_bias_LD = weights.contract_bias()
         self._contract_bias_LD = self._own_bias_LD.clone()
 
     def describe(self, kept: Kept, all_experts: "ctypes.Array[_Experts]") -> "ctypes.Array[_Experts]":

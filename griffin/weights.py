@@ -126,6 +126,12 @@ class Weights:
     def width(self) -> int:
         return self.embedding_VD.shape[1]
 
+    def contract_bias(self) -> Tensor:
+        """What each layer's contracting projection adds, fp32 ``(L, D)``; zeros where it has no bias."""
+        biases = [layer.experts.contract_bias for layer in self.layers]
+        none_D = self.embedding_VD.new_zeros(self.width)
+        return torch.stack([none_D if bias is None else bias for bias in biases]).float()
+
 
 @torch.inference_mode()
 def read_weights(model: PreTrainedModel) -> Weights | None:

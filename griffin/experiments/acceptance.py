@@ -52,9 +52,7 @@ class Way:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--sparsities", type=kinds.sparsity, nargs="+", metavar="S", default=SPARSITIES, help="(0.25 0.5 0.75)"
-    )
+    kinds.add_sparsities(parser, SPARSITIES, "0.25 0.5 0.75")
     parser.add_argument("--prompts", type=kinds.count, default=8, help="places in the text (%(default)s)")
     parser.add_argument("--prompt", type=kinds.count, default=256, help="tokens of each (%(default)s)")
     parser.add_argument("--tokens", type=kinds.count, default=96, help="generated from each (%(default)s)")
@@ -74,7 +72,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     Returns:
         ``rows``: for each way, over all prompts.
     """
-    sparsities = sorted({value for value in arguments.sparsities if value})
+    sparsities = kinds.removing(arguments.sparsities)
     text = read_text(study, "wikitext")
     windows = text.windows(arguments.prompt, arguments.prompts, "--prompt", "--prompts")
     compared = ways(sparsities)

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,16 @@ def whole(text: str, lowest: int) -> int:
 count = partial(whole, lowest=1)
 sparsity = partial(_number, kind=float, accepted=lambda value: 0 <= value < 1, wanted="at least 0 and below 1")
 positive = partial(_number, kind=float, accepted=lambda value: 0 < value < math.inf, wanted="above 0")
+
+
+def add_sparsities(parser: argparse.ArgumentParser, standard: Sequence[float], told: str) -> None:
+    """--sparsities; ``told``: the standard ones, in words."""
+    parser.add_argument("--sparsities", type=sparsity, nargs="+", metavar="S", default=list(standard), help=f"({told})")
+
+
+def removing(sparsities: Iterable[float]) -> list[float]:
+    """Each once, in order, but for 0, which is the full model."""
+    return sorted({value for value in sparsities if value})
 
 
 def file(text: str) -> Path:

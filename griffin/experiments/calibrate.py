@@ -12,8 +12,9 @@ from griffin.calibration import calibrate, identity
 from griffin.errors import GriffinError
 from griffin.experiments import arguments as kinds
 from griffin.experiments.progress import Progress
+from griffin.experiments.results import write_whole
 from griffin.experiments.study import Study, add_model_arguments, open_model
-from griffin.experiments.texts import read_text, start_of
+from griffin.experiments.texts import evenly, read_text, start_of, tokens_of
 from griffin.loading import calibration_path
 
 
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         found = calibrate(model, sequences, advance)
     path = arguments.to or calibration_path(model)
-    found.save(path, identity(model))
+    write_whole(path, found.packed(identity(model)))
     print(f"{study.name} is calibrated on {len(sequences) * arguments.tokens} tokens: {path}")
 
 
@@ -51,8 +52,7 @@ def _from_files(study: Study, files: list[Path]) -> list[int]:
         text = "\n".join(file.read_text(errors="replace") for file in files)
     except OSError as error:
         raise GriffinError(f"--text: cannot read '{error.filename}': {error.strerror}") from error
-    ids: list[int] = study.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    return ids
+    return tokens_of(study.tokenizer, text)
 
 
 def spread(ids: list[int], start: list[int], count: int, tokens: int) -> list[list[int]]:
@@ -67,5 +67,4 @@ def spread(ids: list[int], start: list[int], count: int, tokens: int) -> list[li
             f"--text: has {len(ids)} tokens, but {count} sequences of {tokens} are wanted; "
             "give more of it, or fewer --sequences"
         )
-    step = (len(ids) - own) // max(1, count - 1)
-    return [[*start, *ids[number * step : number * step + own]] for number in range(count)]
+    return [[*start, *part] for part in evenly(ids, own, count)]

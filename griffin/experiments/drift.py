@@ -24,7 +24,7 @@ from griffin.experiments.pictures import COLOURS, INK, new_figure, panels
 from griffin.experiments.progress import Progress
 from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.study import Study
-from griffin.experiments.teacher import Teacher, target_logprobs
+from griffin.experiments.teacher import Teacher, target_losses
 from griffin.experiments.texts import read_text
 from griffin.experiments.variants import name_of
 from griffin.pruning import METHODS, Pruning
@@ -125,10 +125,8 @@ def read_behind(teacher: Teacher, prompt: Sequence[int], rest: Sequence[int], wa
     found, block = [], way.block or len(rest) - 1
     for first in range(0, len(rest) - 1, block):
         inputs, targets = rest[first : min(first + block, len(rest) - 1)], rest[first + 1 : first + 1 + block]
-        mark, done = teacher.mark(), 0
-        for logits_CV in teacher.follow(inputs, kept, wanted=len(inputs)):
-            found.append(-target_logprobs(logits_CV, targets[done : done + len(logits_CV)]).double().cpu())
-            done += len(logits_CV)
+        mark = teacher.mark()
+        found.append(target_losses(teacher.follow(inputs, kept, wanted=len(inputs)), targets))
         if way.block is not None and way.pruning is not None:
             teacher.back_to(mark)
             for _ in teacher.read(inputs):

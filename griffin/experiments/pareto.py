@@ -42,9 +42,7 @@ ALL = "griffin+"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--sparsities", type=kinds.sparsity, nargs="+", metavar="S", default=SPARSITIES, help="(0.25 0.5 0.75)"
-    )
+    kinds.add_sparsities(parser, SPARSITIES, "0.25 0.5 0.75")
     parser.add_argument("--prompt", type=kinds.count, default=384, help="tokens of the prompt (%(default)s)")
     parser.add_argument("--generated", type=kinds.count, default=128, help="tokens behind it (%(default)s)")
     parser.add_argument("--windows", type=kinds.count, default=24, help="places in the text (%(default)s)")
@@ -69,7 +67,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
         ``text``: for each sparsity and variant the windows' mean losses; ``full`` likewise. ``tasks``, ``scores``: see
         ``scores``.
     """
-    sparsities = sorted({value for value in arguments.sparsities if value})
+    sparsities = kinds.removing(arguments.sparsities)
     text = read_text(study, "wikitext")
     length = arguments.prompt + arguments.generated
     if length > study.context_length:

@@ -13,7 +13,7 @@ Shapes: W windows, M the full model and GRIFFIN, P prompt lengths, G generation 
 
 import argparse
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Literal
@@ -28,7 +28,7 @@ from griffin.experiments.pictures import INK, PAPER, new_figure, panels
 from griffin.experiments.progress import Progress
 from griffin.experiments.results import Claim, Table, percent
 from griffin.experiments.study import Study
-from griffin.experiments.teacher import Teacher, target_logprobs
+from griffin.experiments.teacher import Teacher, target_losses
 from griffin.experiments.texts import read_text
 from griffin.experiments.variants import name_of
 from griffin.pruning import Pruning
@@ -117,20 +117,10 @@ def losses_of_text(
     found = []
     for chosen in (None, kept):
         logits = teacher.follow(rest[:-1], chosen, wanted=len(rest) - 1)
-        sums_G = _losses(logits, rest[1:]).cumsum(dim=0)
+        sums_G = target_losses(logits, rest[1:]).cumsum(dim=0)
         found.append([float(sums_G[length - 1]) for length in generations])
         teacher.back_to(mark)
     return found
-
-
-def _losses(logits: Iterable[Tensor], targets: Sequence[int]) -> Tensor:
-    """Of each target: fp64 ``(len(targets),)``."""
-    found: list[Tensor] = []
-    done = 0
-    for logits_CV in logits:
-        found.append(-target_logprobs(logits_CV, targets[done : done + len(logits_CV)]).double().cpu())
-        done += len(logits_CV)
-    return torch.cat(found)
 
 
 def increases(found: Found) -> list[list[float]]:

@@ -28,14 +28,12 @@ DEFAULTS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--sparsities", type=kinds.sparsity, nargs="+", metavar="S", default=DEFAULTS, help="(0.1 to 0.9)"
-    )
+    kinds.add_sparsities(parser, DEFAULTS, "0.1 to 0.9")
     add_task_arguments(parser, CLASSIFICATION + GENERATION)
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
-    sparsities = sorted({value for value in arguments.sparsities if value})
+    sparsities = kinds.removing(arguments.sparsities)
     variants = [FULL, *[Variant(f"GRIFFIN {value * 100:g} %", value) for value in sparsities]]
     return measure_tasks(study, arguments, variants)
 

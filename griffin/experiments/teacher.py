@@ -8,7 +8,7 @@ agree on, neither has wrong on its own.
 Shapes: L layers, F feed-forward neurons, k of them kept, C tokens of a chunk, B rows of a batch, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -187,3 +187,13 @@ def target_logprobs(logits_CV: Tensor, targets: Sequence[int]) -> Tensor:
     logits_CV = logits_CV.float()
     chosen_C: Tensor = logits_CV.gather(1, targets_C1)[:, 0]
     return chosen_C - logits_CV.logsumexp(dim=1)
+
+
+def target_losses(logits: Iterable[Tensor], targets: Sequence[int]) -> Tensor:
+    """Negative log-likelihood of each target, of rows that come in chunks: fp64 ``(len(targets),)``, on the host."""
+    found: list[Tensor] = []
+    done = 0
+    for logits_CV in logits:
+        found.append(-target_logprobs(logits_CV, targets[done : done + len(logits_CV)]).double().cpu())
+        done += len(logits_CV)
+    return torch.cat(found)

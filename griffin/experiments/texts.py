@@ -1,6 +1,6 @@
 """Texts: sequences of tokens from concatenated WikiText, or from books (PG-19), for what is measured on plain text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -43,8 +43,13 @@ class Text:
                 f"{count_flag}: {count} times {length} tokens of '{self.corpus}', which has only {total}; "
                 f"the most is {total // length}"
             )
-        starts = [(total - length) * number // max(1, count - 1) for number in range(count)]
-        return [self.ids[first : first + length] for first in starts]
+        return evenly(self.ids, length, count)
+
+
+def evenly(ids: Sequence[int], length: int, count: int) -> list[list[int]]:
+    """Parts of equal length, spread from the beginning to the end of enough tokens."""
+    starts = [(len(ids) - length) * number // max(1, count - 1) for number in range(count)]
+    return [list(ids[first : first + length]) for first in starts]
 
 
 def read_text(study: Study, corpus: Corpus) -> Text:
@@ -54,7 +59,7 @@ def read_text(study: Study, corpus: Corpus) -> Text:
         GriffinError: it cannot be read, or had from the hub.
     """
     whole = "".join(_documents(study.data, corpus))
-    return Text(corpus, _tokens(study.tokenizer, whole), start_of(study.tokenizer))
+    return Text(corpus, tokens_of(study.tokenizer, whole), start_of(study.tokenizer))
 
 
 def sequences(study: Study, corpus: Corpus, length: int, count: int = 1, count_flag: str = "") -> list[list[int]]:
@@ -74,7 +79,8 @@ def sequences(study: Study, corpus: Corpus, length: int, count: int = 1, count_f
     return [[*text.start, *window] for window in windows]
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Without special tokens."""
     # Not verbose: it would warn that this is longer than the model's context.
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return ids

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from griffin.calibration import NAMES, Calibration, calibrate, identity
 from griffin.errors import LoadError
+from griffin.experiments.results import write_whole
 from tests.griffin import oracle
 from tests.tiny import tiny_model
 
@@ -58,7 +59,7 @@ def test_a_file_of_it(tmp_path: Path) -> None:
     """Half precision loses next to nothing; another model's file, or none, is no calibration."""
     model, path = tiny_model("llama").requires_grad_(False), tmp_path / "calibrations" / "it.safetensors"
     found = calibrate(model, SEQUENCES)
-    found.save(path, "this")
+    write_whole(path, found.packed("this"))
 
     read = Calibration.read(path, "this")
 
