@@ -3,11 +3,12 @@
 Method griffin+ weighs what a prompt shows of a neuron against it: how much the loss would mind a change of that
 neuron's activation, and what the activation usually is.
 
-Shapes: L layers, F feed-forward neurons, T tokens, V vocabulary.
+Shapes: L layers, F feed-forward neurons, P directions, T tokens, V vocabulary.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,15 @@ from transformers import PreTrainedModel
 
 from griffin.errors import LoadError
 from griffin.families import FeedForward, feed_forwards, linear_weight
-from griffin.statistic import FlockingStatistic, Moments
+from griffin.statistic import FlockingStatistic, Moments, inverse_lengths
 
 # Raised when files of before would be read wrongly.
-EDITION = "1"
-TABLES = ("sensitivity_LF", "sum_LF", "square_LF")
-NAMES = (*TABLES, "weight_L")
+EDITION = "2"
+TABLES = ("sensitivity_LF", "sum_LF", "square_LF", "unexplained_LF")
+NAMES = (*TABLES, "weight_L", "directions_LPF")
+# Principal directions, and the tokens that they are found on, evenly from all.
+DIRECTIONS = 128
+DIRECTION_TOKENS = 4096
 # Of each projection, for a model's name: enough to tell two models apart, and read in no time.
 SAMPLED = 64
 
@@ -39,19 +43,24 @@ class Calibration:
         with labels drawn from the model itself), times ||z||: where activations are small the loss minds more.
     sum_LF, square_LF: the activation, and its square, each divided by ||z||.
     weight_L: 1 / ||z||.
+    directions_LPF: the principal directions of (z - mean) / sqrt||z||, each as long as the tokens spread along it; in
+        half precision.
+    unexplained_LF: what they leave of each neuron's variance.
     """
 
     sensitivity_LF: Tensor
     sum_LF: Tensor
     square_LF: Tensor
+    unexplained_LF: Tensor
     weight_L: Tensor
+    directions_LPF: Tensor
 
     def to(self, device: torch.device) -> "Calibration":
         return Calibration(*(getattr(self, name).to(device) for name in NAMES))
 
     def name(self) -> str:
         """Short, equal for equal ones."""
-        numbers = torch.cat([getattr(self, name).flatten() for name in NAMES]).half()
+        numbers = torch.cat([getattr(self, name).flatten().half() for name in NAMES])
         return hashlib.sha256(numbers.cpu().numpy().tobytes()).hexdigest()[:16]
 
     def moments(self, tokens: int) -> Moments:
@@ -60,7 +69,7 @@ class Calibration:
 
     def packed(self, model: str) -> bytes:
         """As a file of half precision, scaled by layer, for the model of that ``identity``."""
-        tensors = {"weight_L": self.weight_L.cpu()}
+        tensors = {"weight_L": self.weight_L.cpu(), "directions_LPF": self.directions_LPF.cpu()}
         for name in TABLES:
             values_LF = getattr(self, name).cpu()
             scale_L1 = values_LF.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
@@ -83,8 +92,9 @@ class Calibration:
                 facts = file.metadata() or {}
                 if (facts.get("model"), facts.get("edition")) != (model, EDITION):
                     return None
-                sensitivity_LF, sum_LF, square_LF = (_unpacked(file, name) for name in TABLES)
-                return cls(sensitivity_LF, sum_LF, square_LF, file.get_tensor("weight_L"))
+                tables = {name: _unpacked(file, name) for name in TABLES}
+                others = {name: file.get_tensor(name) for name in NAMES if name not in TABLES}
+                return cls(**tables, **others)
         except (OSError, SafetensorError, ValueError) as error:
             raise LoadError(f"'{path}' is damaged; delete it and calibrate again ({error})") from error
 
@@ -109,7 +119,7 @@ def identity(model: PreTrainedModel) -> str:
 
 
 def calibrate(
-    model: PreTrainedModel, sequences: Iterable[Sequence[int]], advance: Callable[[], object] = lambda: None
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], advance: Callable[[], object] = lambda: None
 ) -> Calibration:
     """Read some thousands of tokens of general text, forwards and backwards.
 
@@ -126,8 +136,9 @@ def calibrate(
         torch.zeros(len(blocks), device=model.device),
     )
     total = Moments(none_LF, none_LF, none_L, 0)
+    sample = _Sample(len(blocks), every=max(1, math.ceil(sum(map(len, sequences)) / DIRECTION_TOKENS)))
     for ids in sequences:
-        statistic.reset()
+        statistic.reset(latest=len(ids))
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -143,14 +154,47 @@ def calibrate(
             loss = nn.functional.cross_entropy(logits_TV, labels_T, reduction="sum")
             loss.backward()  # type: ignore[no-untyped-call]
         total += statistic.moments()
+        sample.add(statistic.latest())
         advance()
     tokens = max(1, total.tokens)
+    directions_LPF = sample.directions(total.mean().cpu())
+    explained_LF = directions_LPF.float().square().sum(dim=1)
     return Calibration(
-        sensitivity_LF / tokens,
-        total.sum_LF.cpu() / tokens,
-        total.square_LF.cpu() / tokens,
-        total.weight_L.cpu() / tokens,
+        sensitivity_LF=sensitivity_LF / tokens,
+        sum_LF=total.sum_LF.cpu() / tokens,
+        square_LF=total.square_LF.cpu() / tokens,
+        unexplained_LF=(total.variance().cpu() - explained_LF).clamp_(min=0),
+        weight_L=total.weight_L.cpu() / tokens,
+        directions_LPF=directions_LPF,
     )
+
+
+class _Sample:
+    """Activations of some tokens, on the host."""
+
+    def __init__(self, layers: int, every: int) -> None:
+        self._rows: list[list[Tensor]] = [[] for _ in range(layers)]
+        self._every = every
+
+    def add(self, latest: Sequence[Tensor]) -> None:
+        for rows, z_TF in zip(self._rows, latest, strict=True):
+            rows.append(z_TF[:: self._every].to("cpu", torch.bfloat16))
+
+    @torch.inference_mode()
+    def directions(self, mean_LF: Tensor) -> Tensor:
+        """The longest principal directions around such means: half precision ``(L, P, F)``."""
+        return torch.stack([self._of(rows, mean_F) for rows, mean_F in zip(self._rows, mean_LF, strict=True)])
+
+    @staticmethod
+    def _of(rows: list[Tensor], mean_F: Tensor) -> Tensor:
+        z_TF = torch.cat(rows).float()
+        x_TF = (z_TF - mean_F) * (inverse_lengths(z_TF)[:, None] / max(1, len(z_TF))).sqrt()
+        count = min(DIRECTIONS, *x_TF.shape)
+        # More columns than wanted, and a few rounds: exact to well below what a sample of tokens is.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, length_Q, directions_FQ = torch.svd_lowrank(x_TF, q=min(count + 32, *x_TF.shape), niter=3)
+        return (directions_FQ * length_Q).t()[:count].half()
 
 
 @contextmanager

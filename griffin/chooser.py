@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from griffin import plus
+from griffin import plus, ridge
 from griffin.calibration import Calibration
 from griffin.errors import InvalidRequest
 from griffin.families import FeedForward
@@ -44,6 +44,11 @@ class Chooser:
                 "griffin.method",
             )
 
+    def latest_tokens(self, pruning: Pruning) -> int:
+        """How many of a prompt's last tokens' activations are needed besides the sums over all."""
+        wanted = pruning.method == "griffin+" and pruning.reuse is None and {"compensation", "ridge"} <= pruning.parts
+        return ridge.LATEST_TOKENS if wanted else 0
+
     @torch.inference_mode()
     def choose(self, statistic: FlockingStatistic, pruning: Pruning) -> Kept:
         """The neurons that stay, some of which must go."""
@@ -59,33 +64,30 @@ class Chooser:
         assert pruning.reuse is not None
         experts, offset_LD = pruning.reuse.experts, pruning.reuse.offset_LD
         layers = [experts_k.to(self._device, torch.int64) for experts_k in experts]
-        return Kept(layers, None if offset_LD is None else offset_LD.to(self._device))
+        correction = pruning.reuse.correction
+        return Kept(
+            layers,
+            None if offset_LD is None else offset_LD.to(self._device),
+            None if correction is None else correction.to(self._device),
+        )
 
     def _plus(self, statistic: FlockingStatistic, pruning: Pruning) -> Kept:
-        assert self._calibration is not None
-        parts, width = pruning.parts, self._blocks[0].width
-        kept = kept_count(width, pruning.sparsity)
-        found = plus.activations(statistic, self._calibration, "prior" in parts)
+        calibration, parts = self._calibration, pruning.parts
+        assert calibration is not None
+        kept, layers = kept_count(self._blocks[0].width, pruning.sparsity), len(self._blocks)
+        found = plus.activations(statistic, calibration, "prior" in parts)
         compensated = "compensation" in parts
-        loss_LF = (found.variance() if compensated else found.square()) * self._calibration.sensitivity_LF
-        floor = min(kept, max(1, round(plus.FLOOR * width)))
-        score_LF = loss_LF if "score" in parts else statistic.value()
-        if "budget" in parts:
-            mask_LF = plus.over_all_layers(loss_LF, kept * len(self._blocks), floor)
-            counts = mask_LF.sum(dim=1).tolist()
-        else:
-            counts = [kept] * len(self._blocks)
-        generator = pruning.generator()
-        layers = [
-            STRATEGIES["top_k"](score_F[None], count, generator)[0]
-            for score_F, count in zip(score_LF, counts, strict=True)
-        ]
+        loss_LF = (found.variance() if compensated else found.square()) * calibration.sensitivity_LF
+        counts = plus.budgets(loss_LF, kept * layers) if "budget" in parts else [kept] * layers
+        experts = plus.highest(loss_LF if "score" in parts else statistic.value(), counts)
         if not compensated:
-            return Kept(layers)
-        removed_LF = torch.ones_like(loss_LF)
-        for removed_F, experts_k in zip(removed_LF, layers, strict=True):
-            removed_F[experts_k] = 0
-        return Kept(layers, plus.offsets(self._blocks, removed_LF, found.mean()))
+            return Kept(experts)
+        if "ridge" not in parts:
+            return Kept(experts, plus.offsets(self._blocks, experts, found.mean()))
+        correction, offset_LD = ridge.predict(
+            self._blocks, experts, found.mean(), statistic, calibration, prior="prior" in parts
+        )
+        return Kept(experts, offset_LD, correction)
 
     def _magnitude(self) -> Tensor:
         # Once, at the first request that wants it: it reads half of all weights.

@@ -184,7 +184,7 @@ class Engine:
         self.check(prompt_ids, None, scoring)
         self._runner.chooser.require(pruning)
         with self._claimed() as claim:
-            self._runner.reset()
+            self._runner.reset(pruning)
             prompt = Prompt(self._runner, prompt_ids, pruning, self.eos_token_ids, claim)
             prompt.read(scoring, cancelled)
             yield prompt

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from griffin import kernels
-from griffin.kept import Kept
+from griffin.kept import Correction, Kept
 from griffin.weights import Layer, Weights
 
 SMALLEST_BUCKET = 1024
@@ -27,6 +27,8 @@ class FusedStep:
     token_id, position: int64 ``(1,)``, what the next ``run`` decodes, and where.
     index_LF, kept_L: int32, the neurons it goes through; of each row the first ``kept_L[layer]`` count.
     contract_bias_LD: fp32, the contracting projections' own, and what stands for the neurons that are gone.
+    contract_L: int64, where each layer's second projection is read: the model's own rows, by ``index_LF``, or the kept
+        ones once more, corrected. ``contract_index_LF``: int32, which of its rows.
     keys, values: per layer ``(1, G, context_length, S)``, filled up to ``position``.
     logits_V: what ``run`` leaves, in the model's dtype.
     """
@@ -59,6 +61,14 @@ class FusedStep:
         self._extremes_2HP = buffer(2, heads, kernels.MOST_SPLITS, dtype=torch.float32)
         self._z_F = buffer(neurons, dtype=torch.float32)
         self._contracted_PD = buffer(kernels.contract_splits(neurons, width), width, dtype=torch.float32)
+        self._own_contract_L = torch.tensor([_address(layer.experts.contract_FD) for layer in weights.layers]).to(
+            device
+        )
+        self.contract_L = self._own_contract_L.clone()
+        self._contract_dtype = weights.layers[0].experts.contract_FD.dtype
+        self.contract_index_LF = torch.empty_like(self.index_LF)
+        self._everything_F = torch.arange(neurons, dtype=torch.int32, device=device)
+        self._corrected: list[Tensor] = []
         self.keep_all()
 
     @torch.inference_mode()
@@ -70,15 +80,34 @@ class FusedStep:
         self.contract_bias_LD.copy_(self._own_bias_LD)
         if kept.offset_LD is not None:
             self.contract_bias_LD += kept.offset_LD
+        if kept.correction is None:
+            self._contract_in_place()
+        else:
+            self._contract_corrected(kept, kept.correction)
 
     @torch.inference_mode()
     def keep_all(self) -> None:
         """The dense model from now on."""
-        neurons = self.index_LF.shape[1]
-        torch.arange(neurons, dtype=torch.int32, out=self.index_LF[0])
-        self.index_LF[1:] = self.index_LF[0]
-        self.kept_L.fill_(neurons)
+        self.index_LF.copy_(self._everything_F)
+        self.kept_L.fill_(len(self._everything_F))
         self.contract_bias_LD.copy_(self._own_bias_LD)
+        self._contract_in_place()
+
+    def _contract_in_place(self) -> None:
+        self.contract_L.copy_(self._own_contract_L)
+        self.contract_index_LF.copy_(self.index_LF)
+        self._corrected = []
+
+    def _contract_corrected(self, kept: Kept, correction: Correction) -> None:
+        """Costs the memory of the kept neurons' second projections, until others are kept."""
+        self._corrected = [
+            layer.experts.contract_FD[experts_k]
+            for layer, experts_k in zip(self.weights.layers, kept.layers, strict=True)
+        ]
+        for number, contract_kD in enumerate(self._corrected):
+            correction.add_to_(number, contract_kD)
+        self.contract_L.copy_(torch.tensor([_address(contract_kD) for contract_kD in self._corrected]))
+        self.contract_index_LF.copy_(self._everything_F)
 
     @torch.inference_mode()
     def run(self, bucket: int) -> None:
@@ -148,9 +177,24 @@ class FusedStep:
             bias=experts.expand.bias,
             norm=layer.before_feed_forward,
         )
-        kernels.contract(self._z_F, index_F, kept, experts.contract_FD, self._contracted_PD)
+        kernels.contract(
+            self._z_F,
+            self.contract_index_LF[number],
+            kept,
+            self.contract_L[number : number + 1],
+            self._contract_dtype,
+            self._contracted_PD,
+        )
         if layer.after_feed_forward is None:
             kernels.reduce_add(self._contracted_PD, self._x_D, bias_D=bias_D, residual_D=self._x_D)
         else:
             kernels.reduce_add(self._contracted_PD, self._y_D, bias_D=bias_D)
             kernels.normalise_add(self._x_D, self._y_D, layer.after_feed_forward)
+
+
+def _address(contract_FD: Tensor) -> int:
+    address = contract_FD.data_ptr()
+    # The kernel reads 16 bytes at a time. What torch has allocated always begins so.
+    if address % 16:
+        raise ValueError("a second projection does not begin at a multiple of 16 bytes")
+    return address

@@ -31,6 +31,8 @@ CONTRACT_TILE = (16, 256)
 MOST_PARTS = 64
 REDUCE_COLUMNS = 32
 
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
 
 class Norm(Protocol):
     """What a kernel needs of a norm; see ``griffin.weights.Norm``."""
@@ -214,13 +216,18 @@ def expand(
     )
 
 
-def contract(z_F: Tensor, index_F: Tensor, kept: Tensor, contract_FD: Tensor, partial_PD: Tensor) -> None:
-    """Partial sums over j < ``kept`` of z_j times row ``index_j``: fp32 ``(P, D)``, for ``reduce_add``."""
-    D = contract_FD.shape[1]
-    P = len(partial_PD)
+def contract(
+    z_F: Tensor, index_F: Tensor, kept: Tensor, address: Tensor, dtype: torch.dtype, partial_PD: Tensor
+) -> None:
+    """Partial sums over j < ``kept`` of z_j times row ``index_j``: fp32 ``(P, D)``, for ``reduce_add``.
+
+    address: int64 ``(1,)``, of the first row of a matrix ``(F, D)`` of that dtype, a multiple of 16. So a recorded step
+        can be told to read another one.
+    """
+    P, D = partial_PD.shape
     rows, columns = CONTRACT_TILE
     columns = min(columns, triton.next_power_of_2(D))
-    _contract[(triton.cdiv(D, columns), P)](z_F, index_F, kept, contract_FD, partial_PD, D, P, rows, columns)
+    _contract[(triton.cdiv(D, columns), P)](z_F, index_F, kept, address, partial_PD, _TYPES[dtype], D, P, rows, columns)
 
 
 def reduce_add(
@@ -576,10 +583,11 @@ def _expand(
 
 @triton.jit
 def _contract(
-    z_F, index_F, kept, contract_FD, partial_PD,
-    D: tl.constexpr, P: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+    z_F, index_F, kept, address, partial_PD,
+    dtype: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     k = tl.load(kept)
+    contract_FD = tl.multiple_of(tl.load(address).to(tl.pointer_type(dtype)), 16)
     # Whatever k is, all parts have their share of it. A part without any writes zeros.
     share = tl.cdiv(tl.cdiv(k, P), BF) * BF
     part = tl.program_id(1)

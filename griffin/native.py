@@ -214,6 +214,7 @@ class NativeStep:
             self._kept = _Room(self._weights)
         experts, room = torch.cat(tuple(kept.layers)), self._kept.describe(kept, all_experts)
         self._library.griffin_keep(handle, all_experts, room, experts.data_ptr())
+        self._kept.correct(kept)
         self._use(room)
 
     def __call__(self, id: int) -> Tensor:
@@ -371,3 +372,9 @@ class _Room:
             block.expand = _Projection(self._expand[number].data_ptr(), pointer, parts * count, width)
             block.contract = _Projection(self._contract[number].data_ptr(), contract_bias, count, width)
         return described
+
+    def correct(self, kept: Kept) -> None:
+        """Once the kept rows are there."""
+        if kept.correction is not None:
+            for number, count in enumerate(kept.counts):
+                kept.correction.add_to_(number, self._contract[number][:count])

@@ -1,9 +1,10 @@
 """Method griffin+: the same number of neurons as the paper's method, chosen and replaced so that the loss grows less.
 
-A neuron that is gone is replaced by its mean activation, so what is lost with it is its variance; how much the loss
-minds that is its sensitivity, see ``calibration``. Variance times sensitivity estimates, to second order, the loss
-that removing a neuron brings (as optimal brain damage does for weights: LeCun, Denker, Solla 1989). These estimates
-are comparable between layers: one ranking over all layers spends the neurons where they matter most.
+A neuron that is gone is replaced by its mean activation, and by what the kept ones can tell of it, see ``ridge``. With
+its mean in its place, what is lost with it is its variance; how much the loss minds that is its sensitivity, see
+``calibration``. Variance times sensitivity estimates, to second order, the loss that removing a neuron brings (as
+optimal brain damage does for weights: LeCun, Denker, Solla 1989). These estimates are comparable between layers: one
+ranking over all layers spends the neurons where they matter most.
 
 Shapes: L layers, F feed-forward neurons, D model width.
 """
@@ -18,7 +19,7 @@ from griffin.calibration import Calibration
 from griffin.families import FeedForward, linear_weight
 from griffin.statistic import FlockingStatistic, Moments
 
-PartName = Literal["score", "budget", "compensation", "prior"]
+PartName = Literal["score", "budget", "compensation", "ridge", "prior"]
 PARTS: tuple[PartName, ...] = get_args(PartName)
 # General text counts as that many tokens of a prompt.
 PRIOR_TOKENS = 128
@@ -32,18 +33,29 @@ def activations(statistic: FlockingStatistic, calibration: Calibration, prior: b
     return found + calibration.moments(PRIOR_TOKENS) if prior or not found.tokens else found
 
 
-def over_all_layers(score_LF: Tensor, count: int, floor: int) -> Tensor:
-    """A mask of the ``count`` highest of all layers together, at least ``floor`` of each layer."""
+def budgets(loss_LF: Tensor, count: int) -> list[int]:
+    """How many of the ``count`` highest of all layers together are in each layer, which keeps ``FLOOR`` at least."""
+    layers, width = loss_LF.shape
+    floor = max(1, min(count // layers, round(FLOOR * width)))
     # Those that every layer keeps anyway come first.
-    raised_LF = score_LF.scatter(1, score_LF.topk(floor, dim=1, sorted=False).indices, torch.inf)
+    raised_LF = loss_LF.scatter(1, loss_LF.topk(floor, dim=1, sorted=False).indices, torch.inf)
     chosen = raised_LF.flatten().topk(count, sorted=False).indices
-    return torch.zeros_like(score_LF, dtype=torch.bool).flatten().index_fill_(0, chosen, True).view_as(score_LF)
+    counts: list[int] = (chosen // width).bincount(minlength=layers).tolist()
+    return counts
 
 
-def offsets(blocks: Sequence[FeedForward], removed_LF: Tensor, mean_LF: Tensor) -> Tensor:
+def highest(score_LF: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """Of each layer that many neurons, sorted."""
+    return [
+        score_F.topk(count, sorted=False).indices.sort().values for score_F, count in zip(score_LF, counts, strict=True)
+    ]
+
+
+def offsets(blocks: Sequence[FeedForward], experts: Sequence[Tensor], mean_LF: Tensor) -> Tensor:
     """What the removed neurons give on average, fp32 ``(L, D)``: in each layer their means through W_2's columns."""
     found = []
-    for block, means_F in zip(blocks, mean_LF * removed_LF, strict=True):
+    for block, experts_k, mean_F in zip(blocks, experts, mean_LF, strict=True):
         weight_DF = linear_weight(block.contract)
-        found.append((weight_DF @ means_F.to(weight_DF)).to(mean_LF))
+        removed_F = mean_F.index_fill(0, experts_k, 0)
+        found.append((weight_DF @ removed_F.to(weight_DF)).to(mean_LF))
     return torch.stack(found)

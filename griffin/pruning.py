@@ -96,6 +96,9 @@ class DecodeTwin:
             loaded = [layer.load(e_k, e_k) for layer, e_k in zip(self._layers, kept.layers, strict=True)]
         else:
             loaded = self._load_from_host(self._host, kept)
+        if kept.correction is not None:
+            for number, experts in enumerate(loaded):
+                kept.correction.add_to_(number, experts.contract_FD)
         if kept.offset_LD is None:
             return loaded
         return [

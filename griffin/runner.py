@@ -7,6 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -66,6 +67,8 @@ class Runner:
         self._chunk, self._prefixes = prefill_chunk, prefixes
         # Of the prompt at hand, one for each whole chunk.
         self._names: list[bytes] = []
+        # How many of the sequence's last tokens are to be read here, whatever is known of it: see ``ridge``.
+        self._latest = 0
         self._threads = torch.get_num_threads()
         # By the origin's blocks, where no weight ever moves.
         self.chooser = Chooser(feed_forwards(origin), self.device, calibration)
@@ -103,14 +106,15 @@ class Runner:
             )
             self.decoder = self._make_decoder("twin")
 
-    def reset(self) -> None:
-        """Forget the sequence, for another one in this thread."""
+    def reset(self, pruning: Pruning | None = None) -> None:
+        """Forget the sequence, for another one in this thread, on which neurons may be chosen so."""
         make_current(self.device)
         if self.device.type == "cpu":
             # A thread takes over what another had set for the moment when it first asked torch.
             torch.set_num_threads(self._threads)
         self.cache.length = 0
-        self.statistic.reset()
+        self._latest = self.chooser.latest_tokens(pruning) if pruning else 0
+        self.statistic.reset(self._latest)
         self._names = []
 
     def prunes(self, pruning: Pruning) -> bool:
@@ -121,6 +125,7 @@ class Runner:
     def resume(self, ids: Sequence[int], limit: int) -> int:
         """Begin with what is known of a prompt's first ``limit`` tokens; how many that were."""
         self._names = self._prefixes.names(ids)
+        limit = min(limit, len(ids) - self._latest)
         chunks = self._prefixes.longest(self._names[: max(0, limit) // self._chunk])
         for chunk in chunks:
             self.cache.append(chunk.keys_values)
@@ -134,7 +139,9 @@ class Runner:
         if rest or number > len(self._names) or not self._prefixes.wants(self._names[number - 1]):
             return
         try:
-            chunk = Chunk(self.cache.copy(behind - self._chunk, behind), self.statistic.sums())
+            # Without the latest tokens' activations, which are larger than all else that is known of a token.
+            sums = replace(self.statistic.sums(), latest=())
+            chunk = Chunk(self.cache.copy(behind - self._chunk, behind), sums)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -225,13 +232,17 @@ class Chosen:
         # Copies that wait for nobody; they have arrived when the timer has stopped.
         self._experts = torch.cat(tuple(kept.layers)).to(torch.int32).to("cpu", non_blocking=True)
         self._offset_LD = None if kept.offset_LD is None else kept.offset_LD.to("cpu", non_blocking=True)
+        correction, cpu = kept.correction, torch.device("cpu")
+        self._correction = None if correction is None else correction.to(cpu, non_blocking=True)
 
     def selection(self) -> Selection:
         seconds = self.timer.seconds()
         # Not the copies themselves: from CUDA those are page-locked memory, and selections are kept for a while.
         experts = self._experts.clone()
         offset_LD = None if self._offset_LD is None else self._offset_LD.clone()
+        correction = None if self._correction is None else self._correction.clone()
         digest = hashlib.sha256(experts.numpy().tobytes())
+        # Where there is a correction, the offset depends on it.
         if offset_LD is not None:
             digest.update(offset_LD.numpy().tobytes())
         return Selection(
@@ -240,6 +251,7 @@ class Chosen:
             self._prompt_tokens,
             torch.split(experts, self.kept.counts),
             offset_LD,
+            correction,
         )
 
 

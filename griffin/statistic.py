@@ -31,15 +31,20 @@ def sums_of(z_TF: Tensor, skipped: int = 0) -> tuple[Tensor, Tensor, Tensor, Ten
     """What these tokens add to the rows of ``Sums`` and its weight; the first ``skipped`` to the first row alone."""
     copied = z_TF.dtype != torch.float32
     z_TF = z_TF.float()
-    norms_T = torch.linalg.vector_norm(z_TF, dim=1)
-    # Below the smallest number whose square is a normal one, the reciprocal's square is infinite.
-    inverse_T = torch.where(norms_T > torch.finfo(torch.float32).tiny ** 0.5, norms_T.reciprocal(), 0.0)
+    inverse_T = inverse_lengths(z_TF)
     weights_2T = torch.stack([inverse_T.square(), inverse_T])
     weights_2T[1, :skipped] = 0
     sum_F = weights_2T[1] @ z_TF
     # In place where it is a copy: to touch new memory is most of the cost.
     energy_F, square_F = weights_2T @ (z_TF.square_() if copied else z_TF.square())
     return energy_F, sum_F, square_F, weights_2T[1].sum()
+
+
+def inverse_lengths(z_TF: Tensor) -> Tensor:
+    """1 / ||z|| of each token, ``(T,)``; 0 where all activations are."""
+    norms_T = torch.linalg.vector_norm(z_TF, dim=1)
+    # Below the smallest number whose square is a normal one, the reciprocal's square is infinite.
+    return torch.where(norms_T > torch.finfo(torch.float32).tiny ** 0.5, norms_T.reciprocal(), 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,15 +56,17 @@ class Sums:
         are like no other's.
     weight_L: the sum of 1 / ||z|| of the same tokens.
     tokens: how many were counted, the first included.
+    latest: of each layer the last tokens' activations themselves, ``(T, F)``, where they are kept; no sum, this.
     """
 
     values_3LF: Tensor
     weight_L: Tensor
     tokens: int
+    latest: Sequence[Tensor] = ()
 
     @property
     def bytes(self) -> int:
-        return self.values_3LF.nbytes + self.weight_L.nbytes
+        return self.values_3LF.nbytes + self.weight_L.nbytes + sum(z_TF.nbytes for z_TF in self.latest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,12 +110,14 @@ class FlockingStatistic:
         self._contracts = [block.contract for block in blocks]
         self._values_3LF = torch.zeros(3, len(blocks), blocks[0].width, dtype=torch.float32, device=device)
         self._weight_L = torch.zeros(len(blocks), dtype=torch.float32, device=device)
-        self._tokens = 0
+        self._tokens, self._kept_tokens = 0, 0
+        self._latest: list[Tensor] = []
 
-    def reset(self) -> None:
+    def reset(self, latest: int = 0) -> None:
+        """For another sequence, of which the activations of that many latest tokens are kept besides."""
         self._values_3LF.zero_()
         self._weight_L.zero_()
-        self._tokens = 0
+        self._tokens, self._kept_tokens, self._latest = 0, latest, []
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -144,14 +153,14 @@ class FlockingStatistic:
     @torch.inference_mode()
     def sums(self) -> Sums:
         """A copy of all that was counted."""
-        return Sums(self._values_3LF.clone(), self._weight_L.clone(), self._tokens)
+        return Sums(self._values_3LF.clone(), self._weight_L.clone(), self._tokens, tuple(self._latest))
 
     @torch.inference_mode()
     def resume(self, sums: Sums) -> None:
         """Go on from such a copy."""
         self._values_3LF.copy_(sums.values_3LF)
         self._weight_L.copy_(sums.weight_L)
-        self._tokens = sums.tokens
+        self._tokens, self._latest = sums.tokens, list(sums.latest)
 
     def value(self) -> Tensor:
         """s of equation 1: fp32 ``(L, F)``."""
@@ -162,14 +171,28 @@ class FlockingStatistic:
         _, sum_LF, square_LF = self._values_3LF
         return Moments(sum_LF, square_LF, self._weight_L, max(0, self._tokens - 1))
 
+    def latest(self) -> Sequence[Tensor]:
+        """Of each layer, the activations ``(T, F)`` of the last tokens, as many as are kept, but never the first."""
+        return self._latest
+
     def _count(self, layer: int, z_TF: Tensor) -> None:
         *rows, weight = sums_of(z_TF, skipped=0 if self._tokens else 1)
         # Across devices, each layer counts on its own.
         for values_F, row_F in zip(self._values_3LF[:, layer], rows, strict=True):
             values_F.add_(row_F.to(values_F.device))
         self._weight_L[layer] += weight.to(self._weight_L.device)
+        if self._kept_tokens:
+            self._hold(layer, z_TF[0 if self._tokens else 1 :])
         if layer == len(self._contracts) - 1:
             self._tokens += len(z_TF)
+
+    def _hold(self, layer: int, z_TF: Tensor) -> None:
+        # Copied: a view would hold all of a chunk's activations.
+        new_TF = z_TF[-self._kept_tokens :].clone()
+        if layer == len(self._latest):
+            self._latest.append(new_TF)
+        else:
+            self._latest[layer] = torch.cat([self._latest[layer], new_TF])[-self._kept_tokens :]
 
     @staticmethod
     def _hook(layer: int, seen: Callable[[int, Tensor], None]) -> Any:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from griffin import ridge
 from griffin.cache import KVCache
 from griffin.calibration import Calibration
 from griffin.chooser import Chooser
@@ -56,6 +57,8 @@ class Teacher:
         self._statistic = FlockingStatistic(self._blocks)
         self._chunk = chunk
         self._chooser = Chooser(self._blocks, model.device, calibration)
+        # What is asked of the text is not known yet.
+        self._latest = 0 if calibration is None else ridge.LATEST_TOKENS
 
     @property
     def width(self) -> int:
@@ -66,7 +69,7 @@ class Teacher:
     def begin(self) -> None:
         """Forget the text."""
         self._cache.length = 0
-        self._statistic.reset()
+        self._statistic.reset(self._latest)
 
     def read(self, ids: Sequence[int], wanted: int = 0) -> Iterator[Tensor]:
         """Run further tokens through the full model and count them.
@@ -141,6 +144,8 @@ class Teacher:
             if any(kept is not None and kept.offset_LD is not None for kept in sets):
                 offsets_BD = torch.stack([self._offset(kept, layer) for kept in sets])
                 handles.append(block.contract.register_forward_hook(_adding(offsets_BD)))
+            if any(kept is not None and kept.correction is not None for kept in sets):
+                handles.append(block.contract.register_forward_hook(_correcting(sets, layer)))
         try:
             yield
         finally:
@@ -176,6 +181,21 @@ def _adding(offsets_BD: Tensor) -> Any:
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return (output.reshape(batch, -1, width) + offsets_BD[:, None]).reshape(output.shape)
+
+    return hook
+
+
+def _correcting(sets: Sequence[Kept | None], layer: int) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        z_BTF = inputs[0].reshape(len(sets), -1, inputs[0].shape[-1])
+        corrected_BTD = output.reshape(len(sets), -1, output.shape[-1]).clone()
+        for z_TF, corrected_TD, kept in zip(z_BTF, corrected_BTD, sets, strict=True):
+            if kept is not None and kept.correction is not None:
+                left_kR, right_RD = (
+                    factors[layer].to(output) for factors in (kept.correction.left, kept.correction.right)
+                )
+                corrected_TD += z_TF[:, kept.layers[layer].to(z_TF.device)] @ left_kR @ right_RD
+        return corrected_BTD.reshape(output.shape)
 
     return hook
 

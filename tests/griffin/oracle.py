@@ -1,11 +1,13 @@
-"""GRIFFIN written out a second time, slowly and without anything of ours: the full model, its activations masked."""
+"""GRIFFIN written out a second time, slowly and by none of our code: the full model, its activations masked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+
+from griffin.kept import Kept
 
 CONTRACT = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "fc_out")
 
@@ -33,20 +35,26 @@ def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def masked(model: PreTrainedModel, kept: Sequence[Tensor], offset_LD: Tensor | None = None) -> Iterator[None]:
-    """All activations but the kept ones are zero; something may be added to what each block gives."""
+def masked(model: PreTrainedModel, kept: Kept) -> Iterator[None]:
+    """All activations but the kept ones are zero, and what stands for the others is added to what each block gives."""
 
     def mask(index: Tensor) -> object:
         return lambda _, inputs: (inputs[0] * torch.zeros(inputs[0].shape[-1]).index_fill(0, index, 1.0),)
 
-    hooks = [
-        module.register_forward_pre_hook(mask(index)) for module, index in zip(contracts(model), kept, strict=True)
-    ]
-    if offset_LD is not None:
-        hooks += [
-            module.register_forward_hook(lambda _, inputs, output, offset_D=offset_D: output + offset_D)
-            for module, offset_D in zip(contracts(model), offset_LD, strict=True)
-        ]
+    def add(layer: int) -> object:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if kept.offset_LD is not None:
+                output = output + kept.offset_LD[layer]
+            if kept.correction is not None:
+                known = inputs[0][..., kept.layers[layer]] @ kept.correction.left[layer]
+                output = output + known @ kept.correction.right[layer]
+            return output
+
+        return hook
+
+    hooks = []
+    for layer, (module, index) in enumerate(zip(contracts(model), kept.layers, strict=True)):
+        hooks += [module.register_forward_pre_hook(mask(index)), module.register_forward_hook(add(layer))]
     yield
     for hook in hooks:
         hook.remove()
@@ -68,7 +76,7 @@ def generate(model: PreTrainedModel, prompt_ids: list[int], sparsity: float, tok
     k = max(1, round((1 - sparsity) * width))
     kept = [statistic(z_TF).topk(k).indices for z_TF in activations]
     logits = [output.logits[0, -1]]
-    with masked(model, kept):
+    with masked(model, Kept(kept)):
         while len(logits) < tokens:
             output = model(logits[-1].argmax().view(1, 1), past_key_values=cache)
             logits.append(output.logits[0, -1])
@@ -82,6 +90,6 @@ def classify(model: PreTrainedModel, ids: list[int], sparsity: float) -> Tensor:
     with recorded(model) as activations:
         model(torch.tensor([ids[:-1]]), past_key_values=cache)
     k = max(1, round((1 - sparsity) * activations[0].shape[1]))
-    with masked(model, [statistic(z_TF).topk(k).indices for z_TF in activations]):
+    with masked(model, Kept([statistic(z_TF).topk(k).indices for z_TF in activations])):
         logits: Tensor = model(torch.tensor([ids[-1:]]), past_key_values=cache).logits[0, -1]
     return logits

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from griffin.calibration import NAMES, Calibration, calibrate, identity
+from griffin import calibration
+from griffin.calibration import Calibration, calibrate, identity
 from griffin.errors import LoadError
 from griffin.experiments.results import write_whole
 from tests.griffin import oracle
@@ -16,9 +18,10 @@ from tests.tiny import tiny_model
 SEQUENCES = [[5, 9, 11, 40, 7], [8, 3, 3, 90, 17, 21]]
 
 
-def by_hand(model: PreTrainedModel) -> Calibration:
-    """Token by token, each layer's activations as leaves of their own."""
+def by_hand(model: PreTrainedModel) -> tuple[dict[str, Tensor], Tensor]:
+    """Means over tokens, each layer's activations as leaves of their own; and the covariance ``(L, F, F)``."""
     generator, rows = torch.Generator().manual_seed(0), []
+    activations: list[Tensor] = []
     for ids in SEQUENCES:
         held: list[torch.Tensor] = []
 
@@ -34,6 +37,7 @@ def by_hand(model: PreTrainedModel) -> Calibration:
             hook.remove()
         z_LTF = torch.stack([z.detach().reshape(-1, z.shape[-1])[1:] for z in held])
         gradients_LTF = torch.stack([z.grad.reshape(-1, z.shape[-1])[1:] for z in held])
+        activations.append(z_LTF)
         length_LT1 = z_LTF.norm(dim=2, keepdim=True)
         weight_LTF = (1 / length_LT1).expand_as(z_LTF)
         rows.append(
@@ -41,18 +45,47 @@ def by_hand(model: PreTrainedModel) -> Calibration:
                 [gradients_LTF.square() * length_LT1, z_LTF / length_LT1, z_LTF.square() / length_LT1, weight_LTF]
             )
         )
-    *tables, weight_LF = torch.cat(rows, dim=2).mean(dim=2)
-    return Calibration(*tables, weight_LF[:, 0])
+    sensitivity_LF, sum_LF, square_LF, weight_LF = torch.cat(rows, dim=2).mean(dim=2)
+    z_LTF = torch.cat(activations, dim=1)
+    x_LTF = (z_LTF - (sum_LF / weight_LF)[:, None]) * z_LTF.norm(dim=2, keepdim=True).rsqrt()
+    means = {"sensitivity_LF": sensitivity_LF, "sum_LF": sum_LF, "square_LF": square_LF, "weight_L": weight_LF[:, 0]}
+    return means, x_LTF.mT @ x_LTF / x_LTF.shape[1]
 
 
 def test_means_over_tokens(model: PreTrainedModel) -> None:
     """In every family, with labels that the model itself draws; the first token of a sequence is left out."""
-    expected = by_hand(model.requires_grad_(True))
+    expected, _ = by_hand(model.requires_grad_(True))
 
     found = calibrate(model.requires_grad_(False), SEQUENCES)
 
-    for name in NAMES:
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-8, rtol=1e-3)
+    for name, table in expected.items():
+        torch.testing.assert_close(getattr(found, name), table, atol=1e-8, rtol=1e-3)
+
+
+def test_directions(model: PreTrainedModel) -> None:
+    """In every family: with as many as there are tokens, they give the covariance; what they leave out is the rest."""
+    _, covariance_LFF = by_hand(model.requires_grad_(True))
+
+    found = calibrate(model.requires_grad_(False), SEQUENCES)
+
+    directions_LPF = found.directions_LPF.float()
+    lengths_LP = directions_LPF.norm(dim=2)
+    assert (lengths_LP[:, :-1] >= lengths_LP[:, 1:] - 1e-4).all()
+    # Tokens are held in half precision.
+    scale = covariance_LFF.abs().max()
+    torch.testing.assert_close(directions_LPF.mT @ directions_LPF, covariance_LFF, atol=float(0.01 * scale), rtol=0)
+    assert found.unexplained_LF.max() < 0.01 * scale
+
+
+def test_fewer_directions_leave_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variance along the longest, and what is left of each neuron's, are all there is."""
+    monkeypatch.setattr(calibration, "DIRECTIONS", 3)
+    found = calibrate(tiny_model("llama").requires_grad_(False), SEQUENCES)
+
+    assert found.directions_LPF.shape == (3, 3, 52)
+    explained_LF = found.directions_LPF.float().square().sum(dim=1)
+    torch.testing.assert_close(explained_LF + found.unexplained_LF, found.moments(1).variance(), atol=1e-6, rtol=0.02)
+    assert (found.unexplained_LF.sum(dim=1) > 0.05 * explained_LF.sum(dim=1)).all()
 
 
 def test_a_file_of_it(tmp_path: Path) -> None:
@@ -67,6 +100,7 @@ def test_a_file_of_it(tmp_path: Path) -> None:
     torch.testing.assert_close(read.sensitivity_LF, found.sensitivity_LF, rtol=3e-3, atol=1e-9)
     torch.testing.assert_close(read.sum_LF, found.sum_LF, rtol=3e-3, atol=1e-7)
     torch.testing.assert_close(read.weight_L, found.weight_L)
+    torch.testing.assert_close(read.directions_LPF, found.directions_LPF)
     assert Calibration.read(path, "that") is None
     assert Calibration.read(tmp_path / "nothing", "this") is None
     assert [file.name for file in path.parent.iterdir()] == ["it.safetensors"]

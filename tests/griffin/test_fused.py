@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from griffin.families import BLOCKS, feed_forwards
-from griffin.kept import Kept
+from griffin.kept import Correction, Kept
 from griffin.pruning import store_by_neuron_
 from griffin.weights import Weights, read_weights
 from tests.griffin import oracle
@@ -49,7 +49,7 @@ def distance(model: PreTrainedModel, step: "fused.FusedStep", kept: Kept | None 
     """The largest between logits, relative to them, of several tokens in a row: each reads what the last one left."""
     cache = read_prompt(model, step)
     worst = 0.0
-    with oracle.masked(model, kept.layers, kept.offset_LD) if kept is not None else nullcontext():
+    with oracle.masked(model, kept) if kept is not None else nullcontext():
         for token_id in IDS[PROMPT : PROMPT + tokens]:
             expected_V = model(token_id.view(1, 1), past_key_values=cache).logits[0, -1].float()
             step.token_id.copy_(token_id)
@@ -61,11 +61,15 @@ def distance(model: PreTrainedModel, step: "fused.FusedStep", kept: Kept | None 
 
 
 def draw_kept(*counts: int, device: str = "cpu") -> Kept:
-    """As many in each layer; where they are not as many in all, something stands for the others."""
+    """As many in each layer; where they are not as many in all, something stands for the others in two ways."""
     generator = torch.Generator().manual_seed(sum(counts))
     layers = [torch.randperm(WIDTH, generator=generator)[:k].sort().values.to(device) for k in counts]
-    offset_LD = torch.randn(LAYERS, 32, generator=generator).to(device) if len(set(counts)) > 1 else None
-    return Kept(layers, offset_LD)
+    if len(set(counts)) == 1:
+        return Kept(layers)
+    offset_LD = torch.randn(LAYERS, 32, generator=generator).to(device)
+    left = [torch.randn(k, 4, generator=generator).to(device) for k in counts]
+    right = [torch.randn(4, 32, generator=generator).to(device) for _ in counts]
+    return Kept(layers, offset_LD, Correction(left, right))
 
 
 @pytest.mark.parametrize("family", BLOCKS)

@@ -281,7 +281,8 @@ def test_expand_any_number_of_neurons(k: int, kind: str) -> None:
 
 def contracted(z_F: Tensor, padded_F: Tensor, kept: Tensor, contract_FD: Tensor) -> Tensor:
     partial_PD = nans(kernels.contract_splits(*contract_FD.shape), contract_FD.shape[1])
-    kernels.contract(z_F, padded_F, kept, contract_FD, partial_PD)
+    address = torch.tensor([contract_FD.data_ptr()], device=DEVICE)
+    kernels.contract(z_F, padded_F, kept, address, contract_FD.dtype, partial_PD)
     return partial_PD
 
 

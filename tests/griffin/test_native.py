@@ -63,7 +63,7 @@ def expected(model: PreTrainedModel, kept: Kept | None = None) -> Tensor:
     # Without a configuration no layer forgets what its window hides.
     cache = DynamicCache()
     model(IDS[None, :PROMPT], past_key_values=cache)
-    with oracle.masked(model, kept.layers, kept.offset_LD) if kept is not None else nullcontext():
+    with oracle.masked(model, kept) if kept is not None else nullcontext():
         return torch.stack([model(id.view(1, 1), past_key_values=cache).logits[0, -1] for id in IDS[PROMPT:]])
 
 

@@ -4,14 +4,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from griffin import Engine, Pruning, Sampling, Verification
+from griffin import Engine, Pruning, Sampling, Verification, ridge
 from griffin.calibration import Calibration, calibrate
 from griffin.errors import InvalidRequest
 from griffin.experiments.teacher import Teacher, target_logprobs
-from griffin.families import feed_forwards
-from griffin.plus import PARTS, over_all_layers
+from griffin.families import FeedForward, feed_forwards, linear_weight
+from griffin.kept import Kept
+from griffin.plus import PARTS, PartName, budgets, highest
 from griffin.prefixes import PrefixStore
 from tests.griffin import oracle
 from tests.tiny import tiny_model
@@ -26,7 +28,7 @@ def calibrated(model: PreTrainedModel) -> Calibration:
     return calibrate(model.requires_grad_(False), sequences)
 
 
-def chosen(model: PreTrainedModel, ids: list[int], pruning: Pruning, chunk: int = 256) -> object:
+def chosen(model: PreTrainedModel, ids: list[int], pruning: Pruning, chunk: int = 256) -> Kept:
     teacher = Teacher(model, chunk, calibrated(model))
     teacher.begin()
     list(teacher.read(ids))
@@ -39,17 +41,18 @@ def test_one_ranking_over_all_layers() -> None:
     """As many as asked for in all, the highest, and a few of every layer."""
     score_LF = torch.tensor([[9.0, 8.0, 7.0, 6.0], [1.0, 2.0, 0.0, 0.5], [4.0, 5.0, 0.0, 0.0]])
 
-    mask_LF = over_all_layers(score_LF, 6, floor=1)
+    counts = budgets(score_LF, 6)
 
-    assert mask_LF.int().tolist() == [[1, 1, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]]
+    assert counts == [4, 1, 1]
+    assert [experts_k.tolist() for experts_k in highest(score_LF, counts)] == [[0, 1, 2, 3], [1], [1]]
 
 
 def test_equal_scores_do_not_make_a_layer_larger() -> None:
     """Layers of nothing but equals get what there is, and no more than that in all."""
-    mask_LF = over_all_layers(torch.zeros(3, 8), 12, floor=2)
+    counts = budgets(torch.zeros(3, 20), 30)
 
-    assert mask_LF.sum() == 12
-    assert mask_LF.sum(dim=1).min() >= 2
+    assert sum(counts) == 30
+    assert min(counts) >= 2
 
 
 @pytest.mark.parametrize("parts", [frozenset(PARTS), *[frozenset(PARTS) - {part} for part in PARTS], frozenset()])
@@ -64,22 +67,68 @@ def test_the_budget_is_the_papers(parts: frozenset, sparsity: float, prompts: Pr
     assert all(torch.equal(experts_k, experts_k.unique()) for experts_k in kept.layers)
 
 
-def test_what_is_gone_is_replaced_by_what_it_gave_on_average(model: PreTrainedModel, prompts: Prompts) -> None:
-    """In every family: over the prompt without its first token, weighed by 1 / ||z||, each FF block gives as before."""
+@pytest.mark.parametrize("left_out", ["ridge", "prior"])
+def test_each_block_gives_as_before_on_average(left_out: PartName, model: PreTrainedModel, prompts: Prompts) -> None:
+    """In every family, over the prompt but its first token, each token weighed by 1 / ||z||."""
     ids = prompts(2, 24)
-    kept = chosen(model, ids, Pruning(0.5, method="griffin+", parts=frozenset(PARTS) - {"prior"}))
+    kept = chosen(model, ids, Pruning(0.5, method="griffin+", parts=frozenset(PARTS) - {left_out, "prior"}))
     with oracle.recorded(model) as activations, torch.no_grad():
         model(torch.tensor([ids]))
 
     for layer, block in enumerate(feed_forwards(model)):
         z_TF = activations[layer][1:]
-        mask_F = torch.zeros(z_TF.shape[1]).index_fill(0, kept.layers[layer], 1.0)
         weight_1T = 1 / z_TF.norm(dim=1)[None]
         weight_1T /= weight_1T.sum()
         with torch.no_grad():
             whole_D = (weight_1T @ block.contract(z_TF))[0]
-            left_D = (weight_1T @ block.contract(z_TF * mask_F))[0] + kept.offset_LD[layer]
+            left_D = (weight_1T @ standing_in(kept, layer, block, z_TF))[0]
         torch.testing.assert_close(left_D, whole_D, atol=1e-4, rtol=1e-4)
+
+
+def standing_in(kept: Kept, layer: int, block: FeedForward, z_TF: Tensor) -> Tensor:
+    """What the kept neurons of a block give, and what stands for the others."""
+    experts_k = kept.layers[layer]
+    given_TD = block.contract(torch.zeros_like(z_TF).index_copy(1, experts_k, z_TF[:, experts_k]))
+    if kept.correction is not None:
+        given_TD += z_TF[:, experts_k] @ kept.correction.left[layer] @ kept.correction.right[layer]
+    return given_TD if kept.offset_LD is None else given_TD + kept.offset_LD[layer]
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_the_prediction_is_ridge_regression(prior: bool, model: PreTrainedModel, prompts: Prompts) -> None:
+    """In every family: the weights are those that solve the regression as it is written down, in double precision."""
+    ids, calibration = prompts(3, 30), calibrated(model)
+    parts = frozenset(PARTS) if prior else frozenset(PARTS) - {"prior"}
+    kept = chosen(model, ids, Pruning(0.5, method="griffin+", parts=parts))
+    with oracle.recorded(model) as activations, torch.no_grad():
+        model(torch.tensor([ids]))
+    assert kept.correction is not None
+    for layer, block in enumerate(feed_forwards(model)):
+        z_TF, weight_FD = activations[layer][1:].double(), linear_weight(block.contract).detach().t().double()
+        experts_k = kept.layers[layer]
+        removed_F = torch.ones(len(weight_FD)).index_fill(0, experts_k, 0).bool()
+        own_T1 = 1 / z_TF.norm(dim=1, keepdim=True)
+        general = 128 if prior else 0
+        mean_F = (z_TF * own_T1).sum(0) + general * calibration.sum_LF[layer]
+        mean_F = mean_F / (own_T1.sum() + general * calibration.weight_L[layer])
+        x_TF = (z_TF - mean_F) * (own_T1 / len(z_TF)).sqrt()
+        covariance_FF = x_TF.t() @ x_TF
+        general_F = torch.zeros(len(weight_FD), dtype=torch.float64)
+        if prior:
+            share = len(z_TF) / (len(z_TF) + 1024)
+            directions_PF = calibration.directions_LPF[layer].double()
+            covariance_FF = share * covariance_FF + (1 - share) * directions_PF.t() @ directions_PF
+            general_F = (1 - share) * calibration.unexplained_LF[layer].double()
+        variance_k = (covariance_FF.diagonal() + general_F)[experts_k]
+        penalty_k = (0.1 if prior else 2.0) * (variance_k + 0.1 * variance_k.mean()) + general_F[experts_k]
+        expected_kD = torch.linalg.solve(
+            covariance_FF[experts_k][:, experts_k] + penalty_k.diag(),
+            covariance_FF[experts_k][:, removed_F] @ weight_FD[removed_F],
+        )
+
+        found_kD = kept.correction.left[layer] @ kept.correction.right[layer]
+
+        torch.testing.assert_close(found_kD.double(), expected_kD, atol=1e-5, rtol=1e-3)
 
 
 def test_chunks_change_nothing(prompts: Prompts) -> None:
@@ -89,6 +138,9 @@ def test_chunks_change_nothing(prompts: Prompts) -> None:
 
     assert all(torch.equal(a, b) for a, b in zip(whole.layers, cut.layers, strict=True))
     torch.testing.assert_close(whole.offset_LD, cut.offset_LD, atol=1e-5, rtol=1e-4)
+    for layer in range(3):
+        found, expected = (each.correction.left[layer] @ each.correction.right[layer] for each in (cut, whole))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
 
 
 def test_the_engine_decodes_as_the_masked_model(model: PreTrainedModel, prompts: Prompts) -> None:
@@ -123,21 +175,25 @@ def test_every_step_generates_the_same(step: str, prompts: Prompts) -> None:
     assert tokens[0] == tokens[1]
 
 
-def test_prefix_reuse_changes_nothing(prompts: Prompts) -> None:
-    """What is kept of a prompt's beginning has the sums in it."""
+@pytest.mark.parametrize(("more", "cached"), [(5, 8), (7, 16)])
+def test_prefix_reuse_changes_nothing(
+    more: int, cached: int, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of a prompt's beginning has the sums in it; the latest tokens, which no sum has, are read again."""
     model = tiny_model("llama")
     calibration = calibrated(model)
     store = PrefixStore(2**20, 8)
+    monkeypatch.setattr(ridge, "LATEST_TOKENS", 7)
     engine = Engine(model, prefill_chunk=8, prefixes=store, calibration=calibration)
     fresh = Engine(model, prefill_chunk=8, calibration=calibration)
     beginning = prompts(7, 16)
     sampling = Sampling(max_tokens=3, temperature=0, ignore_eos=True)
     list(engine.generate(beginning, sampling, PLUS))
-    ids = [*beginning, *prompts(8, 5)]
+    ids = [*beginning, *prompts(8, more)]
 
     with engine.read(ids, PLUS) as read:
         again = [token.selection for token in read.generate(sampling)][1]
-        assert read.cached_tokens == 16
+        assert read.cached_tokens == cached
     first = [token.selection for token in fresh.generate(ids, sampling, PLUS)][1]
 
     assert again is not None

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from griffin.families import feed_forwards
-from griffin.kept import Kept
+from griffin.kept import Correction, Kept
 from griffin.pruning import DecodeTwin, Pruning, store_by_neuron_
 from tests.griffin import oracle
 
@@ -18,14 +18,16 @@ def test_twin_equals_masked_model(model: PreTrainedModel) -> None:
     ids = torch.randint(3, 128, (1, 10), generator=torch.Generator().manual_seed(1))
     blocks = feed_forwards(model)
     twin = DecodeTwin(model)
-    # Counts by layer, over again where there are more layers; where they differ, something stands for the others.
+    # Counts by layer, over again where there are more layers; where they differ, more stands for the others.
     for seed, counts in enumerate(([26], [1], [51, 3, 20], [52], [13], [9, 52])):
         torch.manual_seed(seed)
         each = [counts[number % len(counts)] for number in range(len(blocks))]
-        offset_LD = torch.randn(len(blocks), 32) if len(counts) > 1 else None
-        kept = Kept([torch.randperm(52)[:k].sort().values for k in each], offset_LD)
+        kept = Kept([torch.randperm(52)[:k].sort().values for k in each])
+        if len(counts) > 1:
+            correction = Correction([torch.randn(k, 4) for k in each], [torch.randn(4, 32) for _ in each])
+            kept = Kept(kept.layers, torch.randn(len(blocks), 32), correction)
         twin.load(kept)
-        with oracle.masked(model, kept.layers, kept.offset_LD):
+        with oracle.masked(model, kept):
             expected = model(ids).logits
 
         assert (twin.model(ids).logits - expected).abs().max() < 1e-5

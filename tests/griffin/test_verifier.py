@@ -533,7 +533,7 @@ def compared(model: PreTrainedModel, prompt: list[int], read: Prompt, tokens: li
     full = model(text).logits[0, -count:].log_softmax(dim=1)
     cache = DynamicCache(config=model.config)
     model(text[:, : len(prompt)], past_key_values=cache)
-    with oracle.masked(model, [experts_k.long() for experts_k in read.selection.experts]):
+    with oracle.masked(model, Kept([experts_k.long() for experts_k in read.selection.experts])):
         pruned = model(text[:, len(prompt) :], past_key_values=cache).logits[0].log_softmax(dim=1)
     targets = torch.tensor(tokens[1:])[:, None]
     losses = [-side.gather(1, targets).mean() for side in (full, pruned)]

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from griffin.experiments import perplexity
 from griffin.experiments.experiment import conduct, defaults
+from griffin.kept import Kept
 from tests.griffin import oracle
 from tests.griffin.experiments.words import BOS, random_ids, word_study
 from tests.tiny import tiny_model
@@ -32,7 +33,7 @@ def losses(model: PreTrainedModel, prompt: list[int], rest: list[int], sparsity:
         model(torch.tensor([prompt]), past_key_values=cache)
     k = round((1 - sparsity) * 52)
     found = []
-    with oracle.masked(model, [oracle.statistic(z_TF).topk(k).indices for z_TF in activations]):
+    with oracle.masked(model, Kept([oracle.statistic(z_TF).topk(k).indices for z_TF in activations])):
         for id, target in pairwise(rest):
             logits_V = model(torch.tensor([[id]]), past_key_values=cache).logits[0, -1]
             found.append(-logits_V.log_softmax(0)[target])
