@@ -22,7 +22,7 @@ from griffin.experiments.study import Study
 from griffin.experiments.texts import read_text
 from griffin.experiments.variants import name_of
 from griffin.pruning import METHODS, MethodName
-from griffin.verification import MODES
+from griffin.verification import MODES, ModeName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,14 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=kinds.count, default=8, help="places in the text (%(default)s)")
     parser.add_argument("--prompt", type=kinds.count, default=256, help="tokens of each (%(default)s)")
     parser.add_argument("--tokens", type=kinds.count, default=96, help="generated from each (%(default)s)")
+    verified = MODES[1:]
+    parser.add_argument("--modes", choices=verified, nargs="+", default=verified, help="(all that verify)")
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=METHODS, help="of choosing neurons (all)")
+    parser.add_argument("--greedy", action="store_true", help="only; sampled besides, at temperature 1, without it")
 
 
-def ways(sparsities: Sequence[float]) -> list[Way]:
-    found, verified = [], MODES[1:]
-    for temperature in (0.0, 1.0):
-        for method, mode, sparsity in product(METHODS, verified, sparsities):
+def ways(
+    sparsities: Sequence[float], modes: Sequence[ModeName], methods: Sequence[MethodName], greedy: bool
+) -> list[Way]:
+    found = []
+    for temperature in (0.0,) if greedy else (0.0, 1.0):
+        for method, mode, sparsity in product(methods, modes, sparsities):
             found.append(Way(method, sparsity, Verification(mode), temperature))
-        found.append(Way("griffin", 0.0, Verification("lossless", draft="ngram"), temperature))
+        if "lossless" in modes:
+            found.append(Way("griffin", 0.0, Verification("lossless", draft="ngram"), temperature))
     return found
 
 
@@ -75,7 +82,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     sparsities = kinds.removing(arguments.sparsities)
     text = read_text(study, "wikitext")
     windows = text.windows(arguments.prompt, arguments.prompts, "--prompt", "--prompts")
-    compared = ways(sparsities)
+    compared = ways(sparsities, arguments.modes, arguments.methods, arguments.greedy)
     runs: dict[int, list[dict[str, Any]]] = {number: [] for number in range(len(compared))}
     with Progress(len(windows) * len(compared)) as progress:
         for place, window in enumerate(windows):
@@ -179,6 +186,8 @@ def draw(found: Found) -> "Figure":
 
 def claims(found: Found) -> list[Claim]:
     exact = [each for each in found["rows"] if each["mode"] == "lossless"]
+    if not exact:
+        return []
     return [
         Claim(
             "lossless generates what the full model generates.",

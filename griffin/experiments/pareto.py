@@ -28,7 +28,7 @@ from griffin.experiments.tasknames import CLASSIFICATION, GENERATION
 from griffin.experiments.teacher import Teacher
 from griffin.experiments.texts import read_text
 from griffin.experiments.variants import FULL, Variant, griffin, name_of, plus
-from griffin.plus import PARTS
+from griffin.plus import PARTS, PartName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,9 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def variants_at(sparsity: float) -> list[Variant]:
     """The paper's, each part alone that can stand alone, all, and all but one."""
     parts = frozenset(PARTS)
+    # The prior is of the other parts, and the ridge goes on from the means.
+    alone: dict[str, frozenset[PartName]] = {
+        "+ score": frozenset(["score"]),
+        "+ budget": frozenset(["budget"]),
+        "+ compensation": frozenset(["compensation"]),
+        "+ compensation, ridge": frozenset(["compensation", "ridge"]),
+    }
     return [
         griffin(sparsity),
-        *[plus(f"+ {part} alone", sparsity, frozenset([part])) for part in PARTS],
+        *[plus(name, sparsity, some) for name, some in alone.items()],
         plus(ALL, sparsity, parts),
         *[plus(f"{ALL} without {part}", sparsity, parts - {part}) for part in PARTS],
     ]
@@ -150,7 +157,8 @@ def draw(found: Found) -> "Figure":
     figure = new_figure(3.4 * (1 + len(tasks)), 3.4)
     axes, *others = panels(figure, 1, 1 + len(tasks))
     places = [active / 1e6 for active in found["active"]]
-    for number, name in enumerate(variant.name for variant in variants_at(0.5)[: 2 + len(PARTS)]):
+    names = [variant.name for variant in variants_at(0.5)]
+    for number, name in enumerate(names[: names.index(ALL) + 1]):
         bold = name in (griffin(0.5).name, ALL)
         values = [float(excess(found, name, sparsity).mean()) for sparsity in found["sparsities"]]
         axes.plot(

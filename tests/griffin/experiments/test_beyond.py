@@ -72,7 +72,7 @@ def test_curves_against_active_parameters(tmp_path: Path) -> None:
 
     assert pareto.relative_excess(found, "GRIFFIN", 0.5) == (pytest.approx(1.0), pytest.approx(0.0, abs=1e-9))
     (table,) = pareto.tables(found)
-    assert [row[0] for row in table.rows][:2] == ["GRIFFIN", "+ score alone"]
+    assert [row[0] for row in table.rows][:2] == ["GRIFFIN", "+ score"]
     assert len({len(row) for row in table.rows} | {len(table.heads)}) == 1
     assert found["active"][0] > found["active"][1]
     assert (tmp_path / "tiny" / "pareto.svg").stat().st_size > 0
