@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from griffin.auto import LossTable
 from griffin.calibration import Calibration
 from griffin.decode import STEPS, StepName
 from griffin.errors import (
@@ -49,6 +50,7 @@ class Engine:
         prefill_chunk: int = 256,
         prefixes: PrefixStore | None = None,
         calibration: Calibration | None = None,
+        losses: LossTable | None = None,
         step: StepName = "auto",
     ) -> None:
         """
@@ -58,6 +60,7 @@ class Engine:
             prefill_chunk: prompt tokens per forward pass, the bound on prefill's memory.
             prefixes: where the beginnings of prompts are kept, of the same chunk; None keeps none.
             calibration: of this model, for method griffin+; None refuses that.
+            losses: of this model, for sparsity auto; likewise.
             step: how a token is run, see ``decode``; auto takes the fastest.
 
         Raises:
@@ -84,6 +87,7 @@ class Engine:
             prefill_chunk=prefill_chunk,
             prefixes=self.prefixes,
             calibration=calibration,
+            losses=losses,
             step=step,
         )
         self._runner = self._make_runner()
@@ -261,6 +265,7 @@ def build_engines(
     prefill_chunk: int = 256,
     prefix_bytes: int = 0,
     calibration: Calibration | None = None,
+    losses: LossTable | None = None,
 ) -> list[Engine]:
     """Engines that share one model and one store of prefixes, warmed up, for ``count`` threads to run one each.
 
@@ -278,6 +283,7 @@ def build_engines(
                 prefill_chunk=prefill_chunk,
                 prefixes=prefixes,
                 calibration=calibration,
+                losses=losses,
             )
             engines.append(engine)
             engine.warm_up()

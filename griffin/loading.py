@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from griffin import mapped
+from griffin.auto import LossTable
 from griffin.calibration import Calibration, identity
 from griffin.devices import distribute
 from griffin.errors import GriffinError, LoadError
@@ -51,12 +52,14 @@ class Checkpoint:
     """A loaded model, its tokenizer, and a short name for it.
 
     calibration: what method griffin+ needs, if the model was calibrated.
+    losses: what sparsity auto needs, if they were measured.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     calibration: Calibration | None = None
+    losses: LossTable | None = None
 
 
 def load(
@@ -110,11 +113,11 @@ def load_each(
         else:
             require_supported(PreTrainedConfig.get_config_dict(path)[0])
             model, tokenizer = _read(path, torch_dtype, map_from)
-        calibration = _calibration(model, cache_dir)
+        calibration, losses = _calibration(model, cache_dir), _losses(model, cache_dir)
         if HostWeights.of(model) is not None:
-            return [Checkpoint(name, model, tokenizer)]
+            return [Checkpoint(name, model, tokenizer, losses=losses)]
         models = distribute(model, groups, ff_offload=ff_offload)
-        return [Checkpoint(name, model, tokenizer, calibration) for model in models]
+        return [Checkpoint(name, model, tokenizer, calibration, losses) for model in models]
     except GriffinError:
         raise
     except Exception as error:
@@ -128,6 +131,16 @@ def calibration_path(model: PreTrainedModel, cache_dir: Path | None = None) -> P
     """Where a model's calibration is kept."""
     folder = (cache_dir or platformdirs.user_cache_path("griffin")) / "calibrations"
     return folder / f"{identity(model)}.safetensors"
+
+
+def losses_path(model: PreTrainedModel, cache_dir: Path | None = None) -> Path:
+    """Where it is kept what sparsities cost a model."""
+    return (cache_dir or platformdirs.user_cache_path("griffin")) / "losses" / f"{identity(model)}.json"
+
+
+def _losses(model: PreTrainedModel, cache_dir: Path) -> LossTable | None:
+    path = losses_path(model, cache_dir)
+    return LossTable.read(path, path.stem)
 
 
 def _calibration(model: PreTrainedModel, cache_dir: Path) -> Calibration | None:

@@ -1,12 +1,13 @@
 """Prompt: read once, scored if that is wanted, and continued as often as wanted."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from griffin.auto import Outlook
 from griffin.divergence import divergence
 from griffin.errors import EngineBusy, InvalidRequest
 from griffin.kept import Selection
@@ -76,6 +77,7 @@ class Prompt:
     scores: for each token of the prompt, the first excepted, which nothing predicts; None unless asked for.
     selection: the neurons that were chosen on it, once they are.
     cached_tokens: how many of its tokens an earlier prompt had in common, and need not be read again.
+    outlook: what sparsity auto has come to, where it was asked for.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Prompt:
         self.selection: Selection | None = None
         self.scores: list[Logprobs | None] | None = None
         self.cached_tokens = 0
+        self.outlook: Outlook | None = None
 
     def read(self, scoring: Scoring | None, cancelled: Callable[[], bool]) -> None:
         """Run it through the full model, or, to score it sparsely, its beginning.
@@ -119,6 +122,9 @@ class Prompt:
             self.selection = self._chosen.selection()
             for logits_CV in runner.read_sparse(ids, dense, length, logits_from, cancelled):
                 self._take(logits_CV, scoring)
+        if outlook := runner.outlook(self._pruning, length):
+            self.outlook = outlook
+            self._pruning = replace(self._pruning, sparsity=outlook.sparsity, auto=None)
 
     def _take(self, logits_CV: Tensor, scoring: Scoring | None) -> None:
         """One chunk has been read; these are the logits of its last tokens, of those that were wanted."""

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from griffin.auto import Auto
 from griffin.families import FeedForward, feed_forwards, linear_weight
 from griffin.kept import Kept, Selection
 from griffin.offload import Gather, HostWeights
@@ -31,6 +32,7 @@ class Pruning:
     """One request's choices.
 
     sparsity: fraction of FF neurons removed while decoding, 0 <= sparsity < 1; 0 is the dense model.
+    auto: the sparsity is found once a prompt has been read, instead.
     selection: how neurons are picked from the statistic.
     statistic: what they are picked by.
     seed: of the selections that draw; None draws differently each time.
@@ -46,6 +48,7 @@ class Pruning:
     method: MethodName = "griffin"
     parts: frozenset[PartName] = frozenset(PARTS)
     reuse: Selection | None = None
+    auto: Auto | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
@@ -58,6 +61,8 @@ class Pruning:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, but is {self.method!r}")
         if self.method == "griffin+" and (self.selection, self.statistic) != ("top_k", "flocking"):
             raise ValueError("method griffin+ chooses by itself: leave out selection and statistic")
+        if self.auto and (self.sparsity or self.reuse or (self.selection, self.statistic) != ("top_k", "flocking")):
+            raise ValueError("auto goes by the prompt's statistic: leave out sparsity, selection, statistic and reuse")
 
     def generator(self) -> Generator:
         """A stream that repeats by its seed, or that nobody can repeat. The same on every device."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from griffin.accounting import Accounting
+from griffin.auto import LossTable, Outlook
 from griffin.cache import KVCache
 from griffin.calibration import Calibration
 from griffin.chooser import Chooser
@@ -49,6 +50,7 @@ class Runner:
         prefill_chunk: int,
         prefixes: PrefixStore,
         calibration: Calibration | None = None,
+        losses: LossTable | None = None,
         step: StepName = "auto",
     ) -> None:
         # A tree of its own: hooks sit on modules, and engines must not see each other's.
@@ -71,7 +73,7 @@ class Runner:
         self._latest = 0
         self._threads = torch.get_num_threads()
         # By the origin's blocks, where no weight ever moves.
-        self.chooser = Chooser(feed_forwards(origin), self.device, calibration)
+        self.chooser = Chooser(feed_forwards(origin), self.device, calibration, losses)
         self._make_decoder = partial(
             make_decoder, model=self.model, weights=weights, twin=self.twin, cache=self.cache,
             context_length=context_length,
@@ -206,6 +208,10 @@ class Runner:
             return logits(model, ids_T, self.cache, wanted)
         extend(model, ids_T, self.cache)
         return torch.empty(0, 0, device=self.device)
+
+    def outlook(self, pruning: Pruning, prompt_tokens: int) -> Outlook | None:
+        """By the statistic so far, what to remove; None if the request says it."""
+        return None if pruning.auto is None else self.chooser.outlook(self.statistic, pruning, prompt_tokens)
 
     def select(self, pruning: Pruning, prompt_tokens: int) -> "Chosen | None":
         """Choose neurons by the statistic so far; None if all stay."""

@@ -1,14 +1,20 @@
 """What an engine is told for a request: its sparsity and ``griffin`` object and, where they say nothing, defaults."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from griffin import Pruning, Verification
+from griffin.auto import Auto
 from server.errors import ExpertsNotFound, InvalidField
+from server.protocol.fields import SparsityChoice
 from server.protocol.options import GriffinOptions
 from server.protocol.request import GenerationRequest
 from server.service import ServedModel
 from server.settings import Settings
+
+# How the paper picks neurons.
+PAPERS = ("top_k", "flocking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +26,13 @@ class Choices:
     compare: bool
 
 
-def choose(body: GenerationRequest, requested: float | None, settings: Settings, model: ServedModel) -> Choices:
+def choose(
+    body: GenerationRequest, requested: SparsityChoice | None, prompts: int, settings: Settings, model: ServedModel
+) -> Choices:
     """
     Args:
         requested: the sparsity that the request names, in whichever way.
+        prompts: how many the request has.
 
     Raises:
         InvalidField: choices that do not go together, by name.
@@ -39,8 +48,9 @@ def choose(body: GenerationRequest, requested: float | None, settings: Settings,
     elif options.expert_set is not None:
         pruning = _reused(options, options.expert_set, requested, model)
     else:
-        pruning = _pruning(options, settings.sparsity if requested is None else requested, settings, body.seed)
-    if options.refresh and (pruning.reuse or (pruning.selection, pruning.statistic) != ("top_k", "flocking")):
+        alone = prompts == 1 and not scored
+        pruning = _pruning(options, _sparsity(requested, alone, settings), settings, body.seed)
+    if options.refresh and (pruning.reuse or (pruning.selection, pruning.statistic) != PAPERS):
         _refuse("refresh", "only for neurons that are chosen by top_k from the flocking statistic")
     return Choices(pruning, verification, bool(options.compare))
 
@@ -65,12 +75,33 @@ def _verification(options: GriffinOptions, settings: Settings, scored: bool) -> 
     )
 
 
-def _pruning(options: GriffinOptions, sparsity: float, settings: Settings, seed: int | None) -> Pruning:
+def _sparsity(requested: SparsityChoice | None, alone: bool, settings: Settings) -> SparsityChoice:
+    """
+    Args:
+        alone: whether one can be found for the request: it has a single prompt, which is not scored.
+    """
+    if requested == "auto" and not alone:
+        raise InvalidField(
+            "sparsity: auto is found for one prompt, which is not scored (echo with logprobs): send prompts one by "
+            "one, or name a number",
+            "sparsity",
+        )
+    if requested is not None:
+        return requested
+    return 0.0 if settings.sparsity == "auto" and not alone else settings.sparsity
+
+
+def _pruning(options: GriffinOptions, sparsity: SparsityChoice, settings: Settings, seed: int | None) -> Pruning:
     named = _first_named(options, "selection", "statistic")
     # Who says how neurons are chosen means the method that can be told so.
     method = options.method or ("griffin" if named else settings.method)
     if method == "griffin+" and named:
         _refuse(named, "not with method griffin+, which chooses by itself; leave it out")
+    if sparsity == "auto":
+        if named and (options.selection or PAPERS[0], options.statistic or PAPERS[1]) != PAPERS:
+            _refuse(named, "not with sparsity auto, which goes by the flocking statistic; leave it out")
+        # How many tokens that is over depends on the prompt, too.
+        return Pruning(seed=seed, method=method, auto=Auto(math.log1p(settings.auto_tolerance / 100)))
     return Pruning(
         sparsity=sparsity,
         selection=options.selection or "top_k",
@@ -80,12 +111,16 @@ def _pruning(options: GriffinOptions, sparsity: float, settings: Settings, seed:
     )
 
 
-def _reused(options: GriffinOptions, expert_set: str, requested: float | None, model: ServedModel) -> Pruning:
+def _reused(options: GriffinOptions, expert_set: str, requested: SparsityChoice | None, model: ServedModel) -> Pruning:
     """Of the request that these neurons were chosen for."""
     if named := _first_named(options, "selection", "statistic", "method"):
         _refuse(named, "not with expert_set, whose neurons have been chosen; leave it out")
     if (known := model.experts.find(expert_set)) is None:
         raise ExpertsNotFound(expert_set, "griffin.expert_set")
+    if requested == "auto":
+        raise InvalidField(
+            "sparsity: not auto with expert_set, whose neurons have been chosen; leave it out", "sparsity"
+        )
     own, kept = known.pruning.sparsity, model.workers.engine.accounting.kept
     sparsity = own if requested is None else requested
     if sparsity != own and kept(sparsity) != kept(own):
@@ -95,7 +130,7 @@ def _reused(options: GriffinOptions, expert_set: str, requested: float | None, m
     return replace(known.pruning, sparsity=sparsity, reuse=known.selection)
 
 
-def _require_no_neurons(options: GriffinOptions, requested: float | None) -> None:
+def _require_no_neurons(options: GriffinOptions, requested: SparsityChoice | None) -> None:
     """Nothing is generated with kept neurons, so nothing that was asked of them could be honoured."""
     if named := _first_named(options, "expert_set", "method", "selection", "statistic", "refresh"):
         _refuse(named, "not with draft ngram, which uses the full model alone; leave it out, or take draft both")

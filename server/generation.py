@@ -111,8 +111,10 @@ class Generation:
 
     def _opened(self, event: Read) -> Iterator[Piece]:
         """A prompt has been read: its answers begin."""
+        if event.outlook is not None:
+            self.job.decided(event.prompt, event.outlook.sparsity)
         delivery, ask = self.delivery, self.job.asks[event.prompt]
-        self.tally.read(event.prompt, event.selection, event.cached_tokens)
+        self.tally.read(event.prompt, event.selection, event.cached_tokens, event.outlook)
         self.model.experts.remember(event.selection, ask.pruning)
         text = delivery.prompts[event.prompt] if delivery.prompts else ""
         scores = [ScoredToken(*pair) for pair in zip(ask.prompt_ids, event.scores, strict=True)] if event.scores else []

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from urllib.parse import quote
 
@@ -15,6 +15,7 @@ from server.errors import InvalidField
 from server.generation import Delivery, Generation
 from server.job import Ask, Job
 from server.protocol.chat import TemplateRequest
+from server.protocol.fields import SparsityChoice
 from server.protocol.request import GenerationRequest
 from server.service import ServedModel, Service, parse_sparsity
 from server.tally import Tally
@@ -42,7 +43,7 @@ class Intake:
     service: Service
     model: ServedModel
     body: GenerationRequest
-    requested_sparsity: float | None
+    requested_sparsity: SparsityChoice | None
     choices: Choices
     arrived: float
     request: Request
@@ -87,7 +88,11 @@ class Intake:
             fitting = max(1, context - max(1, body.token_limit() or 1))
             prompt_ids = prompt_ids[-(fitting if kept == -1 else kept) :]
         choices, samplings = self.choices, body.samplings(context - len(prompt_ids))
-        return Ask(prompt_ids, samplings, choices.pruning, body.scoring(), choices.verification, choices.compare)
+        pruning = choices.pruning
+        if pruning.auto is not None:
+            tokens = max((sampling.max_tokens for sampling in samplings), default=1)
+            pruning = replace(pruning, auto=replace(pruning.auto, tokens=max(1, tokens)))
+        return Ask(prompt_ids, samplings, pruning, body.scoring(), choices.verification, choices.compare)
 
     def _require_few_scores(self, asks: Sequence[Ask]) -> None:
         try:
@@ -122,8 +127,11 @@ class Intake:
         ]
 
 
-def begin(body: GenerationRequest, request: Request) -> Intake:
+def begin(body: GenerationRequest, request: Request, prompts: int) -> Intake:
     """
+    Args:
+        prompts: how many the body has.
+
     Raises:
         ModelNotFound, ModelLoading, ServerDraining: see ``Service.resolve``.
         InvalidField: model name, header and body do not name the same sparsity; or see ``choose``.
@@ -139,10 +147,12 @@ def begin(body: GenerationRequest, request: Request) -> Intake:
     }
     given = {where: sparsity for where, sparsity in named.items() if sparsity is not None}
     if len(set(given.values())) > 1:
-        listed = ", ".join(f"{where}: {sparsity:g}" for where, sparsity in given.items())
+        listed = ", ".join(
+            f"{where}: {sparsity if sparsity == 'auto' else f'{sparsity:g}'}" for where, sparsity in given.items()
+        )
         raise InvalidField(f"sparsity: the request names different ones ({listed})", "sparsity")
     requested = next(iter(given.values()), None)
-    choices = choose(body, requested, service.settings, model)
+    choices = choose(body, requested, prompts, service.settings, model)
     return Intake(service, model, body, requested, choices, time.monotonic(), request)
 
 

@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from functools import partial
 from typing import Protocol
 
 from griffin import Accounting, Comparison, Logprobs, Pruning, Sampling, Scoring, Selection, Token, Verification
+from griffin.auto import Outlook
 from server.errors import RequestTimeout
 
 # Events a slow reader may be behind before its job waits, some megabytes; and for how long it does.
@@ -28,6 +29,7 @@ class PromptLike(Protocol):
     scores: list[Logprobs | None] | None
     selection: Selection | None
     cached_tokens: int
+    outlook: Outlook | None
 
     def generate(
         self, sampling: Sampling, cancelled: Callable[[], bool], verification: Verification | None
@@ -69,12 +71,16 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A prompt has been read, and scored if that was asked for; some of it may have been known."""
+    """A prompt has been read, and scored if that was asked for; some of it may have been known.
+
+    outlook: the sparsity that was found for it, if that was asked for.
+    """
 
     prompt: int
     scores: list[Logprobs | None] | None
     selection: Selection | None
     cached_tokens: int
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,7 @@ Event = Read | Made | Compared
 class Job:
     """One request's prompts. Times are ``time.monotonic`` seconds."""
 
-    asks: Sequence[Ask]
+    asks: list[Ask]
     arrived: float
     deadline: float
     request_id: str = ""
@@ -153,6 +159,11 @@ class Job:
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
 
+    def decided(self, prompt: int, sparsity: float) -> None:
+        """From now on this was asked for, as if the request had named it; for those who report, on the event loop."""
+        ask = self.asks[prompt]
+        self.asks[prompt] = replace(ask, pruning=replace(ask.pruning, sparsity=sparsity, auto=None))
+
     def post(self, event: Event | Exception | None) -> None:
         # A loop that is gone has nobody left who waits.
         with suppress(RuntimeError):
@@ -170,7 +181,7 @@ class Job:
         """All prompts, one after the other, on the worker's thread."""
         for prompt, ask in enumerate(self.asks):
             with engine.read(ask.prompt_ids, ask.pruning, ask.scoring, self.cancelled) as read:
-                self.post(Read(prompt, read.scores, read.selection, read.cached_tokens))
+                self.post(Read(prompt, read.scores, read.selection, read.cached_tokens, read.outlook))
                 for sample, sampling in enumerate(ask.samplings):
                     ids = self._generate(read, prompt, sample, sampling)
                     if ask.compare and not self.cancelled():

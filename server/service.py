@@ -10,12 +10,14 @@ from time import monotonic, time
 from typing import Any, TypeVar
 
 import griffin
+from griffin.auto import LossTable
 from griffin.errors import LoadError
 from server.errors import ApiError, InvalidField, ModelLoading, ModelNotFound, ServerDraining
 from server.experts import RecentExperts
 from server.job import EngineLike
 from server.logprobs import Vocabulary
 from server.metrics import Metrics
+from server.protocol.fields import SparsityChoice
 from server.settings import Settings, comma_separated
 from server.shadow import Shadows
 from server.text import Tokenizer
@@ -131,7 +133,7 @@ class Service:
         """Raises like ``model``, or QueueFull or EngineFailed: whether a request can be queued at all."""
         self.model().workers.require_room()
 
-    def resolve(self, name: str | None) -> tuple[ServedModel, float | None]:
+    def resolve(self, name: str | None) -> tuple[ServedModel, SparsityChoice | None]:
         """The model a request asks for by name or alias, and the sparsity that an alias stands for.
 
         Raises:
@@ -191,15 +193,17 @@ class Service:
             self.loaded.workers.join(timeout_s)
 
 
-def parse_sparsity(text: str, where: str) -> float:
-    """A sparsity that does not come as a JSON number.
+def parse_sparsity(text: str, where: str) -> SparsityChoice:
+    """A sparsity that does not come as JSON.
 
     Raises:
         InvalidField: it is none, naming ``where`` it was found.
     """
+    if text == "auto":
+        return "auto"
     sparsity = float(text) if NUMBER.fullmatch(text) else -1.0
     if not 0 <= sparsity < 1:
-        raise InvalidField(f"{where}: the sparsity must be a number from 0 to below 1, such as 0.5", where)
+        raise InvalidField(f"{where}: the sparsity must be a number from 0 to below 1, such as 0.5, or auto", where)
     return sparsity
 
 
@@ -222,6 +226,8 @@ def load(settings: Settings) -> Loaded:
             f"--method griffin+ needs {settings.model} to be calibrated once: "
             f"python -m griffin.experiments calibrate --model {settings.model}"
         )
+    if settings.sparsity == "auto":
+        _require_losses(checkpoints[0].losses, settings)
     engines = [
         engine
         for checkpoint in checkpoints
@@ -232,6 +238,7 @@ def load(settings: Settings) -> Loaded:
             prefill_chunk=settings.prefill_chunk,
             prefix_bytes=settings.prefix_cache_mb * 2**20,
             calibration=checkpoint.calibration,
+            losses=checkpoint.losses,
         )
     ]
     checkpoint = checkpoints[0]
@@ -246,3 +253,12 @@ def load(settings: Settings) -> Loaded:
     return Loaded(
         name, checkpoint.tokenizer, engines, f"{checkpoint.model.device}, {dtype}, {engines[0].step} decode step"
     )
+
+
+def _require_losses(losses: LossTable | None, settings: Settings) -> None:
+    """Otherwise every request that names no sparsity would be refused."""
+    if losses is None or losses.method != settings.method:
+        raise LoadError(
+            f"--sparsity auto needs {settings.model} to be measured once with method {settings.method}: python -m "
+            f"griffin.experiments tune --method {settings.method} --model {settings.model} --prompts FILE"
+        )

@@ -60,9 +60,18 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=64, description="requests generated at the same time; they share the weights")
     ] = 1
     sparsity: Annotated[
-        float,
-        Field(ge=0, lt=1, allow_inf_nan=False, description="used when a request names none; 0 is the dense model"),
+        Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"],
+        Field(description="used when a request names none; 0 is the dense model, auto finds one for each prompt"),
     ] = 0.0
+    auto_tolerance: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1_000,
+            allow_inf_nan=False,
+            description="of sparsity auto: percent that the perplexity may rise above the full model's, as predicted",
+        ),
+    ] = 5.0
     method: Annotated[
         MethodName, Field(description="of choosing neurons, when a request names none: griffin is the paper's")
     ] = "griffin"

@@ -57,7 +57,8 @@ class Shadows:
 
     def draws(self, ask: Ask) -> bool:
         """Whether an answer to this is to be kept; those of which a comparison would say little never are."""
-        pruned = ask.pruning.sparsity > 0 and ask.verification.mode == "fast"
+        # What auto comes to is not known yet; without neurons that were chosen, nothing is kept.
+        pruned = (ask.pruning.sparsity > 0 or ask.pruning.auto is not None) and ask.verification.mode == "fast"
         return pruned and ask.scoring is None and random.random() < self._share
 
     def put(self, ask: Ask, selection: Selection | None, ids: list[int]) -> None:

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from griffin import Accounting, Comparison, Selection, Token, Verified
+from griffin import Accounting, Comparison, Pruning, Selection, Token, Verified
+from griffin.auto import Outlook
 from server.job import Job
 from server.metrics import Metrics, sparsity_label
+from server.protocol.fields import SparsityChoice
 from server.protocol.report import (
+    AutoReport,
     ComparisonReport,
     GriffinReport,
     PromptTokensDetails,
@@ -24,11 +27,13 @@ class Tally:
     """Of one job. ``requested``: the sparsity that the client named, in whichever way."""
 
     def __init__(
-        self, job: Job, accounting: Accounting, metrics: Metrics, model_name: str, requested: float | None
+        self, job: Job, accounting: Accounting, metrics: Metrics, model_name: str, requested: SparsityChoice | None
     ) -> None:
         self._job, self._accounting, self._metrics = job, accounting, metrics
         self._model_name, self._requested = model_name, requested
-        self._pruning, self._verification = job.asks[0].pruning, job.asks[0].verification
+        self._verification = job.asks[0].verification
+        # What sparsity auto has come to.
+        self._outlook: Outlook | None = None
         self._selections: dict[int, Selection] = {}
         # Tokens of each prompt that were not read again.
         self._cached: dict[int, int] = {}
@@ -39,18 +44,27 @@ class Tally:
         self._last = 0.0
         # Between tokens of the same sequence.
         self._gaps, self._gap_s = 0, 0.0
-        self._labels = (model_name, sparsity_label(self._pruning.sparsity))
-        self._itl = metrics.inter_token_latency.labels(*self._labels)
-        self._generated = metrics.generation_tokens.labels(*self._labels)
-        self._parameters_read = metrics.parameters_read.labels(*self._labels)
+        self._label()
         # Of each sequence so far; where tokens are verified, what they read is known by the block only.
         self._verified: dict[tuple[int, int], Verified] = {}
-        self._verifies = self._verification.mode != "fast" and (
-            self._pruning.sparsity > 0 or self._verification.draft != "pruned"
-        )
         self._comparisons: list[Comparison] = []
         # Of the next token; all until neurons are chosen.
         self._active = accounting.total
+
+    def _label(self) -> None:
+        metrics = self._metrics
+        self._labels = (self._model_name, sparsity_label(self._pruning.sparsity))
+        self._itl = metrics.inter_token_latency.labels(*self._labels)
+        self._generated = metrics.generation_tokens.labels(*self._labels)
+        self._parameters_read = metrics.parameters_read.labels(*self._labels)
+        self._verifies = self._verification.mode != "fast" and (
+            self._pruning.sparsity > 0 or self._verification.draft != "pruned"
+        )
+
+    @property
+    def _pruning(self) -> Pruning:
+        """Of all prompts alike; the sparsity is 0 as long as auto has not come to one."""
+        return self._job.asks[0].pruning
 
     def accepted(self) -> None:
         """The job is in the queue: from here on it ends in success, disconnect or failure."""
@@ -61,8 +75,13 @@ class Tally:
         """Generated tokens so far."""
         return self._count
 
-    def read(self, prompt: int, selection: Selection | None, cached_tokens: int) -> None:
+    def read(
+        self, prompt: int, selection: Selection | None, cached_tokens: int, outlook: Outlook | None = None
+    ) -> None:
         """A prompt has been read, or was known in part, and maybe its neurons chosen already."""
+        if outlook is not None:
+            self._outlook = outlook
+            self._label()
         if selection is not None:
             self._chosen(prompt, selection)
         self._cached[prompt] = cached_tokens
@@ -136,6 +155,7 @@ class Tally:
             sparsity=self._pruning.sparsity if chosen else 0.0,
             requested_sparsity=self._requested,
             reason=self._reason(),
+            auto=_auto_report(self._outlook),
             method=self._pruning.method,
             mode=self._verification.mode,
             selection=self._pruning.selection,
@@ -176,6 +196,8 @@ class Tally:
             return "finished_at_first_token" if max(self._counts.values(), default=0) < 2 else "rounded_to_dense"
         if self._pruning.reuse is not None:
             return "expert_set"
+        if self._outlook is not None:
+            return "auto"
         return "server_default" if self._requested is None else "requested"
 
     def observe(self, outcome: str) -> Mapping[str, Any]:
@@ -229,6 +251,16 @@ def _verification_report(sequences: Sequence[Verified]) -> VerificationReport | 
         passes=total.passes,
         refreshes=total.refreshes,
         active_parameters_per_token=round(total.parameters_read / total.tokens) if total.tokens else None,
+    )
+
+
+def _auto_report(outlook: Outlook | None) -> AutoReport | None:
+    if outlook is None:
+        return None
+    return AutoReport(
+        sparsity=outlook.sparsity,
+        predicted_perplexity_percent=round(math.expm1(outlook.divergence) * 100, 2),
+        tolerance_percent=round(math.expm1(outlook.limit) * 100, 2),
     )
 
 

@@ -19,6 +19,7 @@ from griffin import Engine, Pruning, Sampling
 from griffin.errors import GriffinError
 from griffin.experiments.memory import peak_bytes, reset_peak
 from griffin.experiments.progress import Progress
+from griffin.pruning import MethodName
 from griffin.statistic import StatisticName
 
 PROFILED_TOKENS, PROFILED_ROWS = 32, 30
@@ -71,11 +72,15 @@ class Contestant:
         return f"{self.name} {self.sparsity * 100:.3g} %" if self.sparsity else self.name
 
 
-def engine_contestants(engine: Engine, sparsities: list[float], statistics: list[StatisticName]) -> list[Contestant]:
+def engine_contestants(
+    engine: Engine, sparsities: list[float], statistics: list[StatisticName], method: MethodName = "griffin"
+) -> list[Contestant]:
     """The full model, then each statistic at each sparsity."""
     pruned = [
         Contestant(
-            STATISTIC_NAMES[statistic], sparsity, partial(_run_engine, engine, Pruning(sparsity, statistic=statistic))
+            STATISTIC_NAMES[statistic],
+            sparsity,
+            partial(_run_engine, engine, Pruning(sparsity, statistic=statistic, method=method)),
         )
         for statistic in statistics
         for sparsity in sparsities

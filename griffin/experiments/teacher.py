@@ -122,6 +122,10 @@ class Teacher:
         self._chooser.require(pruning)
         return self._chooser.choose(self._statistic, pruning)
 
+    def removed(self, pruning: Pruning) -> float:
+        """What this pruning's removed neurons are worth, by what was read, see ``Chooser.removed``."""
+        return self._chooser.removed(self._statistic, pruning, [pruning.sparsity])[0]
+
     def _run(self, ids: Sequence[int], wanted: int) -> Iterator[Tensor]:
         ids_T = torch.tensor(ids, dtype=torch.long, device=self._model.device)
         first_wanted = len(ids) - wanted

@@ -3,6 +3,9 @@
 Each prompt is continued by the full model (or by its own completion). The kept neurons then predict the same
 continuation, token by token, and are compared with the full model. A prompt is taken whole, and cut to its last
 tokens, for neurons are chosen better on longer prompts (the paper's Figure 5). A run that was stopped goes on.
+
+What is found is kept for requests with sparsity "auto" too, in the user's cache, where the server finds it at its next
+start; but not by --quick.
 """
 
 import argparse
@@ -17,17 +20,22 @@ from typing import Any
 
 import torch
 
+from griffin.auto import LossTable
+from griffin.calibration import identity
 from griffin.errors import GriffinError, InvalidRequest
 from griffin.experiments.arguments import count, file, positive, sparsity, whole
 from griffin.experiments.pictures import require_matplotlib, save
 from griffin.experiments.progress import Progress
-from griffin.experiments.results import write_json
+from griffin.experiments.results import write_json, write_whole
 from griffin.experiments.study import Study, add_model_arguments, open_model
 from griffin.experiments.tune_advice import Cell, advise, sentences
+from griffin.experiments.tune_auto import Measured, fit, sentence
 from griffin.experiments.tune_figures import LEGEND, draw, length_name, table
 from griffin.experiments.tune_losses import Loss, losses
 from griffin.experiments.tune_prompts import Case, encode, read_entries
 from griffin.experiments.tune_speed import measure_speeds
+from griffin.loading import losses_path
+from griffin.pruning import METHODS
 from griffin.selection import kept_count
 
 ALL = "all"
@@ -54,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sparsities", type=sparsity, nargs="+", metavar="S", default=[0.25, 0.5, 0.75],
         help="fractions of neurons removed, 0 to below 1 (0.25 0.5 0.75); the full model always runs",
     )  # fmt: skip
+    parser.add_argument("--method", choices=METHODS, default="griffin", help="of choosing neurons (%(default)s)")
     parser.add_argument(
         "--prompt-lengths", type=_length, nargs="+", metavar="P", default=[64, 256, None],
         help="cut prompts to P tokens, their last ones behind the model's start token if it has one, to see which "
@@ -98,6 +107,9 @@ def run(arguments: argparse.Namespace) -> None:
     cases = [encode(entry, study.tokenizer) for entry in entries]
     require_fit(study, cases, arguments.prompt_lengths, arguments.tokens)
     found = {**measure(study, cases, arguments), "load_average": load_average}
+    if found["auto"] and not arguments.quick:
+        name = identity(study.checkpoint.model)
+        write_whole(losses_path(study.checkpoint.model), LossTable(**found["auto"]).packed(name))
     write_json(study.folder / "tune.json", found)
     save(draw(found), study.folder / "tune.svg")
     print(_heading(found, cases), table(found).text(), LEGEND, "\n".join(found["advice"]), sep="\n\n")
@@ -113,19 +125,22 @@ def measure(study: Study, cases: Sequence[Case], arguments: argparse.Namespace) 
     by_length = _by_length(cases, arguments.prompt_lengths)
     runs = (arguments.rounds + 1) * (len(arguments.sparsities) + 1)
     cells: list[Cell] = []
+    measured: list[Measured] = []
     with Progress(sum(map(len, by_length.values())) + len(by_length) * runs) as progress:
         for length, group in by_length.items():
-            cells += _cells(study, length, group, arguments, progress)
+            cells += _cells(study, length, group, arguments, progress, measured)
     if not cells:
         raise GriffinError(f"--prompts: each prompt of '{arguments.prompts}' is answered by a single token, the end")
     tolerance = arguments.tolerance / 100
     advice = advise([cell for cell in cells if cell.sparsity], tolerance)
+    auto = None if arguments.quick else fit(measured, arguments.method)
     return {
         "experiment": "tune",
         **study.facts(),
         "data": arguments.prompts.name,
         "prompts": len(cases),
         "completions": sum(bool(case.completion) for case in cases),
+        "method": arguments.method,
         "tokens": arguments.tokens,
         "temperature": arguments.temperature,
         "tolerance_percent": arguments.tolerance,
@@ -135,7 +150,11 @@ def measure(study: Study, cases: Sequence[Case], arguments: argparse.Namespace) 
         "recommended": [
             {"sparsity": step.sparsity, "from_prompt_tokens": step.prompt_tokens} for step in advice.steps if step.pays
         ],
-        "advice": sentences(advice, tolerance, arguments.tokens),
+        "auto": None if auto is None else asdict(auto),
+        "advice": [
+            *sentences(advice, tolerance, arguments.tokens),
+            *([] if arguments.quick else [sentence(auto)]),
+        ],
     }
 
 
@@ -184,19 +203,32 @@ def _by_length(cases: Sequence[Case], lengths: Sequence[Length]) -> dict[Length,
 
 
 def _cells(
-    study: Study, length: Length, group: Sequence[Case], arguments: argparse.Namespace, progress: Progress
+    study: Study,
+    length: Length,
+    group: Sequence[Case],
+    arguments: argparse.Namespace,
+    progress: Progress,
+    measured: list[Measured],
 ) -> list[Cell]:
-    """Of one length: the full model, then each sparsity. None if no prompt has anything to judge."""
+    """Of one length: the full model, then each sparsity. None if no prompt has anything to judge.
+
+    Args:
+        measured: what is found of each prompt is added to it.
+    """
     judged = []
     for number, case in enumerate(group, start=1):
         progress.begin(f"{length_name(length)}, prompt {number} of {len(group)}")
-        if found := losses(study, case, arguments.sparsities, arguments.tokens, arguments.temperature):
+        settings = arguments.sparsities, arguments.tokens, arguments.temperature, arguments.method
+        if found := losses(study, case, *settings):
+            measured += [Measured(case.where, len(case.ids), s, loss) for s, loss in found.items()]
             judged.append({0.0: Loss.none(found[arguments.sparsities[0]].tokens), **found})
         progress.advance()
     if not judged:
         return []
     timed = [case.ids for case in group[:: max(1, len(group) // TIMED_PROMPTS)][:TIMED_PROMPTS]]
-    speeds = measure_speeds(study.engine, timed, arguments.sparsities, arguments.tokens, arguments.rounds, progress)
+    speeds = measure_speeds(
+        study.engine, timed, arguments.sparsities, arguments.tokens, arguments.rounds, progress, arguments.method
+    )
     return [Cell.of(length, s, [found[s] for found in judged], speed) for s, speed in speeds.items()]
 
 

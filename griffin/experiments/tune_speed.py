@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from griffin import Engine
 from griffin.experiments.contestants import engine_contestants
 from griffin.experiments.progress import Progress
+from griffin.pruning import MethodName
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +26,14 @@ class Speed:
 
 def measure_speeds(
     engine: Engine, prompts: Sequence[Sequence[int]], sparsities: Sequence[float], tokens: int, rounds: int,
-    progress: Progress,
+    progress: Progress, method: MethodName = "griffin",
 ) -> dict[float, Speed]:  # fmt: skip
     """By sparsity, 0 being the full model, which always runs. ``tokens``: at least 2.
 
     All run in turn in each round, on the same prompt, so that whatever else the machine does meets all alike. The
     prompts take turns from round to round. A first round is not counted: it warms up.
     """
-    contestants = engine_contestants(engine, list(sparsities), ["flocking"])
+    contestants = engine_contestants(engine, list(sparsities), ["flocking"], method)
     seconds: list[list[float]] = [[] for _ in contestants]
     for number in range(rounds + 1):
         prompt = list(prompts[number % len(prompts)])

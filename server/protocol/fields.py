@@ -1,6 +1,6 @@
 """Forms and limits of single fields, each refused with a sentence that says what it may be."""
 
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -152,6 +152,8 @@ LogitBias = Annotated[
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Sparsity = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+# A number, or to be found for the prompt.
+SparsityChoice = Sparsity | Literal["auto"]
 
 
 def asks_for_nothing(value: Any, nothing: tuple[Any, ...]) -> bool:

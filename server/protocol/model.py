@@ -4,11 +4,15 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from server.protocol.fields import SparsityChoice
+
 
 class Parameters(BaseModel):
     total: int
     feed_forward: int
-    active: int = Field(description="that take part in each generated token after the first")
+    active: int | None = Field(
+        description="that take part in each generated token after the first; null where each prompt has its own"
+    )
 
 
 class ModelCard(BaseModel):
@@ -21,7 +25,7 @@ class ModelCard(BaseModel):
     root: str = Field(description="the model that an alias stands for")
     parent: str | None
     max_model_len: int
-    sparsity: float = Field(description="of requests under this name that say nothing else")
+    sparsity: SparsityChoice = Field(description="of requests under this name that say nothing else")
     parameters: Parameters
     aliases: list[str] = Field(description="the same model at other sparsities; any from 0 to below 1 works")
 

@@ -8,11 +8,12 @@ from griffin.pruning import MethodName
 from griffin.selection import SelectionName
 from griffin.statistic import StatisticName
 from griffin.verification import ModeName
+from server.protocol.fields import SparsityChoice
 
 FinishReason = Literal["stop", "length"]
 Reason = Literal[
     "requested", "server_default", "expert_set", "ngram_drafts", "finished_at_first_token", "nothing_generated",
-    "rounded_to_dense",
+    "rounded_to_dense", "auto",
 ]  # fmt: skip
 
 
@@ -52,14 +53,25 @@ class ComparisonReport(BaseModel):
     perplexity_ratio: float = Field(description="the full model's perplexity on these tokens over the pruned one's")
 
 
+class AutoReport(BaseModel):
+    """The largest sparsity whose predicted loss is within the server's limit."""
+
+    sparsity: float = Field(description="that was found; 0 where even the smallest is predicted to lose more")
+    predicted_perplexity_percent: float = Field(
+        description="that the perplexity of the answer rises above the full model's"
+    )
+    tolerance_percent: float = Field(description="that it may rise by: the server's --auto-tolerance")
+
+
 class GriffinReport(BaseModel):
     """What was applied. Neurons are counted over all layers."""
 
     sparsity: float = Field(
         description="of the tokens after the first of each answer, and of those that are scored sparsely"
     )
-    requested_sparsity: float | None
+    requested_sparsity: SparsityChoice | None
     reason: Reason
+    auto: AutoReport | None = Field(description="if sparsity auto was asked for, by the request or the server")
     method: MethodName
     mode: ModeName
     selection: SelectionName

@@ -13,7 +13,7 @@ from server.protocol.fields import (
     Fraction,
     LogitBias,
     Penalty,
-    Sparsity,
+    SparsityChoice,
     Stop,
     TokenId,
     asks_for_nothing,
@@ -116,8 +116,10 @@ class GenerationRequest(BaseModel):
         default=None, description="seconds until the request is given up; the server's own limit holds in any case"
     )
     user: Any = Field(default=None, description="accepted; has no effect")
-    sparsity: Sparsity | None = Field(
-        default=None, description="fraction of feed-forward neurons removed while generating; 0 is the dense model"
+    sparsity: SparsityChoice | None = Field(
+        default=None,
+        description="fraction of feed-forward neurons removed while generating; 0 is the dense model; auto is the "
+        "largest whose predicted loss on this prompt stays within the server's limit",
     )
     griffin: GriffinOptions | None = None
 

@@ -14,7 +14,7 @@ router = APIRouter()
 @router.post("/v1/chat/completions", response_model=ChatResponse, responses={200: STREAMED, **documented(*GENERATED)})
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation, put to the model by its own chat template."""
-    intake, headers = begin(body, request), ignored_header(body)
+    intake, headers = begin(body, request, 1), ignored_header(body)
     prompt = await render(intake.model, body)
     # The template has written the special tokens already.
     generation = await intake.queue([prompt], bool(body.add_special_tokens), opens=True)

@@ -14,7 +14,7 @@ router = APIRouter()
 @router.post("/v1/completions", response_model=CompletionResponse, responses={200: STREAMED, **documented(*GENERATED)})
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Complete prompts, with ``sparsity`` of the feed-forward neurons left out."""
-    intake, headers = begin(body, request), ignored_header(body)
+    intake, headers = begin(body, request, len(body.prompt)), ignored_header(body)
     generation = await intake.queue(body.prompt, body.add_special_tokens is not False, opens=False)
     format = CompletionFormat(generation, logprobs=body.logprobs is not None)
     return await deliver(generation, format, request, body, headers)

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 
 from server.errors import ASKED, documented
+from server.protocol.fields import SparsityChoice
 from server.protocol.model import ModelCard, ModelList, Parameters
 from server.service import ServedModel, Service
 
@@ -38,7 +39,8 @@ def _card(service: Service, name: str) -> ModelCard:
     )
 
 
-def _parameters(model: ServedModel, sparsity: float) -> Parameters:
+def _parameters(model: ServedModel, sparsity: SparsityChoice) -> Parameters:
     accounting = model.workers.engine.accounting
-    active = accounting.active(accounting.kept(sparsity))
+    # What is not known before there is a prompt is none.
+    active = None if sparsity == "auto" else accounting.active(accounting.kept(sparsity))
     return Parameters(total=accounting.total, feed_forward=accounting.feed_forward, active=active)

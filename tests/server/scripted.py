@@ -24,6 +24,7 @@ from griffin import (
     Verification,
     Verified,
 )
+from griffin.auto import Outlook
 from griffin.errors import Cancelled, ContextLengthExceeded
 from server.app import create_app
 from server.service import Loaded
@@ -70,6 +71,7 @@ class ScriptedEngine:
     rebuild_failures: how often a rebuild fails before one succeeds. logprob: of each token, shared out to
     ``text``'s next characters as alternatives. comparisons: with the full model, one after the other,
     whatever is compared. compare_gate: none is made before it is set. compare_failure: raised instead.
+    outlook: what sparsity auto comes to.
     asked: what each prompt was to be generated with. compared: what was given to comparisons that were begun.
     """
 
@@ -83,6 +85,7 @@ class ScriptedEngine:
     comparisons: Iterator[Comparison] = field(default_factory=lambda: itertools.repeat(COMPARISON))
     compare_gate: threading.Event | None = None
     compare_failure: BaseException | None = None
+    outlook: Outlook | None = None
     asked: list[tuple[Pruning, Verification | None]] = field(default_factory=list)
     compared: list[tuple[list[int], list[int], Pruning]] = field(default_factory=list)
     accounting: Accounting = ACCOUNTING
@@ -124,6 +127,8 @@ class ScriptedPrompt:
         self._engine, self._ids, self._pruning = engine, ids, pruning
         self.selection = Selection(0.002, "cafe", len(ids), tuple(EXPERTS)) if scoring and pruning.sparsity else None
         self.cached_tokens = 0
+        self.outlook = engine.outlook if pruning.auto else None
+        self._sparsity = self.outlook.sparsity if self.outlook else pruning.sparsity
         self.scores = [None, *(self._score(i, id, scoring.top) for i, id in enumerate(ids[1:], 1))] if scoring else None
 
     def generate(
@@ -137,9 +142,7 @@ class ScriptedPrompt:
                     return
                 if engine.fail_after is not None and count > engine.fail_after:
                     raise engine.failure
-                selection = (
-                    Selection(0.002, "cafe", 5, tuple(EXPERTS)) if count == 2 and self._pruning.sparsity else None
-                )
+                selection = Selection(0.002, "cafe", 5, tuple(EXPERTS)) if count == 2 and self._sparsity else None
                 last = count == sampling.max_tokens
                 engine.generated += 1
                 # With a seed, the text begins there: what another seed says is another text.
@@ -154,7 +157,7 @@ class ScriptedPrompt:
 
     def _verified(self, before: int, limit: int, verification: Verification | None) -> Verified | None:
         """Of the whole block of a token with that many before it. A pass reads all, a draft the kept neurons."""
-        if not self._pruning.sparsity or verification is None or verification.mode == "fast":
+        if not self._sparsity or verification is None or verification.mode == "fast":
             return None
         blocks = -(-before // BLOCK)
         read = blocks * (ACCOUNTING.total + BLOCK * ACCOUNTING.active(EXPERTS.numel()))

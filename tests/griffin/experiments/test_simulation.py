@@ -20,6 +20,7 @@ from griffin.experiments.study import Study
 from griffin.experiments.tasks import TASKS, make_manager, make_task
 from griffin.experiments.variants import FULL, Variant, griffin, magnitude, name_of
 from griffin.families import feed_forwards
+from griffin.kept import Kept
 from griffin.loading import Checkpoint
 from griffin.statistic import magnitude as by_weight
 from tests.griffin import oracle
@@ -71,7 +72,7 @@ def test_magnitude_keeps_the_largest_weights(study: Study, prompts: Prompts) -> 
     model = study.checkpoint.model
     with torch.no_grad():
         past = model(torch.tensor([context[:-1]])).past_key_values
-        with oracle.masked(model, kept):
+        with oracle.masked(model, Kept(kept)):
             logits_V = model(torch.tensor([context[-1:]]), past_key_values=past).logits[0, -1]
 
     found, _ = simulation.known_score(study, magnitude(0.5), context, answer)

@@ -31,6 +31,7 @@ from griffin.experiments.tune_advice import Advice, Cell, advise, sentences
 from griffin.experiments.tune_losses import Loss, loss, losses, teacher_forced
 from griffin.experiments.tune_prompts import Case, Entry, encode, read_entries
 from griffin.experiments.tune_speed import Speed, measure_speeds, speed
+from griffin.kept import Kept
 from griffin.loading import Checkpoint
 from tests.griffin import oracle
 from tests.griffin.experiments.words import BOS, word_tokenizer
@@ -214,13 +215,13 @@ def test_losses_are_those_of_a_masked_model(sparsity: float) -> None:
         with oracle.recorded(model) as z:
             model(torch.tensor([prompt]), past_key_values=cache)
         kept = [oracle.statistic(z_TF).topk(round((1 - sparsity) * 52)).indices for z_TF in z]
-        with oracle.masked(model, kept):
+        with oracle.masked(model, Kept(kept)):
             pruned_TV = model(torch.tensor([rest[:-1]]), past_key_values=cache).logits[0]
     targets_T = torch.tensor(rest[1:])
     nll = [functional.cross_entropy(logits_TV, targets_T, reduction="sum") for logits_TV in (full_TV, pruned_TV)]
     divergence = functional.kl_div(pruned_TV.log_softmax(-1), full_TV.softmax(-1), reduction="sum")
 
-    (found,) = teacher_forced(Teacher(model, chunk=4), prompt, rest, [sparsity])
+    (found,) = teacher_forced(Teacher(model, chunk=4), prompt, rest, [Pruning(sparsity)])
 
     assert found.tokens == 6
     assert found.excess == pytest.approx(float(nll[1] - nll[0]), abs=1e-3)
