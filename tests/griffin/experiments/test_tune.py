@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from griffin import Engine, Pruning, Token
+from griffin.auto import Auto, LossTable
 from griffin.errors import GriffinError
 from griffin.experiments import tune
 from griffin.experiments.progress import Progress
@@ -32,7 +33,7 @@ from griffin.experiments.tune_losses import Loss, loss, losses, teacher_forced
 from griffin.experiments.tune_prompts import Case, Entry, encode, read_entries
 from griffin.experiments.tune_speed import Speed, measure_speeds, speed
 from griffin.kept import Kept
-from griffin.loading import Checkpoint
+from griffin.loading import Checkpoint, load
 from tests.griffin import oracle
 from tests.griffin.experiments.words import BOS, word_tokenizer
 from tests.tiny import COMMON, CONFIGS, tiny_model
@@ -486,13 +487,38 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, smollm2: Checkpoint) 
     return folder
 
 
-def started(model_folder: Path, prompts: Path, *flags: str) -> dict[str, Any]:
+def started(model_folder: Path, prompts: Path, *flags: str, quick: bool = True) -> dict[str, Any]:
     """The command as a user would start it; what it wrote."""
     out = prompts.parent / "results"
     tune.run(command("--prompts", str(prompts), "--model", str(model_folder), "--dtype", "float32", "--device", "cpu",
-                     "--out", str(out), "--quick", *flags))  # fmt: skip
+                     "--out", str(out), *(["--quick"] if quick else []), *flags))  # fmt: skip
     found: dict[str, Any] = json.loads((out / "tiny-llama" / "tune.json").read_text())
     return found
+
+
+def test_what_it_keeps_for_sparsity_auto(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table that the model is loaded with from then on; and losses it predicts are of the size that was measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prompts = tmp_path / "p.txt"
+    prompts.write_text(
+        "\n".join(f"{number} sheep and {number * 7} goats {'went up the hill ' * number}" for number in range(1, 11))
+    )
+    flags = ("--prompt-lengths", "all", "--sparsities", "0.25", "0.5", "--tokens", "12")
+    found = started(model_folder, prompts, *flags, quick=False)
+
+    loaded = load(str(model_folder), dtype="float32", device="cpu")
+
+    assert "Kept for sparsity auto, with method griffin: losses of 10 prompts" in capsys.readouterr().out
+    assert loaded.losses is not None
+    assert loaded.losses == LossTable(**found["auto"])
+    by_sparsity = {row["sparsity"]: row["kl"] for row in found["rows"]}
+    engine = Engine(loaded.model, losses=loaded.losses)
+    with engine.read(range(3, 60), Pruning(auto=Auto(10.0, 12))) as read:
+        assert read.outlook is not None
+        assert read.outlook.sparsity == 0.5
+        assert 0.2 < read.outlook.divergence / by_sparsity[0.5] < 5
 
 
 def test_the_whole_command(
