@@ -85,7 +85,6 @@ class Selection:
 
     @property
     def bytes(self) -> int:
-        """Of memory that holding this takes."""
+        """Of memory that holding this takes, but for the correction."""
         offset = 0 if self.offset_LD is None else self.offset_LD.nbytes
-        correction = 0 if self.correction is None else self.correction.bytes
-        return sum(experts_k.nbytes for experts_k in self.experts) + offset + correction
+        return sum(experts_k.nbytes for experts_k in self.experts) + offset

@@ -115,7 +115,8 @@ def _reused(options: GriffinOptions, expert_set: str, requested: SparsityChoice 
     """Of the request that these neurons were chosen for."""
     if named := _first_named(options, "selection", "statistic", "method"):
         _refuse(named, "not with expert_set, whose neurons have been chosen; leave it out")
-    if (known := model.experts.find(expert_set)) is None:
+    known = model.experts.find(expert_set)
+    if known is None or not known.is_whole:
         raise ExpertsNotFound(expert_set, "griffin.expert_set")
     if requested == "auto":
         raise InvalidField(

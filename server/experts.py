@@ -7,6 +7,8 @@ from griffin import Pruning, Selection
 
 # Of a model of 13 billion parameters, some sixty sets; of a small one, many more than anybody looks at.
 BUDGET_BYTES = 64 * 2**20
+# Of method griffin+, what stands for the removed neurons is far larger: of such a model one, of a small one a dozen.
+CORRECTION_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,23 +18,26 @@ class KnownExperts:
     selection: Selection
     pruning: Pruning
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a request can run with them as they were: the correction of griffin+ may have been given up."""
+        return self.pruning.method != "griffin+" or self.selection.correction is not None
+
 
 class RecentExperts:
-    """The latest sets, as many as fit; used on the event loop alone."""
+    """The latest sets, as many as fit, the latest of them whole; used on the event loop alone."""
 
-    def __init__(self, budget_bytes: int = BUDGET_BYTES) -> None:
-        self._budget, self._bytes = budget_bytes, 0
+    def __init__(self, budget_bytes: int = BUDGET_BYTES, correction_bytes: int = CORRECTION_BYTES) -> None:
+        self._budget, self._correction_budget = budget_bytes, correction_bytes
         self._sets: OrderedDict[str, KnownExperts] = OrderedDict()
 
     def remember(self, selection: Selection | None, pruning: Pruning) -> None:
         """As the latest, whether or not it was known."""
         if selection is None:
             return
-        self._forget(selection.expert_set)
+        self._sets.pop(selection.expert_set, None)
         self._sets[selection.expert_set] = KnownExperts(selection, replace(pruning, reuse=None, seed=None))
-        self._bytes += selection.bytes
-        while self._bytes > self._budget:
-            self._forget(next(iter(self._sets)))
+        self._fit()
 
     def find(self, expert_set: str) -> KnownExperts | None:
         """One that is asked for is the latest again."""
@@ -40,6 +45,16 @@ class RecentExperts:
             self._sets.move_to_end(expert_set)
         return self._sets.get(expert_set)
 
-    def _forget(self, expert_set: str) -> None:
-        if known := self._sets.pop(expert_set, None):
-            self._bytes -= known.selection.bytes
+    def _fit(self) -> None:
+        """From the latest on, as long as there is room; first the corrections go, then whole sets."""
+        room, correction_room = self._budget, self._correction_budget
+        for name in reversed(list(self._sets)):
+            known = self._sets[name]
+            correction = known.selection.correction
+            if correction is not None:
+                correction_room -= correction.bytes
+                if correction_room < 0:
+                    known = self._sets[name] = replace(known, selection=replace(known.selection, correction=None))
+            room -= known.selection.bytes
+            if room < 0:
+                del self._sets[name]

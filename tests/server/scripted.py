@@ -26,6 +26,7 @@ from griffin import (
 )
 from griffin.auto import Outlook
 from griffin.errors import Cancelled, ContextLengthExceeded
+from griffin.kept import Correction
 from server.app import create_app
 from server.service import Loaded
 from server.settings import Settings
@@ -71,7 +72,7 @@ class ScriptedEngine:
     rebuild_failures: how often a rebuild fails before one succeeds. logprob: of each token, shared out to
     ``text``'s next characters as alternatives. comparisons: with the full model, one after the other,
     whatever is compared. compare_gate: none is made before it is set. compare_failure: raised instead.
-    outlook: what sparsity auto comes to.
+    outlook: what sparsity auto comes to. corrects: whether neurons of griffin+ come with their correction.
     asked: what each prompt was to be generated with. compared: what was given to comparisons that were begun.
     """
 
@@ -86,6 +87,7 @@ class ScriptedEngine:
     compare_gate: threading.Event | None = None
     compare_failure: BaseException | None = None
     outlook: Outlook | None = None
+    corrects: bool = True
     asked: list[tuple[Pruning, Verification | None]] = field(default_factory=list)
     compared: list[tuple[list[int], list[int], Pruning]] = field(default_factory=list)
     accounting: Accounting = ACCOUNTING
@@ -125,7 +127,9 @@ class ScriptedPrompt:
 
     def __init__(self, engine: ScriptedEngine, ids: list[int], pruning: Pruning, scoring: Scoring | None) -> None:
         self._engine, self._ids, self._pruning = engine, ids, pruning
-        self.selection = Selection(0.002, "cafe", len(ids), tuple(EXPERTS)) if scoring and pruning.sparsity else None
+        corrected = pruning.method == "griffin+" and engine.corrects
+        self._correction = Correction([EXPERTS[:1].float()], [EXPERTS[:1].float()]) if corrected else None
+        self.selection = self._selection(len(ids)) if scoring and pruning.sparsity else None
         self.cached_tokens = 0
         self.outlook = engine.outlook if pruning.auto else None
         self._sparsity = self.outlook.sparsity if self.outlook else pruning.sparsity
@@ -142,7 +146,7 @@ class ScriptedPrompt:
                     return
                 if engine.fail_after is not None and count > engine.fail_after:
                     raise engine.failure
-                selection = Selection(0.002, "cafe", 5, tuple(EXPERTS)) if count == 2 and self._sparsity else None
+                selection = self._selection(5) if count == 2 and self._sparsity else None
                 last = count == sampling.max_tokens
                 engine.generated += 1
                 # With a seed, the text begins there: what another seed says is another text.
@@ -154,6 +158,9 @@ class ScriptedPrompt:
                     time.sleep(engine.step_s)
         finally:
             engine.ended.append(count)
+
+    def _selection(self, prompt_tokens: int) -> Selection:
+        return Selection(0.002, "cafe", prompt_tokens, tuple(EXPERTS), correction=self._correction)
 
     def _verified(self, before: int, limit: int, verification: Verification | None) -> Verified | None:
         """Of the whole block of a token with that many before it. A pass reads all, a draft the kept neurons."""

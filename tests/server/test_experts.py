@@ -1,9 +1,12 @@
 """GET /v1/griffin/experts/{expert_set}: which neurons a request ran with."""
 
+from dataclasses import replace
+
 import httpx
 import torch
 
 from griffin import Pruning, Selection
+from griffin.kept import Correction
 from server.experts import RecentExperts
 from tests.server.http import post
 from tests.server.scripted import EXPERTS, ScriptedEngine, served
@@ -68,3 +71,28 @@ def test_one_too_large_is_not_kept() -> None:
     recent.remember(None, Pruning())
 
     assert recent.find("a") is None
+
+
+def test_corrections_go_before_sets() -> None:
+    """What stands for removed neurons is held of the latest alone; of others it is known which neurons they are."""
+    recent = RecentExperts(budget_bytes=1_700, correction_bytes=1_000)
+    correction = Correction([torch.zeros(100, 1)], [torch.zeros(1, 100)])
+    for name in ("a", "b"):
+        recent.remember(replace(selection(name), correction=correction), Pruning(method="griffin+"))
+    recent.remember(selection("b"), Pruning())
+    found = {name: recent.find(name) for name in "ab"}
+
+    assert [known and known.is_whole for known in found.values()] == [False, True]
+    assert found["a"] is not None
+    assert len(found["a"].selection.experts) == 2
+
+
+def test_a_set_without_its_correction_is_not_taken_again() -> None:
+    """As if it were not known: an answer with less would not be the same."""
+    with served(ScriptedEngine(corrects=False)) as url:
+        name = post(url, max_tokens=3, sparsity=0.5, griffin={"method": "griffin+"}).json()["griffin"]["expert_set"]
+        refused = post(url, max_tokens=3, griffin={"expert_set": name})
+        shown = httpx.get(f"{url}/v1/griffin/experts/{name}")
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "expert_set_not_found")
+    assert shown.status_code == 200

@@ -1,12 +1,20 @@
 """Modes, comparisons and reused neurons over HTTP, with a real engine behind a real server."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import torch
 
+import griffin
+from griffin.auto import LossTable
+from griffin.calibration import calibrate, identity
 from griffin.errors import LoadError
+from griffin.experiments.results import write_whole
+from griffin.loading import calibration_path, losses_path
 from server.service import load
 from server.settings import Settings
 from tests.server import tiny_checkpoint
@@ -89,3 +97,54 @@ def test_a_server_for_a_method_that_needs_a_calibrated_model(folder: Path) -> No
     """Does not start, and says what to do: every request would be refused otherwise."""
     with pytest.raises(LoadError, match=r"^--method griffin\+ needs .* to be calibrated once: python -m griffin"):
         load(Settings(model=str(folder), method="griffin+", device="cpu"))
+
+
+def test_a_sparsity_that_needs_a_measured_model(url: str, folder: Path) -> None:
+    """Is refused by name; and a server that would refuse every request does not start."""
+    refusal = post(url, sparsity="auto")
+
+    assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "sparsity")
+    assert "python -m griffin.experiments tune" in refusal.json()["error"]["message"]
+    with pytest.raises(
+        LoadError, match=r"^--sparsity auto needs .* to be measured once with method griffin: python -m"
+    ):
+        load(Settings(model=str(folder), sparsity="auto", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def measured_url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server whose model was calibrated and measured, with method griffin+."""
+    cache = tmp_path_factory.mktemp("cache")
+    model = griffin.load(str(folder), dtype="float32", device="cpu", cache_dir=cache).model.requires_grad_(False)
+    found = calibrate(model, torch.randint(3, 40, (4, 20), generator=torch.Generator().manual_seed(1)).tolist())
+    write_whole(calibration_path(model, cache), found.packed(identity(model)))
+    table = LossTable("griffin+", [0.5], [math.log(0.2)], 0.0, 0.0, 0.0, [8, 64], 0.1, 9)
+    write_whole(losses_path(model, cache), table.packed(identity(model)))
+    flags = ("--method", "griffin+", "--sparsity", "auto", "--auto-tolerance", "10", "--cache-dir", str(cache))
+    with running("--model", str(folder), "--dtype", "float32", *flags, OMP_NUM_THREADS="1") as server:
+        yield server.url
+
+
+def test_method_griffin_plus(measured_url: str) -> None:
+    """As many neurons in all as by the paper's method, but not as many in each layer; taken again, the same answer."""
+    paper = ask(measured_url, sparsity=0.5, griffin={"method": "griffin"})["griffin"]
+    plus = ask(measured_url, sparsity=0.5)
+    report = plus["griffin"]
+    again = ask(measured_url, griffin={"expert_set": report["expert_set"]})
+    kept = httpx.get(f"{measured_url}/v1/griffin/experts/{report['expert_set']}").json()
+
+    assert (report["method"], paper["method"]) == ("griffin+", "griffin")
+    assert report["neurons_kept"] == paper["neurons_kept"] == sum(kept["kept_per_layer"])
+    assert report["expert_set"] != paper["expert_set"]
+    assert again["choices"] == plus["choices"]
+
+
+def test_sparsity_auto(measured_url: str) -> None:
+    """As the table has it: 0.1 nats at a quarter, for every prompt; and within the limit of 10 % a little less."""
+    report = ask(measured_url)["griffin"]
+    named = ask(measured_url, sparsity=0.2)["griffin"]
+
+    assert (report["sparsity"], report["requested_sparsity"], report["reason"]) == (0.2, None, "auto")
+    assert report["auto"]["predicted_perplexity_percent"] == pytest.approx(8.33, abs=0.01)
+    assert report["auto"]["tolerance_percent"] == pytest.approx(10)
+    assert report["expert_set"] == named["expert_set"]

@@ -137,6 +137,9 @@ def settled(case: schemathesis.Case, document: dict[str, Any]) -> schemathesis.C
         body |= {"echo": True, "logprobs": 1} if "echo" in known else {}
     if "echo" in known and body.get("max_tokens") == 0:
         body |= {"echo": True, "min_tokens": 0}
+    if body.get("sparsity") == "auto":
+        # Of a model that was not measured.
+        body["sparsity"] = 0.5
     if body.get("griffin"):
         body["griffin"] = _agreed(body)
     if (body.get("griffin") or {}).get("draft") == "ngram":
