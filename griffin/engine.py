@@ -274,6 +274,8 @@ def build_engines(
     if model.device.type == "cpu" and count > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     prefixes = PrefixStore(prefix_bytes, prefill_chunk)
+    # Once for all of them.
+    calibration = calibration and calibration.to(model.device)
     engines: list[Engine] = []
     try:
         for _ in range(count):

@@ -76,8 +76,16 @@ def predict(
     factor_LRR = torch.linalg.cholesky_ex(gram_LRR).L
     right_LRD = torch.cholesky_solve(given_LRD[:, :-1], factor_LRR)
     offset_LD = given_LRD[:, -1] - (torch.stack(means)[:, None] @ right_LRD)[:, 0]
-    dtype = linear_weight(blocks[0].contract).dtype
-    return Correction([left_kR.to(dtype) for left_kR in left], list(right_LRD.to(dtype))), offset_LD
+    return _correction(left, right_LRD, linear_weight(blocks[0].contract).dtype), offset_LD
+
+
+def _correction(left: Sequence[Tensor], right_LRD: Tensor, dtype: torch.dtype) -> Correction:
+    """The factors are scaled so that half precision can hold them: of neurons that hardly move, left has large ones."""
+    scales = [left_kR.abs().amax().clamp_min(torch.finfo(torch.float32).tiny) for left_kR in left]
+    return Correction(
+        [(left_kR / scale).to(dtype) for left_kR, scale in zip(left, scales, strict=True)],
+        [(right_RD * scale).to(dtype) for right_RD, scale in zip(right_LRD, scales, strict=True)],
+    )
 
 
 def _rows(z_TF: Tensor, mean_F: Tensor) -> Tensor:

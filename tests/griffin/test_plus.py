@@ -1,5 +1,6 @@
 """Method griffin+: its parts by hand, and the whole through the engine."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -129,6 +130,34 @@ def test_the_prediction_is_ridge_regression(prior: bool, model: PreTrainedModel,
         found_kD = kept.correction.left[layer] @ kept.correction.right[layer]
 
         torch.testing.assert_close(found_kD.double(), expected_kD, atol=1e-5, rtol=1e-3)
+
+
+def test_half_precision_holds_the_correction(prompts: Prompts) -> None:
+    """Also where a neuron hardly moves, whose weight in the regression is beyond what half precision has."""
+    model, ids = tiny_model("llama"), prompts(11, 30)
+    with torch.no_grad():
+        for block in feed_forwards(model):
+            linear_weight(block.expand[-1]).mul_(1e-7)
+            linear_weight(block.contract).mul_(1e3)
+    calibration = calibrated(model)
+    corrections = []
+    for dtype in (torch.float32, torch.float16):
+        teacher = Teacher(copy.deepcopy(model).to(dtype), calibration=calibration)
+        teacher.begin()
+        list(teacher.read(ids))
+        kept = teacher.choose(PLUS)
+        assert kept is not None
+        assert kept.correction is not None
+        corrections.append(kept.correction)
+    full, half = corrections
+
+    assert all(
+        left_kR.isfinite().all() and right_RD.isfinite().all()
+        for left_kR, right_RD in zip(half.left, half.right, strict=True)
+    )
+    assert half.left[0].abs().max() == 1
+    assert full.left[0].dtype == torch.float32
+    assert half.left[0].dtype == torch.float16
 
 
 def test_chunks_change_nothing(prompts: Prompts) -> None:
