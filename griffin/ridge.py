@@ -61,7 +61,7 @@ def predict(
         x_RF = share**0.5 * _rows(latest[layer].to(mean_F.device), mean_F)
         if prior:
             x_RF = torch.cat([x_RF, (1 - share) ** 0.5 * calibration.directions_LPF[layer].float()])
-        x_Rk = x_RF[:, experts_k]
+        x_Rk = x_RF.index_select(1, experts_k)
         variance_k = x_Rk.square().sum(dim=0) + unexplained_F[experts_k]
         noise_k = penalty * (variance_k + LEAST * variance_k.mean()) + unexplained_F[experts_k]
         left.append((x_Rk / noise_k.clamp_min(torch.finfo(torch.float32).tiny)).t())
@@ -72,9 +72,10 @@ def predict(
     given_LRD = torch.stack(given)
     gram_LRR = torch.stack(grams)
     gram_LRR.diagonal(dim1=1, dim2=2).add_(1)
-    # The check would wait for the device. Such a sum with the identity is always positive definite.
+    # The check would wait for the device. Such a sum with the identity is always positive definite, and its inverse as
+    # good as a solution with it, which takes far longer on a CPU.
     factor_LRR = torch.linalg.cholesky_ex(gram_LRR).L
-    right_LRD = torch.cholesky_solve(given_LRD[:, :-1], factor_LRR)
+    right_LRD = torch.cholesky_inverse(factor_LRR) @ given_LRD[:, :-1]
     offset_LD = given_LRD[:, -1] - (torch.stack(means)[:, None] @ right_LRD)[:, 0]
     return _correction(left, right_LRD, linear_weight(blocks[0].contract).dtype), offset_LD
 
@@ -100,5 +101,6 @@ def _through(block: FeedForward, x_RF: Tensor, experts_k: Tensor) -> Tensor:
     weight_DF = linear_weight(block.contract)
     removed_F = torch.ones(x_RF.shape[1], dtype=torch.bool, device=x_RF.device).index_fill_(0, experts_k, False)
     removed = removed_F.nonzero()[:, 0]
-    given_RD = x_RF[:, removed].to(weight_DF) @ weight_DF.t()[removed.to(weight_DF.device)]
+    rows_rD = weight_DF.t().index_select(0, removed.to(weight_DF.device))
+    given_RD = x_RF.index_select(1, removed).to(weight_DF) @ rows_rD
     return given_RD.to(x_RF)
