@@ -22,7 +22,14 @@ from griffin.experiments.experiment import Found
 from griffin.experiments.pictures import COLOURS, INK, MUTED, new_figure, panels
 from griffin.experiments.progress import Progress
 from griffin.experiments.results import Claim, Table, percent
-from griffin.experiments.scores import TITLES, add_task_arguments, measure_tasks, relative, score_table
+from griffin.experiments.scores import (
+    TITLES,
+    add_task_arguments,
+    measure_tasks,
+    relative,
+    relative_error,
+    score_table,
+)
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import CLASSIFICATION, GENERATION
 from griffin.experiments.teacher import Teacher
@@ -34,7 +41,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Quality against active parameters"
-SEE = "The lower a line at the same place, the less the same number of parameters loses."
+SEE = (
+    "The lower a line at the same place, the less the same number of parameters loses. Behind scores of tasks, the band "
+    "is one standard error of the full model's."
+)
 QUICK = {"windows": 3, "sparsities": [0.5], "limit": 5}
 SPARSITIES = [0.25, 0.5, 0.75]
 TASKS = ["arc_easy", "coqa"]
@@ -158,8 +168,11 @@ def draw(found: Found) -> "Figure":
     axes, *others = panels(figure, 1, 1 + len(tasks))
     places = [active / 1e6 for active in found["active"]]
     names = [variant.name for variant in variants_at(0.5)]
-    for number, name in enumerate(names[: names.index(ALL) + 1]):
-        bold = name in (griffin(0.5).name, ALL)
+    # The same colours for the same names in all panels.
+    ours = (griffin(0.5).name, ALL)
+    drawn = [*ours, *(name for name in names[: names.index(ALL)] if name not in ours)]
+    for number, name in enumerate(drawn):
+        bold = name in ours
         values = [float(excess(found, name, sparsity).mean()) for sparsity in found["sparsities"]]
         axes.plot(
             places, values, marker="o", markersize=3.5, linewidth=2 if bold else 1.1, label=name,
@@ -170,10 +183,12 @@ def draw(found: Found) -> "Figure":
     axes.set_ylabel("excess negative log-likelihood, nats")
     axes.legend(frameon=False, labelcolor=INK, fontsize=7)
     for task, beside in zip(tasks, others, strict=True):
-        for name, colour in ((griffin(0.5).name, COLOURS[0]), (ALL, COLOURS[1])):
+        for name, colour in zip(ours, COLOURS, strict=False):
             values = [relative(found, task, f"{name} {percent(sparsity)}") for sparsity in found["sparsities"]]
             beside.plot(places, values, marker="o", markersize=3.5, linewidth=2, color=colour, label=name)
         beside.axhline(1, color=MUTED, linewidth=1)
+        error = relative_error(found, task)
+        beside.axhspan(1 - error, 1 + error, color=MUTED, alpha=0.15, linewidth=0)
         beside.set_title(TITLES[task])
         beside.set_ylabel("score / full model's")
         beside.set_ylim(bottom=0)

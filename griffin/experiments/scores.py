@@ -89,6 +89,12 @@ def relative(found: Found, task: str, variant: str) -> float:
     return score / full if full else math.nan
 
 
+def relative_error(found: Found, task: str) -> float:
+    """One standard error of the full model's score, over that score; 0 where either is not known."""
+    metric, full = found["tasks"][task]["metrics"][0], found["scores"][task]["full"]
+    return full.get(f"{metric}_stderr", 0.0) / full[metric] if full[metric] else 0.0
+
+
 def telling(found: Found) -> list[str]:
     """The tasks that say something about the model: the full one does better than by chance, or than 0."""
     return [task for task in found["tasks"] if _is_telling(found, task)]
