@@ -31,11 +31,11 @@ class Auto:
     """What a request asks for.
 
     limit: of the predicted KL divergence, the mean over the generated tokens, in nats.
-    tokens: how many will be generated, at most.
+    tokens: how many will be generated, at most; None takes answers to be as long as those that were measured.
     """
 
     limit: float
-    tokens: int = 1
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class LossTable:
     sparsities: rising, from above 0; with ``constants``, a c for each.
     length, position, removed: the powers a, b and d.
     prompt_tokens: of the shortest and the longest prompt it was measured on.
+    tokens: of the longest answer.
     spread: standard deviation of the logarithm of what was found over what is predicted, on prompts left out.
     prompts: on how many.
     """
@@ -65,6 +66,7 @@ class LossTable:
     position: float
     removed: float
     prompt_tokens: Sequence[int]
+    tokens: int
     spread: float
     prompts: int
 
@@ -74,7 +76,7 @@ class LossTable:
         Args:
             removed: for each of the sparsities, of this prompt.
         """
-        found = self.divergences(prompt_tokens, auto.tokens, removed)
+        found = self.divergences(prompt_tokens, auto.tokens or self.tokens, removed)
         steps = range(1, math.floor(self.sparsities[-1] / STEP + 1e-9) + 1)
         for number in reversed(steps):
             sparsity = round(number * STEP, 6)

@@ -27,19 +27,23 @@ class Chooser:
         blocks: Sequence[FeedForward],
         device: torch.device,
         calibration: Calibration | None = None,
-        losses: LossTable | None = None,
+        losses: Sequence[LossTable] = (),
     ) -> None:
         """
         Args:
             blocks: whose weights stay where they are.
             device: where statistics are, and kept neurons are wanted.
             calibration: what method griffin+ needs.
-            losses: what sparsity auto needs.
+            losses: what sparsity auto needs, for each method that was measured.
         """
         self._blocks, self._device = blocks, device
         self._calibration = calibration and calibration.to(device)
-        self._losses = losses
+        self._losses = {table.method: table for table in losses}
         self._magnitude_LF: Tensor | None = None
+
+    @property
+    def is_calibrated(self) -> bool:
+        return self._calibration is not None
 
     def require(self, pruning: Pruning) -> None:
         """
@@ -56,13 +60,11 @@ class Chooser:
             self._require_losses(pruning.method)
 
     def _require_losses(self, method: MethodName) -> None:
-        command = f"python -m griffin.experiments tune --method {method} --model MODEL --prompts FILE"
-        if self._losses is None:
-            raise InvalidRequest(f"sparsity: 'auto' needs this model to be measured once: {command}", "sparsity")
-        if self._losses.method != method:
+        if method not in self._losses:
+            other = "".join(f" (it was with {known}, but not with {method})" for known in self._losses)
             raise InvalidRequest(
-                f"sparsity: 'auto' was measured with method {self._losses.method}, not with {method}: take that one, "
-                f"or measure anew: {command}",
+                f"sparsity: 'auto' needs this model to be measured once{other}: "
+                f"python -m griffin.experiments tune --method {method} --model MODEL --prompts FILE",
                 "sparsity",
             )
 
@@ -70,9 +72,8 @@ class Chooser:
     def outlook(self, statistic: FlockingStatistic, pruning: Pruning, prompt_tokens: int) -> Outlook:
         """What is to be removed for this prompt."""
         assert pruning.auto is not None
-        assert self._losses is not None
-        removed = self.removed(statistic, pruning, self._losses.sparsities)
-        return self._losses.outlook(pruning.auto, prompt_tokens, removed)
+        table = self._losses[pruning.method]
+        return table.outlook(pruning.auto, prompt_tokens, self.removed(statistic, pruning, table.sparsities))
 
     @torch.inference_mode()
     def removed(self, statistic: FlockingStatistic, pruning: Pruning, sparsities: Sequence[float]) -> list[float]:
@@ -100,19 +101,29 @@ class Chooser:
 
     def latest_tokens(self, pruning: Pruning) -> int:
         """How many of a prompt's last tokens' activations are needed besides the sums over all."""
-        wanted = pruning.method == "griffin+" and pruning.reuse is None and {"compensation", "ridge"} <= pruning.parts
+        removing = pruning.reuse is None and (pruning.sparsity > 0 or pruning.auto is not None)
+        wanted = removing and pruning.method == "griffin+" and {"compensation", "ridge"} <= pruning.parts
         return ridge.LATEST_TOKENS if wanted else 0
 
     @torch.inference_mode()
     def choose(self, statistic: FlockingStatistic, pruning: Pruning) -> Kept:
-        """The neurons that stay, some of which must go."""
+        """The neurons that stay, some of which must go, and what stands for those."""
         if pruning.reuse is not None:
             return self._reused(pruning)
-        if pruning.method == "griffin+":
-            return self._plus(statistic, pruning)
-        scores_LF = statistic.value() if pruning.statistic == "flocking" else self._magnitude()
+        experts = self.experts(statistic, pruning)
+        return self._compensated(experts, statistic, pruning) if pruning.method == "griffin+" else Kept(experts)
+
+    @torch.inference_mode()
+    def experts(self, statistic: FlockingStatistic, pruning: Pruning) -> Sequence[Tensor]:
+        """Of each layer the neurons that stay, chosen by what was read: int64 ``(k,)``, sorted."""
         kept = kept_count(self._blocks[0].width, pruning.sparsity)
-        return Kept(tuple(STRATEGIES[pruning.selection](scores_LF, kept, pruning.generator())))
+        if pruning.method == "griffin+":
+            assert self._calibration is not None
+            loss_LF, layers = self._worth(statistic, self._calibration, pruning), len(self._blocks)
+            counts = plus.budgets(loss_LF, kept * layers) if "budget" in pruning.parts else [kept] * layers
+            return plus.highest(loss_LF if "score" in pruning.parts else statistic.value(), counts)
+        scores_LF = statistic.value() if pruning.statistic == "flocking" else self._magnitude()
+        return tuple(STRATEGIES[pruning.selection](scores_LF, kept, pruning.generator()))
 
     def _reused(self, pruning: Pruning) -> Kept:
         assert pruning.reuse is not None
@@ -125,22 +136,18 @@ class Chooser:
             None if correction is None else correction.to(self._device),
         )
 
-    def _plus(self, statistic: FlockingStatistic, pruning: Pruning) -> Kept:
+    def _compensated(self, experts: Sequence[Tensor], statistic: FlockingStatistic, pruning: Pruning) -> Kept:
+        """With what method griffin+ has for the neurons that are gone."""
         calibration, parts = self._calibration, pruning.parts
         assert calibration is not None
-        kept, layers = kept_count(self._blocks[0].width, pruning.sparsity), len(self._blocks)
-        found = plus.activations(statistic, calibration, "prior" in parts)
-        compensated = "compensation" in parts
-        loss_LF = self._worth(statistic, calibration, pruning)
-        counts = plus.budgets(loss_LF, kept * layers) if "budget" in parts else [kept] * layers
-        experts = plus.highest(loss_LF if "score" in parts else statistic.value(), counts)
-        if not compensated:
+        prior = "prior" in parts
+        if "compensation" not in parts:
             return Kept(experts)
-        if "ridge" not in parts:
-            return Kept(experts, plus.offsets(self._blocks, experts, found.mean()))
-        correction, offset_LD = ridge.predict(
-            self._blocks, experts, found.mean(), statistic, calibration, prior="prior" in parts
-        )
+        mean_LF = plus.activations(statistic, calibration, prior).mean()
+        # A prompt of one token shows nothing to go by.
+        if "ridge" not in parts or not (prior or statistic.latest()):
+            return Kept(experts, plus.offsets(self._blocks, experts, mean_LF))
+        correction, offset_LD = ridge.predict(self._blocks, experts, mean_LF, statistic, calibration, prior=prior)
         return Kept(experts, offset_LD, correction)
 
     @staticmethod

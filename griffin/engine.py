@@ -29,7 +29,7 @@ from griffin.errors import (
 )
 from griffin.prefixes import PrefixStore
 from griffin.prompt import Claim, Prompt, Scoring, Token, never
-from griffin.pruning import Pruning
+from griffin.pruning import METHODS, MethodName, Pruning
 from griffin.runner import Runner
 from griffin.sampling import Sampling
 from griffin.verification import Verification
@@ -50,7 +50,7 @@ class Engine:
         prefill_chunk: int = 256,
         prefixes: PrefixStore | None = None,
         calibration: Calibration | None = None,
-        losses: LossTable | None = None,
+        losses: Sequence[LossTable] = (),
         step: StepName = "auto",
     ) -> None:
         """
@@ -60,7 +60,7 @@ class Engine:
             prefill_chunk: prompt tokens per forward pass, the bound on prefill's memory.
             prefixes: where the beginnings of prompts are kept, of the same chunk; None keeps none.
             calibration: of this model, for method griffin+; None refuses that.
-            losses: of this model, for sparsity auto; likewise.
+            losses: of this model, by method, for sparsity auto; likewise.
             step: how a token is run, see ``decode``; auto takes the fastest.
 
         Raises:
@@ -114,8 +114,10 @@ class Engine:
         """First calls choose kernels and touch buffers; no request should pay for that. Nor be answered wrongly."""
         prompt = [id % self.vocabulary_size for id in range(min(8, self.context_length - 2))]
         self._runner.verify(prompt)
-        for _ in self.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5)):
-            pass
+        methods: tuple[MethodName, ...] = METHODS if self._runner.chooser.is_calibrated else ("griffin",)
+        for method in methods:
+            for _ in self.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5, method=method)):
+                pass
 
     def check(
         self, prompt_ids: Sequence[int], sampling: Sampling | None = None, scoring: Scoring | None = None
@@ -168,6 +170,13 @@ class Engine:
                 "max_tokens",
             )
 
+    def require(self, pruning: Pruning) -> None:
+        """
+        Raises:
+            InvalidRequest: this model cannot be pruned so: it was not calibrated, or not measured.
+        """
+        self._runner.chooser.require(pruning)
+
     @contextmanager
     def read(
         self,
@@ -186,7 +195,7 @@ class Engine:
         """
         pruning = pruning or Pruning()
         self.check(prompt_ids, None, scoring)
-        self._runner.chooser.require(pruning)
+        self.require(pruning)
         with self._claimed() as claim:
             self._runner.reset(pruning)
             prompt = Prompt(self._runner, prompt_ids, pruning, self.eos_token_ids, claim)
@@ -265,7 +274,7 @@ def build_engines(
     prefill_chunk: int = 256,
     prefix_bytes: int = 0,
     calibration: Calibration | None = None,
-    losses: LossTable | None = None,
+    losses: Sequence[LossTable] = (),
 ) -> list[Engine]:
     """Engines that share one model and one store of prefixes, warmed up, for ``count`` threads to run one each.
 

@@ -100,6 +100,8 @@ class FusedStep:
 
     def _contract_corrected(self, kept: Kept, correction: Correction) -> None:
         """Costs the memory of the kept neurons' second projections, until others are kept."""
+        # First of all, for there may not be room for both.
+        self._corrected = []
         self._corrected = [
             layer.experts.contract_FD[experts_k]
             for layer, experts_k in zip(self.weights.layers, kept.layers, strict=True)

@@ -35,6 +35,7 @@ from griffin.errors import GriffinError, LoadError
 from griffin.families import feed_forwards, require_supported
 from griffin.offload import HostWeights, attach_
 from griffin.precision import fastest_dtype
+from griffin.pruning import METHODS, MethodName
 
 logger = logging.getLogger("griffin")
 
@@ -52,14 +53,14 @@ class Checkpoint:
     """A loaded model, its tokenizer, and a short name for it.
 
     calibration: what method griffin+ needs, if the model was calibrated.
-    losses: what sparsity auto needs, if they were measured.
+    losses: what sparsity auto needs, for each method that was measured.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     calibration: Calibration | None = None
-    losses: LossTable | None = None
+    losses: Sequence[LossTable] = ()
 
 
 def load(
@@ -105,7 +106,7 @@ def load_each(
     groups = [[parse_device(name) for name in device.split("+")] for device in devices]
     torch_dtype = parse_dtype(dtype, groups[0][0])
     path, name = _locate(source)
-    cache_dir = cache_dir or platformdirs.user_cache_path("griffin")
+    cache_dir = cache_dir or default_cache()
     map_from = cache_dir / "by-neuron" if ff_offload and groups == [[torch.device("cpu")]] else None
     try:
         if isinstance(path, Path) and path.suffix == ".gguf":
@@ -113,7 +114,8 @@ def load_each(
         else:
             require_supported(PreTrainedConfig.get_config_dict(path)[0])
             model, tokenizer = _read(path, torch_dtype, map_from)
-        calibration, losses = _calibration(model, cache_dir), _losses(model, cache_dir)
+        calibration = _calibration(model, cache_dir)
+        losses = _losses(model, cache_dir, calibration)
         if HostWeights.of(model) is not None:
             return [Checkpoint(name, model, tokenizer, losses=losses)]
         models = distribute(model, groups, ff_offload=ff_offload)
@@ -129,18 +131,33 @@ def load_each(
 
 def calibration_path(model: PreTrainedModel, cache_dir: Path | None = None) -> Path:
     """Where a model's calibration is kept."""
-    folder = (cache_dir or platformdirs.user_cache_path("griffin")) / "calibrations"
+    folder = (cache_dir or default_cache()) / "calibrations"
     return folder / f"{identity(model)}.safetensors"
 
 
-def losses_path(model: PreTrainedModel, cache_dir: Path | None = None) -> Path:
-    """Where it is kept what sparsities cost a model."""
-    return (cache_dir or platformdirs.user_cache_path("griffin")) / "losses" / f"{identity(model)}.json"
+def default_cache() -> Path:
+    """GRIFFIN_CACHE_DIR, which is the server's setting, or the user's cache: commands and server look in one place."""
+    named = os.environ.get("GRIFFIN_CACHE_DIR")
+    return Path(named) if named else platformdirs.user_cache_path("griffin")
 
 
-def _losses(model: PreTrainedModel, cache_dir: Path) -> LossTable | None:
-    path = losses_path(model, cache_dir)
-    return LossTable.read(path, path.stem)
+def losses_path(model: PreTrainedModel, method: MethodName, cache_dir: Path | None = None) -> Path:
+    """Where it is kept what sparsities cost a model, by a method."""
+    return (cache_dir or default_cache()) / "losses" / f"{identity(model)}-{method}.json"
+
+
+def measured_as(model: PreTrainedModel, method: MethodName, calibration: Calibration | None) -> str:
+    """A name for all that losses depend on, beside the prompts."""
+    name = identity(model)
+    return f"{name} {calibration.name()}" if method == "griffin+" and calibration else name
+
+
+def _losses(model: PreTrainedModel, cache_dir: Path, calibration: Calibration | None) -> list[LossTable]:
+    found = [
+        LossTable.read(losses_path(model, method, cache_dir), measured_as(model, method, calibration))
+        for method in METHODS
+    ]
+    return [table for table in found if table is not None]
 
 
 def _calibration(model: PreTrainedModel, cache_dir: Path) -> Calibration | None:

@@ -109,7 +109,7 @@ class Prompt:
         dense = min(length, scoring.read_dense(length)) if scoring and sparse else length
         # Scores need logits, which are not kept; and so does the last token that is read here.
         start = length if scoring is None else min(scoring.start, dense)
-        self.cached_tokens = runner.resume(ids, start - 1)
+        self.cached_tokens = runner.resume(ids, start - 1, dense)
         self.scores = None if scoring is None else [None] * (self.cached_tokens + 1)
         logits_from = length - 1 if scoring is None else min(max(0, scoring.start - 1), length - 1)
         for logits_CV in runner.read_dense(ids, self.cached_tokens, dense, logits_from, cancelled):

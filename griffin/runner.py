@@ -23,7 +23,7 @@ from griffin.decode import StepName, extend, logits, make_decoder
 from griffin.devices import make_current
 from griffin.errors import Cancelled, is_out_of_memory
 from griffin.families import feed_forwards, linear_weight
-from griffin.kept import Kept, Selection
+from griffin.kept import Correction, Kept, Selection
 from griffin.offload import HostWeights, stream
 from griffin.prefixes import Chunk, PrefixStore
 from griffin.pruning import DecodeTwin, Pruning, share, store_by_neuron_
@@ -50,7 +50,7 @@ class Runner:
         prefill_chunk: int,
         prefixes: PrefixStore,
         calibration: Calibration | None = None,
-        losses: LossTable | None = None,
+        losses: Sequence[LossTable] = (),
         step: StepName = "auto",
     ) -> None:
         # A tree of its own: hooks sit on modules, and engines must not see each other's.
@@ -124,10 +124,14 @@ class Runner:
             return pruning.reuse.kept < self.accounting.neurons
         return kept_count(self.accounting.width, pruning.sparsity) < self.accounting.width
 
-    def resume(self, ids: Sequence[int], limit: int) -> int:
-        """Begin with what is known of a prompt's first ``limit`` tokens; how many that were."""
+    def resume(self, ids: Sequence[int], limit: int, dense: int) -> int:
+        """Begin with what is known of a prompt's first ``limit`` tokens; how many that were.
+
+        Args:
+            dense: how many will be read by the full model.
+        """
         self._names = self._prefixes.names(ids)
-        limit = min(limit, len(ids) - self._latest)
+        limit = min(limit, dense - self._latest)
         chunks = self._prefixes.longest(self._names[: max(0, limit) // self._chunk])
         for chunk in chunks:
             self.cache.append(chunk.keys_values)
@@ -238,15 +242,13 @@ class Chosen:
         # Copies that wait for nobody; they have arrived when the timer has stopped.
         self._experts = torch.cat(tuple(kept.layers)).to(torch.int32).to("cpu", non_blocking=True)
         self._offset_LD = None if kept.offset_LD is None else kept.offset_LD.to("cpu", non_blocking=True)
-        correction, cpu = kept.correction, torch.device("cpu")
-        self._correction = None if correction is None else correction.to(cpu, non_blocking=True)
+        self._correction = self._copied(kept.correction)
 
     def selection(self) -> Selection:
         seconds = self.timer.seconds()
         # Not the copies themselves: from CUDA those are page-locked memory, and selections are kept for a while.
         experts = self._experts.clone()
         offset_LD = None if self._offset_LD is None else self._offset_LD.clone()
-        correction = None if self._correction is None else self._correction.clone()
         digest = hashlib.sha256(experts.numpy().tobytes())
         # Where there is a correction, the offset depends on it.
         if offset_LD is not None:
@@ -257,8 +259,17 @@ class Chosen:
             self._prompt_tokens,
             torch.split(experts, self.kept.counts),
             offset_LD,
-            correction,
+            self._correction_copy(),
         )
+
+    @staticmethod
+    def _copied(correction: Correction | None) -> Correction | None:
+        return None if correction is None else correction.to(torch.device("cpu"), non_blocking=True)
+
+    def _correction_copy(self) -> Correction | None:
+        """On a CPU it is the one in use, which nobody changes."""
+        here = self.kept.layers[0].device.type == "cpu"
+        return self._correction if here or self._correction is None else self._correction.clone()
 
 
 class _Timer:

@@ -111,13 +111,14 @@ class FlockingStatistic:
         self._values_3LF = torch.zeros(3, len(blocks), blocks[0].width, dtype=torch.float32, device=device)
         self._weight_L = torch.zeros(len(blocks), dtype=torch.float32, device=device)
         self._tokens, self._kept_tokens = 0, 0
-        self._latest: list[Tensor] = []
+        # In pieces, as they came.
+        self._latest: list[list[Tensor]] = [[] for _ in blocks]
 
     def reset(self, latest: int = 0) -> None:
         """For another sequence, of which the activations of that many latest tokens are kept besides."""
         self._values_3LF.zero_()
         self._weight_L.zero_()
-        self._tokens, self._kept_tokens, self._latest = 0, latest, []
+        self._tokens, self._kept_tokens, self._latest = 0, latest, [[] for _ in self._contracts]
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -153,14 +154,16 @@ class FlockingStatistic:
     @torch.inference_mode()
     def sums(self) -> Sums:
         """A copy of all that was counted."""
-        return Sums(self._values_3LF.clone(), self._weight_L.clone(), self._tokens, tuple(self._latest))
+        return Sums(self._values_3LF.clone(), self._weight_L.clone(), self._tokens, self.latest())
 
     @torch.inference_mode()
     def resume(self, sums: Sums) -> None:
         """Go on from such a copy."""
         self._values_3LF.copy_(sums.values_3LF)
         self._weight_L.copy_(sums.weight_L)
-        self._tokens, self._latest = sums.tokens, list(sums.latest)
+        self._tokens, self._latest = sums.tokens, [[] for _ in self._contracts]
+        for pieces, z_TF in zip(self._latest, sums.latest, strict=False):
+            pieces.append(z_TF)
 
     def value(self) -> Tensor:
         """s of equation 1: fp32 ``(L, F)``."""
@@ -172,8 +175,13 @@ class FlockingStatistic:
         return Moments(sum_LF, square_LF, self._weight_L, max(0, self._tokens - 1))
 
     def latest(self) -> Sequence[Tensor]:
-        """Of each layer, the activations ``(T, F)`` of the last tokens, as many as are kept, but never the first."""
-        return self._latest
+        """Of each layer, the activations ``(T, F)`` of the last tokens, as many as are kept, but never the first.
+
+        Nothing at all if there are none.
+        """
+        if not all(self._latest):
+            return ()
+        return tuple(torch.cat(pieces)[-self._kept_tokens :] for pieces in self._latest)
 
     def _count(self, layer: int, z_TF: Tensor) -> None:
         *rows, weight = sums_of(z_TF, skipped=0 if self._tokens else 1)
@@ -181,18 +189,18 @@ class FlockingStatistic:
         for values_F, row_F in zip(self._values_3LF[:, layer], rows, strict=True):
             values_F.add_(row_F.to(values_F.device))
         self._weight_L[layer] += weight.to(self._weight_L.device)
-        if self._kept_tokens:
-            self._hold(layer, z_TF[0 if self._tokens else 1 :])
+        known_TF = z_TF[0 if self._tokens else 1 :]
+        if self._kept_tokens and len(known_TF):
+            self._hold(layer, known_TF)
         if layer == len(self._contracts) - 1:
             self._tokens += len(z_TF)
 
     def _hold(self, layer: int, z_TF: Tensor) -> None:
+        pieces = self._latest[layer]
         # Copied: a view would hold all of a chunk's activations.
-        new_TF = z_TF[-self._kept_tokens :].clone()
-        if layer == len(self._latest):
-            self._latest.append(new_TF)
-        else:
-            self._latest[layer] = torch.cat([self._latest[layer], new_TF])[-self._kept_tokens :]
+        pieces.append(z_TF[-self._kept_tokens :].clone())
+        if sum(map(len, pieces)) > 2 * self._kept_tokens:
+            pieces[:] = [torch.cat(pieces)[-self._kept_tokens :]]
 
     @staticmethod
     def _hook(layer: int, seen: Callable[[int, Tensor], None]) -> Any:

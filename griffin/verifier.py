@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from griffin.decode import logits
-from griffin.kept import Kept
 from griffin.ngrams import NGrams
 from griffin.pruning import Pruning
 from griffin.runner import Chosen, Runner
@@ -170,10 +169,12 @@ class Verifier:
         if not self._refreshes or self._unseen < REFRESH_TOKENS:
             return
         self._unseen = 0
-        chosen = self._runner.select(self._pruning, self._runner.cache.length)
-        if chosen is None or self._chosen is None or overlap(chosen.kept, self._chosen.kept) >= SAME_ENOUGH:
+        runner = self._runner
+        # First of all which they would be: what stands for the others takes longer to find.
+        experts = runner.chooser.experts(runner.statistic, self._pruning)
+        if self._chosen is None or overlap(experts, self._chosen.kept.layers) >= SAME_ENOUGH:
             return
-        self._use(chosen)
+        self._use(runner.select(self._pruning, runner.cache.length))
         self._count(refreshes=1)
 
     def _use(self, chosen: Chosen | None) -> None:
@@ -186,8 +187,8 @@ class Verifier:
         self.verified = replace(self.verified, **{name: getattr(self.verified, name) + n for name, n in more.items()})
 
 
-def overlap(first: Kept, second: Kept) -> float:
-    """The Jaccard similarity of two choices of neurons: those that both have, of those that either has."""
-    pairs = zip(first.layers, second.layers, strict=True)
+def overlap(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """The Jaccard similarity of two choices of neurons, by layer: those that both have, of those that either has."""
+    pairs = zip(first, second, strict=True)
     shared = int(torch.stack([torch.isin(a_k, b_k, assume_unique=True).sum() for a_k, b_k in pairs]).sum())
-    return shared / (sum(first.counts) + sum(second.counts) - shared)
+    return shared / (sum(map(len, first)) + sum(map(len, second)) - shared)

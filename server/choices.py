@@ -99,7 +99,9 @@ def _pruning(options: GriffinOptions, sparsity: SparsityChoice, settings: Settin
         _refuse(named, "not with method griffin+, which chooses by itself; leave it out")
     if sparsity == "auto":
         if named and (options.selection or PAPERS[0], options.statistic or PAPERS[1]) != PAPERS:
-            _refuse(named, "not with sparsity auto, which goes by the flocking statistic; leave it out")
+            _refuse(
+                named, "not with sparsity auto, which goes by the flocking statistic; leave it out, or name a sparsity"
+            )
         # How many tokens that is over depends on the prompt, too.
         return Pruning(seed=seed, method=method, auto=Auto(math.log1p(settings.auto_tolerance / 100)))
     return Pruning(

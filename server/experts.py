@@ -7,7 +7,8 @@ from griffin import Pruning, Selection
 
 # Of a model of 13 billion parameters, some sixty sets; of a small one, many more than anybody looks at.
 BUDGET_BYTES = 64 * 2**20
-# Of method griffin+, what stands for the removed neurons is far larger: of such a model one, of a small one a dozen.
+# Of method griffin+, what stands for the removed neurons is far larger: it is held of the latest set, and of more if
+# they fit here, as those of small models do.
 CORRECTION_BYTES = 256 * 2**20
 
 
@@ -47,13 +48,13 @@ class RecentExperts:
 
     def _fit(self) -> None:
         """From the latest on, as long as there is room; first the corrections go, then whole sets."""
-        room, correction_room = self._budget, self._correction_budget
+        room, correction_room, latest = self._budget, self._correction_budget, next(reversed(self._sets))
         for name in reversed(list(self._sets)):
             known = self._sets[name]
             correction = known.selection.correction
             if correction is not None:
                 correction_room -= correction.bytes
-                if correction_room < 0:
+                if correction_room < 0 and name != latest:
                     known = self._sets[name] = replace(known, selection=replace(known.selection, correction=None))
             room -= known.selection.bytes
             if room < 0:

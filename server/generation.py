@@ -144,7 +144,8 @@ class Generation:
             # Made while the end of its text was being found.
             return
         self.tally.made(event.prompt, event.sample, token, event.at)
-        if token.selection is not None and token.selection is self.tally.selection(event.prompt):
+        own = self.tally.selection(event.prompt)
+        if token.selection is not None and own is not None and token.selection.expert_set == own.expert_set:
             # Others, taken on the way, have no name in the answer; those that were named are known.
             self.model.experts.remember(token.selection, self.job.asks[event.prompt].pruning)
         if self._shadow is not None and key == (0, 0):

@@ -90,8 +90,8 @@ class Intake:
         choices, samplings = self.choices, body.samplings(context - len(prompt_ids))
         pruning = choices.pruning
         if pruning.auto is not None:
-            tokens = max((sampling.max_tokens for sampling in samplings), default=1)
-            pruning = replace(pruning, auto=replace(pruning.auto, tokens=max(1, tokens)))
+            # Who names no limit does not mean to fill the context.
+            pruning = replace(pruning, auto=replace(pruning.auto, tokens=body.token_limit() or None))
         return Ask(prompt_ids, samplings, pruning, body.scoring(), choices.verification, choices.compare)
 
     def _require_few_scores(self, asks: Sequence[Ask]) -> None:

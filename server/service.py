@@ -10,7 +10,7 @@ from time import monotonic, time
 from typing import Any, TypeVar
 
 import griffin
-from griffin.auto import LossTable
+from griffin import Checkpoint
 from griffin.errors import LoadError
 from server.errors import ApiError, InvalidField, ModelLoading, ModelNotFound, ServerDraining
 from server.experts import RecentExperts
@@ -227,7 +227,7 @@ def load(settings: Settings) -> Loaded:
             f"python -m griffin.experiments calibrate --model {settings.model}"
         )
     if settings.sparsity == "auto":
-        _require_losses(checkpoints[0].losses, settings)
+        _require_losses(checkpoints[0], settings)
     engines = [
         engine
         for checkpoint in checkpoints
@@ -255,9 +255,9 @@ def load(settings: Settings) -> Loaded:
     )
 
 
-def _require_losses(losses: LossTable | None, settings: Settings) -> None:
+def _require_losses(checkpoint: Checkpoint, settings: Settings) -> None:
     """Otherwise every request that names no sparsity would be refused."""
-    if losses is None or losses.method != settings.method:
+    if settings.method not in [table.method for table in checkpoint.losses]:
         raise LoadError(
             f"--sparsity auto needs {settings.model} to be measured once with method {settings.method}: python -m "
             f"griffin.experiments tune --method {settings.method} --model {settings.model} --prompts FILE"

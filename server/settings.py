@@ -124,7 +124,8 @@ class Settings(BaseSettings):
     cache_dir: Annotated[
         Path | None,
         Field(
-            description="for GGUF weights made plain and those that ff-offload maps; default: the user's cache (XDG)"
+            description="for GGUF weights made plain, those that ff-offload maps, and what calibrate and tune have "
+            "found; default: the user's cache (XDG)"
         ),
     ] = None
     log_level: Annotated[

@@ -64,7 +64,9 @@ class Shadows:
     def put(self, ask: Ask, selection: Selection | None, ids: list[int]) -> None:
         """The newest; the oldest go, until all fit. The first token is the full model's, and one alone says nothing."""
         if self._share and selection is not None and len(ids) > 1:
-            self._waiting.append(Shadow(ask.prompt_ids, ids, replace(ask.pruning, reuse=selection)))
+            # Those of griffin+ are chosen again, the same: what stands for the others would be much to hold.
+            pruning = ask.pruning if ask.pruning.method == "griffin+" else replace(ask.pruning, reuse=selection)
+            self._waiting.append(Shadow(ask.prompt_ids, ids, pruning))
             self._fit()
 
     def take(self) -> Shadow:

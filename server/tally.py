@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from griffin import Accounting, Comparison, Pruning, Selection, Token, Verified
@@ -111,8 +111,9 @@ class Tally:
         self._generated.inc()
 
     def _chosen(self, prompt: int, selection: Selection) -> None:
-        # The same number for every prompt of a job. Others, taken on the way, are not the prompt's.
-        self._selections.setdefault(prompt, selection)
+        # The same number for every prompt of a job. Others, taken on the way, are not the prompt's. Which neurons they
+        # are is all that is told: what stands for the others is far larger.
+        self._selections.setdefault(prompt, replace(selection, correction=None))
         self._active = self._accounting.active(selection.kept)
 
     def _verify(self, key: tuple[int, int], verified: Verified) -> None:
@@ -134,7 +135,7 @@ class Tally:
             self._comparisons.append(comparison)
 
     def selection(self, prompt: int) -> Selection | None:
-        """The neurons that were chosen for a prompt, if any were."""
+        """The neurons that were chosen for a prompt, if any were, without their correction."""
         return self._selections.get(prompt)
 
     def usage(self) -> Usage:

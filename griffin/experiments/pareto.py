@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 TITLE = "Quality against active parameters"
 SEE = (
-    "The lower a line at the same place, the less the same number of parameters loses. Behind scores of tasks, the band "
-    "is one standard error of the full model's."
+    "The lower a line at the same place, the less the same number of parameters loses. Behind scores of tasks, the "
+    "band is one standard error of the full model's."
 )
 QUICK = {"windows": 3, "sparsities": [0.5], "limit": 5}
 SPARSITIES = [0.25, 0.5, 0.75]

@@ -124,6 +124,7 @@ class Teacher:
 
     def removed(self, pruning: Pruning) -> float:
         """What this pruning's removed neurons are worth, by what was read, see ``Chooser.removed``."""
+        self._chooser.require(pruning)
         return self._chooser.removed(self._statistic, pruning, [pruning.sparsity])[0]
 
     def _run(self, ids: Sequence[int], wanted: int) -> Iterator[Tensor]:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from griffin.auto import LossTable
-from griffin.calibration import identity
 from griffin.errors import GriffinError, InvalidRequest
 from griffin.experiments.arguments import count, file, positive, sparsity, whole
 from griffin.experiments.pictures import require_matplotlib, save
@@ -34,8 +33,8 @@ from griffin.experiments.tune_figures import LEGEND, draw, length_name, table
 from griffin.experiments.tune_losses import Loss, losses
 from griffin.experiments.tune_prompts import Case, encode, read_entries
 from griffin.experiments.tune_speed import measure_speeds
-from griffin.loading import losses_path
-from griffin.pruning import METHODS
+from griffin.loading import losses_path, measured_as
+from griffin.pruning import METHODS, Pruning
 from griffin.selection import kept_count
 
 ALL = "all"
@@ -104,12 +103,15 @@ def run(arguments: argparse.Namespace) -> None:
     _settle(arguments)
     entries = read_entries(arguments.prompts)[: arguments.limit]
     study = open_model(arguments.model, arguments.dtype, arguments.device, None, arguments.out)
+    study.engine.require(Pruning(0.5, method=arguments.method))
     cases = [encode(entry, study.tokenizer) for entry in entries]
     require_fit(study, cases, arguments.prompt_lengths, arguments.tokens)
     found = {**measure(study, cases, arguments), "load_average": load_average}
-    if found["auto"] and not arguments.quick:
-        name = identity(study.checkpoint.model)
-        write_whole(losses_path(study.checkpoint.model), LossTable(**found["auto"]).packed(name))
+    if found["auto"]:
+        model, method = study.checkpoint.model, arguments.method
+        path, name = losses_path(model, method), measured_as(model, method, study.checkpoint.calibration)
+        write_whole(path, LossTable(**found["auto"]).packed(name))
+        found["advice"].append(f"It is in {path}, where the server finds it at its next start.")
     write_json(study.folder / "tune.json", found)
     save(draw(found), study.folder / "tune.svg")
     print(_heading(found, cases), table(found).text(), LEGEND, "\n".join(found["advice"]), sep="\n\n")

@@ -45,7 +45,9 @@ class _Fit:
 
 
 def fit(measured: Sequence[Measured], method: str) -> LossTable | None:
-    """None if the prompts are too few to tell."""
+    """None if the prompts are too few to tell, or nothing was lost at all."""
+    # What rounds to no neuron loses nothing, and has no logarithm.
+    measured = [one for one in measured if one.loss.divergence > LEAST_DIVERGENCE * one.loss.tokens]
     prompts = sorted({one.prompt for one in measured})
     sparsities = sorted({one.sparsity for one in measured})
     if len(prompts) < FEWEST_PROMPTS:
@@ -67,6 +69,8 @@ def fit(measured: Sequence[Measured], method: str) -> LossTable | None:
         position=position,
         removed=removed,
         prompt_tokens=[min(lengths), max(lengths)],
+        # One more than are judged, which the full model gives anyway.
+        tokens=1 + max(one.loss.tokens for one in measured),
         spread=math.sqrt(sum(error**2 for error in errors) / len(errors)),
         prompts=len(prompts),
     )
@@ -120,7 +124,7 @@ def _rows(measured: Sequence[Measured], sparsities: Sequence[float]) -> tuple[Te
         )
         removed = math.log(max(loss.removed / loss.tokens, LEAST_REMOVED))
         for tokens, divergence, place in halves:
-            if tokens and divergence > LEAST_DIVERGENCE:
+            if tokens and divergence > LEAST_DIVERGENCE * tokens:
                 at = [float(one.sparsity == sparsity) for sparsity in sparsities]
                 rows.append([*at, math.log(one.prompt_tokens), math.log(max(place, 0.5)), removed])
                 logs.append(math.log(divergence / tokens))

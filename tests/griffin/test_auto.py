@@ -30,6 +30,7 @@ TABLE = LossTable(
     position=1.0,
     removed=0.5,
     prompt_tokens=[10, 400],
+    tokens=16,
     spread=0.3,
     prompts=12,
 )
@@ -66,10 +67,12 @@ def test_the_largest_within_the_limit(limit: float, expected: float) -> None:
 
 
 def test_longer_answers_are_pruned_less() -> None:
-    """Where later places lose more."""
-    few, many = (TABLE.outlook(Auto(0.05, tokens), 100, [0.01, 0.04]).sparsity for tokens in (4, 64))
+    """Where later places lose more; those of no limit are taken to be as long as the ones that were measured."""
+    few, many, usual, measured = (
+        TABLE.outlook(Auto(0.05, tokens), 100, [0.01, 0.04]).sparsity for tokens in (4, 64, None, 16)
+    )
 
-    assert few > many
+    assert few > usual == measured > many
 
 
 def test_a_file_of_it(tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_what_is_removed_by_griffin_plus(prompts: Prompts) -> None:
 
 def test_the_engine_goes_by_it(prompts: Prompts) -> None:
     """What comes out is what the sparsity gives that was found; and it is found anew for each prompt."""
-    engine = Engine(tiny_model("llama"), losses=TABLE)
+    engine = Engine(tiny_model("llama"), losses=[TABLE])
     ids = prompts(4, 60)
     with engine.read(ids, Pruning(auto=Auto(0.1, 6))) as read:
         found = [token.id for token in read.generate(GREEDY)]
@@ -152,11 +155,11 @@ def test_the_engine_goes_by_it(prompts: Prompts) -> None:
 @pytest.mark.parametrize(
     ("losses", "method", "expected"),
     [
-        (None, "griffin", "needs this model to be measured once: python -m griffin.experiments tune --method griffin "),
-        (TABLE, "griffin+", "was measured with method griffin, not with griffin+"),
+        ([], "griffin", "needs this model to be measured once: python -m griffin.experiments tune --method griffin "),
+        ([TABLE], "griffin+", "it was with griffin, but not with griffin+"),
     ],
 )
-def test_what_was_not_measured_is_refused(losses: LossTable | None, method: str, expected: str) -> None:
+def test_what_was_not_measured_is_refused(losses: list[LossTable], method: str, expected: str) -> None:
     """With the command that measures it."""
     model = tiny_model("llama").requires_grad_(False)
     calibration = calibrate(model, [[5, 9, 11, 40, 7]])

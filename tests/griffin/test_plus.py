@@ -230,6 +230,41 @@ def test_prefix_reuse_changes_nothing(
     assert again.expert_set == first.expert_set
 
 
+def test_a_known_beginning_changes_no_score(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neurons are chosen where the full model's part of a scored text ends: the latest tokens before that are read."""
+    model = tiny_model("llama")
+    calibration = calibrated(model)
+    monkeypatch.setattr(ridge, "LATEST_TOKENS", 7)
+    engine = Engine(model, prefill_chunk=8, prefixes=PrefixStore(2**20, 8), calibration=calibration)
+    fresh = Engine(model, prefill_chunk=8, calibration=calibration)
+    ids, rest = prompts(7, 18), prompts(8, 12)
+    list(engine.generate(ids, Sampling(max_tokens=1), PLUS))
+
+    torch.testing.assert_close(engine.score(ids, rest, PLUS), fresh.score(ids, rest, PLUS), atol=1e-5, rtol=0)
+
+
+def test_a_dense_request_reads_nothing_again(prompts: Prompts) -> None:
+    """Whatever its method: there is no neuron to predict."""
+    model = tiny_model("llama")
+    engine = Engine(model, prefill_chunk=8, prefixes=PrefixStore(2**20, 8), calibration=calibrated(model))
+    ids = prompts(7, 18)
+    list(engine.generate(ids, Sampling(max_tokens=1)))
+
+    with engine.read(ids, Pruning(method="griffin+")) as read:
+        assert read.cached_tokens == 16
+
+
+def test_a_prompt_of_one_token(prompts: Prompts) -> None:
+    """Shows nothing of any neuron; general text does, and without it the full model's means are what there is."""
+    model = tiny_model("llama")
+    calibration = calibrated(model)
+    engine = Engine(model, calibration=calibration)
+    for parts in (frozenset(PARTS), frozenset(PARTS) - {"prior"}):
+        pruning = Pruning(0.5, method="griffin+", parts=parts)
+        found = list(engine.generate(prompts(1, 1), Sampling(max_tokens=4, ignore_eos=True), pruning))
+        assert len(found) == 4
+
+
 def test_reused_neurons(prompts: Prompts) -> None:
     """Another prompt takes them as they are, offsets too, under the same name."""
     model = tiny_model("llama")

@@ -374,8 +374,8 @@ def test_overlap_is_the_jaccard_similarity() -> None:
     first = Kept([torch.tensor([0, 1, 2]), torch.tensor([5])])
     second = Kept([torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6])])
 
-    assert overlap(first, second) == 3 / 7
-    assert overlap(first, first) == 1
+    assert overlap(first.layers, second.layers) == 3 / 7
+    assert overlap(first.layers, first.layers) == 1
 
 
 @pytest.mark.usefixtures("often")

@@ -11,10 +11,10 @@ import torch
 
 import griffin
 from griffin.auto import LossTable
-from griffin.calibration import calibrate, identity
+from griffin.calibration import Calibration, calibrate, identity
 from griffin.errors import LoadError
 from griffin.experiments.results import write_whole
-from griffin.loading import calibration_path, losses_path
+from griffin.loading import calibration_path, losses_path, measured_as
 from server.service import load
 from server.settings import Settings
 from tests.server import tiny_checkpoint
@@ -118,8 +118,9 @@ def measured_url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     model = griffin.load(str(folder), dtype="float32", device="cpu", cache_dir=cache).model.requires_grad_(False)
     found = calibrate(model, torch.randint(3, 40, (4, 20), generator=torch.Generator().manual_seed(1)).tolist())
     write_whole(calibration_path(model, cache), found.packed(identity(model)))
-    table = LossTable("griffin+", [0.5], [math.log(0.2)], 0.0, 0.0, 0.0, [8, 64], 0.1, 9)
-    write_whole(losses_path(model, cache), table.packed(identity(model)))
+    table = LossTable("griffin+", [0.5], [math.log(0.2)], 0.0, 0.0, 0.0, [8, 64], 48, 0.1, 9)
+    read = Calibration.read(calibration_path(model, cache), identity(model))
+    write_whole(losses_path(model, "griffin+", cache), table.packed(measured_as(model, "griffin+", read)))
     flags = ("--method", "griffin+", "--sparsity", "auto", "--auto-tolerance", "10", "--cache-dir", str(cache))
     with running("--model", str(folder), "--dtype", "float32", *flags, OMP_NUM_THREADS="1") as server:
         yield server.url

@@ -71,6 +71,17 @@ def test_all_prompts_of_one_length() -> None:
     assert predicted == pytest.approx(found[0].loss.divergence / 64, rel=0.1)
 
 
+def test_a_sparsity_that_loses_nothing() -> None:
+    """It rounds to no neuron, and says nothing of the others; where none loses anything, there is no table."""
+    found = made(10, length=-0.4, position=0.2, removed=0.6)
+    nothing = [Measured(one.prompt, one.prompt_tokens, 0.001, Loss(64, 0.0, 0.0, 64, 32)) for one in found]
+    table = fit([*nothing, *found], "griffin")
+
+    assert table is not None
+    assert table == fit(found, "griffin")
+    assert fit(nothing, "griffin") is None
+
+
 def test_too_few_prompts() -> None:
     """Make no table, however many measurements they are."""
     assert fit(made(7, length=-0.4, position=0.2, removed=0.6), "griffin") is None
