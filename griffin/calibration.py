@@ -177,7 +177,8 @@ class _Sample:
         self._every = every
 
     def add(self, latest: Sequence[Tensor]) -> None:
-        for rows, z_TF in zip(self._rows, latest, strict=True):
+        # Nothing of a sequence that has only begun.
+        for rows, z_TF in zip(self._rows, latest, strict=False):
             rows.append(z_TF[:: self._every].to("cpu", torch.bfloat16))
 
     @torch.inference_mode()

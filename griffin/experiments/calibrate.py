@@ -6,6 +6,7 @@ takes 8 KB for each in host memory. Do not calibrate on text that results are to
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from griffin.calibration import calibrate, identity
@@ -25,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="where books.jsonl is")
     parser.add_argument("--sequences", type=kinds.count, default=48, metavar="N", help="to read (%(default)s)")
-    parser.add_argument("--tokens", type=kinds.count, default=384, metavar="N", help="of each (%(default)s)")
+    parser.add_argument(
+        "--tokens", type=partial(kinds.whole, lowest=2), default=384, metavar="N", help="of each (%(default)s)"
+    )
     parser.add_argument("--to", type=Path, metavar="FILE", help="write there instead of the user's cache")
 
 
