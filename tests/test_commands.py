@@ -31,6 +31,9 @@ ELSEWHERE = {
     "lm-eval run": ("tests/clients/test_lm_eval.py", "local-completions"),
     "python -m griffin.experiments report": ("tests/griffin/experiments/test_report.py", "make_report(flags("),
     "python -m griffin.experiments calibrate": ("tests/griffin/experiments/test_beyond.py", "command.run("),
+    "python -m griffin.experiments pareto": ("tests/griffin/experiments/test_beyond.py", 'conduct("pareto"'),
+    "python -m griffin.experiments drift": ("tests/griffin/experiments/test_beyond.py", 'conduct("drift"'),
+    "python -m griffin.experiments acceptance": ("tests/griffin/experiments/test_beyond.py", 'conduct("acceptance"'),
     "python -m griffin.experiments tune": ("tests/griffin/experiments/test_tune.py", 'tune.run(command("--prompts"'),
     "pip install -c deploy/constraints.txt -e '.[experiments]'": ("Makefile", "-c $(CONSTRAINTS) -e '.[experiments]'"),
     # The extra is in `dev`, too.
