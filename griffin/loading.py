@@ -106,7 +106,7 @@ def load_each(
     groups = [[parse_device(name) for name in device.split("+")] for device in devices]
     torch_dtype = parse_dtype(dtype, groups[0][0])
     path, name = _locate(source)
-    cache_dir = cache_dir or default_cache()
+    cache_dir = cache_dir or platformdirs.user_cache_path("griffin")
     map_from = cache_dir / "by-neuron" if ff_offload and groups == [[torch.device("cpu")]] else None
     try:
         if isinstance(path, Path) and path.suffix == ".gguf":
@@ -131,19 +131,13 @@ def load_each(
 
 def calibration_path(model: PreTrainedModel, cache_dir: Path | None = None) -> Path:
     """Where a model's calibration is kept."""
-    folder = (cache_dir or default_cache()) / "calibrations"
+    folder = (cache_dir or platformdirs.user_cache_path("griffin")) / "calibrations"
     return folder / f"{identity(model)}.safetensors"
-
-
-def default_cache() -> Path:
-    """GRIFFIN_CACHE_DIR, which is the server's setting, or the user's cache: commands and server look in one place."""
-    named = os.environ.get("GRIFFIN_CACHE_DIR")
-    return Path(named) if named else platformdirs.user_cache_path("griffin")
 
 
 def losses_path(model: PreTrainedModel, method: MethodName, cache_dir: Path | None = None) -> Path:
     """Where it is kept what sparsities cost a model, by a method."""
-    return (cache_dir or default_cache()) / "losses" / f"{identity(model)}-{method}.json"
+    return (cache_dir or platformdirs.user_cache_path("griffin")) / "losses" / f"{identity(model)}-{method}.json"
 
 
 def measured_as(model: PreTrainedModel, method: MethodName, calibration: Calibration | None) -> str:

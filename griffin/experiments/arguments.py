@@ -31,6 +31,13 @@ def add_sparsities(parser: argparse.ArgumentParser, standard: Sequence[float], t
     parser.add_argument("--sparsities", type=sparsity, nargs="+", metavar="S", default=list(standard), help=f"({told})")
 
 
+def add_cache_dir(parser: argparse.ArgumentParser) -> None:
+    """Where the server looks, too."""
+    parser.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="the server's, where it has one of its own (the user's cache)"
+    )
+
+
 def removing(sparsities: Iterable[float]) -> list[float]:
     """Each once, in order, but for 0, which is the full model."""
     return sorted({value for value in sparsities if value})

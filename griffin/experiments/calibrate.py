@@ -1,8 +1,8 @@
 """Calibrate a model for method griffin+: once, on some thousands of tokens of general text.
 
 Text like what the model will be used for is best; books and news do. What is found, 260 bytes for each feed-forward
-neuron, is kept in the user's cache (or GRIFFIN_CACHE_DIR), where the server and all experiments find it. On the way it
-takes 8 KB for each in host memory. Do not calibrate on text that results are to be reported on.
+neuron, is kept in the user's cache, where the server and all experiments find it. On the way it takes 8 KB for each in
+host memory. Do not calibrate on text that results are to be reported on.
 """
 
 import argparse
@@ -29,12 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens", type=partial(kinds.whole, lowest=2), default=384, metavar="N", help="of each (%(default)s)"
     )
+    kinds.add_cache_dir(parser)
     parser.add_argument("--to", type=Path, metavar="FILE", help="write there instead of the user's cache")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Raises: GriffinError, ValueError: with one line for the user."""
-    study = open_model(arguments.model, arguments.dtype, arguments.device, arguments.data, Path())
+    cache_dir = arguments.cache_dir
+    study = open_model(arguments.model, arguments.dtype, arguments.device, arguments.data, Path(), cache_dir)
     model = study.checkpoint.model.requires_grad_(False)
     ids = _from_files(study, arguments.text) if arguments.text else read_text(study, "books").ids
     sequences = spread(ids, start_of(study.tokenizer), arguments.sequences, arguments.tokens)
@@ -45,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
             progress.begin("reading, forwards and backwards")
 
         found = calibrate(model, sequences, advance)
-    path = arguments.to or calibration_path(model)
+    path = arguments.to or calibration_path(model, cache_dir)
     write_whole(path, found.packed(identity(model)))
     print(f"{study.name} is calibrated on {len(sequences) * arguments.tokens} tokens: {path}")
 

@@ -117,9 +117,11 @@ def open_study(arguments: argparse.Namespace) -> Study:
     return open_model(arguments.model, arguments.dtype, arguments.device, data, arguments.out)
 
 
-def open_model(model: str, dtype: str, device: str, data: Path | None, out: Path) -> Study:
+def open_model(
+    model: str, dtype: str, device: str, data: Path | None, out: Path, cache_dir: Path | None = None
+) -> Study:
     """Load a model; its results go to a folder of its name in ``out``. As ``griffin.load``."""
-    checkpoint = load(model, dtype=dtype, device=device)
+    checkpoint = load(model, dtype=dtype, device=device, cache_dir=cache_dir)
     return Study(checkpoint, data, out / folder_name(checkpoint.name))
 
 

@@ -22,7 +22,7 @@ import torch
 
 from griffin.auto import LossTable
 from griffin.errors import GriffinError, InvalidRequest
-from griffin.experiments.arguments import count, file, positive, sparsity, whole
+from griffin.experiments.arguments import add_cache_dir, count, file, positive, sparsity, whole
 from griffin.experiments.pictures import require_matplotlib, save
 from griffin.experiments.progress import Progress
 from griffin.experiments.results import write_json, write_whole
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sparsities", type=sparsity, nargs="+", metavar="S", default=[0.25, 0.5, 0.75],
         help="fractions of neurons removed, 0 to below 1 (0.25 0.5 0.75); the full model always runs",
     )  # fmt: skip
+    add_cache_dir(parser)
     parser.add_argument("--method", choices=METHODS, default="griffin", help="of choosing neurons (%(default)s)")
     parser.add_argument(
         "--prompt-lengths", type=_length, nargs="+", metavar="P", default=[64, 256, None],

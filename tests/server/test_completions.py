@@ -23,7 +23,8 @@ def test_one_object() -> None:
         "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert answer["griffin"] == {
-        "sparsity": 0.5, "requested_sparsity": 0.5, "reason": "requested", "method": "griffin", "mode": "fast",
+        "sparsity": 0.5, "requested_sparsity": 0.5, "reason": "requested", "auto": None,
+        "method": "griffin", "mode": "fast",
         "selection": "top_k", "statistic": "flocking", "neurons_kept": 100, "neurons_total": 200,
         "active_parameters": 700, "total_parameters": 1000, "prompt_tokens": 5, "selection_ms": 2.0,
         "expert_set": "cafe", "expert_sets": None, "verification": None, "comparison": None,
