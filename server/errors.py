@@ -271,6 +271,9 @@ def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
     if first["type"] == "extra_forbidden":
         return InvalidField(f"{param} is not a field of {path[0]}", param, "unknown_parameter")
     message = str(first["msg"]).removeprefix("Value error, ")
+    # Of a union: a word that would have done as well.
+    words = [e["ctx"]["expected"] for e in errors[1:] if e["type"] == "literal_error" and path[0] in e["loc"]]
+    message += "".join(f", or {word}" for word in words)
     return InvalidField(f"{param}: {message} (got {_short(first['input'])})", param)
 
 

@@ -95,6 +95,17 @@ def test_what_does_not_go_with_it(body: dict[str, Any], param: str, expected: st
     assert expected in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("wrong", ["most", 1.5])
+def test_what_is_no_sparsity(wrong: object) -> None:
+    """The refusal names both that would do."""
+    with served(ScriptedEngine()) as url:
+        refused = post(url, max_tokens=2, sparsity=wrong)
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "sparsity"
+    assert f", or 'auto' (got {wrong!r})" in refused.json()["error"]["message"]
+
+
 def test_not_with_neurons_that_were_chosen() -> None:
     """An expert_set has its own sparsity."""
     with served(ScriptedEngine(outlook=FOUND)) as url:
