@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from griffin.errors import LoadError
 from griffin.families import FeedForward, feed_forwards, linear_weight
-from griffin.statistic import FlockingStatistic, Moments, inverse_lengths
+from griffin.statistic import FlockingStatistic, Moments, centred_rows
 
 # Raised when files of before would be read wrongly.
 EDITION = "2"
@@ -188,8 +188,7 @@ class _Sample:
 
     @staticmethod
     def _of(rows: list[Tensor], mean_F: Tensor) -> Tensor:
-        z_TF = torch.cat(rows).float()
-        x_TF = (z_TF - mean_F) * (inverse_lengths(z_TF)[:, None] / max(1, len(z_TF))).sqrt()
+        x_TF = centred_rows(torch.cat(rows), mean_F)
         count = min(DIRECTIONS, *x_TF.shape)
         # More columns than wanted, and a few rounds: exact to well below what a sample of tokens is.
         with torch.random.fork_rng(devices=[]):

@@ -20,7 +20,7 @@ from torch import Tensor
 from griffin.calibration import Calibration
 from griffin.families import FeedForward, linear_weight
 from griffin.kept import Correction
-from griffin.statistic import FlockingStatistic, inverse_lengths
+from griffin.statistic import FlockingStatistic, centred_rows
 
 # Of a prompt.
 LATEST_TOKENS = 128
@@ -58,7 +58,7 @@ def predict(
     left, grams, given, means = [], [], [], []
     for layer, (block, experts_k) in enumerate(zip(blocks, experts, strict=True)):
         mean_F, unexplained_F = mean_LF[layer], unexplained_LF[layer]
-        x_RF = share**0.5 * _rows(latest[layer].to(mean_F.device), mean_F)
+        x_RF = share**0.5 * centred_rows(latest[layer].to(mean_F.device), mean_F)
         if prior:
             x_RF = torch.cat([x_RF, (1 - share) ** 0.5 * calibration.directions_LPF[layer].float()])
         x_Rk = x_RF.index_select(1, experts_k)
@@ -87,13 +87,6 @@ def _correction(left: Sequence[Tensor], right_LRD: Tensor, dtype: torch.dtype) -
         [(left_kR / scale).to(dtype) for left_kR, scale in zip(left, scales, strict=True)],
         [(right_RD * scale).to(dtype) for right_RD, scale in zip(right_LRD, scales, strict=True)],
     )
-
-
-def _rows(z_TF: Tensor, mean_F: Tensor) -> Tensor:
-    """Of tokens, together as much as one."""
-    z_TF = z_TF.float()
-    inverse_T1 = inverse_lengths(z_TF)[:, None]
-    return (z_TF - mean_F) * (inverse_T1 / max(1, len(z_TF))).sqrt()
 
 
 def _through(block: FeedForward, x_RF: Tensor, experts_k: Tensor) -> Tensor:

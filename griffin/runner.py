@@ -7,7 +7,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,7 +22,7 @@ from griffin.decode import StepName, extend, logits, make_decoder
 from griffin.devices import make_current
 from griffin.errors import Cancelled, is_out_of_memory
 from griffin.families import feed_forwards, linear_weight
-from griffin.kept import Correction, Kept, Selection
+from griffin.kept import Kept, Selection
 from griffin.offload import HostWeights, stream
 from griffin.prefixes import Chunk, PrefixStore
 from griffin.pruning import DecodeTwin, Pruning, share, store_by_neuron_
@@ -146,8 +145,7 @@ class Runner:
             return
         try:
             # Without the latest tokens' activations, which are larger than all else that is known of a token.
-            sums = replace(self.statistic.sums(), latest=())
-            chunk = Chunk(self.cache.copy(behind - self._chunk, behind), sums)
+            chunk = Chunk(self.cache.copy(behind - self._chunk, behind), self.statistic.sums(latest=False))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -242,13 +240,17 @@ class Chosen:
         # Copies that wait for nobody; they have arrived when the timer has stopped.
         self._experts = torch.cat(tuple(kept.layers)).to(torch.int32).to("cpu", non_blocking=True)
         self._offset_LD = None if kept.offset_LD is None else kept.offset_LD.to("cpu", non_blocking=True)
-        self._correction = self._copied(kept.correction)
+        self._correction = kept.correction and kept.correction.to(torch.device("cpu"), non_blocking=True)
 
     def selection(self) -> Selection:
         seconds = self.timer.seconds()
         # Not the copies themselves: from CUDA those are page-locked memory, and selections are kept for a while.
         experts = self._experts.clone()
         offset_LD = None if self._offset_LD is None else self._offset_LD.clone()
+        # On a CPU it is the one in use, which nobody changes, and far larger than the others.
+        correction = self._correction
+        if correction is not None and self.kept.layers[0].device.type != "cpu":
+            correction = correction.clone()
         digest = hashlib.sha256(experts.numpy().tobytes())
         # Where there is a correction, the offset depends on it.
         if offset_LD is not None:
@@ -259,17 +261,8 @@ class Chosen:
             self._prompt_tokens,
             torch.split(experts, self.kept.counts),
             offset_LD,
-            self._correction_copy(),
+            correction,
         )
-
-    @staticmethod
-    def _copied(correction: Correction | None) -> Correction | None:
-        return None if correction is None else correction.to(torch.device("cpu"), non_blocking=True)
-
-    def _correction_copy(self) -> Correction | None:
-        """On a CPU it is the one in use, which nobody changes."""
-        here = self.kept.layers[0].device.type == "cpu"
-        return self._correction if here or self._correction is None else self._correction.clone()
 
 
 class _Timer:

@@ -47,6 +47,12 @@ def inverse_lengths(z_TF: Tensor) -> Tensor:
     return torch.where(norms_T > torch.finfo(torch.float32).tiny ** 0.5, norms_T.reciprocal(), 0.0)
 
 
+def centred_rows(z_TF: Tensor, mean_F: Tensor) -> Tensor:
+    """(z - mean) / sqrt||z|| of each token, over sqrt T, so that they are as much as one token: fp32 ``(T, F)``."""
+    z_TF = z_TF.float()
+    return (z_TF - mean_F) * (inverse_lengths(z_TF)[:, None] / max(1, len(z_TF))).sqrt()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
     """What was counted of a sequence's tokens; it adds up over any split of them. All fp32.
@@ -152,9 +158,9 @@ class FlockingStatistic:
                 hook.remove()
 
     @torch.inference_mode()
-    def sums(self) -> Sums:
-        """A copy of all that was counted."""
-        return Sums(self._values_3LF.clone(), self._weight_L.clone(), self._tokens, self.latest())
+    def sums(self, *, latest: bool = True) -> Sums:
+        """A copy of all that was counted, and of the latest tokens' activations."""
+        return Sums(self._values_3LF.clone(), self._weight_L.clone(), self._tokens, self.latest() if latest else ())
 
     @torch.inference_mode()
     def resume(self, sums: Sums) -> None:
