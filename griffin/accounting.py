@@ -72,9 +72,13 @@ class Accounting:
         """FF neurons of all layers that stay when the fraction ``sparsity`` is removed."""
         return self.layers * kept_count(self.width, sparsity)
 
-    def active(self, kept: int) -> int:
-        """Parameters that take part in a token when all layers together keep that many neurons."""
-        return self.total - (self.neurons - kept) * self.per_neuron
+    def active(self, kept: int, extra: int = 0) -> int:
+        """Parameters that take part in a token when all layers together keep that many neurons.
+
+        Args:
+            extra: of what stands for the others, see ``kept.Correction``.
+        """
+        return self.total - (self.neurons - kept) * self.per_neuron + extra
 
     def bytes_per_token(self, kept: int, context_tokens: int) -> int:
         """The least that one decode step has to read: its weights, and the keys and values of its context."""

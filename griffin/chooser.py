@@ -147,7 +147,9 @@ class Chooser:
         # A prompt of one token shows nothing to go by.
         if "ridge" not in parts or not (prior or statistic.latest()):
             return Kept(experts, plus.offsets(self._blocks, experts, mean_LF))
-        correction, offset_LD = ridge.predict(self._blocks, experts, mean_LF, statistic, calibration, prior=prior)
+        correction, offset_LD = ridge.predict(
+            self._blocks, experts, mean_LF, statistic, calibration, prior=prior, inputs="inputs" in parts
+        )
         return Kept(experts, offset_LD, correction)
 
     @staticmethod

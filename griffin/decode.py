@@ -190,6 +190,7 @@ def make_decoder(
     twin: DecodeTwin,
     cache: KVCache,
     context_length: int,
+    directions: int = 0,
 ) -> Decoder:
     """The decoder of that name, or (auto) the fastest that this model, device and installation have.
 
@@ -211,7 +212,7 @@ def make_decoder(
         name = "native" if native.available() and native.supported(weights) else "lean"
     if name == "graph" and weights is not None:
         try:
-            return _graph_decoder(weights, cache, context_length)
+            return _graph_decoder(weights, cache, context_length, directions)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -235,11 +236,11 @@ def _step(name: StepName, model: PreTrainedModel, weights: Weights | None, twin:
     return native.NativeStep(weights, cache, torch.get_num_threads())
 
 
-def _graph_decoder(weights: Weights, cache: KVCache, context_length: int) -> Decoder:
+def _graph_decoder(weights: Weights, cache: KVCache, context_length: int, directions: int) -> Decoder:
     # Where no CUDA is, Triton may be missing, and nothing of it is imported.
     from griffin.graph import GraphDecoder
 
-    return GraphDecoder(weights, cache, context_length)
+    return GraphDecoder(weights, cache, context_length, directions=directions)
 
 
 def _require(holds: bool, otherwise: str) -> None:

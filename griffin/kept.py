@@ -1,6 +1,6 @@
 """Which feed-forward neurons stay for a request, and what stands for those that do not; and the report of it.
 
-Shapes: L layers, D model width, k kept neurons of one layer, R the rank of a correction.
+Shapes: L layers, D model width, k kept neurons of one layer, I input directions, R the rank of a correction.
 """
 
 from collections.abc import Sequence
@@ -14,31 +14,51 @@ from torch import Tensor
 class Correction:
     """Added to the second projections' kept rows, so that they give what they can tell of the others' share too.
 
-    Of each layer a matrix ``(k, D)`` as a product, in the weights' dtype.
+    Of each layer a matrix ``(k + I, D)`` as a product, in the weights' dtype: its last rows go with what a block's
+    input has in I directions, as if these were neurons without an activation function, with no rows of their own.
 
-    left: ``(k, R)`` for each layer.
+    left: ``(k + I, R)`` for each layer.
     right: ``(R, D)`` likewise.
+    inputs: ``(I, D)`` likewise; nothing if I is 0.
     """
 
     left: Sequence[Tensor]
     right: Sequence[Tensor]
+    inputs: Sequence[Tensor] = ()
+
+    @property
+    def directions(self) -> int:
+        """I."""
+        return len(self.inputs[0]) if self.inputs else 0
+
+    @property
+    def parameters(self) -> int:
+        """That a token uses besides those of the kept neurons."""
+        return 2 * sum(inputs_ID.numel() for inputs_ID in self.inputs)
 
     @property
     def bytes(self) -> int:
-        return sum(factor.nbytes for factor in (*self.left, *self.right))
+        return sum(factor.nbytes for factor in (*self.left, *self.right, *self.inputs))
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "Correction":
-        left, right = (
-            [factor.to(device, non_blocking=non_blocking) for factor in factors] for factors in (self.left, self.right)
+        return Correction(
+            *(
+                [factor.to(device, non_blocking=non_blocking) for factor in factors]
+                for factors in (self.left, self.right, self.inputs)
+            )
         )
-        return Correction(left, right)
 
     def clone(self) -> "Correction":
-        return Correction([factor.clone() for factor in self.left], [factor.clone() for factor in self.right])
+        return Correction(*([factor.clone() for factor in factors] for factors in (self.left, self.right, self.inputs)))
 
-    def add_to_(self, layer: int, contract_kD: Tensor) -> None:
-        """Correct a layer's kept rows, in place."""
-        contract_kD.addmm_(self.left[layer].to(contract_kD), self.right[layer].to(contract_kD))
+    def write_(self, layer: int, contract_mD: Tensor) -> None:
+        """Correct a layer's kept rows, in place, and write those of the input directions behind them.
+
+        Args:
+            contract_mD: ``(k + I, D)``.
+        """
+        contract_mD[len(contract_mD) - self.directions :] = 0
+        contract_mD.addmm_(self.left[layer].to(contract_mD), self.right[layer].to(contract_mD))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +79,16 @@ class Kept:
         """k of each layer."""
         return [len(experts_k) for experts_k in self.layers]
 
+    @property
+    def directions(self) -> int:
+        """I."""
+        return self.correction.directions if self.correction else 0
+
+    @property
+    def extra_parameters(self) -> int:
+        """That a token uses besides those of the kept neurons."""
+        return self.correction.parameters if self.correction else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -69,6 +99,7 @@ class Selection:
     prompt_tokens: how many tokens they were chosen on.
     experts: which they are, for each layer sorted int32 indices ``(k,)``, on the host.
     offset_LD, correction: what stands for the others, see ``Kept``; on the host.
+    extra_parameters: that a token uses besides those of the neurons.
     """
 
     seconds: float
@@ -77,6 +108,7 @@ class Selection:
     experts: tuple[Tensor, ...] = field(repr=False, compare=False)
     offset_LD: Tensor | None = field(default=None, repr=False, compare=False)
     correction: Correction | None = field(default=None, repr=False, compare=False)
+    extra_parameters: int = 0
 
     @property
     def kept(self) -> int:

@@ -4,8 +4,9 @@ A launcher writes into tensors that it is given, allocates nothing and reads no 
 can record it. Which token, which position and which neurons: all that changes is read on the device. Sums are
 fp32 and in a fixed order; what the library holds in the model's dtype in between is rounded to that dtype here.
 
-Shapes: D model width, N outputs of a projection, F feed-forward neurons, V vocabulary, H query heads, G key and
-value heads, S head size, R rotated pairs of a head, C context length, P parts of a sum that are reduced later.
+Shapes: D model width, N outputs of a projection, F feed-forward neurons, I input directions, V vocabulary,
+H query heads, G key and value heads, S head size, R rotated pairs of a head, C context length, P parts of a sum that
+are reduced later.
 Tiles: B before the letter.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
@@ -201,19 +202,25 @@ def expand(
     activation: str,
     bias: Tensor | None = None,
     norm: Norm | None = None,
+    inputs_ID: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> None:
     """z_j = activation(gate) up of neuron ``index_j``, or activation(up) of plain blocks, for j < ``kept``.
 
     weight: ``(2 F, D)``, the gates first, or ``(F, D)``; bias likewise. index_F: int32, kept: int32 ``(1,)``.
-    z_F: fp32, values rounded to the model's dtype.
+    z_F: fp32, values rounded to the model's dtype; as long as there are neurons and input directions.
+    inputs_ID: then behind those z, what the input has in these directions, in the model's dtype, as long as there is
+        room before ``rows``, int32 ``(1,)``: ``kept + I``, or ``kept``.
     """
-    F, D = len(z_F), weight.shape[1]
+    F, D = len(index_F), weight.shape[1]
+    directions = 0 if inputs_ID is None else len(inputs_ID)
     gated = len(weight) == 2 * F
     # The tiles of gate and up share the registers. Half the neurons kept are the case to be quick in.
     BF, BD = weight_tile(F // 2, D, LARGEST_TILE // 2 if gated else LARGEST_TILE)
-    _expand[(triton.cdiv(F, BF),)](
-        x_D, weight, bias, index_F, kept, z_F, *_norm_arguments(norm, x_D.dtype), F, D, gated, activation, BF, BD
-    )
+    _expand[(triton.cdiv(F, BF) + triton.cdiv(directions, BF),)](
+        x_D, weight, bias, index_F, kept, z_F, inputs_ID, rows, *_norm_arguments(norm, x_D.dtype),
+        F, D, gated, activation, BF, BD,
+    )  # fmt: skip
 
 
 def contract(
@@ -221,6 +228,7 @@ def contract(
 ) -> None:
     """Partial sums over j < ``kept`` of z_j times row ``index_j``: fp32 ``(P, D)``, for ``reduce_add``.
 
+    Input directions count among the kept here, see ``expand``.
     address: int64 ``(1,)``, of the first row of a matrix ``(F, D)`` of that dtype, a multiple of 16. So a recorded step
         can be told to read another one.
     """
@@ -535,14 +543,47 @@ def _combine(
 
 
 @triton.jit
+def _expand_inputs(
+    x_D, inputs_ID, first, kept, rows, z_F,
+    norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
+    D: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    dtype = x_D.dtype.element_ty
+    count = tl.load(rows) - kept
+    if first < count:
+        directions = first + tl.arange(0, BF)
+        offsets = directions[:, None] * D
+        if norm_weight_D is not None:
+            mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
+        products = tl.zeros((BF, BD), tl.float32)
+        for start in range(0, D, BD):
+            columns = start + tl.arange(0, BD)
+            inside = columns < D
+            tile = (directions < count)[:, None] & inside[None, :]
+            w = tl.load(inputs_ID + offsets + columns[None, :], mask=tile, other=0.0, eviction_policy="evict_first")
+            x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+            if norm_weight_D is not None:
+                x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+            products += w.to(tl.float32) * x[None, :]
+        tl.store(z_F + kept + directions, _rounded(tl.sum(products, 1), dtype), mask=directions < count)
+
+
+@triton.jit
 def _expand(
-    x_D, weight, bias, index_F, kept, z_F,
+    x_D, weight, bias, index_F, kept, z_F, inputs_ID, rows,
     norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
     F: tl.constexpr, D: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
     BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     k = tl.load(kept)
     first = tl.program_id(0) * BF
+    if inputs_ID is not None:  # noqa: SIM102 - what is known when compiling, and what is not
+        if first >= tl.cdiv(F, BF) * BF:
+            _expand_inputs(
+                x_D, inputs_ID, first - tl.cdiv(F, BF) * BF, k, rows, z_F,
+                norm_weight_D, norm_bias_D, eps, CENTRED, ROUND_TWICE, D, BF, BD,
+            )  # fmt: skip
+            return
     if first >= k:
         return
 

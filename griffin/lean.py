@@ -91,6 +91,8 @@ def feed(experts: Experts, x_1D: Tensor, activation: Activation) -> Tensor:
         z_1k = _activated(gate_1k, activation) * up_1k
     else:
         z_1k = _activated(hidden, activation)
+    if experts.inputs is not None:
+        z_1k = torch.cat((z_1k, functional.linear(x_1D, experts.inputs)), dim=1)
     return functional.linear(z_1k, experts.contract_FD.t(), experts.contract_bias)
 
 

@@ -69,9 +69,13 @@ typedef struct {
     double scaling;
 } Rotary;
 
-/* expand: (parts F, D), the gate's rows first where parts is 2. contract: (F, D), one row a neuron; its bias (D,). */
+/*
+ * expand: (parts F, D), the gate's rows first where parts is 2. contract: (F, D), one row a neuron; its bias (D,).
+ * inputs: (I, D), what the block's input has in these directions goes through the last I rows of contract, which has
+ * F + I then; I may be 0.
+ */
 typedef struct {
-    Projection expand, contract;
+    Projection expand, contract, inputs;
 } Experts;
 
 /* window 0: all positions. keys, values: (G, capacity, S). */
@@ -518,22 +522,38 @@ static void attend(Step *step, const Layer *layer, const Scratch *scratch)
             attend_head(step, layer, first, scratch);
 }
 
+static int64_t largest(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
 static int64_t chunk_count(int64_t neurons)
 {
     return neurons < CHUNKS ? neurons : CHUNKS;
+}
+
+static int64_t neuron_count(const Experts *experts)
+{
+    return experts->contract.rows - experts->inputs.rows;
 }
 
 /* One chunk of neurons, from input to their part of the output: nothing needs to be waited for in between. */
 static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, const float *x, const Scratch *scratch)
 {
     const Model *model = step->model;
-    const Projection *contract = &layer->experts.contract;
-    int64_t neurons = contract->rows, chunks = chunk_count(neurons);
-    int64_t first = neurons * chunk / chunks, behind = neurons * (chunk + 1) / chunks;
-    dot_rows(step, scratch->gate, &layer->experts.expand, first, behind, x);
-    if (model->gated)
-        dot_rows(step, scratch->up, &layer->experts.expand, neurons + first, neurons + behind, x);
-    step->kernels->activate(scratch->gate, model->gated ? scratch->up : NULL, behind - first, model->activation);
+    const Experts *experts = &layer->experts;
+    const Projection *contract = &experts->contract;
+    int64_t rows = contract->rows, neurons = neuron_count(experts), chunks = chunk_count(rows);
+    int64_t first = rows * chunk / chunks, behind = rows * (chunk + 1) / chunks;
+    int64_t last = behind < neurons ? behind : neurons, input = largest(first, neurons);
+    if (first < last) {
+        dot_rows(step, scratch->gate, &experts->expand, first, last, x);
+        if (model->gated)
+            dot_rows(step, scratch->up, &experts->expand, neurons + first, neurons + last, x);
+        step->kernels->activate(scratch->gate, model->gated ? scratch->up : NULL, last - first, model->activation);
+    }
+    if (input < behind)
+        dot_rows(step, scratch->gate + (input - first), &experts->inputs, input - neurons, behind - neurons, x);
     float *sum = step->partial_sums + chunk * model->width;
     memset(sum, 0, (size_t)model->width * sizeof *sum);
     step->kernels->add[model->bfloat16](
@@ -607,7 +627,7 @@ static void copy_row(const Model *model, const Projection *to, int64_t target, c
 
 static void keep_row(const Step *step, const Experts *all, const Experts *kept, int64_t part, int64_t neuron, int64_t source)
 {
-    int64_t k = kept->contract.rows;
+    int64_t k = neuron_count(kept);
     if (part * all->contract.rows == all->expand.rows) {
         copy_row(step->model, &kept->contract, neuron, &all->contract, source);
         return;
@@ -625,11 +645,11 @@ static void keep(Step *step, int member)
     int64_t parts = 1 + step->all->expand.rows / step->all->contract.rows, layers = step->model->layer_count;
     int64_t first, behind, total = 0;
     for (int64_t layer = 0; layer < layers; layer++)
-        total += parts * step->kept[layer].contract.rows;
+        total += parts * neuron_count(&step->kept[layer]);
     while (claim(&step->team, total, 16, &first, &behind)) {
         const int64_t *experts = step->experts;
         for (int64_t layer = 0, start = 0; layer < layers && start < behind; layer++) {
-            int64_t k = step->kept[layer].contract.rows, end = start + parts * k;
+            int64_t k = neuron_count(&step->kept[layer]), end = start + parts * k;
             for (; first < behind && first < end; first++) {
                 int64_t number = first - start;
                 keep_row(step, &step->all[layer], &step->kept[layer], number / k, number % k, experts[number % k]);
@@ -641,11 +661,6 @@ static void keep(Step *step, int member)
 }
 
 /* ---- Opening and closing. ---- */
-
-static int64_t largest(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
 
 /* The next floats of the step's memory; only counts where there is none yet. */
 static float *take(float *memory, size_t *used, int64_t count)
@@ -676,7 +691,8 @@ static size_t lay_out(Step *step, float *memory)
         scratch->key = take(memory, &used, size);
         scratch->value = take(memory, &used, size);
         scratch->scores = take(memory, &used, SCORES);
-        scratch->gate = take(memory, &used, neurons / CHUNKS + 1);
+        /* At most as many input directions as the input has numbers. */
+        scratch->gate = take(memory, &used, (neurons + model->width) / CHUNKS + 1);
         scratch->up = take(memory, &used, neurons / CHUNKS + 1);
     }
     return used;

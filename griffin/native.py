@@ -2,7 +2,7 @@
 
 Nothing here is needed: where there was no C compiler at installation, ``available()`` is false.
 
-Shapes: L layers, D model width, F feed-forward neurons, k of them kept, V vocabulary, S head size.
+Shapes: L layers, D model width, F feed-forward neurons, k of them kept, I input directions, V vocabulary, S head size.
 """
 
 import ctypes
@@ -54,7 +54,7 @@ class _Rotary(ctypes.Structure):
 
 
 class _Experts(ctypes.Structure):
-    _fields_ = (("expand", _Projection), ("contract", _Projection))
+    _fields_ = (("expand", _Projection), ("contract", _Projection), ("inputs", _Projection))
 
 
 class _Layer(ctypes.Structure):
@@ -210,8 +210,8 @@ class NativeStep:
             self._use(all_experts)
             return
         _require(kept, len(all_experts), int(all_experts[0].contract.rows))
-        if self._kept is None:
-            self._kept = _Room(self._weights)
+        if self._kept is None or self._kept.directions < kept.directions:
+            self._kept = _Room(self._weights, kept.directions)
         experts, room = torch.cat(tuple(kept.layers)), self._kept.describe(kept, all_experts)
         self._library.griffin_keep(handle, all_experts, room, experts.data_ptr())
         self._kept.correct(kept)
@@ -266,6 +266,8 @@ def _require(kept: Kept, layers: int, neurons: int) -> None:
             raise ValueError(f"experts must be int64 (k,), but are {experts_k.dtype} {tuple(experts_k.shape)}")
         if experts_k.min() < 0 or experts_k.max() >= neurons:
             raise ValueError(f"experts must be among 0 to {neurons - 1}")
+    if kept.correction and any(inputs_ID.shape[0] > inputs_ID.shape[1] for inputs_ID in kept.correction.inputs):
+        raise ValueError("there are more input directions than the input has numbers")
 
 
 class _Description:
@@ -349,12 +351,19 @@ class _Description:
 
 
 class _Room:
-    """Room for the kept neurons of every layer, at most all, and for what stands for the others."""
+    """Room for the kept neurons of every layer, at most all, and for what stands for the others.
 
-    def __init__(self, weights: Weights) -> None:
+    directions: the most of the input that there is room for.
+    """
+
+    def __init__(self, weights: Weights, directions: int) -> None:
+        self.directions = directions
         blocks = [layer.experts for layer in weights.layers]
         self._expand = [torch.empty_like(block.expand.weight) for block in blocks]
-        self._contract = [torch.empty_like(block.contract_FD) for block in blocks]
+        self._contract = [
+            block.contract_FD.new_empty(len(block.contract_FD) + directions, weights.width) for block in blocks
+        ]
+        self._inputs = [block.contract_FD.new_empty(directions, weights.width) for block in blocks]
         self._bias = [None if b.expand.bias is None else torch.empty(len(b.expand.weight)) for b in blocks]
         self._own_bias_LD = weights.contract_bias()
         self._contract_bias_LD = self._own_bias_LD.clone()
@@ -370,11 +379,16 @@ class _Room:
                 torch.add(self._own_bias_LD[number], kept.offset_LD[number], out=self._contract_bias_LD[number])
                 contract_bias = self._contract_bias_LD[number].data_ptr()
             block.expand = _Projection(self._expand[number].data_ptr(), pointer, parts * count, width)
-            block.contract = _Projection(self._contract[number].data_ptr(), contract_bias, count, width)
+            rows = count + kept.directions
+            block.contract = _Projection(self._contract[number].data_ptr(), contract_bias, rows, width)
+            block.inputs = _Projection(self._inputs[number].data_ptr(), None, kept.directions, width)
         return described
 
     def correct(self, kept: Kept) -> None:
         """Once the kept rows are there."""
-        if kept.correction is not None:
+        correction, directions = kept.correction, kept.directions
+        if correction is not None:
             for number, count in enumerate(kept.counts):
-                kept.correction.add_to_(number, self._contract[number][:count])
+                correction.write_(number, self._contract[number][: count + directions])
+            for inputs_ID, known_ID in zip(self._inputs, correction.inputs, strict=False):
+                inputs_ID[:directions] = known_ID

@@ -1,4 +1,4 @@
-"""Ridge: what the removed neurons would have given is predicted from what the kept ones give.
+"""Ridge: what the removed neurons would have given is predicted from what the kept ones give, and from the input.
 
 A regression by the latest tokens of the prompt and, standing for general text, some of its principal directions. The
 prediction is linear in the kept activations, so it goes into their rows of the second projection: W_k + C, where
@@ -9,7 +9,11 @@ X has a row for each token or direction, columns k are kept and r removed. A tok
 diagonal, the penalty and what the directions leave of a neuron's variance. The right-hand form needs no matrix larger
 than there are rows, and leaves C as a product of that rank.
 
-Shapes: L layers, T tokens, P directions, R = T + P rows, F feed-forward neurons, k of them kept, D model width.
+A few directions of the block's input stand beside the neurons as if they were more of them, always kept, whose rows of
+the second projection are zero. What the kept neurons leave is to a good part linear in the input, see ``inputs``.
+
+Shapes: L layers, T tokens, P directions of general text, R = T + P rows, F feed-forward neurons, k of them kept,
+I input directions, N = F + I, m = k + I, D model width.
 """
 
 from collections.abc import Sequence
@@ -20,7 +24,7 @@ from torch import Tensor
 from griffin.calibration import Calibration
 from griffin.families import FeedForward, linear_weight
 from griffin.kept import Correction
-from griffin.statistic import FlockingStatistic, centred_rows
+from griffin.statistic import FlockingStatistic, centred_rows, inverse_lengths
 
 # Of a prompt.
 LATEST_TOKENS = 128
@@ -40,35 +44,42 @@ def predict(
     calibration: Calibration,
     *,
     prior: bool,
+    inputs: bool,
 ) -> tuple[Correction, Tensor]:
     """
     Args:
         experts: for each layer the kept neurons, int64 ``(k,)``.
         mean_LF: what activations are taken to be on average.
         prior: use general text.
+        inputs: go by the blocks' inputs, too.
 
     Returns:
         C, and what is to be added to each layer's output besides, fp32 ``(L, D)``: its mean is then what it was.
     """
     seen = max(1, statistic.moments().tokens)
     share = seen / (seen + PRIOR_TOKENS) if prior else 1.0
-    unexplained_LF = (1 - share) * calibration.unexplained_LF if prior else torch.zeros_like(mean_LF)
     penalty = PENALTY if prior else PENALTY_ALONE
-    latest = statistic.latest() or [mean_LF.new_empty(0, mean_LF.shape[1])] * len(blocks)
+    latest, width = statistic.latest(), mean_LF.shape[1]
+    columns = width + (calibration.directions if inputs else 0)
     left, grams, given, means = [], [], [], []
     for layer, (block, experts_k) in enumerate(zip(blocks, experts, strict=True)):
-        mean_F, unexplained_F = mean_LF[layer], unexplained_LF[layer]
-        x_RF = share**0.5 * centred_rows(latest[layer].to(mean_F.device), mean_F)
+        mean_F = mean_LF[layer]
+        seen_TN = latest[layer][:, :columns].to(mean_F.device) if latest else mean_F.new_empty(0, columns)
+        mean_N = mean_F if columns == width else torch.cat([mean_F, _input_mean(seen_TN, calibration, layer, prior)])
+        x_RN = share**0.5 * centred_rows(seen_TN, mean_N, width)
+        unexplained_N = torch.zeros_like(mean_N)
         if prior:
-            x_RF = torch.cat([x_RF, (1 - share) ** 0.5 * calibration.directions_LPF[layer].float()])
-        x_Rk = x_RF.index_select(1, experts_k)
-        variance_k = x_Rk.square().sum(dim=0) + unexplained_F[experts_k]
-        noise_k = penalty * (variance_k + LEAST * variance_k.mean()) + unexplained_F[experts_k]
-        left.append((x_Rk / noise_k.clamp_min(torch.finfo(torch.float32).tiny)).t())
-        grams.append(x_Rk @ left[-1])
+            x_RN = torch.cat([x_RN, (1 - share) ** 0.5 * calibration.directions_LPN[layer, :, :columns].float()])
+            unexplained_N = (1 - share) * calibration.unexplained_LN[layer, :columns]
+        staying_m = torch.cat([experts_k, torch.arange(width, columns, device=experts_k.device)])
+        x_Rm, unexplained_m = x_RN.index_select(1, staying_m), unexplained_N[staying_m]
+        variance_m = x_Rm.square().sum(dim=0) + unexplained_m
+        noise_m = penalty * (variance_m + LEAST * variance_m.mean()) + unexplained_m
+        left.append((x_Rm / noise_m.clamp_min(torch.finfo(torch.float32).tiny)).t())
+        grams.append(x_Rm @ left[-1])
         # The mean goes the same way as the rows, as one more of them.
-        given.append(_through(block, torch.cat([x_RF, mean_F[None]]), experts_k))
-        means.append(mean_F[experts_k] @ left[-1])
+        given.append(_through(block, torch.cat([x_RN[:, :width], mean_F[None]]), experts_k))
+        means.append(mean_N[staying_m] @ left[-1])
     given_LRD = torch.stack(given)
     gram_LRR = torch.stack(grams)
     gram_LRR.diagonal(dim1=1, dim2=2).add_(1)
@@ -77,15 +88,29 @@ def predict(
     factor_LRR = torch.linalg.cholesky_ex(gram_LRR).L
     right_LRD = torch.cholesky_inverse(factor_LRR) @ given_LRD[:, :-1]
     offset_LD = given_LRD[:, -1] - (torch.stack(means)[:, None] @ right_LRD)[:, 0]
-    return _correction(left, right_LRD, linear_weight(blocks[0].contract).dtype), offset_LD
+    directions = calibration.inputs_LID.to(linear_weight(blocks[0].contract).dtype) if inputs else ()
+    return _correction(left, right_LRD, linear_weight(blocks[0].contract).dtype, tuple(directions)), offset_LD
 
 
-def _correction(left: Sequence[Tensor], right_LRD: Tensor, dtype: torch.dtype) -> Correction:
+def _input_mean(seen_TN: Tensor, calibration: Calibration, layer: int, prior: bool) -> Tensor:
+    """Of what the input has in each direction, weighed as activations are: ``(I,)``."""
+    width = calibration.width
+    inverse_T = inverse_lengths(seen_TN[:, :width].float())
+    sum_I, weight = inverse_T @ seen_TN[:, width:].float(), inverse_T.sum()
+    if prior or not len(seen_TN):
+        # As many tokens of general text as of a prompt's beside it.
+        known = LATEST_TOKENS * calibration.weight_L[layer]
+        sum_I, weight = sum_I + known * calibration.input_mean_LI[layer], weight + known
+    return sum_I / weight.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _correction(left: Sequence[Tensor], right_LRD: Tensor, dtype: torch.dtype, inputs: Sequence[Tensor]) -> Correction:
     """The factors are scaled so that half precision can hold them: of neurons that hardly move, left has large ones."""
-    scales = [left_kR.abs().amax().clamp_min(torch.finfo(torch.float32).tiny) for left_kR in left]
+    scales = [left_mR.abs().amax().clamp_min(torch.finfo(torch.float32).tiny) for left_mR in left]
     return Correction(
-        [(left_kR / scale).to(dtype) for left_kR, scale in zip(left, scales, strict=True)],
+        [(left_mR / scale).to(dtype) for left_mR, scale in zip(left, scales, strict=True)],
         [(right_RD * scale).to(dtype) for right_RD, scale in zip(right_LRD, scales, strict=True)],
+        inputs,
     )
 
 

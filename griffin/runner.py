@@ -63,7 +63,7 @@ class Runner:
         self.twin = DecodeTwin(self.model)
         self.accounting = Accounting.of(self.model)
         stream(self.model, blocks)
-        self.statistic = FlockingStatistic(blocks)
+        self.statistic = FlockingStatistic(blocks, calibration.inputs_LID if calibration else None)
         self.cache = KVCache(len(blocks), [linear_weight(block.contract).device for block in blocks])
         self._chunk, self._prefixes = prefill_chunk, prefixes
         # Of the prompt at hand, one for each whole chunk.
@@ -75,7 +75,7 @@ class Runner:
         self.chooser = Chooser(feed_forwards(origin), self.device, calibration, losses)
         self._make_decoder = partial(
             make_decoder, model=self.model, weights=weights, twin=self.twin, cache=self.cache,
-            context_length=context_length,
+            context_length=context_length, directions=calibration.directions if calibration else 0,
         )  # fmt: skip
         self.decoder = self._make_decoder(step)
 
@@ -262,6 +262,7 @@ class Chosen:
             torch.split(experts, self.kept.counts),
             offset_LD,
             correction,
+            self.kept.extra_parameters,
         )
 
 

@@ -1,6 +1,6 @@
 """What a neuron is worth: to one prompt (flocking), or by its weights alone (magnitude).
 
-Shapes: L layers, T tokens, F feed-forward neurons.
+Shapes: L layers, T tokens, D model width, F feed-forward neurons, I input directions, N = F + I.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -47,10 +47,14 @@ def inverse_lengths(z_TF: Tensor) -> Tensor:
     return torch.where(norms_T > torch.finfo(torch.float32).tiny ** 0.5, norms_T.reciprocal(), 0.0)
 
 
-def centred_rows(z_TF: Tensor, mean_F: Tensor) -> Tensor:
-    """(z - mean) / sqrt||z|| of each token, over sqrt T, so that they are as much as one token: fp32 ``(T, F)``."""
-    z_TF = z_TF.float()
-    return (z_TF - mean_F) * (inverse_lengths(z_TF)[:, None] / max(1, len(z_TF))).sqrt()
+def centred_rows(z_TN: Tensor, mean_N: Tensor, width: int) -> Tensor:
+    """(z - mean) / sqrt||z|| of each token, over sqrt T, so that they are as much as one token: fp32 ``(T, N)``.
+
+    Args:
+        width: F, how many of the columns are neurons, whose length is ||z||.
+    """
+    z_TN = z_TN.float()
+    return (z_TN - mean_N) * (inverse_lengths(z_TN[:, :width])[:, None] / max(1, len(z_TN))).sqrt()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +66,8 @@ class Sums:
         are like no other's.
     weight_L: the sum of 1 / ||z|| of the same tokens.
     tokens: how many were counted, the first included.
-    latest: of each layer the last tokens' activations themselves, ``(T, F)``, where they are kept; no sum, this.
+    latest: of each layer what the last tokens show, ``(T, N)``, where it is kept, see
+        ``FlockingStatistic.latest``; no sum, this.
     """
 
     values_3LF: Tensor
@@ -111,12 +116,22 @@ class Moments:
 class FlockingStatistic:
     """The running statistic of one sequence, collected from the inputs of the contracting projections."""
 
-    def __init__(self, blocks: Sequence[FeedForward]) -> None:
+    def __init__(self, blocks: Sequence[FeedForward], inputs_LID: Tensor | None = None) -> None:
+        """
+        Args:
+            inputs_LID: directions of the blocks' inputs, to be kept with the latest tokens' activations.
+        """
         device = linear_weight(blocks[0].contract).device
         self._contracts = [block.contract for block in blocks]
+        self._expands = [block.expand[0] for block in blocks]
+        self._inputs = None if inputs_LID is None else [
+            inputs_ID.to(linear_weight(block.contract)) for inputs_ID, block in zip(inputs_LID, blocks, strict=True)
+        ]  # fmt: skip
         self._values_3LF = torch.zeros(3, len(blocks), blocks[0].width, dtype=torch.float32, device=device)
         self._weight_L = torch.zeros(len(blocks), dtype=torch.float32, device=device)
         self._tokens, self._kept_tokens = 0, 0
+        # Of the tokens at hand, what their block's input has in these directions.
+        self._entering: list[Tensor | None] = [None] * len(blocks)
         # In pieces, as they came.
         self._latest: list[list[Tensor]] = [[] for _ in blocks]
 
@@ -135,22 +150,26 @@ class FlockingStatistic:
     @contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
         """Likewise, but none is counted yet: what comes back counts the first so many of them, also afterwards."""
-        held_L: list[list[Tensor]] = [[] for _ in self._contracts]
+        held_L: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._contracts]
 
         @torch.inference_mode()
         def count(tokens: int) -> None:
             for layer, held in enumerate(held_L):
-                self._count(layer, torch.cat(held)[:tokens])
+                z_TF, x_TI = (torch.cat(parts)[:tokens] for parts in zip(*held, strict=True))
+                self._count(layer, z_TF, x_TI)
 
-        with self._watching(lambda layer, z_TF: held_L[layer].append(z_TF)):
+        with self._watching(lambda layer, z_TF, x_TI: held_L[layer].append((z_TF, x_TI))):
             yield count
 
     @contextmanager
-    def _watching(self, seen: Callable[[int, Tensor], None]) -> Iterator[None]:
+    def _watching(self, seen: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
         hooks = [
             contract.register_forward_pre_hook(self._hook(layer, seen))
             for layer, contract in enumerate(self._contracts)
         ]
+        if self._inputs is not None and self._kept_tokens:
+            for layer, (expand, inputs_ID) in enumerate(zip(self._expands, self._inputs, strict=True)):
+                hooks.append(expand.register_forward_pre_hook(self._enter(layer, inputs_ID)))
         try:
             yield
         finally:
@@ -181,38 +200,47 @@ class FlockingStatistic:
         return Moments(sum_LF, square_LF, self._weight_L, max(0, self._tokens - 1))
 
     def latest(self) -> Sequence[Tensor]:
-        """Of each layer, the activations ``(T, F)`` of the last tokens, as many as are kept, but never the first.
+        """Of each layer, the activations of the last tokens, as many as are kept, but never the first: ``(T, N)``.
 
-        Nothing at all if there are none.
+        Behind them stands what the block's input has in the given directions, if some are. Nothing at all if there are
+        no tokens.
         """
         if not all(self._latest):
             return ()
         return tuple(torch.cat(pieces)[-self._kept_tokens :] for pieces in self._latest)
 
-    def _count(self, layer: int, z_TF: Tensor) -> None:
+    def _count(self, layer: int, z_TF: Tensor, x_TI: Tensor) -> None:
         *rows, weight = sums_of(z_TF, skipped=0 if self._tokens else 1)
         # Across devices, each layer counts on its own.
         for values_F, row_F in zip(self._values_3LF[:, layer], rows, strict=True):
             values_F.add_(row_F.to(values_F.device))
         self._weight_L[layer] += weight.to(self._weight_L.device)
-        known_TF = z_TF[0 if self._tokens else 1 :]
-        if self._kept_tokens and len(known_TF):
-            self._hold(layer, known_TF)
+        known_TN = torch.cat((z_TF, x_TI), dim=1)[0 if self._tokens else 1 :] if self._kept_tokens else z_TF[:0]
+        if len(known_TN):
+            self._hold(layer, known_TN)
         if layer == len(self._contracts) - 1:
             self._tokens += len(z_TF)
 
-    def _hold(self, layer: int, z_TF: Tensor) -> None:
+    def _hold(self, layer: int, z_TN: Tensor) -> None:
         pieces = self._latest[layer]
         # Copied: a view would hold all of a chunk's activations.
-        pieces.append(z_TF[-self._kept_tokens :].clone())
+        pieces.append(z_TN[-self._kept_tokens :].clone())
         if sum(map(len, pieces)) > 2 * self._kept_tokens:
             pieces[:] = [torch.cat(pieces)[-self._kept_tokens :]]
 
-    @staticmethod
-    def _hook(layer: int, seen: Callable[[int, Tensor], None]) -> Any:
+    def _hook(self, layer: int, seen: Callable[[int, Tensor, Tensor], None]) -> Any:
         def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             # Some families flatten to (T, F) before the projection, others keep (1, T, F).
-            seen(layer, inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
+            z_TF = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+            x_TI, self._entering[layer] = self._entering[layer], None
+            seen(layer, z_TF, z_TF[:, :0] if x_TI is None else x_TI)
+
+        return look
+
+    def _enter(self, layer: int, inputs_ID: Tensor) -> Any:
+        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x_TD = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+            self._entering[layer] = x_TD @ inputs_ID.t()
 
         return look
 

@@ -9,7 +9,8 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from griffin.calibration import calibrate, identity
+from griffin.calibrating import calibrate
+from griffin.calibration import identity
 from griffin.errors import GriffinError
 from griffin.experiments import arguments as kinds
 from griffin.experiments.progress import Progress
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", type=kinds.file, nargs="+", metavar="FILE", help="plain text (two books, from the hub or --data)"
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="where books.jsonl is")
-    parser.add_argument("--sequences", type=kinds.count, default=48, metavar="N", help="to read (%(default)s)")
+    parser.add_argument("--sequences", type=kinds.count, default=96, metavar="N", help="to read (%(default)s)")
     parser.add_argument(
         "--tokens", type=partial(kinds.whole, lowest=2), default=384, metavar="N", help="of each (%(default)s)"
     )

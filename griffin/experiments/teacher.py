@@ -54,7 +54,7 @@ class Teacher:
         self._model = share(model.eval())
         self._blocks = feed_forwards(self._model)
         self._cache = KVCache(len(self._blocks))
-        self._statistic = FlockingStatistic(self._blocks)
+        self._statistic = FlockingStatistic(self._blocks, calibration.inputs_LID if calibration else None)
         self._chunk = chunk
         self._chooser = Chooser(self._blocks, model.device, calibration)
         # What is asked of the text is not known yet.
@@ -150,7 +150,9 @@ class Teacher:
                 offsets_BD = torch.stack([self._offset(kept, layer) for kept in sets])
                 handles.append(block.contract.register_forward_hook(_adding(offsets_BD)))
             if any(kept is not None and kept.correction is not None for kept in sets):
-                handles.append(block.contract.register_forward_hook(_correcting(sets, layer)))
+                entering: list[Tensor] = []
+                handles.append(block.expand[0].register_forward_pre_hook(_remembering(entering)))
+                handles.append(block.contract.register_forward_hook(_correcting(sets, layer, entering)))
         try:
             yield
         finally:
@@ -190,16 +192,27 @@ def _adding(offsets_BD: Tensor) -> Any:
     return hook
 
 
-def _correcting(sets: Sequence[Kept | None], layer: int) -> Any:
+def _remembering(entering: list[Tensor]) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        entering[:] = [inputs[0]]
+
+    return hook
+
+
+def _correcting(sets: Sequence[Kept | None], layer: int, entering: list[Tensor]) -> Any:
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         z_BTF = inputs[0].reshape(len(sets), -1, inputs[0].shape[-1])
         corrected_BTD = output.reshape(len(sets), -1, output.shape[-1]).clone()
-        for z_TF, corrected_TD, kept in zip(z_BTF, corrected_BTD, sets, strict=True):
+        x_BTD = entering[0].reshape(len(sets), -1, entering[0].shape[-1])
+        for z_TF, x_TD, corrected_TD, kept in zip(z_BTF, x_BTD, corrected_BTD, sets, strict=True):
             if kept is not None and kept.correction is not None:
-                left_kR, right_RD = (
+                left_mR, right_RD = (
                     factors[layer].to(output) for factors in (kept.correction.left, kept.correction.right)
                 )
-                corrected_TD += z_TF[:, kept.layers[layer].to(z_TF.device)] @ left_kR @ right_RD
+                known_Tm = z_TF[:, kept.layers[layer].to(z_TF.device)]
+                if kept.correction.inputs:
+                    known_Tm = torch.cat([known_Tm, x_TD @ kept.correction.inputs[layer].to(x_TD).t()], dim=1)
+                corrected_TD += known_Tm @ left_mR @ right_RD
         return corrected_BTD.reshape(output.shape)
 
     return hook

@@ -10,24 +10,38 @@ from transformers import DynamicCache, PreTrainedModel
 from griffin.kept import Kept
 
 CONTRACT = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "fc_out")
+EXPAND = ("gate_proj", "gate_up_proj", "fc1", "dense_h_to_4h", "c_fc", "fc_in")
 
 
-def contracts(model: PreTrainedModel) -> list[nn.Module]:
+def contracts(model: PreTrainedModel, names: tuple[str, ...] = CONTRACT) -> list[nn.Module]:
     """By name alone, so that a wrong row of the family table cannot hide. GPT-2's attention has a c_proj too."""
     return [
         module
         for name, module in model.named_modules()
-        if name.endswith(CONTRACT) and "attn" not in name and "attention" not in name
+        if name.endswith(names) and "attn" not in name and "attention" not in name
     ]
 
 
 @contextmanager
 def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """The activations z of every layer in one forward pass, ``(T, F)`` each."""
+    with _entering(contracts(model)) as seen:
+        yield seen
+
+
+@contextmanager
+def recorded_inputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """What enters every FF block in one forward pass, ``(T, D)`` each."""
+    with _entering(contracts(model, EXPAND)) as seen:
+        yield seen
+
+
+@contextmanager
+def _entering(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().flatten(0, -2)))
-        for module in contracts(model)
+        for module in modules
     ]
     yield seen
     for hook in hooks:
@@ -46,13 +60,19 @@ def masked(model: PreTrainedModel, kept: Kept) -> Iterator[None]:
             if kept.offset_LD is not None:
                 output = output + kept.offset_LD[layer]
             if kept.correction is not None:
-                known = inputs[0][..., kept.layers[layer]] @ kept.correction.left[layer]
-                output = output + known @ kept.correction.right[layer]
+                known = inputs[0][..., kept.layers[layer]]
+                if kept.correction.inputs:
+                    known = torch.cat([known, entered[layer] @ kept.correction.inputs[layer].t()], dim=-1)
+                output = output + known @ kept.correction.left[layer] @ kept.correction.right[layer]
             return output
 
         return hook
 
-    hooks = []
+    def enter(layer: int) -> object:
+        return lambda _, inputs: entered.__setitem__(layer, inputs[0])
+
+    entered: dict[int, Tensor] = {}
+    hooks = [module.register_forward_pre_hook(enter(layer)) for layer, module in enumerate(contracts(model, EXPAND))]
     for layer, (module, index) in enumerate(zip(contracts(model), kept.layers, strict=True)):
         hooks += [module.register_forward_pre_hook(mask(index)), module.register_forward_hook(add(layer))]
     yield

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from griffin import Engine, Pruning, Sampling
 from griffin.auto import Auto, LossTable
-from griffin.calibration import calibrate
+from griffin.calibrating import calibrate
 from griffin.chooser import Chooser
 from griffin.errors import InvalidRequest, LoadError
 from griffin.experiments.results import write_whole

@@ -19,7 +19,7 @@ fused = pytest.importorskip("griffin.fused", reason="needs triton", exc_type=Imp
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONTEXT = 64
 PROMPT, TOKENS = 13, 2
-LAYERS, WIDTH = 3, 52
+LAYERS, WIDTH, DIRECTIONS = 3, 52, 5
 IDS = torch.randint(3, 128, (PROMPT + TOKENS,), generator=torch.Generator().manual_seed(1))
 
 
@@ -67,9 +67,10 @@ def draw_kept(*counts: int, device: str = "cpu") -> Kept:
     if len(set(counts)) == 1:
         return Kept(layers)
     offset_LD = torch.randn(LAYERS, 32, generator=generator).to(device)
-    left = [torch.randn(k, 4, generator=generator).to(device) for k in counts]
+    left = [torch.randn(k + DIRECTIONS, 4, generator=generator).to(device) for k in counts]
     right = [torch.randn(4, 32, generator=generator).to(device) for _ in counts]
-    return Kept(layers, offset_LD, Correction(left, right))
+    inputs = [torch.randn(DIRECTIONS, 32, generator=generator).to(device) / 8 for _ in counts]
+    return Kept(layers, offset_LD, Correction(left, right, inputs))
 
 
 @pytest.mark.parametrize("family", BLOCKS)
@@ -81,7 +82,7 @@ def test_dense_step_is_the_model(family: str) -> None:
 @pytest.mark.parametrize("family", BLOCKS)
 def test_sparse_step_is_the_masked_model(family: str) -> None:
     """With some kept, those of the model whose other activations are zero."""
-    step = fused.FusedStep(tiny_weights(family), CONTEXT)
+    step = fused.FusedStep(tiny_weights(family), CONTEXT, DIRECTIONS)
     counts = (21, 5, 52)
     step.keep(draw_kept(*counts, device=DEVICE))
 
@@ -98,10 +99,10 @@ def test_half_precision_rounds_as_the_model_does(family: str) -> None:
 
 def test_one_step_serves_any_selection_in_turn() -> None:
     """Few neurons after many, and all after one: nothing stays of the selection before."""
-    model, step = tiny_model("llama"), fused.FusedStep(tiny_weights("llama"), CONTEXT)
-    for k in (51, 1):
-        step.keep(draw_kept(*[k] * LAYERS, device=DEVICE))
-        assert distance(model, step, draw_kept(*[k] * LAYERS)) < 1e-5
+    model, step = tiny_model("llama"), fused.FusedStep(tiny_weights("llama"), CONTEXT, DIRECTIONS)
+    for counts in ((51, 51, 51), (52, 3, 40), (1, 1, 1)):
+        step.keep(draw_kept(*counts, device=DEVICE))
+        assert distance(model, step, draw_kept(*counts)) < 1e-5
     step.keep_all()
 
     assert distance(model, step) < 1e-5

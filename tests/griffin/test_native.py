@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from griffin import native
 from griffin.cache import SMALLEST_CAPACITY, KVCache
 from griffin.families import BLOCKS, feed_forwards
-from griffin.kept import Kept
+from griffin.kept import Correction, Kept
 from griffin.lean import LeanStep
 from griffin.native import NativeStep
 from griffin.pruning import DecodeTwin, store_by_neuron_
@@ -36,6 +37,15 @@ EVERY_THIRD = Kept([torch.arange(0, WIDTH, 3)] * LAYERS)
 RAGGED = Kept(
     [torch.arange(0, WIDTH, step) for step in (2, 7, 1)],
     torch.randn(LAYERS, 32, generator=torch.Generator().manual_seed(2)),
+)
+# And by the blocks' inputs, too.
+CORRECTED = replace(
+    RAGGED,
+    correction=Correction(
+        [torch.randn(count + 11, 4, generator=torch.Generator().manual_seed(3)) for count in RAGGED.counts],
+        list(torch.randn(LAYERS, 4, 32, generator=torch.Generator().manual_seed(4))),
+        list(torch.randn(LAYERS, 11, 32, generator=torch.Generator().manual_seed(5)) / 8),
+    ),
 )
 
 
@@ -88,7 +98,7 @@ def test_it_is_built() -> None:
     assert native.available()
 
 
-@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED], ids=["dense", "kept", "ragged"])
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, CORRECTED], ids=["dense", "kept", "ragged", "corrected"])
 @pytest.mark.parametrize("family", BLOCKS)
 def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
     """Every family, in fp32, all neurons and some."""
@@ -110,7 +120,7 @@ def test_computes_every_activation(family: str, activation: str) -> None:
     assert distance(decode(step), expected(model)) < 1e-5
 
 
-@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED], ids=["dense", "kept", "ragged"])
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, CORRECTED], ids=["dense", "kept", "ragged", "corrected"])
 @pytest.mark.parametrize("family", BLOCKS)
 def test_bfloat16_stays_near_the_same_step_in_torch(family: str, kept: Kept | None) -> None:
     """It rounds less: the lean step is further from fp32 than from this one."""
@@ -135,7 +145,7 @@ def test_keeps_any_number_of_neurons(model: PreTrainedModel, step: NativeStep, c
 
 def test_goes_from_one_choice_to_another(model: PreTrainedModel, step: NativeStep) -> None:
     """Few after many after all: nothing stays of what was kept before."""
-    for kept in (RAGGED, EVERY_THIRD, Kept([torch.tensor([1, 4, 7])] * LAYERS), None):
+    for kept in (RAGGED, CORRECTED, EVERY_THIRD, CORRECTED, Kept([torch.tensor([1, 4, 7])] * LAYERS), None):
         step.keep(kept)
         actual = decode(step)
         step._cache.length = PROMPT

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from griffin import Engine, Pruning, Sampling, Verification, ridge
-from griffin.calibration import Calibration, calibrate
+from griffin.calibrating import calibrate
+from griffin.calibration import Calibration
 from griffin.errors import InvalidRequest
 from griffin.experiments.teacher import Teacher, target_logprobs
 from griffin.families import FeedForward, feed_forwards, linear_weight
@@ -73,7 +74,7 @@ def test_each_block_gives_as_before_on_average(left_out: PartName, model: PreTra
     """In every family, over the prompt but its first token, each token weighed by 1 / ||z||."""
     ids = prompts(2, 24)
     kept = chosen(model, ids, Pruning(0.5, method="griffin+", parts=frozenset(PARTS) - {left_out, "prior"}))
-    with oracle.recorded(model) as activations, torch.no_grad():
+    with oracle.recorded(model) as activations, oracle.recorded_inputs(model) as inputs, torch.no_grad():
         model(torch.tensor([ids]))
 
     for layer, block in enumerate(feed_forwards(model)):
@@ -82,54 +83,63 @@ def test_each_block_gives_as_before_on_average(left_out: PartName, model: PreTra
         weight_1T /= weight_1T.sum()
         with torch.no_grad():
             whole_D = (weight_1T @ block.contract(z_TF))[0]
-            left_D = (weight_1T @ standing_in(kept, layer, block, z_TF))[0]
+            left_D = (weight_1T @ standing_in(kept, layer, block, z_TF, inputs[layer][1:]))[0]
         torch.testing.assert_close(left_D, whole_D, atol=1e-4, rtol=1e-4)
 
 
-def standing_in(kept: Kept, layer: int, block: FeedForward, z_TF: Tensor) -> Tensor:
+def standing_in(kept: Kept, layer: int, block: FeedForward, z_TF: Tensor, x_TD: Tensor) -> Tensor:
     """What the kept neurons of a block give, and what stands for the others."""
     experts_k = kept.layers[layer]
     given_TD = block.contract(torch.zeros_like(z_TF).index_copy(1, experts_k, z_TF[:, experts_k]))
     if kept.correction is not None:
-        given_TD += z_TF[:, experts_k] @ kept.correction.left[layer] @ kept.correction.right[layer]
+        known_Tm = torch.cat([z_TF[:, experts_k], x_TD @ kept.correction.inputs[layer].t()], dim=1)
+        given_TD += known_Tm @ kept.correction.left[layer] @ kept.correction.right[layer]
     return given_TD if kept.offset_LD is None else given_TD + kept.offset_LD[layer]
 
 
-@pytest.mark.parametrize("prior", [True, False])
-def test_the_prediction_is_ridge_regression(prior: bool, model: PreTrainedModel, prompts: Prompts) -> None:
+@pytest.mark.parametrize("left_out", [(), ("prior",), ("inputs",)])
+def test_the_prediction_is_ridge_regression(
+    left_out: tuple[PartName, ...], model: PreTrainedModel, prompts: Prompts
+) -> None:
     """In every family: the weights are those that solve the regression as it is written down, in double precision."""
     ids, calibration = prompts(3, 30), calibrated(model)
-    parts = frozenset(PARTS) if prior else frozenset(PARTS) - {"prior"}
-    kept = chosen(model, ids, Pruning(0.5, method="griffin+", parts=parts))
-    with oracle.recorded(model) as activations, torch.no_grad():
+    prior = "prior" not in left_out
+    kept = chosen(model, ids, Pruning(0.5, method="griffin+", parts=frozenset(PARTS) - set(left_out)))
+    with oracle.recorded(model) as activations, oracle.recorded_inputs(model) as inputs, torch.no_grad():
         model(torch.tensor([ids]))
     assert kept.correction is not None
     for layer, block in enumerate(feed_forwards(model)):
         z_TF, weight_FD = activations[layer][1:].double(), linear_weight(block.contract).detach().t().double()
-        experts_k = kept.layers[layer]
-        removed_F = torch.ones(len(weight_FD)).index_fill(0, experts_k, 0).bool()
+        width = len(weight_FD)
+        inputs_ID = calibration.inputs_LID[layer].double()
+        if "inputs" in left_out:
+            inputs_ID = inputs_ID[:0]
+        z_TN = torch.cat([z_TF, inputs[layer][1:].double() @ inputs_ID.t()], dim=1)
+        columns = z_TN.shape[1]
+        staying_m = torch.cat([kept.layers[layer], torch.arange(width, columns)])
+        removed_N = torch.ones(columns).index_fill(0, staying_m, 0).bool()
         own_T1 = 1 / z_TF.norm(dim=1, keepdim=True)
-        general = 128 if prior else 0
-        mean_F = (z_TF * own_T1).sum(0) + general * calibration.sum_LF[layer]
-        mean_F = mean_F / (own_T1.sum() + general * calibration.weight_L[layer])
-        x_TF = (z_TF - mean_F) * (own_T1 / len(z_TF)).sqrt()
-        covariance_FF = x_TF.t() @ x_TF
-        general_F = torch.zeros(len(weight_FD), dtype=torch.float64)
+        general, weight = 128 if prior else 0, calibration.weight_L[layer]
+        general_N = torch.cat([calibration.sum_LF[layer], calibration.input_mean_LI[layer] * weight])[:columns]
+        mean_N = ((z_TN * own_T1).sum(0) + general * general_N) / (own_T1.sum() + general * weight)
+        x_TN = (z_TN - mean_N) * (own_T1 / len(z_TN)).sqrt()
+        covariance_NN = x_TN.t() @ x_TN
+        unexplained_N = torch.zeros(columns, dtype=torch.float64)
         if prior:
-            share = len(z_TF) / (len(z_TF) + 1024)
-            directions_PF = calibration.directions_LPF[layer].double()
-            covariance_FF = share * covariance_FF + (1 - share) * directions_PF.t() @ directions_PF
-            general_F = (1 - share) * calibration.unexplained_LF[layer].double()
-        variance_k = (covariance_FF.diagonal() + general_F)[experts_k]
-        penalty_k = (0.1 if prior else 2.0) * (variance_k + 0.1 * variance_k.mean()) + general_F[experts_k]
-        expected_kD = torch.linalg.solve(
-            covariance_FF[experts_k][:, experts_k] + penalty_k.diag(),
-            covariance_FF[experts_k][:, removed_F] @ weight_FD[removed_F],
+            share = len(z_TN) / (len(z_TN) + 1024)
+            directions_PN = calibration.directions_LPN[layer, :, :columns].double()
+            covariance_NN = share * covariance_NN + (1 - share) * directions_PN.t() @ directions_PN
+            unexplained_N = (1 - share) * calibration.unexplained_LN[layer, :columns].double()
+        variance_m = (covariance_NN.diagonal() + unexplained_N)[staying_m]
+        penalty_m = (0.1 if prior else 2.0) * (variance_m + 0.1 * variance_m.mean()) + unexplained_N[staying_m]
+        expected_mD = torch.linalg.solve(
+            covariance_NN[staying_m][:, staying_m] + penalty_m.diag(),
+            covariance_NN[staying_m][:, removed_N] @ weight_FD[removed_N[:width]],
         )
 
-        found_kD = kept.correction.left[layer] @ kept.correction.right[layer]
+        found_mD = kept.correction.left[layer] @ kept.correction.right[layer]
 
-        torch.testing.assert_close(found_kD.double(), expected_kD, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(found_mD.double(), expected_mD, atol=1e-5, rtol=1e-3)
 
 
 def test_half_precision_holds_the_correction(prompts: Prompts) -> None:

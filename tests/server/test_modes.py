@@ -11,7 +11,8 @@ import torch
 
 import griffin
 from griffin.auto import LossTable
-from griffin.calibration import Calibration, calibrate, identity
+from griffin.calibrating import calibrate
+from griffin.calibration import Calibration, identity
 from griffin.errors import LoadError
 from griffin.experiments.results import write_whole
 from griffin.loading import calibration_path, losses_path, measured_as

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from griffin import Pruning
-from griffin.calibration import Calibration, calibrate, identity
+from griffin.calibrating import calibrate
+from griffin.calibration import Calibration, identity
 from griffin.experiments import acceptance, drift, pareto
 from griffin.experiments import calibrate as command
 from griffin.experiments.drift import Way, read_behind
