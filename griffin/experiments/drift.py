@@ -118,9 +118,7 @@ def losses_by_part(teacher: Teacher, prompt: Sequence[int], rest: Sequence[int],
 
 def read_behind(teacher: Teacher, prompt: Sequence[int], rest: Sequence[int], way: Way) -> list[torch.Tensor]:
     """Negative log-likelihoods, fp64, block by block."""
-    teacher.begin()
-    for _ in teacher.read(prompt):
-        pass
+    teacher.begin_with(prompt)
     kept = None if way.pruning is None else teacher.choose(way.pruning)
     found, block = [], way.block or len(rest) - 1
     for first in range(0, len(rest) - 1, block):

@@ -57,6 +57,7 @@ class Teacher:
         self._statistic = FlockingStatistic(self._blocks, calibration.inputs_LID if calibration else None)
         self._chunk = chunk
         self._chooser = Chooser(self._blocks, model.device, calibration)
+        self._began: tuple[list[int], Mark] | None = None
         # What is asked of the text is not known yet.
         self._latest = 0 if calibration is None else ridge.LATEST_TOKENS
 
@@ -68,8 +69,19 @@ class Teacher:
     @torch.inference_mode()
     def begin(self) -> None:
         """Forget the text."""
+        self._began = None
         self._cache.length = 0
         self._statistic.reset(self._latest)
+
+    def begin_with(self, ids: Sequence[int]) -> None:
+        """Read another text's beginning; if it is that of the text at hand, go back to its end."""
+        if self._began is not None and self._began[0] == list(ids):
+            self.back_to(self._began[1])
+            return
+        self.begin()
+        for _ in self.read(ids):
+            pass
+        self._began = list(ids), self.mark()
 
     def read(self, ids: Sequence[int], wanted: int = 0) -> Iterator[Tensor]:
         """Run further tokens through the full model and count them.

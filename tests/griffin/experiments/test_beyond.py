@@ -122,3 +122,19 @@ def test_what_verification_keeps(tmp_path: Path) -> None:
     (claim,) = acceptance.claims(found)
     assert claim.holds
     assert (tmp_path / "tiny" / "acceptance.svg").stat().st_size > 0
+
+
+def test_a_beginning_is_read_once() -> None:
+    """What went on behind it leaves nothing: each way, and another beginning, as by a teacher that saw nothing else."""
+    model, ids = tiny_model("llama"), random_ids(4, 24)
+    calibration = calibrate(model.requires_grad_(False), [random_ids(5, 20)])
+    plus = Pruning(0.5, method="griffin+")
+    ways = [Way("", None), Way("", plus, block=3, refresh=True), Way("", plus), Way("", Pruning(0.5), block=2)]
+    asked = [*((10, way) for way in ways), (7, ways[2]), (10, ways[2])]
+    teacher = Teacher(model, calibration=calibration)
+
+    for cut, way in asked:
+        found = read_behind(teacher, ids[:cut], ids[cut:], way)
+        expected = read_behind(Teacher(model, calibration=calibration), ids[:cut], ids[cut:], way)
+
+        torch.testing.assert_close(torch.cat(found), torch.cat(expected), atol=1e-6, rtol=1e-6)
