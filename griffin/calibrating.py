@@ -19,11 +19,11 @@ from griffin.calibration import Calibration
 from griffin.families import FeedForward, feed_forwards, linear_weight
 from griffin.statistic import FlockingStatistic, Moments, centred_rows, inverse_lengths
 
-# Principal directions, and the tokens that they are found on, evenly from all.
+# Principal directions, and the tokens that they are found on, evenly from all: as many as there is room for.
 DIRECTIONS = 256
-DIRECTION_TOKENS = 8192
+SAMPLE_BYTES, FEWEST_TOKENS = 6 * 10**9, 4096
 # Of the bytes that a token reads when half of the neurons are kept, what the input directions may add.
-INPUT_SHARE = 0.015
+INPUT_SHARE = 0.0175
 # Of the neurons, when the input directions are looked for.
 NOMINAL_SPARSITY = 0.5
 # Of a variance, with LEAST of the mean one: what keeps the regressions from going by noise.
@@ -53,7 +53,8 @@ def calibrate(
         torch.zeros(len(blocks), device=model.device),
     )
     total = Moments(none_LF, none_LF, none_L, 0)
-    sample = _Sample(len(blocks), every=max(1, math.ceil(sum(map(len, sequences)) / DIRECTION_TOKENS)))
+    room = max(FEWEST_TOKENS, SAMPLE_BYTES // (2 * len(blocks) * (width + entering)))
+    sample = _Sample(len(blocks), every=max(1, math.ceil(sum(map(len, sequences)) / room)))
     for ids in sequences:
         statistic.reset(latest=len(ids))
         with (
