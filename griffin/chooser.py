@@ -12,7 +12,7 @@ from griffin import plus, ridge
 from griffin.auto import LossTable, Outlook
 from griffin.calibration import Calibration
 from griffin.errors import InvalidRequest
-from griffin.families import FeedForward
+from griffin.families import FeedForward, linear_weight
 from griffin.kept import Kept
 from griffin.pruning import MethodName, Pruning
 from griffin.selection import STRATEGIES, kept_count
@@ -38,6 +38,10 @@ class Chooser:
         """
         self._blocks, self._device = blocks, device
         self._calibration = calibration and calibration.to(device)
+        self._inputs: Sequence[Tensor] = ()
+        if self._calibration is not None:
+            # Once: all requests share them.
+            self._inputs = tuple(self._calibration.inputs_LID.to(linear_weight(blocks[0].contract).dtype))
         self._losses = {table.method: table for table in losses}
         self._magnitude_LF: Tensor | None = None
 
@@ -147,8 +151,9 @@ class Chooser:
         # A prompt of one token shows nothing to go by.
         if "ridge" not in parts or not (prior or statistic.latest()):
             return Kept(experts, plus.offsets(self._blocks, experts, mean_LF))
+        inputs = self._inputs if "inputs" in parts else ()
         correction, offset_LD = ridge.predict(
-            self._blocks, experts, mean_LF, statistic, calibration, prior=prior, inputs="inputs" in parts
+            self._blocks, experts, mean_LF, statistic, calibration, prior=prior, inputs=inputs
         )
         return Kept(experts, offset_LD, correction)
 

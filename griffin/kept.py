@@ -19,7 +19,7 @@ class Correction:
 
     left: ``(k + I, R)`` for each layer.
     right: ``(R, D)`` likewise.
-    inputs: ``(I, D)`` likewise; nothing if I is 0.
+    inputs: ``(I, D)`` likewise; nothing if I is 0. The same tensors for every request, which are never copied.
     """
 
     left: Sequence[Tensor]
@@ -38,18 +38,18 @@ class Correction:
 
     @property
     def bytes(self) -> int:
-        return sum(factor.nbytes for factor in (*self.left, *self.right, *self.inputs))
+        """Of memory that holding this takes."""
+        return sum(factor.nbytes for factor in (*self.left, *self.right))
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "Correction":
-        return Correction(
-            *(
-                [factor.to(device, non_blocking=non_blocking) for factor in factors]
-                for factors in (self.left, self.right, self.inputs)
-            )
+        left, right = (
+            [factor.to(device, non_blocking=non_blocking) for factor in factors] for factors in (self.left, self.right)
         )
+        return Correction(left, right, self.inputs)
 
     def clone(self) -> "Correction":
-        return Correction(*([factor.clone() for factor in factors] for factors in (self.left, self.right, self.inputs)))
+        left, right = ([factor.clone() for factor in factors] for factors in (self.left, self.right))
+        return Correction(left, right, self.inputs)
 
     def write_(self, layer: int, contract_mD: Tensor) -> None:
         """Correct a layer's kept rows, in place, and write those of the input directions behind them.

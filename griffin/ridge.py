@@ -44,14 +44,14 @@ def predict(
     calibration: Calibration,
     *,
     prior: bool,
-    inputs: bool,
+    inputs: Sequence[Tensor] = (),
 ) -> tuple[Correction, Tensor]:
     """
     Args:
         experts: for each layer the kept neurons, int64 ``(k,)``.
         mean_LF: what activations are taken to be on average.
         prior: use general text.
-        inputs: go by the blocks' inputs, too.
+        inputs: the calibration's, in the weights' dtype, to go by these directions of the blocks' inputs too.
 
     Returns:
         C, and what is to be added to each layer's output besides, fp32 ``(L, D)``: its mean is then what it was.
@@ -60,7 +60,7 @@ def predict(
     share = seen / (seen + PRIOR_TOKENS) if prior else 1.0
     penalty = PENALTY if prior else PENALTY_ALONE
     latest, width = statistic.latest(), mean_LF.shape[1]
-    columns = width + (calibration.directions if inputs else 0)
+    columns = width + (len(inputs[0]) if inputs else 0)
     left, grams, given, means = [], [], [], []
     for layer, (block, experts_k) in enumerate(zip(blocks, experts, strict=True)):
         mean_F = mean_LF[layer]
@@ -88,8 +88,7 @@ def predict(
     factor_LRR = torch.linalg.cholesky_ex(gram_LRR).L
     right_LRD = torch.cholesky_inverse(factor_LRR) @ given_LRD[:, :-1]
     offset_LD = given_LRD[:, -1] - (torch.stack(means)[:, None] @ right_LRD)[:, 0]
-    directions = calibration.inputs_LID.to(linear_weight(blocks[0].contract).dtype) if inputs else ()
-    return _correction(left, right_LRD, linear_weight(blocks[0].contract).dtype, tuple(directions)), offset_LD
+    return _correction(left, right_LRD, linear_weight(blocks[0].contract).dtype, inputs), offset_LD
 
 
 def _input_mean(seen_TN: Tensor, calibration: Calibration, layer: int, prior: bool) -> Tensor:

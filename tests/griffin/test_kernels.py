@@ -279,6 +279,26 @@ def test_expand_any_number_of_neurons(k: int, kind: str) -> None:
     assert z_F[k:].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("used", [0, 1, 19])
+@pytest.mark.parametrize("k", [1, 50, F])
+def test_expand_inputs(dtype: torch.dtype, used: int, k: int) -> None:
+    """Behind the kept neurons, what the normed input has in as many directions as there are rows for."""
+    x_D, weight, norm = randn(D, dtype=dtype), 0.1 * randn(2 * F, D, dtype=dtype), make_norm("rms", D, dtype)
+    inputs_ID = 0.1 * randn(19, D, dtype=dtype)
+    inputs_ID[used:] = torch.nan
+    index_k, padded_F, kept = experts(k)
+    z_N = nans(F + 19)
+    rows = scalar(k + used, torch.int32)
+    kernels.expand(x_D, weight, padded_F, kept, z_N, activation="silu", norm=norm, inputs_ID=inputs_ID, rows=rows)
+
+    gate_F, up_F = (weight.float() @ normed(x_D, norm)).view(2, F)
+    assert_near(z_N[:k], (functional.silu(gate_F) * up_F)[index_k], dtype)
+    if used:
+        assert_near(z_N[k : k + used], inputs_ID[:used].float() @ normed(x_D, norm), dtype)
+    assert z_N[k + used :].isnan().all()
+
+
 def contracted(z_F: Tensor, padded_F: Tensor, kept: Tensor, contract_FD: Tensor) -> Tensor:
     partial_PD = nans(kernels.contract_splits(*contract_FD.shape), contract_FD.shape[1])
     address = torch.tensor([contract_FD.data_ptr()], device=DEVICE)
