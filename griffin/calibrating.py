@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from griffin import plus
+from griffin import plus, ridge
 from griffin.accounting import Accounting
 from griffin.calibration import Calibration
 from griffin.families import FeedForward, feed_forwards, linear_weight
@@ -77,8 +77,9 @@ def calibrate(
     tokens = max(1, total.tokens)
     weighed = sensitivity_LF / tokens
     staying = _nominal(total.variance().cpu() * weighed)
+    count, mean_LF = input_count(model), total.mean().cpu()
     found = [
-        _directions(sample.rows(layer), total.mean()[layer].cpu(), block, staying[layer], input_count(model))
+        _directions(sample.rows(layer), mean_LF[layer], block, staying[layer], count)
         for layer, block in enumerate(blocks)
     ]
     inputs_LID, input_mean_LI, directions_LPN, unexplained_LN = (
@@ -146,8 +147,7 @@ def telling_inputs(z_TF: Tensor, x_TD: Tensor, contract_DF: Tensor, staying_k: T
     Returns:
         fp32 ``(I, D)``; what the input has in each varies as much as a neuron does on average.
     """
-    removed_F = torch.ones(z_TF.shape[1], dtype=torch.bool).index_fill_(0, staying_k, False)
-    given_TD = z_TF[:, removed_F] @ contract_DF.float().t()[removed_F]
+    given_TD = ridge.given_by_removed(z_TF, contract_DF.float(), staying_k)
     z_Tk = z_TF[:, staying_k]
     both_TE = torch.cat([given_TD, x_TD], dim=1)
     both_TE = both_TE - z_Tk @ _regression(z_Tk, both_TE)

@@ -337,13 +337,11 @@ def _embed(token_id, position, embedding_VD, scale, positions_CD, x_D, D: tl.con
 
 
 @triton.jit
-def _project(
-    x_D, weight_ND, bias_N, residual_N, out_N, cap,
-    norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
-    N: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+def _dot_rows(
+    x_D, weight_ND, rows, count, norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
+    dtype: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    dtype = out_N.dtype.element_ty
-    rows = tl.program_id(0) * BN + tl.arange(0, BN)
+    """These rows of a weight times the normed input, fp32; 0 for those not below ``count``."""
     offsets = rows.to(tl.int64) * D
     if norm_weight_D is not None:
         mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
@@ -351,14 +349,27 @@ def _project(
     for start in range(0, D, BD):
         columns = start + tl.arange(0, BD)
         inside = columns < D
-        tile = (rows < N)[:, None] & inside[None, :]
+        tile = (rows < count)[:, None] & inside[None, :]
         pointers = weight_ND + offsets[:, None] + columns[None, :]
         w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
         x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
         if norm_weight_D is not None:
             x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
         products += w.to(tl.float32) * x[None, :]
-    y = tl.sum(products, 1)
+    return tl.sum(products, 1)
+
+
+@triton.jit
+def _project(
+    x_D, weight_ND, bias_N, residual_N, out_N, cap,
+    norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
+    N: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    dtype = out_N.dtype.element_ty
+    rows = tl.program_id(0) * BN + tl.arange(0, BN)
+    y = _dot_rows(
+        x_D, weight_ND, rows, N, norm_weight_D, norm_bias_D, eps, CENTRED, ROUND_TWICE, dtype, D, BN, BD
+    )  # fmt: skip
     if bias_N is not None:
         y += tl.load(bias_N + rows, mask=rows < N, other=0.0).to(tl.float32)
     y = _rounded(y, dtype)
@@ -552,20 +563,10 @@ def _expand_inputs(
     count = tl.load(rows) - kept
     if first < count:
         directions = first + tl.arange(0, BF)
-        offsets = directions[:, None] * D
-        if norm_weight_D is not None:
-            mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
-        products = tl.zeros((BF, BD), tl.float32)
-        for start in range(0, D, BD):
-            columns = start + tl.arange(0, BD)
-            inside = columns < D
-            tile = (directions < count)[:, None] & inside[None, :]
-            w = tl.load(inputs_ID + offsets + columns[None, :], mask=tile, other=0.0, eviction_policy="evict_first")
-            x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-            if norm_weight_D is not None:
-                x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
-            products += w.to(tl.float32) * x[None, :]
-        tl.store(z_F + kept + directions, _rounded(tl.sum(products, 1), dtype), mask=directions < count)
+        y = _dot_rows(
+            x_D, inputs_ID, directions, count, norm_weight_D, norm_bias_D, eps, CENTRED, ROUND_TWICE, dtype, D, BF, BD
+        )  # fmt: skip
+        tl.store(z_F + kept + directions, _rounded(y, dtype), mask=directions < count)
 
 
 @triton.jit

@@ -78,7 +78,8 @@ def predict(
         left.append((x_Rm / noise_m.clamp_min(torch.finfo(torch.float32).tiny)).t())
         grams.append(x_Rm @ left[-1])
         # The mean goes the same way as the rows, as one more of them.
-        given.append(_through(block, torch.cat([x_RN[:, :width], mean_F[None]]), experts_k))
+        rows_RF = torch.cat([x_RN[:, :width], mean_F[None]])
+        given.append(given_by_removed(rows_RF, linear_weight(block.contract), experts_k))
         means.append(mean_N[staying_m] @ left[-1])
     given_LRD = torch.stack(given)
     gram_LRR = torch.stack(grams)
@@ -113,9 +114,8 @@ def _correction(left: Sequence[Tensor], right_LRD: Tensor, dtype: torch.dtype, i
     )
 
 
-def _through(block: FeedForward, x_RF: Tensor, experts_k: Tensor) -> Tensor:
-    """What the removed neurons of these rows give: fp32 ``(R, D)``."""
-    weight_DF = linear_weight(block.contract)
+def given_by_removed(x_RF: Tensor, weight_DF: Tensor, experts_k: Tensor) -> Tensor:
+    """What all but these neurons give, of such rows, through the second projection: fp32 ``(R, D)``."""
     removed_F = torch.ones(x_RF.shape[1], dtype=torch.bool, device=x_RF.device).index_fill_(0, experts_k, False)
     removed = removed_F.nonzero()[:, 0]
     rows_rD = weight_DF.t().index_select(0, removed.to(weight_DF.device))

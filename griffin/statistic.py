@@ -215,16 +215,17 @@ class FlockingStatistic:
         for values_F, row_F in zip(self._values_3LF[:, layer], rows, strict=True):
             values_F.add_(row_F.to(values_F.device))
         self._weight_L[layer] += weight.to(self._weight_L.device)
-        known_TN = torch.cat((z_TF, x_TI), dim=1)[0 if self._tokens else 1 :] if self._kept_tokens else z_TF[:0]
-        if len(known_TN):
-            self._hold(layer, known_TN)
+        first = 0 if self._tokens else 1
+        if self._kept_tokens and len(z_TF) > first:
+            first = max(first, len(z_TF) - self._kept_tokens)
+            self._hold(layer, z_TF[first:], x_TI[first:])
         if layer == len(self._contracts) - 1:
             self._tokens += len(z_TF)
 
-    def _hold(self, layer: int, z_TN: Tensor) -> None:
+    def _hold(self, layer: int, z_TF: Tensor, x_TI: Tensor) -> None:
         pieces = self._latest[layer]
         # Copied: a view would hold all of a chunk's activations.
-        pieces.append(z_TN[-self._kept_tokens :].clone())
+        pieces.append(torch.cat((z_TF, x_TI), dim=1))
         if sum(map(len, pieces)) > 2 * self._kept_tokens:
             pieces[:] = [torch.cat(pieces)[-self._kept_tokens :]]
 
