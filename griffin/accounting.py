@@ -20,6 +20,7 @@ class Accounting:
     layers, width: L and F.
     per_neuron: parameters that one neuron of one layer owns: its row of each expanding projection,
         their biases, and its column of the contracting one.
+    per_gate: those of them that tell whether the neuron acts on a token, see ``gating``.
     weight_bytes: what the full model reads for one token: all but the tables of which it looks up one row.
         An embedding that is the head as well is read whole.
     bytes_per_neuron: of ``per_neuron`` parameters.
@@ -31,6 +32,7 @@ class Accounting:
     layers: int
     width: int
     per_neuron: int
+    per_gate: int = 0
     weight_bytes: int = 0
     bytes_per_neuron: int = 0
     kv_bytes: int = 0
@@ -47,6 +49,7 @@ class Accounting:
             layers=len(blocks),
             width=width,
             per_neuron=sum(parameter.numel() for parameter in owned) // width,
+            per_gate=sum(parameter.numel() for parameter in expanding) // (width * blocks[0].parts),
             weight_bytes=sum(p.nbytes for p in model.parameters()) - _bytes_not_looked_up(model),
             bytes_per_neuron=sum(parameter.nbytes for parameter in owned) // width,
             kv_bytes=2 * _kv_width(model.config) * owned[-1].element_size(),
@@ -72,13 +75,14 @@ class Accounting:
         """FF neurons of all layers that stay when the fraction ``sparsity`` is removed."""
         return self.layers * kept_count(self.width, sparsity)
 
-    def active(self, kept: int, extra: int = 0) -> int:
+    def active(self, kept: int, acting: int | None = None) -> int:
         """Parameters that take part in a token when all layers together keep that many neurons.
 
         Args:
-            extra: of what stands for the others, see ``kept.Correction``.
+            acting: of the kept neurons, those whose gates let them act; all if None.
         """
-        return self.total - (self.neurons - kept) * self.per_neuron + extra
+        resting = 0 if acting is None else kept - acting
+        return self.total - (self.neurons - kept) * self.per_neuron - resting * (self.per_neuron - self.per_gate)
 
     def bytes_per_token(self, kept: int, context_tokens: int) -> int:
         """The least that one decode step has to read: its weights, and the keys and values of its context."""

@@ -3,9 +3,7 @@
 Method griffin+ weighs what a prompt shows of a neuron against it: how much the loss would mind a change of that
 neuron's activation, and what the activation usually is.
 
-How it is measured is in ``calibrating``.
-
-Shapes: L layers, D model width, F feed-forward neurons, I input directions, N = F + I, P directions of general text.
+Shapes: L layers, F feed-forward neurons, P directions.
 """
 
 import hashlib
@@ -24,9 +22,9 @@ from griffin.families import feed_forwards, linear_weight
 from griffin.statistic import Moments
 
 # Raised when files of before would be read wrongly.
-EDITION = "3"
-TABLES = ("sensitivity_LF", "sum_LF", "square_LF", "unexplained_LN")
-NAMES = (*TABLES, "weight_L", "input_mean_LI", "inputs_LID", "directions_LPN")
+EDITION = "4"
+TABLES = ("sensitivity_LF", "sum_LF", "square_LF", "unexplained_LF", "reach_LF")
+NAMES = (*TABLES, "weight_L", "directions_LPF")
 # Of each projection, for a model's name: enough to tell two models apart, and read in no time.
 SAMPLED = 64
 
@@ -39,32 +37,19 @@ class Calibration:
         with labels drawn from the model itself), times ||z||: where activations are small the loss minds more.
     sum_LF, square_LF: the activation, and its square, each divided by ||z||.
     weight_L: 1 / ||z||.
-    inputs_LID: directions of the FF block's input that tell most of what removed neurons would have given; what the
-        input has in them counts as I more neurons below. In half precision.
-    input_mean_LI: that, each token weighed by 1 / ||z||.
-    directions_LPN: the principal directions of (z - mean) / sqrt||z||, each as long as the tokens spread along it; in
+    directions_LPF: the principal directions of (z - mean) / sqrt||z||, each as long as the tokens spread along it; in
         half precision.
-    unexplained_LN: what they leave of each neuron's variance.
+    unexplained_LF: what they leave of each neuron's variance.
+    reach_LF: the root mean square of its up projection, by which the gate is multiplied; 1 where there is no gate.
     """
 
     sensitivity_LF: Tensor
     sum_LF: Tensor
     square_LF: Tensor
-    unexplained_LN: Tensor
+    unexplained_LF: Tensor
+    reach_LF: Tensor
     weight_L: Tensor
-    input_mean_LI: Tensor
-    inputs_LID: Tensor
-    directions_LPN: Tensor
-
-    @property
-    def width(self) -> int:
-        """F."""
-        return self.sum_LF.shape[1]
-
-    @property
-    def directions(self) -> int:
-        """I."""
-        return self.inputs_LID.shape[1]
+    directions_LPF: Tensor
 
     def to(self, device: torch.device) -> "Calibration":
         return Calibration(*(getattr(self, name).to(device) for name in NAMES))
@@ -80,7 +65,7 @@ class Calibration:
 
     def packed(self, model: str) -> bytes:
         """As a file of half precision, scaled by layer, for the model of that ``identity``."""
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in NAMES if name not in TABLES}
+        tensors = {"weight_L": self.weight_L.cpu(), "directions_LPF": self.directions_LPF.cpu()}
         for name in TABLES:
             values_LF = getattr(self, name).cpu()
             scale_L1 = values_LF.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

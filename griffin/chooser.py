@@ -4,15 +4,16 @@ Shapes: L layers, F feed-forward neurons, k of them kept.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from griffin import plus, ridge
+from griffin import gating, plus, ridge
 from griffin.auto import LossTable, Outlook
 from griffin.calibration import Calibration
 from griffin.errors import InvalidRequest
-from griffin.families import FeedForward, linear_weight
+from griffin.families import FeedForward
 from griffin.kept import Kept
 from griffin.pruning import MethodName, Pruning
 from griffin.selection import STRATEGIES, kept_count
@@ -38,10 +39,6 @@ class Chooser:
         """
         self._blocks, self._device = blocks, device
         self._calibration = calibration and calibration.to(device)
-        self._inputs: Sequence[Tensor] = ()
-        if self._calibration is not None:
-            # Once: all requests share them.
-            self._inputs = tuple(self._calibration.inputs_LID.to(linear_weight(blocks[0].contract).dtype))
         self._losses = {table.method: table for table in losses}
         self._magnitude_LF: Tensor | None = None
 
@@ -106,8 +103,8 @@ class Chooser:
     def latest_tokens(self, pruning: Pruning) -> int:
         """How many of a prompt's last tokens' activations are needed besides the sums over all."""
         removing = pruning.reuse is None and (pruning.sparsity > 0 or pruning.auto is not None)
-        wanted = removing and pruning.method == "griffin+" and {"compensation", "ridge"} <= pruning.parts
-        return ridge.LATEST_TOKENS if wanted else 0
+        wanted = {"compensation", "ridge"} <= pruning.parts or "gating" in pruning.parts
+        return ridge.LATEST_TOKENS if removing and pruning.method == "griffin+" and wanted else 0
 
     @torch.inference_mode()
     def choose(self, statistic: FlockingStatistic, pruning: Pruning) -> Kept:
@@ -115,7 +112,10 @@ class Chooser:
         if pruning.reuse is not None:
             return self._reused(pruning)
         experts = self.experts(statistic, pruning)
-        return self._compensated(experts, statistic, pruning) if pruning.method == "griffin+" else Kept(experts)
+        if pruning.method != "griffin+":
+            return Kept(experts)
+        kept = self._compensated(experts, statistic, pruning)
+        return self._gated(kept, statistic, pruning) if self._gates(statistic, pruning) else kept
 
     @torch.inference_mode()
     def experts(self, statistic: FlockingStatistic, pruning: Pruning) -> Sequence[Tensor]:
@@ -123,6 +123,8 @@ class Chooser:
         kept = kept_count(self._blocks[0].width, pruning.sparsity)
         if pruning.method == "griffin+":
             assert self._calibration is not None
+            if self._gates(statistic, pruning):
+                kept = kept_count(self._blocks[0].width, 1 - self._shares(pruning)[0])
             loss_LF, layers = self._worth(statistic, self._calibration, pruning), len(self._blocks)
             counts = plus.budgets(loss_LF, kept * layers) if "budget" in pruning.parts else [kept] * layers
             return plus.highest(loss_LF if "score" in pruning.parts else statistic.value(), counts)
@@ -131,13 +133,14 @@ class Chooser:
 
     def _reused(self, pruning: Pruning) -> Kept:
         assert pruning.reuse is not None
-        experts, offset_LD = pruning.reuse.experts, pruning.reuse.offset_LD
+        experts, offset_LD, gated = pruning.reuse.experts, pruning.reuse.offset_LD, pruning.reuse.gating
         layers = [experts_k.to(self._device, torch.int64) for experts_k in experts]
         correction = pruning.reuse.correction
         return Kept(
             layers,
             None if offset_LD is None else offset_LD.to(self._device),
             None if correction is None else correction.to(self._device),
+            None if gated is None else gated.to(self._device),
         )
 
     def _compensated(self, experts: Sequence[Tensor], statistic: FlockingStatistic, pruning: Pruning) -> Kept:
@@ -145,17 +148,33 @@ class Chooser:
         calibration, parts = self._calibration, pruning.parts
         assert calibration is not None
         prior = "prior" in parts
-        if "compensation" not in parts:
+        if "compensation" not in parts or sum(map(len, experts)) == len(experts) * self._blocks[0].width:
             return Kept(experts)
         mean_LF = plus.activations(statistic, calibration, prior).mean()
         # A prompt of one token shows nothing to go by.
-        if "ridge" not in parts or not (prior or statistic.latest()):
+        if "ridge" not in parts or not (prior or statistic.knows_latest):
             return Kept(experts, plus.offsets(self._blocks, experts, mean_LF))
-        inputs = self._inputs if "inputs" in parts else ()
-        correction, offset_LD = ridge.predict(
-            self._blocks, experts, mean_LF, statistic, calibration, prior=prior, inputs=inputs
-        )
+        correction, offset_LD = ridge.predict(self._blocks, experts, mean_LF, statistic, calibration, prior=prior)
         return Kept(experts, offset_LD, correction)
+
+    @staticmethod
+    def _gates(statistic: FlockingStatistic, pruning: Pruning) -> bool:
+        """Whether neurons are to act on some tokens only. A prompt of one token shows nothing to go by."""
+        return "gating" in pruning.parts and statistic.knows_latest
+
+    def _shares(self, pruning: Pruning) -> tuple[float, float]:
+        """The parts of neurons to keep, and of these to act on a token."""
+        return gating.shares(1 - pruning.sparsity, 1 / (self._blocks[0].parts + 1))
+
+    def _gated(self, kept: Kept, statistic: FlockingStatistic, pruning: Pruning) -> Kept:
+        assert self._calibration is not None
+        _, acting = self._shares(pruning)
+        rest = "compensation" in pruning.parts
+        gated = gating.gate(kept.layers, statistic.latest(), self._calibration, acting, rest=rest)
+        offset_LD = gating.given_at_rest(self._blocks, kept.layers, gated, kept.correction)
+        return replace(
+            kept, offset_LD=offset_LD if kept.offset_LD is None else kept.offset_LD + offset_LD, gating=gated
+        )
 
     @staticmethod
     def _worth(statistic: FlockingStatistic, calibration: Calibration, pruning: Pruning) -> Tensor:

@@ -190,7 +190,6 @@ def make_decoder(
     twin: DecodeTwin,
     cache: KVCache,
     context_length: int,
-    directions: int = 0,
 ) -> Decoder:
     """The decoder of that name, or (auto) the fastest that this model, device and installation have.
 
@@ -212,7 +211,7 @@ def make_decoder(
         name = "native" if native.available() and native.supported(weights) else "lean"
     if name == "graph" and weights is not None:
         try:
-            return _graph_decoder(weights, cache, context_length, directions)
+            return _graph_decoder(weights, cache, context_length)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -236,11 +235,11 @@ def _step(name: StepName, model: PreTrainedModel, weights: Weights | None, twin:
     return native.NativeStep(weights, cache, torch.get_num_threads())
 
 
-def _graph_decoder(weights: Weights, cache: KVCache, context_length: int, directions: int) -> Decoder:
+def _graph_decoder(weights: Weights, cache: KVCache, context_length: int) -> Decoder:
     # Where no CUDA is, Triton may be missing, and nothing of it is imported.
     from griffin.graph import GraphDecoder
 
-    return GraphDecoder(weights, cache, context_length, directions=directions)
+    return GraphDecoder(weights, cache, context_length)
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -3,13 +3,14 @@
 All other modules see ``FeedForward``, never a projection's name or a model type.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from griffin.errors import UnsupportedModel
@@ -130,10 +131,14 @@ EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_nu
 
 @dataclass(frozen=True, slots=True)
 class FeedForward:
-    """The FF block of one layer: D -> F by the expanding projections, F -> D by the contracting one."""
+    """The FF block of one layer: D -> F by the expanding projections, F -> D by the contracting one.
+
+    activation: the function that gates, of a gated block: activations are what it gives times the up projection.
+    """
 
     layer: nn.Module
     names: FeedForwardNames
+    activation: Callable[[Tensor], Tensor] | None = None
 
     @property
     def expand(self) -> list[nn.Module]:
@@ -142,6 +147,11 @@ class FeedForward:
     @property
     def contract(self) -> nn.Module:
         return self.layer.get_submodule(self.names.contract)
+
+    @property
+    def parts(self) -> int:
+        """Matrices D -> F: 2 where gated, 1 otherwise."""
+        return len(self.names.expand) * self.names.fused
 
     @property
     def width(self) -> int:
@@ -194,7 +204,8 @@ def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
     names = require_supported(model.config.to_dict())
     try:
         layers = model.get_submodule(names.layers)
-        blocks = [FeedForward(layer, names) for layer in layers.children()]
+        activation = _gate(model.config, names)
+        blocks = [FeedForward(layer, names, activation) for layer in layers.children()]
         projections = [p for block in blocks for p in (*block.expand, block.contract)]
         widths = {block.width for block in blocks}
     except AttributeError as missing:
@@ -212,3 +223,10 @@ def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
             f"modules {sorted(strange) or 'as expected'}, widths {sorted(widths)}"
         )
     return blocks
+
+
+def _gate(config: PreTrainedConfig, names: FeedForwardNames) -> Callable[[Tensor], Tensor] | None:
+    if len(names.expand) * names.fused < 2:
+        return None
+    function: Callable[[Tensor], Tensor] = ACT2FN[getattr(config, BLOCKS[config.model_type].activation)]
+    return function

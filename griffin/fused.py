@@ -1,14 +1,13 @@
 """FusedStep: one decode step of the common block in few kernels, at fixed addresses, for a CUDA graph to record.
 
-Shapes: L layers, D model width, F feed-forward neurons, k of them kept, I input directions, V vocabulary,
-H query heads, S head size.
+Shapes: L layers, D model width, F feed-forward neurons, k of them kept, V vocabulary, H query heads, S head size.
 """
 
 import torch
 from torch import Tensor
 
 from griffin import kernels
-from griffin.kept import Correction, Kept
+from griffin.kept import Correction, Gating, Kept
 from griffin.weights import Layer, Weights
 
 SMALLEST_BUCKET = 1024
@@ -27,19 +26,16 @@ class FusedStep:
 
     token_id, position: int64 ``(1,)``, what the next ``run`` decodes, and where.
     index_LF, kept_L: int32, the neurons it goes through; of each row the first ``kept_L[layer]`` count.
-    rows_L: int32, of the contracting projections; larger than ``kept_L`` by I where input directions count too.
+    gates, thresholds_LF, resting_LF: whether neurons act on some tokens only, int32 ``(1,)``; then when they do, and
+        what stands for them otherwise, fp32, in the order of ``index_LF``; see ``kept.Gating``.
     contract_bias_LD: fp32, the contracting projections' own, and what stands for the neurons that are gone.
     contract_L: int64, where each layer's second projection is read: the model's own rows, by ``index_LF``, or the kept
-        ones once more, corrected. ``contract_index_LN``: int32, which of its rows; N = F + I.
+        ones once more, corrected. ``contract_index_LF``: int32, which of its rows.
     keys, values: per layer ``(1, G, context_length, S)``, filled up to ``position``.
     logits_V: what ``run`` leaves, in the model's dtype.
     """
 
-    def __init__(self, weights: Weights, context_length: int, directions: int = 0) -> None:
-        """
-        Args:
-            directions: I, of a correction that will be asked for; none is with more.
-        """
+    def __init__(self, weights: Weights, context_length: int) -> None:
         self.weights = weights
         self.context_length = context_length
         layers, heads, size, width = len(weights.layers), weights.heads, weights.head_size, weights.width
@@ -53,8 +49,8 @@ class FusedStep:
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.index_LF = buffer(layers, neurons, dtype=torch.int32)
         self.kept_L = buffer(layers, dtype=torch.int32)
-        self.rows_L = buffer(layers, dtype=torch.int32)
-        self._inputs_LID = buffer(layers, directions, width)
+        self.gates = torch.zeros(1, dtype=torch.int32, device=device)
+        self.thresholds_LF, self.resting_LF = torch.zeros(2, layers, neurons, dtype=torch.float32, device=device)
         self._own_bias_LD = weights.contract_bias()
         self.contract_bias_LD = self._own_bias_LD.clone()
         self.keys = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
@@ -67,16 +63,15 @@ class FusedStep:
         self._attended_HS = buffer(heads, size)
         self._attended_HPS = buffer(heads, kernels.MOST_SPLITS, size, dtype=torch.float32)
         self._extremes_2HP = buffer(2, heads, kernels.MOST_SPLITS, dtype=torch.float32)
-        self._z_N = buffer(neurons + directions, dtype=torch.float32)
+        self._z_F = buffer(neurons, dtype=torch.float32)
         self._contracted_PD = buffer(kernels.contract_splits(neurons, width), width, dtype=torch.float32)
         self._own_contract_L = torch.tensor([_address(layer.experts.contract_FD) for layer in weights.layers]).to(
             device
         )
         self.contract_L = self._own_contract_L.clone()
         self._contract_dtype = weights.layers[0].experts.contract_FD.dtype
-        self.contract_index_LN = buffer(layers, neurons + directions, dtype=torch.int32)
-        self._everything_N = torch.arange(neurons + directions, dtype=torch.int32, device=device)
-        self._neurons = neurons
+        self.contract_index_LF = torch.empty_like(self.index_LF)
+        self._everything_F = torch.arange(neurons, dtype=torch.int32, device=device)
         self._corrected: list[Tensor] = []
         self.keep_all()
 
@@ -86,10 +81,10 @@ class FusedStep:
         for index_F, experts_k in zip(self.index_LF, kept.layers, strict=True):
             index_F[: len(experts_k)] = experts_k
         self.kept_L.copy_(torch.tensor(kept.counts, dtype=torch.int32))
-        self.rows_L.copy_(self.kept_L + kept.directions)
         self.contract_bias_LD.copy_(self._own_bias_LD)
         if kept.offset_LD is not None:
             self.contract_bias_LD += kept.offset_LD
+        self._gate(kept.gating)
         if kept.correction is None:
             self._contract_in_place()
         else:
@@ -98,31 +93,36 @@ class FusedStep:
     @torch.inference_mode()
     def keep_all(self) -> None:
         """The dense model from now on."""
-        self.index_LF.copy_(self._everything_N[: self._neurons])
-        self.kept_L.fill_(self._neurons)
-        self.rows_L.fill_(self._neurons)
+        self.index_LF.copy_(self._everything_F)
+        self.kept_L.fill_(len(self._everything_F))
         self.contract_bias_LD.copy_(self._own_bias_LD)
+        self._gate(None)
         self._contract_in_place()
+
+    def _gate(self, gating: Gating | None) -> None:
+        self.gates.fill_(gating is not None)
+        if gating is not None:
+            for number, (thresholds_k, resting_k) in enumerate(zip(gating.thresholds, gating.resting, strict=True)):
+                self.thresholds_LF[number, : len(thresholds_k)] = thresholds_k
+                self.resting_LF[number, : len(resting_k)] = resting_k
 
     def _contract_in_place(self) -> None:
         self.contract_L.copy_(self._own_contract_L)
-        self.contract_index_LN[:, : self._neurons] = self.index_LF
+        self.contract_index_LF.copy_(self.index_LF)
         self._corrected = []
 
     def _contract_corrected(self, kept: Kept, correction: Correction) -> None:
         """Costs the memory of the kept neurons' second projections, until others are kept."""
         # First of all, for there may not be room for both.
         self._corrected = []
-        for number, (layer, experts_k) in enumerate(zip(self.weights.layers, kept.layers, strict=True)):
-            contract_FD, count = layer.experts.contract_FD, len(experts_k)
-            contract_mD = contract_FD.new_empty(count + kept.directions, contract_FD.shape[1])
-            torch.index_select(contract_FD, 0, experts_k, out=contract_mD[:count])
-            correction.write_(number, contract_mD)
-            self._corrected.append(contract_mD)
-        for to_ID, inputs_ID in zip(self._inputs_LID, correction.inputs, strict=False):
-            to_ID[: len(inputs_ID)] = inputs_ID
-        self.contract_L.copy_(torch.tensor([_address(contract_mD) for contract_mD in self._corrected]))
-        self.contract_index_LN.copy_(self._everything_N)
+        self._corrected = [
+            layer.experts.contract_FD[experts_k]
+            for layer, experts_k in zip(self.weights.layers, kept.layers, strict=True)
+        ]
+        for number, contract_kD in enumerate(self._corrected):
+            correction.add_to_(number, contract_kD)
+        self.contract_L.copy_(torch.tensor([_address(contract_kD) for contract_kD in self._corrected]))
+        self.contract_index_LF.copy_(self._everything_F)
 
     @torch.inference_mode()
     def run(self, bucket: int) -> None:
@@ -181,27 +181,28 @@ class FusedStep:
 
     def _feed_forward(self, number: int, layer: Layer) -> None:
         experts, index_F, kept = layer.experts, self.index_LF[number], self.kept_L[number : number + 1]
-        rows = self.rows_L[number : number + 1]
         bias_D = self.contract_bias_LD[number]
         kernels.expand(
             self._x_D,
             experts.expand.weight,
             index_F,
             kept,
-            self._z_N,
+            self._z_F,
             activation=self.weights.activation,
             bias=experts.expand.bias,
             norm=layer.before_feed_forward,
-            inputs_ID=self._inputs_LID[number] if len(self._inputs_LID[number]) else None,
-            rows=rows,
+            gates=self.gates,
+            thresholds_F=self.thresholds_LF[number],
+            resting_F=self.resting_LF[number],
         )
         kernels.contract(
-            self._z_N,
-            self.contract_index_LN[number],
-            rows,
+            self._z_F,
+            self.contract_index_LF[number],
+            kept,
             self.contract_L[number : number + 1],
             self._contract_dtype,
             self._contracted_PD,
+            self.gates,
         )
         if layer.after_feed_forward is None:
             kernels.reduce_add(self._contracted_PD, self._x_D, bias_D=bias_D, residual_D=self._x_D)

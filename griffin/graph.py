@@ -60,17 +60,15 @@ class GraphDecoder:
         cache: KVCache,
         context_length: int,
         capture: Callable[[Replay], Replay] | None = None,
-        directions: int = 0,
     ) -> None:
         """
         Args:
             cache: moves into the step's buffers.
-            directions: of the blocks' inputs, that a correction may go by.
             capture: makes a body repeatable; CudaCapture unless another is given, as for Triton's interpreter.
         """
         device = weights.embedding_VD.device
         self._cache, self._capture = cache, capture or CudaCapture()
-        self._step = FusedStep(weights, context_length, directions)
+        self._step = FusedStep(weights, context_length)
         cache.adopt(self._step.keys, self._step.values)
         self._sampler = Sampler(len(self._step.logits_V), device)
         self._buckets = buckets(context_length)

@@ -1,6 +1,6 @@
 """Which feed-forward neurons stay for a request, and what stands for those that do not; and the report of it.
 
-Shapes: L layers, D model width, k kept neurons of one layer, I input directions, R the rank of a correction.
+Shapes: L layers, D model width, k kept neurons of one layer, R the rank of a correction.
 """
 
 from collections.abc import Sequence
@@ -14,51 +14,73 @@ from torch import Tensor
 class Correction:
     """Added to the second projections' kept rows, so that they give what they can tell of the others' share too.
 
-    Of each layer a matrix ``(k + I, D)`` as a product, in the weights' dtype: its last rows go with what a block's
-    input has in I directions, as if these were neurons without an activation function, with no rows of their own.
+    Of each layer a matrix ``(k, D)`` as a product, in the weights' dtype.
 
-    left: ``(k + I, R)`` for each layer.
+    left: ``(k, R)`` for each layer.
     right: ``(R, D)`` likewise.
-    inputs: ``(I, D)`` likewise; nothing if I is 0. The same tensors for every request, which are never copied.
     """
 
     left: Sequence[Tensor]
     right: Sequence[Tensor]
-    inputs: Sequence[Tensor] = ()
-
-    @property
-    def directions(self) -> int:
-        """I."""
-        return len(self.inputs[0]) if self.inputs else 0
-
-    @property
-    def parameters(self) -> int:
-        """That a token uses besides those of the kept neurons."""
-        return 2 * sum(inputs_ID.numel() for inputs_ID in self.inputs)
 
     @property
     def bytes(self) -> int:
-        """Of memory that holding this takes."""
         return sum(factor.nbytes for factor in (*self.left, *self.right))
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "Correction":
         left, right = (
             [factor.to(device, non_blocking=non_blocking) for factor in factors] for factors in (self.left, self.right)
         )
-        return Correction(left, right, self.inputs)
+        return Correction(left, right)
 
     def clone(self) -> "Correction":
-        left, right = ([factor.clone() for factor in factors] for factors in (self.left, self.right))
-        return Correction(left, right, self.inputs)
+        return Correction([factor.clone() for factor in self.left], [factor.clone() for factor in self.right])
 
-    def write_(self, layer: int, contract_mD: Tensor) -> None:
-        """Correct a layer's kept rows, in place, and write those of the input directions behind them.
+    def add_to_(self, layer: int, contract_kD: Tensor) -> None:
+        """Correct a layer's kept rows, in place."""
+        contract_kD.addmm_(self.left[layer].to(contract_kD), self.right[layer].to(contract_kD))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gating:
+    """A kept neuron acts on a token only where its activation function gives enough; elsewhere it rests.
+
+    A neuron that rests is not read further: of a gated block, neither its row of the second expanding projection nor
+    that of the contracting one, of others only the latter.
+
+    thresholds: what the activation function must exceed, in size, for a neuron to act: fp32 ``(k,)`` for each layer.
+    resting: what stands for its activation otherwise: likewise. The block's offset holds what all of them give
+        together, so that of a neuron that acts the difference from it is what counts.
+    acting: how many neurons of all layers act on a token on average, by the prompt.
+    """
+
+    thresholds: Sequence[Tensor]
+    resting: Sequence[Tensor]
+    acting: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(values.nbytes for values in (*self.thresholds, *self.resting))
+
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32, *, non_blocking: bool = False) -> "Gating":
+        thresholds, resting = (
+            [values_k.to(device, dtype, non_blocking=non_blocking) for values_k in values]
+            for values in (self.thresholds, self.resting)
+        )
+        return Gating(thresholds, resting, self.acting)
+
+    def clone(self) -> "Gating":
+        return Gating([t.clone() for t in self.thresholds], [r.clone() for r in self.resting], self.acting)
+
+    def apply(self, layer: int, given: Tensor, z: Tensor) -> Tensor:
+        """What counts of such activations.
 
         Args:
-            contract_mD: ``(k + I, D)``.
+            given: what the activation functions give, ``(..., k)``; where there is no gate, that is z.
+            z: ``(..., k)``.
         """
-        contract_mD[len(contract_mD) - self.directions :] = 0
-        contract_mD.addmm_(self.left[layer].to(contract_mD), self.right[layer].to(contract_mD))
+        acts = given.abs() > self.thresholds[layer].to(given)
+        return torch.where(acts, z - self.resting[layer].to(z), 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +90,13 @@ class Kept:
     layers: for each layer the indices of its neurons, sorted, int64 ``(k,)``, at least one; k may differ.
     offset_LD: added to what each layer's FF block gives, in place of the neurons that are gone; fp32, or None.
     correction: of the kept neurons' rows of the second projections, for the same purpose, or None.
+    gating: on which tokens they act, or None: on all.
     """
 
     layers: Sequence[Tensor]
     offset_LD: Tensor | None = None
     correction: Correction | None = None
+    gating: Gating | None = None
 
     @property
     def counts(self) -> list[int]:
@@ -80,14 +104,9 @@ class Kept:
         return [len(experts_k) for experts_k in self.layers]
 
     @property
-    def directions(self) -> int:
-        """I."""
-        return self.correction.directions if self.correction else 0
-
-    @property
-    def extra_parameters(self) -> int:
-        """That a token uses besides those of the kept neurons."""
-        return self.correction.parameters if self.correction else 0
+    def acting(self) -> int:
+        """How many neurons of all layers act on a token, on average."""
+        return self.gating.acting if self.gating else sum(self.counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +117,7 @@ class Selection:
     expert_set: a name for exactly these neurons, equal for equal sets.
     prompt_tokens: how many tokens they were chosen on.
     experts: which they are, for each layer sorted int32 indices ``(k,)``, on the host.
-    offset_LD, correction: what stands for the others, see ``Kept``; on the host.
-    extra_parameters: that a token uses besides those of the neurons.
+    offset_LD, correction, gating: what stands for the others, and when they act, see ``Kept``; on the host.
     """
 
     seconds: float
@@ -108,7 +126,7 @@ class Selection:
     experts: tuple[Tensor, ...] = field(repr=False, compare=False)
     offset_LD: Tensor | None = field(default=None, repr=False, compare=False)
     correction: Correction | None = field(default=None, repr=False, compare=False)
-    extra_parameters: int = 0
+    gating: Gating | None = field(default=None, repr=False, compare=False)
 
     @property
     def kept(self) -> int:
@@ -116,7 +134,13 @@ class Selection:
         return sum(len(experts_k) for experts_k in self.experts)
 
     @property
+    def acting(self) -> int:
+        """How many of them act on a token, on average."""
+        return self.gating.acting if self.gating else self.kept
+
+    @property
     def bytes(self) -> int:
         """Of memory that holding this takes, but for the correction."""
         offset = 0 if self.offset_LD is None else self.offset_LD.nbytes
-        return sum(experts_k.nbytes for experts_k in self.experts) + offset
+        gating = 0 if self.gating is None else self.gating.bytes
+        return sum(experts_k.nbytes for experts_k in self.experts) + offset + gating

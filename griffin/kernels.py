@@ -4,9 +4,8 @@ A launcher writes into tensors that it is given, allocates nothing and reads no 
 can record it. Which token, which position and which neurons: all that changes is read on the device. Sums are
 fp32 and in a fixed order; what the library holds in the model's dtype in between is rounded to that dtype here.
 
-Shapes: D model width, N outputs of a projection, F feed-forward neurons, I input directions, V vocabulary,
-H query heads, G key and value heads, S head size, R rotated pairs of a head, C context length, P parts of a sum that
-are reduced later.
+Shapes: D model width, N outputs of a projection, F feed-forward neurons, V vocabulary, H query heads, G key and
+value heads, S head size, R rotated pairs of a head, C context length, P parts of a sum that are reduced later.
 Tiles: B before the letter.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
@@ -202,40 +201,48 @@ def expand(
     activation: str,
     bias: Tensor | None = None,
     norm: Norm | None = None,
-    inputs_ID: Tensor | None = None,
-    rows: Tensor | None = None,
+    gates: Tensor | None = None,
+    thresholds_F: Tensor | None = None,
+    resting_F: Tensor | None = None,
 ) -> None:
     """z_j = activation(gate) up of neuron ``index_j``, or activation(up) of plain blocks, for j < ``kept``.
 
     weight: ``(2 F, D)``, the gates first, or ``(F, D)``; bias likewise. index_F: int32, kept: int32 ``(1,)``.
-    z_F: fp32, values rounded to the model's dtype; as long as there are neurons and input directions.
-    inputs_ID: then behind those z, what the input has in these directions, in the model's dtype, as long as there is
-        room before ``rows``, int32 ``(1,)``: ``kept + I``, or ``kept``.
+    z_F: fp32, values rounded to the model's dtype.
+    gates: int32 ``(1,)``. If it is not 0, z_j becomes z_j less the j-th of ``resting_F`` where the activation function
+        gives more than the j-th of ``thresholds_F``, in size, and 0 elsewhere: there no row of up is read. Both fp32.
     """
-    F, D = len(index_F), weight.shape[1]
-    directions = 0 if inputs_ID is None else len(inputs_ID)
+    F, D = len(z_F), weight.shape[1]
     gated = len(weight) == 2 * F
     # The tiles of gate and up share the registers. Half the neurons kept are the case to be quick in.
     BF, BD = weight_tile(F // 2, D, LARGEST_TILE // 2 if gated else LARGEST_TILE)
-    _expand[(triton.cdiv(F, BF) + triton.cdiv(directions, BF),)](
-        x_D, weight, bias, index_F, kept, z_F, inputs_ID, rows, *_norm_arguments(norm, x_D.dtype),
-        F, D, gated, activation, BF, BD,
+    _expand[(triton.cdiv(F, BF),)](
+        x_D, weight, bias, index_F, kept, z_F, gates, thresholds_F, resting_F,
+        *_norm_arguments(norm, x_D.dtype), F, D, gated, activation, BF, BD,
     )  # fmt: skip
 
 
 def contract(
-    z_F: Tensor, index_F: Tensor, kept: Tensor, address: Tensor, dtype: torch.dtype, partial_PD: Tensor
+    z_F: Tensor,
+    index_F: Tensor,
+    kept: Tensor,
+    address: Tensor,
+    dtype: torch.dtype,
+    partial_PD: Tensor,
+    gates: Tensor | None = None,
 ) -> None:
     """Partial sums over j < ``kept`` of z_j times row ``index_j``: fp32 ``(P, D)``, for ``reduce_add``.
 
-    Input directions count among the kept here, see ``expand``.
+    gates: int32 ``(1,)``. If it is not 0, many z are 0, and their rows are not read.
     address: int64 ``(1,)``, of the first row of a matrix ``(F, D)`` of that dtype, a multiple of 16. So a recorded step
         can be told to read another one.
     """
     P, D = partial_PD.shape
     rows, columns = CONTRACT_TILE
     columns = min(columns, triton.next_power_of_2(D))
-    _contract[(triton.cdiv(D, columns), P)](z_F, index_F, kept, address, partial_PD, _TYPES[dtype], D, P, rows, columns)
+    _contract[(triton.cdiv(D, columns), P)](
+        z_F, index_F, kept, address, partial_PD, gates, _TYPES[dtype], D, P, rows, columns
+    )
 
 
 def reduce_add(
@@ -337,29 +344,6 @@ def _embed(token_id, position, embedding_VD, scale, positions_CD, x_D, D: tl.con
 
 
 @triton.jit
-def _dot_rows(
-    x_D, weight_ND, rows, count, norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
-    dtype: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """These rows of a weight times the normed input, fp32; 0 for those not below ``count``."""
-    offsets = rows.to(tl.int64) * D
-    if norm_weight_D is not None:
-        mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
-    products = tl.zeros((BN, BD), tl.float32)
-    for start in range(0, D, BD):
-        columns = start + tl.arange(0, BD)
-        inside = columns < D
-        tile = (rows < count)[:, None] & inside[None, :]
-        pointers = weight_ND + offsets[:, None] + columns[None, :]
-        w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
-        x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-        if norm_weight_D is not None:
-            x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
-        products += w.to(tl.float32) * x[None, :]
-    return tl.sum(products, 1)
-
-
-@triton.jit
 def _project(
     x_D, weight_ND, bias_N, residual_N, out_N, cap,
     norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
@@ -367,9 +351,21 @@ def _project(
 ):  # fmt: skip
     dtype = out_N.dtype.element_ty
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
-    y = _dot_rows(
-        x_D, weight_ND, rows, N, norm_weight_D, norm_bias_D, eps, CENTRED, ROUND_TWICE, dtype, D, BN, BD
-    )  # fmt: skip
+    offsets = rows.to(tl.int64) * D
+    if norm_weight_D is not None:
+        mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
+    products = tl.zeros((BN, BD), tl.float32)
+    for start in range(0, D, BD):
+        columns = start + tl.arange(0, BD)
+        inside = columns < D
+        tile = (rows < N)[:, None] & inside[None, :]
+        pointers = weight_ND + offsets[:, None] + columns[None, :]
+        w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
+        x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        if norm_weight_D is not None:
+            x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+        products += w.to(tl.float32) * x[None, :]
+    y = tl.sum(products, 1)
     if bias_N is not None:
         y += tl.load(bias_N + rows, mask=rows < N, other=0.0).to(tl.float32)
     y = _rounded(y, dtype)
@@ -554,37 +550,14 @@ def _combine(
 
 
 @triton.jit
-def _expand_inputs(
-    x_D, inputs_ID, first, kept, rows, z_F,
-    norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
-    D: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    dtype = x_D.dtype.element_ty
-    count = tl.load(rows) - kept
-    if first < count:
-        directions = first + tl.arange(0, BF)
-        y = _dot_rows(
-            x_D, inputs_ID, directions, count, norm_weight_D, norm_bias_D, eps, CENTRED, ROUND_TWICE, dtype, D, BF, BD
-        )  # fmt: skip
-        tl.store(z_F + kept + directions, _rounded(y, dtype), mask=directions < count)
-
-
-@triton.jit
 def _expand(
-    x_D, weight, bias, index_F, kept, z_F, inputs_ID, rows,
+    x_D, weight, bias, index_F, kept, z_F, gates, thresholds_F, resting_F,
     norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
     F: tl.constexpr, D: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
     BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     k = tl.load(kept)
     first = tl.program_id(0) * BF
-    if inputs_ID is not None:  # noqa: SIM102 - what is known when compiling, and what is not
-        if first >= tl.cdiv(F, BF) * BF:
-            _expand_inputs(
-                x_D, inputs_ID, first - tl.cdiv(F, BF) * BF, k, rows, z_F,
-                norm_weight_D, norm_bias_D, eps, CENTRED, ROUND_TWICE, D, BF, BD,
-            )  # fmt: skip
-            return
     if first >= k:
         return
 
@@ -594,6 +567,10 @@ def _expand(
     offsets = neurons[:, None] * D
     if norm_weight_D is not None:
         mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
+    together = slots < k
+    if gates is not None:
+        gating = tl.load(gates) != 0
+        together = together & (gating == 0)
     products = tl.zeros((BF, BD), tl.float32)
     up_products = tl.zeros((BF, BD), tl.float32)
     for start in range(0, D, BD):
@@ -604,6 +581,7 @@ def _expand(
         w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
         if GATED:
             # The gate's rows come first, those of up F rows further on.
+            tile = together[:, None] & inside[None, :]
             up = tl.load(pointers + F * D, mask=tile, other=0.0, eviction_policy="evict_first")
         x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
         if norm_weight_D is not None:
@@ -615,17 +593,36 @@ def _expand(
     if bias is not None:
         y += tl.load(bias + neurons, mask=slots < k, other=0.0).to(tl.float32)
     z = _rounded(_activated(_rounded(y, dtype), ACTIVATION), dtype)
+    if gates is not None:
+        acts = slots < k
+        if gating:
+            acts = tl.abs(z) > tl.load(thresholds_F + slots, mask=slots < k, other=float("inf"))
+            if GATED:
+                for start in range(0, D, BD):
+                    columns = start + tl.arange(0, BD)
+                    inside = columns < D
+                    tile = acts[:, None] & inside[None, :]
+                    pointers = weight + offsets + F * D + columns[None, :]
+                    up = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
+                    x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+                    if norm_weight_D is not None:
+                        x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+                    up_products += up.to(tl.float32) * x[None, :]
     if GATED:
         y = tl.sum(up_products, 1)
         if bias is not None:
             y += tl.load(bias + F + neurons, mask=slots < k, other=0.0).to(tl.float32)
         z = _rounded(z * _rounded(y, dtype), dtype)
+    if gates is not None:  # noqa: SIM102 - what is known when compiling, and what is not
+        if gating:
+            resting = _rounded(tl.load(resting_F + slots, mask=slots < k, other=0.0), dtype)
+            z = tl.where(acts, _rounded(z - resting, dtype), 0.0)
     tl.store(z_F + slots, z, mask=slots < k)
 
 
 @triton.jit
 def _contract(
-    z_F, index_F, kept, address, partial_PD,
+    z_F, index_F, kept, address, partial_PD, gates,
     dtype: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     k = tl.load(kept)
@@ -636,11 +633,18 @@ def _contract(
     columns = tl.program_id(0) * BD + tl.arange(0, BD)
     products = tl.zeros((BF, BD), tl.float32)
     stop = tl.minimum(k, (part + 1) * share)
+    if gates is not None:
+        gating = tl.load(gates) != 0
     for start in range(part * share, stop, BF):
         slots = start + tl.arange(0, BF)
         neurons = tl.load(index_F + slots, mask=slots < stop, other=0).to(tl.int64)
         z = tl.load(z_F + slots, mask=slots < stop, other=0.0)
-        tile = (slots < stop)[:, None] & (columns < D)[None, :]
+        wanted = slots < stop
+        if gates is not None:  # noqa: SIM102 - likewise
+            if gating:
+                # Only there: otherwise rows would wait for what they are multiplied by.
+                wanted = wanted & (z != 0)
+        tile = wanted[:, None] & (columns < D)[None, :]
         pointers = contract_FD + neurons[:, None] * D + columns[None, :]
         w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
         products += w.to(tl.float32) * z[:, None]

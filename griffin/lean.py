@@ -6,14 +6,20 @@ products, merged where they share an input. It runs on any device and in any dty
 Shapes: D model width, F feed-forward neurons, k of them kept, H query heads, G key and value heads, S head size.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from griffin.cache import KVCache
-from griffin.kept import Kept
+from griffin.kept import Gating, Kept
 from griffin.pruning import DecodeTwin
 from griffin.weights import Activation, Experts, Layer, Norm, Projection, Rotary, Weights
+
+# What counts of activations, see ``Gating.apply``.
+Acts = Callable[[Tensor, Tensor], Tensor]
 
 
 class LeanStep:
@@ -26,14 +32,17 @@ class LeanStep:
         """
         self._weights, self._cache, self._twin = weights, cache, twin
         self._kept: list[Experts] | None = None
+        self._gating: Gating | None = None
         self._rotaries = {id(layer.rotary): layer.rotary for layer in weights.layers if layer.rotary is not None}
 
     def keep(self, kept: Kept | None) -> None:
         """Use these neurons from now on, or all."""
         # First of all, for these may be in the way of the next.
-        self._kept = None
+        self._kept = self._gating = None
         if kept is not None:
             self._kept = self._twin.load(kept)
+            embedding_VD = self._weights.embedding_VD
+            self._gating = kept.gating and kept.gating.to(embedding_VD.device, embedding_VD.dtype)
 
     @torch.inference_mode()
     def __call__(self, id: int) -> Tensor:
@@ -49,7 +58,8 @@ class LeanStep:
             attended_1D = self._attend(layer, number, position, _normed(x_1D, layer.before_attention), angles)
             x_1D = x_1D + _normed(attended_1D, layer.after_attention)
             experts = layer.experts if self._kept is None else self._kept[number]
-            fed_1D = feed(experts, _normed(x_1D, layer.before_feed_forward), weights.activation)
+            acts = partial(self._gating.apply, number) if self._gating else None
+            fed_1D = feed(experts, _normed(x_1D, layer.before_feed_forward), weights.activation, acts)
             x_1D = x_1D + _normed(fed_1D, layer.after_feed_forward)
         self._cache.length = position + 1
         logits_1V = _project(_normed(x_1D, weights.final_norm), weights.head)
@@ -83,16 +93,17 @@ class LeanStep:
         return _project(out.view(1, heads * size), layer.output)
 
 
-def feed(experts: Experts, x_1D: Tensor, activation: Activation) -> Tensor:
-    """The FF block, of all neurons or of those kept."""
+def feed(experts: Experts, x_1D: Tensor, activation: Activation, acts: Acts | None = None) -> Tensor:
+    """The FF block, of all neurons or of those kept, or of those of them that act."""
     hidden = _project(x_1D, experts.expand)
     if experts.gated:
         gate_1k, up_1k = hidden.chunk(2, dim=1)
-        z_1k = _activated(gate_1k, activation) * up_1k
+        given_1k = _activated(gate_1k, activation)
+        z_1k = given_1k * up_1k
     else:
-        z_1k = _activated(hidden, activation)
-    if experts.inputs is not None:
-        z_1k = torch.cat((z_1k, functional.linear(x_1D, experts.inputs)), dim=1)
+        z_1k = given_1k = _activated(hidden, activation)
+    if acts is not None:
+        z_1k = acts(given_1k, z_1k)
     return functional.linear(z_1k, experts.contract_FD.t(), experts.contract_bias)
 
 

@@ -4,6 +4,7 @@
  * Decoding one token reads every weight once, so its speed is that of memory. A core reads memory fastest as one
  * ascending stream, hence: each product walks its rows one by one, in the order they are stored; kept neurons are
  * copied next to each other once per request, as hopping between them in place takes longer than reading them all.
+ * Where a token's gates leave some of them out, there is hopping nevertheless; rows are then asked for in advance.
  * Activations are fp32 throughout; weights, keys and values are fp32 or bfloat16.
  *
  * A team of threads decodes a token in four stages a layer, a barrier behind each. What is cheap (norms, the residual
@@ -41,6 +42,9 @@
 /* Then a waiting thread begins to offer its processor to others. */
 #define SPINS 4000
 #define ALIGNMENT 64
+/* Of rows that do not follow one another, so much is asked for that many rows ahead: the processor sees no stream. */
+#define AHEAD_ROWS 4
+#define AHEAD_BYTES 512
 
 enum { SILU, GELU, GELU_TANH, RELU };
 
@@ -71,11 +75,12 @@ typedef struct {
 
 /*
  * expand: (parts F, D), the gate's rows first where parts is 2. contract: (F, D), one row a neuron; its bias (D,).
- * inputs: (I, D), what the block's input has in these directions goes through the last I rows of contract, which has
- * F + I then; I may be 0.
+ * thresholds: (F,), what the activation function must exceed, in size, for a neuron to act; or NULL, and all do.
+ * resting: (F,), what stands for its activation otherwise, which the contracting projection's bias has in it.
  */
 typedef struct {
-    Projection expand, contract, inputs;
+    Projection expand, contract;
+    const float *thresholds, *resting;
 } Experts;
 
 /* window 0: all positions. keys, values: (G, capacity, S). */
@@ -109,6 +114,13 @@ typedef struct {
     void (*dot[2])(float *out, const void *rows, int64_t count, int64_t width, const float *x);
     /* y += sum over i of z_i row_i */
     void (*add[2])(float *y, const void *rows, int64_t count, int64_t width, const float *z);
+    /* The same of those rows alone, whose numbers rise; out and z have one value for each. */
+    void (*dot_some[2])(
+        float *out, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *x);
+    void (*add_some[2])(
+        float *y, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *z);
+    /* Begins to fetch what the two above will read, as they themselves do for all rows but the first. */
+    void (*ask_for_first)(const void *rows, const int32_t *which, int64_t count, int64_t row_bytes);
     void (*norm)(float *out, const float *x, const Norm *norm);
     /* z = activation(z) up; up may be NULL */
     void (*activate)(float *z, const float *up, int64_t count, int64_t activation);
@@ -207,6 +219,8 @@ typedef struct {
     float *x, *normed, *change;
     float *query, *key, *value, *scores;
     float *gate, *up;
+    /* Of a chunk, which neurons act. */
+    int32_t *acting;
 } Scratch;
 
 struct Step {
@@ -522,40 +536,69 @@ static void attend(Step *step, const Layer *layer, const Scratch *scratch)
             attend_head(step, layer, first, scratch);
 }
 
-static int64_t largest(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-
 static int64_t chunk_count(int64_t neurons)
 {
     return neurons < CHUNKS ? neurons : CHUNKS;
 }
 
-static int64_t neuron_count(const Experts *experts)
+/* Which of a chunk's neurons act, by what their activation functions give; those values move together. */
+static int64_t gate_chunk(const float *thresholds, int64_t count, const Scratch *scratch)
 {
-    return experts->contract.rows - experts->inputs.rows;
+    int64_t acting = 0;
+    for (int64_t i = 0; i < count; i++) {
+        float given = scratch->gate[i];
+        scratch->gate[acting] = given;
+        scratch->acting[acting] = (int32_t)i;
+        /* No branch: it could not be foretold. */
+        acting += fabsf(given) > thresholds[i];
+    }
+    return acting;
+}
+
+/* As feed_chunk, behind what the activation functions give: of neurons at rest nothing more is read. */
+static void feed_acting(
+    const Step *step, const Layer *layer, int64_t first, int64_t count, const float *x, const Scratch *scratch, float *sum)
+{
+    const Model *model = step->model;
+    const Experts *experts = &layer->experts;
+    const Projection *contract = &experts->contract, *expand = &experts->expand;
+    const void *contract_rows = row(model, contract->weight, first, model->width);
+    int64_t acting = gate_chunk(experts->thresholds + first, count, scratch), up = contract->rows + first;
+    if (model->gated) {
+        const void *up_rows = row(model, expand->weight, up, expand->columns);
+        step->kernels->ask_for_first(up_rows, scratch->acting, acting, (int64_t)row_bytes(model, expand->columns));
+        step->kernels->dot_some[model->bfloat16](
+            scratch->up, up_rows, scratch->acting, acting, expand->columns, x);
+    }
+    step->kernels->ask_for_first(contract_rows, scratch->acting, acting, (int64_t)row_bytes(model, model->width));
+    for (int64_t i = 0; i < acting; i++) {
+        int64_t neuron = scratch->acting[i];
+        float bias = model->gated && expand->bias ? expand->bias[up + neuron] : 0;
+        float z = model->gated ? scratch->gate[i] * (scratch->up[i] + bias) : scratch->gate[i];
+        scratch->gate[i] = z - experts->resting[first + neuron];
+    }
+    step->kernels->add_some[model->bfloat16](
+        sum, contract_rows, scratch->acting, acting, model->width, scratch->gate);
 }
 
 /* One chunk of neurons, from input to their part of the output: nothing needs to be waited for in between. */
 static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, const float *x, const Scratch *scratch)
 {
     const Model *model = step->model;
-    const Experts *experts = &layer->experts;
-    const Projection *contract = &experts->contract;
-    int64_t rows = contract->rows, neurons = neuron_count(experts), chunks = chunk_count(rows);
-    int64_t first = rows * chunk / chunks, behind = rows * (chunk + 1) / chunks;
-    int64_t last = behind < neurons ? behind : neurons, input = largest(first, neurons);
-    if (first < last) {
-        dot_rows(step, scratch->gate, &experts->expand, first, last, x);
-        if (model->gated)
-            dot_rows(step, scratch->up, &experts->expand, neurons + first, neurons + last, x);
-        step->kernels->activate(scratch->gate, model->gated ? scratch->up : NULL, last - first, model->activation);
-    }
-    if (input < behind)
-        dot_rows(step, scratch->gate + (input - first), &experts->inputs, input - neurons, behind - neurons, x);
+    const Projection *contract = &layer->experts.contract;
+    int64_t neurons = contract->rows, chunks = chunk_count(neurons);
+    int64_t first = neurons * chunk / chunks, behind = neurons * (chunk + 1) / chunks;
     float *sum = step->partial_sums + chunk * model->width;
     memset(sum, 0, (size_t)model->width * sizeof *sum);
+    dot_rows(step, scratch->gate, &layer->experts.expand, first, behind, x);
+    if (layer->experts.thresholds) {
+        step->kernels->activate(scratch->gate, NULL, behind - first, model->activation);
+        feed_acting(step, layer, first, behind - first, x, scratch, sum);
+        return;
+    }
+    if (model->gated)
+        dot_rows(step, scratch->up, &layer->experts.expand, neurons + first, neurons + behind, x);
+    step->kernels->activate(scratch->gate, model->gated ? scratch->up : NULL, behind - first, model->activation);
     step->kernels->add[model->bfloat16](
         sum, row(model, contract->weight, first, model->width), behind - first, model->width, scratch->gate);
 }
@@ -627,7 +670,7 @@ static void copy_row(const Model *model, const Projection *to, int64_t target, c
 
 static void keep_row(const Step *step, const Experts *all, const Experts *kept, int64_t part, int64_t neuron, int64_t source)
 {
-    int64_t k = neuron_count(kept);
+    int64_t k = kept->contract.rows;
     if (part * all->contract.rows == all->expand.rows) {
         copy_row(step->model, &kept->contract, neuron, &all->contract, source);
         return;
@@ -645,11 +688,11 @@ static void keep(Step *step, int member)
     int64_t parts = 1 + step->all->expand.rows / step->all->contract.rows, layers = step->model->layer_count;
     int64_t first, behind, total = 0;
     for (int64_t layer = 0; layer < layers; layer++)
-        total += parts * neuron_count(&step->kept[layer]);
+        total += parts * step->kept[layer].contract.rows;
     while (claim(&step->team, total, 16, &first, &behind)) {
         const int64_t *experts = step->experts;
         for (int64_t layer = 0, start = 0; layer < layers && start < behind; layer++) {
-            int64_t k = neuron_count(&step->kept[layer]), end = start + parts * k;
+            int64_t k = step->kept[layer].contract.rows, end = start + parts * k;
             for (; first < behind && first < end; first++) {
                 int64_t number = first - start;
                 keep_row(step, &step->all[layer], &step->kept[layer], number / k, number % k, experts[number % k]);
@@ -661,6 +704,11 @@ static void keep(Step *step, int member)
 }
 
 /* ---- Opening and closing. ---- */
+
+static int64_t largest(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
 
 /* The next floats of the step's memory; only counts where there is none yet. */
 static float *take(float *memory, size_t *used, int64_t count)
@@ -691,9 +739,9 @@ static size_t lay_out(Step *step, float *memory)
         scratch->key = take(memory, &used, size);
         scratch->value = take(memory, &used, size);
         scratch->scores = take(memory, &used, SCORES);
-        /* At most as many input directions as the input has numbers. */
-        scratch->gate = take(memory, &used, (neurons + model->width) / CHUNKS + 1);
+        scratch->gate = take(memory, &used, neurons / CHUNKS + 1);
         scratch->up = take(memory, &used, neurons / CHUNKS + 1);
+        scratch->acting = (int32_t *)take(memory, &used, neurons / CHUNKS + 1);
     }
     return used;
 }
@@ -894,6 +942,63 @@ static void KERNEL(add_bfloat16)(float *y, const void *rows, int64_t count, int6
     KERNEL(add)(y, rows, count, width, z, true);
 }
 
+INLINE void KERNEL(ask_for)(const char *rows, const int32_t *which, int64_t next, int64_t count, int64_t row_bytes)
+{
+    for (int64_t at = 0; next < count && at < AHEAD_BYTES && at < row_bytes; at += ALIGNMENT)
+        __builtin_prefetch(rows + which[next] * row_bytes + at);
+}
+
+/* The first rows, some time before they are read. */
+static void KERNEL(ask_for_first)(const void *rows, const int32_t *which, int64_t count, int64_t row_bytes)
+{
+    for (int64_t i = 0; i < AHEAD_ROWS; i++)
+        KERNEL(ask_for)(rows, which, i, count, row_bytes);
+}
+
+INLINE void KERNEL(dot_some)(
+    float *out, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *x, bool bfloat16)
+{
+    int64_t row_bytes = width * (bfloat16 ? 2 : 4);
+    for (int64_t i = 0; i < count; i++) {
+        KERNEL(ask_for)(rows, which, i + AHEAD_ROWS, count, row_bytes);
+        out[i] = KERNEL(dot_one)((const char *)rows + which[i] * row_bytes, width, x, bfloat16);
+    }
+}
+
+static void KERNEL(dot_some_float)(
+    float *out, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *x)
+{
+    KERNEL(dot_some)(out, rows, which, count, width, x, false);
+}
+
+static void KERNEL(dot_some_bfloat16)(
+    float *out, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *x)
+{
+    KERNEL(dot_some)(out, rows, which, count, width, x, true);
+}
+
+INLINE void KERNEL(add_some)(
+    float *y, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *z, bool bfloat16)
+{
+    int64_t row_bytes = width * (bfloat16 ? 2 : 4);
+    for (int64_t i = 0; i < count; i++) {
+        KERNEL(ask_for)(rows, which, i + AHEAD_ROWS, count, row_bytes);
+        KERNEL(add_one)(y, (const char *)rows + which[i] * row_bytes, width, z[i], bfloat16);
+    }
+}
+
+static void KERNEL(add_some_float)(
+    float *y, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *z)
+{
+    KERNEL(add_some)(y, rows, which, count, width, z, false);
+}
+
+static void KERNEL(add_some_bfloat16)(
+    float *y, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *z)
+{
+    KERNEL(add_some)(y, rows, which, count, width, z, true);
+}
+
 INLINE float KERNEL(total)(const float *x, int64_t count, float less, bool squared)
 {
     Vector sum = {0};
@@ -1001,6 +1106,9 @@ static void KERNEL(cap)(float *values, int64_t count, float cap)
 static const Kernels KERNEL(kernels) = {
     .dot = {KERNEL(dot_float), KERNEL(dot_bfloat16)},
     .add = {KERNEL(add_float), KERNEL(add_bfloat16)},
+    .dot_some = {KERNEL(dot_some_float), KERNEL(dot_some_bfloat16)},
+    .add_some = {KERNEL(add_some_float), KERNEL(add_some_bfloat16)},
+    .ask_for_first = KERNEL(ask_for_first),
     .norm = KERNEL(norm),
     .activate = KERNEL(activate),
     .exponentials = KERNEL(exponentials),

@@ -2,7 +2,7 @@
 
 Nothing here is needed: where there was no C compiler at installation, ``available()`` is false.
 
-Shapes: L layers, D model width, F feed-forward neurons, k of them kept, I input directions, V vocabulary, S head size.
+Shapes: L layers, D model width, F feed-forward neurons, k of them kept, V vocabulary, S head size.
 """
 
 import ctypes
@@ -54,7 +54,12 @@ class _Rotary(ctypes.Structure):
 
 
 class _Experts(ctypes.Structure):
-    _fields_ = (("expand", _Projection), ("contract", _Projection), ("inputs", _Projection))
+    _fields_ = (
+        ("expand", _Projection),
+        ("contract", _Projection),
+        ("thresholds", ctypes.c_void_p),
+        ("resting", ctypes.c_void_p),
+    )
 
 
 class _Layer(ctypes.Structure):
@@ -210,8 +215,8 @@ class NativeStep:
             self._use(all_experts)
             return
         _require(kept, len(all_experts), int(all_experts[0].contract.rows))
-        if self._kept is None or self._kept.directions < kept.directions:
-            self._kept = _Room(self._weights, kept.directions)
+        if self._kept is None:
+            self._kept = _Room(self._weights)
         experts, room = torch.cat(tuple(kept.layers)), self._kept.describe(kept, all_experts)
         self._library.griffin_keep(handle, all_experts, room, experts.data_ptr())
         self._kept.correct(kept)
@@ -266,8 +271,6 @@ def _require(kept: Kept, layers: int, neurons: int) -> None:
             raise ValueError(f"experts must be int64 (k,), but are {experts_k.dtype} {tuple(experts_k.shape)}")
         if experts_k.min() < 0 or experts_k.max() >= neurons:
             raise ValueError(f"experts must be among 0 to {neurons - 1}")
-    if kept.correction and any(inputs_ID.shape[0] > inputs_ID.shape[1] for inputs_ID in kept.correction.inputs):
-        raise ValueError("there are more input directions than the input has numbers")
 
 
 class _Description:
@@ -351,22 +354,17 @@ class _Description:
 
 
 class _Room:
-    """Room for the kept neurons of every layer, at most all, and for what stands for the others.
+    """Room for the kept neurons of every layer, at most all, and for what stands for the others."""
 
-    directions: the most of the input that there is room for.
-    """
-
-    def __init__(self, weights: Weights, directions: int) -> None:
-        self.directions = directions
+    def __init__(self, weights: Weights) -> None:
         blocks = [layer.experts for layer in weights.layers]
         self._expand = [torch.empty_like(block.expand.weight) for block in blocks]
-        self._contract = [
-            block.contract_FD.new_empty(len(block.contract_FD) + directions, weights.width) for block in blocks
-        ]
-        self._inputs = [block.contract_FD.new_empty(directions, weights.width) for block in blocks]
+        self._contract = [torch.empty_like(block.contract_FD) for block in blocks]
         self._bias = [None if b.expand.bias is None else torch.empty(len(b.expand.weight)) for b in blocks]
         self._own_bias_LD = weights.contract_bias()
         self._contract_bias_LD = self._own_bias_LD.clone()
+        # Thresholds, and what neurons at rest give.
+        self._gating = [[torch.empty(0)] * len(blocks) for _ in range(2)]
 
     def describe(self, kept: Kept, all_experts: "ctypes.Array[_Experts]") -> "ctypes.Array[_Experts]":
         described = (_Experts * len(self._expand))()
@@ -379,16 +377,16 @@ class _Room:
                 torch.add(self._own_bias_LD[number], kept.offset_LD[number], out=self._contract_bias_LD[number])
                 contract_bias = self._contract_bias_LD[number].data_ptr()
             block.expand = _Projection(self._expand[number].data_ptr(), pointer, parts * count, width)
-            rows = count + kept.directions
-            block.contract = _Projection(self._contract[number].data_ptr(), contract_bias, rows, width)
-            block.inputs = _Projection(self._inputs[number].data_ptr(), None, kept.directions, width)
+            block.contract = _Projection(self._contract[number].data_ptr(), contract_bias, count, width)
+            if kept.gating is not None:
+                # The selection's own may go while its neurons are still in use.
+                for held, values_k in zip(self._gating, (kept.gating.thresholds, kept.gating.resting), strict=True):
+                    held[number] = values_k[number].float().contiguous()
+                block.thresholds, block.resting = (held[number].data_ptr() for held in self._gating)
         return described
 
     def correct(self, kept: Kept) -> None:
         """Once the kept rows are there."""
-        correction, directions = kept.correction, kept.directions
-        if correction is not None:
+        if kept.correction is not None:
             for number, count in enumerate(kept.counts):
-                correction.write_(number, self._contract[number][: count + directions])
-            for inputs_ID, known_ID in zip(self._inputs, correction.inputs, strict=False):
-                inputs_ID[:directions] = known_ID
+                kept.correction.add_to_(number, self._contract[number][:count])

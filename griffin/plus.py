@@ -1,10 +1,12 @@
-"""Method griffin+: the same number of neurons as the paper's method, chosen and replaced so that the loss grows less.
+"""Method griffin+: for as many active parameters as by the paper's method, neurons are chosen, replaced and left out on
+single tokens so that the loss grows less.
 
-A neuron that is gone is replaced by its mean activation, and by what the kept ones and the block's input can tell of
-it, see ``ridge``. With its mean in its place, what is lost with it is its variance; how much the loss minds that is its
-sensitivity, see ``calibration``. Variance times sensitivity estimates, to second order, the loss that removing a neuron
-brings (as optimal brain damage does for weights: LeCun, Denker, Solla 1989). These estimates are comparable between
-layers: one ranking over all layers spends the neurons where they matter most.
+A neuron that is gone is replaced by its mean activation, and by what the kept ones can tell of it, see ``ridge``. With
+its mean in its place, what is lost with it is its variance; how much the loss minds that is its sensitivity, see
+``calibration``. Variance times sensitivity estimates, to second order, the loss that removing a neuron brings (as
+optimal brain damage does for weights: LeCun, Denker, Solla 1989). These estimates are comparable between layers: one
+ranking over all layers spends the neurons where they matter most. More of them are kept than by the paper's method, for
+not all act on every token, see ``gating``.
 
 Shapes: L layers, F feed-forward neurons, D model width.
 """
@@ -19,7 +21,7 @@ from griffin.calibration import Calibration
 from griffin.families import FeedForward, linear_weight
 from griffin.statistic import FlockingStatistic, Moments
 
-PartName = Literal["score", "budget", "compensation", "ridge", "inputs", "prior"]
+PartName = Literal["score", "budget", "compensation", "ridge", "gating", "prior"]
 PARTS: tuple[PartName, ...] = get_args(PartName)
 # General text counts as that many tokens of a prompt.
 PRIOR_TOKENS = 128

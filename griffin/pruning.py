@@ -1,11 +1,12 @@
 """DecodeTwin: the model's module tree again, tensors shared, its FF projections reading kept neurons only.
 
-Shapes: L layers, D model width, F feed-forward neurons, k of them kept, I input directions, m = k + I.
+Shapes: L layers, D model width, F feed-forward neurons, k of them kept.
 """
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Literal, get_args
 
@@ -98,20 +99,15 @@ class DecodeTwin:
     def load(self, kept: Kept) -> list[Experts]:
         """Keep these neurons, on the model's device, from now on; each layer's gathered weights."""
         if self._host is None:
-            loaded = [
-                layer.load(e_k, e_k, directions=kept.directions)
-                for layer, e_k in zip(self._layers, kept.layers, strict=True)
-            ]
+            loaded = [layer.load(e_k, e_k) for layer, e_k in zip(self._layers, kept.layers, strict=True)]
         else:
             loaded = self._load_from_host(self._host, kept)
         if kept.correction is not None:
             for number, experts in enumerate(loaded):
-                kept.correction.write_(number, experts.contract_FD)
-        if kept.directions and kept.correction is not None:
-            loaded = [
-                layer.add_inputs(experts, inputs_ID)
-                for layer, experts, inputs_ID in zip(self._layers, loaded, kept.correction.inputs, strict=True)
-            ]
+                kept.correction.add_to_(number, experts.contract_FD)
+        if kept.gating is not None:
+            for number, layer in enumerate(self._layers):
+                layer.gate(partial(kept.gating.apply, number))
         if kept.offset_LD is None:
             return loaded
         return [
@@ -181,22 +177,20 @@ class _CompactFeedForward:
         self._buffers: tuple[Tensor, Tensor | None, Tensor] | None = None
         self._fused = fused
         self._expand_slots = [_KeptNeurons(None) for _ in projections]
-        self._contract_slot = _KeptNeurons(self._contract_bias, self._expand_slots[0])
+        self._contract_slot = _KeptNeurons(self._contract_bias)
+        self._activation = block.activation
         for name, slot in zip(block.names.expand, self._expand_slots, strict=True):
             block.layer.set_submodule(name, slot)
         block.layer.set_submodule(block.names.contract, self._contract_slot)
 
-    def load(
-        self, experts_k: Tensor, rows_k: Tensor, gather: Callable[..., object] = _gather, directions: int = 0
-    ) -> Experts:
+    def load(self, experts_k: Tensor, rows_k: Tensor, gather: Callable[..., object] = _gather) -> Experts:
         """
         Args:
             rows_k: the same as ``experts_k``, where the matrices are.
             gather: of a matrix and such indices, rows into a buffer.
-            directions: I, room for as many rows behind the kept ones' of the contracting projection.
         """
         kept = len(experts_k)
-        expand_buffer, bias_buffer, contract_buffer = self._room(kept, directions)
+        expand_buffer, bias_buffer, contract_buffer = self._room(kept)
         experts_k, rows_k = experts_k.to(self._device), rows_k.to(self._rows_FD.device)
         expand, bias = expand_buffer[: len(self._parts_FD) * kept], None
         for part_FD, to in zip(self._parts_FD, torch.split(expand, kept), strict=True):
@@ -205,17 +199,11 @@ class _CompactFeedForward:
             bias = bias_buffer[: len(self._parts_FD) * kept]
             for bias_F, to in zip(self._biases_F, torch.split(bias, kept), strict=True):
                 torch.index_select(bias_F, 0, experts_k, out=to)
-        contract_mD = contract_buffer[: kept + directions]
-        gather(self._rows_FD, rows_k, contract_mD[:kept])
-        self._fill_slots(expand, bias, contract_mD, self._fused * kept)
+        contract_kD = contract_buffer[:kept]
+        gather(self._rows_FD, rows_k, contract_kD)
+        self._fill_slots(expand, bias, contract_kD, self._fused * kept)
         self._contract_slot.bias = self._contract_bias
-        return Experts(Projection(expand, bias), contract_mD, self._contract_bias, len(self._parts_FD) == 2)
-
-    def add_inputs(self, experts: Experts, inputs_ID: Tensor) -> Experts:
-        """What was loaded with room for these directions of the block's input, going by them too."""
-        inputs_ID = inputs_ID.to(experts.contract_FD)
-        self._expand_slots[0].inputs = inputs_ID
-        return replace(experts, inputs=inputs_ID)
+        return Experts(Projection(expand, bias), contract_kD, self._contract_bias, len(self._parts_FD) == 2)
 
     def offset(self, experts: Experts, offset_D: Tensor) -> Experts:
         """What was loaded, with this added to what it gives."""
@@ -225,12 +213,24 @@ class _CompactFeedForward:
         self._contract_slot.bias = bias_D
         return replace(experts, contract_bias=bias_D)
 
-    def _fill_slots(self, expand: Tensor, bias: Tensor | None, contract_mD: Tensor, rows: int) -> None:
-        self._expand_slots[0].inputs = None
+    def gate(self, acts: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Of what was loaded, let those neurons act on a token that ``Gating.apply`` lets."""
+        given: Callable[[], Tensor] | None = None
+        if self._activation is not None:
+            self._expand_slots[0].remembers = True
+            given = partial(self._given, self._activation)
+        self._contract_slot.acts = acts, given
+
+    def _given(self, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        gate = self._expand_slots[0].take()
+        return activation(gate[..., : gate.shape[-1] // self._fused])
+
+    def _fill_slots(self, expand: Tensor, bias: Tensor | None, contract_kD: Tensor, rows: int) -> None:
         for number, slot in enumerate(self._expand_slots):
             part = slice(number * rows, (number + 1) * rows)
             slot.weight, slot.bias = expand[part], bias[part] if bias is not None else None
-        self._contract_slot.weight = contract_mD.t()
+        self._contract_slot.weight, self._contract_slot.acts = contract_kD.t(), None
+        self._expand_slots[0].remembers = False
 
     def release(self, kept: int | None = None) -> None:
         """Give up the buffers, or only if they are of fewer neurons."""
@@ -240,55 +240,53 @@ class _CompactFeedForward:
         for slot in (*self._expand_slots, self._contract_slot):
             slot.weight = self._rows_FD[:0]
 
-    def _room(self, kept: int, directions: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    def _room(self, kept: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """Made at the first need: a step that has kept neurons of its own leaves this to scoring."""
-        parts = len(self._parts_FD)
-        if self._buffers is not None and (
-            len(self._buffers[0]) < parts * kept or len(self._buffers[2]) < kept + directions
-        ):
-            self._buffers = None
         if self._buffers is None:
             neurons, width = self._rows_FD.shape
             neurons = kept if self._by_need else neurons
-            rows = parts * neurons
+            rows = len(self._parts_FD) * neurons
 
             def buffer(*shape: int) -> Tensor:
                 return torch.empty(shape, dtype=self._rows_FD.dtype, device=self._device)
 
             bias = buffer(rows) if self._biases_F else None
-            self._buffers = buffer(rows, width), bias, buffer(neurons + directions, width)
+            self._buffers = buffer(rows, width), bias, buffer(neurons, width)
         return self._buffers
 
 
 class _KeptNeurons(nn.Module):
     """Stands in the twin where a projection stood. Its tensors are views that change with each request.
 
-    inputs: ``(I, D)``, of an expanding one: what its input has in these directions joins the contracting one's.
+    acts: of a contracting one, what counts of activations (``Gating.apply``), and where the values of their gates are
+        to be had; those are the activations themselves where there is no gate.
+    remembers: of the first expanding one, whether what it gives is wanted once more.
     """
 
     weight: Tensor
     bias: Tensor | None
-    inputs: Tensor | None = None
+    acts: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[], Tensor] | None] | None = None
+    remembers = False
 
-    def __init__(self, bias: Tensor | None, expanding: "_KeptNeurons | None" = None) -> None:
+    def __init__(self, bias: Tensor | None) -> None:
         super().__init__()
         self.bias = bias
-        # No part of this module: it has its own place in the tree.
-        self._expanding = (expanding,)
-        self._joining: Tensor | None = None
+        self._given: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.inputs is not None:
-            self._joining = functional.linear(x, self.inputs)
-        (expanding,) = self._expanding
-        if expanding is not None and expanding.inputs is not None:
-            x = torch.cat((x, expanding.take()), dim=-1)
-        return functional.linear(x, self.weight, self.bias)
+        if self.acts is not None:
+            acts, given = self.acts
+            x = acts(given().view_as(x) if given else x, x)
+        y = functional.linear(x, self.weight, self.bias)
+        if self.remembers:
+            self._given = y
+        return y
 
     def take(self) -> Tensor:
-        joining, self._joining = self._joining, None
-        assert joining is not None
-        return joining
+        """What this gave last."""
+        given, self._given = self._given, None
+        assert given is not None
+        return given
 
 
 def _bias(projection: nn.Module) -> Tensor | None:

@@ -63,7 +63,7 @@ class Runner:
         self.twin = DecodeTwin(self.model)
         self.accounting = Accounting.of(self.model)
         stream(self.model, blocks)
-        self.statistic = FlockingStatistic(blocks, calibration.inputs_LID if calibration else None)
+        self.statistic = FlockingStatistic(blocks)
         self.cache = KVCache(len(blocks), [linear_weight(block.contract).device for block in blocks])
         self._chunk, self._prefixes = prefill_chunk, prefixes
         # Of the prompt at hand, one for each whole chunk.
@@ -75,7 +75,7 @@ class Runner:
         self.chooser = Chooser(feed_forwards(origin), self.device, calibration, losses)
         self._make_decoder = partial(
             make_decoder, model=self.model, weights=weights, twin=self.twin, cache=self.cache,
-            context_length=context_length, directions=calibration.directions if calibration else 0,
+            context_length=context_length,
         )  # fmt: skip
         self.decoder = self._make_decoder(step)
 
@@ -120,7 +120,7 @@ class Runner:
 
     def prunes(self, pruning: Pruning) -> bool:
         if pruning.reuse is not None:
-            return pruning.reuse.kept < self.accounting.neurons
+            return pruning.reuse.acting < self.accounting.neurons
         return kept_count(self.accounting.width, pruning.sparsity) < self.accounting.width
 
     def resume(self, ids: Sequence[int], limit: int, dense: int) -> int:
@@ -240,7 +240,9 @@ class Chosen:
         # Copies that wait for nobody; they have arrived when the timer has stopped.
         self._experts = torch.cat(tuple(kept.layers)).to(torch.int32).to("cpu", non_blocking=True)
         self._offset_LD = None if kept.offset_LD is None else kept.offset_LD.to("cpu", non_blocking=True)
-        self._correction = kept.correction and kept.correction.to(torch.device("cpu"), non_blocking=True)
+        host = torch.device("cpu")
+        self._correction = kept.correction and kept.correction.to(host, non_blocking=True)
+        self._gating = kept.gating and kept.gating.to(host, non_blocking=True)
 
     def selection(self) -> Selection:
         seconds = self.timer.seconds()
@@ -252,7 +254,7 @@ class Chosen:
         if correction is not None and self.kept.layers[0].device.type != "cpu":
             correction = correction.clone()
         digest = hashlib.sha256(experts.numpy().tobytes())
-        # Where there is a correction, the offset depends on it.
+        # Where there is a correction or a gating, the offset depends on it.
         if offset_LD is not None:
             digest.update(offset_LD.numpy().tobytes())
         return Selection(
@@ -262,7 +264,7 @@ class Chosen:
             torch.split(experts, self.kept.counts),
             offset_LD,
             correction,
-            self.kept.extra_parameters,
+            self._gating and self._gating.clone(),
         )
 
 

@@ -1,6 +1,6 @@
 """What a neuron is worth: to one prompt (flocking), or by its weights alone (magnitude).
 
-Shapes: L layers, T tokens, D model width, F feed-forward neurons, I input directions, N = F + I.
+Shapes: L layers, T tokens, F feed-forward neurons.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from griffin.families import FeedForward, linear_weight
 
+# Of some tokens what the expanding projections gave, of each ``(T, outputs)``; or what entered the contracting one.
+Seen = Sequence[Tensor]
 StatisticName = Literal["flocking", "magnitude"]
 STATISTICS: tuple[StatisticName, ...] = get_args(StatisticName)
 
@@ -47,14 +49,27 @@ def inverse_lengths(z_TF: Tensor) -> Tensor:
     return torch.where(norms_T > torch.finfo(torch.float32).tiny ** 0.5, norms_T.reciprocal(), 0.0)
 
 
-def centred_rows(z_TN: Tensor, mean_N: Tensor, width: int) -> Tensor:
-    """(z - mean) / sqrt||z|| of each token, over sqrt T, so that they are as much as one token: fp32 ``(T, N)``.
+def centred_rows(z_TF: Tensor, mean_F: Tensor) -> Tensor:
+    """(z - mean) / sqrt||z|| of each token, over sqrt T, so that they are as much as one token: fp32 ``(T, F)``."""
+    z_TF = z_TF.float()
+    return (z_TF - mean_F) * (inverse_lengths(z_TF)[:, None] / max(1, len(z_TF))).sqrt()
 
-    Args:
-        width: F, how many of the columns are neurons, whose length is ||z||.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Activations:
+    """Of some tokens in one layer: what each neuron's activation function gives, and what that is multiplied by.
+
+    given: ``(T, F)``.
+    up: likewise; None where blocks have no gate.
     """
-    z_TN = z_TN.float()
-    return (z_TN - mean_N) * (inverse_lengths(z_TN[:, :width])[:, None] / max(1, len(z_TN))).sqrt()
+
+    given: Tensor
+    up: Tensor | None = None
+
+    @property
+    def z(self) -> Tensor:
+        """``(T, F)``."""
+        return self.given if self.up is None else self.given * self.up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,8 +81,8 @@ class Sums:
         are like no other's.
     weight_L: the sum of 1 / ||z|| of the same tokens.
     tokens: how many were counted, the first included.
-    latest: of each layer what the last tokens show, ``(T, N)``, where it is kept, see
-        ``FlockingStatistic.latest``; no sum, this.
+    latest: of each layer, where they are kept, the last tokens' activations: what the expanding projections gave
+        ``(T, 2 F)``, or without a gate what entered the contracting one, ``(T, F)``; no sum, this.
     """
 
     values_3LF: Tensor
@@ -77,7 +92,7 @@ class Sums:
 
     @property
     def bytes(self) -> int:
-        return self.values_3LF.nbytes + self.weight_L.nbytes + sum(z_TF.nbytes for z_TF in self.latest)
+        return self.values_3LF.nbytes + self.weight_L.nbytes + sum(known.nbytes for known in self.latest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,22 +131,14 @@ class Moments:
 class FlockingStatistic:
     """The running statistic of one sequence, collected from the inputs of the contracting projections."""
 
-    def __init__(self, blocks: Sequence[FeedForward], inputs_LID: Tensor | None = None) -> None:
-        """
-        Args:
-            inputs_LID: directions of the blocks' inputs, to be kept with the latest tokens' activations.
-        """
+    def __init__(self, blocks: Sequence[FeedForward]) -> None:
         device = linear_weight(blocks[0].contract).device
-        self._contracts = [block.contract for block in blocks]
-        self._expands = [block.expand[0] for block in blocks]
-        self._inputs = None if inputs_LID is None else [
-            inputs_ID.to(linear_weight(block.contract)) for inputs_ID, block in zip(inputs_LID, blocks, strict=True)
-        ]  # fmt: skip
+        self._blocks = blocks
         self._values_3LF = torch.zeros(3, len(blocks), blocks[0].width, dtype=torch.float32, device=device)
         self._weight_L = torch.zeros(len(blocks), dtype=torch.float32, device=device)
         self._tokens, self._kept_tokens = 0, 0
-        # Of the tokens at hand, what their block's input has in these directions.
-        self._entering: list[Tensor | None] = [None] * len(blocks)
+        # Of the tokens at hand in the layer at hand, what its gated block's expanding projections gave.
+        self._expanded: list[Tensor] = []
         # In pieces, as they came.
         self._latest: list[list[Tensor]] = [[] for _ in blocks]
 
@@ -139,7 +146,7 @@ class FlockingStatistic:
         """For another sequence, of which the activations of that many latest tokens are kept besides."""
         self._values_3LF.zero_()
         self._weight_L.zero_()
-        self._tokens, self._kept_tokens, self._latest = 0, latest, [[] for _ in self._contracts]
+        self._tokens, self._kept_tokens, self._latest = 0, latest, [[] for _ in self._blocks]
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -150,26 +157,31 @@ class FlockingStatistic:
     @contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
         """Likewise, but none is counted yet: what comes back counts the first so many of them, also afterwards."""
-        held_L: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._contracts]
+        held_L: list[list[tuple[Tensor, Seen]]] = [[] for _ in self._blocks]
 
         @torch.inference_mode()
         def count(tokens: int) -> None:
             for layer, held in enumerate(held_L):
-                z_TF, x_TI = (torch.cat(parts)[:tokens] for parts in zip(*held, strict=True))
-                self._count(layer, z_TF, x_TI)
+                z_TF = torch.cat([z_TF for z_TF, _ in held])[:tokens]
+                parts = zip(*(parts for _, parts in held), strict=True)
+                self._count(layer, z_TF, [torch.cat(part)[:tokens] for part in parts])
 
-        with self._watching(lambda layer, z_TF, x_TI: held_L[layer].append((z_TF, x_TI))):
+        with self._watching(lambda layer, z_TF, parts: held_L[layer].append((z_TF, parts))):
             yield count
 
     @contextmanager
-    def _watching(self, seen: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
+    def _watching(self, seen: Callable[[int, Tensor, Seen], None]) -> Iterator[None]:
         hooks = [
-            contract.register_forward_pre_hook(self._hook(layer, seen))
-            for layer, contract in enumerate(self._contracts)
+            block.contract.register_forward_pre_hook(self._hook(layer, seen))
+            for layer, block in enumerate(self._blocks)
         ]
-        if self._inputs is not None and self._kept_tokens:
-            for layer, (expand, inputs_ID) in enumerate(zip(self._expands, self._inputs, strict=True)):
-                hooks.append(expand.register_forward_pre_hook(self._enter(layer, inputs_ID)))
+        if self._kept_tokens and self._blocks[0].activation is not None:
+            hooks += [
+                projection.register_forward_hook(self._remember)
+                for block in self._blocks
+                for projection in block.expand
+            ]
+        self._expanded = []
         try:
             yield
         finally:
@@ -179,16 +191,16 @@ class FlockingStatistic:
     @torch.inference_mode()
     def sums(self, *, latest: bool = True) -> Sums:
         """A copy of all that was counted, and of the latest tokens' activations."""
-        return Sums(self._values_3LF.clone(), self._weight_L.clone(), self._tokens, self.latest() if latest else ())
+        return Sums(self._values_3LF.clone(), self._weight_L.clone(), self._tokens, self._tail() if latest else ())
 
     @torch.inference_mode()
     def resume(self, sums: Sums) -> None:
         """Go on from such a copy."""
         self._values_3LF.copy_(sums.values_3LF)
         self._weight_L.copy_(sums.weight_L)
-        self._tokens, self._latest = sums.tokens, [[] for _ in self._contracts]
-        for pieces, z_TF in zip(self._latest, sums.latest, strict=False):
-            pieces.append(z_TF)
+        self._tokens, self._latest = sums.tokens, [[] for _ in self._blocks]
+        for pieces, known in zip(self._latest, sums.latest, strict=False):
+            pieces.append(known)
 
     def value(self) -> Tensor:
         """s of equation 1: fp32 ``(L, F)``."""
@@ -199,17 +211,29 @@ class FlockingStatistic:
         _, sum_LF, square_LF = self._values_3LF
         return Moments(sum_LF, square_LF, self._weight_L, max(0, self._tokens - 1))
 
-    def latest(self) -> Sequence[Tensor]:
-        """Of each layer, the activations of the last tokens, as many as are kept, but never the first: ``(T, N)``.
+    @property
+    def knows_latest(self) -> bool:
+        """Whether ``latest`` tells anything."""
+        return all(self._latest)
 
-        Behind them stands what the block's input has in the given directions, if some are. Nothing at all if there are
-        no tokens.
+    def latest(self) -> Sequence[Activations]:
+        """Of each layer, the activations of the last tokens, as many as are kept, but never the first.
+
+        Nothing at all if there are no tokens.
         """
-        if not all(self._latest):
+        activation = self._blocks[0].activation
+        if activation is None:
+            return tuple(map(Activations, self._tail()))
+        gates_ups = (known.chunk(2, dim=1) for known in self._tail())
+        return tuple(Activations(activation(gate_TF), up_TF) for gate_TF, up_TF in gates_ups)
+
+    def _tail(self) -> Sequence[Tensor]:
+        """See ``Sums.latest``."""
+        if not self.knows_latest:
             return ()
         return tuple(torch.cat(pieces)[-self._kept_tokens :] for pieces in self._latest)
 
-    def _count(self, layer: int, z_TF: Tensor, x_TI: Tensor) -> None:
+    def _count(self, layer: int, z_TF: Tensor, parts: Seen) -> None:
         *rows, weight = sums_of(z_TF, skipped=0 if self._tokens else 1)
         # Across devices, each layer counts on its own.
         for values_F, row_F in zip(self._values_3LF[:, layer], rows, strict=True):
@@ -218,32 +242,28 @@ class FlockingStatistic:
         first = 0 if self._tokens else 1
         if self._kept_tokens and len(z_TF) > first:
             first = max(first, len(z_TF) - self._kept_tokens)
-            self._hold(layer, z_TF[first:], x_TI[first:])
-        if layer == len(self._contracts) - 1:
+            self._hold(layer, [part[first:] for part in parts])
+        if layer == len(self._blocks) - 1:
             self._tokens += len(z_TF)
 
-    def _hold(self, layer: int, z_TF: Tensor, x_TI: Tensor) -> None:
+    def _hold(self, layer: int, parts: Seen) -> None:
         pieces = self._latest[layer]
         # Copied: a view would hold all of a chunk's activations.
-        pieces.append(torch.cat((z_TF, x_TI), dim=1))
+        pieces.append(torch.cat(tuple(parts), dim=1))
         if sum(map(len, pieces)) > 2 * self._kept_tokens:
             pieces[:] = [torch.cat(pieces)[-self._kept_tokens :]]
 
-    def _hook(self, layer: int, seen: Callable[[int, Tensor, Tensor], None]) -> Any:
+    def _hook(self, layer: int, seen: Callable[[int, Tensor, Seen], None]) -> Any:
         def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             # Some families flatten to (T, F) before the projection, others keep (1, T, F).
             z_TF = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            x_TI, self._entering[layer] = self._entering[layer], None
-            seen(layer, z_TF, z_TF[:, :0] if x_TI is None else x_TI)
+            parts, self._expanded = self._expanded, []
+            seen(layer, z_TF, parts or [z_TF])
 
         return look
 
-    def _enter(self, layer: int, inputs_ID: Tensor) -> Any:
-        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x_TD = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            self._entering[layer] = x_TD @ inputs_ID.t()
-
-        return look
+    def _remember(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._expanded.append(output.detach().reshape(-1, output.shape[-1]))
 
 
 def magnitude(blocks: Sequence[FeedForward]) -> Tensor:

@@ -181,9 +181,9 @@ class Verifier:
         accounting = self._runner.accounting
         self._runner.keep(chosen)
         self._chosen = self._taken = chosen
-        self._active = accounting.total
-        if chosen is not None:
-            self._active = accounting.active(sum(chosen.kept.counts), chosen.kept.extra_parameters)
+        self._active = (
+            accounting.total if chosen is None else accounting.active(sum(chosen.kept.counts), chosen.kept.acting)
+        )
 
     def _count(self, **more: int) -> None:
         self.verified = replace(self.verified, **{name: getattr(self.verified, name) + n for name, n in more.items()})

@@ -69,15 +69,12 @@ class Experts:
     expand: ``(parts F, D)``; parts is 2 where gated (the gate's rows first), 1 otherwise.
     contract_FD: one row a neuron.
     contract_bias: ``(D,)`` or None.
-    inputs: ``(I, D)``: directions of the block's input that go through the last I rows of ``contract_FD``, see
-        ``kept.Correction``; or None.
     """
 
     expand: Projection
     contract_FD: Tensor
     contract_bias: Tensor | None
     gated: bool
-    inputs: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,15 +14,14 @@ CORRECTION_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class KnownExperts:
-    """Neurons, and the choices that led to them the last time."""
+    """Neurons, and the choices that led to them the last time.
+
+    is_whole: whether a request can run with them as they were; else their correction has been given up.
+    """
 
     selection: Selection
     pruning: Pruning
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether a request can run with them as they were: the correction of griffin+ may have been given up."""
-        return self.pruning.method != "griffin+" or self.selection.correction is not None
+    is_whole: bool = True
 
 
 class RecentExperts:
@@ -55,7 +54,8 @@ class RecentExperts:
             if correction is not None:
                 correction_room -= correction.bytes
                 if correction_room < 0 and name != latest:
-                    known = self._sets[name] = replace(known, selection=replace(known.selection, correction=None))
+                    selection = replace(known.selection, correction=None)
+                    known = self._sets[name] = replace(known, selection=selection, is_whole=False)
             room -= known.selection.bytes
             if room < 0:
                 del self._sets[name]

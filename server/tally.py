@@ -114,7 +114,7 @@ class Tally:
         # The same number for every prompt of a job. Others, taken on the way, are not the prompt's. Which neurons they
         # are is all that is told: what stands for the others is far larger.
         self._selections.setdefault(prompt, replace(selection, correction=None))
-        self._active = self._accounting.active(selection.kept, selection.extra_parameters)
+        self._active = self._accounting.active(selection.kept, selection.acting)
 
     def _verify(self, key: tuple[int, int], verified: Verified) -> None:
         """Count what is new in a sequence's figures."""
@@ -149,7 +149,7 @@ class Tally:
 
     def griffin_report(self) -> GriffinReport:
         accounting, chosen = self._accounting, list(self._selections.values())
-        kept, extra = (chosen[0].kept, chosen[0].extra_parameters) if chosen else (accounting.neurons, 0)
+        kept, acting = (chosen[0].kept, chosen[0].acting) if chosen else (accounting.neurons, accounting.neurons)
         prompts = range(len(self._job.asks))
         sets = [self._selections[index].expert_set if index in self._selections else None for index in prompts]
         return GriffinReport(
@@ -162,8 +162,9 @@ class Tally:
             selection=self._pruning.selection,
             statistic=self._pruning.statistic,
             neurons_kept=kept,
+            neurons_acting=acting,
             neurons_total=accounting.neurons,
-            active_parameters=accounting.active(kept, extra),
+            active_parameters=accounting.active(kept, acting),
             total_parameters=accounting.total,
             prompt_tokens=sum(selection.prompt_tokens for selection in chosen) if chosen else None,
             selection_ms=_milliseconds(sum(selection.seconds for selection in chosen)) if chosen else None,

@@ -32,7 +32,7 @@ from griffin.experiments.scores import (
 )
 from griffin.experiments.study import Study
 from griffin.experiments.tasknames import CLASSIFICATION, GENERATION
-from griffin.experiments.teacher import Teacher
+from griffin.experiments.teacher import Acted
 from griffin.experiments.texts import read_text
 from griffin.experiments.variants import FULL, Variant, griffin, name_of, plus
 from griffin.plus import PARTS, PartName
@@ -69,6 +69,8 @@ def variants_at(sparsity: float) -> list[Variant]:
         "+ budget": frozenset(["budget"]),
         "+ compensation": frozenset(["compensation"]),
         "+ compensation, ridge": frozenset(["compensation", "ridge"]),
+        "+ gating": frozenset(["gating"]),
+        "+ compensation, gating": frozenset(["compensation", "gating"]),
     }
     return [
         griffin(sparsity),
@@ -81,8 +83,8 @@ def variants_at(sparsity: float) -> list[Variant]:
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
     """
     Returns:
-        ``text``: for each sparsity and variant the windows' mean losses; ``full`` likewise. ``tasks``, ``scores``: see
-        ``scores``.
+        ``text``: for each sparsity and variant the windows' mean losses; ``full`` likewise. ``active``: of the same,
+        active parameters of a token, as counted. ``tasks``, ``scores``: see ``scores``.
     """
     sparsities = kinds.removing(arguments.sparsities)
     text = read_text(study, "wikitext")
@@ -92,21 +94,24 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     windows = text.windows(length + 1, arguments.windows, "--generated", "--windows")
     asked = [FULL, *[variant for sparsity in sparsities for variant in variants_at(sparsity)]]
     losses: dict[str, list[float]] = {}
+    read: dict[str, list[float]] = {}
     with Progress(len(windows) * len(asked)) as progress:
         for (number, window), variant in product(enumerate(windows), asked):
             progress.begin(f"window {number + 1} of {len(windows)}, {variant.name} {percent(variant.sparsity)}")
             prompt = [*text.start, *window[len(text.start) : arguments.prompt]]
             rest = window[arguments.prompt :]
-            question = {"pareto": [name_of(prompt), name_of(rest)], "pruning": variant.question()}
-            compute = partial(mean_loss, study.teacher, prompt, rest, variant)
-            losses.setdefault(_key(variant), []).append(study.ledger.once(question, compute))
+            question = {"loss and active": [name_of(prompt), name_of(rest)], "pruning": variant.question()}
+            compute = partial(loss_and_active, study, prompt, rest, variant)
+            loss, active = study.ledger.once(question, compute)
+            losses.setdefault(_key(variant), []).append(loss)
+            read.setdefault(_key(variant), []).append(active)
             progress.advance()
     return {
         "prompt": arguments.prompt,
         "generated": arguments.generated,
         "windows": len(windows),
         "sparsities": sparsities,
-        "active": [study.accounting.active(study.accounting.kept(sparsity)) for sparsity in sparsities],
+        "active": {key: sum(values) / len(values) for key, values in read.items()},
         "text": losses,
         **_tasks(study, arguments, sparsities),
     }
@@ -120,10 +125,11 @@ def _tasks(study: Study, arguments: argparse.Namespace, sparsities: Sequence[flo
     return measure_tasks(study, arguments, variants) if arguments.tasks else {"tasks": {}, "scores": {}}
 
 
-def mean_loss(teacher: Teacher, prompt: Sequence[int], rest: Sequence[int], variant: Variant) -> float:
-    """Negative log-likelihood of the tokens after the first of ``rest``."""
-    way = Way("", variant.pruning(prompt) if variant.sparsity else None)
-    return float(torch.cat(read_behind(teacher, prompt, rest, way)).mean())
+def loss_and_active(study: Study, prompt: Sequence[int], rest: Sequence[int], variant: Variant) -> tuple[float, float]:
+    """Mean negative log-likelihood of the tokens after the first of ``rest``, and how many parameters each read."""
+    way, study.teacher.acted = Way("", variant.pruning(prompt) if variant.sparsity else None), Acted()
+    loss = float(torch.cat(read_behind(study.teacher, prompt, rest, way)).mean())
+    return loss, study.teacher.acted.parameters(study.accounting)
 
 
 def _key(variant: Variant) -> str:
@@ -150,12 +156,17 @@ def tables(found: Found) -> list[Table]:
         cells = [variant.name]
         for sparsity in found["sparsities"]:
             ratio, error = relative_excess(found, variant.name, sparsity)
-            cells += [f"{float(excess(found, variant.name, sparsity).mean()):.3f}", f"{ratio:.2f} ± {error:.2f}"]
+            cells += [
+                f"{float(excess(found, variant.name, sparsity).mean()):.3f}",
+                f"{ratio:.2f} ± {error:.2f}",
+                f"{found['active'][f'{variant.name}@{sparsity:g}'] / 1e6:.1f} M",
+            ]
         rows.append(cells)
-    heads = ["", *[head for sparsity in found["sparsities"] for head in (percent(sparsity), "of the paper's")]]
+    heads = ["", *[head for s in found["sparsities"] for head in (percent(s), "of the paper's", "active")]]
     caption = (
         f"Excess negative log-likelihood over the full model, in nats, of {found['generated']} tokens behind a prompt "
-        f"of {found['prompt']}, {found['windows']} windows of WikiText-2 test; ± one standard error."
+        f"of {found['prompt']}, {found['windows']} windows of WikiText-2 test; ± one standard error; active parameters "
+        "as counted."
     )
     scored = [score_table(found, "Scores in %; ± one standard error")] if found["tasks"] else []
     return [Table(heads, rows, caption), *scored]
@@ -166,7 +177,6 @@ def draw(found: Found) -> "Figure":
     tasks = list(found["tasks"])
     figure = new_figure(3.4 * (1 + len(tasks)), 3.4)
     axes, *others = panels(figure, 1, 1 + len(tasks))
-    places = [active / 1e6 for active in found["active"]]
     names = [variant.name for variant in variants_at(0.5)]
     # The same colours for the same names in all panels.
     ours = (griffin(0.5).name, ALL)
@@ -175,7 +185,7 @@ def draw(found: Found) -> "Figure":
         bold = name in ours
         values = [float(excess(found, name, sparsity).mean()) for sparsity in found["sparsities"]]
         axes.plot(
-            places, values, marker="o", markersize=3.5, linewidth=2 if bold else 1.1, label=name,
+            _places(found, name), values, marker="o", markersize=3.5, linewidth=2 if bold else 1.1, label=name,
             linestyle="solid" if bold else "dashed", color=COLOURS[number % len(COLOURS)],
         )  # fmt: skip
     axes.set_ylim(bottom=0)
@@ -185,7 +195,7 @@ def draw(found: Found) -> "Figure":
     for task, beside in zip(tasks, others, strict=True):
         for name, colour in zip(ours, COLOURS, strict=False):
             values = [relative(found, task, f"{name} {percent(sparsity)}") for sparsity in found["sparsities"]]
-            beside.plot(places, values, marker="o", markersize=3.5, linewidth=2, color=colour, label=name)
+            beside.plot(_places(found, name), values, marker="o", markersize=3.5, linewidth=2, color=colour, label=name)
         beside.axhline(1, color=MUTED, linewidth=1)
         error = relative_error(found, task)
         beside.axhspan(1 - error, 1 + error, color=MUTED, alpha=0.15, linewidth=0)
@@ -197,14 +207,21 @@ def draw(found: Found) -> "Figure":
     return figure
 
 
+def _places(found: Found, name: str) -> list[float]:
+    """Millions of active parameters."""
+    return [found["active"][f"{name}@{sparsity:g}"] / 1e6 for sparsity in found["sparsities"]]
+
+
 def claims(found: Found) -> list[Claim]:
     if 0.5 not in found["sparsities"]:
         return []
     ratio, error = relative_excess(found, ALL, 0.5)
+    own, paper = (_places(found, name)[found["sparsities"].index(0.5)] for name in (ALL, griffin(0.5).name))
     return [
         Claim(
             "At 50 % griffin+ has at most half of the excess negative log-likelihood of the paper's method.",
             None if abs(ratio - 0.5) < 2 * error else ratio <= 0.5,
-            f"{ratio:.2f} ± {error:.2f} of it, on {found['windows']} windows of WikiText-2 test.",
+            f"{ratio:.2f} ± {error:.2f} of it with {own:.1f} and {paper:.1f} million active parameters, "
+            f"on {found['windows']} windows of WikiText-2 test.",
         )
     ]

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from griffin import ridge
+from griffin.accounting import Accounting
 from griffin.cache import KVCache
 from griffin.calibration import Calibration
 from griffin.chooser import Chooser
 from griffin.decode import extend, head, logits
-from griffin.families import feed_forwards, linear_weight
+from griffin.families import FeedForward, feed_forwards, linear_weight
 from griffin.kept import Kept
 from griffin.pruning import Pruning, share
 from griffin.selection import kept_count
@@ -41,6 +42,23 @@ class Mark:
     sums: Sums
 
 
+@dataclass(slots=True)
+class Acted:
+    """Neurons that were kept, and of those the ones that acted, over tokens and layers."""
+
+    kept: int = 0
+    acting: int = 0
+    tokens: int = 0
+
+    def parameters(self, accounting: Accounting) -> float:
+        """Active ones of a token, on average."""
+        if not self.tokens:
+            return float(accounting.total)
+        # Tokens were counted in each layer.
+        kept, acting = (count * accounting.layers / self.tokens for count in (self.kept, self.acting))
+        return accounting.active(round(kept), round(acting))
+
+
 class Teacher:
     """One model and one text at a time. Its weights are shared with whoever gave the model."""
 
@@ -54,10 +72,12 @@ class Teacher:
         self._model = share(model.eval())
         self._blocks = feed_forwards(self._model)
         self._cache = KVCache(len(self._blocks))
-        self._statistic = FlockingStatistic(self._blocks, calibration.inputs_LID if calibration else None)
+        self._statistic = FlockingStatistic(self._blocks)
         self._chunk = chunk
         self._chooser = Chooser(self._blocks, model.device, calibration)
         self._began: tuple[list[int], Mark] | None = None
+        # Of what was followed since somebody put a new one here.
+        self.acted = Acted()
         # What is asked of the text is not known yet.
         self._latest = 0 if calibration is None else ridge.LATEST_TOKENS
 
@@ -155,27 +175,39 @@ class Teacher:
         """Each row of a batch goes through its own neurons, or through all (None)."""
         handles = []
         for layer, block in enumerate(self._blocks):
+            expanded: list[Tensor] = []
+            if any(kept is not None and kept.gating is not None for kept in sets) and block.activation is not None:
+                handles.append(block.expand[0].register_forward_hook(_remembering(expanded)))
             if any(kept is not None for kept in sets):
-                masks_BF = torch.stack([self._mask(kept, layer) for kept in sets])
-                handles.append(block.contract.register_forward_pre_hook(_masking(masks_BF)))
+                limits_BF, resting_BF = (
+                    torch.stack(values) for values in zip(*(self._limits(kept, layer) for kept in sets), strict=True)
+                )
+                masking = _masking(limits_BF, resting_BF, block, expanded, self.acted)
+                handles.append(block.contract.register_forward_pre_hook(masking))
             if any(kept is not None and kept.offset_LD is not None for kept in sets):
                 offsets_BD = torch.stack([self._offset(kept, layer) for kept in sets])
                 handles.append(block.contract.register_forward_hook(_adding(offsets_BD)))
             if any(kept is not None and kept.correction is not None for kept in sets):
-                entering: list[Tensor] = []
-                handles.append(block.expand[0].register_forward_pre_hook(_remembering(entering)))
-                handles.append(block.contract.register_forward_hook(_correcting(sets, layer, entering)))
+                handles.append(block.contract.register_forward_hook(_correcting(sets, layer)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _mask(self, kept: Kept | None, layer: int) -> Tensor:
-        mask_F = linear_weight(self._blocks[layer].contract).new_ones(self.width)
+    def _limits(self, kept: Kept | None, layer: int) -> tuple[Tensor, Tensor]:
+        """What each gate must exceed in size, and what is taken off each activation, which resting ones lack."""
+        limit_F = linear_weight(self._blocks[layer].contract).new_full((self.width,), -1)
+        resting_F = torch.zeros_like(limit_F)
         if kept is None:
-            return mask_F
-        return mask_F.zero_().index_fill_(0, kept.layers[layer].to(mask_F.device), 1)
+            return limit_F, resting_F
+        limit_F.fill_(torch.inf)
+        experts_k = kept.layers[layer].to(limit_F.device)
+        if kept.gating is None:
+            return limit_F.index_fill_(0, experts_k, -1), resting_F
+        limit_F[experts_k] = kept.gating.thresholds[layer].to(limit_F)
+        resting_F[experts_k] = kept.gating.resting[layer].to(limit_F)
+        return limit_F, resting_F
 
     def _offset(self, kept: Kept | None, layer: int) -> Tensor:
         weight_DF = linear_weight(self._blocks[layer].contract)
@@ -184,13 +216,30 @@ class Teacher:
         return kept.offset_LD[layer].to(weight_DF)
 
 
-def _masking(masks_BF: Tensor) -> Any:
-    batch, width = masks_BF.shape
+def _masking(limits_BF: Tensor, resting_BF: Tensor, block: FeedForward, expanded: list[Tensor], acted: "Acted") -> Any:
+    batch, width = limits_BF.shape
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # Some families flatten to (B T, F) before the projection.
-        z_BTF = inputs[0].reshape(batch, -1, width) * masks_BF[:, None]
+        z_BTF = inputs[0].reshape(batch, -1, width)
+        given_BTF = z_BTF
+        if expanded and block.activation is not None:
+            gate = expanded.pop()
+            given_BTF = block.activation(gate[..., : gate.shape[-1] // block.names.fused]).reshape(z_BTF.shape)
+        acts_BTF = given_BTF.abs() > limits_BF[:, None]
+        tokens = acts_BTF.shape[1]
+        acted.tokens += batch * tokens
+        acted.kept += tokens * int(limits_BF.isfinite().sum())
+        acted.acting += int(acts_BTF.sum())
+        z_BTF = (z_BTF - resting_BF[:, None]) * acts_BTF
         return (z_BTF.reshape(inputs[0].shape), *inputs[1:])
+
+    return hook
+
+
+def _remembering(expanded: list[Tensor]) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        expanded[:] = [output]
 
     return hook
 
@@ -204,27 +253,16 @@ def _adding(offsets_BD: Tensor) -> Any:
     return hook
 
 
-def _remembering(entering: list[Tensor]) -> Any:
-    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        entering[:] = [inputs[0]]
-
-    return hook
-
-
-def _correcting(sets: Sequence[Kept | None], layer: int, entering: list[Tensor]) -> Any:
+def _correcting(sets: Sequence[Kept | None], layer: int) -> Any:
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         z_BTF = inputs[0].reshape(len(sets), -1, inputs[0].shape[-1])
         corrected_BTD = output.reshape(len(sets), -1, output.shape[-1]).clone()
-        x_BTD = entering[0].reshape(len(sets), -1, entering[0].shape[-1])
-        for z_TF, x_TD, corrected_TD, kept in zip(z_BTF, x_BTD, corrected_BTD, sets, strict=True):
+        for z_TF, corrected_TD, kept in zip(z_BTF, corrected_BTD, sets, strict=True):
             if kept is not None and kept.correction is not None:
-                left_mR, right_RD = (
+                left_kR, right_RD = (
                     factors[layer].to(output) for factors in (kept.correction.left, kept.correction.right)
                 )
-                known_Tm = z_TF[:, kept.layers[layer].to(z_TF.device)]
-                if kept.correction.inputs:
-                    known_Tm = torch.cat([known_Tm, x_TD @ kept.correction.inputs[layer].to(x_TD).t()], dim=1)
-                corrected_TD += known_Tm @ left_mR @ right_RD
+                corrected_TD += z_TF[:, kept.layers[layer].to(z_TF.device)] @ left_kR @ right_RD
         return corrected_BTD.reshape(output.shape)
 
     return hook

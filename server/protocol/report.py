@@ -77,6 +77,9 @@ class GriffinReport(BaseModel):
     selection: SelectionName
     statistic: StatisticName
     neurons_kept: int
+    neurons_acting: int = Field(
+        description="of these, how many act on a token on average, by the prompt; fewer than all by method griffin+"
+    )
     neurons_total: int
     active_parameters: int = Field(description="that take part in each token after the first")
     total_parameters: int

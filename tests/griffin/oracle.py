@@ -10,38 +10,44 @@ from transformers import DynamicCache, PreTrainedModel
 from griffin.kept import Kept
 
 CONTRACT = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "fc_out")
-EXPAND = ("gate_proj", "gate_up_proj", "fc1", "dense_h_to_4h", "c_fc", "fc_in")
 
 
-def contracts(model: PreTrainedModel, names: tuple[str, ...] = CONTRACT) -> list[nn.Module]:
+def contracts(model: PreTrainedModel) -> list[nn.Module]:
     """By name alone, so that a wrong row of the family table cannot hide. GPT-2's attention has a c_proj too."""
     return [
         module
         for name, module in model.named_modules()
-        if name.endswith(names) and "attn" not in name and "attention" not in name
+        if name.endswith(CONTRACT) and "attn" not in name and "attention" not in name
     ]
+
+
+def gate_functions(model: PreTrainedModel) -> list[nn.Module]:
+    """Where blocks are gated, the modules that the gates go through."""
+    if not any(name.endswith(("gate_proj", "gate_up_proj")) for name, _ in model.named_modules()):
+        return []
+    return [module for name, module in model.named_modules() if name.endswith(("act_fn", "activation_fn"))]
 
 
 @contextmanager
 def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """The activations z of every layer in one forward pass, ``(T, F)`` each."""
-    with _entering(contracts(model)) as seen:
-        yield seen
-
-
-@contextmanager
-def recorded_inputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """What enters every FF block in one forward pass, ``(T, D)`` each."""
-    with _entering(contracts(model, EXPAND)) as seen:
-        yield seen
-
-
-@contextmanager
-def _entering(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().flatten(0, -2)))
-        for module in modules
+        for module in contracts(model)
+    ]
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+@contextmanager
+def gated(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """What the gates' functions give in one forward pass, ``(T, F)`` each; nothing where there is no gate."""
+    seen: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, given: seen.append(given.detach().flatten(0, -2)))
+        for module in gate_functions(model)
     ]
     yield seen
     for hook in hooks:
@@ -52,29 +58,40 @@ def _entering(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
 def masked(model: PreTrainedModel, kept: Kept) -> Iterator[None]:
     """All activations but the kept ones are zero, and what stands for the others is added to what each block gives."""
 
-    def mask(index: Tensor) -> object:
-        return lambda _, inputs: (inputs[0] * torch.zeros(inputs[0].shape[-1]).index_fill(0, index, 1.0),)
+    def mask(layer: int, index: Tensor, gates: list[Tensor]) -> object:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            z = inputs[0]
+            mask = torch.zeros(z.shape[-1]).index_fill(0, index, 1.0)
+            if kept.gating is None:
+                return (z * mask,)
+            limits, resting = torch.full((z.shape[-1],), torch.inf), torch.zeros(z.shape[-1])
+            limits[index], resting[index] = kept.gating.thresholds[layer], kept.gating.resting[layer]
+            given = gates.pop().reshape(z.shape) if gates else z
+            return (torch.where(given.abs() > limits.to(given), z - resting.to(z), 0),)
+
+        return hook
 
     def add(layer: int) -> object:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if kept.offset_LD is not None:
                 output = output + kept.offset_LD[layer]
             if kept.correction is not None:
-                known = inputs[0][..., kept.layers[layer]]
-                if kept.correction.inputs:
-                    known = torch.cat([known, entered[layer] @ kept.correction.inputs[layer].t()], dim=-1)
-                output = output + known @ kept.correction.left[layer] @ kept.correction.right[layer]
+                known = inputs[0][..., kept.layers[layer]] @ kept.correction.left[layer]
+                output = output + known @ kept.correction.right[layer]
             return output
 
         return hook
 
-    def enter(layer: int) -> object:
-        return lambda _, inputs: entered.__setitem__(layer, inputs[0])
-
-    entered: dict[int, Tensor] = {}
-    hooks = [module.register_forward_pre_hook(enter(layer)) for layer, module in enumerate(contracts(model, EXPAND))]
+    hooks = []
+    functions = gate_functions(model)
     for layer, (module, index) in enumerate(zip(contracts(model), kept.layers, strict=True)):
-        hooks += [module.register_forward_pre_hook(mask(index)), module.register_forward_hook(add(layer))]
+        gates: list[Tensor] = []
+        if functions:
+            hooks.append(functions[layer].register_forward_hook(lambda _, __, given, gates=gates: gates.append(given)))
+        hooks += [
+            module.register_forward_pre_hook(mask(layer, index, gates)),
+            module.register_forward_hook(add(layer)),
+        ]
     yield
     for hook in hooks:
         hook.remove()

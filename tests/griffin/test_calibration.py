@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from griffin import calibrating
-from griffin.calibrating import calibrate, input_count, telling_inputs
+from griffin.calibrating import calibrate
 from griffin.calibration import Calibration, identity
 from griffin.errors import LoadError
 from griffin.experiments.results import write_whole
@@ -63,77 +63,34 @@ def test_means_over_tokens(model: PreTrainedModel) -> None:
         torch.testing.assert_close(getattr(found, name), table, atol=1e-8, rtol=1e-3)
 
 
+def test_reach(model: PreTrainedModel) -> None:
+    """In every family: z over what the gate gives, its root mean square; 1 where there is no gate."""
+    squares: list[list[Tensor]] = []
+    for ids in SEQUENCES:
+        with oracle.recorded(model) as activations, oracle.gated(model) as gates, torch.no_grad():
+            model(torch.tensor([ids]))
+        squares.append([(z[1:] / g[1:]).square() for z, g in zip(activations, gates or activations, strict=True)])
+    expected_LF = torch.stack([torch.cat(of_layer).mean(dim=0).sqrt() for of_layer in zip(*squares, strict=True)])
+
+    found = calibrate(model.requires_grad_(False), SEQUENCES)
+
+    # A ReLU's zeros are no numbers over themselves.
+    torch.testing.assert_close(found.reach_LF, expected_LF.nan_to_num(nan=1), atol=1e-6, rtol=1e-3)
+
+
 def test_directions(model: PreTrainedModel) -> None:
     """In every family: with as many as there are tokens, they give the covariance; what they leave out is the rest."""
     _, covariance_LFF = by_hand(model.requires_grad_(True))
 
     found = calibrate(model.requires_grad_(False), SEQUENCES)
 
-    directions_LPN = found.directions_LPN.float()
-    lengths_LP = directions_LPN.norm(dim=2)
+    directions_LPF = found.directions_LPF.float()
+    lengths_LP = directions_LPF.norm(dim=2)
     assert (lengths_LP[:, :-1] >= lengths_LP[:, 1:] - 1e-4).all()
     # Tokens are held in half precision.
     scale = covariance_LFF.abs().max()
-    directions_LPF = directions_LPN[:, :, : covariance_LFF.shape[1]]
     torch.testing.assert_close(directions_LPF.mT @ directions_LPF, covariance_LFF, atol=float(0.01 * scale), rtol=0)
-    assert found.unexplained_LN.max() < 0.02 * scale
-
-
-def test_inputs_count_as_neurons(model: PreTrainedModel) -> None:
-    """In every family: what the blocks' inputs have in the directions kept has the mean and the variance kept of it."""
-    found = calibrate(model.requires_grad_(False), SEQUENCES)
-
-    assert found.inputs_LID.shape == (len(found.weight_L), input_count(model), 32)
-    with torch.no_grad():
-        seen = [_seen(model, ids) for ids in SEQUENCES]
-    for layer, inputs_ID in enumerate(found.inputs_LID.float()):
-        z_TF, x_TD = (torch.cat([each[which][layer][1:] for each in seen]) for which in range(2))
-        length_T1 = z_TF.norm(dim=1, keepdim=True)
-        x_TI = x_TD @ inputs_ID.t()
-        mean_I = (x_TI / length_T1).sum(0) / (1 / length_T1).sum()
-        variance_I = ((x_TI - mean_I).square() / length_T1).mean(0)
-        explained_N = found.directions_LPN[layer].float().square().sum(0) + found.unexplained_LN[layer]
-        torch.testing.assert_close(
-            found.input_mean_LI[layer], mean_I, atol=0.02 * float(variance_I.max().sqrt()), rtol=0.02
-        )
-        torch.testing.assert_close(explained_N[z_TF.shape[1] :], variance_I, atol=1e-7, rtol=0.05)
-        # As much as a neuron, on average.
-        torch.testing.assert_close(variance_I.max(), explained_N[: z_TF.shape[1]].mean(), atol=1e-7, rtol=0.1)
-
-
-def _seen(model: PreTrainedModel, ids: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-    with oracle.recorded(model) as activations, oracle.recorded_inputs(model) as inputs:
-        model(torch.tensor([ids]))
-    return activations, inputs
-
-
-def test_the_inputs_that_tell_most() -> None:
-    """What the removed neurons give is linear in two directions of the input, of which the kept neurons tell one."""
-    generator = torch.Generator().manual_seed(3)
-    x_TD = torch.randn(400, 8, generator=generator)
-    told_D, untold_D = torch.eye(8)[:2]
-    z_TF = torch.randn(400, 6, generator=generator) * 0.01
-    z_TF[:, 0], z_TF[:, 3], z_TF[:, 4] = x_TD @ told_D, x_TD @ told_D, x_TD @ untold_D
-    contract_DF = torch.randn(8, 6, generator=generator)
-
-    inputs_ID = telling_inputs(z_TF, x_TD, contract_DF, torch.tensor([0, 1]), 1)
-
-    # Whatever it has of what the kept neurons tell anyway.
-    cosine = functional.cosine_similarity(inputs_ID[0] * (1 - told_D), untold_D, dim=0)
-    assert cosine.abs() > 0.99
-    assert (inputs_ID[0] @ untold_D).abs() > 0.8 * inputs_ID[0].norm()
-    torch.testing.assert_close((x_TD @ inputs_ID[0]).square().sum(), z_TF.square().sum(0).mean())
-
-
-def test_nothing_more_to_tell() -> None:
-    """Where removed neurons give nothing but one direction of the input, others are left empty: no noise blown up."""
-    x_TD = torch.randn(400, 8, generator=torch.Generator().manual_seed(4))
-    z_TF = torch.stack([torch.zeros(400), x_TD[:, 2]], dim=1)
-
-    inputs_ID = telling_inputs(z_TF, x_TD, torch.ones(8, 2), torch.tensor([0]), 3)
-
-    assert inputs_ID.isfinite().all()
-    assert (inputs_ID[0].abs().argmax(), inputs_ID[1:].abs().max()) == (2, 0)
+    assert found.unexplained_LF.max() < 0.01 * scale
 
 
 def test_fewer_directions_leave_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,10 +98,10 @@ def test_fewer_directions_leave_the_rest(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(calibrating, "DIRECTIONS", 3)
     found = calibrate(tiny_model("llama").requires_grad_(False), SEQUENCES)
 
-    assert found.directions_LPN.shape == (3, 3, 52 + found.directions)
-    explained_LF, left_LF = found.directions_LPN.float().square().sum(dim=1)[:, :52], found.unexplained_LN[:, :52]
-    torch.testing.assert_close(explained_LF + left_LF, found.moments(1).variance(), atol=1e-6, rtol=0.02)
-    assert (left_LF.sum(dim=1) > 0.05 * explained_LF.sum(dim=1)).all()
+    assert found.directions_LPF.shape == (3, 3, 52)
+    explained_LF = found.directions_LPF.float().square().sum(dim=1)
+    torch.testing.assert_close(explained_LF + found.unexplained_LF, found.moments(1).variance(), atol=1e-6, rtol=0.02)
+    assert (found.unexplained_LF.sum(dim=1) > 0.05 * explained_LF.sum(dim=1)).all()
 
 
 def test_a_file_of_it(tmp_path: Path) -> None:
@@ -159,8 +116,7 @@ def test_a_file_of_it(tmp_path: Path) -> None:
     torch.testing.assert_close(read.sensitivity_LF, found.sensitivity_LF, rtol=3e-3, atol=1e-9)
     torch.testing.assert_close(read.sum_LF, found.sum_LF, rtol=3e-3, atol=1e-7)
     torch.testing.assert_close(read.weight_L, found.weight_L)
-    for name in ("directions_LPN", "inputs_LID", "input_mean_LI"):
-        torch.testing.assert_close(getattr(read, name), getattr(found, name))
+    torch.testing.assert_close(read.directions_LPF, found.directions_LPF)
     assert Calibration.read(path, "that") is None
     assert Calibration.read(tmp_path / "nothing", "this") is None
     assert [file.name for file in path.parent.iterdir()] == ["it.safetensors"]

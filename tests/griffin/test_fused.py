@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from griffin.families import BLOCKS, feed_forwards
-from griffin.kept import Correction, Kept
+from griffin.kept import Correction, Gating, Kept
 from griffin.pruning import store_by_neuron_
 from griffin.weights import Weights, read_weights
 from tests.griffin import oracle
@@ -19,7 +19,7 @@ fused = pytest.importorskip("griffin.fused", reason="needs triton", exc_type=Imp
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONTEXT = 64
 PROMPT, TOKENS = 13, 2
-LAYERS, WIDTH, DIRECTIONS = 3, 52, 5
+LAYERS, WIDTH = 3, 52
 IDS = torch.randint(3, 128, (PROMPT + TOKENS,), generator=torch.Generator().manual_seed(1))
 
 
@@ -61,16 +61,19 @@ def distance(model: PreTrainedModel, step: "fused.FusedStep", kept: Kept | None 
 
 
 def draw_kept(*counts: int, device: str = "cpu") -> Kept:
-    """As many in each layer; where they are not as many in all, something stands for the others in two ways."""
+    """So many in each layer; where they are not as many in all, something stands for the others in two ways, and the
+    kept ones act on some tokens only."""
     generator = torch.Generator().manual_seed(sum(counts))
     layers = [torch.randperm(WIDTH, generator=generator)[:k].sort().values.to(device) for k in counts]
     if len(set(counts)) == 1:
         return Kept(layers)
     offset_LD = torch.randn(LAYERS, 32, generator=generator).to(device)
-    left = [torch.randn(k + DIRECTIONS, 4, generator=generator).to(device) for k in counts]
+    left = [torch.randn(k, 4, generator=generator).to(device) for k in counts]
     right = [torch.randn(4, 32, generator=generator).to(device) for _ in counts]
-    inputs = [torch.randn(DIRECTIONS, 32, generator=generator).to(device) / 8 for _ in counts]
-    return Kept(layers, offset_LD, Correction(left, right, inputs))
+    # Such that some act on each token, and some rest.
+    thresholds = [(10 ** (-1 - 3 * torch.rand(k, generator=generator))).to(device) for k in counts]
+    resting = [(0.01 * torch.randn(k, generator=generator)).to(device) for k in counts]
+    return Kept(layers, offset_LD, Correction(left, right), Gating(thresholds, resting, acting=0))
 
 
 @pytest.mark.parametrize("family", BLOCKS)
@@ -82,7 +85,7 @@ def test_dense_step_is_the_model(family: str) -> None:
 @pytest.mark.parametrize("family", BLOCKS)
 def test_sparse_step_is_the_masked_model(family: str) -> None:
     """With some kept, those of the model whose other activations are zero."""
-    step = fused.FusedStep(tiny_weights(family), CONTEXT, DIRECTIONS)
+    step = fused.FusedStep(tiny_weights(family), CONTEXT)
     counts = (21, 5, 52)
     step.keep(draw_kept(*counts, device=DEVICE))
 
@@ -99,8 +102,8 @@ def test_half_precision_rounds_as_the_model_does(family: str) -> None:
 
 def test_one_step_serves_any_selection_in_turn() -> None:
     """Few neurons after many, and all after one: nothing stays of the selection before."""
-    model, step = tiny_model("llama"), fused.FusedStep(tiny_weights("llama"), CONTEXT, DIRECTIONS)
-    for counts in ((51, 51, 51), (52, 3, 40), (1, 1, 1)):
+    model, step = tiny_model("llama"), fused.FusedStep(tiny_weights("llama"), CONTEXT)
+    for counts in ((51, 51, 51), (21, 5, 52), (1, 1, 1)):
         step.keep(draw_kept(*counts, device=DEVICE))
         assert distance(model, step, draw_kept(*counts)) < 1e-5
     step.keep_all()

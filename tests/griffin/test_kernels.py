@@ -279,30 +279,42 @@ def test_expand_any_number_of_neurons(k: int, kind: str) -> None:
     assert z_F[k:].isnan().all()
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("used", [0, 1, 19])
-@pytest.mark.parametrize("k", [1, 50, F])
-def test_expand_inputs(dtype: torch.dtype, used: int, k: int) -> None:
-    """Behind the kept neurons, what the normed input has in as many directions as there are rows for."""
-    x_D, weight, norm = randn(D, dtype=dtype), 0.1 * randn(2 * F, D, dtype=dtype), make_norm("rms", D, dtype)
-    inputs_ID = 0.1 * randn(19, D, dtype=dtype)
-    inputs_ID[used:] = torch.nan
-    index_k, padded_F, kept = experts(k)
-    z_N = nans(F + 19)
-    rows = scalar(k + used, torch.int32)
-    kernels.expand(x_D, weight, padded_F, kept, z_N, activation="silu", norm=norm, inputs_ID=inputs_ID, rows=rows)
+def test_gates_shut_what_is_read(dtype: torch.dtype, gated: bool) -> None:
+    """Where the gate gives too little, nothing else of a neuron is read: what stands there is no number."""
+    parts = 2 if gated else 1
+    x_D, weight = randn(D, dtype=dtype), 0.1 * randn(parts * F, D, dtype=dtype)
+    norm = make_norm("rms", D, dtype)
+    index_k, padded_F, kept = experts(21)
+    given_F = activated((weight.float() @ normed(x_D, norm)).view(parts, F)[0], "silu")
+    acts_k = given_F[index_k].abs() > given_F[index_k].abs().median()
+    thresholds_F, resting_F = torch.zeros(F, device=DEVICE), 0.1 * randn(F)
+    # Far from what any of them gives: rounding decides nothing.
+    thresholds_F[:21] = torch.where(acts_k, given_F[index_k].abs() / 2, 2 * given_F[index_k].abs() + 0.01)
+    contract_FD, shut = 0.1 * randn(F, D, dtype=dtype), index_k[~acts_k]
+    up_F = (weight[F:].float() @ normed(x_D, norm)) if gated else torch.ones(F, device=DEVICE)
+    z_k = (given_F * up_F)[index_k] - resting_F[:21]
+    expected_D = (z_k * acts_k) @ contract_FD[index_k].float()
+    contract_FD[shut] = torch.nan
+    if gated:
+        weight[F + shut] = torch.nan
+    gates, z_F = torch.ones(1, dtype=torch.int32, device=DEVICE), nans(F)
 
-    gate_F, up_F = (weight.float() @ normed(x_D, norm)).view(2, F)
-    assert_near(z_N[:k], (functional.silu(gate_F) * up_F)[index_k], dtype)
-    if used:
-        assert_near(z_N[k : k + used], inputs_ID[:used].float() @ normed(x_D, norm), dtype)
-    assert z_N[k + used :].isnan().all()
+    kernels.expand(
+        x_D, weight, padded_F, kept, z_F, activation="silu", norm=norm,
+        gates=gates, thresholds_F=thresholds_F, resting_F=resting_F,
+    )  # fmt: skip
+    partial_PD = contracted(z_F, padded_F, kept, contract_FD, gates)
+
+    assert 0 < int(acts_k.sum()) < 21
+    assert_near(partial_PD.sum(dim=0), expected_D, dtype)
 
 
-def contracted(z_F: Tensor, padded_F: Tensor, kept: Tensor, contract_FD: Tensor) -> Tensor:
+def contracted(z_F: Tensor, padded_F: Tensor, kept: Tensor, contract_FD: Tensor, gates: Tensor | None = None) -> Tensor:
     partial_PD = nans(kernels.contract_splits(*contract_FD.shape), contract_FD.shape[1])
     address = torch.tensor([contract_FD.data_ptr()], device=DEVICE)
-    kernels.contract(z_F, padded_F, kept, address, contract_FD.dtype, partial_PD)
+    kernels.contract(z_F, padded_F, kept, address, contract_FD.dtype, partial_PD, gates)
     return partial_PD
 
 

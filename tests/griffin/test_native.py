@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from griffin import native
 from griffin.cache import SMALLEST_CAPACITY, KVCache
 from griffin.families import BLOCKS, feed_forwards
-from griffin.kept import Correction, Kept
+from griffin.kept import Gating, Kept
 from griffin.lean import LeanStep
 from griffin.native import NativeStep
 from griffin.pruning import DecodeTwin, store_by_neuron_
@@ -38,13 +38,14 @@ RAGGED = Kept(
     [torch.arange(0, WIDTH, step) for step in (2, 7, 1)],
     torch.randn(LAYERS, 32, generator=torch.Generator().manual_seed(2)),
 )
-# And by the blocks' inputs, too.
-CORRECTED = replace(
+GENERATOR = torch.Generator().manual_seed(3)
+# Such that some act on each token, and some rest.
+GATED = replace(
     RAGGED,
-    correction=Correction(
-        [torch.randn(count + 11, 4, generator=torch.Generator().manual_seed(3)) for count in RAGGED.counts],
-        list(torch.randn(LAYERS, 4, 32, generator=torch.Generator().manual_seed(4))),
-        list(torch.randn(LAYERS, 11, 32, generator=torch.Generator().manual_seed(5)) / 8),
+    gating=Gating(
+        [10 ** (-1 - 3 * torch.rand(count, generator=GENERATOR)) for count in RAGGED.counts],
+        [0.01 * torch.randn(count, generator=GENERATOR) for count in RAGGED.counts],
+        acting=0,
     ),
 )
 
@@ -98,7 +99,7 @@ def test_it_is_built() -> None:
     assert native.available()
 
 
-@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, CORRECTED], ids=["dense", "kept", "ragged", "corrected"])
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, GATED], ids=["dense", "kept", "ragged", "gated"])
 @pytest.mark.parametrize("family", BLOCKS)
 def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
     """Every family, in fp32, all neurons and some."""
@@ -120,7 +121,7 @@ def test_computes_every_activation(family: str, activation: str) -> None:
     assert distance(decode(step), expected(model)) < 1e-5
 
 
-@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, CORRECTED], ids=["dense", "kept", "ragged", "corrected"])
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, GATED], ids=["dense", "kept", "ragged", "gated"])
 @pytest.mark.parametrize("family", BLOCKS)
 def test_bfloat16_stays_near_the_same_step_in_torch(family: str, kept: Kept | None) -> None:
     """It rounds less: the lean step is further from fp32 than from this one."""
@@ -145,7 +146,7 @@ def test_keeps_any_number_of_neurons(model: PreTrainedModel, step: NativeStep, c
 
 def test_goes_from_one_choice_to_another(model: PreTrainedModel, step: NativeStep) -> None:
     """Few after many after all: nothing stays of what was kept before."""
-    for kept in (RAGGED, CORRECTED, EVERY_THIRD, CORRECTED, Kept([torch.tensor([1, 4, 7])] * LAYERS), None):
+    for kept in (GATED, RAGGED, EVERY_THIRD, GATED, Kept([torch.tensor([1, 4, 7])] * LAYERS), None):
         step.keep(kept)
         actual = decode(step)
         step._cache.length = PROMPT

@@ -24,10 +24,7 @@ def test_twin_equals_masked_model(model: PreTrainedModel) -> None:
         each = [counts[number % len(counts)] for number in range(len(blocks))]
         kept = Kept([torch.randperm(52)[:k].sort().values for k in each])
         if len(counts) > 1:
-            # And of one of them, it goes by the blocks' inputs, too.
-            inputs = [torch.randn(7, 32) / 8 for _ in each] if len(counts) == 3 else []
-            left = [torch.randn(k + (7 if inputs else 0), 4) for k in each]
-            correction = Correction(left, [torch.randn(4, 32) for _ in each], inputs)
+            correction = Correction([torch.randn(k, 4) for k in each], [torch.randn(4, 32) for _ in each])
             kept = Kept(kept.layers, torch.randn(len(blocks), 32), correction)
         twin.load(kept)
         with oracle.masked(model, kept):

@@ -72,7 +72,8 @@ class ScriptedEngine:
     rebuild_failures: how often a rebuild fails before one succeeds. logprob: of each token, shared out to
     ``text``'s next characters as alternatives. comparisons: with the full model, one after the other,
     whatever is compared. compare_gate: none is made before it is set. compare_failure: raised instead.
-    outlook: what sparsity auto comes to. corrects: whether neurons of griffin+ come with their correction.
+    outlook: what sparsity auto comes to. expert_set: what neurons are called. correction: of those of
+    griffin+.
     asked: what each prompt was to be generated with. compared: what was given to comparisons that were begun.
     """
 
@@ -87,7 +88,8 @@ class ScriptedEngine:
     compare_gate: threading.Event | None = None
     compare_failure: BaseException | None = None
     outlook: Outlook | None = None
-    corrects: bool = True
+    expert_set: str = "cafe"
+    correction: Correction = field(default_factory=lambda: Correction([EXPERTS[:1].float()], [EXPERTS[:1].float()]))
     asked: list[tuple[Pruning, Verification | None]] = field(default_factory=list)
     compared: list[tuple[list[int], list[int], Pruning]] = field(default_factory=list)
     accounting: Accounting = ACCOUNTING
@@ -127,8 +129,7 @@ class ScriptedPrompt:
 
     def __init__(self, engine: ScriptedEngine, ids: list[int], pruning: Pruning, scoring: Scoring | None) -> None:
         self._engine, self._ids, self._pruning = engine, ids, pruning
-        corrected = pruning.method == "griffin+" and engine.corrects
-        self._correction = Correction([EXPERTS[:1].float()], [EXPERTS[:1].float()]) if corrected else None
+        self._correction = engine.correction if pruning.method == "griffin+" else None
         self.selection = self._selection(len(ids)) if scoring and pruning.sparsity else None
         self.cached_tokens = 0
         self.outlook = engine.outlook if pruning.auto else None
@@ -160,7 +161,7 @@ class ScriptedPrompt:
             engine.ended.append(count)
 
     def _selection(self, prompt_tokens: int) -> Selection:
-        return Selection(0.002, "cafe", prompt_tokens, tuple(EXPERTS), correction=self._correction)
+        return Selection(0.002, self._engine.expert_set, prompt_tokens, tuple(EXPERTS), correction=self._correction)
 
     def _verified(self, before: int, limit: int, verification: Verification | None) -> Verified | None:
         """Of the whole block of a token with that many before it. A pass reads all, a draft the kept neurons."""

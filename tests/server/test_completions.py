@@ -25,7 +25,7 @@ def test_one_object() -> None:
     assert answer["griffin"] == {
         "sparsity": 0.5, "requested_sparsity": 0.5, "reason": "requested", "auto": None,
         "method": "griffin", "mode": "fast",
-        "selection": "top_k", "statistic": "flocking", "neurons_kept": 100, "neurons_total": 200,
+        "selection": "top_k", "statistic": "flocking", "neurons_kept": 100, "neurons_acting": 100, "neurons_total": 200,
         "active_parameters": 700, "total_parameters": 1000, "prompt_tokens": 5, "selection_ms": 2.0,
         "expert_set": "cafe", "expert_sets": None, "verification": None, "comparison": None,
     }  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 
 from griffin import Pruning, Selection
 from griffin.kept import Correction
-from server.experts import RecentExperts
+from server.experts import CORRECTION_BYTES, RecentExperts
 from tests.server.http import post
 from tests.server.scripted import EXPERTS, ScriptedEngine, served
 
@@ -89,10 +89,17 @@ def test_corrections_go_before_sets() -> None:
 
 def test_a_set_without_its_correction_is_not_taken_again() -> None:
     """As if it were not known: an answer with less would not be the same."""
-    with served(ScriptedEngine(corrects=False)) as url:
+    # As large as there is room for, but no memory.
+    half = torch.zeros(1).expand(CORRECTION_BYTES // 8)
+    engine = ScriptedEngine(correction=Correction([half], [half]))
+    with served(engine) as url:
         name = post(url, max_tokens=3, sparsity=0.5, griffin={"method": "griffin+"}).json()["griffin"]["expert_set"]
+        taken = post(url, max_tokens=3, griffin={"expert_set": name})
+        engine.expert_set = "beef"
+        post(url, max_tokens=3, sparsity=0.5, griffin={"method": "griffin+"})
         refused = post(url, max_tokens=3, griffin={"expert_set": name})
         shown = httpx.get(f"{url}/v1/griffin/experts/{name}")
 
+    assert taken.status_code == 200
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "expert_set_not_found")
     assert shown.status_code == 200
