@@ -17,7 +17,7 @@ from griffin.families import FeedForward, feed_forwards
 from griffin.statistic import Activations, FlockingStatistic, Moments, centred_rows
 
 # Principal directions, and the tokens that they are found on, evenly from all: as many as there is room for.
-DIRECTIONS = 256
+DIRECTIONS = 128
 SAMPLE_BYTES, FEWEST_TOKENS = 6 * 10**9, 4096
 
 

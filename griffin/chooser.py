@@ -17,7 +17,7 @@ from griffin.families import FeedForward
 from griffin.kept import Kept
 from griffin.pruning import MethodName, Pruning
 from griffin.selection import STRATEGIES, kept_count
-from griffin.statistic import FlockingStatistic, magnitude
+from griffin.statistic import Activations, FlockingStatistic, magnitude
 
 
 class Chooser:
@@ -39,6 +39,8 @@ class Chooser:
         """
         self._blocks, self._device = blocks, device
         self._calibration = calibration and calibration.to(device)
+        # Whether neurons may be kept that act on some tokens only.
+        self.gates = True
         self._losses = {table.method: table for table in losses}
         self._magnitude_LF: Tensor | None = None
 
@@ -114,8 +116,9 @@ class Chooser:
         experts = self.experts(statistic, pruning)
         if pruning.method != "griffin+":
             return Kept(experts)
-        kept = self._compensated(experts, statistic, pruning)
-        return self._gated(kept, statistic, pruning) if self._gates(statistic, pruning) else kept
+        latest = statistic.latest()
+        kept = self._compensated(experts, statistic, latest, pruning)
+        return self._gated(kept, latest, pruning) if self._gates(statistic, pruning) else kept
 
     @torch.inference_mode()
     def experts(self, statistic: FlockingStatistic, pruning: Pruning) -> Sequence[Tensor]:
@@ -143,7 +146,13 @@ class Chooser:
             None if gated is None else gated.to(self._device),
         )
 
-    def _compensated(self, experts: Sequence[Tensor], statistic: FlockingStatistic, pruning: Pruning) -> Kept:
+    def _compensated(
+        self,
+        experts: Sequence[Tensor],
+        statistic: FlockingStatistic,
+        latest: Sequence[Activations],
+        pruning: Pruning,
+    ) -> Kept:
         """With what method griffin+ has for the neurons that are gone."""
         calibration, parts = self._calibration, pruning.parts
         assert calibration is not None
@@ -152,25 +161,25 @@ class Chooser:
             return Kept(experts)
         mean_LF = plus.activations(statistic, calibration, prior).mean()
         # A prompt of one token shows nothing to go by.
-        if "ridge" not in parts or not (prior or statistic.knows_latest):
+        if "ridge" not in parts or not (prior or latest):
             return Kept(experts, plus.offsets(self._blocks, experts, mean_LF))
-        correction, offset_LD = ridge.predict(self._blocks, experts, mean_LF, statistic, calibration, prior=prior)
+        tokens = statistic.moments().tokens
+        correction, offset_LD = ridge.predict(self._blocks, experts, mean_LF, latest, tokens, calibration, prior=prior)
         return Kept(experts, offset_LD, correction)
 
-    @staticmethod
-    def _gates(statistic: FlockingStatistic, pruning: Pruning) -> bool:
-        """Whether neurons are to act on some tokens only. A prompt of one token shows nothing to go by."""
-        return "gating" in pruning.parts and statistic.knows_latest
+    def _gates(self, statistic: FlockingStatistic, pruning: Pruning) -> bool:
+        """Whether neurons are to act on some tokens only. A prompt of few tokens shows too little to go by."""
+        return self.gates and "gating" in pruning.parts and statistic.latest_tokens >= gating.FEWEST_TOKENS
 
     def _shares(self, pruning: Pruning) -> tuple[float, float]:
         """The parts of neurons to keep, and of these to act on a token."""
         return gating.shares(1 - pruning.sparsity, 1 / (self._blocks[0].parts + 1))
 
-    def _gated(self, kept: Kept, statistic: FlockingStatistic, pruning: Pruning) -> Kept:
+    def _gated(self, kept: Kept, latest: Sequence[Activations], pruning: Pruning) -> Kept:
         assert self._calibration is not None
         _, acting = self._shares(pruning)
         rest = "compensation" in pruning.parts
-        gated = gating.gate(kept.layers, statistic.latest(), self._calibration, acting, rest=rest)
+        gated = gating.gate(kept.layers, latest, self._calibration, acting, rest=rest)
         offset_LD = gating.given_at_rest(self._blocks, kept.layers, gated, kept.correction)
         return replace(
             kept, offset_LD=offset_LD if kept.offset_LD is None else kept.offset_LD + offset_LD, gating=gated

@@ -52,10 +52,12 @@ class Decoder(Protocol):
 
     name: of its step, for people.
     ahead: the device works on the next token before the host knows the one before.
+    skips: a token reads no more than the gates of neurons that rest, see ``kept.Gating``.
     """
 
     name: str
     ahead: bool
+    skips: bool
 
     def keep(self, kept: Kept | None) -> None:
         """Use these neurons from now on, or all (None)."""
@@ -132,7 +134,7 @@ class StepDecoder:
         self._step = step
         self._sampler = Sampler(vocabulary, device)
         # Threads of torch's that were woken for a draw would still be spinning when the compiled step's own start.
-        self._draws_alone = name == "native"
+        self._draws_alone = self.skips = name == "native"
         self._logits_V: Tensor | None = None
         self._drawn: Drawn | None = None
 

@@ -228,5 +228,6 @@ def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
 def _gate(config: PreTrainedConfig, names: FeedForwardNames) -> Callable[[Tensor], Tensor] | None:
     if len(names.expand) * names.fused < 2:
         return None
+    # Every gated family has a row there, see the tests.
     function: Callable[[Tensor], Tensor] = ACT2FN[getattr(config, BLOCKS[config.model_type].activation)]
     return function

@@ -24,6 +24,8 @@ from griffin.statistic import Activations
 ACTING = 7 / 16
 # A threshold goes by so many of the tokens, evenly from all: with each come as many values as there are neurons.
 CUT_TOKENS = 32
+# Of a shorter prompt, as many neurons are kept as are to be read, and act on every token.
+FEWEST_TOKENS = 8
 # Tokens at rest that count besides, with nothing: a mean of few tokens is little to go by.
 FEW_TOKENS = 4
 
@@ -50,13 +52,15 @@ def gate(
     """
     thresholds, resting = [], []
     for experts_k, known, reach_F in zip(experts, latest, calibration.reach_LF, strict=True):
-        given_Tk = known.given[:, experts_k].float()
+        own = known.of(experts_k)
+        given_Tk = own.given.float()
         reach_k = reach_F[experts_k].to(given_Tk).clamp_min(torch.finfo(torch.float32).tiny)
         worth_Tk = given_Tk.abs() * reach_k
         cut = _cut(worth_Tk[:: math.ceil(len(worth_Tk) / CUT_TOKENS)], 1 - acting)
-        thresholds.append((cut / reach_k).to(reach_F.device))
+        highest = torch.finfo(torch.float32).max
+        thresholds.append((cut / reach_k).clamp_max(highest).to(reach_F.device))
         rests_Tk = worth_Tk <= cut
-        sum_k = (known.z[:, experts_k].float() * rests_Tk).sum(dim=0)
+        sum_k = (own.z.float() * rests_Tk).sum(dim=0)
         resting_k = sum_k / (rests_Tk.sum(dim=0) + FEW_TOKENS) if rest else torch.zeros_like(sum_k)
         resting.append(resting_k.to(reach_F.device))
     return Gating(thresholds, resting, round(acting * sum(map(len, experts))))

@@ -53,6 +53,7 @@ class GraphDecoder:
 
     name = "graph"
     ahead = True
+    skips = True
 
     def __init__(
         self,

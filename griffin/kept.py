@@ -38,7 +38,12 @@ class Correction:
 
     def add_to_(self, layer: int, contract_kD: Tensor) -> None:
         """Correct a layer's kept rows, in place."""
-        contract_kD.addmm_(self.left[layer].to(contract_kD), self.right[layer].to(contract_kD))
+        left_kR, right_RD = self.left[layer].to(contract_kD.device), self.right[layer].to(contract_kD.device)
+        if contract_kD.device.type == "cpu":
+            # Many processors multiply matrices of half precision several times slower.
+            contract_kD += left_kR.float() @ right_RD.float()
+        else:
+            contract_kD.addmm_(left_kR.to(contract_kD), right_RD.to(contract_kD))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +145,7 @@ class Selection:
 
     @property
     def bytes(self) -> int:
-        """Of memory that holding this takes, but for the correction."""
+        """Of memory that holding this takes, but for the correction: of neurons, offset and gating."""
         offset = 0 if self.offset_LD is None else self.offset_LD.nbytes
         gating = 0 if self.gating is None else self.gating.bytes
         return sum(experts_k.nbytes for experts_k in self.experts) + offset + gating

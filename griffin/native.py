@@ -271,6 +271,9 @@ def _require(kept: Kept, layers: int, neurons: int) -> None:
             raise ValueError(f"experts must be int64 (k,), but are {experts_k.dtype} {tuple(experts_k.shape)}")
         if experts_k.min() < 0 or experts_k.max() >= neurons:
             raise ValueError(f"experts must be among 0 to {neurons - 1}")
+    for values in (kept.gating.thresholds, kept.gating.resting) if kept.gating else ():
+        if [len(values_k) for values_k in values] != kept.counts:
+            raise ValueError("thresholds and resting values must be as many as neurons are kept, in each layer")
 
 
 class _Description:

@@ -32,12 +32,13 @@ METHODS: tuple[MethodName, ...] = get_args(MethodName)
 class Pruning:
     """One request's choices.
 
-    sparsity: fraction of FF neurons removed while decoding, 0 <= sparsity < 1; 0 is the dense model.
+    sparsity: fraction of FF neurons removed while decoding, 0 <= sparsity < 1; 0 is the dense model. By griffin+, of FF
+        weights that a token does not read.
     auto: the sparsity is found once a prompt has been read, instead.
     selection: how neurons are picked from the statistic.
     statistic: what they are picked by.
     seed: of the selections that draw; None draws differently each time.
-    method: griffin is the paper to the letter; griffin+ loses less at the same number of neurons, see ``plus``.
+    method: griffin is the paper to the letter; griffin+ loses less for as many active parameters, see ``plus``.
     parts: of griffin+, for experiments on what each is worth.
     reuse: neurons that were chosen for another prompt, to be taken as they are.
     """
@@ -106,8 +107,10 @@ class DecodeTwin:
             for number, experts in enumerate(loaded):
                 kept.correction.add_to_(number, experts.contract_FD)
         if kept.gating is not None:
+            dtype = loaded[0].contract_FD.dtype
+            gating = kept.gating.to(loaded[0].contract_FD.device, dtype)
             for number, layer in enumerate(self._layers):
-                layer.gate(partial(kept.gating.apply, number))
+                layer.gate(partial(gating.apply, number))
         if kept.offset_LD is None:
             return loaded
         return [

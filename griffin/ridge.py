@@ -20,7 +20,7 @@ from torch import Tensor
 from griffin.calibration import Calibration
 from griffin.families import FeedForward, linear_weight
 from griffin.kept import Correction
-from griffin.statistic import Activations, FlockingStatistic, centred_rows
+from griffin.statistic import Activations, centred_rows
 
 # Of a prompt.
 LATEST_TOKENS = 128
@@ -36,7 +36,8 @@ def predict(
     blocks: Sequence[FeedForward],
     experts: Sequence[Tensor],
     mean_LF: Tensor,
-    statistic: FlockingStatistic,
+    latest: Sequence[Activations],
+    tokens: int,
     calibration: Calibration,
     *,
     prior: bool,
@@ -45,16 +46,18 @@ def predict(
     Args:
         experts: for each layer the kept neurons, int64 ``(k,)``.
         mean_LF: what activations are taken to be on average.
+        latest: of each layer, activations of the prompt's latest tokens; nothing if there are none.
+        tokens: of the whole prompt but its first.
         prior: use general text.
 
     Returns:
         C, and what is to be added to each layer's output besides, fp32 ``(L, D)``: its mean is then what it was.
     """
-    seen = max(1, statistic.moments().tokens)
+    seen = max(1, tokens)
     share = seen / (seen + PRIOR_TOKENS) if prior else 1.0
     unexplained_LF = (1 - share) * calibration.unexplained_LF if prior else torch.zeros_like(mean_LF)
     penalty = PENALTY if prior else PENALTY_ALONE
-    latest = statistic.latest() or [Activations(mean_LF.new_empty(0, mean_LF.shape[1]))] * len(blocks)
+    latest = latest or [Activations(mean_LF.new_empty(0, mean_LF.shape[1]))] * len(blocks)
     left, grams, given, means = [], [], [], []
     for layer, (block, experts_k) in enumerate(zip(blocks, experts, strict=True)):
         mean_F, unexplained_F = mean_LF[layer], unexplained_LF[layer]
@@ -95,5 +98,6 @@ def _through(block: FeedForward, x_RF: Tensor, experts_k: Tensor) -> Tensor:
     removed_F = torch.ones(x_RF.shape[1], dtype=torch.bool, device=x_RF.device).index_fill_(0, experts_k, False)
     removed = removed_F.nonzero()[:, 0]
     rows_rD = weight_DF.t().index_select(0, removed.to(weight_DF.device))
-    given_RD = x_RF.index_select(1, removed).to(weight_DF) @ rows_rD
-    return given_RD.to(x_RF)
+    x_Rr = x_RF.index_select(1, removed)
+    # Many processors multiply matrices of half precision several times slower; CUDA devices do not.
+    return x_Rr @ rows_rD.float() if x_RF.device.type == "cpu" else (x_Rr.to(rows_rD) @ rows_rD).to(x_RF)

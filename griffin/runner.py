@@ -18,7 +18,7 @@ from griffin.auto import LossTable, Outlook
 from griffin.cache import KVCache
 from griffin.calibration import Calibration
 from griffin.chooser import Chooser
-from griffin.decode import StepName, extend, logits, make_decoder
+from griffin.decode import Decoder, StepName, extend, logits, make_decoder
 from griffin.devices import make_current
 from griffin.errors import Cancelled, is_out_of_memory
 from griffin.families import feed_forwards, linear_weight
@@ -77,7 +77,7 @@ class Runner:
             make_decoder, model=self.model, weights=weights, twin=self.twin, cache=self.cache,
             context_length=context_length,
         )  # fmt: skip
-        self.decoder = self._make_decoder(step)
+        self._use(self._make_decoder(step))
 
     def verify(self, ids: Sequence[int]) -> None:
         """Compare the decoder's step with the model's own forward pass, and use that instead if they differ.
@@ -105,7 +105,12 @@ class Runner:
                 self.decoder.name,
                 error,
             )
-            self.decoder = self._make_decoder("twin")
+            self._use(self._make_decoder("twin"))
+
+    def _use(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        # Elsewhere a neuron that rests is read all the same, and more would be read than by the paper's method.
+        self.chooser.gates = decoder.skips
 
     def reset(self, pruning: Pruning | None = None) -> None:
         """Forget the sequence, for another one in this thread, on which neurons may be chosen so."""
@@ -254,9 +259,11 @@ class Chosen:
         if correction is not None and self.kept.layers[0].device.type != "cpu":
             correction = correction.clone()
         digest = hashlib.sha256(experts.numpy().tobytes())
-        # Where there is a correction or a gating, the offset depends on it.
+        # Where there is a correction, the offset depends on it.
         if offset_LD is not None:
             digest.update(offset_LD.numpy().tobytes())
+        if self._gating is not None:
+            digest.update(torch.cat([*self._gating.thresholds, *self._gating.resting]).numpy().tobytes())
         return Selection(
             seconds,
             digest.hexdigest()[:16],

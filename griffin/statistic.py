@@ -71,6 +71,11 @@ class Activations:
         """``(T, F)``."""
         return self.given if self.up is None else self.given * self.up
 
+    def of(self, experts_k: Tensor) -> "Activations":
+        """Of these neurons alone, ``(T, k)``."""
+        given_Tk = self.given.index_select(1, experts_k.to(self.given.device))
+        return Activations(given_Tk, None if self.up is None else self.up.index_select(1, experts_k.to(self.up.device)))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
@@ -129,7 +134,10 @@ class Moments:
 
 
 class FlockingStatistic:
-    """The running statistic of one sequence, collected from the inputs of the contracting projections."""
+    """The running statistic of one sequence, collected from the inputs of the contracting projections.
+
+    What gates give is collected from the expanding ones, of the latest tokens alone.
+    """
 
     def __init__(self, blocks: Sequence[FeedForward]) -> None:
         device = linear_weight(blocks[0].contract).device
@@ -212,9 +220,9 @@ class FlockingStatistic:
         return Moments(sum_LF, square_LF, self._weight_L, max(0, self._tokens - 1))
 
     @property
-    def knows_latest(self) -> bool:
-        """Whether ``latest`` tells anything."""
-        return all(self._latest)
+    def latest_tokens(self) -> int:
+        """Of how many tokens ``latest`` tells."""
+        return min(self._kept_tokens, sum(map(len, self._latest[-1])))
 
     def latest(self) -> Sequence[Activations]:
         """Of each layer, the activations of the last tokens, as many as are kept, but never the first.
@@ -229,9 +237,11 @@ class FlockingStatistic:
 
     def _tail(self) -> Sequence[Tensor]:
         """See ``Sums.latest``."""
-        if not self.knows_latest:
+        if not self.latest_tokens:
             return ()
-        return tuple(torch.cat(pieces)[-self._kept_tokens :] for pieces in self._latest)
+        # One is the rule; it is not copied.
+        whole = (pieces[0] if len(pieces) == 1 else torch.cat(pieces) for pieces in self._latest)
+        return tuple(known[-self._kept_tokens :] for known in whole)
 
     def _count(self, layer: int, z_TF: Tensor, parts: Seen) -> None:
         *rows, weight = sums_of(z_TF, skipped=0 if self._tokens else 1)

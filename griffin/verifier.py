@@ -172,7 +172,8 @@ class Verifier:
         runner = self._runner
         # First of all which they would be: what stands for the others takes longer to find.
         experts = runner.chooser.experts(runner.statistic, self._pruning)
-        if self._chosen is None or overlap(experts, self._chosen.kept.layers) >= SAME_ENOUGH:
+        neurons = runner.accounting.width
+        if self._chosen is None or overlap(experts, self._chosen.kept.layers, neurons) >= SAME_ENOUGH:
             return
         self._use(runner.select(self._pruning, runner.cache.length))
         self._count(refreshes=1)
@@ -189,8 +190,19 @@ class Verifier:
         self.verified = replace(self.verified, **{name: getattr(self.verified, name) + n for name, n in more.items()})
 
 
-def overlap(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """The Jaccard similarity of two choices of neurons, by layer: those that both have, of those that either has."""
+def overlap(first: Sequence[Tensor], second: Sequence[Tensor], width: int) -> float:
+    """The Jaccard similarity of two choices of neurons, by layer: those that both have, of those that either has.
+
+    Of most neurons any two choices have most in common: then it is that of the neurons which they leave out, and 0 if
+    they leave out none, for nothing is known of those.
+
+    Args:
+        width: F.
+    """
     pairs = zip(first, second, strict=True)
     shared = int(torch.stack([torch.isin(a_k, b_k, assume_unique=True).sum() for a_k, b_k in pairs]).sum())
-    return shared / (sum(map(len, first)) + sum(map(len, second)) - shared)
+    either = sum(map(len, first)) + sum(map(len, second)) - shared
+    total = width * len(first)
+    if 2 * shared > total:
+        shared, either = total - either, total - shared
+    return shared / max(1, either)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from griffin import Pruning, Selection
 
-# Of a model of 13 billion parameters, some sixty sets; of a small one, many more than anybody looks at.
+# Of a model of 13 billion parameters, some sixty sets of the paper's method; of a small one, many more than anybody
+# looks at.
 BUDGET_BYTES = 64 * 2**20
 # Of method griffin+, what stands for the removed neurons is far larger: it is held of the latest set, and of more if
 # they fit here, as those of small models do.
@@ -54,7 +55,8 @@ class RecentExperts:
             if correction is not None:
                 correction_room -= correction.bytes
                 if correction_room < 0 and name != latest:
-                    selection = replace(known.selection, correction=None)
+                    # Without it the rest of what stands for the other neurons is of no use.
+                    selection = replace(known.selection, correction=None, gating=None, offset_LD=None)
                     known = self._sets[name] = replace(known, selection=selection, is_whole=False)
             room -= known.selection.bytes
             if room < 0:

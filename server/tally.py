@@ -111,8 +111,8 @@ class Tally:
         self._generated.inc()
 
     def _chosen(self, prompt: int, selection: Selection) -> None:
-        # The same number for every prompt of a job. Others, taken on the way, are not the prompt's. Which neurons they
-        # are is all that is told: what stands for the others is far larger.
+        # The same number for every prompt of a job, but for some of few tokens. Others, taken on the way, are not the
+        # prompt's. Which neurons they are is all that is told: what stands for the others is far larger.
         self._selections.setdefault(prompt, replace(selection, correction=None))
         self._active = self._accounting.active(selection.kept, selection.acting)
 

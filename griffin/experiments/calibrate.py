@@ -1,6 +1,6 @@
 """Calibrate a model for method griffin+: once, on some thousands of tokens of general text.
 
-Text like what the model will be used for is best; books and news do. What is found, 540 bytes for each feed-forward
+Text like what the model will be used for is best; books and news do. What is found, 270 bytes for each feed-forward
 neuron, is kept in the user's cache, where the server and all experiments find it. On the way it takes up to 6 GB of
 host memory, for models of 10 billion parameters and more somewhat more. Do not calibrate on text that results are to be
 reported on.

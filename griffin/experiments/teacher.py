@@ -8,9 +8,10 @@ agree on, neither has wrong on its own.
 Shapes: L layers, F feed-forward neurons, k of them kept, C tokens of a chunk, B rows of a batch, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,15 +48,23 @@ class Acted:
     """Neurons that were kept, and of those the ones that acted, over tokens and layers."""
 
     kept: int = 0
-    acting: int = 0
+    acting: int | Tensor = 0
     tokens: int = 0
+
+    def add(self, kept: Sequence[int], acts_BTF: Tensor) -> None:
+        """Of one layer, how many are kept for each row, and which act."""
+        batch, tokens, _ = acts_BTF.shape
+        self.tokens += batch * tokens
+        self.kept += tokens * sum(kept)
+        # On the device, which need not be waited for.
+        self.acting = self.acting + acts_BTF.sum()
 
     def parameters(self, accounting: Accounting) -> float:
         """Active ones of a token, on average."""
         if not self.tokens:
             return float(accounting.total)
         # Tokens were counted in each layer.
-        kept, acting = (count * accounting.layers / self.tokens for count in (self.kept, self.acting))
+        kept, acting = (int(count) * accounting.layers / self.tokens for count in (self.kept, self.acting))
         return accounting.active(round(kept), round(acting))
 
 
@@ -182,7 +191,8 @@ class Teacher:
                 limits_BF, resting_BF = (
                     torch.stack(values) for values in zip(*(self._limits(kept, layer) for kept in sets), strict=True)
                 )
-                masking = _masking(limits_BF, resting_BF, block, expanded, self.acted)
+                counts = [self.width if kept is None else kept.counts[layer] for kept in sets]
+                masking = _masking(limits_BF, resting_BF, block, expanded, partial(self.acted.add, counts))
                 handles.append(block.contract.register_forward_pre_hook(masking))
             if any(kept is not None and kept.offset_LD is not None for kept in sets):
                 offsets_BD = torch.stack([self._offset(kept, layer) for kept in sets])
@@ -216,7 +226,9 @@ class Teacher:
         return kept.offset_LD[layer].to(weight_DF)
 
 
-def _masking(limits_BF: Tensor, resting_BF: Tensor, block: FeedForward, expanded: list[Tensor], acted: "Acted") -> Any:
+def _masking(
+    limits_BF: Tensor, resting_BF: Tensor, block: FeedForward, expanded: list[Tensor], acted: Callable[[Tensor], None]
+) -> Any:
     batch, width = limits_BF.shape
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -227,10 +239,7 @@ def _masking(limits_BF: Tensor, resting_BF: Tensor, block: FeedForward, expanded
             gate = expanded.pop()
             given_BTF = block.activation(gate[..., : gate.shape[-1] // block.names.fused]).reshape(z_BTF.shape)
         acts_BTF = given_BTF.abs() > limits_BF[:, None]
-        tokens = acts_BTF.shape[1]
-        acted.tokens += batch * tokens
-        acted.kept += tokens * int(limits_BF.isfinite().sum())
-        acted.acting += int(acts_BTF.sum())
+        acted(acts_BTF)
         z_BTF = (z_BTF - resting_BF[:, None]) * acts_BTF
         return (z_BTF.reshape(inputs[0].shape), *inputs[1:])
 

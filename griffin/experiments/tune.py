@@ -35,7 +35,6 @@ from griffin.experiments.tune_prompts import Case, encode, read_entries
 from griffin.experiments.tune_speed import measure_speeds
 from griffin.loading import losses_path, measured_as
 from griffin.pruning import METHODS, Pruning
-from griffin.selection import kept_count
 
 ALL = "all"
 DEFAULTS: dict[str, Any] = {"tokens": 64, "limit": None, "rounds": 5}
@@ -243,7 +242,6 @@ def _row(study: Study, cell: Cell) -> dict[str, Any]:
         "sparsity": cell.sparsity,
         "prompts": cell.prompts,
         **asdict(cell.speed),
-        "neurons_kept_per_layer": kept_count(accounting.width, cell.sparsity),
         "active_parameters": accounting.active(accounting.kept(cell.sparsity)),
         "parameters": accounting.total,
         "perplexity_percent": cell.increase * 100,

@@ -20,7 +20,7 @@ class GriffinOptions(BaseModel):
 
     method: MethodName | None = Field(
         default=None,
-        description="griffin is the paper to the letter, griffin+ loses less at the same number of neurons; absent, "
+        description="griffin is the paper to the letter, griffin+ loses less for as many active parameters; absent, "
         "the server's default",
     )
     selection: SelectionName | None = Field(

@@ -71,7 +71,7 @@ def draw_kept(*counts: int, device: str = "cpu") -> Kept:
     left = [torch.randn(k, 4, generator=generator).to(device) for k in counts]
     right = [torch.randn(4, 32, generator=generator).to(device) for _ in counts]
     # Such that some act on each token, and some rest.
-    thresholds = [(10 ** (-1 - 3 * torch.rand(k, generator=generator))).to(device) for k in counts]
+    thresholds = [(10 ** (-2 * torch.rand(k, generator=generator))).to(device) for k in counts]
     resting = [(0.01 * torch.randn(k, generator=generator)).to(device) for k in counts]
     return Kept(layers, offset_LD, Correction(left, right), Gating(thresholds, resting, acting=0))
 

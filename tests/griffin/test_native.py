@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from griffin import native
 from griffin.cache import SMALLEST_CAPACITY, KVCache
 from griffin.families import BLOCKS, feed_forwards
-from griffin.kept import Gating, Kept
+from griffin.kept import Correction, Gating, Kept
 from griffin.lean import LeanStep
 from griffin.native import NativeStep
 from griffin.pruning import DecodeTwin, store_by_neuron_
@@ -39,11 +39,15 @@ RAGGED = Kept(
     torch.randn(LAYERS, 32, generator=torch.Generator().manual_seed(2)),
 )
 GENERATOR = torch.Generator().manual_seed(3)
-# Such that some act on each token, and some rest.
 GATED = replace(
     RAGGED,
+    correction=Correction(
+        [0.01 * torch.randn(count, 4, generator=GENERATOR) for count in RAGGED.counts],
+        [torch.randn(4, 32, generator=GENERATOR) for _ in RAGGED.counts],
+    ),
+    # Some act on each token, and some rest, see the test.
     gating=Gating(
-        [10 ** (-1 - 3 * torch.rand(count, generator=GENERATOR)) for count in RAGGED.counts],
+        [10 ** (-2 * torch.rand(count, generator=GENERATOR)) for count in RAGGED.counts],
         [0.01 * torch.randn(count, generator=GENERATOR) for count in RAGGED.counts],
         acting=0,
     ),
@@ -108,6 +112,20 @@ def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
     step.keep(kept)
 
     assert distance(decode(step), expected(model, kept)) < 1e-5
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+def test_gates_are_tried_on_both_kinds(family: str) -> None:
+    """In every family and layer some of the kept neurons act on the tokens above, and some do not."""
+    model = tiny_model(family)
+    with oracle.recorded(model) as activations, oracle.gated(model) as gates, torch.no_grad():
+        model(IDS[None])
+    assert GATED.gating is not None
+    for given_TF, experts_k, thresholds_k in zip(
+        gates or activations, GATED.layers, GATED.gating.thresholds, strict=True
+    ):
+        share = float((given_TF[PROMPT:, experts_k].abs() > thresholds_k).float().mean())
+        assert 0.05 < share < 0.95
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_new", "relu"])

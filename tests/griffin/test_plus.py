@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from griffin.calibration import Calibration
 from griffin.errors import InvalidRequest
 from griffin.experiments.teacher import Teacher, target_logprobs
 from griffin.families import FeedForward, feed_forwards, linear_weight
-from griffin.kept import Kept
+from griffin.kept import Kept, Selection
 from griffin.plus import PARTS, PartName, budgets, highest
 from griffin.prefixes import PrefixStore
 from tests.griffin import oracle
@@ -39,6 +40,11 @@ def chosen(model: PreTrainedModel, ids: list[int], pruning: Pruning, chunk: int 
     kept = teacher.choose(pruning)
     assert kept is not None
     return kept
+
+
+def as_selection(kept: Kept) -> Selection:
+    experts = tuple(experts_k.to(torch.int32) for experts_k in kept.layers)
+    return Selection(0.0, "name", 20, experts, kept.offset_LD, kept.correction, kept.gating)
 
 
 def test_one_ranking_over_all_layers() -> None:
@@ -147,6 +153,16 @@ def test_what_all_give_at_rest_is_in_the_offset(model: PreTrainedModel, prompts:
         torch.testing.assert_close(kept.offset_LD[layer], expected_D, atol=1e-5, rtol=1e-3)
 
 
+def test_a_short_prompt_shuts_no_gate(prompts: Prompts) -> None:
+    """Of a few tokens nobody can tell what is usual: as many neurons are kept as are to be read."""
+    model = tiny_model("llama")
+    few, enough = (chosen(model, prompts(14, 1 + tokens), PLUS) for tokens in (7, 8))
+
+    assert few.gating is None
+    assert sum(few.counts) == Accounting.of(model).kept(0.5)
+    assert enough.gating is not None
+
+
 @pytest.mark.parametrize("prior", [True, False])
 def test_the_prediction_is_ridge_regression(prior: bool, model: PreTrainedModel, prompts: Prompts) -> None:
     """In every family: the weights are those that solve the regression as it is written down, in double precision."""
@@ -234,26 +250,36 @@ def test_the_engine_decodes_as_the_masked_model(model: PreTrainedModel, prompts:
     logits = [first_1V, *teacher.follow(rest[:-1], teacher.choose(PLUS), wanted=len(rest) - 1)]
     expected = target_logprobs(torch.cat(logits), rest)
 
-    engine = Engine(model, calibration=calibration)
+    engine = Engine(model)
+    reused = Pruning(0.5, reuse=as_selection(teacher.choose(PLUS)))
 
-    torch.testing.assert_close(engine.score(prompt, rest, PLUS), expected, atol=5e-5, rtol=1e-3)
+    torch.testing.assert_close(engine.score(prompt, rest, reused), expected, atol=5e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("step", ["native", "lean", "twin"])
 def test_every_step_generates_the_same(step: str, prompts: Prompts) -> None:
-    """Ragged sets and offsets, whatever runs them."""
+    """Ragged sets, offsets, corrections and gates, whatever runs them; and nothing of them stays for the next."""
     model = tiny_model("llama")
-    calibration = calibrated(model)
-    sampling = Sampling(max_tokens=8, temperature=0, ignore_eos=True)
-    tokens = [
-        [
-            token.id
-            for token in Engine(model, calibration=calibration, step=name).generate(prompts(6, 20), sampling, PLUS)
-        ]
-        for name in ("twin", step)
-    ]
+    ids, sampling = prompts(6, 20), Sampling(max_tokens=8, temperature=0, ignore_eos=True)
+    reused = Pruning(0.5, reuse=as_selection(chosen(model, ids, PLUS)))
+    one, other = (Engine(tiny_model("llama"), step=name) for name in ("twin", step))
 
-    assert tokens[0] == tokens[1]
+    for pruning in (reused, Pruning(0.5), reused, Pruning()):
+        tokens = [[token.id for token in engine.generate(ids, sampling, pruning)] for engine in (one, other)]
+        assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("step", ["native", "lean", "twin"])
+def test_gates_where_nothing_more_of_a_neuron_is_read(step: str, prompts: Prompts) -> None:
+    """Steps that read it all the same keep as many neurons as a token is to read."""
+    model = tiny_model("llama")
+    engine = Engine(model, calibration=calibrated(model), step=step)
+    selection = [t.selection for t in engine.generate(prompts(6, 20), Sampling(max_tokens=2, ignore_eos=True), PLUS)][1]
+
+    assert selection is not None
+    assert (selection.gating is not None) == (step == "native")
+    assert (selection.kept > engine.accounting.kept(0.5)) == (step == "native")
+    assert selection.acting <= engine.accounting.kept(0.5)
 
 
 @pytest.mark.parametrize(("more", "cached"), [(5, 8), (7, 16)])
@@ -330,6 +356,10 @@ def test_reused_neurons(prompts: Prompts) -> None:
     assert taken is not None
     assert taken.expert_set == given.expert_set
     assert torch.equal(taken.offset_LD, given.offset_LD)
+    assert taken.gating is not None
+    for one, other in ((taken.gating, given.gating), (taken.correction, given.correction)):
+        for values, others in zip(astuple(one)[:2], astuple(other)[:2], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(values, others, strict=True))
 
 
 def test_a_model_that_is_not_calibrated() -> None:
@@ -349,15 +379,16 @@ def test_it_chooses_by_itself() -> None:
         Pruning(0.5, method="best")
 
 
-def test_verified_and_refreshed(prompts: Prompts) -> None:
-    """What its neurons draft is verified like any other, and chosen anew from the same sums."""
+@pytest.mark.parametrize("sparsity", [0.25, 0.5])
+def test_verified_and_refreshed(sparsity: float, prompts: Prompts) -> None:
+    """What its neurons draft is verified like any other, and chosen anew from the same sums; gates, where all stay."""
     model = tiny_model("llama", max_position_embeddings=512)
     engine = Engine(model, calibration=calibrated(model))
     sampling = Sampling(max_tokens=150, temperature=0, ignore_eos=True)
-    prompt = prompts(11, 12)
+    prompt, pruning = prompts(11, 12), replace(PLUS, sparsity=sparsity)
 
     dense = [token.id for token in engine.generate(prompt, sampling, Pruning())]
-    found = list(engine.generate(prompt, sampling, PLUS, verification=Verification("lossless")))
+    found = list(engine.generate(prompt, sampling, pruning, verification=Verification("lossless")))
 
     assert [token.id for token in found] == dense
     assert found[-1].verified is not None

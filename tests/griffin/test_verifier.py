@@ -374,8 +374,18 @@ def test_overlap_is_the_jaccard_similarity() -> None:
     first = Kept([torch.tensor([0, 1, 2]), torch.tensor([5])])
     second = Kept([torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6])])
 
-    assert overlap(first.layers, second.layers) == 3 / 7
-    assert overlap(first.layers, first.layers) == 1
+    assert overlap(first.layers, second.layers, 20) == 3 / 7
+    assert overlap(first.layers, first.layers, 20) == 1
+
+
+def test_of_most_neurons_those_left_out_are_compared() -> None:
+    """Any two choices of most have most in common; of all neurons nothing is known."""
+    everything = torch.arange(10)
+    first, second = [everything[2:], everything[:8]], [everything[1:9], everything[:8]]
+
+    assert overlap(first, second, 10) == 3 / 5
+    assert overlap(first, first, 10) == 1
+    assert overlap([everything] * 2, [everything] * 2, 10) == 0
 
 
 @pytest.mark.usefixtures("often")
