@@ -50,7 +50,7 @@ def gate(
         acting: the part of the kept neurons that is to act on a token.
         rest: have neurons at rest give what they gave on the prompt when they would have rested, and nothing otherwise.
     """
-    thresholds, resting = [], []
+    thresholds, resting, order = [], [], []
     for experts_k, known, reach_F in zip(experts, latest, calibration.reach_LF, strict=True):
         own = known.of(experts_k)
         given_Tk = own.given.float()
@@ -63,7 +63,8 @@ def gate(
         sum_k = (own.z.float() * rests_Tk).sum(dim=0)
         resting_k = sum_k / (rests_Tk.sum(dim=0) + FEW_TOKENS) if rest else torch.zeros_like(sum_k)
         resting.append(resting_k.to(reach_F.device))
-    return Gating(thresholds, resting, round(acting * sum(map(len, experts))))
+        order.append(rests_Tk.sum(dim=0).argsort(stable=True).to(reach_F.device))
+    return Gating(thresholds, resting, order, round(acting * sum(map(len, experts))))
 
 
 def _cut(worth_Tk: Tensor, resting: float) -> Tensor:

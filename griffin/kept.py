@@ -36,9 +36,11 @@ class Correction:
     def clone(self) -> "Correction":
         return Correction([factor.clone() for factor in self.left], [factor.clone() for factor in self.right])
 
-    def add_to_(self, layer: int, contract_kD: Tensor) -> None:
-        """Correct a layer's kept rows, in place."""
+    def add_to_(self, layer: int, contract_kD: Tensor, order_k: Tensor | None = None) -> None:
+        """Correct a layer's kept rows, which may stand in another order, in place."""
         left_kR, right_RD = self.left[layer].to(contract_kD.device), self.right[layer].to(contract_kD.device)
+        if order_k is not None:
+            left_kR = left_kR[order_k]
         if contract_kD.device.type == "cpu":
             # Many processors multiply matrices of half precision several times slower.
             contract_kD += left_kR.float() @ right_RD.float()
@@ -56,26 +58,33 @@ class Gating:
     thresholds: what the activation function must exceed, in size, for a neuron to act: fp32 ``(k,)`` for each layer.
     resting: what stands for its activation otherwise: likewise. The block's offset holds what all of them give
         together, so that of a neuron that acts the difference from it is what counts.
+    order: the kept neurons by how often they acted on the prompt, most often first: indices into these, int64 ``(k,)``
+        for each layer. Laid out so, those that act on a token are next to each other more often than not.
     acting: how many neurons of all layers act on a token on average, by the prompt.
     """
 
     thresholds: Sequence[Tensor]
     resting: Sequence[Tensor]
+    order: Sequence[Tensor]
     acting: int
 
     @property
     def bytes(self) -> int:
-        return sum(values.nbytes for values in (*self.thresholds, *self.resting))
+        return sum(values.nbytes for values in (*self.thresholds, *self.resting, *self.order))
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32, *, non_blocking: bool = False) -> "Gating":
         thresholds, resting = (
             [values_k.to(device, dtype, non_blocking=non_blocking) for values_k in values]
             for values in (self.thresholds, self.resting)
         )
-        return Gating(thresholds, resting, self.acting)
+        order = [order_k.to(device, non_blocking=non_blocking) for order_k in self.order]
+        return Gating(thresholds, resting, order, self.acting)
 
     def clone(self) -> "Gating":
-        return Gating([t.clone() for t in self.thresholds], [r.clone() for r in self.resting], self.acting)
+        thresholds, resting, order = (
+            [values_k.clone() for values_k in values] for values in (self.thresholds, self.resting, self.order)
+        )
+        return Gating(thresholds, resting, order, self.acting)
 
     def apply(self, layer: int, given: Tensor, z: Tensor) -> Tensor:
         """What counts of such activations.

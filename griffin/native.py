@@ -217,7 +217,10 @@ class NativeStep:
         _require(kept, len(all_experts), int(all_experts[0].contract.rows))
         if self._kept is None:
             self._kept = _Room(self._weights)
-        experts, room = torch.cat(tuple(kept.layers)), self._kept.describe(kept, all_experts)
+        layers = kept.layers if kept.gating is None else [
+            experts_k[order_k] for experts_k, order_k in zip(kept.layers, kept.gating.order, strict=True)
+        ]  # fmt: skip
+        experts, room = torch.cat(tuple(layers)), self._kept.describe(kept, all_experts)
         self._library.griffin_keep(handle, all_experts, room, experts.data_ptr())
         self._kept.correct(kept)
         self._use(room)
@@ -271,9 +274,10 @@ def _require(kept: Kept, layers: int, neurons: int) -> None:
             raise ValueError(f"experts must be int64 (k,), but are {experts_k.dtype} {tuple(experts_k.shape)}")
         if experts_k.min() < 0 or experts_k.max() >= neurons:
             raise ValueError(f"experts must be among 0 to {neurons - 1}")
-    for values in (kept.gating.thresholds, kept.gating.resting) if kept.gating else ():
+    gating = kept.gating
+    for values in (gating.thresholds, gating.resting, gating.order) if gating else ():
         if [len(values_k) for values_k in values] != kept.counts:
-            raise ValueError("thresholds and resting values must be as many as neurons are kept, in each layer")
+            raise ValueError("of gates there must be as many values as neurons are kept, in each layer")
 
 
 class _Description:
@@ -384,7 +388,7 @@ class _Room:
             if kept.gating is not None:
                 # The selection's own may go while its neurons are still in use.
                 for held, values_k in zip(self._gating, (kept.gating.thresholds, kept.gating.resting), strict=True):
-                    held[number] = values_k[number].float().contiguous()
+                    held[number] = values_k[number][kept.gating.order[number]].float().contiguous()
                 block.thresholds, block.resting = (held[number].data_ptr() for held in self._gating)
         return described
 
@@ -392,4 +396,5 @@ class _Room:
         """Once the kept rows are there."""
         if kept.correction is not None:
             for number, count in enumerate(kept.counts):
-                kept.correction.add_to_(number, self._contract[number][:count])
+                order_k = kept.gating.order[number] if kept.gating else None
+                kept.correction.add_to_(number, self._contract[number][:count], order_k)

@@ -73,7 +73,7 @@ def draw_kept(*counts: int, device: str = "cpu") -> Kept:
     # Such that some act on each token, and some rest.
     thresholds = [(10 ** (-2 * torch.rand(k, generator=generator))).to(device) for k in counts]
     resting = [(0.01 * torch.randn(k, generator=generator)).to(device) for k in counts]
-    return Kept(layers, offset_LD, Correction(left, right), Gating(thresholds, resting, acting=0))
+    return Kept(layers, offset_LD, Correction(left, right), Gating(thresholds, resting, layers, acting=0))
 
 
 @pytest.mark.parametrize("family", BLOCKS)

@@ -49,6 +49,7 @@ GATED = replace(
     gating=Gating(
         [10 ** (-2 * torch.rand(count, generator=GENERATOR)) for count in RAGGED.counts],
         [0.01 * torch.randn(count, generator=GENERATOR) for count in RAGGED.counts],
+        [torch.randperm(count, generator=GENERATOR) for count in RAGGED.counts],
         acting=0,
     ),
 )

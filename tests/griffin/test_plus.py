@@ -127,6 +127,9 @@ def test_the_gates_let_the_wanted_part_act(sparsity: float, model: PreTrainedMod
         # Tokens are read in two ways here, whose last bits differ. Of a ReLU more may be shut than need be.
         assert abs(missing) < 0.02 or (model.config.model_type == "opt" and missing > 0)
         rests_Tk = ~acts_Tk
+        often_k = acts_Tk.sum(0)[gated.order[layer]]
+        # Tokens at the thresholds, as above.
+        assert (often_k[1:] - often_k[:-1]).max() <= 1
         expected_k = (z_Tk * rests_Tk).sum(0) / (rests_Tk.sum(0) + 4)
         torch.testing.assert_close(gated.resting[layer], expected_k, atol=1e-2 * float(z_Tk.abs().max()), rtol=1e-2)
         reach_k = calibration.reach_LF[layer, experts_k]
