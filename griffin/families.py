@@ -29,6 +29,11 @@ class FeedForwardNames:
     contract: str
     fused: int = 1
 
+    @property
+    def parts(self) -> int:
+        """Matrices D -> F: 2 where gated, 1 otherwise."""
+        return len(self.expand) * self.fused
+
 
 GATED = FeedForwardNames("model.layers", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 
@@ -150,8 +155,8 @@ class FeedForward:
 
     @property
     def parts(self) -> int:
-        """Matrices D -> F: 2 where gated, 1 otherwise."""
-        return len(self.names.expand) * self.names.fused
+        """As of its names."""
+        return self.names.parts
 
     @property
     def width(self) -> int:
@@ -226,7 +231,7 @@ def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
 
 
 def _gate(config: PreTrainedConfig, names: FeedForwardNames) -> Callable[[Tensor], Tensor] | None:
-    if len(names.expand) * names.fused < 2:
+    if names.parts < 2:
         return None
     # Every gated family has a row there, see the tests.
     function: Callable[[Tensor], Tensor] = ACT2FN[getattr(config, BLOCKS[config.model_type].activation)]

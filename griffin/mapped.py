@@ -55,7 +55,7 @@ class Layout:
         paths = (*names.expand, names.contract)
         return cls(
             names=[[f"{names.layers}.{number}.{path}" for path in paths] for number in range(len(blocks))],
-            parts=len(names.expand) * names.fused,
+            parts=names.parts,
             neurons=blocks[0].width,
             width=linear_weight(contract).shape[0],
             transposed=linear_weight(contract) is not contract.weight,

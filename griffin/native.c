@@ -119,8 +119,6 @@ typedef struct {
         float *out, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *x);
     void (*add_some[2])(
         float *y, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *z);
-    /* Begins to fetch what the two above will read, as they themselves do for all rows but the first. */
-    void (*ask_for_first)(const void *rows, const int32_t *which, int64_t count, int64_t row_bytes);
     void (*norm)(float *out, const float *x, const Norm *norm);
     /* z = activation(z) up; up may be NULL */
     void (*activate)(float *z, const float *up, int64_t count, int64_t activation);
@@ -129,6 +127,20 @@ typedef struct {
     /* c tanh(x / c) */
     void (*cap)(float *values, int64_t count, float cap);
 } Kernels;
+
+/* Begins to fetch one of some rows. */
+static inline void ask_for(const char *rows, const int32_t *which, int64_t next, int64_t count, int64_t row_bytes)
+{
+    for (int64_t at = 0; next < count && at < AHEAD_BYTES && at < row_bytes; at += ALIGNMENT)
+        __builtin_prefetch(rows + which[next] * row_bytes + at);
+}
+
+/* The first of what dot_some or add_some will read; they themselves ask for all others. */
+static void ask_for_first(const void *rows, const int32_t *which, int64_t count, int64_t row_bytes)
+{
+    for (int64_t i = 0; i < AHEAD_ROWS; i++)
+        ask_for(rows, which, i, count, row_bytes);
+}
 
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
@@ -566,11 +578,11 @@ static void feed_acting(
     int64_t acting = gate_chunk(experts->thresholds + first, count, scratch), up = contract->rows + first;
     if (model->gated) {
         const void *up_rows = row(model, expand->weight, up, expand->columns);
-        step->kernels->ask_for_first(up_rows, scratch->acting, acting, (int64_t)row_bytes(model, expand->columns));
+        ask_for_first(up_rows, scratch->acting, acting, (int64_t)row_bytes(model, expand->columns));
         step->kernels->dot_some[model->bfloat16](
             scratch->up, up_rows, scratch->acting, acting, expand->columns, x);
     }
-    step->kernels->ask_for_first(contract_rows, scratch->acting, acting, (int64_t)row_bytes(model, model->width));
+    ask_for_first(contract_rows, scratch->acting, acting, (int64_t)row_bytes(model, model->width));
     for (int64_t i = 0; i < acting; i++) {
         int64_t neuron = scratch->acting[i];
         float bias = model->gated && expand->bias ? expand->bias[up + neuron] : 0;
@@ -942,25 +954,12 @@ static void KERNEL(add_bfloat16)(float *y, const void *rows, int64_t count, int6
     KERNEL(add)(y, rows, count, width, z, true);
 }
 
-INLINE void KERNEL(ask_for)(const char *rows, const int32_t *which, int64_t next, int64_t count, int64_t row_bytes)
-{
-    for (int64_t at = 0; next < count && at < AHEAD_BYTES && at < row_bytes; at += ALIGNMENT)
-        __builtin_prefetch(rows + which[next] * row_bytes + at);
-}
-
-/* The first rows, some time before they are read. */
-static void KERNEL(ask_for_first)(const void *rows, const int32_t *which, int64_t count, int64_t row_bytes)
-{
-    for (int64_t i = 0; i < AHEAD_ROWS; i++)
-        KERNEL(ask_for)(rows, which, i, count, row_bytes);
-}
-
 INLINE void KERNEL(dot_some)(
     float *out, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *x, bool bfloat16)
 {
     int64_t row_bytes = width * (bfloat16 ? 2 : 4);
     for (int64_t i = 0; i < count; i++) {
-        KERNEL(ask_for)(rows, which, i + AHEAD_ROWS, count, row_bytes);
+        ask_for(rows, which, i + AHEAD_ROWS, count, row_bytes);
         out[i] = KERNEL(dot_one)((const char *)rows + which[i] * row_bytes, width, x, bfloat16);
     }
 }
@@ -982,7 +981,7 @@ INLINE void KERNEL(add_some)(
 {
     int64_t row_bytes = width * (bfloat16 ? 2 : 4);
     for (int64_t i = 0; i < count; i++) {
-        KERNEL(ask_for)(rows, which, i + AHEAD_ROWS, count, row_bytes);
+        ask_for(rows, which, i + AHEAD_ROWS, count, row_bytes);
         KERNEL(add_one)(y, (const char *)rows + which[i] * row_bytes, width, z[i], bfloat16);
     }
 }
@@ -1108,7 +1107,6 @@ static const Kernels KERNEL(kernels) = {
     .add = {KERNEL(add_float), KERNEL(add_bfloat16)},
     .dot_some = {KERNEL(dot_some_float), KERNEL(dot_some_bfloat16)},
     .add_some = {KERNEL(add_some_float), KERNEL(add_some_bfloat16)},
-    .ask_for_first = KERNEL(ask_for_first),
     .norm = KERNEL(norm),
     .activate = KERNEL(activate),
     .exponentials = KERNEL(exponentials),
