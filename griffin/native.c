@@ -42,9 +42,6 @@
 /* Then a waiting thread begins to offer its processor to others. */
 #define SPINS 4000
 #define ALIGNMENT 64
-/* Of rows that do not follow one another, so much is asked for that many rows ahead: the processor sees no stream. */
-#define AHEAD_ROWS 4
-#define AHEAD_BYTES 512
 
 enum { SILU, GELU, GELU_TANH, RELU };
 
@@ -74,12 +71,15 @@ typedef struct {
 } Rotary;
 
 /*
- * expand: (parts F, D), the gate's rows first where parts is 2. contract: (F, D), one row a neuron; its bias (D,).
+ * gate: (F, D), what the activation function is applied to. up: (F, D), what it is multiplied by; no weight if nothing.
+ * contract: (F, D), one row a neuron; its bias (D,).
+ * stride: from a row of up to the next, and of contract, in rows: 2 where those of a neuron lie side by side.
  * thresholds: (F,), what the activation function must exceed, in size, for a neuron to act; or NULL, and all do.
  * resting: (F,), what stands for its activation otherwise, which the contracting projection's bias has in it.
  */
 typedef struct {
-    Projection expand, contract;
+    Projection gate, up, contract;
+    int64_t stride;
     const float *thresholds, *resting;
 } Experts;
 
@@ -104,7 +104,7 @@ typedef struct {
     int64_t layer_count, rotary_count;
     int64_t width, heads, kv_heads, head_size;
     double embedding_scale, scale, score_cap, logit_cap;
-    int64_t activation, gated, bfloat16;
+    int64_t activation, bfloat16;
 } Model;
 
 /* ---- Kernels: what is compiled once for each instruction set. Pairs: fp32, bfloat16. ---- */
@@ -114,11 +114,9 @@ typedef struct {
     void (*dot[2])(float *out, const void *rows, int64_t count, int64_t width, const float *x);
     /* y += sum over i of z_i row_i */
     void (*add[2])(float *y, const void *rows, int64_t count, int64_t width, const float *z);
-    /* The same of those rows alone, whose numbers rise; out and z have one value for each. */
-    void (*dot_some[2])(
-        float *out, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *x);
-    void (*add_some[2])(
-        float *y, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *z);
+    /* y += sum over i of (given_i (up_n . x + its bias) - resting_n) contract_n, where n is which_i; they rise. */
+    void (*add_acting[2])(
+        float *y, const Experts *experts, const int32_t *which, int64_t count, const float *given, const float *x);
     void (*norm)(float *out, const float *x, const Norm *norm);
     /* z = activation(z) up; up may be NULL */
     void (*activate)(float *z, const float *up, int64_t count, int64_t activation);
@@ -128,18 +126,11 @@ typedef struct {
     void (*cap)(float *values, int64_t count, float cap);
 } Kernels;
 
-/* Begins to fetch one of some rows. */
-static inline void ask_for(const char *rows, const int32_t *which, int64_t next, int64_t count, int64_t row_bytes)
+/* Begins to fetch so much, into the second level: until it is read, as much again goes through the first. */
+static inline void ask_for(const char *at, int64_t bytes)
 {
-    for (int64_t at = 0; next < count && at < AHEAD_BYTES && at < row_bytes; at += ALIGNMENT)
-        __builtin_prefetch(rows + which[next] * row_bytes + at);
-}
-
-/* The first of what dot_some or add_some will read; they themselves ask for all others. */
-static void ask_for_first(const void *rows, const int32_t *which, int64_t count, int64_t row_bytes)
-{
-    for (int64_t i = 0; i < AHEAD_ROWS; i++)
-        ask_for(rows, which, i, count, row_bytes);
+    for (int64_t i = 0; i < bytes; i += ALIGNMENT)
+        __builtin_prefetch(at + i, 0, 2);
 }
 
 #define PASTE_(a, b) a##_##b
@@ -553,72 +544,49 @@ static int64_t chunk_count(int64_t neurons)
     return neurons < CHUNKS ? neurons : CHUNKS;
 }
 
-/* Which of a chunk's neurons act, by what their activation functions give; those values move together. */
-static int64_t gate_chunk(const float *thresholds, int64_t count, const Scratch *scratch)
+/* Which neurons of a chunk act, by what their activation functions give; those values move together. */
+static int64_t gate_chunk(const float *thresholds, int64_t first, int64_t behind, const Scratch *scratch)
 {
     int64_t acting = 0;
-    for (int64_t i = 0; i < count; i++) {
-        float given = scratch->gate[i];
+    for (int64_t neuron = first; neuron < behind; neuron++) {
+        float given = scratch->gate[neuron - first];
         scratch->gate[acting] = given;
-        scratch->acting[acting] = (int32_t)i;
+        scratch->acting[acting] = (int32_t)neuron;
         /* No branch: it could not be foretold. */
-        acting += fabsf(given) > thresholds[i];
+        acting += fabsf(given) > thresholds[neuron];
     }
     return acting;
-}
-
-/* As feed_chunk, behind what the activation functions give: of neurons at rest nothing more is read. */
-static void feed_acting(
-    const Step *step, const Layer *layer, int64_t first, int64_t count, const float *x, const Scratch *scratch, float *sum)
-{
-    const Model *model = step->model;
-    const Experts *experts = &layer->experts;
-    const Projection *contract = &experts->contract, *expand = &experts->expand;
-    const void *contract_rows = row(model, contract->weight, first, model->width);
-    int64_t acting = gate_chunk(experts->thresholds + first, count, scratch), up = contract->rows + first;
-    if (model->gated) {
-        const void *up_rows = row(model, expand->weight, up, expand->columns);
-        ask_for_first(up_rows, scratch->acting, acting, (int64_t)row_bytes(model, expand->columns));
-        step->kernels->dot_some[model->bfloat16](
-            scratch->up, up_rows, scratch->acting, acting, expand->columns, x);
-    }
-    ask_for_first(contract_rows, scratch->acting, acting, (int64_t)row_bytes(model, model->width));
-    for (int64_t i = 0; i < acting; i++) {
-        int64_t neuron = scratch->acting[i];
-        float bias = model->gated && expand->bias ? expand->bias[up + neuron] : 0;
-        float z = model->gated ? scratch->gate[i] * (scratch->up[i] + bias) : scratch->gate[i];
-        scratch->gate[i] = z - experts->resting[first + neuron];
-    }
-    step->kernels->add_some[model->bfloat16](
-        sum, contract_rows, scratch->acting, acting, model->width, scratch->gate);
 }
 
 /* One chunk of neurons, from input to their part of the output: nothing needs to be waited for in between. */
 static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, const float *x, const Scratch *scratch)
 {
     const Model *model = step->model;
-    const Projection *contract = &layer->experts.contract;
-    int64_t neurons = contract->rows, chunks = chunk_count(neurons);
-    int64_t first = neurons * chunk / chunks, behind = neurons * (chunk + 1) / chunks;
+    const Experts *experts = &layer->experts;
+    int64_t neurons = experts->gate.rows, chunks = chunk_count(neurons);
+    int64_t first = neurons * chunk / chunks, behind = neurons * (chunk + 1) / chunks, count = behind - first;
     float *sum = step->partial_sums + chunk * model->width;
     memset(sum, 0, (size_t)model->width * sizeof *sum);
-    dot_rows(step, scratch->gate, &layer->experts.expand, first, behind, x);
-    if (layer->experts.thresholds) {
-        step->kernels->activate(scratch->gate, NULL, behind - first, model->activation);
-        feed_acting(step, layer, first, behind - first, x, scratch, sum);
+    dot_rows(step, scratch->gate, &experts->gate, first, behind, x);
+    if (experts->thresholds) {
+        step->kernels->activate(scratch->gate, NULL, count, model->activation);
+        int64_t acting = gate_chunk(experts->thresholds, first, behind, scratch);
+        /* Of neurons at rest nothing more is read. */
+        step->kernels->add_acting[model->bfloat16](sum, experts, scratch->acting, acting, scratch->gate, x);
         return;
     }
-    if (model->gated)
-        dot_rows(step, scratch->up, &layer->experts.expand, neurons + first, neurons + behind, x);
-    step->kernels->activate(scratch->gate, model->gated ? scratch->up : NULL, behind - first, model->activation);
+    bool gated = experts->up.weight;
+    if (gated)
+        dot_rows(step, scratch->up, &experts->up, first, behind, x);
+    step->kernels->activate(scratch->gate, gated ? scratch->up : NULL, count, model->activation);
     step->kernels->add[model->bfloat16](
-        sum, row(model, contract->weight, first, model->width), behind - first, model->width, scratch->gate);
+        sum, row(model, experts->contract.weight, first, model->width), count, model->width, scratch->gate);
 }
 
 static void feed(Step *step, const Layer *layer, const float *x, const Scratch *scratch)
 {
     int64_t first, behind;
-    while (claim(&step->team, chunk_count(layer->experts.contract.rows), 1, &first, &behind))
+    while (claim(&step->team, chunk_count(layer->experts.gate.rows), 1, &first, &behind))
         for (; first < behind; first++)
             feed_chunk(step, layer, first, x, scratch);
 }
@@ -630,7 +598,7 @@ static void sum_chunks(const Step *step, const Layer *layer, float *out)
         memcpy(out, layer->experts.contract.bias, (size_t)width * sizeof *out);
     else
         memset(out, 0, (size_t)width * sizeof *out);
-    for (int64_t chunk = 0; chunk < chunk_count(layer->experts.contract.rows); chunk++)
+    for (int64_t chunk = 0; chunk < chunk_count(layer->experts.gate.rows); chunk++)
         accumulate(out, step->partial_sums + chunk * width, width);
 }
 
@@ -674,42 +642,44 @@ static void decode(Step *step, int member)
     predict(step, normed(step, &model->final_norm, scratch->x, scratch->normed));
 }
 
-static void copy_row(const Model *model, const Projection *to, int64_t target, const Projection *from, int64_t source)
+/* One of a projection's rows, if there is one; stride: from a row to the next of those it joins, in rows. */
+static void copy_row(
+    const Model *model, const Projection *to, int64_t target, int64_t stride, const Projection *from, int64_t source)
 {
-    size_t bytes = row_bytes(model, from->columns);
-    memcpy((char *)to->weight + (size_t)target * bytes, (const char *)from->weight + (size_t)source * bytes, bytes);
-}
-
-static void keep_row(const Step *step, const Experts *all, const Experts *kept, int64_t part, int64_t neuron, int64_t source)
-{
-    int64_t k = kept->contract.rows;
-    if (part * all->contract.rows == all->expand.rows) {
-        copy_row(step->model, &kept->contract, neuron, &all->contract, source);
+    if (!to->weight)
         return;
-    }
-    source += part * all->contract.rows;
-    copy_row(step->model, &kept->expand, part * k + neuron, &all->expand, source);
-    if (kept->expand.bias)
-        kept->expand.bias[part * k + neuron] = all->expand.bias[source];
+    size_t bytes = row_bytes(model, from->columns);
+    memcpy((char *)to->weight + (size_t)(target * stride) * bytes,
+           (const char *)from->weight + (size_t)source * bytes, bytes);
 }
 
-/* Layer by layer, whose parts' rows are numbered through and split over the team. */
+static void copy_bias(const Projection *to, int64_t target, const Projection *from, int64_t source)
+{
+    if (to->bias)
+        to->bias[target] = from->bias[source];
+}
+
+static void keep_neuron(const Model *model, const Experts *kept, int64_t target, const Experts *all, int64_t source)
+{
+    copy_row(model, &kept->gate, target, 1, &all->gate, source);
+    copy_row(model, &kept->up, target, kept->stride, &all->up, source);
+    copy_row(model, &kept->contract, target, kept->stride, &all->contract, source);
+    copy_bias(&kept->gate, target, &all->gate, source);
+    copy_bias(&kept->up, target, &all->up, source);
+}
+
+/* Kept neurons of all layers are numbered through, and split over the team. */
 static void keep(Step *step, int member)
 {
     (void)member;
-    int64_t parts = 1 + step->all->expand.rows / step->all->contract.rows, layers = step->model->layer_count;
-    int64_t first, behind, total = 0;
+    int64_t layers = step->model->layer_count, first, behind, total = 0;
     for (int64_t layer = 0; layer < layers; layer++)
-        total += parts * step->kept[layer].contract.rows;
+        total += step->kept[layer].gate.rows;
     while (claim(&step->team, total, 16, &first, &behind)) {
-        const int64_t *experts = step->experts;
         for (int64_t layer = 0, start = 0; layer < layers && start < behind; layer++) {
-            int64_t k = step->kept[layer].contract.rows, end = start + parts * k;
-            for (; first < behind && first < end; first++) {
-                int64_t number = first - start;
-                keep_row(step, &step->all[layer], &step->kept[layer], number / k, number % k, experts[number % k]);
-            }
-            experts += k;
+            int64_t end = start + step->kept[layer].gate.rows;
+            for (; first < behind && first < end; first++)
+                keep_neuron(step->model, &step->kept[layer], first - start, &step->all[layer], step->experts[first]);
             start = end;
         }
     }
@@ -736,7 +706,7 @@ static size_t lay_out(Step *step, float *memory)
     const Model *model = step->model;
     int64_t size = model->head_size, widest = largest(model->width, model->heads * size), neurons = 0;
     for (int64_t i = 0; i < model->layer_count; i++)
-        neurons = largest(neurons, model->layers[i].experts.contract.rows);
+        neurons = largest(neurons, model->layers[i].experts.gate.rows);
     size_t used = 0;
     step->query_key_value = take(memory, &used, (model->heads + 2 * model->kv_heads) * size);
     step->attended = take(memory, &used, model->heads * size);
@@ -894,13 +864,17 @@ INLINE float KERNEL(sum)(Vector vector)
     return (quads[0][0] + quads[0][1]) + (quads[0][2] + quads[0][3]);
 }
 
-INLINE float KERNEL(dot_one)(const char *row, int64_t width, const float *x, bool bfloat16)
+/* next: a row that is fetched meanwhile, or NULL. */
+INLINE float KERNEL(dot_one)(const char *row, const char *next, int64_t width, const float *x, bool bfloat16)
 {
     Vector sums[SUMS] = {{0}};
-    int64_t i = 0;
-    for (; i + SUMS * LANES <= width; i += SUMS * LANES)
+    int64_t size = bfloat16 ? 2 : 4, i = 0;
+    for (; i + SUMS * LANES <= width; i += SUMS * LANES) {
+        if (next)
+            ask_for(next + i * size, SUMS * LANES * size);
         for (int j = 0; j < SUMS; j++)
             sums[j] += KERNEL(load)(row, i + j * LANES, bfloat16) * KERNEL(load)((const char *)x, i + j * LANES, false);
+    }
     for (; i + LANES <= width; i += LANES)
         sums[0] += KERNEL(load)(row, i, bfloat16) * KERNEL(load)((const char *)x, i, false);
     float rest = 0;
@@ -913,7 +887,7 @@ INLINE void KERNEL(dot)(float *out, const void *rows, int64_t count, int64_t wid
 {
     const char *row = rows;
     for (int64_t i = 0; i < count; i++, row += width * (bfloat16 ? 2 : 4))
-        out[i] = KERNEL(dot_one)(row, width, x, bfloat16);
+        out[i] = KERNEL(dot_one)(row, NULL, width, x, bfloat16);
 }
 
 static void KERNEL(dot_float)(float *out, const void *rows, int64_t count, int64_t width, const float *x)
@@ -926,13 +900,24 @@ static void KERNEL(dot_bfloat16)(float *out, const void *rows, int64_t count, in
     KERNEL(dot)(out, rows, count, width, x, true);
 }
 
-INLINE void KERNEL(add_one)(float *y, const char *row, int64_t width, float z, bool bfloat16)
+INLINE void KERNEL(add_vector)(float *y, const char *row, int64_t at, float z, bool bfloat16)
 {
-    int64_t i = 0;
-    for (; i + LANES <= width; i += LANES) {
-        Vector sum = KERNEL(load)((const char *)y, i, false) + z * KERNEL(load)(row, i, bfloat16);
-        memcpy(y + i, &sum, sizeof sum);
+    Vector sum = KERNEL(load)((const char *)y, at, false) + z * KERNEL(load)(row, at, bfloat16);
+    memcpy(y + at, &sum, sizeof sum);
+}
+
+/* next: as in dot_one. */
+INLINE void KERNEL(add_one)(float *y, const char *row, const char *next, int64_t width, float z, bool bfloat16)
+{
+    int64_t size = bfloat16 ? 2 : 4, i = 0;
+    for (; i + SUMS * LANES <= width; i += SUMS * LANES) {
+        if (next)
+            ask_for(next + i * size, SUMS * LANES * size);
+        for (int j = 0; j < SUMS; j++)
+            KERNEL(add_vector)(y, row, i + j * LANES, z, bfloat16);
     }
+    for (; i + LANES <= width; i += LANES)
+        KERNEL(add_vector)(y, row, i, z, bfloat16);
     for (; i < width; i++)
         y[i] += z * KERNEL(load_one)(row, i, bfloat16);
 }
@@ -941,7 +926,7 @@ INLINE void KERNEL(add)(float *y, const void *rows, int64_t count, int64_t width
 {
     const char *row = rows;
     for (int64_t i = 0; i < count; i++, row += width * (bfloat16 ? 2 : 4))
-        KERNEL(add_one)(y, row, width, z[i], bfloat16);
+        KERNEL(add_one)(y, row, NULL, width, z[i], bfloat16);
 }
 
 static void KERNEL(add_float)(float *y, const void *rows, int64_t count, int64_t width, const float *z)
@@ -954,48 +939,33 @@ static void KERNEL(add_bfloat16)(float *y, const void *rows, int64_t count, int6
     KERNEL(add)(y, rows, count, width, z, true);
 }
 
-INLINE void KERNEL(dot_some)(
-    float *out, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *x, bool bfloat16)
+/* The processor sees no stream in rows that do not follow one another: those of the next neuron are asked for. */
+INLINE void KERNEL(add_acting)(
+    float *y, const Experts *experts, const int32_t *which, int64_t count, const float *given, const float *x,
+    bool bfloat16)
 {
-    int64_t row_bytes = width * (bfloat16 ? 2 : 4);
+    int64_t width = experts->contract.columns, stride = experts->stride * width * (bfloat16 ? 2 : 4);
+    const char *up = experts->up.weight, *contract = experts->contract.weight;
+    const float *bias = experts->up.bias;
     for (int64_t i = 0; i < count; i++) {
-        ask_for(rows, which, i + AHEAD_ROWS, count, row_bytes);
-        out[i] = KERNEL(dot_one)((const char *)rows + which[i] * row_bytes, width, x, bfloat16);
+        int64_t neuron = which[i], at = neuron * stride, next = which[i + 1 < count ? i + 1 : i] * stride;
+        float z = given[i];
+        if (up)
+            z *= KERNEL(dot_one)(up + at, up + next, width, x, bfloat16) + (bias ? bias[neuron] : 0);
+        KERNEL(add_one)(y, contract + at, contract + next, width, z - experts->resting[neuron], bfloat16);
     }
 }
 
-static void KERNEL(dot_some_float)(
-    float *out, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *x)
+static void KERNEL(add_acting_float)(
+    float *y, const Experts *experts, const int32_t *which, int64_t count, const float *given, const float *x)
 {
-    KERNEL(dot_some)(out, rows, which, count, width, x, false);
+    KERNEL(add_acting)(y, experts, which, count, given, x, false);
 }
 
-static void KERNEL(dot_some_bfloat16)(
-    float *out, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *x)
+static void KERNEL(add_acting_bfloat16)(
+    float *y, const Experts *experts, const int32_t *which, int64_t count, const float *given, const float *x)
 {
-    KERNEL(dot_some)(out, rows, which, count, width, x, true);
-}
-
-INLINE void KERNEL(add_some)(
-    float *y, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *z, bool bfloat16)
-{
-    int64_t row_bytes = width * (bfloat16 ? 2 : 4);
-    for (int64_t i = 0; i < count; i++) {
-        ask_for(rows, which, i + AHEAD_ROWS, count, row_bytes);
-        KERNEL(add_one)(y, (const char *)rows + which[i] * row_bytes, width, z[i], bfloat16);
-    }
-}
-
-static void KERNEL(add_some_float)(
-    float *y, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *z)
-{
-    KERNEL(add_some)(y, rows, which, count, width, z, false);
-}
-
-static void KERNEL(add_some_bfloat16)(
-    float *y, const void *rows, const int32_t *which, int64_t count, int64_t width, const float *z)
-{
-    KERNEL(add_some)(y, rows, which, count, width, z, true);
+    KERNEL(add_acting)(y, experts, which, count, given, x, true);
 }
 
 INLINE float KERNEL(total)(const float *x, int64_t count, float less, bool squared)
@@ -1105,8 +1075,7 @@ static void KERNEL(cap)(float *values, int64_t count, float cap)
 static const Kernels KERNEL(kernels) = {
     .dot = {KERNEL(dot_float), KERNEL(dot_bfloat16)},
     .add = {KERNEL(add_float), KERNEL(add_bfloat16)},
-    .dot_some = {KERNEL(dot_some_float), KERNEL(dot_some_bfloat16)},
-    .add_some = {KERNEL(add_some_float), KERNEL(add_some_bfloat16)},
+    .add_acting = {KERNEL(add_acting_float), KERNEL(add_acting_bfloat16)},
     .norm = KERNEL(norm),
     .activate = KERNEL(activate),
     .exponentials = KERNEL(exponentials),
