@@ -34,6 +34,7 @@ ELSEWHERE = {
     "python -m griffin.experiments pareto": ("tests/griffin/experiments/test_beyond.py", 'conduct("pareto"'),
     "python -m griffin.experiments drift": ("tests/griffin/experiments/test_beyond.py", 'conduct("drift"'),
     "python -m griffin.experiments acceptance": ("tests/griffin/experiments/test_beyond.py", 'conduct("acceptance"'),
+    "python -m griffin.experiments pace": ("tests/griffin/experiments/test_beyond.py", 'conduct("pace"'),
     "python -m griffin.experiments tune": ("tests/griffin/experiments/test_tune.py", 'tune.run(command("--prompts"'),
     "pip install -c deploy/constraints.txt -e '.[experiments]'": ("Makefile", "-c $(CONSTRAINTS) -e '.[experiments]'"),
     # The extra is in `dev`, too.

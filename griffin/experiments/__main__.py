@@ -6,7 +6,7 @@ import sys
 from typing import NoReturn, Protocol
 
 from griffin.errors import GriffinError
-from griffin.experiments import acceptance, calibrate, drift, latency, offload, pareto, report, tune
+from griffin.experiments import acceptance, calibrate, drift, latency, offload, pace, pareto, report, tune
 from griffin.experiments.experiment import Command
 from griffin.experiments.registry import EXPERIMENTS
 
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Runnable] = {
     "pareto": Command("pareto", pareto),
     "acceptance": Command("acceptance", acceptance),
     "drift": Command("drift", drift),
+    "pace": Command("pace", pace),
     "calibrate": calibrate,
     "latency": latency,
     "offload": offload,

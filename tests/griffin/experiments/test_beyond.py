@@ -10,7 +10,7 @@ import torch
 from griffin import Pruning
 from griffin.calibrating import calibrate
 from griffin.calibration import Calibration, identity
-from griffin.experiments import acceptance, drift, pareto
+from griffin.experiments import acceptance, drift, pace, pareto
 from griffin.experiments import calibrate as command
 from griffin.experiments.drift import Way, read_behind
 from griffin.experiments.experiment import Experiment, conduct, defaults
@@ -126,6 +126,35 @@ def test_what_verification_keeps(tmp_path: Path) -> None:
     (claim,) = acceptance.claims(found)
     assert claim.holds
     assert (tmp_path / "tiny" / "acceptance.svg").stat().st_size > 0
+
+
+def test_pace_times_methods_in_turn(tmp_path: Path) -> None:
+    """Each method's row names what it reads; griffin beside itself is one; full runs beside each sparsity."""
+    study = calibrated_study(tmp_path, random_ids(1, 120))
+    asked = arguments(pace, prompt=12, tokens=8, prompts=2, sparsities=[0.25, 0.5], model="tiny")
+    found = conduct("pace", pace, study, asked)
+    rows = {(row["name"], row["beside"]): row for row in found["rows"]}
+    full, griffin, plus = (rows[name, 0.5] for name in ("full", "griffin", "griffin+"))
+
+    assert list(rows) == [(name, s) for s in (0.25, 0.5) for name in ("full", "griffin", "griffin+")]
+    assert full["active_parameters"] == study.accounting.total
+    assert griffin["active_parameters"] == study.accounting.active(study.accounting.kept(0.5))
+    assert plus["active_parameters"] == pytest.approx(griffin["active_parameters"], rel=0.02)
+    assert (griffin["over_griffin"], griffin["lowest"], griffin["highest"]) == (1, 1, 1)
+    assert 0 < plus["lowest"] <= plus["over_griffin"] <= plus["highest"]
+    assert (tmp_path / "tiny" / "pace.svg").stat().st_size > 0
+
+
+def test_pace_is_judged_by_the_slowest_sparsity() -> None:
+    """Within 2 % at each."""
+    prompts = [[[3.0] * 4, [1.0, 2.0, 1.0, 2.0], [1.01, 2.02, 1.01, 9.0]]] * 3
+    fast, slow = (pace.rows_of(s, prompts, [[9, 6, 6]] * 3) for s in (0.25, 0.5))
+    slow[2]["over_griffin"] = 1.03
+    (as_fast,) = pace.claims({"rows": fast})
+    (slower,) = pace.claims({"rows": [*fast, *slow]})
+
+    assert (as_fast.holds, slower.holds) == (True, False)
+    assert slower.here == "1.010x at 25 %, 1.030x at 50 %"
 
 
 def test_a_beginning_is_read_once() -> None:
