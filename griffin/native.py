@@ -376,10 +376,16 @@ def _untouched(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor
     """Tensors that take no memory before they are written to; then in huge pages, where the system has them.
 
     Rows are hopped between, and with pages of 4 KiB a step takes up to 10 % longer, by chance of where those lie.
+
+    Raises:
+        MemoryError: the system does not promise as much.
     """
     sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
     starts = list(accumulate((-(-size // _LINE) * _LINE for size in sizes), initial=0))
-    memory = mmap.mmap(-1, starts[-1], flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, starts[-1], flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no {starts[-1] / 1e9:.1f} GB for kept neurons: {error.strerror}") from error
     with suppress(AttributeError, OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return [
