@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import cycle, islice, permutations
 from typing import TYPE_CHECKING
 
 from griffin import Engine, Pruning, Sampling, Token
@@ -85,9 +86,9 @@ def in_turn(study: Study, prompt: Sequence[int], prunings: Sequence[Pruning], bl
             streams.append(stack.enter_context(engine.read(prompt, pruning)).generate(sampling))
             selections = [token.selection for token in _take(streams[-1], WARM_UP) if token.selection]
             active.append(_active(study, selections[-1] if selections else None))
-        for number in range(blocks):
-            first = number % len(streams)
-            for which in (*range(first, len(streams)), *range(first)):
+        # None always comes behind the same other, whose data would be what it finds in the caches.
+        for order in islice(cycle(permutations(range(len(streams)))), blocks):
+            for which in order:
                 began = time.perf_counter()
                 _take(streams[which], BLOCK)
                 seconds[which].append((time.perf_counter() - began) / BLOCK)
