@@ -10,6 +10,7 @@ import importlib.machinery
 import logging
 import math
 import mmap
+import sys
 import weakref
 from contextlib import suppress
 from functools import cache
@@ -28,6 +29,8 @@ logger = logging.getLogger("griffin")
 DTYPES = (torch.float32, torch.bfloat16)
 # Of the processor's caches, in bytes.
 _LINE = 64
+# Linux's MAP_NORESERVE, nameless in Python 3.11: one piece may be promised as much as many small ones would be.
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 class _Norm(ctypes.Structure):
@@ -383,7 +386,7 @@ def _untouched(shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor
     sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
     starts = list(accumulate((-(-size // _LINE) * _LINE for size in sizes), initial=0))
     try:
-        memory = mmap.mmap(-1, starts[-1], flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, starts[-1], flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
     except OSError as error:
         raise MemoryError(f"no {starts[-1] / 1e9:.1f} GB for kept neurons: {error.strerror}") from error
     with suppress(AttributeError, OSError):

@@ -55,6 +55,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     sparsities = kinds.removing(arguments.sparsities)
     text = read_text(study, "wikitext")
     windows = text.windows(arguments.prompt, arguments.prompts, "--prompt", "--prompts")
+    blocks = -(-arguments.tokens // BLOCK)
     compared = {sparsity: [Pruning(), *(Pruning(sparsity, method=m) for m in METHODS)] for sparsity in sparsities}
     found: dict[float, list[Seconds]] = {sparsity: [] for sparsity in sparsities}
     active: dict[float, list[list[int]]] = {sparsity: [] for sparsity in sparsities}
@@ -63,12 +64,12 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
             prompt = [*text.start, *window[len(text.start) :]]
             for sparsity, prunings in compared.items():
                 progress.begin(f"prompt {place + 1} of {len(windows)}, {percent(sparsity)}")
-                seconds, parameters = in_turn(study, prompt, prunings, -(-arguments.tokens // BLOCK))
+                seconds, parameters = in_turn(study, prompt, prunings, blocks)
                 found[sparsity].append(seconds)
                 active[sparsity].append(parameters)
                 progress.advance()
     rows = [row for sparsity in sparsities for row in rows_of(sparsity, found[sparsity], active[sparsity])]
-    return {"prompt": arguments.prompt, "tokens": arguments.tokens, "prompts": len(windows), "rows": rows}
+    return {"prompt": arguments.prompt, "tokens": blocks * BLOCK, "prompts": len(windows), "rows": rows}
 
 
 def in_turn(study: Study, prompt: Sequence[int], prunings: Sequence[Pruning], blocks: int) -> tuple[Seconds, list[int]]:
@@ -168,6 +169,8 @@ def draw(found: Found) -> "Figure":
 
 def claims(found: Found) -> list[Claim]:
     plus = [each for each in found["rows"] if each["name"] == "griffin+"]
+    if not plus:
+        return []
     return [
         Claim(
             f"A token of griffin+ takes as long as one of griffin, within {percent(TOLERANCE)}.",
