@@ -1,5 +1,6 @@
 """A real Prometheus with the configuration of deploy/prometheus, pointed at a test's server."""
 
+import math
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -31,8 +32,9 @@ class Prometheus:
         return self._result("/query", parameters, "value")
 
     def over(self, expression: str, start: float, end: float) -> list[dict[str, Any]]:
-        """The series of a range query, a point a second."""
-        return self._result("/query_range", {"query": expression, "start": start, "end": end, "step": 1}, "values")
+        """The series of a range query, a point a second, the last at ``end``: what just became true is seen."""
+        begin = end - math.ceil(end - start)
+        return self._result("/query_range", {"query": expression, "start": begin, "end": end, "step": 1}, "values")
 
     def wait_for(self, expression: str, timeout_s: float = START_S) -> None:
         """Until an instant query returns something: comparisons drop what is not so."""
