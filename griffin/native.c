@@ -1,10 +1,10 @@
 /*
  * One decode step of the common block (see weights.py), compiled: a token's id in, logits out.
  *
- * Decoding one token reads every weight once, so its speed is that of memory. A core reads memory fastest as one
- * ascending stream, hence: each product walks its rows one by one, in the order they are stored; kept neurons are
- * copied next to each other once per request, as hopping between them in place takes longer than reading them all.
- * Weights are asked for in advance: the processor itself does so too late, and begins anew on each page of memory.
+ * Decoding one token reads every weight once, so its speed is that of memory. A core reads memory fastest as a few
+ * ascending streams, hence: each product walks its rows in the order they are stored, in several places at once; kept
+ * neurons are copied next to each other once per request, as hopping between them in place takes longer than reading
+ * them all. Weights are asked for in advance: the processor itself does so too late, and begins anew on each page.
  * Activations are fp32 throughout; weights, keys and values are fp32 or bfloat16.
  *
  * A team of threads decodes a token in four stages a layer, a barrier behind each. What is cheap (norms, the residual
@@ -30,6 +30,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 #define API __attribute__((visibility("default")))
 
@@ -44,6 +47,10 @@
 #define ALIGNMENT 64
 /* Weights are asked for so much ahead of where they are read; from 2,048 to 8,192 it makes little difference. */
 #define AHEAD_BYTES 4096
+/* Products walk their rows in so many places at once: what the processor fetches of its own goes by the page. */
+#define STREAMS 4
+/* Rows that are added to one sum at a time. With more there is no gain, and of acting neurons more would be left over. */
+#define PAIR 2
 
 enum { SILU, GELU, GELU_TANH, RELU };
 
@@ -820,21 +827,33 @@ API void griffin_close(Step *step)
 /* ---- Kernels for one instruction set. ---- */
 
 #define LANES (VECTOR_BYTES / 4)
-/* Sums that run side by side, so that none waits for the one before. */
-#define SUMS 4
 
 typedef float KERNEL(Vector) __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t KERNEL(Bits) __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t KERNEL(Halves) __attribute__((vector_size(VECTOR_BYTES / 2)));
 #define Vector KERNEL(Vector)
 #define INLINE static inline __attribute__((always_inline))
+/* Over rows whose number is known where this is inlined: what is held of each then lies in registers. */
+#define UNROLLED _Pragma("GCC unroll 4")
+
+/* To 32 bits each. The compiler itself needs four instructions for what the processor does in one. */
+INLINE KERNEL(Bits) KERNEL(widen)(KERNEL(Halves) halves)
+{
+#if VECTOR_BYTES == 64
+    return (KERNEL(Bits))_mm512_cvtepu16_epi32((__m256i)halves);
+#elif VECTOR_BYTES == 32
+    return (KERNEL(Bits))_mm256_cvtepu16_epi32((__m128i)halves);
+#else
+    return __builtin_convertvector(halves, KERNEL(Bits));
+#endif
+}
 
 INLINE Vector KERNEL(load)(const char *rows, int64_t at, bool bfloat16)
 {
     if (bfloat16) {
         KERNEL(Halves) halves;
         memcpy(&halves, rows + 2 * at, sizeof halves);
-        return (Vector)(__builtin_convertvector(halves, KERNEL(Bits)) << 16);
+        return (Vector)(KERNEL(widen)(halves) << 16);
     }
     Vector vector;
     memcpy(&vector, rows + 4 * at, sizeof vector);
@@ -866,29 +885,55 @@ INLINE float KERNEL(sum)(Vector vector)
     return (quads[0][0] + quads[0][1]) + (quads[0][2] + quads[0][3]);
 }
 
-/* ahead: a row, or another place, that is fetched meanwhile. */
-INLINE float KERNEL(dot_one)(const char *row, const char *ahead, int64_t width, const float *x, bool bfloat16)
+/*
+ * out_k = row_k . x, of some rows at once, results that far apart; each is summed up alike, however many there are.
+ * ahead: a row, or another place, for each of them, that is fetched meanwhile.
+ */
+INLINE void KERNEL(dot_some)(
+    float *out, int64_t apart, const char *const *rows, const char *const *ahead, int some, int64_t width,
+    const float *x, bool bfloat16)
 {
-    Vector sums[SUMS] = {{0}};
+    Vector even[STREAMS] = {{0}}, odd[STREAMS] = {{0}};
+    float rest[STREAMS] = {0};
     int64_t size = bfloat16 ? 2 : 4, i = 0;
-    for (; i + SUMS * LANES <= width; i += SUMS * LANES) {
-        ask_for(ahead + i * size, SUMS * LANES * size);
-        for (int j = 0; j < SUMS; j++)
-            sums[j] += KERNEL(load)(row, i + j * LANES, bfloat16) * KERNEL(load)((const char *)x, i + j * LANES, false);
+    for (; i + 4 * LANES <= width; i += 4 * LANES) {
+        UNROLLED for (int k = 0; k < some; k++)
+            ask_for(ahead[k] + i * size, 4 * LANES * size);
+        for (int64_t at = i; at < i + 4 * LANES; at += 2 * LANES) {
+            Vector first = KERNEL(load)((const char *)x, at, false);
+            Vector second = KERNEL(load)((const char *)x, at + LANES, false);
+            UNROLLED for (int k = 0; k < some; k++) {
+                even[k] += KERNEL(load)(rows[k], at, bfloat16) * first;
+                odd[k] += KERNEL(load)(rows[k], at + LANES, bfloat16) * second;
+            }
+        }
     }
     for (; i + LANES <= width; i += LANES)
-        sums[0] += KERNEL(load)(row, i, bfloat16) * KERNEL(load)((const char *)x, i, false);
-    float rest = 0;
+        UNROLLED for (int k = 0; k < some; k++)
+            even[k] += KERNEL(load)(rows[k], i, bfloat16) * KERNEL(load)((const char *)x, i, false);
     for (; i < width; i++)
-        rest += KERNEL(load_one)(row, i, bfloat16) * x[i];
-    return KERNEL(sum)((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+        UNROLLED for (int k = 0; k < some; k++)
+            rest[k] += KERNEL(load_one)(rows[k], i, bfloat16) * x[i];
+    UNROLLED for (int k = 0; k < some; k++)
+        out[k * apart] = KERNEL(sum)(even[k] + odd[k]) + rest[k];
 }
 
 INLINE void KERNEL(dot)(float *out, const void *rows, int64_t count, int64_t width, const float *x, bool bfloat16)
 {
-    const char *row = rows;
-    for (int64_t i = 0; i < count; i++, row += width * (bfloat16 ? 2 : 4))
-        out[i] = KERNEL(dot_one)(row, row + AHEAD_BYTES, width, x, bfloat16);
+    int64_t bytes = width * (bfloat16 ? 2 : 4), part = count / STREAMS;
+    const char *row = rows, *at[STREAMS], *ahead[STREAMS];
+    for (int64_t i = 0; i < part; i++, row += bytes) {
+        UNROLLED for (int k = 0; k < STREAMS; k++) {
+            at[k] = row + k * part * bytes;
+            ahead[k] = at[k] + AHEAD_BYTES;
+        }
+        KERNEL(dot_some)(out + i, part, at, ahead, STREAMS, width, x, bfloat16);
+    }
+    row += (STREAMS - 1) * part * bytes;
+    for (int64_t i = STREAMS * part; i < count; i++, row += bytes) {
+        const char *behind = row + AHEAD_BYTES;
+        KERNEL(dot_some)(out + i, 0, &row, &behind, 1, width, x, bfloat16);
+    }
 }
 
 static void KERNEL(dot_float)(float *out, const void *rows, int64_t count, int64_t width, const float *x)
@@ -901,32 +946,51 @@ static void KERNEL(dot_bfloat16)(float *out, const void *rows, int64_t count, in
     KERNEL(dot)(out, rows, count, width, x, true);
 }
 
-INLINE void KERNEL(add_vector)(float *y, const char *row, int64_t at, float z, bool bfloat16)
+INLINE void KERNEL(add_vectors)(
+    float *y, const char *const *rows, int some, int64_t at, const float *z, bool bfloat16)
 {
-    Vector sum = KERNEL(load)((const char *)y, at, false) + z * KERNEL(load)(row, at, bfloat16);
+    Vector sum = KERNEL(load)((const char *)y, at, false);
+    UNROLLED for (int k = 0; k < some; k++)
+        sum += z[k] * KERNEL(load)(rows[k], at, bfloat16);
     memcpy(y + at, &sum, sizeof sum);
 }
 
-/* ahead: as in dot_one. */
-INLINE void KERNEL(add_one)(float *y, const char *row, const char *ahead, int64_t width, float z, bool bfloat16)
+/* y += sum over k of z_k row_k, of some rows at once; ahead: as in dot_some. */
+INLINE void KERNEL(add_some)(
+    float *y, const char *const *rows, const char *const *ahead, int some, int64_t width, const float *z, bool bfloat16)
 {
     int64_t size = bfloat16 ? 2 : 4, i = 0;
-    for (; i + SUMS * LANES <= width; i += SUMS * LANES) {
-        ask_for(ahead + i * size, SUMS * LANES * size);
-        for (int j = 0; j < SUMS; j++)
-            KERNEL(add_vector)(y, row, i + j * LANES, z, bfloat16);
+    for (; i + 4 * LANES <= width; i += 4 * LANES) {
+        UNROLLED for (int k = 0; k < some; k++)
+            ask_for(ahead[k] + i * size, 4 * LANES * size);
+        for (int64_t at = i; at < i + 4 * LANES; at += LANES)
+            KERNEL(add_vectors)(y, rows, some, at, z, bfloat16);
     }
     for (; i + LANES <= width; i += LANES)
-        KERNEL(add_vector)(y, row, i, z, bfloat16);
+        KERNEL(add_vectors)(y, rows, some, i, z, bfloat16);
     for (; i < width; i++)
-        y[i] += z * KERNEL(load_one)(row, i, bfloat16);
+        UNROLLED for (int k = 0; k < some; k++)
+            y[i] += z[k] * KERNEL(load_one)(rows[k], i, bfloat16);
 }
 
 INLINE void KERNEL(add)(float *y, const void *rows, int64_t count, int64_t width, const float *z, bool bfloat16)
 {
-    const char *row = rows;
-    for (int64_t i = 0; i < count; i++, row += width * (bfloat16 ? 2 : 4))
-        KERNEL(add_one)(y, row, row + AHEAD_BYTES, width, z[i], bfloat16);
+    int64_t bytes = width * (bfloat16 ? 2 : 4), part = count / PAIR;
+    const char *row = rows, *at[PAIR], *ahead[PAIR];
+    float factors[PAIR];
+    for (int64_t i = 0; i < part; i++, row += bytes) {
+        UNROLLED for (int k = 0; k < PAIR; k++) {
+            at[k] = row + k * part * bytes;
+            ahead[k] = at[k] + AHEAD_BYTES;
+            factors[k] = z[i + k * part];
+        }
+        KERNEL(add_some)(y, at, ahead, PAIR, width, factors, bfloat16);
+    }
+    row += (PAIR - 1) * part * bytes;
+    for (int64_t i = PAIR * part; i < count; i++, row += bytes) {
+        const char *behind = row + AHEAD_BYTES;
+        KERNEL(add_some)(y, &row, &behind, 1, width, z + i, bfloat16);
+    }
 }
 
 static void KERNEL(add_float)(float *y, const void *rows, int64_t count, int64_t width, const float *z)
@@ -939,22 +1003,46 @@ static void KERNEL(add_bfloat16)(float *y, const void *rows, int64_t count, int6
     KERNEL(add)(y, rows, count, width, z, true);
 }
 
-/* A neuron's rows lie AHEAD_BYTES ahead or more if that many neurons come before it. */
+/* What some neurons give. later: others, whose rows are fetched meanwhile. */
+INLINE void KERNEL(add_neurons)(
+    float *y, const Experts *experts, const int32_t *which, const int32_t *later, int some, const float *given,
+    const float *x, bool bfloat16)
+{
+    int64_t width = experts->contract.columns, stride = experts->stride * width * (bfloat16 ? 2 : 4);
+    const char *up = experts->up.weight, *contract = experts->contract.weight, *at[PAIR], *ahead[PAIR];
+    const float *bias = experts->up.bias;
+    float z[PAIR] = {1, 1};
+    if (up) {
+        UNROLLED for (int k = 0; k < some; k++) {
+            at[k] = up + which[k] * stride;
+            ahead[k] = up + later[k] * stride;
+        }
+        KERNEL(dot_some)(z, 1, at, ahead, some, width, x, bfloat16);
+        UNROLLED for (int k = 0; k < some && bias; k++)
+            z[k] += bias[which[k]];
+    }
+    UNROLLED for (int k = 0; k < some; k++) {
+        z[k] = given[k] * z[k] - experts->resting[which[k]];
+        at[k] = contract + which[k] * stride;
+        ahead[k] = contract + later[k] * stride;
+    }
+    KERNEL(add_some)(y, at, ahead, some, width, z, bfloat16);
+}
+
 INLINE void KERNEL(add_acting)(
     float *y, const Experts *experts, const int32_t *which, int64_t count, const float *given, const float *x,
     bool bfloat16)
 {
-    int64_t width = experts->contract.columns, stride = experts->stride * width * (bfloat16 ? 2 : 4);
-    int64_t ahead = (AHEAD_BYTES + stride - 1) / stride;
-    const char *up = experts->up.weight, *contract = experts->contract.weight;
-    const float *bias = experts->up.bias;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t neuron = which[i], at = neuron * stride, next = which[i + ahead < count ? i + ahead : i] * stride;
-        float z = given[i];
-        if (up)
-            z *= KERNEL(dot_one)(up + at, up + next, width, x, bfloat16) + (bias ? bias[neuron] : 0);
-        KERNEL(add_one)(y, contract + at, contract + next, width, z - experts->resting[neuron], bfloat16);
+    int64_t half = count / 2, last = count - 1;
+    for (int64_t i = 0; i < half; i++) {
+        bool more = i + 1 < half;
+        int32_t now[] = {which[i], which[i + half]};
+        int32_t later[] = {which[more ? i + 1 : last], which[more ? i + 1 + half : last]};
+        float both[] = {given[i], given[i + half]};
+        KERNEL(add_neurons)(y, experts, now, later, 2, both, x, bfloat16);
     }
+    if (count % 2)
+        KERNEL(add_neurons)(y, experts, which + last, which + last, 1, given + last, x, bfloat16);
 }
 
 static void KERNEL(add_acting_float)(
@@ -1084,8 +1172,8 @@ static const Kernels KERNEL(kernels) = {
 };
 
 #undef LANES
-#undef SUMS
 #undef Vector
 #undef INLINE
+#undef UNROLLED
 
 #endif
