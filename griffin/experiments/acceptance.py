@@ -86,7 +86,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     runs: dict[int, list[dict[str, Any]]] = {number: [] for number in range(len(compared))}
     with Progress(len(windows) * len(compared)) as progress:
         for place, window in enumerate(windows):
-            prompt = [*text.start, *window[len(text.start) :]]
+            prompt = text.begun(window)
             for number, way in enumerate(compared):
                 progress.begin(f"prompt {place + 1} of {len(windows)}, {way.name} {percent(way.sparsity)}")
                 question = {"acceptance": name_of(prompt), "way": asdict(way), "tokens": arguments.tokens}

@@ -90,7 +90,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     with Progress(len(windows) * len(compared)) as progress:
         for (number, window), way in product(enumerate(windows), compared):
             progress.begin(f"window {number + 1} of {len(windows)}, {way.name}")
-            prompt = [*text.start, *window[len(text.start) : arguments.prompt]]
+            prompt = text.begun(window[: arguments.prompt])
             rest = window[arguments.prompt :]
             question = {
                 "drift": [name_of(prompt), name_of(rest)], "way": [way.name, way.block, way.refresh],

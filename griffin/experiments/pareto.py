@@ -98,7 +98,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     with Progress(len(windows) * len(asked)) as progress:
         for (number, window), variant in product(enumerate(windows), asked):
             progress.begin(f"window {number + 1} of {len(windows)}, {variant.name} {percent(variant.sparsity)}")
-            prompt = [*text.start, *window[len(text.start) : arguments.prompt]]
+            prompt = text.begun(window[: arguments.prompt])
             rest = window[arguments.prompt :]
             question = {"loss and active": [name_of(prompt), name_of(rest)], "pruning": variant.question()}
             compute = partial(loss_and_active, study, prompt, rest, variant)

@@ -79,7 +79,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     with Progress(len(windows) * len(prompts)) as progress:
         for (number, window), (row, length) in product(enumerate(windows), enumerate(prompts)):
             progress.begin(f"window {number + 1} of {len(windows)}, a prompt of {length} tokens")
-            prompt = [*text.start, *window[longest - length + len(text.start) : longest]]
+            prompt = text.begun(window[longest - length : longest])
             rest = window[longest:]
             question = {
                 "perplexity": [name_of(prompt), name_of(rest)], "generations": generations, "sparsity": pruning.sparsity

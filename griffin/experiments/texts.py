@@ -45,6 +45,10 @@ class Text:
             )
         return evenly(self.ids, length, count)
 
+    def begun(self, window: Sequence[int]) -> list[int]:
+        """What begins a text in the place of a part's first tokens: as long as that, and as a model expects it."""
+        return [*self.start, *window[len(self.start) :]]
+
 
 def evenly(ids: Sequence[int], length: int, count: int) -> list[list[int]]:
     """Parts of equal length, spread from the beginning to the end of enough tokens."""

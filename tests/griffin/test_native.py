@@ -33,26 +33,33 @@ PROMPT, TOKENS = 13, 4
 LAYERS, WIDTH = 3, 52
 IDS = torch.randint(3, 128, (PROMPT + TOKENS,), generator=torch.Generator().manual_seed(1))
 EVERY_THIRD = Kept([torch.arange(0, WIDTH, 3)] * LAYERS)
-# Not as many in each layer, and something in place of the others.
-RAGGED = Kept(
-    [torch.arange(0, WIDTH, step) for step in (2, 7, 1)],
-    torch.randn(LAYERS, 32, generator=torch.Generator().manual_seed(2)),
-)
-GENERATOR = torch.Generator().manual_seed(3)
-GATED = replace(
-    RAGGED,
-    correction=Correction(
-        [0.01 * torch.randn(count, 4, generator=GENERATOR) for count in RAGGED.counts],
-        [torch.randn(4, 32, generator=GENERATOR) for _ in RAGGED.counts],
-    ),
-    # Some act on each token, and some rest, see the test.
-    gating=Gating(
-        [10 ** (-2 * torch.rand(count, generator=GENERATOR)) for count in RAGGED.counts],
-        [0.01 * torch.randn(count, generator=GENERATOR) for count in RAGGED.counts],
-        [torch.randperm(count, generator=GENERATOR) for count in RAGGED.counts],
-        acting=0,
-    ),
-)
+
+
+def ragged(neurons: int, width: int) -> Kept:
+    """Not as many in each layer, and something in place of the others."""
+    offset_LD = torch.randn(LAYERS, width, generator=torch.Generator().manual_seed(2))
+    return Kept([torch.arange(0, neurons, step) for step in (2, 7, 1)], offset_LD)
+
+
+def gated(neurons: int, width: int) -> Kept:
+    """As ragged, but corrected; some act on each token, and some rest, see the test."""
+    kept, generator = ragged(neurons, width), torch.Generator().manual_seed(3)
+    return replace(
+        kept,
+        correction=Correction(
+            [0.01 * torch.randn(count, 4, generator=generator) for count in kept.counts],
+            [torch.randn(4, width, generator=generator) for _ in kept.counts],
+        ),
+        gating=Gating(
+            [10 ** (-2 * torch.rand(count, generator=generator)) for count in kept.counts],
+            [0.01 * torch.randn(count, generator=generator) for count in kept.counts],
+            [torch.randperm(count, generator=generator) for count in kept.counts],
+            acting=0,
+        ),
+    )
+
+
+RAGGED, GATED = ragged(WIDTH, 32), gated(WIDTH, 32)
 
 
 def prepared(model: PreTrainedModel) -> Weights:
@@ -116,19 +123,15 @@ def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kept", [None, RAGGED, GATED], ids=["dense", "ragged", "gated"])
+@pytest.mark.parametrize("kept", [None, ragged(420, 216), gated(420, 216)], ids=["dense", "ragged", "gated"])
 @pytest.mark.parametrize("family", ["llama", "opt"])
-def test_rows_of_many_vectors(family: str, kept: Kept | None, dtype: torch.dtype) -> None:
-    """Of 200 numbers: several rounds of the widest loop, and a rest. All above are shorter than one."""
-    width = 200
-    model = tiny_model(family, hidden_size=width, **({"word_embed_proj_dim": width} if family == "opt" else {}))
-    if kept is not None:
-        assert kept.offset_LD is not None
-        offset_LD = kept.offset_LD.repeat(1, 7)[:, :width]
-        correction = kept.correction and Correction(
-            kept.correction.left, [right_RD.repeat(1, 7)[:, :width] for right_RD in kept.correction.right]
-        )
-        kept = replace(kept, offset_LD=offset_LD, correction=correction)
+def test_many_long_rows(family: str, kept: Kept | None, dtype: torch.dtype) -> None:
+    """Of 216 numbers: rounds of the widest loop, a vector, and a rest; enough of them to be read several at once.
+
+    All above are shorter than one round, and alone in their part of the block.
+    """
+    sizes = {"ffn_dim": 420, "word_embed_proj_dim": 216} if family == "opt" else {"intermediate_size": 420}
+    model = tiny_model(family, hidden_size=216, **sizes)
     weights = prepared(model.to(dtype))
     step, lean = (
         NativeStep(weights, read_prompt(model), threads=2),
