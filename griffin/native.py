@@ -230,6 +230,8 @@ class NativeStep:
         layers = kept.layers if kept.gating is None else [
             experts_k[order_k] for experts_k, order_k in zip(kept.layers, kept.gating.order, strict=True)
         ]  # fmt: skip
+        # Until the room is filled: should that fail, what was in it is gone.
+        self._use(all_experts)
         experts, room = torch.cat(tuple(layers)), self._kept.describe(kept, all_experts)
         self._library.griffin_keep(handle, all_experts, room, experts.data_ptr())
         self._kept.correct(kept)

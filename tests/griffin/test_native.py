@@ -277,6 +277,19 @@ def test_closes_once_and_for_all(step: NativeStep) -> None:
         step.keep(None)
 
 
+def test_neurons_that_were_not_copied_are_not_used(
+    model: PreTrainedModel, step: NativeStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room that was left half filled is not read: all neurons are."""
+    step.keep(RAGGED)
+    with monkeypatch.context() as patch:
+        patch.setattr(native._Room, "correct", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            step.keep(GATED)
+
+    assert distance(decode(step), expected(model)) < 1e-5
+
+
 def test_threads_end_with_it(model: PreTrainedModel) -> None:
     """Collected without having been closed, it leaves none behind."""
     if not os.path.isdir("/proc/self/task"):
