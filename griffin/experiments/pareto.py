@@ -1,8 +1,8 @@
 """Quality against active parameters: the paper's method, each addition of griffin+ alone and taken away, and all.
 
 On text (WikiText-2, test): excess negative log-likelihood over the full model, teacher-forced behind a prompt that the
-full model reads. On tasks: lm-eval's scores, as in ``classification`` and ``generation``. The model must be calibrated
-(``calibrate``), on other text than this.
+full model reads. On tasks (all but what is taken away): lm-eval's scores, as in ``classification`` and ``generation``.
+The model must be calibrated (``calibrate``), on other text than this.
 
 Shapes: W windows, V variants.
 """
@@ -11,7 +11,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def variants_at(sparsity: float) -> list[Variant]:
     """The paper's, each part alone that can stand alone, all, and all but one."""
     parts = frozenset(PARTS)
+    return [*added_at(sparsity), *[plus(f"{ALL} without {part}", sparsity, parts - {part}) for part in PARTS]]
+
+
+def added_at(sparsity: float) -> list[Variant]:
+    """The paper's, each part alone that can stand alone, and all."""
     # The prior is of the other parts, and the ridge goes on from the means.
     alone: dict[str, frozenset[PartName]] = {
         "+ score": frozenset(["score"]),
@@ -75,8 +80,7 @@ def variants_at(sparsity: float) -> list[Variant]:
     return [
         griffin(sparsity),
         *[plus(name, sparsity, some) for name, some in alone.items()],
-        plus(ALL, sparsity, parts),
-        *[plus(f"{ALL} without {part}", sparsity, parts - {part}) for part in PARTS],
+        plus(ALL, sparsity, frozenset(PARTS)),
     ]
 
 
@@ -118,10 +122,8 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 
 
 def _tasks(study: Study, arguments: argparse.Namespace, sparsities: Sequence[float]) -> dict[str, Any]:
-    variants = [FULL]
-    for sparsity in sparsities:
-        for variant in (griffin(sparsity), plus(ALL, sparsity, frozenset(PARTS))):
-            variants.append(variant.renamed(f"{variant.name} {percent(sparsity)}"))
+    pruned = [variant for sparsity in sparsities for variant in added_at(sparsity)]
+    variants = [FULL, *[variant.renamed(f"{variant.name} {percent(variant.sparsity)}") for variant in pruned]]
     return measure_tasks(study, arguments, variants) if arguments.tasks else {"tasks": {}, "scores": {}}
 
 
@@ -159,7 +161,7 @@ def tables(found: Found) -> list[Table]:
             cells += [
                 f"{float(excess(found, variant.name, sparsity).mean()):.3f}",
                 f"{ratio:.2f} ± {error:.2f}",
-                f"{found['active'][f'{variant.name}@{sparsity:g}'] / 1e6:.1f} M",
+                f"{_active(found, variant.name, sparsity):.1f} M",
             ]
         rows.append(cells)
     heads = ["", *[head for s in found["sparsities"] for head in (percent(s), "of the paper's", "active")]]
@@ -174,49 +176,43 @@ def tables(found: Found) -> list[Table]:
 
 def draw(found: Found) -> "Figure":
     """Text on the left, tasks beside it; active parameters along."""
-    tasks = list(found["tasks"])
-    figure = new_figure(3.4 * (1 + len(tasks)), 3.4)
-    axes, *others = panels(figure, 1, 1 + len(tasks))
-    names = [variant.name for variant in variants_at(0.5)]
-    # The same colours for the same names in all panels.
+    figure = new_figure(3.4 * (1 + len(found["tasks"])), 3.4)
+    text, *others = panels(figure, 1, 1 + len(found["tasks"]))
     ours = (griffin(0.5).name, ALL)
-    drawn = [*ours, *(name for name in names[: names.index(ALL)] if name not in ours)]
-    for number, name in enumerate(drawn):
-        bold = name in ours
-        values = [float(excess(found, name, sparsity).mean()) for sparsity in found["sparsities"]]
-        axes.plot(
-            _places(found, name), values, marker="o", markersize=3.5, linewidth=2 if bold else 1.1, label=name,
-            linestyle="solid" if bold else "dashed", color=COLOURS[number % len(COLOURS)],
-        )  # fmt: skip
-    axes.set_ylim(bottom=0)
-    axes.set_title("WikiText-2")
-    axes.set_ylabel("excess negative log-likelihood, nats")
-    axes.legend(frameon=False, labelcolor=INK, fontsize=7)
-    for task, beside in zip(tasks, others, strict=True):
-        for name, colour in zip(ours, COLOURS, strict=False):
-            values = [relative(found, task, f"{name} {percent(sparsity)}") for sparsity in found["sparsities"]]
-            beside.plot(_places(found, name), values, marker="o", markersize=3.5, linewidth=2, color=colour, label=name)
-        beside.axhline(1, color=MUTED, linewidth=1)
+    # The same colours for the same names in all panels.
+    names = [*ours, *(variant.name for variant in added_at(0.5) if variant.name not in ours)]
+    for name, colour in zip(names, cycle(COLOURS), strict=False):
+        style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "color": colour, "label": name}
+        style |= {"linewidth": 2} if name in ours else {"linewidth": 1.1, "linestyle": "dashed"}
+        places = [_active(found, name, sparsity) for sparsity in found["sparsities"]]
+        text.plot(places, [float(excess(found, name, s).mean()) for s in found["sparsities"]], **style)
+        for task, beside in zip(found["tasks"], others, strict=True):
+            beside.plot(places, [relative(found, task, f"{name} {percent(s)}") for s in found["sparsities"]], **style)
+    text.set_title("WikiText-2")
+    text.set_ylabel("excess negative log-likelihood, nats")
+    text.legend(frameon=False, labelcolor=INK, fontsize=7)
+    for task, beside in zip(found["tasks"], others, strict=True):
         error = relative_error(found, task)
+        beside.axhline(1, color=MUTED, linewidth=1)
         beside.axhspan(1 - error, 1 + error, color=MUTED, alpha=0.15, linewidth=0)
         beside.set_title(TITLES[task])
         beside.set_ylabel("score / full model's")
-        beside.set_ylim(bottom=0)
-    for each in (axes, *others):
-        each.set_xlabel("active parameters, millions")
+    for axes in (text, *others):
+        axes.set_xlabel("active parameters, millions")
+        axes.set_ylim(bottom=0)
     return figure
 
 
-def _places(found: Found, name: str) -> list[float]:
-    """Millions of active parameters."""
-    return [found["active"][f"{name}@{sparsity:g}"] / 1e6 for sparsity in found["sparsities"]]
+def _active(found: Found, name: str, sparsity: float) -> float:
+    """Parameters of a token, in millions."""
+    return float(found["active"][f"{name}@{sparsity:g}"]) / 1e6
 
 
 def claims(found: Found) -> list[Claim]:
     if 0.5 not in found["sparsities"]:
         return []
     ratio, error = relative_excess(found, ALL, 0.5)
-    own, paper = (_places(found, name)[found["sparsities"].index(0.5)] for name in (ALL, griffin(0.5).name))
+    own, paper = (_active(found, name, 0.5) for name in (ALL, griffin(0.5).name))
     return [
         Claim(
             "At 50 % griffin+ has at most half of the excess negative log-likelihood of the paper's method.",

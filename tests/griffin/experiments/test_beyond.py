@@ -17,8 +17,10 @@ from griffin.experiments.drift import Way, read_behind
 from griffin.experiments.experiment import Experiment, conduct, defaults
 from griffin.experiments.study import Study
 from griffin.experiments.teacher import Teacher
+from griffin.loading import Checkpoint
 from griffin.pruning import METHODS
-from tests.griffin.experiments.words import random_ids, word_study
+from tests.griffin.experiments.data import write_data
+from tests.griffin.experiments.words import random_ids, word_study, write_texts
 from tests.tiny import tiny_model
 
 
@@ -83,6 +85,22 @@ def test_curves_against_active_parameters(tmp_path: Path) -> None:
     assert active["griffin+ without gating@0.5"] == active["GRIFFIN@0.5"]
     assert (tmp_path / "tiny" / "pareto.svg").stat().st_size > 0
     assert len(pareto.claims(found)) == 1
+
+
+def test_scores_against_active_parameters(tmp_path: Path, smollm2: Checkpoint) -> None:
+    """Each addition is asked the tasks too; what is taken away is not."""
+    model = tiny_model("llama", vocab_size=49152, max_position_embeddings=512).requires_grad_(False)
+    calibration = calibrate(model, [random_ids(5, 20), random_ids(6, 20)])
+    data = write_texts(write_data(tmp_path / "data"), random_ids(1, 120))
+    study = Study(Checkpoint("tiny", model, smollm2.tokenizer, calibration), data, tmp_path / "tiny")
+    asked = arguments(pareto, prompt=12, generated=4, windows=2, sparsities=[0.5], limit=1, model="tiny")
+    found = conduct("pareto", pareto, study, asked)
+
+    expected = ["full", *[f"{variant.name} 50 %" for variant in pareto.added_at(0.5)]]
+    assert {task: list(scores) for task, scores in found["scores"].items()} == dict.fromkeys(pareto.TASKS, expected)
+    _, scores = pareto.tables(found)
+    assert [row[0] for row in scores.rows] == ["items", *expected]
+    assert "CoQA" in (tmp_path / "tiny" / "pareto.svg").read_text()
 
 
 def test_long_generations(tmp_path: Path) -> None:
