@@ -140,9 +140,10 @@ class Workers:
     def check(self, asks: Sequence[Ask]) -> None:
         """
         Raises:
-            InvalidRequest: what ``check`` of the engine says of one of the prompts.
+            InvalidRequest: what ``check`` and ``require`` of the engine say of one of the prompts.
         """
         for ask in asks:
+            self.engine.require(ask.pruning)
             # All samplings of a prompt differ in their seeds only.
             self.engine.check(ask.prompt_ids, next(iter(ask.samplings), None), ask.scoring)
 

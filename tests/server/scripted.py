@@ -100,6 +100,9 @@ class ScriptedEngine:
     reads: list[int] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
 
+    def require(self, pruning: Pruning) -> None:
+        """It has all that any pruning needs."""
+
     def check(self, prompt_ids: Sequence[int], sampling: Sampling | None, scoring: Scoring | None) -> None:
         if len(prompt_ids) + (sampling.max_tokens if sampling else 0) > self.context_length:
             fits = len(prompt_ids) < self.context_length

@@ -87,9 +87,10 @@ def test_reused_neurons_are_the_same_neurons(url: str) -> None:
     assert other["griffin"]["prompt_tokens"] == chosen["griffin"]["prompt_tokens"]
 
 
-def test_a_method_that_needs_a_calibrated_model(url: str) -> None:
-    """Is refused by name."""
-    refusal = post(url, sparsity=0.5, griffin={"method": "griffin+"})
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_method_that_needs_a_calibrated_model(url: str, stream: bool) -> None:
+    """Is refused by name, before a stream begins."""
+    refusal = post(url, sparsity=0.5, griffin={"method": "griffin+"}, stream=stream)
 
     assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "griffin.method")
 
@@ -100,9 +101,10 @@ def test_a_server_for_a_method_that_needs_a_calibrated_model(folder: Path) -> No
         load(Settings(model=str(folder), method="griffin+", device="cpu"))
 
 
-def test_a_sparsity_that_needs_a_measured_model(url: str, folder: Path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_sparsity_that_needs_a_measured_model(url: str, folder: Path, stream: bool) -> None:
     """Is refused by name; and a server that would refuse every request does not start."""
-    refusal = post(url, sparsity="auto")
+    refusal = post(url, sparsity="auto", stream=stream)
 
     assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "sparsity")
     assert "python -m griffin.experiments tune" in refusal.json()["error"]["message"]
