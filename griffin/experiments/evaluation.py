@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from statistics import fmean, stdev
 from typing import Any
 
 import datasets  # type: ignore[import-untyped]
@@ -29,6 +30,9 @@ def evaluate(
     study: Study, names: Sequence[str], variants: Sequence[Variant], limit: int | None, max_length: int | None
 ) -> dict[str, Any]:
     """Scores from 0 to 1 with their standard errors, and those of what is kept of the first variant's scores.
+
+    Where answers are chosen, also ``excess``: the negative log-likelihood of the right answer over the first
+    variant's, in nats. It tells variants apart long before scores do, which change only where another answer wins.
 
     Args:
         limit: items of each task; None takes each task's own number, 0 all there are.
@@ -61,7 +65,11 @@ def _evaluate(
             "cut": len(models[variants[0].name].cut),
         }
         scores[name] = {
-            own: {**_scores(study, name, values), **_kept_errors(_by_item(name, full), _by_item(name, values))}
+            own: {
+                **_scores(study, name, values),
+                **_kept_errors(_by_item(name, full), _by_item(name, values)),
+                **(_excess(full, values) if spec.chance is not None else {}),
+            }
             for own, values in found.items()
         }
     return {"variants": [variant.as_json() for variant in variants], "tasks": tasks, "scores": scores}
@@ -132,6 +140,28 @@ def kept_error(full: Sequence[float], pruned: Sequence[float]) -> float:
     ratio = sum(pruned) / total
     residuals = sum((after - ratio * before) ** 2 for before, after in zip(full, pruned, strict=True))
     return math.sqrt(residuals / (count * (count - 1))) * count / total
+
+
+def _excess(full: dict[str, Any], pruned: dict[str, Any]) -> dict[str, float]:
+    """Of items that both answered, with its standard error."""
+    pairs = zip(_right_answers(full), _right_answers(pruned), strict=True)
+    losses = [before - after for before, after in pairs]
+    error = stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+    return {"excess": fmean(losses), "excess_stderr": error}
+
+
+def _right_answers(found: dict[str, Any]) -> list[float]:
+    """Their log-likelihoods."""
+    (samples,) = found["samples"].values()
+    return [float(sample["filtered_resps"][_right(sample)][0]) for sample in samples]
+
+
+def _right(sample: dict[str, Any]) -> int:
+    """lm-eval has the right answer's place or, of some tasks, its text."""
+    target = sample["target"]
+    if isinstance(target, int):
+        return target
+    return [choice.strip() for _, choice, *_ in sample["arguments"]].index(target.strip())
 
 
 @contextmanager

@@ -171,7 +171,18 @@ def tables(found: Found) -> list[Table]:
         "as counted."
     )
     scored = [score_table(found, "Scores in %; ± one standard error")] if found["tasks"] else []
-    return [Table(heads, rows, caption), *scored]
+    chosen = [task for task, facts in found["tasks"].items() if facts["chance"] is not None]
+    return [Table(heads, rows, caption), *scored, *[_answers(found, task) for task in chosen]]
+
+
+def _answers(found: Found, task: str) -> Table:
+    """How likely the right ones are, which tells more than how many of them win."""
+    rows = []
+    for variant in added_at(0.5):
+        own = [found["scores"][task][f"{variant.name} {percent(sparsity)}"] for sparsity in found["sparsities"]]
+        rows.append([variant.name, *[f"{scores['excess']:.3f} ± {scores['excess_stderr']:.3f}" for scores in own]])
+    caption = f"Negative log-likelihood of {TITLES[task]}'s right answers over the full model's, in nats."
+    return Table(["", *[percent(sparsity) for sparsity in found["sparsities"]]], rows, caption)
 
 
 def draw(found: Found) -> "Figure":

@@ -98,8 +98,9 @@ def test_scores_against_active_parameters(tmp_path: Path, smollm2: Checkpoint) -
 
     expected = ["full", *[f"{variant.name} 50 %" for variant in pareto.added_at(0.5)]]
     assert {task: list(scores) for task, scores in found["scores"].items()} == dict.fromkeys(pareto.TASKS, expected)
-    _, scores = pareto.tables(found)
+    _, scores, answers = pareto.tables(found)
     assert [row[0] for row in scores.rows] == ["items", *expected]
+    assert [row[0] for row in answers.rows] == [variant.name for variant in pareto.added_at(0.5)]
     assert "CoQA" in (tmp_path / "tiny" / "pareto.svg").read_text()
 
 

@@ -153,6 +153,21 @@ def test_scores_of_tasks_are_lm_evals_own(words: Study) -> None:
     assert found["scores"]["hellaswag"]["full"]["acc_stderr"] >= 0
 
 
+def test_how_likely_the_right_answers_are(words: Study) -> None:
+    """Over the full model's, from the scores of the answers that are known to be right."""
+    found = evaluate(words, ["arc_easy", "coqa"], [FULL, HALF], None, None)["scores"]
+    asker, excess = GriffinLM.of(words, FULL), []
+    for context, answer in (("Question: What is frozen water?", " ice"), ("Question: Which animal can fly?", " bird")):
+        pair = asker._encode_pair(f"{context}\nAnswer:", answer)
+        excess.append(simulation.known_score(words, FULL, *pair)[0] - simulation.known_score(words, HALF, *pair)[0])
+
+    assert (found["arc_easy"]["full"]["excess"], found["arc_easy"]["full"]["excess_stderr"]) == (0, 0)
+    half = found["arc_easy"][HALF.name]
+    assert half["excess"] == pytest.approx(sum(excess) / 2)
+    assert half["excess_stderr"] == pytest.approx(abs(excess[0] - excess[1]) / 2)
+    assert "excess" not in found["coqa"][HALF.name]
+
+
 def test_lm_eval_finds_the_registered_model(words: Study, tmp_path: Path) -> None:
     """By its name, with its settings as text; a task of lm-eval's own kind."""
     folder = tmp_path / "checkpoint"
