@@ -19,7 +19,7 @@ from typing import Any
 from griffin.errors import LoadError
 
 # Raised when files of before would be read wrongly.
-EDITION = 1
+EDITION = 2
 # Sparsities are multiples of this, so that figures by sparsity stay few.
 STEP = 0.05
 # A statistic that is all on the kept neurons still has a logarithm.
@@ -54,6 +54,7 @@ class LossTable:
     sparsities: rising, from above 0; with ``constants``, a c for each.
     length, position, removed: the powers a, b and d.
     prompt_tokens: of the shortest and the longest prompt it was measured on.
+    least_removed: for each of the sparsities, of the prompt whose statistic was the most concentrated.
     tokens: of the longest answer.
     spread: standard deviation of the logarithm of what was found over what is predicted, on prompts left out.
     prompts: on how many.
@@ -66,6 +67,7 @@ class LossTable:
     position: float
     removed: float
     prompt_tokens: Sequence[int]
+    least_removed: Sequence[float]
     tokens: int
     spread: float
     prompts: int
@@ -87,13 +89,13 @@ class LossTable:
 
     def divergences(self, prompt_tokens: int, tokens: int, removed: Sequence[float]) -> list[float]:
         """At each of the sparsities, the mean over that many generated tokens; never falling."""
-        # A longer prompt than any that was measured is not taken to be better than those.
+        # A longer or more concentrated prompt than any that was measured is not taken to be better than those.
         length = self.length * math.log(max(1, min(prompt_tokens, self.prompt_tokens[1])))
         # The mean of t^b for t up to the number of tokens.
         position = self.position * math.log(max(1, tokens)) - math.log1p(self.position)
         found: list[float] = []
-        for constant, share in zip(self.constants, removed, strict=True):
-            exponent = constant + length + position + self.removed * math.log(max(share, LEAST_REMOVED))
+        for constant, share, least in zip(self.constants, removed, self.least_removed, strict=True):
+            exponent = constant + length + position + self.removed * math.log(max(share, least, LEAST_REMOVED))
             found.append(max(math.exp(min(exponent, 700.0)), *found[-1:], 0.0))
         return found
 

@@ -69,6 +69,7 @@ def fit(measured: Sequence[Measured], method: str) -> LossTable | None:
         position=position,
         removed=removed,
         prompt_tokens=[min(lengths), max(lengths)],
+        least_removed=[min(_removed(one) for one in measured if one.sparsity == sparsity) for sparsity in sparsities],
         # One more than are judged, which the full model gives anyway.
         tokens=1 + max(one.loss.tokens for one in measured),
         spread=math.sqrt(sum(error**2 for error in errors) / len(errors)),
@@ -112,6 +113,10 @@ def _residuals(measured: Sequence[Measured], sparsities: Sequence[float], found:
     return logs_N - rows_NC @ torch.tensor([*found.constants, *found.powers], dtype=torch.float64)
 
 
+def _removed(one: Measured) -> float:
+    return max(one.loss.removed / one.loss.tokens, LEAST_REMOVED)
+
+
 def _rows(measured: Sequence[Measured], sparsities: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Two for each: of its first half and of its second."""
     rows, logs = [], []
@@ -122,11 +127,10 @@ def _rows(measured: Sequence[Measured], sparsities: Sequence[float]) -> tuple[Te
             (early, loss.divergence - loss.late_divergence, early / 2),
             (loss.late_tokens, loss.late_divergence, early + loss.late_tokens / 2),
         )
-        removed = math.log(max(loss.removed / loss.tokens, LEAST_REMOVED))
         for tokens, divergence, place in halves:
             if tokens and divergence > LEAST_DIVERGENCE * tokens:
                 at = [float(one.sparsity == sparsity) for sparsity in sparsities]
-                rows.append([*at, math.log(one.prompt_tokens), math.log(max(place, 0.5)), removed])
+                rows.append([*at, math.log(one.prompt_tokens), math.log(max(place, 0.5)), math.log(_removed(one))])
                 logs.append(math.log(divergence / tokens))
     shape = len(rows), len(sparsities) + len(SIGNS)
     return torch.tensor(rows, dtype=torch.float64).reshape(shape), torch.tensor(logs, dtype=torch.float64)

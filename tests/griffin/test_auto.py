@@ -30,6 +30,7 @@ TABLE = LossTable(
     position=1.0,
     removed=0.5,
     prompt_tokens=[10, 400],
+    least_removed=[0.005, 0.008],
     tokens=16,
     spread=0.3,
     prompts=12,
@@ -44,11 +45,12 @@ def test_a_product_of_powers() -> None:
 
 
 def test_no_hope_beyond_what_was_measured() -> None:
-    """A longer prompt than any is not better than those; a shorter one is worse; more removed is never better."""
+    """Longer or more concentrated than any is no better than those; shorter is worse; more removed is never better."""
     longest = TABLE.divergences(400, 8, [0.01, 0.04])
 
     assert TABLE.divergences(100_000, 8, [0.01, 0.04]) == longest
     assert TABLE.divergences(5, 8, [0.01, 0.04]) > TABLE.divergences(10, 8, [0.01, 0.04])
+    assert TABLE.divergences(100, 8, [0.001, 0.001]) == TABLE.divergences(100, 8, [0.005, 0.008])
     odd = TABLE.divergences(100, 8, [0.9, 1e-12])
     assert odd[1] == odd[0]
 
@@ -83,7 +85,7 @@ def test_a_file_of_it(tmp_path: Path) -> None:
     assert LossTable.read(path, "this") == TABLE
     assert LossTable.read(path, "that") is None
     assert LossTable.read(tmp_path / "nothing", "this") is None
-    path.write_text('{"edition": 1, "model": "this", "method": "griffin"}')
+    path.write_text('{"edition": 2, "model": "this", "method": "griffin"}')
     with pytest.raises(LoadError, match="delete it and run tune again"):
         LossTable.read(path, "this")
 

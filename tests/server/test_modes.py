@@ -121,7 +121,7 @@ def measured_url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     model = griffin.load(str(folder), dtype="float32", device="cpu", cache_dir=cache).model.requires_grad_(False)
     found = calibrate(model, torch.randint(3, 40, (4, 20), generator=torch.Generator().manual_seed(1)).tolist())
     write_whole(calibration_path(model, cache), found.packed(identity(model)))
-    table = LossTable("griffin+", [0.5], [math.log(0.2)], 0.0, 0.0, 0.0, [8, 64], 48, 0.1, 9)
+    table = LossTable("griffin+", [0.5], [math.log(0.2)], 0.0, 0.0, 0.0, [8, 64], [0.0], 48, 0.1, 9)
     read = Calibration.read(calibration_path(model, cache), identity(model))
     write_whole(losses_path(model, "griffin+", cache), table.packed(measured_as(model, "griffin+", read)))
     flags = ("--method", "griffin+", "--sparsity", "auto", "--auto-tolerance", "10", "--cache-dir", str(cache))

@@ -31,9 +31,12 @@ def made(prompts: int, *, length: float, position: float, removed: float, noise:
 
 def test_the_powers_are_found() -> None:
     """Without noise exactly; prompts that were left out are then predicted exactly, too."""
-    table = fit(made(10, length=-0.4, position=0.2, removed=0.6), "griffin")
+    measured = made(10, length=-0.4, position=0.2, removed=0.6)
+    table = fit(measured, "griffin")
 
     assert table is not None
+    least = [min(one.loss.removed / 64 for one in measured if one.sparsity == at) for at in (0.25, 0.5)]
+    assert table.least_removed == pytest.approx(least)
     assert (table.length, table.position, table.removed) == pytest.approx((-0.4, 0.2, 0.6), abs=1e-6)
     assert [math.exp(constant) for constant in table.constants] == pytest.approx([0.1, 0.7], rel=1e-6)
     assert (table.sparsities, list(table.prompt_tokens), table.prompts) == ([0.25, 0.5], [32, 256], 10)
