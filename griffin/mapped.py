@@ -104,6 +104,7 @@ def write(folder: Path, layout: Layout, checkpoint: Path, base_model_prefix: str
             *expanding, contract = [_read(checkpoint, where, f"{name}.weight", base_model_prefix) for name in names]
             if layout.transposed:
                 expanding, contract = [weight.t() for weight in expanding], contract.t()
+            _require_shapes(layout, names, expanding, contract)
             for rows_FD in (*expanding, contract.t()):
                 file.write(rows_FD.to(layout.dtype).contiguous().view(torch.uint8).numpy().data)
         file.flush()
@@ -194,6 +195,14 @@ def _read(checkpoint: Path, where: Mapping[str, str], name: str, base_model_pref
     with safe_open(checkpoint / where[stored], "pt") as file:
         weight: Tensor = file.get_tensor(stored)
     return weight
+
+
+def _require_shapes(layout: Layout, names: Sequence[str], expanding: Sequence[Tensor], contract: Tensor) -> None:
+    rows = layout.parts * layout.neurons // len(expanding)
+    wanted = [*[(rows, layout.width)] * len(expanding), (layout.width, layout.neurons)]
+    for name, weight, shape in zip(names, (*expanding, contract), wanted, strict=True):
+        if tuple(weight.shape) != shape:
+            raise LoadError(f"{name}.weight is {tuple(weight.shape)} and should be {shape}, as config.json says")
 
 
 def _stamp(path: Path) -> str:

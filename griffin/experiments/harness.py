@@ -21,11 +21,11 @@ from lm_eval.models.utils import (  # type: ignore[import-untyped]
     postprocess_generated_text,
 )
 
+from griffin.checkpoint.source import EMBEDDED_MODEL
 from griffin.errors import GriffinError
 from griffin.experiments import simulation
 from griffin.experiments.study import Study, open_model
 from griffin.experiments.variants import Variant, name_of
-from griffin.loading import EMBEDDED_MODEL
 from griffin.pruning import Pruning, share
 from griffin.selection import SelectionName
 from griffin.statistic import StatisticName

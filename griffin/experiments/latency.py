@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from griffin import Engine, load
+from griffin.checkpoint.source import EMBEDDED_MODEL
 from griffin.errors import GriffinError
 from griffin.experiments.arguments import count, file, positive, sparsity, whole
 from griffin.experiments.bandwidth import Bandwidth, measure_bandwidth
@@ -40,7 +41,7 @@ from griffin.experiments.shapes import SHAPES, random_model, shape_config
 from griffin.experiments.speed import speed_claims, speed_tables
 from griffin.experiments.study import Study, when
 from griffin.experiments.tables import LEGEND, cost_table, paper_table, speed_table
-from griffin.loading import EMBEDDED_MODEL, parse_device, parse_dtype
+from griffin.loading import parse_device, parse_dtype
 from griffin.statistic import STATISTICS
 
 if TYPE_CHECKING:

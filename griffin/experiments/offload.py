@@ -24,12 +24,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from griffin import Engine, load
+from griffin.checkpoint.source import EMBEDDED_MODEL
 from griffin.errors import GriffinError
 from griffin.experiments.contestants import engine_contestants, generate_contestants
 from griffin.experiments.memory import device_name
 from griffin.experiments.progress import Progress
 from griffin.experiments.shapes import SHAPES, random_model
-from griffin.loading import EMBEDDED_MODEL, parse_device, parse_dtype
+from griffin.loading import parse_device, parse_dtype
 from griffin.mapped import Layout
 
 Row = dict[str, Any]

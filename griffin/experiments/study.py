@@ -96,7 +96,7 @@ def add_study_arguments(parser: argparse.ArgumentParser, *, several: bool = Fals
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    from griffin.loading import EMBEDDED_MODEL
+    from griffin.checkpoint.source import EMBEDDED_MODEL
 
     kind: dict[str, Any] = {"nargs": "+", "default": [EMBEDDED_MODEL]} if several else {"default": EMBEDDED_MODEL}
     parser.add_argument("--model", **kind, metavar="MODEL", help=f"hub id, directory or .gguf file ({EMBEDDED_MODEL})")

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from griffin import loading
+from griffin.checkpoint.source import embedded_file
 from griffin.errors import LoadError, UnsupportedModel
 from griffin.loading import Checkpoint, load
 from tests.tiny import tiny_model
@@ -34,7 +35,7 @@ def test_directory(directory: Path) -> None:
 def test_gguf_file_and_embedded_name_are_the_same_model(smollm2: Checkpoint, tmp_path: Path) -> None:
     """The embedded default is a GGUF file like any other."""
     link = tmp_path / "copy.gguf"
-    link.symlink_to(loading._embedded_file())
+    link.symlink_to(embedded_file())
     checkpoint = load(str(link), device="cpu", dtype="float32")
 
     assert checkpoint.name == "copy"
@@ -63,11 +64,11 @@ def test_second_load_reads_the_cache(tmp_path: Path, smollm2: Checkpoint, monkey
     """Dequantised once for each dtype, and again when the file changes."""
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"1")
+    file.write_bytes(b"GGUF1")
     for dtype in ("float32", "float32", "bfloat16", "float32"):
         load(str(file), device="cpu", dtype=dtype, cache_dir=tmp_path / "cache")
     assert len(read) == 2
-    file.write_bytes(b"22")
+    file.write_bytes(b"GGUF22")
     load(str(file), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
 
     assert len(read) == 3
@@ -78,7 +79,7 @@ def test_copies_of_a_file_share_the_cache(tmp_path: Path, smollm2: Checkpoint, m
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "model.gguf").write_bytes(b"1")
+        (tmp_path / folder / "model.gguf").write_bytes(b"GGUF1")
         load(str(tmp_path / folder / "model.gguf"), device="cpu", cache_dir=tmp_path / "cache")
 
     assert len(read) == 1
@@ -88,7 +89,7 @@ def test_half_written_cache_is_never_used(tmp_path: Path, smollm2: Checkpoint, m
     """A process killed while it writes leaves nothing that a later one takes for the model."""
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"1")
+    file.write_bytes(b"GGUF1")
     with monkeypatch.context() as killed:
         killed.setattr(smollm2.tokenizer, "save_pretrained", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -105,7 +106,7 @@ def test_damaged_cache_is_made_again(
     """A truncated file in the cache costs one slow start, with a warning, not the service."""
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"1")
+    file.write_bytes(b"GGUF1")
     load(str(file), device="cpu", cache_dir=tmp_path / "cache")
     weights = next((tmp_path / "cache").rglob("model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -121,7 +122,7 @@ def test_unwritable_cache_is_done_without(
     """No place to cache is a warning, not an error."""
     fake_reader(monkeypatch, smollm2.tokenizer)
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"1")
+    file.write_bytes(b"GGUF1")
     (tmp_path / "cache").write_text("a file where the directory should be")
     load(str(file), device="cpu", cache_dir=tmp_path / "cache")
 
@@ -135,7 +136,7 @@ def test_full_disk_is_a_warning(
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     monkeypatch.setattr(smollm2.tokenizer, "save_pretrained", lambda _: (_ for _ in ()).throw(RuntimeError("no space")))
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"1")
+    file.write_bytes(b"GGUF1")
     load(str(file), device="cpu", cache_dir=tmp_path / "cache")
 
     assert len(read) == 1
@@ -189,7 +190,7 @@ def test_file_that_is_no_checkpoint(tmp_path: Path) -> None:
 def test_file_that_is_no_gguf(tmp_path: Path) -> None:
     """The name alone does not make a GGUF file."""
     (tmp_path / "fake.gguf").write_bytes(b"not a gguf file at all")
-    with pytest.raises(LoadError, match="cannot load"):
+    with pytest.raises(LoadError, match="is no GGUF file, whatever its name says"):
         load(str(tmp_path / "fake.gguf"), device="cpu", cache_dir=tmp_path)
 
 
@@ -215,7 +216,7 @@ def test_impossible_placement(options: dict[str, str], text: str) -> None:
 
 def test_tokenizer_survives_the_cache(smollm2: Checkpoint) -> None:
     """The tokenizer read back from the cache is the one of the GGUF file."""
-    fresh = AutoTokenizer.from_pretrained(loading._embedded_file().parent, gguf_file=loading.EMBEDDED_FILE)
+    fresh = AutoTokenizer.from_pretrained(embedded_file().parent, gguf_file=embedded_file().name)
     text = "Grüße aus Köln: 2 + 2 = 4 — ¿verdad? 日本語 🙂\n\tdef f(x): return x"
 
     assert smollm2.tokenizer(text).input_ids == fresh(text).input_ids

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from griffin import Engine, Pruning, Sampling, Scoring, loading, mapped, offload
@@ -343,7 +344,7 @@ def test_from_a_gguf_file(
 
     monkeypatch.setattr(loading, "_read_gguf", read_gguf)
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"1")
+    file.write_bytes(b"GGUF1")
     for _ in range(2):
         loaded = load(str(file), device="cpu", dtype="float32", cache_dir=tmp_path / "cache", ff_offload=True)
 
@@ -363,9 +364,26 @@ def test_checkpoints_that_leave_the_prefix_out(tmp_path: Path) -> None:
     assert all(torch.equal(p, model.get_parameter(name)) for name, p in loaded.named_parameters())
 
 
-def test_a_checkpoint_without_safetensors(tmp_path: Path) -> None:
-    """One line."""
-    tiny_model("llama").save_pretrained(tmp_path / "tiny")
-    (tmp_path / "tiny/model.safetensors").rename(tmp_path / "tiny/other.safetensors")
+def test_a_checkpoint_without_safetensors(tmp_path: Path, smollm2: Checkpoint) -> None:
+    """One line: weights are mapped from safetensors alone."""
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "tiny")
+    smollm2.tokenizer.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "tiny/model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "tiny/pytorch_model.bin")
     with pytest.raises(LoadError, match="has no safetensors"):
         load(str(tmp_path / "tiny"), device="cpu", cache_dir=tmp_path / "cache", ff_offload=True)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+@pytest.mark.parametrize("change", ["lost", "cut"])
+def test_a_weight_that_is_lost_or_cut(name: str, change: str, tmp_path: Path) -> None:
+    """Refused by name, whether it is mapped or held in memory; no file is left for the next start."""
+    tiny_model("llama").save_pretrained(tmp_path / "tiny")
+    file = tmp_path / "tiny/model.safetensors"
+    weights = load_file(file)
+    weights = {**weights, name: weights[name][1:].clone()} if change == "cut" else weights
+    save_file({key: value for key, value in weights.items() if key != name or change == "cut"}, file, {"format": "pt"})
+    for _ in range(2):
+        with pytest.raises(LoadError, match=name):
+            mapped_llama(tmp_path / "tiny")

@@ -1,0 +1,119 @@
+"""Whether every parameter of a model came from its checkpoint, in the checkpoint's own numbers."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from griffin.checkpoint.refusals import INDEXES, PLAIN, WEIGHTS, listed
+from griffin.errors import LoadError
+
+logger = logging.getLogger("griffin")
+
+# Buffers that models compute by themselves, and that old checkpoints hold all the same.
+USELESS = re.compile(r"(rotary_emb\.inv_freq|rope\.freqs|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias)$")
+PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
+
+
+def require_whole(report: Mapping[str, Any], source: str) -> None:
+    """Look at what ``from_pretrained`` reports of the weights it read.
+
+    Args:
+        report: its ``output_loading_info``.
+        source: as the user named it.
+
+    Raises:
+        LoadError: a parameter is not in the checkpoint, or has another shape there. Names the first few.
+    """
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise LoadError(
+            f"'{source}' lacks {len(missing)} of the model's weights: {listed(missing)}; "
+            "nothing is made up for them: is the checkpoint complete, and that of a language model?"
+        )
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        shapes = [f"{name} {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in mismatched]
+        raise LoadError(
+            f"'{source}' has {len(mismatched)} weights in another shape than its config.json says: {listed(shapes)}"
+        )
+    if errors := report.get("error_msgs"):
+        raise LoadError(f"'{source}': {str(next(iter(errors))).splitlines()[0]}")
+    warn_of_unused(report["unexpected_keys"], source)
+
+
+def warn_of_unused(names: Iterable[str], source: str) -> None:
+    """Say which tensors of a checkpoint no parameter takes."""
+    unused = sorted(name for name in names if not USELESS.search(name))
+    if unused:
+        logger.warning(
+            "%s: no parameter of the model takes %d of the checkpoint's tensors: %s",
+            source,
+            len(unused),
+            listed(unused),
+        )
+
+
+def require_plain_numbers(folder: Path, source: str) -> None:
+    """Look at the types of the stored weights, which reading them would convert without their scales.
+
+    Raises:
+        LoadError: some are integers or 8-bit floats: quantised, whatever the configuration says. Or a file is damaged.
+    """
+    strange = sorted(
+        f"{name} ({kind})"
+        for name, kind in stored_types(folder, source)
+        if kind not in PLAIN_TYPES and not _known(name)
+    )
+    if strange:
+        raise LoadError(f"'{source}' has {len(strange)} weights that are no plain numbers: {listed(strange)}; {PLAIN}")
+
+
+def _known(name: str) -> bool:
+    return USELESS.search(name) is not None
+
+
+def stored_types(folder: Path, source: str) -> list[tuple[str, str]]:
+    """Name and type of each stored tensor, by headers alone; types as safetensors calls them.
+
+    Raises:
+        LoadError: a file cannot be read.
+    """
+    found: list[tuple[str, str]] = []
+    for file in weight_files(folder):
+        try:
+            found += _safetensors_types(file) if file.suffix == ".safetensors" else _pickled_types(file)
+        except Exception as error:
+            # Readers raise anything; the file's name is what its user needs.
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise LoadError(
+                f"'{source}': {file.name} is damaged or incomplete ({reason[0]}); download it again"
+            ) from error
+    return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a checkpoint's weights are read from, in the order in which transformers prefers them."""
+    for index, whole in zip(INDEXES, WEIGHTS, strict=True):
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            located = json.loads((folder / index).read_text())["weight_map"]
+            return [folder / name for name in sorted(set(located.values()))]
+    return []
+
+
+def _safetensors_types(file: Path) -> list[tuple[str, str]]:
+    with safe_open(file, "pt") as content:
+        return [(name, content.get_slice(name).get_dtype()) for name in content.keys()]  # noqa: SIM118
+
+
+def _pickled_types(file: Path) -> list[tuple[str, str]]:
+    names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    tensors = torch.load(file, map_location="meta", mmap=True, weights_only=True)
+    return [(name, names.get(value.dtype, str(value.dtype))) for name, value in tensors.items()]

@@ -1,0 +1,116 @@
+"""Every parameter comes from the checkpoint, or there is no model: nothing is made up."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from griffin.errors import LoadError
+from griffin.families import FAMILIES
+from griffin.loading import Checkpoint, load
+from tests.griffin.checkpoint.files import change_weights, write_directory
+from tests.tiny import tiny_model
+
+Weights = dict[str, Tensor]
+
+
+def without(*parts: str) -> Callable[[Weights], Weights]:
+    return lambda weights: {name: w for name, w in weights.items() if not any(part in name for part in parts)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, smollm2: Checkpoint) -> Path:
+    return write_directory(tmp_path / "tiny", smollm2.tokenizer)
+
+
+@pytest.mark.parametrize("lost", ["lm_head", "embed_tokens", "layers.1.mlp", "layers.2.", "model.norm", "up_proj.bias"])
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_that_are_missing(lost: str, kind: str, folder: Path) -> None:
+    """The first few are named, and how many there are."""
+    change_weights(folder, without(lost))
+    if kind == "bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    with pytest.raises(LoadError, match=rf"lacks \d+ of the model's weights: .*{lost}") as failure:
+        load(str(folder), device="cpu", dtype="float32")
+
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_no_family_lets_a_weight_be_made_up(model_type: str, tmp_path: Path, smollm2: Checkpoint) -> None:
+    """One of each family's own names, taken away."""
+    folder = tmp_path / "tiny"
+    tiny_model(model_type).save_pretrained(folder)
+    smollm2.tokenizer.save_pretrained(folder)
+    lost = sorted(name for name in load_file(folder / "model.safetensors") if ".1." in name)[0]
+    change_weights(folder, without(lost))
+    with pytest.raises(LoadError, match="lacks 1 of the model's weights"):
+        load(str(folder), device="cpu", dtype="float32")
+
+
+def test_a_tied_head_needs_no_weights(tmp_path: Path, smollm2: Checkpoint) -> None:
+    """It is the embedding; where the file has a head all the same, that one counts."""
+    folder = write_directory(tmp_path / "tiny", smollm2.tokenizer, tie_word_embeddings=True)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    model = load(str(folder), device="cpu", dtype="float32").model
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    head = torch.randn(128, 32)
+    change_weights(folder, lambda weights: {**weights, "lm_head.weight": head})
+
+    assert torch.equal(load(str(folder), device="cpu", dtype="float32").model.lm_head.weight, head)
+
+
+def test_weights_in_another_shape(folder: Path) -> None:
+    """Both shapes are named."""
+    change_weights(folder, lambda weights: {**weights, "lm_head.weight": torch.randn(100, 32)})
+    with pytest.raises(LoadError, match=r"lm_head\.weight \(100, 32\) instead of \(128, 32\)"):
+        load(str(folder), device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int32])
+def test_weights_that_are_codes(dtype: torch.dtype, folder: Path) -> None:
+    """Quantised weights whose configuration does not say so: their scales would be lost."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    change_weights(folder, lambda weights: {**weights, name: weights[name].to(dtype)})
+    with pytest.raises(LoadError, match=rf"no plain numbers: {name}"):
+        load(str(folder), device="cpu", dtype="float32")
+
+
+def test_tensors_that_nothing_takes_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In a warning; those that every old checkpoint has are not."""
+    change_weights(
+        folder,
+        lambda weights: {
+            **weights,
+            "score.weight": torch.ones(1, 32),
+            "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        },
+    )
+    load(str(folder), device="cpu", dtype="float32")
+
+    assert "takes 1 of the checkpoint's tensors: score.weight" in caplog.text
+
+
+def test_a_damaged_file_is_named(folder: Path) -> None:
+    """Cut short, as by a full disk."""
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(LoadError, match=r"model\.safetensors is damaged or incomplete"):
+        load(str(folder), device="cpu", dtype="float32")
+
+
+def test_a_file_that_changes_under_a_loaded_model(folder: Path) -> None:
+    """The weights are the process's own: they stay what they were, and there is no bus error."""
+    loaded = load(str(folder), device="cpu", dtype="float32").model
+    before = {name: parameter.clone() for name, parameter in loaded.named_parameters()}
+    file = folder / "model.safetensors"
+    size = file.stat().st_size
+    with file.open("r+b") as content:
+        content.truncate(0)
+        content.write(b"\xff" * size)
+
+    assert all(torch.equal(parameter, before[name]) for name, parameter in loaded.named_parameters())
