@@ -481,3 +481,32 @@ def test_a_prompt_is_good_for_one_sequence_at_a_time(prompts: Prompts) -> None:
         next(second)
     with engine.read(prompts(35, 10)), pytest.raises(EngineBusy):
         next(read.generate(greedy(5)))
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit", "expected"),
+    [
+        ({"rope_type": "default"}, None, 256),
+        ({"rope_type": "default"}, 1000, 256),
+        ({"rope_type": "default"}, 100, 100),
+        # As model cards say to write it: the configured length is that of before.
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, None, 1024),
+        ({"rope_type": "yarn", "factor": 4.0}, None, 1024),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 600, 600),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 5000, 1024),
+        # Or the length that the factor gives.
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, None, 256),
+        # Linear scaling is written both ways: only who asks for more gets more.
+        ({"rope_type": "linear", "factor": 2.0}, None, 256),
+        ({"rope_type": "linear", "factor": 2.0}, 512, 512),
+        ({"rope_type": "linear", "factor": 2.0}, 513, 512),
+    ],
+)
+def test_scaled_contexts(rope: dict[str, object], limit: int | None, expected: int) -> None:
+    """Of rotary scaling; what is beyond the trained length is really read."""
+    model = tiny_model("llama", rope_parameters={"rope_theta": 10_000.0, **rope})
+    engine = Engine(model, context_length=limit)
+    prompt = [3 + number % 100 for number in range(expected - 2)]
+
+    assert engine.context_length == expected
+    assert len(list(engine.generate(prompt, Sampling(max_tokens=2, ignore_eos=True)))) == 2
