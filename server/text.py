@@ -143,8 +143,19 @@ class StopStrings:
         return taken
 
 
+def special_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[int, str]:
+    """Which of these texts are special tokens, by id. Such a token spells nothing where they are left out."""
+    wanted = set(texts)
+    if not wanted:
+        return {}
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    ids = {*tokenizer.all_special_ids, *(id for id, token in added.items() if token.special)}
+    spelled = zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True)
+    return {id: text for id, text in spelled if text in wanted}
+
+
 class TextStream:
-    """Generated ids in, printable text out, ended by stop strings.
+    """Generated ids in, printable text out, ended by stop strings, special tokens among them.
 
     ``min_tokens``: stop strings count from the token after that many on.
     """
@@ -161,6 +172,8 @@ class TextStream:
     ) -> None:
         self._detokenizer = Detokenizer(tokenizer, prompt_ids, skip_special_tokens)
         self._stops = StopStrings(stops, include_stop)
+        self._special_stops = special_ids(tokenizer, stops)
+        self._include = include_stop
         self._unstoppable, self._bypassed = min_tokens, False
         self.begins_in_character = self._detokenizer.holding
 
@@ -169,12 +182,24 @@ class TextStream:
         return self._stops.found
 
     def feed(self, id: int) -> str:
+        if id in self._special_stops and not self._unstoppable:
+            return self._stop_at(id)
         text = self._detokenizer.feed(id)
         self._bypassed = self._unstoppable > 0
         if self._bypassed:
             self._unstoppable -= 1
             return text
         return self._stops.feed(text)
+
+    def _stop_at(self, id: int) -> str:
+        """A special token that is a stop string: found whether or not the text shows it."""
+        text = self.flush()
+        # What was held back may hold another stop string, which came first.
+        if not self._stops.found:
+            self._stops.found = True
+            text += self._special_stops[id] if self._include else ""
+        self._bypassed = False
+        return text
 
     def flush(self) -> str:
         text = self._detokenizer.flush()

@@ -1,6 +1,6 @@
 """Ids to text piece by piece, with the real tokenizer and with hand-made pieces."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -152,3 +152,52 @@ def test_held_back_text_is_flushed() -> None:
 
     assert [stream.feed(ord(c)) for c in "xEN"] == ["x", "", ""]
     assert stream.flush() == "EN"
+
+
+def stopped_at(
+    tokenizer: Checkpoint | CharacterTokenizer, ids: list[int], stops: list[str], **options: Any
+) -> tuple[str, int]:
+    """The text of ids up to the end of a stream, and how many it took."""
+    stream = TextStream(getattr(tokenizer, "tokenizer", tokenizer), [], stops, **options)
+    text = ""
+    for count, id in enumerate(ids, start=1):
+        text += stream.feed(id)
+        if stream.stopped:
+            return text + stream.flush(), count
+    return text + stream.flush(), len(ids)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("include", [True, False])
+def test_a_special_token_as_stop_string(smollm2: Checkpoint, skip: bool, include: bool) -> None:
+    """Editors stop at <|endoftext|>: it matches although special tokens are left out of the text."""
+    words = encode(smollm2.tokenizer, "One two")
+    end = smollm2.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    other = smollm2.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    stops = ["never", "<|endoftext|>"]
+    found, count = stopped_at(
+        smollm2, [*words, other, end, *words], stops, skip_special_tokens=skip, include_stop=include
+    )
+
+    assert count == len(words) + 2
+    assert found == "One two" + ("" if skip else "<|im_start|>") + ("<|endoftext|>" if include else "")
+
+
+def test_a_special_stop_waits_for_min_tokens(smollm2: Checkpoint) -> None:
+    """Like any other stop string."""
+    word = encode(smollm2.tokenizer, "One")[0]
+
+    assert stopped_at(smollm2, [0, word, 0, word], ["<|endoftext|>"], min_tokens=1) == ("One", 3)
+
+
+def test_a_stop_string_that_was_held_back_comes_first(smollm2: Checkpoint) -> None:
+    """The special token ends the text; what stood before it may have been the end already."""
+    assert stopped_at(CharacterTokenizer(), [97, 98, 0x110000], ["abc", "<end>"]) == ("ab", 3)
+    assert stopped_at(CharacterTokenizer(), [97, 98, 99, 0x110000], ["bc", "<end>"]) == ("a", 3)
+
+
+def test_text_that_spells_a_special_token_matches_too(smollm2: Checkpoint) -> None:
+    """Written out, character by character."""
+    ids = [ord(character) for character in "ab<end>c"]
+
+    assert stopped_at(CharacterTokenizer(), ids, ["<end>"]) == ("ab", 7)
