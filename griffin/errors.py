@@ -6,6 +6,7 @@ GriffinError
 ├── EngineBusy            a second generation was started on an engine that is still generating
 ├── Cancelled             whoever asked for a prompt gave it up while it was read
 ├── OutOfMemory           the device has no room for this request
+├── WeightsChanged        a file that weights are mapped from was changed while it was served
 └── InvalidRequest        a prompt or a setting that no engine could honour; names the field
     └── ContextLengthExceeded
 """
@@ -35,6 +36,10 @@ class Cancelled(GriffinError):
 
 class OutOfMemory(GriffinError):
     """The device has no room for this request. A smaller one may still do."""
+
+
+class WeightsChanged(GriffinError):
+    """A file that weights are mapped from was changed while it was served. Only a new process helps."""
 
 
 class InvalidRequest(GriffinError, ValueError):

@@ -40,6 +40,7 @@ from griffin.checkpoint.whole import require_plain_numbers, require_whole, store
 from griffin.devices import distribute
 from griffin.errors import GriffinError, LoadError
 from griffin.families import feed_forwards, require_supported
+from griffin.guard import whole_while_read
 from griffin.offload import HostWeights, attach_
 from griffin.precision import fastest_dtype
 from griffin.pruning import METHODS, MethodName
@@ -114,19 +115,21 @@ def load_each(
     map_from = cache_dir / "by-neuron" if ff_offload and groups == [[torch.device("cpu")]] else None
     try:
         found = locate(source)
-        if found.is_gguf:
-            assert found.path is not None
-            model, tokenizer = _load_gguf(found.path, torch_dtype, cache_dir, map_from)
-        else:
-            model, tokenizer = _load_checkpoint(found, source, torch_dtype, map_from)
+        with whole_while_read(source):
+            if found.is_gguf:
+                assert found.path is not None
+                model, tokenizer = _load_gguf(found.path, torch_dtype, cache_dir, map_from)
+            else:
+                model, tokenizer = _load_checkpoint(found, source, torch_dtype, map_from)
         calibration = _calibration(model, cache_dir)
         losses = _losses(model, cache_dir, calibration)
         if HostWeights.of(model) is not None:
             _own_(model)
             return [Checkpoint(found.name, model, tokenizer, losses=losses)]
         models = distribute(model, groups, ff_offload=ff_offload)
-        for each in models:
-            _own_(each)
+        with whole_while_read(source):
+            for each in models:
+                _own_(each)
         return [Checkpoint(found.name, model, tokenizer, calibration, losses) for model in models]
     except GriffinError:
         raise

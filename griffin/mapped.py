@@ -1,6 +1,7 @@
 """A model's FF weights in one file, by neuron, mapped into memory: read from the disk as they are needed.
 
 The system keeps of them what fits, so a model that is larger than the memory runs. The file is safetensors.
+A file that is changed under a running server is noticed after each pass: see ``guard``.
 
 Shapes: D model width, F feed-forward neurons; parts is 2 where gated, 1 otherwise.
 """
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 
 from griffin.errors import LoadError
 from griffin.families import feed_forwards, linear_weight
+from griffin.guard import Unchanged
 from griffin.offload import HostLayer, HostWeights
 
 FILE = "feed_forward.safetensors"
@@ -109,6 +111,8 @@ def write(folder: Path, layout: Layout, checkpoint: Path, base_model_prefix: str
                 file.write(rows_FD.to(layout.dtype).contiguous().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
+    # Whoever opens it by mistake cannot write to it.
+    path.chmod(0o444)
     (folder / STAMP).write_text(_stamp(path))
 
 
@@ -145,6 +149,7 @@ def read(folder: Path, layout: Layout) -> HostWeights:
         torch.device("cpu"),
         staged=False,
         fetch=lambda number: mapping.fetch(starts[number], layout.layer_bytes),
+        require_unchanged=mapping.unchanged.require,
     )
 
 
@@ -155,6 +160,7 @@ class _Mapping:
         # Open for as long as anything may be asked of it.
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
+        self.unchanged = Unchanged(path, self._file)
         mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         with warnings.catch_warnings():
             # That a write would fail is as it should be.

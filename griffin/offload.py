@@ -50,13 +50,16 @@ class HostWeights:
         *,
         staged: bool,
         fetch: Callable[[int], None] | None = None,
+        require_unchanged: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             fetch: begins to read a layer from wherever it is, and does not wait for it.
+            require_unchanged: raises WeightsChanged once they are not what they were. Asked after each use.
         """
         self.layers, self.device, self.staged = layers, device, staged
         self._fetch = fetch
+        self.require_unchanged = require_unchanged
 
     def __deepcopy__(self, memo: dict[int, object]) -> "HostWeights":
         # A second tree shares it, like the parameters.
@@ -148,7 +151,9 @@ class _InPlace:
         self._host.fetch(number + 1)
 
     def leave(self, number: int) -> None:
-        """They have been."""
+        """They have been. A pass ends with the last of them: what it computed is of use only if they are the same."""
+        if number == len(self._host.layers) - 1:
+            self._host.require_unchanged()
 
     def _entered(self, number: int, *_: Any) -> None:
         self.enter(number)
@@ -220,6 +225,7 @@ class Gather:
         """
         if not self._host.staged:
             torch.index_select(rows_FD, 0, experts_k, out=to_kD)
+            self._host.require_unchanged()
             return
         self._turn = 1 - self._turn
         copied = self._copied[self._turn]
