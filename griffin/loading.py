@@ -244,7 +244,7 @@ def _read(
     """A checkpoint; if there is a directory to map its FF weights from, without those in memory."""
     tokenizer = AutoTokenizer.from_pretrained(place)
     if map_from is not None:
-        return _mapped(Path(place), dtype, map_from), tokenizer
+        return _mapped(Path(place), dtype, map_from, source), tokenizer
     if isinstance(place, Path):
         require_plain_numbers(place, source)
         return _from_pretrained(place, source, dtype), tokenizer
@@ -274,9 +274,9 @@ def _downloaded(hub_id: str) -> Path:
     return Path(snapshot_download(hub_id, allow_patterns=patterns))
 
 
-def _mapped(folder: Path, dtype: torch.dtype, map_from: Path) -> PreTrainedModel:
+def _mapped(folder: Path, dtype: torch.dtype, map_from: Path, source: str) -> PreTrainedModel:
     """A model whose FF weights are mapped from a file, which is made first if it is not there or cannot be used."""
-    require_plain_numbers(folder, folder.name)
+    require_plain_numbers(folder, source)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
     layout = mapped.Layout.of(empty, dtype)
@@ -284,27 +284,27 @@ def _mapped(folder: Path, dtype: torch.dtype, map_from: Path) -> PreTrainedModel
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(target.name + ".lock")):
-            host = _mapped_or_made(folder, layout, empty.base_model_prefix, target)
+            host = _mapped_or_made(folder, source, layout, empty.base_model_prefix, target)
     except OSError as error:
         raise LoadError(f"ff-offload on a CPU needs room for a file in {map_from}: {error}") from error
-    model = _without_feed_forward(empty, layout, folder)
+    model = _without_feed_forward(empty, layout, folder, source)
     attach_(model, host, feed_forwards(model))
     return model
 
 
-def _mapped_or_made(folder: Path, layout: mapped.Layout, prefix: str, target: Path) -> HostWeights:
+def _mapped_or_made(folder: Path, source: str, layout: mapped.Layout, prefix: str, target: Path) -> HostWeights:
     if target.exists():
         try:
             return mapped.read(target, layout)
         except LoadError as error:
             logger.warning("%s; making it again", error)
             shutil.rmtree(target)
-    logger.info("%s: writing its feed-forward weights by neuron, once, to %s", folder.name, target)
-    _write_whole(target, lambda partial: mapped.write(partial, layout, folder, prefix))
+    logger.info("%s: writing its feed-forward weights by neuron, once, to %s", source, target)
+    _write_whole(target, lambda partial: mapped.write(partial, layout, folder, prefix, source))
     return mapped.read(target, layout)
 
 
-def _without_feed_forward(empty: PreTrainedModel, layout: mapped.Layout, folder: Path) -> PreTrainedModel:
+def _without_feed_forward(empty: PreTrainedModel, layout: mapped.Layout, folder: Path, source: str) -> PreTrainedModel:
     """A checkpoint, but for its FF matrices, which stay on the meta device."""
     absent = {name for names in layout.names for name in names}
     # Left on the disk by the library's own offload, of which nothing but this is wanted.
@@ -313,7 +313,7 @@ def _without_feed_forward(empty: PreTrainedModel, layout: mapped.Layout, folder:
     level = offloading.level
     offloading.setLevel(logging.ERROR)
     try:
-        model = _from_pretrained(folder, folder.name, layout.dtype, device_map=places)
+        model = _from_pretrained(folder, source, layout.dtype, device_map=places)
     finally:
         offloading.setLevel(level)
     remove_hook_from_module(model, recurse=True)

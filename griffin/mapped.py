@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from griffin.checkpoint.whole import lacking
 from griffin.errors import LoadError
 from griffin.families import feed_forwards, linear_weight
 from griffin.guard import Unchanged
@@ -88,17 +89,21 @@ class Layout:
         return {"dtype": TYPES[self.dtype], "shape": [rows, self.width], "data_offsets": [start, end]}
 
 
-def write(folder: Path, layout: Layout, checkpoint: Path, base_model_prefix: str) -> None:
+def write(folder: Path, layout: Layout, checkpoint: Path, base_model_prefix: str, source: str) -> None:
     """Write a checkpoint's FF weights by neuron into ``folder``, with one layer in memory at a time.
 
     Args:
         checkpoint: a directory with safetensors, in one file or in several with an index.
         base_model_prefix: some checkpoints leave it out of all names.
+        source: as the user named the checkpoint.
 
     Raises:
         LoadError: there are no safetensors, or a weight is not in them.
     """
     where = _located(checkpoint)
+    weights = [f"{name}.weight" for names in layout.names for name in names]
+    if missing := [name for name in weights if not {name, _bare(name, base_model_prefix)} & where.keys()]:
+        raise lacking(missing, source)
     path = folder / FILE
     with path.open("wb") as file:
         file.write(layout.header())
@@ -194,8 +199,13 @@ def _located(checkpoint: Path) -> Mapping[str, str]:
     raise LoadError(f"{checkpoint} has no safetensors, which weights can be mapped from")
 
 
+def _bare(name: str, base_model_prefix: str) -> str:
+    """As checkpoints call it that leave the prefix out of all names."""
+    return name.removeprefix(f"{base_model_prefix}.")
+
+
 def _read(checkpoint: Path, where: Mapping[str, str], name: str, base_model_prefix: str) -> Tensor:
-    stored = name if name in where else name.removeprefix(f"{base_model_prefix}.")
+    stored = name if name in where else _bare(name, base_model_prefix)
     if stored not in where:
         raise LoadError(f"{checkpoint} has no {name}")
     with safe_open(checkpoint / where[stored], "pt") as file:

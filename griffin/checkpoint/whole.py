@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,24 @@ def require_whole(report: Mapping[str, Any], source: str) -> None:
     Raises:
         LoadError: a parameter is not in the checkpoint, or has another shape there. Names the first few.
     """
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise LoadError(
-            f"'{source}' lacks {len(missing)} of the model's weights: {listed(missing)}; "
-            "nothing is made up for them: is the checkpoint complete, and that of a language model?"
-        )
+    if missing := sorted(report["missing_keys"]):
+        raise lacking(missing, source)
     mismatched = sorted(report["mismatched_keys"])
     if mismatched:
         shapes = [f"{name} {tuple(found)} instead of {tuple(wanted)}" for name, found, wanted in mismatched]
-        raise LoadError(
-            f"'{source}' has {len(mismatched)} weights in another shape than its config.json says: {listed(shapes)}"
-        )
+        count = f"{len(mismatched)} of the weights"
+        raise LoadError(f"'{source}' holds another shape than its config.json says for {count}: {listed(shapes)}")
     if errors := report.get("error_msgs"):
         raise LoadError(f"'{source}': {str(next(iter(errors))).splitlines()[0]}")
     warn_of_unused(report["unexpected_keys"], source)
+
+
+def lacking(missing: Sequence[str], source: str) -> LoadError:
+    """The refusal of a checkpoint without some of the model's weights."""
+    return LoadError(
+        f"'{source}' lacks {len(missing)} of the model's weights: {listed(missing)}; "
+        "nothing is made up for them: is the checkpoint complete, and that of a language model?"
+    )
 
 
 def warn_of_unused(names: Iterable[str], source: str) -> None:
@@ -71,7 +74,8 @@ def require_plain_numbers(folder: Path, source: str) -> None:
         if kind not in PLAIN_TYPES and not _known(name)
     )
     if strange:
-        raise LoadError(f"'{source}' has {len(strange)} weights that are no plain numbers: {listed(strange)}; {PLAIN}")
+        count = f"{len(strange)} of its weights"
+        raise LoadError(f"'{source}' holds codes instead of plain numbers for {count}: {listed(strange)}; {PLAIN}")
 
 
 def _known(name: str) -> bool:

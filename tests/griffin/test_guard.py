@@ -21,7 +21,7 @@ guarded = pytest.mark.skipif(not guard.available(), reason="griffin/_native was 
 def engine(tmp_path: Path) -> Engine:
     """Its FF weights, 200 kB of them, lie in a file under ``tmp_path``."""
     tiny_model("llama", intermediate_size=512).save_pretrained(tmp_path / "tiny")
-    return Engine(loading._mapped(tmp_path / "tiny", torch.float32, tmp_path / "by-neuron"))
+    return Engine(loading._mapped(tmp_path / "tiny", torch.float32, tmp_path / "by-neuron", "tiny"))
 
 
 def weights(folder: Path) -> Path:

@@ -237,7 +237,7 @@ def test_mapped_equals_resident(checkpoint: tuple[PreTrainedModel, Path], tmp_pa
 def mapped_llama(folder: Path) -> PreTrainedModel:
     if not (folder / "config.json").exists():
         tiny_model("llama").save_pretrained(folder)
-    return loading._mapped(folder, torch.float32, folder.parent / "by-neuron")
+    return loading._mapped(folder, torch.float32, folder.parent / "by-neuron", folder.name)
 
 
 def host_file(folder: Path) -> Path:
