@@ -84,15 +84,16 @@ class Intake:
 
     def _ask(self, prompt_ids: list[int]) -> Ask:
         body, context = self.body, self.model.workers.engine.context_length
+        clamp = self.service.settings.overlong_max_tokens == "clamp"
         if kept := body.truncate_prompt_tokens:
-            fitting = max(1, context - max(1, body.token_limit() or 1))
-            prompt_ids = prompt_ids[-(fitting if kept == -1 else kept) :]
-        choices, samplings = self.choices, body.samplings(context - len(prompt_ids))
-        pruning = choices.pruning
+            prompt_ids = prompt_ids[-(body.longest_prompt(context, clamp=clamp) if kept == -1 else kept) :]
+        limit = body.limit_within(context - len(prompt_ids), clamp=clamp)
+        choices, pruning = self.choices, self.choices.pruning
         if pruning.auto is not None:
-            # Who names no limit does not mean to fill the context.
-            pruning = replace(pruning, auto=replace(pruning.auto, tokens=body.token_limit() or None))
-        return Ask(prompt_ids, samplings, pruning, body.scoring(), choices.verification, choices.compare)
+            # A request without a limit is not expected to fill the context.
+            tokens = limit if (body.token_limit() or 0) > 0 else None
+            pruning = replace(pruning, auto=replace(pruning.auto, tokens=tokens))
+        return Ask(prompt_ids, body.samplings(limit), pruning, body.scoring(), choices.verification, choices.compare)
 
     def _require_few_scores(self, asks: Sequence[Ask]) -> None:
         try:

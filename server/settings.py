@@ -99,6 +99,12 @@ class Settings(BaseSettings):
     max_model_len: Annotated[
         int | None, Field(ge=3, description="context limit in tokens; default: the model's own")
     ] = None
+    overlong_max_tokens: Annotated[
+        Literal["clamp", "refuse"],
+        Field(
+            description="max_tokens beyond the rest of the context: clamp shortens it to the rest, refuse answers 400"
+        ),
+    ] = "clamp"
     request_timeout: Annotated[
         float, Field(gt=0, le=86_400, allow_inf_nan=False, description="seconds until a request is given up with 504")
     ] = 600

@@ -1,12 +1,14 @@
 """What completions and chat completions have in common."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from griffin import Sampling, Scoring
+from griffin.errors import ContextLengthExceeded
 from server.protocol.fields import (
     MAX_CHOICES,
     MAX_STOP_STRINGS,
@@ -136,7 +138,7 @@ class GenerationRequest(BaseModel):
         if self.truncate_prompt_tokens == 0:
             refuse("truncate_prompt_tokens", "truncate_prompt_tokens: must be 1 or more, or -1 for as many as fit")
         limit = self.token_limit()
-        if self.min_tokens and limit is not None and self.min_tokens > limit:
+        if self.min_tokens and limit is not None and 0 <= limit < self.min_tokens:
             refuse("min_tokens", f"min_tokens: must not be more than the limit of {limit} tokens")
         return self
 
@@ -145,12 +147,57 @@ class GenerationRequest(BaseModel):
         return sorted(set(self.model_extra or {}) - set(self.refused) - HARMLESS)
 
     def token_limit(self) -> int | None:
-        """Tokens an answer may have, if the request says so."""
+        """Tokens that an answer may have, as the request says; -1 is the rest of the context, None says nothing."""
         return self.max_tokens
 
     def default_limit(self, room: int) -> int:
-        """Tokens an answer may have otherwise. ``room``: as many as fit behind the prompt."""
+        """Tokens that an answer may have if the request names no limit. ``room``: as many as fit after the prompt."""
         raise NotImplementedError
+
+    def limit_within(self, room: int, *, clamp: bool) -> int:
+        """Tokens that an answer may have after a certain prompt; 0 if nothing is to be generated.
+
+        Args:
+            room: tokens that fit after the prompt; 0 or less if the prompt fills the context.
+            clamp: a limit beyond the room becomes the room.
+
+        Raises:
+            ContextLengthExceeded: ``min_tokens`` do not fit, or the limit does not and there is no ``clamp``.
+        """
+        named, least = self.token_limit(), self.min_tokens or 0
+        if named == 0:
+            return 0
+        if room < 1:
+            # The engine refuses the prompt.
+            return max(1, least)
+        if least > room:
+            self._refuse_length("min_tokens", least, room)
+        if named is None:
+            return max(1, least, self.default_limit(room))
+        if named > room and not clamp:
+            self._refuse_length("max_tokens", named, room)
+        return room if named < 0 else min(named, room)
+
+    def _refuse_length(self, name: str, tokens: int, room: int) -> NoReturn:
+        raise ContextLengthExceeded(
+            f"{self.field_name(name)}: {reprlib.repr(tokens)} do not fit into this model's context after the prompt; "
+            f"ask for at most {room}",
+            name,
+        )
+
+    def longest_prompt(self, context: int, *, clamp: bool) -> int:
+        """Tokens of a prompt that ``truncate_prompt_tokens`` -1 keeps: as many as fit beside the answer.
+
+        An answer without a limit, or with one of the whole context or more, gets a quarter of the context. With
+        ``clamp``, a prompt gets at least a quarter too.
+        """
+        named, least, quarter = self.token_limit(), self.min_tokens or 0, max(1, context // 4)
+        wanted = max(self.default_limit(context) if named is None else named, least)
+        if named is not None and named >= 0 and not clamp:
+            return max(1, context - wanted)
+        if named == -1 or wanted >= context:
+            wanted = max(quarter, least)
+        return max(1, context - wanted, min(quarter, context - least))
 
     def field_name(self, param: str) -> str:
         """What the client calls what the engine calls so."""
@@ -175,11 +222,8 @@ class GenerationRequest(BaseModel):
         """Whether the answer begins with the prompt."""
         return False
 
-    def samplings(self, room: int) -> Sequence[Sampling]:
-        """One for each sequence; none when nothing is to be generated."""
-        limit = self.token_limit()
-        if limit is None:
-            limit = max(1, self.min_tokens or 0, self.default_limit(room))
+    def samplings(self, limit: int) -> Sequence[Sampling]:
+        """One for each sequence; none when nothing is to be generated. ``limit``: see ``limit_within``."""
         if limit == 0:
             return ()
         first = Sampling(
