@@ -22,12 +22,12 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "griffin"
-    root: str = Field(description="the model that an alias stands for")
-    parent: str | None
+    root: str = Field(description="the model's first name")
+    parent: str | None = Field(description="of an alias, the name that it is an alias of")
     max_model_len: int
     sparsity: SparsityChoice = Field(description="of requests under this name that say nothing else")
     parameters: Parameters
-    aliases: list[str] = Field(description="the same model at other sparsities; any from 0 to below 1 works")
+    aliases: list[str] = Field(description="this name at other sparsities; any from 0 to below 1 works")
 
 
 class ModelList(BaseModel):
