@@ -5,8 +5,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from transformers import (
 from griffin import mapped
 from griffin.auto import LossTable
 from griffin.calibration import Calibration, identity
+from griffin.defaults import sampling_defaults
 from griffin.devices import distribute
 from griffin.errors import GriffinError, LoadError
 from griffin.families import feed_forwards, require_supported
@@ -54,6 +55,7 @@ class Checkpoint:
 
     calibration: what method griffin+ needs, if the model was calibrated.
     losses: what sparsity auto needs, for each method that was measured.
+    sampling_defaults: values of ``Sampling`` that its maker recommends, see ``defaults``; engines do not apply them.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
     calibration: Calibration | None = None
     losses: Sequence[LossTable] = ()
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
 
 
 def load(
@@ -115,11 +118,11 @@ def load_each(
             require_supported(PreTrainedConfig.get_config_dict(path)[0])
             model, tokenizer = _read(path, torch_dtype, map_from)
         calibration = _calibration(model, cache_dir)
-        losses = _losses(model, cache_dir, calibration)
+        losses, defaults = _losses(model, cache_dir, calibration), sampling_defaults(model.generation_config)
         if HostWeights.of(model) is not None:
-            return [Checkpoint(name, model, tokenizer, losses=losses)]
+            return [Checkpoint(name, model, tokenizer, losses=losses, sampling_defaults=defaults)]
         models = distribute(model, groups, ff_offload=ff_offload)
-        return [Checkpoint(name, model, tokenizer, calibration, losses) for model in models]
+        return [Checkpoint(name, model, tokenizer, calibration, losses, defaults) for model in models]
     except GriffinError:
         raise
     except Exception as error:

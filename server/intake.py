@@ -83,17 +83,19 @@ class Intake:
         return bool(self.body.truncate_prompt_tokens)
 
     def _ask(self, prompt_ids: list[int]) -> Ask:
-        body, context = self.body, self.model.workers.engine.context_length
+        body, context, defaults = self.body, self.model.workers.engine.context_length, self.model.sampling_defaults
         clamp = self.service.settings.overlong_max_tokens == "clamp"
         if kept := body.truncate_prompt_tokens:
-            prompt_ids = prompt_ids[-(body.longest_prompt(context, clamp=clamp) if kept == -1 else kept) :]
-        limit = body.limit_within(context - len(prompt_ids), clamp=clamp)
+            prompt_ids = prompt_ids[-(body.longest_prompt(context, defaults, clamp=clamp) if kept == -1 else kept) :]
+        limit = body.limit_within(context - len(prompt_ids), defaults, clamp=clamp)
         choices, pruning = self.choices, self.choices.pruning
         if pruning.auto is not None:
             # A request without a limit is not expected to fill the context.
             tokens = limit if (body.token_limit() or 0) > 0 else None
             pruning = replace(pruning, auto=replace(pruning.auto, tokens=tokens))
-        return Ask(prompt_ids, body.samplings(limit), pruning, body.scoring(), choices.verification, choices.compare)
+        return Ask(
+            prompt_ids, body.samplings(limit, defaults), pruning, body.scoring(), choices.verification, choices.compare
+        )
 
     def _require_few_scores(self, asks: Sequence[Ask]) -> None:
         try:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time
 from typing import Any, TypeVar
@@ -47,6 +47,7 @@ class Loaded:
     engines: Sequence[EngineLike]
     description: str = ""
     other_names: Sequence[str] = ()
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class ServedModel:
     tokenizer: Tokenizer
     workers: Workers
     vocabulary: Vocabulary
+    sampling_defaults: Mapping[str, float]
     experts: RecentExperts = field(default_factory=RecentExperts)
     created: int = field(default_factory=lambda: int(time()))
     _one_at_a_time: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
@@ -104,7 +106,8 @@ class Service:
         workers = Workers(loaded.engines, self.settings.queue_size, restarted.inc, shadows)
         accounting = workers.engine.accounting
         names = (loaded.name, *loaded.other_names)
-        self.loaded = ServedModel(names, loaded.tokenizer, workers, Vocabulary(loaded.tokenizer))
+        vocabulary, defaults = Vocabulary(loaded.tokenizer), loaded.sampling_defaults
+        self.loaded = ServedModel(names, loaded.tokenizer, workers, vocabulary, defaults)
         self.metrics.watch(
             loaded.name,
             accounting.total,
@@ -258,7 +261,11 @@ def load(settings: Settings) -> Loaded:
     name, *other_names = settings.served_names or [checkpoint.name]
     dtype = str(checkpoint.model.dtype).removeprefix("torch.")
     description = f"{checkpoint.model.device}, {dtype}, {engines[0].step} decode step"
-    return Loaded(name, checkpoint.tokenizer, engines, description, other_names)
+    defaults = checkpoint.sampling_defaults if settings.generation_config == "auto" else {}
+    if defaults:
+        listed = ", ".join(f"{field} {value:g}" for field, value in defaults.items())
+        logger.info("where a request names no other: %s (the model's; --generation-config none drops them)", listed)
+    return Loaded(name, checkpoint.tokenizer, engines, description, other_names, defaults)
 
 
 def _require_losses(checkpoint: Checkpoint, settings: Settings) -> None:

@@ -105,6 +105,13 @@ class Settings(BaseSettings):
     max_model_len: Annotated[
         int | None, Field(ge=3, description="context limit in tokens; default: the model's own")
     ] = None
+    generation_config: Annotated[
+        Literal["auto", "none"],
+        Field(
+            description="auto: where a request names no temperature, top_p and so on, those of the model's "
+            "generation_config.json apply; none ignores them"
+        ),
+    ] = "auto"
     overlong_max_tokens: Annotated[
         Literal["clamp", "refuse"],
         Field(

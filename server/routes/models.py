@@ -2,9 +2,10 @@
 
 from fastapi import APIRouter, Request
 
+from griffin import Sampling
 from server.errors import ASKED, documented
 from server.protocol.fields import SparsityChoice
-from server.protocol.model import ModelCard, ModelList, Parameters
+from server.protocol.model import ModelCard, ModelList, Parameters, SamplingDefaults
 from server.service import ServedModel, Service, aliases
 from server.settings import ALIAS
 
@@ -36,9 +37,16 @@ def _card(service: Service, name: str) -> ModelCard:
         parent=None if alias_sparsity is None else own,
         max_model_len=model.workers.engine.context_length,
         sparsity=sparsity,
+        sampling_defaults=_sampling_defaults(model),
         parameters=_parameters(model, sparsity),
         aliases=aliases(own),
     )
+
+
+def _sampling_defaults(model: ServedModel) -> SamplingDefaults:
+    neutral = Sampling()
+    values = {name: getattr(neutral, name) for name in SamplingDefaults.model_fields} | {"max_tokens": None}
+    return SamplingDefaults(**values | dict(model.sampling_defaults))
 
 
 def _parameters(model: ServedModel, sparsity: SparsityChoice) -> Parameters:

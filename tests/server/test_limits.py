@@ -162,5 +162,5 @@ def test_minus_one_is_the_rest_of_the_context(request_type: type[CompletionReque
     body.max_tokens = -1
 
     for clamp in (True, False):
-        assert body.limit_within(95, clamp=clamp) == 95
-        assert body.longest_prompt(CONTEXT, clamp=clamp) == 75
+        assert body.limit_within(95, {}, clamp=clamp) == 95
+        assert body.longest_prompt(CONTEXT, {}, clamp=clamp) == 75
