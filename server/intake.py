@@ -71,7 +71,12 @@ class Intake:
                 job, workers.engine.accounting, self.service.metrics, self.model.name, self.requested_sparsity
             )
             size = sum(len(ask.prompt_ids) for ask in asks) if self.body.echoes else 0
-            delivery = await self.model.worked_out(size, self._delivery, prompts, asks, opens)
+            # A text of which nothing was cut off; its tokens may have others before them that the tokenizer has added.
+            whole = [
+                prompt if isinstance(prompt, str) and len(own) == len(ask.prompt_ids) else None
+                for prompt, own, ask in zip(prompts, ids, asks, strict=True)
+            ]
+            delivery = await self.model.worked_out(size, self._delivery, whole, asks, opens)
             generation = Generation(job, self.model, tally, delivery, self.request.state.log)
             workers.submit(job)
         tally.accepted()
@@ -103,14 +108,14 @@ class Intake:
         except ValueError as refusal:
             raise InvalidField(f"logprobs: {refusal}", "logprobs") from None
 
-    def _delivery(self, prompts: Sequence[str | list[int]], asks: Sequence[Ask], opens: bool) -> Delivery:
+    def _delivery(self, whole: Sequence[str | None], asks: Sequence[Ask], opens: bool) -> Delivery:
         body, skip = self.body, self.body.skip_special_tokens is not False
         return Delivery(
             model_name=body.model or self.model.name,
             choices=body.choices,
             sequences=body.sequences,
             opens=opens,
-            prompts=self._echoes(prompts, asks, skip) if body.echoes else None,
+            prompts=self._echoes(whole, asks) if body.echoes else None,
             logprobs=body.wanted_logprobs() is not None,
             token_ids=bool(body.return_token_ids),
             stops=body.stop,
@@ -119,14 +124,13 @@ class Intake:
             min_tokens=body.min_tokens or 0,
         )
 
-    def _echoes(self, prompts: Sequence[str | list[int]], asks: Sequence[Ask], skip: bool) -> list[str]:
-        """A text is echoed as it came; ids, and what is left of a truncated text, as they are spelled."""
+    def _echoes(self, whole: Sequence[str | None], asks: Sequence[Ask]) -> list[str]:
+        """A whole text is echoed as it came. Ids, and what is left of a truncated text, are spelled, special ones too:
+        skip_special_tokens is about what is generated."""
         decode = self.model.tokenizer.decode
         return [
-            prompt
-            if isinstance(prompt, str) and not self._shortened
-            else decode(ask.prompt_ids, skip_special_tokens=skip)
-            for prompt, ask in zip(prompts, asks, strict=True)
+            decode(ask.prompt_ids, skip_special_tokens=False) if text is None else text
+            for text, ask in zip(whole, asks, strict=True)
         ]
 
 
