@@ -83,7 +83,10 @@ class Settings(BaseSettings):
     ] = "griffin"
     mode: Annotated[
         ModeName,
-        Field(description="when a request names none; guarded and lossless have the full model verify answers"),
+        Field(
+            description="when a request names none; guarded and lossless have the full model verify answers; lossless "
+            "gives sparsity 0's tokens in float32, but in bfloat16 only until rounding decides between two likely ones"
+        ),
     ] = "fast"
     shadow_share: Annotated[
         float,
