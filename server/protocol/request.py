@@ -196,7 +196,7 @@ class GenerationRequest(BaseModel):
         wanted = max(self.default_limit(context, defaults) if named is None else named, least)
         if named is not None and named >= 0 and not clamp:
             return max(1, context - wanted)
-        if named == -1 or wanted >= context:
+        if (named or 0) < 0 or wanted >= context:
             wanted = max(quarter, least)
         return max(1, context - wanted, min(quarter, context - least))
 
