@@ -4,8 +4,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,13 @@ from griffin.auto import LossTable
 from griffin.calibration import Calibration, identity
 from griffin.checkpoint import gguf_file, gguf_tokenizer
 from griffin.checkpoint.ends import settle_ends, tokenizer_ends
-from griffin.checkpoint.gguf_config import config_of
+from griffin.checkpoint.gguf_config import config_of, settle_sampling
 from griffin.checkpoint.gguf_weights import read_model
 from griffin.checkpoint.quiet import quiet
 from griffin.checkpoint.refusals import require_files, require_plain
 from griffin.checkpoint.source import EMBEDDED_MODEL, Source, locate
 from griffin.checkpoint.whole import require_plain_numbers, require_whole, stored_types
+from griffin.defaults import sampling_defaults
 from griffin.devices import distribute
 from griffin.errors import GriffinError, LoadError
 from griffin.families import feed_forwards, require_supported
@@ -60,6 +61,7 @@ class Checkpoint:
 
     calibration: what method griffin+ needs, if the model was calibrated.
     losses: what sparsity auto needs, for each method that was measured.
+    sampling_defaults: values of ``Sampling`` that its maker recommends, see ``defaults``; engines do not apply them.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
     calibration: Calibration | None = None
     losses: Sequence[LossTable] = ()
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
 
 
 def load(
@@ -122,15 +125,15 @@ def load_each(
             else:
                 model, tokenizer = _load_checkpoint(found, source, torch_dtype, map_from)
         calibration = _calibration(model, cache_dir)
-        losses = _losses(model, cache_dir, calibration)
+        losses, defaults = _losses(model, cache_dir, calibration), sampling_defaults(model.generation_config)
         if HostWeights.of(model) is not None:
             _own_(model)
-            return [Checkpoint(found.name, model, tokenizer, losses=losses)]
+            return [Checkpoint(found.name, model, tokenizer, losses=losses, sampling_defaults=defaults)]
         models = distribute(model, groups, ff_offload=ff_offload)
         with whole_while_read(source):
             for each in models:
                 _own_(each)
-        return [Checkpoint(found.name, model, tokenizer, calibration, losses) for model in models]
+        return [Checkpoint(found.name, model, tokenizer, calibration, losses, defaults) for model in models]
     except GriffinError:
         raise
     except Exception as error:
@@ -408,4 +411,5 @@ def _read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     tokenizer = gguf_tokenizer.read_tokenizer(file)
     model = read_model(file, dtype)
     settle_ends(model, tokenizer_ends(tokenizer), gguf_tokenizer.ends(file))
+    settle_sampling(model, file)
     return model, tokenizer

@@ -18,7 +18,9 @@ class Verification:
     mode: fast takes what the kept neurons generate (the paper). The others have the full model read every few
         tokens in one pass, which also puts right their keys and values. guarded keeps those of them that the full
         model finds acceptable and goes on from the first that it does not (Sirius, Zhou et al. 2024). lossless keeps
-        those that the full model would have drawn too: what comes out is the full model's, token by token.
+        those that the full model would have drawn too: what comes out is the full model's, token by token. In
+        float32 these are sparsity 0's tokens. In bfloat16 a pass over several tokens rounds its sums differently, and
+        answers part at a token where two are nearly equally likely.
     draft: what is verified: tokens of the kept neurons, what followed when the last tokens occurred before
         (n-grams), or the second where there is one, else the first. n-grams are held to lossless in either mode.
     draft_tokens: how many are verified at once, 1 to 64; None for what measured best in each mode.

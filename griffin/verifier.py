@@ -3,7 +3,8 @@
 What is drawn depends on the logits, the request and the place in the sequence alone, see ``sampler``. So a draw from
 the full model's logits, with the noise of its place, is what the full model would have generated there by itself with
 the same seed, and a draft is right if it is the same token (Daliri, Musco, Suresh 2024). Of sampled tokens, too, the
-distribution is exactly the full model's, whatever the penalties and filters.
+distribution is exactly the full model's, whatever the penalties and filters. All this is up to rounding, see
+``verification``.
 
 Shapes: B tokens of one block, V vocabulary.
 """

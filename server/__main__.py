@@ -72,7 +72,7 @@ def main() -> int:
         print(f"griffin: {error}; see python -m server --help", file=sys.stderr)
         return 2
     log.configure(settings.log_level, settings.log_format)
-    if names_no_key(settings, sys.argv[1:]):
+    if names_no_key(settings):
         logger.warning("api_keys is empty: anyone who reaches this server may use it")
     for name in unknown_variables():
         logger.warning("%s is not a setting and is ignored; see python -m server --help", name)

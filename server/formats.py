@@ -104,25 +104,35 @@ class CompletionFormat:
     def extras(self) -> dict[str, Any]:
         return {}
 
-    def _legacy_form(self) -> LegacyForm:
-        return LegacyForm(self._generation.model.vocabulary, self._delivery.skip_special_tokens)
+    def _legacy_form(self, prompt: int) -> LegacyForm:
+        hides_special = self._delivery.skip_special_tokens
+        return LegacyForm(self._generation.model.vocabulary, hides_special, self._prompt_ids(prompt))
 
     def _arrays(self, key: tuple[int, int], piece: Piece) -> dict[str, Any] | None:
         if not self._logprobs:
             return None
         if key not in self._legacy:
-            self._legacy[key] = self._legacy_form()
+            self._legacy[key] = self._legacy_form(piece.prompt)
         form = self._legacy[key]
-        return form.echo(piece.tokens, piece.text) if piece.opening else form.arrays(piece.tokens)
+        if piece.opening:
+            return form.echo(piece.tokens, piece.text)
+        reason = piece.finish_reason
+        return form.generated(piece.tokens, piece.text, last=reason is not None, stopped=_stopped(reason, piece.tokens))
 
     def _all_arrays(self, answer: Answer) -> dict[str, Any]:
-        form = self._legacy_form()
-        prompt = form.echo(answer.echo.tokens, answer.echo.text) if answer.echo else {}
-        generated = form.arrays(answer.tokens)
+        form, echo = self._legacy_form(answer.prompt), answer.echo
+        prompt = form.echo(echo.tokens, echo.text) if echo else {}
+        text, stopped = answer.text[len(echo.text) if echo else 0 :], _stopped(answer.finish_reason, answer.tokens)
+        generated = form.generated(answer.tokens, text, last=True, stopped=stopped)
         return {name: prompt.get(name, []) + values for name, values in generated.items()}
 
     def _prompt_ids(self, prompt: int) -> list[int]:
         return self._generation.job.asks[prompt].prompt_ids
+
+
+def _stopped(reason: FinishReason | None, tokens: Sequence[ScoredToken]) -> bool:
+    """Whether the text ends at a stop string; a token that ends it is hidden."""
+    return reason == "stop" and not (tokens and tokens[-1].hidden)
 
 
 class ChatFormat:

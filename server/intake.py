@@ -71,7 +71,12 @@ class Intake:
                 job, workers.engine.accounting, self.service.metrics, self.model.name, self.requested_sparsity
             )
             size = sum(len(ask.prompt_ids) for ask in asks) if self.body.echoes else 0
-            delivery = await self.model.worked_out(size, self._delivery, prompts, asks, opens)
+            # A text of which nothing was cut off; its tokens may have others before them that the tokenizer has added.
+            whole = [
+                prompt if isinstance(prompt, str) and len(own) == len(ask.prompt_ids) else None
+                for prompt, own, ask in zip(prompts, ids, asks, strict=True)
+            ]
+            delivery = await self.model.worked_out(size, self._delivery, whole, asks, opens)
             generation = Generation(job, self.model, tally, delivery, self.request.state.log)
             workers.submit(job)
         tally.accepted()
@@ -83,16 +88,19 @@ class Intake:
         return bool(self.body.truncate_prompt_tokens)
 
     def _ask(self, prompt_ids: list[int]) -> Ask:
-        body, context = self.body, self.model.workers.engine.context_length
+        body, context, defaults = self.body, self.model.workers.engine.context_length, self.model.sampling_defaults
+        clamp = self.service.settings.overlong_max_tokens == "clamp"
         if kept := body.truncate_prompt_tokens:
-            fitting = max(1, context - max(1, body.token_limit() or 1))
-            prompt_ids = prompt_ids[-(fitting if kept == -1 else kept) :]
-        choices, samplings = self.choices, body.samplings(context - len(prompt_ids))
-        pruning = choices.pruning
+            prompt_ids = prompt_ids[-(body.longest_prompt(context, defaults, clamp=clamp) if kept == -1 else kept) :]
+        limit = body.limit_within(context - len(prompt_ids), defaults, clamp=clamp)
+        choices, pruning = self.choices, self.choices.pruning
         if pruning.auto is not None:
-            # Who names no limit does not mean to fill the context.
-            pruning = replace(pruning, auto=replace(pruning.auto, tokens=body.token_limit() or None))
-        return Ask(prompt_ids, samplings, pruning, body.scoring(), choices.verification, choices.compare)
+            # A request without a limit is not expected to fill the context.
+            tokens = limit if (body.token_limit() or 0) > 0 else None
+            pruning = replace(pruning, auto=replace(pruning.auto, tokens=tokens))
+        return Ask(
+            prompt_ids, body.samplings(limit, defaults), pruning, body.scoring(), choices.verification, choices.compare
+        )
 
     def _require_few_scores(self, asks: Sequence[Ask]) -> None:
         try:
@@ -100,14 +108,14 @@ class Intake:
         except ValueError as refusal:
             raise InvalidField(f"logprobs: {refusal}", "logprobs") from None
 
-    def _delivery(self, prompts: Sequence[str | list[int]], asks: Sequence[Ask], opens: bool) -> Delivery:
+    def _delivery(self, whole: Sequence[str | None], asks: Sequence[Ask], opens: bool) -> Delivery:
         body, skip = self.body, self.body.skip_special_tokens is not False
         return Delivery(
             model_name=body.model or self.model.name,
             choices=body.choices,
             sequences=body.sequences,
             opens=opens,
-            prompts=self._echoes(prompts, asks, skip) if body.echoes else None,
+            prompts=self._echoes(whole, asks) if body.echoes else None,
             logprobs=body.wanted_logprobs() is not None,
             token_ids=bool(body.return_token_ids),
             stops=body.stop,
@@ -116,14 +124,13 @@ class Intake:
             min_tokens=body.min_tokens or 0,
         )
 
-    def _echoes(self, prompts: Sequence[str | list[int]], asks: Sequence[Ask], skip: bool) -> list[str]:
-        """A text is echoed as it came; ids, and what is left of a truncated text, as they are spelled."""
+    def _echoes(self, whole: Sequence[str | None], asks: Sequence[Ask]) -> list[str]:
+        """A whole text is echoed as it came. Ids, and what is left of a truncated text, are spelled, special ones too:
+        skip_special_tokens is about what is generated."""
         decode = self.model.tokenizer.decode
         return [
-            prompt
-            if isinstance(prompt, str) and not self._shortened
-            else decode(ask.prompt_ids, skip_special_tokens=skip)
-            for prompt, ask in zip(prompts, asks, strict=True)
+            decode(ask.prompt_ids, skip_special_tokens=False) if text is None else text
+            for text, ask in zip(whole, asks, strict=True)
         ]
 
 

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from server.job import EngineLike
 from server.logprobs import Vocabulary
 from server.metrics import Metrics
 from server.protocol.fields import SparsityChoice
-from server.settings import Settings, comma_separated
+from server.settings import ALIAS, Settings, comma_separated
 from server.shadow import Shadows
 from server.text import Tokenizer
 from server.worker import Workers
@@ -27,8 +27,6 @@ logger = logging.getLogger("griffin")
 
 T = TypeVar("T")
 
-# NAME@sparsity=0.5 is the model at that sparsity, for clients that can add no field.
-ALIAS = "@sparsity="
 NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE]-?[0-9]{1,3})?")
 LISTED_SPARSITIES = (0.25, 0.5, 0.75)
 # In characters or tokens. More takes the tokenizer milliseconds, in which no other request's token could be sent.
@@ -39,22 +37,28 @@ LOADING_RETRY_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a loader returns: a name, a tokenizer, and an engine for each worker."""
+    """What a loader returns: a name, a tokenizer, and an engine for each worker.
+
+    other_names: clients may use them as well. sampling_defaults: see ``griffin.Checkpoint``.
+    """
 
     name: str
     tokenizer: Tokenizer
     engines: Sequence[EngineLike]
     description: str = ""
+    other_names: Sequence[str] = ()
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that answers."""
+    """A model that answers. ``names``: all that clients may use; the first stands in metrics."""
 
-    name: str
+    names: Sequence[str]
     tokenizer: Tokenizer
     workers: Workers
     vocabulary: Vocabulary
+    sampling_defaults: Mapping[str, float]
     experts: RecentExperts = field(default_factory=RecentExperts)
     created: int = field(default_factory=lambda: int(time()))
     _one_at_a_time: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
@@ -70,9 +74,13 @@ class ServedModel:
             return await asyncio.to_thread(work, *arguments)
 
     @property
-    def aliases(self) -> list[str]:
-        """Those that are listed; every sparsity has one."""
-        return [f"{self.name}{ALIAS}{sparsity:g}" for sparsity in LISTED_SPARSITIES]
+    def name(self) -> str:
+        return self.names[0]
+
+
+def aliases(name: str) -> list[str]:
+    """Those of a model's name that are listed; every sparsity has one."""
+    return [f"{name}{ALIAS}{sparsity:g}" for sparsity in LISTED_SPARSITIES]
 
 
 class Service:
@@ -97,7 +105,9 @@ class Service:
         shadows = Shadows(self.settings.shadow_share, self.metrics, loaded.name)
         workers = Workers(loaded.engines, self.settings.queue_size, restarted.inc, shadows)
         accounting = workers.engine.accounting
-        self.loaded = ServedModel(loaded.name, loaded.tokenizer, workers, Vocabulary(loaded.tokenizer))
+        names = (loaded.name, *loaded.other_names)
+        vocabulary, defaults = Vocabulary(loaded.tokenizer), loaded.sampling_defaults
+        self.loaded = ServedModel(names, loaded.tokenizer, workers, vocabulary, defaults)
         self.metrics.watch(
             loaded.name,
             accounting.total,
@@ -134,7 +144,7 @@ class Service:
         self.model().workers.require_room()
 
     def resolve(self, name: str | None) -> tuple[ServedModel, SparsityChoice | None]:
-        """The model a request asks for by name or alias, and the sparsity that an alias stands for.
+        """The model a request asks for by one of its names or an alias, and the sparsity that an alias stands for.
 
         Raises:
             ServerDraining, ModelLoading: see ``model``.
@@ -142,11 +152,11 @@ class Service:
             InvalidField: an alias whose sparsity is none.
         """
         model = self.model()
-        if name is None or name == model.name:
+        if name is None or name in model.names:
             return model, None
         base, mark, number = name.rpartition(ALIAS)
-        if not mark or base != model.name:
-            raise ModelNotFound(name, model.name)
+        if not mark or base not in model.names:
+            raise ModelNotFound(name, "', '".join(model.names))
         return model, parse_sparsity(number, "model")
 
     def require_ready(self) -> str:
@@ -248,11 +258,14 @@ def load(settings: Settings) -> Loaded:
     # All there is now stays: the collector need not walk through it again and again while a large body is parsed.
     gc.collect()
     gc.freeze()
-    name = settings.served_model_name or checkpoint.name
+    name, *other_names = settings.served_names or [checkpoint.name]
     dtype = str(checkpoint.model.dtype).removeprefix("torch.")
-    return Loaded(
-        name, checkpoint.tokenizer, engines, f"{checkpoint.model.device}, {dtype}, {engines[0].step} decode step"
-    )
+    description = f"{checkpoint.model.device}, {dtype}, {engines[0].step} decode step"
+    defaults = checkpoint.sampling_defaults if settings.generation_config == "auto" else {}
+    if defaults:
+        listed = ", ".join(f"{field} {value:g}" for field, value in defaults.items())
+        logger.info("where a request names no other: %s (the model's; --generation-config none drops them)", listed)
+    return Loaded(name, checkpoint.tokenizer, engines, description, other_names, defaults)
 
 
 def _require_losses(checkpoint: Checkpoint, settings: Settings) -> None:

@@ -14,6 +14,9 @@ from griffin.verification import ModeName
 PREFIX = "GRIFFIN_"
 # Where Docker and Kubernetes mount secrets: a file griffin_api_keys there is as good as the variable.
 SECRETS = Path("/run/secrets")
+# NAME@sparsity=0.5 is the model at that sparsity, for clients that can add no field.
+ALIAS = "@sparsity="
+EMPTY = "is empty; give it a value, or leave it out"
 
 
 class SettingsInvalid(Exception):
@@ -37,7 +40,10 @@ class Settings(BaseSettings):
     model: Annotated[
         str, Field(min_length=1, description="hub id, model directory, .gguf file, or the embedded default")
     ] = "SmolLM2-135M-Instruct"
-    served_model_name: Annotated[str | None, Field(description="name in the API; default: the model's own")] = None
+    served_model_name: Annotated[
+        str | None,
+        Field(description="comma-separated names in the API, the first in metrics; default: the model's own"),
+    ] = None
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
     device: Annotated[str, Field(description="auto (CUDA when there is one), cpu, cuda or cuda:N")] = "auto"
@@ -77,7 +83,10 @@ class Settings(BaseSettings):
     ] = "griffin"
     mode: Annotated[
         ModeName,
-        Field(description="when a request names none; guarded and lossless have the full model verify answers"),
+        Field(
+            description="when a request names none; guarded and lossless have the full model verify answers; lossless "
+            "gives sparsity 0's tokens in float32, but in bfloat16 only until rounding decides between two likely ones"
+        ),
     ] = "fast"
     shadow_share: Annotated[
         float,
@@ -99,6 +108,19 @@ class Settings(BaseSettings):
     max_model_len: Annotated[
         int | None, Field(ge=3, description="context limit in tokens; default: the model's own")
     ] = None
+    generation_config: Annotated[
+        Literal["auto", "none"],
+        Field(
+            description="auto: where a request names no temperature, top_p and so on, those of the model's "
+            "generation_config.json apply; none ignores them"
+        ),
+    ] = "auto"
+    overlong_max_tokens: Annotated[
+        Literal["clamp", "refuse"],
+        Field(
+            description="max_tokens beyond the rest of the context: clamp shortens it to the rest, refuse answers 400"
+        ),
+    ] = "clamp"
     request_timeout: Annotated[
         float, Field(gt=0, le=86_400, allow_inf_nan=False, description="seconds until a request is given up with 504")
     ] = 600
@@ -139,6 +161,42 @@ class Settings(BaseSettings):
     def all_workers(self) -> int:
         """On all devices."""
         return self.workers * len(comma_separated(self.devices or "one"))
+
+    @property
+    def served_names(self) -> list[str]:
+        """Names in the API; none where the model's own is used."""
+        return comma_separated(self.served_model_name or "")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any, info: ValidationInfo) -> Any:
+        # An empty variable never gets here: it counts as absent. Keys have a message of their own.
+        if isinstance(value, str) and not value.strip() and info.field_name != "api_keys":
+            raise ValueError(EMPTY)
+        return value
+
+    @field_validator("served_model_name")
+    @classmethod
+    def _distinct_names(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        names = [name.strip() for name in value.strip().replace("\n", ",").split(",")]
+        if not all(names):
+            raise ValueError("has an empty name between commas")
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"names {twice} twice")
+        if any(ALIAS in name for name in names):
+            raise ValueError(f"a name cannot contain {ALIAS}, which clients add to ask for a sparsity")
+        if not all(map(str.isprintable, names)):
+            raise ValueError("a name holds a character that cannot be printed")
+        return ",".join(names)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _some_origins(cls, value: str | None) -> str | None:
+        if value is not None and not comma_separated(value):
+            raise ValueError("names no origin")
+        return value
 
     @field_validator("devices")
     @classmethod
@@ -181,6 +239,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     Raises:
         SettingsInvalid: naming the flag, or the variable, and what is wrong with it.
     """
+    _require_values(arguments)
     try:
         # pydantic-settings' own keyword
         return settings_with(_cli_parse_args=list(arguments))
@@ -191,6 +250,20 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         raise SettingsInvalid(f"{error.filename} cannot be read: {error.strerror}") from None
     except SettingsError as error:
         raise SettingsInvalid(str(error)) from None
+
+
+def _require_values(arguments: Sequence[str]) -> None:
+    """pydantic-settings takes a flag with an empty value as absent: the default would be served without a word.
+
+    Raises:
+        SettingsInvalid: naming the flag.
+    """
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        flag, mark, value = argument.partition("=")
+        if not argument.strip() and "=" not in before:
+            flag, mark = before, "="
+        if flag.startswith("--") and mark and not value.strip():
+            raise SettingsInvalid(f"{flag}: {EMPTY}")
 
 
 def settings_with(**values: Any) -> Settings:
@@ -237,10 +310,9 @@ def _source(name: str, arguments: Sequence[str]) -> str:
     return str(file) if file.exists() else flag
 
 
-def names_no_key(settings: Settings, arguments: Sequence[str]) -> bool:
+def names_no_key(settings: Settings) -> bool:
     """Whether keys were meant to be there: an empty variable is as good as none, and that is easily missed."""
-    asked = f"{PREFIX}API_KEYS" in os.environ or any(argument.startswith("--api-keys") for argument in arguments)
-    return asked and settings.api_keys is None
+    return f"{PREFIX}API_KEYS" in os.environ and settings.api_keys is None
 
 
 def unknown_variables() -> list[str]:

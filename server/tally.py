@@ -152,6 +152,8 @@ class Tally:
         kept, acting = (chosen[0].kept, chosen[0].acting) if chosen else (accounting.neurons, accounting.neurons)
         prompts = range(len(self._job.asks))
         sets = [self._selections[index].expert_set if index in self._selections else None for index in prompts]
+        # All answers to a prompt have the same.
+        limits = [ask.samplings[0].max_tokens if ask.samplings else 0 for ask in self._job.asks]
         return GriffinReport(
             sparsity=self._pruning.sparsity if chosen else 0.0,
             requested_sparsity=self._requested,
@@ -172,6 +174,8 @@ class Tally:
             expert_sets=sets if len(sets) > 1 else None,
             verification=_verification_report(list(self._verified.values())),
             comparison=_comparison_report(self._comparisons),
+            max_tokens=limits[0],
+            max_tokens_each=limits if len(limits) > 1 else None,
         )
 
     def timing_report(self) -> TimingReport:

@@ -113,7 +113,7 @@ class Replica:
         self._settings, self._metrics_port = settings_with(**settings), metrics_port
         self._decided = asyncio.Event()
         log.configure(self._settings.log_level, self._settings.log_format)
-        if names_no_key(self._settings, ()):
+        if names_no_key(self._settings):
             logger.warning("api_keys is empty: anyone who reaches this cluster may use it")
         for name in unknown_variables():
             logger.warning("%s is not a setting and is ignored; see python -m server --help", name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from griffin.checkpoint.gguf_file import GgufFile
 from griffin.errors import LoadError, UnsupportedModel
@@ -41,6 +41,14 @@ SILENT_WHEN_ZERO = {
     "residual_scale", "embedding_scale", "attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias",
     "attn_logit_softcapping", "final_logit_softcapping",
 }  # fmt: skip
+# What a file recommends, under general.sampling, and transformers' names for it.
+SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
 TENSOR_LAYOUTS = ("Meta AI original pth", "jploski")
 DEFAULT_ROPE_BASE = 10_000.0
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -196,6 +204,15 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     fields |= _common(file, fields, row)
     fields |= row.more(file, fields)
     return AutoConfig.for_model(row.model_type, **fields)
+
+
+def settle_sampling(model: PreTrainedModel, file: GgufFile) -> None:
+    """From now on the model's generation_config has what the file recommends for drawing tokens."""
+    recommended = {name: file.metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
+    given = {name: value for name, value in recommended.items() if value is not None}
+    if given and model.generation_config is not None:
+        # The library refuses to write such values where nothing is drawn.
+        model.generation_config.update(do_sample=True, **given)
 
 
 def _common(file: GgufFile, fields: Fields, row: Architecture) -> Fields:

@@ -1,6 +1,6 @@
 """POST /v1/chat/completions"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -135,8 +135,8 @@ class ChatRequest(TemplateRequest, GenerationRequest):
     def token_limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def default_limit(self, room: int) -> int:
-        return room
+    def default_limit(self, room: int, defaults: Mapping[str, float]) -> int:
+        return min(room, int(defaults.get("max_tokens", room)))
 
     def field_name(self, param: str) -> str:
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"

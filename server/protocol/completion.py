@@ -1,5 +1,6 @@
 """POST /v1/completions"""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -45,7 +46,7 @@ class CompletionRequest(GenerationRequest):
             refuse("griffin.prompt_tokens", "griffin.prompt_tokens: only with echo=true and logprobs")
         return self
 
-    def default_limit(self, room: int) -> int:
+    def default_limit(self, room: int, defaults: Mapping[str, float]) -> int:
         return min(DEFAULT_MAX_TOKENS, room)
 
     def wanted_logprobs(self) -> int | None:

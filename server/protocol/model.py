@@ -15,6 +15,17 @@ class Parameters(BaseModel):
     )
 
 
+class SamplingDefaults(BaseModel):
+    """What applies where a request names no value: the model's own, or else the neutral ones."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    max_tokens: int | None = Field(description="of conversations; null: the rest of the context")
+
+
 class ModelCard(BaseModel):
     """A model, or an alias of it that runs at a sparsity of its own."""
 
@@ -22,12 +33,13 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "griffin"
-    root: str = Field(description="the model that an alias stands for")
-    parent: str | None
+    root: str = Field(description="the model's first name")
+    parent: str | None = Field(description="of an alias, the name that it is an alias of")
     max_model_len: int
     sparsity: SparsityChoice = Field(description="of requests under this name that say nothing else")
+    sampling_defaults: SamplingDefaults
     parameters: Parameters
-    aliases: list[str] = Field(description="the same model at other sparsities; any from 0 to below 1 works")
+    aliases: list[str] = Field(description="this name at other sparsities; any from 0 to below 1 works")
 
 
 class ModelList(BaseModel):

@@ -35,7 +35,8 @@ class GriffinOptions(BaseModel):
     mode: ModeName | None = Field(
         default=None,
         description="fast takes what the kept neurons generate; guarded has the full model replace what it finds too "
-        "unlikely; lossless is what the full model generates. Absent, the server's default",
+        "unlikely; lossless is what the full model generates: sparsity 0's tokens in float32, but in bfloat16 "
+        "only until rounding decides between two nearly equally likely tokens. Absent, the server's default",
     )
     draft: DraftName | None = Field(
         default=None,

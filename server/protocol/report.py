@@ -91,6 +91,11 @@ class GriffinReport(BaseModel):
     expert_sets: list[str | None] | None = Field(description="one for each prompt, when there are several")
     verification: VerificationReport | None = Field(description="null in mode fast, and where nothing is drafted")
     comparison: ComparisonReport | None = Field(description="if compare was asked for and neurons were removed")
+    max_tokens: int = Field(
+        description="limit that applied to the answer: the request's, the default, or the rest of the context; 0 if "
+        "nothing was to be generated; of several prompts the first's"
+    )
+    max_tokens_each: list[int] | None = Field(description="one for each prompt, when there are several")
 
 
 class TimingReport(BaseModel):

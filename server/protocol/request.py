@@ -1,12 +1,14 @@
 """What completions and chat completions have in common."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from griffin import Sampling, Scoring
+from griffin.errors import ContextLengthExceeded
 from server.protocol.fields import (
     MAX_CHOICES,
     MAX_STOP_STRINGS,
@@ -77,7 +79,7 @@ class GenerationRequest(BaseModel):
         default=None, description="the served model's name, or NAME@sparsity=0.5; may be left out"
     )
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
-        default=None, description="0 is greedy; default 1"
+        default=None, description="0 is greedy; default: the model's, else 1"
     )
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = Field(default=None, description="0 or -1 keeps all tokens")
@@ -136,7 +138,7 @@ class GenerationRequest(BaseModel):
         if self.truncate_prompt_tokens == 0:
             refuse("truncate_prompt_tokens", "truncate_prompt_tokens: must be 1 or more, or -1 for as many as fit")
         limit = self.token_limit()
-        if self.min_tokens and limit is not None and self.min_tokens > limit:
+        if self.min_tokens and limit is not None and 0 <= limit < self.min_tokens:
             refuse("min_tokens", f"min_tokens: must not be more than the limit of {limit} tokens")
         return self
 
@@ -145,12 +147,58 @@ class GenerationRequest(BaseModel):
         return sorted(set(self.model_extra or {}) - set(self.refused) - HARMLESS)
 
     def token_limit(self) -> int | None:
-        """Tokens an answer may have, if the request says so."""
+        """Tokens that an answer may have, as the request says; -1 is the rest of the context, None says nothing."""
         return self.max_tokens
 
-    def default_limit(self, room: int) -> int:
-        """Tokens an answer may have otherwise. ``room``: as many as fit behind the prompt."""
+    def default_limit(self, room: int, defaults: Mapping[str, float]) -> int:
+        """Tokens that an answer may have if the request names no limit; see ``limit_within``."""
         raise NotImplementedError
+
+    def limit_within(self, room: int, defaults: Mapping[str, float], *, clamp: bool) -> int:
+        """Tokens that an answer may have after a certain prompt; 0 if nothing is to be generated.
+
+        Args:
+            room: tokens that fit after the prompt; 0 or less if the prompt fills the context.
+            defaults: the model's own, see ``griffin.Checkpoint``.
+            clamp: a limit beyond the room becomes the room.
+
+        Raises:
+            ContextLengthExceeded: ``min_tokens`` do not fit, or the limit does not and there is no ``clamp``.
+        """
+        named, least = self.token_limit(), self.min_tokens or 0
+        if named == 0:
+            return 0
+        if room < 1:
+            # The engine refuses the prompt.
+            return max(1, least)
+        if least > room:
+            self._refuse_length("min_tokens", least, room)
+        if named is None:
+            return max(1, least, self.default_limit(room, defaults))
+        if named > room and not clamp:
+            self._refuse_length("max_tokens", named, room)
+        return room if named < 0 else min(named, room)
+
+    def _refuse_length(self, name: str, tokens: int, room: int) -> NoReturn:
+        raise ContextLengthExceeded(
+            f"{self.field_name(name)}: {reprlib.repr(tokens)} do not fit into this model's context after the prompt; "
+            f"ask for at most {room}",
+            name,
+        )
+
+    def longest_prompt(self, context: int, defaults: Mapping[str, float], *, clamp: bool) -> int:
+        """Tokens of a prompt that ``truncate_prompt_tokens`` -1 keeps: as many as fit beside the answer.
+
+        An answer without a limit, or with one of the whole context or more, gets a quarter of the context. With
+        ``clamp``, a prompt gets at least a quarter too.
+        """
+        named, least, quarter = self.token_limit(), self.min_tokens or 0, max(1, context // 4)
+        wanted = max(self.default_limit(context, defaults) if named is None else named, least)
+        if named is not None and named >= 0 and not clamp:
+            return max(1, context - wanted)
+        if (named or 0) < 0 or wanted >= context:
+            wanted = max(quarter, least)
+        return max(1, context - wanted, min(quarter, context - least))
 
     def field_name(self, param: str) -> str:
         """What the client calls what the engine calls so."""
@@ -175,21 +223,30 @@ class GenerationRequest(BaseModel):
         """Whether the answer begins with the prompt."""
         return False
 
-    def samplings(self, room: int) -> Sequence[Sampling]:
-        """One for each sequence; none when nothing is to be generated."""
-        limit = self.token_limit()
-        if limit is None:
-            limit = max(1, self.min_tokens or 0, self.default_limit(room))
+    def samplings(self, limit: int, defaults: Mapping[str, float]) -> Sequence[Sampling]:
+        """One for each sequence; none when nothing is to be generated.
+
+        Args:
+            limit: tokens of each, see ``limit_within``.
+            defaults: the model's own, for fields that the request leaves out.
+        """
         if limit == 0:
             return ()
+
+        def chosen(field: str, otherwise: float) -> float:
+            value = getattr(self, field)
+            return float(defaults.get(field, otherwise) if value is None else value)
+
+        top_p = chosen("top_p", 1.0)
         first = Sampling(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=max(0, self.top_k or 0),
-            min_p=self.min_p or 0.0,
+            # Within no probability at all there is still the most probable token.
+            temperature=chosen("temperature", 1.0) if top_p else 0.0,
+            top_p=top_p or 1.0,
+            top_k=max(0, int(defaults.get("top_k", 0) if self.top_k is None else self.top_k)),
+            min_p=chosen("min_p", 0.0),
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
-            repetition_penalty=self.repetition_penalty or 1.0,
+            repetition_penalty=chosen("repetition_penalty", 1.0),
             logit_bias=self.logit_bias,
             seed=self.seed,
             max_tokens=limit,

@@ -28,6 +28,7 @@ def test_one_object() -> None:
         "selection": "top_k", "statistic": "flocking", "neurons_kept": 100, "neurons_acting": 100, "neurons_total": 200,
         "active_parameters": 700, "total_parameters": 1000, "prompt_tokens": 5, "selection_ms": 2.0,
         "expert_set": "cafe", "expert_sets": None, "verification": None, "comparison": None,
+        "max_tokens": 4, "max_tokens_each": None,
     }  # fmt: skip
     assert set(answer["metrics"]) == {
         "time_to_first_token_ms", "generation_time_ms", "queue_time_ms", "prefill_time_ms", "mean_itl_ms",
@@ -132,7 +133,7 @@ def test_refusals_are_counted_by_reason() -> None:
             {"sparsity": 2},
             {"suffix": "x"},
             {"model": "other"},
-            {"max_tokens": 999},
+            {"min_tokens": 999},
             {"prompt": "a" * 200_000},
         ):
             assert post(url, **body).status_code in (400, 404)

@@ -395,10 +395,11 @@ def test_what_a_chat_cannot_be_is_refused_by_name(body: dict[str, Any], param: s
 )  # fmt: skip
 def test_chat_errors_speak_of_chat_fields(body: dict[str, Any], param: str) -> None:
     """Not of what the engine calls them."""
-    with served(ScriptedEngine()) as url:
+    with served(ScriptedEngine(), overlong_max_tokens="refuse") as url:
         error = post(url, CHAT, **{"messages": HI, **body}).json()["error"]
 
     assert error["param"] == param
+    assert param == "messages" or error["message"].startswith(f"{param}: 999 do not fit")
 
 
 def test_fields_that_ask_for_nothing_are_no_reason_to_refuse() -> None:

@@ -411,3 +411,18 @@ def test_a_name_that_is_no_control_token_is_no_end(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False), plain)
 
     assert gguf_tokenizer.ends(gguf_file.read(path)) == {EOS}
+
+
+def test_sampling_that_a_file_recommends(tmp_path: Path) -> None:
+    """The same as a generation_config.json would say, also when read from the cache."""
+
+    def recommend(writer: GGUFWriter) -> None:
+        writer.add_float32("general.sampling.temp", 0.5)
+        writer.add_int32("general.sampling.top_k", 20)
+        writer.add_float32("general.sampling.penalty_repeat", 1.25)
+
+    path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False), recommend)
+    for _ in range(2):
+        found = load(str(path), device="cpu", dtype="float32", cache_dir=tmp_path / "cache").sampling_defaults
+
+        assert found == {"temperature": 0.5, "top_k": 20, "repetition_penalty": 1.25}
