@@ -66,8 +66,9 @@ class ChatRequest(TemplateRequest, GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
     refused: ClassVar = {**REFUSED, **REFUSED_IN_CHAT}
-    # The first that is given counts; OpenAI's two may differ, as with vLLM and llama.cpp.
     limits: ClassVar = ("max_completion_tokens", "max_tokens", "n_predict", "max_new_tokens")
+    # OpenAI's older name may differ from its newer one, as with vLLM.
+    overridden: ClassVar = ("max_tokens",)
 
     max_tokens: PositiveLimit | None = Field(default=None, description="max_completion_tokens, older")
     max_completion_tokens: PositiveLimit | None = Field(

@@ -55,7 +55,7 @@ class CompletionRequest(GenerationRequest):
         return self
 
     def default_limit(self, room: int) -> int:
-        return room if self.is_unlimited else min(DEFAULT_MAX_TOKENS, room)
+        return min(DEFAULT_MAX_TOKENS, room)
 
     def wanted_logprobs(self) -> int | None:
         # The best of several cannot be told without them.

@@ -33,7 +33,6 @@ from server.protocol.options import GriffinOptions
 
 # Names of other servers for fields of ours, beside those of the limit.
 TWINS = {"repeat_penalty": "repetition_penalty", "no_stop_trim": "include_stop_str_in_output"}
-FOREIGN_LIMITS = ("n_predict", "max_new_tokens")
 # How many of the last tokens a penalty looks at; here it is all.
 PENALTY_WINDOWS = ("repeat_last_n", "repetition_penalty_range")
 
@@ -65,8 +64,9 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=_with_refused)
     # What is not honoured, in this endpoint.
     refused: ClassVar[Mapping[str, Refused]] = REFUSED
-    # Fields that name the same limit of tokens; the first that is given counts.
+    # Fields that name the same limit of tokens; the first that is given counts. Those that may be another one then.
     limits: ClassVar[Sequence[str]] = ("max_tokens", "max_completion_tokens", "n_predict", "max_new_tokens")
+    overridden: ClassVar[Sequence[str]] = ()
 
     model: ModelName = Field(default=None, description="the served model's name, or NAME@sparsity=0.5; may be left out")
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
@@ -134,7 +134,7 @@ class GenerationRequest(BaseModel):
             refuse("stream_options", "only with stream=true")
         self._settle_twins()
         limit = self.token_limit()
-        if self.min_tokens and limit is not None and self.min_tokens > limit:
+        if self.min_tokens and limit is not None and 0 <= limit < self.min_tokens:
             refuse("min_tokens", f"must not be more than the limit of {limit} tokens")
         return self
 
@@ -151,7 +151,7 @@ class GenerationRequest(BaseModel):
         """One choice has several names. Two that differ are two choices, of which none is dropped in silence."""
         given = self._given_limits()
         for name, value in given[1:]:
-            if value != given[0][1] and name in FOREIGN_LIMITS:
+            if value != given[0][1] and name not in self.overridden:
                 refuse(name, f"differs from {given[0][0]}; leave one of them out")
         for name, own in TWINS.items():
             foreign, value = getattr(self, name), getattr(self, own)
@@ -170,15 +170,9 @@ class GenerationRequest(BaseModel):
         return [(name, value) for name, value in given if value is not None]
 
     def token_limit(self) -> int | None:
-        """Tokens an answer may have, if the request says so."""
+        """Tokens that an answer may have, as the request says; -1 is the rest of the context, None says nothing."""
         given = self._given_limits()
-        return given[0][1] if given and not self.is_unlimited else None
-
-    @property
-    def is_unlimited(self) -> bool:
-        """Whether the request asks for as many tokens as the context holds."""
-        given = self._given_limits()
-        return bool(given) and given[0][1] == UNLIMITED
+        return given[0][1] if given else None
 
     def default_limit(self, room: int) -> int:
         """Tokens an answer may have otherwise. ``room``: as many as fit behind the prompt."""
@@ -189,8 +183,10 @@ class GenerationRequest(BaseModel):
         if param != "max_tokens":
             return param
         given = self._given_limits()
-        # Without a limit, only more tokens than the context holds can be too many.
-        return given[0][0] if given and not self.is_unlimited else "min_tokens" if self.min_tokens else param
+        if given and given[0][1] != UNLIMITED:
+            return given[0][0]
+        # Without a limit, only the least number of tokens can be too many.
+        return "min_tokens" if self.min_tokens else param
 
     def wanted_logprobs(self) -> int | None:
         """How many alternatives to report for each token; None is nothing at all."""
@@ -216,6 +212,8 @@ class GenerationRequest(BaseModel):
         limit = self.token_limit()
         if limit is None:
             limit = max(1, self.min_tokens or 0, self.default_limit(room))
+        if limit == UNLIMITED:
+            limit = max(1, self.min_tokens or 0, room)
         if limit == 0:
             return ()
         first = Sampling(
