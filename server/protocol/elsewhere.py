@@ -286,18 +286,19 @@ def require_supported(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -
     Args:
         sent: keys of a request that are no fields of it.
     """
-    for name in sent:
-        if (field := refused.get(name)) and not asks_for_nothing(sent[name], field.nothing):
+    for name, value in sent.items():
+        if (field := refused.get(name)) and not asks_for_nothing(value, field.nothing):
             instead = f"use {field.instead}" if field.instead else "leave it out"
             refuse(name, f"is not supported; {instead}", "unsupported_parameter")
-        if (tuning := TUNING.get(name)) and not asks_for_nothing(sent[name], tuning.usual) and _may_act(tuning, sent):
+    # A mechanism that is on has been refused by its own name.
+    for name, value in sent.items():
+        if (tuning := TUNING.get(name)) and not asks_for_nothing(value, tuning.usual) and not _is_off(tuning, sent):
             refuse(name, f"is not supported; leave it out, or turn {tuning.of[0]} off", "unsupported_parameter")
 
 
-def _may_act(tuning: Tuning, sent: Mapping[str, Any]) -> bool:
-    """A mechanism may be on by a server's default, unless the request turns it off."""
-    named = [name for name in tuning.of if sent.get(name) is not None]
-    return not named or any(not asks_for_nothing(sent[name], REFUSED[name].nothing) for name in named)
+def _is_off(tuning: Tuning, sent: Mapping[str, Any]) -> bool:
+    """Whether the request says so. Elsewhere it may be on by a server's default."""
+    return any(sent.get(name) is not None for name in tuning.of)
 
 
 def unknown(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -> list[str]:
