@@ -246,6 +246,16 @@ REFUSED_IN_DETOKENIZE: Mapping[str, Refused] = {
     "spaces_between_special_tokens": _ON,
 }
 
+# Of one message: what no template is given here, and marks that other servers read as continue_final_message.
+REFUSED_IN_MESSAGES: Mapping[str, Refused] = {
+    "tool_calls": _NO_LIST,
+    "function_call": _NO_OBJECT,
+    "audio": _NO_OBJECT,
+    "images": _NO_LIST,
+    "prefix": Refused((False,), "continue_final_message"),
+    "partial": Refused((False,), "continue_final_message"),
+}
+
 _MIROSTAT = ("mirostat", "mirostat_mode")
 _DYNAMIC = ("dynatemp_range", "dynamic_temperature")
 TUNING: Mapping[str, Tuning] = {
@@ -307,8 +317,14 @@ def unknown(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -> list[str
 
 
 def documented(schema: dict[str, Any], refused: Mapping[str, Refused]) -> None:
-    """Write into a request's JSON schema which values of these fields are accepted."""
-    for name, field in refused.items():
-        schema["properties"].setdefault(
-            name, {"enum": [None, *field.nothing], "description": "not supported; accepted where it asks for nothing"}
-        )
+    """Write into a request's JSON schema which values of these fields are accepted.
+
+    They stand apart from the properties, which are the fields that do something.
+    """
+    schema["patternProperties"] = {
+        f"^{name}$": {
+            "enum": [None, *field.nothing],
+            "description": "not supported; accepted where it asks for nothing",
+        }
+        for name, field in refused.items()
+    }

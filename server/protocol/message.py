@@ -12,17 +12,12 @@ from pydantic import (
     model_validator,
 )
 
+from server.protocol.elsewhere import REFUSED_IN_MESSAGES, require_supported
 from server.protocol.fields import MAX_KEYS, Text, few_keys, refuse, require_unicode
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
 MAX_PARTS = 1024
-# Of an assistant's turn: calls of tools and spoken answers, which no template is given here; and marks that other
-# servers read as continue_final_message. Each with the values that ask for nothing.
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "tool_calls": ([],), "function_call": ({},), "audio": ({},), "images": ([],), "prefix": (False,),
-    "partial": (False,),
-}  # fmt: skip
 # What parts of a content carry elsewhere, by type.
 MEDIA = {
     "image_url": "images", "image": "images", "input_image": "images", "image_file": "images",
@@ -91,7 +86,7 @@ def _content_schema(*kinds: str) -> dict[str, Any]:
 def _by_role(schema: dict[str, Any]) -> None:
     """An assistant may have said nothing; the others may not."""
     common = {name: field for name, field in schema.pop("properties").items() if name not in ("role", "content")}
-    common |= {name: {"enum": [None, *nothing]} for name, nothing in REFUSED.items()}
+    common |= {name: {"enum": [None, *field.nothing]} for name, field in REFUSED_IN_MESSAGES.items()}
     said = _content_schema(*TEXTS)
     said["anyOf"].append({"type": "null"})
     assistant = {"role": {"const": "assistant"}, "content": said, "refusal": {"type": ["string", "null"]}}
@@ -126,11 +121,7 @@ class Message(BaseModel):
 
     @model_validator(mode="after")
     def _said_something(self) -> Self:
-        sent = self.model_extra or {}
-        for name, nothing in REFUSED.items():
-            if sent.get(name) is not None and sent[name] not in nothing:
-                instead = "; use continue_final_message" if nothing == (False,) else ""
-                refuse(name, f"is not supported{instead}", "unsupported_parameter")
+        require_supported(self.model_extra or {}, REFUSED_IN_MESSAGES)
         if self.role != "assistant" and self.content is None:
             refuse("content", "is required", "missing_required_parameter")
         if self.role == "assistant" and not self.content:

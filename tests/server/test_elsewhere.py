@@ -1,5 +1,7 @@
 """Fields and values of other servers: what asks for nothing is accepted, what is not honoured is refused by name."""
 
+import re
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -23,6 +25,7 @@ from server.protocol.tokenization import DetokenizeRequest, TokenizeRequest
 from tests.server.http import post
 from tests.server.scripted import ScriptedEngine, served
 
+API = (Path(__file__).parents[2] / "docs/api.md").read_text()
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
 TABLES = {
@@ -227,3 +230,17 @@ def test_no_field_is_two_things() -> None:
         fields = set(request_type.model_fields) - {"user"}
         assert sum(map(len, [*tables, fields])) == len(set().union(*tables, fields))
     assert all(master in REFUSED for tuning in TUNING.values() for master in tuning.of)
+
+
+def test_the_tables_are_documented() -> None:
+    """docs/api.md names each field in its section, and none that is not in a table."""
+    section = API.split("### Fields of other servers")[1].split("\n## ")[0]
+    fields = {*HARMLESS, *TUNING, *(name for table in TABLES.values() for name in table)}
+    named = set(re.findall(r"`(\w+)`", section))
+
+    assert fields - named == set()
+    assert named - fields - set(CompletionRequest.model_fields) == {
+        "unsupported_parameter",
+        "false",
+        "patternProperties",
+    }
