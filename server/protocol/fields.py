@@ -185,6 +185,7 @@ LogitBias = Annotated[
                     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
                     "maxProperties": MAX_BIASED_TOKENS,
                 },
+                {"type": "array", "maxItems": 0},
                 {"type": "null"},
             ]
         }
