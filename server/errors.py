@@ -266,8 +266,10 @@ def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
         return InvalidField(f"{param} is required", param, "missing_required_parameter")
     if first["type"] == "extra_forbidden":
         return InvalidField(f"{param} is not a field of {param.partition('.')[0]}", param, "unknown_parameter")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return InvalidField(f"{param}: {message} (got {_short(first['input'])})", param)
+    message = f"{param}: {str(first['msg']).removeprefix('Value error, ')} (got {_short(first['input'])})"
+    # A list of plain values is one field; which of them is wrong stands in the text.
+    listed = isinstance(first["loc"][-1], int) and not param.startswith("messages")
+    return InvalidField(message, param.rpartition("[")[0] if listed else param)
 
 
 def _path(location: Sequence[str | int]) -> str:

@@ -26,7 +26,6 @@ class CompletionRequest(GenerationRequest):
     max_tokens: Limit | None = Field(
         default=None, description=f"default {DEFAULT_MAX_TOKENS}; 0 only with echo; -1: the rest of the context"
     )
-    max_completion_tokens: Limit | None = Field(default=None, description="max_tokens, as chat calls it")
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = Field(
         default=None, description="generate that many, return the n of the highest mean log-probability"
     )

@@ -65,16 +65,16 @@ def _prompts(value: object) -> list[str | list[int]]:
 
 
 def _stop(value: object) -> list[str]:
-    """An empty string stops nothing, as llama.cpp has it."""
-    listed = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
-        raise ValueError("must be a string or a list of strings")
+    """An empty string alone stops nothing; within a list it is a mistake."""
+    listed = [value] if isinstance(value, str) and value else [] if value is None or value == "" else value
+    if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
+        raise ValueError("must be a string or a list of non-empty strings")
     if len(listed) > MAX_STOP_STRINGS:
         raise ValueError(f"at most {MAX_STOP_STRINGS} stop strings are supported")
     if any(len(item) > MAX_STOP_LENGTH for item in listed):
         raise ValueError(f"at most {MAX_STOP_LENGTH} characters each are supported")
     require_unicode(*listed)
-    return [item for item in listed if item]
+    return listed
 
 
 def _logit_bias(value: object) -> dict[int, float]:
@@ -98,7 +98,7 @@ def _sparsity(value: object) -> float | Literal["auto"]:
     if value == "auto":
         return "auto"
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError("must be a number from 0 to below 1, or auto")
+        raise ValueError("must be a number from 0 to below 1, or 'auto'")
     # Without the sign that JSON lets a zero have.
     return float(value) + 0.0
 
@@ -170,7 +170,13 @@ Stop = Annotated[
     list[str],
     PlainValidator(_stop),
     WithJsonSchema(
-        {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOP_STRINGS}, {"type": "null"}]}
+        {
+            "anyOf": [
+                _STOP,
+                {"type": "array", "items": {**_STOP, "minLength": 1}, "maxItems": MAX_STOP_STRINGS},
+                {"type": "null"},
+            ]
+        }
     ),
 ]
 LogitBias = Annotated[

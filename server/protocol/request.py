@@ -65,7 +65,7 @@ class GenerationRequest(BaseModel):
     # What is not honoured, in this endpoint.
     refused: ClassVar[Mapping[str, Refused]] = REFUSED
     # Fields that name the same limit of tokens; the first that is given counts. Those that may be another one then.
-    limits: ClassVar[Sequence[str]] = ("max_tokens", "max_completion_tokens", "n_predict", "max_new_tokens")
+    limits: ClassVar[Sequence[str]] = ("max_tokens", "n_predict", "max_new_tokens")
     overridden: ClassVar[Sequence[str]] = ()
 
     model: ModelName = Field(default=None, description="the served model's name, or NAME@sparsity=0.5; may be left out")
@@ -94,7 +94,6 @@ class GenerationRequest(BaseModel):
         description="the same seed draws the same tokens; answer i of several draws with seed + i; -1 is none",
     )
     max_tokens: Limit | None = None
-    max_completion_tokens: Limit | None = None
     n_predict: Limit | None = Field(default=None, description="max_tokens, as llama.cpp calls it")
     max_new_tokens: Limit | None = Field(default=None, description="max_tokens, as TGI calls it")
     min_tokens: Count | None = Field(default=0, description="no end-of-sequence and no stop before that many")

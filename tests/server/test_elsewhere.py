@@ -157,6 +157,8 @@ def test_misspelt_and_meaningless_keys_stay_in_the_header() -> None:
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n_predict", "max_new_tokens"])
 def test_a_limit_by_any_name(path: str, name: str) -> None:
     """It is honoured, -1 is the rest of the context, and errors name the field that was sent."""
+    if (path, name) == (COMPLETIONS, "max_completion_tokens"):
+        pytest.skip("a field of chat alone")
     base = {key: value for key, value in BASES[path].items() if key != "max_tokens"}
     with served(ScriptedEngine(context_length=100)) as url:
         five = post(url, path, **base, **{name: 5}).json()["usage"]["completion_tokens"]
@@ -175,7 +177,6 @@ def test_a_limit_by_any_name(path: str, name: str) -> None:
     [
         (COMPLETIONS, {"max_tokens": 3, "n_predict": 4}, "n_predict"),
         (COMPLETIONS, {"max_tokens": 3, "n_predict": -1}, "n_predict"),
-        (COMPLETIONS, {"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
         (COMPLETIONS, {"repetition_penalty": 1.1, "repeat_penalty": 1.2}, "repeat_penalty"),
         (COMPLETIONS, {"include_stop_str_in_output": False, "no_stop_trim": True}, "no_stop_trim"),
         (CHAT, {"max_completion_tokens": 3, "n_predict": 4}, "n_predict"),

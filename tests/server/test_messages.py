@@ -139,7 +139,7 @@ def test_a_client_names_nothing_that_the_renderer_is_told() -> None:
         ({"prompt": "a", "griffin": {"other": 1}}, "griffin.other"),
         ({"prompt": "a", "griffin": 7}, "griffin"),
         ({"prompt": "a", "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-        ({"prompt": "a", "stop_token_ids": [1, "2"]}, "stop_token_ids[1]"),
+        ({"prompt": "a", "stop_token_ids": [1, "2"]}, "stop_token_ids"),
         ({"prompt": "a", "sparsity": 1}, "sparsity"),
         ({"prompt": "a", "n": 0}, "n"),
         ({"max_tokens": 1}, "prompt"),
