@@ -19,6 +19,8 @@ NOT_THE_TEMPLATES = {
     "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "messages", "self", "chat",
     "conversation", "conversations", "sanitize_control_tokens",
 }  # fmt: skip
+# For the JSON schema of chat_template_kwargs.
+RESERVED: dict[str, Any] = {"propertyNames": {"not": {"enum": sorted(NOT_THE_TEMPLATES)}}}
 
 
 def _a_list(value: object) -> object:
@@ -38,7 +40,7 @@ class TemplateRequest(BaseModel):
     chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(small)] = Field(
         default=None,
         description=f"passed to the model's template; at most {MAX_NODES} names and values",
-        json_schema_extra={"propertyNames": {"not": {"enum": sorted(NOT_THE_TEMPLATES)}}},
+        json_schema_extra=RESERVED,
     )
 
     @model_validator(mode="after")

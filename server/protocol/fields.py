@@ -34,7 +34,7 @@ def whole(value: object) -> object:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-def whole_items(value: object) -> object:
+def whole_items(value: Any) -> Any:
     return [whole(item) for item in value] if isinstance(value, list) and float in set(map(type, value)) else value
 
 
@@ -42,7 +42,7 @@ def clamped(value: int) -> int:
     return min(value, MAX_COUNT)
 
 
-def _prompts(value: object) -> list[str | list[int]]:
+def _prompts(value: Any) -> list[str | list[int]]:
     """All four forms of OpenAI's become a list of texts and lists of ids."""
     value = whole_items(value)
     if isinstance(value, str) or (isinstance(value, list) and value and all(type(item) is int for item in value)):
