@@ -53,15 +53,15 @@ def _prompts(value: Any) -> list[str | list[int]]:
         raise ValueError("must not be empty")
     if len(value) > MAX_PROMPTS:
         raise ValueError(f"has {len(value)} prompts; at most {MAX_PROMPTS} are supported")
-    value = [whole_items(prompt) for prompt in value]
-    for prompt in value:
+    prompts: list[str | list[int]] = [whole_items(prompt) for prompt in value]
+    for prompt in prompts:
         is_ids = isinstance(prompt, list) and all(type(item) is int for item in prompt)
         if not isinstance(prompt, str) and not is_ids:
             raise ValueError("must be a text, a list of texts, a list of token ids, or a list of such lists")
         if not prompt:
             raise ValueError("must not be empty, nor may any of its parts")
         require_unicode(prompt)
-    return value
+    return prompts
 
 
 def _stop(value: object) -> list[str]:
