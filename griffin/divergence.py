@@ -16,6 +16,8 @@ from griffin.verification import Comparison
 
 # Logits of that many tokens are held at once, twice.
 AT_ONCE = 64
+# In nats a token. The exponential of more is no float, of its negative 0, which has no logarithm.
+MOST_NATS = 700.0
 
 
 @torch.inference_mode()
@@ -32,4 +34,6 @@ def divergence(model: PreTrainedModel, full_TD: Tensor, pruned_TD: Tensor, ids: 
         gap += (pruned - full).gather(1, next_T[rows, None]).sum()
     # Of equal distributions rounding may make it a little less than nothing.
     mean = max(0.0, float(kl) / tokens)
-    return Comparison(tokens, mean, int(agreed) / tokens, math.exp(float(gap) / tokens))
+    return Comparison(
+        tokens, mean, int(agreed) / tokens, math.exp(max(-MOST_NATS, min(MOST_NATS, float(gap) / tokens)))
+    )

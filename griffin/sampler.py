@@ -20,6 +20,8 @@ from griffin.sampling import MOST_LOGPROBS, Logprobs, Sampling
 # The nucleus of top_p is looked for among that many tokens first: they are found sooner than all are sorted.
 NUCLEUS = 1024
 LOW_32_BITS = 0xFFFFFFFF
+# More than any context holds, and less than the tensors that count tokens do.
+MOST_TOKENS = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +99,16 @@ class Sampler:
         self._keys.copy_(torch.tensor(_keys(seed)))
         self._noise_scale.fill_(0.0 if sampling.greedy else 1.0)
         self._temperature.fill_(1.0 if sampling.greedy else sampling.temperature)
-        # Greedy is one of all, whatever the filters would leave.
-        self._top_k.fill_(sampling.top_k or len(self._ranks_V))
+        vocabulary = len(self._ranks_V)
+        top_k = min(sampling.top_k, vocabulary)
+        self._top_k.fill_(top_k or vocabulary)
         # Rounding may let the sum of all probabilities exceed 1 a little.
         self._top_p.fill_(sampling.top_p if sampling.top_p < 1 else math.inf)
         self._min_p.fill_(sampling.min_p)
         self._load_adjustments(sampling, prompt_ids, end_ids)
         self._top = sampling.logprobs or 0
-        self._limits = (sampling.top_k, sampling.top_p, sampling.min_p)
-        filtered = bool(sampling.top_k or sampling.top_p < 1 or sampling.min_p)
+        self._limits = (top_k, sampling.top_p, sampling.min_p)
+        filtered = bool(top_k or sampling.top_p < 1 or sampling.min_p)
         self.kind = Kind(
             adjusted=_adjusts(sampling),
             sampled=not sampling.greedy,
@@ -119,7 +122,7 @@ class Sampler:
         self._presence.fill_(sampling.presence_penalty)
         self._frequency.fill_(sampling.frequency_penalty)
         self._repetition.fill_(sampling.repetition_penalty)
-        self._min_tokens.fill_(sampling.min_tokens)
+        self._min_tokens.fill_(min(sampling.min_tokens, MOST_TOKENS))
         device = self.id.device
         if sampling.logit_bias:
             ids = torch.tensor(list(sampling.logit_bias), device=device)

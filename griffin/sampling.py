@@ -1,6 +1,5 @@
 """What a request may choose about the drawing of tokens, and what is reported of the choice."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,6 +7,8 @@ from torch import Tensor
 
 # Divided by less, differences of logits leave the range of fp32.
 GREEDY_BELOW = 1e-5
+# Beyond it, penalties times counts, or logits over a temperature, leave the range of fp32.
+LARGEST = 1e30
 # Alternatives that can be reported of one token: room for them is made once.
 MOST_LOGPROBS = 20
 
@@ -17,14 +18,14 @@ class Sampling:
     """One sequence's choices. The names and meanings are those of OpenAI and vLLM.
 
     temperature: 0 (or below 1e-5) is greedy; otherwise logits are divided by it.
-    top_p: keep the smallest set of tokens whose probabilities reach it, 0 < top_p <= 1.
-    top_k: keep that many tokens; 0 keeps all.
+    top_p: keep the smallest set of tokens whose probabilities reach it, 0 to 1; one token always stays.
+    top_k: keep that many tokens; 0 keeps all, and so does a number above the vocabulary.
     min_p: keep tokens at least that fraction as probable as the most probable one.
     presence_penalty: subtracted once from the logit of each token generated so far.
     frequency_penalty: subtracted from it for each time the token was generated.
     repetition_penalty: logits of tokens in the prompt or generated are divided by it, negative ones multiplied.
     logit_bias: added to the logits of single tokens, by id.
-    seed: makes draws repeatable; None draws differently each time.
+    seed: any integer; makes draws repeatable. None draws differently each time.
     max_tokens: at most that many tokens are generated.
     min_tokens: nothing ends the sequence before it has that many.
     stop_token_ids: end after any of these, besides the model's own end-of-sequence ids.
@@ -48,14 +49,16 @@ class Sampling:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        self._require("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "0 or more")
-        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+        self._require("temperature", 0 <= self.temperature <= LARGEST, f"0 to {LARGEST:g}")
+        self._require("top_p", 0 <= self.top_p <= 1, "between 0 and 1")
         self._require("top_k", self.top_k >= 0, "0 or more")
         self._require("min_p", 0 <= self.min_p <= 1, "between 0 and 1")
-        self._require("presence_penalty", math.isfinite(self.presence_penalty), "a finite number")
-        self._require("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number")
+        self._require("presence_penalty", abs(self.presence_penalty) <= LARGEST, f"at most {LARGEST:g} in size")
+        self._require("frequency_penalty", abs(self.frequency_penalty) <= LARGEST, f"at most {LARGEST:g} in size")
         self._require("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100")
-        self._require("logit_bias", all(map(math.isfinite, self.logit_bias.values())), "finite numbers by token id")
+        biases = all(id >= 0 and abs(bias) <= LARGEST for id, bias in self.logit_bias.items())
+        self._require("logit_bias", biases, f"numbers of at most {LARGEST:g} in size, by token ids from 0")
+        self._require("stop_token_ids", min(self.stop_token_ids, default=0) >= 0, "ids from 0")
         self._require("max_tokens", self.max_tokens >= 1, "1 or more")
         self._require("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens")
         wanted = 0 if self.logprobs is None else self.logprobs

@@ -16,6 +16,7 @@ from griffin.errors import GriffinError
 from server import errors
 from server.intake import IGNORED_HEADER
 from server.middleware import OPERATIONS, REQUEST_ID, Admission, Authentication, BodyLimit, RequestLog
+from server.protocol import chunk
 from server.routes import chat, completions, experts, models, operations, tokenization
 from server.routes.page import PageRoutes
 from server.service import Loaded, Service, load
@@ -114,11 +115,12 @@ def _guard(app: FastAPI, settings: Settings, page_paths: Sequence[str]) -> None:
 
 
 def _openapi(generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Without the 422 that FastAPI documents everywhere, and that is a 400 here."""
+    """With the events of streams, and without the 422 that FastAPI documents everywhere and that is a 400 here."""
     document = generate()
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
+    document["components"]["schemas"] = {**chunk.schemas(), **document["components"]["schemas"]}
     for unused in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(unused, None)
     return document

@@ -241,40 +241,51 @@ def _answer(scope: Scope, error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
-# Parts of a pydantic location that are ours, not the client's.
+# Where a pydantic location begins, before the client's own fields.
 NO_FIELDS = ("body", *FORMS)
 
 
 def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
     """One sentence about the first of pydantic's errors. Short, whatever was sent."""
     first = errors[0]
-    if first["type"] == "refused":
-        rule = first["ctx"]
-        return InvalidField(rule["message"], rule["param"], rule["code"])
-    # A key of the client's own may be long, or not even be text.
-    path = [
-        str(part)[:64].encode("ascii", "backslashreplace").decode() for part in first["loc"] if part not in NO_FIELDS
-    ]
     if first["type"] == "json_invalid":
         return InvalidField(f"the body is not valid JSON: {first['ctx']['error']}", None, "invalid_json")
-    if not path and not str(first["type"]).startswith(("model", "dict")):
+    param = _path(first["loc"])
+    if first["type"] == "refused":
+        rule = first["ctx"]
+        param = _joined(param, rule["param"])
+        separator = " " if rule["why"].startswith(("is ", "differs ")) else ": "
+        return InvalidField(f"{param}{separator}{rule['why']}", param, rule["code"])
+    if not param and not str(first["type"]).startswith(("model", "dict")):
         return InvalidField(f"the body: {first['msg']}", None, "invalid_json")
-    if not path:
+    if not param:
         return InvalidField(
             "the body must be a JSON object, sent with the header Content-Type: application/json", None, "invalid_json"
         )
-    # Behind the field's name come the positions and type names of pydantic's own walk through unions.
-    nested = path[0] in ("griffin", "stream_options") and len(path) > 1
-    param = ".".join(path[: 2 if nested else 1])
     if first["type"] == "missing":
         return InvalidField(f"{param} is required", param, "missing_required_parameter")
     if first["type"] == "extra_forbidden":
-        return InvalidField(f"{param} is not a field of {path[0]}", param, "unknown_parameter")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    # Of a union: a word that would have done as well.
-    words = [e["ctx"]["expected"] for e in errors[1:] if e["type"] == "literal_error" and path[0] in e["loc"]]
-    message += "".join(f", or {word}" for word in words)
-    return InvalidField(f"{param}: {message} (got {_short(first['input'])})", param)
+        return InvalidField(f"{param} is not a field of {param.partition('.')[0]}", param, "unknown_parameter")
+    message = f"{param}: {str(first['msg']).removeprefix('Value error, ')} (got {_short(first['input'])})"
+    # A list of plain values is one field; which of them is wrong stands in the text.
+    listed = isinstance(first["loc"][-1], int) and not param.startswith("messages")
+    return InvalidField(message, param.rpartition("[")[0] if listed else param)
+
+
+def _path(location: Sequence[str | int]) -> str:
+    """A pydantic location as OpenAI writes one: messages[0].role."""
+    path = ""
+    for depth, part in enumerate(location):
+        if depth < 2 and part in NO_FIELDS:
+            continue
+        # A key of the client's own may be long, or not even be text.
+        name = str(part)[:64].encode("ascii", "backslashreplace").decode()
+        path = _joined(path, f"[{name}]" if isinstance(part, int) else name)
+    return path
+
+
+def _joined(path: str, name: str) -> str:
+    return path + name if name.startswith("[") or not path else f"{path}.{name}"
 
 
 def _short(value: object) -> str:

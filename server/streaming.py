@@ -23,11 +23,6 @@ logger = logging.getLogger("griffin")
 
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE = b"data: [DONE]\n\n"
-# For OpenAPI, beside the whole object.
-STREAMED: dict[str, Any] = {
-    "description": "the answer; with stream=true, chunks of it as server-sent events",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
-}
 # A comment: clients skip it, proxies see that the connection is alive.
 KEEP_ALIVE = b": keep-alive\n\n"
 # For a reader who is slow to take the last words, beyond the request's deadline.

@@ -22,6 +22,9 @@ from server.protocol.report import (
     VerificationReport,
 )
 
+# The exponential of more is no float.
+MOST_NATS = 700.0
+
 
 class Tally:
     """Of one job. ``requested``: the sparsity that the client named, in whichever way."""
@@ -265,7 +268,7 @@ def _auto_report(outlook: Outlook | None) -> AutoReport | None:
         return None
     return AutoReport(
         sparsity=outlook.sparsity,
-        predicted_perplexity_percent=round(math.expm1(outlook.divergence) * 100, 2),
+        predicted_perplexity_percent=round(math.expm1(min(outlook.divergence, MOST_NATS)) * 100, 2),
         tolerance_percent=round(math.expm1(outlook.limit) * 100, 2),
     )
 

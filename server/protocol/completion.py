@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from griffin import Scoring
-from server.protocol.fields import MAX_CHOICES, MAX_LOGPROBS, MAX_PROMPTS, Prompts, refuse
+from server.protocol.elsewhere import REFUSED, REFUSED_IN_COMPLETIONS
+from server.protocol.fields import MAX_CHOICES, MAX_LOGPROBS, MAX_PROMPTS, Limit, Prompts, Whole, refuse
 from server.protocol.report import FinishReason, GriffinReport, TimingReport, Usage
-from server.protocol.request import REFUSED, GenerationRequest
+from server.protocol.request import GenerationRequest
 
 DEFAULT_MAX_TOKENS = 16
 # Log-probabilities of prompts in one answer, counted with their alternatives. About a second's work.
@@ -18,32 +19,39 @@ MAX_SCORES = 2**20
 class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
-    refused: ClassVar = {**REFUSED, "suffix": ("",), "max_completion_tokens": ()}
+    refused: ClassVar = {**REFUSED, **REFUSED_IN_COMPLETIONS}
 
     prompt: Prompts = Field(
         description=f"a text, a list of texts, token ids, or a list of lists of them; up to {MAX_PROMPTS}"
     )
-    max_tokens: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description=f"default {DEFAULT_MAX_TOKENS}; 0 only with echo"
+    max_tokens: Limit | None = Field(
+        default=None, description=f"default {DEFAULT_MAX_TOKENS}; 0 only with echo; -1: the rest of the context"
     )
-    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = Field(
         default=None, description="generate that many, return the n of the highest mean log-probability"
     )
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
-        default=None, description="log-probabilities of each token and of that many most probable ones"
+    logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None,
+        BeforeValidator(lambda value: None if value is False else value),
+        WithJsonSchema(
+            {"anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS}, {"enum": [None, False]}]}
+        ),
+    ] = Field(
+        default=None,
+        description="log-probabilities of each token and of that many most probable ones; false is none, as in chat",
     )
     echo: bool | None = Field(default=False, description="begin the answer with the prompt; with logprobs, scored")
 
     @model_validator(mode="after")
     def _completion_rules(self) -> Self:
-        if self.max_tokens == 0 and not self.echo:
-            refuse("max_tokens", "max_tokens: must be 1 or more, unless echo=true")
+        if self.token_limit() == 0 and not self.echo:
+            refuse(self.field_name("max_tokens"), "must be 1 or more, unless echo=true")
         if self.best_of is not None and self.best_of < self.choices:
-            refuse("best_of", f"best_of: must be n={self.choices} or more")
+            refuse("best_of", f"must be n={self.choices} or more")
         if self.stream and self.sequences > self.choices:
-            refuse("best_of", "best_of: the best of several is known at the end only; leave out stream or best_of")
+            refuse("best_of", "the best of several is known at the end only; leave out stream or best_of")
         if self.griffin and self.griffin.prompt_tokens is not None and self.scoring() is None:
-            refuse("griffin.prompt_tokens", "griffin.prompt_tokens: only with echo=true and logprobs")
+            refuse("griffin.prompt_tokens", "only with echo=true and logprobs")
         return self
 
     def default_limit(self, room: int, defaults: Mapping[str, float]) -> int:

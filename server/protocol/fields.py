@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 MAX_PROMPTS = 32
@@ -14,15 +14,37 @@ MAX_BIASED_TOKENS = 1024
 # Far more keys than any API has.
 MAX_KEYS = 256
 MAX_NODES = 1024
+# More than any context has tokens: what is above it means the same, and fits wherever it is counted.
+MAX_COUNT = 2**31 - 1
+UNLIMITED = -1
 
 
-def refuse(param: str, message: str, code: str = "invalid_value") -> NoReturn:
-    """For rules between fields, where pydantic itself would name none."""
-    raise PydanticCustomError("refused", "{message}", {"param": param, "message": message, "code": code})
+def refuse(param: str, why: str, code: str = "invalid_value") -> NoReturn:
+    """For what pydantic itself would not name.
+
+    Args:
+        param: the field, from where the validator stands: a message's own ``role``, a list's own ``[2].text``.
+        why: what follows the name in the error's text.
+    """
+    raise PydanticCustomError("refused", "{why}", {"param": param, "why": why, "code": code})
 
 
-def _prompts(value: object) -> list[str | list[int]]:
+def whole(value: object) -> object:
+    """JSON has one kind of number: 1.0 is the integer 1."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+def whole_items(value: Any) -> Any:
+    return [whole(item) for item in value] if isinstance(value, list) and float in set(map(type, value)) else value
+
+
+def clamped(value: int) -> int:
+    return min(value, MAX_COUNT)
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
     """All four forms of OpenAI's become a list of texts and lists of ids."""
+    value = whole_items(value)
     if isinstance(value, str) or (isinstance(value, list) and value and all(type(item) is int for item in value)):
         value = [value]
     if not isinstance(value, list):
@@ -31,20 +53,22 @@ def _prompts(value: object) -> list[str | list[int]]:
         raise ValueError("must not be empty")
     if len(value) > MAX_PROMPTS:
         raise ValueError(f"has {len(value)} prompts; at most {MAX_PROMPTS} are supported")
-    for prompt in value:
+    prompts: list[str | list[int]] = [whole_items(prompt) for prompt in value]
+    for prompt in prompts:
         is_ids = isinstance(prompt, list) and all(type(item) is int for item in prompt)
         if not isinstance(prompt, str) and not is_ids:
             raise ValueError("must be a text, a list of texts, a list of token ids, or a list of such lists")
         if not prompt:
             raise ValueError("must not be empty, nor may any of its parts")
         require_unicode(prompt)
-    return value
+    return prompts
 
 
 def _stop(value: object) -> list[str]:
-    listed = [value] if isinstance(value, str) else [] if value is None else value
+    """An empty string alone stops nothing; within a list it is a mistake."""
+    listed = [value] if isinstance(value, str) and value else [] if value is None or value == "" else value
     if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
-        raise ValueError("must be a non-empty string or a list of them")
+        raise ValueError("must be a string or a list of non-empty strings")
     if len(listed) > MAX_STOP_STRINGS:
         raise ValueError(f"at most {MAX_STOP_STRINGS} stop strings are supported")
     if any(len(item) > MAX_STOP_LENGTH for item in listed):
@@ -54,7 +78,7 @@ def _stop(value: object) -> list[str]:
 
 
 def _logit_bias(value: object) -> dict[int, float]:
-    if value is None:
+    if value is None or value == []:
         return {}
     if not isinstance(value, dict):
         raise ValueError("must be an object from token ids to numbers")
@@ -70,22 +94,32 @@ def _logit_bias(value: object) -> dict[int, float]:
     return bias
 
 
+def _sparsity(value: object) -> float | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError("must be a number from 0 to below 1, or 'auto'")
+    # Without the sign that JSON lets a zero have.
+    return float(value) + 0.0
+
+
 def few_keys(value: Any) -> Any:
     """Each unknown key would cost an error of its own."""
     if isinstance(value, dict) and len(value) > MAX_KEYS:
-        raise ValueError(f"has {len(value)} keys")
+        raise ValueError(f"has {len(value)} keys; at most {MAX_KEYS} are supported")
     return value
 
 
 def small(value: Any) -> Any:
-    """For values that may be anything: nothing in them is worth a second of the server's time."""
+    """For values that may be anything: nothing in them is worth a second of the server's time, or has no UTF-8."""
     pending, count = [value], 0
     while pending:
         item = pending.pop()
-        inside = list(item.values()) if isinstance(item, dict) else item if isinstance(item, list) else ()
+        inside = [*item, *item.values()] if isinstance(item, dict) else item if isinstance(item, list) else ()
         count += len(inside) + 1
         if count > MAX_NODES:
-            raise ValueError(f"has more than {MAX_NODES} values")
+            raise ValueError(f"has more than {MAX_NODES} names and values")
+        require_unicode(item)
         pending += inside
     return value
 
@@ -107,10 +141,17 @@ def unicode_text(value: object) -> object:
 
 _ID = {"type": "integer", "minimum": 0}
 _TEXT = {"type": "string", "minLength": 1}
+_STOP = {"type": "string", "maxLength": MAX_STOP_LENGTH}
 _IDS = {"type": "array", "items": _ID, "minItems": 1}
 
 Text = Annotated[str, BeforeValidator(unicode_text)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=MAX_COUNT)]], Field(fail_fast=True), BeforeValidator(whole_items)
+]
+# An integer, 1.0 being one. Its limits come before it: Annotated[int, Field(ge=1), Whole].
+Whole = BeforeValidator(whole)
+Clamped = AfterValidator(clamped)
+Count = Annotated[int, Field(ge=0), Clamped, Whole]
 Prompts = Annotated[
     list[str | list[int]],
     PlainValidator(_prompts),
@@ -129,7 +170,13 @@ Stop = Annotated[
     list[str],
     PlainValidator(_stop),
     WithJsonSchema(
-        {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": MAX_STOP_STRINGS}, {"type": "null"}]}
+        {
+            "anyOf": [
+                _STOP,
+                {"type": "array", "items": {**_STOP, "minLength": 1}, "maxItems": MAX_STOP_STRINGS},
+                {"type": "null"},
+            ]
+        }
     ),
 ]
 LogitBias = Annotated[
@@ -144,6 +191,7 @@ LogitBias = Annotated[
                     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
                     "maxProperties": MAX_BIASED_TOKENS,
                 },
+                {"type": "array", "maxItems": 0},
                 {"type": "null"},
             ]
         }
@@ -151,11 +199,38 @@ LogitBias = Annotated[
 ]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Sparsity = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 # A number, or to be found for the prompt.
-SparsityChoice = Sparsity | Literal["auto"]
+SparsityChoice = Annotated[
+    float | Literal["auto"],
+    PlainValidator(_sparsity),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, {"const": "auto"}]}),
+]
 
 
-def asks_for_nothing(value: Any, nothing: tuple[Any, ...]) -> bool:
-    """Whether a field that cannot be honoured is there in name only. True is not 1 here."""
-    return value is None or any(type(value) is type(none) and value == none for none in nothing)
+def _limit(lowest: int, unlimited: str) -> Any:
+    allowed = f"must be {lowest} or more, or {UNLIMITED} for {unlimited}"
+
+    def in_range(value: int) -> int:
+        if value < lowest and value != UNLIMITED:
+            raise ValueError(allowed)
+        return clamped(value)
+
+    schema: dict[str, Any] = {"type": "integer", "minimum": UNLIMITED}
+    if lowest > 0:
+        schema["not"] = {"const": 0}
+    return Annotated[int, AfterValidator(in_range), Whole, WithJsonSchema(schema)]
+
+
+Limit = _limit(0, "no limit")
+PositiveLimit = _limit(1, "no limit")
+Kept = _limit(1, "as many as fit")
+
+
+def no_seed(value: int) -> int | None:
+    """vLLM and llama.cpp take -1 for none."""
+    return None if value == -1 else value
+
+
+# An empty name names none.
+ModelName = Annotated[str | None, AfterValidator(lambda name: name or None)]
+Seed = Annotated[int, AfterValidator(no_seed), Whole]

@@ -8,7 +8,7 @@ from griffin.pruning import MethodName
 from griffin.selection import SelectionName
 from griffin.statistic import StatisticName
 from griffin.verification import MOST_DRAFT_TOKENS, DraftName, ModeName
-from server.protocol.fields import Text, few_keys
+from server.protocol.fields import Clamped, Text, Whole, few_keys
 
 
 class GriffinOptions(BaseModel):
@@ -43,7 +43,7 @@ class GriffinOptions(BaseModel):
         description="of guarded and lossless: what the full model verifies, tokens of the kept neurons, n-grams that "
         "occurred before, or both; default pruned",
     )
-    draft_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFT_TOKENS)] | None = Field(
+    draft_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFT_TOKENS), Whole] | None = Field(
         default=None, description="how many are verified at once; default: what measured best in each mode"
     )
     acceptance: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
@@ -58,7 +58,7 @@ class GriffinOptions(BaseModel):
     compare: bool | None = Field(
         default=False, description="afterwards, run the answer through the full model too, and report how they differ"
     )
-    prompt_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(
+    prompt_tokens: Annotated[int, Field(ge=1), Clamped, Whole] | None = Field(
         default=None,
         description="with echo, logprobs and a sparsity: the full model reads that many tokens of the prompt and "
         "neurons are chosen on them; the rest is read by the kept neurons. Default: all but the last input, the "

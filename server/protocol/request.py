@@ -9,50 +9,40 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from griffin import Sampling, Scoring
 from griffin.errors import ContextLengthExceeded
+from server.protocol.elsewhere import REFUSED, Refused, documented, require_supported, unknown
 from server.protocol.fields import (
     MAX_CHOICES,
+    MAX_KEYS,
     MAX_STOP_STRINGS,
+    Clamped,
+    Count,
     Fraction,
+    Kept,
+    Limit,
     LogitBias,
+    ModelName,
     Penalty,
+    Seed,
     SparsityChoice,
     Stop,
-    TokenId,
-    asks_for_nothing,
+    TokenIds,
+    Whole,
     few_keys,
     refuse,
 )
 from server.protocol.options import GriffinOptions
 
-# Read by nobody, and no answer depends on them: whom to blame, where to store, how to bill.
-HARMLESS = {
-    "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "prediction", "parallel_tool_calls", "stream_obfuscation",
-}  # fmt: skip
-# Fields of OpenAI's and vLLM's APIs that would change the answer and are not supported, each with the values that
-# ask for nothing. Any other value is refused: ignoring it would answer another question.
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "prompt_logprobs": (),
-    "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
-    "bad_words": ([],),
-    "allowed_token_ids": (),
-    "prompt_embeds": (),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "json_schema": (),
-    "grammar": (),
-    "regex": (),
-    "ebnf": (),
-    "logits_processors": ([],),
-    "return_tokens_as_token_ids": (False,),
-    "spaces_between_special_tokens": (True,),
-    "typical_p": (1, 1.0),
-}
+# Names of other servers for fields of ours, beside those of the limit.
+TWINS = {"repeat_penalty": "repetition_penalty", "no_stop_trim": "include_stop_str_in_output"}
+# How many of the last tokens a penalty looks at; here it is all.
+PENALTY_WINDOWS = ("repeat_last_n", "repetition_penalty_range")
+
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
+
+
+def _with_refused(schema: dict[str, Any], request: type[Any]) -> None:
+    documented(schema, request.refused)
+    schema["maxProperties"] = MAX_KEYS
 
 
 class StreamOptions(BaseModel):
@@ -72,43 +62,52 @@ class StreamOptions(BaseModel):
 class GenerationRequest(BaseModel):
     """Fields of every request that generates. null is the same as leaving a field out."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
-    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = REFUSED
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=_with_refused)
+    # What is not honoured, in this endpoint.
+    refused: ClassVar[Mapping[str, Refused]] = REFUSED
+    # Fields that name the same limit of tokens; the first that is given counts. Those that may be another one then.
+    limits: ClassVar[Sequence[str]] = ("max_tokens", "n_predict", "max_new_tokens")
+    overridden: ClassVar[Sequence[str]] = ()
 
-    model: str | None = Field(
-        default=None, description="the served model's name, or NAME@sparsity=0.5; may be left out"
-    )
+    model: ModelName = Field(default=None, description="the served model's name, or NAME@sparsity=0.5; may be left out")
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
         default=None, description="0 is greedy; default: the model's, else 1"
     )
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = Field(default=None, description="0 or -1 keeps all tokens")
+    top_p: Fraction | None = Field(default=None, description="default 1; 0 is greedy")
+    top_k: Annotated[int, Field(ge=-1), Clamped, Whole] | None = Field(
+        default=None, description="0, -1, or more than there are keep all tokens"
+    )
     min_p: Fraction | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = Field(
         default=1, description="answers to each prompt, one after the other, from one reading of it"
     )
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = Field(
+    repetition_penalty: RepetitionPenalty | None = Field(
         default=None, description="1 is none; counts the prompt's tokens too"
     )
+    repeat_penalty: RepetitionPenalty | None = Field(
+        default=None, description="repetition_penalty, as llama.cpp and LM Studio call it"
+    )
     logit_bias: LogitBias = Field(default_factory=dict)
-    seed: int | None = Field(
-        default=None, description="the same seed draws the same tokens; answer i of several draws with seed + i"
+    seed: Seed | None = Field(
+        default=None,
+        description="the same seed draws the same tokens; answer i of several draws with seed + i; -1 is none",
     )
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = Field(
-        default=0, description="no end-of-sequence and no stop before that many"
-    )
+    max_tokens: Limit | None = None
+    n_predict: Limit | None = Field(default=None, description="max_tokens, as llama.cpp calls it")
+    max_new_tokens: Limit | None = Field(default=None, description="max_tokens, as TGI calls it")
+    min_tokens: Count | None = Field(default=0, description="no end-of-sequence and no stop before that many")
     stop: Stop = Field(
         default_factory=list, description=f"up to {MAX_STOP_STRINGS}; the text ends before the first that appears"
     )
-    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = Field(default=None, max_length=128)
+    stop_token_ids: Annotated[TokenIds, Field(max_length=128)] | None = None
     include_stop_str_in_output: bool | None = Field(default=False, description="the text ends behind it instead")
+    no_stop_trim: bool | None = Field(default=None, description="include_stop_str_in_output, as SGLang calls it")
     ignore_eos: bool | None = Field(default=False, description="go on to max_tokens, for runs of a fixed length")
     skip_special_tokens: bool | None = Field(default=True, description="leave special tokens out of the text")
     add_special_tokens: bool | None = Field(default=None, description="put a begin-of-sequence token before texts")
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = Field(
+    truncate_prompt_tokens: Kept | None = Field(
         default=None, description="keep that many tokens of the prompt's end; -1: as many as fit"
     )
     return_token_ids: bool | None = Field(default=False, description="add token_ids and prompt_token_ids")
@@ -129,26 +128,51 @@ class GenerationRequest(BaseModel):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        extra = self.model_extra or {}
-        for name, nothing in self.refused.items():
-            if not asks_for_nothing(extra.get(name), nothing):
-                refuse(name, f"{name} is not supported; leave it out", "unsupported_parameter")
-        if self.stream_options and not self.stream:
-            refuse("stream_options", "stream_options: only with stream=true")
-        if self.truncate_prompt_tokens == 0:
-            refuse("truncate_prompt_tokens", "truncate_prompt_tokens: must be 1 or more, or -1 for as many as fit")
+        require_supported(self._sent(), self.refused)
+        options = self.stream_options
+        if options and not self.stream and (options.include_usage or options.continuous_usage_stats):
+            refuse("stream_options", "only with stream=true")
+        self._settle_twins()
         limit = self.token_limit()
         if self.min_tokens and limit is not None and 0 <= limit < self.min_tokens:
-            refuse("min_tokens", f"min_tokens: must not be more than the limit of {limit} tokens")
+            refuse("min_tokens", f"must not be more than the limit of {limit} tokens")
         return self
 
+    def _sent(self) -> dict[str, Any]:
+        """Keys that are no fields of ours, without those that narrow a penalty which there is not."""
+        sent = self.model_extra or {}
+        penalties = (self.presence_penalty or 0, self.frequency_penalty or 0)
+        factors = (self.repetition_penalty or 1, self.repeat_penalty or 1)
+        if penalties != (0, 0) or factors != (1, 1):
+            return sent
+        return {name: value for name, value in sent.items() if name not in PENALTY_WINDOWS}
+
+    def _settle_twins(self) -> None:
+        """One choice has several names. Two that differ are two choices, of which none is dropped in silence."""
+        given = self._given_limits()
+        for name, value in given[1:]:
+            if value != given[0][1] and name not in self.overridden:
+                refuse(name, f"differs from {given[0][0]}; leave one of them out")
+        for name, own in TWINS.items():
+            foreign, value = getattr(self, name), getattr(self, own)
+            if foreign is None:
+                continue
+            if own in self.model_fields_set and value not in (None, foreign):
+                refuse(name, f"differs from {own}; leave one of them out")
+            setattr(self, own, foreign)
+
     def ignored(self) -> list[str]:
-        """Keys that no field answers to, such as a misspelt one."""
-        return sorted(set(self.model_extra or {}) - set(self.refused) - HARMLESS)
+        """Keys that mean nothing, such as a misspelt one."""
+        return unknown(self.model_extra or {}, self.refused)
+
+    def _given_limits(self) -> list[tuple[str, int]]:
+        given = ((name, getattr(self, name)) for name in self.limits)
+        return [(name, value) for name, value in given if value is not None]
 
     def token_limit(self) -> int | None:
         """Tokens that an answer may have, as the request says; -1 is the rest of the context, None says nothing."""
-        return self.max_tokens
+        given = self._given_limits()
+        return given[0][1] if given else None
 
     def default_limit(self, room: int, defaults: Mapping[str, float]) -> int:
         """Tokens that an answer may have if the request names no limit; see ``limit_within``."""
@@ -202,7 +226,8 @@ class GenerationRequest(BaseModel):
 
     def field_name(self, param: str) -> str:
         """What the client calls what the engine calls so."""
-        return param
+        given = self._given_limits()
+        return given[0][0] if param == "max_tokens" and given else param
 
     def wanted_logprobs(self) -> int | None:
         """How many alternatives to report for each token; None is nothing at all."""

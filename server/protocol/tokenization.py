@@ -1,41 +1,55 @@
 """POST /tokenize and /detokenize, GET /tokenizer_info, in vLLM's shapes."""
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from server.protocol.chat import TemplateRequest
-from server.protocol.fields import Text, TokenId, few_keys, refuse
+from server.protocol.elsewhere import (
+    REFUSED_IN_DETOKENIZE,
+    REFUSED_IN_TOKENIZE,
+    Refused,
+    documented,
+    require_supported,
+    unknown,
+)
+from server.protocol.fields import MAX_KEYS, ModelName, Text, TokenIds, few_keys
+
+
+def _with_refused(schema: dict[str, Any], request: type[Any]) -> None:
+    documented(schema, request.refused)
+    schema["maxProperties"] = MAX_KEYS
 
 
 class Extensible(BaseModel):
     """Keys that no field answers to are accepted, and named in the answer's header."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=_with_refused)
+    refused: ClassVar[Mapping[str, Refused]] = REFUSED_IN_TOKENIZE
 
     _few_keys = model_validator(mode="before")(few_keys)
 
+    @model_validator(mode="after")
+    def _supported(self) -> Self:
+        require_supported(self.model_extra or {}, self.refused)
+        return self
+
     def ignored(self) -> list[str]:
-        return sorted(self.model_extra or {})
+        return unknown(self.model_extra or {}, self.refused)
 
 
 class TokenizeText(Extensible):
-    model: str | None = None
+    model: ModelName = None
     prompt: Text
     add_special_tokens: bool | None = True
     return_token_strs: bool | None = False
 
 
 class TokenizeMessages(TemplateRequest, Extensible):
-    model: str | None = None
+    model: ModelName = None
     add_special_tokens: bool | None = False
     return_token_strs: bool | None = False
-
-    @model_validator(mode="after")
-    def _no_tools(self) -> Self:
-        if (self.model_extra or {}).get("tools"):
-            refuse("tools", "tools is not supported; leave it out", "unsupported_parameter")
-        return self
 
 
 # Which of the two is meant is seen before either is validated: an error is about the one that was meant.
@@ -59,8 +73,10 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(Extensible):
-    model: str | None = None
-    tokens: Annotated[list[TokenId], Field(fail_fast=True, max_length=1_000_000)]
+    refused: ClassVar = REFUSED_IN_DETOKENIZE
+
+    model: ModelName = None
+    tokens: Annotated[TokenIds, Field(max_length=1_000_000)]
 
 
 class DetokenizeResponse(BaseModel):

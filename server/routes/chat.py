@@ -6,12 +6,15 @@ from server.errors import GENERATED, documented
 from server.formats import ChatFormat
 from server.intake import begin, ignored_header, render
 from server.protocol.chat import ChatRequest, ChatResponse
-from server.streaming import STREAMED, deliver
+from server.protocol.chunk import ChatChunk, streamed
+from server.streaming import deliver
 
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", response_model=ChatResponse, responses={200: STREAMED, **documented(*GENERATED)})
+@router.post(
+    "/v1/chat/completions", response_model=ChatResponse, responses={200: streamed(ChatChunk), **documented(*GENERATED)}
+)
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation, put to the model by its own chat template."""
     intake, headers = begin(body, request, 1), ignored_header(body)

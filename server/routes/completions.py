@@ -5,13 +5,18 @@ from fastapi import APIRouter, Request, Response
 from server.errors import GENERATED, documented
 from server.formats import CompletionFormat
 from server.intake import begin, ignored_header
+from server.protocol.chunk import CompletionChunk, streamed
 from server.protocol.completion import CompletionRequest, CompletionResponse
-from server.streaming import STREAMED, deliver
+from server.streaming import deliver
 
 router = APIRouter()
 
 
-@router.post("/v1/completions", response_model=CompletionResponse, responses={200: STREAMED, **documented(*GENERATED)})
+@router.post(
+    "/v1/completions",
+    response_model=CompletionResponse,
+    responses={200: streamed(CompletionChunk), **documented(*GENERATED)},
+)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Complete prompts, with ``sparsity`` of the feed-forward neurons left out."""
     intake, headers = begin(body, request, len(body.prompt)), ignored_header(body)

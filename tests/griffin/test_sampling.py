@@ -45,6 +45,8 @@ def frequencies(logits: Tensor, sampling: Sampling, kind: Kind | None, draws: in
         (Sampling(top_k=1), [1.0, 0.0, 0.0, 0.0]),
         (Sampling(top_p=0.75), [0.625, 0.375, 0.0, 0.0]),
         (Sampling(top_p=0.01), [1.0, 0.0, 0.0, 0.0]),
+        (Sampling(top_p=0), [1.0, 0.0, 0.0, 0.0]),
+        (Sampling(top_k=2**63), [0.5, 0.3, 0.15, 0.05]),
         (Sampling(min_p=0.2), [10 / 19, 6 / 19, 3 / 19, 0.0]),
         (Sampling(min_p=1.0), [1.0, 0.0, 0.0, 0.0]),
         (Sampling(temperature=0.5), [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]),
@@ -266,12 +268,34 @@ def test_a_token_that_is_taken_counts_as_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_p", 0.0), ("top_p", 1.1),
+    [("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_p", -0.1), ("top_p", 1.1),
      ("top_k", -1), ("min_p", 1.5), ("max_tokens", 0), ("repetition_penalty", 0.0), ("presence_penalty", math.nan),
      ("frequency_penalty", math.inf), ("min_tokens", 17), ("logprobs", -1), ("logprobs", 21),
-     ("logit_bias", {1: math.inf})],
+     ("logit_bias", {1: math.inf}), ("logit_bias", {-1: 1.0}), ("logit_bias", {1: 1e31}), ("stop_token_ids", {-1}),
+     ("temperature", 1e31), ("presence_penalty", -1e31), ("frequency_penalty", 10**400), ("top_p", math.nan),
+     ("min_p", math.nan), ("repetition_penalty", math.nan)],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(field: str, value: object) -> None:
     """The text names the field and what it may be."""
     with pytest.raises(ValueError, match=f"{field} must be .* but is "):
         Sampling(**{field: value})
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1e-5, logit_bias={0: 1e30, 1: -1e30}, repetition_penalty=100),
+        Sampling(temperature=1e30, presence_penalty=1e30, frequency_penalty=-1e30),
+        Sampling(repetition_penalty=0.01, logit_bias={0: 1e30}, min_p=5e-324, top_p=1 - 2**-53),
+        Sampling(temperature=5e-324, top_p=5e-324, min_p=5e-324, top_k=2**100),
+        Sampling(min_tokens=2**100, max_tokens=2**100, seed=-(2**100)),
+    ],
+)
+@KINDS
+def test_whatever_is_allowed_can_be_drawn(sampling: Sampling, kind: Kind | None) -> None:
+    """The largest and smallest numbers make neither an error nor a number that is none."""
+    drawn = sample(torch.tensor([80.0, -80.0, 0.0, 1.0]), sampling, 20, kind)
+
+    assert set(drawn) <= {0, 1, 2, 3}
+    if sampling.min_tokens:
+        assert 0 not in drawn

@@ -168,7 +168,7 @@ def test_one_line_a_request_and_never_its_text(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.DEBUG), served(ScriptedEngine(text="classified")) as url:
         post(url, prompt=secret, max_tokens=3, sparsity=0.5, headers={"x-request-id": "one"})
         post(url, prompt=secret, max_tokens=3, stream=True, headers={"x-request-id": "two"})
-        post(url, prompt=secret, max_tokens=-1, headers={"x-request-id": "three"})
+        post(url, prompt=secret, max_tokens=-2, headers={"x-request-id": "three"})
         post(url, prompt=secret, model=secret, headers={"x-request-id": "four"})
         post(url, "/v1/chat/completions", messages=[{"role": "user", "content": secret}], max_tokens=1)
         httpx.get(f"{url}/health")

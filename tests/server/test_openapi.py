@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import hypothesis
+import jsonschema_rs
 import pytest
 import requests
 import schemathesis
@@ -66,6 +67,7 @@ def api(server: ServerProcess) -> schemathesis.BaseSchema:
     # Otherwise it would try constants of whatever source is near.
     project = ProjectConfig(analysis=AnalysisConfig(constants=ConstantsConfig(enabled=False)), max_stream_events=1_000)
     # Valid by the schema is not all: there are rules between fields, a context length, a vocabulary, a model's name.
+    # test_document.py has them by name.
     project.checks.update(excluded_check_names=["positive_data_acceptance"])
     # A field with "token" in its name is no secret here, and a failure is shown with the request that led to it.
     output = OutputConfig(sanitization=SanitizationConfig(enabled=False))
@@ -192,26 +194,30 @@ def require_envelope(response: schemathesis.Response) -> None:
     assert error["code"] is None or isinstance(error["code"], str)
 
 
-def require_whole_stream(response: schemathesis.Response) -> None:
-    """JSON chunks to the end, and no error among them: it would have been a status, had it come earlier."""
+def require_whole_stream(response: schemathesis.Response, path: str, document: dict[str, Any]) -> None:
+    """Chunks to the end, as the document describes them, and no error among them: it would have been a status."""
     *events, done, rest = response.text.split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
+    content = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
+    validator = jsonschema_rs.validator_for({**content["schema"], "components": document["components"]})
     for event in events:
-        assert "error" not in json.loads(event.removeprefix("data: ")), event
+        chunk = json.loads(event.removeprefix("data: "))
+        assert "error" not in chunk, event
+        validator.validate(chunk)
 
 
-def require_conformance(case: schemathesis.Case, session: requests.Session) -> int:
+def require_conformance(case: schemathesis.Case, session: requests.Session, document: dict[str, Any]) -> int:
     """The status of the answer, which is as the document says, and no fault of the server."""
     shorten(case.body)
     response = case.call(session=session, timeout=3 * REQUEST_TIMEOUT_S)
     streamed = response.headers.get("content-type", [""])[0].startswith("text/event-stream")
-    # It would hold each event, as an object, to the schema that OpenAPI 3.1 has for the body, which is a text.
+    # It would hold {"data": a text} to the schema, which is, as in OpenAI's document, that of what the text says.
     case.validate_response(response, excluded_checks=[response_schema_conformance] if streamed else None)
     assert response.status_code < 500
     if response.status_code >= 400:
         require_envelope(response)
     elif streamed:
-        require_whole_stream(response)
+        require_whole_stream(response, case.operation.path, document)
     return response.status_code
 
 
@@ -249,7 +255,7 @@ def test_every_answer_is_one_that_the_document_describes(
                 for case in filter(None, (settled(drawn, document), drawn)):
                     cases += 1
                     try:
-                        statuses[require_conformance(case, session)] += 1
+                        statuses[require_conformance(case, session, document)] += 1
                     except (Exception, BaseExceptionGroup) as failure:
                         failures.setdefault(_kind(failure), failure)
             with subtests.test(operation.label):

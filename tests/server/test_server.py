@@ -151,7 +151,7 @@ BAD: list[tuple[object, int, str | None]] = [
     ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens"),
     ({"prompt": "a", "max_tokens": "many"}, 400, "max_tokens"),
     ({"prompt": "a", "temperature": 3}, 400, "temperature"),
-    ({"prompt": "a", "top_p": 0}, 400, "top_p"),
+    ({"prompt": "a", "top_p": -0.1}, 400, "top_p"),
     ({"prompt": "a", "top_k": -2}, 400, "top_k"),
     ({"prompt": "a", "min_p": 2}, 400, "min_p"),
     ({"prompt": "a", "seed": "x"}, 400, "seed"),

@@ -1,0 +1,77 @@
+"""Events of a stream: chunks of an answer, or the error that ended it. For the OpenAPI document."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+from server.protocol.chat import ChatLogprobs
+from server.protocol.completion import CompletionChoice
+from server.protocol.report import ErrorResponse, FinishReason, GriffinReport, TimingReport, Usage
+
+REFERENCE = "#/components/schemas/{model}"
+
+
+class Chunk(BaseModel):
+    """What the chunks of both endpoints have in common."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(description="the same in all chunks of an answer")
+    created: int
+    model: str
+    usage: Usage | None = Field(
+        default=None,
+        description="with include_usage: null, or, with continuous_usage_stats, the usage so far; in the last chunk, "
+        "whose choices are empty, that of the whole request",
+    )
+    griffin: GriffinReport | None = Field(default=None, description="in the last chunk, with include_usage")
+    metrics: TimingReport | None = Field(default=None, description="in the last chunk, with include_usage")
+
+
+class CompletionChunk(Chunk):
+    """An event of POST /v1/completions with stream=true."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice] = Field(description="one; empty in the last chunk, with include_usage")
+
+
+class Delta(BaseModel):
+    """role in the first chunk of an answer, then content piece by piece."""
+
+    role: Literal["assistant"] | None = None
+    content: str
+
+
+class ChatChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    token_ids: list[int] | None = Field(default=None, description="if return_token_ids")
+
+
+class ChatChunk(Chunk):
+    """An event of POST /v1/chat/completions with stream=true."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice] = Field(description="one; empty in the last chunk, with include_usage")
+    prompt_token_ids: list[int] | None = Field(default=None, description="in the first chunk, if return_token_ids")
+
+
+def streamed(chunk: type[Chunk]) -> dict[str, Any]:
+    """For OpenAPI, beside the whole object. As in OpenAI's document, the schema is that of one event's data."""
+    events = [{"$ref": REFERENCE.format(model=event.__name__)} for event in (chunk, ErrorResponse)]
+    return {
+        "description": "the answer; with stream=true, server-sent events: lines `data: ` with a chunk, or with an "
+        "error that ends the answer; `data: [DONE]` is the last. Lines that begin with a colon are comments.",
+        "content": {"text/event-stream": {"schema": {"anyOf": events}}},
+    }
+
+
+def schemas() -> dict[str, Any]:
+    """The components that ``streamed`` refers to, by name."""
+    events = [(event, "serialization") for event in (CompletionChunk, ChatChunk, ErrorResponse)]
+    _, document = models_json_schema(events, ref_template=REFERENCE)  # type: ignore[arg-type]
+    found: dict[str, Any] = document["$defs"]
+    return found

@@ -1,0 +1,331 @@
+"""Fields of other servers' APIs that this one has no field for, as data.
+
+Read for it, in November 2026: the types of OpenAI's SDK 3.54; the request classes of vLLM, SGLang,
+text-generation-webui and TGI; the request schema of llama.cpp's server; Ollama's and LM Studio's documents.
+
+- REFUSED: the answer depends on it elsewhere and not here. Only values that ask for nothing are accepted.
+- TUNING: belongs to one of those, and means nothing while that one is off.
+- HARMLESS: no answer depends on it.
+
+A field with a twin here is a field of the request itself: see ``GenerationRequest``. All other keys are unknown, and
+are named in the header ``x-griffin-ignored``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.protocol.fields import refuse
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A field that is not honoured.
+
+    nothing: the values, besides null, that ask for nothing, or for what is done anyway.
+    instead: what to send here, for the error's text.
+    """
+
+    nothing: tuple[Any, ...] = ()
+    instead: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """A field that does nothing while its mechanism is off.
+
+    of: fields that turn the mechanism on; all are in REFUSED.
+    usual: its default values elsewhere. Clients send them without the mechanism's own field.
+    """
+
+    of: tuple[str, ...]
+    usual: tuple[Any, ...] = ()
+
+
+_NEVER = Refused()
+_OFF = Refused((False,))
+_ON = Refused((True,))
+_ZERO = Refused((0, False))
+_ONE = Refused((1,))
+_NO_TEXT = Refused(("",))
+_NO_LIST = Refused(([],))
+_NO_OBJECT = Refused(({},))
+_NONE = Refused(("", [], {}))
+
+REFUSED: Mapping[str, Refused] = {
+    # The form of the answer.
+    "response_format": Refused(({"type": "text"},)),
+    "format": _NO_TEXT,
+    "grammar": _NO_TEXT,
+    "grammar_string": _NO_TEXT,
+    "grammar_lazy": _OFF,
+    "grammar_triggers": _NO_LIST,
+    "json_schema": _NONE,
+    "regex": _NO_TEXT,
+    "ebnf": _NO_TEXT,
+    "structural_tag": _NONE,
+    "structured_outputs": _NO_OBJECT,
+    "guided_json": _NONE,
+    "guided_regex": _NO_TEXT,
+    "guided_choice": _NO_LIST,
+    "guided_grammar": _NO_TEXT,
+    "n_indent": _ZERO,
+    # Tools, other media, other sources.
+    "tools": _NO_LIST,
+    "tool_choice": Refused(("none", "auto")),
+    "functions": _NO_LIST,
+    "function_call": Refused(("none", "auto")),
+    "modalities": Refused((["text"],)),
+    "audio": _NEVER,
+    "images": _NO_LIST,
+    "web_search_options": _NEVER,
+    "moderation": _NEVER,
+    "documents": _NO_LIST,
+    "data_sources": _NO_LIST,
+    "mm_processor_kwargs": _NO_OBJECT,
+    "media_io_kwargs": _NO_OBJECT,
+    # Reasoning, and how much is said.
+    "reasoning_effort": Refused(("none",), "chat_template_kwargs for what the model's template offers"),
+    "reasoning": Refused(({}, {"effort": None}, {"effort": "none"}, {"enabled": False})),
+    "think": _OFF,
+    "thinking": Refused(({"type": "disabled"}, False)),
+    "enable_thinking": Refused((), '"chat_template_kwargs": {"enable_thinking": ...}'),
+    "thinking_token_budget": Refused((-1,)),
+    "thinking_budget": Refused((-1,)),
+    "reasoning_budget": Refused((-1,)),
+    "reasoning_budget_tokens": Refused((-1,)),
+    "reasoning_budget_message": _NO_TEXT,
+    "include_reasoning": _ON,
+    "separate_reasoning": Refused((True, False)),
+    "stream_reasoning": Refused((True, False)),
+    "reasoning_format": Refused(("none", "auto", "")),
+    "verbosity": Refused(("medium",)),
+    # The prompt, and the template that makes it.
+    "chat_template": _NO_TEXT,
+    "chat_template_str": _NO_TEXT,
+    "template": _NO_TEXT,
+    "instruction_template": _NO_TEXT,
+    "instruction_template_str": _NO_TEXT,
+    "character": _NO_TEXT,
+    "system": Refused(("",), "a message of role system"),
+    "instructions": Refused(("",), "a message of role system"),
+    "prompt_token_ids": Refused(([],), "prompt in /v1/completions"),
+    "prompt_embeds": _NO_LIST,
+    "inputs": Refused(("", []), "prompt or messages"),
+    "input": Refused(("", []), "prompt or messages"),
+    "input_ids": Refused(([],), "prompt in /v1/completions"),
+    "input_embeds": _NO_LIST,
+    "truncation_side": Refused(("left",)),
+    "truncation_length": Refused((0,), "truncate_prompt_tokens"),
+    "truncate": Refused((False,), "truncate_prompt_tokens"),
+    "add_bos_token": Refused((True,), "add_special_tokens"),
+    "continue_": Refused((False,), "continue_final_message"),
+    "impersonate": _OFF,
+    "safe_prompt": _OFF,
+    "raw": _OFF,
+    # Other weights, other computations.
+    "lora": _NO_LIST,
+    "lora_path": _NONE,
+    "lora_request": _NEVER,
+    "adapter_id": _NO_TEXT,
+    "preset": _NO_TEXT,
+    "guidance_scale": _ONE,
+    "cfg_scale": _ONE,
+    "negative_prompt": _NO_TEXT,
+    "session_params": _NO_OBJECT,
+    "kv_transfer_params": _NO_OBJECT,
+    "ec_transfer_params": _NO_OBJECT,
+    "cache_salt": _NO_TEXT,
+    "extra_key": _NO_TEXT,
+    "watermark": _OFF,
+    "watermarking": _OFF,
+    # How tokens are drawn.
+    "do_sample": Refused((True,), "temperature 0"),
+    "typical_p": _ONE,
+    "typ_p": _ONE,
+    "tfs": _ONE,
+    "tfs_z": _ONE,
+    "top_a": _ZERO,
+    "top_n_sigma": Refused((0, -1)),
+    "epsilon_cutoff": _ZERO,
+    "eta_cutoff": _ZERO,
+    "smoothing_factor": _ZERO,
+    "dynatemp_range": _ZERO,
+    "dynamic_temperature": _OFF,
+    "mirostat": _ZERO,
+    "mirostat_mode": _ZERO,
+    "xtc_probability": _ZERO,
+    "dry_multiplier": _ZERO,
+    "adaptive_target": Refused((-1,)),
+    "penalty_alpha": _ZERO,
+    "encoder_repetition_penalty": _ONE,
+    "no_repeat_ngram_size": _ZERO,
+    "repeat_last_n": Refused((-1,)),
+    "repetition_penalty_range": Refused((0, -1)),
+    "repetition_detection": _NO_OBJECT,
+    "min_keep": _ZERO,
+    "samplers": _NONE,
+    "sampler_priority": _NONE,
+    "sampler_order": _NO_LIST,
+    "temperature_last": _OFF,
+    "logits_processors": _NO_LIST,
+    "custom_logit_processor": _NO_TEXT,
+    "custom_params": _NO_OBJECT,
+    "vllm_xargs": _NO_OBJECT,
+    "bad_words": _NO_LIST,
+    "banned_tokens": _NO_LIST,
+    "banned_strings": _NO_LIST,
+    "custom_token_bans": _NO_TEXT,
+    "allowed_token_ids": _NEVER,
+    "ban_eos_token": Refused((False,), "ignore_eos, min_tokens or logit_bias"),
+    "use_beam_search": _OFF,
+    "num_beams": _ONE,
+    "length_penalty": _ONE,
+    "early_stopping": _OFF,
+    "diversity_penalty": _ZERO,
+    "random_seed": Refused((), "seed"),
+    "options": Refused(({},), "its fields, by their names here, beside the others"),
+    # Where the answer ends.
+    "stop_regex": _NONE,
+    "stop_sequences": Refused(([],), "stop"),
+    "min_new_tokens": Refused((0,), "min_tokens"),
+    "max_length": Refused((), "max_tokens"),
+    "max_output_tokens": Refused((), "max_tokens"),
+    "num_predict": Refused((), "max_tokens"),
+    "auto_max_new_tokens": Refused((False,), "max_tokens -1"),
+    "max_tokens_second": _ZERO,
+    "t_max_predict_ms": Refused((0, -1), "timeout"),
+    # How many answers, and what is told of them.
+    "n_cmpl": Refused((1,), "n"),
+    "num_return_sequences": Refused((1,), "n"),
+    "n_probs": Refused((0,), "logprobs"),
+    "top_n_tokens": Refused((0,), "logprobs"),
+    "post_sampling_probs": _OFF,
+    "prompt_logprobs": Refused((False,), "echo and logprobs in /v1/completions"),
+    "decoder_input_details": _OFF,
+    "return_full_text": Refused((False,), "echo in /v1/completions"),
+    "return_tokens": Refused((False,), "return_token_ids"),
+    "return_tokens_as_token_ids": Refused((False,), "return_token_ids"),
+    "return_token_offsets": _OFF,
+    "return_prompt_text": _OFF,
+    "return_assistant_tokens_mask": _OFF,
+    "return_hidden_states": _OFF,
+    "return_routed_experts": _OFF,
+    "spaces_between_special_tokens": _ON,
+    "response_fields": _NO_LIST,
+}
+
+REFUSED_IN_CHAT: Mapping[str, Refused] = {
+    "prompt": Refused(("", []), "messages"),
+    "echo": _OFF,
+    "best_of": _ONE,
+    "suffix": _NO_TEXT,
+}
+
+REFUSED_IN_COMPLETIONS: Mapping[str, Refused] = {
+    "messages": Refused(([],), "prompt, or /v1/chat/completions"),
+    "suffix": _NO_TEXT,
+    "top_logprobs": Refused((0,), "logprobs"),
+    "max_completion_tokens": Refused((), "max_tokens"),
+}
+
+REFUSED_IN_TOKENIZE: Mapping[str, Refused] = {
+    "tools": _NO_LIST,
+    "documents": _NO_LIST,
+    "chat_template": _NO_TEXT,
+    "mm_processor_kwargs": _NO_OBJECT,
+    "media_io_kwargs": _NO_OBJECT,
+    "add_special": Refused((), "add_special_tokens"),
+    "parse_special": _ON,
+    "with_pieces": Refused((False,), "return_token_strs"),
+    "truncation_side": Refused(("left",)),
+    "truncate_prompt_tokens": Refused((-1,)),
+}
+
+REFUSED_IN_DETOKENIZE: Mapping[str, Refused] = {
+    "skip_special_tokens": _OFF,
+    "spaces_between_special_tokens": _ON,
+}
+
+# Of one message: what no template is given here, and marks that other servers read as continue_final_message.
+REFUSED_IN_MESSAGES: Mapping[str, Refused] = {
+    "tool_calls": _NO_LIST,
+    "function_call": _NO_OBJECT,
+    "audio": _NO_OBJECT,
+    "images": _NO_LIST,
+    "prefix": Refused((False,), "continue_final_message"),
+    "partial": Refused((False,), "continue_final_message"),
+}
+
+_MIROSTAT = ("mirostat", "mirostat_mode")
+_DYNAMIC = ("dynatemp_range", "dynamic_temperature")
+TUNING: Mapping[str, Tuning] = {
+    "mirostat_tau": Tuning(_MIROSTAT, (5,)),
+    "mirostat_eta": Tuning(_MIROSTAT, (0.1,)),
+    "xtc_threshold": Tuning(("xtc_probability",), (0.1,)),
+    "dry_base": Tuning(("dry_multiplier",), (1.75,)),
+    "dry_allowed_length": Tuning(("dry_multiplier",), (2,)),
+    "dry_penalty_last_n": Tuning(("dry_multiplier",), (-1, 0)),
+    "dry_sequence_breakers": Tuning(
+        ("dry_multiplier",), ("", [], ["\n", ":", '"', "*"], '"\\n", ":", "\\"", "*"', '["\\n", ":", "\\"", "*"]')
+    ),
+    "dynatemp_exponent": Tuning(_DYNAMIC, (1,)),
+    "dynatemp_low": Tuning(_DYNAMIC, (1,)),
+    "dynatemp_high": Tuning(_DYNAMIC, (1,)),
+    "smoothing_curve": Tuning(("smoothing_factor",), (1,)),
+    "adaptive_decay": Tuning(("adaptive_target",), (0.9,)),
+}
+
+# Who asks, where it is stored or billed, what is kept between requests, how fast it should go.
+HARMLESS = frozenset({
+    "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "prompt_cache_options", "prediction", "parallel_tool_calls", "stream_obfuscation",
+    "priority", "request_id", "rid", "custom_labels", "stream_interval",
+    "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "backend_sampling", "sse_ping_interval",
+    "keep_alive", "ttl", "draft_model", "prompt_lookup_num_tokens", "static_cache",
+})  # fmt: skip
+
+
+def asks_for_nothing(value: Any, nothing: tuple[Any, ...]) -> bool:
+    """Whether a field that cannot be honoured is there in name only. True is not 1 here; 1.0 is."""
+    return value is None or any((type(value) is bool) == (type(none) is bool) and value == none for none in nothing)
+
+
+def require_supported(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -> None:
+    """Refuse, by name, what is not honoured.
+
+    Args:
+        sent: keys of a request that are no fields of it.
+    """
+    for name, value in sent.items():
+        if (field := refused.get(name)) and not asks_for_nothing(value, field.nothing):
+            instead = f"use {field.instead}" if field.instead else "leave it out"
+            refuse(name, f"is not supported; {instead}", "unsupported_parameter")
+    # A mechanism that is on has been refused by its own name.
+    for name, value in sent.items():
+        if (tuning := TUNING.get(name)) and not asks_for_nothing(value, tuning.usual) and not _is_off(tuning, sent):
+            refuse(name, f"is not supported; leave it out, or turn {tuning.of[0]} off", "unsupported_parameter")
+
+
+def _is_off(tuning: Tuning, sent: Mapping[str, Any]) -> bool:
+    """Whether the request says so. Elsewhere it may be on by a server's default."""
+    return any(sent.get(name) is not None for name in tuning.of)
+
+
+def unknown(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -> list[str]:
+    """Keys that mean nothing here or elsewhere, such as a misspelt one."""
+    return sorted(set(sent) - set(refused) - set(TUNING) - HARMLESS)
+
+
+def documented(schema: dict[str, Any], refused: Mapping[str, Refused]) -> None:
+    """Write into a request's JSON schema which values of these fields are accepted.
+
+    They stand apart from the properties, which are the fields that do something.
+    """
+    schema["patternProperties"] = {
+        f"^{name}$": {
+            "enum": [None, *field.nothing],
+            "description": "not supported; accepted where it asks for nothing",
+        }
+        for name, field in refused.items()
+    }

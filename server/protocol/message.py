@@ -1,0 +1,142 @@
+"""One message of a conversation, and the parts of its content."""
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+
+from server.protocol.elsewhere import REFUSED_IN_MESSAGES, require_supported
+from server.protocol.fields import MAX_KEYS, Text, few_keys, refuse, require_unicode
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = get_args(Role)
+MAX_PARTS = 1024
+# What parts of a content carry elsewhere, by type.
+MEDIA = {
+    "image_url": "images", "image": "images", "input_image": "images", "image_file": "images",
+    "input_audio": "audio", "audio_url": "audio", "audio": "audio", "video_url": "videos", "video": "videos",
+    "file": "files", "input_file": "files",
+}  # fmt: skip
+TEXTS = {"text": "text", "refusal": "refusal"}
+
+
+def _role(value: object) -> object:
+    if value not in ROLES:
+        raise ValueError(f"must be one of {', '.join(ROLES)}")
+    return value
+
+
+def _content(value: object, info: ValidationInfo) -> str | None:
+    """One text. Looked at here and not by pydantic, which would list all that is wrong with each of a million parts."""
+    if value is None or isinstance(value, str):
+        require_unicode(value)
+        return value
+    if not isinstance(value, list):
+        raise ValueError("must be a text, or a list of parts of type text")
+    if len(value) > MAX_PARTS:
+        raise ValueError(f"has {len(value)} parts; at most {MAX_PARTS} are supported")
+    return "".join(_part(part, f"[{index}]", info.data.get("role")) for index, part in enumerate(value))
+
+
+def _part(part: object, where: str, role: object) -> str:
+    if not isinstance(part, dict):
+        refuse(where, 'must be a part, such as {"type": "text", "text": "Hi"}')
+    kind = part.get("type")
+    if kind is None:
+        refuse(f"{where}.type", "is required: text", "missing_required_parameter")
+    if isinstance(kind, str) and kind in MEDIA:
+        why = f"is of type {kind}: {MEDIA[kind]} are not supported; this server serves text models: send parts of "
+        refuse(where, f"{why}type text", "unsupported_parameter")
+    if kind != "text" and (kind, role) != ("refusal", "assistant"):
+        refuse(f"{where}.type", "must be text")
+    name = TEXTS[kind]
+    if (text := part.get(name)) is None:
+        refuse(f"{where}.{name}", "is required", "missing_required_parameter")
+    if not isinstance(text, str):
+        refuse(f"{where}.{name}", "must be a text")
+    try:
+        require_unicode(text)
+    except ValueError as error:
+        refuse(f"{where}.{name}", str(error))
+    return text
+
+
+def _part_schema(kind: str) -> dict[str, Any]:
+    text = TEXTS[kind]
+    properties = {"type": {"const": kind}, text: {"type": "string"}}
+    return {"type": "object", "properties": properties, "required": ["type", text]}
+
+
+def _content_schema(*kinds: str) -> dict[str, Any]:
+    parts = [_part_schema(kind) for kind in kinds]
+    items = {"anyOf": parts} if len(parts) > 1 else parts[0]
+    return {
+        "anyOf": [{"type": "string"}, {"type": "array", "items": items, "maxItems": MAX_PARTS}],
+        "description": "a text, or parts of type text",
+    }
+
+
+def _by_role(schema: dict[str, Any]) -> None:
+    """An assistant may have said nothing; the others may not."""
+    common = {name: field for name, field in schema.pop("properties").items() if name not in ("role", "content")}
+    common |= {name: {"enum": [None, *field.nothing]} for name, field in REFUSED_IN_MESSAGES.items()}
+    said = _content_schema(*TEXTS)
+    said["anyOf"].append({"type": "null"})
+    assistant = {"role": {"const": "assistant"}, "content": said, "refusal": {"type": ["string", "null"]}}
+    others = {"role": {"enum": [role for role in ROLES if role != "assistant"]}, "content": _content_schema("text")}
+    schema |= {
+        "maxProperties": MAX_KEYS,
+        "anyOf": [
+            {"title": "Turn", "properties": {**others, **common}, "required": ["role", "content"]},
+            {"title": "AssistantTurn", "properties": {**assistant, **common}, "required": ["role"]},
+        ],
+    }
+    schema.pop("required", None)
+
+
+class Message(BaseModel):
+    """content is the text, parts put together."""
+
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=_by_role)
+
+    role: Annotated[Role, BeforeValidator(_role)]
+    content: Annotated[str | None, PlainValidator(_content), WithJsonSchema({})] = None
+    name: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_one(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError('must be an object with a role and a content, such as {"role": "user", "content": "Hi"}')
+        if "role" not in value:
+            refuse("role", f"is required: one of {', '.join(ROLES)}", "missing_required_parameter")
+        return few_keys(value)
+
+    @model_validator(mode="after")
+    def _said_something(self) -> Self:
+        require_supported(self.model_extra or {}, REFUSED_IN_MESSAGES)
+        if self.role != "assistant" and self.content is None:
+            refuse("content", "is required", "missing_required_parameter")
+        if self.role == "assistant" and not self.content:
+            self.content = self._refusal()
+        return self
+
+    def _refusal(self) -> str:
+        """An assistant that declined has said that, and nothing else."""
+        refusal = (self.model_extra or {}).get("refusal")
+        if refusal is not None and not isinstance(refusal, str):
+            refuse("refusal", "must be a text")
+        require_unicode(refusal)
+        return refusal or ""
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates expect it: one text. developer is OpenAI's newer word for system."""
+        message = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        return {**message, "name": self.name} if self.name else message
