@@ -28,6 +28,7 @@ from griffin.auto import Outlook
 from griffin.errors import Cancelled, ContextLengthExceeded
 from griffin.kept import Correction
 from server.app import create_app
+from server.job import EngineLike
 from server.service import Loaded
 from server.settings import Settings
 
@@ -203,7 +204,7 @@ def leave_early(url: str, after_s: float, **body: object) -> None:
 
 @contextmanager
 def served(
-    *engines: ScriptedEngine,
+    *engines: EngineLike,
     loader: Callable[[Settings], Loaded] | None = None,
     tokenizer: CharacterTokenizer | None = None,
     **settings: object,
