@@ -15,6 +15,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from griffin.errors import GriffinError
 from server import errors
 from server.intake import IGNORED_HEADER
+from server.jsonwire import Json
 from server.middleware import OPERATIONS, REQUEST_ID, Admission, Authentication, BodyLimit, RequestLog
 from server.routes import chat, completions, experts, models, operations, tokenization
 from server.routes.page import PageRoutes
@@ -80,6 +81,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        default_response_class=Json,
     )
     app.state.service = Service(settings)
     errors.install(app)

@@ -27,12 +27,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from griffin import errors as griffin_errors
 from griffin.errors import ContextLengthExceeded, InvalidRequest
+from server.jsonwire import Json
 from server.protocol.report import ErrorResponse
 from server.protocol.tokenization import FORMS
 
@@ -217,11 +217,11 @@ class Faults:
 def install(app: FastAPI) -> None:
     """Answer every failure of the app in OpenAI's form."""
 
-    async def validation(request: Request, error: Exception) -> JSONResponse:
+    async def validation(request: Request, error: Exception) -> Json:
         assert isinstance(error, RequestValidationError)
         return _answer(request.scope, explain(error.errors()))
 
-    async def http(request: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> Json:
         assert isinstance(error, HTTPException)
         # The framework's own refusals: no such route, wrong method, a body that is no JSON.
         code = "invalid_json" if error.status_code == 400 else _code(error.status_code)
@@ -233,12 +233,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http)
 
 
-def _answer(scope: Scope, error: ApiError) -> JSONResponse:
+def _answer(scope: Scope, error: ApiError) -> Json:
     """What the client reads; and the reason goes into the log line, and, before a request is queued, into a metric."""
     scope["state"]["log"].update(code=error.code, param=error.param)
     if scope["method"] == "POST" and not scope["state"].get("accepted"):
         scope["app"].state.service.metrics.rejected.labels(error.code).inc()
-    return JSONResponse(error.body(), error.status, error.headers)
+    return Json(error.body(), error.status, error.headers)
 
 
 # Parts of a pydantic location that are ours, not the client's.
