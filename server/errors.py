@@ -2,11 +2,14 @@
 
 ApiError
 ├── InvalidField          400, names the field
+├── InvalidJson           400, names the place
 ├── Unauthorized          401, says how to present a key
 ├── ModelNotFound         404
 ├── ExpertsNotFound       404
 ├── BodyTimeout           408
 ├── BodyTooLarge          413
+├── UnsupportedEncoding   415
+├── UnsupportedMediaType  415
 ├── QueueFull             429, with Retry-After
 ├── InternalError         500, not worth a retry
 ├── OutOfMemory           500, likewise
@@ -64,6 +67,10 @@ class InvalidField(ApiError):
         self.code = code or self.code
 
 
+class InvalidJson(ApiError):
+    status, type, code = 400, "invalid_request_error", "invalid_json"
+
+
 class ModelNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
@@ -118,6 +125,16 @@ class BodyTimeout(ApiError):
     status, type, code = 408, "invalid_request_error", "body_timeout"
 
 
+class UnsupportedEncoding(ApiError):
+    status, type, code = 415, "invalid_request_error", "unsupported_content_encoding"
+    headers: Mapping[str, str] = {"Accept-Encoding": "identity"}
+
+
+class UnsupportedMediaType(ApiError):
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+    headers: Mapping[str, str] = {"Accept": "application/json"}
+
+
 # The OpenAI SDK repeats requests that end in 408 or 5xx, and would repeat the fault with them.
 NO_RETRY = {"x-should-retry": "false"}
 
@@ -170,6 +187,7 @@ STATUSES = {
     404: "no such model, or nothing of that name",
     408: "the body took too long to arrive",
     413: "the body is too large",
+    415: "the body is compressed, or not sent as JSON",
     429: "the queue is full; see Retry-After",
     500: "a fault of the server, not worth a retry",
     503: "loading, shutting down, or an engine that has failed; see Retry-After",
@@ -183,7 +201,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 ASKED = (401, 500, 503)
-POSTED = (400, 401, 404, 408, 413, 500, 503)
+POSTED = (400, 401, 404, 408, 413, 415, 500, 503)
 GENERATED = (*POSTED, 429, 504)
 
 
@@ -223,9 +241,11 @@ def install(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> Json:
         assert isinstance(error, HTTPException)
-        # The framework's own refusals: no such route, wrong method, a body that is no JSON.
-        code = "invalid_json" if error.status_code == 400 else _code(error.status_code)
-        answer = InvalidField(f"{error.detail} ({request.method} {request.url.path[:200]})", None, code)
+        if isinstance(error.__cause__, ApiError):
+            # Raised where the framework reads the body, which takes it for its own.
+            return _answer(request.scope, error.__cause__)
+        # The framework's own refusals: no such route, wrong method.
+        answer = InvalidField(f"{error.detail} ({request.method} {request.url.path[:200]})", None, _code(error))
         answer.status, answer.headers = error.status_code, error.headers or {}
         return _answer(request.scope, answer)
 
@@ -255,14 +275,8 @@ def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
     path = [
         str(part)[:64].encode("ascii", "backslashreplace").decode() for part in first["loc"] if part not in NO_FIELDS
     ]
-    if first["type"] == "json_invalid":
-        return InvalidField(f"the body is not valid JSON: {first['ctx']['error']}", None, "invalid_json")
-    if not path and not str(first["type"]).startswith(("model", "dict")):
-        return InvalidField(f"the body: {first['msg']}", None, "invalid_json")
     if not path:
-        return InvalidField(
-            "the body must be a JSON object, sent with the header Content-Type: application/json", None, "invalid_json"
-        )
+        return InvalidField(f"the body: {first['msg']}", None)
     # Behind the field's name come the positions and type names of pydantic's own walk through unions.
     nested = path[0] in ("griffin", "stream_options") and len(path) > 1
     param = ".".join(path[: 2 if nested else 1])
@@ -285,5 +299,5 @@ def _short(value: object) -> str:
     return printer.repr(value)
 
 
-def _code(status: int) -> str:
-    return HTTPStatus(status).phrase.lower().replace(" ", "_")
+def _code(error: HTTPException) -> str:
+    return HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from server.errors import BodyTimeout, BodyTooLarge, Unauthorized
+from server.errors import BodyTimeout, BodyTooLarge, Unauthorized, UnsupportedEncoding
 
 logger = logging.getLogger("griffin")
 
@@ -112,7 +112,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        _require_plain(headers.get("content-encoding", ""))
+        declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared[:20]) > self._max_bytes:
             raise self._too_large()
         try:
@@ -148,3 +150,15 @@ class BodyLimit:
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the request body is larger than {self._max_bytes} bytes, the most this server takes")
+
+
+def _require_plain(encoding: str) -> None:
+    """
+    Raises:
+        UnsupportedEncoding: a compressed body could be a thousand times as large as what arrives.
+    """
+    codings = [coding for coding in (part.strip().lower() for part in encoding.split(",")) if coding]
+    if any(coding != "identity" for coding in codings):
+        raise UnsupportedEncoding(
+            f"this server takes no body with Content-Encoding: {ascii(encoding[:40])[1:-1]}; send it as it is"
+        )

@@ -5,10 +5,11 @@ from fastapi import APIRouter, Request, Response
 from server.errors import GENERATED, documented
 from server.formats import ChatFormat
 from server.intake import begin, ignored_header, render
+from server.jsonbody import JsonRoute
 from server.protocol.chat import ChatRequest, ChatResponse
 from server.streaming import STREAMED, deliver
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions", response_model=ChatResponse, responses={200: STREAMED, **documented(*GENERATED)})

@@ -5,10 +5,11 @@ from fastapi import APIRouter, Request, Response
 from server.errors import GENERATED, documented
 from server.formats import CompletionFormat
 from server.intake import begin, ignored_header
+from server.jsonbody import JsonRoute
 from server.protocol.completion import CompletionRequest, CompletionResponse
 from server.streaming import STREAMED, deliver
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions", response_model=CompletionResponse, responses={200: STREAMED, **documented(*GENERATED)})

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from server.errors import ASKED, POSTED, InvalidField, documented
 from server.intake import ignored_header, render, tokenize
+from server.jsonbody import JsonRoute
 from server.jsonwire import encode_model
 from server.protocol.tokenization import (
     DetokenizeRequest,
@@ -18,7 +19,7 @@ from server.protocol.tokenization import (
 from server.service import Service
 from server.text import tokenizer_info as info_of
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/tokenize", response_model=TokenizeResponse, responses=documented(*POSTED))
