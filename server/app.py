@@ -10,13 +10,13 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 
 from griffin.errors import GriffinError
 from server import errors
+from server.cors import Cors
 from server.intake import IGNORED_HEADER
 from server.jsonwire import Json
-from server.middleware import OPERATIONS, REQUEST_ID, Admission, Authentication, BodyLimit, RequestLog
+from server.middleware import OPERATIONS, REQUEST_ID, Admission, Authentication, BodyLimit, Door, RequestLog
 from server.routes import chat, completions, experts, models, operations, tokenization
 from server.routes.page import PageRoutes
 from server.service import Loaded, Service, load
@@ -103,14 +103,17 @@ def _guard(app: FastAPI, settings: Settings, page_paths: Sequence[str]) -> None:
         keys = comma_separated(settings.api_keys.get_secret_value())
         open_paths = (*page_paths, *(OPERATIONS if settings.open_operations else ()))
         app.add_middleware(Authentication, keys=keys, open_paths=open_paths)
+    app.add_middleware(Door)
     app.add_middleware(errors.Faults)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=comma_separated(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=[REQUEST_ID, IGNORED_HEADER, "retry-after"],
+            # A page on the open web that calls a server on a private network: browsers ask for that by itself.
+            allow_private_network=True,
         )
     app.add_middleware(RequestLog)
 

@@ -3,9 +3,13 @@
 ApiError
 ├── InvalidField          400, names the field
 ├── InvalidJson           400, names the place
+├── InvalidHttp           400
+├── UnsupportedUpgrade    400
+├── CorsRefused           400, says what to set
 ├── Unauthorized          401, says how to present a key
 ├── ModelNotFound         404
 ├── ExpertsNotFound       404
+├── HeaderTimeout         408
 ├── BodyTimeout           408
 ├── BodyTooLarge          413
 ├── UnsupportedEncoding   415
@@ -16,6 +20,7 @@ ApiError
 ├── ModelLoading          503, with Retry-After
 ├── ServerDraining        503, with Retry-After
 ├── EngineFailed          503, with Retry-After
+├── TooManyConnections    503, with Retry-After
 └── RequestTimeout        504, not worth a retry
 
 The body is OpenAI's: {"error": {"message", "type", "param", "code"}}.
@@ -108,6 +113,14 @@ class ServerDraining(_Unavailable):
         super().__init__("the server is shutting down; send the request to another one", 1)
 
 
+class TooManyConnections(_Unavailable):
+    status, type, code = 503, "server_error", "too_many_connections"
+
+    def __init__(self) -> None:
+        super().__init__("as many connections are open as this server serves; try again soon", 1)
+        self.headers = {**self.headers, "Connection": "close"}
+
+
 class EngineFailed(_Unavailable):
     status, type, code = 503, "server_error", "engine_failed"
 
@@ -123,6 +136,25 @@ class BodyTooLarge(ApiError):
 
 class BodyTimeout(ApiError):
     status, type, code = 408, "invalid_request_error", "body_timeout"
+
+
+class CorsRefused(ApiError):
+    status, type, code = 400, "invalid_request_error", "cors_refused"
+
+
+class HeaderTimeout(ApiError):
+    status, type, code = 408, "invalid_request_error", "header_timeout"
+
+
+class InvalidHttp(ApiError):
+    status, type, code = 400, "invalid_request_error", "invalid_http"
+
+
+class UnsupportedUpgrade(ApiError):
+    status, type, code = 400, "invalid_request_error", "unsupported_upgrade"
+
+    def __init__(self) -> None:
+        super().__init__("this server has no WebSocket; send a POST request, with stream=true for an answer in parts")
 
 
 class UnsupportedEncoding(ApiError):
@@ -245,7 +277,10 @@ def install(app: FastAPI) -> None:
             # Raised where the framework reads the body, which takes it for its own.
             return _answer(request.scope, error.__cause__)
         # The framework's own refusals: no such route, wrong method.
-        answer = InvalidField(f"{error.detail} ({request.method} {request.url.path[:200]})", None, _code(error))
+        message = f"{error.detail} ({request.method} {request.url.path[:200]})"
+        if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+            message += "; no web page may call this server: its operator can set --cors-origins"
+        answer = InvalidField(message, None, _code(error))
         answer.status, answer.headers = error.status_code, error.headers or {}
         return _answer(request.scope, answer)
 

@@ -119,11 +119,31 @@ def _decoded(body: bytes) -> str:
 def _refuse_stray(text: str) -> NoReturn:
     for match in STRAY.finditer(text):
         if word := match["word"]:
-            raise InvalidJson(f"the body is not valid JSON: {word} at {_place(text, match.start())} is no JSON value")
+            field = _stray_field(text)
+            name = f"{field}: " if field else ""
+            where = _place(text, match.start())
+            raise InvalidJson(f"the body is not valid JSON: {name}{word} at {where} is no JSON value", field)
         if digits := match["digits"]:
             where = _place(text, match.start())
             raise InvalidJson(f"the body has a number of {len(digits)} digits at {where}; no field takes so many")
     raise InvalidJson("the body has a number that is too long")
+
+
+def _stray_field(text: str) -> str | None:
+    """The field, or the field of a field, whose value is none; None where it lies deeper."""
+    try:
+        value = json.loads(text, parse_constant=_Stray)
+    except ValueError:
+        return None
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        fields = {
+            name: inner,
+            **({f"{name}.{key}": found for key, found in inner.items()} if isinstance(inner, dict) else {}),
+        }
+        for field, found in fields.items():
+            if isinstance(found, _Stray):
+                return _ascii(field, NAMED)[1:-1]
+    return None
 
 
 def _require_flat(value: dict[str, Any], text: str) -> None:

@@ -38,11 +38,12 @@ def send(url: str, body: bytes, path: str = "/v1/completions", **headers: str) -
         ('{"prompt": ü}'.encode(), "where '\\xfc}' stands"),
         (b'{"prompt": "a\xff"}', "is not valid UTF-8: 0xff at byte 13"),
         (b'{"prompt": "\xc3', "is not valid UTF-8: 0xc3 at byte 12"),
-        (b'{"temperature": NaN}', "NaN at line 1, column 17 is no JSON value"),
+        (b'{"temperature": NaN}', "temperature: NaN at line 1, column 17 is no JSON value"),
         (b'{"prompt": "NaN",\n"temperature": -Infinity}', "-Infinity at line 2, column 16 is no JSON value"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "a number of 5000 digits at line 1, column 10"),
         (b'{"prompt": "a", "seed": 1, "seed": 2}', "the key 'seed' twice"),
         (b'{"prompt": "a", "griffin": {"mode": "fast", "mode": "fast"}}', "the key 'mode' twice"),
+        (b'{"griffin": {"acceptance": [NaN]}}', "JSON: NaN at line 1, column 29 is no JSON value"),
         (b'["prompt"]', "must be a JSON object, but is a list"),
         (b'"prompt"', "must be a JSON object, but is a string"),
         (b"3.5", "must be a JSON object, but is a number"),
@@ -62,7 +63,8 @@ def test_what_is_wrong_and_where(url: str, body: bytes, said: str, path: str) ->
     error = answer.json()["error"]
 
     assert answer.status_code == 400
-    assert (error["code"], error["type"], error["param"]) == ("invalid_json", "invalid_request_error", None)
+    assert (error["code"], error["type"]) == ("invalid_json", "invalid_request_error")
+    assert error["param"] == ("temperature" if b"temperature" in body else None)
     assert said in error["message"]
     assert error["message"].isascii()
     assert len(error["message"]) < 300
