@@ -16,7 +16,16 @@ from server import errors
 from server.cors import Cors
 from server.intake import IGNORED_HEADER
 from server.jsonwire import Json
-from server.middleware import OPERATIONS, REQUEST_ID, Admission, Authentication, BodyLimit, Door, RequestLog
+from server.middleware import (
+    KEY_HEADERS,
+    OPERATIONS,
+    REQUEST_ID,
+    Admission,
+    Authentication,
+    BodyLimit,
+    Door,
+    RequestLog,
+)
 from server.routes import chat, completions, experts, models, operations, tokenization
 from server.routes.page import PageRoutes
 from server.service import Loaded, Service, load
@@ -91,7 +100,7 @@ def create_app(
     if page is not None:
         app.include_router(page.router)
     _guard(app, settings, page.paths if page is not None else ())
-    app.openapi = partial(_openapi, app.openapi)  # type: ignore[method-assign]  # FastAPI's documented way
+    app.openapi = partial(_openapi, app.openapi, settings)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
@@ -118,12 +127,26 @@ def _guard(app: FastAPI, settings: Settings, page_paths: Sequence[str]) -> None:
     app.add_middleware(RequestLog)
 
 
-def _openapi(generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Without the 422 that FastAPI documents everywhere, and that is a 400 here."""
+def _openapi(generate: Callable[[], dict[str, Any]], settings: Settings) -> dict[str, Any]:
+    """Without the 422 that FastAPI documents everywhere, and that is a 400 here. With the ways to send a key."""
     document = generate()
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
     for unused in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(unused, None)
+    if settings.api_keys is not None:
+        _describe_keys(document, OPERATIONS if settings.open_operations else ())
     return document
+
+
+def _describe_keys(document: dict[str, Any], open_paths: Sequence[str]) -> None:
+    schemes = {"bearer": {"type": "http", "scheme": "bearer"}} | {
+        name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS
+    }
+    document["components"]["securitySchemes"] = schemes
+    # One of them is enough.
+    document["security"] = [{name: []} for name in schemes]
+    for path in open_paths:
+        for operation in document["paths"][path].values():
+            operation["security"] = []

@@ -21,7 +21,9 @@ class Cors(CORSMiddleware):
                 if f"access-control-request-{network}" in request_headers:
                     answer.headers[f"Access-Control-Allow-{network}"] = "true"
             return answer
-        kept = {name: value for name, value in answer.headers.items() if name not in ("content-length", "content-type")}
+        # A foreign origin is told nothing of what others may do.
+        hidden = ("content-",) if self.is_allowed_origin(request_headers["origin"]) else ("content-", "access-control-")
+        kept = {name: value for name, value in answer.headers.items() if not name.startswith(hidden)}
         error = CorsRefused(self._reason(request_headers))
         return Json(error.body(), error.status, {**kept, **error.headers})
 
