@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from griffin.auto import LossTable
 from griffin.calibration import Calibration
 from griffin.errors import InvalidRequest
-from griffin.pruning import MethodName, Pruning
+from griffin.pruning import Pruning
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Requirements:
     """Whether a model was calibrated, and the methods it was measured with."""
 
     calibrated: bool
-    measured: tuple[MethodName, ...]
+    measured: tuple[str, ...]
 
     @classmethod
     def of(cls, calibration: Calibration | None, losses: Sequence[LossTable]) -> "Requirements":

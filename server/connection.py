@@ -21,9 +21,10 @@ from server.jsonwire import encode
 
 # A comment: clients skip it. Sent to learn whether anybody is there.
 NUDGE = b":\n\n"
-# After the sending half was closed: when the connection is tried, as long as no answer goes out. Some clients count
-# interim responses and take five at most.
-TRIES_S = (0.0, 0.1, 3.0, 20.0)
+# Seconds between attempts to reach a client that has closed its sending half.
+# Not at once: most answers go out before. Four at most: some clients take no more than five interim responses.
+# The first attempt makes the system of a client that is gone say so; the second one hears it.
+TRIES_S = (0.5, 0.1, 3.0, 20.0)
 
 
 class Connection(H11Protocol):
@@ -50,7 +51,7 @@ class Connection(H11Protocol):
         self._trial: asyncio.TimerHandle | None = None
         # Whether the client sends nothing more, and whether what it gets is a stream of events.
         self._half_closed = self._streams = False
-        self.app = partial(self._noting, self.app)  # type: ignore[assignment]
+        self.app = partial(self._noting, self.app)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -71,7 +72,7 @@ class Connection(H11Protocol):
             # 1.0 leave this way.
             return False
         self._half_closed = True
-        self._try(0)
+        self._trial = self.loop.call_later(TRIES_S[0], self._try, 1)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -139,15 +140,15 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _try(self, number: int) -> None:
-        """Send what a client passes over: one that is gone answers with a reset, and the next attempt fails."""
+        """Send what a client passes over, for the ``number``-th time, as long as the answer has not ended."""
         if self.transport.is_closing() or self.cycle.response_complete:
             return
         if not self.cycle.response_started:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         elif self._streams:
             self.transport.write(self.conn.send(h11.Data(data=NUDGE)) or b"")
-        if number + 1 < len(TRIES_S):
-            self._trial = self.loop.call_later(TRIES_S[number + 1], self._try, number + 1)
+        if number < len(TRIES_S):
+            self._trial = self.loop.call_later(TRIES_S[number], self._try, number + 1)
 
     async def _noting(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         async def noted(message: Message) -> None:
