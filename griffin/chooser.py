@@ -12,10 +12,10 @@ from torch import Tensor
 from griffin import gating, plus, ridge
 from griffin.auto import LossTable, Outlook
 from griffin.calibration import Calibration
-from griffin.errors import InvalidRequest
 from griffin.families import FeedForward
 from griffin.kept import Kept
-from griffin.pruning import MethodName, Pruning
+from griffin.pruning import Pruning
+from griffin.requirements import Requirements
 from griffin.selection import STRATEGIES, kept_count
 from griffin.statistic import Activations, FlockingStatistic, magnitude
 
@@ -41,6 +41,7 @@ class Chooser:
         self._calibration = calibration and calibration.to(device)
         # Whether neurons may be kept that act on some tokens only.
         self.gates = True
+        self._requirements = Requirements.of(calibration, losses)
         self._losses = {table.method: table for table in losses}
         self._magnitude_LF: Tensor | None = None
 
@@ -53,23 +54,7 @@ class Chooser:
         Raises:
             InvalidRequest: this model cannot be pruned so.
         """
-        if pruning.method == "griffin+" and self._calibration is None:
-            raise InvalidRequest(
-                "griffin.method: 'griffin+' needs this model to be calibrated once: "
-                "python -m griffin.experiments calibrate --model MODEL",
-                "griffin.method",
-            )
-        if pruning.auto is not None:
-            self._require_losses(pruning.method)
-
-    def _require_losses(self, method: MethodName) -> None:
-        if method not in self._losses:
-            other = "".join(f" (it was with {known}, but not with {method})" for known in self._losses)
-            raise InvalidRequest(
-                f"sparsity: 'auto' needs this model to be measured once{other}: "
-                f"python -m griffin.experiments tune --method {method} --model MODEL --prompts FILE",
-                "sparsity",
-            )
+        self._requirements.require(pruning)
 
     @torch.inference_mode()
     def outlook(self, statistic: FlockingStatistic, pruning: Pruning, prompt_tokens: int) -> Outlook:

@@ -31,6 +31,7 @@ from griffin.errors import (
 from griffin.prefixes import PrefixStore
 from griffin.prompt import Claim, Prompt, Scoring, Token, never
 from griffin.pruning import METHODS, MethodName, Pruning
+from griffin.requirements import Requirements
 from griffin.runner import Runner
 from griffin.sampling import Sampling
 from griffin.verification import Verification
@@ -91,8 +92,20 @@ class Engine:
             losses=losses,
             step=step,
         )
-        self._runner = self._make_runner()
+        self._made: Runner | None = self._make_runner()
+        # None of these needs the runner again: requests are checked while it is being made anew.
         self.accounting = self._runner.accounting
+        self._requirements = Requirements.of(calibration, losses)
+
+    @property
+    def _runner(self) -> Runner:
+        """
+        Raises:
+            EngineBusy: it is being made anew, or that has failed.
+        """
+        if self._made is None:
+            raise EngineBusy("this engine is being rebuilt; wait until that has ended")
+        return self._made
 
     @property
     def step(self) -> str:
@@ -100,15 +113,18 @@ class Engine:
         return self._runner.decoder.name
 
     def rebuild(self) -> None:
-        """Start over after a failure, whatever state it left: all but the weights is made anew, and warmed up."""
-        # An earlier attempt may have ended half-way.
-        self.__dict__.pop("_runner", None)
+        """Start over after a failure, whatever state it left: all but the weights is made anew, and warmed up.
+
+        Meanwhile ``check``, ``require``, ``accounting`` and the sizes answer as ever, in any thread.
+        """
+        # First the memory of the old one, or of an attempt that ended half-way.
+        self._made = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self._claim = None
         self.prefixes.clear()
-        self._runner = self._make_runner()
+        self._made = self._make_runner()
         self.warm_up()
 
     def warm_up(self) -> None:
@@ -176,7 +192,7 @@ class Engine:
         Raises:
             InvalidRequest: this model cannot be pruned so: it was not calibrated, or not measured.
         """
-        self._runner.chooser.require(pruning)
+        self._requirements.require(pruning)
 
     @contextmanager
     def read(

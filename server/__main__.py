@@ -17,8 +17,9 @@ import uvicorn
 
 from server import log
 from server.app import create_app
+from server.listener import BoundedServer, affordable, configuration
 from server.service import Loaded, Service
-from server.settings import Settings, SettingsInvalid, names_no_key, read_settings, unknown_variables
+from server.settings import Settings, SettingsInvalid, comma_separated, names_no_key, read_settings, unknown_variables
 
 logger = logging.getLogger("griffin")
 
@@ -33,11 +34,13 @@ PROMPT = (
 )
 
 
-class Server(uvicorn.Server):
-    """uvicorn, with our drain: it waits for connections to end, and after the timeout would just cut them off."""
+class Server(BoundedServer):
+    """With our drain: uvicorn waits for connections to end, and after the timeout would just cut them off."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
+        settings = service.settings
+        max_connections = affordable(settings.max_connections)
+        super().__init__(config, comma_separated(settings.host), max_connections, settings.header_timeout)
         self._service = service
         self._draining_on: asyncio.AbstractEventLoop | None = None
 
@@ -94,18 +97,7 @@ def serve(settings: Settings) -> int:
         server.should_exit = True
 
     app = create_app(settings, on_ready=ready, on_failure=failed)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        # Its records go where all others go.
-        log_config=None,
-        access_log=False,
-        # What is tested is what runs: others would be taken as soon as some package brings them.
-        loop="asyncio",
-        http="h11",
-    )
-    server = Server(config, app.state.service)
+    server = Server(configuration(app, settings.port), app.state.service)
     # Before uvicorn's own handlers are in place, and after: it raises the signal again once it has drained, and
     # the default action would make that another exit code than 0.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -121,12 +113,14 @@ def serve(settings: Settings) -> int:
 
 
 def address(server: uvicorn.Server, settings: Settings) -> str:
+    """One that a browser on this machine can go to."""
     port = settings.port
     for listener in server.servers:
         for bound in listener.sockets:
             port = bound.getsockname()[1]
+    host = comma_separated(settings.host)[0].strip("[]")
     # Listening everywhere is no address to go to.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{port}"
 

@@ -10,12 +10,22 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 
 from griffin.errors import GriffinError
 from server import errors
+from server.cors import Cors
 from server.intake import IGNORED_HEADER
-from server.middleware import OPERATIONS, REQUEST_ID, Admission, Authentication, BodyLimit, RequestLog
+from server.jsonwire import Json
+from server.middleware import (
+    KEY_HEADERS,
+    OPERATIONS,
+    REQUEST_ID,
+    Admission,
+    Authentication,
+    BodyLimit,
+    Door,
+    RequestLog,
+)
 from server.protocol import chunk
 from server.routes import chat, completions, experts, models, operations, tokenization
 from server.routes.page import PageRoutes
@@ -81,6 +91,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        default_response_class=Json,
     )
     app.state.service = Service(settings)
     errors.install(app)
@@ -90,7 +101,7 @@ def create_app(
     if page is not None:
         app.include_router(page.router)
     _guard(app, settings, page.paths if page is not None else ())
-    app.openapi = partial(_openapi, app.openapi)  # type: ignore[method-assign]  # FastAPI's documented way
+    app.openapi = partial(_openapi, app.openapi, settings)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
@@ -102,20 +113,24 @@ def _guard(app: FastAPI, settings: Settings, page_paths: Sequence[str]) -> None:
         keys = comma_separated(settings.api_keys.get_secret_value())
         open_paths = (*page_paths, *(OPERATIONS if settings.open_operations else ()))
         app.add_middleware(Authentication, keys=keys, open_paths=open_paths)
+    app.add_middleware(Door)
     app.add_middleware(errors.Faults)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=comma_separated(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=[REQUEST_ID, IGNORED_HEADER, "retry-after"],
+            # A page on the open web that calls a server on a private network: browsers ask for that by itself.
+            allow_private_network=True,
         )
     app.add_middleware(RequestLog)
 
 
-def _openapi(generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """With the events of streams, and without the 422 that FastAPI documents everywhere and that is a 400 here."""
+def _openapi(generate: Callable[[], dict[str, Any]], settings: Settings) -> dict[str, Any]:
+    """With the events of streams and the ways to send a key; without the 422 that FastAPI documents everywhere, and
+    that is a 400 here."""
     document = generate()
     for path in document["paths"].values():
         for operation in path.values():
@@ -123,4 +138,18 @@ def _openapi(generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     document["components"]["schemas"] = {**chunk.schemas(), **document["components"]["schemas"]}
     for unused in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(unused, None)
+    if settings.api_keys is not None:
+        _describe_keys(document, OPERATIONS if settings.open_operations else ())
     return document
+
+
+def _describe_keys(document: dict[str, Any], open_paths: Sequence[str]) -> None:
+    schemes = {"bearer": {"type": "http", "scheme": "bearer"}} | {
+        name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS
+    }
+    document["components"]["securitySchemes"] = schemes
+    # One of them is enough.
+    document["security"] = [{name: []} for name in schemes]
+    for path in open_paths:
+        for operation in document["paths"][path].values():
+            operation["security"] = []

@@ -2,17 +2,25 @@
 
 ApiError
 ├── InvalidField          400, names the field
+├── InvalidJson           400, names the place
+├── InvalidHttp           400
+├── UnsupportedUpgrade    400
+├── CorsRefused           400, says what to set
 ├── Unauthorized          401, says how to present a key
 ├── ModelNotFound         404
 ├── ExpertsNotFound       404
+├── HeaderTimeout         408
 ├── BodyTimeout           408
 ├── BodyTooLarge          413
+├── UnsupportedEncoding   415
+├── UnsupportedMediaType  415
 ├── QueueFull             429, with Retry-After
 ├── InternalError         500, not worth a retry
 ├── OutOfMemory           500, likewise
 ├── ModelLoading          503, with Retry-After
 ├── ServerDraining        503, with Retry-After
 ├── EngineFailed          503, with Retry-After
+├── TooManyConnections    503, with Retry-After
 └── RequestTimeout        504, not worth a retry
 
 The body is OpenAI's: {"error": {"message", "type", "param", "code"}}.
@@ -27,12 +35,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from griffin import errors as griffin_errors
 from griffin.errors import ContextLengthExceeded, InvalidRequest
+from server.jsonwire import Json
 from server.protocol.report import ErrorResponse
 from server.protocol.tokenization import FORMS
 
@@ -62,6 +70,10 @@ class InvalidField(ApiError):
     def __init__(self, message: str, param: str | None, code: str | None = None) -> None:
         super().__init__(message, param)
         self.code = code or self.code
+
+
+class InvalidJson(ApiError):
+    status, type, code = 400, "invalid_request_error", "invalid_json"
 
 
 class ModelNotFound(ApiError):
@@ -101,6 +113,14 @@ class ServerDraining(_Unavailable):
         super().__init__("the server is shutting down; send the request to another one", 1)
 
 
+class TooManyConnections(_Unavailable):
+    status, type, code = 503, "server_error", "too_many_connections"
+
+    def __init__(self) -> None:
+        super().__init__("as many connections are open as this server serves; try again soon", 1)
+        self.headers = {**self.headers, "Connection": "close"}
+
+
 class EngineFailed(_Unavailable):
     status, type, code = 503, "server_error", "engine_failed"
 
@@ -116,6 +136,35 @@ class BodyTooLarge(ApiError):
 
 class BodyTimeout(ApiError):
     status, type, code = 408, "invalid_request_error", "body_timeout"
+
+
+class CorsRefused(ApiError):
+    status, type, code = 400, "invalid_request_error", "cors_refused"
+
+
+class HeaderTimeout(ApiError):
+    status, type, code = 408, "invalid_request_error", "header_timeout"
+
+
+class InvalidHttp(ApiError):
+    status, type, code = 400, "invalid_request_error", "invalid_http"
+
+
+class UnsupportedUpgrade(ApiError):
+    status, type, code = 400, "invalid_request_error", "unsupported_upgrade"
+
+    def __init__(self) -> None:
+        super().__init__("this server has no WebSocket; send a POST request, with stream=true for an answer in parts")
+
+
+class UnsupportedEncoding(ApiError):
+    status, type, code = 415, "invalid_request_error", "unsupported_content_encoding"
+    headers: Mapping[str, str] = {"Accept-Encoding": "identity"}
+
+
+class UnsupportedMediaType(ApiError):
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+    headers: Mapping[str, str] = {"Accept": "application/json"}
 
 
 # The OpenAI SDK repeats requests that end in 408 or 5xx, and would repeat the fault with them.
@@ -170,6 +219,7 @@ STATUSES = {
     404: "no such model, or nothing of that name",
     408: "the body took too long to arrive",
     413: "the body is too large",
+    415: "the body is compressed, or not sent as JSON",
     429: "the queue is full; see Retry-After",
     500: "a fault of the server, not worth a retry",
     503: "loading, shutting down, or an engine that has failed; see Retry-After",
@@ -183,7 +233,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 ASKED = (401, 500, 503)
-POSTED = (400, 401, 404, 408, 413, 500, 503)
+POSTED = (400, 401, 404, 408, 413, 415, 500, 503)
 GENERATED = (*POSTED, 429, 504)
 
 
@@ -217,15 +267,20 @@ class Faults:
 def install(app: FastAPI) -> None:
     """Answer every failure of the app in OpenAI's form."""
 
-    async def validation(request: Request, error: Exception) -> JSONResponse:
+    async def validation(request: Request, error: Exception) -> Json:
         assert isinstance(error, RequestValidationError)
         return _answer(request.scope, explain(error.errors()))
 
-    async def http(request: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> Json:
         assert isinstance(error, HTTPException)
-        # The framework's own refusals: no such route, wrong method, a body that is no JSON.
-        code = "invalid_json" if error.status_code == 400 else _code(error.status_code)
-        answer = InvalidField(f"{error.detail} ({request.method} {request.url.path[:200]})", None, code)
+        if isinstance(error.__cause__, ApiError):
+            # Raised where the framework reads the body, which takes it for its own.
+            return _answer(request.scope, error.__cause__)
+        # The framework's own refusals: no such route, wrong method.
+        message = f"{error.detail} ({request.method} {request.url.path[:200]})"
+        if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+            message += "; no web page may call this server: its operator can set --cors-origins"
+        answer = InvalidField(message, None, _code(error))
         answer.status, answer.headers = error.status_code, error.headers or {}
         return _answer(request.scope, answer)
 
@@ -233,12 +288,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http)
 
 
-def _answer(scope: Scope, error: ApiError) -> JSONResponse:
+def _answer(scope: Scope, error: ApiError) -> Json:
     """What the client reads; and the reason goes into the log line, and, before a request is queued, into a metric."""
     scope["state"]["log"].update(code=error.code, param=error.param)
     if scope["method"] == "POST" and not scope["state"].get("accepted"):
         scope["app"].state.service.metrics.rejected.labels(error.code).inc()
-    return JSONResponse(error.body(), error.status, error.headers)
+    return Json(error.body(), error.status, error.headers)
 
 
 # Where a pydantic location begins, before the client's own fields.
@@ -248,20 +303,14 @@ NO_FIELDS = ("body", *FORMS)
 def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
     """One sentence about the first of pydantic's errors. Short, whatever was sent."""
     first = errors[0]
-    if first["type"] == "json_invalid":
-        return InvalidField(f"the body is not valid JSON: {first['ctx']['error']}", None, "invalid_json")
     param = _path(first["loc"])
     if first["type"] == "refused":
         rule = first["ctx"]
         param = _joined(param, rule["param"])
         separator = " " if rule["why"].startswith(("is ", "differs ")) else ": "
         return InvalidField(f"{param}{separator}{rule['why']}", param, rule["code"])
-    if not param and not str(first["type"]).startswith(("model", "dict")):
-        return InvalidField(f"the body: {first['msg']}", None, "invalid_json")
     if not param:
-        return InvalidField(
-            "the body must be a JSON object, sent with the header Content-Type: application/json", None, "invalid_json"
-        )
+        return InvalidField(f"the body: {first['msg']}", None)
     if first["type"] == "missing":
         return InvalidField(f"{param} is required", param, "missing_required_parameter")
     if first["type"] == "extra_forbidden":
@@ -296,5 +345,5 @@ def _short(value: object) -> str:
     return printer.repr(value)
 
 
-def _code(status: int) -> str:
-    return HTTPStatus(status).phrase.lower().replace(" ", "_")
+def _code(error: HTTPException) -> str:
+    return HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")

@@ -13,7 +13,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bound_contextvars
 
-from server.errors import BodyTimeout, BodyTooLarge, Unauthorized
+from server.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    TooManyConnections,
+    Unauthorized,
+    UnsupportedEncoding,
+    UnsupportedUpgrade,
+)
 
 logger = logging.getLogger("griffin")
 
@@ -21,6 +28,8 @@ REQUEST_ID = "x-request-id"
 # What a client may call its request; anything else could forge a log line.
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 GENERATING = ("/v1/completions", "/v1/chat/completions")
+# Beside Authorization: Bearer, as other services and their clients have it.
+KEY_HEADERS = ("x-api-key", "api-key")
 OPERATIONS = ("/health", "/ready", "/metrics")
 
 
@@ -66,24 +75,51 @@ def _routine(path: str) -> bool:
     return path in OPERATIONS or path == "/" or path.startswith("/page/")
 
 
+class Door:
+    """Refuses what comes on a connection too many, but for the operations; and what is to become no HTTP."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if scope["state"].get("crowded") and scope["path"] not in OPERATIONS:
+                raise TooManyConnections()
+            if Headers(scope=scope).get("upgrade", "").strip().lower() == "websocket":
+                raise UnsupportedUpgrade()
+        await self._app(scope, receive, send)
+
+
 class Authentication:
-    """Requires one of the keys as a bearer token. Some paths may stay open: for probes, Prometheus, browsers."""
+    """Requires one of the keys, as a bearer token or in one of ``KEY_HEADERS``.
+
+    Some paths may stay open: for probes, Prometheus, browsers.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Sequence[str]) -> None:
         self._app, self._open = app, frozenset(open_paths)
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in self._open:
-            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not self._known(key.strip(" \t").encode("latin-1")):
-                raise Unauthorized("a valid API key is needed; send it as Authorization: Bearer KEY")
+        if scope["type"] == "http" and scope["path"] not in self._open and not self._admits(Headers(scope=scope)):
+            raise Unauthorized("a valid API key is needed; send it as Authorization: Bearer KEY, or as X-API-Key: KEY")
         await self._app(scope, receive, send)
+
+    def _admits(self, headers: Headers) -> bool:
+        # A key that means nothing may come beside the right one: OpenAI's SDKs cannot leave theirs out.
+        return sum(map(self._known, _sent(headers))) > 0
 
     def _known(self, key: bytes) -> bool:
         # All keys are compared, each in constant time: how long it takes says nothing.
         digest = _digest(key)
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+def _sent(headers: Headers) -> list[bytes]:
+    """Each key that a request brings."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    keys = [bearer] if scheme.lower() == "bearer" else []
+    return [key.strip(" \t").encode("latin-1") for key in (*keys, *(headers.get(name, "") for name in KEY_HEADERS))]
 
 
 def _digest(key: bytes) -> bytes:
@@ -112,7 +148,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        _require_plain(headers.get("content-encoding", ""))
+        declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared[:20]) > self._max_bytes:
             raise self._too_large()
         try:
@@ -148,3 +186,15 @@ class BodyLimit:
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the request body is larger than {self._max_bytes} bytes, the most this server takes")
+
+
+def _require_plain(encoding: str) -> None:
+    """
+    Raises:
+        UnsupportedEncoding: a compressed body could be a thousand times as large as what arrives.
+    """
+    codings = [coding for coding in (part.strip().lower() for part in encoding.split(",")) if coding]
+    if any(coding != "identity" for coding in codings):
+        raise UnsupportedEncoding(
+            f"this server takes no body with Content-Encoding: {ascii(encoding[:40])[1:-1]}; send it as it is"
+        )

@@ -44,7 +44,9 @@ class Settings(BaseSettings):
         str | None,
         Field(description="comma-separated names in the API, the first in metrics; default: the model's own"),
     ] = None
-    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    host: Annotated[
+        str, Field(description="addresses to listen on, comma-separated; :: is every address, of IPv4 too")
+    ] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
     device: Annotated[str, Field(description="auto (CUDA when there is one), cpu, cuda or cuda:N")] = "auto"
     devices: Annotated[
@@ -128,13 +130,21 @@ class Settings(BaseSettings):
         float,
         Field(ge=0.1, le=3_600, allow_inf_nan=False, description="seconds of silence before a stream gets a comment"),
     ] = 15
+    max_connections: Annotated[
+        int, Field(ge=1, le=1_000_000, description="open at a time; more are refused with 503, or wait")
+    ] = 512
+    header_timeout: Annotated[
+        float,
+        Field(gt=0, le=3_600, allow_inf_nan=False, description="seconds that a request's headers may take to arrive"),
+    ] = 10
     max_body_bytes: Annotated[int, Field(ge=1024, description="larger request bodies are refused with 413")] = 2 * 2**20
     body_timeout: Annotated[
         float, Field(gt=0, le=3_600, allow_inf_nan=False, description="seconds that a request body may take to arrive")
     ] = 30
     page: Annotated[bool, Field(description="GET / answers with a page to try and compare sparsities")] = True
     api_keys: Annotated[
-        SecretStr | None, Field(description="comma-separated; requests need one of them as a bearer token")
+        SecretStr | None,
+        Field(description="comma-separated; requests need one of them, as a bearer token or as X-API-Key"),
     ] = None
     open_operations: Annotated[bool, Field(description="/health, /ready and /metrics need no key")] = True
     cors_origins: Annotated[
@@ -196,6 +206,13 @@ class Settings(BaseSettings):
     def _some_origins(cls, value: str | None) -> str | None:
         if value is not None and not comma_separated(value):
             raise ValueError("names no origin")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _some_host(cls, value: str) -> str:
+        if not comma_separated(value):
+            raise ValueError("names no address")
         return value
 
     @field_validator("devices")

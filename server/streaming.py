@@ -1,7 +1,6 @@
 """A generation as what the client reads: one object, or server-sent events."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -16,6 +15,7 @@ from server.errors import as_api_error
 from server.formats import Answer, Format, best
 from server.generation import Generation, Piece
 from server.job import Job
+from server.jsonwire import encode
 from server.protocol.request import GenerationRequest, StreamOptions
 from server.settings import Settings
 
@@ -125,7 +125,7 @@ def _object(generation: Generation, format: Format, answers: list[Answer]) -> by
         **format.extras(),
         **_reports(generation),
     }
-    return _json(value)
+    return encode(value)
 
 
 def _chunk(frame: dict[str, Any], format: Format, piece: Piece, usage: dict[str, Any]) -> bytes:
@@ -174,8 +174,4 @@ async def _cancelled_when_gone(request: Request, job: Job) -> AsyncIterator[None
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % _json(value)
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return b"data: %b\n\n" % encode(value)

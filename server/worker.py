@@ -98,8 +98,7 @@ class Workers:
         Raises:
             EngineFailed: no engine could be rebuilt, or requests fail one after the other.
         """
-        if self._broken == len(self._engines):
-            raise EngineFailed("the engine has failed and is being rebuilt; try again soon", int(LONGEST_PAUSE_S))
+        self._require_an_engine()
         if self._failures >= FAILURES and time.monotonic() - self._failed_at < UNREADY_S:
             raise EngineFailed(f"the last {self._failures} requests failed inside the engine", int(LONGEST_PAUSE_S))
 
@@ -152,10 +151,12 @@ class Workers:
 
         Raises:
             ServerDraining: the server is on its way down.
+            EngineFailed: since the place was reserved, the last engine has failed and could not be rebuilt.
         """
         with self._changed:
             if self._draining:
                 raise ServerDraining()
+            self._require_an_engine()
             self._waiting.append(job)
             self._changed.notify()
         job.watch_deadline(self._expire)
@@ -211,8 +212,7 @@ class Workers:
     def _require_room(self) -> None:
         if self._draining:
             raise ServerDraining()
-        if self._broken == len(self._engines):
-            self.require_health()
+        self._require_an_engine()
         if len(self._waiting) + self._reserved - self._free() >= self._queue_size:
             wait_s = math.ceil(self._mean_s * (len(self._waiting) + self._reserved + 1) / len(self._engines))
             raise QueueFull(
@@ -220,6 +220,11 @@ class Workers:
                 f"(queue_size={self._queue_size}); try again later",
                 min(LONGEST_RETRY_S, max(1, wait_s)),
             )
+
+    def _require_an_engine(self) -> None:
+        """One that works, or is being rebuilt for the first time after a failure: a request may wait for that."""
+        if self._broken == len(self._engines):
+            raise EngineFailed("the engine has failed and is being rebuilt; try again soon", int(LONGEST_PAUSE_S))
 
     def _work(self, engine: EngineLike) -> None:
         while (task := self._take()) is not None:

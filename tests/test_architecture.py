@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("griffin", "server", "loadtest")
 GRIFFIN_LEAVES = ("errors", "selection", "sampling", "kernels", "cache", "precision", "kept", "verification", "ngrams")
-SERVER_LEAVES = ("settings", "metrics", "text", "log", "experts")
+SERVER_LEAVES = ("settings", "metrics", "text", "log", "experts", "jsonwire")
 
 
 def modules(package: str) -> dict[str, ast.Module]:

@@ -5,11 +5,12 @@ from fastapi import APIRouter, Request, Response
 from server.errors import GENERATED, documented
 from server.formats import ChatFormat
 from server.intake import begin, ignored_header, render
+from server.jsonbody import JsonRoute
 from server.protocol.chat import ChatRequest, ChatResponse
 from server.protocol.chunk import ChatChunk, streamed
 from server.streaming import deliver
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post(

@@ -5,11 +5,12 @@ from fastapi import APIRouter, Request, Response
 from server.errors import GENERATED, documented
 from server.formats import CompletionFormat
 from server.intake import begin, ignored_header
+from server.jsonbody import JsonRoute
 from server.protocol.chunk import CompletionChunk, streamed
 from server.protocol.completion import CompletionRequest, CompletionResponse
 from server.streaming import deliver
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post(

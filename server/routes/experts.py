@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from griffin import Selection
 from server.errors import ASKED, ExpertsNotFound, documented
+from server.jsonwire import encode_model
 from server.protocol.experts import ExpertSet
 from server.service import ServedModel, Service
 
@@ -22,9 +23,9 @@ async def experts(expert_set: str, request: Request) -> Response:
     return Response(content, media_type="application/json")
 
 
-def _json(model: ServedModel, selection: Selection) -> str:
+def _json(model: ServedModel, selection: Selection) -> bytes:
     accounting = model.workers.engine.accounting
-    return ExpertSet(
+    known = ExpertSet(
         expert_set=selection.expert_set,
         model=model.name,
         layers=accounting.layers,
@@ -32,4 +33,5 @@ def _json(model: ServedModel, selection: Selection) -> str:
         kept_per_layer=[len(experts_k) for experts_k in selection.experts],
         prompt_tokens=selection.prompt_tokens,
         kept=[experts_k.tolist() for experts_k in selection.experts],
-    ).model_dump_json()
+    )
+    return encode_model(known)

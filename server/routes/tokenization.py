@@ -6,6 +6,8 @@ from fastapi import APIRouter, Request, Response
 
 from server.errors import ASKED, POSTED, InvalidField, documented
 from server.intake import ignored_header, render, tokenize
+from server.jsonbody import JsonRoute
+from server.jsonwire import encode_model
 from server.protocol.tokenization import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -17,7 +19,7 @@ from server.protocol.tokenization import (
 from server.service import Service
 from server.text import tokenizer_info as info_of
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/tokenize", response_model=TokenizeResponse, responses=documented(*POSTED))
@@ -35,7 +37,7 @@ async def tokenize_text(body: TokenizeRequest, request: Request) -> Response:
         strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
         context = model.workers.engine.context_length
         counted = TokenizeResponse(count=len(ids), max_model_len=context, tokens=ids, token_strs=strings)
-        return counted.model_dump_json().encode()
+        return encode_model(counted)
 
     content = await model.worked_out(len(ids), answer)
     return Response(content, media_type="application/json", headers=ignored_header(body))

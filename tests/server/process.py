@@ -2,12 +2,14 @@
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 START_S = 120
 
@@ -15,12 +17,17 @@ START_S = 120
 class ServerProcess:
     """``python -m server`` on a free port; what it logs is kept."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, files: int | None = None, **environment: str) -> None:
+        """
+        Args:
+            files: how many it may have open at a time.
+        """
         self.log = ""
         self._ready = threading.Event()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "server", *(() if "--port" in arguments else ("--port", "0")), *arguments],
             stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            preexec_fn=None if files is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files)),
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -54,8 +61,8 @@ class ServerProcess:
 
 
 @contextmanager
-def running(*arguments: str, **environment: str) -> Iterator[ServerProcess]:
-    server = ServerProcess(*arguments, **environment)
+def running(*arguments: str, files: int | None = None, **environment: str) -> Iterator[ServerProcess]:
+    server = ServerProcess(*arguments, files=files, **environment)
     try:
         yield server
     finally:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import httpx
 import torch
-import uvicorn
 
 from griffin import (
     Accounting,
@@ -28,6 +27,8 @@ from griffin.auto import Outlook
 from griffin.errors import Cancelled, ContextLengthExceeded
 from griffin.kept import Correction
 from server.app import create_app
+from server.job import EngineLike
+from server.listener import BoundedServer, configuration
 from server.service import Loaded
 from server.settings import Settings
 
@@ -203,28 +204,30 @@ def leave_early(url: str, after_s: float, **body: object) -> None:
 
 @contextmanager
 def served(
-    *engines: ScriptedEngine,
+    *engines: EngineLike,
     loader: Callable[[Settings], Loaded] | None = None,
     tokenizer: CharacterTokenizer | None = None,
     **settings: object,
 ) -> Iterator[str]:
     """A real HTTP server in a thread, on a free port; its address."""
     loaded = Loaded("scripted", tokenizer or CharacterTokenizer(), list(engines))
-    app = create_app(Settings(**settings), loader=loader or (lambda _: loaded))
-    with listening(app) as url:
+    known = Settings(**settings)
+    app = create_app(known, loader=loader or (lambda _: loaded))
+    with listening(app, max_connections=known.max_connections, header_timeout=known.header_timeout) as url:
         wait_until(lambda: loader is not None or app.state.service.loaded is not None)
         yield url
 
 
 @contextmanager
-def listening(app: Any, grace_s: int = 5) -> Iterator[str]:
+def listening(app: Any, grace_s: int = 5, max_connections: int = 512, header_timeout: float = 10) -> Iterator[str]:
     """Any application over real HTTP, in a thread, on a free port; its address."""
-    # As the real server does. Uvicorn's own configuration would close handlers of other libraries, whose streams may
-    # be what pytest captures.
-    config = uvicorn.Config(
-        app, port=0, log_config=None, log_level="warning", timeout_graceful_shutdown=grace_s, loop="asyncio", http="h11"
+    # Uvicorn's own configuration would close handlers of other libraries, whose streams may be what pytest captures.
+    server = BoundedServer(
+        configuration(app, 0, log_level="warning", timeout_graceful_shutdown=grace_s),
+        ["127.0.0.1"],
+        max_connections,
+        header_timeout,
     )
-    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started)

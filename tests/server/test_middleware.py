@@ -30,6 +30,38 @@ def test_each_key_opens_the_api(key: str) -> None:
             assert httpx.get(f"{url}/v1/models", headers=header).status_code == 200
 
 
+@pytest.mark.parametrize("header", ["X-API-Key", "x-api-key", "api-key", "Api-Key"])
+def test_a_key_in_a_header_of_its_own(header: str) -> None:
+    """As other services have it; beside a bearer token that an SDK sends in any case, too, and never a wrong one."""
+    with served(ScriptedEngine(), api_keys=KEYS) as url:
+        for others in ({}, bearer("none"), bearer("second-key")):
+            assert post(url, headers={header: "first-key", **others}).status_code == 200
+        assert post(url, headers={header: "voil\u00e0".encode()}).status_code == 200  # type: ignore[dict-item]
+        for wrong in ("", "first-key2", "Bearer first-key", "first-key, second-key"):
+            answer = post(url, headers={header: wrong, **bearer("none")})
+            assert answer.status_code == 401
+            assert "X-API-Key" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_the_document_says_how_a_key_is_sent(is_open: bool) -> None:
+    """All three ways, and which paths need none; nothing of it where no key is needed."""
+    with served(ScriptedEngine(), api_keys=KEYS, open_operations=is_open) as url:
+        document = httpx.get(f"{url}/openapi.json", headers=bearer("first-key")).json()
+    with served(ScriptedEngine()) as url:
+        plain = httpx.get(f"{url}/openapi.json").json()
+    schemes = document["components"]["securitySchemes"]
+    headers = {scheme["name"] for scheme in schemes.values() if scheme["type"] == "apiKey"}
+
+    assert schemes["bearer"] == {"type": "http", "scheme": "bearer"}
+    assert headers == {"x-api-key", "api-key"}
+    assert document["security"] == [{name: []} for name in schemes]
+    assert document["paths"]["/health"]["get"].get("security") == ([] if is_open else None)
+    assert "security" not in document["paths"]["/v1/completions"]["post"]
+    assert "security" not in plain
+    assert "securitySchemes" not in plain["components"]
+
+
 @pytest.mark.parametrize(
     "headers",
     [{}, {"Authorization": "Bearer"}, bearer("first-key2"), bearer("first-key, second-key"), bearer("fïrst-key"),
@@ -67,7 +99,9 @@ def test_no_web_page_may_call_unless_told_so() -> None:
     """CORS is off by default."""
     with served(ScriptedEngine()) as url:
         assert "access-control-allow-origin" not in post(url, headers={"Origin": "https://page.example"}).headers
-        assert httpx.options(f"{url}/v1/completions", headers=PREFLIGHT).status_code == 405
+        refused = httpx.options(f"{url}/v1/completions", headers=PREFLIGHT)
+    assert refused.status_code == 405
+    assert "--cors-origins" in refused.json()["error"]["message"]
 
 
 def test_named_origins_may_call() -> None:
@@ -81,6 +115,43 @@ def test_named_origins_may_call() -> None:
     assert preflight.headers["access-control-allow-origin"] == "https://page.example"
     assert "access-control-allow-origin" not in other.headers
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://page.example")
+
+
+@pytest.mark.parametrize("network", ["Private-Network", "Local-Network"])
+@pytest.mark.parametrize("origins", ["https://page.example", "*"])
+def test_pages_of_the_open_web_may_call_a_private_network(network: str, origins: str) -> None:
+    """An allowed origin's, where the browser asks."""
+    asked = {**PREFLIGHT, f"Access-Control-Request-{network}": "true"}
+    with served(ScriptedEngine(), cors_origins=origins) as url:
+        allowed = httpx.options(f"{url}/v1/chat/completions", headers=asked)
+        unasked = httpx.options(f"{url}/v1/chat/completions", headers=PREFLIGHT)
+
+    assert allowed.status_code == 200
+    assert allowed.headers[f"access-control-allow-{network}"] == "true"
+    assert f"access-control-allow-{network}" not in unasked.headers
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"Origin": "https://evil.example"}, "pages of https://evil.example may not call"),
+        ({"Origin": "null"}, "pages of null may not call"),
+        ({"Origin": "https://evil.example", "Access-Control-Request-Private-Network": "true"}, "evil.example may not"),
+        ({"Access-Control-Request-Method": "DELETE"}, "may not call this server by DELETE; it takes GET and POST"),
+    ],
+)
+def test_a_refused_preflight_says_what_to_set(changes: dict[str, str], said: str) -> None:
+    """In OpenAI's form; a foreign origin is allowed nothing."""
+    with served(ScriptedEngine(), cors_origins="https://page.example") as url:
+        answer = httpx.options(f"{url}/v1/completions", headers={**PREFLIGHT, **changes})
+    error = answer.json()["error"]
+
+    assert (answer.status_code, error["code"], error["type"]) == (400, "cors_refused", "invalid_request_error")
+    assert said in error["message"]
+    assert ("--cors-origins" in error["message"]) == ("Origin" in changes)
+    if "Origin" in changes:
+        assert not [name for name in answer.headers if name.startswith("access-control-allow-origin")]
+        assert "access-control-allow-private-network" not in answer.headers
 
 
 def test_a_large_body_is_refused() -> None:

@@ -36,7 +36,7 @@ DRAWN, DRAWN_WITHOUT_BODY = 250, 10
 MODES = list(schemathesis.GenerationMode)
 VALID = schemathesis.GenerationMode.POSITIVE
 GENERATION = ("/v1/completions", "/v1/chat/completions")
-ERRORS = {"400", "401", "404", "408", "413", "429", "500", "503", "504"}
+ERRORS = {"400", "401", "404", "408", "413", "415", "429", "500", "503", "504"}
 # What no client has to read: where the server's source and its files lie.
 INTERNALS = re.compile(r'Traceback|File "|\.py\b|-packages|/(home|root|usr|opt|var|tmp)/')
 # What decides how much is generated: the highest value here, and the highest that the document allows.

@@ -1,0 +1,162 @@
+"""One client's connection: how long it may be silent, when its client is gone, and what is said to what is no HTTP.
+
+uvicorn's own protocol, with three differences. A client that has closed its sending half still gets its answer. A
+connection on which nothing happens is closed. Refusals are in OpenAI's form.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from server.errors import ApiError, HeaderTimeout, InvalidHttp
+from server.jsonwire import encode
+
+# A comment: clients skip it. Sent to learn whether anybody is there.
+NUDGE = b":\n\n"
+# Seconds between attempts to reach a client that has closed its sending half.
+# Not at once: most answers go out before. Four at most: some clients take no more than five interim responses.
+# The first attempt makes the system of a client that is gone say so; the second one hears it.
+TRIES_S = (0.5, 0.1, 3.0, 20.0)
+
+
+class Connection(H11Protocol):
+    """From its acceptance to its end."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        header_timeout: float,
+        crowded: Callable[[], bool] = lambda: False,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            header_timeout: seconds that the headers of a request may take to arrive.
+            crowded: whether requests on this connection are one too many; told to the app as state ``crowded``.
+            on_lost: called once when it has ended.
+        """
+        super().__init__(config, server_state, {**app_state, "crowded": False})
+        self._header_timeout, self._crowded, self._on_lost = header_timeout, crowded, on_lost
+        self._patience: asyncio.TimerHandle | None = None
+        self._trial: asyncio.TimerHandle | None = None
+        # Whether the client sends nothing more, and whether what it gets is a stream of events.
+        self._half_closed = self._streams = False
+        self.app = partial(self._noting, self.app)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_for_silence()
+
+    def data_received(self, data: bytes) -> None:
+        self.app_state["crowded"] = self._crowded()
+        super().data_received(data)
+        self._watch_for_silence()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays open to be written to."""
+        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+            # Nothing, or half a request: nobody to answer.
+            return False
+        if self.scope["http_version"] != "1.1" and not self._streams:
+            # Nothing can be sent before its answer, so a client that is gone would not be noticed. Proxies that speak
+            # 1.0 leave this way.
+            return False
+        self._half_closed = True
+        self._trial = self.loop.call_later(TRIES_S[0], self._try, 1)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._patience, self._trial):
+            if timer is not None:
+                timer.cancel()
+        self._patience = self._trial = None
+        super().connection_lost(exc)
+        self._on_lost()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._streams = False
+        if self._half_closed and self.cycle.response_complete:
+            # No further request can come.
+            self.transport.close()
+        self._watch_for_silence()
+
+    def send_400_response(self, msg: str) -> None:
+        """To what is no HTTP."""
+        self._refuse(InvalidHttp("what was sent is no HTTP request that this server can read, or its head is too long"))
+
+    def _should_upgrade(self) -> bool:
+        """Never, and without a word: a request to HTTP/2 is answered by HTTP/1.1, one to WebSocket by the app."""
+        return False
+
+    def _watch_for_silence(self) -> None:
+        """While it is the client's turn, and the app waits for nothing, time is short."""
+        if not self._is_clients_turn():
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+        elif self._patience is None:
+            self._patience = self.loop.call_later(self._header_timeout, self._give_up)
+
+    def _is_clients_turn(self) -> bool:
+        if self.transport.is_closing():
+            return False
+        if self.cycle is None:
+            return True
+        if not self.cycle.response_complete:
+            return False
+        # Something has arrived that ends uvicorn's own wait for the next request, or the rest of a refused body does.
+        return self.timeout_keep_alive_task is None or self.conn.their_state is h11.SEND_BODY
+
+    def _give_up(self) -> None:
+        self._patience = None
+        if self.conn.trailing_data[0] and self.conn.their_state is h11.IDLE:
+            self._refuse(HeaderTimeout(f"the request's headers did not arrive within {self._header_timeout:g} s"))
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Before there is a request that the app could answer."""
+        if self.transport.is_closing():
+            return
+        body, status = encode(error.body()), HTTPStatus(error.status)
+        lines = (
+            f"HTTP/1.1 {status.value} {status.phrase}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+        )
+        self.transport.write("".join(f"{line}\r\n" for line in lines).encode() + b"\r\n" + body)
+        self.transport.close()
+
+    def _try(self, number: int) -> None:
+        """Send what a client passes over, for the ``number``-th time, as long as the answer has not ended."""
+        if self.transport.is_closing() or self.cycle.response_complete:
+            return
+        if not self.cycle.response_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif self._streams:
+            self.transport.write(self.conn.send(h11.Data(data=NUDGE)) or b"")
+        if number < len(TRIES_S):
+            self._trial = self.loop.call_later(TRIES_S[number], self._try, number + 1)
+
+    async def _noting(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._streams = any(
+                    name == b"content-type" and value.startswith(b"text/event-stream")
+                    for name, value in message["headers"]
+                )
+            await send(message)
+
+        await app(scope, receive, noted)
