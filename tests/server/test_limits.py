@@ -155,11 +155,15 @@ def test_truncation_where_overlong_limits_are_refused() -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
 
 
-@pytest.mark.parametrize("request_type", [CompletionRequest, ChatRequest])
-def test_minus_one_is_the_rest_of_the_context(request_type: type[CompletionRequest] | type[ChatRequest]) -> None:
+@pytest.mark.parametrize("name", ["max_tokens", "n_predict", "max_new_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_minus_one_is_the_rest_of_the_context(chat: bool, name: str) -> None:
     """In both endpoints, with either setting; a truncated prompt leaves it a quarter."""
-    body = request_type.model_validate({"prompt": "hello", "messages": MESSAGES})
-    body.max_tokens = -1
+    if name == "max_completion_tokens" and not chat:
+        pytest.skip("completions have no such field")
+    request_type: type[ChatRequest] | type[CompletionRequest] = ChatRequest if chat else CompletionRequest
+    asked = {"messages": MESSAGES} if chat else {"prompt": "hello"}
+    body = request_type.model_validate({**asked, name: -1})
 
     for clamp in (True, False):
         assert body.limit_within(95, {}, clamp=clamp) == 95
