@@ -217,7 +217,8 @@ def _addresses(hosts: Sequence[str]) -> list[tuple[socket.AddressFamily, tuple[A
 
 
 def _listening(family: socket.AddressFamily, address: tuple[Any, ...], port: int) -> socket.socket:
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # Named as TCP: only then asyncio has each token leave at once, instead of waiting for a reader's acknowledgement.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         host, _, *scope = address

@@ -1,5 +1,6 @@
 """Connections as sockets see them: half-closed, silent, slow, too many, of another protocol."""
 
+import asyncio
 import json
 import logging
 import resource
@@ -319,3 +320,26 @@ def test_it_listens_on_both_families(tiny: Path, host: str) -> None:
         urls = (server.url, f"http://127.0.0.1:{port}", f"http://[::1]:{port}")
 
         assert [httpx.get(f"{url}/health").status_code for url in urls] == [200] * 3
+
+
+def test_a_token_leaves_at_once() -> None:
+    """Small pieces are not held back until the one before was acknowledged, which takes a reader 40 ms and more."""
+
+    async def nodelay() -> int:
+        (listening,) = listener.bind(["127.0.0.1"], 0)
+        accepted: asyncio.Queue[asyncio.Transport] = asyncio.Queue()
+
+        class Accepted(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                assert isinstance(transport, asyncio.Transport)
+                accepted.put_nowait(transport)
+
+        listening_to = listener.Listener([listening], lambda crowded, lost, reserved: Accepted(), 1)
+        try:
+            with socket.create_connection(listening.getsockname()):
+                transport = await asyncio.wait_for(accepted.get(), 15)
+                return int(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        finally:
+            listening_to.close()
+
+    assert asyncio.run(nodelay()) != 0
