@@ -89,7 +89,8 @@ class Calibration:
                 if (facts.get("model"), facts.get("edition")) != (model, EDITION):
                     return None
                 tables = {name: _unpacked(file, name) for name in TABLES}
-                others = {name: file.get_tensor(name) for name in NAMES if name not in TABLES}
+                # Copies: what the reader gives is a view of the file, which may change.
+                others = {name: file.get_tensor(name).clone() for name in NAMES if name not in TABLES}
                 return cls(**tables, **others)
         except (OSError, SafetensorError, ValueError) as error:
             raise LoadError(f"'{path}' is damaged; delete it and calibrate again ({error})") from error

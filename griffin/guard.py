@@ -7,7 +7,7 @@ compiled, a file that is cut short while it is read ends the process with a bus 
 import ctypes
 import importlib.machinery
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -43,15 +43,23 @@ def lost_pages() -> int:
 
 
 @contextmanager
-def whole_while_read(source: str) -> Iterator[None]:
+def whole_while_read(source: str, files: Sequence[Path] = ()) -> Iterator[None]:
     """
+    Args:
+        files: what the block reads.
+
     Raises:
-        LoadError: a file was cut short while the block read it.
+        LoadError: one of them, or any that is mapped, was changed or cut short while the block ran.
     """
-    before = lost_pages()
+    before, lost = [state(file.stat()) for file in files], lost_pages()
     yield
-    if lost_pages() != before:
-        raise LoadError(f"'{source}' became shorter while it was read; start again once it is written")
+    if lost_pages() != lost or [state(file.stat()) for file in files] != before:
+        raise LoadError(f"'{source}' was changed while it was read; start again once it is written")
+
+
+def state(found: os.stat_result) -> tuple[int, int, int]:
+    """What differs once a file was written to: also after its time of writing was set back."""
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 class Unchanged:
@@ -74,5 +82,6 @@ class Unchanged:
             raise WeightsChanged(f"{self._path} was changed while it was served; start the server again")
 
     def _now(self) -> tuple[int, int]:
-        state = os.fstat(self._file)
-        return state.st_size, state.st_mtime_ns
+        # Not the time of the last change of any kind: who removes or renames the file changes nothing that is mapped.
+        found = os.fstat(self._file)
+        return found.st_size, found.st_mtime_ns

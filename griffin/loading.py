@@ -33,15 +33,16 @@ from griffin.checkpoint import gguf_file, gguf_tokenizer
 from griffin.checkpoint.ends import settle_ends, tokenizer_ends
 from griffin.checkpoint.gguf_config import config_of, settle_sampling
 from griffin.checkpoint.gguf_weights import read_model
+from griffin.checkpoint.numbers import require_numbers
 from griffin.checkpoint.quiet import quiet
-from griffin.checkpoint.refusals import require_files, require_plain
+from griffin.checkpoint.refusals import first_words, require_files, require_plain, require_readable
 from griffin.checkpoint.source import EMBEDDED_MODEL, Source, locate
-from griffin.checkpoint.whole import require_plain_numbers, require_whole, stored_types
+from griffin.checkpoint.whole import require_finite, require_plain_numbers, require_rows, require_whole, weight_files
 from griffin.defaults import sampling_defaults
 from griffin.devices import distribute
 from griffin.errors import GriffinError, LoadError
 from griffin.families import feed_forwards, require_supported
-from griffin.guard import whole_while_read
+from griffin.guard import state, whole_while_read
 from griffin.offload import HostWeights, attach_
 from griffin.precision import fastest_dtype
 from griffin.pruning import METHODS, MethodName
@@ -126,6 +127,7 @@ def load_each(
                 model, tokenizer = _load_checkpoint(found, source, torch_dtype, map_from)
         calibration = _calibration(model, cache_dir)
         losses, defaults = _losses(model, cache_dir, calibration), sampling_defaults(model.generation_config)
+        require_finite(model, source)
         if HostWeights.of(model) is not None:
             _own_(model)
             return [Checkpoint(found.name, model, tokenizer, losses=losses, sampling_defaults=defaults)]
@@ -138,8 +140,7 @@ def load_each(
         raise
     except Exception as error:
         # Readers of checkpoints raise anything from OSError to KeyError; a user needs the first line of it.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise LoadError(f"cannot load '{source}': {reason[0]}") from error
+        raise LoadError(f"cannot load '{source}': {first_words(error)}") from error
 
 
 @torch.no_grad()
@@ -227,33 +228,27 @@ def parse_dtype(name: str, device: torch.device) -> torch.dtype:
 def _load_checkpoint(
     found: Source, source: str, dtype: torch.dtype, map_from: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """From a directory or a hub."""
-    place: Path | str = found.path or str(found.hub_id)
-    config = PreTrainedConfig.get_config_dict(place)[0]
+    """From a directory; what is on a hub is brought into one first, its configuration before its weights."""
+    config = PreTrainedConfig.get_config_dict(found.path or str(found.hub_id))[0]
     require_supported(config)
     require_plain(config, source)
-    if found.path is not None:
-        require_files(found.path, source)
-    elif map_from is not None:
-        place = _downloaded(str(found.hub_id))
-    model, tokenizer = _read(place, source, dtype, map_from)
+    require_numbers(config, source)
+    folder = found.path or _downloaded(str(found.hub_id))
+    require_files(folder, source)
+    model, tokenizer = _read(folder, source, dtype, map_from)
     settle_ends(model, tokenizer_ends(tokenizer))
     return model, tokenizer
 
 
 def _read(
-    place: Path | str, source: str, dtype: torch.dtype, map_from: Path | None
+    folder: Path, source: str, dtype: torch.dtype, map_from: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A checkpoint; if there is a directory to map its FF weights from, without those in memory."""
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    if map_from is not None:
-        return _mapped(Path(place), dtype, map_from, source), tokenizer
-    if isinstance(place, Path):
-        require_plain_numbers(place, source)
-        return _from_pretrained(place, source, dtype), tokenizer
-    model = _from_pretrained(place, source, dtype)
-    # By now its files are here.
-    require_plain_numbers(Path(snapshot_download(place, allow_patterns=["config.json"], local_files_only=True)), source)
+    require_readable(folder, source)
+    require_plain_numbers(folder, source)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    model = _mapped(folder, dtype, map_from, source) if map_from else _from_pretrained(folder, source, dtype)
+    require_rows(model, tokenizer, source)
     return model, tokenizer
 
 
@@ -273,13 +268,17 @@ def _from_pretrained(place: Path | str, source: str, dtype: torch.dtype, **optio
 
 
 def _downloaded(hub_id: str) -> Path:
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-    return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    small = ["*.json", "*.txt", "*.model", "*.jinja"]
+    # Not its maker's own format, which holds the same weights once more.
+    others = ["consolidated*", "*/*"]
+    folder = Path(snapshot_download(hub_id, allow_patterns=[*small, "*.safetensors"], ignore_patterns=others))
+    if not weight_files(folder):
+        snapshot_download(hub_id, allow_patterns=["*.bin"], ignore_patterns=others)
+    return folder
 
 
 def _mapped(folder: Path, dtype: torch.dtype, map_from: Path, source: str) -> PreTrainedModel:
     """A model whose FF weights are mapped from a file, which is made first if it is not there or cannot be used."""
-    require_plain_numbers(folder, source)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
     layout = mapped.Layout.of(empty, dtype)
@@ -303,7 +302,12 @@ def _mapped_or_made(folder: Path, source: str, layout: mapped.Layout, prefix: st
             logger.warning("%s; making it again", error)
             shutil.rmtree(target)
     logger.info("%s: writing its feed-forward weights by neuron, once, to %s", source, target)
-    _write_whole(target, lambda partial: mapped.write(partial, layout, folder, prefix, source))
+
+    def write(partial: Path) -> None:
+        with whole_while_read(source, weight_files(folder)):
+            mapped.write(partial, layout, folder, prefix, source)
+
+    _write_whole(target, write)
     return mapped.read(target, layout)
 
 
@@ -334,7 +338,7 @@ def _without_feed_forward(empty: PreTrainedModel, layout: mapped.Layout, folder:
 def _folder_identity(folder: Path) -> str:
     """By place and time: hashing all weights would take as long as reading them."""
     files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    states = [(file.name, state(file.stat())) for file in files]
     return blake2b(f"{folder.resolve()} {states}".encode(), digest_size=6).hexdigest()
 
 
@@ -352,12 +356,12 @@ def _load_gguf(
                     return loaded
                 del loaded
             try:
-                stored_types(target, path.name)
-            except LoadError as error:
-                logger.warning("%s: the cached weights are unreadable (%s); making them again", path.stem, error)
+                return _read(target, path.name, dtype, map_from)
+            except Exception as error:
+                logger.warning("%s: what is cached cannot be read (%s); making it again", path.stem, first_words(error))
                 shutil.rmtree(target)
-                _dequantise(path, dtype, target)
-            return _read(target, path.name, dtype, map_from)
+                loaded = _dequantise(path, dtype, target)
+            return loaded if map_from is None else _read(target, path.name, dtype, map_from)
     except OSError as error:
         logger.warning("%s: no cache in %s (%s); this start is slower", path.stem, cache_dir, error)
         return _read_gguf(path, dtype)
@@ -370,17 +374,19 @@ def _cache_name(path: Path, dtype: torch.dtype) -> str:
 
 
 def _file_identity(path: Path) -> str:
-    """By content where that takes under a second, so that copies share; by place and time for large files."""
-    state = path.stat()
-    if state.st_size > HASHED_UP_TO_BYTES:
-        return f"{path} {state.st_size} {state.st_mtime_ns}"
+    """By content where that takes under a second, so that copies share; by place and times for large files."""
+    found = path.stat()
+    if found.st_size > HASHED_UP_TO_BYTES:
+        return f"{path} {state(found)}"
     with path.open("rb") as file:
         return file_digest(file, "blake2b").hexdigest()
 
 
 def _dequantise(path: Path, dtype: torch.dtype, target: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     logger.info("%s: dequantising, once; later starts read the result from %s", path.stem, target)
-    model, tokenizer = _read_gguf(path, dtype)
+    # Before anything is cached: what was half another file must not be found again.
+    with whole_while_read(path.name, gguf_file.parts(path)):
+        model, tokenizer = _read_gguf(path, dtype)
     try:
         _write_whole(target, lambda folder: (model.save_pretrained(folder), tokenizer.save_pretrained(folder)))
     except Exception as error:
@@ -410,6 +416,7 @@ def _read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     require_supported(config_of(file).to_dict())
     tokenizer = gguf_tokenizer.read_tokenizer(file)
     model = read_model(file, dtype)
+    require_rows(model, tokenizer, path.name)
     settle_ends(model, tokenizer_ends(tokenizer), gguf_tokenizer.ends(file))
     settle_sampling(model, file)
     return model, tokenizer

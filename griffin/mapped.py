@@ -187,12 +187,13 @@ class _Mapping:
 def _located(checkpoint: Path) -> Mapping[str, str]:
     """The file of each of a checkpoint's weights."""
     try:
-        if (checkpoint / INDEX).is_file():
-            located: Mapping[str, str] = json.loads((checkpoint / INDEX).read_text())["weight_map"]
-            return located
+        # In the order in which transformers looks: an index may be left from another version.
         if (checkpoint / SINGLE).is_file():
             with safe_open(checkpoint / SINGLE, "pt") as file:
                 return dict.fromkeys(file.keys(), SINGLE)
+        if (checkpoint / INDEX).is_file():
+            located: Mapping[str, str] = json.loads((checkpoint / INDEX).read_text())["weight_map"]
+            return located
     except Exception as error:
         # The reader has no class of errors of its own that covers all.
         raise LoadError(f"cannot read the weights in {checkpoint}: {error}") from error

@@ -86,6 +86,9 @@ def serve(settings: Settings) -> int:
     started = time.monotonic()
 
     def ready(loaded: Loaded) -> None:
+        if server.should_exit:
+            # Told to stop meanwhile: there is no address any more.
+            return
         seconds = time.monotonic() - started
         url = address(server, settings)
         logger.info("%s is ready, loaded in %.1f s (%s). Try it%s:\n\n%s\n", loaded.name, seconds, loaded.description,

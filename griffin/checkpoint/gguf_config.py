@@ -5,11 +5,12 @@ What keys mean: llama.cpp's converter (conversion/) and model definitions (src/m
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from gguf import dequantize
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from griffin.checkpoint.gguf_file import GgufFile
@@ -63,6 +64,7 @@ class Architecture:
     more: computes further fields.
     reads: further keys that ``more`` reads.
     biases: whether a bias in the file (q of attention, gate of the FF block) has a field that turns it on.
+    rope_tensors: tensors of frequencies that such files may hold.
     """
 
     model_type: str
@@ -70,12 +72,16 @@ class Architecture:
     more: Callable[[GgufFile, Fields], Fields] = lambda file, fields: {}
     reads: frozenset[str] = frozenset()
     biases: bool = False
+    rope_tensors: Collection[str] = ()
 
 
 def _windowed_by_layer(file: GgufFile, fields: Fields, period: int) -> Fields:
     """Layer types: every ``period``-th layer attends to all, unless the file says otherwise."""
     window, layers = file.own("attention.sliding_window"), fields["num_hidden_layers"]
+    window = window and _positive(file, "attention.sliding_window")
     pattern = file.own("attention.sliding_window_pattern")
+    if not isinstance(pattern, list):
+        pattern = _positive(file, "attention.sliding_window_pattern")
     if not window:
         sliding = [False] * layers
     elif isinstance(pattern, list):
@@ -101,12 +107,14 @@ def _gemma2(file: GgufFile, fields: Fields) -> Fields:
     }
     if not file.own("attention.sliding_window"):
         raise _refused(file, "attention.sliding_window", "is missing, and this model needs it")
+    for place in ("attn", "final"):
+        _positive(file, f"{place}_logit_softcapping")
     return {**_windowed_by_layer(file, fields, 2), **_gemma_scale(file, fields, 46), **caps}
 
 
 def _gemma3(file: GgufFile, fields: Fields) -> Fields:
     cap = file.own("final_logit_softcapping")
-    local = {"rope_type": "default", "rope_theta": file.own("rope.freq_base_swa") or DEFAULT_ROPE_BASE}
+    local = {"rope_type": "default", "rope_theta": _positive(file, "rope.freq_base_swa") or DEFAULT_ROPE_BASE}
     rope = {"full_attention": fields["rope_parameters"], "sliding_attention": local}
     more = {"final_logit_softcapping": cap or None, "rope_parameters": rope}
     return {**_windowed_by_layer(file, fields, 6), **_gemma_scale(file, fields, 62), **more}
@@ -139,7 +147,7 @@ LAYER_NORM = "attention.layer_norm_epsilon"
 WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern"})
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", biases=True),
+    "llama": Architecture("llama", biases=True, rope_tensors=ROPE_TENSORS),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "gemma2": Architecture(
@@ -152,7 +160,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         more=_gemma3,
         reads=WINDOW_KEYS | {"rope.freq_base_swa", "final_logit_softcapping"},
     ),
-    "phi3": Architecture("phi3", more=_phi3, reads=frozenset({"attention.sliding_window"})),
+    "phi3": Architecture(
+        "phi3", more=_phi3, reads=frozenset({"attention.sliding_window"}), rope_tensors=ROPE_TENSORS[1:]
+    ),
     "gpt2": Architecture(
         "gpt2",
         keys={
@@ -201,6 +211,8 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     absent = [key for key, name in row.keys.items() if fields[name] is None]
     if absent:
         raise LoadError(f"{file.path.name} lacks the key {file.architecture}.{absent[0]}")
+    if strange := [name for name in ROPE_TENSORS if name in file.tensors and name not in row.rope_tensors]:
+        raise LoadError(f"{file.path.name} has a tensor that such models do not use: {strange[0]}")
     fields |= _common(file, fields, row)
     fields |= row.more(file, fields)
     return AutoConfig.for_model(row.model_type, **fields)
@@ -223,14 +235,22 @@ def _common(file: GgufFile, fields: Fields, row: Architecture) -> Fields:
         f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{key}_token_id")
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
+    rows = int(embedding.shape[1])
+    _require_equal(file, "vocab_size", rows)
+    tokens = len(file.metadata.get("tokenizer.ggml.tokens") or ())
+    for name, id in ids.items():
+        if id is not None and not (isinstance(id, int) and 0 <= id < max(rows, tokens)):
+            raise LoadError(f"{file.path.name}: its {name} is {_short(id)}, and there are {rows} tokens")
     common: Fields = {
         **ids,
         # The reader gives the fastest dimension first.
-        "vocab_size": int(embedding.shape[1]),
+        "vocab_size": rows,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "architectures": None,
     }
     if row.model_type == "gpt2":
+        if rotary := [key for key in ROPE_KEYS if file.own(key) is not None]:
+            raise _refused(file, rotary[0], "is set, but such models have no rotary positions")
         return common
     width = fields["hidden_size"] // fields["num_attention_heads"]
     head = int(file.own("attention.key_length") or file.own("rope.dimension_count") or width)
@@ -251,19 +271,22 @@ def _common(file: GgufFile, fields: Fields, row: Architecture) -> Fields:
 
 def _rope(file: GgufFile, context: int, head: int, row: Architecture) -> Fields:
     """``rope_parameters``: base, scaling, and how much of a head is rotated."""
-    parameters: Fields = {"rope_type": "default", "rope_theta": file.own("rope.freq_base") or DEFAULT_ROPE_BASE}
+    base = _positive(file, "rope.freq_base")
+    parameters: Fields = {"rope_type": "default", "rope_theta": DEFAULT_ROPE_BASE if base is None else base}
     rotated = file.own("rope.dimension_count") or head
     if rotated != head:
         if row.model_type != "phi3":
             raise _refused(file, "rope.dimension_count", f"is {rotated}, but heads of such models have {head}")
         parameters["partial_rotary_factor"] = rotated / head
-    return parameters | _scaling(file, context)
+    return parameters | _scaling(file, context, rotated // 2)
 
 
-def _scaling(file: GgufFile, context: int) -> Fields:
+def _scaling(file: GgufFile, context: int, pairs: int) -> Fields:
     kind = file.own("rope.scaling.type")
-    factor = file.own("rope.scaling.factor") or file.own("rope.scale_linear")
-    if factors := _stored_factors(file, context):
+    # Zero is none.
+    factor = file.own("rope.scaling.factor") and _positive(file, "rope.scaling.factor")
+    factor = factor or (file.own("rope.scale_linear") and _positive(file, "rope.scale_linear"))
+    if factors := _stored_factors(file, context, pairs):
         if kind not in (None, "none", "longrope") or (factor or 1) != 1:
             raise _refused(file, "rope.scaling.type", f"is {kind}, but the file has factors of its own too")
         return factors
@@ -296,19 +319,11 @@ def _yarn(file: GgufFile, factor: float, context: int) -> Fields:
     return parameters | {name: value for key, name in names.items() if (value := file.own(key)) is not None}
 
 
-def _stored_factors(file: GgufFile, context: int) -> Fields | None:
+def _stored_factors(file: GgufFile, context: int, pairs: int) -> Fields | None:
     """Factors of single frequencies: Llama 3's, or longrope's two lists. transformers' longrope takes any list."""
-    short, long = (
-        [float(value) for value in np.asarray(file.tensors[name].data, dtype=np.float32).ravel()]
-        if name in file.tensors
-        else None
-        for name in ("rope_factors_short.weight", "rope_factors_long.weight")
-    )
-    if "rope_freqs.weight" in file.tensors and (short or long) is None:
-        short = long = [float(value) for value in np.asarray(file.tensors["rope_freqs.weight"].data).ravel()]
-        if all(value == 1 for value in short):
-            return None
-        return _longrope(short, long, context, 1.0)
+    alone, long, short = (_factors(file, name, pairs) for name in ROPE_TENSORS)
+    if alone is not None and (short or long) is None:
+        return None if all(value == 1 for value in alone) else _longrope(alone, alone, context, 1.0)
     if short is None and long is None:
         if file.own("rope.scaling.type") == "longrope":
             raise _refused(file, "rope.scaling.type", "is longrope, but the file has no factors")
@@ -318,6 +333,16 @@ def _stored_factors(file: GgufFile, context: int) -> Fields | None:
         raise _refused(file, "rope.scaling.original_context_length", "or one of its two lists of factors is missing")
     attention = file.own("rope.scaling.attn_factor")
     return _longrope(short, long, int(original), 1.0 if attention is None else float(attention), context)
+
+
+def _factors(file: GgufFile, name: str, pairs: int) -> list[float] | None:
+    if name not in file.tensors:
+        return None
+    tensor = file.tensors[name]
+    values = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).ravel()
+    if len(values) != pairs or not (np.isfinite(values) & (values > 0)).all():
+        raise LoadError(f"{file.path.name}: the tensor {name} must hold {pairs} numbers above 0")
+    return [float(value) for value in values]
 
 
 def _longrope(
@@ -363,13 +388,10 @@ def _require_known_keys(file: GgufFile, row: Architecture) -> None:
             continue
         if key == "tensor_data_layout" and value in TENSOR_LAYOUTS[:1]:
             continue
-        if key == "attention.sliding_window" and (value or 0) >= (file.own("context_length") or 0):
-            # It reaches as far as the context, or is zero: none.
+        if key == "attention.sliding_window" and _reaches_all(value, file.own("context_length")):
             continue
         if key == LAYER_NORM and key not in row.keys and value:
             # Written beside the epsilon of RMS norms by some; these models have no other norms.
-            continue
-        if key == "attention.sliding_window" and not value:
             continue
         raise _refused(file, key, f"is {_short(value)}, which is not supported here")
     layout = file.own("tensor_data_layout")
@@ -377,13 +399,29 @@ def _require_known_keys(file: GgufFile, row: Architecture) -> None:
         raise _refused(file, "tensor_data_layout", f"is {layout}, not {TENSOR_LAYOUTS[1]}")
 
 
+def _reaches_all(window: Any, context: Any) -> bool:
+    """Whether a window is none: zero, or as long as the context."""
+    return not window or (isinstance(window, int) and isinstance(context, int) and window >= context)
+
+
 def _number(file: GgufFile, key: str) -> Any:
     value = file.own(key)
     if isinstance(value, list):
         if len(set(value)) != 1:
             raise _refused(file, key, f"differs from layer to layer ({_short(value)}), which is not supported")
-        return value[0]
-    return value
+        value = value[0]
+    if value is None:
+        return None
+    if isinstance(value, bool | str) or not (math.isfinite(value) and value > 0):
+        raise _refused(file, key, f"is {_short(value)}, and must be a number above 0")
+    return float(value) if isinstance(value, float) else int(value)
+
+
+def _positive(file: GgufFile, key: str) -> Any:
+    value = file.own(key)
+    if isinstance(value, list):
+        raise _refused(file, key, f"is {_short(value)}, and must be a number above 0")
+    return _number(file, key)
 
 
 def _require_equal(file: GgufFile, key: str, expected: int) -> None:

@@ -1,15 +1,16 @@
 """A GGUF file's tokenizer: how it splits text before merges, and at which ids a generation ends."""
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from griffin.checkpoint.ends import KNOWN_ENDS
 from griffin.checkpoint.gguf_file import GgufFile
 from griffin.errors import LoadError
 
-CONTROL = 3
+CONTROL, USER_DEFINED = 3, 4
 # Ids that the file itself calls ends; generation in the middle of a text ends at the last three.
 END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
@@ -58,6 +59,15 @@ SPLITS: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 
 
+# Of these a piece that is a token stays whole, and, but for the last, texts begin with the begin-of-sequence token.
+WHOLE_PIECES = (
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken", "glm4",
+)  # fmt: skip
+BEGINNING = WHOLE_PIECES[:-1]
+# SentencePiece's sign for a space.
+SPACE = "\u2581"
+
+
 def read_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
     """The tokenizer of a file.
 
@@ -75,24 +85,56 @@ def read_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
         )
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
     if by_bytes and pre in SPLITS:
-        splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in SPLITS[pre]]
-        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
+        _split_as(pre, tokenizer.backend_tokenizer)
+    if pre in BEGINNING and file.metadata.get("tokenizer.ggml.add_bos_token") is None:
+        _begin_with(tokenizer)
+    if kind == "llama" and not file.architecture.startswith("gemma"):
+        _space_first(tokenizer.backend_tokenizer, file.metadata.get("tokenizer.ggml.add_space_prefix") is not False)
     return tokenizer
+
+
+def _split_as(pre: str, backend: Tokenizer) -> None:
+    splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in SPLITS[pre]]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
+    # A piece that is a token is one, whether or not merges lead there.
+    backend.model.ignore_merges = pre in WHOLE_PIECES
+
+
+def _begin_with(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Texts begin with the begin-of-sequence token, where the file does not say whether they do."""
+    if tokenizer.bos_token is None:
+        return
+    begin = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, tokenizer.bos_token_id)]
+    )
+
+
+def _space_first(backend: Tokenizer, prefixed: bool) -> None:
+    """A text, and what follows a special token, begins with a space of its own, or it does not (llama.cpp)."""
+    spaces = normalizers.Replace(" ", SPACE)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefixed else spaces
+    backend.pre_tokenizer = None
+    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
 
 
 def ends(file: GgufFile) -> frozenset[int]:
     """Ids at which the file says that a generation ends, by key, or by the name of a control token."""
-    found = {file.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in END_KEYS}
+    found = {id for key in END_KEYS if isinstance(id := file.metadata.get(f"tokenizer.ggml.{key}_token_id"), int)}
     tokens = file.metadata.get("tokenizer.ggml.tokens") or []
     kinds = file.metadata.get("tokenizer.ggml.token_type") or []
+    # Some files mark such tokens as their users' own, or do not say what any token is.
     named = {
         id
-        for id, (token, kind) in enumerate(zip(tokens, kinds, strict=False))
-        if kind == CONTROL and token in KNOWN_ENDS
+        for id, (token, kind) in enumerate(zip_longest(tokens, kinds, fillvalue=CONTROL))
+        if kind in (CONTROL, USER_DEFINED) and token in KNOWN_ENDS
     }
     names = {tokens[id] for id in named}
     if {"<|return|>", "<|call|>"} <= names:
         # There it ends a part of an answer alone.
         named -= {id for id in named if tokens[id] == "<|end|>"}
-    return frozenset(int(id) for id in found | named if isinstance(id, int) and id >= 0)
+    return frozenset(id for id in found | named if 0 <= id < len(tokens))

@@ -11,6 +11,8 @@ from griffin.errors import LoadError, UnsupportedModel
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+PARTS = (".safetensors", ".bin", ".json", ".model", ".gguf")
+JSON_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LFS_POINTER = b"version https://git-lfs"
 # The quantisers' own names.
 QUANTISERS = {
@@ -49,7 +51,7 @@ WITHOUT_CONFIG: Sequence[Kind] = (
         "a checkpoint in its maker's own format (params.json)",
         "take the version for transformers, which has a config.json",
     ),
-    Kind(_has("*.gguf"), "a folder of several GGUF files", "name one of them: {gguf}"),
+    Kind(_has("*.gguf"), "a folder of GGUF files, not exactly one of which is a model", "name one of them: {gguf}"),
     Kind(
         _has("checkpoint-*/config.json"),
         "a folder of training checkpoints",
@@ -95,13 +97,15 @@ def refuse_file(path: Path, text: str) -> NoReturn:
     Raises:
         LoadError: a file that is no GGUF file.
     """
+    if not path.is_file():
+        raise LoadError(f"'{text}' is no regular file; name a model directory or a .gguf file")
     if _is_pointer(path):
         raise LoadError(f"'{text}' is a pointer of git-lfs, not the file itself; run git lfs pull in its repository")
     if path.stat().st_size == 0:
         raise LoadError(f"'{text}' is empty; download it again")
     what = FILES.get(path.suffix.lower())
     if what is None:
-        raise LoadError(f"'{text}' is neither a model directory nor a .gguf file")
+        raise LoadError(f"'{text}' is neither a model directory nor a .gguf file; name one of these")
     if (path.parent / "config.json").is_file() and path.suffix.lower() != ".gguf":
         raise LoadError(f"'{text}' is {what}; name its directory: --model {path.parent}")
     raise LoadError(f"'{text}' is {what}; name a model directory or a .gguf file")
@@ -119,9 +123,10 @@ def require_config(folder: Path, text: str) -> None:
         raise LoadError(f"'{text}' cannot be read: {error.strerror}") from None
     for name in sorted(names):
         _require_present(folder / name, text)
-    if "config.json" not in names:
+    if not (folder / "config.json").is_file():
         _refuse_first(WITHOUT_CONFIG, folder, text, " (it has no config.json)")
         raise LoadError(f"'{text}' is not a model directory: it has no config.json")
+    _require_object(folder / "config.json", text)
 
 
 def require_files(folder: Path, text: str) -> None:
@@ -143,6 +148,31 @@ def require_files(folder: Path, text: str) -> None:
         )
 
 
+def require_readable(folder: Path, text: str) -> None:
+    """Look at the small files that readers pass over in silence, or stumble over, when they are damaged.
+
+    Raises:
+        LoadError: one of them is no JSON object; names it.
+    """
+    for name in JSON_FILES:
+        if not (folder / name).exists():
+            continue
+        content = _require_object(folder / name, text)
+        ends = content.get("eos_token_id") if name == "generation_config.json" else None
+        if any(type(id) is not int for id in (ends if isinstance(ends, list) else [ends or 0])):
+            raise LoadError(f"'{text}': eos_token_id in {name} is {str(ends)[:40]}, and must be a token id or several")
+
+
+def _require_object(file: Path, text: str) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoadError(f"'{text}': {file.name} cannot be read ({first_words(error)}); download it again") from None
+    if not isinstance(content, Mapping):
+        raise LoadError(f"'{text}': {file.name} holds no JSON object; download it again")
+    return content
+
+
 def require_plain(config: Mapping[str, Any], text: str) -> None:
     """Look at the contents of a ``config.json``, before any weight is read.
 
@@ -151,13 +181,15 @@ def require_plain(config: Mapping[str, Any], text: str) -> None:
         UnsupportedModel: it is no causal language model.
     """
     quantised = config.get("quantization_config")
-    if isinstance(quantised, Mapping):
+    if isinstance(quantised, str):
+        quantised = {"quant_method": quantised}
+    if quantised and isinstance(quantised, Mapping):
         method = str(quantised.get("quant_method") or _guessed(quantised))
         raise LoadError(f"'{text}' has weights quantised by {QUANTISERS.get(method, method)}; {PLAIN}")
     if isinstance(config.get("quantization"), Mapping):
         raise LoadError(f"'{text}' has weights quantised by MLX; {PLAIN}")
     named = config.get("architectures") or []
-    heads = [name for name in named if isinstance(name, str)]
+    heads = [name for name in ([named] if isinstance(named, str) else named) if isinstance(name, str)]
     if heads and not any(_generates(name) for name in heads):
         raise UnsupportedModel(
             f"'{text}' is a {heads[0]}, which does not generate text; a name that ends in ForCausalLM is needed"
@@ -180,21 +212,24 @@ def _guessed(quantised: Mapping[str, Any]) -> str:
 
 
 def _require_present(file: Path, text: str) -> None:
+    if file.suffix not in PARTS:
+        return
     if file.is_symlink() and not file.exists():
         raise LoadError(
             f"'{text}': {file.name} is a link to {file.readlink()}, which is not here; a container needs the whole "
             "folder of the hub's cache (models--OWNER--NAME) mounted"
         )
-    if file.suffix in (".safetensors", ".bin", ".json", ".model") and file.is_file() and _is_pointer(file):
+    if file.is_file() and _is_pointer(file):
         raise LoadError(f"'{text}': {file.name} is a pointer of git-lfs, not the file itself; run git lfs pull there")
 
 
 def _require_weights(folder: Path, text: str) -> None:
-    for index in INDEXES:
+    # In the order in which transformers looks; an index may be left from another version.
+    for index, whole in zip(INDEXES, WEIGHTS, strict=True):
+        if (folder / whole).is_file():
+            return None
         if (folder / index).is_file():
             return _require_shards(folder, index, text)
-    if any((folder / name).is_file() for name in WEIGHTS):
-        return None
     for pattern in ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"):
         if shards := sorted(file.name for file in folder.glob(pattern)):
             index = INDEXES[pattern.startswith("pytorch")]
@@ -233,6 +268,15 @@ def _refuse_first(kinds: Sequence[Kind], folder: Path, text: str, why: str) -> N
 def _is_pointer(file: Path) -> bool:
     with file.open("rb") as content:
         return content.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def first_words(error: BaseException) -> str:
+    """What a reader's error says, in one line: readers write paragraphs, and some only a key's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    if isinstance(error, KeyError) or not text:
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

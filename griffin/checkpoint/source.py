@@ -4,6 +4,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from griffin.checkpoint.gguf_file import PART, is_gguf
 from griffin.checkpoint.refusals import refuse_file, require_config
@@ -15,8 +16,10 @@ EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_FOLDER = "models--"
-# Prefixes of a hub's address; what follows them is a hub id.
-HUB_ADDRESSES = ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "hf.co/", "hf://")
+# A hub's address; what follows it is a hub id, and maybe a page of that repository.
+HUB_ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/(?P<id>.+)|hf://(?P<path>.+)", re.IGNORECASE)
+HUB_PAGE = re.compile(r"[?#].*$|/(tree|commits)/main/?$")
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 HASH = re.compile(r"(sha256[-:])?[0-9a-f]{40,64}")
 
 
@@ -53,11 +56,14 @@ def locate(spelling: str) -> Source:
         raise LoadError("the model's name is empty; name a directory, a .gguf file, a hub id, or " + EMBEDDED_MODEL)
     if text.lower() == EMBEDDED_MODEL.lower():
         return Source(EMBEDDED_MODEL, embedded_file())
-    for address in HUB_ADDRESSES:
-        if text.startswith(address):
-            return _on_hub(text.removeprefix(address).strip("/"), spelling)
+    if address := HUB_ADDRESS.fullmatch(text):
+        return _on_hub(HUB_PAGE.sub("", address["id"] or address["path"]).strip("/"), spelling)
+    if text.startswith("file:"):
+        text = unquote(text.removeprefix("file:").removeprefix("//localhost").removeprefix("//"))
+    elif ADDRESS.match(text):
+        raise LoadError(f"'{spelling}' is an address that is not known here; download the model and name its path")
     try:
-        path = Path(text.removeprefix("file://")).expanduser()
+        path = Path(text).expanduser()
         # Asked of the system, which may also say that it may not be asked.
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -102,9 +108,14 @@ def _missing(text: str, path: Path) -> Source:
         raise LoadError(f"'{text}' does not exist: a variable in it was not replaced")
     if "\\" in text:
         raise LoadError(f"'{text}' does not exist; write the path with / instead of \\")
-    looks_like_path = text.lower().endswith(".gguf") or text.startswith(("/", ".", "~", "file://"))
-    if looks_like_path:
+    if text.lower().endswith(".gguf") or text.startswith(("/", ".", "~")):
         raise LoadError(f"'{text}' does not exist")
+    if text.startswith(HUB_FOLDER):
+        raise LoadError(
+            f"'{text}' does not exist; as a hub id it is {text.removeprefix(HUB_FOLDER).replace('--', '/')}"
+        )
+    if ":" in text and "/" not in text:
+        raise LoadError(f"'{text}' does not exist; it looks like a name of another program's store: name a GGUF file")
     return _on_hub(text, text)
 
 
@@ -124,7 +135,8 @@ def _on_hub(hub_id: str, spelling: str) -> Source:
 
 def _file(path: Path, text: str) -> Source:
     try:
-        gguf = is_gguf(path)
+        # Of other kinds of file a first byte may never come.
+        gguf = path.is_file() and is_gguf(path)
     except OSError as error:
         raise LoadError(f"'{text}' cannot be read: {error.strerror}") from None
     if not gguf:

@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from griffin.checkpoint.refusals import INDEXES, PLAIN, WEIGHTS, listed
+from griffin.checkpoint.refusals import INDEXES, PLAIN, WEIGHTS, first_words, listed
 from griffin.errors import LoadError
 
 logger = logging.getLogger("griffin")
@@ -45,7 +48,7 @@ def require_whole(report: Mapping[str, Any], source: str) -> None:
 def lacking(missing: Sequence[str], source: str) -> LoadError:
     """The refusal of a checkpoint without some of the model's weights."""
     return LoadError(
-        f"'{source}' lacks {len(missing)} of the model's weights: {listed(missing)}; "
+        f"'{source}' lacks {len(missing)} of the model's weights: {listed(sorted(missing))}; "
         "nothing is made up for them: is the checkpoint complete, and that of a language model?"
     )
 
@@ -78,6 +81,41 @@ def require_plain_numbers(folder: Path, source: str) -> None:
         raise LoadError(f"'{source}' holds codes instead of plain numbers for {count}: {listed(strange)}; {PLAIN}")
 
 
+@torch.no_grad()
+def require_finite(model: PreTrainedModel, source: str) -> None:
+    """
+    Raises:
+        LoadError: a weight in memory is infinite or no number: the file is damaged, or the dtype is too narrow for it.
+    """
+    strange = [name for name, p in model.named_parameters() if not p.is_meta and not _finite(p)]
+    if strange:
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise LoadError(
+            f"'{source}' has weights that are infinite or no numbers in {dtype}: {listed(strange)}; "
+            "try --dtype bfloat16 or float32, or download it again"
+        )
+
+
+def _finite(values: Tensor) -> bool:
+    # The largest of them tells, and no copy is made: a maximum hands on what is no number.
+    return bool(torch.isfinite(torch.stack(values.aminmax())).all()) if values.numel() else True
+
+
+def require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """
+    Raises:
+        LoadError: the tokenizer makes tokens of ordinary text that the model does not have.
+    """
+    rows = int(model.get_input_embeddings().num_embeddings)
+    # Without tokens that were added: some models' text parts have no rows for those of images.
+    tokens = tokenizer.vocab_size
+    if tokens > rows:
+        raise LoadError(
+            f"'{source}' has a tokenizer of {tokens} tokens and a model with rows for {rows}; "
+            "they belong to different models"
+        )
+
+
 def _known(name: str) -> bool:
     return USELESS.search(name) is not None
 
@@ -92,11 +130,12 @@ def stored_types(folder: Path, source: str) -> list[tuple[str, str]]:
     for file in weight_files(folder):
         try:
             found += _safetensors_types(file) if file.suffix == ".safetensors" else _pickled_types(file)
+        except LoadError as error:
+            raise LoadError(f"'{source}': {error}") from None
         except Exception as error:
             # Readers raise anything; the file's name is what its user needs.
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise LoadError(
-                f"'{source}': {file.name} is damaged or incomplete ({reason[0]}); download it again"
+                f"'{source}': {file.name} is damaged or incomplete ({first_words(error)}); download it again"
             ) from error
     return found
 
@@ -119,5 +158,8 @@ def _safetensors_types(file: Path) -> list[tuple[str, str]]:
 
 def _pickled_types(file: Path) -> list[tuple[str, str]]:
     names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    tensors = torch.load(file, map_location="meta", mmap=True, weights_only=True)
+    # Files from before PyTorch 1.6 are no archives, and cannot be mapped.
+    tensors = torch.load(file, map_location="meta", mmap=is_zipfile(file), weights_only=True)
+    if strange := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise LoadError(f"{file.name} holds more than weights by name ({listed(strange)}): a training checkpoint")
     return [(name, names.get(value.dtype, str(value.dtype))) for name, value in tensors.items()]

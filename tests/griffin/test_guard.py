@@ -110,7 +110,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     file.write_bytes(b"\x01" * 4 * mmap.PAGESIZE)
     with file.open("rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as view:
         assert view[3 * mmap.PAGESIZE] == 1
-        with pytest.raises(LoadError, match="became shorter while it was read"):
+        with pytest.raises(LoadError, match="was changed while it was read"):
             read_while_it_shrinks(file, view)
     with guard.whole_while_read("model"):
         pass

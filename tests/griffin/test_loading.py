@@ -18,7 +18,7 @@ from tests.tiny import tiny_model
 def directory(tmp_path: Path, smollm2: Checkpoint) -> Path:
     """A model directory as a hub holds them."""
     folder = tmp_path / "tiny-llama"
-    tiny_model("llama").save_pretrained(folder)
+    tiny_model("llama", vocab_size=len(smollm2.tokenizer)).save_pretrained(folder)
     smollm2.tokenizer.save_pretrained(folder)
     return folder
 
@@ -54,7 +54,7 @@ def fake_reader(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerB
 
     def read_gguf(path: Path, dtype: torch.dtype) -> tuple[object, PreTrainedTokenizerBase]:
         read.append(path)
-        return tiny_model("llama").to(dtype), tokenizer
+        return tiny_model("llama", vocab_size=len(tokenizer)).to(dtype), tokenizer
 
     monkeypatch.setattr(loading, "_read_gguf", read_gguf)
     return read
@@ -113,7 +113,7 @@ def test_damaged_cache_is_made_again(
     load(str(file), device="cpu", cache_dir=tmp_path / "cache")
 
     assert len(read) == 2
-    assert "making them again" in caplog.text
+    assert "making it again" in caplog.text
 
 
 def test_unwritable_cache_is_done_without(
@@ -169,7 +169,7 @@ def test_directory_without_weights(directory: Path) -> None:
 def test_broken_configuration(tmp_path: Path) -> None:
     """Not JSON: a line, not a traceback's worth."""
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(LoadError, match="cannot load"):
+    with pytest.raises(LoadError, match=r"config\.json cannot be read"):
         load(str(tmp_path), device="cpu")
 
 

@@ -16,10 +16,11 @@ from griffin import Engine, Pruning, Sampling, Scoring, loading, mapped, offload
 from griffin.errors import LoadError, OutOfMemory
 from griffin.families import BLOCKS, feed_forwards
 from griffin.kept import Kept
-from griffin.loading import Checkpoint, load
+from griffin.loading import load
 from griffin.offload import HostWeights, Mark, offload_
 from griffin.prefixes import PrefixStore
 from griffin.pruning import DecodeTwin
+from tests.griffin.experiments.words import word_tokenizer
 from tests.tiny import CONFIGS, tiny_model
 
 Prompts = Callable[[int, int], list[int]]
@@ -214,11 +215,11 @@ def test_a_step_that_reads_weights_in_place_is_refused() -> None:
 
 
 @pytest.fixture
-def checkpoint(family: str, tmp_path: Path, smollm2: Checkpoint) -> tuple[PreTrainedModel, Path]:
+def checkpoint(family: str, tmp_path: Path) -> tuple[PreTrainedModel, Path]:
     """A model of each type, and its directory; in several files where there is a second one of its kind."""
     model, folder = tiny_model(family), tmp_path / "tiny"
     model.save_pretrained(folder, max_shard_size="40KB" if family in ("llama", "gpt2") else "5GB")
-    smollm2.tokenizer.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
     return model, folder
 
 
@@ -332,15 +333,13 @@ def test_a_changed_checkpoint_has_another_file(tmp_path: Path) -> None:
     assert all(torch.equal(p, expected.get_parameter(name)) for name, p in model.named_parameters())
 
 
-def test_from_a_gguf_file(
-    tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch, prompts: Prompts
-) -> None:
+def test_from_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: Prompts) -> None:
     """The dequantised copy in the cache is a directory like any other; the first start makes both files."""
     read: list[Path] = []
 
     def read_gguf(path: Path, dtype: torch.dtype) -> tuple[object, PreTrainedTokenizerBase]:
         read.append(path)
-        return tiny_model("llama").to(dtype), smollm2.tokenizer
+        return tiny_model("llama").to(dtype), word_tokenizer()
 
     monkeypatch.setattr(loading, "_read_gguf", read_gguf)
     file = tmp_path / "model.gguf"
@@ -364,11 +363,11 @@ def test_checkpoints_that_leave_the_prefix_out(tmp_path: Path) -> None:
     assert all(torch.equal(p, model.get_parameter(name)) for name, p in loaded.named_parameters())
 
 
-def test_a_checkpoint_without_safetensors(tmp_path: Path, smollm2: Checkpoint) -> None:
+def test_a_checkpoint_without_safetensors(tmp_path: Path) -> None:
     """One line: weights are mapped from safetensors alone."""
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "tiny")
-    smollm2.tokenizer.save_pretrained(tmp_path / "tiny")
+    word_tokenizer().save_pretrained(tmp_path / "tiny")
     (tmp_path / "tiny/model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "tiny/pytorch_model.bin")
     with pytest.raises(LoadError, match="has no safetensors"):

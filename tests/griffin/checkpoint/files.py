@@ -157,8 +157,8 @@ def _regrouped(value: Tensor, config: Any) -> Tensor:
 
 
 def write_directory(folder: Path, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> Path:
-    """A tiny llama as a hub holds it."""
-    tiny_model("llama", **changes).save_pretrained(folder)
+    """A tiny llama as a hub holds it, with a row for each of the tokenizer's tokens."""
+    tiny_model("llama", **{"vocab_size": len(tokenizer), **changes}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -1,6 +1,7 @@
 """GGUF files: the same scores as the same model in safetensors, or a refusal that names the key or the tensor."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,11 @@ REFUSED: dict[str, Meta] = {
     "llama.some.future_key": whole("llama.some.future_key", 1),
     "tokenizer.ggml.suppress_tokens": lambda writer: writer.add_array("tokenizer.ggml.suppress_tokens", [1, 2]),
     "tokenizer.ggml.pre": text("tokenizer.ggml.pre", "some-new-split"),
+    "llama.rope.freq_base": number("llama.rope.freq_base", 0.0),
+    "llama.rope.scaling.factor": number("llama.rope.scaling.factor", -4.0),
+    "llama.attention.layer_norm_rms_epsilon": number("llama.attention.layer_norm_rms_epsilon", 0.0),
+    "llama.context_length": text("llama.context_length", "long"),
+    "llama.vocab_size": whole("llama.vocab_size", 999),
     "llama.feed_forward_length": lambda writer: writer.add_array("llama.feed_forward_length", [52, 52, 26]),
 }
 
@@ -426,3 +432,116 @@ def test_sampling_that_a_file_recommends(tmp_path: Path) -> None:
         found = load(str(path), device="cpu", dtype="float32", cache_dir=tmp_path / "cache").sampling_defaults
 
         assert found == {"temperature": 0.5, "top_k": 20, "repetition_penalty": 1.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("rope_freqs.weight", [0.0, 1, 1, 1]), ("rope_freqs.weight", [float("nan")] * 4), ("rope_freqs.weight", [1.0])],
+)
+def test_factors_that_no_model_has(name: str, values: list[float], tmp_path: Path) -> None:
+    """Refused by the tensor's name; and so are factors that such models do not use."""
+    path = write_gguf(tmp_path / "model.gguf", text_model("llama"), extra={name: torch.tensor(values)})
+    with pytest.raises(LoadError, match=r"the tensor rope_freqs\.weight must hold 4 numbers above 0"):
+        read(path)
+    path = write_gguf(tmp_path / "other.gguf", text_model("qwen2"), extra={name: torch.ones(4)})
+    with pytest.raises(LoadError, match=r"a tensor that such models do not use: rope_freqs\.weight"):
+        read(path)
+
+
+@pytest.mark.parametrize("key", ["eos", "eot"])
+@pytest.mark.parametrize("value", [2**31, -5])
+def test_ids_that_are_no_tokens(key: str, value: int, tmp_path: Path) -> None:
+    """The end is refused where transformers would look it up; of the others such an id is no end."""
+
+    def replaced(writer: GGUFWriter) -> None:
+        writer.kv_data[0].pop(f"tokenizer.ggml.{key}_token_id", None)
+        writer.add_int64(f"tokenizer.ggml.{key}_token_id", value)
+
+    path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False), replaced)
+    if key == "eos":
+        with pytest.raises(LoadError, match=f"eos_token_id is {value}"):
+            read(path)
+    else:
+        assert gguf_tokenizer.ends(gguf_file.read(path)) == {EOS, FIRST_CONTROL}
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "glm4"])
+def test_what_the_kind_of_split_brings_along(pre: str, tmp_path: Path) -> None:
+    """With Llama 3's a text begins with the begin-of-sequence token, and a piece that is a token stays whole."""
+    path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False), text("tokenizer.ggml.pre", pre))
+    for told in (None, False):
+        file = gguf_file.read(path)
+        metadata = {**file.metadata, **({} if told is None else {"tokenizer.ggml.add_bos_token": told})}
+        tokenizer = gguf_tokenizer.read_tokenizer(replace(file, metadata=metadata))
+        begins = tokenizer("th").input_ids[0] == FIRST_CONTROL
+
+        assert begins == (pre == "llama-bpe" and told is None)
+        assert tokenizer.backend_tokenizer.model.ignore_merges == (pre != "gpt-2")
+
+
+def pieces(writer: GGUFWriter) -> None:
+    """A SentencePiece vocabulary instead, of the same size."""
+    for key in ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id"):
+        writer.kv_data[0].pop(f"tokenizer.ggml.{key}", None)
+    words = ["<unk>", "<s>", "</s>", "\u2581", "t", "h", "e", "th", "the", "\u2581the"]
+    tokens = [*words, *(f"unused{number}" for number in range(len(TOKENS) - len(words)))]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(number) for number in range(len(tokens))])
+    writer.add_token_types([2, 3, 3] + [1] * (len(tokens) - 3))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        (None, {"the": ["\u2581the"], " the": ["\u2581", "\u2581the"]}),
+        (True, {"the": ["\u2581the"], " the": ["\u2581", "\u2581the"]}),
+        (False, {"the": ["the"], " the": ["\u2581the"]}),
+    ],
+)
+def test_whether_a_text_begins_with_a_space(
+    prefix: bool | None, expected: dict[str, list[str]], tmp_path: Path
+) -> None:
+    """The key tokenizer.ggml.add_space_prefix, as llama.cpp reads it; texts come back as they were."""
+
+    def meta(writer: GGUFWriter) -> None:
+        pieces(writer)
+        if prefix is not None:
+            writer.add_add_space_prefix(prefix)
+
+    path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False), meta)
+    for _ in range(2):
+        tokenizer = load(str(path), device="cpu", dtype="float32", cache_dir=tmp_path / "cache").tokenizer
+        for given, tokens in expected.items():
+            ids = tokenizer(given, add_special_tokens=False).input_ids
+            assert tokenizer.convert_ids_to_tokens(ids) == tokens
+            assert tokenizer.decode(ids) == given
+
+
+@pytest.mark.parametrize("change", ["cut", "overwritten"])
+def test_a_file_that_changes_while_it_is_read_is_not_cached(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of one file and half of another, or zeros, would be found again at the next start."""
+    path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False))
+    content = path.read_bytes()
+    dequantize, calls = gguf.dequantize, 0
+
+    def changing(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            path.write_bytes(content[:5000] if change == "cut" else content[:-8000] + bytes(8000))
+        return dequantize(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gguf, "dequantize", changing)
+        with pytest.raises(LoadError, match="was changed while it was read"):
+            load(str(path), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
+    assert not [found for found in (tmp_path / "cache").rglob("*") if found.is_dir() and any(found.glob("*.json"))]
+    path.write_bytes(content)
+    again = load(str(path), device="cpu", dtype="float32", cache_dir=tmp_path / "cache").model
+
+    assert torch.equal(logits(again), logits(read(path)))

@@ -39,7 +39,8 @@ def test_spellings_of_one_directory(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(folder.parent)
     monkeypatch.setenv("HOME", str(folder.parent))
     spellings = [
-        str(folder), f"{folder}/", f" {folder}\n", f'"{folder}"', f"'{folder}'", f"file://{folder}", "my-model",
+        str(folder), f"{folder}/", f" {folder}\n", f'"{folder}"', f"'{folder}'", f"file://{folder}", f"file:{folder}",
+        f"file://localhost{folder}", "my-model",
         "./my-model", "./my-model/", "~/my-model", "my-model/../my-model",
     ]  # fmt: skip
 
@@ -101,7 +102,7 @@ def test_a_directory_with_one_gguf_file(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m-00002-of-00002.gguf", model)
     assert locate(str(tmp_path)).path == tmp_path / "m-00001-of-00002.gguf"
     write_gguf(tmp_path / "other.gguf", model)
-    with pytest.raises(LoadError, match="a folder of several GGUF files"):
+    with pytest.raises(LoadError, match="not exactly one of which is a model"):
         locate(str(tmp_path))
 
 
@@ -122,6 +123,10 @@ def test_the_embedded_default(spelling: str) -> None:
         ("https://huggingface.co/org/name/", "org/name"),
         ("hf.co/org/name", "org/name"),
         ("hf://org/name", "org/name"),
+        ("https://www.huggingface.co/org/name", "org/name"),
+        ("HF.co/org/name", "org/name"),
+        ("https://huggingface.co/org/name/tree/main", "org/name"),
+        ("https://huggingface.co/org/name?library=x#files", "org/name"),
     ],
 )
 def test_hub_ids(spelling: str, hub_id: str) -> None:
@@ -143,6 +148,12 @@ def test_hub_ids(spelling: str, hub_id: str) -> None:
         ("hf.co/org/name/model-q4.gguf", "hf download org/name FILE.gguf"),
         ("org/name@main", "names a revision"),
         ("a/b/c", "it is no hub id"),
+        ("https://example.com/model", "an address that is not known here"),
+        ("s3://bucket/model", "an address that is not known here"),
+        ("ollama://llama3", "an address that is not known here"),
+        ("llama3:8b", "another program's store"),
+        ("models--org--name", "as a hub id it is org/name"),
+        ("/dev/zero", "is no regular file"),
         ("my model", "it is no hub id"),
         ("file:///no/such/model", "does not exist"),
         ("/no/such/model", "does not exist"),

@@ -1,0 +1,75 @@
+"""A server process whose model is not whole, or changes while it is served: what its users and its supervisor see."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from griffin import guard
+from tests.griffin.checkpoint.files import change_config, change_weights, text_model, write_gguf
+from tests.server import tiny_checkpoint
+from tests.server.http import post
+from tests.server.process import running
+from tests.server.scripted import wait_until
+
+
+def lost(folder: Path) -> str:
+    change_weights(folder, lambda weights: {name: w for name, w in weights.items() if "layers.1.mlp" not in name})
+    return "lacks 3 of the model's weights: model.layers.1.mlp.down_proj.weight"
+
+
+def quantised(folder: Path) -> str:
+    change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    return "quantised by bitsandbytes"
+
+
+@pytest.mark.parametrize("fault", [lost, quantised])
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+def test_a_model_that_is_not_whole_is_not_served(fault: Callable[[Path], str], offload: str, tmp_path: Path) -> None:
+    """One line, exit code 1, nothing left behind for the next start."""
+    words = fault(tiny_checkpoint.write(tmp_path / "tiny"))
+    cache = tmp_path / "cache"
+    with running("--model", str(tmp_path / "tiny"), "--ff-offload", offload, "--cache-dir", str(cache)) as server:
+        code = server.wait()
+
+    assert code == 1
+    assert [line for line in server.log.splitlines() if words in line]
+    assert "Traceback" not in server.log
+    assert "is ready" not in server.log
+    assert not [path for path in cache.rglob("*") if path.is_dir() and any(path.glob("*.safetensors"))]
+
+
+def test_a_gguf_file_that_is_not_whole_is_not_served(tmp_path: Path) -> None:
+    """Likewise, and again at the second start."""
+    model = text_model("llama", mlp_bias=False)
+    file = write_gguf(tmp_path / "tiny.gguf", model, keep=lambda name: not name.startswith("blk.2."))
+    for _ in range(2):
+        with running("--model", str(file), "--cache-dir", str(tmp_path / "cache")) as server:
+            assert server.wait() == 1
+        assert "lacks 9 of the model's weights" in server.log
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.skipif(not guard.available(), reason="griffin/_native was not built: no C compiler")
+def test_a_mapped_file_that_is_cut_short_under_a_server(tmp_path: Path) -> None:
+    """The request fails with 500, later ones with 503, /health says that only a restart helps; nothing crashes."""
+    tiny_checkpoint.write(tmp_path / "tiny")
+    arguments = ("--model", str(tmp_path / "tiny"), "--ff-offload", "cpu", "--cache-dir", str(tmp_path / "cache"))
+    with running(*arguments, "--device", "cpu") as server:
+        before = post(server.url, prompt="The sea", max_tokens=2, sparsity=0.5)
+        (file,) = (tmp_path / "cache").rglob("feed_forward.safetensors")
+        with file.open("r+b") as content:
+            content.truncate(4096)
+        failed = post(server.url, prompt="The sky", max_tokens=2, sparsity=0.5)
+        wait_until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+        later = post(server.url, prompt="The sky", max_tokens=2)
+        wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 503, 60)
+        code = server.terminate()
+    assert before.status_code == 200
+    assert (failed.status_code, failed.headers["x-should-retry"]) == (500, "false")
+    assert (later.status_code, later.json()["error"]["code"]) == (503, "engine_failed")
+    assert "was changed while it was served; start the server again" in server.log
+    assert code == 0
+    with running(*arguments, "--device", "cpu") as again:
+        assert post(again.url, prompt="The sea", max_tokens=2, sparsity=0.5, temperature=0).status_code == 200
