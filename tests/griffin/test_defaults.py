@@ -42,7 +42,7 @@ def test_nothing_is_made_up(given: GenerationConfig | None, caplog: pytest.LogCa
     ("name", "value"),
     [
         ("temperature", -0.5), ("temperature", float("nan")), ("temperature", float("inf")), ("temperature", "hot"),
-        ("temperature", True), ("temperature", [0.7]), ("top_p", 0), ("top_p", 0.0), ("top_p", 1.5), ("top_k", -2),
+        ("temperature", True), ("temperature", [0.7]), ("top_p", -0.1), ("top_p", 1.5), ("top_k", -2),
         ("top_k", 2.5), ("top_k", float("inf")), ("min_p", 2), ("repetition_penalty", 0), ("repetition_penalty", 1e9),
         ("max_new_tokens", 0), ("max_new_tokens", -1),
     ],
@@ -78,7 +78,7 @@ def test_what_is_not_applied_is_named(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_of_a_checkpoint(tmp_path: Path, smollm2: Checkpoint) -> None:
     """From its generation_config.json; the embedded model has none."""
-    model = tiny_model("llama")
+    model = tiny_model("llama", vocab_size=len(smollm2.tokenizer))
     model.generation_config = config(**NAMED, do_sample=True)
     model.save_pretrained(tmp_path / "tiny")
     smollm2.tokenizer.save_pretrained(tmp_path / "tiny")
