@@ -47,6 +47,7 @@ def record(run: Run, options: Options) -> dict[str, Any]:
             prompts_approximate=run.prompts_approximate,
             shared_prefix=options.shared_prefix,
             open_loop=options.rate is not None,
+            fixed_length=options.max_tokens if options.ignore_eos else None,
         ),
     }
 

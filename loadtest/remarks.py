@@ -24,14 +24,20 @@ def remarks(
     prompts_approximate: bool,
     shared_prefix: bool,
     open_loop: bool,
+    fixed_length: int | None = None,
 ) -> list[str]:
-    """One sentence or two each, the gravest first; none if all is well."""
+    """One sentence or two each, the gravest first; none if all is well.
+
+    Args:
+        fixed_length: tokens that each answer should have; None where an answer may end sooner.
+    """
     found = [
         *_failures(samples),
         *_client(by_sparsity, client),
         *(_overload(samples) if open_loop else ()),
         *_sparsity(by_sparsity),
         *_lengths(by_sparsity),
+        *_shortened(by_sparsity, fixed_length),
         *_counting(by_sparsity),
         *_bunches(by_sparsity),
     ]
@@ -104,6 +110,17 @@ def _lengths(by_sparsity: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if len(means) < 2 or max(means) <= UNEQUAL * min(means):
         return []
     return ["answers differ in length between sparsities: compare TTFT, ITL and TPOT, not end-to-end latency"]
+
+
+def _shortened(by_sparsity: Mapping[str, Mapping[str, Any]], fixed_length: int | None) -> list[str]:
+    counts = [row["completion_tokens"]["max"] for row in by_sparsity.values() if row["completion_tokens"]]
+    longest = max(counts, default=0)
+    if fixed_length is None or not counts or longest >= fixed_length:
+        return []
+    return [
+        f"answers have at most {longest:g} tokens instead of the {fixed_length} that were asked for: the server "
+        "shortens what its context has no room for"
+    ]
 
 
 def _bunches(by_sparsity: Mapping[str, Mapping[str, Any]]) -> list[str]:

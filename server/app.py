@@ -121,7 +121,7 @@ def _guard(app: FastAPI, settings: Settings, page_paths: Sequence[str]) -> None:
             allow_origins=comma_separated(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID, IGNORED_HEADER, "retry-after"],
+            expose_headers=[REQUEST_ID, IGNORED_HEADER, "retry-after", *errors.NO_RETRY],
             # A page on the open web that calls a server on a private network: browsers ask for that by itself.
             allow_private_network=True,
         )

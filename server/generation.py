@@ -159,7 +159,7 @@ class Generation:
         finish_reason = "stop" if text.stopped else token.finish_reason
         if finish_reason:
             self._end(event.prompt, event.sample, finish_reason)
-        tokens = [ScoredToken(token.id, token.logprobs, hidden)] if self.delivery.logprobs else []
+        tokens = [ScoredToken(token.id, token.logprobs, hidden, text.shows_special)] if self.delivery.logprobs else []
         yield Piece(event.prompt, event.sample, new, False, tokens, [token.id], finish_reason)
 
     def _end(self, prompt: int, sample: int, finish_reason: FinishReason) -> None:

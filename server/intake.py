@@ -212,7 +212,7 @@ async def tokenize(
 
 def ignored_header(body: Body) -> dict[str, str]:
     """Unknown keys are common and harmless, but a misspelt ``sparsity`` must not go unseen."""
-    names = [quote(name[:64].encode("utf-8", "replace")) for name in body.ignored()]
+    names = [quote(name[:64].encode("utf-8", "replace"), safe="/[]") for name in body.ignored()]
     if not names:
         return {}
     listed = ",".join(names[:HEADER_KEYS] + ["..."] * (len(names) > HEADER_KEYS))

@@ -93,7 +93,10 @@ class Listener:
             if self._open >= self._max + RESERVE:
                 # The end of a connection resumes it.
                 self._pause()
-                self._say(f"{self._open} connections are open, as many as may (--max-connections {self._max})")
+                self._say(
+                    f"{self._open} connections are open: {self._max} (--max-connections) and {RESERVE} in reserve; "
+                    "new ones wait"
+                )
                 return
             try:
                 client, _ = listening.accept()

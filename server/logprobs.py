@@ -30,11 +30,15 @@ class Spelling:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token of an answer; no log-probabilities on a prompt's first token. ``hidden``: it is no part of the text."""
+    """A token of an answer; no log-probabilities on a prompt's first token.
+
+    hidden: it is no part of the text. shown: it is, although special tokens are left out.
+    """
 
     id: int
     logprobs: Logprobs | None
     hidden: bool = False
+    shown: bool = False
 
 
 class Vocabulary:
@@ -189,6 +193,8 @@ class LegacyForm:
             None if self._after_ordinary else self._vocabulary.spelled_after(self._before, token.id, self._hide_special)
         )
         self._before = [*self._before[1 - CONTEXT_TOKENS :], token.id]
+        if token.shown:
+            return Part(token, spelling.text, len(spelling.text))
         if token.hidden or (self._hide_special and spelling.special):
             return Part(token, "", 0)
         self._after_ordinary = not spelling.special

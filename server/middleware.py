@@ -102,7 +102,9 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self._open and not self._admits(Headers(scope=scope)):
-            raise Unauthorized("a valid API key is needed; send it as Authorization: Bearer KEY, or as X-API-Key: KEY")
+            raise Unauthorized(
+                "a valid API key is needed; send it as Authorization: Bearer KEY, or as X-API-Key or api-key: KEY"
+            )
         await self._app(scope, receive, send)
 
     def _admits(self, headers: Headers) -> bool:

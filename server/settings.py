@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     page: Annotated[bool, Field(description="GET / answers with a page to try and compare sparsities")] = True
     api_keys: Annotated[
         SecretStr | None,
-        Field(description="comma-separated; requests need one of them, as a bearer token or as X-API-Key"),
+        Field(description="comma-separated; requests need one of them, as a bearer token, X-API-Key or api-key"),
     ] = None
     open_operations: Annotated[bool, Field(description="/health, /ready and /metrics need no key")] = True
     cors_origins: Annotated[

@@ -175,6 +175,8 @@ class TextStream:
         self._special_stops = special_ids(tokenizer, stops)
         self._include = include_stop
         self._unstoppable, self._bypassed = min_tokens, False
+        # Whether the text ends with a special token that it would otherwise leave out.
+        self.shows_special = False
         self.begins_in_character = self._detokenizer.holding
 
     @property
@@ -197,6 +199,7 @@ class TextStream:
         # What was held back may hold another stop string, which came first.
         if not self._stops.found:
             self._stops.found = True
+            self.shows_special = self._include
             text += self._special_stops[id] if self._include else ""
         self._bypassed = False
         return text

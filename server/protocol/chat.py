@@ -53,6 +53,10 @@ class TemplateRequest(BaseModel):
             refuse("continue_final_message", "not together with add_generation_prompt")
         return self
 
+    def ignored_in_messages(self) -> list[str]:
+        """Keys of messages that mean nothing here, by their path."""
+        return [f"messages[{index}].{name}" for index, one in enumerate(self.messages) for name in one.ignored()]
+
     def conversation(self) -> list[dict[str, Any]]:
         return [message.for_template() for message in self.messages]
 
@@ -93,6 +97,9 @@ class ChatRequest(TemplateRequest, GenerationRequest):
 
     def default_limit(self, room: int, defaults: Mapping[str, float]) -> int:
         return min(room, int(defaults.get("max_tokens", room)))
+
+    def ignored(self) -> list[str]:
+        return [*super().ignored(), *self.ignored_in_messages()]
 
     def field_name(self, param: str) -> str:
         return "messages" if param == "prompt" else super().field_name(param)

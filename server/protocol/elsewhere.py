@@ -51,6 +51,8 @@ _NO_TEXT = Refused(("",))
 _NO_LIST = Refused(([],))
 _NO_OBJECT = Refused(({},))
 _NONE = Refused(("", [], {}))
+# An empty schema asks for something: for any JSON.
+_NO_TEXT = Refused(("", []))
 
 REFUSED: Mapping[str, Refused] = {
     # The form of the answer.
@@ -60,12 +62,12 @@ REFUSED: Mapping[str, Refused] = {
     "grammar_string": _NO_TEXT,
     "grammar_lazy": _OFF,
     "grammar_triggers": _NO_LIST,
-    "json_schema": _NONE,
+    "json_schema": _NO_TEXT,
     "regex": _NO_TEXT,
     "ebnf": _NO_TEXT,
     "structural_tag": _NONE,
     "structured_outputs": _NO_OBJECT,
-    "guided_json": _NONE,
+    "guided_json": _NO_TEXT,
     "guided_regex": _NO_TEXT,
     "guided_choice": _NO_LIST,
     "guided_grammar": _NO_TEXT,

@@ -6,6 +6,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainValidator,
     ValidationInfo,
     WithJsonSchema,
@@ -109,6 +110,9 @@ class Message(BaseModel):
     role: Annotated[Role, BeforeValidator(_role)]
     content: Annotated[str | None, PlainValidator(_content), WithJsonSchema({})] = None
     name: Text | None = None
+    reasoning_content: Text | None = Field(
+        default=None, description="of an earlier answer; given to the model's chat template, which may leave it out"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -139,4 +143,10 @@ class Message(BaseModel):
     def for_template(self) -> dict[str, Any]:
         """As chat templates expect it: one text. developer is OpenAI's newer word for system."""
         message = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-        return {**message, "name": self.name} if self.name else message
+        others = {"name": self.name, "reasoning_content": self.reasoning_content}
+        return message | {name: value for name, value in others.items() if value}
+
+    def ignored(self) -> list[str]:
+        """Keys that mean nothing here, unless they say nothing."""
+        sent = {name for name, value in (self.model_extra or {}).items() if value not in (None, "", [], {}, False)}
+        return sorted(sent - set(REFUSED_IN_MESSAGES) - {"refusal"})

@@ -51,6 +51,9 @@ class TokenizeMessages(TemplateRequest, Extensible):
     add_special_tokens: bool | None = False
     return_token_strs: bool | None = False
 
+    def ignored(self) -> list[str]:
+        return [*super().ignored(), *self.ignored_in_messages()]
+
 
 # Which of the two is meant is seen before either is validated: an error is about the one that was meant.
 FORMS = ("form:text", "form:messages")

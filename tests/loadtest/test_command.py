@@ -98,7 +98,7 @@ def test_no_griffin(url: str) -> None:
 
 def test_a_refused_request_is_one_line(url: str) -> None:
     """Before any load, in the server's own words."""
-    code, out, err = finished(start("--url", url, "--max-tokens", "4000"))
+    code, out, err = finished(start("--url", url, "--prompt-tokens", "4000"))
 
     assert (code, out) == (1, "")
     assert len(err.splitlines()) == 1

@@ -80,3 +80,10 @@ def test_cached_prompts() -> None:
     """Unless they were meant to be."""
     assert "50 % of the prompt tokens" in said([smooth(cached_tokens=50)])
     assert said([smooth(cached_tokens=50)], shared_prefix=True) == ""
+
+
+def test_answers_that_the_server_shortened() -> None:
+    """Only where each was to have a fixed length."""
+    assert "at most 3 tokens instead of the 4 that were asked for" in said([smooth()], fixed_length=4)
+    assert said([smooth()], fixed_length=3) == ""
+    assert said([smooth()], fixed_length=None) == ""

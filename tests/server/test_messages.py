@@ -112,7 +112,8 @@ def test_what_an_assistant_has_said(turn: dict[str, Any], text: str) -> None:
     """Histories come back as SDKs have them: with nulls and empty lists, and with turns of no text."""
     request = ChatRequest(messages=[USER, {"role": "assistant", **turn}, USER])
 
-    assert request.conversation()[1] == {"role": "assistant", "content": text}
+    said = request.conversation()[1]
+    assert (said["role"], said["content"]) == ("assistant", text)
     with served(ScriptedEngine()) as url:
         assert post(url, "/v1/chat/completions", messages=[USER, {"role": "assistant", **turn}], max_tokens=1).json()
 
@@ -153,3 +154,32 @@ def test_every_nested_error_names_its_path(body: dict[str, Any], param: str) -> 
 
     assert error.param == param
     assert str(error).startswith(param)
+
+
+def test_keys_of_messages_that_mean_nothing_are_named() -> None:
+    """By their path, as others are; what an earlier answer brought along empty is not."""
+    message = {"role": "user", "content": "x", "sparisty": 1, "annotations": [], "refusal": None, "foo": False}
+    with served(ScriptedEngine()) as url:
+        answers = [
+            post(url, path, messages=[message], **limit)
+            for path, limit in (("/v1/chat/completions", {"max_tokens": 1}), ("/tokenize", {}))
+        ]
+
+    assert [(answer.status_code, answer.headers["x-griffin-ignored"]) for answer in answers] == [
+        (200, "messages[0].sparisty")
+    ] * 2
+
+
+def test_reasoning_of_an_earlier_answer_goes_to_the_template() -> None:
+    """Which may leave it out; an empty one is not there."""
+    given = ChatRequest.model_validate(
+        {"messages": [
+            {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"},
+            {"role": "assistant", "content": "4", "reasoning_content": ""},
+        ]}
+    )  # fmt: skip
+
+    assert given.conversation() == [
+        {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"},
+        {"role": "assistant", "content": "4"},
+    ]

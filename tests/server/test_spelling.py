@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from griffin import Checkpoint, Logprobs
+from griffin import Checkpoint, Engine, Logprobs
 from server.logprobs import LegacyForm, ScoredToken, Vocabulary
 from server.service import Loaded
 from tests.server.http import post, stream
@@ -217,3 +217,20 @@ def test_any_text(smollm2: Checkpoint, text: str, prepends: bool) -> None:
             assert all(0 <= offset <= len(shown) for offset in echoed["text_offset"])
             if all(vocabulary[id].whole for id in ids):
                 assert "".join(echoed["tokens"]) == shown
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_special_stop_that_is_included_adds_up(streaming: bool, smollm2: Checkpoint) -> None:
+    """The text shows it although special tokens are left out, and so does its entry."""
+    asked = {
+        "prompt": "2+2=", "max_tokens": 4, "temperature": 0, "logprobs": 0, "logit_bias": {"2": 100},
+        "stop": "<|im_end|>", "include_stop_str_in_output": True,
+    }  # fmt: skip
+    with served(Engine(smollm2.model), tokenizer=smollm2.tokenizer) as url:
+        if streaming:
+            choices = [chunk["choices"][0] for chunk in stream(url, **asked) if chunk["choices"]]
+        else:
+            choices = post(url, **asked).json()["choices"]
+
+    assert "".join(choice["text"] for choice in choices) == "<|im_end|>"
+    assert [token for choice in choices for token in choice["logprobs"]["tokens"]] == ["<|im_end|>"]
