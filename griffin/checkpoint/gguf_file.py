@@ -9,7 +9,7 @@ from typing import Any
 
 from gguf import GGUFReader, ReaderTensor
 
-from griffin.checkpoint.refusals import listed, refuse_file
+from griffin.checkpoint.refusals import first_words, listed, refuse_file
 from griffin.errors import LoadError
 
 MAGIC = b"GGUF"
@@ -90,8 +90,9 @@ def _open(path: Path) -> GGUFReader:
         return GGUFReader(path)
     except Exception as error:
         # The reader trusts all lengths that it finds; whatever it raises then is no message for people.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise LoadError(f"{path.name} is no whole GGUF file ({reason[0]}); is the download complete?") from error
+        raise LoadError(
+            f"{path.name} is no whole GGUF file ({first_words(error)}); is the download complete?"
+        ) from error
 
 
 def _require_model(path: Path, metadata: Mapping[str, Any]) -> None:

@@ -10,8 +10,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from griffin.checkpoint.gguf_config import ROPE_TENSORS, config_of
+from griffin.checkpoint.gguf_config import config_of
 from griffin.checkpoint.gguf_file import GgufFile
+from griffin.checkpoint.gguf_rope import ROPE_TENSORS
 from griffin.checkpoint.quiet import quiet
 from griffin.checkpoint.refusals import listed
 from griffin.checkpoint.whole import require_whole
