@@ -51,7 +51,7 @@ logger = logging.getLogger("griffin")
 
 HASHED_UP_TO_BYTES = 2**29
 # Of what is written to the cache; a change makes all of it anew.
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
