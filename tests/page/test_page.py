@@ -228,7 +228,7 @@ def test_a_prompt_that_is_known_says_so(opened: Open, url: str) -> None:
 def test_an_impossible_request_is_a_sentence(opened: Open, url: str, watches: list[Watch]) -> None:
     """The server's own words, once, where the answer would have been; the other pane is not tried."""
     page = opened(url)
-    page.get_by_label("Most tokens").fill("9000")
+    page.get_by_label("Prompt", exact=True).fill("snow " * 9_000)
     with refused(page, watches, 400):
         run(page)
         expect(pane(page, "A").get_by_role("alert")).to_contain_text(
