@@ -15,12 +15,16 @@ from pathlib import Path
 from griffin.errors import LoadError, WeightsChanged
 
 
+def compiled(directory: Path) -> Path | None:
+    """What was built of the project's C at installation, in the directory of the library; None if nothing was."""
+    found = (directory / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    return next((path for path in found if path.exists()), None)
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
     """The compiled part, with its handler in place; None where it was not built."""
-    folder = Path(__file__).parent
-    found = (folder / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
-    path = next((path for path in found if path.exists()), None)
+    path = compiled(Path(__file__).parent)
     try:
         library = ctypes.CDLL(str(path)) if path else None
         if library is None or library.griffin_guard():

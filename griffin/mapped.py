@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from griffin.checkpoint.refusals import INDEXES, WEIGHTS
 from griffin.checkpoint.whole import lacking
 from griffin.errors import LoadError
 from griffin.families import feed_forwards, linear_weight
@@ -30,7 +31,7 @@ from griffin.offload import HostLayer, HostWeights
 FILE = "feed_forward.safetensors"
 # Size and time of the file once it was whole: one that was touched since is not believed.
 STAMP = "stamp"
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX = WEIGHTS[0], INDEXES[0]
 TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 

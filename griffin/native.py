@@ -6,7 +6,6 @@ Shapes: L layers, D model width, F feed-forward neurons, k of them kept, V vocab
 """
 
 import ctypes
-import importlib.machinery
 import logging
 import math
 import mmap
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from griffin.cache import KVCache
+from griffin.guard import compiled
 from griffin.kept import Kept
 from griffin.weights import ACTIVATIONS, Experts, Layer, Norm, Projection, Rotary, Weights
 
@@ -126,8 +126,7 @@ def _library() -> ctypes.CDLL | None:
 
 def _load(directory: Path) -> ctypes.CDLL | None:
     """None if it is not there, or cannot be used."""
-    found = (directory / f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
-    path = next((path for path in found if path.exists()), None)
+    path = compiled(directory)
     if path is None:
         logger.warning(
             "decoding without the compiled step, two to three times slower: it was not built (no C compiler?)"

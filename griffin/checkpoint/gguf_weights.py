@@ -78,11 +78,11 @@ def _parameters(
             raise LoadError(
                 f"{file.path.name}: tensor {name} ({tensor.tensor_type.name}) cannot be read: {error}"
             ) from error
+        # Values that are mapped from the file, which may change, cannot be written to, and are copied here.
         plain = _as_trained(
             file.architecture, name, torch.from_numpy(np.require(values, requirements=["C", "W"])), config
         )
-        # A copy in any case: what the reader gave may be mapped from the file, which may change.
-        yield names[name], plain.to(dtype, copy=True).contiguous()
+        yield names[name], plain.to(dtype).contiguous()
 
 
 def _as_trained(architecture: str, name: str, values: Tensor, config: PreTrainedConfig) -> Tensor:

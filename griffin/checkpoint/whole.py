@@ -55,7 +55,7 @@ def lacking(missing: Sequence[str], source: str) -> LoadError:
 
 def warn_of_unused(names: Iterable[str], source: str) -> None:
     """Say which tensors of a checkpoint no parameter takes."""
-    unused = sorted(name for name in names if not USELESS.search(name))
+    unused = sorted(name for name in names if not _useless(name))
     if unused:
         logger.warning(
             "%s: no parameter of the model takes %d of the checkpoint's tensors: %s",
@@ -74,7 +74,7 @@ def require_plain_numbers(folder: Path, source: str) -> None:
     strange = sorted(
         f"{name} ({kind})"
         for name, kind in stored_types(folder, source)
-        if kind not in PLAIN_TYPES and not _known(name)
+        if kind not in PLAIN_TYPES and not _useless(name)
     )
     if strange:
         count = f"{len(strange)} of its weights"
@@ -116,7 +116,7 @@ def require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sou
         )
 
 
-def _known(name: str) -> bool:
+def _useless(name: str) -> bool:
     return USELESS.search(name) is not None
 
 
