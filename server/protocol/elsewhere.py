@@ -303,6 +303,14 @@ def require_supported(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -
         if (field := refused.get(name)) and not asks_for_nothing(value, field.nothing):
             instead = f"use {field.instead}" if field.instead else "leave it out"
             refuse(name, f"is not supported; {instead}", "unsupported_parameter")
+
+
+def require_untuned(sent: Mapping[str, Any]) -> None:
+    """Refuse settings of a mechanism that the request does not turn off: a server elsewhere may have it on.
+
+    Args:
+        sent: keys of a request for an answer that are no fields of it. A message's keys are no settings.
+    """
     # A mechanism that is on has been refused by its own name.
     for name, value in sent.items():
         if (tuning := TUNING.get(name)) and not asks_for_nothing(value, tuning.usual) and not _is_off(tuning, sent):

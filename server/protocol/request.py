@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from griffin import Sampling, Scoring
 from griffin.errors import ContextLengthExceeded
-from server.protocol.elsewhere import REFUSED, Refused, documented, require_supported, unknown
+from server.protocol.elsewhere import REFUSED, Refused, documented, require_supported, require_untuned, unknown
 from server.protocol.fields import (
     MAX_CHOICES,
     MAX_KEYS,
@@ -129,6 +129,7 @@ class GenerationRequest(BaseModel):
     @model_validator(mode="after")
     def _rules(self) -> Self:
         require_supported(self._sent(), self.refused)
+        require_untuned(self._sent())
         options = self.stream_options
         if options and not self.stream and (options.include_usage or options.continuous_usage_stats):
             refuse("stream_options", "only with stream=true")

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from server.errors import InvalidField, explain
 from server.protocol.chat import NOT_THE_TEMPLATES, ChatRequest
 from server.protocol.completion import CompletionRequest
+from server.protocol.elsewhere import TUNING
 from server.protocol.message import MEDIA, ROLES
 from server.protocol.tokenization import TokenizeRequest
 from tests.server.http import post
@@ -168,6 +169,17 @@ def test_keys_of_messages_that_mean_nothing_are_named() -> None:
     assert [(answer.status_code, answer.headers["x-griffin-ignored"]) for answer in answers] == [
         (200, "messages[0].sparisty")
     ] * 2
+
+
+@pytest.mark.parametrize("name", sorted(TUNING))
+def test_a_message_has_no_settings(name: str) -> None:
+    """A setting of sampling is one more key of a message that means nothing, even where a request may not have it."""
+    message = {"role": "user", "content": "x", name: "something"}
+    request = ChatRequest.model_validate({"messages": [message]})
+
+    assert request.messages[0].ignored() == [name]
+    with pytest.raises(ValidationError):
+        ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}], name: "something"})
 
 
 def test_reasoning_of_an_earlier_answer_goes_to_the_template() -> None:
