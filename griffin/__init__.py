@@ -1,14 +1,16 @@
 """GRIFFIN as a library: feed-forward neurons chosen per sequence, from its prompt (Dong, Chen, Chi 2024)."""
 
-from griffin.accounting import Accounting
-from griffin.engine import Engine, build_engines
+from griffin.decode.logprobs import Logprobs
+from griffin.engine.comparison import Comparison
+from griffin.engine.engine import Engine, build_engines
+from griffin.engine.prompt import Prompt, Token
+from griffin.engine.speculation import Verified
 from griffin.errors import GriffinError
-from griffin.kept import Selection
-from griffin.loading import Checkpoint, load, load_each
-from griffin.prompt import Prompt, Scoring, Token
-from griffin.pruning import Pruning
-from griffin.sampling import Logprobs, Sampling
-from griffin.verification import Comparison, Verification, Verified
+from griffin.method.preparation import Preparation
+from griffin.model.accounting import Accounting
+from griffin.model.loading import Checkpoint, load, load_each
+from griffin.neurons import Selection
+from griffin.request import Pruning, Sampling, Scoring, Verification
 
 __all__ = [
     "Accounting",
@@ -17,6 +19,7 @@ __all__ = [
     "Engine",
     "GriffinError",
     "Logprobs",
+    "Preparation",
     "Prompt",
     "Pruning",
     "Sampling",

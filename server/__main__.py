@@ -17,7 +17,7 @@ import uvicorn
 
 from server import log
 from server.app import create_app
-from server.listener import BoundedServer, affordable, configuration
+from server.http.listener import BoundedServer, affordable, configuration
 from server.service import Loaded, Service
 from server.settings import Settings, SettingsInvalid, comma_separated, names_no_key, read_settings, unknown_variables
 

@@ -13,10 +13,9 @@ from fastapi import FastAPI
 
 from griffin.errors import GriffinError
 from server import errors
-from server.cors import Cors
-from server.intake import IGNORED_HEADER
-from server.jsonwire import Json
-from server.middleware import (
+from server.answer.intake import IGNORED_HEADER
+from server.http.cors import Cors
+from server.http.middleware import (
     KEY_HEADERS,
     OPERATIONS,
     REQUEST_ID,
@@ -26,6 +25,7 @@ from server.middleware import (
     Door,
     RequestLog,
 )
+from server.jsonwire import Json
 from server.protocol import chunk
 from server.routes import chat, completions, experts, models, operations, tokenization
 from server.routes.page import PageRoutes

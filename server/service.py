@@ -10,18 +10,18 @@ from time import monotonic, time
 from typing import Any, TypeVar
 
 import griffin
-from griffin import Checkpoint
+from griffin import Preparation
 from griffin.errors import LoadError
 from server.errors import ApiError, InvalidField, ModelLoading, ModelNotFound, ServerDraining
-from server.experts import RecentExperts
-from server.job import EngineLike
-from server.logprobs import Vocabulary
 from server.metrics import Metrics
 from server.protocol.fields import SparsityChoice
 from server.settings import ALIAS, Settings, comma_separated
-from server.shadow import Shadows
-from server.text import Tokenizer
-from server.worker import Workers
+from server.text.logprobs import Vocabulary
+from server.text.tokenizer import Tokenizer
+from server.work.experts import RecentExperts
+from server.work.job import EngineLike
+from server.work.shadow import Shadows
+from server.work.workers import Workers
 
 logger = logging.getLogger("griffin")
 
@@ -230,14 +230,15 @@ def load(settings: Settings) -> Loaded:
         cache_dir=settings.cache_dir,
         ff_offload=settings.ff_offload == "cpu",
     )
-    if settings.method == "griffin+" and checkpoints[0].calibration is None:
+    prepared = Preparation.read(checkpoints[0].model, settings.cache_dir)
+    if settings.method == "griffin+" and prepared.calibration is None:
         # Otherwise every request that names no method would be refused.
         raise LoadError(
             f"--method griffin+ needs {settings.model} to be calibrated once: "
-            f"python -m griffin.experiments calibrate --model {settings.model}"
+            f"python -m griffin calibrate --model {settings.model}"
         )
     if settings.sparsity == "auto":
-        _require_losses(checkpoints[0], settings)
+        _require_losses(prepared, settings)
     engines = [
         engine
         for checkpoint in checkpoints
@@ -247,8 +248,8 @@ def load(settings: Settings) -> Loaded:
             context_length=settings.max_model_len,
             prefill_chunk=settings.prefill_chunk,
             prefix_bytes=settings.prefix_cache_mb * 2**20,
-            calibration=checkpoint.calibration,
-            losses=checkpoint.losses,
+            calibration=prepared.calibration,
+            losses=prepared.losses,
         )
     ]
     checkpoint = checkpoints[0]
@@ -268,10 +269,10 @@ def load(settings: Settings) -> Loaded:
     return Loaded(name, checkpoint.tokenizer, engines, description, other_names, defaults)
 
 
-def _require_losses(checkpoint: Checkpoint, settings: Settings) -> None:
+def _require_losses(prepared: Preparation, settings: Settings) -> None:
     """Otherwise every request that names no sparsity would be refused."""
-    if settings.method not in [table.method for table in checkpoint.losses]:
+    if settings.method not in prepared.measured:
         raise LoadError(
             f"--sparsity auto needs {settings.model} to be measured once with method {settings.method}: python -m "
-            f"griffin.experiments tune --method {settings.method} --model {settings.model} --prompts FILE"
+            f"griffin tune --method {settings.method} --model {settings.model} --prompts FILE"
         )

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from griffin.pruning import MethodName
-from griffin.verification import ModeName
+from griffin.request import MethodName, ModeName
 
 PREFIX = "GRIFFIN_"
 # Where Docker and Kubernetes mount secrets: a file griffin_api_keys there is as good as the variable.

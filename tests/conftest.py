@@ -16,8 +16,8 @@ if not torch.cuda.is_available():
 
 from transformers import PreTrainedModel, logging
 
-from griffin.families import FAMILIES
-from griffin.loading import Checkpoint, load
+from griffin.model.families import FAMILIES
+from griffin.model.loading import Checkpoint, load
 from tests.tiny import tiny_model
 
 logging.disable_progress_bar()

@@ -1,16 +1,29 @@
-"""The arrows of the layout: server -> griffin, never back, and each hard thing in one place."""
+"""The arrows of the layout: server -> griffin, never back; inside each only downwards; each hard thing in one place."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 OURS = ("griffin", "server", "loadtest")
-GRIFFIN_LEAVES = ("errors", "selection", "sampling", "kernels", "cache", "precision", "kept", "verification", "ngrams")
-SERVER_LEAVES = ("settings", "metrics", "text", "log", "experts", "jsonwire")
+# Top to bottom: a folder or module may import itself and those below it. ``__init__`` is what others import.
+LAYERS = {
+    "griffin": (
+        "__main__", "experiments", "__init__", "engine", "decode", "method", "model", "request", "neurons", "library",
+        "errors",
+    ),
+    "server": (
+        "__main__", "app", "routes", "answer", "service", "work", "text", "http", "errors", "protocol", "jsonwire",
+        "metrics", "settings", "log", "__init__",
+    ),
+}  # fmt: skip
+# Inside griffin/ they can be read first, and alone.
+LEAVES = {"griffin": ("errors", "neurons", "library"), "server": ("settings", "metrics", "log", "jsonwire")}
 
 
+@cache
 def modules(package: str) -> dict[str, ast.Module]:
     """All files of a package by their path in the repository."""
     files = (ROOT / package).rglob("*.py")
@@ -37,6 +50,40 @@ def importing(package: str, *forbidden: str) -> list[str]:
     ]
 
 
+def layer(package: str, dotted: str) -> str:
+    """The folder or module of a package that a name is in."""
+    parts = dotted.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in LAYERS[package] else "__init__"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_arrows_point_downwards(package: str) -> None:
+    """Folder by folder; a new folder or module has to find its place in the order first."""
+    order, upwards = LAYERS[package], []
+    for path, tree in modules(package).items():
+        own = Path(path).with_suffix("").parts[1]
+        assert own in order, f"{path} has no place in the order"
+        ours = (name for name in imports(tree) if name.split(".")[0] == package)
+        upwards += [f"{path} -> {name}" for name in ours if order.index(layer(package, name)) < order.index(own)]
+
+    assert upwards == []
+
+
+def test_the_order_names_what_is_there() -> None:
+    """Nothing in it is gone."""
+    for package, order in LAYERS.items():
+        there = {path.stem for path in (ROOT / package).iterdir()}
+        assert set(order) <= there
+
+
+@pytest.mark.parametrize(("package", "leaf"), [(package, leaf) for package, names in LEAVES.items() for leaf in names])
+def test_leaves_import_nothing_of_their_package(package: str, leaf: str) -> None:
+    """They can be read first, and alone."""
+    tree = modules(package)[f"{package}/{leaf}.py"]
+
+    assert {name for name in imports(tree) if name.split(".")[0] == package} == set()
+
+
 def test_the_library_knows_nothing_of_the_service() -> None:
     """No HTTP, no text protocol, no metrics in griffin/."""
     web = (
@@ -58,10 +105,10 @@ def test_the_service_does_not_touch_tensors() -> None:
 
 
 def test_nothing_imports_the_experiments() -> None:
-    """The core knows no experiment."""
+    """But the command line: preparing a model uses what experiments share."""
     outside = [path for package in OURS for path in importing(package, "griffin.experiments")]
 
-    assert [path for path in outside if not path.startswith("griffin/experiments/")] == []
+    assert [path for path in outside if not path.startswith("griffin/experiments/")] == ["griffin/__main__.py"]
 
 
 def test_the_load_test_stands_alone() -> None:
@@ -88,34 +135,18 @@ def test_the_environment_is_read_in_one_file() -> None:
     assert readers == ["server/settings.py"]
 
 
-def test_one_file_runs_the_engine() -> None:
-    """Only the job iterates generate(), on a worker's thread."""
-    runners = [
+def test_one_folder_runs_engines() -> None:
+    """Only server/work/ calls them, on workers' threads: jobs, and the comparisons of idle time."""
+    runners = {
         path
         for path, tree in modules("server").items()
-        if any(isinstance(node, ast.Attribute) and node.attr == "generate" for node in ast.walk(tree))
-    ]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in ("generate", "compare", "rebuild")
+    }
 
-    assert runners == ["server/job.py"]
-
-
-@pytest.mark.parametrize(
-    ("package", "leaf"), [("griffin", n) for n in GRIFFIN_LEAVES] + [("server", n) for n in SERVER_LEAVES]
-)
-def test_leaves_import_nothing_of_their_package(package: str, leaf: str) -> None:
-    """They can be read first, and alone."""
-    tree = modules(package)[f"{package}/{leaf}.py"]
-
-    assert {name for name in imports(tree) if name.split(".")[0] == package} == set()
-
-
-def test_the_protocol_knows_nothing_of_the_server() -> None:
-    """Shapes of requests and answers can be read alone."""
-    inside = {name for name in modules("server") if name.startswith("server/protocol/")}
-    found = {name for path in inside for name in imports(modules("server")[path]) if name.split(".")[0] == "server"}
-
-    assert inside
-    assert [name for name in found if not name.startswith("server.protocol.")] == []
+    assert runners
+    assert all(path.startswith("server/work/") for path in runners)
 
 
 def test_no_mutable_globals() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from griffin.experiments.pictures import require_matplotlib, save
-from griffin.experiments.results import Claim, Table, write_json
-from griffin.experiments.study import Study, add_study_arguments, open_study
+from griffin.experiments.common.pictures import require_matplotlib, save
+from griffin.experiments.common.results import Claim, Table, write_json
+from griffin.experiments.common.study import Study, add_study_arguments, open_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

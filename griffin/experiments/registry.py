@@ -1,18 +1,18 @@
 """The paper's experiments, in the order of their figures and tables."""
 
-from griffin.experiments import (
+from griffin.experiments.experiment import Experiment
+from griffin.experiments.paper import (
     classification,
     flocking,
     gating,
     generation,
     jaccard,
-    latency,
     perplexity,
     randomness,
     selection,
     sparsity,
 )
-from griffin.experiments.experiment import Experiment
+from griffin.experiments.speed import latency
 
 EXPERIMENTS: dict[str, Experiment] = {
     "flocking": flocking,

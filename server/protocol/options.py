@@ -4,10 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from griffin.pruning import MethodName
-from griffin.selection import SelectionName
-from griffin.statistic import StatisticName
-from griffin.verification import MOST_DRAFT_TOKENS, DraftName, ModeName
+from griffin.request import MOST_DRAFT_TOKENS, DraftName, MethodName, ModeName, StatisticName, StrategyName
 from server.protocol.fields import Clamped, Text, Whole, few_keys
 
 
@@ -23,7 +20,7 @@ class GriffinOptions(BaseModel):
         description="griffin is the paper to the letter, griffin+ loses less for as many active parameters; absent, "
         "the server's default",
     )
-    selection: SelectionName | None = Field(
+    selection: StrategyName | None = Field(
         default=None, description="how neurons are picked from the statistic; default top_k"
     )
     statistic: StatisticName | None = Field(

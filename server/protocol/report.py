@@ -4,10 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from griffin.pruning import MethodName
-from griffin.selection import SelectionName
-from griffin.statistic import StatisticName
-from griffin.verification import ModeName
+from griffin.request import MethodName, ModeName, StatisticName, StrategyName
 from server.protocol.fields import SparsityChoice
 
 FinishReason = Literal["stop", "length"]
@@ -74,7 +71,7 @@ class GriffinReport(BaseModel):
     auto: AutoReport | None = Field(description="if sparsity auto was asked for, by the request or the server")
     method: MethodName
     mode: ModeName
-    selection: SelectionName
+    selection: StrategyName
     statistic: StatisticName
     neurons_kept: int
     neurons_acting: int = Field(

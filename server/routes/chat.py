@@ -2,13 +2,13 @@
 
 from fastapi import APIRouter, Request, Response
 
+from server.answer.formats import ChatFormat
+from server.answer.intake import begin, ignored_header, render
+from server.answer.streaming import deliver
 from server.errors import GENERATED, documented
-from server.formats import ChatFormat
-from server.intake import begin, ignored_header, render
-from server.jsonbody import JsonRoute
+from server.http.jsonbody import JsonRoute
 from server.protocol.chat import ChatRequest, ChatResponse
 from server.protocol.chunk import ChatChunk, streamed
-from server.streaming import deliver
 
 router = APIRouter(route_class=JsonRoute)
 

@@ -2,13 +2,13 @@
 
 from fastapi import APIRouter, Request, Response
 
+from server.answer.formats import CompletionFormat
+from server.answer.intake import begin, ignored_header
+from server.answer.streaming import deliver
 from server.errors import GENERATED, documented
-from server.formats import CompletionFormat
-from server.intake import begin, ignored_header
-from server.jsonbody import JsonRoute
+from server.http.jsonbody import JsonRoute
 from server.protocol.chunk import CompletionChunk, streamed
 from server.protocol.completion import CompletionRequest, CompletionResponse
-from server.streaming import deliver
 
 router = APIRouter(route_class=JsonRoute)
 

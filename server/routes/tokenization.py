@@ -4,9 +4,9 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
+from server.answer.intake import ignored_header, render, tokenize
 from server.errors import ASKED, POSTED, InvalidField, documented
-from server.intake import ignored_header, render, tokenize
-from server.jsonbody import JsonRoute
+from server.http.jsonbody import JsonRoute
 from server.jsonwire import encode_model
 from server.protocol.tokenization import (
     DetokenizeRequest,
@@ -17,7 +17,7 @@ from server.protocol.tokenization import (
     TokenizeText,
 )
 from server.service import Service
-from server.text import tokenizer_info as info_of
+from server.text.tokenizer import tokenizer_info as info_of
 
 router = APIRouter(route_class=JsonRoute)
 

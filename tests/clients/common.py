@@ -1,6 +1,6 @@
 """What the tests of all clients ask, and how they look at the server from outside."""
 
-from tests.server.http import metric
+from tests.server.client import metric
 
 MODEL = "SmolLM2-135M-Instruct"
 PROMPT = (

@@ -14,11 +14,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
-from griffin.experiments.harness import GriffinLM
-from griffin.experiments.study import Study
-from griffin.experiments.variants import Variant
-from griffin.loading import Checkpoint
-from griffin.statistic import StatisticName
+from griffin.experiments.common.study import Study
+from griffin.experiments.common.variants import Variant
+from griffin.experiments.tasks.harness import GriffinLM
+from griffin.model.loading import Checkpoint
+from griffin.request import StatisticName
 from tests.clients.common import MODEL
 
 CHOICES: list[tuple[str, list[str], int]] = [

@@ -10,9 +10,9 @@ import openai
 import pytest
 import torch
 
-from griffin.loading import Checkpoint
+from griffin.model.loading import Checkpoint
 from tests.clients.common import MESSAGES, MODEL, PROMPT
-from tests.server.http import metric
+from tests.server.client import metric
 from tests.server.process import running
 from tests.server.scripted import wait_until
 

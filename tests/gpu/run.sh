@@ -10,7 +10,7 @@ failed=0
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo 'no CUDA device here' >&2; exit 1; }
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,power.limit --format=csv
-"$python" -m pytest -q -p no:cacheprovider tests/gpu tests/griffin/test_kernels.py tests/griffin/test_fused.py || failed=1
+"$python" -m pytest -q -p no:cacheprovider tests/gpu tests/griffin/decode/cuda || failed=1
 for shape in ${SHAPES:-llama-2-13b gemma-7b mistral-7b}; do
     "$python" -m griffin.experiments latency --shape "$shape" --dtype bfloat16 --device cuda \
         --lengths 2048+128 2048+2048 --statistics flocking --rounds 3 --minutes "$minutes" \

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from griffin import Engine, Pruning, Sampling, Verification, build_engines
-from griffin.families import BLOCKS
-from griffin.offload import offload_
-from griffin.prefixes import PrefixStore
-from griffin.verification import DRAFTS, DraftName
+from griffin.engine.prefixes import PrefixStore
+from griffin.model.families import BLOCKS
+from griffin.model.host import offload_
+from griffin.request import DRAFTS, DraftName
 from tests.griffin import oracle
 from tests.tiny import tiny_model
 

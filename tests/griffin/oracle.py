@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from griffin.kept import Kept
+from griffin.neurons import Kept
 
 CONTRACT = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "fc_out")
 

@@ -23,14 +23,14 @@ from griffin import (
     Verification,
     Verified,
 )
-from griffin.auto import Outlook
 from griffin.errors import Cancelled, ContextLengthExceeded
-from griffin.kept import Correction
+from griffin.method.auto import Outlook
+from griffin.neurons import Correction
 from server.app import create_app
-from server.job import EngineLike
-from server.listener import BoundedServer, configuration
+from server.http.listener import BoundedServer, configuration
 from server.service import Loaded
 from server.settings import Settings
+from server.work.job import EngineLike
 
 ACCOUNTING = Accounting(total=1000, layers=2, width=100, per_neuron=3)
 # The even neurons of one layer, the odd ones of the other.

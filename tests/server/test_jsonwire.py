@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from server.jsonwire import encode
-from tests.server.http import post
+from tests.server.client import post
 from tests.server.scripted import ScriptedEngine, served
 
 # Whatever Python takes for the end of a line, found and not listed.

@@ -6,10 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from griffin import guard
-from tests.griffin.checkpoint.files import change_config, change_weights, text_model, write_gguf
+from griffin.model import guard
+from tests.griffin.model.checkpoint.files import change_config, change_weights, text_model, write_gguf
 from tests.server import tiny_checkpoint
-from tests.server.http import post
+from tests.server.client import post
 from tests.server.process import running
 from tests.server.scripted import wait_until
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 
 from griffin import Engine, Pruning, Sampling, load
-from griffin.loading import Checkpoint
+from griffin.model.loading import Checkpoint
 from tests.server import tiny_checkpoint
 from tests.server.process import running
 

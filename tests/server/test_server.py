@@ -15,7 +15,7 @@ import openai
 import pytest
 import torch
 
-from tests.server.http import metric
+from tests.server.client import metric
 from tests.server.process import ServerProcess, running
 from tests.server.scripted import leave_early, wait_until
 

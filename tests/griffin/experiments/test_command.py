@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from griffin.experiments import simulation
 from griffin.experiments.__main__ import COMMANDS, main
 from griffin.experiments.registry import EXPERIMENTS
-from griffin.loading import Checkpoint
+from griffin.experiments.tasks import simulation
+from griffin.model.loading import Checkpoint
 from tests.griffin.experiments.data import write_data
 from tests.tiny import tiny_model
 

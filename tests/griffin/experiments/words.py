@@ -7,9 +7,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from griffin.calibration import Calibration
-from griffin.experiments.study import Study
-from griffin.loading import Checkpoint
+from griffin import Preparation
+from griffin.experiments.common.study import Study
+from griffin.method.plus.calibration import Calibration
+from griffin.model.loading import Checkpoint
 from tests.tiny import tiny_model
 
 BOS = 1
@@ -49,5 +50,5 @@ def word_study(
     bos: bool = True,
     calibration: Calibration | None = None,
 ) -> Study:
-    checkpoint = Checkpoint("tiny", model or tiny_model("llama"), word_tokenizer(bos), calibration)
-    return Study(checkpoint, write_texts(folder / "data", *texts), folder / "tiny")
+    checkpoint = Checkpoint("tiny", model or tiny_model("llama"), word_tokenizer(bos))
+    return Study(checkpoint, write_texts(folder / "data", *texts), folder / "tiny", Preparation(calibration))

@@ -1,0 +1,4 @@
+"""One token: the steps, the decode twin, the draw.
+
+May import: method, model, and what those may import.
+"""

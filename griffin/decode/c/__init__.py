@@ -1,0 +1,1 @@
+"""The step for a CPU, compiled from C."""

@@ -1,0 +1,176 @@
+"""A whole decode step as one CUDA graph, from the token's id to the next token's id.
+
+The host launches a step before it knows the token that the step before has drawn; it reads that one meanwhile,
+from a copy in pinned memory.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from griffin.decode.cuda.step import FusedStep, buckets
+from griffin.decode.sampler import EVERYTHING, GREEDY, PLAIN, Drawn, Kind, Sampler
+from griffin.model.cache import KVCache
+from griffin.model.host import Mark
+from griffin.model.weights import Weights
+from griffin.neurons import Kept
+from griffin.request import Sampling
+
+logger = logging.getLogger("griffin")
+
+Replay = Callable[[], None]
+# Kinds of sampling that have a graph of their own, cheapest first; the last one serves all.
+CAPTURED = (GREEDY, PLAIN, EVERYTHING)
+# Launched before a capture: what is compiled, loaded or allocated at a first launch cannot be captured.
+WARM_UPS = 2
+
+
+class CudaCapture:
+    """Turns operations into a CUDA graph that is launched again and again. All graphs of one share their memory."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, body: Replay) -> Replay:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                body()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other workers' threads may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            body()
+        return graph.replay
+
+
+class GraphDecoder:
+    """Launches captured steps; one graph for each length bucket and kind of sampling, none for a sparsity."""
+
+    name = "graph"
+    ahead = True
+    skips = True
+
+    def __init__(
+        self,
+        weights: Weights,
+        cache: KVCache,
+        context_length: int,
+        capture: Callable[[Replay], Replay] | None = None,
+    ) -> None:
+        """
+        Args:
+            cache: moves into the step's buffers.
+            capture: makes a body repeatable; CudaCapture unless another is given, as for Triton's interpreter.
+        """
+        device = weights.embedding_VD.device
+        self._cache, self._capture = cache, capture or CudaCapture()
+        self._step = FusedStep(weights, context_length)
+        cache.adopt(self._step.keys, self._step.values)
+        self._sampler = Sampler(len(self._step.logits_V), device)
+        self._buckets = buckets(context_length)
+        self._graphs: dict[tuple[int, Kind], Replay] = {}
+        self._kind = EVERYTHING
+        self._slots = [_Slot(self._sampler, device) for _ in range(2)]
+        self._turn = 0
+        self._capture_all()
+
+    def keep(self, kept: Kept | None) -> None:
+        if kept is None:
+            self._step.keep_all()
+        else:
+            self._step.keep(kept)
+
+    @torch.inference_mode()
+    def begin(
+        self, logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]
+    ) -> Callable[[], Drawn]:
+        self._sampler.load(sampling, prompt_ids, end_ids)
+        self._kind = next(kind for kind in CAPTURED if kind.covers(self._sampler.kind))
+        return self.draw(logits_V)
+
+    @torch.inference_mode()
+    def advance(self) -> Callable[[], Drawn]:
+        self._cache.length += 1
+        bucket = next(bucket for bucket in self._buckets if bucket >= self._cache.length)
+        self._graphs[bucket, self._kind]()
+        return self._fetch()
+
+    def logits(self) -> Tensor:
+        return self._step.logits_V
+
+    def mark(self) -> None:
+        self._sampler.mark()
+
+    def back(self) -> None:
+        self._sampler.back()
+
+    @torch.inference_mode()
+    def draw(self, logits_V: Tensor) -> Callable[[], Drawn]:
+        self._sampler.draw(logits_V, self._kind)
+        self._follow()
+        return self._fetch()
+
+    @torch.inference_mode()
+    def take(self, id: int, logits_V: Tensor) -> Callable[[], Drawn]:
+        self._sampler.take(id, logits_V)
+        self._follow()
+        # Nothing else is to be waited for.
+        return self._fetch() if self._sampler.kind.logprobs else lambda: Drawn(id)
+
+    def _follow(self) -> None:
+        """The next step runs the sampler's token, behind what the cache holds."""
+        self._step.position.fill_(self._cache.length)
+        self._step.token_id.copy_(self._sampler.id)
+
+    def _capture_all(self) -> None:
+        """Before any sequence: nothing is compiled or allocated in a request."""
+        started = time.perf_counter()
+        total = len(self._buckets) * len(CAPTURED)
+        for bucket in reversed(self._buckets):
+            for kind in CAPTURED:
+                self._graphs[bucket, kind] = self._captured(bucket, kind)
+                logger.info("decode graphs: %d of %d captured", len(self._graphs), total)
+        logger.info("decode graphs: ready after %.1f s", time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def _captured(self, bucket: int, kind: Kind) -> Replay:
+        def body() -> None:
+            self._step.run(bucket)
+            self._sampler.draw(self._step.logits_V, kind)
+            self._step.token_id.copy_(self._sampler.id)
+
+        # Launches before the capture run for real, on the cache's first places: no sequence is there yet.
+        self._step.position.zero_()
+        return self._capture(body)
+
+    def _fetch(self) -> Callable[[], Drawn]:
+        self._turn = 1 - self._turn
+        return self._slots[self._turn].fetch(self._sampler)
+
+
+class _Slot:
+    """A token on its way to the host. Two take turns: one is read while the other is filled."""
+
+    def __init__(self, sampler: Sampler, device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        everything = sampler.results(everything=True)
+        self._host = [torch.empty_like(result, device="cpu", pin_memory=pinned) for result in everything]
+        self._arrived = Mark(device)
+
+    def fetch(self, sampler: Sampler) -> Callable[[], Drawn]:
+        results = sampler.results()
+        for host, result in zip(self._host, results, strict=False):
+            host.copy_(result, non_blocking=True)
+        self._arrived.set()
+        reading = self._host[: len(results)]
+
+        def wait() -> Drawn:
+            self._arrived.synchronize()
+            return sampler.read(reading)
+
+        return wait

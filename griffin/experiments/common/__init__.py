@@ -1,0 +1,1 @@
+"""What experiments share: the model under study, results, pictures, texts."""

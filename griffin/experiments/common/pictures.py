@@ -1,0 +1,89 @@
+"""Pictures: one style, drawn by matplotlib, as SVG that turns dark where its reader's page is dark."""
+
+import importlib.util
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from griffin.errors import GriffinError
+from griffin.experiments.common.results import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, PAPER, GRID, MUTED = "#1f2328", "#ffffff", "#d8dee4", "#59636e"
+DARK = {INK: "#e6edf3", PAPER: "#0d1117", GRID: "#30363d", MUTED: "#9198a1"}
+# Okabe and Ito's colours, told apart by everybody; and on both backgrounds.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
+COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
+# From one end of the layers to the other, or of any order.
+SEQUENCE = "viridis"
+
+
+def require_matplotlib() -> None:
+    """
+    Raises:
+        GriffinError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise GriffinError("pictures need matplotlib; run: pip install 'griffin-server[experiments]'")
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """In inches, without any state of pyplot's."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def panels(figure: "Figure", rows: int, columns: int, **options: Any) -> list[Any]:
+    """Axes in reading order, in the common style."""
+    found = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for axes in found:
+        style(axes)
+    return found
+
+
+def style(axes: Any) -> None:
+    """Ink for words, a quiet grid, no frame."""
+    axes.set_facecolor(PAPER)
+    axes.grid(color=GRID, linewidth=0.6, zorder=0)
+    axes.tick_params(colors=INK, length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+        text.set(color=INK, fontsize=9)
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """As .svg, for both themes, or as .png, on white."""
+    write_whole(path, rendered(figure, path.suffix.removeprefix(".")))
+
+
+def rendered(figure: "Figure", suffix: str) -> bytes:
+    from matplotlib import rc_context
+
+    stream = io.BytesIO()
+    # Words stay words in an SVG: they can be found and copied. The same figures give the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "griffin"}):
+        figure.savefig(
+            stream, format=suffix, dpi=150, facecolor=PAPER, metadata={"Date": None} if suffix == "svg" else None
+        )
+    content = stream.getvalue()
+    return _in_both_themes(content.decode()).encode() if suffix == "svg" else content
+
+
+def _in_both_themes(svg: str) -> str:
+    """Rules that exchange the neutral colours where the page is dark; matplotlib writes each as a style."""
+    rules = "".join(
+        f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
+        for light, dark in DARK.items()
+        for kind in ("fill", "stroke")
+    )
+    style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
+    head, opening, rest = svg.partition("<svg ")
+    inside = rest.index(">") + 1
+    return head + opening + rest[:inside] + style + rest[inside:]

@@ -1,0 +1,178 @@
+"""Study: what every experiment is given: one model, the data, a place for results, and what was already found."""
+
+import argparse
+import hashlib
+import platform
+import re
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from griffin import Checkpoint, Engine, load
+from griffin.engine.engine import model_context_length
+from griffin.engine.prefixes import PrefixStore
+from griffin.experiments.common.ledger import Ledger
+from griffin.experiments.common.memory import device_name
+from griffin.experiments.common.teacher import Teacher
+from griffin.method.preparation import Preparation
+from griffin.model.accounting import Accounting
+
+# Of a configuration: where it comes from and what wrote it. (The dtype is asked of the model.)
+NO_SETTINGS = ("_name_or_path", "transformers_version", "architectures", "dtype")
+# Prompts that begin alike are read once, see ``griffin.prefixes``.
+PREFIX_BYTES = 2**30
+
+
+class Study:
+    """One model under examination. What is heavy is made at its first use."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, data: Path | None, folder: Path, preparation: Preparation | None = None
+    ) -> None:
+        """
+        Args:
+            data: a directory of JSONL files, see ``samples``; None takes data sets from the hub.
+            folder: where this model's results go.
+            preparation: what was measured of the model before.
+        """
+        self.checkpoint, self.data, self.folder = checkpoint, data, folder
+        self.accounting = Accounting.of(checkpoint.model)
+        self.preparation = preparation or Preparation()
+        self._identity = _identity(checkpoint, self.preparation)
+        self.ledger = Ledger(folder / "ledger.jsonl", self._identity)
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.name
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.checkpoint.tokenizer
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The product's own decode path."""
+        prefixes = PrefixStore(PREFIX_BYTES, 256)
+        engine = Engine(self.checkpoint.model, prefixes=prefixes, calibration=self.preparation.calibration)
+        engine.warm_up()
+        return engine
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return Teacher(self.checkpoint.model, calibration=self.preparation.calibration)
+
+    @property
+    def context_length(self) -> int:
+        return model_context_length(self.checkpoint.model)
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader needs to know about a run, for its results."""
+        model = self.checkpoint.model
+        return {
+            "model": self.name,
+            "model_type": model.config.model_type,
+            "layers": self.accounting.layers,
+            "neurons_per_layer": self.accounting.width,
+            "parameters": self.accounting.total,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device_name": device_name(model.device),
+            "identity": hashlib.sha256(repr(self._identity).encode()).hexdigest()[:16],
+            "data": self.data.name if self.data else "hub",
+            **when(),
+        }
+
+
+def add_study_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """The flags that all experiments have; with ``several``, --model takes more than one."""
+    add_model_arguments(parser, several=several)
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="JSONL files of the data sets; without it they come from the hub"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("results"),
+        help="results of each model go to a folder in it, and a run that was stopped goes on there (%(default)s)",
+    )  # fmt: skip
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    from griffin.model.checkpoint.source import EMBEDDED_MODEL
+
+    kind: dict[str, Any] = {"nargs": "+", "default": [EMBEDDED_MODEL]} if several else {"default": EMBEDDED_MODEL}
+    parser.add_argument("--model", **kind, metavar="MODEL", help=f"hub id, directory or .gguf file ({EMBEDDED_MODEL})")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+
+
+def open_study(arguments: argparse.Namespace) -> Study:
+    """Load the model that these flags name.
+
+    Raises:
+        GriffinError: no such model, or it has no FF blocks that can be pruned.
+        ValueError: a flag that cannot be.
+    """
+    data: Path | None = arguments.data
+    if data is not None and not data.is_dir():
+        raise ValueError(f"--data: '{data}' is not a directory")
+    return open_model(arguments.model, arguments.dtype, arguments.device, data, arguments.out)
+
+
+def open_model(
+    model: str, dtype: str, device: str, data: Path | None, out: Path, cache_dir: Path | None = None
+) -> Study:
+    """Load a model; its results go to a folder of its name in ``out``. As ``griffin.load``."""
+    checkpoint = load(model, dtype=dtype, device=device, cache_dir=cache_dir)
+    preparation = Preparation.read(checkpoint.model, cache_dir)
+    return Study(checkpoint, data, out / folder_name(checkpoint.name), preparation)
+
+
+def folder_name(model: str) -> str:
+    """A model's name as a file name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model"
+
+
+def when() -> dict[str, Any]:
+    """The date and the versions of a run."""
+    versions = {
+        "griffin-server": _own_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("griffin-server")
+    except metadata.PackageNotFoundError:
+        # Run from the source tree, as on a machine that is only lent.
+        return "not installed"
+
+
+def _identity(checkpoint: Checkpoint, preparation: Preparation) -> dict[str, str]:
+    """Of what answers depend on, not of a name: a directory may hold another model tomorrow."""
+    model = checkpoint.model
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        # As whole numbers sums are exact, however a tensor is laid out. Over rows and over columns they notice any
+        # change that matters, and are read as fast as memory is.
+        numbers = parameter.detach().view(torch.int32 if parameter.element_size() == 4 else torch.int16)
+        sums = [numbers.sum(dim, dtype=torch.int64) for dim in range(parameter.dim())]
+        digest.update(name.encode() + b"".join(part.cpu().numpy().tobytes() for part in sums))
+    configs = [config.to_dict() for config in (model.config, model.generation_config) if config is not None]
+    settings = [{key: value for key, value in config.items() if key not in NO_SETTINGS} for config in configs]
+    calibration = preparation.calibration
+    return {
+        **({} if calibration is None else {"calibration": calibration.name()}),
+        "weights": digest.hexdigest()[:32],
+        "settings": hashlib.sha256(repr(settings).encode()).hexdigest()[:16],
+        "tokenizer": hashlib.sha256(repr(sorted(checkpoint.tokenizer.get_vocab().items())).encode()).hexdigest()[:16],
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+    }

@@ -1,0 +1,296 @@
+"""Teacher: a given text through GRIFFIN, as if it had been generated (the paper's simulated generation, 5.1 and 5.3).
+
+The prompt part runs through the full FF blocks and is counted in the statistic; behind it only kept neurons act.
+Teacher-forced like this, many tokens go through the model at once and give the same numbers as one step each.
+Here neurons are removed by setting their activations to zero, which is no code of the decode path's: what both
+agree on, neither has wrong on its own.
+
+Shapes: L layers, F feed-forward neurons, k of them kept, C tokens of a chunk, B rows of a batch, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from griffin.method.chooser import Chooser
+from griffin.method.plus import ridge
+from griffin.method.plus.calibration import Calibration
+from griffin.method.preparation import Preparation
+from griffin.method.statistic import FlockingStatistic, Sums
+from griffin.model.accounting import Accounting
+from griffin.model.cache import KVCache
+from griffin.model.families import FeedForward, feed_forwards, linear_weight
+from griffin.model.forward import extend, head, logits, share
+from griffin.neurons import Kept, kept_count
+from griffin.request import Pruning
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a text to come back to.
+
+    length: tokens before it.
+    sums: the statistic of those that ran through the full blocks.
+    """
+
+    length: int
+    sums: Sums
+
+
+@dataclass(slots=True)
+class Acted:
+    """Neurons that were kept, and of those the ones that acted, over tokens and layers."""
+
+    kept: int = 0
+    acting: int | Tensor = 0
+    tokens: int = 0
+
+    def add(self, kept: Sequence[int], acts_BTF: Tensor) -> None:
+        """Of one layer, how many are kept for each row, and which act."""
+        batch, tokens, _ = acts_BTF.shape
+        self.tokens += batch * tokens
+        self.kept += tokens * sum(kept)
+        # On the device, which need not be waited for.
+        self.acting = self.acting + acts_BTF.sum()
+
+    def parameters(self, accounting: Accounting) -> float:
+        """Active ones of a token, on average."""
+        if not self.tokens:
+            return float(accounting.total)
+        # Tokens were counted in each layer.
+        kept, acting = (int(count) * accounting.layers / self.tokens for count in (self.kept, self.acting))
+        return accounting.active(round(kept), round(acting))
+
+
+class Teacher:
+    """One model and one text at a time. Its weights are shared with whoever gave the model."""
+
+    def __init__(self, model: PreTrainedModel, chunk: int = 256, calibration: Calibration | None = None) -> None:
+        """
+        Args:
+            chunk: tokens in one forward pass, the bound on memory.
+            calibration: of this model, for method griffin+.
+        """
+        # A tree of its own for its hooks.
+        self._model = share(model.eval())
+        self._blocks = feed_forwards(self._model)
+        self._cache = KVCache(len(self._blocks))
+        self._statistic = FlockingStatistic(self._blocks)
+        self._chunk = chunk
+        self._chooser, self._preparation = Chooser(self._blocks, model.device, calibration), Preparation(calibration)
+        self._began: tuple[list[int], Mark] | None = None
+        # Of what was followed since somebody put a new one here.
+        self.acted = Acted()
+        # What is asked of the text is not known yet.
+        self._latest = 0 if calibration is None else ridge.LATEST_TOKENS
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self._blocks[0].width
+
+    @torch.inference_mode()
+    def begin(self) -> None:
+        """Forget the text."""
+        self._began = None
+        self._cache.length = 0
+        self._statistic.reset(self._latest)
+
+    def begin_with(self, ids: Sequence[int]) -> None:
+        """Read another text's beginning; if it is that of the text at hand, go back to its end."""
+        if self._began is not None and self._began[0] == list(ids):
+            self.back_to(self._began[1])
+            return
+        self.begin()
+        for _ in self.read(ids):
+            pass
+        self._began = list(ids), self.mark()
+
+    def read(self, ids: Sequence[int], wanted: int = 0) -> Iterator[Tensor]:
+        """Run further tokens through the full model and count them.
+
+        Yields:
+            The logits of the last ``wanted`` of them, ``(C, V)`` for each chunk that has some; do not keep them all.
+        """
+        with self._statistic.collecting():
+            yield from self._run(ids, wanted)
+
+    def follow(self, ids: Sequence[int], kept: Kept | None, wanted: int = 0) -> Iterator[Tensor]:
+        """Run further tokens through these neurons only (None: through all); they do not count. As ``read``."""
+        with self._masked(kept):
+            yield from self._run(ids, wanted)
+
+    @torch.inference_mode()
+    def branch(self, id: int, sets: Sequence[Kept | None]) -> Tensor:
+        """Run one further token once for each of these sets of neurons, at once; the text stays as it is.
+
+        Returns:
+            The logits that follow it, ``(len(sets), V)``.
+        """
+        cache = DynamicCache()
+        if length := self._cache.length:
+            for number, (keys, values) in enumerate(self._cache.copy(0, length)):
+                spread = (len(sets), *keys.shape)
+                cache.update(keys.expand(spread), values.expand(spread), number)
+        ids_B1 = torch.full((len(sets), 1), id, device=self._model.device)
+        with self._masked(*sets):
+            output = self._model.base_model(input_ids=ids_B1, past_key_values=cache, use_cache=True)
+        return head(self._model, output.last_hidden_state[:, -1])
+
+    def mark(self) -> Mark:
+        return Mark(self._cache.length, self._statistic.sums())
+
+    def back_to(self, mark: Mark) -> None:
+        """Go on from there. What was run before it must not have been overwritten: go to later marks first."""
+        self._cache.length = mark.length
+        self._statistic.resume(mark.sums)
+
+    def statistic(self) -> Tensor:
+        """s of what was read so far (equation 1): fp32 ``(L, F)``."""
+        return self._statistic.value()
+
+    def choose(self, pruning: Pruning) -> Kept | None:
+        """The neurons that this pruning keeps after what was read; None if it keeps all."""
+        kept = kept_count(self.width, pruning.sparsity)
+        if kept == self.width:
+            return None
+        self._preparation.require(pruning)
+        return self._chooser.choose(self._statistic, pruning)
+
+    def removed(self, pruning: Pruning) -> float:
+        """What this pruning's removed neurons are worth, by what was read, see ``Chooser.removed``."""
+        self._preparation.require(pruning)
+        return self._chooser.removed(self._statistic, pruning, [pruning.sparsity])[0]
+
+    def _run(self, ids: Sequence[int], wanted: int) -> Iterator[Tensor]:
+        ids_T = torch.tensor(ids, dtype=torch.long, device=self._model.device)
+        first_wanted = len(ids) - wanted
+        for first in range(0, len(ids), self._chunk):
+            part = ids_T[first : first + self._chunk]
+            here = first + len(part) - max(first, first_wanted)
+            if here > 0:
+                yield logits(self._model, part, self._cache, here)
+            else:
+                extend(self._model, part, self._cache)
+
+    @contextmanager
+    def _masked(self, *sets: Kept | None) -> Iterator[None]:
+        """Each row of a batch goes through its own neurons, or through all (None)."""
+        handles = []
+        for layer, block in enumerate(self._blocks):
+            expanded: list[Tensor] = []
+            if any(kept is not None and kept.gating is not None for kept in sets) and block.activation is not None:
+                handles.append(block.expand[0].register_forward_hook(_remembering(expanded)))
+            if any(kept is not None for kept in sets):
+                limits_BF, resting_BF = (
+                    torch.stack(values) for values in zip(*(self._limits(kept, layer) for kept in sets), strict=True)
+                )
+                counts = [self.width if kept is None else kept.counts[layer] for kept in sets]
+                masking = _masking(limits_BF, resting_BF, block, expanded, partial(self.acted.add, counts))
+                handles.append(block.contract.register_forward_pre_hook(masking))
+            if any(kept is not None and kept.offset_LD is not None for kept in sets):
+                offsets_BD = torch.stack([self._offset(kept, layer) for kept in sets])
+                handles.append(block.contract.register_forward_hook(_adding(offsets_BD)))
+            if any(kept is not None and kept.correction is not None for kept in sets):
+                handles.append(block.contract.register_forward_hook(_correcting(sets, layer)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _limits(self, kept: Kept | None, layer: int) -> tuple[Tensor, Tensor]:
+        """What each gate must exceed in size, and what is taken off each activation, which resting ones lack."""
+        limit_F = linear_weight(self._blocks[layer].contract).new_full((self.width,), -1)
+        resting_F = torch.zeros_like(limit_F)
+        if kept is None:
+            return limit_F, resting_F
+        limit_F.fill_(torch.inf)
+        experts_k = kept.layers[layer].to(limit_F.device)
+        if kept.gating is None:
+            return limit_F.index_fill_(0, experts_k, -1), resting_F
+        limit_F[experts_k] = kept.gating.thresholds[layer].to(limit_F)
+        resting_F[experts_k] = kept.gating.resting[layer].to(limit_F)
+        return limit_F, resting_F
+
+    def _offset(self, kept: Kept | None, layer: int) -> Tensor:
+        weight_DF = linear_weight(self._blocks[layer].contract)
+        if kept is None or kept.offset_LD is None:
+            return weight_DF.new_zeros(len(weight_DF))
+        return kept.offset_LD[layer].to(weight_DF)
+
+
+def _masking(
+    limits_BF: Tensor, resting_BF: Tensor, block: FeedForward, expanded: list[Tensor], acted: Callable[[Tensor], None]
+) -> Any:
+    batch, width = limits_BF.shape
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # Some families flatten to (B T, F) before the projection.
+        z_BTF = inputs[0].reshape(batch, -1, width)
+        given_BTF = z_BTF
+        if expanded and block.activation is not None:
+            gate = expanded.pop()
+            given_BTF = block.activation(gate[..., : gate.shape[-1] // block.names.fused]).reshape(z_BTF.shape)
+        acts_BTF = given_BTF.abs() > limits_BF[:, None]
+        acted(acts_BTF)
+        z_BTF = (z_BTF - resting_BF[:, None]) * acts_BTF
+        return (z_BTF.reshape(inputs[0].shape), *inputs[1:])
+
+    return hook
+
+
+def _remembering(expanded: list[Tensor]) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        expanded[:] = [output]
+
+    return hook
+
+
+def _adding(offsets_BD: Tensor) -> Any:
+    batch, width = offsets_BD.shape
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return (output.reshape(batch, -1, width) + offsets_BD[:, None]).reshape(output.shape)
+
+    return hook
+
+
+def _correcting(sets: Sequence[Kept | None], layer: int) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        z_BTF = inputs[0].reshape(len(sets), -1, inputs[0].shape[-1])
+        corrected_BTD = output.reshape(len(sets), -1, output.shape[-1]).clone()
+        for z_TF, corrected_TD, kept in zip(z_BTF, corrected_BTD, sets, strict=True):
+            if kept is not None and kept.correction is not None:
+                left_kR, right_RD = (
+                    factors[layer].to(output) for factors in (kept.correction.left, kept.correction.right)
+                )
+                corrected_TD += z_TF[:, kept.layers[layer].to(z_TF.device)] @ left_kR @ right_RD
+        return corrected_BTD.reshape(output.shape)
+
+    return hook
+
+
+@torch.inference_mode()
+def target_logprobs(logits_CV: Tensor, targets: Sequence[int]) -> Tensor:
+    """Natural log-probability of each target under the row of logits that predicts it: fp32 ``(C,)``."""
+    targets_C1 = torch.tensor(targets, device=logits_CV.device)[:, None]
+    logits_CV = logits_CV.float()
+    chosen_C: Tensor = logits_CV.gather(1, targets_C1)[:, 0]
+    return chosen_C - logits_CV.logsumexp(dim=1)
+
+
+def target_losses(logits: Iterable[Tensor], targets: Sequence[int]) -> Tensor:
+    """Negative log-likelihood of each target, of rows that come in chunks: fp64 ``(len(targets),)``, on the host."""
+    found: list[Tensor] = []
+    done = 0
+    for logits_CV in logits:
+        found.append(-target_logprobs(logits_CV, targets[done : done + len(logits_CV)]).double().cpu())
+        done += len(logits_CV)
+    return torch.cat(found)

@@ -1,0 +1,62 @@
+"""Variants: the same model, full or pruned in one way or another."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from griffin.request import PARTS, MethodName, PartName, Pruning, StatisticName, StrategyName
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One column of figures.
+
+    name: as tables show it.
+    """
+
+    name: str
+    sparsity: float = 0.0
+    statistic: StatisticName = "flocking"
+    selection: StrategyName = "top_k"
+    method: MethodName = "griffin"
+    parts: tuple[PartName, ...] = PARTS
+
+    def pruning(self, ids: Sequence[int]) -> Pruning:
+        """For one text; where neurons are drawn, each text draws its own, and the same ones each time."""
+        seed = int(name_of(ids)[:8], 16)
+        return Pruning(self.sparsity, self.selection, self.statistic, seed, self.method, frozenset(self.parts))
+
+    def question(self) -> list[Any]:
+        """What an answer depends on, for the ledger; the name is none of it."""
+        if self.method == "griffin+":
+            return [self.sparsity, self.method, sorted(self.parts)]
+        return [self.sparsity, self.statistic, self.selection] if self.sparsity else []
+
+    def renamed(self, name: str) -> "Variant":
+        return replace(self, name=name)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+FULL = Variant("full")
+
+
+def magnitude(sparsity: float) -> Variant:
+    """The paper's static baseline (5.1)."""
+    return Variant("magnitude", sparsity, statistic="magnitude")
+
+
+def griffin(sparsity: float) -> Variant:
+    return Variant("GRIFFIN", sparsity)
+
+
+def plus(name: str, sparsity: float, parts: Iterable[PartName] = PARTS) -> Variant:
+    """griffin+, or some parts of it."""
+    return Variant(name, sparsity, method="griffin+", parts=tuple(sorted(parts)))
+
+
+def name_of(ids: Sequence[int]) -> str:
+    """A short name for exactly these tokens."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:32]

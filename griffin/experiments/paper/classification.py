@@ -1,0 +1,71 @@
+"""Classification (Table 1): six multiple-choice tasks, full, magnitude and GRIFFIN, 0-shot, unnormalized accuracy.
+
+Answers are scored by lm-eval. Generation is simulated as in 5.1: all input tokens but the last go through the full
+model, the last goes through the kept neurons. Tasks: HellaSwag, PIQA, COPA, ARC-easy, ARC-challenge, BoolQ.
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from griffin.experiments.common.results import Claim, Table, percent
+from griffin.experiments.common.study import Study
+from griffin.experiments.common.variants import FULL, griffin, magnitude
+from griffin.experiments.experiment import Found
+from griffin.experiments.tasks.names import CLASSIFICATION
+from griffin.experiments.tasks.scores import (
+    CANNOT,
+    add_sparsity_argument,
+    add_task_arguments,
+    draw_scores,
+    is_better,
+    mean_relative,
+    measure_tasks,
+    score_table,
+    shown,
+    telling,
+    where,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Classification (Table 1)"
+SEE = "GRIFFIN's bars should be as high as the full model's; dotted lines are chance, and a bar at chance says nothing."
+QUICK = {"limit": 20}
+# Of the full model's accuracy, for the claim.
+PRESERVED = 0.95
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_sparsity_argument(parser)
+    add_task_arguments(parser, CLASSIFICATION)
+
+
+def measure(study: Study, arguments: argparse.Namespace) -> Found:
+    variants = [FULL, magnitude(arguments.sparsity), griffin(arguments.sparsity)]
+    return measure_tasks(study, arguments, variants)
+
+
+def tables(found: Found) -> list[Table]:
+    return [score_table(found, "Accuracy in %, 0-shot; ± one standard error")]
+
+
+def draw(found: Found) -> "Figure":
+    return draw_scores(found)
+
+
+def claims(found: Found) -> list[Claim]:
+    told = bool(telling(found))
+    here = f"Of the full model's accuracy GRIFFIN keeps {shown(found, 'GRIFFIN')}, mean {where(found)}"
+    return [
+        Claim(
+            "GRIFFIN preserves most of the full model's accuracy on classification",
+            mean_relative(found, "GRIFFIN") >= PRESERVED if told else None,
+            f"{here}; yes is {percent(PRESERVED)} or more." if told else CANNOT,
+        ),
+        Claim(
+            "GRIFFIN is better than magnitude, which achieves reasonable results here",
+            is_better(found, "GRIFFIN", "magnitude") if told else None,
+            f"{here}, magnitude {shown(found, 'magnitude')}." if told else CANNOT,
+        ),
+    ]

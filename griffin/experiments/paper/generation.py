@@ -1,0 +1,86 @@
+"""Generation (Table 2): summaries and answers written by the full model, by magnitude and by GRIFFIN.
+
+XSum and CNN/DailyMail 1-shot by ROUGE-1/2/L, CoQA 0-shot by F1 and exact match, QASPER 0-shot by F1. Texts are
+generated greedily by the server's own decode path, prompts read by the full model.
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from griffin.experiments.common.results import Claim, Table, percent
+from griffin.experiments.common.study import Study
+from griffin.experiments.common.variants import FULL, griffin, magnitude
+from griffin.experiments.experiment import Found
+from griffin.experiments.tasks.names import GENERATION
+from griffin.experiments.tasks.scores import (
+    ITEMS,
+    TITLES,
+    add_sparsity_argument,
+    add_task_arguments,
+    draw_scores,
+    kept_error,
+    measure_tasks,
+    relative,
+    score_table,
+    telling,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Generation (Table 2)"
+SEE = "In the paper magnitude's bars collapse and GRIFFIN's stay near the full model's: neurons must suit the prompt."
+QUICK = {"limit": 4, "tasks": ["xsum", "coqa"]}
+# For the claims: of the full model's score, and of GRIFFIN's.
+PRESERVED, RUINED = 0.9, 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_sparsity_argument(parser)
+    add_task_arguments(parser, GENERATION)
+
+
+def measure(study: Study, arguments: argparse.Namespace) -> Found:
+    variants = [FULL, magnitude(arguments.sparsity), griffin(arguments.sparsity)]
+    return measure_tasks(study, arguments, variants)
+
+
+def tables(found: Found) -> list[Table]:
+    return [score_table(found, ITEMS)]
+
+
+def draw(found: Found) -> "Figure":
+    return draw_scores(found)
+
+
+def claims(found: Found) -> list[Claim]:
+    """By tasks, not by a mean over them: where the full model scores next to nothing, ratios are wild."""
+    tasks = telling(found)
+    kept = {task: relative(found, task, "GRIFFIN") for task in tasks}
+    ruined = [task for task in tasks if relative(found, task, "magnitude") < RUINED * kept[task]]
+    above = [task for task in tasks if kept[task] > 1 + 2 * kept_error(found, task, "GRIFFIN")]
+    preserved = [task for task in tasks if kept[task] >= PRESERVED]
+    return [
+        Claim(
+            "The full model is as good as GRIFFIN or better",
+            not above if tasks else None,
+            f"GRIFFIN is above it by more than two standard errors in {_of(above, tasks)}.",
+        ),
+        Claim(
+            "GRIFFIN preserves most of the full model's performance in generation",
+            len(preserved) > len(tasks) / 2 if tasks else None,
+            f"It keeps {percent(PRESERVED)} or more in {_of(preserved, tasks)}.",
+        ),
+        Claim(
+            "Magnitude annihilates the performance in most generation settings, GRIFFIN does not",
+            len(ruined) > len(tasks) / 2 if tasks else None,
+            f"Magnitude scores less than half of GRIFFIN's score in {_of(ruined, tasks)}.",
+        ),
+    ]
+
+
+def _of(some: list[str], tasks: list[str]) -> str:
+    if not tasks:
+        return "no task, for the full model can do none of these"
+    names = f" ({', '.join(TITLES[task] for task in some)})" if some else ""
+    return f"{len(some)} of {len(tasks)} tasks{names}"

@@ -1,0 +1,1 @@
+"""Beyond the paper: quality against active parameters, long generations, verified modes."""

@@ -1,0 +1,1 @@
+"""What is timed: tokens, prompts, methods, FF offload."""

@@ -1,0 +1,201 @@
+"""What is timed: the engine, full and pruned, and what it is compared with. Each runs one sequence and tells when.
+
+All get the same prompt, draw greedily, and stop at the wanted number of tokens only.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from griffin import Engine, Pruning, Sampling
+from griffin.errors import GriffinError
+from griffin.experiments.common.memory import peak_bytes, reset_peak
+from griffin.experiments.common.progress import Progress
+from griffin.request import MethodName, StatisticName
+
+PROFILED_TOKENS, PROFILED_ROWS = 32, 30
+# As the paper calls them.
+STATISTIC_NAMES: dict[StatisticName, str] = {"flocking": "GRIFFIN", "magnitude": "magnitude"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One sequence. Seconds since its start; at least three tokens.
+
+    times: when each token was there, in the order of the tokens.
+    selection: choosing the neurons and making them ready to decode; None where that does not happen.
+    peak_bytes: the highest memory use; None where it is not known.
+    """
+
+    times: tuple[float, ...]
+    selection: float | None = None
+    peak_bytes: int | None = None
+
+    @property
+    def prefill(self) -> float:
+        return self.times[0]
+
+    @property
+    def generation(self) -> float:
+        """From the first token to the last, selection included: what the paper's Table 3 shows."""
+        return self.times[-1] - self.times[0]
+
+    @property
+    def end_to_end(self) -> float:
+        return self.times[-1]
+
+    @property
+    def per_token(self) -> float:
+        """From the second token on. Neurons are selected between the first two, once a sequence."""
+        return (self.times[-1] - self.times[1]) / (len(self.times) - 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """``run``: from a prompt and a number of tokens to when they were there."""
+
+    name: str
+    sparsity: float
+    run: Callable[[list[int], int], Run]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.sparsity * 100:.3g} %" if self.sparsity else self.name
+
+
+def engine_contestants(
+    engine: Engine, sparsities: list[float], statistics: list[StatisticName], method: MethodName = "griffin"
+) -> list[Contestant]:
+    """The full model, then each statistic at each sparsity."""
+    pruned = [
+        Contestant(
+            STATISTIC_NAMES[statistic],
+            sparsity,
+            partial(_run_engine, engine, Pruning(sparsity, statistic=statistic, method=method)),
+        )
+        for statistic in statistics
+        for sparsity in sparsities
+    ]
+    return [Contestant("full", 0.0, partial(_run_engine, engine, Pruning())), *pruned]
+
+
+def generate_contestants(model: PreTrainedModel, *, compiled: bool) -> list[Contestant]:
+    """transformers' generate as it comes and, if ``compiled``, with a static cache too, which it compiles on CUDA.
+
+    The model's own generation settings are given up: nothing shall stop it early.
+    """
+    model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
+    found = [Contestant("generate", 0.0, partial(_run_generate, model, None))]
+    if compiled:
+        found.append(Contestant("generate compiled", 0.0, partial(_run_generate, model, "static")))
+    return found
+
+
+def llama_cpp_contestant(file: Path, context_length: int, threads: int) -> Contestant:
+    """llama.cpp on a GGUF file, through its Python package, on a CPU.
+
+    Raises:
+        GriffinError: the package is not installed, or does not load the file.
+    """
+    try:
+        from llama_cpp import Llama
+    except ImportError:
+        raise GriffinError("--llama-cpp: the package is not installed: pip install llama-cpp-python") from None
+    try:
+        model = Llama(str(file), n_ctx=context_length, n_threads=threads, n_threads_batch=threads, verbose=False)
+    except (OSError, ValueError) as error:
+        raise GriffinError(f"--llama-cpp: cannot load '{file}': {error}") from error
+    return Contestant("llama.cpp", 0.0, partial(_run_llama_cpp, model))
+
+
+def run_rounds(
+    contestants: list[Contestant],
+    prompt: list[int],
+    tokens: int,
+    rounds: int,
+    progress: Progress,
+    deadline: float = float("inf"),
+) -> list[list[Run]]:
+    """For each contestant its runs: all in turn in each round, so that whatever else the machine does meets all alike.
+
+    A round before the first is not counted: it chooses kernels, compiles, and warms caches and allocators up.
+    Past the first round, none is begun that would probably end after ``deadline`` (``time.monotonic``).
+    """
+    runs: list[list[Run]] = [[] for _ in contestants]
+    for number in range(rounds + 1):
+        started = time.monotonic()
+        for contestant, kept in zip(contestants, runs, strict=True):
+            progress.begin(f"{len(prompt)}+{tokens}, round {number}, {contestant.label}")
+            run = contestant.run(prompt, tokens)
+            progress.advance()
+            if number:
+                kept.append(run)
+        now = time.monotonic()
+        if number and now + (now - started) > deadline:
+            break
+    return runs
+
+
+def profiles(contestants: list[Contestant], prompt: list[int]) -> str:
+    """For each contestant, the operations and kernels that most time goes to, of one run of a few tokens."""
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    parts = []
+    for contestant in contestants:
+        with profile(activities=activities) as recorded:
+            contestant.run(prompt, PROFILED_TOKENS)
+        table = recorded.key_averages().table(sort_by=order, row_limit=PROFILED_ROWS, max_name_column_width=60)
+        parts.append(f"{contestant.label}: {len(prompt)} + {PROFILED_TOKENS} tokens\n{table}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _run_engine(engine: Engine, pruning: Pruning, prompt: list[int], tokens: int) -> Run:
+    sampling = Sampling(temperature=0, max_tokens=tokens, ignore_eos=True)
+    reset_peak(engine.device)
+    times, selection = [], None
+    started = time.perf_counter()
+    for token in engine.generate(prompt, sampling, pruning):
+        times.append(time.perf_counter() - started)
+        selection = token.selection or selection
+    return Run(tuple(times), selection and selection.seconds, peak_bytes(engine.device))
+
+
+def _run_llama_cpp(model: Any, prompt: list[int], tokens: int) -> Run:
+    # It would go on from the last run's prompt.
+    model.reset()
+    started = time.perf_counter()
+    drawn = model.generate(prompt, temp=0.0)
+    times = [(next(drawn), time.perf_counter() - started)[1] for _ in range(tokens)]
+    return Run(tuple(times))
+
+
+class _Clock(BaseStreamer):  # type: ignore[misc]  # untyped in transformers
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def _run_generate(model: PreTrainedModel, cache: str | None, prompt: list[int], tokens: int) -> Run:
+    clock = _Clock()
+    ids = torch.tensor([prompt], device=model.device)
+    options = {"cache_implementation": cache} if cache else {}
+    reset_peak(model.device)
+    started = time.perf_counter()
+    model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, streamer=clock, **options)
+    # The first put is the prompt itself.
+    return Run(tuple(at - started for at in clock.times[1:]), None, peak_bytes(model.device))

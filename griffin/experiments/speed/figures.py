@@ -1,0 +1,126 @@
+"""From timed runs to the figures of a row: medians with their spread, and how far they are from the limit.
+
+A decode step reads every active weight and every key and value of its context once; no step can be faster than
+these bytes over the memory's read bandwidth.
+"""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from griffin.experiments.speed.contestants import Contestant, Run
+from griffin.model.accounting import Accounting
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Over the rounds."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        values = list(values)
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One contestant. Bytes, seconds, bytes per second.
+
+    bytes_per_token: active weights, and keys and values at the mean context.
+    limit_seconds: of a token, set by these bytes and the memory's read bandwidth.
+    of_limit: the limit over the measured time of a token.
+    ideal_speedup: bytes of the full model over these.
+    break_even_tokens: after so many the selection is paid for; None where there is none, or it never is.
+    """
+
+    name: str
+    sparsity: float
+    active_parameters: int
+    bytes_per_token: int
+    seconds_per_token: Spread
+    tokens_per_second: float
+    bytes_per_second: float
+    limit_seconds: float
+    of_limit: float
+    speedup_over_full: float
+    speedup_over_generate: float | None
+    ideal_speedup: float
+    prefill_seconds: Spread
+    selection_seconds: Spread | None
+    generation_seconds: Spread
+    end_to_end_seconds: Spread
+    break_even_tokens: float | None
+    peak_bytes: int | None
+    runs: list[Run]
+
+    def as_json(self) -> dict[str, object]:
+        """Each run by its figures: the times of all tokens would be most of the file."""
+        found = asdict(self)
+        found["runs"] = [
+            {
+                "seconds_per_token": run.per_token,
+                "prefill_seconds": run.prefill,
+                "selection_seconds": run.selection,
+                "generation_seconds": run.generation,
+                "end_to_end_seconds": run.end_to_end,
+                "peak_bytes": run.peak_bytes,
+            }
+            for run in self.runs
+        ]
+        return found
+
+
+def rows(
+    contestants: list[Contestant],
+    runs: list[list[Run]],
+    accounting: Accounting,
+    context_tokens: int,
+    read_bandwidth: float,
+) -> list[Row]:
+    """One for each contestant; one of them is named full. ``context_tokens``: the mean over the decode steps."""
+    medians = {
+        c.name: statistics.median(run.per_token for run in own) for c, own in zip(contestants, runs, strict=True)
+    }
+    full, generate = medians["full"], medians.get("generate")
+    dense_bytes = accounting.bytes_per_token(accounting.neurons, context_tokens)
+    found = []
+    for contestant, own in zip(contestants, runs, strict=True):
+        kept = accounting.kept(contestant.sparsity)
+        read = accounting.bytes_per_token(kept, context_tokens)
+        per_token = Spread.of(run.per_token for run in own)
+        selections = [run.selection for run in own if run.selection is not None]
+        selection = Spread.of(selections) if selections else None
+        peaks = [run.peak_bytes for run in own if run.peak_bytes is not None]
+        found.append(
+            Row(
+                name=contestant.name,
+                sparsity=contestant.sparsity,
+                active_parameters=accounting.active(kept),
+                bytes_per_token=read,
+                seconds_per_token=per_token,
+                tokens_per_second=1 / per_token.median,
+                bytes_per_second=read / per_token.median,
+                limit_seconds=read / read_bandwidth,
+                of_limit=read / read_bandwidth / per_token.median,
+                speedup_over_full=full / per_token.median,
+                speedup_over_generate=generate and generate / per_token.median,
+                ideal_speedup=dense_bytes / read,
+                prefill_seconds=Spread.of(run.prefill for run in own),
+                selection_seconds=selection,
+                generation_seconds=Spread.of(run.generation for run in own),
+                end_to_end_seconds=Spread.of(run.end_to_end for run in own),
+                break_even_tokens=break_even(selection.median, full, per_token.median) if selection else None,
+                peak_bytes=max(peaks, default=None),
+                runs=own,
+            )
+        )
+    return found
+
+
+def break_even(selection: float, full: float, pruned: float) -> float | None:
+    """Tokens after which a selection has saved what it took; all in seconds. None: never."""
+    return selection / (full - pruned) if pruned < full else None

@@ -1,0 +1,196 @@
+"""How long a token takes by each method at equal active parameters, and by the full model.
+
+Prompts of WikiText are continued by an engine for each of them, in turn: a few tokens by one, as many by the next,
+in balanced order. What else the machine does then meets all alike, and a ratio is one of neighbours.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from griffin import Engine, Pruning, Sampling, Token
+from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common.pictures import COLOURS, INK, new_figure, panels
+from griffin.experiments.common.progress import Progress
+from griffin.experiments.common.results import Claim, Table, percent
+from griffin.experiments.common.study import Study
+from griffin.experiments.common.texts import read_text
+from griffin.experiments.experiment import Found
+from griffin.neurons import Selection
+from griffin.request import METHOD_NAMES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Speed at equal active parameters"
+SEE = "Dots of one sparsity should lie on each other: what is read counts, not by which method it was chosen."
+QUICK = {"prompts": 2, "sparsities": [0.5], "tokens": 32}
+SPARSITIES = [0.25, 0.5, 0.75]
+# Tokens in one go: few, so that those compared are near in time; several, as the first finds others' data in caches.
+BLOCK = 4
+# Full model and both methods: each comes behind each other once, and none behind itself: it would find its own data.
+ORDER = (0, 1, 0, 2, 1, 2)
+# The first of the kept neurons' tokens comes with the choice, and what follows it with what was never touched before.
+WARM_UP = 2 + 2 * BLOCK
+# What the methods may differ by.
+TOLERANCE = 0.02
+
+Seconds = list[list[float]]
+Timed = tuple[Seconds, list[int]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds.add_sparsities(parser, SPARSITIES, "0.25 0.5 0.75")
+    parser.add_argument("--prompts", type=kinds.count, default=8, help="places in the text (%(default)s)")
+    parser.add_argument("--prompt", type=kinds.count, default=256, help="tokens of each (%(default)s)")
+    parser.add_argument("--tokens", type=kinds.count, default=128, help="timed from each (%(default)s)")
+
+
+def measure(study: Study, arguments: argparse.Namespace) -> Found:
+    """
+    Returns:
+        ``rows``: for each sparsity and method, over all prompts. Nothing of it is in the ledger.
+    """
+    sparsities = kinds.removing(arguments.sparsities)
+    text = read_text(study, "wikitext")
+    windows = text.windows(arguments.prompt, arguments.prompts, "--prompt", "--prompts")
+    rounds = -(-arguments.tokens // (BLOCK * ORDER.count(0)))
+    compared = {sparsity: [Pruning(), *(Pruning(sparsity, method=m) for m in METHOD_NAMES)] for sparsity in sparsities}
+    found: dict[float, list[Timed]] = {sparsity: [] for sparsity in sparsities}
+    with Progress(len(windows) * len(sparsities)) as progress:
+        for place, window in enumerate(windows):
+            prompt = text.begun(window)
+            for sparsity, prunings in compared.items():
+                progress.begin(f"prompt {place + 1} of {len(windows)}, {percent(sparsity)}")
+                found[sparsity].append(in_turn(study, prompt, prunings, rounds))
+                progress.advance()
+    rows = [row for sparsity in sparsities for row in rows_of(sparsity, found[sparsity])]
+    tokens = rounds * ORDER.count(0) * BLOCK
+    return {"prompt": arguments.prompt, "tokens": tokens, "prompts": len(windows), "rows": rows}
+
+
+def in_turn(study: Study, prompt: Sequence[int], prunings: Sequence[Pruning], rounds: int) -> Timed:
+    """
+    Returns:
+        For each pruning the seconds that a token took in each block, and active parameters.
+
+    Engines are made anew, on the same weights: where one's memory lies changes its speed by some hundredths.
+    """
+    sampling = Sampling(max_tokens=WARM_UP + rounds * ORDER.count(0) * BLOCK, temperature=0, ignore_eos=True)
+    seconds: Seconds = [[] for _ in prunings]
+    with ExitStack() as stack:
+        streams: list[Iterator[Token]] = []
+        active = []
+        for pruning in prunings:
+            engine = Engine(study.checkpoint.model, calibration=study.preparation.calibration)
+            streams.append(stack.enter_context(engine.read(prompt, pruning)).generate(sampling))
+            selections = [token.selection for token in _take(streams[-1], WARM_UP) if token.selection]
+            active.append(_active(study, selections[-1] if selections else None))
+        for which in ORDER * rounds:
+            began = time.perf_counter()
+            _take(streams[which], BLOCK)
+            seconds[which].append((time.perf_counter() - began) / BLOCK)
+    return seconds, active
+
+
+def _active(study: Study, selection: Selection | None) -> int:
+    if selection is None:
+        return study.accounting.total
+    return study.accounting.active(selection.kept, selection.acting)
+
+
+def _take(stream: Iterator[Token], tokens: int) -> list[Token]:
+    return [next(stream) for _ in range(tokens)]
+
+
+def rows_of(sparsity: float, prompts: Sequence[Timed]) -> list[dict[str, object]]:
+    """The full model, then each method, from what ``in_turn`` found for each prompt."""
+    found = []
+    for which, name in enumerate(("full", *METHOD_NAMES)):
+        own = [seconds[which] for seconds, _ in prompts]
+        ratios = [[mine / by for mine, by in zip(seconds[which], seconds[1], strict=True)] for seconds, _ in prompts]
+        by_prompt = [statistics.median(of_one) for of_one in ratios]
+        found.append(
+            {
+                "name": name,
+                "sparsity": sparsity if which else 0.0,
+                "beside": sparsity,
+                "active_parameters": statistics.mean(active[which] for _, active in prompts),
+                "seconds_per_token": statistics.median(s for of_one in own for s in of_one),
+                "over_griffin": statistics.median(by_prompt),
+                "error": statistics.stdev(by_prompt) / math.sqrt(len(by_prompt)) if len(by_prompt) > 1 else None,
+                "lowest": min(by_prompt),
+                "highest": max(by_prompt),
+            }
+        )
+    return found
+
+
+def tables(found: Found) -> list[Table]:
+    heads = ("", "sparsity", "active parameters", "ms/token", "tokens/s", "x griffin's time", "lowest - highest")
+    rows = [
+        (
+            each["name"],
+            percent(each["beside"]) if each["sparsity"] else "-",
+            f"{each['active_parameters'] / 1e6:.1f} M",
+            f"{each['seconds_per_token'] * 1e3:.2f}",
+            f"{1 / each['seconds_per_token']:.1f}",
+            _ratio(each),
+            f"{each['lowest']:.3f} - {each['highest']:.3f}",
+        )
+        for each in found["rows"]
+    ]
+    caption = (
+        f"{found['prompts']} prompts of {found['prompt']} tokens of WikiText, {found['tokens']} tokens timed of each "
+        f"continuation, {BLOCK} by each method in turn; medians. x griffin's time: of a prompt the median over the "
+        "turns, then the median of the prompts ± their standard error, and the lowest and highest of them. The full "
+        "model ran beside each sparsity anew."
+    )
+    return [Table(heads, rows, caption)]
+
+
+def draw(found: Found) -> "Figure":
+    """Time of a token over sparsity."""
+    figure = new_figure(5.4, 3.4)
+    (axes,) = panels(figure, 1, 1)
+    for number, name in enumerate(("full", *METHOD_NAMES)):
+        own = [each for each in found["rows"] if each["name"] == name]
+        axes.plot(
+            [each["beside"] * 100 for each in own], [each["seconds_per_token"] * 1e3 for each in own], marker="o",
+            markersize=4, linewidth=1.6, color=COLOURS[number % len(COLOURS)], label=name,
+        )  # fmt: skip
+    axes.set_xlabel("FF sparsity, %")
+    axes.set_ylabel("ms per token")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8)
+    return figure
+
+
+def _ratio(row: Found) -> str:
+    """With its standard error, unless it is of one prompt only."""
+    return f"{row['over_griffin']:.3f}" + (f" ± {row['error']:.3f}" if row["error"] is not None else "")
+
+
+def _within(rows: Sequence[Found]) -> bool | None:
+    """None: what exceeds the tolerance does so by less than two standard errors, or nobody knows by how many."""
+    beyond = [(each["over_griffin"] - 1 - TOLERANCE, each["error"]) for each in rows]
+    if all(excess <= 0 for excess, _ in beyond):
+        return True
+    return False if any(error is not None and excess > 2 * error for excess, error in beyond) else None
+
+
+def claims(found: Found) -> list[Claim]:
+    plus = [each for each in found["rows"] if each["name"] == "griffin+"]
+    if not plus:
+        return []
+    return [
+        Claim(
+            f"A token of griffin+ takes as long as one of griffin, within {percent(TOLERANCE)}.",
+            _within(plus),
+            ", ".join(f"{_ratio(each)} at {percent(each['sparsity'])}" for each in plus),
+        )
+    ]

@@ -1,0 +1,1 @@
+"""lm-eval's tasks, asked of the full and the pruned model."""

@@ -1,0 +1,132 @@
+"""What lm-eval asks of a model, answered by a pruned one: scores of given answers, and answers generated.
+
+Scores simulate generation as the paper does (5.1): all input tokens but the last are the prompt and go through the
+full model, the last goes through the kept neurons. (The last token of an answer is no input to its own score.)
+Generated answers come from the product's own decode path.
+
+Several variants are answered at once, so that each text is read once; what a ledger knows is not computed again.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin.experiments.common.progress import Progress
+from griffin.experiments.common.study import Study
+from griffin.experiments.common.teacher import target_logprobs
+from griffin.experiments.common.variants import Variant, name_of
+from griffin.request import Sampling
+
+Ids = Sequence[int]
+# Log-likelihood of an answer, and whether each of its tokens is the most probable one.
+Score = tuple[float, bool]
+
+
+def score(study: Study, variants: Sequence[Variant], pairs: Sequence[tuple[Ids, Ids]], what: str) -> None:
+    """Have the scores of these (context, answer) pairs in the ledger, for all variants; see ``known_score``.
+
+    Args:
+        what: for the progress bar.
+    """
+    missing = [
+        (context, answer)
+        for context, answer in pairs
+        if any(study.ledger.get(_score_question(v, context, answer)) is None for v in variants)
+    ]
+    with Progress(len(missing)) as progress:
+        for context, group in groupby(missing, key=lambda pair: pair[0]):
+            progress.begin(what)
+            for answer, scores in _scores(study, variants, context, [answer for _, answer in group]):
+                for variant, found in zip(variants, scores, strict=True):
+                    study.ledger.put(_score_question(variant, context, answer), list(found))
+                progress.advance()
+
+
+def known_score(study: Study, variant: Variant, context: Ids, answer: Ids) -> Score:
+    likelihood, greedy = _known(study, _score_question(variant, context, answer))
+    return likelihood, greedy
+
+
+def _known(study: Study, question: dict[str, object]) -> Any:
+    found = study.ledger.get(question)
+    assert found is not None, "score() or generate() comes first"
+    return found
+
+
+def _score_question(variant: Variant, context: Ids, answer: Ids) -> dict[str, object]:
+    return {"score": name_of([*context, *answer]), "context": len(context), "pruning": variant.question()}
+
+
+def _scores(
+    study: Study, variants: Sequence[Variant], context: Ids, answers: Iterable[Ids]
+) -> Iterable[tuple[Ids, list[Score]]]:
+    """Of answers to the same context, which is read once."""
+    teacher = study.teacher
+    teacher.begin()
+    for _ in teacher.read(context[:-1]):
+        pass
+    start = teacher.mark()
+    for answer in answers:
+        inputs = [*context[-1:], *answer[:-1]]
+        # Of a single input nothing could be chosen: the full model reads it, as the server does.
+        dense = len(inputs) if len(context) + len(answer) == 2 else len(inputs) - 1
+        head = list(teacher.read(inputs[:dense], wanted=dense))
+        logits = [head for _ in variants]
+        if dense < len(inputs):
+            sets = [teacher.choose(variant.pruning([*context, *answer])) for variant in variants]
+            logits = [[*head, row_V[None]] for row_V in teacher.branch(inputs[-1], sets)]
+        yield answer, [_score(own, answer) for own in logits]
+        teacher.back_to(start)
+
+
+def _score(logits: list[Tensor], answer: Ids) -> Score:
+    logits_TV = torch.cat(logits)
+    targets_T = torch.tensor(answer, device=logits_TV.device)
+    return float(target_logprobs(logits_TV, answer).sum()), bool((logits_TV.argmax(dim=1) == targets_T).all())
+
+
+def generate(
+    study: Study, variants: Sequence[Variant], prompts: Sequence[Ids], max_tokens: int, until: Sequence[str], what: str
+) -> None:
+    """Have greedy continuations of these prompts in the ledger, for all variants; see ``known_text``.
+
+    Args:
+        until: texts that end one. They are left in it, and what follows them in the same token too.
+    """
+    missing = [
+        prompt
+        for prompt in prompts
+        if any(study.ledger.get(_text_question(v, prompt, max_tokens, until)) is None for v in variants)
+    ]
+    with Progress(len(missing) * len(variants)) as progress:
+        for prompt in missing:
+            for variant in variants:
+                progress.begin(f"{what}, {variant.name}")
+                question = _text_question(variant, prompt, max_tokens, until)
+                study.ledger.once(question, lambda: _text(study, variant, prompt, max_tokens, until))  # noqa: B023
+                progress.advance()
+
+
+def known_text(study: Study, variant: Variant, prompt: Ids, max_tokens: int, until: Sequence[str]) -> str:
+    return str(_known(study, _text_question(variant, prompt, max_tokens, until)))
+
+
+def _text_question(variant: Variant, prompt: Ids, max_tokens: int, until: Sequence[str]) -> dict[str, object]:
+    return {
+        "generate": name_of(prompt), "max_tokens": max_tokens, "until": list(until), "pruning": variant.question(),
+    }  # fmt: skip
+
+
+def _text(study: Study, variant: Variant, prompt: Ids, max_tokens: int, until: Sequence[str]) -> str:
+    ids: list[int] = []
+    text = ""
+    sampling = Sampling(max_tokens=max_tokens, temperature=0)
+    for token in study.engine.generate(prompt, sampling, variant.pruning(prompt)):
+        ids.append(token.id)
+        text = str(study.tokenizer.decode(ids, skip_special_tokens=True))
+        if any(stop in text for stop in until):
+            break
+    return text

@@ -1,0 +1,115 @@
+"""Calibration: what a model's neurons do on general text, measured once and kept beside the model.
+
+Method griffin+ weighs what a prompt shows of a neuron against it: how much the loss would mind a change of that
+neuron's activation, and what the activation usually is.
+
+Shapes: L layers, F feed-forward neurons, P directions.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from griffin.errors import LoadError
+from griffin.method.statistic import Moments
+from griffin.model.families import feed_forwards, linear_weight
+
+# Raised when files of before would be read wrongly.
+EDITION = "4"
+TABLES = ("sensitivity_LF", "sum_LF", "square_LF", "unexplained_LF", "reach_LF")
+NAMES = (*TABLES, "weight_L", "directions_LPF")
+# Of each projection, for a model's name: enough to tell two models apart, and read in no time.
+SAMPLED = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """Means over tokens of general text, fp32. ||z|| is the length of all activations of a layer.
+
+    sensitivity_LF: the squared derivative of the loss by a neuron's activation (the diagonal of Fisher's information,
+        with labels drawn from the model itself), times ||z||: where activations are small the loss minds more.
+    sum_LF, square_LF: the activation, and its square, each divided by ||z||.
+    weight_L: 1 / ||z||.
+    directions_LPF: the principal directions of (z - mean) / sqrt||z||, each as long as the tokens spread along it; in
+        half precision.
+    unexplained_LF: what they leave of each neuron's variance.
+    reach_LF: the root mean square of its up projection, by which the gate is multiplied; 1 where there is no gate.
+    """
+
+    sensitivity_LF: Tensor
+    sum_LF: Tensor
+    square_LF: Tensor
+    unexplained_LF: Tensor
+    reach_LF: Tensor
+    weight_L: Tensor
+    directions_LPF: Tensor
+
+    def to(self, device: torch.device) -> "Calibration":
+        return Calibration(*(getattr(self, name).to(device) for name in NAMES))
+
+    def name(self) -> str:
+        """Short, equal for equal ones."""
+        numbers = torch.cat([getattr(self, name).flatten().half() for name in NAMES])
+        return hashlib.sha256(numbers.cpu().numpy().tobytes()).hexdigest()[:16]
+
+    def moments(self, tokens: int) -> Moments:
+        """Of as many tokens of general text."""
+        return Moments(self.sum_LF * tokens, self.square_LF * tokens, self.weight_L * tokens, tokens)
+
+    def packed(self, model: str) -> bytes:
+        """As a file of half precision, scaled by layer, for the model of that ``identity``."""
+        tensors = {"weight_L": self.weight_L.cpu(), "directions_LPF": self.directions_LPF.cpu()}
+        for name in TABLES:
+            values_LF = getattr(self, name).cpu()
+            scale_L1 = values_LF.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+            # Roots: the smallest of squares would be lost in half precision.
+            tensors[name] = (values_LF / scale_L1).abs().sqrt().mul(values_LF.sign()).half()
+            tensors[f"{name}_scale"] = scale_L1
+        return save(tensors, {"model": model, "edition": EDITION})
+
+    @classmethod
+    def read(cls, path: Path, model: str) -> "Calibration | None":
+        """What was packed there for that model; None if there is nothing, or it is another model's.
+
+        Raises:
+            LoadError: the file is damaged.
+        """
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                facts = file.metadata() or {}
+                if (facts.get("model"), facts.get("edition")) != (model, EDITION):
+                    return None
+                tables = {name: _unpacked(file, name) for name in TABLES}
+                # Copies: what the reader gives is a view of the file, which may change.
+                others = {name: file.get_tensor(name).clone() for name in NAMES if name not in TABLES}
+                return cls(**tables, **others)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise LoadError(f"'{path}' is damaged; delete it and calibrate again ({error})") from error
+
+
+def _unpacked(file: Any, name: str) -> Tensor:
+    roots_LF: Tensor = file.get_tensor(name).float()
+    scaled_LF: Tensor = roots_LF.square() * roots_LF.sign() * file.get_tensor(f"{name}_scale")
+    return scaled_LF
+
+
+def identity(model: PreTrainedModel) -> str:
+    """A short name for this model's FF weights, in whichever dtype, on whichever device, however laid out."""
+    digest = hashlib.sha256()
+    for block in feed_forwards(model):
+        for projection in (*block.expand, block.contract):
+            weight = linear_weight(projection)
+            step = max(1, weight.shape[0] // SAMPLED)
+            # Of bfloat16's precision, which all dtypes that a model is served in have in common or exceed.
+            sample = weight[::step, 0].float().to(torch.bfloat16).view(torch.int16).cpu()
+            digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]

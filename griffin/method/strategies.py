@@ -1,0 +1,62 @@
+"""From a statistic to the neurons that stay: sorted indices per layer.
+
+Shapes: L layers, F feed-forward neurons, k of them kept.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from griffin.request import StrategyName
+
+Strategy = Callable[[Tensor, int, Generator], Tensor]
+
+
+def top_k(statistic_LF: Tensor, k: int, generator: Generator) -> Tensor:
+    """The k highest of each row; of equals at the cut, those with the lower index. Sorted ``(L, k)`` int64."""
+    return _indices(_highest(statistic_LF, k), k)
+
+
+def sample(statistic_LF: Tensor, k: int, generator: Generator) -> Tensor:
+    """k drawn without replacement, weighted by the statistic (paper, 5.3)."""
+    return _indices(_highest(_race(statistic_LF, generator), k), k)
+
+
+def top_k_sample(statistic_LF: Tensor, k: int, generator: Generator) -> Tensor:
+    """Half of k by rank, the rest drawn from what remains, weighted by the statistic (paper, 5.3)."""
+    ranked = _highest(statistic_LF, (k + 1) // 2)
+    drawn = _highest(_race(statistic_LF, generator).masked_fill(ranked, -1.0), k - (k + 1) // 2)
+    return _indices(ranked | drawn, k)
+
+
+STRATEGIES: dict[StrategyName, Strategy] = {"top_k": top_k, "sample": sample, "top_k_sample": top_k_sample}
+
+
+def _race(weights_LF: Tensor, generator: Generator) -> Tensor:
+    # The k largest of w / Exp(1) are a weighted draw without replacement (Efraimidis and Spirakis, 2006).
+    # Drawn on the CPU: one seed picks the same neurons on every device.
+    exponentials = torch.empty(weights_LF.shape).exponential_(generator=generator)
+    return weights_LF / exponentials.to(weights_LF.device)
+
+
+def _highest(scores_LF: Tensor, k: int) -> Tensor:
+    if k == 0:
+        return torch.zeros_like(scores_LF, dtype=torch.bool)
+    # A broken activation (NaN) must not make a row shorter than k.
+    scores_LF = scores_LF.nan_to_num(nan=0.0)
+    # The k-th highest alone: several times faster than all k of them.
+    cut_L1 = scores_LF.kthvalue(scores_LF.shape[1] - k + 1, dim=1, keepdim=True).values
+    above = scores_LF > cut_L1
+    equal = scores_LF == cut_L1
+    missing_L1 = k - above.sum(dim=1, keepdim=True)
+    return above | (equal & (equal.cumsum(dim=1) <= missing_L1))
+
+
+def _indices(mask_LF: Tensor, k: int) -> Tensor:
+    if mask_LF.device.type == "cpu":
+        return mask_LF.nonzero()[:, 1].view(-1, k)
+    # How many there are is known here, but nonzero would make the host wait for it.
+    width = mask_LF.shape[1]
+    numbers_LF = torch.arange(width, device=mask_LF.device).masked_fill(~mask_LF, width)
+    return numbers_LF.sort(dim=1).values[:, :k].contiguous()

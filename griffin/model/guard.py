@@ -1,0 +1,85 @@
+"""Files that are mapped, and change under the process: noticed, and refused.
+
+A page that a file no longer has reads as zeros instead of ending the process (``guard.c``). Where that was not
+compiled, a file that is cut short while it is read ends the process with a bus error.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from griffin.errors import LoadError, WeightsChanged
+from griffin.library import compiled
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled part, with its handler in place; None where it was not built."""
+    path = compiled()
+    try:
+        library = ctypes.CDLL(str(path)) if path else None
+        if library is None or library.griffin_guard():
+            return None
+        library.griffin_lost_pages.restype = ctypes.c_int64
+    except (OSError, AttributeError):
+        return None
+    return library
+
+
+def available() -> bool:
+    """Whether lost pages are counted."""
+    return _library() is not None
+
+
+def lost_pages() -> int:
+    """How many pages of mapped files could not be read since the process began."""
+    library = _library()
+    return int(library.griffin_lost_pages()) if library else 0
+
+
+@contextmanager
+def whole_while_read(source: str, files: Sequence[Path] = ()) -> Iterator[None]:
+    """
+    Args:
+        files: what the block reads.
+
+    Raises:
+        LoadError: one of them, or any that is mapped, was changed or cut short while the block ran.
+    """
+    before, lost = [state(file.stat()) for file in files], lost_pages()
+    yield
+    if lost_pages() != lost or [state(file.stat()) for file in files] != before:
+        raise LoadError(f"'{source}' was changed while it was read; start again once it is written")
+
+
+def state(found: os.stat_result) -> tuple[int, int, int]:
+    """What differs once a file was written to: also after its time of writing was set back."""
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class Unchanged:
+    """A mapped file, as it is now."""
+
+    def __init__(self, path: Path, file: int) -> None:
+        """
+        Args:
+            file: its descriptor, open for as long as this is asked.
+        """
+        self._path, self._file = path, file
+        self._state, self._lost = self._now(), lost_pages()
+
+    def require(self) -> None:
+        """
+        Raises:
+            WeightsChanged: it is not the same file any more; nothing that was read since can be trusted.
+        """
+        if self._now() != self._state or lost_pages() != self._lost:
+            raise WeightsChanged(f"{self._path} was changed while it was served; start the server again")
+
+    def _now(self) -> tuple[int, int]:
+        # Not the time of the last change of any kind: who removes or renames the file changes nothing that is mapped.
+        found = os.fstat(self._file)
+        return found.st_size, found.st_mtime_ns

@@ -1,0 +1,275 @@
+"""FF weights that stay in host memory, for a model that is bigger than the device; or in a file, see ``mapped``.
+
+The prompt phase streams them: while one layer computes, the next is on its way. The kept neurons are gathered on
+the host once a request, and all tokens behind are decoded with those alone, on the device (the paper, 5.2). All
+other weights are on the device.
+
+Shapes: D model width, F feed-forward neurons, k of them kept; parts is 2 where gated, 1 otherwise.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from griffin.model.families import FeedForward, feed_forwards, linear_weight
+
+# Where a model's trees carry its host weights.
+ATTRIBUTE = "feed_forward_on_host"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostLayer:
+    """One layer's FF matrices by neuron.
+
+    expand_FD: ``(parts F, D)``, the gate's rows first.
+    contract_FD: one row a neuron.
+    """
+
+    expand_FD: Tensor
+    contract_FD: Tensor
+
+
+class HostWeights:
+    """The FF matrices of one model, on the CPU, shared by all its trees.
+
+    device: where the model computes.
+    staged: layers are copied to the device to be used; otherwise they are read where they are.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[HostLayer],
+        device: torch.device,
+        *,
+        staged: bool,
+        fetch: Callable[[int], None] | None = None,
+        require_unchanged: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            fetch: begins to read a layer from wherever it is, and does not wait for it.
+            require_unchanged: raises WeightsChanged once they are not what they were. Asked after each use.
+        """
+        self.layers, self.device, self.staged = layers, device, staged
+        self._fetch = fetch
+        self.require_unchanged = require_unchanged
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "HostWeights":
+        # A second tree shares it, like the parameters.
+        return self
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> "HostWeights | None":
+        """Those of a model; None if it is resident."""
+        return getattr(model, ATTRIBUTE, None)
+
+    def fetch(self, number: int) -> None:
+        """A layer will be needed soon; behind the last one there is none."""
+        if self._fetch is not None and number < len(self.layers):
+            self._fetch(number)
+
+
+def offload_(model: PreTrainedModel, device: torch.device, *, staged: bool = True) -> None:
+    """Move a loaded model to the device, but for its FF matrices, which stay in host memory (pinned for CUDA).
+
+    Takes one layer's matrices more than the model, for a moment.
+
+    Raises:
+        UnsupportedModel: see ``families.feed_forwards``.
+    """
+    blocks = feed_forwards(model)
+    layers = []
+    for block in blocks:
+        layers.append(_by_neuron(block, pinned=device.type == "cuda"))
+        for projection in (*block.expand, block.contract):
+            # The family's own layout is let go, layer by layer.
+            projection.register_parameter("weight", None)
+    model.to(device)
+    attach_(model, HostWeights(layers, device, staged=staged), blocks)
+
+
+def attach_(model: PreTrainedModel, host: HostWeights, blocks: Sequence[FeedForward]) -> None:
+    """The model's FF projections have these weights from now on, whatever they had."""
+    for block, layer in zip(blocks, host.layers, strict=True):
+        _assign(block, layer)
+    setattr(model, ATTRIBUTE, host)
+
+
+@torch.no_grad()
+def _by_neuron(block: FeedForward, *, pinned: bool) -> HostLayer:
+    expanding, contract = [linear_weight(p).detach() for p in block.expand], linear_weight(block.contract).detach()
+    rows, (width, neurons) = sum(len(weight) for weight in expanding), contract.shape
+    expand_FD = torch.empty(rows, width, dtype=contract.dtype, pin_memory=pinned)
+    contract_FD = torch.empty(neurons, width, dtype=contract.dtype, pin_memory=pinned)
+    torch.cat(expanding, out=expand_FD)
+    return HostLayer(expand_FD, contract_FD.copy_(contract.t()))
+
+
+def _assign(block: FeedForward, layer: HostLayer) -> None:
+    """Views of a layer, in the family's shapes."""
+    parts = layer.expand_FD.chunk(len(block.names.expand))
+    for projection, weight in zip((*block.expand, block.contract), (*parts, layer.contract_FD.t()), strict=True):
+        shaped = weight.t() if isinstance(projection, Conv1D) else weight
+        projection.weight = nn.Parameter(shaped, requires_grad=False)
+
+
+def stream(model: PreTrainedModel, blocks: Sequence[FeedForward]) -> None:
+    """Have a tree's forward pass bring each layer's FF weights when they are needed; nothing if it is resident.
+
+    The last thing that is done to a tree: one that was copied from it later would run its hooks.
+    """
+    host = HostWeights.of(model)
+    if host is not None:
+        streaming = _Staged(host, blocks) if host.staged else _InPlace(host)
+        streaming.attach(blocks)
+
+
+class _InPlace:
+    """Weights are used where they are; those of the next layer are fetched meanwhile."""
+
+    def __init__(self, host: HostWeights) -> None:
+        self._host = host
+
+    def attach(self, blocks: Sequence[FeedForward]) -> None:
+        """Put hooks around each FF block."""
+        for number, block in enumerate(blocks):
+            for projection in block.expand:
+                projection.register_forward_pre_hook(partial(self._entered, number))
+            block.contract.register_forward_hook(partial(self._left, number))
+
+    def enter(self, number: int) -> None:
+        """A layer's matrices are about to be used."""
+        if number == 0:
+            self._host.fetch(0)
+        self._host.fetch(number + 1)
+
+    def leave(self, number: int) -> None:
+        """They have been. A pass ends with the last of them: what it computed is of use only if they are the same."""
+        if number == len(self._host.layers) - 1:
+            self._host.require_unchanged()
+
+    def _entered(self, number: int, *_: Any) -> None:
+        self.enter(number)
+
+    def _left(self, number: int, *_: Any) -> None:
+        self.leave(number)
+
+
+class _Staged(_InPlace):
+    """Layers take turns in two places on the device, at fixed addresses: one is used while the other is filled."""
+
+    def __init__(self, host: HostWeights, blocks: Sequence[FeedForward]) -> None:
+        super().__init__(host)
+        self._beside = Beside(host.device)
+        self._slots = [_Slot(host.layers[0], host.device) for _ in range(2)]
+        for number, block in enumerate(blocks):
+            _assign(block, self._slots[number % 2].layer)
+
+    def enter(self, number: int) -> None:
+        # Within a pass both are there or on their way already: ``leave`` has seen to it.
+        self._fill(number)
+        self._fill(number + 1)
+        self._slots[number % 2].filled.wait()
+
+    def leave(self, number: int) -> None:
+        self._fill(number + 2)
+
+    def _fill(self, number: int) -> None:
+        slot = self._slots[number % 2]
+        if number >= len(self._host.layers) or slot.holds == number:
+            return
+        # Behind all that was computed so far, with the layer that is there now, also if that pass was cut short.
+        slot.free.set()
+        slot.holds = None
+        source = self._host.layers[number]
+        with self._beside.stream():
+            slot.free.wait()
+            slot.layer.expand_FD.copy_(source.expand_FD, non_blocking=True)
+            slot.layer.contract_FD.copy_(source.contract_FD, non_blocking=True)
+            slot.filled.set()
+        slot.holds = number
+
+
+class _Slot:
+    """Room for one layer on the device."""
+
+    def __init__(self, like: HostLayer, device: torch.device) -> None:
+        self.layer = HostLayer(
+            torch.empty_like(like.expand_FD, device=device), torch.empty_like(like.contract_FD, device=device)
+        )
+        self.holds: int | None = None
+        self.filled, self.free = Mark(device), Mark(device)
+
+
+class Gather:
+    """Rows of the host's matrices into buffers on the device: one part is gathered while the one before is copied."""
+
+    def __init__(self, host: HostWeights) -> None:
+        self._host = host
+        self._rooms = [torch.empty(0) for _ in range(2)]
+        self._copied = [Mark(host.device) for _ in range(2)]
+        self._turn = 0
+
+    def __call__(self, rows_FD: Tensor, experts_k: Tensor, to_kD: Tensor) -> None:
+        """
+        Args:
+            experts_k: int64, on the host.
+            to_kD: on the device; filled by the time its stream gets there.
+        """
+        if not self._host.staged:
+            torch.index_select(rows_FD, 0, experts_k, out=to_kD)
+            self._host.require_unchanged()
+            return
+        self._turn = 1 - self._turn
+        copied = self._copied[self._turn]
+        copied.synchronize()
+        gathered_kD = self._room(to_kD)
+        torch.index_select(rows_FD, 0, experts_k, out=gathered_kD)
+        to_kD.copy_(gathered_kD, non_blocking=True)
+        copied.set()
+
+    def _room(self, like: Tensor) -> Tensor:
+        """Host memory that a device copies from by itself."""
+        if self._rooms[self._turn].numel() < like.numel():
+            pinned = self._host.device.type == "cuda"
+            self._rooms[self._turn] = torch.empty(like.numel(), dtype=like.dtype, pin_memory=pinned)
+        return self._rooms[self._turn][: like.numel()].view(like.shape)
+
+
+class Beside:
+    """A stream beside the one that computes; where there are no streams, all happens at once and in order."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def stream(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+class Mark:
+    """A point in the current stream's work, for another stream or the host to wait for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._event = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def set(self) -> None:
+        if self._event is not None:
+            self._event.record(torch.cuda.current_stream(self._device))
+
+    def wait(self) -> None:
+        """The current stream goes on behind the point; at once if it was never set."""
+        if self._event is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._event)
+
+    def synchronize(self) -> None:
+        """The host goes on behind the point."""
+        if self._event is not None:
+            self._event.synchronize()

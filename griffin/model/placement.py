@@ -1,0 +1,194 @@
+"""Several devices on one host: a copy of the model on each, or one model across those that none of holds it alone.
+
+A model across devices has its layers in contiguous runs; all else is on the first device. Hidden states, and what
+goes with them, move where one run ends; keys, values and FF weights stay with their layer.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from griffin.errors import LoadError
+from griffin.model.families import feed_forwards
+from griffin.model.host import offload_
+
+# How much more than its weights a model takes at least: keys, values, activations.
+ROOM = 1.1
+ATTRIBUTE = "layer_devices"
+
+# The devices of one copy, the first to last layer's.
+Group = Sequence[torch.device]
+
+
+def distribute(model: PreTrainedModel, groups: Sequence[Group], *, ff_offload: bool = False) -> list[PreTrainedModel]:
+    """A model, just loaded, once for each group of devices. One for all of them, if none has room for a copy.
+
+    Raises:
+        LoadError: it does not fit, or cannot be placed so.
+    """
+    if ff_offload and any(len(group) > 1 for group in groups):
+        raise LoadError("ff-offload keeps a model on one device; name devices with commas, not with +")
+    needed = resident_bytes(model, ff_offload=ff_offload)
+    groups = _together(groups, needed) if not ff_offload else groups
+    models = []
+    for number, group in enumerate(groups, start=1):
+        # One copy on the host at a time; the one that was loaded is the last to be moved.
+        each = model if number == len(groups) else copy.deepcopy(model)
+        _place_(each, group, needed, ff_offload=ff_offload)
+        models.append(each)
+    return models
+
+
+def _together(groups: Sequence[Group], needed: int) -> Sequence[Group]:
+    singles = [group[0] for group in groups if len(group) == 1]
+    fits = [room is None or needed * ROOM <= room for room in map(free_bytes, singles)]
+    if len(singles) < 2 or len(singles) < len(groups) or any(fits):
+        return groups
+    return [singles]
+
+
+def _place_(model: PreTrainedModel, group: Group, needed: int, *, ff_offload: bool) -> None:
+    first = group[0]
+    if len(group) > 1:
+        spread_(model, group)
+        return
+    room = free_bytes(first)
+    if room is not None and needed > room:
+        raise LoadError(
+            f"the model does not fit on {first}: it takes {_gib(needed)} and {_gib(room)} are free; "
+            "keep its feed-forward weights on the host (ff-offload), or use several devices"
+        )
+    if ff_offload:
+        # What is on the CPU anyway is used where it is.
+        offload_(model, first, staged=first.type != "cpu")
+    else:
+        model.to(first)
+
+
+def resident_bytes(model: PreTrainedModel, *, ff_offload: bool = False) -> int:
+    """What a model's weights take on a device."""
+    total = _bytes(model)
+    if not ff_offload:
+        return total
+    blocks = feed_forwards(model)
+    # Two layers of them are on the device at a time.
+    return total - sum(_matrix(p).nbytes for block in blocks[2:] for p in (*block.expand, block.contract))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What is free on a device; None where nobody counts."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
+
+def spread_(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
+    """Put a model's layers across devices, in place.
+
+    Raises:
+        LoadError: they do not fit.
+    """
+    layers = [block.layer for block in feed_forwards(model)]
+    sizes = [_bytes(layer) for layer in layers]
+    rest = resident_bytes(model) - sum(sizes)
+    numbers = plan(sizes, rest, [free_bytes(device) for device in devices])
+    for layer, number in zip(layers, numbers, strict=True):
+        layer.to(devices[number])
+        layer.register_forward_pre_hook(MoveInputs(devices[number]), with_kwargs=True)
+    layers[-1].register_forward_hook(MoveOutput(devices[0]))
+    placed = {id(tensor) for layer in layers for tensor in chain(layer.parameters(), layer.buffers())}
+    for tensor in chain(model.parameters(), model.buffers()):
+        if id(tensor) not in placed:
+            tensor.data = tensor.data.to(devices[0])
+    setattr(model, ATTRIBUTE, [devices[number] for number in numbers])
+
+
+def across_devices(model: PreTrainedModel) -> bool:
+    """Whether ``spread_`` was here."""
+    return hasattr(model, ATTRIBUTE)
+
+
+def plan(layer_bytes: Sequence[int], rest_bytes: int, free: Sequence[int | None]) -> list[int]:
+    """The number of the device of each layer: contiguous runs, all devices filled to the same part of what is free.
+
+    Args:
+        rest_bytes: of all that is no layer, which goes to the first device.
+        free: bytes of each device; if one is not known, all count alike.
+
+    Raises:
+        LoadError: a device would hold more than it has.
+    """
+    known = [room for room in free if room is not None]
+    rooms = known if len(known) == len(free) else [1] * len(free)
+    total = rest_bytes + sum(layer_bytes)
+    ends = [total * filled / sum(rooms) for filled in accumulate(rooms)]
+    starts = accumulate(layer_bytes, initial=rest_bytes)
+    middles = [start + size / 2 for start, size in zip(starts, layer_bytes, strict=False)]
+    numbers = [next((n for n, end in enumerate(ends) if middle <= end), len(ends) - 1) for middle in middles]
+    for number, room in enumerate(free):
+        held = sum(size for size, at in zip(layer_bytes, numbers, strict=True) if at == number)
+        held += rest_bytes if number == 0 else 0
+        if room is not None and held > room:
+            raise LoadError(
+                f"the model does not fit across these devices: number {number + 1} of them would hold "
+                f"{_gib(held)}, and {_gib(room)} are free"
+            )
+    return numbers
+
+
+@dataclass(frozen=True, slots=True)
+class MoveInputs:
+    """A hook before a layer: everything that it is given comes to its device. Copied along with its module."""
+
+    device: torch.device
+
+    def __call__(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return _moved(inputs, self.device), _moved(named, self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class MoveOutput:
+    """A hook behind a layer, likewise."""
+
+    device: torch.device
+
+    def __call__(self, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return _moved(output, self.device)
+
+
+def make_current(device: torch.device) -> None:
+    """What this thread launches from now on, it launches there."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors, also within tuples, lists and dictionaries; a cache stays what it is."""
+    if isinstance(value, Tensor):
+        # The host would read what has not arrived yet.
+        return value.to(device, non_blocking=device.type == "cuda")
+    if type(value) in (tuple, list):
+        return type(value)(_moved(part, device) for part in value)
+    if type(value) is dict:
+        return {key: _moved(part, device) for key, part in value.items()}
+    return value
+
+
+def _bytes(module: nn.Module) -> int:
+    # A tied tensor is there once.
+    total: int = sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers()))
+    return total
+
+
+def _matrix(projection: nn.Module) -> Tensor:
+    weight = projection.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

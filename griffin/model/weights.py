@@ -1,0 +1,302 @@
+"""What one decode step of the common block reads, taken from a model: merged projections, norms, rotary frequencies.
+
+Nothing is copied that a token reads: where projections are merged, the model's own become views of the merged one.
+
+Shapes: D model width, F feed-forward neurons, V vocabulary, H query heads, G key and value heads, S head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from griffin.model.families import BLOCKS, BlockNames, FeedForward, feed_forwards, linear_weight, logit_cap, windows
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+# The library's names of the same functions.
+ALIASES: dict[str, Activation] = {
+    "swish": "silu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+# These change nothing as long as a sequence stays within the context that an engine allows.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """RMS norm, or layer norm if ``centred``. Computed in fp32.
+
+    weight: ``(width,)``, fp32 where the family adds one to it, the model's dtype otherwise.
+    bias: likewise, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    centred: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Projection:
+    """y = weight x + bias. ``weight``: ``(outputs, inputs)``, each output's row contiguous."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rotary:
+    """Rotary position embedding, halves paired: the first 2R of each head are rotated.
+
+    frequencies_R: fp32, angle per position.
+    scaling: factor on cosine and sine.
+    """
+
+    frequencies_R: Tensor
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experts:
+    """The FF block by neuron.
+
+    expand: ``(parts F, D)``; parts is 2 where gated (the gate's rows first), 1 otherwise.
+    contract_FD: one row a neuron.
+    contract_bias: ``(D,)`` or None.
+    """
+
+    expand: Projection
+    contract_FD: Tensor
+    contract_bias: Tensor | None
+    gated: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """One decoder block.
+
+    query_key_value: ``((H + 2 G) S, D)``.
+    query_norm, key_norm: over one head if their weight is as long as one, else over all heads at once.
+    window: attend to that many latest tokens only; None to all.
+    """
+
+    before_attention: Norm | None
+    query_key_value: Projection
+    query_norm: Norm | None
+    key_norm: Norm | None
+    rotary: Rotary | None
+    window: int | None
+    output: Projection
+    after_attention: Norm | None
+    before_feed_forward: Norm | None
+    experts: Experts
+    after_feed_forward: Norm | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """A whole model.
+
+    embedding_VD, embedding_scale: rows looked up, times a factor that is rounded to the model's dtype already.
+    positions: learned position embeddings ``(context, D)``, or None.
+    scale: of query-key products; ``score_cap`` and ``logit_cap``: c in c tanh(x / c), or None.
+    """
+
+    embedding_VD: Tensor
+    embedding_scale: float
+    positions: Tensor | None
+    layers: Sequence[Layer]
+    heads: int
+    kv_heads: int
+    head_size: int
+    scale: float
+    score_cap: float | None
+    activation: Activation
+    final_norm: Norm
+    head: Projection
+    logit_cap: float | None
+
+    @property
+    def width(self) -> int:
+        return self.embedding_VD.shape[1]
+
+    def contract_bias(self) -> Tensor:
+        """What each layer's contracting projection adds, fp32 ``(L, D)``; zeros where it has no bias."""
+        biases = [layer.experts.contract_bias for layer in self.layers]
+        none_D = self.embedding_VD.new_zeros(self.width)
+        return torch.stack([none_D if bias is None else bias for bias in biases]).float()
+
+
+@torch.inference_mode()
+def read_weights(model: PreTrainedModel) -> Weights | None:
+    """A model's weights, or None when its blocks do not have the common form."""
+    config = model.config
+    names = BLOCKS.get(config.model_type)
+    if names is None or not _known(config, names):
+        return None
+    blocks = feed_forwards(model)
+    if not _plain(model, blocks, names):
+        return None
+    attention: Any = blocks[0].layer.get_submodule(names.attention)
+    heads = int(config.num_attention_heads)
+    head: Any = model.get_output_embeddings()
+    layers = zip(blocks, _rotaries(model, blocks, names), windows(config, len(blocks)), strict=True)
+    embedding_VD = _tensor(model.get_input_embeddings().weight)
+    scale = config.hidden_size**0.5 if names.unit_offset else 1.0
+    return Weights(
+        embedding_VD=embedding_VD,
+        embedding_scale=float(torch.tensor(scale, dtype=embedding_VD.dtype)),
+        positions=_positions(model, names),
+        layers=[_layer(block, names, rotary, window) for block, rotary, window in layers],
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_size=int(attention.head_dim),
+        scale=float(attention.scaling),
+        score_cap=config.attn_logit_softcapping if names.score_cap else None,
+        activation=_activation(config, names),
+        final_norm=_norm(model.get_submodule(names.final_norm), names),
+        head=Projection(_tensor(head.weight), _optional(head.bias)),
+        logit_cap=logit_cap(config),
+    )
+
+
+def _known(config: PreTrainedConfig, names: BlockNames) -> bool:
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope_types = {part.get("rope_type", "default") for part in _parts(rope)}
+    # OPT 350M alone has its norms behind.
+    norms_first = getattr(config, "do_layer_norm_before", True)
+    return bool(rope_types <= {*ROPE_TYPES} and norms_first and _activation(config, names) in ACTIVATIONS)
+
+
+def _plain(model: PreTrainedModel, blocks: Sequence[FeedForward], names: BlockNames) -> bool:
+    """Whether every module is what its place stands for; adapters and quantised projections are more than that."""
+    projections = (*names.query_key_value, names.output)
+    norms = (
+        names.query_norm, names.key_norm, names.before_attention, names.after_attention,
+        names.before_feed_forward, names.after_feed_forward,
+    )  # fmt: skip
+    try:
+        linear = [block.layer.get_submodule(name) for block in blocks for name in projections]
+        normed = [block.layer.get_submodule(name) for block in blocks for name in norms if name]
+        normed.append(model.get_submodule(names.final_norm))
+    except AttributeError:
+        return False
+    linear.append(model.get_output_embeddings())
+    width = model.get_input_embeddings().weight.shape[1]
+    return (
+        all(type(module) is nn.Linear for module in linear)
+        and all(type(m) is nn.LayerNorm or type(m).__name__.endswith("RMSNorm") for m in normed)
+        and all(isinstance(getattr(module, "weight", None), Tensor) for module in normed)
+        and width == model.config.hidden_size
+    )
+
+
+def _layer(block: FeedForward, names: BlockNames, rotary: Rotary | None, window: int | None) -> Layer:
+    def norm(name: str | None) -> Norm | None:
+        return _norm(block.layer.get_submodule(name), names) if name else None
+
+    output = block.layer.get_submodule(names.output)
+    return Layer(
+        before_attention=norm(names.before_attention),
+        query_key_value=_merged_([block.layer.get_submodule(name) for name in names.query_key_value]),
+        query_norm=norm(names.query_norm),
+        key_norm=norm(names.key_norm),
+        rotary=rotary,
+        window=window,
+        output=Projection(_tensor(output.weight), _optional(output.bias)),
+        after_attention=norm(names.after_attention),
+        before_feed_forward=norm(names.before_feed_forward),
+        experts=_experts(block),
+        after_feed_forward=norm(names.after_feed_forward),
+    )
+
+
+def _experts(block: FeedForward) -> Experts:
+    expand = _merged_(block.expand)
+    # Laid out by neuron already, see pruning.store_by_neuron_; a copy only where that was not done.
+    contract_FD = linear_weight(block.contract).t().contiguous()
+    gated = expand.weight.shape[0] == 2 * block.width
+    return Experts(expand, contract_FD, _optional(block.contract.bias), gated)
+
+
+def _merged_(projections: Sequence[nn.Module]) -> Projection:
+    """One weight for several that read the same input; theirs become views of it, so that all trees share it."""
+    weights = [_tensor(projection.weight) for projection in projections]
+    biases = [_optional(projection.bias) for projection in projections]
+    present = [bias for bias in biases if bias is not None]
+    bias = torch.cat(present) if present else None
+    if not _adjacent(weights):
+        merged = torch.cat(weights)
+        parts = torch.split(merged, [len(weight) for weight in weights])
+        for projection, part in zip(projections, parts, strict=True):
+            projection.weight.data = part
+        weights = list(parts)
+    first = weights[0]
+    rows = sum(len(weight) for weight in weights)
+    return Projection(first.as_strided((rows, first.shape[1]), first.stride()), bias)
+
+
+def _adjacent(weights: Sequence[Tensor]) -> bool:
+    """Whether each begins where the one before ends, in one storage: merged by an engine before this one."""
+    if any(weight.untyped_storage().data_ptr() != weights[0].untyped_storage().data_ptr() for weight in weights):
+        return False
+    starts = [weight.storage_offset() for weight in weights]
+    ends = [weight.storage_offset() + weight.numel() for weight in weights]
+    return all(weight.is_contiguous() for weight in weights) and starts[1:] == ends[:-1]
+
+
+def _norm(module: nn.Module, names: BlockNames) -> Norm:
+    weight = _tensor(module.weight)
+    eps = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
+    return Norm(
+        weight=weight.float() + 1 if names.unit_offset else weight,
+        bias=_optional(getattr(module, "bias", None)),
+        eps=float(eps),  # type: ignore[arg-type]
+        centred=isinstance(module, nn.LayerNorm),
+    )
+
+
+def _rotaries(model: PreTrainedModel, blocks: Sequence[FeedForward], names: BlockNames) -> list[Rotary | None]:
+    """Each layer's; layers of one kind have the same one, so that its angles are computed once a token."""
+    if names.rotary is None:
+        return [None] * len(blocks)
+    module = model.get_submodule(names.rotary)
+    # One set of frequencies for all, or one for each kind of layer.
+    kinds = [""] * len(blocks) if hasattr(module, "inv_freq") else [f"{kind}_" for kind in model.config.layer_types]
+    found = {
+        kind: Rotary(getattr(module, f"{kind}inv_freq").float(), float(getattr(module, f"{kind}attention_scaling")))
+        for kind in kinds
+    }
+    return [found[kind] for kind in kinds]
+
+
+def _positions(model: PreTrainedModel, names: BlockNames) -> Tensor | None:
+    if names.positions is None:
+        return None
+    module = model.get_submodule(names.positions)
+    return _tensor(module.weight)[int(getattr(module, "offset", 0)) :]
+
+
+def _activation(config: PreTrainedConfig, names: BlockNames) -> Any:
+    name = getattr(config, names.activation)
+    return ALIASES.get(name, name)
+
+
+def _parts(rope: dict[str, Any]) -> list[dict[str, Any]]:
+    """One for each kind of layer, or one for all."""
+    return [part for part in rope.values() if isinstance(part, dict)] or [rope]
+
+
+def _tensor(value: object) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value.detach()
+
+
+def _optional(value: object) -> Tensor | None:
+    return value.detach() if isinstance(value, Tensor) else None

@@ -1,0 +1,211 @@
+"""What a request may choose: how tokens are drawn, which neurons stay, what is verified, what is scored.
+
+All that is checked here needs no model. The names are those of the HTTP API where it has the same field.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from torch import Generator
+
+from griffin.neurons import Selection
+
+# Divided by less, differences of logits leave the range of fp32.
+GREEDY_BELOW = 1e-5
+# Beyond it, penalties times counts, or logits over a temperature, leave the range of fp32.
+LARGEST = 1e30
+# Alternatives that can be reported of one token: room for them is made once.
+MOST_LOGPROBS = 20
+
+MethodName = Literal["griffin", "griffin+"]
+METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
+StatisticName = Literal["flocking", "magnitude"]
+STATISTICS: tuple[StatisticName, ...] = get_args(StatisticName)
+StrategyName = Literal["top_k", "sample", "top_k_sample"]
+STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
+PartName = Literal["score", "budget", "compensation", "ridge", "gating", "prior"]
+PARTS: tuple[PartName, ...] = get_args(PartName)
+ModeName = Literal["fast", "guarded", "lossless"]
+DraftName = Literal["pruned", "ngram", "both"]
+MODES: tuple[ModeName, ...] = get_args(ModeName)
+DRAFTS: tuple[DraftName, ...] = get_args(DraftName)
+# In one block; the full model reads them in one pass, whose logits are held at once.
+MOST_DRAFT_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """One sequence's choices. The names and meanings are those of OpenAI and vLLM.
+
+    temperature: 0 (or below 1e-5) is greedy; otherwise logits are divided by it.
+    top_p: keep the smallest set of tokens whose probabilities reach it, 0 to 1; one token always stays.
+    top_k: keep that many tokens; 0 keeps all, and so does a number above the vocabulary.
+    min_p: keep tokens at least that fraction as probable as the most probable one.
+    presence_penalty: subtracted once from the logit of each token generated so far.
+    frequency_penalty: subtracted from it for each time the token was generated.
+    repetition_penalty: logits of tokens in the prompt or generated are divided by it, negative ones multiplied.
+    logit_bias: added to the logits of single tokens, by id.
+    seed: any integer; makes draws repeatable. None draws differently each time.
+    max_tokens: at most that many tokens are generated.
+    min_tokens: nothing ends the sequence before it has that many.
+    stop_token_ids: end after any of these, besides the model's own end-of-sequence ids.
+    ignore_eos: go on through end-of-sequence ids, for runs of a fixed length.
+    logprobs: report each token's log-probability, and those of that many most probable tokens; None reports none.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        self._require("temperature", 0 <= self.temperature <= LARGEST, f"0 to {LARGEST:g}")
+        self._require("top_p", 0 <= self.top_p <= 1, "between 0 and 1")
+        self._require("top_k", self.top_k >= 0, "0 or more")
+        self._require("min_p", 0 <= self.min_p <= 1, "between 0 and 1")
+        self._require("presence_penalty", abs(self.presence_penalty) <= LARGEST, f"at most {LARGEST:g} in size")
+        self._require("frequency_penalty", abs(self.frequency_penalty) <= LARGEST, f"at most {LARGEST:g} in size")
+        self._require("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100")
+        biases = all(id >= 0 and abs(bias) <= LARGEST for id, bias in self.logit_bias.items())
+        self._require("logit_bias", biases, f"numbers of at most {LARGEST:g} in size, by token ids from 0")
+        self._require("stop_token_ids", min(self.stop_token_ids, default=0) >= 0, "ids from 0")
+        self._require("max_tokens", self.max_tokens >= 1, "1 or more")
+        self._require("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens")
+        wanted = 0 if self.logprobs is None else self.logprobs
+        self._require("logprobs", 0 <= wanted <= MOST_LOGPROBS, f"None, or 0 to {MOST_LOGPROBS}")
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {allowed}, but is {getattr(self, name)}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken, and nothing is drawn."""
+        return self.temperature < GREEDY_BELOW
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """What a request asks for.
+
+    limit: of the predicted KL divergence, the mean over the generated tokens, in nats.
+    tokens: how many will be generated, at most; None takes answers to be as long as those that were measured.
+    """
+
+    limit: float
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """One request's choices.
+
+    sparsity: fraction of FF neurons removed while decoding, 0 <= sparsity < 1; 0 is the dense model. By griffin+, of FF
+        weights that a token does not read.
+    auto: the sparsity is found once a prompt has been read, instead.
+    selection: how neurons are picked from the statistic.
+    statistic: what they are picked by.
+    seed: of the selections that draw; None draws differently each time.
+    method: griffin is the paper to the letter; griffin+ loses less for as many active parameters, see ``plus``.
+    parts: of griffin+, for experiments on what each is worth.
+    reuse: neurons that were chosen for another prompt, to be taken as they are.
+    """
+
+    sparsity: float = 0.0
+    selection: StrategyName = "top_k"
+    statistic: StatisticName = "flocking"
+    seed: int | None = None
+    method: MethodName = "griffin"
+    parts: frozenset[PartName] = frozenset(PARTS)
+    reuse: Selection | None = None
+    auto: Auto | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must be at least 0 and below 1, but is {self.sparsity}")
+        if self.selection not in STRATEGY_NAMES:
+            raise ValueError(f"selection must be one of {', '.join(STRATEGY_NAMES)}, but is {self.selection!r}")
+        if self.statistic not in STATISTICS:
+            raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, but is {self.statistic!r}")
+        if self.method not in METHOD_NAMES:
+            raise ValueError(f"method must be one of {', '.join(METHOD_NAMES)}, but is {self.method!r}")
+        if self.method == "griffin+" and (self.selection, self.statistic) != ("top_k", "flocking"):
+            raise ValueError("method griffin+ chooses by itself: leave out selection and statistic")
+        if self.auto and (self.sparsity or self.reuse or (self.selection, self.statistic) != ("top_k", "flocking")):
+            raise ValueError("auto goes by the prompt's statistic: leave out sparsity, selection, statistic and reuse")
+
+    def generator(self) -> Generator:
+        """A stream that repeats by its seed, or that nobody can repeat. The same on every device."""
+        generator = Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            # Any integer is mapped onto the 64 bits that torch takes, of which it uses the lower 32 here.
+            generator.manual_seed(self.seed % 2**63)
+        return generator
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """One request's choices.
+
+    mode: fast takes what the kept neurons generate (the paper). The others have the full model read every few
+        tokens in one pass, which also puts right their keys and values. guarded keeps those of them that the full
+        model finds acceptable and goes on from the first that it does not (Sirius, Zhou et al. 2024). lossless keeps
+        those that the full model would have drawn too: what comes out is the full model's, token by token. In
+        float32 these are sparsity 0's tokens. In bfloat16 a pass over several tokens rounds its sums differently, and
+        answers part at a token where two are nearly equally likely.
+    draft: what is verified: tokens of the kept neurons, what followed when the last tokens occurred before
+        (n-grams), or the second where there is one, else the first. n-grams are held to lossless in either mode.
+    draft_tokens: how many are verified at once, 1 to 64; None for what measured best in each mode.
+    acceptance: of guarded: a token is acceptable if the full model finds it at least that many times as probable
+        as its most probable one, above 0 and at most 1.
+    refresh: whether neurons are chosen anew as the full model reads on, once they would be others.
+    """
+
+    mode: ModeName = "fast"
+    draft: DraftName = "pruned"
+    draft_tokens: int | None = None
+    acceptance: float = 0.1
+    refresh: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, but is {self.mode!r}")
+        if self.draft not in DRAFTS:
+            raise ValueError(f"draft must be one of {', '.join(DRAFTS)}, but is {self.draft!r}")
+        if self.draft_tokens is not None and not 1 <= self.draft_tokens <= MOST_DRAFT_TOKENS:
+            raise ValueError(f"draft_tokens must be 1 to {MOST_DRAFT_TOKENS}, but is {self.draft_tokens}")
+        if not 0 < self.acceptance <= 1:
+            raise ValueError(f"acceptance must be above 0 and at most 1, but is {self.acceptance}")
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a prompt's own tokens are to be scored.
+
+    top: report that many most probable tokens at each position, besides the token itself.
+    prompt_tokens: with a sparsity, the full model reads that many tokens and neurons are chosen on them; all
+        further tokens are read by the kept neurons, as if they had been generated. None: all but the last
+        input, the paper's simulated generation for classification (5.1). The last token of a scored text is no
+        input to its own score, so that is two less than the text has.
+    start: tokens before this one need no score, and may be left without.
+    """
+
+    top: int = 0
+    prompt_tokens: int | None = None
+    start: int = 0
+
+    def read_dense(self, length: int) -> int:
+        return max(1, length - 2) if self.prompt_tokens is None else self.prompt_tokens

@@ -1,0 +1,151 @@
+"""What an engine is told for a request: its sparsity and ``griffin`` object and, where they say nothing, defaults."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+from griffin import Pruning, Verification
+from griffin.request import Auto
+from server.errors import ExpertsNotFound, InvalidField
+from server.protocol.fields import SparsityChoice
+from server.protocol.options import GriffinOptions
+from server.protocol.request import GenerationRequest
+from server.service import ServedModel
+from server.settings import Settings
+
+# How the paper picks neurons.
+PAPERS = ("top_k", "flocking")
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The same for all prompts of a request."""
+
+    pruning: Pruning
+    verification: Verification
+    compare: bool
+
+
+def choose(
+    body: GenerationRequest, requested: SparsityChoice | None, prompts: int, settings: Settings, model: ServedModel
+) -> Choices:
+    """
+    Args:
+        requested: the sparsity that the request names, in whichever way.
+        prompts: how many the request has.
+
+    Raises:
+        InvalidField: choices that do not go together, by name.
+        ExpertsNotFound: the neurons of an answer that is not among the latest.
+    """
+    options, scored = body.griffin or GriffinOptions(), body.scoring() is not None
+    if scored and options.compare:
+        _refuse("compare", "not for texts that are scored (echo with logprobs)")
+    verification = _verification(options, settings, scored)
+    if verification.draft == "ngram":
+        _require_no_neurons(options, requested)
+        pruning = Pruning()
+    elif options.expert_set is not None:
+        pruning = _reused(options, options.expert_set, requested, model)
+    else:
+        alone = prompts == 1 and not scored
+        pruning = _pruning(options, _sparsity(requested, alone, settings), settings, body.seed)
+    if options.refresh and (pruning.reuse or (pruning.selection, pruning.statistic) != PAPERS):
+        _refuse("refresh", "only for neurons that are chosen by top_k from the flocking statistic")
+    return Choices(pruning, verification, bool(options.compare))
+
+
+def _verification(options: GriffinOptions, settings: Settings, scored: bool) -> Verification:
+    mode = options.mode or ("fast" if scored else settings.mode)
+    if mode == "fast":
+        for name in ("draft", "draft_tokens", "refresh"):
+            if getattr(options, name) is not None:
+                _refuse(name, "only with mode guarded or lossless")
+    elif scored:
+        _refuse("mode", "texts that are scored (echo with logprobs) are generated in mode fast; leave it out")
+    draft = options.draft or "pruned"
+    if options.acceptance is not None and (mode != "guarded" or draft == "ngram"):
+        _refuse("acceptance", "only with mode guarded, and a draft of kept neurons")
+    given = {name: getattr(options, name) for name in ("acceptance", "refresh")}
+    return Verification(
+        mode=mode,
+        draft=draft,
+        draft_tokens=options.draft_tokens,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _sparsity(requested: SparsityChoice | None, alone: bool, settings: Settings) -> SparsityChoice:
+    """
+    Args:
+        alone: whether one can be found for the request: it has a single prompt, which is not scored.
+    """
+    if requested == "auto" and not alone:
+        raise InvalidField(
+            "sparsity: auto is found for one prompt, which is not scored (echo with logprobs): send prompts one by "
+            "one, or name a number",
+            "sparsity",
+        )
+    if requested is not None:
+        return requested
+    return 0.0 if settings.sparsity == "auto" and not alone else settings.sparsity
+
+
+def _pruning(options: GriffinOptions, sparsity: SparsityChoice, settings: Settings, seed: int | None) -> Pruning:
+    named = _first_named(options, "selection", "statistic")
+    # Who says how neurons are chosen means the method that can be told so.
+    method = options.method or ("griffin" if named else settings.method)
+    if method == "griffin+" and named:
+        _refuse(named, "not with method griffin+, which chooses by itself; leave it out")
+    if sparsity == "auto":
+        if named and (options.selection or PAPERS[0], options.statistic or PAPERS[1]) != PAPERS:
+            _refuse(
+                named, "not with sparsity auto, which goes by the flocking statistic; leave it out, or name a sparsity"
+            )
+        # How many tokens that is over depends on the prompt, too.
+        return Pruning(seed=seed, method=method, auto=Auto(math.log1p(settings.auto_tolerance / 100)))
+    return Pruning(
+        sparsity=sparsity,
+        selection=options.selection or "top_k",
+        statistic=options.statistic or "flocking",
+        seed=seed,
+        method=method,
+    )
+
+
+def _reused(options: GriffinOptions, expert_set: str, requested: SparsityChoice | None, model: ServedModel) -> Pruning:
+    """Of the request that these neurons were chosen for."""
+    if named := _first_named(options, "selection", "statistic", "method"):
+        _refuse(named, "not with expert_set, whose neurons have been chosen; leave it out")
+    known = model.experts.find(expert_set)
+    if known is None or not known.is_whole:
+        raise ExpertsNotFound(expert_set, "griffin.expert_set")
+    if requested == "auto":
+        raise InvalidField(
+            "sparsity: not auto with expert_set, whose neurons have been chosen; leave it out", "sparsity"
+        )
+    own, kept = known.pruning.sparsity, model.workers.engine.accounting.kept
+    sparsity = own if requested is None else requested
+    if sparsity != own and kept(sparsity) != kept(own):
+        raise InvalidField(
+            f"sparsity: expert_set {expert_set} was chosen at {own:g}, not at {sparsity:g}; leave it out", "sparsity"
+        )
+    return replace(known.pruning, sparsity=sparsity, reuse=known.selection)
+
+
+def _require_no_neurons(options: GriffinOptions, requested: SparsityChoice | None) -> None:
+    """Nothing is generated with kept neurons, so nothing that was asked of them could be honoured."""
+    if named := _first_named(options, "expert_set", "method", "selection", "statistic", "refresh"):
+        _refuse(named, "not with draft ngram, which uses the full model alone; leave it out, or take draft both")
+    if requested:
+        raise InvalidField(
+            "sparsity: draft ngram uses the full model alone; leave sparsity out, or take draft both", "sparsity"
+        )
+
+
+def _first_named(options: GriffinOptions, *names: str) -> str | None:
+    return next((name for name in names if getattr(options, name) is not None), None)
+
+
+def _refuse(name: str, why: str) -> NoReturn:
+    raise InvalidField(f"griffin.{name}: {why}", f"griffin.{name}")

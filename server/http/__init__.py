@@ -1,0 +1,1 @@
+"""Bytes: sockets, connections, limits, keys, JSON. Knows no model."""

@@ -1,0 +1,262 @@
+"""The listening sockets, and a bound on the connections that are accepted from them.
+
+asyncio's own way accepts without a bound, and out of file descriptors it tries again at once, for ever, and logs each
+attempt.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
+
+from server.http.connection import Connection
+
+logger = logging.getLogger("griffin")
+
+# Beyond the bound, for the operations: who asks /health while a crowd holds all other connections must get an answer,
+# or the process is ended for no fault of its own. Those of the crowd that come here are told to come again.
+RESERVE = 8
+# Seconds that such a connection may take for its headers: the crowd is not to hold these too.
+RESERVE_HEADER_S = 2.0
+# Connections that the system keeps until they are accepted.
+BACKLOG = 128
+# Accepted before all else gets its turn.
+AT_ONCE = 64
+# Out of descriptors or memory: seconds until the next attempt, and between log lines.
+PAUSE_S, QUIET_S = 1.0, 1.0
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# Descriptors for all else: weights, caches, the log, libraries. Of a small limit no more than half.
+OTHER_FILES = 128
+
+MakeProtocol = Callable[[Callable[[], bool], Callable[[], None], bool], asyncio.Protocol]
+
+
+class Listener:
+    """Accepts connections while fewer than so many are open. What comes beyond waits in the system's small backlog."""
+
+    def __init__(self, sockets: Sequence[socket.socket], make: MakeProtocol, max_connections: int) -> None:
+        """
+        Args:
+            sockets: bound and listening; they are closed here.
+            make: a protocol for a connection, from: whether it is one too many, what to call at its end, and whether
+                it is of the reserve.
+        """
+        self.sockets = tuple(sockets)
+        self._make, self._max = make, max_connections
+        self._loop = asyncio.get_running_loop()
+        self._open = 0
+        self._accepts = self._closed = False
+        self._logged_at = -QUIET_S
+        self._starting: set[asyncio.Task[None]] = set()
+        self._resume()
+
+    @property
+    def open(self) -> int:
+        """Connections, those of the reserve included."""
+        return self._open
+
+    def close(self) -> None:
+        """Accept no more. Connections that are open stay so."""
+        self._closed = True
+        self._pause()
+        for listening in self.sockets:
+            listening.close()
+
+    async def wait_closed(self) -> None:
+        """uvicorn asks for this; it has waited for connections by itself."""
+
+    def _resume(self) -> None:
+        if self._accepts or self._closed:
+            return
+        self._accepts = True
+        for listening in self.sockets:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def _pause(self) -> None:
+        if not self._accepts:
+            return
+        self._accepts = False
+        for listening in self.sockets:
+            self._loop.remove_reader(listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(AT_ONCE):
+            if self._open >= self._max + RESERVE:
+                # The end of a connection resumes it.
+                self._pause()
+                self._say(
+                    f"{self._open} connections are open: {self._max} (--max-connections) and {RESERVE} in reserve; "
+                    "new ones wait"
+                )
+                return
+            try:
+                client, _ = listening.accept()
+            except OSError as error:
+                # Others are a client's that has left meanwhile, or there is none.
+                if error.errno in EXHAUSTED:
+                    self._pause()
+                    self._loop.call_later(PAUSE_S, self._resume)
+                    self._say(f"no connection can be accepted: {error.strerror}; {self._open} are open")
+                return
+            self._open += 1
+            task = self._loop.create_task(self._connect(client, self._open > self._max))
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    async def _connect(self, client: socket.socket, reserved: bool) -> None:
+        ended = False
+
+        def lost() -> None:
+            nonlocal ended
+            if not ended:
+                ended = True
+                self._open -= 1
+                self._resume()
+
+        def crowded() -> bool:
+            return reserved and self._open > self._max
+
+        try:
+            client.setblocking(False)
+            await self._loop.connect_accepted_socket(lambda: self._make(crowded, lost, reserved), client)
+        except OSError:
+            # It has left already.
+            client.close()
+            lost()
+
+    def _say(self, message: str) -> None:
+        """At most a line a second."""
+        if time.monotonic() - self._logged_at >= QUIET_S:
+            self._logged_at = time.monotonic()
+            logger.warning("%s", message)
+
+
+def configuration(app: ASGIApp, port: int, **others: Any) -> uvicorn.Config:
+    """uvicorn's, of whichever server here: what is tested is what runs."""
+    return uvicorn.Config(
+        app,
+        port=port,
+        # Its records go where all others go.
+        log_config=None,
+        access_log=False,
+        # Others would be taken as soon as some package brings them.
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        **others,
+    )
+
+
+class BoundedServer(uvicorn.Server):
+    """uvicorn, with our listener and our connections."""
+
+    def __init__(
+        self, config: uvicorn.Config, hosts: Sequence[str], max_connections: int = 512, header_timeout: float = 10.0
+    ) -> None:
+        """
+        Args:
+            hosts: names or addresses to listen on, all at the configuration's port.
+            header_timeout: seconds that a request's headers may take to arrive.
+        """
+        super().__init__(config)
+        self._hosts, self._max, self._header_timeout = hosts, max_connections, header_timeout
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        try:
+            listening = bind(self._hosts, self.config.port)
+        except OSError as error:
+            logger.error("%s", error.strerror or error)
+            await self.lifespan.shutdown()
+            sys.exit(STARTUP_FAILURE)
+        # It has all that uvicorn wants of a server.
+        self.servers = [Listener(listening, self._connection, self._max)]  # type: ignore[list-item]
+        self.started = True
+
+    def _connection(self, crowded: Callable[[], bool], on_lost: Callable[[], None], reserved: bool) -> asyncio.Protocol:
+        timeout_s = min(RESERVE_HEADER_S, self._header_timeout) if reserved else self._header_timeout
+        state: dict[str, Any] = self.lifespan.state
+        return Connection(self.config, self.server_state, state, timeout_s, crowded, on_lost)
+
+
+def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Listening sockets on all addresses of these hosts, at one port. ``::`` takes IPv4, too.
+
+    Raises:
+        OSError: an address is none, or is in use.
+    """
+    found: list[socket.socket] = []
+    try:
+        for address in _addresses(hosts):
+            found.append(_listening(*address, port))
+            # A free one that was taken for the first is wanted for all.
+            port = found[-1].getsockname()[1]
+    except OSError:
+        for listening in found:
+            listening.close()
+        raise
+    return found
+
+
+def _addresses(hosts: Sequence[str]) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    """Each once, in order."""
+    answers = [
+        answer
+        for host in hosts
+        for answer in socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    ]
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in answers))
+
+
+def _listening(family: socket.AddressFamily, address: tuple[Any, ...], port: int) -> socket.socket:
+    # Named as TCP: only then asyncio has each token leave at once, instead of waiting for a reader's acknowledgement.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        host, _, *scope = address
+        if family == socket.AF_INET6:
+            # What the system says by default differs.
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        listening.bind((host, port, *scope))
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+    except OSError as error:
+        listening.close()
+        raise OSError(error.errno, f"{host} port {port}: {(error.strerror or str(error)).lower()}") from None
+    return listening
+
+
+def affordable(max_connections: int) -> int:
+    """So many, or as many as the limit on file descriptors allows, which is raised if need be and possible."""
+    try:
+        import resource
+    except ImportError:
+        # Windows has no such limit.
+        return max_connections
+    wanted = max_connections + RESERVE + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return max_connections
+    highest = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if highest > soft:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+            soft = highest
+    found = max(1, min(max_connections, soft - RESERVE - min(OTHER_FILES, soft // 2)))
+    if found < max_connections:
+        logger.warning(
+            "max_connections is %d here instead of %d: the limit on open files is %d (ulimit -n)",
+            found, max_connections, soft,
+        )  # fmt: skip
+    return found

@@ -1,0 +1,1 @@
+"""Tokens and text: encoding, decoding piece by piece, stop strings, chat templates, log-probabilities."""

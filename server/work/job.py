@@ -1,0 +1,211 @@
+"""One request as a worker sees it: prompts in, events out; and what it needs of an engine.
+
+Threads and asyncio meet here: a worker posts events, which come out on the event loop.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from functools import partial
+from typing import Protocol
+
+from griffin import Accounting, Comparison, Logprobs, Pruning, Sampling, Scoring, Selection, Token, Verification
+from griffin.method.auto import Outlook
+from server.errors import RequestTimeout
+
+# Events a slow reader may be behind before its job waits, some megabytes; and for how long it does.
+UNREAD = 4096
+READER_PAUSE_S = 0.02
+LONGEST_STALL_S = 10.0
+
+
+class PromptLike(Protocol):
+    """What a worker needs of a prompt that was read. ``griffin.Prompt`` has it."""
+
+    scores: list[Logprobs | None] | None
+    selection: Selection | None
+    cached_tokens: int
+    outlook: Outlook | None
+
+    def generate(
+        self, sampling: Sampling, cancelled: Callable[[], bool], verification: Verification | None
+    ) -> Iterator[Token]: ...
+
+    def compare(self, ids: Sequence[int], cancelled: Callable[[], bool]) -> Comparison | None: ...
+
+
+class EngineLike(Protocol):
+    """What a worker needs of an engine. ``griffin.Engine`` has it."""
+
+    accounting: Accounting
+    context_length: int
+    vocabulary_size: int
+
+    def check(self, prompt_ids: Sequence[int], sampling: Sampling | None, scoring: Scoring | None) -> None: ...
+
+    def require(self, pruning: Pruning) -> None: ...
+
+    def read(
+        self, prompt_ids: Sequence[int], pruning: Pruning, scoring: Scoring | None, cancelled: Callable[[], bool]
+    ) -> AbstractContextManager[PromptLike]: ...
+
+    def rebuild(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One prompt, and the sequences that are wanted from it: one for each sampling, maybe none.
+
+    compare: whether each of them is to be run through the full model, too, once it is there.
+    """
+
+    prompt_ids: list[int]
+    samplings: Sequence[Sampling]
+    pruning: Pruning
+    scoring: Scoring | None = None
+    verification: Verification = field(default_factory=Verification)
+    compare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A prompt has been read, and scored if that was asked for; some of it may have been known.
+
+    outlook: the sparsity that was found for it, if that was asked for.
+    """
+
+    prompt: int
+    scores: list[Logprobs | None] | None
+    selection: Selection | None
+    cached_tokens: int
+    outlook: Outlook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A token of one of a prompt's sequences, and when it was made."""
+
+    prompt: int
+    sample: int
+    token: Token
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One of a prompt's sequences has been compared with the full model; None where nothing was removed."""
+
+    prompt: int
+    sample: int
+    comparison: Comparison | None
+
+
+class Silence(Enum):
+    """Nothing has happened for a while."""
+
+    IDLE = auto()
+
+
+Event = Read | Made | Compared
+
+
+@dataclass(eq=False)
+class Job:
+    """One request's prompts. Times are ``time.monotonic`` seconds."""
+
+    asks: list[Ask]
+    arrived: float
+    deadline: float
+    request_id: str = ""
+    started: float | None = None
+    # Set when the client has all it wanted, whether or not the engine has noticed.
+    answered: bool = False
+    # Sequences, by prompt and sample, that need no further token.
+    _ended: set[tuple[int, int]] = field(default_factory=set)
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _events: "asyncio.Queue[Event | Exception | None]" = field(default_factory=asyncio.Queue)
+    _timer: asyncio.TimerHandle | None = None
+
+    async def next(self, idle_s: float | None = None) -> Event | Silence | None:
+        """What happens next; IDLE when nothing did for that long; None once the job is over or cancelled.
+
+        Raises:
+            Exception: what the engine raised.
+        """
+        if self._events.empty():
+            try:
+                async with asyncio.timeout(idle_s):
+                    event = await self._events.get()
+            except TimeoutError:
+                return Silence.IDLE
+        else:
+            event = self._events.get_nowait()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def end(self, prompt: int, sample: int) -> None:
+        """One sequence is complete: its text has reached a stop string."""
+        self._ended.add((prompt, sample))
+
+    def cancel(self) -> None:
+        """Give the job up: in the queue at once, in the engine within one token or prompt chunk."""
+        self._cancelled.set()
+        self.post(None)
+
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def decided(self, prompt: int, sparsity: float) -> None:
+        """From now on this was asked for, as if the request had named it; for those who report, on the event loop."""
+        ask = self.asks[prompt]
+        self.asks[prompt] = replace(ask, pruning=replace(ask.pruning, sparsity=sparsity, auto=None))
+
+    def post(self, event: Event | Exception | None) -> None:
+        # A loop that is gone has nobody left who waits.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def watch_deadline(self, expire: Callable[["Job"], None]) -> None:
+        """Kept on the event loop: an engine deep in a computation cannot keep it."""
+        self._timer = self._loop.call_later(max(0.0, self.deadline - time.monotonic()), expire, self)
+
+    def forget_deadline(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def run(self, engine: EngineLike) -> None:
+        """All prompts, one after the other, on the worker's thread."""
+        for prompt, ask in enumerate(self.asks):
+            with engine.read(ask.prompt_ids, ask.pruning, ask.scoring, self.cancelled) as read:
+                self.post(Read(prompt, read.scores, read.selection, read.cached_tokens, read.outlook))
+                for sample, sampling in enumerate(ask.samplings):
+                    ids = self._generate(read, prompt, sample, sampling)
+                    if ask.compare and not self.cancelled():
+                        self.post(Compared(prompt, sample, read.compare(ids, self.cancelled)))
+
+    def _generate(self, read: PromptLike, prompt: int, sample: int, sampling: Sampling) -> list[int]:
+        ids, over = [], partial(self._over, (prompt, sample))
+        for token in read.generate(sampling, over, self.asks[prompt].verification):
+            self.post(Made(prompt, sample, token, time.monotonic()))
+            ids.append(token.id)
+            self._wait_for_reader()
+        return ids
+
+    def _over(self, key: tuple[int, int]) -> bool:
+        return self._cancelled.is_set() or key in self._ended
+
+    def _wait_for_reader(self) -> None:
+        """Nobody's slow reading grows memory without bound, or holds the engine for long."""
+        unread, since = self._events.qsize(), time.monotonic()
+        while self._events.qsize() > UNREAD and not self._cancelled.wait(READER_PAUSE_S):
+            if self._events.qsize() < unread:
+                unread, since = self._events.qsize(), time.monotonic()
+            elif time.monotonic() - since > LONGEST_STALL_S:
+                self.post(RequestTimeout(f"nothing of the answer was read for {LONGEST_STALL_S:g} s"))
+                self.cancel()

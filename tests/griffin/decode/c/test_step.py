@@ -1,0 +1,378 @@
+"""The compiled decode step against each family's own forward pass, token by token from a cache it filled."""
+
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from griffin.decode.c import step as native
+from griffin.decode.c.step import NativeStep
+from griffin.decode.torch_step import LeanStep
+from griffin.decode.twin import DecodeTwin
+from griffin.model.cache import SMALLEST_CAPACITY, KVCache
+from griffin.model.families import BLOCKS, feed_forwards
+from griffin.model.layout import store_by_neuron_
+from griffin.model.weights import Weights, read_weights
+from griffin.neurons import Correction, Gating, Kept
+from tests.griffin import oracle
+from tests.tiny import tiny_model
+
+# Where tests are the gate, its absence is a failure.
+if os.environ.get("CI") != "true":
+    pytestmark = pytest.mark.skipif(not native.available(), reason="griffin/_native was not built: no C compiler")
+
+PROMPT, TOKENS = 13, 4
+LAYERS, WIDTH = 3, 52
+IDS = torch.randint(3, 128, (PROMPT + TOKENS,), generator=torch.Generator().manual_seed(1))
+EVERY_THIRD = Kept([torch.arange(0, WIDTH, 3)] * LAYERS)
+
+
+def ragged(neurons: int, width: int) -> Kept:
+    """Not as many in each layer, and something in place of the others."""
+    offset_LD = torch.randn(LAYERS, width, generator=torch.Generator().manual_seed(2))
+    return Kept([torch.arange(0, neurons, step) for step in (2, 7, 1)], offset_LD)
+
+
+def gated(neurons: int, width: int) -> Kept:
+    """As ragged, but corrected; some act on each token, and some rest, see the test."""
+    kept, generator = ragged(neurons, width), torch.Generator().manual_seed(3)
+    return replace(
+        kept,
+        correction=Correction(
+            [0.01 * torch.randn(count, 4, generator=generator) for count in kept.counts],
+            [torch.randn(4, width, generator=generator) for _ in kept.counts],
+        ),
+        gating=Gating(
+            [10 ** (-2 * torch.rand(count, generator=generator)) for count in kept.counts],
+            [0.01 * torch.randn(count, generator=generator) for count in kept.counts],
+            [torch.randperm(count, generator=generator) for count in kept.counts],
+            acting=0,
+        ),
+    )
+
+
+RAGGED, GATED = ragged(WIDTH, 32), gated(WIDTH, 32)
+
+
+def prepared(model: PreTrainedModel) -> Weights:
+    store_by_neuron_(feed_forwards(model))
+    weights = read_weights(model)
+    assert weights is not None
+    return weights
+
+
+@torch.no_grad()
+def read_prompt(model: PreTrainedModel, length: int = PROMPT) -> KVCache:
+    cache = KVCache(model.config.num_hidden_layers)
+    model(IDS[None, :length], past_key_values=cache.cache)
+    return cache
+
+
+def decode(step: NativeStep, ids: Tensor = IDS[PROMPT:]) -> Tensor:
+    """Each token's logits, ``(T, V)``; each token reads what the ones before left."""
+    return torch.stack([step(int(id)).clone() for id in ids])
+
+
+@torch.no_grad()
+def expected(model: PreTrainedModel, kept: Kept | None = None) -> Tensor:
+    # Without a configuration no layer forgets what its window hides.
+    cache = DynamicCache()
+    model(IDS[None, :PROMPT], past_key_values=cache)
+    with oracle.masked(model, kept) if kept is not None else nullcontext():
+        return torch.stack([model(id.view(1, 1), past_key_values=cache).logits[0, -1] for id in IDS[PROMPT:]])
+
+
+def distance(actual: Tensor, wanted: Tensor) -> float:
+    return float((actual - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def step(model: PreTrainedModel) -> Iterator[NativeStep]:
+    step = NativeStep(prepared(model), read_prompt(model), threads=2)
+    yield step
+    step.close()
+
+
+def test_it_is_built() -> None:
+    """Not skipped where CI=true: an installation with a compiler has it."""
+    assert native.available()
+
+
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, GATED], ids=["dense", "kept", "ragged", "gated"])
+@pytest.mark.parametrize("family", BLOCKS)
+def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
+    """Every family, in fp32, all neurons and some."""
+    model = tiny_model(family)
+    step = NativeStep(prepared(model), read_prompt(model), threads=2)
+    step.keep(kept)
+
+    assert distance(decode(step), expected(model, kept)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [None, ragged(420, 216), gated(420, 216)], ids=["dense", "ragged", "gated"])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_many_long_rows(family: str, kept: Kept | None, dtype: torch.dtype) -> None:
+    """Of 216 numbers: rounds of the widest loop, a vector, and a rest; enough of them to be read several at once.
+
+    All above are shorter than one round, and alone in their part of the block.
+    """
+    sizes = {"ffn_dim": 420, "word_embed_proj_dim": 216} if family == "opt" else {"intermediate_size": 420}
+    model = tiny_model(family, hidden_size=216, **sizes)
+    weights = prepared(model.to(dtype))
+    step, lean = (
+        NativeStep(weights, read_prompt(model), threads=2),
+        LeanStep(weights, read_prompt(model), DecodeTwin(model)),
+    )
+    step.keep(kept)
+    lean.keep(kept)
+    wanted = torch.stack([lean(int(id)).clone() for id in IDS[PROMPT:]])
+
+    # In bfloat16 the other step is the one that rounds, of longer rows more; a block left out would be off by halves.
+    assert distance(decode(step), wanted) < (1e-5 if dtype == torch.float32 else 1e-1)
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+def test_gates_are_tried_on_both_kinds(family: str) -> None:
+    """In every family and layer some of the kept neurons act on the tokens above, and some do not."""
+    model = tiny_model(family)
+    with oracle.recorded(model) as activations, oracle.gated(model) as gates, torch.no_grad():
+        model(IDS[None])
+    assert GATED.gating is not None
+    for given_TF, experts_k, thresholds_k in zip(
+        gates or activations, GATED.layers, GATED.gating.thresholds, strict=True
+    ):
+        share = float((given_TF[PROMPT:, experts_k].abs() > thresholds_k).float().mean())
+        assert 0.05 < share < 0.95
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_computes_every_activation(family: str, activation: str) -> None:
+    """Gated and plain."""
+    name = "hidden_act" if family == "llama" else "activation_function"
+    model = tiny_model(family, **{name: activation})
+    step = NativeStep(prepared(model), read_prompt(model), threads=2)
+
+    assert distance(decode(step), expected(model)) < 1e-5
+
+
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, GATED], ids=["dense", "kept", "ragged", "gated"])
+@pytest.mark.parametrize("family", BLOCKS)
+def test_bfloat16_stays_near_the_same_step_in_torch(family: str, kept: Kept | None) -> None:
+    """It rounds less: the lean step is further from fp32 than from this one."""
+    model = tiny_model(family).to(torch.bfloat16)
+    weights, twin = prepared(model), DecodeTwin(model)
+    step = NativeStep(weights, read_prompt(model), threads=2)
+    lean = LeanStep(weights, read_prompt(model), twin)
+    step.keep(kept)
+    lean.keep(kept)
+
+    assert distance(decode(step), torch.stack([lean(int(id)).clone() for id in IDS[PROMPT:]])) < 5e-2
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 33, WIDTH - 1, WIDTH])
+def test_keeps_any_number_of_neurons(model: PreTrainedModel, step: NativeStep, count: int) -> None:
+    """From one to all, different ones in each layer."""
+    kept = Kept([torch.randperm(WIDTH)[:count].sort().values for _ in range(LAYERS)])
+    step.keep(kept)
+
+    assert distance(decode(step), expected(model, kept)) < 1e-5
+
+
+def test_goes_from_one_choice_to_another(model: PreTrainedModel, step: NativeStep) -> None:
+    """Few after many after all: nothing stays of what was kept before."""
+    for kept in (GATED, RAGGED, EVERY_THIRD, GATED, Kept([torch.tensor([1, 4, 7])] * LAYERS), None):
+        step.keep(kept)
+        actual = decode(step)
+        step._cache.length = PROMPT
+
+        assert distance(actual, expected(model, kept)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_number_of_threads_changes_nothing(dtype: torch.dtype) -> None:
+    """Not one bit: no sum depends on who computes what. Sizes that nothing divides."""
+    sizes = {"hidden_size": 105, "intermediate_size": 173, "num_attention_heads": 3, "num_key_value_heads": 3}
+    model = tiny_model("llama", **sizes, head_dim=22).to(dtype)
+    weights, kept = prepared(model), Kept([torch.arange(0, 173, 2)] * LAYERS)
+    one, *others = (NativeStep(weights, read_prompt(model), threads) for threads in (1, 2, 3))
+    dense, sparse = decode(one), None
+    if dtype == torch.float32:
+        assert distance(dense, expected(model)) < 1e-5
+    one.keep(kept)
+    sparse = decode(one)
+
+    for step in others:
+        assert torch.equal(decode(step), dense)
+        step.keep(kept)
+        assert torch.equal(decode(step), sparse)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_attends_to_many_blocks_of_positions(family: str) -> None:
+    """With and without a window, while the cache grows and moves."""
+    model = tiny_model(family)
+    weights, cache = prepared(model), read_prompt(model)
+    step = NativeStep(weights, cache, threads=2)
+    ids = torch.randint(3, 128, (SMALLEST_CAPACITY,), generator=torch.Generator().manual_seed(2))
+
+    with torch.no_grad():
+        wanted = model(torch.cat((IDS[:PROMPT], ids))[None]).logits[0, PROMPT:]
+
+    assert distance(decode(step, ids), wanted) < 1e-4
+    assert cache.length == PROMPT + len(ids) > SMALLEST_CAPACITY
+
+
+def test_shares_the_cache_with_the_model(model: PreTrainedModel, step: NativeStep) -> None:
+    """What it wrote, the model reads, and the other way round."""
+    wanted = expected(model)
+    first = step(int(IDS[PROMPT])).clone()
+    with torch.no_grad():
+        second = model(IDS[PROMPT + 1].view(1, 1), past_key_values=step._cache.cache).logits[0, -1]
+    third = step(int(IDS[PROMPT + 2])).clone()
+
+    assert distance(torch.stack([first, second, third]), wanted[:3]) < 1e-5
+
+
+def test_two_at_once_do_not_meet() -> None:
+    """Steps on the same weights, each with its own team and cache, from two threads, and from threads that change."""
+    model = tiny_model("llama")
+    weights = prepared(model)
+    steps = [NativeStep(weights, read_prompt(model), threads=2) for _ in range(2)]
+    steps[1].keep(EVERY_THIRD)
+    wanted = [expected(model), expected(model, EVERY_THIRD)]
+
+    def again(step: NativeStep) -> Tensor:
+        step._cache.length = PROMPT
+        return decode(step)
+
+    for _ in range(20):
+        with ThreadPoolExecutor(2) as pool:
+            for actual, wanted_TV in zip(pool.map(again, steps), wanted, strict=True):
+                assert distance(actual, wanted_TV) < 1e-5
+
+
+def test_closes_once_and_for_all(step: NativeStep) -> None:
+    """Closed again, it stays closed; used again, it says so."""
+    step.close()
+    step.close()
+
+    with pytest.raises(RuntimeError, match="closed"):
+        step(3)
+    with pytest.raises(RuntimeError, match="closed"):
+        step.keep(None)
+
+
+def test_neurons_that_were_not_copied_are_not_used(
+    model: PreTrainedModel, step: NativeStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room that was left half filled is not read: all neurons are."""
+    step.keep(RAGGED)
+    with monkeypatch.context() as patch:
+        patch.setattr(native._Room, "correct", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            step.keep(GATED)
+
+    assert distance(decode(step), expected(model)) < 1e-5
+
+
+def test_threads_end_with_it(model: PreTrainedModel) -> None:
+    """Collected without having been closed, it leaves none behind."""
+    if not os.path.isdir("/proc/self/task"):
+        pytest.skip("threads are counted in /proc")
+    weights, cache = prepared(model), read_prompt(model)
+    before = len(os.listdir("/proc/self/task"))
+    step = NativeStep(weights, cache, threads=4)
+    assert len(os.listdir("/proc/self/task")) == before + 3
+    del step
+
+    assert len(os.listdir("/proc/self/task")) == before
+
+
+@pytest.mark.parametrize(
+    ("experts_k", "layers"),
+    [
+        (torch.arange(3, dtype=torch.int32), LAYERS),
+        (torch.arange(3), LAYERS - 1),
+        (torch.arange(4).view(2, 2), LAYERS),
+        (torch.arange(0), LAYERS),
+        (torch.tensor([WIDTH]), LAYERS),
+        (torch.tensor([-1]), LAYERS),
+    ],
+)
+def test_refuses_neurons_that_are_not_there(step: NativeStep, experts_k: Tensor, layers: int) -> None:
+    """C would read whatever lies there."""
+    with pytest.raises(ValueError, match=r"experts|layers"):
+        step.keep(Kept([experts_k] * layers))
+
+
+def test_refuses_what_it_would_read_beyond(model: PreTrainedModel, step: NativeStep) -> None:
+    """Ids outside of the vocabulary, positions that no embedding was learned for, a cache of another form."""
+    with pytest.raises(IndexError, match="id"):
+        step(128)
+    with pytest.raises(IndexError, match="id"):
+        step(-1)
+    learned = tiny_model("opt")
+    cache = read_prompt(learned)
+    step = NativeStep(prepared(learned), cache, threads=1)
+    cache.length = learned.config.max_position_embeddings
+    with pytest.raises(IndexError, match="position"):
+        step(3)
+    step = NativeStep(prepared(model), read_prompt(tiny_model("llama", head_dim=16)), threads=1)
+    with pytest.raises(ValueError, match="cache"):
+        step(3)
+
+
+@pytest.mark.parametrize("huge", [True, False])
+def test_room_is_of_tensors_side_by_side(monkeypatch: pytest.MonkeyPatch, huge: bool) -> None:
+    """Each on lines of its own, with and without pages to ask for."""
+    if not huge:
+        monkeypatch.delattr(native.mmap, "MADV_HUGEPAGE", raising=False)
+    first, second = native._untouched([(2, 3, 5), (1, 7)], torch.bfloat16)
+    first.fill_(1)
+
+    assert (first.shape, second.shape) == ((2, 3, 5), (1, 7))
+    assert not second.any()
+    assert [tensor.data_ptr() % 64 for tensor in (first, second)] == [0, 0]
+
+
+def test_room_that_is_refused_is_memory_that_is_missing() -> None:
+    """The engine tells it from a fault."""
+    with pytest.raises(MemoryError, match="for kept neurons: Cannot allocate memory"):
+        native._untouched([(1 << 20, 1 << 30)], torch.float32)
+
+
+def test_supports_two_types_of_weights() -> None:
+    """fp16 goes another way, and so does a model of two types."""
+    for dtype, supported in ((torch.float32, True), (torch.bfloat16, True), (torch.float16, False)):
+        assert native.supported(prepared(tiny_model("llama").to(dtype))) is supported
+
+    weights = prepared(tiny_model("llama").to(torch.float16))
+    with pytest.raises(ValueError, match="weights"):
+        NativeStep(weights, KVCache(LAYERS), threads=1)
+
+
+@pytest.mark.parametrize("contents", [None, b"not a library"], ids=["absent", "broken"])
+def test_goes_without_a_library(tmp_path: Path, caplog: pytest.LogCaptureFixture, contents: bytes | None) -> None:
+    """Absent or unreadable, it counts as not available, and the log says why."""
+    if contents is not None:
+        (tmp_path / f"_native{EXTENSION_SUFFIXES[0]}").write_bytes(contents)
+    with caplog.at_level(logging.WARNING):
+        assert native._load(tmp_path) is None
+
+    assert "decoding without the compiled step" in caplog.text

@@ -1,0 +1,165 @@
+"""The decoder that runs ahead, its kernels in Triton's interpreter and its graphs replaced by plain calls."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from griffin import Engine, Pruning, Sampling, Verification
+from griffin.model.weights import read_weights
+from tests.tiny import tiny_model
+
+graph = pytest.importorskip("griffin.decode.cuda.graph", reason="Triton is not installed")
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs the real graphs")
+
+Prompts = Callable[[int, int], list[int]]
+SAMPLINGS = [
+    Sampling(temperature=0, max_tokens=5, ignore_eos=True),
+    Sampling(seed=3, max_tokens=5, ignore_eos=True),
+    Sampling(
+        seed=4, max_tokens=5, ignore_eos=True, top_p=0.9, top_k=50, min_p=0.01, logprobs=3,
+        presence_penalty=0.5, frequency_penalty=0.4, repetition_penalty=1.1, logit_bias={9: 2.0}, min_tokens=3,
+    ),
+]  # fmt: skip
+
+
+def repeated(body: Callable[[], None]) -> Callable[[], None]:
+    """As a capture does: the body runs before it is captured, and then whenever the graph is launched."""
+    body()
+    return body
+
+
+def small(model_type: str) -> PreTrainedModel:
+    """One layer: the interpreter takes its time, and test_fused has all of them."""
+    return tiny_model(model_type, num_hidden_layers=1)
+
+
+def graph_engine(model_type: str) -> Engine:
+    engine = Engine(small(model_type), context_length=64, prefill_chunk=8, step="lean")
+    runner = engine._runner
+    weights = read_weights(runner.model)
+    runner.decoder = graph.GraphDecoder(weights, runner.cache, 64, capture=repeated)
+    return engine
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "opt"])
+def test_graphs_give_what_plain_steps_give(model_type: str, prompts: Prompts) -> None:
+    """Greedy, by seed and with everything that sampling has; dense and pruned, in turn on one engine."""
+    ours, plain = graph_engine(model_type), Engine(small(model_type), prefill_chunk=8, step="lean")
+    for number, sampling in enumerate(SAMPLINGS):
+        for sparsity in (0.5, 0.0, 0.9)[: 3 - number]:
+            prompt = prompts(40 + number, 9 + number)
+            found = list(ours.generate(prompt, sampling, Pruning(sparsity)))
+            expected = list(plain.generate(prompt, sampling, Pruning(sparsity)))
+
+            assert [token.id for token in found] == [token.id for token in expected]
+            assert [token.selection and token.selection.expert_set for token in found] == [
+                token.selection and token.selection.expert_set for token in expected
+            ]
+            for ours_token, token in zip(found, expected, strict=True):
+                if token.logprobs is not None:
+                    assert ours_token.logprobs.chosen == pytest.approx(token.logprobs.chosen, abs=1e-4)
+                    assert [id for id, _ in ours_token.logprobs.top] == [id for id, _ in token.logprobs.top]
+
+
+def test_the_step_ahead_is_thrown_away(prompts: Prompts) -> None:
+    """A sequence that ends has had one step too many launched; the next one, and the same prompt's, do not see it."""
+    engine = graph_engine("llama")
+    prompt = prompts(50, 12)
+    free = [token.id for token in engine.generate(prompt, SAMPLINGS[0])]
+    stopping = replace(SAMPLINGS[0], stop_token_ids=frozenset({free[2]}))
+    with engine.read(prompt) as read:
+        first = [token.id for token in read.generate(stopping)]
+        second = [token.id for token in read.generate(SAMPLINGS[0])]
+
+    assert first == free[: free.index(free[2]) + 1]
+    assert second == free
+    assert [token.id for token in engine.generate(prompt, SAMPLINGS[0])] == free
+
+
+def test_the_next_step_is_launched_before_the_token_is_read(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the device would wait for the host at every token."""
+    engine = graph_engine("llama")
+    events: list[str] = []
+    decoder = engine._runner.decoder
+    advance, fetch = decoder.advance, decoder._fetch
+    list(engine.generate(prompts(51, 9), SAMPLINGS[0]))
+    monkeypatch.setattr(decoder, "advance", lambda: (events.append("launch"), advance())[1])
+
+    def noted() -> Callable[[], object]:
+        wait = fetch()
+        return lambda: (events.append("read"), wait())[1]
+
+    monkeypatch.setattr(decoder, "_fetch", noted)
+    list(engine.generate(prompts(51, 9), replace(SAMPLINGS[0], max_tokens=3)))
+
+    assert events == ["launch", "read", "launch", "read", "read"]
+
+
+def test_nothing_is_captured_after_the_warm_up(prompts: Prompts) -> None:
+    """Every length and kind of sampling has its graph before the first request."""
+    engine = graph_engine("llama")
+    decoder = engine._runner.decoder
+    captured = dict(decoder._graphs)
+    decoder._capture = lambda body: pytest.fail("captured in a request")
+    for sampling in SAMPLINGS:
+        list(engine.generate(prompts(52, 40), replace(sampling, max_tokens=3), Pruning(0.5)))
+
+    assert decoder._graphs == captured
+
+
+def test_the_context_can_be_filled_to_its_end(prompts: Prompts) -> None:
+    """The last position has room, and nothing is launched behind it."""
+    engine = graph_engine("llama")
+    plain = Engine(small("llama"), context_length=64, step="lean")
+    sampling = replace(SAMPLINGS[0], max_tokens=5)
+
+    assert [token.id for token in engine.generate(prompts(53, 59), sampling)] == [
+        token.id for token in plain.generate(prompts(53, 59), sampling)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "verification"),
+    [
+        (SAMPLINGS[0], Verification("lossless", "pruned", 2)),
+        (SAMPLINGS[2], Verification("lossless", "both", 3)),
+        (SAMPLINGS[1], Verification("lossless", "ngram")),
+        (SAMPLINGS[2], Verification("guarded", "pruned", 3)),
+    ],
+    ids=["greedy", "everything", "n-grams", "guarded"],
+)
+def test_verified_drafts_of_graphs_are_those_of_plain_steps(
+    sampling: Sampling, verification: Verification, prompts: Prompts
+) -> None:
+    """Position, token and penalties go back with what is thrown away; lossless is the dense model's."""
+    ours, plain = graph_engine("gemma2"), Engine(small("gemma2"), prefill_chunk=8, step="lean")
+    # The second prompt's drafts end within a block.
+    stop = frozenset({next(iter(ours.generate(prompts(54, 9), sampling))).id})
+    for number, ends in ((0, frozenset()), (1, stop)):
+        prompt, wanted = prompts(54 + number, 9), replace(sampling, max_tokens=7, stop_token_ids=ends)
+        found = list(ours.generate(prompt, wanted, Pruning(0.5), verification=verification))
+        expected = list(plain.generate(prompt, wanted, Pruning(0.5), verification=verification))
+
+        assert [token.id for token in found] == [token.id for token in expected]
+        assert [token.verified for token in found] == [token.verified for token in expected]
+        for token, other in zip(found, expected, strict=True):
+            if token.logprobs is not None:
+                assert token.logprobs.chosen == pytest.approx(other.logprobs.chosen, abs=1e-4)
+        if verification.mode == "lossless":
+            assert [token.id for token in found] == [token.id for token in plain.generate(prompt, wanted)]
+
+
+def test_verification_can_fill_the_context_to_its_end(prompts: Prompts) -> None:
+    """No block reaches behind the last position."""
+    engine, sampling = graph_engine("llama"), replace(SAMPLINGS[0], max_tokens=5)
+    verification = Verification("guarded", draft_tokens=16, acceptance=1e-30)
+    with engine.read(prompts(53, 59), Pruning(0.5)) as read:
+        tokens = [token.id for token in read.generate(sampling, verification=verification)]
+        pruned = [token.id for token in read.generate(sampling)]
+
+    assert len(tokens) == 5
+    assert tokens[:4] == pruned[:4]

@@ -1,0 +1,608 @@
+"""The modes guarded and lossless, against the dense engine, the exact distribution and the masked oracle."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from griffin import Checkpoint, Comparison, Engine, Pruning, Sampling, Scoring, Token, Verification, Verified
+from griffin.decode.steps import StepName
+from griffin.engine import comparison as divergences
+from griffin.engine import speculation as verifiers
+from griffin.engine.prefixes import PrefixStore
+from griffin.engine.prompt import Prompt
+from griffin.engine.speculation import Verifier, overlap
+from griffin.errors import Cancelled, EngineBusy, InvalidRequest
+from griffin.model.host import offload_
+from griffin.model.placement import spread_
+from griffin.neurons import Kept
+from griffin.request import DRAFTS, DraftName, ModeName
+from tests.griffin import oracle
+from tests.griffin.engine.test_smollm2 import PROSE
+from tests.tiny import tiny_model
+
+Prompts = Callable[[int, int], list[int]]
+CPU = torch.device("cpu")
+LOSSLESS, HALF = Verification("lossless"), Pruning(0.5)
+EVERYTHING = Sampling(
+    seed=4, max_tokens=24, ignore_eos=True, temperature=0.8, top_p=0.95, top_k=60, min_p=0.001, logprobs=3,
+    presence_penalty=0.5, frequency_penalty=0.4, repetition_penalty=1.1, logit_bias={9: 2.0}, min_tokens=20,
+    stop_token_ids=frozenset(range(3, 30)),
+)  # fmt: skip
+
+
+def greedy(tokens: int = 24) -> Sampling:
+    return Sampling(temperature=0, max_tokens=tokens, ignore_eos=True)
+
+
+def ids(tokens: Sequence[Token]) -> list[int]:
+    return [token.id for token in tokens]
+
+
+def run(
+    engine: Engine, prompt: list[int], sampling: Sampling, sparsity: float, verification: Verification
+) -> list[Token]:
+    return list(engine.generate(prompt, sampling, Pruning(sparsity), verification=verification))
+
+
+def test_lossless_is_the_dense_model(model: PreTrainedModel, prompts: Prompts) -> None:
+    """Greedy, every family: drafts of few and of most neurons, short blocks and long ones, from n-grams too."""
+    engine, prompt = Engine(model, prefill_chunk=7), prompts(1, 20)
+    dense = ids(list(engine.generate(prompt, greedy(18))))
+    for sparsity, drafts, draft in ((0.25, 1, "pruned"), (0.5, 4, "both"), (0.9, 7, "pruned"), (0.5, 3, "ngram")):
+        tokens = run(engine, prompt, greedy(18), sparsity, Verification("lossless", draft, drafts))
+
+        assert ids(tokens) == dense
+        assert tokens[-1].finish_reason == "length"
+        assert tokens[-1].verified.tokens == 17
+
+
+@pytest.mark.parametrize("step", ["native", "lean", "twin"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"], indirect=False)
+def test_lossless_with_every_step(family: str, step: StepName, prompts: Prompts) -> None:
+    """By seed: which step drafts is a matter of speed alone."""
+    engine = Engine(tiny_model(family), prefill_chunk=7, step=step)
+    dense = list(engine.generate(prompts(2, 20), replace(EVERYTHING, seed=8)))
+    tokens = run(engine, prompts(2, 20), replace(EVERYTHING, seed=8), 0.5, LOSSLESS)
+
+    assert ids(tokens) == ids(dense)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(seed=3, max_tokens=24, ignore_eos=True),
+        Sampling(seed=3, max_tokens=24, ignore_eos=True, temperature=0.6, top_p=0.8, logprobs=0),
+        Sampling(temperature=0, max_tokens=24, presence_penalty=1.0, repetition_penalty=2.0, logprobs=2),
+        EVERYTHING,
+    ],
+    ids=["seeded", "nucleus", "greedy with penalties", "everything"],
+)
+def test_sampled_lossless_is_the_dense_model_with_that_seed(
+    sampling: Sampling, draft: DraftName, prompts: Prompts
+) -> None:
+    """Token by token, with all that sampling has, and with the dense model's log-probabilities."""
+    engine = Engine(tiny_model("gemma2"), prefill_chunk=7)
+    dense = list(engine.generate(prompts(3, 20), sampling))
+    tokens = run(engine, prompts(3, 20), sampling, 0.5, Verification("lossless", draft))
+
+    assert ids(tokens) == ids(dense)
+    assert [token.finish_reason for token in tokens] == [token.finish_reason for token in dense]
+    for token, expected in zip(tokens, dense, strict=True):
+        if sampling.logprobs is not None:
+            assert token.logprobs.chosen == pytest.approx(expected.logprobs.chosen, abs=1e-4)
+            assert [id for id, _ in token.logprobs.top] == [id for id, _ in expected.logprobs.top]
+
+
+VOCABULARY, DRAWS = 4, 250
+
+
+@torch.inference_mode()
+def exact(model: PreTrainedModel, prompt: list[int]) -> Tensor:
+    """The dense model's probabilities of the next three tokens together, ``(V, V, V)``."""
+    pairs = torch.tensor(list(product(range(VOCABULARY), repeat=2)))
+    rows = torch.cat((torch.tensor(prompt).expand(len(pairs), -1), pairs), dim=1)
+    chances = model(rows).logits[:, -3:].softmax(dim=2).view(VOCABULARY, VOCABULARY, 3, VOCABULARY)
+    return chances[0, 0, 0][:, None, None] * chances[:, 0, 1][:, :, None] * chances[:, :, 2]
+
+
+def surprise(found: Tensor, expected: Tensor) -> float:
+    """Pearson's chi-square of counts, in its standard deviations from what is expected; rare cells are one."""
+    rare = expected < 5
+    found, expected = (torch.cat((side[~rare], side[rare].sum()[None])) for side in (found, expected))
+    freedom = len(found) - 1
+    return (float(((found - expected) ** 2 / expected).sum()) - freedom) / math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(
+    ("verification", "like_the_dense_model"),
+    [
+        (Verification("lossless", draft_tokens=2), True),
+        (Verification("lossless", "both", draft_tokens=2), True),
+        # Whatever was drafted is taken: this test can fail.
+        (Verification("guarded", draft_tokens=2, acceptance=1e-30), False),
+    ],
+    ids=["lossless", "n-grams too", "blind"],
+)
+def test_sampled_tokens_have_the_dense_distribution(verification: Verification, like_the_dense_model: bool) -> None:
+    """The first three tokens together, of many draws, against the exact probabilities."""
+    model, prompt = tiny_model("llama", 1, vocab_size=VOCABULARY, num_hidden_layers=1), [3, 1, 2, 3, 1]
+    counts = torch.zeros(VOCABULARY, VOCABULARY, VOCABULARY)
+    with Engine(model, step="lean").read(prompt, Pruning(0.98)) as read:
+        for seed in range(DRAWS):
+            # A fourth, so that two are drafted.
+            sampling = Sampling(seed=seed, max_tokens=4, ignore_eos=True)
+            counts[tuple(ids(list(read.generate(sampling, verification=verification)))[:3])] += 1
+
+    assert (surprise(counts, DRAWS * exact(model, prompt)) < 4) == like_the_dense_model
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"], indirect=False)
+def test_guarded_may_be_strict(family: str, prompts: Prompts, draft: DraftName) -> None:
+    """Where only the most probable token is acceptable, greedy tokens are the dense model's."""
+    engine, prompt = Engine(tiny_model(family), prefill_chunk=7), prompts(4, 20)
+    tokens = run(engine, prompt, greedy(12), 0.5, Verification("guarded", draft, 5, acceptance=1.0))
+
+    assert ids(tokens) == ids(list(engine.generate(prompt, greedy(12))))
+
+
+def test_guarded_may_take_everything(prompts: Prompts) -> None:
+    """Where anything is acceptable, the tokens of one block are the kept neurons' own."""
+    engine, prompt = Engine(tiny_model("llama")), prompts(5, 20)
+    tokens = run(engine, prompt, greedy(9), 0.5, Verification("guarded", "pruned", 16, acceptance=1e-30))
+
+    # The first token is the prompt's, the last one the full model's.
+    assert ids(tokens)[:-1] == ids(list(engine.generate(prompt, greedy(9), HALF)))[:-1]
+    assert tokens[-1].verified.accepted == tokens[-1].verified.drafted == 7
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Drafts of the next blocks, in place of the kept neurons' own; then none."""
+    blocks: list[list[int]] = []
+    monkeypatch.setattr(Verifier, "_generated", lambda self, room: (blocks.pop(0) if blocks else [])[:room])
+    return blocks
+
+
+@torch.inference_mode()
+def behind(model: PreTrainedModel, tokens: list[int]) -> Tensor:
+    """The dense model's log-probabilities of what follows, ``(V,)``."""
+    row_V: Tensor = model(torch.tensor([tokens])).logits[0, -1]
+    return row_V.log_softmax(dim=0)
+
+
+def test_guarded_keeps_what_is_acceptable_and_replaces_the_rest(scripted: list[list[int]], prompts: Prompts) -> None:
+    """The second best of the full model stays, its worst is replaced by its best, and what came behind is gone."""
+    model, prompt = tiny_model("llama"), prompts(6, 12)
+    first = int(behind(model, prompt).argmax())
+    chances, second = (row.tolist() for row in behind(model, [*prompt, first]).topk(2))
+    then = behind(model, [*prompt, first, second[1]])
+    scripted.append([second[1], int(then.argmin()), 5, 6])
+    gap = math.exp(chances[1] - chances[0])
+    guarded = Verification("guarded", acceptance=0.99 * gap)
+    tokens = run(Engine(model), prompt, replace(greedy(8), logprobs=0), 0.5, guarded)
+
+    assert ids(tokens)[:3] == [first, second[1], int(then.argmax())]
+    assert replace(tokens[2].verified, parameters_read=0) == Verified(2, 4, 1, 1, 1)
+    assert tokens[1].logprobs.chosen == pytest.approx(chances[1], abs=1e-4)
+    assert tokens[2].logprobs.chosen == pytest.approx(float(then.max()), abs=1e-4)
+    # A little stricter, and the second best goes as well.
+    scripted.append([second[1], 4])
+    stricter = run(Engine(model), prompt, greedy(3), 0.5, replace(guarded, acceptance=min(1.0, 1.01 * gap)))[1]
+    assert stricter.id == second[0]
+
+
+def test_guarded_goes_on_where_the_full_model_would_draw_the_same(scripted: list[list[int]], prompts: Prompts) -> None:
+    """An improbable token that the full model draws at this place, too, is no reason to throw the block away."""
+    engine, prompt = Engine(tiny_model("llama")), prompts(7, 12)
+    sampling = Sampling(seed=1, temperature=3.0, max_tokens=8, ignore_eos=True)
+    dense = ids(list(engine.generate(prompt, sampling)))
+    scripted.append(dense[1:])
+    tokens = run(engine, prompt, sampling, 0.5, Verification("guarded", acceptance=1.0))
+
+    assert ids(tokens) == dense
+    assert tokens[-1].verified.passes == 1
+
+
+def test_what_verification_took_is_counted(scripted: list[list[int]], prompts: Prompts) -> None:
+    """A block that stays, one that is cut, two without drafts; and what was read for them."""
+    engine, prompt = Engine(tiny_model("llama")), prompts(8, 12)
+    dense = ids(list(engine.generate(prompt, greedy(8))))
+    wrong = dense[5] % 100 + 3
+    scripted += [dense[1:4], [wrong, wrong]]
+    tokens = run(engine, prompt, greedy(8), 0.5, LOSSLESS)
+    # Drafts were written down here, so that no step of the kept neurons' is counted.
+    total = engine.accounting.total
+
+    assert ids(tokens) == dense
+    assert [token.verified for token in tokens] == [
+        Verified(),
+        *[Verified(4, 3, 3, 1, 0, 0, total)] * 4,
+        Verified(5, 5, 3, 2, 1, 0, 2 * total),
+        Verified(6, 5, 3, 3, 1, 0, 3 * total),
+        Verified(7, 5, 3, 4, 1, 0, 4 * total),
+    ]
+
+
+def test_steps_and_passes_are_counted_as_what_they_read(prompts: Prompts) -> None:
+    """Active parameters for each drafted token, all of them for each pass; n-grams read nothing."""
+    engine = Engine(tiny_model("gemma2"))
+    accounting = engine.accounting
+    for draft in ("pruned", "ngram"):
+        found = run(engine, prompts(9, 20), greedy(40), 0.5, Verification("lossless", draft))[-1].verified
+        dense_steps = found.tokens - found.accepted - found.passes if draft == "ngram" else 0
+        active = accounting.active(accounting.kept(0.5))
+
+        assert found.accepted + found.passes + dense_steps == found.tokens == 39
+        assert found.parameters_read == (found.passes + dense_steps) * accounting.total + (
+            active * found.drafted if draft == "pruned" else 0
+        )
+
+
+@pytest.mark.parametrize("mode", ["guarded", "lossless"])
+def test_the_cache_holds_what_the_full_model_leaves(mode: ModeName, prompts: Prompts) -> None:
+    """Keys and values of all tokens, after every block: nothing of the kept neurons stays, nor of rejected drafts."""
+    model, prompt = tiny_model("mistral"), prompts(10, 20)
+    engine, reader = Engine(model, prefill_chunk=7), Engine(model, prefill_chunk=7)
+    seen = list(prompt)
+    for token in engine.generate(prompt, greedy(20), Pruning(0.75), verification=Verification(mode, draft_tokens=5)):
+        seen.append(token.id)
+        length = engine._runner.cache.length
+        if length != len(seen) - 1:
+            continue
+        with reader.read(seen[:-1]):
+            torch.testing.assert_close(
+                engine._runner.cache.copy(0, length), reader._runner.cache.copy(0, length), atol=1e-5, rtol=1e-5
+            )
+
+    assert engine._runner.cache.length == len(seen) - 1
+
+
+def test_repetitions_are_looked_up(prompts: Prompts) -> None:
+    """Where a model repeats itself, most tokens come from n-grams, and none is another."""
+    engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)
+    dense = ids(list(engine.generate(prompt, greedy(60))))
+    found = {draft: run(engine, prompt, greedy(60), 0.75, Verification("lossless", draft)) for draft in DRAFTS}
+
+    assert [ids(tokens) for tokens in found.values()] == [dense] * 3
+    assert found["ngram"][-1].verified.accepted > 30
+    assert found["ngram"][-1].verified.passes < 15
+    assert found["both"][-1].verified.parameters_read < found["pruned"][-1].verified.parameters_read
+    assert all(token.selection is None for token in found["ngram"])
+
+
+def test_without_sparsity_n_grams_draft_alone(prompts: Prompts) -> None:
+    """No neurons are chosen; where nothing matches, the dense step makes one token."""
+    engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)
+    dense = ids(list(engine.generate(prompt, greedy(40))))
+    for draft in ("ngram", "both"):
+        tokens = run(engine, prompt, greedy(40), 0.0, Verification("guarded", draft))
+
+        assert ids(tokens) == dense
+        assert tokens[-1].verified.accepted > 10
+        assert all(token.selection is None for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("verification", "sparsity"), [(Verification(), 0.5), (Verification("fast", "both"), 0.5), (LOSSLESS, 0.0)]
+)
+def test_nothing_is_verified_where_there_is_no_need(
+    verification: Verification, sparsity: float, prompts: Prompts
+) -> None:
+    """In mode fast, or where all neurons draft: tokens are those without verification."""
+    engine = Engine(tiny_model("llama"))
+    tokens = run(engine, prompts(12, 20), greedy(6), sparsity, verification)
+
+    assert [replace(token, selection=None) for token in tokens] == [
+        replace(token, selection=None) for token in engine.generate(prompts(12, 20), greedy(6), Pruning(sparsity))
+    ]
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neurons are chosen anew all the time, and taken however few others they are."""
+    monkeypatch.setattr(verifiers, "REFRESH_TOKENS", 8)
+    monkeypatch.setattr(verifiers, "SAME_ENOUGH", 1.1)
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("draft", ["pruned", "both"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gptj"], indirect=False)
+def test_neurons_follow_what_the_full_model_has_read(family: str, draft: DraftName, prompts: Prompts) -> None:
+    """New ones are those of a prompt with all tokens up to there; rejected drafts have not counted."""
+    model, prompt = tiny_model(family), prompts(13, 20)
+    engine, reader = Engine(model, prefill_chunk=7), Engine(model, prefill_chunk=9)
+    tokens = run(engine, prompt, greedy(30), 0.6, Verification("lossless", draft, 3))
+    text = [*prompt, *ids(tokens)]
+    taken = [(number, token.selection) for number, token in enumerate(tokens) if token.selection]
+
+    assert ids(tokens) == ids(list(reader.generate(prompt, greedy(30))))
+    assert taken[0][0] == 1
+    assert len(taken) == 1 + tokens[-1].verified.refreshes > 1
+    for number, selection in taken[1:]:
+        with reader.read(text[: selection.prompt_tokens], Pruning(0.6)) as read:
+            fresh = list(read.generate(greedy(2)))[1].selection
+
+        # The block's first token is the first that was not read when they were chosen, but for the one before it.
+        assert selection.prompt_tokens == len(prompt) + number - 1
+        assert selection.expert_set == fresh.expert_set
+    with reader.read(text[: engine._runner.statistic.sums().tokens]):
+        torch.testing.assert_close(
+            engine._runner.statistic.sums().values_3LF, reader._runner.statistic.sums().values_3LF, atol=1e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize(
+    ("pruning", "refresh"),
+    [
+        (HALF, False),
+        (Pruning(0.5, "sample", seed=1), True),
+        (Pruning(0.5, statistic="magnitude"), True),
+    ],
+    ids=["not wanted", "drawn", "of no prompt"],
+)
+def test_some_neurons_stay(pruning: Pruning, refresh: bool, prompts: Prompts) -> None:
+    """Where that is wanted, and those that reading on says nothing about."""
+    engine = Engine(tiny_model("llama"))
+    verification = replace(LOSSLESS, refresh=refresh)
+    tokens = list(engine.generate(prompts(14, 12), greedy(30), pruning, verification=verification))
+
+    assert tokens[-1].verified.refreshes == 0
+    assert [number for number, token in enumerate(tokens) if token.selection] == [1]
+
+
+def test_neurons_that_are_nearly_the_same_are_not_taken(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gathering them would cost more than it brings."""
+    monkeypatch.setattr(verifiers, "REFRESH_TOKENS", 8)
+    monkeypatch.setattr(verifiers, "SAME_ENOUGH", 0.01)
+    tokens = run(Engine(tiny_model("llama")), prompts(14, 12), greedy(30), 0.5, LOSSLESS)
+
+    assert tokens[-1].verified.refreshes == 0
+
+
+def test_overlap_is_the_jaccard_similarity() -> None:
+    """Over all layers together, which may keep different numbers."""
+    first = Kept([torch.tensor([0, 1, 2]), torch.tensor([5])])
+    second = Kept([torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6])])
+
+    assert overlap(first.layers, second.layers, 20) == 3 / 7
+    assert overlap(first.layers, first.layers, 20) == 1
+
+
+def test_of_most_neurons_those_left_out_are_compared() -> None:
+    """Any two choices of most have most in common; of all neurons nothing is known."""
+    everything = torch.arange(10)
+    first, second = [everything[2:], everything[:8]], [everything[1:9], everything[:8]]
+
+    assert overlap(first, second, 10) == 3 / 5
+    assert overlap(first, first, 10) == 1
+    assert overlap([everything] * 2, [everything] * 2, 10) == 0
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("mode", ["guarded", "lossless"])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_further_samples_start_anew(mode: ModeName, draft: DraftName, prompts: Prompts) -> None:
+    """From the prompt's own neurons and statistic, whatever the sample before took, and whichever mode it had."""
+    engine, prompt = Engine(tiny_model("llama")), prompts(15, 20)
+    verification, sampling = Verification(mode, draft, 4), Sampling(seed=2, max_tokens=30, ignore_eos=True)
+    alone = run(engine, prompt, sampling, 0.5, verification)
+    fast = ids(list(engine.generate(prompt, sampling, HALF)))
+    with engine.read(prompt, HALF) as read:
+        first = list(read.generate(sampling, verification=verification))
+        second = list(read.generate(sampling, verification=verification))
+        unverified = [list(read.generate(sampling))]
+        third = list(read.generate(sampling, verification=verification))
+        unverified.append(list(read.generate(sampling)))
+
+    assert ids(first) == ids(second) == ids(third) == ids(alone)
+    assert [ids(tokens) for tokens in unverified] == [fast, fast]
+    assert [t.selection and t.selection.expert_set for t in first] == [
+        t.selection and t.selection.expert_set for t in third
+    ]
+    assert first[-1].verified == second[-1].verified == third[-1].verified == alone[-1].verified
+
+
+def test_nothing_generated_is_kept_as_a_prompts_beginning(prompts: Prompts) -> None:
+    """Prefixes are of prompts alone."""
+    store = PrefixStore(2**20, 8)
+    engine = Engine(tiny_model("llama"), prefill_chunk=8, prefixes=store)
+    with engine.read(prompts(16, 20), HALF) as read:
+        tokens = ids(list(read.generate(greedy(40), verification=LOSSLESS)))
+        read.compare(tokens)
+
+    assert len(store) == 2
+
+
+@pytest.mark.parametrize("mode", ["guarded", "lossless"])
+def test_a_stop_id_ends_within_a_block(mode: ModeName, prompts: Prompts) -> None:
+    """Nothing comes behind it, wherever in a block it stands; and without it the sequence goes on."""
+    engine, prompt = Engine(tiny_model("gemma2")), prompts(17, 20)
+    verification = Verification(mode, draft_tokens=6, acceptance=1.0)
+    free = ids(run(engine, prompt, greedy(12), 0.5, verification))
+    for stop in dict.fromkeys(free[:8]):
+        sampling = replace(greedy(12), stop_token_ids=frozenset({stop}))
+        tokens = run(engine, prompt, sampling, 0.5, verification)
+
+        assert ids(tokens) == free[: free.index(stop) + 1]
+        assert [token.finish_reason for token in tokens] == [None] * (len(tokens) - 1) + ["stop"]
+        assert tokens[-1].verified.tokens == len(tokens) - 1
+
+
+def test_nothing_is_drawn_behind_an_accepted_end(scripted: list[list[int]], prompts: Prompts) -> None:
+    """Nor counted, whatever was drafted behind it."""
+    engine, prompt = Engine(tiny_model("llama")), prompts(8, 12)
+    dense = ids(list(engine.generate(prompt, greedy(8))))
+    scripted.append(dense[1:7])
+    tokens = run(engine, prompt, replace(greedy(8), stop_token_ids=frozenset({dense[3]})), 0.5, LOSSLESS)
+
+    assert ids(tokens) == dense[: dense.index(dense[3]) + 1] == dense[:4]
+    assert tokens[-1].verified == Verified(3, 6, 3, 1, 1, 0, engine.accounting.total)
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_max_tokens_ends_within_a_block(draft: DraftName, prompts: Prompts) -> None:
+    """Exactly so many, and no position behind the context is ever touched."""
+    prompt = prompts(18, 20)
+    dense = ids(list(Engine(tiny_model("gpt2")).generate(prompt, greedy(12))))
+    for most in (1, 2, 3, 7, 12):
+        engine = Engine(tiny_model("gpt2", n_positions=20 + most))
+        tokens = run(engine, prompt, greedy(most), 0.5, Verification("lossless", draft, 5))
+
+        assert len(tokens) == most
+        assert tokens[-1].finish_reason == "length"
+        assert tokens[-1].verified.tokens == most - 1
+    assert ids(tokens) == dense
+
+
+def test_cancelled_between_the_tokens_of_a_block(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends within a token, and nothing more is computed."""
+    cancelled: list[bool] = []
+    engine = Engine(tiny_model("gemma2"))
+    stream = engine.generate(
+        prompts(19, 20), greedy(40), Pruning(0.25), lambda: bool(cancelled), Verification("lossless", draft_tokens=8)
+    )
+    tokens = [next(stream) for _ in range(3)]
+    assert tokens[-1].verified.tokens > 2
+    cancelled.append(True)
+    monkeypatch.setattr(Verifier, "block", lambda *_: pytest.fail("computed for nobody"))
+
+    assert list(stream) == []
+    assert len(list(engine.generate(prompts(19, 20), greedy(3)))) == 3
+
+
+def test_only_the_latest_sequence_goes_on(prompts: Prompts) -> None:
+    """Another one of the same prompt, or a comparison, has taken the cache."""
+    with Engine(tiny_model("gemma2")).read(prompts(20, 20), HALF) as read:
+        for other in (lambda: next(read.generate(greedy(9))), lambda: read.compare([5, 6, 7])):
+            stream = read.generate(greedy(9), verification=LOSSLESS)
+            next(stream)
+            next(stream)
+            other()
+            with pytest.raises(EngineBusy):
+                next(stream)
+
+
+def test_a_sparsely_scored_end_cannot_be_gone_on_from(prompts: Prompts) -> None:
+    """Its keys and values are the kept neurons': the field is named."""
+    engine, text = Engine(tiny_model("llama")), prompts(21, 20)
+    with engine.read(text, HALF, Scoring(prompt_tokens=12)) as read:
+        with pytest.raises(InvalidRequest) as refusal:
+            next(read.generate(greedy(4), verification=LOSSLESS))
+        assert len(list(read.generate(greedy(4)))) == 4
+    assert refusal.value.param == "griffin.mode"
+    with engine.read(text, HALF, Scoring(prompt_tokens=20)) as read:
+        tokens = ids(list(read.generate(greedy(4), verification=LOSSLESS)))
+
+    assert tokens == ids(list(engine.generate(text, greedy(4))))
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("place", ["host, staged", "host", "devices"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"], indirect=False)
+def test_wherever_the_weights_are(family: str, place: str, prompts: Prompts) -> None:
+    """FF weights on the host, or layers across devices (one here): lossless is the dense model, by seed."""
+    model, prompt = tiny_model(family), prompts(22, 20)
+    elsewhere = copy.deepcopy(model)
+    if place == "devices":
+        spread_(elsewhere, [CPU, CPU])
+    else:
+        offload_(elsewhere, CPU, staged=place != "host")
+    sampling = Sampling(seed=5, max_tokens=20, ignore_eos=True)
+    dense = ids(list(Engine(model).generate(prompt, sampling)))
+    engine = Engine(elsewhere, prefill_chunk=7)
+    for draft in DRAFTS:
+        assert ids(run(engine, prompt, sampling, 0.5, Verification("lossless", draft, 3))) == dense
+    with engine.read(prompt, HALF) as read, Engine(model).read(prompt, HALF) as resident:
+        assert read.compare(dense).kl == pytest.approx(resident.compare(dense).kl, abs=1e-4)
+
+
+def test_the_default_model_lossless(smollm2: Checkpoint) -> None:
+    """Prose behind prose, sampled: the dense model's tokens from half the neurons' drafts."""
+    prompt = smollm2.tokenizer(PROSE[:200]).input_ids
+    engine, sampling = Engine(smollm2.model), Sampling(seed=6, temperature=0.7, max_tokens=10, ignore_eos=True)
+    tokens = run(engine, prompt, sampling, 0.5, LOSSLESS)
+
+    assert ids(tokens) == ids(list(engine.generate(prompt, sampling)))
+    assert tokens[-1].verified.accepted > 0
+
+
+@torch.no_grad()
+def compared(model: PreTrainedModel, prompt: list[int], read: Prompt, tokens: list[int]) -> Comparison:
+    """The same from whole forward passes, the neurons that are gone masked."""
+    text, count = torch.tensor([[*prompt, *tokens[:-1]]]), len(tokens) - 1
+    full = model(text).logits[0, -count:].log_softmax(dim=1)
+    cache = DynamicCache(config=model.config)
+    model(text[:, : len(prompt)], past_key_values=cache)
+    with oracle.masked(model, Kept([experts_k.long() for experts_k in read.selection.experts])):
+        pruned = model(text[:, len(prompt) :], past_key_values=cache).logits[0].log_softmax(dim=1)
+    targets = torch.tensor(tokens[1:])[:, None]
+    losses = [-side.gather(1, targets).mean() for side in (full, pruned)]
+    return Comparison(
+        count,
+        float((full.exp() * (full - pruned)).sum(dim=1).mean()),
+        float((full.argmax(dim=1) == pruned.argmax(dim=1)).float().mean()),
+        float(losses[0].exp() / losses[1].exp()),
+    )
+
+
+def test_comparison_with_the_full_model(
+    model: PreTrainedModel, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against whole passes of the masked model; in chunks, and between sequences, which are not disturbed."""
+    monkeypatch.setattr(divergences, "AT_ONCE", 4)
+    engine, prompt, sampling = (
+        Engine(model, prefill_chunk=7),
+        prompts(23, 17),
+        replace(greedy(14), seed=1, temperature=1),
+    )
+    with engine.read(prompt, HALF) as read:
+        tokens = ids(list(read.generate(sampling)))
+        before = engine._runner.statistic.sums()
+        found = read.compare(tokens)
+        again = ids(list(read.generate(sampling)))
+        expected = compared(model, prompt, read, tokens)
+
+    assert found.tokens == 13
+    assert found.kl == pytest.approx(expected.kl, abs=1e-4, rel=1e-4)
+    assert found.top1_agreement == pytest.approx(expected.top1_agreement)
+    assert found.perplexity_ratio == pytest.approx(expected.perplexity_ratio, rel=1e-3)
+    assert again == tokens
+    assert torch.equal(engine._runner.statistic.sums().values_3LF, before.values_3LF)
+
+
+def test_comparison_needs_no_sequence_before_it(prompts: Prompts) -> None:
+    """An answer from earlier, with the very neurons that it came from."""
+    engine, prompt = Engine(tiny_model("llama")), prompts(24, 17)
+    with engine.read(prompt, HALF) as read:
+        tokens = ids(list(read.generate(greedy(10))))
+        selection, expected = read.selection, read.compare(tokens)
+    with engine.read(prompt, Pruning(0.5, reuse=selection)) as read:
+        assert read.compare(tokens) == expected
+
+
+@pytest.mark.parametrize(("sparsity", "tokens"), [(0.0, [5, 6, 7]), (0.5, [5]), (0.5, [])])
+def test_nothing_to_compare(sparsity: float, tokens: list[int], prompts: Prompts) -> None:
+    """All neurons, or no token that the kept ones made."""
+    with Engine(tiny_model("llama")).read(prompts(25, 17), Pruning(sparsity)) as read:
+        assert read.compare(tokens) is None
+
+
+def test_a_comparison_can_be_given_up(prompts: Prompts) -> None:
+    """Between chunks; the prompt is still good."""
+    asked = iter([False, False, True])
+    with Engine(tiny_model("llama"), prefill_chunk=4).read(prompts(26, 17), HALF) as read:
+        expected = ids(list(read.generate(greedy(20))))
+        with pytest.raises(Cancelled):
+            read.compare(expected, lambda: next(asked))
+
+        assert ids(list(read.generate(greedy(20)))) == expected

@@ -1,0 +1,227 @@
+"""What lm-eval asks, from local files: the very words of its own definitions."""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from lm_eval.tasks import TaskManager
+
+from griffin.errors import GriffinError
+from griffin.experiments.tasks import squad
+from griffin.experiments.tasks.tasks import make_manager, make_task, rouge
+from tests.griffin.experiments.data import STORY, write_data
+
+
+@pytest.fixture(scope="module")
+def manager() -> TaskManager:
+    return make_manager(Path())
+
+
+def asked(name: str, data: Path, manager: TaskManager) -> list[Any]:
+    """The arguments of every request, of all items."""
+    task = make_task(name, data, manager)
+    task.build_all_requests(rank=0, world_size=1)
+    return [instance.args for instance in task.instances]
+
+
+CHOICES = {
+    "hellaswag": [
+        ("Baking bread: A man kneads dough. He", [" bakes it.", " swims.", " flies.", " is a cat."]),
+        ("Fishing: A woman sits by a lake. She", [" sings a car.", " waits for a bite.", " is ice.", " eats it all."]),
+    ],
+    "piqa": [
+        ("Question: Dry a wet shirt\nAnswer:", [" Hang it in the sun.", " Put it in a bucket of water."]),
+        ("Question: Cut paper\nAnswer:", [" Use a spoon.", " Use scissors."]),
+    ],
+    "copa": [
+        ("The glass broke because", [" it fell on the floor.", " it was clean."]),
+        ("It rained all day therefore", [" the street was dry.", " the street was wet."]),
+    ],
+    "arc_easy": [
+        ("Question: What is frozen water?\nAnswer:", [" ice", " steam", " sand"]),
+        ("Question: Which animal can fly?\nAnswer:", [" dog", " bird", " fish", " cow"]),
+    ],
+    "arc_challenge": [
+        ("Question: Why is it dark at night?\nAnswer:", [" the Earth has turned", " the Sun is off"]),
+        ("Question: What pulls things down?\nAnswer:", [" wind", " light", " gravity", " sound"]),
+    ],
+    "boolq": [
+        ("Cats are animals.\nQuestion: is a cat an animal?\nAnswer:", [" no", " yes"]),
+        ("The moon is made of rock.\nQuestion: is the moon made of cheese?\nAnswer:", [" no", " yes"]),
+    ],
+}
+GOLD = {
+    "hellaswag": [0, 1],
+    "piqa": [0, 1],
+    "copa": [0, 1],
+    "arc_easy": [0, 1],
+    "arc_challenge": [0, 2],
+    "boolq": [1, 0],
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices(name: str, tmp_path: Path, manager: TaskManager) -> None:
+    """The context, the answers, and which of them is right: the most likely one scores 1."""
+    data = write_data(tmp_path)
+    # COPA's answers bring their own space, and lm-eval adds another: so it is for everyone who uses it.
+    space = " " if name == "copa" else ""
+    expected = [(context, space + answer) for context, answers in CHOICES[name] for answer in answers]
+
+    assert [arguments[:2] for arguments in asked(name, data, manager)] == expected
+    task = make_task(name, data, manager)
+    for doc, (_, answers), gold in zip(task.eval_docs, CHOICES[name], GOLD[name], strict=True):
+        for likely in range(len(answers)):
+            results = [(0.0 if number == likely else -5.0, False) for number in range(len(answers))]
+            assert task.process_results(doc, results)["acc"] == float(likely == gold)
+
+
+def test_summaries_have_one_worked_example(tmp_path: Path, manager: TaskManager) -> None:
+    """The first item of the file, which is not asked itself."""
+    (text, options), (other, _) = asked("xsum", write_data(tmp_path), manager)
+    example = (
+        "###\nArticle: A farmer grew the largest pumpkin of the county.\n\n"
+        "Summarize the above article in 1 sentence.\nA pumpkin won a prize.\n\n"
+    )
+
+    assert text == example + (
+        "###\nArticle: The old bridge will be closed for repairs until May.\n\n"
+        "Summarize the above article in 1 sentence.\n"
+    )
+    assert other.startswith(example + "###\nArticle: A school")
+    assert (options["until"], options["max_gen_toks"], options["do_sample"]) == (["###"], 64, False)
+    ((longer, _),) = asked("cnn_dm", tmp_path, manager)
+    assert longer.endswith("The crowd sang.\n\nSummarize the above article in 3 sentences.\n")
+
+
+def test_every_question_of_a_conversation(tmp_path: Path, manager: TaskManager) -> None:
+    """With the questions before it and their answers; several accepted answers count as CoQA counts them."""
+    (first, _), (second, options) = asked("coqa", write_data(tmp_path), manager)
+    task = make_task("coqa", tmp_path, manager)
+    one, two = task.eval_docs
+
+    assert first == f"{STORY}\n\nQ: What colour is the boat?\n\nA:"
+    assert second == f"{STORY}\n\nQ: What colour is the boat?\n\nA: red\n\nQ: Who comes along?\n\nA:"
+    assert options["until"] == ["\nQ:"]
+    assert task.process_results(one, [" Red.\n\nQ: and"]) == {"em": 1.0, "f1": 1.0}
+    # Against "Rex", "her dog Rex" and "the dog", each left out in turn: EM 1 unless "Rex" is left out.
+    # F1 of "Rex" with "her dog Rex" is 2 * 1 * (1/3) / (4/3) = 0.5, and that is the best of the two when it is.
+    assert task.process_results(two, [" Rex"]) == pytest.approx({"em": 2 / 3, "f1": (1 + 1 + 0.5) / 3})
+
+
+def test_questions_on_papers(tmp_path: Path, manager: TaskManager) -> None:
+    """SCROLLS' task: the best of the accepted answers counts; words in common, without articles."""
+    (text, options), _, yes, no = asked("qasper", write_data(tmp_path), manager)
+    task = make_task("qasper", tmp_path, manager)
+    one, two, three = task.eval_docs
+
+    assert text == "We train on ten thousand notes.\n\nQuestion: How many notes?\nAnswer:"
+    assert options == {"until": ["\n"], "max_gen_toks": 64, "do_sample": False}
+    # "ten thousand" are 2 of the 3 words of "the ten thousand pages" but for its article: precision 2/3, recall 1.
+    assert task.process_results(one, [" the ten thousand pages"])["f1"] == pytest.approx(0.8)
+    assert task.process_results(two, [" "])["f1"] == 0
+    # A question of yes or no is one between these two words.
+    assert (yes[1], no[1]) == (" yes", " no")
+    assert task.process_results(three, [(-1.0, False), (-2.0, False)])["f1"] == 1
+    assert task.process_results(three, [(-2.0, False), (-1.0, False)])["f1"] == 0
+
+
+def test_rouge() -> None:
+    """Overlap of words, of pairs of words, and the longest common subsequence, after stemming."""
+    # Prediction: the cats sat down (4 words); reference: a cat sat (3). Common: cat, sat; one pair: cat sat.
+    found = rouge({"summary": "a cat sat"}, ["The cats sat down"])
+
+    precision, recall = 2 / 4, 2 / 3
+    assert found["rouge1"] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert found["rouge2"] == pytest.approx(2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2))
+    assert found["rougeL"] == pytest.approx(found["rouge1"])
+
+
+@pytest.mark.parametrize(
+    ("accepted", "answer", "exact", "f1"),
+    [("The cat!", "cat", 1, 1.0), ("a black cat", "cat", 0, 2 / 3), ("", "cat", 0, 0.0), ("the", "", 1, 1.0)],
+)
+def test_squad(accepted: str, answer: str, exact: int, f1: float) -> None:
+    """By hand: "black cat" against "cat" has precision 1 and recall 1/2."""
+    assert squad.compute_exact(accepted, answer) == exact
+    assert squad.compute_f1(accepted, answer) == pytest.approx(f1)
+
+
+COPA = {"premise": "p", "question": "cause", "choice1": "a", "choice2": "b", "label": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "message"),
+    [
+        ("piqa", [{"goal": "Fly", "sol1": "a", "label": 0}], r"piqa.jsonl', line 1: the field 'sol2' is missing"),
+        ("piqa", [], r"piqa.jsonl' holds no samples"),
+        (
+            "boolq",
+            [{"passage": "a", "question": "b", "label": "yes"}],
+            r"line 1: the field 'label' is not a whole number",
+        ),
+        (
+            "hellaswag",
+            [{"ctx": "no label", "endings": ["a"] * 4, "label": 0}],
+            r"item 1: the field 'ctx' is not of the form",
+        ),
+        (
+            "arc_easy",
+            [{"question": "q", "choices": ["a", "b"], "label": 2}],
+            r"item 1: the label 2 is none of its 2 choices",
+        ),
+        ("coqa", [{"story": "s", "questions": ["q"], "answers": [[]]}], r"item 1: .* an answer or more"),
+        ("qasper", [{"context": "c", "question": "q", "answers": []}], r"item 1: .* an answer or more"),
+        ("copa", [{**COPA, "question": "why"}], r"item 1: the field 'question' is 'why', not cause or effect"),
+        ("copa", [{**COPA, "choice2": " "}], r"item 1: the field 'choice2' is empty"),
+        ("arc_easy", [{"question": "q", "choices": ["a"], "label": 0}], r"item 1: two choices or more are needed"),
+        ("xsum", [{"document": "d", "summary": "s"}], r"2 or more items are needed"),
+    ],
+)
+def test_bad_data(name: str, samples: list[dict[str, Any]], message: str, tmp_path: Path, manager: TaskManager) -> None:
+    """One line that names the file, the item and what is wrong with it."""
+    with pytest.raises(GriffinError, match=message):
+        make_task(name, write_data(tmp_path, **{name: samples}), manager)
+
+
+def test_a_missing_file(tmp_path: Path, manager: TaskManager) -> None:
+    """Says what should be in it."""
+    with pytest.raises(
+        GriffinError, match=r"has no piqa.jsonl \(one JSON object a line with: goal, sol1, sol2, label\)"
+    ):
+        make_task("piqa", tmp_path, manager)
+
+
+def test_without_data_the_hub_is_asked(manager: TaskManager) -> None:
+    """Which cannot be reached here: one line that says so."""
+    with pytest.raises(GriffinError, match=r"cannot get the data set of 'piqa' from the hub: .*; give --data DIR"):
+        make_task("piqa", None, manager)
+
+
+HUB = {
+    "EdinburghNLP/xsum": {"document": "A hen laid an egg.", "summary": "An egg."},
+    "abisee/cnn_dailymail": {"article": "A hen laid an egg.", "highlights": "An egg."},
+    "baber/piqa": {"goal": "Cut paper", "sol1": "Use a spoon.", "sol2": "Use scissors.", "label": 1},
+}
+
+
+@pytest.mark.parametrize(("name", "prompt"), [
+    ("xsum", "###\nArticle: A hen laid an egg.\n\nSummarize the above article in 1 sentence.\n"),
+    ("cnn_dm", "###\nArticle: A hen laid an egg.\n\nSummarize the above article in 3 sentences.\n"),
+    ("piqa", "Question: Cut paper\nAnswer:"),
+])  # fmt: skip
+def test_data_sets_of_the_hub(name: str, prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the hub's own fields; here they come from memory."""
+
+    def load_dataset(path: str, **_: Any) -> datasets.DatasetDict:
+        part = datasets.Dataset.from_list([HUB[path]])
+        return datasets.DatasetDict(train=part, validation=part, test=part)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = make_task(name, None, make_manager(None))
+    task.build_all_requests(rank=0, world_size=1)
+    texts = [instance.args[0] for instance in task.instances]
+
+    shots = f"{prompt}An egg.\n\n" if name != "piqa" else ""
+    assert set(texts) == {shots + prompt}

@@ -1,0 +1,185 @@
+"""Sparsity auto: what a table predicts, what is decided by it, and the engine that goes by it."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from griffin import Engine, Pruning, Sampling
+from griffin.errors import InvalidRequest, LoadError
+from griffin.experiments.common.results import write_whole
+from griffin.method.auto import LossTable
+from griffin.method.chooser import Chooser
+from griffin.method.plus.measurement import calibrate
+from griffin.method.statistic import FlockingStatistic
+from griffin.method.strategies import STRATEGIES
+from griffin.model.families import feed_forwards
+from griffin.request import Auto
+from tests.griffin import oracle
+from tests.tiny import tiny_model
+
+Prompts = Callable[[int, int], list[int]]
+GREEDY = Sampling(max_tokens=6, temperature=0, ignore_eos=True)
+TABLE = LossTable(
+    method="griffin",
+    sparsities=[0.2, 0.5],
+    constants=[math.log(0.2), math.log(2.0)],
+    length=-0.5,
+    position=1.0,
+    removed=0.5,
+    prompt_tokens=[10, 400],
+    least_removed=[0.005, 0.008],
+    tokens=16,
+    spread=0.3,
+    prompts=12,
+)
+
+
+def test_a_product_of_powers() -> None:
+    """By hand: 100 tokens of a prompt, 8 generated, of which the mean place to the first power is 4."""
+    found = TABLE.divergences(100, 8, [0.01, 0.04])
+
+    assert found == pytest.approx([0.2 / 10 * 4 * 0.1, 2.0 / 10 * 4 * 0.2])
+
+
+def test_no_hope_beyond_what_was_measured() -> None:
+    """Longer or more concentrated than any is no better than those; shorter is worse; more removed is never better."""
+    longest = TABLE.divergences(400, 8, [0.01, 0.04])
+
+    assert TABLE.divergences(100_000, 8, [0.01, 0.04]) == longest
+    assert TABLE.divergences(5, 8, [0.01, 0.04]) > TABLE.divergences(10, 8, [0.01, 0.04])
+    assert TABLE.divergences(100, 8, [0.001, 0.001]) == TABLE.divergences(100, 8, [0.005, 0.008])
+    odd = TABLE.divergences(100, 8, [0.9, 1e-12])
+    assert odd[1] == odd[0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(0.0001, 0.0), (0.002, 0.05), (0.008, 0.2), (0.0591, 0.3), (0.16, 0.5), (9.0, 0.5)],
+)
+def test_the_largest_within_the_limit(limit: float, expected: float) -> None:
+    """In steps of 0.05 up to the largest that was measured; between two, and down to nothing at 0, along lines."""
+    found = TABLE.outlook(Auto(limit, 8), 100, [0.01, 0.04])
+
+    assert found.sparsity == pytest.approx(expected)
+    assert found.divergence <= limit
+    assert found.limit == limit
+
+
+def test_longer_answers_are_pruned_less() -> None:
+    """Where later places lose more; those of no limit are taken to be as long as the ones that were measured."""
+    few, many, usual, measured = (
+        TABLE.outlook(Auto(0.05, tokens), 100, [0.01, 0.04]).sparsity for tokens in (4, 64, None, 16)
+    )
+
+    assert few > usual == measured > many
+
+
+def test_a_file_of_it(tmp_path: Path) -> None:
+    """For one model; a damaged one says what to do."""
+    path = tmp_path / "losses" / "this.json"
+    write_whole(path, TABLE.packed("this"))
+
+    assert LossTable.read(path, "this") == TABLE
+    assert LossTable.read(path, "that") is None
+    assert LossTable.read(tmp_path / "nothing", "this") is None
+    path.write_text('{"edition": 2, "model": "this", "method": "griffin"}')
+    with pytest.raises(LoadError, match="delete it and run tune again"):
+        LossTable.read(path, "this")
+
+
+@torch.no_grad()
+def counted(model: PreTrainedModel, ids: Sequence[int]) -> FlockingStatistic:
+    statistic = FlockingStatistic(feed_forwards(model))
+    with statistic.collecting():
+        model(torch.tensor([ids]))
+    return statistic
+
+
+def test_what_is_removed(model: PreTrainedModel, prompts: Prompts) -> None:
+    """In every family: the removed neurons' share of the tokens' energy, by the activations themselves."""
+    ids = prompts(1, 20)
+    with oracle.recorded(model) as activations, torch.no_grad():
+        model(torch.tensor([ids]))
+    expected = []
+    for sparsity in (0.25, 0.75):
+        shares = []
+        for z_TF in activations:
+            energy_F = oracle.statistic(z_TF).square()
+            kept = oracle.statistic(z_TF).topk(round((1 - sparsity) * 52)).indices
+            shares.append(1 - float(energy_F[kept].sum() / energy_F.sum()))
+        expected.append(sum(shares) / len(shares))
+
+    found = Chooser(feed_forwards(model), model.device).removed(counted(model, ids), Pruning(), [0.25, 0.75, 0.0])
+
+    assert found == pytest.approx([*expected, 0.0], abs=1e-5)
+
+
+def test_what_is_removed_by_griffin_plus(prompts: Prompts) -> None:
+    """The loss that is expected of the neurons with the least of it, wherever they are."""
+    model, ids = tiny_model("llama").requires_grad_(False), prompts(1, 20)
+    calibration = calibrate(model, [prompts(2, 20), prompts(3, 20)])
+    statistic = counted(model, ids)
+    moments = statistic.moments() + calibration.moments(128)
+    worth_LF = moments.variance() * calibration.sensitivity_LF
+
+    pruning = Pruning(method="griffin+")
+    (found,) = Chooser(feed_forwards(model), model.device, calibration).removed(statistic, pruning, [0.5])
+
+    assert found == pytest.approx(float(worth_LF.flatten().sort().values[: 3 * 26].sum()), rel=1e-4)
+
+
+def test_the_engine_goes_by_it(prompts: Prompts) -> None:
+    """What comes out is what the sparsity gives that was found; and it is found anew for each prompt."""
+    engine = Engine(tiny_model("llama"), losses=[TABLE])
+    ids = prompts(4, 60)
+    with engine.read(ids, Pruning(auto=Auto(0.1, 6))) as read:
+        found = [token.id for token in read.generate(GREEDY)]
+        outlook, selection = read.outlook, read.selection
+    assert outlook is not None
+    assert selection is not None
+    named = list(engine.generate(ids, GREEDY, Pruning(outlook.sparsity)))
+
+    assert 0 < outlook.sparsity < 0.5
+    assert found == [token.id for token in named]
+    assert named[1].selection is not None
+    assert selection.expert_set == named[1].selection.expert_set
+    with engine.read(ids, Pruning(auto=Auto(1e-9, 6))) as read:
+        dense = [token.id for token in read.generate(GREEDY)]
+        assert read.outlook is not None
+        assert read.outlook.sparsity == 0
+        assert read.selection is None
+    assert dense == [token.id for token in engine.generate(ids, GREEDY)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "method", "expected"),
+    [
+        ([], "griffin", "needs this model to be measured once: python -m griffin tune --method griffin "),
+        ([TABLE], "griffin+", "it was with griffin, but not with griffin+"),
+    ],
+)
+def test_what_was_not_measured_is_refused(losses: list[LossTable], method: str, expected: str) -> None:
+    """With the command that measures it."""
+    model = tiny_model("llama").requires_grad_(False)
+    calibration = calibrate(model, [[5, 9, 11, 40, 7]])
+    engine = Engine(model, calibration=calibration, losses=losses)
+
+    with (
+        pytest.raises(InvalidRequest, match="'auto'.*" + expected.replace("+", r"\+")) as refused,
+        engine.read([5, 6, 7], Pruning(method=method, auto=Auto(0.1))),  # type: ignore[arg-type]
+    ):
+        pass
+    assert refused.value.param == "sparsity"
+
+
+@pytest.mark.parametrize(
+    "others", [{"sparsity": 0.5}, {"statistic": "magnitude"}, *({"selection": s} for s in STRATEGIES if s != "top_k")]
+)
+def test_what_does_not_go_with_it(others: dict) -> None:
+    """A number beside it, or what does not follow the prompt."""
+    with pytest.raises(ValueError, match="auto goes by the prompt's statistic"):
+        Pruning(auto=Auto(0.1), **others)

@@ -1,0 +1,176 @@
+"""Every spelling of a path and a name that a shell, a hub or a container brings."""
+
+from pathlib import Path
+
+import pytest
+
+from griffin.errors import LoadError
+from griffin.model.checkpoint.source import EMBEDDED_MODEL, embedded_file, locate
+from tests.griffin.model.checkpoint.files import text_model, write_gguf
+from tests.tiny import tiny_model
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A directory with a configuration and weights."""
+    tiny_model("llama").save_pretrained(tmp_path / "my-model")
+    return tmp_path / "my-model"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """A repository in a hub's cache: files are links to blobs."""
+    repository = tmp_path / "hub" / "models--some-org--some-model"
+    snapshot = repository / "snapshots" / REVISION
+    (repository / "blobs").mkdir(parents=True)
+    tiny_model("llama").save_pretrained(repository / "blobs" / "whole")
+    write_gguf(repository / "blobs" / ("f" * 64), text_model("llama", mlp_bias=False))
+    snapshot.mkdir(parents=True)
+    for file in (repository / "blobs" / "whole").iterdir():
+        (snapshot / file.name).symlink_to(file)
+    (snapshot / "tiny.gguf").symlink_to("../../blobs/" + "f" * 64)
+    return repository
+
+
+def test_spellings_of_one_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them mean it, and its name is the model's."""
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    spellings = [
+        str(folder), f"{folder}/", f" {folder}\n", f'"{folder}"', f"'{folder}'", f"file://{folder}", f"file:{folder}",
+        f"file://localhost{folder}", "my-model",
+        "./my-model", "./my-model/", "~/my-model", "my-model/../my-model",
+    ]  # fmt: skip
+
+    assert {(found.name, found.path and found.path.resolve()) for found in map(locate, spellings)} == {
+        ("my-model", folder)
+    }
+
+
+@pytest.mark.parametrize("spelling", [".", "./", "../my-model/."])
+def test_a_directory_without_a_name_of_its_own(spelling: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has that of the place that it stands for."""
+    monkeypatch.chdir(folder)
+
+    assert locate(spelling).name == "my-model"
+
+
+def test_a_link_has_its_own_name(folder: Path, hub: Path, tmp_path: Path) -> None:
+    """Whoever made it chose it, whatever it leads to."""
+    for target in (folder, hub / "snapshots" / REVISION):
+        link = tmp_path / "chosen"
+        link.symlink_to(target)
+        assert locate(str(link)).name == "chosen"
+        link.unlink()
+
+
+def test_a_snapshot_is_called_as_on_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never by the 40 digits of its revision; the repository's folder stands for its main revision."""
+    snapshot = hub / "snapshots" / REVISION
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(REVISION)
+    monkeypatch.chdir(snapshot)
+
+    assert {locate(str(place)).name for place in (snapshot, f"{snapshot}/", hub, ".")} == {"some-org/some-model"}
+    assert locate(str(hub)).path == snapshot
+
+
+def test_a_repository_with_several_snapshots(hub: Path) -> None:
+    """Which one is meant cannot be guessed."""
+    (hub / "snapshots" / ("a" * 40)).mkdir()
+    with pytest.raises(LoadError, match="holds 2 snapshots"):
+        locate(str(hub))
+
+
+def test_a_gguf_file_by_any_name(hub: Path, tmp_path: Path) -> None:
+    """A link to a blob, a blob, upper case, no ending: its content says what it is."""
+    link = hub / "snapshots" / REVISION / "tiny.gguf"
+    found = locate(str(link))
+    assert (found.name, found.path, found.is_gguf) == ("tiny", link, True)
+    for name in ("UPPER.GGUF", "without-ending", "v1.5-q4"):
+        (tmp_path / name).write_bytes(link.read_bytes())
+        assert locate(str(tmp_path / name)).is_gguf
+
+
+def test_a_directory_with_one_gguf_file(tmp_path: Path) -> None:
+    """Is that file; vision parts do not count, and of a split model the first part is named."""
+    model = text_model("llama", mlp_bias=False)
+    write_gguf(tmp_path / "mmproj-f16.gguf", model)
+    write_gguf(tmp_path / "m-00001-of-00002.gguf", model)
+    write_gguf(tmp_path / "m-00002-of-00002.gguf", model)
+    assert locate(str(tmp_path)).path == tmp_path / "m-00001-of-00002.gguf"
+    write_gguf(tmp_path / "other.gguf", model)
+    with pytest.raises(LoadError, match="not exactly one of which is a model"):
+        locate(str(tmp_path))
+
+
+@pytest.mark.parametrize("spelling", [EMBEDDED_MODEL, EMBEDDED_MODEL.upper(), f" {EMBEDDED_MODEL} "])
+def test_the_embedded_default(spelling: str) -> None:
+    """In any case."""
+    found = locate(spelling)
+
+    assert (found.name, found.path) == (EMBEDDED_MODEL, embedded_file())
+
+
+@pytest.mark.parametrize(
+    ("spelling", "hub_id"),
+    [
+        ("org/name", "org/name"),
+        ("gpt2", "gpt2"),
+        ("https://huggingface.co/org/name", "org/name"),
+        ("https://huggingface.co/org/name/", "org/name"),
+        ("hf.co/org/name", "org/name"),
+        ("hf://org/name", "org/name"),
+        ("https://www.huggingface.co/org/name", "org/name"),
+        ("HF.co/org/name", "org/name"),
+        ("https://huggingface.co/org/name/tree/main", "org/name"),
+        ("https://huggingface.co/org/name?library=x#files", "org/name"),
+    ],
+)
+def test_hub_ids(spelling: str, hub_id: str) -> None:
+    """By id, or by address."""
+    found = locate(spelling)
+
+    assert (found.name, found.hub_id, found.path) == (hub_id, hub_id, None)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "words"),
+    [
+        ("", "is empty"),
+        ("  ", "is empty"),
+        ('""', "is empty"),
+        ("$MODELS/llama", "a variable in it was not replaced"),
+        ("C:\\models\\llama", "write the path with / instead of"),
+        ("org/name:Q4_K_M", "hf download org/name FILE.gguf"),
+        ("hf.co/org/name/model-q4.gguf", "hf download org/name FILE.gguf"),
+        ("org/name@main", "names a revision"),
+        ("a/b/c", "it is no hub id"),
+        ("https://example.com/model", "an address that is not known here"),
+        ("s3://bucket/model", "an address that is not known here"),
+        ("ollama://llama3", "an address that is not known here"),
+        ("llama3:8b", "another program's store"),
+        ("models--org--name", "as a hub id it is org/name"),
+        ("/dev/zero", "is no regular file"),
+        ("my model", "it is no hub id"),
+        ("file:///no/such/model", "does not exist"),
+        ("/no/such/model", "does not exist"),
+        ("bad\0name", "cannot be read"),
+        ("~no-such-user/model", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_meant(spelling: str, words: str) -> None:
+    """One line that says what to do."""
+    with pytest.raises(LoadError, match=words.replace("(", r"\(")) as failure:
+        locate(spelling)
+
+    assert "\n" not in str(failure.value)
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    """As where a container has the link but not what it leads to."""
+    (tmp_path / "link").symlink_to("/not/mounted/model")
+    with pytest.raises(LoadError, match="is a link to /not/mounted/model, which is not here"):
+        locate(str(tmp_path / "link"))

@@ -1,0 +1,141 @@
+"""Mapped files that change under the process: an error that says so, no bus error and no other answer."""
+
+import mmap
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from griffin import Pruning, Sampling
+from griffin.engine.engine import Engine
+from griffin.errors import LoadError, WeightsChanged
+from griffin.model import guard, loading, mapped
+from tests.tiny import tiny_model
+
+guarded = pytest.mark.skipif(not guard.available(), reason="griffin/_native was not built: no C compiler")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    """Its FF weights, 200 kB of them, lie in a file under ``tmp_path``."""
+    tiny_model("llama", intermediate_size=512).save_pretrained(tmp_path / "tiny")
+    return Engine(loading._mapped(tmp_path / "tiny", torch.float32, tmp_path / "by-neuron", "tiny"))
+
+
+def weights(folder: Path) -> Path:
+    (file,) = (folder / "by-neuron").rglob(mapped.FILE)
+    return file
+
+
+def ids(engine: Engine, sparsity: float) -> list[int]:
+    sampling = Sampling(max_tokens=4, temperature=0, ignore_eos=True)
+    return [token.id for token in engine.generate(list(range(3, 30)), sampling, Pruning(sparsity))]
+
+
+def cut(file: Path) -> None:
+    with file.open("r+b") as content:
+        content.truncate(8192)
+
+
+def written_again(file: Path) -> None:
+    size = file.stat().st_size
+    with file.open("wb") as content:
+        content.write(bytes(size))
+
+
+def altered(file: Path) -> None:
+    with file.open("r+b") as content:
+        content.seek(9000)
+        content.write(b"\xff" * 100)
+
+
+@guarded
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+@pytest.mark.parametrize("change", [cut, written_again, altered])
+def test_a_file_that_changes_is_noticed(
+    change: Callable[[Path], None], sparsity: float, engine: Engine, tmp_path: Path
+) -> None:
+    """The request that reads it fails, and so do all after it, whatever they ask."""
+    ids(engine, sparsity)
+    change(weights(tmp_path))
+    for again in (sparsity, 0.25):
+        with pytest.raises(WeightsChanged, match="was changed while it was served; start the server again"):
+            ids(engine, again)
+    with pytest.raises(WeightsChanged):
+        engine.rebuild()
+
+
+@guarded
+def test_a_file_that_changes_in_the_middle_of_an_answer(engine: Engine, tmp_path: Path) -> None:
+    """Of the full model each token reads it; the next one is not handed out."""
+    answer = engine.generate([3, 4, 5], Sampling(max_tokens=9, ignore_eos=True), Pruning(0.0))
+    next(answer)
+    cut(weights(tmp_path))
+    with pytest.raises(WeightsChanged):
+        list(answer)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_a_file_that_is_removed_or_replaced_changes_nothing(sparsity: float, engine: Engine, tmp_path: Path) -> None:
+    """What is mapped is still there."""
+    before = ids(engine, sparsity)
+    file = weights(tmp_path)
+    other = file.with_name("other")
+    other.write_bytes(bytes(file.stat().st_size))
+    other.rename(file)
+    assert ids(engine, sparsity) == before
+    file.unlink()
+
+    assert ids(engine, sparsity) == before
+
+
+def test_the_file_is_not_for_writing(engine: Engine, tmp_path: Path) -> None:
+    """Nobody opens it for that by mistake."""
+    assert weights(tmp_path).stat().st_mode & 0o222 == 0
+
+
+@guard.whole_while_read("model")
+def read_while_it_shrinks(file: Path, view: mmap.mmap) -> None:
+    with file.open("r+b") as shrinking:
+        shrinking.truncate(mmap.PAGESIZE)
+    assert view[2 * mmap.PAGESIZE] == 0
+
+
+@guarded
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    """There is no model then."""
+    file = tmp_path / "weights"
+    file.write_bytes(b"\x01" * 4 * mmap.PAGESIZE)
+    with file.open("rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        assert view[3 * mmap.PAGESIZE] == 1
+        with pytest.raises(LoadError, match="was changed while it was read"):
+            read_while_it_shrinks(file, view)
+    with guard.whole_while_read("model"):
+        pass
+
+
+UNGUARDED = """
+import mmap, sys
+from pathlib import Path
+if sys.argv[2] == "guarded":
+    from griffin import guard
+    assert guard.available()
+file = Path(sys.argv[1])
+file.write_bytes(bytes(2 * mmap.PAGESIZE))
+with file.open("r+b") as content, mmap.mmap(content.fileno(), 0) as view:
+    content.truncate(0)
+    view[0]
+"""
+
+
+@guarded
+@pytest.mark.parametrize(("kind", "code"), [("guarded", 0), ("plain", -7)])
+def test_the_guard_is_what_keeps_the_process(kind: str, code: int, tmp_path: Path) -> None:
+    """Without it such a process ends by the signal."""
+    command = [sys.executable, "-c", UNGUARDED, str(tmp_path / "file"), kind]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == code, ended.stderr

@@ -1,0 +1,223 @@
+"""Checkpoints from every kind of place, and one clear line when there is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from griffin.errors import LoadError, UnsupportedModel
+from griffin.model import loading
+from griffin.model.checkpoint.source import embedded_file
+from griffin.model.loading import Checkpoint, load
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def directory(tmp_path: Path, smollm2: Checkpoint) -> Path:
+    """A model directory as a hub holds them."""
+    folder = tmp_path / "tiny-llama"
+    tiny_model("llama", vocab_size=len(smollm2.tokenizer)).save_pretrained(folder)
+    smollm2.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_directory(directory: Path) -> None:
+    """Weights and tokenizer of a local directory; its name is the model's."""
+    checkpoint = load(str(directory), device="cpu", dtype="bfloat16")
+
+    assert checkpoint.name == "tiny-llama"
+    assert checkpoint.model.dtype == torch.bfloat16
+    assert isinstance(checkpoint.tokenizer, PreTrainedTokenizerBase)
+
+
+def test_gguf_file_and_embedded_name_are_the_same_model(smollm2: Checkpoint, tmp_path: Path) -> None:
+    """The embedded default is a GGUF file like any other."""
+    link = tmp_path / "copy.gguf"
+    link.symlink_to(embedded_file())
+    checkpoint = load(str(link), device="cpu", dtype="float32")
+
+    assert checkpoint.name == "copy"
+    for ours, theirs in zip(checkpoint.model.parameters(), smollm2.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_embedded_name_in_any_case() -> None:
+    """A name is a name."""
+    assert load("smollm2-135m-instruct", device="cpu").name == "SmolLM2-135M-Instruct"
+
+
+def fake_reader(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> list[Path]:
+    """A GGUF reader that needs no seconds; returns the list of files it was asked for."""
+    read: list[Path] = []
+
+    def read_gguf(path: Path, dtype: torch.dtype) -> tuple[object, PreTrainedTokenizerBase]:
+        read.append(path)
+        return tiny_model("llama", vocab_size=len(tokenizer)).to(dtype), tokenizer
+
+    monkeypatch.setattr(loading, "_read_gguf", read_gguf)
+    return read
+
+
+def test_second_load_reads_the_cache(tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dequantised once for each dtype, and again when the file changes."""
+    read = fake_reader(monkeypatch, smollm2.tokenizer)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF1")
+    for dtype in ("float32", "float32", "bfloat16", "float32"):
+        load(str(file), device="cpu", dtype=dtype, cache_dir=tmp_path / "cache")
+    assert len(read) == 2
+    file.write_bytes(b"GGUF22")
+    load(str(file), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
+
+    assert len(read) == 3
+
+
+def test_copies_of_a_file_share_the_cache(tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache goes by content: every clone of the project has a copy of the default model."""
+    read = fake_reader(monkeypatch, smollm2.tokenizer)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.gguf").write_bytes(b"GGUF1")
+        load(str(tmp_path / folder / "model.gguf"), device="cpu", cache_dir=tmp_path / "cache")
+
+    assert len(read) == 1
+
+
+def test_half_written_cache_is_never_used(tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process killed while it writes leaves nothing that a later one takes for the model."""
+    read = fake_reader(monkeypatch, smollm2.tokenizer)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF1")
+    with monkeypatch.context() as killed:
+        killed.setattr(smollm2.tokenizer, "save_pretrained", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+
+    assert len(read) == 2
+
+
+def test_damaged_cache_is_made_again(
+    tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A truncated file in the cache costs one slow start, with a warning, not the service."""
+    read = fake_reader(monkeypatch, smollm2.tokenizer)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF1")
+    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+    weights = next((tmp_path / "cache").rglob("model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+
+    assert len(read) == 2
+    assert "making it again" in caplog.text
+
+
+def test_unwritable_cache_is_done_without(
+    tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No place to cache is a warning, not an error."""
+    fake_reader(monkeypatch, smollm2.tokenizer)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF1")
+    (tmp_path / "cache").write_text("a file where the directory should be")
+    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+
+    assert "no cache" in caplog.text
+
+
+def test_full_disk_is_a_warning(
+    tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The weights in hand are served, the file is read once, and nothing half-written stays."""
+    read = fake_reader(monkeypatch, smollm2.tokenizer)
+    monkeypatch.setattr(smollm2.tokenizer, "save_pretrained", lambda _: (_ for _ in ()).throw(RuntimeError("no space")))
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF1")
+    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+
+    assert len(read) == 1
+    assert "not cached (no space)" in caplog.text
+    assert [path.name for path in (tmp_path / "cache/dequantised").iterdir() if path.is_dir()] == []
+
+
+def test_not_a_model_directory(tmp_path: Path) -> None:
+    """A directory without a configuration."""
+    with pytest.raises(LoadError, match=r"is not a model directory: it has no config\.json"):
+        load(str(tmp_path), device="cpu")
+
+
+def test_unsupported_type_is_refused_before_weights_are_read(tmp_path: Path) -> None:
+    """The configuration is enough to say no; there are no weights here."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral", "num_local_experts": 8}))
+    with pytest.raises(UnsupportedModel, match=r"'mixtral' \(a mixture of experts\) is not supported"):
+        load(str(tmp_path), device="cpu")
+
+
+def test_directory_without_weights(directory: Path) -> None:
+    """One line that says what is missing."""
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(LoadError, match=r"model\.safetensors") as failure:
+        load(str(directory), device="cpu")
+
+    assert "\n" not in str(failure.value)
+
+
+def test_broken_configuration(tmp_path: Path) -> None:
+    """Not JSON: a line, not a traceback's worth."""
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(LoadError, match=r"config\.json cannot be read"):
+        load(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/no/such/model", "missing.gguf", "~/nowhere"])
+def test_paths_that_do_not_exist(source: str) -> None:
+    """What looks like a path is not looked for on a hub."""
+    with pytest.raises(LoadError, match="does not exist"):
+        load(source, device="cpu")
+
+
+def test_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    """Some other file."""
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(LoadError, match=r"neither a model directory nor a \.gguf file"):
+        load(str(tmp_path / "notes.txt"), device="cpu")
+
+
+def test_file_that_is_no_gguf(tmp_path: Path) -> None:
+    """The name alone does not make a GGUF file."""
+    (tmp_path / "fake.gguf").write_bytes(b"not a gguf file at all")
+    with pytest.raises(LoadError, match="is no GGUF file, whatever its name says"):
+        load(str(tmp_path / "fake.gguf"), device="cpu", cache_dir=tmp_path)
+
+
+def test_hub_id_without_a_network() -> None:
+    """A hub id goes to the hub; offline that fails in one line."""
+    with pytest.raises(LoadError, match=r"cannot load 'no-such-owner/no-such-model'"):
+        load("no-such-owner/no-such-model", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"device": "gpu0"}, "unknown device"),
+        ({"device": "cuda:99"}, "is not there"),
+        ({"dtype": "fp8"}, "unknown dtype"),
+    ],
+)
+def test_impossible_placement(options: dict[str, str], text: str) -> None:
+    """Device and dtype are checked before anything is read."""
+    with pytest.raises(LoadError, match=text):
+        load(**options)
+
+
+def test_tokenizer_survives_the_cache(smollm2: Checkpoint) -> None:
+    """The tokenizer read back from the cache is the one of the GGUF file."""
+    fresh = AutoTokenizer.from_pretrained(embedded_file().parent, gguf_file=embedded_file().name)
+    text = "Grüße aus Köln: 2 + 2 = 4 — ¿verdad? 日本語 🙂\n\tdef f(x): return x"
+
+    assert smollm2.tokenizer(text).input_ids == fresh(text).input_ids
+    assert smollm2.tokenizer.eos_token == fresh.eos_token

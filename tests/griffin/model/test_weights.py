@@ -1,0 +1,95 @@
+"""What the lean steps read of a model; and that they leave alone what they do not know."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from griffin import Engine, Sampling
+from griffin.model.families import BLOCKS, feed_forwards
+from griffin.model.layout import store_by_neuron_
+from griffin.model.weights import read_weights
+from tests.tiny import tiny_model
+
+Prompts = Callable[[int, int], list[int]]
+GREEDY = Sampling(temperature=0, max_tokens=16, ignore_eos=True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "stray"),
+    [
+        ("llama", {"sliding_window": 4}),
+        ("opt", {"sliding_window": 4}),
+        ("gemma", {"sliding_window": 4}),
+        ("llama", {"attn_logit_softcapping": 5.0}),
+        ("llama", {"final_logit_softcapping": 3.0}),
+        ("llama", {"hidden_activation": "relu"}),
+        ("gemma3_text", {"attn_logit_softcapping": 2.0}),
+    ],
+)
+def test_what_the_family_does_not_read_changes_nothing(
+    model_type: str, stray: dict[str, object], prompts: Prompts
+) -> None:
+    """A config.json may carry any key; the model's own code decides which of them count."""
+    model = tiny_model(model_type, **stray)
+    prompt = prompts(1, 20)
+    expected = list(prompt)
+    with torch.no_grad():
+        # Without a cache, whose layers the library chooses by the same keys.
+        for _ in range(16):
+            expected.append(int(model(torch.tensor([expected]), use_cache=False).logits[0, -1].argmax()))
+
+    for step in ("twin", "lean", "auto"):
+        tokens = Engine(model, step=step).generate(prompt, GREEDY)
+        assert [token.id for token in tokens] == expected[20:]
+
+
+class Adapted(nn.Linear):
+    """A projection that is more than its weight, as with an adapter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.5 * super().forward(x)
+
+
+def test_adapted_projections_are_run_by_the_model(prompts: Prompts) -> None:
+    """Their weight alone is not what they compute."""
+    model = tiny_model("llama")
+    model.model.layers[1].self_attn.q_proj.__class__ = Adapted
+
+    assert read_weights(model) is None
+    assert Engine(model).step == "twin"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_norm_elementwise_affine": False},
+        {"_remove_final_layer_norm": True},
+        {"do_layer_norm_before": False},
+        {"word_embed_proj_dim": 16},
+        {"activation_function": "quick_gelu"},
+    ],
+)
+def test_variants_without_the_common_form_still_run(changes: dict[str, object], prompts: Prompts) -> None:
+    """Through their own forward pass."""
+    engine = Engine(tiny_model("opt", **changes))
+
+    assert engine.step == "twin"
+    assert len(list(engine.generate(prompts(2, 9), GREEDY))) == 16
+
+
+@pytest.mark.parametrize("model_type", BLOCKS)
+def test_nothing_that_a_token_reads_is_copied(model_type: str) -> None:
+    """Merged weights are the model's own memory, for every engine on it; angles are computed once for each kind."""
+    model = tiny_model(model_type)
+    store_by_neuron_(feed_forwards(model))
+    first, second = read_weights(model), read_weights(model)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    for weights in (first, second):
+        for layer in weights.layers:
+            read = (layer.query_key_value.weight, layer.output.weight, layer.experts.expand.weight)
+
+            assert all(tensor.untyped_storage().data_ptr() in own for tensor in (*read, layer.experts.contract_FD))
+    kinds = len(set(getattr(model.config, "layer_types", None) or [""]))
+    assert len({id(layer.rotary) for layer in first.layers}) <= kinds

@@ -1,0 +1,124 @@
+"""Sparsity auto over HTTP: what is asked of the engine, what the answer and metrics say, and what is refused."""
+
+import math
+from typing import Any
+
+import pytest
+
+from griffin.method.auto import Outlook
+from server.settings import read_settings
+from tests.server.client import metric, post, stream
+from tests.server.scripted import ScriptedEngine, served
+
+FOUND = Outlook(0.25, math.log1p(0.03), math.log1p(0.05))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"sparsity": "auto"}, {"model": "scripted@sparsity=auto"}, {"sparsity": "auto", "griffin": {"method": "griffin"}}],
+)
+def test_it_reaches_the_engine(body: dict[str, Any]) -> None:
+    """With the server's limit, and the tokens that were asked for; the report says what it came to."""
+    with served(engine := ScriptedEngine(outlook=FOUND), auto_tolerance=5) as url:
+        report = post(url, max_tokens=7, **body).json()["griffin"]
+
+    ((pruning, _),) = engine.asked
+    assert pruning.auto is not None
+    assert (pruning.auto.limit, pruning.auto.tokens) == (pytest.approx(math.log(1.05)), 7)
+    assert (report["sparsity"], report["requested_sparsity"], report["reason"]) == (0.25, "auto", "auto")
+    assert report["auto"] == {"sparsity": 0.25, "predicted_perplexity_percent": 3.0, "tolerance_percent": 5.0}
+
+
+def test_a_header_asks_for_it() -> None:
+    """As the body does; two that differ are refused."""
+    with served(engine := ScriptedEngine(outlook=FOUND)) as url:
+        header = {"X-Griffin-Sparsity": "auto"}
+        assert post(url, max_tokens=2, headers=header).json()["griffin"]["requested_sparsity"] == "auto"
+        refused = post(url, max_tokens=2, headers=header, sparsity=0.5)
+
+    assert len(engine.asked) == 1
+    assert refused.status_code == 400
+    assert "different ones (sparsity: 0.5, x-griffin-sparsity: auto)" in refused.json()["error"]["message"]
+
+
+def test_metrics_are_of_what_was_found() -> None:
+    """By sparsity; and so is a stream's last report."""
+    with served(ScriptedEngine(outlook=FOUND)) as url:
+        events = stream(url, max_tokens=5, sparsity="auto", stream_options={"include_usage": True})
+
+        assert events[-1]["griffin"]["auto"]["sparsity"] == 0.25
+        assert metric(url, "griffin_generation_tokens_total", sparsity="0.25") == 5
+        assert metric(url, "griffin_generation_tokens_total", sparsity="0") == 0
+
+
+def test_where_nothing_may_be_removed() -> None:
+    """The answer is the full model's, and says why."""
+    with served(ScriptedEngine(outlook=Outlook(0.0, 0.0, 0.05))) as url:
+        report = post(url, max_tokens=3, sparsity="auto").json()["griffin"]
+
+    assert (report["sparsity"], report["reason"], report["expert_set"]) == (0, "auto", None)
+    assert report["auto"]["sparsity"] == 0
+    assert report["active_parameters"] == report["total_parameters"]
+
+
+def test_the_servers_default() -> None:
+    """Where a request says nothing; a number is taken as it is, and what cannot be found is the full model."""
+    with served(engine := ScriptedEngine(outlook=FOUND), sparsity="auto") as url:
+        reports = [
+            post(url, max_tokens=3, **body).json()["griffin"]
+            for body in ({}, {"sparsity": 0.5}, {"prompt": ["a", "b"]}, {"echo": True, "logprobs": 0})
+        ]
+
+    assert [pruning.auto is not None for pruning, _ in engine.asked] == [True, False, False, False, False]
+    assert [(report["reason"], report["sparsity"]) for report in reports] == [
+        ("auto", 0.25), ("requested", 0.5), ("server_default", 0), ("server_default", 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "expected"),
+    [
+        ({"prompt": ["a", "b"]}, "sparsity", "auto is found for one prompt"),
+        ({"echo": True, "logprobs": 0}, "sparsity", "auto is found for one prompt, which is not scored"),
+        ({"griffin": {"statistic": "magnitude"}}, "griffin.statistic", "not with sparsity auto"),
+        ({"griffin": {"selection": "sample"}}, "griffin.selection", "not with sparsity auto"),
+        ({"griffin": {"mode": "lossless", "draft": "ngram"}}, "sparsity", "leave sparsity out"),
+    ],
+)
+def test_what_does_not_go_with_it(body: dict[str, Any], param: str, expected: str) -> None:
+    """By name, with what to do."""
+    with served(ScriptedEngine(outlook=FOUND)) as url:
+        answer = post(url, max_tokens=2, sparsity="auto", **body)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert expected in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("wrong", ["most", 1.5])
+def test_what_is_no_sparsity(wrong: object) -> None:
+    """The refusal names both that would do."""
+    with served(ScriptedEngine()) as url:
+        refused = post(url, max_tokens=2, sparsity=wrong)
+
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "sparsity"
+    assert f", or 'auto' (got {wrong!r})" in refused.json()["error"]["message"]
+
+
+def test_not_with_neurons_that_were_chosen() -> None:
+    """An expert_set has its own sparsity."""
+    with served(ScriptedEngine(outlook=FOUND)) as url:
+        name = post(url, max_tokens=3, sparsity="auto").json()["griffin"]["expert_set"]
+        own = post(url, max_tokens=3, griffin={"expert_set": name}).json()["griffin"]
+        refused = post(url, max_tokens=3, sparsity="auto", griffin={"expert_set": name})
+
+    assert (own["sparsity"], own["reason"], own["auto"]) == (0.25, "expert_set", None)
+    assert refused.status_code == 400
+    assert "not auto with expert_set" in refused.json()["error"]["message"]
+
+
+def test_the_flag() -> None:
+    """A number or auto."""
+    assert read_settings(["--sparsity", "auto", "--auto-tolerance", "2.5"]).sparsity == "auto"
+    assert read_settings(["--sparsity", "0.25"]).sparsity == 0.25

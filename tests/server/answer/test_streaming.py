@@ -1,0 +1,53 @@
+"""What real sockets reach only by chance: a client that is gone before the first event."""
+
+import asyncio
+import re
+import threading
+import time
+from typing import Any
+
+from fastapi import Request
+
+from griffin import Pruning, Sampling
+from server.answer.formats import CompletionFormat
+from server.answer.generation import Delivery, Generation
+from server.answer.streaming import Timed, events
+from server.answer.tally import Tally
+from server.protocol.request import StreamOptions
+from server.service import Loaded, Service
+from server.settings import Settings
+from server.work.job import Ask, Job
+from tests.server.scripted import CharacterTokenizer, ScriptedEngine, wait_until
+
+
+def test_a_stream_that_never_started_is_given_up() -> None:
+    """The job is cancelled and counted although the generator of events never ran."""
+    gate = threading.Event()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Any) -> None:
+        await asyncio.sleep(1)
+
+    async def scenario() -> None:
+        service = Service(Settings())
+        service.serve(Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(gate=gate)]))
+        model = service.model()
+        now = time.monotonic()
+        job = Job([Ask([1], [Sampling()], Pruning())], now, now + 60)
+        model.workers.submit(job)
+        tally = Tally(job, model.workers.engine.accounting, service.metrics, model.name, None)
+        generation = Generation(job, model, tally, Delivery("scripted", 1, 1), {})
+        format = CompletionFormat(generation, logprobs=False)
+        scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "POST", "headers": []}
+        content = events(generation, format, Request(scope, receive), StreamOptions(), 15)
+        await Timed(generation, content, "text/event-stream", {})(scope, receive, send)
+
+        assert job.cancelled()
+        await asyncio.to_thread(wait_until, lambda: model.workers.running == 0)
+        counted = r'griffin_client_disconnects_total\{model_name="scripted",phase="\w+"\} 1\.0'
+        assert re.search(counted, service.metrics.expose().decode())
+        service.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,187 @@
+"""The endpoint over real HTTP, with scripted engines: wire format, disconnects, overload, faults."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.client import metric, post, stream
+from tests.server.scripted import ScriptedEngine, served, wait_until
+
+
+def test_one_object() -> None:
+    """The shape OpenAI's clients expect, with what was applied and how long it took."""
+    with served(ScriptedEngine()) as url:
+        answer = post(url, max_tokens=4, sparsity=0.5).json()
+
+    assert answer["object"] == "text_completion"
+    assert answer["choices"] == [{"index": 0, "text": "abcd", "logprobs": None, "finish_reason": "length"}]
+    assert answer["usage"] == {
+        "prompt_tokens": 5,
+        "completion_tokens": 4,
+        "total_tokens": 9,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+    assert answer["griffin"] == {
+        "sparsity": 0.5, "requested_sparsity": 0.5, "reason": "requested", "auto": None,
+        "method": "griffin", "mode": "fast",
+        "selection": "top_k", "statistic": "flocking", "neurons_kept": 100, "neurons_acting": 100, "neurons_total": 200,
+        "active_parameters": 700, "total_parameters": 1000, "prompt_tokens": 5, "selection_ms": 2.0,
+        "expert_set": "cafe", "expert_sets": None, "verification": None, "comparison": None,
+        "max_tokens": 4, "max_tokens_each": None,
+    }  # fmt: skip
+    assert set(answer["metrics"]) == {
+        "time_to_first_token_ms", "generation_time_ms", "queue_time_ms", "prefill_time_ms", "mean_itl_ms",
+        "tokens_per_second",
+    }  # fmt: skip
+    assert all(value >= 0 for value in answer["metrics"].values())
+
+
+def test_stream_has_one_chunk_for_each_token() -> None:
+    """Same id and time in all; the last text comes with the reason; then usage without choices; then [DONE]."""
+    with served(ScriptedEngine()) as url:
+        events = stream(url, max_tokens=3, sparsity=0.5, stream_options={"include_usage": True})
+
+    *chunks, usage = events
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["a", "b", "c"]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, "length"]
+    assert {(event["id"], event["created"], event["object"], event["model"]) for event in events} == {
+        (usage["id"], usage["created"], "text_completion", "scripted")
+    }
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert usage["choices"] == []
+    assert usage["usage"] == {
+        "prompt_tokens": 5,
+        "completion_tokens": 3,
+        "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+    assert usage["griffin"]["active_parameters"] == 700
+    assert usage["metrics"]["time_to_first_token_ms"] > 0
+
+
+def test_stream_without_usage_says_nothing_of_it() -> None:
+    """No usage chunk and no usage key unless asked for."""
+    with served(ScriptedEngine()) as url:
+        events = stream(url, max_tokens=2)
+
+    assert len(events) == 2
+    assert all("usage" not in event for event in events)
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "tokens"), [("e", "abcd", 5), (["fg", "zz"], "abcde", 7), ("jab", "abcdefghi", 12)]
+)
+def test_stop_strings_end_the_text(stop: object, text: str, tokens: int) -> None:
+    """Trimmed before the stop string, in both forms, and the tokens up to it are counted."""
+    with served(ScriptedEngine()) as url:
+        answer = post(url, max_tokens=50, stop=stop).json()
+        events = stream(url, max_tokens=50, stop=stop, stream_options={"include_usage": True})
+        wait_until(lambda: metric(url, "griffin_num_requests_running") == 0)
+
+    assert answer["choices"][0]["text"] == text
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] == tokens
+    assert "".join(event["choices"][0]["text"] for event in events[:-1]) == text
+    assert events[-2]["choices"][0]["finish_reason"] == "stop"
+    assert events[-1]["usage"]["completion_tokens"] == tokens
+
+
+@pytest.mark.parametrize(
+    ("body", "sparsity", "reason"),
+    [
+        ({"sparsity": 0.5, "max_tokens": 1}, 0.0, "finished_at_first_token"),
+        ({"sparsity": 0}, 0.0, "requested"),
+        ({}, 0.25, "server_default"),
+        ({"sparsity": None}, 0.25, "server_default"),
+        ({"sparsity": 0.75}, 0.75, "requested"),
+    ],
+)
+def test_the_report_is_what_was_applied(body: dict[str, Any], sparsity: float, reason: str) -> None:
+    """Never just what was asked for."""
+    with served(ScriptedEngine(), sparsity=0.25) as url:
+        report = post(url, **body).json()["griffin"]
+
+    assert (report["sparsity"], report["reason"]) == (sparsity, reason)
+    assert report["requested_sparsity"] == body.get("sparsity")
+
+
+def test_unknown_fields_are_listed_in_a_header() -> None:
+    """A misspelt field does not go unseen."""
+    with served(ScriptedEngine()) as url:
+        assert post(url, sparisty=0.5, user="me").headers["x-griffin-ignored"] == "sparisty"
+        assert "x-griffin-ignored" not in post(url, n=1, logprobs=None, echo=False, logit_bias={}).headers
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("key", [" a", "zz ", "", "\t", "a,b", "na\u00efve", "\r\nx: y", "k" * 10_000])
+def test_odd_keys_make_a_valid_header(key: str, streaming: bool) -> None:
+    """Whatever the key is made of, the request is answered."""
+    with served(ScriptedEngine()) as url:
+        response = post(url, stream=streaming, **{key: 1})
+
+        assert response.status_code == 200
+        assert "x-griffin-ignored" in response.headers
+        assert "x" not in response.headers
+        assert metric(url, "griffin_request_success_total") == 1
+
+
+def test_refusals_are_counted_by_reason() -> None:
+    """What never reached the queue is in one counter, whatever the reason."""
+    with served(ScriptedEngine()) as url:
+        for body in (
+            {"sparsity": 2},
+            {"suffix": "x"},
+            {"model": "other"},
+            {"min_tokens": 999},
+            {"prompt": "a" * 200_000},
+        ):
+            assert post(url, **body).status_code in (400, 404)
+        text = httpx.get(f"{url}/metrics").text
+
+    for reason, count in (("invalid_value", 1), ("unsupported_parameter", 1), ("model_not_found", 1),
+                          ("context_length_exceeded", 2)):  # fmt: skip
+        assert f'griffin_requests_rejected_total{{reason="{reason}"}} {count}.0' in text
+
+
+def test_inter_token_latency_has_millisecond_buckets() -> None:
+    """Dense and pruned runs of a fast model must not fall into one bucket; values are by a short list of labels."""
+    with served(ScriptedEngine()) as url:
+        post(url, max_tokens=5, sparsity=0.123)
+        text = httpx.get(f"{url}/metrics").text
+
+    assert 'griffin_inter_token_latency_seconds_bucket{le="0.002",model_name="scripted",sparsity="other"}' in text
+    assert 'griffin_inter_token_latency_seconds_count{model_name="scripted",sparsity="other"} 4.0' in text
+    assert "griffin_decode_parameters_read_total" in text
+
+
+def test_other_routes_and_methods_fail_in_the_same_form() -> None:
+    """404 and 405 are envelopes too."""
+    with served(ScriptedEngine()) as url:
+        missing, wrong = httpx.get(f"{url}/v1/nothing"), httpx.get(f"{url}/v1/completions")
+
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+
+
+def test_validation_replies_stay_small() -> None:
+    """A body full of errors is not sent back."""
+    with served(ScriptedEngine()) as url:
+        responses = [
+            post(url, prompt=["x"] * 50_000),
+            post(url, stop=list(range(50_000))),
+            post(url, sparsity="9" * 10**6),
+            post(url, griffin={f"k{number}": 1 for number in range(10**5)}),
+            post(url, **{f"k{number}": 1 for number in range(10**5)}),
+            post(url, stop_token_ids=["x"] * 10**5),
+            post(url, stop="x" * 513),
+            post(url, "/v1/chat/completions", messages=[{"role": "user", "content": [1] * 500_000}]),
+            post(url, "/v1/chat/completions", messages=[{"role": "user", "content": [{}] * 10**5}]),
+            post(url, "/v1/chat/completions", messages=[{}] * 10**5),
+            post(url, "/detokenize", tokens=["x"] * 300_000),
+            post(url, "/tokenize", messages=[1] * 10**5),
+        ]
+
+    for response in responses:
+        assert response.status_code == 400
+        assert len(response.content) < 600

@@ -1,0 +1,156 @@
+"""Modes, comparisons and reused neurons over HTTP, with a real engine behind a real server."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+import griffin
+from griffin.errors import LoadError
+from griffin.experiments.common.results import write_whole
+from griffin.method.auto import LossTable
+from griffin.method.plus.calibration import Calibration, identity
+from griffin.method.plus.measurement import calibrate
+from griffin.method.preparation import calibration_path, losses_path, measured_as
+from server.service import load
+from server.settings import Settings
+from tests.server import tiny_checkpoint
+from tests.server.client import metric, post
+from tests.server.process import running
+from tests.server.scripted import wait_until
+
+PROMPT = "the cat sat on the mat and the dog sat on the cat and the mat " * 2
+SHARE = ("--shadow-share", "1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint.write(tmp_path_factory.mktemp("modes") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    with running("--model", str(folder), "--dtype", "float32", *SHARE, OMP_NUM_THREADS="1") as server:
+        yield server.url
+
+
+def ask(url: str, **body: Any) -> Any:
+    return (
+        post(url, **{"prompt": PROMPT, "max_tokens": 24, "ignore_eos": True, "seed": 1, **body})
+        .raise_for_status()
+        .json()
+    )
+
+
+@pytest.mark.parametrize("draft", ["pruned", "ngram", "both"])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_lossless_is_the_full_models_answer(url: str, draft: str, temperature: int) -> None:
+    """To the token, greedy and drawn; and what was verified is reported and counted alike."""
+    dense = ask(url, temperature=temperature)
+    before = metric(url, "griffin_spec_decode_num_draft_tokens_total", mode="lossless")
+    sparsity = {} if draft == "ngram" else {"sparsity": 0.9}
+    lossless = ask(url, temperature=temperature, griffin={"mode": "lossless", "draft": draft}, **sparsity)
+    counted = metric(url, "griffin_spec_decode_num_draft_tokens_total", mode="lossless") - before
+
+    assert lossless["choices"] == dense["choices"]
+    verification = lossless["griffin"]["verification"]
+    assert verification["accepted_tokens"] <= verification["drafted_tokens"] == counted
+    assert draft == "ngram" or verification["drafted_tokens"] > 0
+
+
+def test_an_answer_compared_at_once_and_in_idle_time(url: str) -> None:
+    """Of the same tokens and neurons the same figures come out."""
+    name = "griffin_shadow_kl_nats"
+    wait_until(lambda: metric(url, f"{name}_count", sparsity="0.75") == 0)
+    report = ask(url, sparsity=0.75, griffin={"compare": True})["griffin"]
+    wait_until(lambda: metric(url, f"{name}_count", sparsity="0.75") == 1)
+
+    assert report["comparison"]["tokens"] == 23
+    assert report["comparison"]["kl"] > 0
+    assert metric(url, f"{name}_sum", sparsity="0.75") == pytest.approx(report["comparison"]["kl"], abs=2e-6)
+    agreement = metric(url, "griffin_shadow_top1_agreement_ratio_sum", sparsity="0.75")
+    assert agreement == pytest.approx(report["comparison"]["top1_agreement"], abs=2e-6)
+
+
+def test_reused_neurons_are_the_same_neurons(url: str) -> None:
+    """Of the same prompt the same answer; of another one the same set under another prompt."""
+    chosen = ask(url, sparsity=0.5)
+    again = ask(url, griffin={"expert_set": chosen["griffin"]["expert_set"]})
+    other = ask(url, prompt="hello there", griffin={"expert_set": chosen["griffin"]["expert_set"]})
+
+    assert again["choices"] == chosen["choices"]
+    assert again["griffin"]["expert_set"] == other["griffin"]["expert_set"] == chosen["griffin"]["expert_set"]
+    assert other["griffin"]["prompt_tokens"] == chosen["griffin"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_method_that_needs_a_calibrated_model(url: str, stream: bool) -> None:
+    """Is refused by name, before a stream begins."""
+    refusal = post(url, sparsity=0.5, griffin={"method": "griffin+"}, stream=stream)
+
+    assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "griffin.method")
+
+
+def test_a_server_for_a_method_that_needs_a_calibrated_model(folder: Path) -> None:
+    """Does not start, and says what to do: every request would be refused otherwise."""
+    with pytest.raises(LoadError, match=r"^--method griffin\+ needs .* to be calibrated once: python -m griffin"):
+        load(Settings(model=str(folder), method="griffin+", device="cpu"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_sparsity_that_needs_a_measured_model(url: str, folder: Path, stream: bool) -> None:
+    """Is refused by name; and a server that would refuse every request does not start."""
+    refusal = post(url, sparsity="auto", stream=stream)
+
+    assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "sparsity")
+    assert "python -m griffin tune" in refusal.json()["error"]["message"]
+    with pytest.raises(
+        LoadError, match=r"^--sparsity auto needs .* to be measured once with method griffin: python -m"
+    ):
+        load(Settings(model=str(folder), sparsity="auto", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def measured_url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server whose model was calibrated and measured, with method griffin+."""
+    cache = tmp_path_factory.mktemp("cache")
+    model = griffin.load(str(folder), dtype="float32", device="cpu", cache_dir=cache).model.requires_grad_(False)
+    found = calibrate(model, torch.randint(3, 40, (4, 20), generator=torch.Generator().manual_seed(1)).tolist())
+    write_whole(calibration_path(model, cache), found.packed(identity(model)))
+    table = LossTable("griffin+", [0.5], [math.log(0.2)], 0.0, 0.0, 0.0, [8, 64], [0.0], 48, 0.1, 9)
+    read = Calibration.read(calibration_path(model, cache), identity(model))
+    write_whole(losses_path(model, "griffin+", cache), table.packed(measured_as(model, "griffin+", read)))
+    flags = ("--method", "griffin+", "--sparsity", "auto", "--auto-tolerance", "10", "--cache-dir", str(cache))
+    with running("--model", str(folder), "--dtype", "float32", *flags, OMP_NUM_THREADS="1") as server:
+        yield server.url
+
+
+def test_method_griffin_plus(measured_url: str) -> None:
+    """More neurons than by the paper's method, of which fewer act, for as many parameters; again, the same answer."""
+    paper = ask(measured_url, sparsity=0.5, griffin={"method": "griffin"})["griffin"]
+    plus = ask(measured_url, sparsity=0.5)
+    report = plus["griffin"]
+    again = ask(measured_url, griffin={"expert_set": report["expert_set"]})
+    kept = httpx.get(f"{measured_url}/v1/griffin/experts/{report['expert_set']}").json()
+
+    assert (report["method"], paper["method"]) == ("griffin+", "griffin")
+    assert report["neurons_acting"] < paper["neurons_kept"] < report["neurons_kept"] == sum(kept["kept_per_layer"])
+    assert report["active_parameters"] == pytest.approx(paper["active_parameters"], rel=0.01)
+    assert again["griffin"]["active_parameters"] == report["active_parameters"]
+    assert report["expert_set"] != paper["expert_set"]
+    assert again["choices"] == plus["choices"]
+
+
+def test_sparsity_auto(measured_url: str) -> None:
+    """As the table has it: 0.1 nats at a quarter, for every prompt; and within the limit of 10 % a little less."""
+    report = ask(measured_url)["griffin"]
+    named = ask(measured_url, sparsity=0.2)["griffin"]
+
+    assert (report["sparsity"], report["requested_sparsity"], report["reason"]) == (0.2, None, "auto")
+    assert report["auto"]["predicted_perplexity_percent"] == pytest.approx(8.33, abs=0.01)
+    assert report["auto"]["tolerance_percent"] == pytest.approx(10)
+    assert report["expert_set"] == named["expert_set"]

@@ -1,0 +1,145 @@
+"""What verified answers and comparisons say of themselves, in the report and in the metrics."""
+
+import threading
+import time
+
+import pytest
+
+from griffin import Comparison
+from tests.server.client import metric, post, stream
+from tests.server.scripted import ScriptedEngine, leave_early, served, wait_until
+
+LOSSLESS = {"mode": "lossless"}
+SPEC = "griffin_spec_decode_num_"
+WITH_USAGE = {"include_usage": True}
+# That a comparison takes.
+HELD_S = 0.3
+
+
+def test_a_report_sums_over_all_sequences() -> None:
+    """Nine tokens after the first are three blocks of four drafts, three of which stay; two sequences, two prompts."""
+    with served(ScriptedEngine()) as url:
+        report = post(url, prompt=["a", "b"], n=2, max_tokens=10, sparsity=0.5, griffin=LOSSLESS).json()["griffin"]
+
+    assert report["verification"] == {
+        "drafted_tokens": 48, "accepted_tokens": 36, "acceptance_rate": 0.75, "rollbacks": 12, "passes": 12,
+        "refreshes": 0, "active_parameters_per_token": round(3 * (1000 + 4 * 700) / 9),
+    }  # fmt: skip
+    assert report["active_parameters"] == 700
+
+
+@pytest.mark.parametrize("mode", ["guarded", "lossless"])
+def test_metrics_of_a_mode(mode: str) -> None:
+    """Named after vLLM's, at zero before the first event; parameters are those that were really read."""
+    with served(ScriptedEngine()) as url:
+        before = [metric(url, f"{SPEC}{name}_total", mode=mode) for name in ("drafts", "rollbacks")]
+        post(url, max_tokens=10, sparsity=0.5, griffin={"mode": mode})
+        counted = {
+            name: metric(url, f"{SPEC}{name}_total", mode=mode)
+            for name in ("drafts", "draft_tokens", "accepted_tokens", "rollbacks")
+        }
+        read = metric(url, "griffin_decode_parameters_read_total", sparsity="0.5")
+        tokens = metric(url, "griffin_generation_tokens_total", sparsity="0.5")
+        series = {other: metric(url, f"{SPEC}drafts_total", mode=other) for other in ("guarded", "lossless")}
+
+    assert before == [0, 0]
+    assert counted == {"drafts": 3, "draft_tokens": 12, "accepted_tokens": 9, "rollbacks": 3}
+    assert (read, tokens) == (3 * (1000 + 4 * 700), 10)
+    assert series == {"guarded": 0, "lossless": 0, mode: 3}
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.5])
+def test_a_mode_that_has_nothing_to_verify(sparsity: float) -> None:
+    """Nothing removed, or an answer of one token: the mode is what was asked for, and parameters are all of them."""
+    tokens = 1 if sparsity else 3
+    with served(ScriptedEngine()) as url:
+        report = post(url, max_tokens=tokens, sparsity=sparsity, griffin=LOSSLESS).json()["griffin"]
+        read = metric(url, "griffin_decode_parameters_read_total")
+
+    assert report["mode"] == "lossless"
+    verification = report["verification"]
+    assert verification is None or verification["drafted_tokens"] == verification["passes"] == 0
+    assert read == (tokens - 1) * 1000
+
+
+def test_a_comparison_is_reported_when_it_was_asked_for() -> None:
+    """Means by tokens over all sequences, of the ratio the geometric one, which is the ratio over all of them."""
+    with served(engine := ScriptedEngine()) as url:
+        without = post(url, max_tokens=3, sparsity=0.5).json()["griffin"]
+        dense = post(url, max_tokens=3, sparsity=0, griffin={"compare": True}).json()["griffin"]
+        engine.compared.clear()
+        report = post(url, prompt="xy", n=2, max_tokens=3, sparsity=0.5, griffin={"compare": True}).json()["griffin"]
+        compared = list(engine.compared)
+        mixed = _compared(engine, url, [Comparison(30, 0.5, 0.5, 4.0), Comparison(10, 0.1, 0.9, 1.0)])
+
+    assert without["comparison"] is None
+    assert dense["comparison"] is None
+    assert report["comparison"] == {"tokens": 8, "kl": 0.25, "top1_agreement": 0.75, "perplexity_ratio": 1.5}
+    assert [(prompt, ids) for prompt, ids, _ in compared] == [([120, 121], [97, 98, 99])] * 2
+    assert mixed == {
+        "tokens": 40, "kl": 0.4, "top1_agreement": 0.6, "perplexity_ratio": pytest.approx(4 ** (3 / 4), abs=1e-5),
+    }  # fmt: skip
+
+
+def _compared(engine: ScriptedEngine, url: str, comparisons: list[Comparison]) -> object:
+    """Of a request with one sequence for each of these."""
+    engine.comparisons = iter(comparisons)
+    body = {"prompt": ["x"] * len(comparisons), "max_tokens": 3, "sparsity": 0.5, "griffin": {"compare": True}}
+    return post(url, **body).json()["griffin"]["comparison"]
+
+
+def test_a_comparison_comes_behind_the_text() -> None:
+    """In a stream all text is there before it; and it is no part of the time that generating took."""
+    engine = ScriptedEngine(compare_gate=threading.Event())
+
+    def open_late() -> None:
+        wait_until(lambda: engine.compared)
+        time.sleep(HELD_S)
+        engine.compare_gate.set()
+
+    with served(engine) as url:
+        threading.Thread(target=open_late).start()
+        began = time.monotonic()
+        *chunks, usage = stream(url, max_tokens=3, sparsity=0.5, griffin={"compare": True}, stream_options=WITH_USAGE)
+        took_s = time.monotonic() - began
+        latency_s = metric(url, "griffin_e2e_request_latency_seconds_sum")
+
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["a", "b", "c"]
+    assert usage["griffin"]["comparison"]["tokens"] == 4
+    assert latency_s <= took_s - HELD_S
+    assert usage["metrics"]["generation_time_ms"] <= 1e3 * latency_s
+
+
+def test_nothing_is_compared_for_a_client_that_has_left() -> None:
+    """Neither begun nor gone on with; the request counts as given up."""
+    gate = threading.Event()
+    engine = ScriptedEngine(compare_gate=gate)
+    with served(engine) as url:
+        leave_early(url, 0.3, prompt="x", max_tokens=3, sparsity=0.5, griffin={"compare": True}, stream=True)
+        wait_until(lambda: metric(url, "griffin_client_disconnects_total") == 1)
+        wait_until(lambda: metric(url, "griffin_num_requests_running") == 0)
+        begun = len(engine.compared)
+        engine.step_s = 0.05
+        leave_early(url, 0.3, prompt="x", max_tokens=100, sparsity=0.5, griffin={"compare": True}, stream=True)
+        wait_until(lambda: metric(url, "griffin_client_disconnects_total") == 2)
+        wait_until(lambda: metric(url, "griffin_num_requests_running") == 0)
+
+    assert (begun, len(engine.compared)) == (1, 1)
+
+
+def test_a_comparison_that_fails_fails_its_request() -> None:
+    """It was asked for; the engine is rebuilt."""
+    with served(engine := ScriptedEngine(compare_failure=RuntimeError("boom"))) as url:
+        answer = post(url, max_tokens=3, sparsity=0.5, griffin={"compare": True})
+
+    assert (answer.status_code, engine.rebuilt) == (500, 1)
+
+
+def test_a_text_that_ends_at_a_stop_string_is_compared_too() -> None:
+    """Once, however many tokens were made while its end was being found."""
+    with served(engine := ScriptedEngine(step_s=0.01)) as url:
+        answer = post(url, max_tokens=50, stop="c", sparsity=0.5, griffin={"compare": True}).json()
+
+    assert answer["choices"][0]["text"] == "ab"
+    assert answer["griffin"]["comparison"]["tokens"] == 4
+    assert [ids[:3] for _, ids, _ in engine.compared] == [[97, 98, 99]]
