@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from griffin.decode.twin import DecodeTwin
 from griffin.model.cache import KVCache
-from griffin.model.weights import Activation, Experts, Layer, Norm, Projection, Rotary, Weights
+from griffin.model.weights import Activation, FeedForwardWeights, Layer, Norm, Projection, Rotary, Weights
 from griffin.neurons import Gating, Kept
 
 # What counts of activations, see ``Gating.apply``.
@@ -31,7 +31,7 @@ class LeanStep:
             twin: gathers the kept neurons.
         """
         self._weights, self._cache, self._twin = weights, cache, twin
-        self._kept: list[Experts] | None = None
+        self._kept: list[FeedForwardWeights] | None = None
         self._gating: Gating | None = None
         self._rotaries = {id(layer.rotary): layer.rotary for layer in weights.layers if layer.rotary is not None}
 
@@ -57,9 +57,9 @@ class LeanStep:
         for number, layer in enumerate(weights.layers):
             attended_1D = self._attend(layer, number, position, _normed(x_1D, layer.before_attention), angles)
             x_1D = x_1D + _normed(attended_1D, layer.after_attention)
-            experts = layer.experts if self._kept is None else self._kept[number]
+            feed_forward = layer.feed_forward if self._kept is None else self._kept[number]
             acts = partial(self._gating.apply, number) if self._gating else None
-            fed_1D = feed(experts, _normed(x_1D, layer.before_feed_forward), weights.activation, acts)
+            fed_1D = feed(feed_forward, _normed(x_1D, layer.before_feed_forward), weights.activation, acts)
             x_1D = x_1D + _normed(fed_1D, layer.after_feed_forward)
         self._cache.length = position + 1
         logits_1V = _project(_normed(x_1D, weights.final_norm), weights.head)
@@ -93,10 +93,10 @@ class LeanStep:
         return _project(out.view(1, heads * size), layer.output)
 
 
-def feed(experts: Experts, x_1D: Tensor, activation: Activation, acts: Acts | None = None) -> Tensor:
+def feed(feed_forward: FeedForwardWeights, x_1D: Tensor, activation: Activation, acts: Acts | None = None) -> Tensor:
     """The FF block, of all neurons or of those kept, or of those of them that act."""
-    hidden = _project(x_1D, experts.expand)
-    if experts.gated:
+    hidden = _project(x_1D, feed_forward.expand)
+    if feed_forward.gated:
         gate_1k, up_1k = hidden.chunk(2, dim=1)
         given_1k = _activated(gate_1k, activation)
         z_1k = given_1k * up_1k
@@ -104,7 +104,7 @@ def feed(experts: Experts, x_1D: Tensor, activation: Activation, acts: Acts | No
         z_1k = given_1k = _activated(hidden, activation)
     if acts is not None:
         z_1k = acts(given_1k, z_1k)
-    return functional.linear(z_1k, experts.contract_FD.t(), experts.contract_bias)
+    return functional.linear(z_1k, feed_forward.contract_FD.t(), feed_forward.contract_bias)
 
 
 def _project(x_1D: Tensor, projection: Projection) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from griffin.model.families import FeedForward, feed_forwards, linear_weight
 from griffin.model.forward import share
 from griffin.model.host import Gather, HostWeights
-from griffin.model.weights import Experts, Projection
+from griffin.model.weights import FeedForwardWeights, Projection
 from griffin.neurons import Kept
 
 
@@ -34,15 +34,15 @@ class DecodeTwin:
         self._layers = [_CompactFeedForward(block, self._host) for block in feed_forwards(self.model)]
 
     @torch.inference_mode()
-    def load(self, kept: Kept) -> list[Experts]:
+    def load(self, kept: Kept) -> list[FeedForwardWeights]:
         """Keep these neurons, on the model's device, from now on; each layer's gathered weights."""
         if self._host is None:
             loaded = [layer.load(e_k, e_k) for layer, e_k in zip(self._layers, kept.layers, strict=True)]
         else:
             loaded = self._load_from_host(self._host, kept)
         if kept.correction is not None:
-            for number, experts in enumerate(loaded):
-                kept.correction.add_to_(number, experts.contract_FD)
+            for number, feed_forward in enumerate(loaded):
+                kept.correction.add_to_(number, feed_forward.contract_FD)
         if kept.gating is not None:
             dtype = loaded[0].contract_FD.dtype
             gating = kept.gating.to(loaded[0].contract_FD.device, dtype)
@@ -51,12 +51,12 @@ class DecodeTwin:
         if kept.offset_LD is None:
             return loaded
         return [
-            layer.offset(experts, offset_D)
-            for layer, experts, offset_D in zip(self._layers, loaded, kept.offset_LD, strict=True)
+            layer.offset(feed_forward, offset_D)
+            for layer, feed_forward, offset_D in zip(self._layers, loaded, kept.offset_LD, strict=True)
         ]
 
-    def _load_from_host(self, host: HostWeights, kept: Kept) -> list[Experts]:
-        gather, rows, loaded = Gather(host), [experts_k.cpu() for experts_k in kept.layers], []
+    def _load_from_host(self, host: HostWeights, kept: Kept) -> list[FeedForwardWeights]:
+        gather, rows, loaded = Gather(host), [kept_k.cpu() for kept_k in kept.layers], []
         # Before larger buffers are made, for there may not be room for both.
         for layer, count in zip(self._layers, kept.counts, strict=True):
             layer.release(count)
@@ -74,8 +74,8 @@ class DecodeTwin:
         return loaded
 
 
-def _gather(rows_FD: Tensor, experts_k: Tensor, to_kD: Tensor) -> None:
-    torch.index_select(rows_FD, 0, experts_k, out=to_kD)
+def _gather(rows_FD: Tensor, kept_k: Tensor, to_kD: Tensor) -> None:
+    torch.index_select(rows_FD, 0, kept_k, out=to_kD)
 
 
 class _CompactFeedForward:
@@ -102,35 +102,35 @@ class _CompactFeedForward:
             block.layer.set_submodule(name, slot)
         block.layer.set_submodule(block.names.contract, self._contract_slot)
 
-    def load(self, experts_k: Tensor, rows_k: Tensor, gather: Callable[..., object] = _gather) -> Experts:
+    def load(self, kept_k: Tensor, rows_k: Tensor, gather: Callable[..., object] = _gather) -> FeedForwardWeights:
         """
         Args:
-            rows_k: the same as ``experts_k``, where the matrices are.
+            rows_k: the same as ``kept_k``, where the matrices are.
             gather: of a matrix and such indices, rows into a buffer.
         """
-        kept = len(experts_k)
+        kept = len(kept_k)
         expand_buffer, bias_buffer, contract_buffer = self._room(kept)
-        experts_k, rows_k = experts_k.to(self._device), rows_k.to(self._rows_FD.device)
+        kept_k, rows_k = kept_k.to(self._device), rows_k.to(self._rows_FD.device)
         expand, bias = expand_buffer[: len(self._parts_FD) * kept], None
         for part_FD, to in zip(self._parts_FD, torch.split(expand, kept), strict=True):
             gather(part_FD, rows_k, to)
         if bias_buffer is not None:
             bias = bias_buffer[: len(self._parts_FD) * kept]
             for bias_F, to in zip(self._biases_F, torch.split(bias, kept), strict=True):
-                torch.index_select(bias_F, 0, experts_k, out=to)
+                torch.index_select(bias_F, 0, kept_k, out=to)
         contract_kD = contract_buffer[:kept]
         gather(self._rows_FD, rows_k, contract_kD)
         self._fill_slots(expand, bias, contract_kD, self._fused * kept)
         self._contract_slot.bias = self._contract_bias
-        return Experts(Projection(expand, bias), contract_kD, self._contract_bias, len(self._parts_FD) == 2)
+        return FeedForwardWeights(Projection(expand, bias), contract_kD, self._contract_bias, len(self._parts_FD) == 2)
 
-    def offset(self, experts: Experts, offset_D: Tensor) -> Experts:
+    def offset(self, feed_forward: FeedForwardWeights, offset_D: Tensor) -> FeedForwardWeights:
         """What was loaded, with this added to what it gives."""
-        bias_D = offset_D.to(experts.contract_FD)
+        bias_D = offset_D.to(feed_forward.contract_FD)
         if self._contract_bias is not None:
             bias_D = bias_D + self._contract_bias
         self._contract_slot.bias = bias_D
-        return replace(experts, contract_bias=bias_D)
+        return replace(feed_forward, contract_bias=bias_D)
 
     def gate(self, acts: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Of what was loaded, let those neurons act on a token that ``Gating.apply`` lets."""

@@ -217,21 +217,21 @@ class Gather:
         self._copied = [Mark(host.device) for _ in range(2)]
         self._turn = 0
 
-    def __call__(self, rows_FD: Tensor, experts_k: Tensor, to_kD: Tensor) -> None:
+    def __call__(self, rows_FD: Tensor, kept_k: Tensor, to_kD: Tensor) -> None:
         """
         Args:
-            experts_k: int64, on the host.
+            kept_k: int64, on the host.
             to_kD: on the device; filled by the time its stream gets there.
         """
         if not self._host.staged:
-            torch.index_select(rows_FD, 0, experts_k, out=to_kD)
+            torch.index_select(rows_FD, 0, kept_k, out=to_kD)
             self._host.require_unchanged()
             return
         self._turn = 1 - self._turn
         copied = self._copied[self._turn]
         copied.synchronize()
         gathered_kD = self._room(to_kD)
-        torch.index_select(rows_FD, 0, experts_k, out=gathered_kD)
+        torch.index_select(rows_FD, 0, kept_k, out=gathered_kD)
         to_kD.copy_(gathered_kD, non_blocking=True)
         copied.set()
 

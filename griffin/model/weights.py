@@ -63,7 +63,7 @@ class Rotary:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Experts:
+class FeedForwardWeights:
     """The FF block by neuron.
 
     expand: ``(parts F, D)``; parts is 2 where gated (the gate's rows first), 1 otherwise.
@@ -95,7 +95,7 @@ class Layer:
     output: Projection
     after_attention: Norm | None
     before_feed_forward: Norm | None
-    experts: Experts
+    feed_forward: FeedForwardWeights
     after_feed_forward: Norm | None
 
 
@@ -128,7 +128,7 @@ class Weights:
 
     def contract_bias(self) -> Tensor:
         """What each layer's contracting projection adds, fp32 ``(L, D)``; zeros where it has no bias."""
-        biases = [layer.experts.contract_bias for layer in self.layers]
+        biases = [layer.feed_forward.contract_bias for layer in self.layers]
         none_D = self.embedding_VD.new_zeros(self.width)
         return torch.stack([none_D if bias is None else bias for bias in biases]).float()
 
@@ -212,17 +212,17 @@ def _layer(block: FeedForward, names: BlockNames, rotary: Rotary | None, window:
         output=Projection(_tensor(output.weight), _optional(output.bias)),
         after_attention=norm(names.after_attention),
         before_feed_forward=norm(names.before_feed_forward),
-        experts=_experts(block),
+        feed_forward=_feed_forward(block),
         after_feed_forward=norm(names.after_feed_forward),
     )
 
 
-def _experts(block: FeedForward) -> Experts:
+def _feed_forward(block: FeedForward) -> FeedForwardWeights:
     expand = _merged_(block.expand)
     # Laid out by neuron already, see pruning.store_by_neuron_; a copy only where that was not done.
     contract_FD = linear_weight(block.contract).t().contiguous()
     gated = expand.weight.shape[0] == 2 * block.width
-    return Experts(expand, contract_FD, _optional(block.contract.bias), gated)
+    return FeedForwardWeights(expand, contract_FD, _optional(block.contract.bias), gated)
 
 
 def _merged_(projections: Sequence[nn.Module]) -> Projection:

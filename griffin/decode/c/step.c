@@ -90,13 +90,13 @@ typedef struct {
     Projection gate, up, contract;
     int64_t stride;
     const float *thresholds, *resting;
-} Experts;
+} FeedForward;
 
 /* window 0: all positions. keys, values: (G, capacity, S). */
 typedef struct {
     Norm before_attention, query_norm, key_norm, after_attention, before_feed_forward, after_feed_forward;
     Projection query_key_value, output;
-    Experts experts;
+    FeedForward feed_forward;
     const Rotary *rotary;
     int64_t window;
     void *keys, *values;
@@ -125,7 +125,7 @@ typedef struct {
     void (*add[2])(float *y, const void *rows, int64_t count, int64_t width, const float *z);
     /* y += sum over i of (given_i (up_n . x + its bias) - resting_n) contract_n, where n is which_i; they rise. */
     void (*add_acting[2])(
-        float *y, const Experts *experts, const int32_t *which, int64_t count, const float *given, const float *x);
+        float *y, const FeedForward *feed_forward, const int32_t *which, int64_t count, const float *given, const float *x);
     void (*norm)(float *out, const float *x, const Norm *norm);
     /* z = activation(z) up; up may be NULL */
     void (*activate)(float *z, const float *up, int64_t count, int64_t activation);
@@ -246,8 +246,8 @@ struct Step {
     int64_t id, position;
     float *logits;
     /* Of each layer: all neurons, room for kept ones, and which those are, one layer behind the other. */
-    const Experts *all, *kept;
-    const int64_t *experts;
+    const FeedForward *all, *kept;
+    const int64_t *which;
 };
 
 static void pause_briefly(void)
@@ -571,31 +571,31 @@ static int64_t gate_chunk(const float *thresholds, int64_t first, int64_t behind
 static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, const float *x, const Scratch *scratch)
 {
     const Model *model = step->model;
-    const Experts *experts = &layer->experts;
-    int64_t neurons = experts->gate.rows, chunks = chunk_count(neurons);
+    const FeedForward *feed_forward = &layer->feed_forward;
+    int64_t neurons = feed_forward->gate.rows, chunks = chunk_count(neurons);
     int64_t first = neurons * chunk / chunks, behind = neurons * (chunk + 1) / chunks, count = behind - first;
     float *sum = step->partial_sums + chunk * model->width;
     memset(sum, 0, (size_t)model->width * sizeof *sum);
-    dot_rows(step, scratch->gate, &experts->gate, first, behind, x);
-    if (experts->thresholds) {
+    dot_rows(step, scratch->gate, &feed_forward->gate, first, behind, x);
+    if (feed_forward->thresholds) {
         step->kernels->activate(scratch->gate, NULL, count, model->activation);
-        int64_t acting = gate_chunk(experts->thresholds, first, behind, scratch);
+        int64_t acting = gate_chunk(feed_forward->thresholds, first, behind, scratch);
         /* Of neurons at rest nothing more is read. */
-        step->kernels->add_acting[model->bfloat16](sum, experts, scratch->acting, acting, scratch->gate, x);
+        step->kernels->add_acting[model->bfloat16](sum, feed_forward, scratch->acting, acting, scratch->gate, x);
         return;
     }
-    bool gated = experts->up.weight;
+    bool gated = feed_forward->up.weight;
     if (gated)
-        dot_rows(step, scratch->up, &experts->up, first, behind, x);
+        dot_rows(step, scratch->up, &feed_forward->up, first, behind, x);
     step->kernels->activate(scratch->gate, gated ? scratch->up : NULL, count, model->activation);
     step->kernels->add[model->bfloat16](
-        sum, row(model, experts->contract.weight, first, model->width), count, model->width, scratch->gate);
+        sum, row(model, feed_forward->contract.weight, first, model->width), count, model->width, scratch->gate);
 }
 
 static void feed(Step *step, const Layer *layer, const float *x, const Scratch *scratch)
 {
     int64_t first, behind;
-    while (claim(&step->team, chunk_count(layer->experts.gate.rows), 1, &first, &behind))
+    while (claim(&step->team, chunk_count(layer->feed_forward.gate.rows), 1, &first, &behind))
         for (; first < behind; first++)
             feed_chunk(step, layer, first, x, scratch);
 }
@@ -603,11 +603,11 @@ static void feed(Step *step, const Layer *layer, const float *x, const Scratch *
 static void sum_chunks(const Step *step, const Layer *layer, float *out)
 {
     int64_t width = step->model->width;
-    if (layer->experts.contract.bias)
-        memcpy(out, layer->experts.contract.bias, (size_t)width * sizeof *out);
+    if (layer->feed_forward.contract.bias)
+        memcpy(out, layer->feed_forward.contract.bias, (size_t)width * sizeof *out);
     else
         memset(out, 0, (size_t)width * sizeof *out);
-    for (int64_t chunk = 0; chunk < chunk_count(layer->experts.gate.rows); chunk++)
+    for (int64_t chunk = 0; chunk < chunk_count(layer->feed_forward.gate.rows); chunk++)
         accumulate(out, step->partial_sums + chunk * width, width);
 }
 
@@ -668,7 +668,7 @@ static void copy_bias(const Projection *to, int64_t target, const Projection *fr
         to->bias[target] = from->bias[source];
 }
 
-static void keep_neuron(const Model *model, const Experts *kept, int64_t target, const Experts *all, int64_t source)
+static void keep_neuron(const Model *model, const FeedForward *kept, int64_t target, const FeedForward *all, int64_t source)
 {
     copy_row(model, &kept->gate, target, 1, &all->gate, source);
     copy_row(model, &kept->up, target, kept->stride, &all->up, source);
@@ -688,7 +688,7 @@ static void keep(Step *step, int member)
         for (int64_t layer = 0, start = 0; layer < layers && start < behind; layer++) {
             int64_t end = start + step->kept[layer].gate.rows;
             for (; first < behind && first < end; first++)
-                keep_neuron(step->model, &step->kept[layer], first - start, &step->all[layer], step->experts[first]);
+                keep_neuron(step->model, &step->kept[layer], first - start, &step->all[layer], step->which[first]);
             start = end;
         }
     }
@@ -715,7 +715,7 @@ static size_t lay_out(Step *step, float *memory)
     const Model *model = step->model;
     int64_t size = model->head_size, widest = largest(model->width, model->heads * size), neurons = 0;
     for (int64_t i = 0; i < model->layer_count; i++)
-        neurons = largest(neurons, model->layers[i].experts.gate.rows);
+        neurons = largest(neurons, model->layers[i].feed_forward.gate.rows);
     size_t used = 0;
     step->query_key_value = take(memory, &used, (model->heads + 2 * model->kv_heads) * size);
     step->attended = take(memory, &used, model->heads * size);
@@ -758,7 +758,7 @@ static void dismiss(Step *step, int started)
 /* Sizes of the structures above, for step.py to compare with its own: a library may be older than the package. */
 API int64_t griffin_layout(void)
 {
-    return (int64_t)sizeof(Model) << 40 | (int64_t)sizeof(Layer) << 20 | (int64_t)sizeof(Experts) << 8
+    return (int64_t)sizeof(Model) << 40 | (int64_t)sizeof(Layer) << 20 | (int64_t)sizeof(FeedForward) << 8
            | (int64_t)sizeof(Rotary);
 }
 
@@ -807,13 +807,13 @@ API void griffin_step(Step *step, int64_t id, int64_t position, float *logits)
 
 /*
  * Copy chosen neurons from all to kept, whose weights and biases are room for as many as their rows say.
- * experts: the first layer's, then the second's, and so on.
+ * which: the first layer's, then the second's, and so on.
  */
-API void griffin_keep(Step *step, const Experts *all, const Experts *kept, const int64_t *experts)
+API void griffin_keep(Step *step, const FeedForward *all, const FeedForward *kept, const int64_t *which)
 {
     step->all = all;
     step->kept = kept;
-    step->experts = experts;
+    step->which = which;
     run(step, keep);
 }
 
@@ -1005,12 +1005,12 @@ static void KERNEL(add_bfloat16)(float *y, const void *rows, int64_t count, int6
 
 /* What some neurons give. later: others, whose rows are fetched meanwhile. */
 INLINE void KERNEL(add_neurons)(
-    float *y, const Experts *experts, const int32_t *which, const int32_t *later, int some, const float *given,
+    float *y, const FeedForward *feed_forward, const int32_t *which, const int32_t *later, int some, const float *given,
     const float *x, bool bfloat16)
 {
-    int64_t width = experts->contract.columns, stride = experts->stride * width * (bfloat16 ? 2 : 4);
-    const char *up = experts->up.weight, *contract = experts->contract.weight, *at[PAIR], *ahead[PAIR];
-    const float *bias = experts->up.bias;
+    int64_t width = feed_forward->contract.columns, stride = feed_forward->stride * width * (bfloat16 ? 2 : 4);
+    const char *up = feed_forward->up.weight, *contract = feed_forward->contract.weight, *at[PAIR], *ahead[PAIR];
+    const float *bias = feed_forward->up.bias;
     float z[PAIR] = {1, 1};
     if (up) {
         UNROLLED for (int k = 0; k < some; k++) {
@@ -1022,7 +1022,7 @@ INLINE void KERNEL(add_neurons)(
             z[k] += bias[which[k]];
     }
     UNROLLED for (int k = 0; k < some; k++) {
-        z[k] = given[k] * z[k] - experts->resting[which[k]];
+        z[k] = given[k] * z[k] - feed_forward->resting[which[k]];
         at[k] = contract + which[k] * stride;
         ahead[k] = contract + later[k] * stride;
     }
@@ -1030,7 +1030,7 @@ INLINE void KERNEL(add_neurons)(
 }
 
 INLINE void KERNEL(add_acting)(
-    float *y, const Experts *experts, const int32_t *which, int64_t count, const float *given, const float *x,
+    float *y, const FeedForward *feed_forward, const int32_t *which, int64_t count, const float *given, const float *x,
     bool bfloat16)
 {
     int64_t half = count / 2, last = count - 1;
@@ -1039,22 +1039,22 @@ INLINE void KERNEL(add_acting)(
         int32_t now[] = {which[i], which[i + half]};
         int32_t later[] = {which[more ? i + 1 : last], which[more ? i + 1 + half : last]};
         float both[] = {given[i], given[i + half]};
-        KERNEL(add_neurons)(y, experts, now, later, 2, both, x, bfloat16);
+        KERNEL(add_neurons)(y, feed_forward, now, later, 2, both, x, bfloat16);
     }
     if (count % 2)
-        KERNEL(add_neurons)(y, experts, which + last, which + last, 1, given + last, x, bfloat16);
+        KERNEL(add_neurons)(y, feed_forward, which + last, which + last, 1, given + last, x, bfloat16);
 }
 
 static void KERNEL(add_acting_float)(
-    float *y, const Experts *experts, const int32_t *which, int64_t count, const float *given, const float *x)
+    float *y, const FeedForward *feed_forward, const int32_t *which, int64_t count, const float *given, const float *x)
 {
-    KERNEL(add_acting)(y, experts, which, count, given, x, false);
+    KERNEL(add_acting)(y, feed_forward, which, count, given, x, false);
 }
 
 static void KERNEL(add_acting_bfloat16)(
-    float *y, const Experts *experts, const int32_t *which, int64_t count, const float *given, const float *x)
+    float *y, const FeedForward *feed_forward, const int32_t *which, int64_t count, const float *given, const float *x)
 {
-    KERNEL(add_acting)(y, experts, which, count, given, x, true);
+    KERNEL(add_acting)(y, feed_forward, which, count, given, x, true);
 }
 
 INLINE float KERNEL(total)(const float *x, int64_t count, float less, bool squared)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from griffin.library import compiled
 from griffin.model.cache import KVCache
-from griffin.model.weights import ACTIVATIONS, Experts, Layer, Norm, Projection, Rotary, Weights
+from griffin.model.weights import ACTIVATIONS, FeedForwardWeights, Layer, Norm, Projection, Rotary, Weights
 from griffin.neurons import Kept
 
 logger = logging.getLogger("griffin")
@@ -62,7 +62,7 @@ class _Rotary(ctypes.Structure):
     )
 
 
-class _Experts(ctypes.Structure):
+class _FeedForward(ctypes.Structure):
     _fields_ = (
         ("gate", _Projection),
         ("up", _Projection),
@@ -83,7 +83,7 @@ class _Layer(ctypes.Structure):
         ("after_feed_forward", _Norm),
         ("query_key_value", _Projection),
         ("output", _Projection),
-        ("experts", _Experts),
+        ("feed_forward", _FeedForward),
         ("rotary", ctypes.POINTER(_Rotary)),
         ("window", ctypes.c_int64),
         ("keys", ctypes.c_void_p),
@@ -115,7 +115,9 @@ class _Model(ctypes.Structure):
     )
 
 
-LAYOUT = sum(ctypes.sizeof(part) << shift for part, shift in ((_Model, 40), (_Layer, 20), (_Experts, 8), (_Rotary, 0)))
+LAYOUT = sum(
+    ctypes.sizeof(part) << shift for part, shift in ((_Model, 40), (_Layer, 20), (_FeedForward, 8), (_Rotary, 0))
+)
 
 
 @cache
@@ -135,13 +137,13 @@ def _load(path: Path | None) -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
         library.griffin_layout.restype = ctypes.c_int64
         layout = library.griffin_layout()
-        experts = ctypes.POINTER(_Experts)
+        blocks = ctypes.POINTER(_FeedForward)
         library.griffin_open.restype = ctypes.c_void_p
         library.griffin_open.argtypes = (ctypes.POINTER(_Model), ctypes.c_int)
         library.griffin_step.restype = None
         library.griffin_step.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
         library.griffin_keep.restype = None
-        library.griffin_keep.argtypes = (ctypes.c_void_p, experts, experts, ctypes.c_void_p)
+        library.griffin_keep.argtypes = (ctypes.c_void_p, blocks, blocks, ctypes.c_void_p)
         library.griffin_close.restype = None
         library.griffin_close.argtypes = (ctypes.c_void_p,)
     except (OSError, AttributeError) as broken:
@@ -164,8 +166,8 @@ def supported(weights: Weights) -> bool:
     if weights.positions is not None:
         matrices.append(weights.positions)
     for layer in weights.layers:
-        matrices += [layer.query_key_value.weight, layer.output.weight, layer.experts.expand.weight]
-        matrices.append(layer.experts.contract_FD)
+        matrices += [layer.query_key_value.weight, layer.output.weight, layer.feed_forward.expand.weight]
+        matrices.append(layer.feed_forward.contract_FD)
     dtype = weights.embedding_VD.dtype
     return dtype in DTYPES and all(
         matrix.dtype == dtype and matrix.is_contiguous() and matrix.device.type == "cpu" for matrix in matrices
@@ -218,20 +220,20 @@ class NativeStep:
         Their weights are copied next to each other, by all threads: read in place they would be slower than all
         neurons are, see ``step.c``.
         """
-        handle, all_experts = self._open(), self._description.experts
+        handle, all_neurons = self._open(), self._description.blocks
         if kept is None:
-            self._use(all_experts)
+            self._use(all_neurons)
             return
-        _require(kept, len(all_experts), int(all_experts[0].gate.rows))
+        _require(kept, len(all_neurons), int(all_neurons[0].gate.rows))
         if self._kept is None:
             self._kept = _Room(self._weights)
         layers = kept.layers if kept.gating is None else [
-            experts_k[order_k] for experts_k, order_k in zip(kept.layers, kept.gating.order, strict=True)
+            kept_k[order_k] for kept_k, order_k in zip(kept.layers, kept.gating.order, strict=True)
         ]  # fmt: skip
         # Until the room is filled: should that fail, what was in it is gone.
-        self._use(all_experts)
-        experts, room = torch.cat(tuple(layers)), self._kept.describe(kept, all_experts)
-        self._library.griffin_keep(handle, all_experts, room, experts.data_ptr())
+        self._use(all_neurons)
+        which, room = torch.cat(tuple(layers)), self._kept.describe(kept, all_neurons)
+        self._library.griffin_keep(handle, all_neurons, room, which.data_ptr())
         self._kept.correct(kept)
         self._use(room)
 
@@ -255,9 +257,9 @@ class NativeStep:
             raise RuntimeError("the compiled decode step is closed")
         return self._handle
 
-    def _use(self, experts: "ctypes.Array[_Experts]") -> None:
-        for layer, block in zip(self._description.layers, experts, strict=True):
-            layer.experts = block
+    def _use(self, blocks: "ctypes.Array[_FeedForward]") -> None:
+        for layer, block in zip(self._description.layers, blocks, strict=True):
+            layer.feed_forward = block
 
     def _follow(self, keys_values: list[tuple[Tensor, Tensor]]) -> None:
         """Read and write the cache where it is now."""
@@ -279,11 +281,11 @@ class NativeStep:
 def _require(kept: Kept, layers: int, neurons: int) -> None:
     if len(kept.layers) != layers:
         raise ValueError(f"neurons must be kept in each of {layers} layers, but {len(kept.layers)} are given")
-    for experts_k in kept.layers:
-        if experts_k.dtype != torch.int64 or experts_k.dim() != 1 or not len(experts_k):
-            raise ValueError(f"experts must be int64 (k,), but are {experts_k.dtype} {tuple(experts_k.shape)}")
-        if experts_k.min() < 0 or experts_k.max() >= neurons:
-            raise ValueError(f"experts must be among 0 to {neurons - 1}")
+    for kept_k in kept.layers:
+        if kept_k.dtype != torch.int64 or kept_k.dim() != 1 or not len(kept_k):
+            raise ValueError(f"neurons must be int64 (k,), but are {kept_k.dtype} {tuple(kept_k.shape)}")
+        if kept_k.min() < 0 or kept_k.max() >= neurons:
+            raise ValueError(f"neurons must be among 0 to {neurons - 1}")
     gating = kept.gating
     for values in (gating.thresholds, gating.resting, gating.order) if gating else ():
         if [len(values_k) for values_k in values] != kept.counts:
@@ -298,11 +300,13 @@ class _Description:
         rotaries = list({id(layer.rotary): layer.rotary for layer in weights.layers if layer.rotary}.values())
         self._rotaries = (_Rotary * len(rotaries))(*(self._rotary(rotary) for rotary in rotaries))
         numbers = {id(rotary): number for number, rotary in enumerate(rotaries)}
-        self.experts = (_Experts * len(weights.layers))(*(self._experts(layer.experts) for layer in weights.layers))
+        self.blocks = (_FeedForward * len(weights.layers))(
+            *(self._block(layer.feed_forward) for layer in weights.layers)
+        )
         self.layers = (_Layer * len(weights.layers))(
             *(
-                self._layer(layer, experts, self._rotaries[numbers[id(layer.rotary)]] if layer.rotary else None)
-                for layer, experts in zip(weights.layers, self.experts, strict=True)
+                self._layer(layer, feed_forward, self._rotaries[numbers[id(layer.rotary)]] if layer.rotary else None)
+                for layer, feed_forward in zip(weights.layers, self.blocks, strict=True)
             )
         )
         self.model = _Model(
@@ -326,7 +330,7 @@ class _Description:
             bfloat16=weights.embedding_VD.dtype == torch.bfloat16,
         )
 
-    def _layer(self, layer: Layer, experts: _Experts, rotary: _Rotary | None) -> _Layer:
+    def _layer(self, layer: Layer, feed_forward: _FeedForward, rotary: _Rotary | None) -> _Layer:
         return _Layer(
             before_attention=self._norm(layer.before_attention),
             query_norm=self._norm(layer.query_norm),
@@ -336,20 +340,20 @@ class _Description:
             after_feed_forward=self._norm(layer.after_feed_forward),
             query_key_value=self._projection(layer.query_key_value),
             output=self._projection(layer.output),
-            experts=experts,
+            feed_forward=feed_forward,
             rotary=ctypes.pointer(rotary) if rotary is not None else None,
             window=layer.window or 0,
         )
 
-    def _experts(self, experts: Experts) -> _Experts:
-        contract = self._projection(Projection(experts.contract_FD, experts.contract_bias))
-        gate = self._projection(experts.expand)
-        if not experts.gated:
-            return _Experts(gate, _Projection(), contract, stride=1)
+    def _block(self, feed_forward: FeedForwardWeights) -> _FeedForward:
+        contract = self._projection(Projection(feed_forward.contract_FD, feed_forward.contract_bias))
+        gate = self._projection(feed_forward.expand)
+        if not feed_forward.gated:
+            return _FeedForward(gate, _Projection(), contract, stride=1)
         gate.rows = contract.rows
-        weight_PD, bias_P = experts.expand.weight, experts.expand.bias
+        weight_PD, bias_P = feed_forward.expand.weight, feed_forward.expand.bias
         up_FD, up_bias = weight_PD[gate.rows :], None if bias_P is None else bias_P[gate.rows :]
-        return _Experts(gate, self._projection(Projection(up_FD, up_bias)), contract, stride=1)
+        return _FeedForward(gate, self._projection(Projection(up_FD, up_bias)), contract, stride=1)
 
     def _projection(self, projection: Projection) -> _Projection:
         weight = projection.weight
@@ -401,7 +405,7 @@ class _Room:
     """Room for the kept neurons of every layer, at most all, and for what stands for the others."""
 
     def __init__(self, weights: Weights) -> None:
-        blocks = [layer.experts for layer in weights.layers]
+        blocks = [layer.feed_forward for layer in weights.layers]
         shapes = [(2 + block.gated, *block.contract_FD.shape) for block in blocks]
         rows = _untouched(shapes, weights.embedding_VD.dtype)
         self._gate = [rows_PFD[0] for rows_PFD in rows]
@@ -413,13 +417,13 @@ class _Room:
         # Thresholds, and what neurons at rest give.
         self._gating = [[torch.empty(0)] * len(blocks) for _ in range(2)]
 
-    def describe(self, kept: Kept, all_experts: "ctypes.Array[_Experts]") -> "ctypes.Array[_Experts]":
-        described = (_Experts * len(self._gate))()
-        for number, (block, whole, count) in enumerate(zip(described, all_experts, kept.counts, strict=True)):
+    def describe(self, kept: Kept, all_neurons: "ctypes.Array[_FeedForward]") -> "ctypes.Array[_FeedForward]":
+        described = (_FeedForward * len(self._gate))()
+        for number, (block, whole, count) in enumerate(zip(described, all_neurons, kept.counts, strict=True)):
             self._describe(block, whole, number, count, kept)
         return described
 
-    def _describe(self, block: _Experts, whole: _Experts, number: int, count: int, kept: Kept) -> None:
+    def _describe(self, block: _FeedForward, whole: _FeedForward, number: int, count: int, kept: Kept) -> None:
         width, contract_kD = whole.contract.columns, self._contract(number, count, kept)
         bias, contract_bias = self._bias[number], whole.contract.bias
         if kept.offset_LD is not None:

@@ -39,7 +39,7 @@ class FusedStep:
         self.weights = weights
         self.context_length = context_length
         layers, heads, size, width = len(weights.layers), weights.heads, weights.head_size, weights.width
-        neurons = len(weights.layers[0].experts.contract_FD)
+        neurons = len(weights.layers[0].feed_forward.contract_FD)
         dtype, device = weights.embedding_VD.dtype, weights.embedding_VD.device
 
         def buffer(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -65,11 +65,11 @@ class FusedStep:
         self._extremes_2HP = buffer(2, heads, kernels.MOST_SPLITS, dtype=torch.float32)
         self._z_F = buffer(neurons, dtype=torch.float32)
         self._contracted_PD = buffer(kernels.contract_splits(neurons, width), width, dtype=torch.float32)
-        self._own_contract_L = torch.tensor([_address(layer.experts.contract_FD) for layer in weights.layers]).to(
+        self._own_contract_L = torch.tensor([_address(layer.feed_forward.contract_FD) for layer in weights.layers]).to(
             device
         )
         self.contract_L = self._own_contract_L.clone()
-        self._contract_dtype = weights.layers[0].experts.contract_FD.dtype
+        self._contract_dtype = weights.layers[0].feed_forward.contract_FD.dtype
         self.contract_index_LF = torch.empty_like(self.index_LF)
         self._everything_F = torch.arange(neurons, dtype=torch.int32, device=device)
         self._corrected: list[Tensor] = []
@@ -78,8 +78,8 @@ class FusedStep:
     @torch.inference_mode()
     def keep(self, kept: Kept) -> None:
         """Go through these neurons from now on."""
-        for index_F, experts_k in zip(self.index_LF, kept.layers, strict=True):
-            index_F[: len(experts_k)] = experts_k
+        for index_F, kept_k in zip(self.index_LF, kept.layers, strict=True):
+            index_F[: len(kept_k)] = kept_k
         self.kept_L.copy_(torch.tensor(kept.counts, dtype=torch.int32))
         self.contract_bias_LD.copy_(self._own_bias_LD)
         if kept.offset_LD is not None:
@@ -116,8 +116,8 @@ class FusedStep:
         # First of all, for there may not be room for both.
         self._corrected = []
         self._corrected = [
-            layer.experts.contract_FD[experts_k]
-            for layer, experts_k in zip(self.weights.layers, kept.layers, strict=True)
+            layer.feed_forward.contract_FD[kept_k]
+            for layer, kept_k in zip(self.weights.layers, kept.layers, strict=True)
         ]
         for number, contract_kD in enumerate(self._corrected):
             correction.add_to_(number, contract_kD)
@@ -180,16 +180,16 @@ class FusedStep:
             kernels.normalise_add(self._x_D, self._y_D, layer.after_attention)
 
     def _feed_forward(self, number: int, layer: Layer) -> None:
-        experts, index_F, kept = layer.experts, self.index_LF[number], self.kept_L[number : number + 1]
+        feed_forward, index_F, kept = layer.feed_forward, self.index_LF[number], self.kept_L[number : number + 1]
         bias_D = self.contract_bias_LD[number]
         kernels.expand(
             self._x_D,
-            experts.expand.weight,
+            feed_forward.expand.weight,
             index_F,
             kept,
             self._z_F,
             activation=self.weights.activation,
-            bias=experts.expand.bias,
+            bias=feed_forward.expand.bias,
             norm=layer.before_feed_forward,
             gates=self.gates,
             thresholds_F=self.thresholds_LF[number],

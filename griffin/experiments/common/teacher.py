@@ -212,11 +212,11 @@ class Teacher:
         if kept is None:
             return limit_F, resting_F
         limit_F.fill_(torch.inf)
-        experts_k = kept.layers[layer].to(limit_F.device)
+        kept_k = kept.layers[layer].to(limit_F.device)
         if kept.gating is None:
-            return limit_F.index_fill_(0, experts_k, -1), resting_F
-        limit_F[experts_k] = kept.gating.thresholds[layer].to(limit_F)
-        resting_F[experts_k] = kept.gating.resting[layer].to(limit_F)
+            return limit_F.index_fill_(0, kept_k, -1), resting_F
+        limit_F[kept_k] = kept.gating.thresholds[layer].to(limit_F)
+        resting_F[kept_k] = kept.gating.resting[layer].to(limit_F)
         return limit_F, resting_F
 
     def _offset(self, kept: Kept | None, layer: int) -> Tensor:
