@@ -260,8 +260,7 @@ def load(settings: Settings) -> Loaded:
     gc.collect()
     gc.freeze()
     name, *other_names = settings.served_names or [checkpoint.name]
-    dtype = str(checkpoint.model.dtype).removeprefix("torch.")
-    description = f"{checkpoint.model.device}, {dtype}, {engines[0].step} decode step"
+    description = f"{checkpoint.model.device}, {checkpoint.formats}, {engines[0].step} decode step"
     defaults = checkpoint.sampling_defaults if settings.generation_config == "auto" else {}
     if defaults:
         listed = ", ".join(f"{field} {value:g}" for field, value in defaults.items())

@@ -60,8 +60,11 @@ class Settings(BaseSettings):
         Field(description="cpu keeps feed-forward weights on the host, mapped from a file if the device is the CPU"),
     ] = "none"
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        Field(description="of the weights; auto is bfloat16 where it measures faster, else float32"),
+        Literal["auto", "float32", "bfloat16", "float16", "int8"],
+        Field(
+            description="of the weights; auto is bfloat16 where it measures faster, else float32; int8 is experimental "
+            "and runs on a CPU only"
+        ),
     ] = "auto"
     workers: Annotated[
         int, Field(ge=1, le=64, description="requests generated at the same time; they share the weights")

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from griffin.decode.c import step as native
+from griffin.decode.c.description import supported
+from griffin.decode.c.library import available
+from griffin.decode.c.step import NativeStep
 from griffin.decode.sampler import Drawn, Sampler
 from griffin.decode.torch_step import LeanStep
 from griffin.decode.twin import DecodeTwin
@@ -210,7 +212,7 @@ def make_decoder(
     elif name == "auto" and model.device.type == "cuda":
         name = "graph" if host is None else "lean"
     elif name == "auto":
-        name = "native" if native.available() and native.supported(weights) else "lean"
+        name = "native" if available() and supported(weights) else "lean"
     if name == "graph" and weights is not None:
         try:
             return _graph_decoder(weights, cache, context_length)
@@ -232,9 +234,9 @@ def _step(name: StepName, model: PreTrainedModel, weights: Weights | None, twin:
         return TwinStep(model, cache, twin)
     if name == "lean":
         return LeanStep(weights, cache, twin)
-    can = native.available() and native.supported(weights)
+    can = available() and supported(weights)
     _require(can, "native: the compiled step is not installed, or does not run this dtype or device")
-    return native.NativeStep(weights, cache, torch.get_num_threads())
+    return NativeStep(weights, cache, torch.get_num_threads())
 
 
 def _graph_decoder(weights: Weights, cache: KVCache, context_length: int) -> Decoder:

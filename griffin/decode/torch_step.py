@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from griffin.decode.twin import DecodeTwin
 from griffin.model.cache import KVCache
-from griffin.model.weights import Activation, FeedForwardWeights, Layer, Norm, Projection, Rotary, Weights
+from griffin.model.weights import Activation, FeedForwardWeights, Layer, Norm, Rotary, Weights
 from griffin.neurons import Gating, Kept
 
 # What counts of activations, see ``Gating.apply``.
@@ -41,14 +41,13 @@ class LeanStep:
         self._kept = self._gating = None
         if kept is not None:
             self._kept = self._twin.load(kept)
-            embedding_VD = self._weights.embedding_VD
-            self._gating = kept.gating and kept.gating.to(embedding_VD.device, embedding_VD.dtype)
+            self._gating = kept.gating and kept.gating.to(self._weights.device, self._weights.dtype)
 
     @torch.inference_mode()
     def __call__(self, id: int) -> Tensor:
         """The logits that follow a token, ``(V,)``; its key and value join the cache."""
         weights, position = self._weights, self._cache.length
-        x_1D = weights.embedding_VD[id : id + 1]
+        x_1D = weights.embedding.part(id, id + 1).dense()
         if weights.embedding_scale != 1:
             x_1D = x_1D * weights.embedding_scale
         if weights.positions is not None:
@@ -62,7 +61,7 @@ class LeanStep:
             fed_1D = feed(feed_forward, _normed(x_1D, layer.before_feed_forward), weights.activation, acts)
             x_1D = x_1D + _normed(fed_1D, layer.after_feed_forward)
         self._cache.length = position + 1
-        logits_1V = _project(_normed(x_1D, weights.final_norm), weights.head)
+        logits_1V = weights.head(_normed(x_1D, weights.final_norm))
         if weights.logit_cap is not None:
             logits_1V = weights.logit_cap * torch.tanh(logits_1V / weights.logit_cap)
         return logits_1V[0]
@@ -72,7 +71,7 @@ class LeanStep:
     ) -> Tensor:
         weights = self._weights
         heads, groups, size = weights.heads, weights.kv_heads, weights.head_size
-        qkv_NS = _project(x_1D, layer.query_key_value).view(-1, size)
+        qkv_NS = layer.query_key_value(x_1D).view(-1, size)
         qk_NS = qkv_NS[: heads + groups]
         if layer.query_norm is not None and layer.key_norm is not None:
             q_HS = _head_norm(qk_NS[:heads], layer.query_norm)
@@ -90,12 +89,12 @@ class LeanStep:
             scores = torch.matmul(q, keys.transpose(2, 3)) * weights.scale
             scores = weights.score_cap * torch.tanh(scores / weights.score_cap)
             out = torch.matmul(scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype), values)
-        return _project(out.view(1, heads * size), layer.output)
+        return layer.output(out.view(1, heads * size))
 
 
 def feed(feed_forward: FeedForwardWeights, x_1D: Tensor, activation: Activation, acts: Acts | None = None) -> Tensor:
     """The FF block, of all neurons or of those kept, or of those of them that act."""
-    hidden = _project(x_1D, feed_forward.expand)
+    hidden = feed_forward.expand(x_1D)
     if feed_forward.gated:
         gate_1k, up_1k = hidden.chunk(2, dim=1)
         given_1k = _activated(gate_1k, activation)
@@ -104,11 +103,7 @@ def feed(feed_forward: FeedForwardWeights, x_1D: Tensor, activation: Activation,
         z_1k = given_1k = _activated(hidden, activation)
     if acts is not None:
         z_1k = acts(given_1k, z_1k)
-    return functional.linear(z_1k, feed_forward.contract_FD.t(), feed_forward.contract_bias)
-
-
-def _project(x_1D: Tensor, projection: Projection) -> Tensor:
-    return functional.linear(x_1D, projection.weight, projection.bias)
+    return feed_forward.contract.weighted_rows(z_1k, feed_forward.contract_bias)
 
 
 def _activated(x: Tensor, activation: Activation) -> Tensor:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from griffin.model.families import FeedForward, feed_forwards, linear_weight
+from griffin.model.families import FeedForward, feed_forwards
 from griffin.model.forward import share
 from griffin.model.host import Gather, HostWeights
+from griffin.model.matrix.dense import Dense
 from griffin.model.weights import FeedForwardWeights, Projection
 from griffin.neurons import Kept
 
@@ -42,10 +43,10 @@ class DecodeTwin:
             loaded = self._load_from_host(self._host, kept)
         if kept.correction is not None:
             for number, feed_forward in enumerate(loaded):
-                kept.correction.add_to_(number, feed_forward.contract_FD)
+                kept.correction.add_to_(number, feed_forward.contract.dense())
         if kept.gating is not None:
-            dtype = loaded[0].contract_FD.dtype
-            gating = kept.gating.to(loaded[0].contract_FD.device, dtype)
+            contract = loaded[0].contract
+            gating = kept.gating.to(contract.device, contract.dtype)
             for number, layer in enumerate(self._layers):
                 layer.gate(partial(gating.apply, number))
         if kept.offset_LD is None:
@@ -85,11 +86,11 @@ class _CompactFeedForward:
         width, fused = block.width, block.names.fused
         projections = block.expand
         # One part for each matrix, also where several are stacked in one projection.
-        self._parts_FD = [part for p in projections for part in torch.split(linear_weight(p), width)]
+        self._parts_FD = [part.dense() for part in block.parts_FD]
         biases = [_bias(p) for p in projections]
         self._biases_F = [part for bias in biases if bias is not None for part in torch.split(bias, width)]
         # The bias of the contracting projection belongs to no neuron and stays whole.
-        self._rows_FD, self._contract_bias = linear_weight(block.contract).t(), _bias(block.contract)
+        self._rows_FD, self._contract_bias = block.down.dense(), _bias(block.contract)
         self._device, self._by_need = host.device if host else self._rows_FD.device, host is not None
         # Unused room costs nothing on a CPU, whose pages are not there before they are written.
         self._by_need |= self._device.type != "cpu"
@@ -122,11 +123,13 @@ class _CompactFeedForward:
         gather(self._rows_FD, rows_k, contract_kD)
         self._fill_slots(expand, bias, contract_kD, self._fused * kept)
         self._contract_slot.bias = self._contract_bias
-        return FeedForwardWeights(Projection(expand, bias), contract_kD, self._contract_bias, len(self._parts_FD) == 2)
+        return FeedForwardWeights(
+            Projection(Dense(expand), bias), Dense(contract_kD), self._contract_bias, len(self._parts_FD) == 2
+        )
 
     def offset(self, feed_forward: FeedForwardWeights, offset_D: Tensor) -> FeedForwardWeights:
         """What was loaded, with this added to what it gives."""
-        bias_D = offset_D.to(feed_forward.contract_FD)
+        bias_D = offset_D.to(feed_forward.contract.device, feed_forward.contract.dtype)
         if self._contract_bias is not None:
             bias_D = bias_D + self._contract_bias
         self._contract_slot.bias = bias_D

@@ -22,7 +22,7 @@ from griffin.method.plus.calibration import Calibration
 from griffin.method.statistic import FlockingStatistic
 from griffin.model.accounting import Accounting
 from griffin.model.cache import KVCache
-from griffin.model.families import feed_forwards, linear_weight
+from griffin.model.families import feed_forwards
 from griffin.model.forward import extend, logits, share
 from griffin.model.host import HostWeights, stream
 from griffin.model.layout import store_by_neuron_
@@ -64,7 +64,7 @@ class Runner:
         self.accounting = Accounting.of(self.model)
         stream(self.model, blocks)
         self.statistic = FlockingStatistic(blocks)
-        self.cache = KVCache(len(blocks), [linear_weight(block.contract).device for block in blocks])
+        self.cache = KVCache(len(blocks), [block.down.device for block in blocks])
         self._chunk, self._prefixes = prefill_chunk, prefixes
         # Of the prompt at hand, one for each whole chunk.
         self._names: list[bytes] = []

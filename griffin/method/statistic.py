@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from griffin.model.families import FeedForward, linear_weight
+from griffin.model.families import FeedForward
 
 # Of some tokens what the expanding projections gave, of each ``(T, outputs)``; or what entered the contracting one.
 Seen = Sequence[Tensor]
@@ -138,7 +138,7 @@ class FlockingStatistic:
     """
 
     def __init__(self, blocks: Sequence[FeedForward]) -> None:
-        device = linear_weight(blocks[0].contract).device
+        device = blocks[0].down.device
         self._blocks = blocks
         self._values_3LF = torch.zeros(3, len(blocks), blocks[0].width, dtype=torch.float32, device=device)
         self._weight_L = torch.zeros(len(blocks), dtype=torch.float32, device=device)
@@ -281,8 +281,4 @@ def magnitude(blocks: Sequence[FeedForward]) -> Tensor:
 
 
 def _row_norms(block: FeedForward) -> Tensor:
-    product_F = torch.ones(1)
-    for projection in block.expand:
-        norms = torch.linalg.vector_norm(linear_weight(projection), dim=1, dtype=torch.float32)
-        product_F = product_F.to(norms.device) * norms.view(block.names.fused, block.width).prod(dim=0)
-    return product_F
+    return torch.stack([part.row_norms() for part in block.parts_FD]).prod(dim=0)

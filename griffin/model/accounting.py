@@ -5,10 +5,11 @@ All of them, or those left when neurons are removed.
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from griffin.model.families import feed_forwards, linear_weight, windows
+from griffin.model.families import feed_forwards, windows
+from griffin.model.matrix.modules import MatrixEmbedding, matrices, table, weight_key
 from griffin.neurons import kept_count
 
 
@@ -41,18 +42,20 @@ class Accounting:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Accounting":
         blocks = feed_forwards(model)
-        expanding = [p for projection in blocks[0].expand for p in projection.parameters()]
-        owned = [*expanding, linear_weight(blocks[0].contract)]
-        width = blocks[0].width
+        first = blocks[0]
+        biases = [p.bias for p in first.expand if isinstance(p.bias, Tensor)]
+        rows = [*first.parts_FD, first.down]
+        own_biases = sum(bias.numel() for bias in biases) // first.width
+        gate = first.down.columns + own_biases // first.parts
         return cls(
             total=parameter_count(model),
             layers=len(blocks),
-            width=width,
-            per_neuron=sum(parameter.numel() for parameter in owned) // width,
-            per_gate=sum(parameter.numel() for parameter in expanding) // (width * blocks[0].parts),
-            weight_bytes=sum(p.nbytes for p in model.parameters()) - _bytes_not_looked_up(model),
-            bytes_per_neuron=sum(parameter.nbytes for parameter in owned) // width,
-            kv_bytes=2 * _kv_width(model.config) * owned[-1].element_size(),
+            width=first.width,
+            per_neuron=sum(matrix.columns for matrix in rows) + own_biases,
+            per_gate=gate,
+            weight_bytes=_all_bytes(model) - _bytes_not_looked_up(model),
+            bytes_per_neuron=sum(matrix.row_bytes for matrix in rows) + sum(b.nbytes for b in biases) // first.width,
+            kv_bytes=2 * _kv_width(model.config) * first.down.dtype.itemsize,
             windows=tuple(windows(model.config, len(blocks))),
         )
 
@@ -92,16 +95,22 @@ class Accounting:
 
 
 def parameter_count(model: nn.Module) -> int:
+    """Numbers of a model; tied ones count once. Of a matrix that is stored in fewer bits, the numbers it stands for."""
+    stored = sum(matrix.row_count * matrix.columns for matrix in matrices(model))
     # parameters() yields a tied tensor once.
-    return sum(parameter.numel() for parameter in model.parameters())
+    return stored + sum(parameter.numel() for parameter in model.parameters())
+
+
+def _all_bytes(model: nn.Module) -> int:
+    return sum(matrix.bytes for matrix in matrices(model)) + sum(parameter.nbytes for parameter in model.parameters())
 
 
 def _bytes_not_looked_up(model: PreTrainedModel) -> int:
     """Of token and position tables that are no head: all rows but one."""
     head = model.get_output_embeddings()
-    read_whole = {id(parameter) for parameter in head.parameters()} if head is not None else set()
-    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-    return sum(table.nbytes - table[0].nbytes for key, table in tables.items() if key not in read_whole)
+    read_whole = weight_key(head) if head is not None else None
+    tables = {weight_key(m): table(m) for m in model.modules() if isinstance(m, nn.Embedding | MatrixEmbedding)}
+    return sum(found.bytes - found.row_bytes for key, found in tables.items() if key != read_whole)
 
 
 def _kv_width(config: PreTrainedConfig) -> int:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.pytorch_utils import Conv1D
 
 from griffin.errors import UnsupportedModel
+from griffin.model.matrix.matrix import Matrix
+from griffin.model.matrix.modules import by_input, by_output, is_projection
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,6 @@ BLOCKS: dict[str, BlockNames] = {
 
 # A layer's kind in ``layer_types``.
 SLIDING = "sliding_attention"
-# Quantised weights cannot be gathered row by row without their scales.
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -161,7 +159,18 @@ class FeedForward:
     @property
     def width(self) -> int:
         """F, the number of neurons."""
-        return linear_weight(self.contract).shape[1]
+        return self.down.row_count
+
+    @property
+    def parts_FD(self) -> list[Matrix]:
+        """The expanding matrices by neuron, ``(F, D)`` each; the gate's first. One that is stacked is cut."""
+        width = self.width
+        return [part for p in self.expand for part in by_output(p).split([width] * self.names.fused)]
+
+    @property
+    def down(self) -> Matrix:
+        """The contracting matrix by neuron, ``(F, D)``."""
+        return by_input(self.contract)
 
 
 def windows(config: PreTrainedConfig, layers: int) -> list[int | None]:
@@ -176,13 +185,6 @@ def logit_cap(config: PreTrainedConfig) -> float | None:
     """c where logits become c tanh(logits / c), or None."""
     names = BLOCKS.get(config.model_type, BlockNames())
     return getattr(config, "final_logit_softcapping", None) if names.logit_cap else None
-
-
-def linear_weight(projection: nn.Module) -> Tensor:
-    """The weight as ``(out_features, in_features)``, a view where the family stores it otherwise."""
-    weight = projection.weight
-    assert isinstance(weight, Tensor)
-    return weight.t() if isinstance(projection, Conv1D) else weight
 
 
 def require_supported(config: Mapping[str, object]) -> FeedForwardNames:
@@ -212,16 +214,12 @@ def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
         activation = _gate(model.config, names)
         blocks = [FeedForward(layer, names, activation) for layer in layers.children()]
         projections = [p for block in blocks for p in (*block.expand, block.contract)]
-        widths = {block.width for block in blocks}
+        widths = {block.width for block in blocks if is_projection(block.contract)}
     except AttributeError as missing:
         raise UnsupportedModel(
             f"this '{model.config.model_type}' model has no {names.contract} where expected: {missing}"
         ) from None
-    strange = {
-        f"{type(p).__name__} of {linear_weight(p).dtype}"
-        for p in projections
-        if not isinstance(p, nn.Linear | Conv1D) or linear_weight(p).dtype not in DTYPES
-    }
+    strange = {f"{type(p).__name__} of {p.weight.dtype}" for p in projections if not is_projection(p)}
     if strange or len(widths) != 1:
         raise UnsupportedModel(
             f"this '{model.config.model_type}' model's feed-forward blocks are not plain projections of one width: "

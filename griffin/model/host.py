@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from griffin.model.families import FeedForward, feed_forwards, linear_weight
+from griffin.model.families import FeedForward, feed_forwards
 
 # Where a model's trees carry its host weights.
 ATTRIBUTE = "feed_forward_on_host"
@@ -104,12 +104,12 @@ def attach_(model: PreTrainedModel, host: HostWeights, blocks: Sequence[FeedForw
 
 @torch.no_grad()
 def _by_neuron(block: FeedForward, *, pinned: bool) -> HostLayer:
-    expanding, contract = [linear_weight(p).detach() for p in block.expand], linear_weight(block.contract).detach()
-    rows, (width, neurons) = sum(len(weight) for weight in expanding), contract.shape
-    expand_FD = torch.empty(rows, width, dtype=contract.dtype, pin_memory=pinned)
-    contract_FD = torch.empty(neurons, width, dtype=contract.dtype, pin_memory=pinned)
+    expanding, down_FD = [part.dense() for part in block.parts_FD], block.down.dense()
+    neurons, width = down_FD.shape
+    expand_FD = torch.empty(len(expanding) * neurons, width, dtype=down_FD.dtype, pin_memory=pinned)
+    contract_FD = torch.empty(neurons, width, dtype=down_FD.dtype, pin_memory=pinned)
     torch.cat(expanding, out=expand_FD)
-    return HostLayer(expand_FD, contract_FD.copy_(contract.t()))
+    return HostLayer(expand_FD, contract_FD.copy_(down_FD))
 
 
 def _assign(block: FeedForward, layer: HostLayer) -> None:

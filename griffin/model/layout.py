@@ -5,9 +5,8 @@ Shapes: D model width, F feed-forward neurons.
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
-
-from griffin.model.families import FeedForward, linear_weight
+from griffin.model.families import FeedForward
+from griffin.model.matrix.modules import by_output, put_by_input, put_by_output
 
 
 def store_by_neuron_(blocks: Sequence[FeedForward]) -> None:
@@ -19,13 +18,5 @@ def store_by_neuron_(blocks: Sequence[FeedForward]) -> None:
     """
     for block in blocks:
         for projection in block.expand:
-            _make_contiguous_(projection, linear_weight(projection))
-        _make_contiguous_(block.contract, linear_weight(block.contract).t())
-
-
-def _make_contiguous_(projection: nn.Module, neurons: Tensor) -> None:
-    weight = projection.weight
-    assert isinstance(weight, Tensor)
-    if not neurons.is_contiguous():
-        rows = neurons.contiguous()
-        weight.data = rows if neurons.stride() == weight.stride() else rows.t()
+            put_by_output(projection, by_output(projection).contiguous())
+        put_by_input(block.contract, block.down.contiguous())

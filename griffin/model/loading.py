@@ -48,7 +48,9 @@ from griffin.model.dtype import fastest_dtype
 from griffin.model.families import feed_forwards, require_supported
 from griffin.model.guard import state, whole_while_read
 from griffin.model.host import HostWeights, attach_
+from griffin.model.matrix.modules import matrices
 from griffin.model.placement import distribute
+from griffin.model.quantise import round_to_int8_
 
 logger = logging.getLogger("griffin")
 
@@ -57,6 +59,8 @@ HASHED_UP_TO_BYTES = 2**29
 CACHE_FORMAT = 3
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Weights in 8 bits, activations in the dtype that auto takes.
+INT8 = "int8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,12 @@ class Checkpoint:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def formats(self) -> str:
+        """How its weights are held, for people: ``bfloat16``, or ``int8, bfloat16`` where most are in 8 bits."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return ", ".join([*sorted({matrix.format for matrix in matrices(self.model)}), dtype])
 
 
 def load(
@@ -97,7 +107,8 @@ def load_each(
     Args:
         source: a hub id, a directory with ``config.json`` and safetensors, a ``.gguf`` file, or
             ``SmolLM2-135M-Instruct``, the default that comes as a Python package.
-        dtype: float32, bfloat16, float16, or auto: bfloat16 where it measures faster, else float32.
+        dtype: float32, bfloat16, float16, or auto: bfloat16 where it measures faster, else float32. Or int8, which is
+            experimental: weights rounded to 8 bits with a scale for each row, on a CPU, and not with ``ff_offload``.
         devices: as torch names them, or auto: CUDA when there is one, the CPU otherwise. With ``+`` between
             them, one model across several.
         cache_dir: where dequantised GGUF weights and weights by neuron are kept; by default the user's cache
@@ -114,6 +125,8 @@ def load_each(
         transformers.logging.disable_progress_bar()
     groups = [[parse_device(name) for name in device.split("+")] for device in devices]
     torch_dtype = parse_dtype(dtype, groups[0][0])
+    if dtype == INT8:
+        _require_int8(groups, ff_offload)
     cache_dir = cache_dir or platformdirs.user_cache_path("griffin")
     map_from = cache_dir / "by-neuron" if ff_offload and groups == [[torch.device("cpu")]] else None
     try:
@@ -133,6 +146,8 @@ def load_each(
         with whole_while_read(source):
             for each in models:
                 _own_(each)
+        for each in models if dtype == INT8 else ():
+            round_to_int8_(each)
         return [Checkpoint(found.name, model, tokenizer, defaults) for model in models]
     except GriffinError:
         raise
@@ -179,16 +194,23 @@ def parse_device(name: str) -> torch.device:
 
 
 def parse_dtype(name: str, device: torch.device) -> torch.dtype:
-    """A dtype by name, or (auto) the fastest of the device.
+    """A dtype by name, or (auto, int8) the fastest of the device: of activations, and of weights unless int8.
 
     Raises:
         LoadError: no such dtype.
     """
-    if name == "auto":
+    if name in ("auto", INT8):
         return fastest_dtype(device)
     if name not in DTYPES:
-        raise LoadError(f"unknown dtype '{name}'; use auto, {', '.join(DTYPES)}")
+        raise LoadError(f"unknown dtype '{name}'; use auto, {', '.join(DTYPES)}, or {INT8} (experimental)")
     return DTYPES[name]
+
+
+def _require_int8(groups: Sequence[Sequence[torch.device]], ff_offload: bool) -> None:
+    if ff_offload:
+        raise LoadError("dtype int8 does not go together with ff-offload; leave one of them out")
+    if others := [device for group in groups for device in group if device.type != "cpu"]:
+        raise LoadError(f"dtype int8 runs on a CPU only, not on {others[0]}; use auto, {', '.join(DTYPES)}")
 
 
 def _load_checkpoint(

@@ -20,11 +20,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from griffin.errors import LoadError
 from griffin.model.checkpoint.refusals import INDEXES, WEIGHTS
 from griffin.model.checkpoint.whole import lacking
-from griffin.model.families import feed_forwards, linear_weight
+from griffin.model.families import feed_forwards
 from griffin.model.guard import Unchanged
 from griffin.model.host import HostLayer, HostWeights
 
@@ -61,8 +62,8 @@ class Layout:
             names=[[f"{names.layers}.{number}.{path}" for path in paths] for number in range(len(blocks))],
             parts=names.parts,
             neurons=blocks[0].width,
-            width=linear_weight(contract).shape[0],
-            transposed=linear_weight(contract) is not contract.weight,
+            width=blocks[0].down.columns,
+            transposed=isinstance(contract, Conv1D),
             dtype=dtype,
         )
 

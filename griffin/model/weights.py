@@ -5,7 +5,7 @@ Nothing is copied that a token reads: where projections are merged, the model's 
 Shapes: D model width, F feed-forward neurons, V vocabulary, H query heads, G key and value heads, S head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from griffin.model.families import BLOCKS, BlockNames, FeedForward, feed_forwards, linear_weight, logit_cap, windows
+from griffin.model.families import BLOCKS, BlockNames, FeedForward, feed_forwards, logit_cap, windows
+from griffin.model.matrix.matrix import Matrix, joined
+from griffin.model.matrix.modules import MatrixLinear, by_output, merged_, table
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -44,10 +46,14 @@ class Norm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Projection:
-    """y = weight x + bias. ``weight``: ``(outputs, inputs)``, each output's row contiguous."""
+    """y = matrix x + bias. ``matrix``: ``(outputs, inputs)``, each output's row contiguous."""
 
-    weight: Tensor
+    matrix: Matrix
     bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``(..., inputs)`` to ``(..., outputs)``."""
+        return self.matrix.product(x, self.bias)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,12 +73,12 @@ class FeedForwardWeights:
     """The FF block by neuron.
 
     expand: ``(parts F, D)``; parts is 2 where gated (the gate's rows first), 1 otherwise.
-    contract_FD: one row a neuron.
+    contract: ``(F, D)``, one row a neuron.
     contract_bias: ``(D,)`` or None.
     """
 
     expand: Projection
-    contract_FD: Tensor
+    contract: Matrix
     contract_bias: Tensor | None
     gated: bool
 
@@ -103,12 +109,14 @@ class Layer:
 class Weights:
     """A whole model.
 
-    embedding_VD, embedding_scale: rows looked up, times a factor that is rounded to the model's dtype already.
+    dtype: of hidden states, keys and values; matrices may hold their numbers otherwise.
+    embedding, embedding_scale: ``(V, D)``, rows looked up, times a factor that is rounded to the model's dtype already.
     positions: learned position embeddings ``(context, D)``, or None.
     scale: of query-key products; ``score_cap`` and ``logit_cap``: c in c tanh(x / c), or None.
     """
 
-    embedding_VD: Tensor
+    dtype: torch.dtype
+    embedding: Matrix
     embedding_scale: float
     positions: Tensor | None
     layers: Sequence[Layer]
@@ -124,12 +132,23 @@ class Weights:
 
     @property
     def width(self) -> int:
-        return self.embedding_VD.shape[1]
+        return self.embedding.columns
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    def matrices(self) -> Iterator[Matrix]:
+        """All that a token reads, but for the tables of positions."""
+        yield from (self.embedding, self.head.matrix)
+        for layer in self.layers:
+            yield from (layer.query_key_value.matrix, layer.output.matrix)
+            yield from (layer.feed_forward.expand.matrix, layer.feed_forward.contract)
 
     def contract_bias(self) -> Tensor:
         """What each layer's contracting projection adds, fp32 ``(L, D)``; zeros where it has no bias."""
         biases = [layer.feed_forward.contract_bias for layer in self.layers]
-        none_D = self.embedding_VD.new_zeros(self.width)
+        none_D = torch.zeros(self.width, device=self.device)
         return torch.stack([none_D if bias is None else bias for bias in biases]).float()
 
 
@@ -147,11 +166,12 @@ def read_weights(model: PreTrainedModel) -> Weights | None:
     heads = int(config.num_attention_heads)
     head: Any = model.get_output_embeddings()
     layers = zip(blocks, _rotaries(model, blocks, names), windows(config, len(blocks)), strict=True)
-    embedding_VD = _tensor(model.get_input_embeddings().weight)
+    embedding = table(model.get_input_embeddings())
     scale = config.hidden_size**0.5 if names.unit_offset else 1.0
     return Weights(
-        embedding_VD=embedding_VD,
-        embedding_scale=float(torch.tensor(scale, dtype=embedding_VD.dtype)),
+        dtype=embedding.dtype,
+        embedding=embedding,
+        embedding_scale=float(torch.tensor(scale, dtype=embedding.dtype)),
         positions=_positions(model, names),
         layers=[_layer(block, names, rotary, window) for block, rotary, window in layers],
         heads=heads,
@@ -161,7 +181,7 @@ def read_weights(model: PreTrainedModel) -> Weights | None:
         score_cap=config.attn_logit_softcapping if names.score_cap else None,
         activation=_activation(config, names),
         final_norm=_norm(model.get_submodule(names.final_norm), names),
-        head=Projection(_tensor(head.weight), _optional(head.bias)),
+        head=Projection(by_output(head), _optional(head.bias)),
         logit_cap=logit_cap(config),
     )
 
@@ -188,9 +208,9 @@ def _plain(model: PreTrainedModel, blocks: Sequence[FeedForward], names: BlockNa
     except AttributeError:
         return False
     linear.append(model.get_output_embeddings())
-    width = model.get_input_embeddings().weight.shape[1]
+    width = table(model.get_input_embeddings()).columns
     return (
-        all(type(module) is nn.Linear for module in linear)
+        all(type(module) in (nn.Linear, MatrixLinear) for module in linear)
         and all(type(m) is nn.LayerNorm or type(m).__name__.endswith("RMSNorm") for m in normed)
         and all(isinstance(getattr(module, "weight", None), Tensor) for module in normed)
         and width == model.config.hidden_size
@@ -209,7 +229,7 @@ def _layer(block: FeedForward, names: BlockNames, rotary: Rotary | None, window:
         key_norm=norm(names.key_norm),
         rotary=rotary,
         window=window,
-        output=Projection(_tensor(output.weight), _optional(output.bias)),
+        output=Projection(by_output(output), _optional(output.bias)),
         after_attention=norm(names.after_attention),
         before_feed_forward=norm(names.before_feed_forward),
         feed_forward=_feed_forward(block),
@@ -219,36 +239,17 @@ def _layer(block: FeedForward, names: BlockNames, rotary: Rotary | None, window:
 
 def _feed_forward(block: FeedForward) -> FeedForwardWeights:
     expand = _merged_(block.expand)
-    # Laid out by neuron already, see pruning.store_by_neuron_; a copy only where that was not done.
-    contract_FD = linear_weight(block.contract).t().contiguous()
-    gated = expand.weight.shape[0] == 2 * block.width
-    return FeedForwardWeights(expand, contract_FD, _optional(block.contract.bias), gated)
+    gated = expand.matrix.row_count == 2 * block.width
+    return FeedForwardWeights(expand, block.down, _optional(block.contract.bias), gated)
 
 
 def _merged_(projections: Sequence[nn.Module]) -> Projection:
-    """One weight for several that read the same input; theirs become views of it, so that all trees share it."""
-    weights = [_tensor(projection.weight) for projection in projections]
+    """One matrix for several that read the same input; theirs become views of it, so that all trees share it."""
     biases = [_optional(projection.bias) for projection in projections]
     present = [bias for bias in biases if bias is not None]
-    bias = torch.cat(present) if present else None
-    if not _adjacent(weights):
-        merged = torch.cat(weights)
-        parts = torch.split(merged, [len(weight) for weight in weights])
-        for projection, part in zip(projections, parts, strict=True):
-            projection.weight.data = part
-        weights = list(parts)
-    first = weights[0]
-    rows = sum(len(weight) for weight in weights)
-    return Projection(first.as_strided((rows, first.shape[1]), first.stride()), bias)
-
-
-def _adjacent(weights: Sequence[Tensor]) -> bool:
-    """Whether each begins where the one before ends, in one storage: merged by an engine before this one."""
-    if any(weight.untyped_storage().data_ptr() != weights[0].untyped_storage().data_ptr() for weight in weights):
-        return False
-    starts = [weight.storage_offset() for weight in weights]
-    ends = [weight.storage_offset() + weight.numel() for weight in weights]
-    return all(weight.is_contiguous() for weight in weights) and starts[1:] == ends[:-1]
+    matrix = joined([by_output(projection) for projection in projections])
+    merged_(projections, matrix)
+    return Projection(matrix, torch.cat(present) if present else None)
 
 
 def _norm(module: nn.Module, names: BlockNames) -> Norm:

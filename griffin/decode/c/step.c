@@ -5,7 +5,7 @@
  * ascending streams, hence: each product walks its rows in the order they are stored, in several places at once; kept
  * neurons are copied next to each other once per request, as hopping between them in place takes longer than reading
  * them all. Weights are asked for in advance: the processor itself does so too late, and begins anew on each page.
- * Activations are fp32 throughout; weights, keys and values are fp32 or bfloat16.
+ * Activations are fp32 throughout. Each matrix has a format of its own; keys and values are fp32 or bfloat16.
  *
  * A team of threads decodes a token in four stages a layer, a barrier behind each. What is cheap (norms, the residual
  * sum) every thread computes for itself. Work is handed out in portions to whoever is free, yet no sum depends on
@@ -64,11 +64,23 @@ typedef struct {
     int32_t centred;
 } Norm;
 
-/* Rows in the model's dtype, one behind the other. bias may be NULL. */
+/* How a matrix holds its numbers. FLOAT32 and BFLOAT16: as they are. INT8: whole numbers, times a scale for each row. */
+enum { FLOAT32, BFLOAT16, INT8, FORMATS };
+
+/*
+ * codes: rows of ``columns`` numbers in a format, ``stride`` bytes from one to the next; NULL where there is no matrix.
+ * scales: of each row; NULL where the format has none.
+ */
 typedef struct {
-    void *weight;
+    char *codes;
+    float *scales;
+    int64_t rows, columns, stride, format;
+} Matrix;
+
+/* bias may be NULL. */
+typedef struct {
+    Matrix matrix;
     float *bias;
-    int64_t rows, columns;
 } Projection;
 
 /* cosines, sines: (pairs,), written at the beginning of each step. */
@@ -80,15 +92,13 @@ typedef struct {
 } Rotary;
 
 /*
- * gate: (F, D), what the activation function is applied to. up: (F, D), what it is multiplied by; no weight if nothing.
+ * gate: (F, D), what the activation function is applied to. up: (F, D), what it is multiplied by; no matrix if nothing.
  * contract: (F, D), one row a neuron; its bias (D,).
- * stride: from a row of up to the next, and of contract, in rows: 2 where those of a neuron lie side by side.
  * thresholds: (F,), what the activation function must exceed, in size, for a neuron to act; or NULL, and all do.
  * resting: (F,), what stands for its activation otherwise, which the contracting projection's bias has in it.
  */
 typedef struct {
     Projection gate, up, contract;
-    int64_t stride;
     const float *thresholds, *resting;
 } FeedForward;
 
@@ -105,27 +115,36 @@ typedef struct {
 
 /* A cap of 0 is none. */
 typedef struct {
-    Projection embedding, head;
-    const void *positions;
+    Matrix embedding, positions;
+    Projection head;
     Norm final_norm;
     const Layer *layers;
     Rotary *rotaries;
     int64_t layer_count, rotary_count;
     int64_t width, heads, kv_heads, head_size;
     double embedding_scale, scale, score_cap, logit_cap;
-    int64_t activation, bfloat16;
+    int64_t activation;
+    /* Of keys and values: FLOAT32 or BFLOAT16. */
+    int64_t cache_format;
 } Model;
 
-/* ---- Kernels: what is compiled once for each instruction set. Pairs: fp32, bfloat16. ---- */
+/* ---- Kernels: what is compiled once for each instruction set. ---- */
+
+/* What a format must be able to do. Another one is a row of FORMATS in the lower half of this file, and nothing else. */
+typedef struct {
+    /* out_i = row first + i . x */
+    void (*dot)(float *out, const Matrix *matrix, int64_t first, int64_t count, const float *x);
+    /* y += sum over i of z_i row first + i */
+    void (*add)(float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z);
+    /* The same of some rows, PAIR at most, by their numbers; meanwhile as many later ones are fetched. */
+    void (*dot_some)(
+        float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *x);
+    void (*add_some)(
+        float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *z);
+} Format;
 
 typedef struct {
-    /* out_i = row_i . x */
-    void (*dot[2])(float *out, const void *rows, int64_t count, int64_t width, const float *x);
-    /* y += sum over i of z_i row_i */
-    void (*add[2])(float *y, const void *rows, int64_t count, int64_t width, const float *z);
-    /* y += sum over i of (given_i (up_n . x + its bias) - resting_n) contract_n, where n is which_i; they rise. */
-    void (*add_acting[2])(
-        float *y, const FeedForward *feed_forward, const int32_t *which, int64_t count, const float *given, const float *x);
+    Format formats[FORMATS];
     void (*norm)(float *out, const float *x, const Norm *norm);
     /* z = activation(z) up; up may be NULL */
     void (*activate)(float *z, const float *up, int64_t count, int64_t activation);
@@ -329,28 +348,34 @@ static void run(Step *step, Task *task)
 
 /* ---- Weights, rows and vectors. ---- */
 
-static size_t row_bytes(const Model *model, int64_t columns)
+/* Of the numbers of a row, without scales. */
+static int64_t row_bytes(int64_t format, int64_t columns)
 {
-    return (size_t)columns * (model->bfloat16 ? 2 : 4);
+    return columns * (format == FLOAT32 ? 4 : format == BFLOAT16 ? 2 : 1);
 }
 
-static const void *row(const Model *model, const void *weight, int64_t number, int64_t columns)
+static float load_number(const char *codes, int64_t number, int64_t format)
 {
-    return (const char *)weight + (size_t)number * row_bytes(model, columns);
-}
-
-static void load_row(const Model *model, float *out, const void *at, int64_t count)
-{
-    if (!model->bfloat16) {
-        memcpy(out, at, (size_t)count * sizeof *out);
-        return;
-    }
-    for (int64_t i = 0; i < count; i++) {
+    float value;
+    if (format == INT8)
+        return (float)*(const int8_t *)(codes + number);
+    if (format == BFLOAT16) {
         uint16_t half;
-        memcpy(&half, (const char *)at + 2 * i, sizeof half);
+        memcpy(&half, codes + 2 * number, sizeof half);
         uint32_t bits = (uint32_t)half << 16;
-        memcpy(out + i, &bits, sizeof bits);
+        memcpy(&value, &bits, sizeof value);
+    } else {
+        memcpy(&value, codes + 4 * number, sizeof value);
     }
+    return value;
+}
+
+static void load_row(float *out, const Matrix *matrix, int64_t row)
+{
+    const char *codes = matrix->codes + row * matrix->stride;
+    float scale = matrix->scales ? matrix->scales[row] : 1;
+    for (int64_t i = 0; i < matrix->columns; i++)
+        out[i] = load_number(codes, i, matrix->format) * scale;
 }
 
 /* The nearest, and of two equally near the even one. */
@@ -363,15 +388,16 @@ static uint16_t to_bfloat16(float value)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-static void store_row(const Model *model, void *at, const float *values, int64_t count)
+/* Into the cache. */
+static void store(const Model *model, char *at, const float *values, int64_t count)
 {
-    if (!model->bfloat16) {
+    if (model->cache_format == FLOAT32) {
         memcpy(at, values, (size_t)count * sizeof *values);
         return;
     }
     for (int64_t i = 0; i < count; i++) {
         uint16_t half = to_bfloat16(values[i]);
-        memcpy((char *)at + 2 * i, &half, sizeof half);
+        memcpy(at + 2 * i, &half, sizeof half);
     }
 }
 
@@ -381,11 +407,15 @@ static void accumulate(float *sum, const float *values, int64_t count)
         sum[i] += values[i];
 }
 
+static const Format *format_of(const Step *step, const Matrix *matrix)
+{
+    return &step->kernels->formats[matrix->format];
+}
+
 static void dot_rows(const Step *step, float *out, const Projection *weights, int64_t first, int64_t behind, const float *x)
 {
-    const Model *model = step->model;
-    step->kernels->dot[model->bfloat16](
-        out, row(model, weights->weight, first, weights->columns), behind - first, weights->columns, x);
+    const Matrix *matrix = &weights->matrix;
+    format_of(step, matrix)->dot(out, matrix, first, behind - first, x);
     if (weights->bias)
         accumulate(out, weights->bias + first, behind - first);
 }
@@ -405,17 +435,12 @@ static void embed(const Step *step, float *x)
 {
     const Model *model = step->model;
     int64_t width = model->width;
-    load_row(model, x, row(model, model->embedding.weight, step->id, width), width);
+    load_row(x, &model->embedding, step->id);
     for (int64_t i = 0; i < width; i++)
         x[i] *= (float)model->embedding_scale;
-    if (!model->positions)
-        return;
-    const void *at = row(model, model->positions, step->position, width);
-    for (int64_t i = 0; i < width; i++) {
-        float value;
-        load_row(model, &value, (const char *)at + row_bytes(model, i), 1);
-        x[i] += value;
-    }
+    const char *positions = model->positions.codes + step->position * model->positions.stride;
+    for (int64_t i = 0; model->positions.codes && i < width; i++)
+        x[i] += load_number(positions, i, model->positions.format);
 }
 
 static void turn_rotaries(const Model *model, int64_t position)
@@ -433,9 +458,9 @@ static void turn_rotaries(const Model *model, int64_t position)
 /* A product's rows, split over the team. */
 static void project(Step *step, float *out, const Projection *weights, const float *x)
 {
-    int64_t smallest = 1 + SMALLEST_PORTION_BYTES / (int64_t)row_bytes(step->model, weights->columns);
+    int64_t smallest = 1 + SMALLEST_PORTION_BYTES / weights->matrix.stride;
     int64_t first, behind;
-    while (claim(&step->team, weights->rows, smallest, &first, &behind))
+    while (claim(&step->team, weights->matrix.rows, smallest, &first, &behind))
         dot_rows(step, out + first, weights, first, behind, x);
 }
 
@@ -474,13 +499,13 @@ typedef struct {
 } Attention;
 
 static void attend_block(
-    const Step *step, Attention *attention, bool bfloat16, const float *query, const void *keys, const void *values,
-    int64_t count, float *scores)
+    const Step *step, Attention *attention, const Matrix *keys, const Matrix *values, int64_t first, int64_t count,
+    const float *query, float *scores)
 {
     const Model *model = step->model;
     const Kernels *kernels = step->kernels;
     int64_t size = model->head_size;
-    kernels->dot[bfloat16](scores, keys, count, size, query);
+    format_of(step, keys)->dot(scores, keys, first, count, query);
     if (model->score_cap != 0)
         kernels->cap(scores, count, (float)model->score_cap);
     float highest = attention->highest;
@@ -491,13 +516,13 @@ static void attend_block(
         attention->sum[i] *= shrink;
     attention->total = attention->total * shrink + kernels->exponentials(scores, count, highest);
     attention->highest = highest;
-    kernels->add[bfloat16](attention->sum, values, count, size, scores);
+    format_of(step, values)->add(attention->sum, values, first, count, scores);
 }
 
 /* What the cache will hold of one head's key or value. */
 static void round_head(const Model *model, float *head)
 {
-    for (int64_t i = 0; model->bfloat16 && i < model->head_size; i++) {
+    for (int64_t i = 0; model->cache_format == BFLOAT16 && i < model->head_size; i++) {
         uint32_t bits = (uint32_t)to_bfloat16(head[i]) << 16;
         memcpy(head + i, &bits, sizeof bits);
     }
@@ -518,23 +543,23 @@ static void attend_head(const Step *step, const Layer *layer, int64_t head, cons
     for (int64_t i = 0; i < size; i++)
         scratch->query[i] *= (float)model->scale;
 
-    char *cached_keys = (char *)layer->keys + (size_t)(group * layer->capacity) * row_bytes(model, size);
-    char *cached_values = (char *)layer->values + (size_t)(group * layer->capacity) * row_bytes(model, size);
-    size_t now = (size_t)step->position * row_bytes(model, size);
+    int64_t bytes = row_bytes(model->cache_format, size), start = group * layer->capacity * bytes;
+    Matrix cached_keys = {(char *)layer->keys + start, NULL, layer->capacity, size, bytes, model->cache_format};
+    Matrix cached_values = {(char *)layer->values + start, NULL, layer->capacity, size, bytes, model->cache_format};
     if (head % shared == 0) {
-        store_row(model, cached_keys + now, scratch->key, size);
-        store_row(model, cached_values + now, scratch->value, size);
+        store(model, cached_keys.codes + step->position * bytes, scratch->key, size);
+        store(model, cached_values.codes + step->position * bytes, scratch->value, size);
     }
 
     Attention attention = {step->attended + head * size, -FLT_MAX, 0};
     memset(attention.sum, 0, (size_t)size * sizeof *attention.sum);
-    attend_block(step, &attention, false, scratch->query, scratch->key, scratch->value, 1, scratch->scores);
+    Matrix own_key = {(char *)scratch->key, NULL, 1, size, 0, FLOAT32};
+    Matrix own_value = {(char *)scratch->value, NULL, 1, size, 0, FLOAT32};
+    attend_block(step, &attention, &own_key, &own_value, 0, 1, scratch->query, scratch->scores);
     int64_t first = layer->window && step->position >= layer->window ? step->position + 1 - layer->window : 0;
     for (; first < step->position; first += SCORES) {
-        int64_t left = step->position - first;
-        size_t at = (size_t)first * row_bytes(model, size);
-        attend_block(step, &attention, model->bfloat16, scratch->query, cached_keys + at, cached_values + at,
-                     left < SCORES ? left : SCORES, scratch->scores);
+        int64_t left = step->position - first, count = left < SCORES ? left : SCORES;
+        attend_block(step, &attention, &cached_keys, &cached_values, first, count, scratch->query, scratch->scores);
     }
     for (int64_t i = 0; i < size; i++)
         attention.sum[i] /= attention.total;
@@ -567,12 +592,47 @@ static int64_t gate_chunk(const float *thresholds, int64_t first, int64_t behind
     return acting;
 }
 
+/* What some neurons give: y += sum over k of (given_k (up_k . x + its bias) - resting_k) contract_k. */
+static void add_neurons(
+    const Step *step, float *y, const FeedForward *feed_forward, const int32_t *which, const int32_t *later, int some,
+    const float *given, const float *x)
+{
+    const Matrix *up = &feed_forward->up.matrix, *contract = &feed_forward->contract.matrix;
+    float z[PAIR] = {1, 1};
+    if (up->codes)
+        format_of(step, up)->dot_some(z, up, which, later, some, x);
+    for (int k = 0; k < some; k++) {
+        if (feed_forward->up.bias)
+            z[k] += feed_forward->up.bias[which[k]];
+        z[k] = given[k] * z[k] - feed_forward->resting[which[k]];
+    }
+    format_of(step, contract)->add_some(y, contract, which, later, some, z);
+}
+
+/* What the acting neurons of a chunk give, two at a time; their numbers rise. Rows of the next two are fetched. */
+static void add_acting(
+    const Step *step, float *y, const FeedForward *feed_forward, int64_t count, const Scratch *scratch, const float *x)
+{
+    const int32_t *which = scratch->acting;
+    const float *given = scratch->gate;
+    int64_t half = count / 2, last = count - 1;
+    for (int64_t i = 0; i < half; i++) {
+        bool more = i + 1 < half;
+        int32_t now[] = {which[i], which[i + half]};
+        int32_t later[] = {which[more ? i + 1 : last], which[more ? i + 1 + half : last]};
+        float both[] = {given[i], given[i + half]};
+        add_neurons(step, y, feed_forward, now, later, 2, both, x);
+    }
+    if (count % 2)
+        add_neurons(step, y, feed_forward, which + last, which + last, 1, given + last, x);
+}
+
 /* One chunk of neurons, from input to their part of the output: nothing needs to be waited for in between. */
 static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, const float *x, const Scratch *scratch)
 {
     const Model *model = step->model;
     const FeedForward *feed_forward = &layer->feed_forward;
-    int64_t neurons = feed_forward->gate.rows, chunks = chunk_count(neurons);
+    int64_t neurons = feed_forward->gate.matrix.rows, chunks = chunk_count(neurons);
     int64_t first = neurons * chunk / chunks, behind = neurons * (chunk + 1) / chunks, count = behind - first;
     float *sum = step->partial_sums + chunk * model->width;
     memset(sum, 0, (size_t)model->width * sizeof *sum);
@@ -581,21 +641,21 @@ static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, cons
         step->kernels->activate(scratch->gate, NULL, count, model->activation);
         int64_t acting = gate_chunk(feed_forward->thresholds, first, behind, scratch);
         /* Of neurons at rest nothing more is read. */
-        step->kernels->add_acting[model->bfloat16](sum, feed_forward, scratch->acting, acting, scratch->gate, x);
+        add_acting(step, sum, feed_forward, acting, scratch, x);
         return;
     }
-    bool gated = feed_forward->up.weight;
+    bool gated = feed_forward->up.matrix.codes;
     if (gated)
         dot_rows(step, scratch->up, &feed_forward->up, first, behind, x);
     step->kernels->activate(scratch->gate, gated ? scratch->up : NULL, count, model->activation);
-    step->kernels->add[model->bfloat16](
-        sum, row(model, feed_forward->contract.weight, first, model->width), count, model->width, scratch->gate);
+    const Matrix *contract = &feed_forward->contract.matrix;
+    format_of(step, contract)->add(sum, contract, first, count, scratch->gate);
 }
 
 static void feed(Step *step, const Layer *layer, const float *x, const Scratch *scratch)
 {
     int64_t first, behind;
-    while (claim(&step->team, chunk_count(layer->feed_forward.gate.rows), 1, &first, &behind))
+    while (claim(&step->team, chunk_count(layer->feed_forward.gate.matrix.rows), 1, &first, &behind))
         for (; first < behind; first++)
             feed_chunk(step, layer, first, x, scratch);
 }
@@ -607,7 +667,7 @@ static void sum_chunks(const Step *step, const Layer *layer, float *out)
         memcpy(out, layer->feed_forward.contract.bias, (size_t)width * sizeof *out);
     else
         memset(out, 0, (size_t)width * sizeof *out);
-    for (int64_t chunk = 0; chunk < chunk_count(layer->feed_forward.gate.rows); chunk++)
+    for (int64_t chunk = 0; chunk < chunk_count(layer->feed_forward.gate.matrix.rows); chunk++)
         accumulate(out, step->partial_sums + chunk * width, width);
 }
 
@@ -632,9 +692,9 @@ static void decode_layer(Step *step, const Layer *layer, const Scratch *scratch)
 static void predict(Step *step, const float *x)
 {
     const Model *model = step->model;
-    int64_t smallest = 1 + SMALLEST_PORTION_BYTES / (int64_t)row_bytes(model, model->width);
+    int64_t smallest = 1 + SMALLEST_PORTION_BYTES / model->head.matrix.stride;
     int64_t first, behind;
-    while (claim(&step->team, model->head.rows, smallest, &first, &behind)) {
+    while (claim(&step->team, model->head.matrix.rows, smallest, &first, &behind)) {
         dot_rows(step, step->logits + first, &model->head, first, behind, x);
         if (model->logit_cap != 0)
             step->kernels->cap(step->logits + first, behind - first, (float)model->logit_cap);
@@ -651,15 +711,16 @@ static void decode(Step *step, int member)
     predict(step, normed(step, &model->final_norm, scratch->x, scratch->normed));
 }
 
-/* One of a projection's rows, if there is one; stride: from a row to the next of those it joins, in rows. */
-static void copy_row(
-    const Model *model, const Projection *to, int64_t target, int64_t stride, const Projection *from, int64_t source)
+/* One row. Where the target has another format, whoever made it has filled it. */
+static void copy_row(const Projection *to, int64_t target, const Projection *from, int64_t source)
 {
-    if (!to->weight)
-        return;
-    size_t bytes = row_bytes(model, from->columns);
-    memcpy((char *)to->weight + (size_t)(target * stride) * bytes,
-           (const char *)from->weight + (size_t)source * bytes, bytes);
+    const Matrix *own = &to->matrix, *theirs = &from->matrix;
+    if (own->codes && own->format == theirs->format) {
+        memcpy(own->codes + target * own->stride, theirs->codes + source * theirs->stride,
+               (size_t)row_bytes(own->format, own->columns));
+        if (own->scales)
+            own->scales[target] = theirs->scales[source];
+    }
 }
 
 static void copy_bias(const Projection *to, int64_t target, const Projection *from, int64_t source)
@@ -668,11 +729,11 @@ static void copy_bias(const Projection *to, int64_t target, const Projection *fr
         to->bias[target] = from->bias[source];
 }
 
-static void keep_neuron(const Model *model, const FeedForward *kept, int64_t target, const FeedForward *all, int64_t source)
+static void keep_neuron(const FeedForward *kept, int64_t target, const FeedForward *all, int64_t source)
 {
-    copy_row(model, &kept->gate, target, 1, &all->gate, source);
-    copy_row(model, &kept->up, target, kept->stride, &all->up, source);
-    copy_row(model, &kept->contract, target, kept->stride, &all->contract, source);
+    copy_row(&kept->gate, target, &all->gate, source);
+    copy_row(&kept->up, target, &all->up, source);
+    copy_row(&kept->contract, target, &all->contract, source);
     copy_bias(&kept->gate, target, &all->gate, source);
     copy_bias(&kept->up, target, &all->up, source);
 }
@@ -683,12 +744,12 @@ static void keep(Step *step, int member)
     (void)member;
     int64_t layers = step->model->layer_count, first, behind, total = 0;
     for (int64_t layer = 0; layer < layers; layer++)
-        total += step->kept[layer].gate.rows;
+        total += step->kept[layer].gate.matrix.rows;
     while (claim(&step->team, total, 16, &first, &behind)) {
         for (int64_t layer = 0, start = 0; layer < layers && start < behind; layer++) {
-            int64_t end = start + step->kept[layer].gate.rows;
+            int64_t end = start + step->kept[layer].gate.matrix.rows;
             for (; first < behind && first < end; first++)
-                keep_neuron(step->model, &step->kept[layer], first - start, &step->all[layer], step->which[first]);
+                keep_neuron(&step->kept[layer], first - start, &step->all[layer], step->which[first]);
             start = end;
         }
     }
@@ -715,7 +776,7 @@ static size_t lay_out(Step *step, float *memory)
     const Model *model = step->model;
     int64_t size = model->head_size, widest = largest(model->width, model->heads * size), neurons = 0;
     for (int64_t i = 0; i < model->layer_count; i++)
-        neurons = largest(neurons, model->layers[i].feed_forward.gate.rows);
+        neurons = largest(neurons, model->layers[i].feed_forward.gate.matrix.rows);
     size_t used = 0;
     step->query_key_value = take(memory, &used, (model->heads + 2 * model->kv_heads) * size);
     step->attended = take(memory, &used, model->heads * size);
@@ -831,6 +892,8 @@ API void griffin_close(Step *step)
 typedef float KERNEL(Vector) __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t KERNEL(Bits) __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t KERNEL(Halves) __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef int32_t KERNEL(Whole) __attribute__((vector_size(VECTOR_BYTES)));
+typedef int8_t KERNEL(Bytes) __attribute__((vector_size(VECTOR_BYTES / 4)));
 #define Vector KERNEL(Vector)
 #define INLINE static inline __attribute__((always_inline))
 /* Over rows whose number is known where this is inlined: what is held of each then lies in registers. */
@@ -848,28 +911,52 @@ INLINE KERNEL(Bits) KERNEL(widen)(KERNEL(Halves) halves)
 #endif
 }
 
-INLINE Vector KERNEL(load)(const char *rows, int64_t at, bool bfloat16)
+/* Likewise, with their signs. */
+INLINE KERNEL(Whole) KERNEL(widen_bytes)(const char *bytes)
 {
-    if (bfloat16) {
+#if VECTOR_BYTES == 64
+    return (KERNEL(Whole))_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)bytes));
+#elif VECTOR_BYTES == 32
+    return (KERNEL(Whole))_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)bytes));
+#else
+    KERNEL(Bytes) codes;
+    memcpy(&codes, bytes, sizeof codes);
+    return __builtin_convertvector(codes, KERNEL(Whole));
+#endif
+}
+
+INLINE int64_t KERNEL(size)(int64_t format)
+{
+    return format == FLOAT32 ? 4 : format == BFLOAT16 ? 2 : 1;
+}
+
+/* A vector of a row's codes, as floats. */
+INLINE Vector KERNEL(load)(const char *codes, int64_t at, int64_t format)
+{
+    if (format == INT8)
+        return __builtin_convertvector(KERNEL(widen_bytes)(codes + at), Vector);
+    if (format == BFLOAT16) {
         KERNEL(Halves) halves;
-        memcpy(&halves, rows + 2 * at, sizeof halves);
+        memcpy(&halves, codes + 2 * at, sizeof halves);
         return (Vector)(KERNEL(widen)(halves) << 16);
     }
     Vector vector;
-    memcpy(&vector, rows + 4 * at, sizeof vector);
+    memcpy(&vector, codes + 4 * at, sizeof vector);
     return vector;
 }
 
-INLINE float KERNEL(load_one)(const char *rows, int64_t at, bool bfloat16)
+INLINE float KERNEL(load_one)(const char *codes, int64_t at, int64_t format)
 {
     float value;
-    uint16_t half;
-    if (bfloat16) {
-        memcpy(&half, rows + 2 * at, sizeof half);
+    if (format == INT8)
+        return (float)*(const int8_t *)(codes + at);
+    if (format == BFLOAT16) {
+        uint16_t half;
+        memcpy(&half, codes + 2 * at, sizeof half);
         uint32_t bits = (uint32_t)half << 16;
         memcpy(&value, &bits, sizeof value);
     } else {
-        memcpy(&value, rows + 4 * at, sizeof value);
+        memcpy(&value, codes + 4 * at, sizeof value);
     }
     return value;
 }
@@ -886,183 +973,181 @@ INLINE float KERNEL(sum)(Vector vector)
 }
 
 /*
- * out_k = row_k . x, of some rows at once, results that far apart; each is summed up alike, however many there are.
+ * out_k = codes_k . x, of some rows at once, results that far apart; each is summed up alike, however many there are.
  * ahead: a row, or another place, for each of them, that is fetched meanwhile.
  */
-INLINE void KERNEL(dot_some)(
-    float *out, int64_t apart, const char *const *rows, const char *const *ahead, int some, int64_t width,
-    const float *x, bool bfloat16)
+INLINE void KERNEL(dot_codes)(
+    float *out, int64_t apart, const char *const *codes, const char *const *ahead, int some, int64_t width,
+    const float *x, int64_t format)
 {
     Vector even[STREAMS] = {{0}}, odd[STREAMS] = {{0}};
     float rest[STREAMS] = {0};
-    int64_t size = bfloat16 ? 2 : 4, i = 0;
+    int64_t size = KERNEL(size)(format), i = 0;
     for (; i + 4 * LANES <= width; i += 4 * LANES) {
         UNROLLED for (int k = 0; k < some; k++)
             ask_for(ahead[k] + i * size, 4 * LANES * size);
         for (int64_t at = i; at < i + 4 * LANES; at += 2 * LANES) {
-            Vector first = KERNEL(load)((const char *)x, at, false);
-            Vector second = KERNEL(load)((const char *)x, at + LANES, false);
+            Vector first = KERNEL(load)((const char *)x, at, FLOAT32);
+            Vector second = KERNEL(load)((const char *)x, at + LANES, FLOAT32);
             UNROLLED for (int k = 0; k < some; k++) {
-                even[k] += KERNEL(load)(rows[k], at, bfloat16) * first;
-                odd[k] += KERNEL(load)(rows[k], at + LANES, bfloat16) * second;
+                even[k] += KERNEL(load)(codes[k], at, format) * first;
+                odd[k] += KERNEL(load)(codes[k], at + LANES, format) * second;
             }
         }
     }
     for (; i + LANES <= width; i += LANES)
         UNROLLED for (int k = 0; k < some; k++)
-            even[k] += KERNEL(load)(rows[k], i, bfloat16) * KERNEL(load)((const char *)x, i, false);
+            even[k] += KERNEL(load)(codes[k], i, format) * KERNEL(load)((const char *)x, i, FLOAT32);
     for (; i < width; i++)
         UNROLLED for (int k = 0; k < some; k++)
-            rest[k] += KERNEL(load_one)(rows[k], i, bfloat16) * x[i];
+            rest[k] += KERNEL(load_one)(codes[k], i, format) * x[i];
     UNROLLED for (int k = 0; k < some; k++)
         out[k * apart] = KERNEL(sum)(even[k] + odd[k]) + rest[k];
 }
 
-INLINE void KERNEL(dot)(float *out, const void *rows, int64_t count, int64_t width, const float *x, bool bfloat16)
+INLINE void KERNEL(dot)(
+    float *out, const Matrix *matrix, int64_t first, int64_t count, const float *x, int64_t format)
 {
-    int64_t bytes = width * (bfloat16 ? 2 : 4), part = count / STREAMS;
-    const char *row = rows, *at[STREAMS], *ahead[STREAMS];
+    int64_t bytes = matrix->stride, width = matrix->columns, part = count / STREAMS;
+    const char *row = matrix->codes + first * bytes, *at[STREAMS], *ahead[STREAMS];
     for (int64_t i = 0; i < part; i++, row += bytes) {
         UNROLLED for (int k = 0; k < STREAMS; k++) {
             at[k] = row + k * part * bytes;
             ahead[k] = at[k] + AHEAD_BYTES;
         }
-        KERNEL(dot_some)(out + i, part, at, ahead, STREAMS, width, x, bfloat16);
+        KERNEL(dot_codes)(out + i, part, at, ahead, STREAMS, width, x, format);
     }
     row += (STREAMS - 1) * part * bytes;
     for (int64_t i = STREAMS * part; i < count; i++, row += bytes) {
-        const char *behind = row + AHEAD_BYTES;
-        KERNEL(dot_some)(out + i, 0, &row, &behind, 1, width, x, bfloat16);
+        const char *next = row + AHEAD_BYTES;
+        KERNEL(dot_codes)(out + i, 0, &row, &next, 1, width, x, format);
+    }
+    for (int64_t i = 0; format == INT8 && i < count; i++)
+        out[i] *= matrix->scales[first + i];
+}
+
+/* Where some rows begin, and as many later ones. */
+INLINE void KERNEL(find)(
+    const char **at, const char **ahead, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some)
+{
+    UNROLLED for (int k = 0; k < some; k++) {
+        at[k] = matrix->codes + rows[k] * matrix->stride;
+        ahead[k] = matrix->codes + later[k] * matrix->stride;
     }
 }
 
-static void KERNEL(dot_float)(float *out, const void *rows, int64_t count, int64_t width, const float *x)
+INLINE void KERNEL(dot_some)(
+    float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *x,
+    int64_t format)
 {
-    KERNEL(dot)(out, rows, count, width, x, false);
-}
-
-static void KERNEL(dot_bfloat16)(float *out, const void *rows, int64_t count, int64_t width, const float *x)
-{
-    KERNEL(dot)(out, rows, count, width, x, true);
+    const char *at[PAIR], *ahead[PAIR];
+    KERNEL(find)(at, ahead, matrix, rows, later, some);
+    KERNEL(dot_codes)(out, 1, at, ahead, some, matrix->columns, x, format);
+    UNROLLED for (int k = 0; format == INT8 && k < some; k++)
+        out[k] *= matrix->scales[rows[k]];
 }
 
 INLINE void KERNEL(add_vectors)(
-    float *y, const char *const *rows, int some, int64_t at, const float *z, bool bfloat16)
+    float *y, const char *const *codes, int some, int64_t at, const float *z, int64_t format)
 {
-    Vector sum = KERNEL(load)((const char *)y, at, false);
+    Vector sum = KERNEL(load)((const char *)y, at, FLOAT32);
     UNROLLED for (int k = 0; k < some; k++)
-        sum += z[k] * KERNEL(load)(rows[k], at, bfloat16);
+        sum += z[k] * KERNEL(load)(codes[k], at, format);
     memcpy(y + at, &sum, sizeof sum);
 }
 
-/* y += sum over k of z_k row_k, of some rows at once; ahead: as in dot_some. */
-INLINE void KERNEL(add_some)(
-    float *y, const char *const *rows, const char *const *ahead, int some, int64_t width, const float *z, bool bfloat16)
+/* y += sum over k of z_k codes_k, of some rows at once; ahead: as in dot_codes. */
+INLINE void KERNEL(add_codes)(
+    float *y, const char *const *codes, const char *const *ahead, int some, int64_t width, const float *z,
+    int64_t format)
 {
-    int64_t size = bfloat16 ? 2 : 4, i = 0;
+    int64_t size = KERNEL(size)(format), i = 0;
     for (; i + 4 * LANES <= width; i += 4 * LANES) {
         UNROLLED for (int k = 0; k < some; k++)
             ask_for(ahead[k] + i * size, 4 * LANES * size);
         for (int64_t at = i; at < i + 4 * LANES; at += LANES)
-            KERNEL(add_vectors)(y, rows, some, at, z, bfloat16);
+            KERNEL(add_vectors)(y, codes, some, at, z, format);
     }
     for (; i + LANES <= width; i += LANES)
-        KERNEL(add_vectors)(y, rows, some, i, z, bfloat16);
+        KERNEL(add_vectors)(y, codes, some, i, z, format);
     for (; i < width; i++)
         UNROLLED for (int k = 0; k < some; k++)
-            y[i] += z[k] * KERNEL(load_one)(rows[k], i, bfloat16);
+            y[i] += z[k] * KERNEL(load_one)(codes[k], i, format);
 }
 
-INLINE void KERNEL(add)(float *y, const void *rows, int64_t count, int64_t width, const float *z, bool bfloat16)
+INLINE void KERNEL(add)(
+    float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z, int64_t format)
 {
-    int64_t bytes = width * (bfloat16 ? 2 : 4), part = count / PAIR;
-    const char *row = rows, *at[PAIR], *ahead[PAIR];
+    int64_t bytes = matrix->stride, width = matrix->columns, part = count / PAIR;
+    const char *row = matrix->codes + first * bytes, *at[PAIR], *ahead[PAIR];
+    const float *scales = format == INT8 ? matrix->scales + first : NULL;
     float factors[PAIR];
     for (int64_t i = 0; i < part; i++, row += bytes) {
         UNROLLED for (int k = 0; k < PAIR; k++) {
             at[k] = row + k * part * bytes;
             ahead[k] = at[k] + AHEAD_BYTES;
-            factors[k] = z[i + k * part];
+            factors[k] = scales ? z[i + k * part] * scales[i + k * part] : z[i + k * part];
         }
-        KERNEL(add_some)(y, at, ahead, PAIR, width, factors, bfloat16);
+        KERNEL(add_codes)(y, at, ahead, PAIR, width, factors, format);
     }
     row += (PAIR - 1) * part * bytes;
     for (int64_t i = PAIR * part; i < count; i++, row += bytes) {
-        const char *behind = row + AHEAD_BYTES;
-        KERNEL(add_some)(y, &row, &behind, 1, width, z + i, bfloat16);
+        const char *next = row + AHEAD_BYTES;
+        float factor = scales ? z[i] * scales[i] : z[i];
+        KERNEL(add_codes)(y, &row, &next, 1, width, &factor, format);
     }
 }
 
-static void KERNEL(add_float)(float *y, const void *rows, int64_t count, int64_t width, const float *z)
+INLINE void KERNEL(add_some)(
+    float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *z,
+    int64_t format)
 {
-    KERNEL(add)(y, rows, count, width, z, false);
+    const char *at[PAIR], *ahead[PAIR];
+    float factors[PAIR];
+    KERNEL(find)(at, ahead, matrix, rows, later, some);
+    UNROLLED for (int k = 0; k < some; k++)
+        factors[k] = format == INT8 ? z[k] * matrix->scales[rows[k]] : z[k];
+    KERNEL(add_codes)(y, at, ahead, some, matrix->columns, factors, format);
 }
 
-static void KERNEL(add_bfloat16)(float *y, const void *rows, int64_t count, int64_t width, const float *z)
-{
-    KERNEL(add)(y, rows, count, width, z, true);
-}
-
-/* What some neurons give. later: others, whose rows are fetched meanwhile. */
-INLINE void KERNEL(add_neurons)(
-    float *y, const FeedForward *feed_forward, const int32_t *which, const int32_t *later, int some, const float *given,
-    const float *x, bool bfloat16)
-{
-    int64_t width = feed_forward->contract.columns, stride = feed_forward->stride * width * (bfloat16 ? 2 : 4);
-    const char *up = feed_forward->up.weight, *contract = feed_forward->contract.weight, *at[PAIR], *ahead[PAIR];
-    const float *bias = feed_forward->up.bias;
-    float z[PAIR] = {1, 1};
-    if (up) {
-        UNROLLED for (int k = 0; k < some; k++) {
-            at[k] = up + which[k] * stride;
-            ahead[k] = up + later[k] * stride;
-        }
-        KERNEL(dot_some)(z, 1, at, ahead, some, width, x, bfloat16);
-        UNROLLED for (int k = 0; k < some && bias; k++)
-            z[k] += bias[which[k]];
+/* The four products of one format, for one instruction set. Both numbers of rows are known where they are inlined. */
+#define FORMAT_PRODUCTS(NAME, FORMAT)                                                                                 \
+    static void KERNEL(dot_##NAME)(float *out, const Matrix *matrix, int64_t first, int64_t count, const float *x)    \
+    {                                                                                                                 \
+        KERNEL(dot)(out, matrix, first, count, x, FORMAT);                                                            \
+    }                                                                                                                 \
+    static void KERNEL(add_##NAME)(float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z)      \
+    {                                                                                                                 \
+        KERNEL(add)(y, matrix, first, count, z, FORMAT);                                                              \
+    }                                                                                                                 \
+    static void KERNEL(dot_some_##NAME)(                                                                              \
+        float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *x)        \
+    {                                                                                                                 \
+        if (some == PAIR)                                                                                             \
+            KERNEL(dot_some)(out, matrix, rows, later, PAIR, x, FORMAT);                                              \
+        else                                                                                                          \
+            KERNEL(dot_some)(out, matrix, rows, later, 1, x, FORMAT);                                                 \
+    }                                                                                                                 \
+    static void KERNEL(add_some_##NAME)(                                                                              \
+        float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *z)          \
+    {                                                                                                                 \
+        if (some == PAIR)                                                                                             \
+            KERNEL(add_some)(y, matrix, rows, later, PAIR, z, FORMAT);                                                \
+        else                                                                                                          \
+            KERNEL(add_some)(y, matrix, rows, later, 1, z, FORMAT);                                                   \
     }
-    UNROLLED for (int k = 0; k < some; k++) {
-        z[k] = given[k] * z[k] - feed_forward->resting[which[k]];
-        at[k] = contract + which[k] * stride;
-        ahead[k] = contract + later[k] * stride;
-    }
-    KERNEL(add_some)(y, at, ahead, some, width, z, bfloat16);
-}
 
-INLINE void KERNEL(add_acting)(
-    float *y, const FeedForward *feed_forward, const int32_t *which, int64_t count, const float *given, const float *x,
-    bool bfloat16)
-{
-    int64_t half = count / 2, last = count - 1;
-    for (int64_t i = 0; i < half; i++) {
-        bool more = i + 1 < half;
-        int32_t now[] = {which[i], which[i + half]};
-        int32_t later[] = {which[more ? i + 1 : last], which[more ? i + 1 + half : last]};
-        float both[] = {given[i], given[i + half]};
-        KERNEL(add_neurons)(y, feed_forward, now, later, 2, both, x, bfloat16);
-    }
-    if (count % 2)
-        KERNEL(add_neurons)(y, feed_forward, which + last, which + last, 1, given + last, x, bfloat16);
-}
-
-static void KERNEL(add_acting_float)(
-    float *y, const FeedForward *feed_forward, const int32_t *which, int64_t count, const float *given, const float *x)
-{
-    KERNEL(add_acting)(y, feed_forward, which, count, given, x, false);
-}
-
-static void KERNEL(add_acting_bfloat16)(
-    float *y, const FeedForward *feed_forward, const int32_t *which, int64_t count, const float *given, const float *x)
-{
-    KERNEL(add_acting)(y, feed_forward, which, count, given, x, true);
-}
+FORMAT_PRODUCTS(float32, FLOAT32)
+FORMAT_PRODUCTS(bfloat16, BFLOAT16)
+FORMAT_PRODUCTS(int8, INT8)
+#undef FORMAT_PRODUCTS
 
 INLINE float KERNEL(total)(const float *x, int64_t count, float less, bool squared)
 {
     Vector sum = {0};
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
-        Vector value = KERNEL(load)((const char *)x, i, false) - less;
+        Vector value = KERNEL(load)((const char *)x, i, FLOAT32) - less;
         sum += squared ? value * value : value;
     }
     float rest = 0;
@@ -1161,16 +1246,20 @@ static void KERNEL(cap)(float *values, int64_t count, float cap)
         values[i] = cap - 2 * cap / (1 + KERNEL(exponential)(2 / cap * values[i]));
 }
 
+#define FORMAT_ROW(NAME) {KERNEL(dot_##NAME), KERNEL(add_##NAME), KERNEL(dot_some_##NAME), KERNEL(add_some_##NAME)}
 static const Kernels KERNEL(kernels) = {
-    .dot = {KERNEL(dot_float), KERNEL(dot_bfloat16)},
-    .add = {KERNEL(add_float), KERNEL(add_bfloat16)},
-    .add_acting = {KERNEL(add_acting_float), KERNEL(add_acting_bfloat16)},
+    .formats = {
+        [FLOAT32] = FORMAT_ROW(float32),
+        [BFLOAT16] = FORMAT_ROW(bfloat16),
+        [INT8] = FORMAT_ROW(int8),
+    },
     .norm = KERNEL(norm),
     .activate = KERNEL(activate),
     .exponentials = KERNEL(exponentials),
     .cap = KERNEL(cap),
 };
 
+#undef FORMAT_ROW
 #undef LANES
 #undef Vector
 #undef INLINE

@@ -67,7 +67,7 @@ class GraphDecoder:
             cache: moves into the step's buffers.
             capture: makes a body repeatable; CudaCapture unless another is given, as for Triton's interpreter.
         """
-        device = weights.embedding_VD.device
+        device = weights.device
         self._cache, self._capture = cache, capture or CudaCapture()
         self._step = FusedStep(weights, context_length)
         cache.adopt(self._step.keys, self._step.values)

@@ -39,8 +39,8 @@ class FusedStep:
         self.weights = weights
         self.context_length = context_length
         layers, heads, size, width = len(weights.layers), weights.heads, weights.head_size, weights.width
-        neurons = len(weights.layers[0].feed_forward.contract_FD)
-        dtype, device = weights.embedding_VD.dtype, weights.embedding_VD.device
+        neurons = weights.layers[0].feed_forward.contract.row_count
+        dtype, device = weights.dtype, weights.device
 
         def buffer(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
@@ -55,7 +55,7 @@ class FusedStep:
         self.contract_bias_LD = self._own_bias_LD.clone()
         self.keys = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
         self.values = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
-        self.logits_V = buffer(len(weights.head.weight))
+        self.logits_V = buffer(weights.head.matrix.row_count)
         self._x_D = buffer(width)
         self._y_D = buffer(width)
         self._qkv = buffer((heads + 2 * weights.kv_heads) * size)
@@ -65,11 +65,11 @@ class FusedStep:
         self._extremes_2HP = buffer(2, heads, kernels.MOST_SPLITS, dtype=torch.float32)
         self._z_F = buffer(neurons, dtype=torch.float32)
         self._contracted_PD = buffer(kernels.contract_splits(neurons, width), width, dtype=torch.float32)
-        self._own_contract_L = torch.tensor([_address(layer.feed_forward.contract_FD) for layer in weights.layers]).to(
-            device
-        )
+        self._own_contract_L = torch.tensor(
+            [_address(layer.feed_forward.contract.dense()) for layer in weights.layers]
+        ).to(device)
         self.contract_L = self._own_contract_L.clone()
-        self._contract_dtype = weights.layers[0].feed_forward.contract_FD.dtype
+        self._contract_dtype = weights.layers[0].feed_forward.contract.dtype
         self.contract_index_LF = torch.empty_like(self.index_LF)
         self._everything_F = torch.arange(neurons, dtype=torch.int32, device=device)
         self._corrected: list[Tensor] = []
@@ -116,7 +116,7 @@ class FusedStep:
         # First of all, for there may not be room for both.
         self._corrected = []
         self._corrected = [
-            layer.feed_forward.contract_FD[kept_k]
+            layer.feed_forward.contract.rows(kept_k).dense()
             for layer, kept_k in zip(self.weights.layers, kept.layers, strict=True)
         ]
         for number, contract_kD in enumerate(self._corrected):
@@ -129,14 +129,19 @@ class FusedStep:
         """Enqueue the step of ``token_id`` at ``position``, which must be below ``bucket``; then position += 1."""
         weights = self.weights
         kernels.embed(
-            self.token_id, self.position, weights.embedding_VD, weights.embedding_scale, weights.positions, self._x_D
+            self.token_id,
+            self.position,
+            weights.embedding.dense(),
+            weights.embedding_scale,
+            weights.positions,
+            self._x_D,
         )
         for number, layer in enumerate(weights.layers):
             self._attention(number, layer, bucket)
             self._feed_forward(number, layer)
         kernels.project(
             self._x_D,
-            weights.head.weight,
+            weights.head.matrix.dense(),
             self.logits_V,
             bias_N=weights.head.bias,
             norm=weights.final_norm,
@@ -147,7 +152,7 @@ class FusedStep:
     def _attention(self, number: int, layer: Layer, bucket: int) -> None:
         keys, values = self.keys[number], self.values[number]
         merged, output = layer.query_key_value, layer.output
-        kernels.project(self._x_D, merged.weight, self._qkv, bias_N=merged.bias, norm=layer.before_attention)
+        kernels.project(self._x_D, merged.matrix.dense(), self._qkv, bias_N=merged.bias, norm=layer.before_attention)
         kernels.rotate_and_store(
             self._qkv,
             self.position,
@@ -174,9 +179,9 @@ class FusedStep:
         )
         attended = self._attended_HS.view(-1)
         if layer.after_attention is None:
-            kernels.project(attended, output.weight, self._x_D, bias_N=output.bias, residual_N=self._x_D)
+            kernels.project(attended, output.matrix.dense(), self._x_D, bias_N=output.bias, residual_N=self._x_D)
         else:
-            kernels.project(attended, output.weight, self._y_D, bias_N=output.bias)
+            kernels.project(attended, output.matrix.dense(), self._y_D, bias_N=output.bias)
             kernels.normalise_add(self._x_D, self._y_D, layer.after_attention)
 
     def _feed_forward(self, number: int, layer: Layer) -> None:
@@ -184,7 +189,7 @@ class FusedStep:
         bias_D = self.contract_bias_LD[number]
         kernels.expand(
             self._x_D,
-            feed_forward.expand.weight,
+            feed_forward.expand.matrix.dense(),
             index_F,
             kept,
             self._z_F,

@@ -25,7 +25,7 @@ from griffin.method.preparation import Preparation
 from griffin.method.statistic import FlockingStatistic, Sums
 from griffin.model.accounting import Accounting
 from griffin.model.cache import KVCache
-from griffin.model.families import FeedForward, feed_forwards, linear_weight
+from griffin.model.families import FeedForward, feed_forwards
 from griffin.model.forward import extend, head, logits, share
 from griffin.neurons import Kept, kept_count
 from griffin.request import Pruning
@@ -207,7 +207,8 @@ class Teacher:
 
     def _limits(self, kept: Kept | None, layer: int) -> tuple[Tensor, Tensor]:
         """What each gate must exceed in size, and what is taken off each activation, which resting ones lack."""
-        limit_F = linear_weight(self._blocks[layer].contract).new_full((self.width,), -1)
+        down = self._blocks[layer].down
+        limit_F = torch.full((self.width,), -1.0, dtype=down.dtype, device=down.device)
         resting_F = torch.zeros_like(limit_F)
         if kept is None:
             return limit_F, resting_F
@@ -220,10 +221,10 @@ class Teacher:
         return limit_F, resting_F
 
     def _offset(self, kept: Kept | None, layer: int) -> Tensor:
-        weight_DF = linear_weight(self._blocks[layer].contract)
+        down = self._blocks[layer].down
         if kept is None or kept.offset_LD is None:
-            return weight_DF.new_zeros(len(weight_DF))
-        return kept.offset_LD[layer].to(weight_DF)
+            return torch.zeros(down.columns, dtype=down.dtype, device=down.device)
+        return kept.offset_LD[layer].to(down.device, down.dtype)
 
 
 def _masking(

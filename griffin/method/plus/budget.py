@@ -18,7 +18,7 @@ from torch import Tensor
 
 from griffin.method.plus.calibration import Calibration
 from griffin.method.statistic import FlockingStatistic, Moments
-from griffin.model.families import FeedForward, linear_weight
+from griffin.model.families import FeedForward
 
 # General text counts as that many tokens of a prompt.
 PRIOR_TOKENS = 128
@@ -54,7 +54,6 @@ def offsets(blocks: Sequence[FeedForward], experts: Sequence[Tensor], mean_LF: T
     """What the removed neurons give on average, fp32 ``(L, D)``: in each layer their means through W_2's columns."""
     found = []
     for block, experts_k, mean_F in zip(blocks, experts, mean_LF, strict=True):
-        weight_DF = linear_weight(block.contract)
-        removed_F = mean_F.index_fill(0, experts_k, 0)
-        found.append((weight_DF @ removed_F.to(weight_DF)).to(mean_LF))
+        removed_F = mean_F.index_fill(0, experts_k, 0).to(block.down.device, block.down.dtype)
+        found.append(block.down.weighted_rows(removed_F).to(mean_LF))
     return torch.stack(found)

@@ -7,6 +7,7 @@ Shapes: L layers, F feed-forward neurons, P directions.
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from transformers import PreTrainedModel
 
 from griffin.errors import LoadError
 from griffin.method.statistic import Moments
-from griffin.model.families import feed_forwards, linear_weight
+from griffin.model.families import FeedForward, feed_forwards
+from griffin.model.matrix.modules import by_output
 
 # Raised when files of before would be read wrongly.
 EDITION = "4"
@@ -106,10 +108,17 @@ def identity(model: PreTrainedModel) -> str:
     """A short name for this model's FF weights, in whichever dtype, on whichever device, however laid out."""
     digest = hashlib.sha256()
     for block in feed_forwards(model):
-        for projection in (*block.expand, block.contract):
-            weight = linear_weight(projection)
-            step = max(1, weight.shape[0] // SAMPLED)
+        for sample_N in _samples(block):
             # Of bfloat16's precision, which all dtypes that a model is served in have in common or exceed.
-            sample = weight[::step, 0].float().to(torch.bfloat16).view(torch.int16).cpu()
-            digest.update(sample.numpy().tobytes())
+            numbers = sample_N.to(torch.bfloat16).contiguous().view(torch.int16).cpu()
+            digest.update(numbers.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _samples(block: FeedForward) -> Iterator[Tensor]:
+    """Some 64 numbers of each projection: of the first input, or, of the contracting one, of the first neuron."""
+    for matrix in map(by_output, block.expand):
+        numbers = torch.arange(0, matrix.row_count, max(1, matrix.row_count // SAMPLED))
+        yield matrix.rows(numbers).dense()[:, 0]
+    first_D = block.down.part(0, 1).dense()[0]
+    yield first_D[:: max(1, len(first_D) // SAMPLED)]

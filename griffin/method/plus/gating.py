@@ -17,7 +17,7 @@ from torch import Tensor
 
 from griffin.method.plus.calibration import Calibration
 from griffin.method.statistic import Activations
-from griffin.model.families import FeedForward, linear_weight
+from griffin.model.families import FeedForward
 from griffin.neurons import Correction, Gating
 
 # Of the kept neurons, where there are enough: how many act on a token.
@@ -79,8 +79,8 @@ def given_at_rest(
     """What each layer's kept neurons give when all of them rest: fp32 ``(L, D)``."""
     given = []
     for layer, (block, experts_k, resting_k) in enumerate(zip(blocks, experts, gating.resting, strict=True)):
-        weight_DF = linear_weight(block.contract)
-        given_D = resting_k.to(weight_DF) @ weight_DF.t().index_select(0, experts_k.to(weight_DF.device))
+        kept = block.down.rows(experts_k)
+        given_D = kept.weighted_rows(resting_k.to(kept.device, kept.dtype))
         if correction is not None:
             left_kR, right_RD = correction.left[layer], correction.right[layer]
             given_D = given_D + (resting_k.to(left_kR) @ left_kR @ right_RD).to(given_D)

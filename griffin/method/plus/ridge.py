@@ -19,7 +19,7 @@ from torch import Tensor
 
 from griffin.method.plus.calibration import Calibration
 from griffin.method.statistic import Activations, centred_rows
-from griffin.model.families import FeedForward, linear_weight
+from griffin.model.families import FeedForward
 from griffin.neurons import Correction
 
 # Of a prompt.
@@ -80,7 +80,7 @@ def predict(
     factor_LRR = torch.linalg.cholesky_ex(gram_LRR).L
     right_LRD = torch.cholesky_inverse(factor_LRR) @ given_LRD[:, :-1]
     offset_LD = given_LRD[:, -1] - (torch.stack(means)[:, None] @ right_LRD)[:, 0]
-    return _correction(left, right_LRD, linear_weight(blocks[0].contract).dtype), offset_LD
+    return _correction(left, right_LRD, blocks[0].down.dtype), offset_LD
 
 
 def _correction(left: Sequence[Tensor], right_LRD: Tensor, dtype: torch.dtype) -> Correction:
@@ -94,10 +94,9 @@ def _correction(left: Sequence[Tensor], right_LRD: Tensor, dtype: torch.dtype) -
 
 def _through(block: FeedForward, x_RF: Tensor, experts_k: Tensor) -> Tensor:
     """What the removed neurons of these rows give: fp32 ``(R, D)``."""
-    weight_DF = linear_weight(block.contract)
     removed_F = torch.ones(x_RF.shape[1], dtype=torch.bool, device=x_RF.device).index_fill_(0, experts_k, False)
     removed = removed_F.nonzero()[:, 0]
-    rows_rD = weight_DF.t().index_select(0, removed.to(weight_DF.device))
+    rows_rD = block.down.rows(removed).dense()
     x_Rr = x_RF.index_select(1, removed)
     # Many processors multiply matrices of half precision several times slower; CUDA devices do not.
     return x_Rr @ rows_rD.float() if x_RF.device.type == "cpu" else (x_Rr.to(rows_rD) @ rows_rD).to(x_RF)

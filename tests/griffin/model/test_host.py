@@ -187,7 +187,7 @@ def test_the_twin_takes_no_more_room_than_the_largest_request_needs() -> None:
     for kept, neurons in ((5, 5), (20, 20), (3, 20)):
         loaded = twin.load(Kept([torch.arange(kept)] * 3))
 
-        assert {len(experts.contract_FD) for experts in loaded} == {kept}
+        assert {block.contract.row_count for block in loaded} == {kept}
         assert {layer._buffers[2].shape[0] for layer in twin._layers} == {neurons}
 
 

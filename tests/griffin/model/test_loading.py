@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from griffin import Accounting, Engine, Pruning, Sampling
 from griffin.errors import LoadError, UnsupportedModel
 from griffin.model import loading
 from griffin.model.checkpoint.source import embedded_file
@@ -212,6 +214,35 @@ def test_impossible_placement(options: dict[str, str], text: str) -> None:
     """Device and dtype are checked before anything is read."""
     with pytest.raises(LoadError, match=text):
         load(**options)
+
+
+def test_int8_halves_the_bytes_of_bfloat16(directory: Path) -> None:
+    """What a token reads, and what is reported; parameters are counted as the numbers that they stand for."""
+    plain, rounded = (load(str(directory), dtype=dtype, device="cpu") for dtype in ("float32", "int8"))
+    before, after = Accounting.of(plain.model), Accounting.of(rounded.model)
+    prompt, sampling = list(range(3, 30)), Sampling(temperature=0, max_tokens=5, ignore_eos=True)
+    exact, near = (Engine(c.model).score(prompt, [7, 8, 9], Pruning()) for c in (plain, rounded))
+
+    assert (plain.formats, rounded.formats.split(", ")[0]) == ("float32", "int8")
+    assert after.total == before.total
+    assert after.weight_bytes < 0.55 * before.weight_bytes
+    assert after.bytes_per_neuron < 0.6 * before.bytes_per_neuron
+    torch.testing.assert_close(near, exact, atol=0.1, rtol=0.1)
+    for sparsity in (0.0, 0.5):
+        assert len(list(Engine(rounded.model).generate(prompt, sampling, Pruning(sparsity)))) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "cpu", "ff_offload": True}, "dtype int8 does not go together with ff-offload"),
+        ({"device": "meta"}, "dtype int8 runs on a CPU only, not on meta"),
+    ],
+)
+def test_int8_says_where_it_does_not_run(directory: Path, options: dict[str, Any], words: str) -> None:
+    """Before anything is loaded."""
+    with pytest.raises(LoadError, match=words):
+        load(str(directory), dtype="int8", **options)
 
 
 def test_tokenizer_survives_the_cache(smollm2: Checkpoint) -> None:

@@ -14,21 +14,26 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from griffin.decode.c import step as native
+from griffin.decode.c import library, room
+from griffin.decode.c.description import supported
 from griffin.decode.c.step import NativeStep
 from griffin.decode.torch_step import LeanStep
 from griffin.decode.twin import DecodeTwin
+from griffin.library import compiled
 from griffin.model.cache import SMALLEST_CAPACITY, KVCache
 from griffin.model.families import BLOCKS, feed_forwards
 from griffin.model.layout import store_by_neuron_
-from griffin.model.weights import Weights, read_weights
+from griffin.model.matrix.dense import Dense
+from griffin.model.matrix.int8 import Int8
+from griffin.model.quantise import round_to_int8_
+from griffin.model.weights import Layer, Weights, read_weights
 from griffin.neurons import Correction, Gating, Kept
 from tests.griffin import oracle
 from tests.tiny import tiny_model
 
 # Where tests are the gate, its absence is a failure.
 if os.environ.get("CI") != "true":
-    pytestmark = pytest.mark.skipif(not native.available(), reason="griffin/_native was not built: no C compiler")
+    pytestmark = pytest.mark.skipif(not library.available(), reason="griffin/_native was not built: no C compiler")
 
 PROMPT, TOKENS = 13, 4
 LAYERS, WIDTH = 3, 52
@@ -109,7 +114,7 @@ def step(model: PreTrainedModel) -> Iterator[NativeStep]:
 
 def test_it_is_built() -> None:
     """Not skipped where CI=true: an installation with a compiler has it."""
-    assert native.available()
+    assert library.available()
 
 
 @pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, GATED], ids=["dense", "kept", "ragged", "gated"])
@@ -284,7 +289,7 @@ def test_neurons_that_were_not_copied_are_not_used(
     """Room that was left half filled is not read: all neurons are."""
     step.keep(RAGGED)
     with monkeypatch.context() as patch:
-        patch.setattr(native._Room, "correct", lambda *_: 1 / 0)
+        patch.setattr(room.Room, "correct", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             step.keep(GATED)
 
@@ -342,11 +347,11 @@ def test_refuses_what_it_would_read_beyond(model: PreTrainedModel, step: NativeS
 def test_room_is_of_tensors_side_by_side(monkeypatch: pytest.MonkeyPatch, huge: bool) -> None:
     """Each on lines of its own, with and without pages to ask for."""
     if not huge:
-        monkeypatch.delattr(native.mmap, "MADV_HUGEPAGE", raising=False)
-    first, second = native._untouched([(2, 3, 5), (1, 7)], torch.bfloat16)
+        monkeypatch.delattr(room.mmap, "MADV_HUGEPAGE", raising=False)
+    first, second = room._untouched([30, 70])
     first.fill_(1)
 
-    assert (first.shape, second.shape) == ((2, 3, 5), (1, 7))
+    assert (len(first), len(second)) == (64, 128)
     assert not second.any()
     assert [tensor.data_ptr() % 64 for tensor in (first, second)] == [0, 0]
 
@@ -354,13 +359,49 @@ def test_room_is_of_tensors_side_by_side(monkeypatch: pytest.MonkeyPatch, huge: 
 def test_room_that_is_refused_is_memory_that_is_missing() -> None:
     """The engine tells it from a fault."""
     with pytest.raises(MemoryError, match="for kept neurons: Cannot allocate memory"):
-        native._untouched([(1 << 20, 1 << 30)], torch.float32)
+        room._untouched([1 << 52])
+
+
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, GATED], ids=["dense", "kept", "ragged", "gated"])
+@pytest.mark.parametrize("family", BLOCKS)
+def test_int8_decodes_as_the_rounded_model_does(family: str, kept: Kept | None) -> None:
+    """Codes are read in place; what is rounded once is the same for the prompt and for each token."""
+    model = tiny_model(family)
+    round_to_int8_(model)
+    step = NativeStep(prepared(model), read_prompt(model), threads=2)
+    step.keep(kept)
+
+    assert distance(decode(step), expected(model, kept)) < 1e-4
+
+
+@pytest.mark.parametrize("kept", [None, ragged(420, 216), gated(420, 216)], ids=["dense", "ragged", "gated"])
+def test_a_format_for_each_projection(kept: Kept | None) -> None:
+    """Three formats in one block, and keys and values in the model's own dtype."""
+    model = tiny_model("llama", hidden_size=216, intermediate_size=420).to(torch.bfloat16)
+    weights, plain = prepared(model), model.dtype
+    mixed = replace(weights, layers=[_mixed(layer) for layer in weights.layers])
+    steps = [NativeStep(each, read_prompt(model), threads=2) for each in (weights, mixed)]
+    for step in steps:
+        step.keep(kept)
+    exact, found = map(decode, steps)
+
+    assert {matrix.format for matrix in mixed.matrices()} == {"float32", "bfloat16", "int8"}
+    assert mixed.dtype == plain
+    assert 0 < distance(found, exact) < 0.05
+
+
+def _mixed(layer: Layer) -> Layer:
+    block = layer.feed_forward
+    output = replace(layer.output, matrix=Dense(layer.output.matrix.dense().float()))
+    expand = replace(block.expand, matrix=Dense(block.expand.matrix.dense().float()))
+    contract = Int8.rounded(block.contract.dense())
+    return replace(layer, output=output, feed_forward=replace(block, expand=expand, contract=contract))
 
 
 def test_supports_two_types_of_weights() -> None:
-    """fp16 goes another way, and so does a model of two types."""
-    for dtype, supported in ((torch.float32, True), (torch.bfloat16, True), (torch.float16, False)):
-        assert native.supported(prepared(tiny_model("llama").to(dtype))) is supported
+    """fp16 goes another way."""
+    for dtype, readable in ((torch.float32, True), (torch.bfloat16, True), (torch.float16, False)):
+        assert supported(prepared(tiny_model("llama").to(dtype))) is readable
 
     weights = prepared(tiny_model("llama").to(torch.float16))
     with pytest.raises(ValueError, match="weights"):
@@ -373,6 +414,6 @@ def test_goes_without_a_library(tmp_path: Path, caplog: pytest.LogCaptureFixture
     if contents is not None:
         (tmp_path / f"_native{EXTENSION_SUFFIXES[0]}").write_bytes(contents)
     with caplog.at_level(logging.WARNING):
-        assert native._load(tmp_path) is None
+        assert library._load(compiled(tmp_path)) is None
 
     assert "decoding without the compiled step" in caplog.text

@@ -18,7 +18,7 @@ from griffin.method.plus.budget import budgets, highest
 from griffin.method.plus.calibration import Calibration
 from griffin.method.plus.measurement import calibrate
 from griffin.model.accounting import Accounting
-from griffin.model.families import FeedForward, feed_forwards, linear_weight
+from griffin.model.families import FeedForward, feed_forwards
 from griffin.neurons import Kept, Selection
 from griffin.request import PARTS, PartName
 from tests.griffin import oracle
@@ -152,7 +152,7 @@ def test_what_all_give_at_rest_is_in_the_offset(model: PreTrainedModel, prompts:
     assert kept.correction is not None
     assert without.gating is None
     for layer, (block, resting_k) in enumerate(zip(blocks, kept.gating.resting, strict=True)):
-        rows_kD = linear_weight(block.contract).detach().t()[kept.layers[layer]]
+        rows_kD = block.down.dense()[kept.layers[layer]]
         rows_kD = rows_kD + kept.correction.left[layer] @ kept.correction.right[layer]
         expected_D = without.offset_LD[layer] + resting_k @ rows_kD
         torch.testing.assert_close(kept.offset_LD[layer], expected_D, atol=1e-5, rtol=1e-3)
@@ -178,7 +178,7 @@ def test_the_prediction_is_ridge_regression(prior: bool, model: PreTrainedModel,
         model(torch.tensor([ids]))
     assert kept.correction is not None
     for layer, block in enumerate(feed_forwards(model)):
-        z_TF, weight_FD = activations[layer][1:].double(), linear_weight(block.contract).detach().t().double()
+        z_TF, weight_FD = activations[layer][1:].double(), block.down.dense().double()
         experts_k = kept.layers[layer]
         removed_F = torch.ones(len(weight_FD)).index_fill(0, experts_k, 0).bool()
         own_T1 = 1 / z_TF.norm(dim=1, keepdim=True)
@@ -210,8 +210,8 @@ def test_half_precision_holds_the_correction(prompts: Prompts) -> None:
     model, ids = tiny_model("llama"), prompts(11, 30)
     with torch.no_grad():
         for block in feed_forwards(model):
-            linear_weight(block.expand[-1]).mul_(1e-7)
-            linear_weight(block.contract).mul_(1e3)
+            block.parts_FD[-1].dense().mul_(1e-7)
+            block.down.dense().mul_(1e3)
     calibration = calibrated(model)
     corrections = []
     for dtype in (torch.float32, torch.float16):

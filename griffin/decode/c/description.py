@@ -1,0 +1,132 @@
+"""A model's weights as the compiled step sees them."""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from griffin.decode.c.library import (
+    CACHE_FORMATS,
+    FORMATS,
+    CFeedForward,
+    CLayer,
+    CMatrix,
+    CModel,
+    CNorm,
+    CProjection,
+    CRotary,
+)
+from griffin.model.matrix.dense import Dense
+from griffin.model.matrix.matrix import Matrix
+from griffin.model.weights import ACTIVATIONS, FeedForwardWeights, Layer, Norm, Projection, Rotary, Weights
+
+
+def supported(weights: Weights) -> bool:
+    """Whether the step can read such weights: on the CPU, in formats that it knows, every row contiguous."""
+    matrices = [*weights.matrices(), *([] if weights.positions is None else [Dense(weights.positions)])]
+    return str(weights.dtype).removeprefix("torch.") in CACHE_FORMATS and all(map(_readable, matrices))
+
+
+def _readable(matrix: Matrix) -> bool:
+    contiguous = all(plane.is_contiguous() for plane in matrix.planes)
+    return matrix.format in FORMATS and matrix.device.type == "cpu" and contiguous
+
+
+def described(planes: Sequence[Tensor], format: str, columns: int) -> CMatrix:
+    """A matrix of these planes, whose rows may lie apart. The planes must live as long as it is used."""
+    codes, *scales = planes
+    stride = codes.stride(0) * codes.element_size()
+    scale = scales[0].data_ptr() if scales else None
+    return CMatrix(codes.data_ptr(), scale, len(codes), columns, stride, FORMATS.index(format))
+
+
+class Description:
+    """All structures, and the small tensors that were made for them. Biases and norms become fp32.
+
+    model: what a step is opened with.
+    layers, blocks: for each layer; a layer reads the neurons of the block that is written into it.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._held: list[object] = []
+        rotaries = list({id(layer.rotary): layer.rotary for layer in weights.layers if layer.rotary}.values())
+        self._rotaries = (CRotary * len(rotaries))(*(self._rotary(rotary) for rotary in rotaries))
+        numbers = {id(rotary): number for number, rotary in enumerate(rotaries)}
+        blocks = (self._block(layer.feed_forward) for layer in weights.layers)
+        self.blocks = (CFeedForward * len(weights.layers))(*blocks)
+        self.layers = (CLayer * len(weights.layers))(
+            *(
+                self._layer(layer, block, self._rotaries[numbers[id(layer.rotary)]] if layer.rotary else None)
+                for layer, block in zip(weights.layers, self.blocks, strict=True)
+            )
+        )
+        self.model = CModel(
+            embedding=self._matrix(weights.embedding),
+            positions=CMatrix() if weights.positions is None else self._matrix(Dense(weights.positions)),
+            head=self._projection(weights.head),
+            final_norm=self._norm(weights.final_norm),
+            layers=self.layers,
+            rotaries=self._rotaries,
+            layer_count=len(self.layers),
+            rotary_count=len(rotaries),
+            width=weights.width,
+            heads=weights.heads,
+            kv_heads=weights.kv_heads,
+            head_size=weights.head_size,
+            embedding_scale=weights.embedding_scale,
+            scale=weights.scale,
+            score_cap=weights.score_cap or 0,
+            logit_cap=weights.logit_cap or 0,
+            activation=ACTIVATIONS.index(weights.activation),
+            cache_format=FORMATS.index(str(weights.dtype).removeprefix("torch.")),
+        )
+
+    def _layer(self, layer: Layer, block: CFeedForward, rotary: CRotary | None) -> CLayer:
+        return CLayer(
+            before_attention=self._norm(layer.before_attention),
+            query_norm=self._norm(layer.query_norm),
+            key_norm=self._norm(layer.key_norm),
+            after_attention=self._norm(layer.after_attention),
+            before_feed_forward=self._norm(layer.before_feed_forward),
+            after_feed_forward=self._norm(layer.after_feed_forward),
+            query_key_value=self._projection(layer.query_key_value),
+            output=self._projection(layer.output),
+            feed_forward=block,
+            rotary=ctypes.pointer(rotary) if rotary is not None else None,
+            window=layer.window or 0,
+        )
+
+    def _block(self, feed_forward: FeedForwardWeights) -> CFeedForward:
+        contract = self._projection(Projection(feed_forward.contract, feed_forward.contract_bias))
+        if not feed_forward.gated:
+            return CFeedForward(self._projection(feed_forward.expand), CProjection(), contract)
+        both, bias_P, neurons = feed_forward.expand.matrix, feed_forward.expand.bias, contract.matrix.rows
+        biases = (None, None) if bias_P is None else (bias_P[:neurons], bias_P[neurons:])
+        gate, up = (Projection(*pair) for pair in zip(both.split([neurons, neurons]), biases, strict=True))
+        return CFeedForward(self._projection(gate), self._projection(up), contract)
+
+    def _projection(self, projection: Projection) -> CProjection:
+        return CProjection(self._matrix(projection.matrix), self._float(projection.bias))
+
+    def _matrix(self, matrix: Matrix) -> CMatrix:
+        self._held.append(matrix)
+        return described(matrix.planes, matrix.format, matrix.columns)
+
+    def _norm(self, norm: Norm | None) -> CNorm:
+        if norm is None:
+            return CNorm()
+        width = len(norm.weight)
+        return CNorm(self._float(norm.weight), self._float(norm.bias), width, norm.eps, norm.centred)
+
+    def _rotary(self, rotary: Rotary) -> CRotary:
+        frequencies_R = rotary.frequencies_R
+        pointers = [self._float(tensor) for tensor in (frequencies_R, *torch.empty(2, len(frequencies_R)))]
+        return CRotary(*pointers, len(frequencies_R), rotary.scaling)
+
+    def _float(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        held = tensor.float().contiguous()
+        self._held.append(held)
+        return held.data_ptr()

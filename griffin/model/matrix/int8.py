@@ -1,0 +1,70 @@
+"""Whole numbers from -127 to 127, with one scale for each row."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from griffin.model.matrix.matrix import Matrix
+
+LARGEST = 127
+# Rows that are widened at once for a product. All rows of a large vocabulary would take as much memory as the model.
+ROWS_AT_ONCE = 4096
+
+
+class Int8(Matrix):
+    """Two planes: codes int8 ``(R, C)``, and scales fp32 ``(R,)``. A number is its code times its row's scale."""
+
+    format = "int8"
+
+    def __init__(self, codes_RC: Tensor, scales_R: Tensor, dtype: torch.dtype) -> None:
+        """
+        Args:
+            dtype: of activations and products.
+        """
+        self.codes_RC, self.scales_R, self._dtype = codes_RC, scales_R, dtype
+
+    @classmethod
+    def rounded(cls, numbers_RC: Tensor) -> "Int8":
+        """The nearest codes, with scales by which each row's largest number is exact."""
+        largest_R = numbers_RC.float().abs().amax(dim=1)
+        scales_R = (largest_R / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+        codes_RC = (numbers_RC.float() / scales_R[:, None]).round_().clamp_(-LARGEST, LARGEST)
+        return cls(codes_RC.to(torch.int8), scales_R, numbers_RC.dtype)
+
+    @property
+    def planes(self) -> Sequence[Tensor]:
+        return self.codes_RC, self.scales_R
+
+    def of(self, planes: Sequence[Tensor]) -> "Int8":
+        codes_RC, scales_R = planes
+        return Int8(codes_RC, scales_R, self._dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def columns(self) -> int:
+        return self.codes_RC.shape[1]
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        return (self.codes_RC.float() * self.scales_R[:, None]).to(dtype or self._dtype)
+
+    def product(self, x: Tensor, bias_R: Tensor | None = None) -> Tensor:
+        # Codes are exact in every dtype; only the scale, in fp32, is not.
+        parts = [functional.linear(x, codes.to(x.dtype)).float() * scales for codes, scales in self._pieces()]
+        y = torch.cat(parts, dim=-1)
+        return (y if bias_R is None else y + bias_R.float()).to(x.dtype)
+
+    def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
+        weighted = (z.float() * self.scales_R).to(z.dtype)
+        pieces = torch.split(weighted, ROWS_AT_ONCE, dim=-1)
+        y = torch.stack([
+            (part @ codes.to(z.dtype)).float() for part, (codes, _) in zip(pieces, self._pieces(), strict=True)
+        ]).sum(dim=0)  # fmt: skip
+        return (y if bias_C is None else y + bias_C.float()).to(z.dtype)
+
+    def _pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(torch.split(self.codes_RC, ROWS_AT_ONCE), torch.split(self.scales_R, ROWS_AT_ONCE), strict=True)

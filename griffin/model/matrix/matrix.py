@@ -1,0 +1,133 @@
+"""Matrix: what the rest of the library knows of a weight.
+
+Shapes: R rows, C columns, T tokens, k chosen rows.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class Matrix(ABC):
+    """R rows of C numbers. Rows are what is gathered: of a feed-forward weight, a row belongs to one neuron.
+
+    A matrix is made of planes, tensors whose first dimension is R. What the planes mean is the format's own business;
+    that they can be cut, joined and gathered by row is not.
+    """
+
+    # The format's name, as the C step knows it.
+    format: str
+
+    @property
+    @abstractmethod
+    def planes(self) -> Sequence[Tensor]:
+        """Codes first; each ``(R, ...)``."""
+
+    @abstractmethod
+    def of(self, planes: Sequence[Tensor]) -> Self:
+        """A matrix of the same format, of other planes."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """What it computes with: the dtype of ``dense`` and of products."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> int: ...
+
+    @abstractmethod
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The numbers, ``(R, C)``, in ``dtype`` or its own. A view where nothing has to be computed."""
+
+    @abstractmethod
+    def product(self, x: Tensor, bias_R: Tensor | None = None) -> Tensor:
+        """Rows times x, plus the bias: ``(..., C)`` to ``(..., R)``."""
+
+    @abstractmethod
+    def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
+        """The sum of the rows weighted by z, plus the bias: ``(..., R)`` to ``(..., C)``."""
+
+    @property
+    def row_count(self) -> int:
+        return len(self.planes[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.row_count, self.columns
+
+    @property
+    def device(self) -> torch.device:
+        return self.planes[0].device
+
+    @property
+    def bytes(self) -> int:
+        return sum(plane.nbytes for plane in self.planes)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of all planes. Every row takes as many."""
+        return self.bytes // max(1, self.row_count)
+
+    def rows(self, index_k: Tensor) -> Self:
+        """A copy of the rows of these numbers, int64 ``(k,)``."""
+        return self.of([plane.index_select(0, index_k.to(plane.device)) for plane in self.planes])
+
+    def part(self, first: int, end: int) -> Self:
+        """A view of the rows from ``first`` up to ``end``."""
+        return self.of([plane[first:end] for plane in self.planes])
+
+    def split(self, sizes: Sequence[int]) -> list[Self]:
+        """Views of rows, so many at a time."""
+        return [
+            self.of(planes) for planes in zip(*(torch.split(plane, list(sizes)) for plane in self.planes), strict=True)
+        ]
+
+    def room(self, count: int, device: torch.device | None = None) -> Self:
+        """An empty matrix of as many rows."""
+        return self.of([plane.new_empty((count, *plane.shape[1:]), device=device) for plane in self.planes])
+
+    def fill_(self, source: Self, index_k: Tensor) -> None:
+        """Have these rows, k of them, be the source's rows of these numbers."""
+        for own, theirs in zip(self.planes, source.planes, strict=True):
+            torch.index_select(theirs, 0, index_k, out=own)
+
+    def contiguous(self) -> Self:
+        """With each row in one piece, and one row after the other; itself if it is so already."""
+        if all(plane.is_contiguous() for plane in self.planes):
+            return self
+        return self.of([plane.contiguous() for plane in self.planes])
+
+    def row_norms(self) -> Tensor:
+        """fp32 ``(R,)``."""
+        norms_R: Tensor = torch.linalg.vector_norm(self.dense(), dim=1, dtype=torch.float32)
+        return norms_R
+
+    def to(self, device: torch.device) -> Self:
+        return self.of([plane.to(device) for plane in self.planes])
+
+
+M = TypeVar("M", bound=Matrix)
+
+
+def joined(parts: Sequence[M]) -> M:
+    """One matrix of the rows of several; a view of their memory if they lie one behind the other already."""
+    if len(parts) == 1:
+        return parts[0]
+    planes = list(zip(*(part.planes for part in parts), strict=True))
+    if all(map(_adjacent, planes)):
+        count = sum(part.row_count for part in parts)
+        return parts[0].of([first.as_strided((count, *first.shape[1:]), first.stride()) for first, *_ in planes])
+    return parts[0].of([torch.cat(plane) for plane in planes])
+
+
+def _adjacent(planes: Sequence[Tensor]) -> bool:
+    """Whether each begins where the one before ends, in one storage."""
+    if any(plane.untyped_storage().data_ptr() != planes[0].untyped_storage().data_ptr() for plane in planes):
+        return False
+    starts = [plane.storage_offset() for plane in planes]
+    ends = [plane.storage_offset() + plane.numel() for plane in planes]
+    return all(plane.is_contiguous() for plane in planes) and starts[1:] == ends[:-1]

@@ -1,0 +1,32 @@
+"""Giving a loaded model's weights another format, in place: ``--dtype int8``."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from griffin.model.families import feed_forwards
+from griffin.model.matrix.int8 import Int8
+from griffin.model.matrix.modules import MatrixEmbedding, MatrixLinear, by_input, by_output, table
+
+
+@torch.no_grad()
+def round_to_int8_(model: PreTrainedModel) -> None:
+    """Round all projections, the embedding and the head to 8 bits with a scale for each row; the rest stays.
+
+    A row of a feed-forward weight belongs to one neuron. This goes module by module and needs little memory besides.
+    """
+    contracting = {id(block.contract) for block in feed_forwards(model)}
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head.weight is embedding.weight
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear | Conv1D) and module is not head:
+            by_neuron = id(module) in contracting
+            matrix = by_input(module) if by_neuron else by_output(module)
+            rounded = Int8.rounded(matrix.dense())
+            bias = module.bias.detach() if isinstance(module.bias, torch.Tensor) else None
+            model.set_submodule(name, MatrixLinear(rounded, bias, by_input=by_neuron))
+    matrix = Int8.rounded(by_output(head).dense())
+    model.set_output_embeddings(MatrixLinear(matrix, head.bias, by_input=False))
+    scale = float(getattr(embedding, "embed_scale", 1.0))
+    model.set_input_embeddings(MatrixEmbedding(matrix if tied else Int8.rounded(table(embedding).dense()), scale))
