@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
+from griffin.__main__ import main as product_main
 from griffin.experiments.__main__ import COMMANDS, main
 from griffin.experiments.registry import EXPERIMENTS
 from griffin.experiments.tasks import simulation
@@ -90,7 +91,7 @@ def test_a_run_that_was_stopped_goes_on(
         return generate(*arguments)
 
     monkeypatch.setattr(simulation, "_text", stopped)
-    assert run(*words)[::2] == (130, "griffin: stopped; run the same again to go on\n")
+    assert run(*words)[::2] == (130, "griffin: stopped; run the same command again to go on\n")
     code, out, _ = run(*words)
 
     assert code == 0
@@ -108,7 +109,7 @@ def test_a_run_that_was_stopped_goes_on(
         (["classification", "--tasks", "chess"], "argument --tasks: invalid choice: 'chess'"),
         (["generation", "--limit", "-1"], "argument --limit: '-1' is not a whole number of at least 0"),
         (["nothing"], "argument NAME: invalid choice: 'nothing'"),
-        (["tune"], "the following arguments are required: --prompts"),
+        (["pace", "--tokens"], "argument --tokens: expected one argument"),
         ([], "the following arguments are required: NAME"),
     ],
 )
@@ -119,6 +120,39 @@ def test_bad_flags(words: list[str], message: str, run: Run) -> None:
     assert code in (1, 2)
     assert err.startswith(f"griffin: {message}")
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("module", ["griffin", "griffin.experiments"])
+@pytest.mark.parametrize("name", ["tune", "calibrate"])
+def test_steps_that_prepare_a_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str, name: str
+) -> None:
+    """They are commands of ``griffin``. The old spelling works too, and says the new one."""
+    monkeypatch.setattr(
+        sys, "argv", [module, name, "--model", "./nowhere", *["--prompts", "x"][: 2 * (name == "tune")]]
+    )
+    run = {"griffin": product_main, "griffin.experiments": main}[module]
+    try:
+        code = run()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    *hints, error = capsys.readouterr().err.splitlines()
+
+    assert code in (1, 2)
+    assert error.startswith("griffin: ")
+    assert "nowhere" in error or "'x'" in error
+    assert [f"python -m griffin {name}" in hint for hint in hints] == [True] * (module == "griffin.experiments")
+
+
+def test_help_of_the_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What there is, and what each needs."""
+    monkeypatch.setattr(sys, "argv", ["griffin", "--help"])
+    with pytest.raises(SystemExit):
+        product_main()
+    out = capsys.readouterr().out
+
+    assert "\n    calibrate" in out
+    assert "\n    tune" in out
 
 
 def test_bad_data(run: Run, checkpoint: Path, tmp_path: Path) -> None:

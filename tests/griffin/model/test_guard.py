@@ -121,7 +121,7 @@ UNGUARDED = """
 import mmap, sys
 from pathlib import Path
 if sys.argv[2] == "guarded":
-    from griffin import guard
+    from griffin.model import guard
     assert guard.available()
 file = Path(sys.argv[1])
 file.write_bytes(bytes(2 * mmap.PAGESIZE))

@@ -371,7 +371,7 @@ def test_a_model_that_is_not_calibrated() -> None:
     """Says what to do; the paper's method is served all the same."""
     engine = Engine(tiny_model("llama"))
 
-    with pytest.raises(InvalidRequest, match="experiments calibrate"):
+    with pytest.raises(InvalidRequest, match="python -m griffin calibrate"):
         list(engine.generate([5, 6, 7], Sampling(max_tokens=2), PLUS))
     assert len(list(engine.generate([5, 6, 7], Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5)))) == 2
 
