@@ -44,7 +44,7 @@ image:
 overhead: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.server.overhead $(ARGS)
 
-$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) griffin/decode/c/step.c griffin/model/guard.c
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) $(wildcard griffin/*/*.c griffin/*/*/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ...' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

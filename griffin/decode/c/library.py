@@ -1,4 +1,4 @@
-"""The compiled step: its structures, as C sees them, and its functions.
+"""The compiled step: the structures of ``model.h`` and the functions of ``step.c``.
 
 Where there was no C compiler at installation, ``available()`` is false.
 """
@@ -12,7 +12,7 @@ from griffin.library import compiled
 
 logger = logging.getLogger("griffin")
 
-# Names of ``Matrix.format`` by their numbers in step.c.
+# Names of ``Matrix.format`` by their numbers in model.h.
 FORMATS = ("float32", "bfloat16", "int8")
 # Of these, the ones that keys and values can have.
 CACHE_FORMATS = ("float32", "bfloat16")

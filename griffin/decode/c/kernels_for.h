@@ -1,0 +1,381 @@
+/*
+ * The kernels for one instruction set: TARGET, with vectors of VECTOR_BYTES. kernels.h includes this file several times.
+ */
+
+#define LANES (VECTOR_BYTES / 4)
+
+typedef float KERNEL(Vector) __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t KERNEL(Bits) __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t KERNEL(Halves) __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef int32_t KERNEL(Whole) __attribute__((vector_size(VECTOR_BYTES)));
+typedef int8_t KERNEL(Bytes) __attribute__((vector_size(VECTOR_BYTES / 4)));
+#define Vector KERNEL(Vector)
+#define INLINE static inline __attribute__((always_inline))
+/* Over rows whose number is known where this is inlined: what is held of each then lies in registers. */
+#define UNROLLED _Pragma("GCC unroll 4")
+
+/* To 32 bits each. The compiler itself needs four instructions for what the processor does in one. */
+INLINE KERNEL(Bits) KERNEL(widen)(KERNEL(Halves) halves)
+{
+#if VECTOR_BYTES == 64
+    return (KERNEL(Bits))_mm512_cvtepu16_epi32((__m256i)halves);
+#elif VECTOR_BYTES == 32
+    return (KERNEL(Bits))_mm256_cvtepu16_epi32((__m128i)halves);
+#else
+    return __builtin_convertvector(halves, KERNEL(Bits));
+#endif
+}
+
+/* Likewise, with their signs. */
+INLINE KERNEL(Whole) KERNEL(widen_bytes)(const char *bytes)
+{
+#if VECTOR_BYTES == 64
+    return (KERNEL(Whole))_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)bytes));
+#elif VECTOR_BYTES == 32
+    return (KERNEL(Whole))_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)bytes));
+#else
+    KERNEL(Bytes) codes;
+    memcpy(&codes, bytes, sizeof codes);
+    return __builtin_convertvector(codes, KERNEL(Whole));
+#endif
+}
+
+INLINE int64_t KERNEL(size)(int64_t format)
+{
+    return format == FLOAT32 ? 4 : format == BFLOAT16 ? 2 : 1;
+}
+
+/* A vector of a row's codes, as floats. */
+INLINE Vector KERNEL(load)(const char *codes, int64_t at, int64_t format)
+{
+    if (format == INT8)
+        return __builtin_convertvector(KERNEL(widen_bytes)(codes + at), Vector);
+    if (format == BFLOAT16) {
+        KERNEL(Halves) halves;
+        memcpy(&halves, codes + 2 * at, sizeof halves);
+        return (Vector)(KERNEL(widen)(halves) << 16);
+    }
+    Vector vector;
+    memcpy(&vector, codes + 4 * at, sizeof vector);
+    return vector;
+}
+
+INLINE float KERNEL(load_one)(const char *codes, int64_t at, int64_t format)
+{
+    float value;
+    if (format == INT8)
+        return (float)*(const int8_t *)(codes + at);
+    if (format == BFLOAT16) {
+        uint16_t half;
+        memcpy(&half, codes + 2 * at, sizeof half);
+        uint32_t bits = (uint32_t)half << 16;
+        memcpy(&value, &bits, sizeof value);
+    } else {
+        memcpy(&value, codes + 4 * at, sizeof value);
+    }
+    return value;
+}
+
+INLINE float KERNEL(sum)(Vector vector)
+{
+    typedef float Quad __attribute__((vector_size(16)));
+    Quad quads[LANES / 4];
+    memcpy(quads, &vector, sizeof vector);
+    for (int width = LANES / 8; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            quads[i] += quads[i + width];
+    return (quads[0][0] + quads[0][1]) + (quads[0][2] + quads[0][3]);
+}
+
+/*
+ * out_k = codes_k . x, of some rows at once, results that far apart; each is summed up alike, however many there are.
+ * ahead: a row, or another place, for each of them, that is fetched meanwhile.
+ */
+INLINE void KERNEL(dot_codes)(
+    float *out, int64_t apart, const char *const *codes, const char *const *ahead, int some, int64_t width,
+    const float *x, int64_t format)
+{
+    Vector even[STREAMS] = {{0}}, odd[STREAMS] = {{0}};
+    float rest[STREAMS] = {0};
+    int64_t size = KERNEL(size)(format), i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) {
+        UNROLLED for (int k = 0; k < some; k++)
+            ask_for(ahead[k] + i * size, 4 * LANES * size);
+        for (int64_t at = i; at < i + 4 * LANES; at += 2 * LANES) {
+            Vector first = KERNEL(load)((const char *)x, at, FLOAT32);
+            Vector second = KERNEL(load)((const char *)x, at + LANES, FLOAT32);
+            UNROLLED for (int k = 0; k < some; k++) {
+                even[k] += KERNEL(load)(codes[k], at, format) * first;
+                odd[k] += KERNEL(load)(codes[k], at + LANES, format) * second;
+            }
+        }
+    }
+    for (; i + LANES <= width; i += LANES)
+        UNROLLED for (int k = 0; k < some; k++)
+            even[k] += KERNEL(load)(codes[k], i, format) * KERNEL(load)((const char *)x, i, FLOAT32);
+    for (; i < width; i++)
+        UNROLLED for (int k = 0; k < some; k++)
+            rest[k] += KERNEL(load_one)(codes[k], i, format) * x[i];
+    UNROLLED for (int k = 0; k < some; k++)
+        out[k * apart] = KERNEL(sum)(even[k] + odd[k]) + rest[k];
+}
+
+INLINE void KERNEL(dot)(
+    float *out, const Matrix *matrix, int64_t first, int64_t count, const float *x, int64_t format)
+{
+    int64_t bytes = matrix->stride, width = matrix->columns, part = count / STREAMS;
+    const char *row = matrix->codes + first * bytes, *at[STREAMS], *ahead[STREAMS];
+    for (int64_t i = 0; i < part; i++, row += bytes) {
+        UNROLLED for (int k = 0; k < STREAMS; k++) {
+            at[k] = row + k * part * bytes;
+            ahead[k] = at[k] + AHEAD_BYTES;
+        }
+        KERNEL(dot_codes)(out + i, part, at, ahead, STREAMS, width, x, format);
+    }
+    row += (STREAMS - 1) * part * bytes;
+    for (int64_t i = STREAMS * part; i < count; i++, row += bytes) {
+        const char *next = row + AHEAD_BYTES;
+        KERNEL(dot_codes)(out + i, 0, &row, &next, 1, width, x, format);
+    }
+    for (int64_t i = 0; format == INT8 && i < count; i++)
+        out[i] *= matrix->scales[first + i];
+}
+
+/* Where some rows begin, and as many later ones. */
+INLINE void KERNEL(find)(
+    const char **at, const char **ahead, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some)
+{
+    UNROLLED for (int k = 0; k < some; k++) {
+        at[k] = matrix->codes + rows[k] * matrix->stride;
+        ahead[k] = matrix->codes + later[k] * matrix->stride;
+    }
+}
+
+INLINE void KERNEL(dot_some)(
+    float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *x,
+    int64_t format)
+{
+    const char *at[PAIR], *ahead[PAIR];
+    KERNEL(find)(at, ahead, matrix, rows, later, some);
+    KERNEL(dot_codes)(out, 1, at, ahead, some, matrix->columns, x, format);
+    UNROLLED for (int k = 0; format == INT8 && k < some; k++)
+        out[k] *= matrix->scales[rows[k]];
+}
+
+INLINE void KERNEL(add_vectors)(
+    float *y, const char *const *codes, int some, int64_t at, const float *z, int64_t format)
+{
+    Vector sum = KERNEL(load)((const char *)y, at, FLOAT32);
+    UNROLLED for (int k = 0; k < some; k++)
+        sum += z[k] * KERNEL(load)(codes[k], at, format);
+    memcpy(y + at, &sum, sizeof sum);
+}
+
+/* y += sum over k of z_k codes_k, of some rows at once; ahead: as in dot_codes. */
+INLINE void KERNEL(add_codes)(
+    float *y, const char *const *codes, const char *const *ahead, int some, int64_t width, const float *z,
+    int64_t format)
+{
+    int64_t size = KERNEL(size)(format), i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) {
+        UNROLLED for (int k = 0; k < some; k++)
+            ask_for(ahead[k] + i * size, 4 * LANES * size);
+        for (int64_t at = i; at < i + 4 * LANES; at += LANES)
+            KERNEL(add_vectors)(y, codes, some, at, z, format);
+    }
+    for (; i + LANES <= width; i += LANES)
+        KERNEL(add_vectors)(y, codes, some, i, z, format);
+    for (; i < width; i++)
+        UNROLLED for (int k = 0; k < some; k++)
+            y[i] += z[k] * KERNEL(load_one)(codes[k], i, format);
+}
+
+INLINE void KERNEL(add)(
+    float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z, int64_t format)
+{
+    int64_t bytes = matrix->stride, width = matrix->columns, part = count / PAIR;
+    const char *row = matrix->codes + first * bytes, *at[PAIR], *ahead[PAIR];
+    const float *scales = format == INT8 ? matrix->scales + first : NULL;
+    float factors[PAIR];
+    for (int64_t i = 0; i < part; i++, row += bytes) {
+        UNROLLED for (int k = 0; k < PAIR; k++) {
+            at[k] = row + k * part * bytes;
+            ahead[k] = at[k] + AHEAD_BYTES;
+            factors[k] = scales ? z[i + k * part] * scales[i + k * part] : z[i + k * part];
+        }
+        KERNEL(add_codes)(y, at, ahead, PAIR, width, factors, format);
+    }
+    row += (PAIR - 1) * part * bytes;
+    for (int64_t i = PAIR * part; i < count; i++, row += bytes) {
+        const char *next = row + AHEAD_BYTES;
+        float factor = scales ? z[i] * scales[i] : z[i];
+        KERNEL(add_codes)(y, &row, &next, 1, width, &factor, format);
+    }
+}
+
+INLINE void KERNEL(add_some)(
+    float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *z,
+    int64_t format)
+{
+    const char *at[PAIR], *ahead[PAIR];
+    float factors[PAIR];
+    KERNEL(find)(at, ahead, matrix, rows, later, some);
+    UNROLLED for (int k = 0; k < some; k++)
+        factors[k] = format == INT8 ? z[k] * matrix->scales[rows[k]] : z[k];
+    KERNEL(add_codes)(y, at, ahead, some, matrix->columns, factors, format);
+}
+
+/* The four products of one format, for one instruction set. Both numbers of rows are known where they are inlined. */
+#define FORMAT_PRODUCTS(NAME, FORMAT)                                                                                 \
+    static void KERNEL(dot_##NAME)(float *out, const Matrix *matrix, int64_t first, int64_t count, const float *x)    \
+    {                                                                                                                 \
+        KERNEL(dot)(out, matrix, first, count, x, FORMAT);                                                            \
+    }                                                                                                                 \
+    static void KERNEL(add_##NAME)(float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z)      \
+    {                                                                                                                 \
+        KERNEL(add)(y, matrix, first, count, z, FORMAT);                                                              \
+    }                                                                                                                 \
+    static void KERNEL(dot_some_##NAME)(                                                                              \
+        float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *x)        \
+    {                                                                                                                 \
+        if (some == PAIR)                                                                                             \
+            KERNEL(dot_some)(out, matrix, rows, later, PAIR, x, FORMAT);                                              \
+        else                                                                                                          \
+            KERNEL(dot_some)(out, matrix, rows, later, 1, x, FORMAT);                                                 \
+    }                                                                                                                 \
+    static void KERNEL(add_some_##NAME)(                                                                              \
+        float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *z)          \
+    {                                                                                                                 \
+        if (some == PAIR)                                                                                             \
+            KERNEL(add_some)(y, matrix, rows, later, PAIR, z, FORMAT);                                                \
+        else                                                                                                          \
+            KERNEL(add_some)(y, matrix, rows, later, 1, z, FORMAT);                                                   \
+    }
+
+FORMAT_PRODUCTS(float32, FLOAT32)
+FORMAT_PRODUCTS(bfloat16, BFLOAT16)
+FORMAT_PRODUCTS(int8, INT8)
+#undef FORMAT_PRODUCTS
+
+INLINE float KERNEL(total)(const float *x, int64_t count, float less, bool squared)
+{
+    Vector sum = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        Vector value = KERNEL(load)((const char *)x, i, FLOAT32) - less;
+        sum += squared ? value * value : value;
+    }
+    float rest = 0;
+    for (; i < count; i++)
+        rest += squared ? (x[i] - less) * (x[i] - less) : x[i] - less;
+    return KERNEL(sum)(sum) + rest;
+}
+
+static void KERNEL(norm)(float *out, const float *x, const Norm *norm)
+{
+    int64_t width = norm->width;
+    float mean = norm->centred ? KERNEL(total)(x, width, 0, false) / (float)width : 0;
+    float factor = 1 / sqrtf(KERNEL(total)(x, width, mean, true) / (float)width + norm->eps);
+    for (int64_t i = 0; i < width; i++)
+        out[i] = (x[i] - mean) * factor * norm->weight[i];
+    for (int64_t i = 0; norm->bias && i < width; i++)
+        out[i] += norm->bias[i];
+}
+
+/* Within 2 units in the last place. Written for the compiler to vectorise: neither calls nor branches. */
+INLINE float KERNEL(exponential)(float x)
+{
+    const float magic = 0x1.8p23f;
+    x = x > 88 ? 88 : x;
+    x = x < -87 ? -87 : x;
+    float whole = x * 0x1.715476p0f + magic;
+    uint32_t bits;
+    memcpy(&bits, &whole, sizeof bits);
+    whole -= magic;
+    float r = x - whole * 0x1.62e4p-1f;
+    r -= whole * 0x1.7f7d1cp-20f;
+    float power = 1.9875691500e-4f;
+    power = power * r + 1.3981999507e-3f;
+    power = power * r + 8.3334519073e-3f;
+    power = power * r + 4.1665795894e-2f;
+    power = power * r + 1.6666665459e-1f;
+    power = power * r + 5.0000001201e-1f;
+    power = power * r * r + r + 1;
+    bits = (bits << 23) + 0x3f800000u;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return power * scale;
+}
+
+INLINE float KERNEL(activated)(float x, int64_t activation)
+{
+    switch (activation) {
+    case SILU:
+        return x / (1 + KERNEL(exponential)(-x));
+    case GELU:
+        return 0.5f * x * (1 + erff(x * 0x1.6a09e6p-1f));
+    case GELU_TANH:
+        /* (1 + tanh(u)) / 2 is 1 / (1 + e^-2u). */
+        return x / (1 + KERNEL(exponential)(-0x1.988454p0f * (x + 0.044715f * x * x * x)));
+    default:
+        return x > 0 ? x : 0;
+    }
+}
+
+INLINE void KERNEL(activate_all)(float *z, const float *up, int64_t count, int64_t activation)
+{
+    for (int64_t i = 0; i < count; i++)
+        z[i] = KERNEL(activated)(z[i], activation);
+    for (int64_t i = 0; up && i < count; i++)
+        z[i] *= up[i];
+}
+
+static void KERNEL(activate)(float *z, const float *up, int64_t count, int64_t activation)
+{
+    switch (activation) {
+    case SILU:
+        KERNEL(activate_all)(z, up, count, SILU);
+        break;
+    case GELU:
+        KERNEL(activate_all)(z, up, count, GELU);
+        break;
+    case GELU_TANH:
+        KERNEL(activate_all)(z, up, count, GELU_TANH);
+        break;
+    default:
+        KERNEL(activate_all)(z, up, count, RELU);
+    }
+}
+
+static float KERNEL(exponentials)(float *values, int64_t count, float highest)
+{
+    for (int64_t i = 0; i < count; i++)
+        values[i] = KERNEL(exponential)(values[i] - highest);
+    return KERNEL(total)(values, count, 0, false);
+}
+
+/* tanh(u) is 1 - 2 / (1 + e^2u). */
+static void KERNEL(cap)(float *values, int64_t count, float cap)
+{
+    for (int64_t i = 0; i < count; i++)
+        values[i] = cap - 2 * cap / (1 + KERNEL(exponential)(2 / cap * values[i]));
+}
+
+#define FORMAT_ROW(NAME) {KERNEL(dot_##NAME), KERNEL(add_##NAME), KERNEL(dot_some_##NAME), KERNEL(add_some_##NAME)}
+static const Kernels KERNEL(kernels) = {
+    .formats = {
+        [FLOAT32] = FORMAT_ROW(float32),
+        [BFLOAT16] = FORMAT_ROW(bfloat16),
+        [INT8] = FORMAT_ROW(int8),
+    },
+    .norm = KERNEL(norm),
+    .activate = KERNEL(activate),
+    .exponentials = KERNEL(exponentials),
+    .cap = KERNEL(cap),
+};
+
+#undef FORMAT_ROW
+#undef LANES
+#undef Vector
+#undef INLINE
+#undef UNROLLED

@@ -1,0 +1,85 @@
+/*
+ * A model as library.py hands it over. Python owns all memory that is pointed to.
+ *
+ * Shapes: D model width, F feed-forward neurons, V vocabulary, H query heads, G key and value heads, S head size.
+ */
+
+#pragma once
+
+#include <stdint.h>
+
+enum { SILU, GELU, GELU_TANH, RELU };
+
+/* ---- What step.py hands over; it owns all memory pointed to. ---- */
+
+/* No norm if weight is NULL. */
+typedef struct {
+    const float *weight, *bias;
+    int64_t width;
+    float eps;
+    int32_t centred;
+} Norm;
+
+/* How a matrix holds its numbers. FLOAT32 and BFLOAT16: as they are. INT8: whole numbers, times a scale for each row. */
+enum { FLOAT32, BFLOAT16, INT8, FORMATS };
+
+/*
+ * codes: rows of ``columns`` numbers in a format, ``stride`` bytes from one to the next; NULL where there is no matrix.
+ * scales: of each row; NULL where the format has none.
+ */
+typedef struct {
+    char *codes;
+    float *scales;
+    int64_t rows, columns, stride, format;
+} Matrix;
+
+/* bias may be NULL. */
+typedef struct {
+    Matrix matrix;
+    float *bias;
+} Projection;
+
+/* cosines, sines: (pairs,), written at the beginning of each step. */
+typedef struct {
+    const float *frequencies;
+    float *cosines, *sines;
+    int64_t pairs;
+    double scaling;
+} Rotary;
+
+/*
+ * gate: (F, D), what the activation function is applied to. up: (F, D), what it is multiplied by; no matrix if nothing.
+ * contract: (F, D), one row a neuron; its bias (D,).
+ * thresholds: (F,), what the activation function must exceed, in size, for a neuron to act; or NULL, and all do.
+ * resting: (F,), what stands for its activation otherwise, which the contracting projection's bias has in it.
+ */
+typedef struct {
+    Projection gate, up, contract;
+    const float *thresholds, *resting;
+} FeedForward;
+
+/* window 0: all positions. keys, values: (G, capacity, S). */
+typedef struct {
+    Norm before_attention, query_norm, key_norm, after_attention, before_feed_forward, after_feed_forward;
+    Projection query_key_value, output;
+    FeedForward feed_forward;
+    const Rotary *rotary;
+    int64_t window;
+    void *keys, *values;
+    int64_t capacity;
+} Layer;
+
+/* A cap of 0 is none. */
+typedef struct {
+    Matrix embedding, positions;
+    Projection head;
+    Norm final_norm;
+    const Layer *layers;
+    Rotary *rotaries;
+    int64_t layer_count, rotary_count;
+    int64_t width, heads, kv_heads, head_size;
+    double embedding_scale, scale, score_cap, logit_cap;
+    int64_t activation;
+    /* Of keys and values: FLOAT32 or BFLOAT16. */
+    int64_t cache_format;
+} Model;
