@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-# Room is made for this many tokens at least, and for half as many again as are needed, so that copies are rare.
+# Room for at least so many tokens, and for half as many again as are needed: copies are then rare.
 SMALLEST_CAPACITY = 512
 HEADROOM = 1.5
 
 
 class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transformers
-    """Keys and values of one layer, written in place; attention sees the filled part only.
+    """Keys and values of one layer, written in place. Attention sees only the filled part.
 
-    Against the library's own layers: DynamicLayer copies the whole cache for every token, StaticLayer
-    attends to its unfilled part too. Sliding-window layers keep all positions; the model's mask hides the old.
+    The library's own layers are slower: DynamicLayer copies the whole cache for every token, and StaticLayer attends to
+    its unfilled part too. Sliding-window layers keep all positions here; the model's mask hides the old ones.
     """
 
     is_sliding = False
@@ -27,7 +27,7 @@ class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transfor
         self._device = device
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        # A prompt that is resumed brings keys and values from where they are kept.
+        # A prompt that is resumed brings keys and values from the device where they are stored.
         self.keys = key_states[:, :, :0].to(self._device or key_states.device)
         self.values = value_states[:, :, :0].to(self._device or value_states.device)
         self.is_initialized = True
@@ -50,7 +50,7 @@ class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transfor
         return self.length
 
     def get_max_length(self) -> int:
-        # To the library: grows as needed.
+        # For the library this means: grows as needed.
         return -1
 
     def get_max_cache_shape(self) -> int:
@@ -59,7 +59,7 @@ class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transfor
 
 
 def _with_room(buffer: Tensor, filled: int, needed: int) -> Tensor:
-    """The buffer ``(1, heads, capacity, head size)``, or a larger one with its filled part."""
+    """The buffer ``(1, heads, capacity, head size)``, or a larger copy of its filled part."""
     if needed <= buffer.shape[2]:
         return buffer
     return _of_capacity(buffer, filled, max(SMALLEST_CAPACITY, int(needed * HEADROOM)))
@@ -74,19 +74,19 @@ def _of_capacity(buffer: Tensor, filled: int, capacity: int) -> Tensor:
 
 
 class KVCache:
-    """The cache of one sequence at a time. Its memory follows the longest sequence so far, and stays."""
+    """The cache of one sequence at a time. Its memory grows to the longest sequence so far, and is kept."""
 
     def __init__(self, layers: int, devices: Sequence[torch.device] | None = None) -> None:
         """
         Args:
-            devices: of each layer; by default where its first keys come from.
+            devices: one for each layer; by default the device of its first keys.
         """
         self._layers = [_CacheLayer(devices[number] if devices else None) for number in range(layers)]
         self.cache = Cache(layers=self._layers)
 
     @property
     def length(self) -> int:
-        """Tokens that it holds."""
+        """How many tokens it holds."""
         return self._layers[0].length
 
     @length.setter
@@ -95,9 +95,12 @@ class KVCache:
             layer.length = length
 
     def write(self, number: int, position: int, keys_GS: Tensor, values_GS: Tensor) -> tuple[Tensor, Tensor]:
-        """One token's key and value in one layer, which then attends to ``(1, G, position + 1, S)`` of each.
+        """Write one token's key and value in one layer.
 
-        The length stays; it is set once for all layers.
+        The length stays; set it once for all layers.
+
+        Returns:
+            All keys and all values up to the token, ``(1, G, position + 1, S)`` each.
         """
         layer = self._layers[number]
         layer.keys = _with_room(layer.keys, position, position + 1)
@@ -107,14 +110,16 @@ class KVCache:
         return layer.keys[:, :, : position + 1], layer.values[:, :, : position + 1]
 
     def reserve(self, length: int) -> list[tuple[Tensor, Tensor]]:
-        """Room for that many tokens in every layer; each layer's keys and values, ``(1, G, capacity, S)``.
+        """Make room for so many tokens in every layer.
 
-        They are the same tensors as before unless more room was needed, and have the same capacity in all layers.
+        Returns:
+            Each layer's keys and values, ``(1, G, capacity, S)``, of the same capacity in all layers. They are the same
+            tensors as before unless more room was needed.
         """
         for layer in self._layers:
             layer.keys = _with_room(layer.keys, layer.length, length)
             layer.values = _with_room(layer.values, layer.length, length)
-        # A growth that ran out of memory may have left some with more than others.
+        # A growth that ran out of memory may have left some layers with more room than others.
         capacity = max(max(layer.keys.shape[2], layer.values.shape[2]) for layer in self._layers)
         for layer in self._layers:
             layer.keys = _of_capacity(layer.keys, layer.length, capacity)
@@ -122,7 +127,7 @@ class KVCache:
         return [(layer.keys, layer.values) for layer in self._layers]
 
     def adopt(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Live in these buffers, ``(1, G, capacity, S)`` for each layer, from now on; no longer sequence may come."""
+        """Use these buffers from now on, ``(1, G, capacity, S)`` for each layer. No sequence may be longer."""
         for layer, own_keys, own_values in zip(self._layers, keys, values, strict=True):
             layer.keys, layer.values, layer.is_initialized = own_keys, own_values, True
 
@@ -138,6 +143,6 @@ class KVCache:
 
     @torch.inference_mode()
     def append(self, copied: Tensor) -> None:
-        """What ``copy`` gave, behind what the cache holds."""
+        """Add a result of ``copy`` after what the cache holds."""
         for layer, keys_values in zip(self._layers, copied, strict=True):
             layer.update(keys_values[0][None], keys_values[1][None])

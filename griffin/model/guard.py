@@ -1,7 +1,7 @@
-"""Files that are mapped, and change under the process: noticed, and refused.
+"""Files that are mapped into memory and change while they are used: this is noticed, and what was read is refused.
 
-A page that a file no longer has reads as zeros instead of ending the process (``guard.c``). Where that was not
-compiled, a file that is cut short while it is read ends the process with a bus error.
+A page that a file no longer has reads as zeros instead of ending the process (``guard.c``). Without the compiled part,
+a file that is cut short while it is read ends the process with a bus error.
 """
 
 import ctypes
@@ -56,17 +56,17 @@ def whole_while_read(source: str, files: Sequence[Path] = ()) -> Iterator[None]:
 
 
 def state(found: os.stat_result) -> tuple[int, int, int]:
-    """What differs once a file was written to: also after its time of writing was set back."""
+    """Values that change when a file is written to, even if its time of writing is set back later."""
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 class Unchanged:
-    """A mapped file, as it is now."""
+    """Remembers a mapped file's state when it was made, and compares."""
 
     def __init__(self, path: Path, file: int) -> None:
         """
         Args:
-            file: its descriptor, open for as long as this is asked.
+            file: its descriptor, open as long as this object is used.
         """
         self._path, self._file = path, file
         self._state, self._lost = self._now(), lost_pages()
@@ -80,6 +80,6 @@ class Unchanged:
             raise WeightsChanged(f"{self._path} was changed while it was served; start the server again")
 
     def _now(self) -> tuple[int, int]:
-        # Not the time of the last change of any kind: who removes or renames the file changes nothing that is mapped.
+        # Not ctime: removing or renaming the file changes nothing that is mapped.
         found = os.fstat(self._file)
         return found.st_size, found.st_mtime_ns

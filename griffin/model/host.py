@@ -1,8 +1,8 @@
-"""FF weights that stay in host memory, for a model that is bigger than the device; or in a file, see ``mapped``.
+"""FF weights that stay in host memory, for a model that is bigger than the device. ``mapped`` keeps them in a file.
 
-The prompt phase streams them: while one layer computes, the next is on its way. The kept neurons are gathered on
-the host once a request, and all tokens behind are decoded with those alone, on the device (the paper, 5.2). All
-other weights are on the device.
+The prompt phase streams them: while one layer computes, the next is on its way. The kept neurons are gathered on the
+host once a request; the device decodes all tokens of the answer with those alone (the paper, 5.2). All other weights
+are on the device.
 
 Shapes: D model width, F feed-forward neurons, k of them kept; parts is 2 where gated, 1 otherwise.
 """
@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from griffin.model.families import FeedForward, feed_forwards
 
-# Where a model's trees carry its host weights.
+# The attribute of a model's trees that holds its host weights.
 ATTRIBUTE = "feed_forward_on_host"
 
 
@@ -40,7 +40,7 @@ class HostWeights:
     """The FF matrices of one model, on the CPU, shared by all its trees.
 
     device: where the model computes.
-    staged: layers are copied to the device to be used; otherwise they are read where they are.
+    staged: whether layers are copied to the device before they are used; if not, they are read in place.
     """
 
     def __init__(
@@ -54,32 +54,32 @@ class HostWeights:
     ) -> None:
         """
         Args:
-            fetch: begins to read a layer from wherever it is, and does not wait for it.
-            require_unchanged: raises WeightsChanged once they are not what they were. Asked after each use.
+            fetch: begins to read a layer, and does not wait for it.
+            require_unchanged: raises WeightsChanged once the weights have changed. Called after each use.
         """
         self.layers, self.device, self.staged = layers, device, staged
         self._fetch = fetch
         self.require_unchanged = require_unchanged
 
     def __deepcopy__(self, memo: dict[int, object]) -> "HostWeights":
-        # A second tree shares it, like the parameters.
+        # A second tree of the model shares it, like the parameters.
         return self
 
     @staticmethod
     def of(model: PreTrainedModel) -> "HostWeights | None":
-        """Those of a model; None if it is resident."""
+        """A model's host weights; None if all its weights are on the device."""
         return getattr(model, ATTRIBUTE, None)
 
     def fetch(self, number: int) -> None:
-        """A layer will be needed soon; behind the last one there is none."""
+        """Begin to read a layer that will be needed soon. A number after the last layer's does nothing."""
         if self._fetch is not None and number < len(self.layers):
             self._fetch(number)
 
 
 def offload_(model: PreTrainedModel, device: torch.device, *, staged: bool = True) -> None:
-    """Move a loaded model to the device, but for its FF matrices, which stay in host memory (pinned for CUDA).
+    """Move a loaded model to the device, except its FF matrices, which stay in host memory (pinned for CUDA).
 
-    Takes one layer's matrices more than the model, for a moment.
+    While it runs, it needs memory for the model and one more layer's matrices.
 
     Raises:
         UnsupportedModel: see ``families.feed_forwards``.
@@ -89,14 +89,14 @@ def offload_(model: PreTrainedModel, device: torch.device, *, staged: bool = Tru
     for block in blocks:
         layers.append(_by_neuron(block, pinned=device.type == "cuda"))
         for projection in (*block.expand, block.contract):
-            # The family's own layout is let go, layer by layer.
+            # Free the family's own layout, layer by layer.
             projection.register_parameter("weight", None)
     model.to(device)
     attach_(model, HostWeights(layers, device, staged=staged), blocks)
 
 
 def attach_(model: PreTrainedModel, host: HostWeights, blocks: Sequence[FeedForward]) -> None:
-    """The model's FF projections have these weights from now on, whatever they had."""
+    """Give the model's FF projections these weights."""
     for block, layer in zip(blocks, host.layers, strict=True):
         _assign(block, layer)
     setattr(model, ATTRIBUTE, host)
@@ -121,9 +121,9 @@ def _assign(block: FeedForward, layer: HostLayer) -> None:
 
 
 def stream(model: PreTrainedModel, blocks: Sequence[FeedForward]) -> None:
-    """Have a tree's forward pass bring each layer's FF weights when they are needed; nothing if it is resident.
+    """Have a tree's forward pass bring each layer's FF weights when they are needed. Does nothing if all are resident.
 
-    The last thing that is done to a tree: one that was copied from it later would run its hooks.
+    Do this last: a tree that is copied later would run these hooks.
     """
     host = HostWeights.of(model)
     if host is not None:
@@ -132,7 +132,7 @@ def stream(model: PreTrainedModel, blocks: Sequence[FeedForward]) -> None:
 
 
 class _InPlace:
-    """Weights are used where they are; those of the next layer are fetched meanwhile."""
+    """Weights are used in place. Meanwhile those of the next layer are fetched."""
 
     def __init__(self, host: HostWeights) -> None:
         self._host = host
@@ -151,7 +151,7 @@ class _InPlace:
         self._host.fetch(number + 1)
 
     def leave(self, number: int) -> None:
-        """They have been. A pass ends with the last of them: what it computed is of use only if they are the same."""
+        """A layer's matrices have been used. After the last layer, a pass counts only if the weights are unchanged."""
         if number == len(self._host.layers) - 1:
             self._host.require_unchanged()
 
@@ -163,7 +163,7 @@ class _InPlace:
 
 
 class _Staged(_InPlace):
-    """Layers take turns in two places on the device, at fixed addresses: one is used while the other is filled."""
+    """Two places on the device, at fixed addresses, hold layers in turn: one is used while the other is filled."""
 
     def __init__(self, host: HostWeights, blocks: Sequence[FeedForward]) -> None:
         super().__init__(host)
@@ -173,7 +173,7 @@ class _Staged(_InPlace):
             _assign(block, self._slots[number % 2].layer)
 
     def enter(self, number: int) -> None:
-        # Within a pass both are there or on their way already: ``leave`` has seen to it.
+        # Within a pass ``leave`` has started both copies already.
         self._fill(number)
         self._fill(number + 1)
         self._slots[number % 2].filled.wait()
@@ -185,7 +185,7 @@ class _Staged(_InPlace):
         slot = self._slots[number % 2]
         if number >= len(self._host.layers) or slot.holds == number:
             return
-        # Behind all that was computed so far, with the layer that is there now, also if that pass was cut short.
+        # After all work so far that reads the layer in this place, even if that pass was cut short.
         slot.free.set()
         slot.holds = None
         source = self._host.layers[number]
@@ -209,7 +209,7 @@ class _Slot:
 
 
 class Gather:
-    """Rows of the host's matrices into buffers on the device: one part is gathered while the one before is copied."""
+    """Copies rows of the host's matrices into buffers on the device. One part is gathered while another is copied."""
 
     def __init__(self, host: HostWeights) -> None:
         self._host = host
@@ -221,7 +221,7 @@ class Gather:
         """
         Args:
             kept_k: int64, on the host.
-            to_kD: on the device; filled by the time its stream gets there.
+            to_kD: on the device. It is filled when the device's stream reaches this point.
         """
         if not self._host.staged:
             torch.index_select(rows_FD, 0, kept_k, out=to_kD)
@@ -236,7 +236,7 @@ class Gather:
         copied.set()
 
     def _room(self, like: Tensor) -> Tensor:
-        """Host memory that a device copies from by itself."""
+        """Host memory that a device can copy from without the processor."""
         if self._rooms[self._turn].numel() < like.numel():
             pinned = self._host.device.type == "cuda"
             self._rooms[self._turn] = torch.empty(like.numel(), dtype=like.dtype, pin_memory=pinned)
@@ -244,7 +244,7 @@ class Gather:
 
 
 class Beside:
-    """A stream beside the one that computes; where there are no streams, all happens at once and in order."""
+    """A second stream beside the one that computes. Without CUDA there are none, and everything happens in order."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -265,11 +265,11 @@ class Mark:
             self._event.record(torch.cuda.current_stream(self._device))
 
     def wait(self) -> None:
-        """The current stream goes on behind the point; at once if it was never set."""
+        """Let the current stream wait until the point is reached; it goes on at once if the point was never set."""
         if self._event is not None:
             torch.cuda.current_stream(self._device).wait_event(self._event)
 
     def synchronize(self) -> None:
-        """The host goes on behind the point."""
+        """Let the host wait until the point is reached."""
         if self._event is not None:
             self._event.synchronize()

@@ -10,11 +10,11 @@ from griffin.model.matrix.modules import by_output, put_by_input, put_by_output
 
 
 def store_by_neuron_(blocks: Sequence[FeedForward]) -> None:
-    """Lay every FF weight out so that one neuron is one contiguous row, in place and without a change of shape.
+    """Lay out every FF weight so that one neuron is one contiguous row, in place; shapes stay.
 
-    Contracting weights are ``(D, F)`` by rows in a checkpoint: gathering columns of them is 2 to 14 times
-    slower than gathering rows, while the product with the transposed form costs between 20 % less and
-    30 % more (AMD EPYC with AVX512-BF16, 2 threads, fp32 and bf16, D 576 and 2048).
+    A checkpoint stores contracting weights as ``(D, F)`` by rows. Gathering their columns is 2 to 14 times slower than
+    gathering rows. The product with the transposed form takes between 20 % less and 30 % more time (AMD EPYC with
+    AVX512-BF16, 2 threads, fp32 and bf16, D 576 and 2048).
     """
     for block in blocks:
         for projection in block.expand:

@@ -1,7 +1,7 @@
 """A model's FF weights in one file, by neuron, mapped into memory: read from the disk as they are needed.
 
-The system keeps of them what fits, so a model that is larger than the memory runs. The file is safetensors.
-A file that is changed under a running server is noticed after each pass: see ``guard``.
+The system keeps as much of the file in memory as fits, so a model that is larger than the memory runs. The file is
+safetensors. If it changes under a running server, the next pass notices: see ``guard``.
 
 Shapes: D model width, F feed-forward neurons; parts is 2 where gated, 1 otherwise.
 """
@@ -30,7 +30,7 @@ from griffin.model.guard import Unchanged
 from griffin.model.host import HostLayer, HostWeights
 
 FILE = "feed_forward.safetensors"
-# Size and time of the file once it was whole: one that was touched since is not believed.
+# Size and time of the file when it was complete. A file that was touched later is made again.
 STAMP = "stamp"
 SINGLE, INDEX = WEIGHTS[0], INDEXES[0]
 TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -38,10 +38,10 @@ TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a model's file holds, and where.
+    """What a model's file holds, and where in the file.
 
-    names: of each layer's projections in the model, the contracting one last.
-    parts: matrices in all expanding projections of a layer.
+    names: the names of each layer's projections in the model, the contracting one last.
+    parts: how many matrices a layer's expanding projections hold together.
     transposed: whether the family stores its weights ``(in_features, out_features)``.
     """
 
@@ -54,7 +54,7 @@ class Layout:
 
     @classmethod
     def of(cls, model: PreTrainedModel, dtype: torch.dtype) -> "Layout":
-        """That of a model, which may be on the meta device."""
+        """The layout for a model, which may be on the meta device."""
         blocks = feed_forwards(model)
         contract, names = blocks[0].contract, blocks[0].names
         paths = (*names.expand, names.contract)
@@ -118,7 +118,7 @@ def write(folder: Path, layout: Layout, checkpoint: Path, base_model_prefix: str
                 file.write(rows_FD.to(layout.dtype).contiguous().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
-    # Whoever opens it by mistake cannot write to it.
+    # Protected against writing by mistake.
     path.chmod(0o444)
     (folder / STAMP).write_text(_stamp(path))
 
@@ -161,16 +161,16 @@ def read(folder: Path, layout: Layout) -> HostWeights:
 
 
 class _Mapping:
-    """A file's bytes as a tensor, uint8 ``(N,)``, which nobody may write to."""
+    """A file's bytes as a tensor, uint8 ``(N,)``, read-only."""
 
     def __init__(self, path: Path) -> None:
-        # Open for as long as anything may be asked of it.
+        # Open as long as this object lives.
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         self.unchanged = Unchanged(path, self._file)
         mapped = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         with warnings.catch_warnings():
-            # That a write would fail is as it should be.
+            # torch warns that the memory is read-only. That is intended.
             warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
             self.bytes_N = torch.frombuffer(mapped, dtype=torch.uint8)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
@@ -181,7 +181,7 @@ class _Mapping:
         return HostLayer(expand_FD, contract_FD)
 
     def fetch(self, start: int, length: int) -> None:
-        """Have the system read these bytes, if they are not in memory; in a thread, as it waits for a busy disk."""
+        """Ask the system to read these bytes if they are not in memory. In a thread: the call waits for a busy disk."""
         if hasattr(os, "posix_fadvise"):
             self._ahead.submit(os.posix_fadvise, self._file, start, length, os.POSIX_FADV_WILLNEED)
 
@@ -189,7 +189,7 @@ class _Mapping:
 def _located(checkpoint: Path) -> Mapping[str, str]:
     """The file of each of a checkpoint's weights."""
     try:
-        # In the order in which transformers looks: an index may be left from another version.
+        # The same order as transformers: an index may be left over from another version.
         if (checkpoint / SINGLE).is_file():
             with safe_open(checkpoint / SINGLE, "pt") as file:
                 return dict.fromkeys(file.keys(), SINGLE)
@@ -197,13 +197,13 @@ def _located(checkpoint: Path) -> Mapping[str, str]:
             located: Mapping[str, str] = json.loads((checkpoint / INDEX).read_text())["weight_map"]
             return located
     except Exception as error:
-        # The reader has no class of errors of its own that covers all.
+        # The reader raises errors of many classes.
         raise LoadError(f"cannot read the weights in {checkpoint}: {error}") from error
     raise LoadError(f"{checkpoint} has no safetensors, which weights can be mapped from")
 
 
 def _bare(name: str, base_model_prefix: str) -> str:
-    """As checkpoints call it that leave the prefix out of all names."""
+    """The name in checkpoints that leave out the base model's prefix."""
     return name.removeprefix(f"{base_model_prefix}.")
 
 

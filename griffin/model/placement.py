@@ -1,7 +1,7 @@
-"""Several devices on one host: a copy of the model on each, or one model across those that none of holds it alone.
+"""Several devices on one host: a copy of the model on each, or one model split over devices.
 
-A model across devices has its layers in contiguous runs; all else is on the first device. Hidden states, and what
-goes with them, move where one run ends; keys, values and FF weights stay with their layer.
+A model is split when no single device can hold it. Its layers are then in contiguous runs; everything else is on the
+first device. Hidden states move to the next device where a run ends. Keys, values and FF weights stay with their layer.
 """
 
 import copy
@@ -18,16 +18,16 @@ from griffin.errors import LoadError
 from griffin.model.families import feed_forwards
 from griffin.model.host import offload_
 
-# How much more than its weights a model takes at least: keys, values, activations.
+# A model takes at least so many times the memory of its weights: keys, values and activations come on top.
 ROOM = 1.1
 ATTRIBUTE = "layer_devices"
 
-# The devices of one copy, the first to last layer's.
+# The devices of one copy, from the first layer's to the last layer's.
 Group = Sequence[torch.device]
 
 
 def distribute(model: PreTrainedModel, groups: Sequence[Group], *, ff_offload: bool = False) -> list[PreTrainedModel]:
-    """A model, just loaded, once for each group of devices. One for all of them, if none has room for a copy.
+    """Place a loaded model on each group of devices. If no device has room for a copy, one model is split over all.
 
     Raises:
         LoadError: it does not fit, or cannot be placed so.
@@ -38,7 +38,7 @@ def distribute(model: PreTrainedModel, groups: Sequence[Group], *, ff_offload: b
     groups = _together(groups, needed) if not ff_offload else groups
     models = []
     for number, group in enumerate(groups, start=1):
-        # One copy on the host at a time; the one that was loaded is the last to be moved.
+        # At most one copy is on the host at a time; the loaded one is moved last.
         each = model if number == len(groups) else copy.deepcopy(model)
         _place_(each, group, needed, ff_offload=ff_offload)
         models.append(each)
@@ -65,14 +65,14 @@ def _place_(model: PreTrainedModel, group: Group, needed: int, *, ff_offload: bo
             "keep its feed-forward weights on the host (ff-offload), or use several devices"
         )
     if ff_offload:
-        # What is on the CPU anyway is used where it is.
+        # On a CPU the weights are used in place.
         offload_(model, first, staged=first.type != "cpu")
     else:
         model.to(first)
 
 
 def resident_bytes(model: PreTrainedModel, *, ff_offload: bool = False) -> int:
-    """What a model's weights take on a device."""
+    """How many bytes a model's weights take on a device."""
     total = _bytes(model)
     if not ff_offload:
         return total
@@ -82,7 +82,7 @@ def resident_bytes(model: PreTrainedModel, *, ff_offload: bool = False) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What is free on a device; None where nobody counts."""
+    """How many bytes are free on a device; None where that is not known (CPU)."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
 
 
@@ -108,16 +108,19 @@ def spread_(model: PreTrainedModel, devices: Sequence[torch.device]) -> None:
 
 
 def across_devices(model: PreTrainedModel) -> bool:
-    """Whether ``spread_`` was here."""
+    """Whether a model was split by ``spread_``."""
     return hasattr(model, ATTRIBUTE)
 
 
 def plan(layer_bytes: Sequence[int], rest_bytes: int, free: Sequence[int | None]) -> list[int]:
-    """The number of the device of each layer: contiguous runs, all devices filled to the same part of what is free.
+    """Choose a device for each layer: contiguous runs, every device filled to the same fraction of its free memory.
 
     Args:
-        rest_bytes: of all that is no layer, which goes to the first device.
-        free: bytes of each device; if one is not known, all count alike.
+        rest_bytes: size of everything that is not a layer. It goes to the first device.
+        free: free bytes of each device. If one is not known, all devices count as equal.
+
+    Returns:
+        For each layer the number of its device.
 
     Raises:
         LoadError: a device would hold more than it has.
@@ -142,7 +145,7 @@ def plan(layer_bytes: Sequence[int], rest_bytes: int, free: Sequence[int | None]
 
 @dataclass(frozen=True, slots=True)
 class MoveInputs:
-    """A hook before a layer: everything that it is given comes to its device. Copied along with its module."""
+    """A hook before a layer that moves all its inputs to its device. It is copied along with its module."""
 
     device: torch.device
 
@@ -152,7 +155,7 @@ class MoveInputs:
 
 @dataclass(frozen=True, slots=True)
 class MoveOutput:
-    """A hook behind a layer, likewise."""
+    """A hook after a layer that moves its output to a device."""
 
     device: torch.device
 
@@ -161,15 +164,15 @@ class MoveOutput:
 
 
 def make_current(device: torch.device) -> None:
-    """What this thread launches from now on, it launches there."""
+    """Have this thread launch its work on this device from now on."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Tensors, also within tuples, lists and dictionaries; a cache stays what it is."""
+    """Move tensors, also those within tuples, lists and dictionaries. A cache stays as it is."""
     if isinstance(value, Tensor):
-        # The host would read what has not arrived yet.
+        # Non-blocking only towards CUDA: the host would read data that has not arrived yet.
         return value.to(device, non_blocking=device.type == "cuda")
     if type(value) in (tuple, list):
         return type(value)(_moved(part, device) for part in value)
@@ -179,7 +182,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def _bytes(module: nn.Module) -> int:
-    # A tied tensor is there once.
+    # A tied tensor counts once.
     total: int = sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers()))
     return total
 
