@@ -4,7 +4,7 @@ GriffinError
 ├── LoadError             the checkpoint cannot be found or read
 ├── UnsupportedModel      the checkpoint is fine, but its feed-forward blocks are not in the family table
 ├── EngineBusy            a second generation was started on an engine that is still generating
-├── Cancelled             whoever asked for a prompt gave it up while it was read
+├── Cancelled             the caller gave a prompt up while it was being read
 ├── OutOfMemory           the device has no room for this request
 ├── WeightsChanged        a file that weights are mapped from was changed while it was served
 └── InvalidRequest        a prompt or a setting that no engine could honour; names the field
@@ -15,7 +15,7 @@ import torch
 
 
 class GriffinError(Exception):
-    """Base of all errors below; its text is one line made for a user's eyes."""
+    """Base of all errors below. Its text is one line for a user."""
 
 
 class LoadError(GriffinError):
@@ -31,7 +31,7 @@ class EngineBusy(GriffinError):
 
 
 class Cancelled(GriffinError):
-    """Whoever asked for a prompt gave it up while it was read."""
+    """The caller gave a prompt up while it was being read."""
 
 
 class OutOfMemory(GriffinError):
@@ -55,6 +55,6 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch's, on any device, says that."""
-    # Of the CPU's allocator there is no class.
+    """Whether an error of torch's, on any device, says that memory ran out."""
+    # The CPU's allocator has no error class of its own.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -11,7 +11,7 @@ from griffin.request import Sampling
 
 logger = logging.getLogger("griffin")
 
-# Names in the file, and here.
+# The file's names, and those of ``Sampling``.
 NAMES = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -21,10 +21,10 @@ NAMES = {
     "max_new_tokens": "max_tokens",
 }
 WHOLE_NUMBERS = ("top_k", "max_tokens")
-# As good as no limit, and still a number that every part of the library can count with.
+# A number that means no limit here, and that every part of the library can count with.
 MOST = 2**31 - 1
-# Names in the file that change what transformers generates and are not applied here, each with values that change
-# nothing. do_sample is not among them: as with vLLM it is not read, and only a temperature of 0 is greedy.
+# Names in the file that change what transformers generates, but are not applied here. Each stands with the values at
+# which it changes nothing. do_sample is not read, as in vLLM: only a temperature of 0 is greedy.
 NOT_APPLIED: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,),
     "top_h": (),
@@ -68,13 +68,13 @@ def sampling_defaults(config: GenerationConfig | None) -> Mapping[str, float]:
 
 
 def _usable(name: str, value: object) -> float | None:
-    """The value as ``Sampling`` takes it, if it does."""
+    """The value as ``Sampling`` takes it; None if it would be refused there."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not math.isfinite(value) or (name in WHOLE_NUMBERS and value != int(value)):
         return None
     if name in WHOLE_NUMBERS:
-        # In a request too, a top_k of -1 keeps all tokens.
+        # As in a request, a top_k of -1 keeps all tokens.
         value = 0 if name == "top_k" and value == -1 else min(int(value), MOST)
     try:
         Sampling(**{name: value})  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def tokenizer_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def settle_ends(model: PreTrainedModel, *others: Iterable[int]) -> None:
-    """From now on the model's generation_config names all ends: its own, config's, and these."""
+    """Write all ends into the model's generation_config: its own, config's, and these."""
     ends = configured_ends(model).union(*others)
     if model.generation_config is not None and ends:
         model.generation_config.eos_token_id = sorted(ends)

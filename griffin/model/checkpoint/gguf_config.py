@@ -25,15 +25,15 @@ SIZES = {
 }
 RMS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps"}
 CHECKED = {"attention.key_length", "attention.value_length", "attention.causal", "pooling_type", "vocab_size"}
-# These change nothing at any value.
+# Keys that change nothing, whatever their value.
 SILENT = {"rope.scaling.finetuned", "expert_used_count"}
-# These change nothing when they are zero, false or empty.
+# Keys that change nothing while they are zero, false or empty.
 SILENT_WHEN_ZERO = {
     "expert_count", "expert_shared_count", "leading_dense_block_count", "nextn_predict_layers", "logit_scale",
     "residual_scale", "embedding_scale", "attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias",
     "attn_logit_softcapping", "final_logit_softcapping",
 }  # fmt: skip
-# What a file recommends, under general.sampling, and transformers' names for it.
+# What a file recommends under general.sampling, with transformers' names.
 SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -46,7 +46,7 @@ TENSOR_LAYOUTS = ("Meta AI original pth", "jploski")
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What one of llama.cpp's architectures is called in transformers, and what its keys mean there.
+    """One of llama.cpp's architectures: its name in transformers, and what its keys mean there.
 
     model_type: transformers'.
     keys: key, without the architecture's name, to the configuration's field.
@@ -84,7 +84,7 @@ def _windowed_by_layer(file: GgufFile, fields: Fields, period: int) -> Fields:
 
 
 def _gemma_scale(file: GgufFile, fields: Fields, large: int) -> Fields:
-    # No key says it; llama.cpp goes by the number of layers too, which only the 27B models have.
+    # No key says it. llama.cpp goes by the number of layers too: only the 27B models have so many.
     heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
     return {"query_pre_attn_scalar": fields["hidden_size"] // heads if layers == large else fields["head_dim"]}
 
@@ -119,7 +119,7 @@ def _phi3(file: GgufFile, fields: Fields) -> Fields:
 
 def _falcon(file: GgufFile, fields: Fields) -> Fields:
     heads = fields["num_kv_heads"]
-    # Its large models have one norm for each of the two parallel branches; 11B has one for both.
+    # Falcon's large models have a norm for each of the two parallel branches; Falcon 11B has one for both.
     two_norms = "blk.0.attn_norm_2.weight" in file.tensors
     return {
         "multi_query": heads == 1,
@@ -208,7 +208,7 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
 
 
 def settle_sampling(model: PreTrainedModel, file: GgufFile) -> None:
-    """From now on the model's generation_config has what the file recommends for drawing tokens."""
+    """Write what the file recommends for drawing tokens into the model's generation_config."""
     recommended = {name: file.metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
     given = {name: value for name, value in recommended.items() if value is not None}
     if given and model.generation_config is not None:
@@ -286,7 +286,7 @@ def _require_known_keys(file: GgufFile, row: Architecture) -> None:
         if key == "attention.sliding_window" and _reaches_all(value, file.own("context_length")):
             continue
         if key == LAYER_NORM and key not in row.keys and value:
-            # Written beside the epsilon of RMS norms by some; these models have no other norms.
+            # Some writers add it beside the epsilon of RMS norms. These models have no other norms.
             continue
         raise refused(file, key, f"is {short(value)}, which is not supported here")
     layout = file.own("tensor_data_layout")
@@ -295,5 +295,5 @@ def _require_known_keys(file: GgufFile, row: Architecture) -> None:
 
 
 def _reaches_all(window: Any, context: Any) -> bool:
-    """Whether a window is none: zero, or as long as the context."""
+    """Whether a window hides nothing: it is zero, or as long as the context."""
     return not window or (isinstance(window, int) and isinstance(context, int) and window >= context)

@@ -14,7 +14,7 @@ from griffin.model.checkpoint.refusals import first_words, listed, refuse_file
 
 MAGIC = b"GGUF"
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
-# What general.type says of files that hold no whole model.
+# Values of general.type for files that do not hold a whole model.
 OTHER_TYPES = {
     "adapter": "a LoRA adapter",
     "mmproj": "the vision or audio part of a model",
@@ -30,7 +30,7 @@ OTHER_ARCHITECTURES = {
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """What a file says, with its parts joined.
+    """The content of a file, with its parts joined.
 
     metadata: all keys but those of the format itself; lists are Python lists.
     tensors: as the reader gives them, mapped from the file.
@@ -79,7 +79,7 @@ def read(path: Path) -> GgufFile:
 
 
 def parts(path: Path) -> list[Path]:
-    """The files that a model's file was split into, as far as they are there; else the file alone."""
+    """The files that a model's file was split into, those that are there; the file alone if it was not split."""
     name = PART.fullmatch(path.stem)
     found = sorted(path.parent.glob(f"{glob.escape(name[1])}-?????-of-{name[3]}{path.suffix}")) if name else []
     return found or [path]
@@ -89,7 +89,7 @@ def _open(path: Path) -> GGUFReader:
     try:
         return GGUFReader(path)
     except Exception as error:
-        # The reader trusts all lengths that it finds; whatever it raises then is no message for people.
+        # The reader trusts every length that it finds. Its errors on damaged files are no messages for people.
         raise LoadError(
             f"{path.name} is no whole GGUF file ({first_words(error)}); is the download complete?"
         ) from error
@@ -105,7 +105,7 @@ def _require_model(path: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
-    """All parts but the first, which ``path`` is."""
+    """All parts after the first; ``path`` is the first."""
     count = int(metadata.get("split.count") or 0)
     if count < 2:
         return []

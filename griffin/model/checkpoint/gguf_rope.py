@@ -12,7 +12,7 @@ from griffin.model.checkpoint.gguf_values import positive, refused, require_equa
 
 Fields = dict[str, Any]
 
-# All keys that are read here.
+# All keys that this module reads.
 ROPE_KEYS = {
     "rope.freq_base", "rope.dimension_count", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
     "rope.scaling.attn_factor", "rope.scaling.original_context_length", "rope.scaling.yarn_ext_factor",
@@ -36,7 +36,7 @@ def rotary(file: GgufFile, context: int, head: int, *, partial: bool) -> Fields:
 
 def _scaling(file: GgufFile, context: int, pairs: int) -> Fields:
     kind = file.own("rope.scaling.type")
-    # Zero is none.
+    # Zero means that there is none.
     factor = file.own("rope.scaling.factor") and positive(file, "rope.scaling.factor")
     factor = factor or (file.own("rope.scale_linear") and positive(file, "rope.scale_linear"))
     if factors := _stored_factors(file, context, pairs):
@@ -73,7 +73,7 @@ def _yarn(file: GgufFile, factor: float, context: int) -> Fields:
 
 
 def _stored_factors(file: GgufFile, context: int, pairs: int) -> Fields | None:
-    """Factors of single frequencies: Llama 3's, or longrope's two lists. transformers' longrope takes any list."""
+    """Factors of single frequencies: Llama 3's, or longrope's two lists. For transformers any list is a longrope."""
     alone, long, short = (_factors(file, name, pairs) for name in ROPE_TENSORS)
     if alone is not None and (short or long) is None:
         return None if all(value == 1 for value in alone) else _longrope(alone, alone, context, 1.0)
@@ -111,6 +111,6 @@ def _longrope(
     scale = (context or original) / original
     usual = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
     if context is not None and math.isclose(attention, usual, rel_tol=1e-6):
-        # To the last bit, by the same formula as for the checkpoint that the file was made of.
+        # The same formula as for the checkpoint that the file was made from, so the result is the same to the last bit.
         parameters["attention_factor"] = usual
     return parameters

@@ -11,10 +11,10 @@ from griffin.model.checkpoint.ends import KNOWN_ENDS
 from griffin.model.checkpoint.gguf_file import GgufFile
 
 CONTROL, USER_DEFINED = 3, 4
-# Ids that the file itself calls ends; generation in the middle of a text ends at the last three.
+# Keys whose ids the file calls ends. Generation in the middle of a text ends at the last three.
 END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
-# What tokenizer.ggml.pre stands for: text is split by these expressions, one after the other.
+# The expressions that split text, one after the other, for each value of tokenizer.ggml.pre.
 # Source: llama.cpp, src/llama-vocab.cpp.
 GPT2 = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",)
 DIGITS = (r"\p{N}", *GPT2)
@@ -59,7 +59,7 @@ SPLITS: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 
 
-# Of these a piece that is a token stays whole, and, but for the last, texts begin with the begin-of-sequence token.
+# For these values a piece that is a token stays whole. For all but the last, texts begin with the begin token.
 WHOLE_PIECES = (
     "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken", "glm4",
 )  # fmt: skip
@@ -97,12 +97,12 @@ def _split_as(pre: str, backend: Tokenizer) -> None:
     splits = [pre_tokenizers.Split(Regex(split), behavior="isolated") for split in SPLITS[pre]]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
-    # A piece that is a token is one, whether or not merges lead there.
+    # A piece that is a token stays whole, whether or not merges lead there.
     backend.model.ignore_merges = pre in WHOLE_PIECES
 
 
 def _begin_with(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Texts begin with the begin-of-sequence token, where the file does not say whether they do."""
+    """Let texts begin with the begin-of-sequence token if the file does not say whether they do."""
     if tokenizer.bos_token is None:
         return
     begin = tokenizer.bos_token
@@ -127,7 +127,7 @@ def ends(file: GgufFile) -> frozenset[int]:
     found = {id for key in END_KEYS if isinstance(id := file.metadata.get(f"tokenizer.ggml.{key}_token_id"), int)}
     tokens = file.metadata.get("tokenizer.ggml.tokens") or []
     kinds = file.metadata.get("tokenizer.ggml.token_type") or []
-    # Some files mark such tokens as their users' own, or do not say what any token is.
+    # Some files mark such tokens as user-defined, or do not mark any token.
     named = {
         id
         for id, (token, kind) in enumerate(zip_longest(tokens, kinds, fillvalue=CONTROL))
@@ -135,6 +135,6 @@ def ends(file: GgufFile) -> frozenset[int]:
     }
     names = {tokens[id] for id in named}
     if {"<|return|>", "<|call|>"} <= names:
-        # There it ends a part of an answer alone.
+        # There it ends only a part of an answer.
         named -= {id for id in named if tokens[id] == "<|end|>"}
     return frozenset(id for id in found | named if 0 <= id < len(tokens))

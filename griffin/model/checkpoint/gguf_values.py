@@ -8,10 +8,10 @@ from griffin.model.checkpoint.gguf_file import GgufFile
 
 
 def number(file: GgufFile, key: str) -> Any:
-    """A number above 0, or None if the key is not there; of a list for layers, the one that they share.
+    """A number above 0, or None if the key is not there. A list with a number for each layer must have one value.
 
     Raises:
-        LoadError: it is none.
+        LoadError: the value is not such a number.
     """
     value = file.own(key)
     if isinstance(value, list):
@@ -26,7 +26,7 @@ def number(file: GgufFile, key: str) -> Any:
 
 
 def positive(file: GgufFile, key: str) -> Any:
-    """Likewise, where there is no list."""
+    """As ``number``, but a list is refused."""
     value = file.own(key)
     if isinstance(value, list):
         raise refused(file, key, f"is {short(value)}, and must be a number above 0")

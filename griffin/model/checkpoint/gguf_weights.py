@@ -1,4 +1,4 @@
-"""A GGUF file's tensors as the parameters that they stand for, dequantised one by one."""
+"""A GGUF file's tensors become a model's parameters, dequantised one by one."""
 
 from collections.abc import Callable, Iterator
 
@@ -20,7 +20,7 @@ from griffin.model.checkpoint.whole import require_whole
 
 Undo = Callable[[Tensor, PreTrainedConfig], Tensor]
 
-# Tensors that hold nothing a model needs: the configuration has them, or every reader computes them.
+# Tensors that are not needed: the configuration says the same, or every reader computes it.
 USELESS = (*ROPE_TENSORS, "rope.freqs")
 USELESS_ENDINGS = (".attn_rot_embd.weight", ".attn_rot_embd", ".attn.bias", ".attn.masked_bias")
 
@@ -74,11 +74,11 @@ def _parameters(
         try:
             values = gguf.dequantize(tensor.data, tensor.tensor_type)
         except Exception as error:
-            # Types that the reader knows by name alone, or data that is cut short.
+            # A type that the reader knows only by name, or data that is cut short.
             raise LoadError(
                 f"{file.path.name}: tensor {name} ({tensor.tensor_type.name}) cannot be read: {error}"
             ) from error
-        # Values that are mapped from the file, which may change, cannot be written to, and are copied here.
+        # Copied: mapped values cannot be written to, and the file may change.
         plain = _as_trained(
             file.architecture, name, torch.from_numpy(np.require(values, requirements=["C", "W"])), config
         )
@@ -103,13 +103,13 @@ def _as_trained(architecture: str, name: str, values: Tensor, config: PreTrained
 
 
 def _half_rotated(values: Tensor, heads: int) -> Tensor:
-    """From pairs of neighbours, which llama.cpp rotates, to the two halves of a head."""
+    """Reorder rows: llama.cpp rotates neighbours in pairs, transformers the two halves of a head."""
     pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
     return pairs.transpose(1, 2).reshape(values.shape)
 
 
 def _grouped(values: Tensor, config: PreTrainedConfig) -> Tensor:
-    """From all queries, keys, values to groups: the queries that share a key and a value, and these two."""
+    """Reorder rows from all queries, keys, values to groups: the queries that share a key and a value, then these."""
     groups = config.num_kv_heads if config.new_decoder_architecture else 1
     head = config.hidden_size // config.num_attention_heads
     queries, keys, vals = torch.split(values, [config.num_attention_heads * head, groups * head, groups * head])

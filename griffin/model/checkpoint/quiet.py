@@ -1,4 +1,4 @@
-"""The library's own words about a checkpoint, which our errors say in one line, kept out of the log."""
+"""Keeps the library's own messages about a checkpoint out of the log: our errors say the same in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -25,7 +25,7 @@ PLAIN = "take the model's own checkpoint in bfloat16 or float16, or a GGUF file 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Something that is no checkpoint of a language model.
+    """A kind of file or directory that is not a checkpoint of a language model.
 
     shows: whether a directory is of this kind.
     what: what it is, after "is".
@@ -42,7 +42,7 @@ def _has(*names: str) -> Callable[[Path], bool]:
     return lambda folder: any(any(folder.glob(name)) for name in names)
 
 
-# In this order: the first that shows is named.
+# In this order: the first that fits is named.
 WITHOUT_CONFIG: Sequence[Kind] = (
     Kind(_has("adapter_config.json"), "a LoRA adapter", "merge it into its base model (peft: merge_and_unload) first"),
     Kind(_has("model_index.json"), "a diffusers pipeline, for images", "name a language model"),
@@ -149,7 +149,7 @@ def require_files(folder: Path, text: str) -> None:
 
 
 def require_readable(folder: Path, text: str) -> None:
-    """Look at the small files that readers pass over in silence, or stumble over, when they are damaged.
+    """Look at small files that readers skip silently, or fail on without a clear message, when they are damaged.
 
     Raises:
         LoadError: one of them is no JSON object; names it.
@@ -203,7 +203,7 @@ def require_plain(config: Mapping[str, Any], text: str) -> None:
 
 
 def _generates(architecture: str) -> bool:
-    # Checkpoints of a bare model name it alone (OPTModel); their head must be in the file, or be tied.
+    # Checkpoints of a bare model name only that (OPTModel). Their head must be in the file, or be tied.
     return architecture.endswith(("ForCausalLM", "LMHeadModel", "Model", "ForConditionalGeneration"))
 
 
@@ -271,7 +271,7 @@ def _is_pointer(file: Path) -> bool:
 
 
 def first_words(error: BaseException) -> str:
-    """What a reader's error says, in one line: readers write paragraphs, and some only a key's name."""
+    """A reader's error in one line. Some readers write paragraphs, others only a key's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     if isinstance(error, KeyError) or not text:

@@ -1,4 +1,4 @@
-"""Where a checkpoint is, and its name, from any spelling that a shell, a hub or a container brings."""
+"""Where a checkpoint is, and its name, from any spelling that a shell, a hub or a container may pass."""
 
 import importlib.util
 import re
@@ -16,7 +16,7 @@ EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_FOLDER = "models--"
-# A hub's address; what follows it is a hub id, and maybe a page of that repository.
+# A hub's address. A hub id follows it, and maybe a page of that repository.
 HUB_ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/(?P<id>.+)|hf://(?P<path>.+)", re.IGNORECASE)
 HUB_PAGE = re.compile(r"[?#].*$|/(tree|commits)/main/?$")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -64,7 +64,7 @@ def locate(spelling: str) -> Source:
         raise LoadError(f"'{spelling}' is an address that is not known here; download the model and name its path")
     try:
         path = Path(text).expanduser()
-        # Asked of the system, which may also say that it may not be asked.
+        # The system may also refuse to say whether the path is there.
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return _missing(text, path)
@@ -90,7 +90,7 @@ def embedded_file() -> Path:
 
 
 def _unquoted(spelling: str) -> str:
-    """Without the blanks and quotation marks that files of variables keep."""
+    """Remove blanks and quotation marks, which env files keep."""
     text = spelling.strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1].strip()
@@ -98,7 +98,7 @@ def _unquoted(spelling: str) -> str:
 
 
 def _missing(text: str, path: Path) -> Source:
-    """Nothing is there: a hub id, or a mistake."""
+    """No such path: it is a hub id, or a mistake."""
     if path.is_symlink():
         raise LoadError(
             f"'{text}' is a link to {path.readlink()}, which is not here; "
@@ -135,7 +135,7 @@ def _on_hub(hub_id: str, spelling: str) -> Source:
 
 def _file(path: Path, text: str) -> Source:
     try:
-        # Of other kinds of file a first byte may never come.
+        # Reading another kind of file, such as a pipe, might never return.
         gguf = path.is_file() and is_gguf(path)
     except OSError as error:
         raise LoadError(f"'{text}' cannot be read: {error.strerror}") from None
@@ -183,11 +183,11 @@ def _hub_name(path: Path) -> str | None:
         if place.parent.name == "snapshots" and place.parents[1].name.startswith(HUB_FOLDER):
             if _own_name(path) == place.name or HASH.fullmatch(path.name):
                 return place.parents[1].name.removeprefix(HUB_FOLDER).replace("--", "/")
-            # A link's own name is the one that its user chose.
+            # A link's name is the one that its user chose.
             return None
     return None
 
 
 def _own_name(path: Path) -> str:
-    """The last part of a path; for "." and "..", of what they stand for."""
+    """The last part of a path; "." and ".." are resolved first."""
     return path.name if path.name not in ("", "..") else path.resolve().name

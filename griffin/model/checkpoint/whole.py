@@ -18,7 +18,7 @@ from griffin.model.checkpoint.refusals import INDEXES, PLAIN, WEIGHTS, first_wor
 
 logger = logging.getLogger("griffin")
 
-# Buffers that models compute by themselves, and that old checkpoints hold all the same.
+# Buffers that models compute themselves. Old checkpoints hold them too.
 USELESS = re.compile(r"(rotary_emb\.inv_freq|rope\.freqs|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias)$")
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
 
@@ -46,7 +46,7 @@ def require_whole(report: Mapping[str, Any], source: str) -> None:
 
 
 def lacking(missing: Sequence[str], source: str) -> LoadError:
-    """The refusal of a checkpoint without some of the model's weights."""
+    """The error for a checkpoint that lacks some of the model's weights."""
     return LoadError(
         f"'{source}' lacks {len(missing)} of the model's weights: {listed(sorted(missing))}; "
         "nothing is made up for them: is the checkpoint complete, and that of a language model?"
@@ -97,7 +97,7 @@ def require_finite(model: PreTrainedModel, source: str) -> None:
 
 
 def _finite(values: Tensor) -> bool:
-    # The largest of them tells, and no copy is made: a maximum hands on what is no number.
+    # The maximum is enough, and makes no copy: it is NaN if any value is.
     return bool(torch.isfinite(torch.stack(values.aminmax())).all()) if values.numel() else True
 
 
@@ -107,7 +107,7 @@ def require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sou
         LoadError: the tokenizer makes tokens of ordinary text that the model does not have.
     """
     rows = int(model.get_input_embeddings().num_embeddings)
-    # Without tokens that were added: some models' text parts have no rows for those of images.
+    # Added tokens do not count: some models' text parts have no rows for image tokens.
     tokens = tokenizer.vocab_size
     if tokens > rows:
         raise LoadError(
@@ -133,7 +133,7 @@ def stored_types(folder: Path, source: str) -> list[tuple[str, str]]:
         except LoadError as error:
             raise LoadError(f"'{source}': {error}") from None
         except Exception as error:
-            # Readers raise anything; the file's name is what its user needs.
+            # Readers raise errors of any class. The user needs the file's name.
             raise LoadError(
                 f"'{source}': {file.name} is damaged or incomplete ({first_words(error)}); download it again"
             ) from error
@@ -158,7 +158,7 @@ def _safetensors_types(file: Path) -> list[tuple[str, str]]:
 
 def _pickled_types(file: Path) -> list[tuple[str, str]]:
     names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    # Files from before PyTorch 1.6 are no archives, and cannot be mapped.
+    # Files from before PyTorch 1.6 are not archives and cannot be mapped.
     tensors = torch.load(file, map_location="meta", mmap=is_zipfile(file), weights_only=True)
     if strange := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
         raise LoadError(f"{file.name} holds more than weights by name ({listed(strange)}): a training checkpoint")
