@@ -5,9 +5,29 @@ import time
 import torch
 from torch.nn import functional
 
+from griffin.errors import LoadError
+
 # A feed-forward projection of a small model's size, and enough tokens for the processor's matrix units to matter.
 INPUTS, OUTPUTS, TOKENS = 2048, 4096, 64
 ROUNDS = 4
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Weights in 8 bits, activations in the dtype that auto takes.
+INT8 = "int8"
+
+
+def parse_dtype(name: str, device: torch.device) -> torch.dtype:
+    """A dtype by name, or (auto, int8) the fastest of the device: of activations, and of weights unless int8.
+
+    Raises:
+        LoadError: no such dtype.
+    """
+    if name in ("auto", INT8):
+        return fastest_dtype(device)
+    if name not in DTYPES:
+        raise LoadError(f"unknown dtype '{name}'; use auto, {', '.join(DTYPES)}, or {INT8} (experimental)")
+    return DTYPES[name]
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:

@@ -1,66 +1,35 @@
 """A checkpoint becomes a model and a tokenizer: hub id, directory, GGUF file, or the embedded default."""
 
 import logging
-import os
-import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import torch
 import transformers
-from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]
-from filelock import FileLock
-from huggingface_hub import snapshot_download
-from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from griffin.errors import GriffinError, LoadError
-from griffin.model import mapped
-from griffin.model.checkpoint import gguf_file, gguf_tokenizer
+from griffin.model.checkpoint import folder as folder_reader
 from griffin.model.checkpoint.defaults import sampling_defaults
 from griffin.model.checkpoint.ends import settle_ends, tokenizer_ends
-from griffin.model.checkpoint.gguf_config import config_of, settle_sampling
-from griffin.model.checkpoint.gguf_weights import read_model
+from griffin.model.checkpoint.gguf import load_gguf
+from griffin.model.checkpoint.hub import downloaded
 from griffin.model.checkpoint.numbers import require_numbers
-from griffin.model.checkpoint.quiet import quiet
-from griffin.model.checkpoint.refusals import first_words, require_files, require_plain, require_readable
+from griffin.model.checkpoint.refusals import first_words, require_files, require_plain
 from griffin.model.checkpoint.source import EMBEDDED_MODEL, Source, locate
-from griffin.model.checkpoint.whole import (
-    require_finite,
-    require_plain_numbers,
-    require_rows,
-    require_whole,
-    weight_files,
-)
-from griffin.model.dtype import fastest_dtype
+from griffin.model.checkpoint.whole import require_finite
+from griffin.model.dtype import DTYPES, INT8, parse_dtype
 from griffin.model.families import feed_forwards, require_supported
-from griffin.model.guard import state, whole_while_read
-from griffin.model.host import HostWeights, attach_
+from griffin.model.guard import whole_while_read
+from griffin.model.host import HostWeights
 from griffin.model.matrix.modules import matrices
-from griffin.model.placement import distribute
+from griffin.model.placement import distribute, parse_device
 from griffin.model.quantise import round_to_int8_
 
 logger = logging.getLogger("griffin")
-
-HASHED_UP_TO_BYTES = 2**29
-# Of what is written to the cache; a change makes all of it anew.
-CACHE_FORMAT = 3
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Weights in 8 bits, activations in the dtype that auto takes.
-INT8 = "int8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +90,7 @@ def load_each(
         UnsupportedModel: its model type has no row in the family table.
     """
     if not sys.stderr.isatty():
-        # Progress bars are for people; in a log they are noise. (The one of the GGUF reader has no switch.)
+        # Progress bars are for people. In a log they are noise.
         transformers.logging.disable_progress_bar()
     groups = [[parse_device(name) for name in device.split("+")] for device in devices]
     torch_dtype = parse_dtype(dtype, groups[0][0])
@@ -134,7 +103,7 @@ def load_each(
         with whole_while_read(source):
             if found.is_gguf:
                 assert found.path is not None
-                model, tokenizer = _load_gguf(found.path, torch_dtype, cache_dir, map_from)
+                model, tokenizer = load_gguf(found.path, torch_dtype, cache_dir, map_from)
             else:
                 model, tokenizer = _load_checkpoint(found, source, torch_dtype, map_from)
         defaults = sampling_defaults(model.generation_config)
@@ -152,8 +121,30 @@ def load_each(
     except GriffinError:
         raise
     except Exception as error:
-        # Readers of checkpoints raise anything from OSError to KeyError; a user needs the first line of it.
+        # Readers of checkpoints raise errors from OSError to KeyError. The user needs the first line.
         raise LoadError(f"cannot load '{source}': {first_words(error)}") from error
+
+
+def _load_checkpoint(
+    found: Source, source: str, dtype: torch.dtype, map_from: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """From a directory; what is on a hub is brought into one first, its configuration before its weights."""
+    config = PreTrainedConfig.get_config_dict(found.path or str(found.hub_id))[0]
+    require_supported(config)
+    require_plain(config, source)
+    require_numbers(config, source)
+    folder = found.path or downloaded(str(found.hub_id))
+    require_files(folder, source)
+    model, tokenizer = folder_reader.read(folder, source, dtype, map_from)
+    settle_ends(model, tokenizer_ends(tokenizer))
+    return model, tokenizer
+
+
+def _require_int8(groups: Sequence[Sequence[torch.device]], ff_offload: bool) -> None:
+    if ff_offload:
+        raise LoadError("dtype int8 does not go together with ff-offload; leave one of them out")
+    if others := [device for group in groups for device in group if device.type != "cpu"]:
+        raise LoadError(f"dtype int8 runs on a CPU only, not on {others[0]}; use auto, {', '.join(DTYPES)}")
 
 
 @torch.no_grad()
@@ -169,242 +160,3 @@ def _own_(model: PreTrainedModel) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and id(tensor) not in mapped_ids:
             tensor.data = tensor.data.clone()
-
-
-def parse_device(name: str) -> torch.device:
-    """A device by name, or (auto) CUDA when there is one.
-
-    Raises:
-        LoadError: no such device.
-    """
-    if name == "auto" and torch.version.cuda and not torch.cuda.is_available():
-        logger.warning(
-            "torch is built for CUDA %s and sees no GPU: the CPU it is. If there is one, its driver may be too old",
-            torch.version.cuda,
-        )
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise LoadError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise LoadError(f"device '{name}' is not there: torch sees {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
-def parse_dtype(name: str, device: torch.device) -> torch.dtype:
-    """A dtype by name, or (auto, int8) the fastest of the device: of activations, and of weights unless int8.
-
-    Raises:
-        LoadError: no such dtype.
-    """
-    if name in ("auto", INT8):
-        return fastest_dtype(device)
-    if name not in DTYPES:
-        raise LoadError(f"unknown dtype '{name}'; use auto, {', '.join(DTYPES)}, or {INT8} (experimental)")
-    return DTYPES[name]
-
-
-def _require_int8(groups: Sequence[Sequence[torch.device]], ff_offload: bool) -> None:
-    if ff_offload:
-        raise LoadError("dtype int8 does not go together with ff-offload; leave one of them out")
-    if others := [device for group in groups for device in group if device.type != "cpu"]:
-        raise LoadError(f"dtype int8 runs on a CPU only, not on {others[0]}; use auto, {', '.join(DTYPES)}")
-
-
-def _load_checkpoint(
-    found: Source, source: str, dtype: torch.dtype, map_from: Path | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """From a directory; what is on a hub is brought into one first, its configuration before its weights."""
-    config = PreTrainedConfig.get_config_dict(found.path or str(found.hub_id))[0]
-    require_supported(config)
-    require_plain(config, source)
-    require_numbers(config, source)
-    folder = found.path or _downloaded(str(found.hub_id))
-    require_files(folder, source)
-    model, tokenizer = _read(folder, source, dtype, map_from)
-    settle_ends(model, tokenizer_ends(tokenizer))
-    return model, tokenizer
-
-
-def _read(
-    folder: Path, source: str, dtype: torch.dtype, map_from: Path | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint; if there is a directory to map its FF weights from, without those in memory."""
-    require_readable(folder, source)
-    require_plain_numbers(folder, source)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    model = _mapped(folder, dtype, map_from, source) if map_from else _from_pretrained(folder, source, dtype)
-    require_rows(model, tokenizer, source)
-    return model, tokenizer
-
-
-def _from_pretrained(place: Path | str, source: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """A model all of whose weights come from its checkpoint.
-
-    Raises:
-        LoadError: some do not; names the first few.
-    """
-    with quiet():
-        model, report = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
-    require_whole(report, source)
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
-def _downloaded(hub_id: str) -> Path:
-    small = ["*.json", "*.txt", "*.model", "*.jinja"]
-    # Not its maker's own format, which holds the same weights once more.
-    others = ["consolidated*", "*/*"]
-    folder = Path(snapshot_download(hub_id, allow_patterns=[*small, "*.safetensors"], ignore_patterns=others))
-    if not weight_files(folder):
-        snapshot_download(hub_id, allow_patterns=["*.bin"], ignore_patterns=others)
-    return folder
-
-
-def _mapped(folder: Path, dtype: torch.dtype, map_from: Path, source: str) -> PreTrainedModel:
-    """A model whose FF weights are mapped from a file, which is made first if it is not there or cannot be used."""
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
-    layout = mapped.Layout.of(empty, dtype)
-    target = map_from / f"{folder.name}-{str(dtype).removeprefix('torch.')}-{_folder_identity(folder)}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(target.name + ".lock")):
-            host = _mapped_or_made(folder, source, layout, empty.base_model_prefix, target)
-    except OSError as error:
-        raise LoadError(f"ff-offload on a CPU needs room for a file in {map_from}: {error}") from error
-    model = _without_feed_forward(empty, layout, folder, source)
-    attach_(model, host, feed_forwards(model))
-    return model
-
-
-def _mapped_or_made(folder: Path, source: str, layout: mapped.Layout, prefix: str, target: Path) -> HostWeights:
-    if target.exists():
-        try:
-            return mapped.read(target, layout)
-        except LoadError as error:
-            logger.warning("%s; making it again", error)
-            shutil.rmtree(target)
-    logger.info("%s: writing its feed-forward weights by neuron, once, to %s", source, target)
-
-    def write(partial: Path) -> None:
-        with whole_while_read(source, weight_files(folder)):
-            mapped.write(partial, layout, folder, prefix, source)
-
-    _write_whole(target, write)
-    return mapped.read(target, layout)
-
-
-def _without_feed_forward(empty: PreTrainedModel, layout: mapped.Layout, folder: Path, source: str) -> PreTrainedModel:
-    """A checkpoint, but for its FF matrices, which stay on the meta device."""
-    absent = {name for names in layout.names for name in names}
-    # Left on the disk by the library's own offload, of which nothing but this is wanted.
-    places = {name: "disk" if name in absent else "cpu" for name, m in empty.named_modules() if not list(m.children())}
-    offloading = logging.getLogger("accelerate.big_modeling")
-    level = offloading.level
-    offloading.setLevel(logging.ERROR)
-    try:
-        model = _from_pretrained(folder, source, layout.dtype, device_map=places)
-    finally:
-        offloading.setLevel(level)
-    remove_hook_from_module(model, recurse=True)
-    for module in model.modules():
-        for method in ("forward", "to", "cuda"):
-            # Left on the instance by those hooks; a copy of the module would call this one's.
-            module.__dict__.pop(method, None)
-    biased = [name for name in absent if model.get_submodule(name).bias is not None]
-    biases = mapped.tensors(folder, [f"{name}.bias" for name in biased], model.base_model_prefix)
-    for name, bias in zip(biased, biases, strict=True):
-        model.get_submodule(name).bias = nn.Parameter(bias.to(layout.dtype), requires_grad=False)
-    return model
-
-
-def _folder_identity(folder: Path) -> str:
-    """By place and time: hashing all weights would take as long as reading them."""
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-    states = [(file.name, state(file.stat())) for file in files]
-    return blake2b(f"{folder.resolve()} {states}".encode(), digest_size=6).hexdigest()
-
-
-def _load_gguf(
-    path: Path, dtype: torch.dtype, cache_dir: Path, map_from: Path | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """From the dequantised copy in the cache, which is made first if it is not there or cannot be read."""
-    target = cache_dir / "dequantised" / _cache_name(path, dtype)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(target.name + ".lock")):
-            if not target.exists():
-                loaded = _dequantise(path, dtype, target)
-                if map_from is None or not target.exists():
-                    return loaded
-                del loaded
-            try:
-                return _read(target, path.name, dtype, map_from)
-            except Exception as error:
-                logger.warning("%s: what is cached cannot be read (%s); making it again", path.stem, first_words(error))
-                shutil.rmtree(target)
-                loaded = _dequantise(path, dtype, target)
-            return loaded if map_from is None else _read(target, path.name, dtype, map_from)
-    except OSError as error:
-        logger.warning("%s: no cache in %s (%s); this start is slower", path.stem, cache_dir, error)
-        return _read_gguf(path, dtype)
-
-
-def _cache_name(path: Path, dtype: torch.dtype) -> str:
-    made_of = f"{[_file_identity(part) for part in gguf_file.parts(path)]} {transformers.__version__} {CACHE_FORMAT}"
-    identity = blake2b(made_of.encode(), digest_size=6).hexdigest()
-    return f"{path.stem}-{str(dtype).removeprefix('torch.')}-{identity}"
-
-
-def _file_identity(path: Path) -> str:
-    """By content where that takes under a second, so that copies share; by place and times for large files."""
-    found = path.stat()
-    if found.st_size > HASHED_UP_TO_BYTES:
-        return f"{path} {state(found)}"
-    with path.open("rb") as file:
-        return file_digest(file, "blake2b").hexdigest()
-
-
-def _dequantise(path: Path, dtype: torch.dtype, target: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    logger.info("%s: dequantising, once; later starts read the result from %s", path.stem, target)
-    # Before anything is cached: what was half another file must not be found again.
-    with whole_while_read(path.name, gguf_file.parts(path)):
-        model, tokenizer = _read_gguf(path, dtype)
-    try:
-        _write_whole(target, lambda folder: (model.save_pretrained(folder), tokenizer.save_pretrained(folder)))
-    except Exception as error:
-        # Most likely a full disk; the weights are in hand all the same.
-        logger.warning("%s: not cached (%s); the next start will be as slow", path.stem, error)
-    return model, tokenizer
-
-
-def _write_whole(target: Path, write: Callable[[Path], Any]) -> None:
-    """Fill a folder beside ``target`` and rename it: whoever finds ``target`` finds all of it. Needs the lock."""
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        write(partial)
-        for file in filter(Path.is_file, partial.rglob("*")):
-            with file.open("rb") as written:
-                # The rename must not reach the disk before the contents.
-                os.fsync(written.fileno())
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    file = gguf_file.read(path)
-    require_supported(config_of(file).to_dict())
-    tokenizer = gguf_tokenizer.read_tokenizer(file)
-    model = read_model(file, dtype)
-    require_rows(model, tokenizer, path.name)
-    settle_ends(model, tokenizer_ends(tokenizer), gguf_tokenizer.ends(file))
-    settle_sampling(model, file)
-    return model, tokenizer

@@ -5,6 +5,7 @@ first device. Hidden states move to the next device where a run ends. Keys, valu
 """
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -18,12 +19,36 @@ from griffin.errors import LoadError
 from griffin.model.families import feed_forwards
 from griffin.model.host import offload_
 
+logger = logging.getLogger("griffin")
+
 # A model takes at least so many times the memory of its weights: keys, values and activations come on top.
 ROOM = 1.1
 ATTRIBUTE = "layer_devices"
 
 # The devices of one copy, from the first layer's to the last layer's.
 Group = Sequence[torch.device]
+
+
+def parse_device(name: str) -> torch.device:
+    """A device by name, or (auto) CUDA when there is one.
+
+    Raises:
+        LoadError: no such device.
+    """
+    if name == "auto" and torch.version.cuda and not torch.cuda.is_available():
+        logger.warning(
+            "torch is built for CUDA %s and sees no GPU: the CPU it is. If there is one, its driver may be too old",
+            torch.version.cuda,
+        )
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise LoadError(f"unknown device '{name}'; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise LoadError(f"device '{name}' is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
 def distribute(model: PreTrainedModel, groups: Sequence[Group], *, ff_offload: bool = False) -> list[PreTrainedModel]:

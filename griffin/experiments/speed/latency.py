@@ -41,7 +41,8 @@ from griffin.experiments.speed.shapes import SHAPES, random_model, shape_config
 from griffin.experiments.speed.speed import speed_claims, speed_tables
 from griffin.experiments.speed.tables import LEGEND, cost_table, paper_table, speed_table
 from griffin.model.checkpoint.source import EMBEDDED_MODEL
-from griffin.model.loading import parse_device, parse_dtype
+from griffin.model.dtype import parse_dtype
+from griffin.model.placement import parse_device
 from griffin.request import STATISTICS
 
 if TYPE_CHECKING:

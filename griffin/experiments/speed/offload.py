@@ -30,8 +30,9 @@ from griffin.experiments.common.progress import Progress
 from griffin.experiments.speed.contestants import engine_contestants, generate_contestants
 from griffin.experiments.speed.shapes import SHAPES, random_model
 from griffin.model.checkpoint.source import EMBEDDED_MODEL
-from griffin.model.loading import parse_device, parse_dtype
+from griffin.model.dtype import parse_dtype
 from griffin.model.mapped import Layout
+from griffin.model.placement import parse_device
 
 Row = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What ``--model`` names, until it is known to be whole: where it is, what it is, and what its files say.
+"""What ``--model`` names: where it is, whether it can be served, and how its files become a model.
 
-Modules here read files. They know no engine and no method.
+Modules here know no engine and no method.
 """

@@ -12,7 +12,8 @@ import torch
 from griffin import Pruning, Sampling
 from griffin.engine.engine import Engine
 from griffin.errors import LoadError, WeightsChanged
-from griffin.model import guard, loading, mapped
+from griffin.model import guard, mapped
+from griffin.model.checkpoint.mapped import mapped_model
 from tests.tiny import tiny_model
 
 guarded = pytest.mark.skipif(not guard.available(), reason="griffin/_native was not built: no C compiler")
@@ -22,7 +23,7 @@ guarded = pytest.mark.skipif(not guard.available(), reason="griffin/_native was 
 def engine(tmp_path: Path) -> Engine:
     """Its FF weights, 200 kB of them, lie in a file under ``tmp_path``."""
     tiny_model("llama", intermediate_size=512).save_pretrained(tmp_path / "tiny")
-    return Engine(loading._mapped(tmp_path / "tiny", torch.float32, tmp_path / "by-neuron", "tiny"))
+    return Engine(mapped_model(tmp_path / "tiny", torch.float32, tmp_path / "by-neuron", "tiny"))
 
 
 def weights(folder: Path) -> Path:

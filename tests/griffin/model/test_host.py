@@ -17,7 +17,9 @@ from griffin.decode.twin import DecodeTwin
 from griffin.engine.prefixes import PrefixStore
 from griffin.errors import LoadError, OutOfMemory
 from griffin.model import host as offload
-from griffin.model import loading, mapped
+from griffin.model import mapped
+from griffin.model.checkpoint import gguf
+from griffin.model.checkpoint.mapped import mapped_model
 from griffin.model.families import BLOCKS, feed_forwards
 from griffin.model.host import HostWeights, Mark, offload_
 from griffin.model.loading import load
@@ -240,7 +242,7 @@ def test_mapped_equals_resident(checkpoint: tuple[PreTrainedModel, Path], tmp_pa
 def mapped_llama(folder: Path) -> PreTrainedModel:
     if not (folder / "config.json").exists():
         tiny_model("llama").save_pretrained(folder)
-    return loading._mapped(folder, torch.float32, folder.parent / "by-neuron", folder.name)
+    return mapped_model(folder, torch.float32, folder.parent / "by-neuron", folder.name)
 
 
 def host_file(folder: Path) -> Path:
@@ -343,7 +345,7 @@ def test_from_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promp
         read.append(path)
         return tiny_model("llama").to(dtype), word_tokenizer()
 
-    monkeypatch.setattr(loading, "_read_gguf", read_gguf)
+    monkeypatch.setattr(gguf, "read_gguf", read_gguf)
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF1")
     for _ in range(2):

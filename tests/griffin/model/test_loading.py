@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from griffin import Accounting, Engine, Pruning, Sampling
 from griffin.errors import LoadError, UnsupportedModel
-from griffin.model import loading
+from griffin.model.checkpoint import gguf
 from griffin.model.checkpoint.source import embedded_file
 from griffin.model.loading import Checkpoint, load
 from tests.tiny import tiny_model
@@ -58,7 +58,7 @@ def fake_reader(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerB
         read.append(path)
         return tiny_model("llama", vocab_size=len(tokenizer)).to(dtype), tokenizer
 
-    monkeypatch.setattr(loading, "_read_gguf", read_gguf)
+    monkeypatch.setattr(gguf, "read_gguf", read_gguf)
     return read
 
 

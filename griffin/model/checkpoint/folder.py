@@ -1,0 +1,28 @@
+"""A model and its tokenizer from a directory of safetensors or .bin files."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from griffin.model.checkpoint.mapped import mapped_model
+from griffin.model.checkpoint.pretrained import from_pretrained
+from griffin.model.checkpoint.refusals import require_readable
+from griffin.model.checkpoint.whole import require_plain_numbers, require_rows
+
+
+def read(
+    folder: Path, source: str, dtype: torch.dtype, map_from: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A checkpoint's model and tokenizer.
+
+    Args:
+        source: as the user named it.
+        map_from: a directory to map FF weights from; None has them in memory.
+    """
+    require_readable(folder, source)
+    require_plain_numbers(folder, source)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    model = mapped_model(folder, dtype, map_from, source) if map_from else from_pretrained(folder, source, dtype)
+    require_rows(model, tokenizer, source)
+    return model, tokenizer

@@ -1,0 +1,82 @@
+"""A model and its tokenizer from a GGUF file: dequantised once, into the user's cache."""
+
+import logging
+import shutil
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+import transformers
+from filelock import FileLock
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from griffin.model.checkpoint import folder, gguf_file, gguf_tokenizer
+from griffin.model.checkpoint.ends import settle_ends, tokenizer_ends
+from griffin.model.checkpoint.gguf_config import config_of, settle_sampling
+from griffin.model.checkpoint.gguf_weights import read_model
+from griffin.model.checkpoint.refusals import first_words
+from griffin.model.checkpoint.stored import file_identity, write_whole
+from griffin.model.checkpoint.whole import require_rows
+from griffin.model.families import require_supported
+from griffin.model.guard import whole_while_read
+
+logger = logging.getLogger("griffin")
+
+# Raised when what is written changes: all folders are then made again.
+CACHE_FORMAT = 3
+
+
+def load_gguf(
+    path: Path, dtype: torch.dtype, cache_dir: Path, map_from: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read the dequantised copy in the cache. It is made first if it is missing or cannot be read."""
+    target = cache_dir / "dequantised" / _cache_name(path, dtype)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(target.name + ".lock")):
+            if not target.exists():
+                loaded = _dequantise(path, dtype, target)
+                if map_from is None or not target.exists():
+                    return loaded
+                del loaded
+            try:
+                return folder.read(target, path.name, dtype, map_from)
+            except Exception as error:
+                logger.warning("%s: what is cached cannot be read (%s); making it again", path.stem, first_words(error))
+                shutil.rmtree(target)
+                loaded = _dequantise(path, dtype, target)
+            return loaded if map_from is None else folder.read(target, path.name, dtype, map_from)
+    except OSError as error:
+        logger.warning("%s: no cache in %s (%s); this start is slower", path.stem, cache_dir, error)
+        return read_gguf(path, dtype)
+
+
+def _cache_name(path: Path, dtype: torch.dtype) -> str:
+    made_of = f"{[file_identity(part) for part in gguf_file.parts(path)]} {transformers.__version__} {CACHE_FORMAT}"
+    identity = blake2b(made_of.encode(), digest_size=6).hexdigest()
+    return f"{path.stem}-{str(dtype).removeprefix('torch.')}-{identity}"
+
+
+def _dequantise(path: Path, dtype: torch.dtype, target: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    logger.info("%s: dequantising, once; later starts read the result from %s", path.stem, target)
+    # Checked before anything is cached: half of another file must not be found again.
+    with whole_while_read(path.name, gguf_file.parts(path)):
+        model, tokenizer = read_gguf(path, dtype)
+    try:
+        write_whole(target, lambda place: (model.save_pretrained(place), tokenizer.save_pretrained(place)))
+    except Exception as error:
+        # Most likely the disk is full. The weights are in memory all the same.
+        logger.warning("%s: not cached (%s); the next start will be as slow", path.stem, error)
+    return model, tokenizer
+
+
+def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Dequantise a file into memory."""
+    file = gguf_file.read(path)
+    require_supported(config_of(file).to_dict())
+    tokenizer = gguf_tokenizer.read_tokenizer(file)
+    model = read_model(file, dtype)
+    require_rows(model, tokenizer, path.name)
+    settle_ends(model, tokenizer_ends(tokenizer), gguf_tokenizer.ends(file))
+    settle_sampling(model, file)
+    return model, tokenizer

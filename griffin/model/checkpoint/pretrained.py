@@ -1,0 +1,25 @@
+"""A model by the library's own reader, all of whose weights come from its checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from griffin.model.checkpoint.quiet import quiet
+from griffin.model.checkpoint.whole import require_whole
+
+
+def from_pretrained(place: Path | str, source: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """A model all of whose weights come from its checkpoint.
+
+    Raises:
+        LoadError: some do not; names the first few.
+    """
+    with quiet():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    require_whole(report, source)
+    assert isinstance(model, PreTrainedModel)
+    return model
