@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from griffin.model.families import feed_forwards, linear_weight, windows
+from griffin.model.families import family_of, feed_forwards, linear_weight, windows
 from griffin.neurons import kept_count
 
 
@@ -53,7 +53,7 @@ class Accounting:
             weight_bytes=sum(p.nbytes for p in model.parameters()) - _bytes_not_looked_up(model),
             bytes_per_neuron=sum(parameter.nbytes for parameter in owned) // width,
             kv_bytes=2 * _kv_width(model.config) * owned[-1].element_size(),
-            windows=tuple(windows(model.config, len(blocks))),
+            windows=tuple(windows(family_of(model.config), model.config, len(blocks))),
         )
 
     @property

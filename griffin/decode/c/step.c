@@ -71,12 +71,16 @@ typedef struct {
     int64_t rows, columns;
 } Projection;
 
-/* cosines, sines: (pairs,), written at the beginning of each step. */
+/*
+ * cosines, sines: (pairs,), written at the beginning of each step.
+ * interleaved: pair i is elements 2i and 2i + 1 of a head; otherwise elements i and i + pairs.
+ */
 typedef struct {
     const float *frequencies;
     float *cosines, *sines;
     int64_t pairs;
     double scaling;
+    int64_t interleaved;
 } Rotary;
 
 /*
@@ -103,7 +107,11 @@ typedef struct {
     int64_t capacity;
 } Layer;
 
-/* A cap of 0 is none. */
+/*
+ * A cap of 0 is none.
+ * residual_scale: factor on what attention and FF block add to x. logit_divisor: of the logits, before any cap.
+ * query_growth: queries are multiplied by 1 + query_growth ln(1 + floor(position / query_context)).
+ */
 typedef struct {
     Projection embedding, head;
     const void *positions;
@@ -112,8 +120,8 @@ typedef struct {
     Rotary *rotaries;
     int64_t layer_count, rotary_count;
     int64_t width, heads, kv_heads, head_size;
-    double embedding_scale, scale, score_cap, logit_cap;
-    int64_t activation, bfloat16;
+    double embedding_scale, residual_scale, scale, query_growth, score_cap, logit_divisor, logit_cap;
+    int64_t query_context, activation, bfloat16;
 } Model;
 
 /* ---- Kernels: what is compiled once for each instruction set. Pairs: fp32, bfloat16. ---- */
@@ -244,6 +252,8 @@ struct Step {
     /* Shared: written in one stage, read in the next. */
     float *query_key_value, *attended, *projected, *partial_sums;
     int64_t id, position;
+    /* Factor on this token's queries. */
+    float query_scale;
     float *logits;
     /* Of each layer: all neurons, room for kept ones, and which those are, one layer behind the other. */
     const FeedForward *all, *kept;
@@ -381,6 +391,14 @@ static void accumulate(float *sum, const float *values, int64_t count)
         sum[i] += values[i];
 }
 
+/* x += scale change */
+static void add_change(const Model *model, float *x, const float *change)
+{
+    float scale = (float)model->residual_scale;
+    for (int64_t i = 0; i < model->width; i++)
+        x[i] += scale * change[i];
+}
+
 static void dot_rows(const Step *step, float *out, const Projection *weights, int64_t first, int64_t behind, const float *x)
 {
     const Model *model = step->model;
@@ -418,6 +436,12 @@ static void embed(const Step *step, float *x)
     }
 }
 
+static float query_scale(const Model *model, int64_t position)
+{
+    int64_t contexts = position / model->query_context;
+    return (float)(model->scale * (1 + model->query_growth * log(1 + (double)contexts)));
+}
+
 static void turn_rotaries(const Model *model, int64_t position)
 {
     for (int64_t number = 0; number < model->rotary_count; number++) {
@@ -439,14 +463,24 @@ static void project(Step *step, float *out, const Projection *weights, const flo
         dot_rows(step, out + first, weights, first, behind, x);
 }
 
+static void turn_pair(float *first, float *second, float cosine, float sine)
+{
+    float x = *first, y = *second;
+    *first = x * cosine - y * sine;
+    *second = y * cosine + x * sine;
+}
+
 static void rotate(float *head, const Rotary *rotary)
 {
-    float *mate = head + rotary->pairs;
-    for (int64_t i = 0; i < rotary->pairs; i++) {
-        float first = head[i], second = mate[i];
-        head[i] = first * rotary->cosines[i] - second * rotary->sines[i];
-        mate[i] = second * rotary->cosines[i] + first * rotary->sines[i];
+    const float *cosines = rotary->cosines, *sines = rotary->sines;
+    if (rotary->interleaved) {
+        for (int64_t i = 0; i < rotary->pairs; i++)
+            turn_pair(head + 2 * i, head + 2 * i + 1, cosines[i], sines[i]);
+        return;
     }
+    float *mate = head + rotary->pairs;
+    for (int64_t i = 0; i < rotary->pairs; i++)
+        turn_pair(head + i, mate + i, cosines[i], sines[i]);
 }
 
 /* One head of queries or keys, normed and rotated. heads: all of its kind; a norm as wide as those is over them. */
@@ -516,7 +550,7 @@ static void attend_head(const Step *step, const Layer *layer, int64_t head, cons
     round_head(model, scratch->key);
     round_head(model, scratch->value);
     for (int64_t i = 0; i < size; i++)
-        scratch->query[i] *= (float)model->scale;
+        scratch->query[i] *= step->query_scale;
 
     char *cached_keys = (char *)layer->keys + (size_t)(group * layer->capacity) * row_bytes(model, size);
     char *cached_values = (char *)layer->values + (size_t)(group * layer->capacity) * row_bytes(model, size);
@@ -613,7 +647,7 @@ static void sum_chunks(const Step *step, const Layer *layer, float *out)
 
 static void decode_layer(Step *step, const Layer *layer, const Scratch *scratch)
 {
-    int64_t width = step->model->width;
+    const Model *model = step->model;
     const float *x = normed(step, &layer->before_attention, scratch->x, scratch->normed);
     project(step, step->query_key_value, &layer->query_key_value, x);
     barrier(&step->team);
@@ -621,12 +655,18 @@ static void decode_layer(Step *step, const Layer *layer, const Scratch *scratch)
     barrier(&step->team);
     project(step, step->projected, &layer->output, step->attended);
     barrier(&step->team);
-    accumulate(scratch->x, normed(step, &layer->after_attention, step->projected, scratch->normed), width);
+    add_change(model, scratch->x, normed(step, &layer->after_attention, step->projected, scratch->normed));
     x = normed(step, &layer->before_feed_forward, scratch->x, scratch->normed);
     feed(step, layer, x, scratch);
     barrier(&step->team);
     sum_chunks(step, layer, scratch->change);
-    accumulate(scratch->x, normed(step, &layer->after_feed_forward, scratch->change, scratch->normed), width);
+    add_change(model, scratch->x, normed(step, &layer->after_feed_forward, scratch->change, scratch->normed));
+}
+
+static void divide(float *values, int64_t count, float divisor)
+{
+    for (int64_t i = 0; i < count; i++)
+        values[i] /= divisor;
 }
 
 static void predict(Step *step, const float *x)
@@ -636,6 +676,8 @@ static void predict(Step *step, const float *x)
     int64_t first, behind;
     while (claim(&step->team, model->head.rows, smallest, &first, &behind)) {
         dot_rows(step, step->logits + first, &model->head, first, behind, x);
+        if (model->logit_divisor != 1)
+            divide(step->logits + first, behind - first, (float)model->logit_divisor);
         if (model->logit_cap != 0)
             step->kernels->cap(step->logits + first, behind - first, (float)model->logit_cap);
     }
@@ -800,6 +842,7 @@ API void griffin_step(Step *step, int64_t id, int64_t position, float *logits)
 {
     step->id = id;
     step->position = position;
+    step->query_scale = query_scale(step->model, position);
     step->logits = logits;
     turn_rotaries(step->model, position);
     run(step, decode);

@@ -21,7 +21,16 @@ from torch import Tensor
 
 from griffin.library import compiled
 from griffin.model.cache import KVCache
-from griffin.model.weights import ACTIVATIONS, FeedForwardWeights, Layer, Norm, Projection, Rotary, Weights
+from griffin.model.weights import (
+    ACTIVATIONS,
+    FeedForwardWeights,
+    Layer,
+    Norm,
+    Projection,
+    QueryGrowth,
+    Rotary,
+    Weights,
+)
 from griffin.neurons import Kept
 
 logger = logging.getLogger("griffin")
@@ -59,6 +68,7 @@ class _Rotary(ctypes.Structure):
         ("sines", ctypes.c_void_p),
         ("pairs", ctypes.c_int64),
         ("scaling", ctypes.c_double),
+        ("interleaved", ctypes.c_int64),
     )
 
 
@@ -107,9 +117,13 @@ class _Model(ctypes.Structure):
         ("kv_heads", ctypes.c_int64),
         ("head_size", ctypes.c_int64),
         ("embedding_scale", ctypes.c_double),
+        ("residual_scale", ctypes.c_double),
         ("scale", ctypes.c_double),
+        ("query_growth", ctypes.c_double),
         ("score_cap", ctypes.c_double),
+        ("logit_divisor", ctypes.c_double),
         ("logit_cap", ctypes.c_double),
+        ("query_context", ctypes.c_int64),
         ("activation", ctypes.c_int64),
         ("bfloat16", ctypes.c_int64),
     )
@@ -309,6 +323,7 @@ class _Description:
                 for layer, feed_forward in zip(weights.layers, self.blocks, strict=True)
             )
         )
+        growth = weights.query_growth or QueryGrowth(rate=0, context=1)
         self.model = _Model(
             embedding=self._projection(Projection(weights.embedding_VD, None)),
             head=self._projection(weights.head),
@@ -323,8 +338,12 @@ class _Description:
             kv_heads=weights.kv_heads,
             head_size=weights.head_size,
             embedding_scale=weights.embedding_scale,
+            residual_scale=weights.residual_scale,
             scale=weights.scale,
+            query_growth=growth.rate,
+            query_context=growth.context,
             score_cap=weights.score_cap or 0,
+            logit_divisor=weights.logit_divisor,
             logit_cap=weights.logit_cap or 0,
             activation=ACTIVATIONS.index(weights.activation),
             bfloat16=weights.embedding_VD.dtype == torch.bfloat16,
@@ -369,7 +388,7 @@ class _Description:
     def _rotary(self, rotary: Rotary) -> _Rotary:
         frequencies_R = rotary.frequencies_R
         pointers = [self._float(tensor) for tensor in (frequencies_R, *torch.empty(2, len(frequencies_R)))]
-        return _Rotary(*pointers, len(frequencies_R), rotary.scaling)
+        return _Rotary(*pointers, len(frequencies_R), rotary.scaling, rotary.interleaved)
 
     def _float(self, tensor: Tensor | None) -> int | None:
         if tensor is None:

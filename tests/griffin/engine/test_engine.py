@@ -12,10 +12,9 @@ from griffin.decode.steps import StepName
 from griffin.engine.runner import Runner
 from griffin.errors import ContextLengthExceeded, EngineBusy, InvalidRequest, LoadError, OutOfMemory
 from griffin.model import cache
-from griffin.model.families import BLOCKS
 from griffin.model.weights import read_weights
 from tests.griffin import oracle
-from tests.tiny import tiny_model
+from tests.tiny import COMMON_BLOCK, tiny_model
 
 Prompts = Callable[[int, int], list[int]]
 
@@ -51,7 +50,7 @@ def test_sparsity_zero_is_generate(model: PreTrainedModel, prompts: Prompts) -> 
 @pytest.mark.parametrize("step", ["native", "lean", "twin"])
 def test_every_step_makes_the_same_tokens(model: PreTrainedModel, prompts: Prompts, step: StepName) -> None:
     """Dense and pruned, greedy and by seed: which step runs is a matter of speed alone."""
-    if step != "twin" and model.config.model_type not in BLOCKS:
+    if step != "twin" and model.config.model_type not in COMMON_BLOCK:
         with pytest.raises(ValueError, match="has no common block"):
             Engine(model, step=step)
         return
