@@ -18,7 +18,6 @@ from filelock import FileLock
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -30,13 +29,14 @@ from griffin.errors import GriffinError, LoadError
 from griffin.model import mapped
 from griffin.model.checkpoint import gguf_file, gguf_tokenizer
 from griffin.model.checkpoint.defaults import sampling_defaults
-from griffin.model.checkpoint.ends import settle_ends, tokenizer_ends
+from griffin.model.checkpoint.ends import settle_ends, token_ids, tokenizer_ends
 from griffin.model.checkpoint.gguf_config import config_of, settle_sampling
 from griffin.model.checkpoint.gguf_weights import read_model
 from griffin.model.checkpoint.numbers import require_numbers
 from griffin.model.checkpoint.quiet import quiet
 from griffin.model.checkpoint.refusals import first_words, require_files, require_plain, require_readable
 from griffin.model.checkpoint.source import EMBEDDED_MODEL, Source, locate
+from griffin.model.checkpoint.text_part import RENAMED, served_config, without_left_out
 from griffin.model.checkpoint.whole import (
     require_finite,
     require_plain_numbers,
@@ -45,7 +45,7 @@ from griffin.model.checkpoint.whole import (
     weight_files,
 )
 from griffin.model.dtype import fastest_dtype
-from griffin.model.families import feed_forwards, require_supported
+from griffin.model.families import feed_forwards, require_supported, text_part
 from griffin.model.guard import state, whole_while_read
 from griffin.model.host import HostWeights, attach_
 from griffin.model.placement import distribute
@@ -197,12 +197,15 @@ def _load_checkpoint(
     """From a directory; what is on a hub is brought into one first, its configuration before its weights."""
     config = PreTrainedConfig.get_config_dict(found.path or str(found.hub_id))[0]
     require_supported(config)
+    part = text_part(config)
+    served = part.config(config) if part else config
     require_plain(config, source)
-    require_numbers(config, source)
+    require_plain(served, source)
+    require_numbers(served, source, part.told_by_shapes if part else ())
     folder = found.path or _downloaded(str(found.hub_id))
     require_files(folder, source)
     model, tokenizer = _read(folder, source, dtype, map_from)
-    settle_ends(model, tokenizer_ends(tokenizer))
+    settle_ends(model, tokenizer_ends(tokenizer), token_ids(config.get("eos_token_id")))
     return model, tokenizer
 
 
@@ -218,16 +221,25 @@ def _read(
     return model, tokenizer
 
 
-def _from_pretrained(place: Path | str, source: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+def _from_pretrained(folder: Path, source: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """A model all of whose weights come from its checkpoint.
 
     Raises:
         LoadError: some do not; names the first few.
     """
+    config, part = served_config(folder)
     with quiet():
         model, report = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            folder,
+            config=config,
+            key_mapping=RENAMED if part else None,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
+    if part:
+        report["unexpected_keys"] = without_left_out(part, report["unexpected_keys"], source)
     require_whole(report, source)
     assert isinstance(model, PreTrainedModel)
     return model
@@ -246,7 +258,7 @@ def _downloaded(hub_id: str) -> Path:
 def _mapped(folder: Path, dtype: torch.dtype, map_from: Path, source: str) -> PreTrainedModel:
     """A model whose FF weights are mapped from a file, which is made first if it is not there or cannot be used."""
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+        empty = AutoModelForCausalLM.from_config(served_config(folder)[0], dtype=dtype)
     layout = mapped.Layout.of(empty, dtype)
     target = map_from / f"{folder.name}-{str(dtype).removeprefix('torch.')}-{_folder_identity(folder)}"
     try:
