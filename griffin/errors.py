@@ -23,7 +23,7 @@ class LoadError(GriffinError):
 
 
 class UnsupportedModel(GriffinError):
-    """The model's feed-forward blocks are not described by any row of the family table."""
+    """No row of the family table describes this model."""
 
 
 class EngineBusy(GriffinError):

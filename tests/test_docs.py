@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from griffin import Accounting
 from griffin.experiments.speed.shapes import shape_config
-from griffin.model.families import FAMILIES
+from griffin.model.families import FAMILIES, MULTIMODAL
 from griffin.request import STATISTICS, STRATEGY_NAMES
 from server.app import create_app
 from server.metrics import Metrics
@@ -25,6 +25,7 @@ README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 OPERATING = (ROOT / "docs/operating.md").read_text()
 API = (ROOT / "docs/api.md").read_text()
+MODELS = (ROOT / "docs/models.md").read_text()
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
@@ -119,8 +120,18 @@ def test_supported_types_and_choices_are_named() -> None:
     """The rows of the family table, the selections, the statistics."""
     supported = README.split("Supported model types: ")[1].split("\n\n")[0]
 
-    assert all(re.search(rf"\b{name}\b", supported) for name in FAMILIES)
+    assert all(re.search(rf"\b{name}\b", supported) for name in (*FAMILIES, *MULTIMODAL))
     assert all(f"`{name}`" in API for name in (*STRATEGY_NAMES, *STATISTICS))
+
+
+def test_the_table_of_model_types_is_the_table() -> None:
+    """Every type, and whether our own step decodes it."""
+    table = MODELS.split("## Model types")[1].split("\n## ")[0]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")][1:]
+    listed = {name: own.strip() == "yes" for _, names, _, own, *_ in rows for name in re.findall(r"`(\w+)`", names)}
+    own_step = {name: family.block is not None for name, family in FAMILIES.items()}
+
+    assert listed == own_step | {name: own_step[part.model_type] for name, part in MULTIMODAL.items()}
 
 
 def test_make_targets_exist() -> None:

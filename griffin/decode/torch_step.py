@@ -1,6 +1,6 @@
-"""The common block's decode step in plain torch: the operations that one token needs, and none besides.
+"""The common block's decode step in plain torch: only the operations that one token needs.
 
-transformers' own step spends as much time around its matrix products as in them; this one makes the same
+transformers' own step spends as much time around its matrix products as in them. This one computes the same
 products, merged where they share an input. It runs on any device and in any dtype.
 
 Shapes: D model width, F feed-forward neurons, k of them kept, H query heads, G key and value heads, S head size.
@@ -18,7 +18,7 @@ from griffin.model.cache import KVCache
 from griffin.model.weights import Activation, FeedForwardWeights, Layer, Norm, Rotary, Weights
 from griffin.neurons import Gating, Kept
 
-# What counts of activations, see ``Gating.apply``.
+# From gate values and activations to the activations that the second projection receives, see ``Gating.apply``.
 Acts = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -37,7 +37,7 @@ class LeanStep:
 
     def keep(self, kept: Kept | None) -> None:
         """Use these neurons from now on, or all."""
-        # First of all, for these may be in the way of the next.
+        # First, because the old ones may take the memory that the new ones need.
         self._kept = self._gating = None
         if kept is not None:
             self._kept = self._twin.load(kept)
@@ -55,16 +55,22 @@ class LeanStep:
         angles = {key: _angles(rotary, position, x_1D.dtype) for key, rotary in self._rotaries.items()}
         for number, layer in enumerate(weights.layers):
             attended_1D = self._attend(layer, number, position, _normed(x_1D, layer.before_attention), angles)
-            x_1D = x_1D + _normed(attended_1D, layer.after_attention)
+            x_1D = x_1D + self._scaled(_normed(attended_1D, layer.after_attention))
             feed_forward = layer.feed_forward if self._kept is None else self._kept[number]
             acts = partial(self._gating.apply, number) if self._gating else None
             fed_1D = feed(feed_forward, _normed(x_1D, layer.before_feed_forward), weights.activation, acts)
-            x_1D = x_1D + _normed(fed_1D, layer.after_feed_forward)
+            x_1D = x_1D + self._scaled(_normed(fed_1D, layer.after_feed_forward))
         self._cache.length = position + 1
         logits_1V = weights.head(_normed(x_1D, weights.final_norm))
+        if weights.logit_divisor != 1:
+            logits_1V = logits_1V / weights.logit_divisor
         if weights.logit_cap is not None:
             logits_1V = weights.logit_cap * torch.tanh(logits_1V / weights.logit_cap)
         return logits_1V[0]
+
+    def _scaled(self, change_1D: Tensor) -> Tensor:
+        scale = self._weights.residual_scale
+        return change_1D if scale == 1 else change_1D * scale
 
     def _attend(
         self, layer: Layer, number: int, position: int, x_1D: Tensor, angles: dict[int, tuple[Tensor, Tensor]]
@@ -77,12 +83,14 @@ class LeanStep:
             q_HS = _head_norm(qk_NS[:heads], layer.query_norm)
             qk_NS = torch.cat((q_HS, _head_norm(qk_NS[heads:], layer.key_norm)))
         if layer.rotary is not None:
-            qk_NS = _rotated(qk_NS, *angles[id(layer.rotary)])
+            qk_NS = _rotated(qk_NS, *angles[id(layer.rotary)], interleaved=layer.rotary.interleaved)
         keys, values = self._cache.write(number, position, qk_NS[heads:], qkv_NS[heads + groups :])
         if layer.window is not None and position >= layer.window:
             keys, values = keys[:, :, position + 1 - layer.window :], values[:, :, position + 1 - layer.window :]
-        # The query heads that share a key head stand as one after the other: nothing hides the past from any.
+        # The query heads that share a key head become rows of one product; none of them needs a mask.
         q = qk_NS[:heads].view(1, groups, heads // groups, size)
+        if weights.query_growth is not None:
+            q = q * q.new_tensor(weights.query_growth.factor(position))
         if weights.score_cap is None:
             out = functional.scaled_dot_product_attention(q, keys, values, scale=weights.scale)
         else:
@@ -93,7 +101,7 @@ class LeanStep:
 
 
 def feed(feed_forward: FeedForwardWeights, x_1D: Tensor, activation: Activation, acts: Acts | None = None) -> Tensor:
-    """The FF block, of all neurons or of those kept, or of those of them that act."""
+    """The FF block of all neurons or of the kept ones. ``acts`` leaves only those that act on this token."""
     hidden = feed_forward.expand(x_1D)
     if feed_forward.gated:
         gate_1k, up_1k = hidden.chunk(2, dim=1)
@@ -135,15 +143,19 @@ def _head_norm(x_NS: Tensor, norm: Norm) -> Tensor:
 
 
 def _angles(rotary: Rotary, position: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, ``(2R,)`` each, the sine with the sign that either half takes."""
+    """Cosine and sine for each of the 2R elements that turn; a pair's first element has the negative sine."""
     angles_R = rotary.frequencies_R * position
     cosine_R, sine_R = angles_R.cos() * rotary.scaling, angles_R.sin() * rotary.scaling
-    return torch.cat((cosine_R, cosine_R)).to(dtype), torch.cat((-sine_R, sine_R)).to(dtype)
+    pair_dim = 1 if rotary.interleaved else 0
+    cosine, sine = torch.stack((cosine_R, cosine_R), pair_dim), torch.stack((-sine_R, sine_R), pair_dim)
+    return cosine.flatten().to(dtype), sine.flatten().to(dtype)
 
 
-def _rotated(x_NS: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def _rotated(x_NS: Tensor, cosine: Tensor, sine: Tensor, *, interleaved: bool) -> Tensor:
     size = len(cosine)
     if size < x_NS.shape[1]:
-        return torch.cat((_rotated(x_NS[:, :size], cosine, sine), x_NS[:, size:]), dim=1)
-    swapped = x_NS.reshape(len(x_NS), 2, size // 2).flip(1).view(len(x_NS), size)
+        turned = _rotated(x_NS[:, :size], cosine, sine, interleaved=interleaved)
+        return torch.cat((turned, x_NS[:, size:]), dim=1)
+    pairs = x_NS.reshape(len(x_NS), size // 2, 2) if interleaved else x_NS.reshape(len(x_NS), 2, size // 2)
+    swapped = pairs.flip(2 if interleaved else 1).view(len(x_NS), size)
     return torch.addcmul(x_NS * cosine, swapped, sine)

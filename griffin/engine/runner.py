@@ -15,7 +15,7 @@ from griffin.decode.steps import Decoder, StepName, make_decoder
 from griffin.decode.twin import DecodeTwin
 from griffin.engine.chosen import Chosen, Timer
 from griffin.engine.prefixes import Chunk, PrefixStore
-from griffin.errors import Cancelled, is_out_of_memory
+from griffin.errors import Cancelled, UnsupportedModel, is_out_of_memory
 from griffin.method.auto import LossTable, Outlook
 from griffin.method.chooser import Chooser
 from griffin.method.plus.calibration import Calibration
@@ -23,7 +23,7 @@ from griffin.method.statistic import FlockingStatistic
 from griffin.model.accounting import Accounting
 from griffin.model.cache import KVCache
 from griffin.model.families import feed_forwards
-from griffin.model.forward import extend, logits, share
+from griffin.model.forward import extend, head, logits, share, with_own_logits
 from griffin.model.host import HostWeights, stream
 from griffin.model.layout import store_by_neuron_
 from griffin.model.placement import make_current
@@ -82,23 +82,32 @@ class Runner:
     def verify(self, ids: Sequence[int]) -> None:
         """Compare the decoder's step with the model's own forward pass, and use that instead if they differ.
 
-        A configuration may have what no step of ours knows of; it is to be slower then, not wrong.
+        A configuration may have what our steps do not know: then decoding is slower, not wrong.
 
         Args:
             ids: a few tokens to go on from.
+
+        Raises:
+            UnsupportedModel: the model makes logits of its hidden states in a way that is not known here. No step
+                would be right then, nor would the logits of a prompt.
         """
-        if self.decoder.name == "twin" or HostWeights.of(self.model) is not None:
-            # That is the model's own; and so are the dense steps of one whose weights are on the host.
-            return
         self.reset()
-        read_V = logits(self.model, torch.tensor(ids, device=self.device), self.cache)[-1]
+        hidden_TD, own_TV = with_own_logits(self.model, torch.tensor(ids, device=self.device), self.cache)
+        read_V = head(self.model, hidden_TD[-1:])[0]
+        if _error(read_V, own_TV[-1]) > TOLERANCES[self.model.dtype]:
+            raise UnsupportedModel(
+                f"this '{self.model.config.model_type}' model computes its logits in a way that is not known here"
+            )
+        if self.decoder.name == "twin" or HostWeights.of(self.model) is not None:
+            # These decode by the model's own forward pass; with weights on the host, the dense steps do.
+            return
         self.decoder.keep(None)
         next_id = self.decoder.begin(read_V, Sampling(temperature=0), ids, ())().id
         self.decoder.advance()()
-        found_V = self.decoder.logits().float().clone()
+        found_V = self.decoder.logits().clone()
         self.cache.length = len(ids)
-        expected_V = logits(self.model, torch.tensor([next_id], device=self.device), self.cache)[-1].float()
-        error = float((found_V - expected_V).abs().max() / expected_V.abs().max())
+        _, expected_TV = with_own_logits(self.model, torch.tensor([next_id], device=self.device), self.cache)
+        error = _error(found_V, expected_TV[-1])
         if error > TOLERANCES[self.model.dtype]:
             logger.warning(
                 "the %s step differs from this model's own by %.2g of its largest logit; decoding by the model's own",
@@ -234,3 +243,8 @@ class Runner:
         self.decoder.keep(chosen.kept if chosen else None)
         if chosen:
             chosen.timer.stop()
+
+
+def _error(found_V: Tensor, expected_V: Tensor) -> float:
+    """The largest difference of logits, relative to the largest logit."""
+    return float((found_V.float() - expected_V.float()).abs().max() / expected_V.float().abs().max())

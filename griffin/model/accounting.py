@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from griffin.model.families import feed_forwards, windows
+from griffin.model.families import family_of, feed_forwards, windows
 from griffin.model.matrix.modules import MatrixEmbedding, matrices, table, weight_key
 from griffin.neurons import kept_count
 
@@ -56,7 +56,7 @@ class Accounting:
             weight_bytes=_all_bytes(model) - _bytes_not_looked_up(model),
             bytes_per_neuron=sum(matrix.row_bytes for matrix in rows) + sum(b.nbytes for b in biases) // first.width,
             kv_bytes=2 * _kv_width(model.config) * first.down.dtype.itemsize,
-            windows=tuple(windows(model.config, len(blocks))),
+            windows=tuple(windows(family_of(model.config), model.config, len(blocks))),
         )
 
     @property

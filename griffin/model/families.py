@@ -1,11 +1,11 @@
-"""Where each model family keeps its feed-forward (FF) block: one row of data per ``model_type``.
+"""What each supported model type is made of: one row of data per ``model_type``.
 
-All other modules see ``FeedForward``, never a projection's name or a model type.
+Only this module looks up a model type. All others see ``Family``, or the ``FeedForward`` blocks that it describes.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -18,7 +18,7 @@ from griffin.model.matrix.modules import by_input, by_output, is_projection
 
 @dataclass(frozen=True, slots=True)
 class FeedForwardNames:
-    """Paths of one family's FF projections.
+    """Paths of one family's feed-forward (FF) projections.
 
     ``layers`` is relative to the model, the others to a layer. ``fused`` is the number of
     matrices stacked in each expanding projection (2 for gate and up in one weight).
@@ -35,96 +35,208 @@ class FeedForwardNames:
         return len(self.expand) * self.fused
 
 
-GATED = FeedForwardNames("model.layers", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+@dataclass(frozen=True, slots=True)
+class AttentionNames:
+    """Where the attention's projections are, relative to a layer, and what it attends to.
 
-FAMILIES: dict[str, FeedForwardNames] = {
-    "llama": GATED,
-    "mistral": GATED,
-    "gemma": GATED,
-    "gemma2": GATED,
-    "gemma3_text": GATED,
-    "qwen2": GATED,
-    "qwen3": GATED,
-    "olmo2": GATED,
-    "phi3": FeedForwardNames("model.layers", ("mlp.gate_up_proj",), "mlp.down_proj", fused=2),
-    # OPT has no mlp module: its projections sit on the layer itself.
-    "opt": FeedForwardNames("model.decoder.layers", ("fc1",), "fc2"),
-    "gpt_neox": FeedForwardNames("gpt_neox.layers", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
-    "gpt2": FeedForwardNames("transformer.h", ("mlp.c_fc",), "mlp.c_proj"),
-    "phi": FeedForwardNames("model.layers", ("mlp.fc1",), "mlp.fc2"),
-    "gptj": FeedForwardNames("transformer.h", ("mlp.fc_in",), "mlp.fc_out"),
-    "falcon": FeedForwardNames("transformer.h", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
-}
+    module: the attention itself. It holds the head size (``head_dim``) and the factor on scores (``scaling``).
+    windows: which layers attend to the latest tokens only: none, every, or those that ``layer_types`` names.
+    score_cap: whether ``attn_logit_softcapping`` is applied.
+    """
+
+    module: str = "self_attn"
+    query_key_value: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    output: str = "self_attn.o_proj"
+    windows: Literal["none", "every", "by_layer"] = "none"
+    score_cap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class BlockNames:
-    """Where a family keeps the rest of a decoder block, if that block has the common form.
+class NormNames:
+    """Where the norms are, relative to a layer, ``final`` to the model; None is no norm.
 
-    The form: x + attention(norm(x)), then x + FF(norm(x)); each norm may stand before, behind or on both sides.
-    Paths are relative to a layer; ``final_norm``, ``rotary`` and ``positions`` to the model.
-
-    activation: what the configuration calls the FF block's function.
-    windows: whether every layer attends to the latest tokens only, or those that ``layer_types`` names.
-    unit_offset: norms multiply by one plus their weight, and embeddings by the root of their width (Gemma).
-    score_cap, logit_cap: whether ``attn_logit_softcapping`` and ``final_logit_softcapping`` are applied.
-
-    A configuration may carry any name; only those count that the family's own code reads.
+    plus_one: they multiply by one plus their weight.
     """
 
-    attention: str = "self_attn"
-    query_key_value: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    output: str = "self_attn.o_proj"
-    query_norm: str | None = None
-    key_norm: str | None = None
     before_attention: str | None = "input_layernorm"
     after_attention: str | None = None
     before_feed_forward: str | None = "post_attention_layernorm"
     after_feed_forward: str | None = None
-    final_norm: str = "model.norm"
+    query: str | None = None
+    key: str | None = None
+    final: str = "model.norm"
+    plus_one: bool = False
+
+    def in_layer(self) -> list[str]:
+        """The paths of all norms that a layer has."""
+        names = (
+            self.query, self.key, self.before_attention, self.after_attention,
+            self.before_feed_forward, self.after_feed_forward,
+        )  # fmt: skip
+        return [name for name in names if name]
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """How a token's position enters. Paths are relative to the model.
+
+    rotary: the module that holds the frequencies, or None.
+    interleaved: elements 2i and 2i + 1 of a head turn together; otherwise i and i + R, with R pairs.
+    rotary_layers: key of a list with a number for each layer: 0 where nothing turns. None: all layers turn.
+    query_growth: keys in ``rope_parameters`` of rate and context, see ``weights.QueryGrowth``; or None.
+    learned: the module with one embedding a position, or None.
+    """
+
     rotary: str | None = "model.rotary_emb"
-    positions: str | None = None
+    interleaved: bool = False
+    rotary_layers: str | None = None
+    query_growth: tuple[str, str] | None = None
+    learned: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Multipliers:
+    """Keys of a family's constant factors; None is a factor of 1. The factor on scores is the attention's ``scaling``.
+
+    embedding: of the embeddings.
+    root_of_width: embeddings are multiplied by the root of their width, rounded to their dtype.
+    residual: of what attention and FF block add to x.
+    logit_divisor: what the logits are divided by.
+    """
+
+    embedding: str | None = None
+    root_of_width: bool = False
+    residual: str | None = None
+    logit_divisor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderBlock:
+    """A decoder block of the common form, apart from its FF projections.
+
+    The form: x + attention(norm(x)), then x + FF(norm(x)). Each norm may stand before, after, or on both sides.
+
+    activation: key of the FF block's function.
+    logit_cap: whether ``final_logit_softcapping`` is applied.
+
+    A configuration may carry any key; only those count that the family's own code reads.
+    """
+
+    attention: AttentionNames = field(default_factory=AttentionNames)
+    norms: NormNames = field(default_factory=NormNames)
+    positions: Positions = field(default_factory=Positions)
+    multipliers: Multipliers = field(default_factory=Multipliers)
     activation: str = "hidden_act"
-    windows: Literal["none", "every", "by_layer"] = "none"
-    unit_offset: bool = False
-    score_cap: bool = False
     logit_cap: bool = False
 
 
-NORMED_HEADS = BlockNames(query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
-SANDWICHED = replace(
-    BlockNames(unit_offset=True, activation="hidden_activation", windows="by_layer", logit_cap=True),
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One model type: its FF block, and its decoder block if that has the common form.
+
+    A family without a common block decodes through its own forward pass, which is slower.
+    """
+
+    feed_forward: FeedForwardNames
+    block: DecoderBlock | None = None
+
+
+GATED = FeedForwardNames("model.layers", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+
+PLAIN = DecoderBlock()
+WINDOWED = replace(PLAIN, attention=AttentionNames(windows="every"))
+WINDOWED_BY_LAYER = replace(PLAIN, attention=AttentionNames(windows="by_layer"))
+NORMED_HEADS = NormNames(query="self_attn.q_norm", key="self_attn.k_norm")
+# Gemma's norms on both sides, and OLMo's behind both blocks.
+SANDWICHED = NormNames(
     after_attention="post_attention_layernorm",
     before_feed_forward="pre_feedforward_layernorm",
     after_feed_forward="post_feedforward_layernorm",
+    plus_one=True,
+)
+NORMED_AFTER = replace(
+    NORMED_HEADS,
+    before_attention=None,
+    after_attention="post_attention_layernorm",
+    before_feed_forward=None,
+    after_feed_forward="post_feedforward_layernorm",
+)
+GEMMA = DecoderBlock(norms=NormNames(plus_one=True), multipliers=Multipliers(root_of_width=True))
+GEMMA_2 = replace(
+    GEMMA,
+    attention=AttentionNames(windows="by_layer", score_cap=True),
+    norms=SANDWICHED,
+    activation="hidden_activation",
+    logit_cap=True,
+)
+GEMMA_3 = replace(
+    GEMMA_2,
+    attention=WINDOWED_BY_LAYER.attention,
+    norms=replace(SANDWICHED, query=NORMED_HEADS.query, key=NORMED_HEADS.key),
+)
+PHI_3 = DecoderBlock(AttentionNames(query_key_value=("self_attn.qkv_proj",), windows="every"))
+OPT = DecoderBlock(
+    AttentionNames(output="self_attn.out_proj"),
+    NormNames("self_attn_layer_norm", None, "final_layer_norm", final="model.decoder.final_layer_norm"),
+    Positions(rotary=None, learned="model.decoder.embed_positions"),
+    activation="activation_function",
+)
+GRANITE = replace(
+    PLAIN,
+    multipliers=Multipliers(
+        embedding="embedding_multiplier", residual="residual_multiplier", logit_divisor="logits_scaling"
+    ),
+)
+MINISTRAL_3 = replace(
+    WINDOWED, positions=Positions(query_growth=("llama_4_scaling_beta", "original_max_position_embeddings"))
 )
 
-# Families that are not here decode through their own forward pass, which is slower.
-BLOCKS: dict[str, BlockNames] = {
-    "llama": BlockNames(),
-    "mistral": BlockNames(windows="every"),
-    "qwen2": BlockNames(windows="by_layer"),
-    "qwen3": replace(NORMED_HEADS, windows="by_layer"),
-    "gemma": BlockNames(unit_offset=True),
-    "gemma2": replace(SANDWICHED, score_cap=True),
-    "gemma3_text": replace(SANDWICHED, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"),
-    "olmo2": replace(
-        NORMED_HEADS,
-        before_attention=None,
-        after_attention="post_attention_layernorm",
-        before_feed_forward=None,
-        after_feed_forward="post_feedforward_layernorm",
-    ),
-    "phi3": BlockNames(query_key_value=("self_attn.qkv_proj",), windows="every"),
-    "opt": BlockNames(
-        output="self_attn.out_proj",
-        before_attention="self_attn_layer_norm",
-        before_feed_forward="final_layer_norm",
-        final_norm="model.decoder.final_layer_norm",
-        rotary=None,
-        positions="model.decoder.embed_positions",
-        activation="activation_function",
-    ),
+FAMILIES: dict[str, Family] = {
+    "llama": Family(GATED, PLAIN),
+    "mistral": Family(GATED, WINDOWED),
+    "ministral3": Family(GATED, MINISTRAL_3),
+    "gemma": Family(GATED, GEMMA),
+    "gemma2": Family(GATED, GEMMA_2),
+    "gemma3_text": Family(GATED, GEMMA_3),
+    "qwen2": Family(GATED, WINDOWED_BY_LAYER),
+    "qwen3": Family(GATED, replace(WINDOWED_BY_LAYER, norms=NORMED_HEADS)),
+    "olmo2": Family(GATED, replace(PLAIN, norms=NORMED_AFTER)),
+    "olmo3": Family(GATED, replace(WINDOWED_BY_LAYER, norms=NORMED_AFTER)),
+    "smollm3": Family(GATED, replace(WINDOWED_BY_LAYER, positions=Positions(rotary_layers="no_rope_layers"))),
+    "granite": Family(GATED, GRANITE),
+    "phi3": Family(FeedForwardNames("model.layers", ("mlp.gate_up_proj",), "mlp.down_proj", fused=2), PHI_3),
+    # OPT has no mlp module: its projections sit on the layer itself.
+    "opt": Family(FeedForwardNames("model.decoder.layers", ("fc1",), "fc2"), OPT),
+    "gpt_neox": Family(FeedForwardNames("gpt_neox.layers", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h")),
+    "gpt2": Family(FeedForwardNames("transformer.h", ("mlp.c_fc",), "mlp.c_proj")),
+    "phi": Family(FeedForwardNames("model.layers", ("mlp.fc1",), "mlp.fc2")),
+    "gptj": Family(FeedForwardNames("transformer.h", ("mlp.fc_in",), "mlp.fc_out")),
+    "falcon": Family(FeedForwardNames("transformer.h", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """The part of a multimodal model type that is served: a model of its own, with a row in FAMILIES.
+
+    model_type: of that part, where ``text_config`` does not say it.
+    told_by_shapes: fields that such a ``text_config`` may lack. Its class knows them, and weights of another model
+        would have other shapes.
+    left_out: modules whose weights are not read.
+    """
+
+    model_type: str
+    told_by_shapes: frozenset[str] = frozenset()
+    left_out: tuple[str, ...] = ("vision_tower", "multi_modal_projector")
+
+    def config(self, whole: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The text part's entry in the contents of the whole model's ``config.json``."""
+        return {"model_type": self.model_type, **(whole.get("text_config") or {})}
+
+
+MULTIMODAL: dict[str, TextPart] = {
+    "gemma3": TextPart("gemma3_text", frozenset({"num_attention_heads", "vocab_size"})),
+    "mistral3": TextPart("mistral"),
 }
 
 # A layer's kind in ``layer_types``.
@@ -136,7 +248,8 @@ EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_nu
 class FeedForward:
     """The FF block of one layer: D -> F by the expanding projections, F -> D by the contracting one.
 
-    activation: the function that gates, of a gated block: activations are what it gives times the up projection.
+    activation: the gate's function, None where there is no gate. A neuron's activation is what this function gives
+        times the up projection.
     """
 
     layer: nn.Module
@@ -173,33 +286,69 @@ class FeedForward:
         return by_input(self.contract)
 
 
-def windows(config: PreTrainedConfig, layers: int) -> list[int | None]:
-    """How many of the latest tokens each layer attends to; None is all."""
-    names = BLOCKS.get(config.model_type, BlockNames())
-    window = getattr(config, "sliding_window", None)
-    kinds = config.layer_types if names.windows == "by_layer" else [SLIDING] * layers
-    return [window if names.windows != "none" and kind == SLIDING else None for kind in kinds]
+def family_of(config: PreTrainedConfig) -> Family:
+    """The row of a loaded model's type, which must have one."""
+    return FAMILIES[config.model_type]
 
 
-def logit_cap(config: PreTrainedConfig) -> float | None:
-    """c where logits become c tanh(logits / c), or None."""
-    names = BLOCKS.get(config.model_type, BlockNames())
-    return getattr(config, "final_logit_softcapping", None) if names.logit_cap else None
+def text_part(config: Mapping[str, Any]) -> TextPart | None:
+    """Which part of a checkpoint is served, by the contents of its ``config.json``; None is all of it."""
+    return MULTIMODAL.get(str(config.get("model_type")))
 
 
-def require_supported(config: Mapping[str, object]) -> FeedForwardNames:
-    """The family's row for the contents of a ``config.json``, before any weight is read.
+def require_supported(config: Mapping[str, Any]) -> Family:
+    """The row for the contents of a ``config.json``, before any weight is read; of a multimodal model, its text part's.
 
     Raises:
-        UnsupportedModel: no row for this model type; the text lists those there are.
+        UnsupportedModel: no row for this model type; the text lists those there are. Or a number is missing that only
+            this family needs.
     """
+    if part := text_part(config):
+        return require_supported(part.config(config))
     model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
         kind = " (a mixture of experts)" if any(config.get(name) for name in EXPERT_COUNTS) else ""
         raise UnsupportedModel(
-            f"model type '{model_type}'{kind} is not supported; supported are: {', '.join(FAMILIES)}"
+            f"model type '{model_type}'{kind} is not supported; supported are: {', '.join(FAMILIES)}, "
+            f"and the text part of {', '.join(MULTIMODAL)}"
         )
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    _require_query_growth(family, config)
+    return family
+
+
+def _require_query_growth(family: Family, config: Mapping[str, Any]) -> None:
+    if family.block is None or family.block.positions.query_growth is None:
+        return
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if missing := [key for key in family.block.positions.query_growth if rope.get(key) is None]:
+        raise UnsupportedModel(
+            f"'{config['model_type']}' models need {missing[0]} among their rope_parameters, and this one lacks it"
+        )
+
+
+def windows(family: Family, config: PreTrainedConfig, layers: int) -> list[int | None]:
+    """How many of the latest tokens each layer attends to; None is all."""
+    windowed = "none" if family.block is None else family.block.attention.windows
+    window = getattr(config, "sliding_window", None)
+    kinds = config.layer_types if windowed == "by_layer" else [SLIDING] * layers
+    return [window if windowed != "none" and kind == SLIDING else None for kind in kinds]
+
+
+def logit_cap(family: Family, config: PreTrainedConfig) -> float | None:
+    """c where logits become c tanh(logits / c), or None."""
+    capped = family.block is not None and family.block.logit_cap
+    return getattr(config, "final_logit_softcapping", None) if capped else None
+
+
+def logit_divisor(family: Family, config: PreTrainedConfig) -> float:
+    """What logits are divided by, before any cap; 1 where they are not."""
+    return 1.0 if family.block is None else multiplier(config, family.block.multipliers.logit_divisor)
+
+
+def multiplier(config: PreTrainedConfig, key: str | None) -> float:
+    """The factor that a key of ``Multipliers`` stands for; 1 if there is no key."""
+    return 1.0 if key is None else float(getattr(config, key))
 
 
 def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
@@ -208,10 +357,11 @@ def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
     Raises:
         UnsupportedModel: the model type has no row, or the modules are not as the row says.
     """
-    names = require_supported(model.config.to_dict())
+    family = require_supported(model.config.to_dict())
+    names = family.feed_forward
     try:
         layers = model.get_submodule(names.layers)
-        activation = _gate(model.config, names)
+        activation = _gate(model.config, family)
         blocks = [FeedForward(layer, names, activation) for layer in layers.children()]
         projections = [p for block in blocks for p in (*block.expand, block.contract)]
         widths = {block.width for block in blocks if is_projection(block.contract)}
@@ -228,9 +378,10 @@ def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
     return blocks
 
 
-def _gate(config: PreTrainedConfig, names: FeedForwardNames) -> Callable[[Tensor], Tensor] | None:
-    if names.parts < 2:
+def _gate(config: PreTrainedConfig, family: Family) -> Callable[[Tensor], Tensor] | None:
+    if family.feed_forward.parts < 2:
         return None
-    # Every gated family has a row there, see the tests.
-    function: Callable[[Tensor], Tensor] = ACT2FN[getattr(config, BLOCKS[config.model_type].activation)]
+    # Every gated family has a common block, see the tests.
+    assert family.block is not None
+    function: Callable[[Tensor], Tensor] = ACT2FN[getattr(config, family.block.activation)]
     return function

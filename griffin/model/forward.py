@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from griffin.model.cache import KVCache
-from griffin.model.families import logit_cap
+from griffin.model.families import family_of, logit_cap, logit_divisor
 
 
 def share(model: PreTrainedModel) -> PreTrainedModel:
@@ -21,7 +21,7 @@ def share(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.inference_mode()
 def extend(model: PreTrainedModel, ids_T: Tensor, cache: KVCache) -> Tensor:
-    """Run tokens, for what they leave in the cache (and in hooks); their last hidden states ``(T, D)``."""
+    """Run tokens, which fills the cache and calls hooks; their last hidden states ``(T, D)``."""
     output = model.base_model(input_ids=ids_T[None], past_key_values=cache.cache, use_cache=True)
     hidden_TD: Tensor = output.last_hidden_state[0]
     return hidden_TD
@@ -30,12 +30,25 @@ def extend(model: PreTrainedModel, ids_T: Tensor, cache: KVCache) -> Tensor:
 @torch.inference_mode()
 def logits(model: PreTrainedModel, ids_T: Tensor, cache: KVCache, wanted: int = 1) -> Tensor:
     """Run tokens; the logits of the last ``wanted`` of them, ``(wanted, vocabulary)``."""
-    # Not through the model's own head: of a slice of a batch, torch makes a product that copies the whole weight.
+    # Not by the model's own code: torch copies the whole weight for the product with a slice of a batch.
     return head(model, extend(model, ids_T, cache)[-wanted:])
+
+
+@torch.inference_mode()
+def with_own_logits(model: PreTrainedModel, ids_T: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+    """Run tokens through all of the model's own code; last hidden states ``(T, D)``, logits ``(T, vocabulary)``.
+
+    For checks: it computes the logits of every token, and more slowly than ``logits``.
+    """
+    output = model(input_ids=ids_T[None], past_key_values=cache.cache, use_cache=True, output_hidden_states=True)
+    return output.hidden_states[-1][0], output.logits[0]
 
 
 def head(model: PreTrainedModel, hidden_CD: Tensor) -> Tensor:
     """The logits ``(C, vocabulary)`` of last hidden states."""
+    family = family_of(model.config)
     logits_CV: Tensor = model.get_output_embeddings()(hidden_CD)
-    cap = logit_cap(model.config)
+    if (divisor := logit_divisor(family, model.config)) != 1:
+        logits_CV = logits_CV / divisor
+    cap = logit_cap(family, model.config)
     return logits_CV if cap is None else cap * torch.tanh(logits_CV / cap)

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from griffin.errors import GriffinError, LoadError
 from griffin.model.checkpoint import folder as folder_reader
 from griffin.model.checkpoint.defaults import sampling_defaults
-from griffin.model.checkpoint.ends import settle_ends, tokenizer_ends
+from griffin.model.checkpoint.ends import settle_ends, token_ids, tokenizer_ends
 from griffin.model.checkpoint.gguf import load_gguf
 from griffin.model.checkpoint.hub import downloaded
 from griffin.model.checkpoint.numbers import require_numbers
@@ -22,7 +22,7 @@ from griffin.model.checkpoint.refusals import first_words, require_files, requir
 from griffin.model.checkpoint.source import EMBEDDED_MODEL, Source, locate
 from griffin.model.checkpoint.whole import require_finite
 from griffin.model.dtype import DTYPES, INT8, parse_dtype
-from griffin.model.families import feed_forwards, require_supported
+from griffin.model.families import feed_forwards, require_supported, text_part
 from griffin.model.guard import whole_while_read
 from griffin.model.host import HostWeights
 from griffin.model.matrix.modules import matrices
@@ -131,12 +131,15 @@ def _load_checkpoint(
     """From a directory; what is on a hub is brought into one first, its configuration before its weights."""
     config = PreTrainedConfig.get_config_dict(found.path or str(found.hub_id))[0]
     require_supported(config)
+    part = text_part(config)
+    served = part.config(config) if part else config
     require_plain(config, source)
-    require_numbers(config, source)
+    require_plain(served, source)
+    require_numbers(served, source, part.told_by_shapes if part else ())
     folder = found.path or downloaded(str(found.hub_id))
     require_files(folder, source)
     model, tokenizer = folder_reader.read(folder, source, dtype, map_from)
-    settle_ends(model, tokenizer_ends(tokenizer))
+    settle_ends(model, tokenizer_ends(tokenizer), token_ids(config.get("eos_token_id")))
     return model, tokenizer
 
 

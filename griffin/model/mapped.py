@@ -104,7 +104,7 @@ def write(folder: Path, layout: Layout, checkpoint: Path, base_model_prefix: str
     """
     where = _located(checkpoint)
     weights = [f"{name}.weight" for names in layout.names for name in names]
-    if missing := [name for name in weights if not {name, _bare(name, base_model_prefix)} & where.keys()]:
+    if missing := [name for name in weights if not where.keys() & _spellings(name, base_model_prefix)]:
         raise lacking(missing, source)
     path = folder / FILE
     with path.open("wb") as file:
@@ -202,14 +202,15 @@ def _located(checkpoint: Path) -> Mapping[str, str]:
     raise LoadError(f"{checkpoint} has no safetensors, which weights can be mapped from")
 
 
-def _bare(name: str, base_model_prefix: str) -> str:
-    """The name in checkpoints that leave out the base model's prefix."""
-    return name.removeprefix(f"{base_model_prefix}.")
+def _spellings(name: str, base_model_prefix: str) -> list[str]:
+    """What checkpoints call a weight: some leave the prefix out of all names, and some hold more than a text model."""
+    bare = name.removeprefix(f"{base_model_prefix}.")
+    return [name, bare, f"language_model.{name}", f"{base_model_prefix}.language_model.{bare}"]
 
 
 def _read(checkpoint: Path, where: Mapping[str, str], name: str, base_model_prefix: str) -> Tensor:
-    stored = name if name in where else _bare(name, base_model_prefix)
-    if stored not in where:
+    stored = next((spelling for spelling in _spellings(name, base_model_prefix) if spelling in where), None)
+    if stored is None:
         raise LoadError(f"{checkpoint} has no {name}")
     with safe_open(checkpoint / where[stored], "pt") as file:
         weight: Tensor = file.get_tensor(stored)

@@ -1,10 +1,11 @@
 """What one decode step of the common block reads, taken from a model: merged projections, norms, rotary frequencies.
 
-Nothing is copied that a token reads: where projections are merged, the model's own become views of the merged one.
+No matrix is copied. Projections that read the same input are merged, and the model's own become views of that.
 
 Shapes: D model width, F feed-forward neurons, V vocabulary, H query heads, G key and value heads, S head size.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,7 +14,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from griffin.model.families import BLOCKS, BlockNames, FeedForward, feed_forwards, logit_cap, windows
+from griffin.model.families import (
+    DecoderBlock,
+    FeedForward,
+    NormNames,
+    Positions,
+    family_of,
+    feed_forwards,
+    logit_cap,
+    logit_divisor,
+    multiplier,
+    windows,
+)
 from griffin.model.matrix.matrix import Matrix, joined
 from griffin.model.matrix.modules import MatrixLinear, by_output, merged_, table
 
@@ -26,7 +38,7 @@ ALIASES: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-# These change nothing as long as a sequence stays within the context that an engine allows.
+# Their frequencies stay the same as long as a sequence stays within the context that an engine allows.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
 
 
@@ -58,14 +70,28 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rotary:
-    """Rotary position embedding, halves paired: the first 2R of each head are rotated.
+    """Rotary position embedding: the first 2R elements of each head are R pairs that turn.
 
     frequencies_R: fp32, angle per position.
     scaling: factor on cosine and sine.
+    interleaved: pair i is elements 2i and 2i + 1; otherwise elements i and i + R.
     """
 
     frequencies_R: Tensor
     scaling: float
+    interleaved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QueryGrowth:
+    """Queries that grow with their position: times 1 + rate ln(1 + floor(position / context))."""
+
+    rate: float
+    context: int
+
+    def factor(self, position: int) -> float:
+        """The factor on the query at a position; exactly 1 within the context."""
+        return 1 + self.rate * math.log(1 + position // self.context)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,24 +136,30 @@ class Weights:
     """A whole model.
 
     dtype: of hidden states, keys and values; matrices may hold their numbers otherwise.
-    embedding, embedding_scale: ``(V, D)``, rows looked up, times a factor that is rounded to the model's dtype already.
+    embedding, embedding_scale: ``(V, D)``; a token's row is multiplied by the factor.
     positions: learned position embeddings ``(context, D)``, or None.
-    scale: of query-key products; ``score_cap`` and ``logit_cap``: c in c tanh(x / c), or None.
+    residual_scale: factor on what attention and FF block add to x, after any norm.
+    scale: factor on query-key products.
+    score_cap, logit_cap: c where scores and logits become c tanh(x / c), or None.
+    logit_divisor: logits are divided by this, before any cap.
     """
 
     dtype: torch.dtype
     embedding: Matrix
     embedding_scale: float
     positions: Tensor | None
+    residual_scale: float
     layers: Sequence[Layer]
     heads: int
     kv_heads: int
     head_size: int
     scale: float
+    query_growth: QueryGrowth | None
     score_cap: float | None
     activation: Activation
     final_norm: Norm
     head: Projection
+    logit_divisor: float
     logit_cap: float | None
 
     @property
@@ -156,55 +188,54 @@ class Weights:
 def read_weights(model: PreTrainedModel) -> Weights | None:
     """A model's weights, or None when its blocks do not have the common form."""
     config = model.config
-    names = BLOCKS.get(config.model_type)
+    family = family_of(config)
+    names = family.block
     if names is None or not _known(config, names):
         return None
     blocks = feed_forwards(model)
     if not _plain(model, blocks, names):
         return None
-    attention: Any = blocks[0].layer.get_submodule(names.attention)
+    attention: Any = blocks[0].layer.get_submodule(names.attention.module)
     heads = int(config.num_attention_heads)
     head: Any = model.get_output_embeddings()
-    layers = zip(blocks, _rotaries(model, blocks, names), windows(config, len(blocks)), strict=True)
+    layers = zip(blocks, _rotaries(model, blocks, names.positions), windows(family, config, len(blocks)), strict=True)
     embedding = table(model.get_input_embeddings())
-    scale = config.hidden_size**0.5 if names.unit_offset else 1.0
     return Weights(
         dtype=embedding.dtype,
         embedding=embedding,
-        embedding_scale=float(torch.tensor(scale, dtype=embedding.dtype)),
-        positions=_positions(model, names),
+        embedding_scale=_embedding_scale(config, names, embedding.dtype),
+        positions=_learned_positions(model, names.positions),
+        residual_scale=multiplier(config, names.multipliers.residual),
         layers=[_layer(block, names, rotary, window) for block, rotary, window in layers],
         heads=heads,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_size=int(attention.head_dim),
         scale=float(attention.scaling),
-        score_cap=config.attn_logit_softcapping if names.score_cap else None,
+        query_growth=_query_growth(config, names.positions),
+        score_cap=config.attn_logit_softcapping if names.attention.score_cap else None,
         activation=_activation(config, names),
-        final_norm=_norm(model.get_submodule(names.final_norm), names),
+        final_norm=_norm(model.get_submodule(names.norms.final), names.norms),
         head=Projection(by_output(head), _optional(head.bias)),
-        logit_cap=logit_cap(config),
+        logit_divisor=logit_divisor(family, config),
+        logit_cap=logit_cap(family, config),
     )
 
 
-def _known(config: PreTrainedConfig, names: BlockNames) -> bool:
+def _known(config: PreTrainedConfig, names: DecoderBlock) -> bool:
     rope = getattr(config, "rope_parameters", None) or {}
     rope_types = {part.get("rope_type", "default") for part in _parts(rope)}
-    # OPT 350M alone has its norms behind.
+    # Only OPT 350M has its norms after attention and FF block.
     norms_first = getattr(config, "do_layer_norm_before", True)
     return bool(rope_types <= {*ROPE_TYPES} and norms_first and _activation(config, names) in ACTIVATIONS)
 
 
-def _plain(model: PreTrainedModel, blocks: Sequence[FeedForward], names: BlockNames) -> bool:
-    """Whether every module is what its place stands for; adapters and quantised projections are more than that."""
-    projections = (*names.query_key_value, names.output)
-    norms = (
-        names.query_norm, names.key_norm, names.before_attention, names.after_attention,
-        names.before_feed_forward, names.after_feed_forward,
-    )  # fmt: skip
+def _plain(model: PreTrainedModel, blocks: Sequence[FeedForward], names: DecoderBlock) -> bool:
+    """Whether every module computes what its place stands for; adapters and quantised projections compute more."""
+    projections = (*names.attention.query_key_value, names.attention.output)
     try:
         linear = [block.layer.get_submodule(name) for block in blocks for name in projections]
-        normed = [block.layer.get_submodule(name) for block in blocks for name in norms if name]
-        normed.append(model.get_submodule(names.final_norm))
+        normed = [block.layer.get_submodule(name) for block in blocks for name in names.norms.in_layer()]
+        normed.append(model.get_submodule(names.norms.final))
     except AttributeError:
         return False
     linear.append(model.get_output_embeddings())
@@ -217,23 +248,23 @@ def _plain(model: PreTrainedModel, blocks: Sequence[FeedForward], names: BlockNa
     )
 
 
-def _layer(block: FeedForward, names: BlockNames, rotary: Rotary | None, window: int | None) -> Layer:
+def _layer(block: FeedForward, names: DecoderBlock, rotary: Rotary | None, window: int | None) -> Layer:
     def norm(name: str | None) -> Norm | None:
-        return _norm(block.layer.get_submodule(name), names) if name else None
+        return _norm(block.layer.get_submodule(name), names.norms) if name else None
 
-    output = block.layer.get_submodule(names.output)
+    output = block.layer.get_submodule(names.attention.output)
     return Layer(
-        before_attention=norm(names.before_attention),
-        query_key_value=_merged_([block.layer.get_submodule(name) for name in names.query_key_value]),
-        query_norm=norm(names.query_norm),
-        key_norm=norm(names.key_norm),
+        before_attention=norm(names.norms.before_attention),
+        query_key_value=_merged_([block.layer.get_submodule(name) for name in names.attention.query_key_value]),
+        query_norm=norm(names.norms.query),
+        key_norm=norm(names.norms.key),
         rotary=rotary,
         window=window,
         output=Projection(by_output(output), _optional(output.bias)),
-        after_attention=norm(names.after_attention),
-        before_feed_forward=norm(names.before_feed_forward),
+        after_attention=norm(names.norms.after_attention),
+        before_feed_forward=norm(names.norms.before_feed_forward),
         feed_forward=_feed_forward(block),
-        after_feed_forward=norm(names.after_feed_forward),
+        after_feed_forward=norm(names.norms.after_feed_forward),
     )
 
 
@@ -252,39 +283,56 @@ def _merged_(projections: Sequence[nn.Module]) -> Projection:
     return Projection(matrix, torch.cat(present) if present else None)
 
 
-def _norm(module: nn.Module, names: BlockNames) -> Norm:
+def _norm(module: nn.Module, names: NormNames) -> Norm:
     weight = _tensor(module.weight)
     eps = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
     return Norm(
-        weight=weight.float() + 1 if names.unit_offset else weight,
+        weight=weight.float() + 1 if names.plus_one else weight,
         bias=_optional(getattr(module, "bias", None)),
         eps=float(eps),  # type: ignore[arg-type]
         centred=isinstance(module, nn.LayerNorm),
     )
 
 
-def _rotaries(model: PreTrainedModel, blocks: Sequence[FeedForward], names: BlockNames) -> list[Rotary | None]:
-    """Each layer's; layers of one kind have the same one, so that its angles are computed once a token."""
+def _rotaries(model: PreTrainedModel, blocks: Sequence[FeedForward], names: Positions) -> list[Rotary | None]:
+    """Each layer's; layers of one kind share one object, so that its angles are computed once a token."""
     if names.rotary is None:
         return [None] * len(blocks)
     module = model.get_submodule(names.rotary)
     # One set of frequencies for all, or one for each kind of layer.
     kinds = [""] * len(blocks) if hasattr(module, "inv_freq") else [f"{kind}_" for kind in model.config.layer_types]
-    found = {
-        kind: Rotary(getattr(module, f"{kind}inv_freq").float(), float(getattr(module, f"{kind}attention_scaling")))
-        for kind in kinds
-    }
-    return [found[kind] for kind in kinds]
+    found = {kind: _rotary(module, kind, names) for kind in kinds}
+    turns = [True] * len(blocks) if names.rotary_layers is None else getattr(model.config, names.rotary_layers)
+    return [found[kind] if turn else None for kind, turn in zip(kinds, turns[: len(blocks)], strict=True)]
 
 
-def _positions(model: PreTrainedModel, names: BlockNames) -> Tensor | None:
-    if names.positions is None:
+def _rotary(module: nn.Module, kind: str, names: Positions) -> Rotary:
+    frequencies_R = _tensor(getattr(module, f"{kind}inv_freq")).float()
+    return Rotary(frequencies_R, float(getattr(module, f"{kind}attention_scaling")), names.interleaved)
+
+
+def _query_growth(config: PreTrainedConfig, names: Positions) -> QueryGrowth | None:
+    if names.query_growth is None:
         return None
-    module = model.get_submodule(names.positions)
+    rate, context = (config.rope_parameters[key] for key in names.query_growth)
+    return QueryGrowth(float(rate), int(context))
+
+
+def _embedding_scale(config: PreTrainedConfig, names: DecoderBlock, dtype: torch.dtype) -> float:
+    scale = multiplier(config, names.multipliers.embedding)
+    if names.multipliers.root_of_width:
+        scale *= float(torch.tensor(config.hidden_size**0.5, dtype=dtype))
+    return scale
+
+
+def _learned_positions(model: PreTrainedModel, names: Positions) -> Tensor | None:
+    if names.learned is None:
+        return None
+    module = model.get_submodule(names.learned)
     return _tensor(module.weight)[int(getattr(module, "offset", 0)) :]
 
 
-def _activation(config: PreTrainedConfig, names: BlockNames) -> Any:
+def _activation(config: PreTrainedConfig, names: DecoderBlock) -> Any:
     name = getattr(config, names.activation)
     return ALIASES.get(name, name)
 

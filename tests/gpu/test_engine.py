@@ -7,11 +7,10 @@ import torch
 
 from griffin import Engine, Pruning, Sampling, Verification, build_engines
 from griffin.engine.prefixes import PrefixStore
-from griffin.model.families import BLOCKS
 from griffin.model.host import offload_
 from griffin.request import DRAFTS, DraftName
 from tests.griffin import oracle
-from tests.tiny import tiny_model
+from tests.tiny import COMMON_BLOCK, tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,7 +36,7 @@ def test_pruned_decoding_equals_the_masked_model(family: str, prompts: Prompts) 
     expected, _ = oracle.generate(tiny_model(family), prompts(1, 20), 0.5, 12)
     engine = Engine(tiny_model(family).to("cuda"), prefill_chunk=7)
 
-    assert engine.step == ("graph" if family in BLOCKS else "twin")
+    assert engine.step == ("graph" if family in COMMON_BLOCK else "twin")
     assert ids(engine, prompts(1, 20), GREEDY, 0.5) == expected
 
 

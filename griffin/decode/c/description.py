@@ -19,7 +19,7 @@ from griffin.decode.c.library import (
 )
 from griffin.model.matrix.dense import Dense
 from griffin.model.matrix.matrix import Matrix
-from griffin.model.weights import ACTIVATIONS, FeedForwardWeights, Layer, Norm, Projection, Rotary, Weights
+from griffin.model.weights import ACTIVATIONS, FeedForwardWeights, Layer, Norm, Projection, QueryGrowth, Rotary, Weights
 
 
 def supported(weights: Weights) -> bool:
@@ -61,6 +61,7 @@ class Description:
                 for layer, block in zip(weights.layers, self.blocks, strict=True)
             )
         )
+        growth = weights.query_growth or QueryGrowth(rate=0, context=1)
         self.model = CModel(
             embedding=self._matrix(weights.embedding),
             positions=CMatrix() if weights.positions is None else self._matrix(Dense(weights.positions)),
@@ -75,8 +76,12 @@ class Description:
             kv_heads=weights.kv_heads,
             head_size=weights.head_size,
             embedding_scale=weights.embedding_scale,
+            residual_scale=weights.residual_scale,
             scale=weights.scale,
+            query_growth=growth.rate,
+            query_context=growth.context,
             score_cap=weights.score_cap or 0,
+            logit_divisor=weights.logit_divisor,
             logit_cap=weights.logit_cap or 0,
             activation=ACTIVATIONS.index(weights.activation),
             cache_format=FORMATS.index(str(weights.dtype).removeprefix("torch.")),
@@ -122,7 +127,7 @@ class Description:
     def _rotary(self, rotary: Rotary) -> CRotary:
         frequencies_R = rotary.frequencies_R
         pointers = [self._float(tensor) for tensor in (frequencies_R, *torch.empty(2, len(frequencies_R)))]
-        return CRotary(*pointers, len(frequencies_R), rotary.scaling)
+        return CRotary(*pointers, len(frequencies_R), rotary.scaling, rotary.interleaved)
 
     def _float(self, tensor: Tensor | None) -> int | None:
         if tensor is None:

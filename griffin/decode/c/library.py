@@ -53,6 +53,7 @@ class CRotary(ctypes.Structure):
         ("sines", ctypes.c_void_p),
         ("pairs", ctypes.c_int64),
         ("scaling", ctypes.c_double),
+        ("interleaved", ctypes.c_int64),
     )
 
 
@@ -100,9 +101,13 @@ class CModel(ctypes.Structure):
         ("kv_heads", ctypes.c_int64),
         ("head_size", ctypes.c_int64),
         ("embedding_scale", ctypes.c_double),
+        ("residual_scale", ctypes.c_double),
         ("scale", ctypes.c_double),
+        ("query_growth", ctypes.c_double),
         ("score_cap", ctypes.c_double),
+        ("logit_divisor", ctypes.c_double),
         ("logit_cap", ctypes.c_double),
+        ("query_context", ctypes.c_int64),
         ("activation", ctypes.c_int64),
         ("cache_format", ctypes.c_int64),
     )

@@ -39,12 +39,16 @@ typedef struct {
     float *bias;
 } Projection;
 
-/* cosines, sines: (pairs,), written at the beginning of each step. */
+/*
+ * cosines, sines: (pairs,), written at the beginning of each step.
+ * interleaved: pair i is elements 2i and 2i + 1 of a head; otherwise elements i and i + pairs.
+ */
 typedef struct {
     const float *frequencies;
     float *cosines, *sines;
     int64_t pairs;
     double scaling;
+    int64_t interleaved;
 } Rotary;
 
 /*
@@ -69,7 +73,11 @@ typedef struct {
     int64_t capacity;
 } Layer;
 
-/* A cap of 0 is none. */
+/*
+ * A cap of 0 is none.
+ * residual_scale: factor on what attention and FF block add to x. logit_divisor: of the logits, before any cap.
+ * query_growth: queries are multiplied by 1 + query_growth ln(1 + floor(position / query_context)).
+ */
 typedef struct {
     Matrix embedding, positions;
     Projection head;
@@ -78,8 +86,8 @@ typedef struct {
     Rotary *rotaries;
     int64_t layer_count, rotary_count;
     int64_t width, heads, kv_heads, head_size;
-    double embedding_scale, scale, score_cap, logit_cap;
-    int64_t activation;
+    double embedding_scale, residual_scale, scale, query_growth, score_cap, logit_divisor, logit_cap;
+    int64_t query_context, activation;
     /* Of keys and values: FLOAT32 or BFLOAT16. */
     int64_t cache_format;
 } Model;

@@ -58,6 +58,8 @@ typedef struct {
     /* Shared: written in one stage, read in the next. */
     float *query_key_value, *attended, *projected, *partial_sums;
     int64_t id, position;
+    /* Factor on this token's queries. */
+    float query_scale;
     float *logits;
     /* Of each layer: all neurons, room for kept ones, and which those are, one layer after the other. */
     const FeedForward *all, *kept;
@@ -125,6 +127,14 @@ static void accumulate(float *sum, const float *values, int64_t count)
         sum[i] += values[i];
 }
 
+/* x += scale change */
+static void add_change(const Model *model, float *x, const float *change)
+{
+    float scale = (float)model->residual_scale;
+    for (int64_t i = 0; i < model->width; i++)
+        x[i] += scale * change[i];
+}
+
 static const Format *format_of(const Step *step, const Matrix *matrix)
 {
     return &step->kernels->formats[matrix->format];
@@ -162,6 +172,12 @@ static void embed(const Step *step, float *x)
         x[i] += load_number(positions, i, model->positions.format);
 }
 
+static float query_scale(const Model *model, int64_t position)
+{
+    int64_t contexts = position / model->query_context;
+    return (float)(model->scale * (1 + model->query_growth * log(1 + (double)contexts)));
+}
+
 static void turn_rotaries(const Model *model, int64_t position)
 {
     for (int64_t number = 0; number < model->rotary_count; number++) {
@@ -183,14 +199,24 @@ static void project(Step *step, float *out, const Projection *weights, const flo
         dot_rows(step, out + first, weights, first, behind, x);
 }
 
+static void turn_pair(float *first, float *second, float cosine, float sine)
+{
+    float x = *first, y = *second;
+    *first = x * cosine - y * sine;
+    *second = y * cosine + x * sine;
+}
+
 static void rotate(float *head, const Rotary *rotary)
 {
-    float *mate = head + rotary->pairs;
-    for (int64_t i = 0; i < rotary->pairs; i++) {
-        float first = head[i], second = mate[i];
-        head[i] = first * rotary->cosines[i] - second * rotary->sines[i];
-        mate[i] = second * rotary->cosines[i] + first * rotary->sines[i];
+    const float *cosines = rotary->cosines, *sines = rotary->sines;
+    if (rotary->interleaved) {
+        for (int64_t i = 0; i < rotary->pairs; i++)
+            turn_pair(head + 2 * i, head + 2 * i + 1, cosines[i], sines[i]);
+        return;
     }
+    float *mate = head + rotary->pairs;
+    for (int64_t i = 0; i < rotary->pairs; i++)
+        turn_pair(head + i, mate + i, cosines[i], sines[i]);
 }
 
 /* One head of queries or keys, normed and rotated. heads: all of its kind; a norm as wide as those is over them. */
@@ -260,7 +286,7 @@ static void attend_head(const Step *step, const Layer *layer, int64_t head, cons
     round_head(model, scratch->key);
     round_head(model, scratch->value);
     for (int64_t i = 0; i < size; i++)
-        scratch->query[i] *= (float)model->scale;
+        scratch->query[i] *= step->query_scale;
 
     int64_t bytes = row_bytes(model->cache_format, size), start = group * layer->capacity * bytes;
     Matrix cached_keys = {(char *)layer->keys + start, NULL, layer->capacity, size, bytes, model->cache_format};
@@ -392,7 +418,7 @@ static void sum_chunks(const Step *step, const Layer *layer, float *out)
 
 static void decode_layer(Step *step, const Layer *layer, const Scratch *scratch)
 {
-    int64_t width = step->model->width;
+    const Model *model = step->model;
     const float *x = normed(step, &layer->before_attention, scratch->x, scratch->normed);
     project(step, step->query_key_value, &layer->query_key_value, x);
     barrier(&step->team);
@@ -400,12 +426,18 @@ static void decode_layer(Step *step, const Layer *layer, const Scratch *scratch)
     barrier(&step->team);
     project(step, step->projected, &layer->output, step->attended);
     barrier(&step->team);
-    accumulate(scratch->x, normed(step, &layer->after_attention, step->projected, scratch->normed), width);
+    add_change(model, scratch->x, normed(step, &layer->after_attention, step->projected, scratch->normed));
     x = normed(step, &layer->before_feed_forward, scratch->x, scratch->normed);
     feed(step, layer, x, scratch);
     barrier(&step->team);
     sum_chunks(step, layer, scratch->change);
-    accumulate(scratch->x, normed(step, &layer->after_feed_forward, scratch->change, scratch->normed), width);
+    add_change(model, scratch->x, normed(step, &layer->after_feed_forward, scratch->change, scratch->normed));
+}
+
+static void divide(float *values, int64_t count, float divisor)
+{
+    for (int64_t i = 0; i < count; i++)
+        values[i] /= divisor;
 }
 
 static void predict(Step *step, const float *x)
@@ -415,6 +447,8 @@ static void predict(Step *step, const float *x)
     int64_t first, behind;
     while (claim(&step->team, model->head.matrix.rows, smallest, &first, &behind)) {
         dot_rows(step, step->logits + first, &model->head, first, behind, x);
+        if (model->logit_divisor != 1)
+            divide(step->logits + first, behind - first, (float)model->logit_divisor);
         if (model->logit_cap != 0)
             step->kernels->cap(step->logits + first, behind - first, (float)model->logit_cap);
     }
@@ -558,6 +592,7 @@ API void griffin_step(Step *step, int64_t id, int64_t position, float *logits)
 {
     step->id = id;
     step->position = position;
+    step->query_scale = query_scale(step->model, position);
     step->logits = logits;
     turn_rotaries(step->model, position);
     run(&step->team, decode);

@@ -1,8 +1,8 @@
 """The Triton kernels of one decode step, each with its launcher.
 
 A launcher writes into tensors that it is given, allocates nothing and reads no tensor on the host: a CUDA graph
-can record it. Which token, which position and which neurons: all that changes is read on the device. Sums are
-fp32 and in a fixed order; what the library holds in the model's dtype in between is rounded to that dtype here.
+can record it. The device reads all that changes: which token, which position and which neurons. Sums are
+fp32 and in a fixed order. Values that the library holds in the model's dtype are rounded to that dtype here too.
 
 Shapes: D model width, N outputs of a projection, F feed-forward neurons, V vocabulary, H query heads, G key and
 value heads, S head size, R rotated pairs of a head, C context length, P parts of a sum that are reduced later.
@@ -16,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from griffin.model.weights import QueryGrowth
 
 # Eight programs for each of an H200's 132 multiprocessors: it takes about that many to keep the memory busy.
 PROGRAMS = 132 * 8
@@ -35,7 +37,7 @@ _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 
 
 class Norm(Protocol):
-    """What a kernel needs of a norm; see ``griffin.weights.Norm``."""
+    """What a kernel needs of a norm; see ``griffin.model.weights.Norm``."""
 
     @property
     def weight(self) -> Tensor: ...
@@ -96,23 +98,24 @@ def project(
     *,
     bias_N: Tensor | None = None,
     norm: Norm | None = None,
+    factor: float | None = None,
     residual_N: Tensor | None = None,
     cap: float | None = None,
 ) -> None:
-    """out = [residual +] cap tanh((W norm(x) + bias) / cap), without what is None. out may be the residual."""
+    """out = [residual +] cap tanh(factor (W norm(x) + bias) / cap), without what is None. out may be the residual."""
     N, D = weight_ND.shape
     BN, BD = weight_tile(N, D)
     _project[(triton.cdiv(N, BN),)](
-        x_D, weight_ND, bias_N, residual_N, out_N, cap, *_norm_arguments(norm, x_D.dtype), N, D, BN, BD
+        x_D, weight_ND, bias_N, factor, residual_N, out_N, cap, *_norm_arguments(norm, x_D.dtype), N, D, BN, BD
     )
 
 
-def normalise_add(x_D: Tensor, y_D: Tensor, norm: Norm) -> None:
-    """x += norm(y)."""
+def normalise_add(x_D: Tensor, y_D: Tensor, norm: Norm, factor: float | None = None) -> None:
+    """x += factor norm(y)."""
     D = len(x_D)
     block = triton.next_power_of_2(D)
     warps = max(1, min(16, block // 256))
-    _normalise_add[(1,)](x_D, y_D, *_norm_arguments(norm, x_D.dtype), D, block, num_warps=warps)
+    _normalise_add[(1,)](x_D, y_D, factor, *_norm_arguments(norm, x_D.dtype), D, block, num_warps=warps)
 
 
 def rotate_and_store(
@@ -126,10 +129,14 @@ def rotate_and_store(
     key_norm: Norm | None = None,
     frequencies_R: Tensor | None = None,
     scaling: float = 1.0,
+    interleaved: bool = False,
+    growth: QueryGrowth | None = None,
 ) -> None:
     """Norm and rotate one token's queries into ``q_HS``, its keys into the cache, and copy its values there.
 
     qkv: ``((H + 2 G) S,)``. keys, values: ``(1, G, C, S)``; nothing is written beyond them.
+    interleaved: pair i is elements 2i and 2i + 1 of a head; otherwise elements i and i + R.
+    growth: of the queries with their position.
     """
     H, S = q_HS.shape
     G, C = keys.shape[1:3]
@@ -142,8 +149,8 @@ def rotate_and_store(
         qkv, position, q_HS, keys, values,
         query_weight, query_bias, query_eps, _length(query_weight),
         key_weight, key_bias, key_eps, _length(key_weight),
-        frequencies_R, scaling,
-        H, G, S, C, R, centred, round_twice, block,
+        frequencies_R, scaling, growth and growth.rate, growth and growth.context,
+        H, G, S, C, R, interleaved, centred, round_twice, block,
         num_warps=warps,
     )  # fmt: skip
 
@@ -246,13 +253,18 @@ def contract(
 
 
 def reduce_add(
-    partial_PD: Tensor, out_D: Tensor, *, bias_D: Tensor | None = None, residual_D: Tensor | None = None
+    partial_PD: Tensor,
+    out_D: Tensor,
+    *,
+    bias_D: Tensor | None = None,
+    factor: float | None = None,
+    residual_D: Tensor | None = None,
 ) -> None:
-    """out = [residual +] the sum of the parts + bias. out may be the residual."""
+    """out = [residual +] factor (the sum of the parts + bias), without what is None. out may be the residual."""
     P, D = partial_PD.shape
     columns = min(REDUCE_COLUMNS, triton.next_power_of_2(D))
     _reduce_add[(triton.cdiv(D, columns),)](
-        partial_PD, bias_D, residual_D, out_D, D, P, triton.next_power_of_2(P), columns
+        partial_PD, bias_D, factor, residual_D, out_D, D, P, triton.next_power_of_2(P), columns
     )
 
 
@@ -345,7 +357,7 @@ def _embed(token_id, position, embedding_VD, scale, positions_CD, x_D, D: tl.con
 
 @triton.jit
 def _project(
-    x_D, weight_ND, bias_N, residual_N, out_N, cap,
+    x_D, weight_ND, bias_N, factor, residual_N, out_N, cap,
     norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
     N: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -369,6 +381,8 @@ def _project(
     if bias_N is not None:
         y += tl.load(bias_N + rows, mask=rows < N, other=0.0).to(tl.float32)
     y = _rounded(y, dtype)
+    if factor is not None:
+        y = _rounded(y * factor, dtype)
     if cap is not None:
         y = cap * _tanh(y / cap)
     if residual_N is not None:
@@ -378,7 +392,7 @@ def _project(
 
 @triton.jit
 def _normalise_add(
-    x_D, y_D,
+    x_D, y_D, factor,
     norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -388,6 +402,8 @@ def _normalise_add(
     inside = columns < D
     y = tl.load(y_D + columns, mask=inside, other=0.0).to(tl.float32)
     y = _normed(y, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+    if factor is not None:
+        y = _rounded(y * factor, dtype)
     x = tl.load(x_D + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(x_D + columns, (x + y).to(dtype), mask=inside)
 
@@ -396,7 +412,8 @@ def _normalise_add(
 def _rotated(
     heads, head, angle_of, norm_weight, norm_bias, eps, NORMED: tl.constexpr,
     frequencies_R, scaling,
-    S: tl.constexpr, R: tl.constexpr, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr, BS: tl.constexpr,
+    S: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr,
+    CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """One head of the vector ``heads``, fp32 rounded to its dtype. NORMED: elements under one norm, 0 without."""
     dtype = heads.dtype.element_ty
@@ -404,8 +421,16 @@ def _rotated(
     inside = columns < S
     head_S = heads + head * S
     x = tl.load(head_S + columns, mask=inside, other=0.0).to(tl.float32)
-    # The other element of the pair that each belongs to.
-    partners = tl.where(columns < R, columns + R, tl.where(columns < 2 * R, columns - R, columns))
+    # Each element's pair, whether it is the first of that pair, and where the other one is.
+    if INTERLEAVED:
+        pairs = columns // 2
+        first_of_pair = columns % 2 == 0
+        partners = tl.where(first_of_pair, columns + 1, columns - 1)
+    else:
+        pairs = tl.where(columns < R, columns, columns - R)
+        first_of_pair = columns < R
+        partners = tl.where(first_of_pair, columns + R, columns - R)
+    partners = tl.where(columns < 2 * R, partners, columns)
     y = tl.load(head_S + partners, mask=inside, other=0.0).to(tl.float32)
     if NORMED == S:
         mean, inverse = _statistics(head_S, eps, S, CENTRED, BS)
@@ -417,11 +442,10 @@ def _rotated(
         x = _normed(x, first + columns, inside, mean, inverse, norm_weight, norm_bias, dtype, ROUND_TWICE)
         y = _normed(y, first + partners, inside, mean, inverse, norm_weight, norm_bias, dtype, ROUND_TWICE)
     if R > 0:
-        pairs = tl.where(columns < R, columns, partners)
         angles = angle_of * tl.load(frequencies_R + pairs, mask=columns < 2 * R, other=0.0)
         cosines = _rounded(tl.cos(angles) * scaling, dtype)
         sines = _rounded(tl.sin(angles) * scaling, dtype)
-        turned = _rounded(tl.where(columns < R, -y, y) * sines, dtype)
+        turned = _rounded(tl.where(first_of_pair, -y, y) * sines, dtype)
         x = tl.where(columns < 2 * R, _rounded(x * cosines, dtype) + turned, x)
     return x.to(dtype)
 
@@ -431,8 +455,8 @@ def _rotate_and_store(
     qkv, position, q_HS, keys, values,
     query_weight, query_bias, query_eps, QUERY_NORMED: tl.constexpr,
     key_weight, key_bias, key_eps, KEY_NORMED: tl.constexpr,
-    frequencies_R, scaling,
-    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
+    frequencies_R, scaling, growth_rate, growth_context,
+    H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, C: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr,
     CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
@@ -443,13 +467,17 @@ def _rotate_and_store(
     if head < H:
         q = _rotated(
             qkv, head, angle_of, query_weight, query_bias, query_eps, QUERY_NORMED,
-            frequencies_R, scaling, S, R, CENTRED, ROUND_TWICE, BS,
+            frequencies_R, scaling, S, R, INTERLEAVED, CENTRED, ROUND_TWICE, BS,
         )  # fmt: skip
+        if growth_rate is not None:
+            contexts = (here // growth_context).to(tl.float32)
+            growth = _rounded(1 + growth_rate * tl.log(1 + contexts), q.dtype)
+            q = (q.to(tl.float32) * growth).to(q.dtype)
         tl.store(q_HS + head * S + columns, q, mask=inside)
     elif head < H + G:
         k = _rotated(
             qkv + H * S, head - H, angle_of, key_weight, key_bias, key_eps, KEY_NORMED,
-            frequencies_R, scaling, S, R, CENTRED, ROUND_TWICE, BS,
+            frequencies_R, scaling, S, R, INTERLEAVED, CENTRED, ROUND_TWICE, BS,
         )  # fmt: skip
         row = ((head - H).to(tl.int64) * C + here) * S
         tl.store(keys + row + columns, k, mask=inside & (here < C))
@@ -653,7 +681,7 @@ def _contract(
 
 @triton.jit
 def _reduce_add(
-    partial_PD, bias_D, residual_D, out_D,
+    partial_PD, bias_D, factor, residual_D, out_D,
     D: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     dtype = out_D.dtype.element_ty
@@ -665,6 +693,8 @@ def _reduce_add(
     if bias_D is not None:
         y += tl.load(bias_D + columns, mask=inside, other=0.0).to(tl.float32)
     y = _rounded(y, dtype)
+    if factor is not None:
+        y = _rounded(y * factor, dtype)
     if residual_D is not None:
         y += tl.load(residual_D + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_D + columns, y.to(dtype), mask=inside)

@@ -51,6 +51,9 @@ class FusedStep:
         self.kept_L = buffer(layers, dtype=torch.int32)
         self.gates = torch.zeros(1, dtype=torch.int32, device=device)
         self.thresholds_LF, self.resting_LF = torch.zeros(2, layers, neurons, dtype=torch.float32, device=device)
+        # Without a factor the kernels round once less.
+        self._residual_factor = None if weights.residual_scale == 1 else weights.residual_scale
+        self._logit_factor = None if weights.logit_divisor == 1 else 1 / weights.logit_divisor
         self._own_bias_LD = weights.contract_bias()
         self.contract_bias_LD = self._own_bias_LD.clone()
         self.keys = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
@@ -145,6 +148,7 @@ class FusedStep:
             self.logits_V,
             bias_N=weights.head.bias,
             norm=weights.final_norm,
+            factor=self._logit_factor,
             cap=weights.logit_cap,
         )
         self.position.add_(1)
@@ -163,6 +167,8 @@ class FusedStep:
             key_norm=layer.key_norm,
             frequencies_R=layer.rotary.frequencies_R if layer.rotary else None,
             scaling=layer.rotary.scaling if layer.rotary else 1.0,
+            interleaved=layer.rotary is not None and layer.rotary.interleaved,
+            growth=self.weights.query_growth,
         )
         kernels.attend(
             self._q_HS,
@@ -179,10 +185,17 @@ class FusedStep:
         )
         attended = self._attended_HS.view(-1)
         if layer.after_attention is None:
-            kernels.project(attended, output.matrix.dense(), self._x_D, bias_N=output.bias, residual_N=self._x_D)
+            kernels.project(
+                attended,
+                output.matrix.dense(),
+                self._x_D,
+                bias_N=output.bias,
+                factor=self._residual_factor,
+                residual_N=self._x_D,
+            )
         else:
             kernels.project(attended, output.matrix.dense(), self._y_D, bias_N=output.bias)
-            kernels.normalise_add(self._x_D, self._y_D, layer.after_attention)
+            kernels.normalise_add(self._x_D, self._y_D, layer.after_attention, self._residual_factor)
 
     def _feed_forward(self, number: int, layer: Layer) -> None:
         feed_forward, index_F, kept = layer.feed_forward, self.index_LF[number], self.kept_L[number : number + 1]
@@ -210,10 +223,12 @@ class FusedStep:
             self.gates,
         )
         if layer.after_feed_forward is None:
-            kernels.reduce_add(self._contracted_PD, self._x_D, bias_D=bias_D, residual_D=self._x_D)
+            kernels.reduce_add(
+                self._contracted_PD, self._x_D, bias_D=bias_D, factor=self._residual_factor, residual_D=self._x_D
+            )
         else:
             kernels.reduce_add(self._contracted_PD, self._y_D, bias_D=bias_D)
-            kernels.normalise_add(self._x_D, self._y_D, layer.after_feed_forward)
+            kernels.normalise_add(self._x_D, self._y_D, layer.after_feed_forward, self._residual_factor)
 
 
 def _address(contract_FD: Tensor) -> int:

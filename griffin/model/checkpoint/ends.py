@@ -17,13 +17,13 @@ def configured_ends(model: PreTrainedModel) -> frozenset[int]:
     """Ids that a model's generation_config or config calls ends."""
     found: set[int] = set()
     for config in (model.generation_config, model.config):
-        found |= _ids(getattr(config, "eos_token_id", None))
+        found |= token_ids(getattr(config, "eos_token_id", None))
     return frozenset(found)
 
 
 def tokenizer_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The id that a tokenizer calls the end of a text, if it has one."""
-    return frozenset(_ids(tokenizer.eos_token_id))
+    return frozenset(token_ids(tokenizer.eos_token_id))
 
 
 def settle_ends(model: PreTrainedModel, *others: Iterable[int]) -> None:
@@ -33,6 +33,7 @@ def settle_ends(model: PreTrainedModel, *others: Iterable[int]) -> None:
         model.generation_config.eos_token_id = sorted(ends)
 
 
-def _ids(value: object) -> set[int]:
+def token_ids(value: object) -> set[int]:
+    """The ids that a configuration's entry names: one, several, or none."""
     listed = value if isinstance(value, list | tuple) else [value]
     return {id for id in listed if isinstance(id, int) and id >= 0}

@@ -6,7 +6,7 @@ What keys mean: llama.cpp's converter (conversion/) and model definitions (src/m
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
@@ -53,6 +53,8 @@ class Architecture:
     more: computes further fields.
     reads: further keys that ``more`` reads.
     biases: whether a bias in the file (q of attention, gate of the FF block) has a field that turns it on.
+    rotary: which part of a head turns with its position.
+    fixed_head_size: heads always have the width over their number, and the configuration no field for it.
     rope_tensors: tensors of frequencies that such files may hold.
     """
 
@@ -61,6 +63,8 @@ class Architecture:
     more: Callable[[GgufFile, Fields], Fields] = lambda file, fields: {}
     reads: frozenset[str] = frozenset()
     biases: bool = False
+    rotary: Literal["all", "part", "none"] = "all"
+    fixed_head_size: bool = False
     rope_tensors: Collection[str] = ()
 
 
@@ -137,7 +141,7 @@ WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_p
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture("llama", biases=True, rope_tensors=ROPE_TENSORS),
-    "qwen2": Architecture("qwen2"),
+    "qwen2": Architecture("qwen2", fixed_head_size=True),
     "qwen3": Architecture("qwen3"),
     "gemma2": Architecture(
         "gemma2",
@@ -150,7 +154,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         reads=WINDOW_KEYS | {"rope.freq_base_swa", "final_logit_softcapping"},
     ),
     "phi3": Architecture(
-        "phi3", more=_phi3, reads=frozenset({"attention.sliding_window"}), rope_tensors=ROPE_TENSORS[1:]
+        "phi3",
+        more=_phi3,
+        reads=frozenset({"attention.sliding_window"}),
+        rotary="part",
+        rope_tensors=ROPE_TENSORS[1:],
     ),
     "gpt2": Architecture(
         "gpt2",
@@ -162,6 +170,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "attention.head_count": "n_head",
             LAYER_NORM: "layer_norm_epsilon",
         },
+        rotary="none",
     ),
     "falcon": Architecture(
         "falcon",
@@ -175,6 +184,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         more=_falcon,
         reads=frozenset({"feed_forward_length", "tensor_data_layout"}),
+        fixed_head_size=True,
     ),
 }  # fmt: skip
 
@@ -237,24 +247,24 @@ def _common(file: GgufFile, fields: Fields, row: Architecture) -> Fields:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "architectures": None,
     }
-    if row.model_type == "gpt2":
+    if row.rotary == "none":
         if rotated := [key for key in ROPE_KEYS if file.own(key) is not None]:
             raise refused(file, rotated[0], "is set, but such models have no rotary positions")
         return common
     width = fields["hidden_size"] // fields["num_attention_heads"]
     head = int(file.own("attention.key_length") or file.own("rope.dimension_count") or width)
-    if row.model_type in ("phi3", "falcon"):
+    if row.rotary == "part":
         head = width
     require_equal(file, "attention.key_length", head)
     require_equal(file, "attention.value_length", head)
-    if row.model_type in ("qwen2", "falcon", "phi3") and head != width:
+    if row.fixed_head_size and head != width:
         raise refused(file, "attention.key_length", f"is {head}, and such models have {width}")
-    if row.model_type not in ("qwen2", "falcon"):
+    if not row.fixed_head_size:
         common["head_dim"] = head
     if row.biases:
         common["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
         common["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
-    common["rope_parameters"] = rotary(file, fields["max_position_embeddings"], head, partial=row.model_type == "phi3")
+    common["rope_parameters"] = rotary(file, fields["max_position_embeddings"], head, partial=row.rotary == "part")
     return common
 
 

@@ -8,12 +8,13 @@ import torch
 from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]
 from filelock import FileLock
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from griffin.errors import LoadError
 from griffin.model import mapped
 from griffin.model.checkpoint.pretrained import from_pretrained
 from griffin.model.checkpoint.stored import folder_identity, write_whole
+from griffin.model.checkpoint.text_part import served_config
 from griffin.model.checkpoint.whole import weight_files
 from griffin.model.families import feed_forwards
 from griffin.model.guard import whole_while_read
@@ -25,7 +26,7 @@ logger = logging.getLogger("griffin")
 def mapped_model(folder: Path, dtype: torch.dtype, map_from: Path, source: str) -> PreTrainedModel:
     """A checkpoint's model. The file of its FF weights is made first if it is missing or cannot be used."""
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+        empty = AutoModelForCausalLM.from_config(served_config(folder)[0], dtype=dtype)
     layout = mapped.Layout.of(empty, dtype)
     target = map_from / f"{folder.name}-{str(dtype).removeprefix('torch.')}-{folder_identity(folder)}"
     try:

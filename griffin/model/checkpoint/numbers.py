@@ -4,12 +4,12 @@ transformers has defaults for what a configuration leaves out: those of one mode
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from griffin.errors import LoadError
 
-# Of each of these, one name must be there: no shape of any weight tells them.
+# In each of these, one name must be there: no shape of any weight tells them.
 NEEDED: Sequence[tuple[str, ...]] = (
     ("hidden_size", "n_embd", "d_model"),
     ("num_hidden_layers", "n_layer", "num_layers"),
@@ -29,13 +29,16 @@ POSITIVE = (
 )  # fmt: skip
 
 
-def require_numbers(config: Mapping[str, Any], source: str) -> None:
+def require_numbers(config: Mapping[str, Any], source: str, told_by_shapes: Collection[str] = ()) -> None:
     """
+    Args:
+        told_by_shapes: fields that may be missing, because the shapes of this model's weights do tell them.
+
     Raises:
         LoadError: a number is missing, or is none that a model can have. Names the field.
     """
     for names in NEEDED:
-        if not any(config.get(name) is not None for name in names):
+        if not any(config.get(name) is not None or name in told_by_shapes for name in names):
             raise LoadError(f"'{source}': config.json lacks {names[0]}; copy the model's own config.json")
     _require_sane(config, source, "")
     for name in ("rope_parameters", "rope_scaling"):

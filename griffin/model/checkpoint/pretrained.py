@@ -7,19 +7,29 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from griffin.model.checkpoint.quiet import quiet
+from griffin.model.checkpoint.text_part import RENAMED, served_config, without_left_out
 from griffin.model.checkpoint.whole import require_whole
 
 
-def from_pretrained(place: Path | str, source: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+def from_pretrained(folder: Path, source: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """A model all of whose weights come from its checkpoint.
 
     Raises:
         LoadError: some do not; names the first few.
     """
+    config, part = served_config(folder)
     with quiet():
         model, report = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            folder,
+            config=config,
+            key_mapping=RENAMED if part else None,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
+    if part:
+        report["unexpected_keys"] = without_left_out(part, report["unexpected_keys"], source)
     require_whole(report, source)
     assert isinstance(model, PreTrainedModel)
     return model

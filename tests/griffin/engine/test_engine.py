@@ -2,20 +2,28 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from griffin import Engine, Pruning, Sampling, Scoring, build_engines
 from griffin.decode.steps import StepName
 from griffin.engine.runner import Runner
-from griffin.errors import ContextLengthExceeded, EngineBusy, InvalidRequest, LoadError, OutOfMemory
+from griffin.errors import (
+    ContextLengthExceeded,
+    EngineBusy,
+    InvalidRequest,
+    LoadError,
+    OutOfMemory,
+    UnsupportedModel,
+)
 from griffin.model import cache
-from griffin.model.families import BLOCKS
 from griffin.model.weights import read_weights
 from tests.griffin import oracle
-from tests.tiny import tiny_model
+from tests.tiny import COMMON_BLOCK, tiny_model
 
 Prompts = Callable[[int, int], list[int]]
 
@@ -51,7 +59,7 @@ def test_sparsity_zero_is_generate(model: PreTrainedModel, prompts: Prompts) -> 
 @pytest.mark.parametrize("step", ["native", "lean", "twin"])
 def test_every_step_makes_the_same_tokens(model: PreTrainedModel, prompts: Prompts, step: StepName) -> None:
     """Dense and pruned, greedy and by seed: which step runs is a matter of speed alone."""
-    if step != "twin" and model.config.model_type not in BLOCKS:
+    if step != "twin" and model.config.model_type not in COMMON_BLOCK:
         with pytest.raises(ValueError, match="has no common block"):
             Engine(model, step=step)
         return
@@ -88,6 +96,26 @@ def test_a_step_that_computes_something_else_is_not_used(
     assert (right.step, wrong.step) == (step, "twin")
     assert f"the {step} step differs from this model's own" in caplog.text
     assert [token.id for token in wrong.generate(prompts(37, 20), greedy(12), Pruning(0.5))] == expected
+
+
+class ScaledLogits(LlamaForCausalLM):
+    """As a type whose configuration scales logits by a key that is not known here."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
+        output = super().forward(*args, **kwargs)
+        return replace(output, logits=output.logits * self.config.unknown_logit_scale)
+
+
+@pytest.mark.parametrize("step", ["native", "lean", "twin"])
+def test_logits_that_are_made_in_an_unknown_way_are_refused(step: StepName) -> None:
+    """Neither a prompt's logits nor those of any step would be the model's own."""
+    model = tiny_model("llama", unknown_logit_scale=0.25)
+    model.__class__ = ScaledLogits
+    with pytest.raises(UnsupportedModel, match="'llama' model computes its logits in a way that is not known"):
+        Engine(model, step=step).warm_up()
+
+    model.config.unknown_logit_scale = 1.0
+    Engine(model, step=step).warm_up()
 
 
 def test_graphs_need_a_gpu() -> None:

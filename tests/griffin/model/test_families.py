@@ -1,11 +1,15 @@
 """The family table against real module trees."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+import griffin
 from griffin.errors import UnsupportedModel
-from griffin.model.families import FAMILIES, feed_forwards, require_supported
+from griffin.model.families import FAMILIES, MULTIMODAL, feed_forwards, require_supported, text_part
 from tests.griffin import oracle
 from tests.tiny import CONFIGS, tiny_model
 
@@ -13,6 +17,20 @@ from tests.tiny import CONFIGS, tiny_model
 def test_every_row_is_tested() -> None:
     """The tiny models cover the table."""
     assert set(CONFIGS) == set(FAMILIES)
+    assert not set(MULTIMODAL) & set(FAMILIES)
+
+
+def test_only_the_table_looks_up_a_model_type() -> None:
+    """Elsewhere a type is named in texts and reports, never compared."""
+    package = Path(griffin.__file__).parent
+    others = [file for file in package.rglob("*.py") if file != package / "model" / "families.py"]
+
+    assert not [file for file in others if re.search(r"FAMILIES|model_type (==|!=|in|not in) ", file.read_text())]
+
+
+def test_gated_families_have_a_common_block() -> None:
+    """It names their gate's function."""
+    assert all(family.block for family in FAMILIES.values() if family.feed_forward.parts == 2)
 
 
 def test_every_layer_is_found(model: PreTrainedModel) -> None:
@@ -23,11 +41,43 @@ def test_every_layer_is_found(model: PreTrainedModel) -> None:
     assert {block.width for block in blocks} == {52}
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "bert", "gemma3", "no-such-type"])
+@pytest.mark.parametrize("model_type", ["mixtral", "bert", "gemma3n", "no-such-type"])
 def test_other_types_are_refused_with_the_list(model_type: str) -> None:
     """The error has a name, and its text says what is supported."""
     with pytest.raises(UnsupportedModel, match=r"'" + model_type + r"'.* is not supported; supported are: llama, mi"):
         require_supported({"model_type": model_type})
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "gemma3_text"),
+        ({"model_type": "gemma3"}, "gemma3_text"),
+        ({"model_type": "mistral3", "text_config": {"hidden_size": 32}}, "mistral"),
+        ({"model_type": "mistral3", "text_config": {"model_type": "mistral"}}, "mistral"),
+    ],
+)
+def test_of_a_multimodal_model_the_text_part_counts(config: dict[str, object], wanted: str) -> None:
+    """Its own type has the row."""
+    assert require_supported(config) is FAMILIES[wanted]
+    assert text_part(config) is MULTIMODAL[str(config["model_type"])]
+
+
+def test_another_text_part_is_refused() -> None:
+    """By its own type."""
+    with pytest.raises(UnsupportedModel, match="'mixtral'"):
+        require_supported({"model_type": "mistral3", "text_config": {"model_type": "mixtral"}})
+
+
+@pytest.mark.parametrize("missing", ["llama_4_scaling_beta", "original_max_position_embeddings"])
+@pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
+def test_numbers_of_a_single_family_must_be_there(name: str, missing: str) -> None:
+    """Without them the model's own code fails, or takes another model's."""
+    rope = {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}
+    require_supported({"model_type": "ministral3", name: rope})
+    del rope[missing]
+    with pytest.raises(UnsupportedModel, match=f"'ministral3' models need {missing}"):
+        require_supported({"model_type": "ministral3", name: rope})
 
 
 def test_mixture_of_experts_is_called_by_name() -> None:

@@ -20,12 +20,12 @@ from griffin.model import host as offload
 from griffin.model import mapped
 from griffin.model.checkpoint import gguf
 from griffin.model.checkpoint.mapped import mapped_model
-from griffin.model.families import BLOCKS, feed_forwards
+from griffin.model.families import feed_forwards
 from griffin.model.host import HostWeights, Mark, offload_
 from griffin.model.loading import load
 from griffin.neurons import Kept
 from tests.griffin.experiments.words import word_tokenizer
-from tests.tiny import CONFIGS, tiny_model
+from tests.tiny import COMMON_BLOCK, CONFIGS, tiny_model
 
 Prompts = Callable[[int, int], list[int]]
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def offloaded(model: PreTrainedModel, *, staged: bool) -> PreTrainedModel:
 @pytest.mark.parametrize("staged", [True, False])
 def test_offloaded_equals_resident(model: PreTrainedModel, staged: bool, prompts: Prompts) -> None:
     """Requests of different sparsity in turn, dense among them, greedy and by seed, prompts in chunks."""
-    step = "lean" if staged and model.config.model_type in BLOCKS else "auto"
+    step = "lean" if staged and model.config.model_type in COMMON_BLOCK else "auto"
     ours, resident = Engine(offloaded(model, staged=staged), prefill_chunk=7, step=step), reference(model)
 
     for seed in (None, 5):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from griffin import Engine, Sampling
-from griffin.model.families import BLOCKS, feed_forwards
+from griffin.model.families import feed_forwards
 from griffin.model.layout import store_by_neuron_
-from griffin.model.weights import read_weights
-from tests.tiny import tiny_model
+from griffin.model.weights import QueryGrowth, read_weights
+from tests.tiny import COMMON_BLOCK, tiny_model
 
 Prompts = Callable[[int, int], list[int]]
 GREEDY = Sampling(temperature=0, max_tokens=16, ignore_eos=True)
@@ -43,6 +43,21 @@ def test_what_the_family_does_not_read_changes_nothing(
     for step in ("twin", "lean", "auto"):
         tokens = Engine(model, step=step).generate(prompt, GREEDY)
         assert [token.id for token in tokens] == expected[20:]
+
+
+def test_what_the_new_fields_say() -> None:
+    """Multipliers, layers without rotary positions, frequencies of each kind of layer, growing queries."""
+    granite, smollm3, olmo3, ministral3, gemma = (
+        read_weights(tiny_model(name)) for name in ("granite", "smollm3", "olmo3", "ministral3", "gemma")
+    )
+    assert (granite.embedding_scale, granite.residual_scale, granite.scale, granite.logit_divisor) == (3, 0.4, 0.2, 6)
+    assert [layer.rotary is None for layer in smollm3.layers] == [False, True, False]
+    assert [layer.window for layer in smollm3.layers] == [layer.window for layer in olmo3.layers] == [8, 8, None]
+    assert olmo3.layers[0].rotary is olmo3.layers[1].rotary is not olmo3.layers[2].rotary
+    assert [layer.rotary.scaling > 1 for layer in olmo3.layers] == [False, False, True]
+    assert ministral3.query_growth == QueryGrowth(rate=0.1, context=5)
+    assert (gemma.residual_scale, gemma.logit_divisor, gemma.query_growth) == (1, 1, None)
+    assert gemma.embedding_scale == pytest.approx(32**0.5)
 
 
 class Adapted(nn.Linear):
@@ -79,7 +94,7 @@ def test_variants_without_the_common_form_still_run(changes: dict[str, object], 
     assert len(list(engine.generate(prompts(2, 9), GREEDY))) == 16
 
 
-@pytest.mark.parametrize("model_type", BLOCKS)
+@pytest.mark.parametrize("model_type", COMMON_BLOCK)
 def test_nothing_that_a_token_reads_is_copied(model_type: str) -> None:
     """Merged weights are the model's own memory, for every engine on it; angles are computed once for each kind."""
     model = tiny_model(model_type)
@@ -94,4 +109,4 @@ def test_nothing_that_a_token_reads_is_copied(model_type: str) -> None:
                 matrix.dense().untyped_storage().data_ptr() in own for matrix in (*read, layer.feed_forward.contract)
             )
     kinds = len(set(getattr(model.config, "layer_types", None) or [""]))
-    assert len({id(layer.rotary) for layer in first.layers}) <= kinds
+    assert len({id(layer.rotary) for layer in first.layers if layer.rotary}) <= kinds

@@ -1,11 +1,13 @@
 """Each kernel against a few lines of plain torch, at sizes that fill no block."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from griffin.model.weights import ACTIVATIONS, Norm
+from griffin.model.weights import ACTIVATIONS, Norm, QueryGrowth
 
 kernels = pytest.importorskip("griffin.decode.cuda.kernels", reason="needs triton", exc_type=ImportError)
 
@@ -111,43 +113,50 @@ def test_project(dtype: torch.dtype, kind: str, width: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_project_caps_and_adds_in_place(dtype: torch.dtype) -> None:
-    """Without cap or with; onto what is there."""
+    """Without cap and factor or with; onto what is there."""
     x_D, weight_ND, residual_N = randn(D, dtype=dtype), randn(37, D, dtype=dtype), randn(37, dtype=dtype)
     y_N = weight_ND.float() @ x_D.float()
     capped_N, summed_N = nans(37, dtype=dtype), residual_N.clone()
     kernels.project(x_D, weight_ND, capped_N, cap=30.0)
     kernels.project(x_D, weight_ND, summed_N, residual_N=summed_N)
+    factored_N = residual_N.clone()
+    kernels.project(x_D, weight_ND, factored_N, factor=0.3, residual_N=factored_N)
 
     assert_near(capped_N, 30 * (y_N / 30).tanh(), dtype)
     assert_near(summed_N, y_N + residual_N.float(), dtype)
+    assert_near(factored_N, 0.3 * y_N + residual_N.float(), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["rms", "rms_fp32", "layer"])
-def test_normalise_add(dtype: torch.dtype, kind: str) -> None:
-    """What a sublayer gives is normed, then added."""
+@pytest.mark.parametrize("factor", [None, 0.3])
+def test_normalise_add(dtype: torch.dtype, kind: str, factor: float | None) -> None:
+    """What a sublayer gives is normed, multiplied by the factor, then added."""
     x_D, y_D, norm = randn(D, dtype=dtype), 5 * randn(D, dtype=dtype), make_norm(kind, D, dtype)
-    expected_D = x_D.float() + normed(y_D, norm)
+    expected_D = x_D.float() + (factor or 1) * normed(y_D, norm)
     assert norm is not None
-    kernels.normalise_add(x_D, y_D, norm)
+    kernels.normalise_add(x_D, y_D, norm, factor)
 
     assert_near(x_D, expected_D, dtype)
 
 
-def rotated(x_XS: Tensor, position: int, frequencies_R: Tensor | None, scaling: float) -> Tensor:
-    """Halves paired: the first 2R of each head turn, as complex numbers."""
+def rotated(x_XS: Tensor, position: int, frequencies_R: Tensor | None, scaling: float, *, interleaved: bool) -> Tensor:
+    """The first 2R of each head turn, as complex numbers: halves paired, or neighbours."""
     if frequencies_R is None:
         return x_XS
     R = len(frequencies_R)
     turn_R = torch.polar(torch.full_like(frequencies_R, scaling), position * frequencies_R)
-    turned_XR = torch.complex(x_XS[:, :R], x_XS[:, R : 2 * R]) * turn_R
-    return torch.cat([turned_XR.real, turned_XR.imag, x_XS[:, 2 * R :]], dim=1)
+    dim = 2 if interleaved else 1
+    first_XR, second_XR = x_XS[:, : 2 * R].unflatten(1, (R, 2) if interleaved else (2, R)).unbind(dim)
+    turned_XR = torch.complex(first_XR, second_XR) * turn_R
+    turned = torch.stack([turned_XR.real, turned_XR.imag], dim=dim).flatten(1)
+    return torch.cat([turned, x_XS[:, 2 * R :]], dim=1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("over", ["none", "head", "all"])
-@pytest.mark.parametrize("R", [0, 3, 5])
-def test_rotate_and_store(dtype: torch.dtype, over: str, R: int) -> None:
+@pytest.mark.parametrize(("R", "interleaved"), [(0, False), (3, False), (5, False), (3, True), (5, True)])
+def test_rotate_and_store(dtype: torch.dtype, over: str, R: int, interleaved: bool) -> None:
     """Queries out, keys and values into the cache at their position, and nothing else in it."""
     H, G, S, C, position = 6, 2, 10, 7, 4
     qkv = randn((H + 2 * G) * S, dtype=dtype)
@@ -156,17 +165,31 @@ def test_rotate_and_store(dtype: torch.dtype, over: str, R: int) -> None:
     frequencies_R = torch.rand(R, device=DEVICE) if R else None
     q_HS, keys, values = nans(H, S, dtype=dtype), nans(1, G, C, S, dtype=dtype), nans(1, G, C, S, dtype=dtype)
     norms = {"query_norm": query_norm, "key_norm": key_norm}
-    arguments = {**norms, "frequencies_R": frequencies_R, "scaling": 1.5}
+    arguments = {**norms, "frequencies_R": frequencies_R, "scaling": 1.5, "interleaved": interleaved}
     kernels.rotate_and_store(qkv, scalar(position), q_HS, keys, values, **arguments)
 
     parts = qkv.split([H * S, G * S, G * S])
     shapes = [(1, heads * S) if over == "all" else (heads, S) for heads in (H, G)]
     query_HS = normed(parts[0].view(shapes[0]), query_norm).view(H, S)
     key_GS = normed(parts[1].view(shapes[1]), key_norm).view(G, S)
-    assert_near(q_HS, rotated(query_HS, position, frequencies_R, 1.5), dtype)
-    assert_near(keys[0, :, position], rotated(key_GS, position, frequencies_R, 1.5), dtype)
+    turned = partial(rotated, position=position, frequencies_R=frequencies_R, scaling=1.5, interleaved=interleaved)
+    assert_near(q_HS, turned(query_HS), dtype)
+    assert_near(keys[0, :, position], turned(key_GS), dtype)
     assert torch.equal(values[0, :, position], parts[2].view(G, S))
     assert int(keys.isfinite().sum()) == int(values.isfinite().sum()) == G * S
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("position", [2, 3, 6])
+def test_queries_grow_with_their_position(dtype: torch.dtype, position: int) -> None:
+    """And keys do not."""
+    H, G, S, C = 2, 1, 8, 7
+    qkv, growth = randn((H + 2 * G) * S, dtype=dtype), QueryGrowth(rate=0.5, context=3)
+    q_HS, keys, values = nans(H, S, dtype=dtype), nans(1, G, C, S, dtype=dtype), nans(1, G, C, S, dtype=dtype)
+    kernels.rotate_and_store(qkv, scalar(position), q_HS, keys, values, growth=growth)
+
+    assert_near(q_HS, qkv[: H * S].view(H, S).float() * growth.factor(position), dtype)
+    assert torch.equal(keys[0, 0, position], qkv[H * S : (H + G) * S])
 
 
 def test_nothing_is_stored_beyond_the_cache() -> None:
@@ -336,6 +359,10 @@ def test_contract_is_the_masked_sum(dtype: torch.dtype, k: int) -> None:
     summed_D = residual_D.clone()
     kernels.reduce_add(partial_PD, summed_D, bias_D=bias_D, residual_D=summed_D)
     assert_near(summed_D, expected_D + residual_D.float(), dtype)
+
+    factored_D = residual_D.clone()
+    kernels.reduce_add(partial_PD, factored_D, bias_D=bias_D, factor=0.3, residual_D=factored_D)
+    assert_near(factored_D, 0.3 * expected_D + residual_D.float(), dtype)
 
 
 def test_contract_repeats_bit_by_bit() -> None:

@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from griffin.model.families import BLOCKS, feed_forwards
+from griffin.model.families import feed_forwards
 from griffin.model.layout import store_by_neuron_
 from griffin.model.weights import Weights, read_weights
 from griffin.neurons import Correction, Gating, Kept
 from tests.griffin import oracle
-from tests.tiny import tiny_model
+from tests.griffin.decode.interleaved import MODELS, interleaved_model
+from tests.tiny import COMMON_BLOCK, tiny_model
 
 fused = pytest.importorskip("griffin.decode.cuda.step", reason="needs triton", exc_type=ImportError)
 
@@ -32,22 +34,28 @@ def tiny_weights(family: str, dtype: torch.dtype = torch.float32) -> Weights:
 
 
 @torch.no_grad()
-def read_prompt(model: PreTrainedModel, step: "fused.FusedStep") -> DynamicCache:
-    """What the model keeps of the prompt, in the step's cache too."""
+def read_prompt(model: PreTrainedModel, step: "fused.FusedStep", order_S: Tensor | slice) -> DynamicCache:
+    """What the model keeps of the prompt, in the step's cache too, where each key's elements have this order."""
     # Without a configuration no layer forgets what its window hides.
     cache = DynamicCache()
     model(IDS[None, :PROMPT], past_key_values=cache)
     for number, layer in enumerate(cache.layers):
-        step.keys[number][:, :, :PROMPT] = layer.keys
+        step.keys[number][:, :, :PROMPT] = layer.keys[..., order_S]
         step.values[number][:, :, :PROMPT] = layer.values
     step.position.fill_(PROMPT)
     return cache
 
 
 @torch.no_grad()
-def distance(model: PreTrainedModel, step: "fused.FusedStep", kept: Kept | None = None, tokens: int = TOKENS) -> float:
+def distance(
+    model: PreTrainedModel,
+    step: "fused.FusedStep",
+    kept: Kept | None = None,
+    tokens: int = TOKENS,
+    order_S: Tensor | slice = slice(None),
+) -> float:
     """The largest between logits, relative to them, of several tokens in a row: each reads what the last one left."""
-    cache = read_prompt(model, step)
+    cache = read_prompt(model, step, order_S)
     worst = 0.0
     with oracle.masked(model, kept) if kept is not None else nullcontext():
         for token_id in IDS[PROMPT : PROMPT + tokens]:
@@ -76,13 +84,13 @@ def draw_kept(*counts: int, device: str = "cpu") -> Kept:
     return Kept(layers, offset_LD, Correction(left, right), Gating(thresholds, resting, layers, acting=0))
 
 
-@pytest.mark.parametrize("family", BLOCKS)
+@pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_dense_step_is_the_model(family: str) -> None:
     """With all neurons kept, the logits are the model's own."""
     assert distance(tiny_model(family), fused.FusedStep(tiny_weights(family), CONTEXT)) < 1e-5
 
 
-@pytest.mark.parametrize("family", BLOCKS)
+@pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_sparse_step_is_the_masked_model(family: str) -> None:
     """With some kept, those of the model whose other activations are zero."""
     step = fused.FusedStep(tiny_weights(family), CONTEXT)
@@ -98,6 +106,15 @@ def test_half_precision_rounds_as_the_model_does(family: str) -> None:
     model = tiny_model(family).to(torch.float16)
 
     assert distance(model, fused.FusedStep(tiny_weights(family, torch.float16), CONTEXT)) < 5e-3
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="its weights are on the CPU")
+@pytest.mark.parametrize("kind", MODELS)
+def test_neighbours_may_turn_together(kind: str) -> None:
+    """Interleaved rotary positions, of the whole head or of half of it."""
+    model, weights, order_S = interleaved_model(kind)
+
+    assert distance(model, fused.FusedStep(weights, CONTEXT), order_S=order_S) < 1e-5
 
 
 def test_one_step_serves_any_selection_in_turn() -> None:
