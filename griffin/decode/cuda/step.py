@@ -24,15 +24,17 @@ def buckets(context_length: int) -> list[int]:
 class FusedStep:
     """Everything that a step reads and writes.
 
-    token_id, position: int64 ``(1,)``, what the next ``run`` decodes, and where.
-    index_LF, kept_L: int32, the neurons it goes through; of each row the first ``kept_L[layer]`` count.
-    gates, thresholds_LF, resting_LF: whether neurons act on some tokens only, int32 ``(1,)``; then when they do, and
-        what stands for them otherwise, fp32, in the order of ``index_LF``; see ``kept.Gating``.
-    contract_bias_LD: fp32, the contracting projections' own, and what stands for the neurons that are gone.
-    contract_L: int64, where each layer's second projection is read: the model's own rows, by ``index_LF``, or the kept
-        ones once more, corrected. ``contract_index_LF``: int32, which of its rows.
+    token_id, position: int64 ``(1,)``, the token that the next ``run`` decodes, and its position.
+    index_LF, kept_L: int32, the kept neurons: the first ``kept_L[layer]`` of each row.
+    gates: int32 ``(1,)``, not 0 where kept neurons act on some tokens only.
+    thresholds_LF, resting_LF: fp32, in the order of ``index_LF``: when a neuron acts, and its resting value, which the
+        bias holds; see ``neurons.Gating``.
+    contract_bias_LD: fp32, the contracting projections' own biases plus the offset that replaces removed neurons.
+    contract_L: int64, the address of each layer's contracting rows: the model's own, or corrected copies of the kept
+        ones.
+    contract_index_LF: int32, the rows to read there.
     keys, values: per layer ``(1, G, context_length, S)``, filled up to ``position``.
-    logits_V: what ``run`` leaves, in the model's dtype.
+    logits_V: the logits after ``run``, in the model's dtype.
     """
 
     def __init__(self, weights: Weights, context_length: int) -> None:
@@ -115,8 +117,8 @@ class FusedStep:
         self._corrected = []
 
     def _contract_corrected(self, kept: Kept, correction: Correction) -> None:
-        """Costs the memory of the kept neurons' second projections, until others are kept."""
-        # First of all, for there may not be room for both.
+        """Copies take memory until other neurons are kept: one contracting row for each kept neuron."""
+        # First, because there may not be room for both.
         self._corrected = []
         self._corrected = [
             layer.feed_forward.contract.rows(kept_k).dense()
@@ -233,7 +235,7 @@ class FusedStep:
 
 def _address(contract_FD: Tensor) -> int:
     address = contract_FD.data_ptr()
-    # The kernel reads 16 bytes at a time. What torch has allocated always begins so.
+    # The kernel reads 16 bytes at a time. Memory that torch allocates always begins so.
     if address % 16:
-        raise ValueError("a second projection does not begin at a multiple of 16 bytes")
+        raise ValueError("a contracting projection does not begin at a multiple of 16 bytes")
     return address

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.initialization import no_init_weights
 
 from griffin.errors import LoadError
+from griffin.model.checkpoint.text_part import served_config
 from griffin.model.families import require_supported
 
 LLAMA = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096}
@@ -70,7 +71,7 @@ def shape_config(name: str) -> PreTrainedConfig:
         raise LoadError(f"unknown shape '{name}'; use the path of a config.json, or one of: {', '.join(SHAPES)}")
     try:
         require_supported(PreTrainedConfig.get_config_dict(path)[0])
-        return AutoConfig.from_pretrained(path)
+        return served_config(path)[0]
     except (OSError, ValueError) as error:
         raise LoadError(f"cannot read '{name}' as a config.json: {str(error).splitlines()[0]}") from error
 

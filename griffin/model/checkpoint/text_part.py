@@ -22,9 +22,13 @@ RENAMED = {
 }
 
 
-def served_config(folder: Path) -> tuple[PreTrainedConfig, TextPart | None]:
-    """The configuration of what is served of a checkpoint; and which part of it that is, or None for all."""
-    whole = AutoConfig.from_pretrained(folder)
+def served_config(place: Path) -> tuple[PreTrainedConfig, TextPart | None]:
+    """The configuration of what is served of a checkpoint; and which part of it that is, or None for all.
+
+    Args:
+        place: a folder with a ``config.json``, or that file.
+    """
+    whole = AutoConfig.from_pretrained(place)
     part = text_part({"model_type": whole.model_type})
     if part is None:
         return whole, None

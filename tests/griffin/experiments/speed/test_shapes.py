@@ -66,6 +66,15 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     assert untied.get_output_embeddings().weight is not untied.get_input_embeddings().weight
 
 
+def test_a_multimodal_shape_is_that_of_its_text_part(tmp_path: Path) -> None:
+    """As when such a checkpoint is loaded."""
+    text = {"model_type": "gemma3_text", **COMMON, **CONFIGS["gemma3_text"]}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+
+    assert shape_config(str(path)).model_type == "gemma3_text"
+
+
 def test_wrong_shapes(tmp_path: Path) -> None:
     """An unknown name lists those there are; a file is a supported config.json or an error."""
     with pytest.raises(LoadError, match=r"unknown shape 'llama-9'.*llama-2-7b, llama-2-13b.*smollm2-135m"):
