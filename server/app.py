@@ -125,7 +125,7 @@ def _guard(app: FastAPI, settings: Settings, page_paths: Sequence[str]) -> None:
             # A page on the open web that calls a server on a private network: browsers ask for that by itself.
             allow_private_network=True,
         )
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, routine=(*operations.PATHS, *page_paths))
 
 
 def _openapi(generate: Callable[[], dict[str, Any]], settings: Settings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from server.errors import documented
 from server.service import Service
 
 router = APIRouter()
+PATHS = ("/health", "/ready", "/metrics", "/version")
 
 
 @router.head("/health", include_in_schema=False)
