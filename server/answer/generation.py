@@ -3,8 +3,9 @@
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from griffin import Pruning
 from server.answer.tally import Tally
 from server.errors import ServerDraining, reason
 from server.protocol.report import FinishReason
@@ -63,6 +64,8 @@ class Generation:
         self.job, self.model, self.tally, self.delivery = job, model, tally, delivery
         self._log_fields = log_fields
         self._texts: dict[tuple[int, int], TextStream] = {}
+        # Of each prompt that was read.
+        self._prunings: dict[int, Pruning] = {}
         self._open = len(job.asks) * delivery.sequences
         # Sequences whose comparison with the full model has not come.
         self._uncompared = sum(len(ask.samplings) for ask in job.asks if ask.compare)
@@ -85,7 +88,7 @@ class Generation:
                     yield piece
             self.job.answered = True
             if self._shadow is not None:
-                self.model.workers.compare_later(self.job.asks[0], self.tally.selection(0), self._shadow)
+                self._compare_later(self._shadow)
         except ServerDraining:
             raise
         except Exception as error:
@@ -93,6 +96,10 @@ class Generation:
             raise
         finally:
             self.close()
+
+    def _compare_later(self, ids: list[int]) -> None:
+        answered = replace(self.job.asks[0], pruning=self._prunings[0])
+        self.model.workers.compare_later(answered, self.tally.selection(0), ids)
 
     def close(self) -> None:
         """Give the job up if it still runs, and count the request, once. Called however the request ends."""
@@ -111,11 +118,10 @@ class Generation:
 
     def _opened(self, event: Read) -> Iterator[Piece]:
         """A prompt has been read: its answers begin."""
-        if event.outlook is not None:
-            self.job.decided(event.prompt, event.outlook.sparsity)
         delivery, ask = self.delivery, self.job.asks[event.prompt]
-        self.tally.read(event.prompt, event.selection, event.cached_tokens, event.outlook)
-        self.model.experts.remember(event.selection, ask.pruning)
+        self._prunings[event.prompt] = event.pruning
+        self.tally.read(event)
+        self.model.experts.remember(event.selection, event.pruning)
         text = delivery.prompts[event.prompt] if delivery.prompts else ""
         scores = [ScoredToken(*pair) for pair in zip(ask.prompt_ids, event.scores, strict=True)] if event.scores else []
         for sample in range(delivery.sequences):
@@ -147,7 +153,7 @@ class Generation:
         own = self.tally.selection(event.prompt)
         if token.selection is not None and own is not None and token.selection.expert_set == own.expert_set:
             # Others, taken on the way, have no name in the answer; those that were named are known.
-            self.model.experts.remember(token.selection, self.job.asks[event.prompt].pruning)
+            self.model.experts.remember(token.selection, self._prunings[event.prompt])
         if self._shadow is not None and key == (0, 0):
             self._shadow.append(token.id)
         # The token that ends a text is not part of it, unless it was asked for.

@@ -60,7 +60,7 @@ class Intake:
         with workers.reserve():
             try:
                 ids = await tokenize(self.model, prompts, add_special_tokens, shortened=self._shortened)
-                asks = [self._ask(prompt_ids) for prompt_ids in ids]
+                asks = tuple(self._ask(prompt_ids) for prompt_ids in ids)
                 workers.check(asks)
             except InvalidRequest as refusal:
                 refusal.param = self.body.field_name(refusal.param)

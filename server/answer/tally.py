@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from griffin import Accounting, Comparison, Pruning, Selection, Token, Verified
+from griffin import Accounting, Comparison, Selection, Token, Verified
 from griffin.method.auto import Outlook
 from server.metrics import Metrics, sparsity_label
 from server.protocol.fields import SparsityChoice
@@ -20,7 +20,7 @@ from server.protocol.report import (
     Usage,
     VerificationReport,
 )
-from server.work.job import Job
+from server.work.job import Job, Read
 
 # The exponential of more is no float.
 MOST_NATS = 700.0
@@ -35,7 +35,8 @@ class Tally:
         self._job, self._accounting, self._metrics = job, accounting, metrics
         self._model_name, self._requested = model_name, requested
         self._verification = job.asks[0].verification
-        # What sparsity auto has come to.
+        # Of all prompts alike; the sparsity is 0 as long as auto has not come to one.
+        self._pruning = job.asks[0].pruning
         self._outlook: Outlook | None = None
         self._selections: dict[int, Selection] = {}
         # Tokens of each prompt that were not read again.
@@ -64,11 +65,6 @@ class Tally:
             self._pruning.sparsity > 0 or self._verification.draft != "pruned"
         )
 
-    @property
-    def _pruning(self) -> Pruning:
-        """Of all prompts alike; the sparsity is 0 as long as auto has not come to one."""
-        return self._job.asks[0].pruning
-
     def accepted(self) -> None:
         """The job is in the queue: from here on it ends in success, disconnect or failure."""
         self._metrics.accepted.labels(self._model_name).inc()
@@ -78,18 +74,16 @@ class Tally:
         """Generated tokens so far."""
         return self._count
 
-    def read(
-        self, prompt: int, selection: Selection | None, cached_tokens: int, outlook: Outlook | None = None
-    ) -> None:
+    def read(self, read: Read) -> None:
         """A prompt has been read, or was known in part, and maybe its neurons chosen already."""
-        if outlook is not None:
-            self._outlook = outlook
+        if read.outlook is not None:
+            self._outlook, self._pruning = read.outlook, read.pruning
             self._label()
-        if selection is not None:
-            self._chosen(prompt, selection)
-        self._cached[prompt] = cached_tokens
-        self._metrics.prefix_queries.labels(self._model_name).inc(len(self._job.asks[prompt].prompt_ids))
-        self._metrics.prefix_hits.labels(self._model_name).inc(cached_tokens)
+        if read.selection is not None:
+            self._chosen(read.prompt, read.selection)
+        self._cached[read.prompt] = read.cached_tokens
+        self._metrics.prefix_queries.labels(self._model_name).inc(len(self._job.asks[read.prompt].prompt_ids))
+        self._metrics.prefix_hits.labels(self._model_name).inc(read.cached_tokens)
         self._last = time.monotonic()
 
     def made(self, prompt: int, sample: int, token: Token, at: float) -> None:

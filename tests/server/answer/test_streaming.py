@@ -35,7 +35,7 @@ def test_a_stream_that_never_started_is_given_up() -> None:
         service.serve(Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(gate=gate)]))
         model = service.model()
         now = time.monotonic()
-        job = Job([Ask([1], [Sampling()], Pruning())], now, now + 60)
+        job = Job((Ask([1], [Sampling()], Pruning()),), now, now + 60)
         model.workers.submit(job)
         tally = Tally(job, model.workers.engine.accounting, service.metrics, model.name, None)
         generation = Generation(job, model, tally, Delivery("scripted", 1, 1), {})

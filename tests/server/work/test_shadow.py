@@ -42,7 +42,7 @@ def count(metrics: Metrics, outcome: str) -> float:
 async def generate(workers: Workers, tokens: int = 3) -> int:
     """One request; how many tokens it got."""
     now = time.monotonic()
-    job = Job([Ask([1], [Sampling(max_tokens=tokens)], Pruning())], now, now + 60)
+    job = Job((Ask([1], [Sampling(max_tokens=tokens)], Pruning()),), now, now + 60)
     with workers.reserve():
         workers.submit(job)
     made = 0

@@ -24,7 +24,7 @@ def gate() -> Iterator[threading.Event]:
 
 def submit(workers: Workers, tokens: int = 3, limit_s: float = 60) -> Job:
     now = time.monotonic()
-    job = Job([Ask([1, 2], [Sampling(max_tokens=tokens)], Pruning())], now, now + limit_s)
+    job = Job((Ask([1, 2], [Sampling(max_tokens=tokens)], Pruning()),), now, now + limit_s)
     with workers.reserve():
         workers.submit(job)
     return job
