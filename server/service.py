@@ -114,8 +114,8 @@ class Service:
             accounting.feed_forward,
             accounting.bytes_per_parameter,
             len(loaded.engines),
-            running=lambda: workers.running,
-            waiting=lambda: workers.waiting,
+            running=lambda: workers.queue.running,
+            waiting=lambda: workers.queue.waiting,
         )
 
     def model(self) -> ServedModel:
@@ -141,7 +141,7 @@ class Service:
 
     def require_room(self) -> None:
         """Raises like ``model``, or QueueFull or EngineFailed: whether a request can be queued at all."""
-        self.model().workers.require_room()
+        self.model().workers.queue.require_room()
 
     def resolve(self, name: str | None) -> tuple[ServedModel, SparsityChoice | None]:
         """The model a request asks for by one of its names or an alias, and the sparsity that an alias stands for.
@@ -162,7 +162,7 @@ class Service:
     def require_ready(self) -> str:
         """The name of the model that answers; raises like ``model``, or EngineFailed."""
         model = self.model()
-        model.workers.require_health()
+        model.workers.recovery.require_health()
         return model.name
 
     def _is_ready(self) -> bool:
@@ -184,13 +184,13 @@ class Service:
     @property
     def idle(self) -> bool:
         """Nothing is being generated and nothing waits."""
-        return self.loaded is None or self.loaded.workers.idle
+        return self.loaded is None or self.loaded.workers.queue.idle
 
     def drain(self) -> None:
         """Refuse what comes; finish what was accepted."""
         self._drains_since = monotonic()
         if self.loaded is not None:
-            self.loaded.workers.drain()
+            self.loaded.workers.queue.drain()
 
     def close(self) -> None:
         """Give up what is not finished."""

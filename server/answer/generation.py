@@ -71,7 +71,7 @@ class Generation:
         self._uncompared = sum(len(ask.samplings) for ask in job.asks if ask.compare)
         self._outcome = self._last_reason = "cancelled"
         # Of the first sequence, if it was drawn to be compared later.
-        self._shadow: list[int] | None = [] if model.workers.draws(job.asks[0]) else None
+        self._shadow: list[int] | None = [] if model.workers.comparisons.draws(job.asks[0]) else None
         self._closed = False
 
     async def pieces(self, idle_s: float | None = None) -> AsyncGenerator[Piece | None, None]:
@@ -99,13 +99,13 @@ class Generation:
 
     def _compare_later(self, ids: list[int]) -> None:
         answered = replace(self.job.asks[0], pruning=self._prunings[0])
-        self.model.workers.compare_later(answered, self.tally.selection(0), ids)
+        self.model.workers.comparisons.later(answered, self.tally.selection(0), ids)
 
     def close(self) -> None:
         """Give the job up if it still runs, and count the request, once. Called however the request ends."""
         if not self._closed:
             self._closed = True
-            self.model.workers.discard(self.job)
+            self.model.workers.queue.discard(self.job)
             self._log_fields.update(self.tally.observe(self._outcome))
 
     def _pieces_of(self, event: Event) -> Iterator[Piece]:

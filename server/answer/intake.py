@@ -52,12 +52,12 @@ class Intake:
         """Tokenize and submit. The place in the queue is taken first: tokenizing costs more than a refusal.
 
         Raises:
-            QueueFull, ServerDraining, EngineFailed: see ``Workers.reserve``.
+            QueueFull, ServerDraining, EngineFailed: see ``Queue.reserve``.
             InvalidRequest, InvalidField: a prompt that no engine could take.
         """
         workers, settings = self.model.workers, self.service.settings
         limit_s = min(self.body.timeout or settings.request_timeout, settings.request_timeout)
-        with workers.reserve():
+        with workers.queue.reserve():
             try:
                 ids = await tokenize(self.model, prompts, add_special_tokens, shortened=self._shortened)
                 asks = tuple(self._ask(prompt_ids) for prompt_ids in ids)
@@ -78,7 +78,7 @@ class Intake:
             ]
             delivery = await self.model.worked_out(size, self._delivery, whole, asks, opens)
             generation = Generation(job, self.model, tally, delivery, self.request.state.log)
-            workers.submit(job)
+            workers.queue.submit(job)
         tally.accepted()
         self.request.state.accepted = True
         return generation

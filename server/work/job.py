@@ -173,6 +173,11 @@ class Job:
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
 
+    @property
+    def complete(self) -> bool:
+        """Whether the client got all it wanted, as opposed to a job that was given up."""
+        return self.answered or not self.cancelled()
+
     def post(self, event: Event | Exception | None) -> None:
         # A loop that is gone has nobody left who waits.
         with suppress(RuntimeError):

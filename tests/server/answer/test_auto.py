@@ -135,8 +135,8 @@ def test_what_was_asked_for_does_not_change() -> None:
         now, asked = time.monotonic(), Pruning(auto=Auto(0.1))
         ask = Ask([1, 2], [Sampling(max_tokens=3)], asked)
         job = Job((ask,), now, now + 60)
-        with service.model().workers.reserve():
-            service.model().workers.submit(job)
+        with service.model().workers.queue.reserve():
+            service.model().workers.queue.submit(job)
         tally = Tally(job, ACCOUNTING, service.metrics, "scripted", "auto")
         generation = Generation(job, service.model(), tally, Delivery("scripted", 1, 1), {})
         pieces = [piece async for piece in generation.pieces()]

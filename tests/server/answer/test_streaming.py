@@ -36,7 +36,7 @@ def test_a_stream_that_never_started_is_given_up() -> None:
         model = service.model()
         now = time.monotonic()
         job = Job((Ask([1], [Sampling()], Pruning()),), now, now + 60)
-        model.workers.submit(job)
+        model.workers.queue.submit(job)
         tally = Tally(job, model.workers.engine.accounting, service.metrics, model.name, None)
         generation = Generation(job, model, tally, Delivery("scripted", 1, 1), {})
         format = CompletionFormat(generation, logprobs=False)
@@ -45,7 +45,7 @@ def test_a_stream_that_never_started_is_given_up() -> None:
         await Timed(generation, content, "text/event-stream", {})(scope, receive, send)
 
         assert job.cancelled()
-        await asyncio.to_thread(wait_until, lambda: model.workers.running == 0)
+        await asyncio.to_thread(wait_until, lambda: model.workers.queue.running == 0)
         counted = r'griffin_client_disconnects_total\{model_name="scripted",phase="\w+"\} 1\.0'
         assert re.search(counted, service.metrics.expose().decode())
         service.close()

@@ -299,9 +299,9 @@ def test_requests_too_large_for_memory_do_not_turn_readiness_off() -> None:
 
 def test_readiness_comes_back_without_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing is sent to a server that is not ready, no request could prove that it works again."""
-    from server.work import workers as worker
+    from server.work import recovery
 
-    monkeypatch.setattr(worker, "UNREADY_S", 2)
+    monkeypatch.setattr(recovery, "UNREADY_S", 2)
     with served(ScriptedEngine(fail_after=1)) as url:
         for _ in range(3):
             post(url, max_tokens=3)
@@ -311,9 +311,9 @@ def test_readiness_comes_back_without_traffic(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_hopeless_engine_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a fault that no rebuild mends, only a new process helps: liveness says so."""
-    from server.work import workers as worker
+    from server.work import recovery
 
-    monkeypatch.setattr(worker, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(recovery, "FIRST_PAUSE_S", 0.01)
     with served(ScriptedEngine(fail_after=1, rebuild_failures=1000)) as url:
         assert httpx.get(f"{url}/health").status_code == 200
         assert post(url, max_tokens=3).status_code == 500
