@@ -11,8 +11,11 @@ from fastapi import Request
 
 from griffin.errors import ContextLengthExceeded, InvalidRequest
 from server.answer.choices import Choices, choose
-from server.answer.generation import Delivery, Generation
-from server.answer.tally import Tally
+from server.answer.counts import Counts
+from server.answer.generation import Generation
+from server.answer.observation import Observation
+from server.answer.report import Report
+from server.answer.texts import Delivery
 from server.errors import InvalidField
 from server.protocol.chat import TemplateRequest
 from server.protocol.fields import SparsityChoice
@@ -67,9 +70,6 @@ class Intake:
                 raise
             self._require_few_scores(asks)
             job = Job(asks, self.arrived, self.arrived + limit_s, self.request.state.request_id)
-            tally = Tally(
-                job, workers.engine.accounting, self.service.metrics, self.model.name, self.requested_sparsity
-            )
             size = sum(len(ask.prompt_ids) for ask in asks) if self.body.echoes else 0
             # A text of which nothing was cut off; its tokens may have others before them that the tokenizer has added.
             whole = [
@@ -77,11 +77,18 @@ class Intake:
                 for prompt, own, ask in zip(prompts, ids, asks, strict=True)
             ]
             delivery = await self.model.worked_out(size, self._delivery, whole, asks, opens)
-            generation = Generation(job, self.model, tally, delivery, self.request.state.log)
+            counts = Counts(asks)
+            report = Report(job, counts, workers.engine.accounting, self.requested_sparsity)
+            observation = self._observation(job, counts, report)
+            generation = Generation(job, self.model, counts, report, observation, delivery)
             workers.queue.submit(job)
-        tally.accepted()
+        observation.accepted()
         self.request.state.accepted = True
         return generation
+
+    def _observation(self, job: Job, counts: Counts, report: Report) -> Observation:
+        accounting, metrics = self.model.workers.engine.accounting, self.service.metrics
+        return Observation(job, counts, report, accounting, metrics, self.model.name, self.request.state.log)
 
     @property
     def _shortened(self) -> bool:

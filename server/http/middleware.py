@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,7 +29,6 @@ logger = logging.getLogger("griffin")
 REQUEST_ID = "x-request-id"
 # What a client may call its request; anything else could forge a log line.
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-GENERATING = ("/v1/completions", "/v1/chat/completions")
 # Answers of a server that starts or stops: probes are there to get them.
 PASSING = (ModelLoading.code, ServerDraining.code)
 # Beside Authorization: Bearer, as other services and their clients have it.
@@ -44,7 +43,7 @@ class RequestLog:
     (probes, files of the page) is for debugging only, unless its answer is a surprise.
     """
 
-    def __init__(self, app: ASGIApp, routine: Sequence[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, routine: Collection[str] = ()) -> None:
         self._app, self._routine = app, frozenset(routine)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,13 +130,17 @@ def _digest(key: bytes) -> bytes:
 
 
 class Admission:
-    """Refuses at the door when there is no room: before a body is read, validated and tokenized for nothing."""
+    """Refuses a request to generate when there is no room: before its body is read, validated and tokenized."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, generating: Collection[str]) -> None:
+        """
+        Args:
+            generating: the paths that take a place in the queue.
+        """
+        self._app, self._generating = app, frozenset(generating)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in GENERATING:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._generating:
             scope["app"].state.service.require_room()
         await self._app(scope, receive, send)
 

@@ -10,13 +10,12 @@ import pytest
 from griffin import Pruning, Sampling
 from griffin.method.auto import Outlook
 from griffin.request import Auto
-from server.answer.generation import Delivery, Generation
-from server.answer.tally import Tally
 from server.service import Loaded, Service
 from server.settings import Settings, read_settings
 from server.work.job import Ask, Job
+from tests.server.answer.generations import generation_of
 from tests.server.client import metric, post, stream
-from tests.server.scripted import ACCOUNTING, CharacterTokenizer, ScriptedEngine, served
+from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served
 
 FOUND = Outlook(0.25, math.log1p(0.03), math.log1p(0.05))
 
@@ -137,13 +136,12 @@ def test_what_was_asked_for_does_not_change() -> None:
         job = Job((ask,), now, now + 60)
         with service.model().workers.queue.reserve():
             service.model().workers.queue.submit(job)
-        tally = Tally(job, ACCOUNTING, service.metrics, "scripted", "auto")
-        generation = Generation(job, service.model(), tally, Delivery("scripted", 1, 1), {})
+        generation = generation_of(job, service, requested="auto")
         pieces = [piece async for piece in generation.pieces()]
         service.close()
 
         assert len(pieces) == 3
-        assert tally.griffin_report().sparsity == 0.25
+        assert generation.report.griffin().sparsity == 0.25
         assert (job.asks, ask.pruning) == ((ask,), asked)
         assert job.asks[0] is ask
 
