@@ -19,10 +19,11 @@ GENERATING = ("/v1/completions", "/v1/chat/completions")
 
 
 def literals(path: Path) -> set[str]:
-    """Texts that are values; a docstring is none."""
-    tree = ast.parse(path.read_text())
-    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in statements]
+    """Texts that are values. A docstring is none, and neither is a part of an f-string, such as the printed example."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    others = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    others |= {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    constants = [node for node in nodes if isinstance(node, ast.Constant) and id(node) not in others]
     return {node.value for node in constants if isinstance(node.value, str)}
 
 
