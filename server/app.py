@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from griffin.errors import GriffinError
 from server import errors
-from server.answer.intake import IGNORED_HEADER
+from server.answer.ignored import IGNORED_HEADER
 from server.http.cors import Cors
 from server.http.middleware import (
     KEY_HEADERS,
@@ -26,12 +26,13 @@ from server.http.middleware import (
     RequestLog,
 )
 from server.jsonwire import Json
+from server.loader import Loaded, load
 from server.protocol import stream
 from server.protocol.stream import Stream
 from server.routes import chat, completions, experts, models, operations, tokenization
 from server.routes.generating import GeneratingRouter
 from server.routes.page import PageRoutes
-from server.service import Loaded, Service, load
+from server.service import Service
 from server.settings import Settings, comma_separated
 
 logger = logging.getLogger("griffin")

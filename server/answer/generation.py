@@ -9,7 +9,7 @@ from server.answer.texts import Delivery, Piece, Texts
 from server.answer.traces import Traces
 from server.errors import ServerDraining, reason
 from server.protocol.report import FinishReason
-from server.service import ServedModel
+from server.served import ServedModel
 from server.work.job import Compared, Event, Job, Read, Silence
 
 
@@ -29,6 +29,11 @@ class Generation:
         self._traces = Traces(job.asks[0], counts, model.experts, model.workers.comparisons)
         self._outcome = Outcome(job, delivery.sequences)
         self._closed = False
+
+    def submit(self) -> None:
+        """Queue the job; raises like ``Queue.submit``. From here on the request is counted, however it ends."""
+        self.model.workers.queue.submit(self.job)
+        self._observation.accepted()
 
     async def pieces(self, idle_s: float | None = None) -> AsyncGenerator[Piece | None, None]:
         """All pieces; None whenever there was none for so many seconds. Ends early when the job was cancelled.

@@ -62,7 +62,7 @@ class Observation:
         self._active = accounting.total
 
     def accepted(self) -> None:
-        """The job is in the queue: from here on it ends in success, disconnect or failure."""
+        """The job is in the queue. It will end in success, disconnect or failure."""
         self._metrics.accepted.labels(self._model_name).inc()
 
     def read(self, read: Read) -> None:

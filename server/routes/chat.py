@@ -3,7 +3,9 @@
 from fastapi import Request, Response
 
 from server.answer.formats.chat import ChatFormat
-from server.answer.intake import begin, ignored_header, render
+from server.answer.ignored import ignored_header
+from server.answer.intake import begin
+from server.answer.prompts import render
 from server.answer.streaming import deliver
 from server.protocol.chat import ChatRequest, ChatResponse
 from server.protocol.chunk import CHAT_STREAM

@@ -3,7 +3,8 @@
 from fastapi import Request, Response
 
 from server.answer.formats.completion import CompletionFormat
-from server.answer.intake import begin, ignored_header
+from server.answer.ignored import ignored_header
+from server.answer.intake import begin
 from server.answer.streaming import deliver
 from server.protocol.chunk import COMPLETION_STREAM
 from server.protocol.completion import CompletionRequest, CompletionResponse

@@ -28,7 +28,7 @@ from griffin.method.auto import Outlook
 from griffin.neurons import Correction
 from server.app import create_app
 from server.http.listener import BoundedServer, configuration
-from server.service import Loaded
+from server.loader import Loaded
 from server.settings import Settings
 from server.work.job import EngineLike
 

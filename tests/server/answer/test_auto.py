@@ -10,7 +10,8 @@ import pytest
 from griffin import Pruning, Sampling
 from griffin.method.auto import Outlook
 from griffin.request import Auto
-from server.service import Loaded, Service
+from server.loader import Loaded
+from server.service import Service
 from server.settings import Settings, read_settings
 from server.work.job import Ask, Job
 from tests.server.answer.generations import generation_of

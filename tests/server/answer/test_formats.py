@@ -14,7 +14,8 @@ from server.answer.streaming import events, whole
 from server.answer.texts import Piece
 from server.errors import ApiError
 from server.jsonwire import encode
-from server.service import Loaded, Service
+from server.loader import Loaded
+from server.service import Service
 from server.settings import Settings
 from server.work.job import Ask, Job
 from tests.server.answer.generations import generation_of

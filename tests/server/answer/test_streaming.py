@@ -11,8 +11,9 @@ from fastapi import Request
 from griffin import Pruning, Sampling
 from server.answer.formats.completion import CompletionFormat
 from server.answer.streaming import Timed, events
+from server.loader import Loaded
 from server.protocol.completion import CompletionRequest
-from server.service import Loaded, Service
+from server.service import Service
 from server.settings import Settings
 from server.work.job import Ask, Job
 from tests.server.answer.generations import generation_of

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from griffin.errors import LoadError
-from server.service import Loaded
+from server.loader import Loaded
 from server.settings import Settings
 from tests.server.client import metric, post
 from tests.server.scripted import ScriptedEngine, served, wait_until

@@ -20,7 +20,7 @@ import pytest
 
 from griffin import Checkpoint
 from griffin.errors import OutOfMemory
-from server.service import Loaded
+from server.loader import Loaded
 from server.settings import Settings
 from tests.server import tiny_checkpoint
 from tests.server.client import metric, post, stream
@@ -238,7 +238,7 @@ def test_overload_is_refused_at_once_and_every_accepted_request_is_answered(tiny
 
 def test_refusals_come_before_tokenizing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full queue costs nothing but the refusal; and those still being tokenized count as waiting."""
-    from server.answer import intake
+    from server.answer import prompts
 
     entered, release = threading.Event(), threading.Event()
     tokenized: list[int] = []
@@ -249,7 +249,7 @@ def test_refusals_come_before_tokenizing(monkeypatch: pytest.MonkeyPatch) -> Non
         release.wait(10)
         return [1]
 
-    monkeypatch.setattr(intake, "encode", slow_encode)
+    monkeypatch.setattr(prompts, "encode", slow_encode)
     with served(ScriptedEngine(), queue_size=0) as url, ThreadPoolExecutor() as pool:
         first = pool.submit(post, url, prompt="x" * 30_000)
         entered.wait(10)
