@@ -18,7 +18,8 @@ import uvicorn
 from server import log
 from server.app import create_app
 from server.http.listener import BoundedServer, affordable, configuration
-from server.service import Loaded, Service
+from server.loader import Loaded
+from server.service import Service
 from server.settings import Settings, SettingsInvalid, comma_separated, names_no_key, read_settings, unknown_variables
 
 logger = logging.getLogger("griffin")

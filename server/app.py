@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from griffin.errors import GriffinError
 from server import errors
-from server.answer.intake import IGNORED_HEADER
+from server.answer.ignored import IGNORED_HEADER
 from server.http.cors import Cors
 from server.http.middleware import (
     KEY_HEADERS,
@@ -26,10 +26,13 @@ from server.http.middleware import (
     RequestLog,
 )
 from server.jsonwire import Json
-from server.protocol import chunk
+from server.loader import Loaded, load
+from server.protocol import stream
+from server.protocol.stream import Stream
 from server.routes import chat, completions, experts, models, operations, tokenization
+from server.routes.generating import GeneratingRouter
 from server.routes.page import PageRoutes
-from server.service import Loaded, Service, load
+from server.service import Service
 from server.settings import Settings, comma_separated
 
 logger = logging.getLogger("griffin")
@@ -95,20 +98,25 @@ def create_app(
     )
     app.state.service = Service(settings)
     errors.install(app)
-    for group in (completions, chat, models, experts, tokenization, operations):
-        app.include_router(group.router)
+    routers = [group.router for group in (completions, chat, models, experts, tokenization, operations)]
+    streams = {
+        path: each
+        for router in routers
+        if isinstance(router, GeneratingRouter)
+        for path, each in router.streams.items()
+    }
     page = PageRoutes() if settings.page else None
-    if page is not None:
-        app.include_router(page.router)
-    _guard(app, settings, page.paths if page is not None else ())
-    app.openapi = partial(_openapi, app.openapi, settings)  # type: ignore[method-assign]  # FastAPI's documented way
+    for router in (*routers, *([page.router] if page else [])):
+        app.include_router(router)
+    _guard(app, settings, streams, page.paths if page else ())
+    app.openapi = partial(_openapi, app.openapi, settings, streams)  # type: ignore[method-assign]  # as FastAPI says
     return app
 
 
-def _guard(app: FastAPI, settings: Settings, page_paths: Sequence[str]) -> None:
+def _guard(app: FastAPI, settings: Settings, generating: Collection[str], page_paths: Sequence[str]) -> None:
     """From the innermost to the outermost: each is added around those before."""
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout)
-    app.add_middleware(Admission)
+    app.add_middleware(Admission, generating=generating)
     if settings.api_keys is not None:
         keys = comma_separated(settings.api_keys.get_secret_value())
         open_paths = (*page_paths, *(OPERATIONS if settings.open_operations else ()))
@@ -125,17 +133,19 @@ def _guard(app: FastAPI, settings: Settings, page_paths: Sequence[str]) -> None:
             # A page on the open web that calls a server on a private network: browsers ask for that by itself.
             allow_private_network=True,
         )
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, routine=(*operations.PATHS, *page_paths))
 
 
-def _openapi(generate: Callable[[], dict[str, Any]], settings: Settings) -> dict[str, Any]:
-    """With the events of streams and the ways to send a key; without the 422 that FastAPI documents everywhere, and
-    that is a 400 here."""
+def _openapi(
+    generate: Callable[[], dict[str, Any]], settings: Settings, streams: Mapping[str, Stream]
+) -> dict[str, Any]:
+    """FastAPI's document, with the events of streams and the ways to send a key, and without its 422: that is a 400
+    here."""
     document = generate()
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
-    document["components"]["schemas"] = {**chunk.schemas(), **document["components"]["schemas"]}
+    document["components"]["schemas"] = {**stream.schemas([*streams.values()]), **document["components"]["schemas"]}
     for unused in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(unused, None)
     if settings.api_keys is not None:

@@ -15,8 +15,8 @@ LAYERS = {
         "errors",
     ),
     "server": (
-        "__main__", "app", "routes", "answer", "service", "work", "text", "http", "errors", "protocol", "jsonwire",
-        "metrics", "settings", "log", "__init__",
+        "__main__", "app", "routes", "answer", "service", "served", "loader", "work", "text", "http", "errors",
+        "protocol", "jsonwire", "metrics", "settings", "log", "__init__",
     ),
 }  # fmt: skip
 # Inside griffin/ they can be read first, and alone.

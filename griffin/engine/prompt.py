@@ -78,6 +78,11 @@ class Prompt:
         self.cached_tokens = 0
         self.outlook: Outlook | None = None
 
+    @property
+    def pruning(self) -> Pruning:
+        """The choices that apply. After ``read``, sparsity auto is a number among them."""
+        return self._pruning
+
     def read(self, scoring: Scoring | None, cancelled: Callable[[], bool]) -> None:
         """Run it through the full model, or, to score it sparsely, its beginning.
 

@@ -10,7 +10,7 @@ from server.errors import ExpertsNotFound, InvalidField
 from server.protocol.fields import SparsityChoice
 from server.protocol.options import GriffinOptions
 from server.protocol.request import GenerationRequest
-from server.service import ServedModel
+from server.served import ServedModel
 from server.settings import Settings
 
 # How the paper picks neurons.
@@ -124,7 +124,7 @@ def _reused(options: GriffinOptions, expert_set: str, requested: SparsityChoice 
         raise InvalidField(
             "sparsity: not auto with expert_set, whose neurons have been chosen; leave it out", "sparsity"
         )
-    own, kept = known.pruning.sparsity, model.workers.engine.accounting.kept
+    own, kept = known.pruning.sparsity, model.engine.accounting.kept
     sparsity = own if requested is None else requested
     if sparsity != own and kept(sparsity) != kept(own):
         raise InvalidField(

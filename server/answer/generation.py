@@ -1,80 +1,48 @@
 """One request on its way to the client: a job's events become pieces of text."""
 
-import time
-import uuid
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, field
 
-from server.answer.tally import Tally
+from server.answer.counts import Counts
+from server.answer.observation import Observation
+from server.answer.report import Report
+from server.answer.texts import Delivery, Piece, Texts
+from server.answer.traces import Traces
 from server.errors import ServerDraining, reason
 from server.protocol.report import FinishReason
-from server.service import ServedModel
-from server.text.logprobs import ScoredToken
-from server.text.tokenizer import REPLACEMENT, TextStream
-from server.work.job import Compared, Event, Job, Made, Read, Silence
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """How an answer is to be written, beyond which tokens it has.
-
-    model_name: as the client called it. choices, sequences: n and best_of. prompts: the texts to begin with (echo).
-    opens: each answer begins with a piece of its own, before its first token.
-    """
-
-    model_name: str
-    choices: int
-    sequences: int
-    opens: bool = False
-    prompts: list[str] | None = None
-    logprobs: bool = False
-    token_ids: bool = False
-    stops: list[str] = field(default_factory=list)
-    include_stop: bool = False
-    skip_special_tokens: bool = True
-    min_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Part of one answer: its opening, or one token of it. ``finish_reason`` on the last.
-
-    tokens: with log-probabilities, if they are wanted; those of the prompt in an opening that echoes it.
-    ids: of generated tokens.
-    """
-
-    prompt: int
-    sample: int
-    text: str
-    opening: bool = False
-    tokens: list[ScoredToken] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
+from server.served import ServedModel
+from server.work.job import Compared, Event, Job, Read, Silence
 
 
 class Generation:
-    """From a queued job to its last piece."""
+    """From a queued job to its last piece. ``report``: what it has used and applied so far."""
 
     def __init__(
-        self, job: Job, model: ServedModel, tally: Tally, delivery: Delivery, log_fields: dict[str, object]
+        self, job: Job, model: ServedModel, counts: Counts, report: Report, observation: Observation, delivery: Delivery
     ) -> None:
-        self.id = uuid.uuid4().hex
-        self.created = int(time.time())
-        self.job, self.model, self.tally, self.delivery = job, model, tally, delivery
-        self._log_fields = log_fields
-        self._texts: dict[tuple[int, int], TextStream] = {}
-        self._open = len(job.asks) * delivery.sequences
-        # Sequences whose comparison with the full model has not come.
-        self._uncompared = sum(len(ask.samplings) for ask in job.asks if ask.compare)
-        self._outcome = self._last_reason = "cancelled"
-        # Of the first sequence, if it was drawn to be compared later.
-        self._shadow: list[int] | None = [] if model.workers.draws(job.asks[0]) else None
+        """
+        Args:
+            counts: what ``observation`` counts, and ``report`` tells.
+        """
+        self.job, self.model, self.report, self.delivery = job, model, report, delivery
+        self._observation = observation
+        self._texts = Texts(model.tokenizer, job.asks, delivery)
+        self._traces = Traces(job.asks[0], counts, model.experts, model.workers.comparisons)
+        self._outcome = Outcome(job, delivery.sequences)
         self._closed = False
 
+    def submit(self) -> None:
+        """Queue the job; raises like ``Queue.submit``. From here on the request is counted, however it ends."""
+        self.model.workers.queue.submit(self.job)
+        self._observation.accepted()
+
     async def pieces(self, idle_s: float | None = None) -> AsyncGenerator[Piece | None, None]:
-        """All of them; None after that long without one. Ends before the last one when the job was cancelled."""
+        """All pieces; None whenever there was none for so many seconds. Ends early when the job was cancelled.
+
+        Raises:
+            Exception: what ended the job.
+        """
         try:
-            while self._open or self._uncompared:
+            while self._outcome.is_open:
                 event = await self.job.next(idle_s)
                 if event is None:
                     return
@@ -82,14 +50,15 @@ class Generation:
                     yield None
                     continue
                 for piece in self._pieces_of(event):
+                    if piece.finish_reason:
+                        self._end(piece, piece.finish_reason)
                     yield piece
             self.job.answered = True
-            if self._shadow is not None:
-                self.model.workers.compare_later(self.job.asks[0], self.tally.selection(0), self._shadow)
+            self._traces.answered()
         except ServerDraining:
             raise
         except Exception as error:
-            self._outcome = reason(error)
+            self._outcome.word = reason(error)
             raise
         finally:
             self.close()
@@ -98,77 +67,52 @@ class Generation:
         """Give the job up if it still runs, and count the request, once. Called however the request ends."""
         if not self._closed:
             self._closed = True
-            self.model.workers.discard(self.job)
-            self._log_fields.update(self.tally.observe(self._outcome))
+            self.model.workers.queue.discard(self.job)
+            self._observation.end(self._outcome.word)
 
     def _pieces_of(self, event: Event) -> Iterator[Piece]:
         if isinstance(event, Compared):
-            self.tally.compared(event.comparison)
-            self._uncompared -= 1
-            self._settle()
-            return iter(())
-        return self._opened(event) if isinstance(event, Read) else self._continued(event)
+            self._observation.compared(event)
+            self._outcome.compared()
+        elif isinstance(event, Read):
+            self._observation.read(event)
+            self._traces.read(event)
+            yield from self._texts.begin(event)
+        elif self._texts.goes_on(event):
+            self._observation.made(event)
+            self._traces.made(event)
+            yield self._texts.add(event)
 
-    def _opened(self, event: Read) -> Iterator[Piece]:
-        """A prompt has been read: its answers begin."""
-        if event.outlook is not None:
-            self.job.decided(event.prompt, event.outlook.sparsity)
-        delivery, ask = self.delivery, self.job.asks[event.prompt]
-        self.tally.read(event.prompt, event.selection, event.cached_tokens, event.outlook)
-        self.model.experts.remember(event.selection, ask.pruning)
-        text = delivery.prompts[event.prompt] if delivery.prompts else ""
-        scores = [ScoredToken(*pair) for pair in zip(ask.prompt_ids, event.scores, strict=True)] if event.scores else []
-        for sample in range(delivery.sequences):
-            self._texts[event.prompt, sample] = TextStream(
-                self.model.tokenizer,
-                ask.prompt_ids,
-                delivery.stops,
-                include_stop=delivery.include_stop,
-                skip_special_tokens=delivery.skip_special_tokens,
-                min_tokens=delivery.min_tokens,
-            )
-            # Nothing but the prompt was wanted.
-            finish_reason: FinishReason | None = None if ask.samplings else "length"
-            if finish_reason:
-                self._end(event.prompt, sample, finish_reason)
-            elif self._texts[event.prompt, sample].begins_in_character:
-                # The first generated token will spell it whole.
-                text = text.rstrip(REPLACEMENT)
-            if delivery.opens or delivery.prompts or finish_reason:
-                yield Piece(event.prompt, sample, text, True, scores, [], finish_reason)
+    def _end(self, piece: Piece, finish_reason: FinishReason) -> None:
+        self.job.end(piece.prompt, piece.sample)
+        self._outcome.ended(finish_reason)
 
-    def _continued(self, event: Made) -> Iterator[Piece]:
-        """A token has been made: its text, or, with the last one, all that is left of it."""
-        key, token = (event.prompt, event.sample), event.token
-        if (text := self._texts.get(key)) is None:
-            # Made while the end of its text was being found.
-            return
-        self.tally.made(event.prompt, event.sample, token, event.at)
-        own = self.tally.selection(event.prompt)
-        if token.selection is not None and own is not None and token.selection.expert_set == own.expert_set:
-            # Others, taken on the way, have no name in the answer; those that were named are known.
-            self.model.experts.remember(token.selection, self.job.asks[event.prompt].pruning)
-        if self._shadow is not None and key == (0, 0):
-            self._shadow.append(token.id)
-        # The token that ends a text is not part of it, unless it was asked for.
-        hidden = token.finish_reason == "stop" and not self.delivery.include_stop
-        new = "" if hidden else text.feed(token.id)
-        if text.stopped or token.finish_reason:
-            # What was held back may hold a stop string.
-            new += text.flush()
-        finish_reason = "stop" if text.stopped else token.finish_reason
-        if finish_reason:
-            self._end(event.prompt, event.sample, finish_reason)
-        tokens = [ScoredToken(token.id, token.logprobs, hidden, text.shows_special)] if self.delivery.logprobs else []
-        yield Piece(event.prompt, event.sample, new, False, tokens, [token.id], finish_reason)
 
-    def _end(self, prompt: int, sample: int, finish_reason: FinishReason) -> None:
-        del self._texts[prompt, sample]
-        self.job.end(prompt, sample)
-        self._open -= 1
-        self._last_reason = finish_reason
+class Outcome:
+    """How a request ends, in a word: why its last answer ended, ``cancelled`` before that, or an error's reason."""
+
+    def __init__(self, job: Job, sequences: int) -> None:
+        self.word = "cancelled"
+        self._last = "cancelled"
+        self._answers = len(job.asks) * sequences
+        self._comparisons = sum(len(ask.samplings) for ask in job.asks if ask.compare)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer has not ended, or a comparison with the full model that was asked for has not come."""
+        return self._answers > 0 or self._comparisons > 0
+
+    def ended(self, finish_reason: FinishReason) -> None:
+        """One more answer has ended."""
+        self._answers -= 1
+        self._last = finish_reason
+        self._settle()
+
+    def compared(self) -> None:
+        """One more comparison has come."""
+        self._comparisons -= 1
         self._settle()
 
     def _settle(self) -> None:
-        if not self._open and not self._uncompared:
-            self._outcome = self._last_reason
+        if not self.is_open:
+            self.word = self._last

@@ -1,4 +1,4 @@
-"""A generation as what the client reads: one object, or server-sent events."""
+"""An answer on its way to its reader, as a stream or as one body, whatever its format."""
 
 import asyncio
 import logging
@@ -11,37 +11,35 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server.answer.formats import Answer, Format, best
-from server.answer.generation import Generation, Piece
+from server.answer.collected import Collected
+from server.answer.formats.format import Format
+from server.answer.generation import Generation
 from server.errors import as_api_error
-from server.jsonwire import encode
-from server.protocol.request import GenerationRequest, StreamOptions
 from server.settings import Settings
 from server.work.job import Job
 
 logger = logging.getLogger("griffin")
 
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-DONE = b"data: [DONE]\n\n"
 # A comment: clients skip it, proxies see that the connection is alive.
 KEEP_ALIVE = b": keep-alive\n\n"
 # For a reader who is slow to take the last words, beyond the request's deadline.
 LAST_WORDS_S = 5
 # Between looks for a disconnect that could have gone unseen.
 FIRST_LOOK_S, LONGEST_LOOK_S = 1.0, 8.0
-# Tokens whose objects take a thread's time rather than the event loop's.
+# Tokens that take so long to write that the event loop must not do it.
 MUCH = 2_000
 PART_BYTES = 2**16
 
 
 async def deliver(
-    generation: Generation, format: Format, request: Request, body: GenerationRequest, headers: dict[str, str]
+    generation: Generation, format: Format, request: Request, *, stream: bool, headers: dict[str, str]
 ) -> Response:
-    """The answer in the way the client wants it."""
-    if not body.stream:
+    """The answer as a stream of events, or as one body."""
+    if not stream:
         return await whole(generation, format, request, headers)
     settings: Settings = request.app.state.service.settings
-    content = events(generation, format, request, body.stream_options or StreamOptions(), settings.keep_alive)
+    content = events(generation, format, request, settings.keep_alive)
     return Timed(generation, content, "text/event-stream", {**SSE_HEADERS, **headers})
 
 
@@ -67,43 +65,33 @@ class Timed(StreamingResponse):
 
 
 async def events(
-    generation: Generation, format: Format, request: Request, options: StreamOptions, keep_alive_s: float
+    generation: Generation, format: Format, request: Request, keep_alive_s: float
 ) -> AsyncGenerator[bytes, None]:
-    """A chunk for each piece, a comment when there is none for long, a usage chunk if wanted, ``[DONE]``."""
-    frame = _frame(generation, format, format.part)
-    include_usage, complete = bool(options.include_usage), False
-    continuous = include_usage and options.continuous_usage_stats
-    usage: dict[str, Any] = {"usage": None} if include_usage else {}
+    """The stream. A comment is sent when there was no piece for so many seconds."""
     async with _cancelled_when_gone(request, generation.job), aclosing(generation.pieces(keep_alive_s)) as pieces:
+        if opening := format.open():
+            yield opening
         try:
             async for piece in pieces:
-                if piece is None:
-                    yield KEEP_ALIVE
-                    continue
-                if continuous:
-                    usage = {"usage": generation.tally.usage_of(piece.prompt, piece.sample).model_dump()}
-                yield await _worked_out(len(piece.tokens), _chunk, frame, format, piece, usage)
-            complete = generation.job.answered
+                yield KEEP_ALIVE if piece is None else await _worked_out(len(piece.tokens), format.piece, piece)
         except Exception as error:
-            # The status line is long gone; the SDK raises this object's message.
-            yield _event(as_api_error(error).body())
-    if complete and include_usage:
-        yield _event({**frame, "choices": [], **_reports(generation)})
-    yield DONE
+            yield format.error(as_api_error(error))
+    if generation.job.answered:
+        yield format.close()
 
 
 async def whole(generation: Generation, format: Format, request: Request, headers: dict[str, str]) -> Response:
     """All of it at once."""
-    answers: dict[tuple[int, int], Answer] = {}
+    collected = Collected()
     async with _cancelled_when_gone(request, generation.job), aclosing(generation.pieces()) as pieces:
         async for piece in pieces:
             if piece is not None:
-                answers.setdefault((piece.prompt, piece.sample), Answer(piece.prompt)).add(piece)
+                collected.add(piece)
     if not generation.job.answered:
         # Nobody reads this; 499 is what proxies log for a client that left.
         return Response(status_code=499)
-    ordered = best([answers[key] for key in sorted(answers)], generation.delivery.choices)
-    body = await _worked_out(len(ordered) * generation.tally.usage().total_tokens, _object, generation, format, ordered)
+    answers = collected.best(generation.delivery.choices)
+    body = await _worked_out(len(answers) * generation.report.usage().total_tokens, format.whole, answers)
     return Timed(generation, _parts(body), "application/json", {"Content-Length": str(len(body)), **headers})
 
 
@@ -118,38 +106,6 @@ async def _parts(body: bytes) -> AsyncGenerator[bytes, None]:
         yield body[start : start + PART_BYTES]
 
 
-def _object(generation: Generation, format: Format, answers: list[Answer]) -> bytes:
-    value = {
-        **_frame(generation, format, format.whole),
-        "choices": [format.choice(index, answer) for index, answer in enumerate(answers)],
-        **format.extras(),
-        **_reports(generation),
-    }
-    return encode(value)
-
-
-def _chunk(frame: dict[str, Any], format: Format, piece: Piece, usage: dict[str, Any]) -> bytes:
-    return _event({**frame, **format.chunk(piece), **usage})
-
-
-def _frame(generation: Generation, format: Format, name: str) -> dict[str, Any]:
-    return {
-        "id": format.prefix + generation.id,
-        "object": name,
-        "created": generation.created,
-        "model": generation.delivery.model_name,
-    }
-
-
-def _reports(generation: Generation) -> dict[str, Any]:
-    tally = generation.tally
-    return {
-        "usage": tally.usage().model_dump(),
-        "griffin": tally.griffin_report().model_dump(),
-        "metrics": tally.timing_report().model_dump(),
-    }
-
-
 @asynccontextmanager
 async def _cancelled_when_gone(request: Request, job: Job) -> AsyncIterator[None]:
     """Cancel the job when the client disconnects: the framework does so for streams only, and not in all versions."""
@@ -162,8 +118,8 @@ async def _cancelled_when_gone(request: Request, job: Job) -> AsyncIterator[None
                     if (await request.receive())["type"] == "http.disconnect":
                         job.cancel()
                         return
-            # uvicorn stops reading once bytes come behind a request, and then sees no disconnect either; asking
-            # again makes it read on. Seldom: what it reads, it keeps.
+            # When bytes come after a request, uvicorn stops reading, and then sees no disconnect either. Asking again
+            # makes it read on. Seldom: what it reads, it keeps.
             patience_s = min(2 * patience_s, LONGEST_LOOK_S)
 
     watcher = asyncio.create_task(watch())
@@ -171,7 +127,3 @@ async def _cancelled_when_gone(request: Request, job: Job) -> AsyncIterator[None
         yield
     finally:
         watcher.cancel()
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % encode(value)

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +16,8 @@ from structlog.contextvars import bound_contextvars
 from server.errors import (
     BodyTimeout,
     BodyTooLarge,
+    ModelLoading,
+    ServerDraining,
     TooManyConnections,
     Unauthorized,
     UnsupportedEncoding,
@@ -27,7 +29,8 @@ logger = logging.getLogger("griffin")
 REQUEST_ID = "x-request-id"
 # What a client may call its request; anything else could forge a log line.
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-GENERATING = ("/v1/completions", "/v1/chat/completions")
+# Answers of a server that starts or stops: probes are there to get them.
+PASSING = (ModelLoading.code, ServerDraining.code)
 # Beside Authorization: Bearer, as other services and their clients have it.
 KEY_HEADERS = ("x-api-key", "api-key")
 OPERATIONS = ("/health", "/ready", "/metrics")
@@ -36,11 +39,12 @@ OPERATIONS = ("/health", "/ready", "/metrics")
 class RequestLog:
     """Names each request, in the answer and in every log line, and writes one line about it at its end.
 
-    Routes add to the line through ``scope["state"]["log"]``.
+    Routes add to the line through ``scope["state"]["log"]``. The line of a request to one of the ``routine`` paths
+    (probes, files of the page) is for debugging only, unless its answer is a surprise.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, routine: Collection[str] = ()) -> None:
+        self._app, self._routine = app, frozenset(routine)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,16 +67,13 @@ class RequestLog:
             try:
                 await self._app(scope, receive, named)
             finally:
-                path = scope["path"]
-                level = logging.DEBUG if _routine(path) and status < 400 else logging.INFO
-                ms = round((time.monotonic() - started) * 1e3, 3)
+                path, ms = scope["path"], round((time.monotonic() - started) * 1e3, 3)
                 line = {"method": scope["method"], "path": path[:200], "status": status, "ms": ms, **fields}
+                level = logging.DEBUG if self._is_routine(path, status, fields) else logging.INFO
                 logger.log(level, "request", extra={key: value for key, value in line.items() if value is not None})
 
-
-def _routine(path: str) -> bool:
-    """Probes, and the files of the page: nothing that a log should be full of."""
-    return path in OPERATIONS or path == "/" or path.startswith("/page/")
+    def _is_routine(self, path: str, status: int, fields: Mapping[str, object]) -> bool:
+        return path in self._routine and (status < 400 or fields.get("code") in PASSING)
 
 
 class Door:
@@ -129,13 +130,17 @@ def _digest(key: bytes) -> bytes:
 
 
 class Admission:
-    """Refuses at the door when there is no room: before a body is read, validated and tokenized for nothing."""
+    """Refuses a request to generate when there is no room: before its body is read, validated and tokenized."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, generating: Collection[str]) -> None:
+        """
+        Args:
+            generating: the paths that take a place in the queue.
+        """
+        self._app, self._generating = app, frozenset(generating)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in GENERATING:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._generating:
             scope["app"].state.service.require_room()
         await self._app(scope, receive, send)
 

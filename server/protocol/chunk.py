@@ -1,15 +1,13 @@
-"""Events of a stream: chunks of an answer, or the error that ended it. For the OpenAPI document."""
+"""Events of OpenAI's two older streams: chunks of an answer, or the error that ended it. For the OpenAPI document."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import models_json_schema
 
 from server.protocol.chat import ChatLogprobs
 from server.protocol.completion import CompletionChoice
 from server.protocol.report import ErrorResponse, FinishReason, GriffinReport, TimingReport, Usage
-
-REFERENCE = "#/components/schemas/{model}"
+from server.protocol.stream import Stream
 
 
 class Chunk(BaseModel):
@@ -59,19 +57,9 @@ class ChatChunk(Chunk):
     prompt_token_ids: list[int] | None = Field(default=None, description="in the first chunk, if return_token_ids")
 
 
-def streamed(chunk: type[Chunk]) -> dict[str, Any]:
-    """For OpenAPI, beside the whole object. As in OpenAI's document, the schema is that of one event's data."""
-    events = [{"$ref": REFERENCE.format(model=event.__name__)} for event in (chunk, ErrorResponse)]
-    return {
-        "description": "the answer; with stream=true, server-sent events: lines `data: ` with a chunk, or with an "
-        "error that ends the answer; `data: [DONE]` is the last. Lines that begin with a colon are comments.",
-        "content": {"text/event-stream": {"schema": {"anyOf": events}}},
-    }
-
-
-def schemas() -> dict[str, Any]:
-    """The components that ``streamed`` refers to, by name."""
-    events = [(event, "serialization") for event in (CompletionChunk, ChatChunk, ErrorResponse)]
-    _, document = models_json_schema(events, ref_template=REFERENCE)  # type: ignore[arg-type]
-    found: dict[str, Any] = document["$defs"]
-    return found
+FRAMING = (
+    "lines `data: ` with a chunk, or with an error that ends the answer; `data: [DONE]` is the last. Lines that begin "
+    "with a colon are comments."
+)
+COMPLETION_STREAM = Stream((CompletionChunk, ErrorResponse), FRAMING)
+CHAT_STREAM = Stream((ChatChunk, ErrorResponse), FRAMING)

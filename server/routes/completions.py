@@ -1,26 +1,22 @@
 """POST /v1/completions"""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from server.answer.formats import CompletionFormat
-from server.answer.intake import begin, ignored_header
+from server.answer.formats.completion import CompletionFormat
+from server.answer.ignored import ignored_header
+from server.answer.intake import begin
 from server.answer.streaming import deliver
-from server.errors import GENERATED, documented
-from server.http.jsonbody import JsonRoute
-from server.protocol.chunk import CompletionChunk, streamed
+from server.protocol.chunk import COMPLETION_STREAM
 from server.protocol.completion import CompletionRequest, CompletionResponse
+from server.routes.generating import GeneratingRouter
 
-router = APIRouter(route_class=JsonRoute)
+router = GeneratingRouter()
 
 
-@router.post(
-    "/v1/completions",
-    response_model=CompletionResponse,
-    responses={200: streamed(CompletionChunk), **documented(*GENERATED)},
-)
+@router.generates("/v1/completions", CompletionResponse, COMPLETION_STREAM)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Complete prompts, with ``sparsity`` of the feed-forward neurons left out."""
     intake, headers = begin(body, request, len(body.prompt)), ignored_header(body)
     generation = await intake.queue(body.prompt, body.add_special_tokens is not False, opens=False)
-    format = CompletionFormat(generation, logprobs=body.logprobs is not None)
-    return await deliver(generation, format, request, body, headers)
+    format = CompletionFormat(generation, body)
+    return await deliver(generation, format, request, stream=bool(body.stream), headers=headers)

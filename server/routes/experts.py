@@ -6,7 +6,8 @@ from griffin import Selection
 from server.errors import ASKED, ExpertsNotFound, documented
 from server.jsonwire import encode_model
 from server.protocol.experts import ExpertSet
-from server.service import ServedModel, Service
+from server.served import ServedModel
+from server.service import Service
 
 router = APIRouter()
 
@@ -24,7 +25,7 @@ async def experts(expert_set: str, request: Request) -> Response:
 
 
 def _json(model: ServedModel, selection: Selection) -> bytes:
-    accounting = model.workers.engine.accounting
+    accounting = model.engine.accounting
     known = ExpertSet(
         expert_set=selection.expert_set,
         model=model.name,

@@ -6,7 +6,8 @@ from griffin import Sampling
 from server.errors import ASKED, documented
 from server.protocol.fields import SparsityChoice
 from server.protocol.model import ModelCard, ModelList, Parameters, SamplingDefaults
-from server.service import ServedModel, Service, aliases
+from server.served import ServedModel, aliases
+from server.service import Service
 from server.settings import ALIAS
 
 router = APIRouter()
@@ -35,7 +36,7 @@ def _card(service: Service, name: str) -> ModelCard:
         created=model.created,
         root=model.name,
         parent=None if alias_sparsity is None else own,
-        max_model_len=model.workers.engine.context_length,
+        max_model_len=model.engine.context_length,
         sparsity=sparsity,
         sampling_defaults=_sampling_defaults(model),
         parameters=_parameters(model, sparsity),
@@ -50,7 +51,7 @@ def _sampling_defaults(model: ServedModel) -> SamplingDefaults:
 
 
 def _parameters(model: ServedModel, sparsity: SparsityChoice) -> Parameters:
-    accounting = model.workers.engine.accounting
+    accounting = model.engine.accounting
     # What is not known before there is a prompt is none.
     active = None if sparsity == "auto" else accounting.active(accounting.kept(sparsity))
     return Parameters(total=accounting.total, feed_forward=accounting.feed_forward, active=active)

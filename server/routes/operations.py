@@ -9,6 +9,7 @@ from server.errors import documented
 from server.service import Service
 
 router = APIRouter()
+PATHS = ("/health", "/ready", "/metrics", "/version")
 
 
 @router.head("/health", include_in_schema=False)
@@ -17,7 +18,7 @@ async def health(request: Request) -> dict[str, str]:
     """The process is alive, whether or not it can answer yet. 503 when only a restart can help."""
     service: Service = request.app.state.service
     if service.loaded is not None:
-        service.loaded.workers.require_hope()
+        service.loaded.workers.recovery.require_hope()
     return {"status": "ok"}
 
 

@@ -4,7 +4,8 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from server.answer.intake import ignored_header, render, tokenize
+from server.answer.ignored import ignored_header
+from server.answer.prompts import render, tokenize
 from server.errors import ASKED, POSTED, InvalidField, documented
 from server.http.jsonbody import JsonRoute
 from server.jsonwire import encode_model
@@ -35,7 +36,7 @@ async def tokenize_text(body: TokenizeRequest, request: Request) -> Response:
 
     def answer() -> bytes:
         strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
-        context = model.workers.engine.context_length
+        context = model.engine.context_length
         counted = TokenizeResponse(count=len(ids), max_model_len=context, tokens=ids, token_strs=strings)
         return encode_model(counted)
 
@@ -48,7 +49,7 @@ async def detokenize(body: DetokenizeRequest, request: Request, response: Respon
     """The text of ids, special tokens included."""
     service: Service = request.app.state.service
     model, _ = service.resolve(body.model)
-    highest = model.workers.engine.vocabulary_size - 1
+    highest = model.engine.vocabulary_size - 1
     if max(body.tokens, default=0) > highest:
         raise InvalidField(f"tokens: this model has ids 0 to {highest}", "tokens")
     response.headers.update(ignored_header(body))
@@ -61,4 +62,4 @@ async def tokenizer_info(request: Request) -> TokenizerInfo:
     """What a client needs to know to build prompts of its own."""
     service: Service = request.app.state.service
     model = service.model()
-    return TokenizerInfo(**info_of(model.tokenizer), model_max_length=model.workers.engine.context_length)
+    return TokenizerInfo(**info_of(model.tokenizer), model_max_length=model.engine.context_length)

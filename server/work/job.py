@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
 from typing import Protocol
@@ -30,6 +30,9 @@ class PromptLike(Protocol):
     selection: Selection | None
     cached_tokens: int
     outlook: Outlook | None
+
+    @property
+    def pruning(self) -> Pruning: ...
 
     def generate(
         self, sampling: Sampling, cancelled: Callable[[], bool], verification: Verification | None
@@ -73,15 +76,21 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A prompt has been read, and scored if that was asked for; some of it may have been known.
+    """A prompt has been read, and scored if that was asked for.
 
-    outlook: the sparsity that was found for it, if that was asked for.
+    scores: one for each token of the prompt, or None.
+    selection: the neurons that were chosen on it, if they are chosen already.
+    cached_tokens: how many of its tokens were known from an earlier prompt.
+    pruning: the choices that its answers are generated with. Where sparsity auto was asked for, this is the only place
+        that has the number: what was asked for (``Ask``) does not change.
+    outlook: what sparsity auto predicted, if it was asked for.
     """
 
     prompt: int
     scores: list[Logprobs | None] | None
     selection: Selection | None
     cached_tokens: int
+    pruning: Pruning
     outlook: Outlook | None = None
 
 
@@ -115,9 +124,12 @@ Event = Read | Made | Compared
 
 @dataclass(eq=False)
 class Job:
-    """One request's prompts. Times are ``time.monotonic`` seconds."""
+    """One request's prompts. Times are ``time.monotonic`` seconds.
 
-    asks: list[Ask]
+    asks: read by the worker's thread and by the event loop, and changed by neither.
+    """
+
+    asks: tuple[Ask, ...]
     arrived: float
     deadline: float
     request_id: str = ""
@@ -161,10 +173,10 @@ class Job:
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
 
-    def decided(self, prompt: int, sparsity: float) -> None:
-        """From now on this was asked for, as if the request had named it; for those who report, on the event loop."""
-        ask = self.asks[prompt]
-        self.asks[prompt] = replace(ask, pruning=replace(ask.pruning, sparsity=sparsity, auto=None))
+    @property
+    def complete(self) -> bool:
+        """Whether the client got all it wanted, as opposed to a job that was given up."""
+        return self.answered or not self.cancelled()
 
     def post(self, event: Event | Exception | None) -> None:
         # A loop that is gone has nobody left who waits.
@@ -183,15 +195,17 @@ class Job:
         """All prompts, one after the other, on the worker's thread."""
         for prompt, ask in enumerate(self.asks):
             with engine.read(ask.prompt_ids, ask.pruning, ask.scoring, self.cancelled) as read:
-                self.post(Read(prompt, read.scores, read.selection, read.cached_tokens, read.outlook))
+                self.post(Read(prompt, read.scores, read.selection, read.cached_tokens, read.pruning, read.outlook))
                 for sample, sampling in enumerate(ask.samplings):
-                    ids = self._generate(read, prompt, sample, sampling)
+                    ids = self._generate(read, prompt, sample, sampling, ask.verification)
                     if ask.compare and not self.cancelled():
                         self.post(Compared(prompt, sample, read.compare(ids, self.cancelled)))
 
-    def _generate(self, read: PromptLike, prompt: int, sample: int, sampling: Sampling) -> list[int]:
+    def _generate(
+        self, read: PromptLike, prompt: int, sample: int, sampling: Sampling, verification: Verification
+    ) -> list[int]:
         ids, over = [], partial(self._over, (prompt, sample))
-        for token in read.generate(sampling, over, self.asks[prompt].verification):
+        for token in read.generate(sampling, over, verification):
             self.post(Made(prompt, sample, token, time.monotonic()))
             ids.append(token.id)
             self._wait_for_reader()

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, expect, sync_playwright
 
-from server.service import Loaded
+from server.loader import Loaded
 from tests.programs import require
 from tests.server.process import running
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served, wait_until

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import httpx
@@ -28,7 +28,7 @@ from griffin.method.auto import Outlook
 from griffin.neurons import Correction
 from server.app import create_app
 from server.http.listener import BoundedServer, configuration
-from server.service import Loaded
+from server.loader import Loaded
 from server.settings import Settings
 from server.work.job import EngineLike
 
@@ -137,7 +137,8 @@ class ScriptedPrompt:
         self.selection = self._selection(len(ids)) if scoring and pruning.sparsity else None
         self.cached_tokens = 0
         self.outlook = engine.outlook if pruning.auto else None
-        self._sparsity = self.outlook.sparsity if self.outlook else pruning.sparsity
+        self.pruning = replace(pruning, sparsity=self.outlook.sparsity, auto=None) if self.outlook else pruning
+        self._sparsity = self.pruning.sparsity
         self.scores = [None, *(self._score(i, id, scoring.top) for i, id in enumerate(ids[1:], 1))] if scoring else None
 
     def generate(

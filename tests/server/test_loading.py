@@ -1,6 +1,8 @@
 """A server process whose model is not whole, or changes while it is served: what its users and its supervisor see."""
 
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -10,7 +12,7 @@ from griffin.model import guard
 from tests.griffin.model.checkpoint.files import change_config, change_weights, text_model, write_gguf
 from tests.server import tiny_checkpoint
 from tests.server.client import post
-from tests.server.process import running
+from tests.server.process import START_S, ServerProcess, running
 from tests.server.scripted import wait_until
 
 
@@ -73,3 +75,44 @@ def test_a_mapped_file_that_is_cut_short_under_a_server(tmp_path: Path) -> None:
     assert code == 0
     with running(*arguments, "--device", "cpu") as again:
         assert post(again.url, prompt="The sea", max_tokens=2, sparsity=0.5, temperature=0).status_code == 200
+
+
+def test_a_start_is_a_few_lines(tmp_path: Path) -> None:
+    """However often it is probed meanwhile, and without a terminal no bar: neither of a conversion nor of loading."""
+    folder = tiny_checkpoint.write(tmp_path / "tiny")
+    file = write_gguf(tmp_path / "tiny.gguf", text_model("llama", mlp_bias=False))
+    for model in (str(folder), str(file)):
+        port = free_port()
+        with running("--model", model, "--port", str(port), "--cache-dir", str(tmp_path / "cache")) as server:
+            statuses = probed_until_ready(f"http://127.0.0.1:{port}", server)
+            assert httpx.get(f"{server.url}/nowhere").status_code == 404
+            assert server.terminate() == 0
+        lines = server.log.splitlines()
+
+        assert statuses.count(503) > 1
+        assert not [line for line in lines if "%|" in line or "\r" in line]
+        assert [line for line in lines if "request " in line and "path=/nowhere" not in line] == []
+        assert {line.split(" ")[0] for line in lines if line} == {"griffin:", "curl"}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def probed_until_ready(url: str, server: ServerProcess) -> list[int]:
+    """The statuses of /ready, as an impatient balancer asks for it; /health, /metrics and /version in between."""
+    statuses: list[int] = []
+
+    def ready() -> bool:
+        assert server.process.poll() is None, server.log
+        with suppress(httpx.ConnectError):
+            statuses.append(httpx.get(f"{url}/ready").status_code)
+            for path in ("/health", "/metrics", "/version"):
+                assert httpx.get(f"{url}{path}").status_code == 200
+        return 200 in statuses
+
+    wait_until(ready, START_S)
+    return statuses

@@ -1,14 +1,22 @@
 """Sparsity auto over HTTP: what is asked of the engine, what the answer and metrics say, and what is refused."""
 
+import asyncio
 import math
+import time
 from typing import Any
 
 import pytest
 
+from griffin import Pruning, Sampling
 from griffin.method.auto import Outlook
-from server.settings import read_settings
+from griffin.request import Auto
+from server.loader import Loaded
+from server.service import Service
+from server.settings import Settings, read_settings
+from server.work.job import Ask, Job
+from tests.server.answer.generations import generation_of
 from tests.server.client import metric, post, stream
-from tests.server.scripted import ScriptedEngine, served
+from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served
 
 FOUND = Outlook(0.25, math.log1p(0.03), math.log1p(0.05))
 
@@ -116,6 +124,29 @@ def test_not_with_neurons_that_were_chosen() -> None:
     assert (own["sparsity"], own["reason"], own["auto"]) == (0.25, "expert_set", None)
     assert refused.status_code == 400
     assert "not auto with expert_set" in refused.json()["error"]["message"]
+
+
+def test_what_was_asked_for_does_not_change() -> None:
+    """The worker's thread reads it. What auto comes to is told with the prompt that was read, and only there."""
+
+    async def scenario() -> None:
+        service = Service(Settings())
+        service.serve(Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(outlook=FOUND)]))
+        now, asked = time.monotonic(), Pruning(auto=Auto(0.1))
+        ask = Ask([1, 2], [Sampling(max_tokens=3)], asked)
+        job = Job((ask,), now, now + 60)
+        with service.model().workers.queue.reserve():
+            service.model().workers.queue.submit(job)
+        generation = generation_of(job, service, requested="auto")
+        pieces = [piece async for piece in generation.pieces()]
+        service.close()
+
+        assert len(pieces) == 3
+        assert generation.report.griffin().sparsity == 0.25
+        assert (job.asks, ask.pruning) == ((ask,), asked)
+        assert job.asks[0] is ask
+
+    asyncio.run(scenario())
 
 
 def test_the_flag() -> None:

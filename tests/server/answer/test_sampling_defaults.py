@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from griffin import Checkpoint, Sampling, Scoring
-from server.service import Loaded, load
+from server.loader import Loaded, load
 from server.settings import Settings
 from tests.server import tiny_checkpoint
 from tests.server.client import post

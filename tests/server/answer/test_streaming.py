@@ -9,14 +9,14 @@ from typing import Any
 from fastapi import Request
 
 from griffin import Pruning, Sampling
-from server.answer.formats import CompletionFormat
-from server.answer.generation import Delivery, Generation
+from server.answer.formats.completion import CompletionFormat
 from server.answer.streaming import Timed, events
-from server.answer.tally import Tally
-from server.protocol.request import StreamOptions
-from server.service import Loaded, Service
+from server.loader import Loaded
+from server.protocol.completion import CompletionRequest
+from server.service import Service
 from server.settings import Settings
 from server.work.job import Ask, Job
+from tests.server.answer.generations import generation_of
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, wait_until
 
 
@@ -35,17 +35,16 @@ def test_a_stream_that_never_started_is_given_up() -> None:
         service.serve(Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(gate=gate)]))
         model = service.model()
         now = time.monotonic()
-        job = Job([Ask([1], [Sampling()], Pruning())], now, now + 60)
-        model.workers.submit(job)
-        tally = Tally(job, model.workers.engine.accounting, service.metrics, model.name, None)
-        generation = Generation(job, model, tally, Delivery("scripted", 1, 1), {})
-        format = CompletionFormat(generation, logprobs=False)
+        job = Job((Ask([1], [Sampling()], Pruning()),), now, now + 60)
+        model.workers.queue.submit(job)
+        generation = generation_of(job, service)
+        format = CompletionFormat(generation, CompletionRequest(prompt=["x"]))
         scope = {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "POST", "headers": []}
-        content = events(generation, format, Request(scope, receive), StreamOptions(), 15)
+        content = events(generation, format, Request(scope, receive), 15)
         await Timed(generation, content, "text/event-stream", {})(scope, receive, send)
 
         assert job.cancelled()
-        await asyncio.to_thread(wait_until, lambda: model.workers.running == 0)
+        await asyncio.to_thread(wait_until, lambda: model.workers.queue.running == 0)
         counted = r'griffin_client_disconnects_total\{model_name="scripted",phase="\w+"\} 1\.0'
         assert re.search(counted, service.metrics.expose().decode())
         service.close()

@@ -9,6 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from griffin.errors import LoadError
+from server.loader import Loaded
+from server.settings import Settings
 from tests.server.client import metric, post
 from tests.server.scripted import ScriptedEngine, served, wait_until
 
@@ -262,6 +265,33 @@ def test_one_line_a_request_and_never_its_text(caplog: pytest.LogCaptureFixture)
     assert "secret" not in whole
     assert "cla" not in whole.replace("class", "")
     assert lines
+
+
+def test_probes_are_logged_when_they_are_a_surprise(caplog: pytest.LogCaptureFixture) -> None:
+    """A server that loads or drains is none; a wrong key is, and so is an engine that is gone."""
+    keyed = {"api_keys": "secret", "open_operations": False}
+
+    def slowly(_: Settings) -> Loaded:
+        time.sleep(1)
+        raise LoadError("after all, no model")
+
+    with caplog.at_level(logging.DEBUG, "griffin"):
+        with served(loader=slowly) as url:
+            assert httpx.get(f"{url}/ready").status_code == 503
+        with served(ScriptedEngine(), **keyed) as url:
+            assert httpx.get(f"{url}/metrics").status_code == 401
+            assert httpx.get(f"{url}/version", headers={"x-api-key": "secret"}).status_code == 200
+        with served(ScriptedEngine(fail_after=0, rebuild_failures=99)) as url:
+            assert post(url).status_code == 500
+            wait_until(lambda: httpx.get(f"{url}/ready").json().get("error", {}).get("code") == "engine_failed")
+    logged = [record.__dict__ for record in caplog.records if record.message == "request"]
+
+    levels = {(each["path"], each.get("code")): each["levelname"] for each in logged}
+    assert levels.pop(("/ready", None), "DEBUG") == "DEBUG"
+    assert levels == {
+        ("/ready", "model_loading"): "DEBUG", ("/metrics", "invalid_api_key"): "INFO", ("/version", None): "DEBUG",
+        ("/v1/completions", "internal_error"): "INFO", ("/ready", "engine_failed"): "INFO",
+    }  # fmt: skip
 
 
 def test_log_lines_in_both_forms(capsys: pytest.CaptureFixture[str]) -> None:

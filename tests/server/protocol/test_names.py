@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from server.__main__ import main
-from server.service import Loaded
+from server.loader import Loaded
 from tests.server.client import metric, post, stream
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served
 

@@ -16,13 +16,13 @@ import griffin
 from griffin import Engine
 from server.app import create_app
 from server.errors import explain
+from server.loader import Loaded
 from server.protocol.chat import ChatRequest
 from server.protocol.completion import CompletionRequest
 from server.protocol.elsewhere import HARMLESS
 from server.protocol.options import GriffinOptions
 from server.protocol.request import GenerationRequest, StreamOptions
 from server.protocol.tokenization import DetokenizeRequest, TokenizeRequest
-from server.service import Loaded
 from server.settings import Settings
 from tests.server import tiny_checkpoint
 from tests.server.scripted import listening, wait_until

@@ -16,7 +16,7 @@ from griffin.method.auto import LossTable
 from griffin.method.plus.calibration import Calibration, identity
 from griffin.method.plus.measurement import calibrate
 from griffin.method.preparation import calibration_path, losses_path, measured_as
-from server.service import load
+from server.loader import load
 from server.settings import Settings
 from tests.server import tiny_checkpoint
 from tests.server.client import metric, post

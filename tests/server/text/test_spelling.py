@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from griffin import Checkpoint, Engine, Logprobs
-from server.service import Loaded
+from server.loader import Loaded
 from server.text.logprobs import LegacyForm, ScoredToken, Vocabulary
 from tests.server.client import post, stream
 from tests.server.scripted import ScriptedEngine, served

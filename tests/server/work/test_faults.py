@@ -20,7 +20,7 @@ import pytest
 
 from griffin import Checkpoint
 from griffin.errors import OutOfMemory
-from server.service import Loaded
+from server.loader import Loaded
 from server.settings import Settings
 from tests.server import tiny_checkpoint
 from tests.server.client import metric, post, stream
@@ -238,7 +238,7 @@ def test_overload_is_refused_at_once_and_every_accepted_request_is_answered(tiny
 
 def test_refusals_come_before_tokenizing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full queue costs nothing but the refusal; and those still being tokenized count as waiting."""
-    from server.answer import intake
+    from server.answer import prompts
 
     entered, release = threading.Event(), threading.Event()
     tokenized: list[int] = []
@@ -249,7 +249,7 @@ def test_refusals_come_before_tokenizing(monkeypatch: pytest.MonkeyPatch) -> Non
         release.wait(10)
         return [1]
 
-    monkeypatch.setattr(intake, "encode", slow_encode)
+    monkeypatch.setattr(prompts, "encode", slow_encode)
     with served(ScriptedEngine(), queue_size=0) as url, ThreadPoolExecutor() as pool:
         first = pool.submit(post, url, prompt="x" * 30_000)
         entered.wait(10)
@@ -299,9 +299,9 @@ def test_requests_too_large_for_memory_do_not_turn_readiness_off() -> None:
 
 def test_readiness_comes_back_without_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing is sent to a server that is not ready, no request could prove that it works again."""
-    from server.work import workers as worker
+    from server.work import recovery
 
-    monkeypatch.setattr(worker, "UNREADY_S", 2)
+    monkeypatch.setattr(recovery, "UNREADY_S", 2)
     with served(ScriptedEngine(fail_after=1)) as url:
         for _ in range(3):
             post(url, max_tokens=3)
@@ -311,9 +311,9 @@ def test_readiness_comes_back_without_traffic(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_hopeless_engine_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a fault that no rebuild mends, only a new process helps: liveness says so."""
-    from server.work import workers as worker
+    from server.work import recovery
 
-    monkeypatch.setattr(worker, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(recovery, "FIRST_PAUSE_S", 0.01)
     with served(ScriptedEngine(fail_after=1, rebuild_failures=1000)) as url:
         assert httpx.get(f"{url}/health").status_code == 200
         assert post(url, max_tokens=3).status_code == 500

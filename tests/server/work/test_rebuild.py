@@ -90,10 +90,10 @@ def test_a_job_does_not_slip_into_the_queue_of_a_broken_engine() -> None:
     engine = ScriptedEngine()
     workers = Workers([engine], queue_size=3)
     try:
-        with workers.reserve():
-            workers._broken = 1
+        with workers.queue.reserve():
+            workers.recovery._broken = 1
             with pytest.raises(EngineFailed):
-                workers.submit(None)  # type: ignore[arg-type]
+                workers.queue.submit(None)  # type: ignore[arg-type]
     finally:
         workers.close()
 

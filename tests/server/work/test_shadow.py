@@ -42,9 +42,9 @@ def count(metrics: Metrics, outcome: str) -> float:
 async def generate(workers: Workers, tokens: int = 3) -> int:
     """One request; how many tokens it got."""
     now = time.monotonic()
-    job = Job([Ask([1], [Sampling(max_tokens=tokens)], Pruning())], now, now + 60)
-    with workers.reserve():
-        workers.submit(job)
+    job = Job((Ask([1], [Sampling(max_tokens=tokens)], Pruning()),), now, now + 60)
+    with workers.queue.reserve():
+        workers.queue.submit(job)
     made = 0
     while (event := await job.next()) is not None:
         made += isinstance(event, Made)
@@ -154,10 +154,10 @@ def test_a_request_interrupts_a_comparison(gate: threading.Event) -> None:
     async def scenario() -> None:
         metrics, engine = Metrics(), ScriptedEngine(compare_gate=gate)
         workers = Workers([engine], 1, shadows=Shadows(1.0, metrics, "m"), quiet_s=0)
-        workers.compare_later(HALF, SELECTION, [5, 6])
+        workers.comparisons.later(HALF, SELECTION, [5, 6])
         wait_until(lambda: len(engine.compared) == 1)
 
-        assert workers.idle
+        assert workers.queue.idle
         assert await generate(workers) == 3
         wait_until(lambda: len(engine.compared) == 2)
         assert count(metrics, "compared") == 0
@@ -175,9 +175,9 @@ def test_a_request_that_is_refused_interrupts_it_for_a_moment(gate: threading.Ev
     async def scenario() -> None:
         engine = ScriptedEngine(compare_gate=gate)
         workers = Workers([engine], 1, shadows=shadows(), quiet_s=0)
-        workers.compare_later(HALF, SELECTION, [5, 6])
+        workers.comparisons.later(HALF, SELECTION, [5, 6])
         wait_until(lambda: len(engine.compared) == 1)
-        with workers.reserve():
+        with workers.queue.reserve():
             await asyncio.sleep(0.1)
             assert len(engine.compared) == 1
         wait_until(lambda: len(engine.compared) == 2)
@@ -194,8 +194,8 @@ def test_nothing_is_compared_while_anything_runs(gate: threading.Event) -> None:
         engines = [ScriptedEngine(gate=running, compare_gate=gate) for _ in range(2)]
         workers = Workers(engines, 4, shadows=shadows(), quiet_s=0)
         job = asyncio.create_task(generate(workers))
-        await asyncio.to_thread(wait_until, lambda: workers.running == 1)
-        workers.compare_later(HALF, SELECTION, [5, 6])
+        await asyncio.to_thread(wait_until, lambda: workers.queue.running == 1)
+        workers.comparisons.later(HALF, SELECTION, [5, 6])
         await asyncio.sleep(0.2)
         assert [engine.compared for engine in engines] == [[], []]
 
@@ -204,7 +204,7 @@ def test_nothing_is_compared_while_anything_runs(gate: threading.Event) -> None:
         await asyncio.to_thread(wait_until, lambda: any(engine.compared for engine in engines))
         running.clear()
         job = asyncio.create_task(generate(workers))
-        await asyncio.to_thread(wait_until, lambda: workers.running == 1)
+        await asyncio.to_thread(wait_until, lambda: workers.queue.running == 1)
         # Whoever compared has stopped, and waits until the other is done.
         begun = sum(len(engine.compared) for engine in engines)
         await asyncio.sleep(0.2)
@@ -224,7 +224,7 @@ def test_it_waits_until_all_is_quiet() -> None:
         engine = ScriptedEngine()
         workers = Workers([engine], 1, shadows=shadows(), quiet_s=60)
         await generate(workers)
-        workers.compare_later(HALF, SELECTION, [5, 6])
+        workers.comparisons.later(HALF, SELECTION, [5, 6])
         await generate(workers)
         workers.close()
         workers.join(5)
@@ -240,9 +240,9 @@ def test_a_comparison_does_not_hold_up_the_end(gate: threading.Event) -> None:
     async def scenario() -> None:
         engine = ScriptedEngine(compare_gate=gate)
         workers = Workers([engine], 1, shadows=shadows(), quiet_s=0)
-        workers.compare_later(HALF, SELECTION, [5, 6])
+        workers.comparisons.later(HALF, SELECTION, [5, 6])
         wait_until(lambda: engine.compared)
-        workers.drain()
+        workers.queue.drain()
         workers.close()
         workers.join(5)
         assert not any(thread.name == "worker-0" for thread in threading.enumerate())
@@ -259,10 +259,10 @@ def test_a_comparison_that_fails_hurts_nobody(caplog: pytest.LogCaptureFixture) 
         waiting = Shadows(1.0, metrics, "m")
         workers = Workers([engine], 1, shadows=waiting, quiet_s=0)
         for attempt in range(1, FAILURES + 1):
-            workers.compare_later(HALF, SELECTION, [5, 6])
+            workers.comparisons.later(HALF, SELECTION, [5, 6])
             await asyncio.to_thread(wait_until, lambda attempt=attempt: engine.rebuilt == attempt)
-            workers.require_health()
-        workers.compare_later(HALF, SELECTION, [5, 6])
+            workers.recovery.require_health()
+        workers.comparisons.later(HALF, SELECTION, [5, 6])
 
         assert await generate(workers) == 3
         assert (count(metrics, "dropped"), len(waiting), waiting.draws(HALF)) == (FAILURES, 0, False)

@@ -24,9 +24,9 @@ def gate() -> Iterator[threading.Event]:
 
 def submit(workers: Workers, tokens: int = 3, limit_s: float = 60) -> Job:
     now = time.monotonic()
-    job = Job([Ask([1, 2], [Sampling(max_tokens=tokens)], Pruning())], now, now + limit_s)
-    with workers.reserve():
-        workers.submit(job)
+    job = Job((Ask([1, 2], [Sampling(max_tokens=tokens)], Pruning()),), now, now + limit_s)
+    with workers.queue.reserve():
+        workers.queue.submit(job)
     return job
 
 
@@ -61,9 +61,9 @@ def test_two_engines_run_two_jobs_at_once(gate: threading.Event) -> None:
     async def scenario() -> None:
         workers = Workers([ScriptedEngine(gate=gate), ScriptedEngine(gate=gate)], queue_size=8)
         jobs = [submit(workers) for _ in range(3)]
-        wait_until(lambda: workers.running == 2)
+        wait_until(lambda: workers.queue.running == 2)
 
-        assert workers.waiting == 1
+        assert workers.queue.waiting == 1
         gate.set()
         assert [len(await collect(job)) for job in jobs] == [3, 3, 3]
         workers.close()
@@ -84,7 +84,7 @@ def test_a_full_queue_refuses(gate: threading.Event, queue_size: int) -> None:
         gate.set()
         for job in jobs:
             assert len(await collect(job)) == 3
-        wait_until(lambda: workers.running == 0)
+        wait_until(lambda: workers.queue.running == 0)
         assert len(await collect(submit(workers))) == 3
         workers.close()
 
@@ -98,8 +98,8 @@ def test_a_cancelled_job_frees_its_place_in_the_queue(gate: threading.Event) -> 
         engine = ScriptedEngine(gate=gate)
         workers = Workers([engine], queue_size=1)
         running, waiting = submit(workers), submit(workers)
-        wait_until(lambda: workers.running == 1)
-        workers.discard(waiting)
+        wait_until(lambda: workers.queue.running == 1)
+        workers.queue.discard(waiting)
         assert await collect(waiting) == []
         later = submit(workers)
         gate.set()
@@ -122,9 +122,9 @@ def test_a_cancelled_job_ends_within_a_token() -> None:
         job = submit(workers, 500)
         async for _ in tokens_of(job):
             break
-        workers.discard(job)
+        workers.queue.discard(job)
         generated = engine.generated
-        wait_until(lambda: workers.running == 0)
+        wait_until(lambda: workers.queue.running == 0)
         workers.close()
 
         assert engine.generated <= generated + 1

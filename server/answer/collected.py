@@ -1,0 +1,64 @@
+"""All pieces of answers that are not streamed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from server.answer.texts import Piece
+from server.protocol.report import FinishReason
+from server.text.logprobs import ScoredToken
+
+
+@dataclass(slots=True)
+class Answer:
+    """All pieces of one answer.
+
+    echo: the opening, if there was one; its tokens are the prompt's.
+    texts, tokens, ids: of all pieces, in order.
+    """
+
+    prompt: int
+    echo: Piece | None = None
+    texts: list[str] = field(default_factory=list)
+    tokens: list[ScoredToken] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def add(self, piece: Piece) -> None:
+        if piece.opening:
+            self.echo = piece
+        else:
+            self.tokens += piece.tokens
+        self.texts.append(piece.text)
+        self.ids += piece.ids
+        self.finish_reason = piece.finish_reason
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of the generated tokens; 0 where no log-probabilities were wanted."""
+        return sum(token.logprobs.chosen for token in self.tokens if token.logprobs) / max(1, len(self.ids))
+
+
+class Collected:
+    """The answers to all prompts."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[int, int], Answer] = {}
+
+    def add(self, piece: Piece) -> None:
+        self._answers.setdefault(piece.answer, Answer(piece.prompt)).add(piece)
+
+    def best(self, choices: int) -> list[Answer]:
+        """For each prompt, so many answers of the highest mean log-probability. All of them stay in their order."""
+        ordered = [self._answers[key] for key in sorted(self._answers)]
+        chosen: list[Answer] = []
+        for prompt in sorted({answer.prompt for answer in ordered}):
+            chosen += _best([answer for answer in ordered if answer.prompt == prompt], choices)
+        return chosen
+
+
+def _best(answers: Sequence[Answer], choices: int) -> Sequence[Answer]:
+    return answers if len(answers) <= choices else sorted(answers, key=lambda one: -one.mean_logprob)[:choices]

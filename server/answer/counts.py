@@ -1,0 +1,110 @@
+"""What one request has used so far: the prompts that were read, the tokens that were made, and when."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from griffin import Comparison, Selection, Verified
+from griffin.method.auto import Outlook
+from server.work.job import Ask, Made, Read
+
+
+@dataclass(slots=True)
+class PromptCounts:
+    """One prompt.
+
+    cached_tokens: how many of its tokens were known from an earlier prompt.
+    selection: the neurons that were chosen for it, without their correction; None before, and where none were.
+    """
+
+    cached_tokens: int = 0
+    selection: Selection | None = None
+
+
+@dataclass(slots=True)
+class AnswerCounts:
+    """One answer so far.
+
+    tokens: generated.
+    last_at: when the last of them was made, in seconds of ``time.monotonic``.
+    verified: what verification did; None where nothing is verified.
+    """
+
+    tokens: int = 0
+    last_at: float | None = None
+    verified: Verified | None = None
+
+
+@dataclass(slots=True)
+class Times:
+    """When tokens were made, in seconds of ``time.monotonic``.
+
+    first: the first token of all answers; None before.
+    last: the last token, or prompt that was read; 0 before.
+    gaps: how many pairs of successive tokens of the same answer there are.
+    gaps_s: the time between them, summed.
+    """
+
+    first: float | None = None
+    last: float = 0.0
+    gaps: int = 0
+    gaps_s: float = 0.0
+
+
+class Counts:
+    """What a job's events say, added up.
+
+    pruning: the choices that apply to all prompts alike. Until a prompt was read, those that were asked for.
+    outlook: what sparsity auto predicted, if it was asked for.
+    """
+
+    def __init__(self, asks: Sequence[Ask]) -> None:
+        self.pruning = asks[0].pruning
+        self.outlook: Outlook | None = None
+        self.prompts = [PromptCounts() for _ in asks]
+        self.answers: dict[tuple[int, int], AnswerCounts] = {}
+        self.comparisons: list[Comparison] = []
+        self.times = Times()
+
+    @property
+    def tokens(self) -> int:
+        """Generated, in all answers."""
+        return sum(answer.tokens for answer in self.answers.values())
+
+    @property
+    def selections(self) -> list[Selection]:
+        """One for each prompt that neurons were chosen for."""
+        return [prompt.selection for prompt in self.prompts if prompt.selection is not None]
+
+    def read(self, read: Read, at: float) -> None:
+        """A prompt was read."""
+        self.pruning, self.outlook = read.pruning, read.outlook
+        self.prompts[read.prompt].cached_tokens = read.cached_tokens
+        if read.selection is not None:
+            self._chosen(read.prompt, read.selection)
+        self.times.last = at
+
+    def made(self, made: Made) -> float | None:
+        """A token was made.
+
+        Returns:
+            Seconds since the last token of the same answer; None for its first.
+        """
+        key, times, token = (made.prompt, made.sample), self.times, made.token
+        if (answer := self.answers.get(key)) is None:
+            answer = self.answers[key] = AnswerCounts()
+        if token.selection is not None:
+            self._chosen(made.prompt, token.selection)
+        gap_s = None if answer.last_at is None else made.at - answer.last_at
+        if gap_s is not None:
+            times.gaps += 1
+            times.gaps_s += gap_s
+        if times.first is None:
+            times.first = made.at
+        times.last = answer.last_at = made.at
+        answer.tokens += 1
+        return gap_s
+
+    def _chosen(self, prompt: int, selection: Selection) -> None:
+        """The first neurons are the prompt's; others may be taken on the way. A correction is large, and not told."""
+        if self.prompts[prompt].selection is None:
+            self.prompts[prompt].selection = replace(selection, correction=None)

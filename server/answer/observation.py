@@ -1,0 +1,168 @@
+"""What happens to one request, as metrics while it happens, and as fields of its log line at its end."""
+
+import time
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+from prometheus_client import Counter, Histogram
+
+from griffin import Accounting, Pruning, Verification, Verified
+from server.answer.counts import Counts
+from server.answer.report import Report
+from server.metrics import Metrics, sparsity_label
+from server.work.job import Compared, Job, Made, Read
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMetrics:
+    """What each token adds to, looked up once for all tokens of a sparsity.
+
+    by_block: tokens are verified, and what they read is known for a block of them only.
+    """
+
+    labels: tuple[str, str]
+    generated: Counter
+    inter_token_latency: Histogram
+    parameters_read: Counter
+    by_block: bool
+
+    @classmethod
+    def of(cls, metrics: Metrics, model_name: str, pruning: Pruning, verification: Verification) -> "TokenMetrics":
+        labels = model_name, sparsity_label(pruning.sparsity)
+        return cls(
+            labels,
+            metrics.generation_tokens.labels(*labels),
+            metrics.inter_token_latency.labels(*labels),
+            metrics.parameters_read.labels(*labels),
+            verification.mode != "fast" and (pruning.sparsity > 0 or verification.draft != "pruned"),
+        )
+
+
+class Observation:
+    """Counts a job's events, and tells metrics and log about them. Never a word of the text."""
+
+    def __init__(
+        self,
+        job: Job,
+        counts: Counts,
+        report: Report,
+        accounting: Accounting,
+        metrics: Metrics,
+        model_name: str,
+        log_fields: MutableMapping[str, object],
+    ) -> None:
+        """
+        Args:
+            log_fields: of the request's log line; ``end`` adds to them.
+        """
+        self._job, self._counts, self._report, self._accounting = job, counts, report, accounting
+        self._metrics, self._model_name, self._log_fields = metrics, model_name, log_fields
+        self._tokens = self._token_metrics()
+        # What the next token reads: all parameters, until neurons are chosen.
+        self._active = accounting.total
+
+    def accepted(self) -> None:
+        """The job is in the queue. It will end in success, disconnect or failure."""
+        self._metrics.accepted.labels(self._model_name).inc()
+
+    def read(self, read: Read) -> None:
+        """A prompt was read, and its neurons may be chosen already."""
+        self._counts.read(read, time.monotonic())
+        if read.outlook is not None:
+            # Sparsity auto has come to a number.
+            self._tokens = self._token_metrics()
+        if read.selection is not None:
+            self._active = self._accounting.active(read.selection.kept, read.selection.acting)
+        self._metrics.prefix_queries.labels(self._model_name).inc(len(self._job.asks[read.prompt].prompt_ids))
+        self._metrics.prefix_hits.labels(self._model_name).inc(read.cached_tokens)
+
+    def made(self, made: Made) -> None:
+        """A token was made. Metrics hear of it now: at the end, a long answer would look like silence, then a burst."""
+        token, gap_s = made.token, self._counts.made(made)
+        if token.selection is not None:
+            self._active = self._accounting.active(token.selection.kept, token.selection.acting)
+        if gap_s is not None:
+            self._tokens.inter_token_latency.observe(gap_s)
+            if not self._tokens.by_block:
+                self._tokens.parameters_read.inc(self._active)
+        if token.verified is not None:
+            self._verified((made.prompt, made.sample), token.verified)
+        self._tokens.generated.inc()
+
+    def compared(self, compared: Compared) -> None:
+        """An answer was compared with the full model, if neurons were removed."""
+        if compared.comparison is not None:
+            self._counts.comparisons.append(compared.comparison)
+
+    def end(self, outcome: str) -> None:
+        """The request has ended. Called once.
+
+        Args:
+            outcome: stop or length, why the last answer ended; cancelled; or the reason of an error.
+        """
+        if outcome == "cancelled":
+            self._metrics.disconnects.labels(self._model_name, self._phase()).inc()
+        elif outcome in ("stop", "length"):
+            self._succeeded(outcome)
+        else:
+            self._metrics.failure.labels(self._model_name, outcome).inc()
+        self._timed()
+        self._log(outcome)
+
+    def _token_metrics(self) -> TokenMetrics:
+        verification = self._job.asks[0].verification
+        return TokenMetrics.of(self._metrics, self._model_name, self._counts.pruning, verification)
+
+    def _verified(self, key: tuple[int, int], verified: Verified) -> None:
+        """Add what is new in an answer's figures."""
+        answer = self._counts.answers[key]
+        before, answer.verified = answer.verified or Verified(), verified
+        if verified == before:
+            return
+        labels, metrics = (self._model_name, self._job.asks[0].verification.mode), self._metrics
+        self._tokens.parameters_read.inc(verified.parameters_read - before.parameters_read)
+        metrics.drafts.labels(*labels).inc(verified.passes - before.passes)
+        metrics.draft_tokens.labels(*labels).inc(verified.drafted - before.drafted)
+        metrics.accepted_tokens.labels(*labels).inc(verified.accepted - before.accepted)
+        metrics.rollbacks.labels(*labels).inc(verified.rollbacks - before.rollbacks)
+
+    def _phase(self) -> str:
+        if self._job.started is None:
+            return "queue"
+        return "decode" if self._counts.tokens else "prefill"
+
+    def _succeeded(self, outcome: str) -> None:
+        metrics, name, labels, report = self._metrics, self._model_name, self._tokens.labels, self._report.griffin()
+        metrics.success.labels(name, outcome).inc()
+        metrics.active_parameters.labels(name).set(report.active_parameters)
+        metrics.active_ratio.labels(*labels).observe(report.active_parameters / report.total_parameters)
+        metrics.e2e_latency.labels(*labels).observe(self._counts.times.last - self._job.arrived)
+
+    def _timed(self) -> None:
+        metrics, labels, job, times = self._metrics, self._tokens.labels, self._job, self._counts.times
+        if job.started is not None:
+            metrics.prompt_tokens.labels(self._model_name).inc(self._report.usage().prompt_tokens)
+            metrics.queue_time.labels(*labels).observe(job.started - job.arrived)
+        if job.started is not None and times.first is not None:
+            metrics.time_to_first_token.labels(*labels).observe(times.first - job.arrived)
+            metrics.prefill_time.labels(*labels).observe(times.first - job.started)
+            metrics.decode_time.labels(*labels).observe(times.last - times.first)
+        if self._tokens.by_block and not any(answer.verified for answer in self._counts.answers.values()):
+            # No neuron was removed after all, and so nothing was verified.
+            self._tokens.parameters_read.inc(self._active * times.gaps)
+        if times.gaps:
+            metrics.time_per_output_token.labels(*labels).observe(times.gaps_s / times.gaps)
+        for selection in self._counts.selections:
+            metrics.selection_time.labels(*labels).observe(selection.seconds)
+
+    def _log(self, outcome: str) -> None:
+        timing = self._report.timing()
+        self._log_fields.update(
+            outcome=outcome,
+            prompt_tokens=self._report.usage().prompt_tokens,
+            tokens=self._counts.tokens,
+            sparsity=self._report.griffin().sparsity,
+            queue_ms=timing.queue_time_ms,
+            ttft_ms=timing.time_to_first_token_ms,
+            itl_ms=timing.mean_itl_ms,
+        )

@@ -1,0 +1,164 @@
+"""What an answer says of itself: the tokens that it used, what GRIFFIN applied, and how long things took."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+from griffin import Accounting, Comparison, Verified
+from griffin.method.auto import Outlook
+from server.answer.counts import Counts
+from server.protocol.fields import SparsityChoice
+from server.protocol.report import (
+    AutoReport,
+    ComparisonReport,
+    GriffinReport,
+    PromptTokensDetails,
+    Reason,
+    TimingReport,
+    Usage,
+    VerificationReport,
+)
+from server.work.job import Job
+
+# The exponential of more is no float.
+MOST_NATS = 700.0
+
+
+class Report:
+    """One request's, at any time while it is answered."""
+
+    def __init__(self, job: Job, counts: Counts, accounting: Accounting, requested: SparsityChoice | None) -> None:
+        """
+        Args:
+            requested: the sparsity that the client named, in whichever way.
+        """
+        self._job, self._counts = job, counts
+        self._accounting, self._requested = accounting, requested
+
+    def usage(self) -> Usage:
+        """All prompts and all answers together."""
+        cached = sum(prompt.cached_tokens for prompt in self._counts.prompts)
+        return _usage(sum(len(ask.prompt_ids) for ask in self._job.asks), self._counts.tokens, cached)
+
+    def usage_of(self, prompt: int, sample: int) -> Usage:
+        """One answer so far, and its prompt."""
+        answer = self._counts.answers.get((prompt, sample))
+        read, cached = len(self._job.asks[prompt].prompt_ids), self._counts.prompts[prompt].cached_tokens
+        return _usage(read, answer.tokens if answer else 0, cached)
+
+    def griffin(self) -> GriffinReport:
+        """What was applied, and why."""
+        accounting, counts, chosen = self._accounting, self._counts, self._counts.selections
+        kept, acting = (chosen[0].kept, chosen[0].acting) if chosen else (accounting.neurons, accounting.neurons)
+        sets = [prompt.selection.expert_set if prompt.selection else None for prompt in counts.prompts]
+        # All answers to a prompt have the same limit.
+        limits = [ask.samplings[0].max_tokens if ask.samplings else 0 for ask in self._job.asks]
+        return GriffinReport(
+            sparsity=counts.pruning.sparsity if chosen else 0.0,
+            requested_sparsity=self._requested,
+            reason=self._reason(),
+            auto=_auto(counts.outlook),
+            method=counts.pruning.method,
+            mode=self._job.asks[0].verification.mode,
+            selection=counts.pruning.selection,
+            statistic=counts.pruning.statistic,
+            neurons_kept=kept,
+            neurons_acting=acting,
+            neurons_total=accounting.neurons,
+            active_parameters=accounting.active(kept, acting),
+            total_parameters=accounting.total,
+            prompt_tokens=sum(selection.prompt_tokens for selection in chosen) if chosen else None,
+            selection_ms=milliseconds(sum(selection.seconds for selection in chosen)) if chosen else None,
+            expert_set=sets[0],
+            expert_sets=sets if len(sets) > 1 else None,
+            verification=_verification([each.verified for each in counts.answers.values() if each.verified]),
+            comparison=_comparison(counts.comparisons),
+            max_tokens=limits[0],
+            max_tokens_each=limits if len(limits) > 1 else None,
+        )
+
+    def timing(self) -> TimingReport:
+        """Null in all fields until a prompt was read."""
+        job, times = self._job, self._counts.times
+        if job.started is None or not times.last:
+            return TimingReport.model_construct(**dict.fromkeys(TimingReport.model_fields))
+        # Where nothing was generated, the last prompt has been read by then.
+        read = times.last if times.first is None else times.first
+        return TimingReport(
+            time_to_first_token_ms=None if times.first is None else milliseconds(times.first - job.arrived),
+            generation_time_ms=None if times.first is None else milliseconds(times.last - times.first),
+            queue_time_ms=milliseconds(job.started - job.arrived),
+            prefill_time_ms=milliseconds(read - job.started),
+            mean_itl_ms=milliseconds(times.gaps_s / times.gaps) if times.gaps else None,
+            tokens_per_second=round(times.gaps / times.gaps_s, 2) if times.gaps_s else None,
+        )
+
+    def _reason(self) -> Reason:
+        """Why this sparsity applied."""
+        counts = self._counts
+        if self._job.asks[0].verification.draft == "ngram":
+            return "ngram_drafts"
+        if counts.pruning.sparsity > 0 and not counts.selections:
+            if not counts.tokens:
+                return "nothing_generated"
+            longest = max(answer.tokens for answer in counts.answers.values())
+            return "finished_at_first_token" if longest < 2 else "rounded_to_dense"
+        if counts.pruning.reuse is not None:
+            return "expert_set"
+        if counts.outlook is not None:
+            return "auto"
+        return "server_default" if self._requested is None else "requested"
+
+
+def _usage(prompt: int, made: int, cached: int) -> Usage:
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=made,
+        total_tokens=prompt + made,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+    )
+
+
+def _verification(answers: Sequence[Verified]) -> VerificationReport | None:
+    if not answers:
+        return None
+    total = Verified(*(sum(getattr(one, field.name) for one in answers) for field in fields(Verified)))
+    return VerificationReport(
+        drafted_tokens=total.drafted,
+        accepted_tokens=total.accepted,
+        acceptance_rate=round(total.accepted / total.drafted, 4) if total.drafted else None,
+        rollbacks=total.rollbacks,
+        passes=total.passes,
+        refreshes=total.refreshes,
+        active_parameters_per_token=round(total.parameters_read / total.tokens) if total.tokens else None,
+    )
+
+
+def _auto(outlook: Outlook | None) -> AutoReport | None:
+    if outlook is None:
+        return None
+    return AutoReport(
+        sparsity=outlook.sparsity,
+        predicted_perplexity_percent=round(math.expm1(min(outlook.divergence, MOST_NATS)) * 100, 2),
+        tolerance_percent=round(math.expm1(outlook.limit) * 100, 2),
+    )
+
+
+def _comparison(answers: Sequence[Comparison]) -> ComparisonReport | None:
+    """Means over the tokens of all answers; of the perplexity ratio, an exponential of a mean, the geometric mean."""
+    if not (tokens := sum(one.tokens for one in answers)):
+        return None
+
+    def mean(of: Callable[[Comparison], float]) -> float:
+        return sum(one.tokens * of(one) for one in answers) / tokens
+
+    return ComparisonReport(
+        tokens=tokens,
+        kl=round(mean(lambda one: one.kl), 6),
+        top1_agreement=round(mean(lambda one: one.top1_agreement), 6),
+        perplexity_ratio=round(math.exp(mean(lambda one: math.log(one.perplexity_ratio))), 6),
+    )
+
+
+def milliseconds(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

@@ -1,0 +1,112 @@
+"""The tokens of a request's answers become pieces of text."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from server.protocol.report import FinishReason
+from server.text.logprobs import ScoredToken
+from server.text.tokenizer import REPLACEMENT, TextStream, Tokenizer
+from server.work.job import Ask, Made, Read
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How an answer is to be written, beyond which tokens it has.
+
+    model_name: as the client called it.
+    choices, sequences: answers to each prompt that are returned, and that are generated (``n`` and ``best_of``).
+    opens: each answer begins with a piece of its own, before its first token.
+    prompts: the texts that answers begin with (``echo``), one for each prompt.
+    logprobs, token_ids: what pieces have beside their text.
+    stops, include_stop, min_tokens: where the text ends, see ``TextStream``.
+    """
+
+    model_name: str
+    choices: int
+    sequences: int
+    opens: bool = False
+    prompts: list[str] | None = None
+    logprobs: bool = False
+    token_ids: bool = False
+    stops: list[str] = field(default_factory=list)
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of one answer: its opening, or one token of it.
+
+    prompt, sample: of which prompt, and which of the answers to it.
+    tokens: with log-probabilities, if they are wanted. In an opening that echoes the prompt, the prompt's.
+    ids: of generated tokens.
+    finish_reason: on the answer's last piece.
+    """
+
+    prompt: int
+    sample: int
+    text: str
+    opening: bool = False
+    tokens: list[ScoredToken] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def answer(self) -> tuple[int, int]:
+        """A key for the answer that this is a part of."""
+        return self.prompt, self.sample
+
+
+class Texts:
+    """The answers of one request that have begun and not ended."""
+
+    def __init__(self, tokenizer: Tokenizer, asks: Sequence[Ask], delivery: Delivery) -> None:
+        self._tokenizer, self._asks, self._delivery = tokenizer, asks, delivery
+        self._streams: dict[tuple[int, int], TextStream] = {}
+
+    def goes_on(self, made: Made) -> bool:
+        """False for a token that was made while the end of its text was being found."""
+        return (made.prompt, made.sample) in self._streams
+
+    def begin(self, read: Read) -> Iterator[Piece]:
+        """A prompt was read: the openings of the answers to it, if answers are to have one."""
+        delivery, ask = self._delivery, self._asks[read.prompt]
+        text = delivery.prompts[read.prompt] if delivery.prompts else ""
+        scores = [ScoredToken(*pair) for pair in zip(ask.prompt_ids, read.scores, strict=True)] if read.scores else []
+        # Nothing but the prompt was wanted.
+        finish_reason: FinishReason | None = None if ask.samplings else "length"
+        for sample in range(delivery.sequences):
+            if not finish_reason:
+                stream = self._streams[read.prompt, sample] = self._stream(ask)
+                # The first generated token will spell that character whole.
+                text = text.rstrip(REPLACEMENT) if stream.begins_in_character else text
+            if delivery.opens or delivery.prompts or finish_reason:
+                yield Piece(read.prompt, sample, text, True, scores, [], finish_reason)
+
+    def add(self, made: Made) -> Piece:
+        """A token's text, or, with the last token, all text that is left."""
+        key, token, delivery = (made.prompt, made.sample), made.token, self._delivery
+        stream = self._streams[key]
+        # The token that ends a text is not part of it, unless it was asked for.
+        hidden = token.finish_reason == "stop" and not delivery.include_stop
+        text = "" if hidden else stream.feed(token.id)
+        if stream.stopped or token.finish_reason:
+            # What was held back may hold a stop string.
+            text += stream.flush()
+        finish_reason = "stop" if stream.stopped else token.finish_reason
+        if finish_reason:
+            del self._streams[key]
+        tokens = [ScoredToken(token.id, token.logprobs, hidden, stream.shows_special)] if delivery.logprobs else []
+        return Piece(made.prompt, made.sample, text, False, tokens, [token.id], finish_reason)
+
+    def _stream(self, ask: Ask) -> TextStream:
+        delivery = self._delivery
+        return TextStream(
+            self._tokenizer,
+            ask.prompt_ids,
+            delivery.stops,
+            include_stop=delivery.include_stop,
+            skip_special_tokens=delivery.skip_special_tokens,
+            min_tokens=delivery.min_tokens,
+        )

@@ -1,0 +1,40 @@
+"""What a request leaves with the model: the neurons that it ran with, and an answer to compare in idle time."""
+
+from dataclasses import replace
+
+from server.answer.counts import Counts
+from server.work.comparisons import Comparisons
+from server.work.experts import RecentExperts
+from server.work.job import Ask, Made, Read
+
+
+class Traces:
+    """One request's."""
+
+    def __init__(self, ask: Ask, counts: Counts, experts: RecentExperts, comparisons: Comparisons) -> None:
+        """
+        Args:
+            ask: the first; only the first answer to it is ever compared.
+        """
+        self._ask, self._counts, self._experts, self._comparisons = ask, counts, experts, comparisons
+        # The ids of the first answer, if it was drawn to be compared.
+        self._ids: list[int] | None = [] if comparisons.draws(ask) else None
+
+    def read(self, read: Read) -> None:
+        """A prompt was read."""
+        self._experts.remember(read.selection, read.pruning)
+
+    def made(self, made: Made) -> None:
+        """A token was made, and counted."""
+        taken, own = made.token.selection, self._counts.prompts[made.prompt].selection
+        # Neurons that were taken on the way have no name in the answer, unless they are the prompt's once more.
+        if taken is not None and own is not None and taken.expert_set == own.expert_set:
+            self._experts.remember(taken, self._counts.pruning)
+        if self._ids is not None and (made.prompt, made.sample) == (0, 0):
+            self._ids.append(made.token.id)
+
+    def answered(self) -> None:
+        """The whole answer was made."""
+        if self._ids is not None:
+            answered = replace(self._ask, pruning=self._counts.pruning)
+            self._comparisons.later(answered, self._counts.prompts[0].selection, self._ids)

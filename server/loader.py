@@ -1,0 +1,100 @@
+"""The model that the settings name becomes a tokenizer and engines. Takes seconds to minutes."""
+
+import gc
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import griffin
+from griffin import Checkpoint, Engine, Preparation
+from griffin.errors import LoadError
+from server.settings import Settings, comma_separated
+from server.text.tokenizer import Tokenizer
+from server.work.job import EngineLike
+
+logger = logging.getLogger("griffin")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a loader returns.
+
+    name: in metrics, and in the API.
+    engines: one for each worker.
+    description: of device, dtype and step, for the log.
+    other_names: clients may use them as well.
+    sampling_defaults: see ``griffin.Checkpoint``.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    engines: Sequence[EngineLike]
+    description: str = ""
+    other_names: Sequence[str] = ()
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+
+
+def load(settings: Settings) -> Loaded:
+    """The real loader.
+
+    Raises:
+        GriffinError: one line that says why there is no model.
+    """
+    checkpoints = griffin.load_each(
+        settings.model,
+        comma_separated(settings.devices) if settings.devices else [settings.device],
+        dtype=settings.dtype,
+        cache_dir=settings.cache_dir,
+        ff_offload=settings.ff_offload == "cpu",
+    )
+    prepared = Preparation.read(checkpoints[0].model, settings.cache_dir)
+    _require_prepared(prepared, settings)
+    engines = [engine for checkpoint in checkpoints for engine in _engines(checkpoint, prepared, settings)]
+    # All there is now stays: the collector need not walk through it again and again while a large body is parsed.
+    gc.collect()
+    gc.freeze()
+    checkpoint, context = checkpoints[0], engines[0].context_length
+    if settings.max_model_len and context < settings.max_model_len:
+        logger.warning("--max-model-len %d is more than the model has: %d", settings.max_model_len, context)
+    name, *other_names = settings.served_names or [checkpoint.name]
+    description = f"{checkpoint.model.device}, {checkpoint.formats}, {engines[0].step} decode step"
+    return Loaded(name, checkpoint.tokenizer, engines, description, other_names, _defaults(checkpoint, settings))
+
+
+def _require_prepared(prepared: Preparation, settings: Settings) -> None:
+    """
+    Raises:
+        LoadError: every request that leaves a choice to the settings would be refused.
+    """
+    if settings.method == "griffin+" and prepared.calibration is None:
+        raise LoadError(
+            f"--method griffin+ needs {settings.model} to be calibrated once: "
+            f"python -m griffin calibrate --model {settings.model}"
+        )
+    if settings.sparsity == "auto" and settings.method not in prepared.measured:
+        raise LoadError(
+            f"--sparsity auto needs {settings.model} to be measured once with method {settings.method}: python -m "
+            f"griffin tune --method {settings.method} --model {settings.model} --prompts FILE"
+        )
+
+
+def _engines(checkpoint: Checkpoint, prepared: Preparation, settings: Settings) -> Sequence[Engine]:
+    """One for each worker of the checkpoint's device."""
+    return griffin.build_engines(
+        checkpoint.model,
+        settings.workers,
+        context_length=settings.max_model_len,
+        prefill_chunk=settings.prefill_chunk,
+        prefix_bytes=settings.prefix_cache_mb * 2**20,
+        calibration=prepared.calibration,
+        losses=prepared.losses,
+    )
+
+
+def _defaults(checkpoint: Checkpoint, settings: Settings) -> Mapping[str, float]:
+    """The model's own sampling values, if they are to apply."""
+    defaults = checkpoint.sampling_defaults if settings.generation_config == "auto" else {}
+    if defaults:
+        listed = ", ".join(f"{field} {value:g}" for field, value in defaults.items())
+        logger.info("where a request names no other: %s (the model's; --generation-config none drops them)", listed)
+    return defaults

@@ -1,0 +1,30 @@
+"""Routes that generate, declared as such: whatever has to know which ones do asks their router."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from server.errors import GENERATED, documented
+from server.http.jsonbody import JsonRoute
+from server.protocol.stream import Stream
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+class GeneratingRouter(APIRouter):
+    """A router of routes that generate. ``streams``: what they stream, by path."""
+
+    def __init__(self) -> None:
+        super().__init__(route_class=JsonRoute)
+        self.streams: dict[str, Stream] = {}
+
+    def generates(self, path: str, answer: type[BaseModel], stream: Stream) -> Callable[[Endpoint], Endpoint]:
+        """Declare an endpoint: POST ``path`` takes a place in the queue, and may be answered by a stream.
+
+        Args:
+            answer: the shape of a response that is not streamed.
+        """
+        self.streams[path] = stream
+        return self.post(path, response_model=answer, responses={200: stream.documented(), **documented(*GENERATED)})

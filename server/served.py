@@ -1,0 +1,110 @@
+"""The model that answers: its names, what it reads and writes text with, and the workers that run it."""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import time
+from typing import Any, TypeVar
+
+from server.errors import InvalidField, ModelNotFound
+from server.loader import Loaded
+from server.protocol.fields import SparsityChoice
+from server.settings import ALIAS
+from server.text.logprobs import Vocabulary
+from server.text.tokenizer import Tokenizer
+from server.work.experts import RecentExperts
+from server.work.job import EngineLike
+from server.work.workers import Workers
+
+T = TypeVar("T")
+
+NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE]-?[0-9]{1,3})?")
+LISTED_SPARSITIES = (0.25, 0.5, 0.75)
+# In characters or tokens. More takes the tokenizer milliseconds, in which no other request's token could be sent.
+LONG_TEXT = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that answers.
+
+    names: all that clients may use; the first stands in metrics.
+    workers: run its engines.
+    vocabulary: how its tokens are spelled.
+    sampling_defaults: apply where a request names no value.
+    experts: the neurons that recent requests ran with.
+    created: in Unix seconds.
+    """
+
+    names: Sequence[str]
+    tokenizer: Tokenizer
+    workers: Workers
+    vocabulary: Vocabulary
+    sampling_defaults: Mapping[str, float]
+    experts: RecentExperts = field(default_factory=RecentExperts)
+    created: int = field(default_factory=lambda: int(time()))
+    _one_at_a_time: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+
+    @classmethod
+    def of(cls, loaded: Loaded, workers: Workers) -> "ServedModel":
+        names = (loaded.name, *loaded.other_names)
+        return cls(names, loaded.tokenizer, workers, Vocabulary(loaded.tokenizer), loaded.sampling_defaults)
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def engine(self) -> EngineLike:
+        """Any of the workers' engines, for what they all have in common: sizes and limits."""
+        return self.workers.engine
+
+    def sparsity_of(self, name: str | None) -> SparsityChoice | None:
+        """The sparsity that one of the names or an alias stands for; None where it stands for none.
+
+        Raises:
+            ModelNotFound: the name is another model's.
+            InvalidField: an alias whose sparsity is none.
+        """
+        if name is None or name in self.names:
+            return None
+        base, mark, number = name.rpartition(ALIAS)
+        if not mark or base not in self.names:
+            raise ModelNotFound(name, "', '".join(self.names))
+        return parse_sparsity(number, "model")
+
+    async def worked_out(self, size: int, work: Callable[..., T], *arguments: Any) -> T:
+        """Tokenizing and the like: at once if it is little, in a thread if it would keep all others waiting.
+
+        One at a time there, so that no crowd of long texts takes the processor from the engine.
+
+        Args:
+            size: of the text, in characters or tokens.
+        """
+        if size < LONG_TEXT:
+            return work(*arguments)
+        async with self._one_at_a_time:
+            return await asyncio.to_thread(work, *arguments)
+
+
+def aliases(name: str) -> list[str]:
+    """Those of a model's name that are listed; every sparsity has one."""
+    return [f"{name}{ALIAS}{sparsity:g}" for sparsity in LISTED_SPARSITIES]
+
+
+def parse_sparsity(text: str, where: str) -> SparsityChoice:
+    """A sparsity that does not come as JSON.
+
+    Args:
+        where: the name of the field that it was found in.
+
+    Raises:
+        InvalidField: it is none.
+    """
+    if text == "auto":
+        return "auto"
+    sparsity = float(text) if NUMBER.fullmatch(text) else -1.0
+    if not 0 <= sparsity < 1:
+        raise InvalidField(f"{where}: the sparsity must be a number from 0 to below 1, such as 0.5, or auto", where)
+    return sparsity

@@ -1,0 +1,80 @@
+"""When answers are compared with the full model: one at a time, while no worker has anything else to do."""
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from griffin import Selection
+from griffin.errors import Cancelled
+from server.work.job import Ask, EngineLike
+from server.work.queue import Queue
+from server.work.recovery import Recovery, forget_frames
+from server.work.shadow import Shadow, Shadows
+
+# Seconds without a request before an answer is compared: a request that follows at once must not wait for a chunk.
+QUIET_S = 1.0
+
+
+class Comparisons:
+    """Comparisons in idle time. Shares its lock with the queue."""
+
+    def __init__(
+        self, shadows: Shadows | None, queue: Queue, recovery: Recovery, changed: threading.Condition, quiet_s: float
+    ) -> None:
+        """
+        Args:
+            shadows: the answers that wait; None compares nothing.
+        """
+        self._shadows, self._queue, self._recovery = shadows, queue, recovery
+        self._changed, self._quiet_s = changed, quiet_s
+        # Whether a worker compares an answer now.
+        self._comparing = False
+
+    def draws(self, ask: Ask) -> bool:
+        """Whether an answer to this is to be compared, if it is finished."""
+        return self._shadows is not None and self._shadows.draws(ask)
+
+    def later(self, ask: Ask, selection: Selection | None, ids: list[int]) -> None:
+        """Compare an answer that was drawn, once there is nothing else to do."""
+        assert self._shadows is not None
+        with self._changed:
+            self._shadows.put(ask, selection, ids)
+            self._changed.notify()
+
+    def due_in_s(self) -> float | None:
+        """Seconds until an answer may be compared. None: there is none, or something else has to happen first."""
+        # While an engine is rebuilt, a request could need every other one.
+        lost = self._recovery.working < self._recovery.engines
+        if not self._shadows or self._comparing or lost or self._queue.busy():
+            return None
+        return max(0.0, self._queue.busy_at + self._quiet_s - time.monotonic())
+
+    def take(self) -> Shadow:
+        """The answer to compare now. Call ``run`` with it next, without the lock."""
+        assert self._shadows is not None
+        self._comparing = True
+        return self._shadows.take()
+
+    def run(self, engine: EngineLike, shadow: Shadow) -> str:
+        """Compare an answer; give it back when something more important comes.
+
+        Returns:
+            The name of what was raised, if the engine has failed: it is lost then, and must be rebuilt. Else nothing.
+        """
+        assert self._shadows is not None
+        failure = ""
+        outcome: Callable[[], None] = partial(self._shadows.interrupted, shadow)
+        try:
+            outcome = partial(self._shadows.compared, shadow, shadow.compare(engine, self._queue.busy))
+        except Cancelled:
+            pass
+        except BaseException as error:
+            outcome, failure = self._shadows.failed, type(error).__name__
+            forget_frames(error)
+        with self._changed:
+            outcome()
+            self._comparing = False
+            if failure:
+                self._recovery.lose()
+        return failure

@@ -1,0 +1,76 @@
+"""That a route generates is said once, at the route; whatever depends on it follows."""
+
+import ast
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.app import create_app
+from server.routes import chat, completions
+from server.settings import Settings
+from tests.server.client import metric
+from tests.server.scripted import ScriptedEngine, served, wait_until
+
+ROOT = Path(__file__).parents[3]
+GENERATING = ("/v1/completions", "/v1/chat/completions")
+
+
+def literals(path: Path) -> set[str]:
+    """Texts that are values. A docstring is none, and neither is a part of an f-string, such as the printed example."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    others = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    others |= {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    constants = [node for node in nodes if isinstance(node, ast.Constant) and id(node) not in others]
+    return {node.value for node in constants if isinstance(node.value, str)}
+
+
+@pytest.mark.parametrize(("path", "file"), [(GENERATING[0], "completions.py"), (GENERATING[1], "chat.py")])
+def test_a_path_stands_in_one_file(path: str, file: str) -> None:
+    """As a value of its own; sentences may name it."""
+    assert [each for each in (ROOT / "server").rglob("*.py") if path in literals(each)] == [
+        ROOT / "server/routes" / file
+    ]
+
+
+def test_the_routers_know_them() -> None:
+    """Each with what it streams."""
+    assert (*completions.router.streams, *chat.router.streams) == GENERATING
+
+
+@pytest.mark.parametrize("path", GENERATING)
+def test_the_document_describes_streams_and_refusals(path: str) -> None:
+    """Of these endpoints and of no others."""
+    document = create_app(Settings()).openapi()
+    responses = document["paths"][path]["post"]["responses"]
+
+    assert {"429", "504"} <= set(responses)
+    (streamed,) = [schema["anyOf"] for kind, schema in _schemas(responses["200"]) if kind == "text/event-stream"]
+    names = [each["$ref"].rsplit("/", 1)[1] for each in streamed]
+    assert set(names) <= set(document["components"]["schemas"])
+    others = [
+        operation for name, path in document["paths"].items() if name not in GENERATING for operation in path.values()
+    ]
+    assert not any({"429", "504"} & set(operation["responses"]) for operation in others)
+
+
+def _schemas(response: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(kind, content["schema"]) for kind, content in response["content"].items()]
+
+
+@pytest.mark.parametrize("path", GENERATING)
+def test_without_room_a_body_is_not_even_read(path: str) -> None:
+    """A body that is no JSON would be a 400; other endpoints have room."""
+    gate = threading.Event()
+    with served(ScriptedEngine(gate=gate), queue_size=0) as url:
+        running = threading.Thread(target=httpx.post, args=(f"{url}/v1/completions",), kwargs={"json": {"prompt": "x"}})
+        running.start()
+        wait_until(lambda: metric(url, "griffin_num_requests_running") == 1)
+        refused = httpx.post(f"{url}{path}", content=b"no JSON", headers={"content-type": "application/json"})
+        tokens = httpx.post(f"{url}/tokenize", json={"prompt": "x"})
+        gate.set()
+        running.join()
+
+    assert (refused.status_code, tokens.status_code) == (429, 200)
