@@ -231,10 +231,10 @@ def load(settings: Settings) -> Loaded:
         ff_offload=settings.ff_offload == "cpu",
     )
     prepared = Preparation.read(checkpoints[0].model, settings.cache_dir)
-    if settings.method == "griffin+" and prepared.calibration is None:
+    if not prepared.allows(settings.method):
         # Otherwise every request that names no method would be refused.
         raise LoadError(
-            f"--method griffin+ needs {settings.model} to be calibrated once: "
+            f"--method {settings.method} needs {settings.model} to be calibrated once: "
             f"python -m griffin calibrate --model {settings.model}"
         )
     if settings.sparsity == "auto":

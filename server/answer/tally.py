@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from griffin import Accounting, Comparison, Pruning, Selection, Token, Verified
@@ -60,9 +60,11 @@ class Tally:
         self._itl = metrics.inter_token_latency.labels(*self._labels)
         self._generated = metrics.generation_tokens.labels(*self._labels)
         self._parameters_read = metrics.parameters_read.labels(*self._labels)
-        self._verifies = self._verification.mode != "fast" and (
-            self._pruning.sparsity > 0 or self._verification.draft != "pruned"
-        )
+        self._verifies = self._verification.mode != "fast" and (self._prunes or self._verification.draft != "pruned")
+
+    @property
+    def _prunes(self) -> bool:
+        return self._pruning.prunes(self._accounting.width)
 
     @property
     def _pruning(self) -> Pruning:
@@ -116,8 +118,8 @@ class Tally:
     def _chosen(self, prompt: int, selection: Selection) -> None:
         # The same number for every prompt of a job, but for some of few tokens. Others, taken on the way, are not the
         # prompt's. Which neurons they are is all that is told: what stands for the others is far larger.
-        self._selections.setdefault(prompt, replace(selection, correction=None))
-        self._active = self._accounting.active(selection.kept, selection.acting)
+        self._selections.setdefault(prompt, selection.without_correction())
+        self._active = self._accounting.active_with(selection.kept)
 
     def _verify(self, key: tuple[int, int], verified: Verified) -> None:
         """Count what is new in a sequence's figures."""
@@ -152,7 +154,8 @@ class Tally:
 
     def griffin_report(self) -> GriffinReport:
         accounting, chosen = self._accounting, list(self._selections.values())
-        kept, acting = (chosen[0].kept, chosen[0].acting) if chosen else (accounting.neurons, accounting.neurons)
+        kept = chosen[0].kept.count if chosen else accounting.neurons
+        acting = chosen[0].kept.acting_count if chosen else accounting.neurons
         prompts = range(len(self._job.asks))
         sets = [self._selections[index].expert_set if index in self._selections else None for index in prompts]
         # All answers to a prompt have the same.
@@ -202,7 +205,7 @@ class Tally:
         if self._pruning.sparsity > 0 and not self._selections:
             if not self._count:
                 return "nothing_generated"
-            return "finished_at_first_token" if max(self._counts.values(), default=0) < 2 else "rounded_to_dense"
+            return "finished_at_first_token" if self._prunes else "rounded_to_dense"
         if self._pruning.reuse is not None:
             return "expert_set"
         if self._outlook is not None:
@@ -230,9 +233,6 @@ class Tally:
             metrics.time_to_first_token.labels(*labels).observe(self._first - job.arrived)
             metrics.prefill_time.labels(*labels).observe(self._first - job.started)
             metrics.decode_time.labels(*labels).observe(self._last - self._first)
-        if self._verifies and not self._verified:
-            # No neuron was removed after all.
-            self._parameters_read.inc(self._active * self._gaps)
         if self._gaps:
             metrics.time_per_output_token.labels(*labels).observe(self._gap_s / self._gaps)
         for selection in self._selections.values():

@@ -27,9 +27,11 @@ class PromptLike(Protocol):
     """What a worker needs of a prompt that was read. ``griffin.Prompt`` has it."""
 
     scores: list[Logprobs | None] | None
-    selection: Selection | None
     cached_tokens: int
     outlook: Outlook | None
+
+    @property
+    def selection(self) -> Selection | None: ...
 
     def generate(
         self, sampling: Sampling, cancelled: Callable[[], bool], verification: Verification | None

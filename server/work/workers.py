@@ -170,7 +170,7 @@ class Workers:
 
     def draws(self, ask: Ask) -> bool:
         """Whether an answer to this is to be compared with the full model, if it is finished."""
-        return self._shadows is not None and self._shadows.draws(ask)
+        return self._shadows is not None and self._shadows.draws(ask, self.engine.accounting.width)
 
     def compare_later(self, ask: Ask, selection: Selection | None, ids: list[int]) -> None:
         """When there is nothing else to do, one that was drawn."""

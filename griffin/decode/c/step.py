@@ -227,8 +227,8 @@ class NativeStep:
         _require(kept, len(all_neurons), int(all_neurons[0].gate.rows))
         if self._kept is None:
             self._kept = _Room(self._weights)
-        layers = kept.layers if kept.gating is None else [
-            kept_k[order_k] for kept_k, order_k in zip(kept.layers, kept.gating.order, strict=True)
+        layers = kept.layers if kept.acting is None else [
+            kept_k[order_k] for kept_k, order_k in zip(kept.layers, kept.acting.order, strict=True)
         ]  # fmt: skip
         # Until the room is filled: should that fail, what was in it is gone.
         self._use(all_neurons)
@@ -286,8 +286,8 @@ def _require(kept: Kept, layers: int, neurons: int) -> None:
             raise ValueError(f"neurons must be int64 (k,), but are {kept_k.dtype} {tuple(kept_k.shape)}")
         if kept_k.min() < 0 or kept_k.max() >= neurons:
             raise ValueError(f"neurons must be among 0 to {neurons - 1}")
-    gating = kept.gating
-    for values in (gating.thresholds, gating.resting, gating.order) if gating else ():
+    acting = kept.acting
+    for values in (acting.thresholds, acting.resting, acting.order) if acting else ():
         if [len(values_k) for values_k in values] != kept.counts:
             raise ValueError("of gates there must be as many values as neurons are kept, in each layer")
 
@@ -436,10 +436,10 @@ class _Room:
             block.up = _Projection(self._others[number].data_ptr(), up_bias, count, width)
         block.contract = _Projection(contract_kD.data_ptr(), contract_bias, count, width)
         block.stride = contract_kD.stride(0) // width
-        if kept.gating is not None:
+        if kept.acting is not None:
             # The selection's own may go while its neurons are still in use.
-            for held, values_k in zip(self._gating, (kept.gating.thresholds, kept.gating.resting), strict=True):
-                held[number] = values_k[number][kept.gating.order[number]].float().contiguous()
+            for held, values_k in zip(self._gating, (kept.acting.thresholds, kept.acting.resting), strict=True):
+                held[number] = values_k[number][kept.acting.order[number]].float().contiguous()
             block.thresholds, block.resting = (held[number].data_ptr() for held in self._gating)
 
     def _contract(self, number: int, count: int, kept: Kept) -> Tensor:
@@ -449,7 +449,7 @@ class _Room:
         """
         others_PFD = self._others[number]
         parts, width = len(others_PFD), others_PFD.shape[-1]
-        if kept.gating is None:
+        if kept.acting is None:
             return others_PFD.view(-1, width)[(parts - 1) * count :][:count]
         return others_PFD.view(-1, parts, width)[:count, parts - 1]
 
@@ -457,5 +457,5 @@ class _Room:
         """Once the kept rows are there."""
         if kept.correction is not None:
             for number, count in enumerate(kept.counts):
-                order_k = kept.gating.order[number] if kept.gating else None
+                order_k = kept.acting.order[number] if kept.acting else None
                 kept.correction.add_to_(number, self._contract(number, count, kept), order_k)

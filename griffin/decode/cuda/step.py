@@ -8,7 +8,7 @@ from torch import Tensor
 
 from griffin.decode.cuda import kernels
 from griffin.model.weights import Layer, Weights
-from griffin.neurons import Correction, Gating, Kept
+from griffin.neurons import Acting, Correction, Kept
 
 SMALLEST_BUCKET = 1024
 
@@ -27,7 +27,7 @@ class FusedStep:
     token_id, position: int64 ``(1,)``, what the next ``run`` decodes, and where.
     index_LF, kept_L: int32, the neurons it goes through; of each row the first ``kept_L[layer]`` count.
     gates, thresholds_LF, resting_LF: whether neurons act on some tokens only, int32 ``(1,)``; then when they do, and
-        what stands for them otherwise, fp32, in the order of ``index_LF``; see ``kept.Gating``.
+        what stands for them otherwise, fp32, in the order of ``index_LF``; see ``kept.Acting``.
     contract_bias_LD: fp32, the contracting projections' own, and what stands for the neurons that are gone.
     contract_L: int64, where each layer's second projection is read: the model's own rows, by ``index_LF``, or the kept
         ones once more, corrected. ``contract_index_LF``: int32, which of its rows.
@@ -84,7 +84,7 @@ class FusedStep:
         self.contract_bias_LD.copy_(self._own_bias_LD)
         if kept.offset_LD is not None:
             self.contract_bias_LD += kept.offset_LD
-        self._gate(kept.gating)
+        self._gate(kept.acting)
         if kept.correction is None:
             self._contract_in_place()
         else:
@@ -99,7 +99,7 @@ class FusedStep:
         self._gate(None)
         self._contract_in_place()
 
-    def _gate(self, gating: Gating | None) -> None:
+    def _gate(self, gating: Acting | None) -> None:
         self.gates.fill_(gating is not None)
         if gating is not None:
             for number, (thresholds_k, resting_k) in enumerate(zip(gating.thresholds, gating.resting, strict=True)):
