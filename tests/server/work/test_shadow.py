@@ -266,7 +266,7 @@ def test_a_comparison_that_fails_hurts_nobody(caplog: pytest.LogCaptureFixture) 
         workers.compare_later(HALF, SELECTION, [5, 6])
 
         assert await generate(workers) == 3
-        assert (count(metrics, "dropped"), len(waiting), waiting.draws(HALF)) == (FAILURES, 0, False)
+        assert (count(metrics, "dropped"), len(waiting), waiting.draws(HALF, 100)) == (FAILURES, 0, False)
         workers.close()
         workers.join(5)
         assert len(engine.compared) == FAILURES
