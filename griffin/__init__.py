@@ -2,8 +2,9 @@
 
 from griffin.decode.logprobs import Logprobs
 from griffin.engine.comparison import Comparison
+from griffin.engine.continuation import Token
 from griffin.engine.engine import Engine, build_engines
-from griffin.engine.prompt import Prompt, Token
+from griffin.engine.prompt import Prompt
 from griffin.engine.speculation import Verified
 from griffin.errors import GriffinError
 from griffin.method.preparation import Preparation

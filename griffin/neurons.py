@@ -1,10 +1,10 @@
-"""Which feed-forward neurons stay for a request, and what stands for those that do not; and the report of it.
+"""Which feed-forward (FF) neurons stay for a request, when they act, and what replaces the others.
 
 Shapes: L layers, D model width, k kept neurons of one layer, R the rank of a correction.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ def kept_count(width: int, sparsity: float) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Correction:
-    """Added to the second projections' kept rows, so that they give what they can tell of the others' share too.
+    """Added to the kept rows of each second projection. The kept neurons then predict the removed ones' output, too.
 
-    Of each layer a matrix ``(k, D)`` as a product, in the weights' dtype.
+    For each layer a matrix ``(k, D)`` as a product of two factors, in the weights' dtype.
 
     left: ``(k, R)`` for each layer.
-    right: ``(R, D)`` likewise.
+    right: ``(R, D)`` for each layer.
     """
 
     left: Sequence[Tensor]
@@ -42,7 +42,11 @@ class Correction:
         return Correction([factor.clone() for factor in self.left], [factor.clone() for factor in self.right])
 
     def add_to_(self, layer: int, contract_kD: Tensor, order_k: Tensor | None = None) -> None:
-        """Correct a layer's kept rows, which may stand in another order, in place."""
+        """Correct one layer's kept rows in place.
+
+        Args:
+            order_k: the order in which the rows stand, as indices into the kept neurons; None if it is the same.
+        """
         left_kR, right_RD = self.left[layer].to(contract_kD.device), self.right[layer].to(contract_kD.device)
         if order_k is not None:
             left_kR = left_kR[order_k]
@@ -54,48 +58,49 @@ class Correction:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Gating:
-    """A kept neuron acts on a token only where its activation function gives enough; elsewhere it rests.
+class Acting:
+    """Which kept neurons act on a token: those whose activation function gives more than a threshold. Others rest.
 
-    A neuron that rests is not read further: of a gated block, neither its row of the second expanding projection nor
-    that of the contracting one, of others only the latter.
+    A resting neuron is read only as far as is needed to know that it rests. In a gated block its rows of the up and the
+    contracting projection are skipped, in other blocks its row of the contracting projection.
 
-    thresholds: what the activation function must exceed, in size, for a neuron to act: fp32 ``(k,)`` for each layer.
-    resting: what stands for its activation otherwise: likewise. The block's offset holds what all of them give
-        together, so that of a neuron that acts the difference from it is what counts.
-    order: the kept neurons by how often they acted on the prompt, most often first: indices into these, int64 ``(k,)``
-        for each layer. Laid out so, those that act on a token are next to each other more often than not.
-    acting: how many neurons of all layers act on a token on average, by the prompt.
+    thresholds: what the absolute value of the activation function must exceed: fp32 ``(k,)`` for each layer.
+    resting: what replaces the activation of a neuron that rests: fp32 ``(k,)`` for each layer. The block's offset
+        already holds the sum of all of them, so an acting neuron adds its difference from it.
+    order: indices into the kept neurons, most often acting first: int64 ``(k,)`` for each layer. A step that lays
+        them out in this order reads longer runs of memory.
+    count: how many neurons of all layers act on a token on average, measured on the prompt.
     """
 
     thresholds: Sequence[Tensor]
     resting: Sequence[Tensor]
     order: Sequence[Tensor]
-    acting: int
+    count: int
 
     @property
     def bytes(self) -> int:
         return sum(values.nbytes for values in (*self.thresholds, *self.resting, *self.order))
 
-    def to(self, device: torch.device, dtype: torch.dtype = torch.float32, *, non_blocking: bool = False) -> "Gating":
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32, *, non_blocking: bool = False) -> "Acting":
+        """On another device; thresholds and resting values in ``dtype``."""
         thresholds, resting = (
             [values_k.to(device, dtype, non_blocking=non_blocking) for values_k in values]
             for values in (self.thresholds, self.resting)
         )
         order = [order_k.to(device, non_blocking=non_blocking) for order_k in self.order]
-        return Gating(thresholds, resting, order, self.acting)
+        return Acting(thresholds, resting, order, self.count)
 
-    def clone(self) -> "Gating":
+    def clone(self) -> "Acting":
         thresholds, resting, order = (
             [values_k.clone() for values_k in values] for values in (self.thresholds, self.resting, self.order)
         )
-        return Gating(thresholds, resting, order, self.acting)
+        return Acting(thresholds, resting, order, self.count)
 
     def apply(self, layer: int, given: Tensor, z: Tensor) -> Tensor:
-        """What counts of such activations.
+        """The activations that the second projection receives: z minus its resting value where a neuron acts, else 0.
 
         Args:
-            given: what the activation functions give, ``(..., k)``; where there is no gate, that is z.
+            given: what the activation function gives, ``(..., k)``; in a block without a gate that is z.
             z: ``(..., k)``.
         """
         acts = given.abs() > self.thresholds[layer].to(given)
@@ -104,62 +109,79 @@ class Gating:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
-    """One request's neurons.
+    """The neurons of one request.
 
-    layers: for each layer the indices of its neurons, sorted, int64 ``(k,)``, at least one; k may differ.
-    offset_LD: added to what each layer's FF block gives, in place of the neurons that are gone; fp32, or None.
-    correction: of the kept neurons' rows of the second projections, for the same purpose, or None.
-    gating: on which tokens they act, or None: on all.
+    layers: for each layer the indices of its neurons, sorted, ``(k,)``, at least one; k may differ. int64 where they
+        are used, int32 in a ``Selection``.
+    offset_LD: added to each layer's FF output in place of the removed neurons; fp32, or None.
+    correction: added to the kept rows of the second projections for the same purpose, or None.
+    acting: on which tokens they act, or None if they act on all.
     """
 
     layers: Sequence[Tensor]
     offset_LD: Tensor | None = None
     correction: Correction | None = None
-    gating: Gating | None = None
+    acting: Acting | None = None
 
     @property
     def counts(self) -> list[int]:
         """k of each layer."""
-        return [len(experts_k) for experts_k in self.layers]
+        return [len(kept_k) for kept_k in self.layers]
 
     @property
-    def acting(self) -> int:
+    def count(self) -> int:
+        """How many neurons stay in all layers."""
+        return sum(self.counts)
+
+    @property
+    def acting_count(self) -> int:
         """How many neurons of all layers act on a token, on average."""
-        return self.gating.acting if self.gating else sum(self.counts)
+        return self.acting.count if self.acting else self.count
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing but indices."""
+        return self.offset_LD is None and self.correction is None and self.acting is None
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all but the correction, which is far larger and counts its own."""
+        offset = 0 if self.offset_LD is None else self.offset_LD.nbytes
+        acting = 0 if self.acting is None else self.acting.bytes
+        return sum(kept_k.nbytes for kept_k in self.layers) + offset + acting
+
+    def to(self, device: torch.device, index_dtype: torch.dtype = torch.int64, *, non_blocking: bool = False) -> "Kept":
+        """On another device, for a step: indices in ``index_dtype``."""
+        return Kept(
+            [kept_k.to(device, index_dtype, non_blocking=non_blocking) for kept_k in self.layers],
+            None if self.offset_LD is None else self.offset_LD.to(device, non_blocking=non_blocking),
+            self.correction and self.correction.to(device, non_blocking=non_blocking),
+            self.acting and self.acting.to(device, non_blocking=non_blocking),
+        )
+
+    def indices(self) -> "Kept":
+        """The indices alone: all that the paper's method chooses."""
+        return Kept(self.layers)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The neurons chosen for one prompt.
+    """The neurons chosen for one prompt, as they are reported and can be used again.
 
-    seconds: from the finished prompt to decode-ready weights.
+    seconds: from the finished prompt to weights that are ready to decode with.
     expert_set: a name for exactly these neurons, equal for equal sets.
     prompt_tokens: how many tokens they were chosen on.
-    experts: which they are, for each layer sorted int32 indices ``(k,)``, on the host.
-    offset_LD, correction, gating: what stands for the others, and when they act, see ``Kept``; on the host.
+    kept: the neurons, on the host.
     """
 
     seconds: float
     expert_set: str
     prompt_tokens: int
-    experts: tuple[Tensor, ...] = field(repr=False, compare=False)
-    offset_LD: Tensor | None = field(default=None, repr=False, compare=False)
-    correction: Correction | None = field(default=None, repr=False, compare=False)
-    gating: Gating | None = field(default=None, repr=False, compare=False)
+    kept: Kept = field(repr=False, compare=False)
 
-    @property
-    def kept(self) -> int:
-        """How many they are, in all layers."""
-        return sum(len(experts_k) for experts_k in self.experts)
+    def without_correction(self) -> "Selection":
+        return replace(self, kept=replace(self.kept, correction=None))
 
-    @property
-    def acting(self) -> int:
-        """How many of them act on a token, on average."""
-        return self.gating.acting if self.gating else self.kept
-
-    @property
-    def bytes(self) -> int:
-        """Of memory that holding this takes, but for the correction: of neurons, offset and gating."""
-        offset = 0 if self.offset_LD is None else self.offset_LD.nbytes
-        gating = 0 if self.gating is None else self.gating.bytes
-        return sum(experts_k.nbytes for experts_k in self.experts) + offset + gating
+    def indices(self) -> "Selection":
+        """Of its neurons the indices alone; to decode with them again would give something else."""
+        return replace(self, kept=self.kept.indices())

@@ -1,6 +1,6 @@
 """What a request may choose: how tokens are drawn, which neurons stay, what is verified, what is scored.
 
-All that is checked here needs no model. The names are those of the HTTP API where it has the same field.
+The checks here need no model. A field that the HTTP API has too is named as it is there.
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from typing import Literal, get_args
 
 from torch import Generator
 
-from griffin.neurons import Selection
+from griffin.neurons import Selection, kept_count
 
-# Divided by less, differences of logits leave the range of fp32.
+# Differences of logits, divided by a smaller temperature, leave the range of fp32.
 GREEDY_BELOW = 1e-5
-# Beyond it, penalties times counts, or logits over a temperature, leave the range of fp32.
+# With larger values, penalties times counts or logits over a temperature leave the range of fp32.
 LARGEST = 1e30
-# Alternatives that can be reported of one token: room for them is made once.
+# The most alternatives that can be reported for one token. Buffers have room for this many.
 MOST_LOGPROBS = 20
 
 MethodName = Literal["griffin", "griffin+"]
@@ -26,17 +26,21 @@ StrategyName = Literal["top_k", "sample", "top_k_sample"]
 STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
 PartName = Literal["score", "budget", "compensation", "ridge", "gating", "prior"]
 PARTS: tuple[PartName, ...] = get_args(PartName)
+# The fields of ``Pruning`` that tell a method how to choose. What a method does is in ``griffin.method.methods``.
+METHOD_FIELDS: dict[MethodName, tuple[str, ...]] = {"griffin": ("selection", "statistic"), "griffin+": ("parts",)}
+# How the paper picks neurons; a request that names neither field means these.
+STANDARD = {"selection": "top_k", "statistic": "flocking"}
 ModeName = Literal["fast", "guarded", "lossless"]
 DraftName = Literal["pruned", "ngram", "both"]
 MODES: tuple[ModeName, ...] = get_args(ModeName)
 DRAFTS: tuple[DraftName, ...] = get_args(DraftName)
-# In one block; the full model reads them in one pass, whose logits are held at once.
+# In one block. The full model reads a block in one pass and holds all its logits at once.
 MOST_DRAFT_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """One sequence's choices. The names and meanings are those of OpenAI and vLLM.
+    """How the tokens of one sequence are drawn. Names and meanings are those of OpenAI and vLLM.
 
     temperature: 0 (or below 1e-5) is greedy; otherwise logits are divided by it.
     top_p: keep the smallest set of tokens whose probabilities reach it, 0 to 1; one token always stays.
@@ -51,7 +55,7 @@ class Sampling:
     min_tokens: nothing ends the sequence before it has that many.
     stop_token_ids: end after any of these, besides the model's own end-of-sequence ids.
     ignore_eos: go on through end-of-sequence ids, for runs of a fixed length.
-    logprobs: report each token's log-probability, and those of that many most probable tokens; None reports none.
+    logprobs: report each token's log-probability and those of this many most probable tokens; None reports none.
     """
 
     temperature: float = 1.0
@@ -97,10 +101,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Auto:
-    """What a request asks for.
+    """Sparsity auto: the largest sparsity whose predicted loss stays within a limit.
 
-    limit: of the predicted KL divergence, the mean over the generated tokens, in nats.
-    tokens: how many will be generated, at most; None takes answers to be as long as those that were measured.
+    limit: the largest allowed KL divergence from the full model, predicted as a mean over the generated tokens, in
+        nats.
+    tokens: the most tokens that will be generated; None assumes answers as long as those that were measured.
     """
 
     limit: float
@@ -109,17 +114,16 @@ class Auto:
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """One request's choices.
+    """Which neurons one request keeps.
 
-    sparsity: fraction of FF neurons removed while decoding, 0 <= sparsity < 1; 0 is the dense model. By griffin+, of FF
-        weights that a token does not read.
-    auto: the sparsity is found once a prompt has been read, instead.
-    selection: how neurons are picked from the statistic.
+    sparsity: the fraction of FF weights that a generated token does not read, 0 <= sparsity < 1; 0 is the dense model.
+    selection: the strategy that picks neurons by the statistic.
     statistic: what they are picked by.
-    seed: of the selections that draw; None draws differently each time.
-    method: griffin is the paper to the letter; griffin+ loses less for as many active parameters, see ``plus``.
-    parts: of griffin+, for experiments on what each is worth.
-    reuse: neurons that were chosen for another prompt, to be taken as they are.
+    seed: for strategies that draw; None draws differently each time.
+    method: griffin is the paper to the letter; griffin+ loses less for as many active parameters, see ``method.plus``.
+    parts: the parts of griffin+ that are used, for experiments on what each is worth.
+    reuse: neurons that were chosen for another prompt; they are taken as they are.
+    auto: find the sparsity once the prompt has been read.
     """
 
     sparsity: float = 0.0
@@ -140,38 +144,60 @@ class Pruning:
             raise ValueError(f"statistic must be one of {', '.join(STATISTICS)}, but is {self.statistic!r}")
         if self.method not in METHOD_NAMES:
             raise ValueError(f"method must be one of {', '.join(METHOD_NAMES)}, but is {self.method!r}")
-        if self.method == "griffin+" and (self.selection, self.statistic) != ("top_k", "flocking"):
-            raise ValueError("method griffin+ chooses by itself: leave out selection and statistic")
-        if self.auto and (self.sparsity or self.reuse or (self.selection, self.statistic) != ("top_k", "flocking")):
+        if not set(self._not_standard()) <= set(METHOD_FIELDS[self.method]):
+            raise ValueError(f"method {self.method} chooses by itself: leave out selection and statistic")
+        if self.auto and (self.sparsity or self.reuse or self._not_standard()):
             raise ValueError("auto goes by the prompt's statistic: leave out sparsity, selection, statistic and reuse")
 
+    def _not_standard(self) -> list[str]:
+        return [name for name, value in STANDARD.items() if getattr(self, name) != value]
+
+    def prunes(self, width: int) -> bool:
+        """Whether a generated token leaves out any neuron. The one place where this is decided.
+
+        A small sparsity may round to all neurons. While auto has not found its sparsity, the answer is yes.
+
+        Args:
+            width: F, the FF neurons in each layer of the model.
+        """
+        if self.reuse is not None:
+            return self.reuse.kept.acting_count < width * len(self.reuse.kept.layers)
+        return self.auto is not None or kept_count(width, self.sparsity) < width
+
+    @property
+    def follows_text(self) -> bool:
+        """Whether the text alone decides which neurons are kept, so that they can be chosen anew as it goes on."""
+        return self.reuse is None and not self._not_standard()
+
     def generator(self) -> Generator:
-        """A stream that repeats by its seed, or that nobody can repeat. The same on every device."""
+        """Random numbers, the same on every device: repeatable with a seed, different each time without."""
         generator = Generator()
         if self.seed is None:
             generator.seed()
         else:
-            # Any integer is mapped onto the 64 bits that torch takes, of which it uses the lower 32 here.
+            # torch takes 64 bits, so any integer is mapped onto those. It uses the lower 32 here.
             generator.manual_seed(self.seed % 2**63)
         return generator
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """One request's choices.
+    """How the tokens of the kept neurons are checked by the full model.
 
-    mode: fast takes what the kept neurons generate (the paper). The others have the full model read every few
-        tokens in one pass, which also puts right their keys and values. guarded keeps those of them that the full
-        model finds acceptable and goes on from the first that it does not (Sirius, Zhou et al. 2024). lossless keeps
-        those that the full model would have drawn too: what comes out is the full model's, token by token. In
-        float32 these are sparsity 0's tokens. In bfloat16 a pass over several tokens rounds its sums differently, and
-        answers part at a token where two are nearly equally likely.
-    draft: what is verified: tokens of the kept neurons, what followed when the last tokens occurred before
-        (n-grams), or the second where there is one, else the first. n-grams are held to lossless in either mode.
-    draft_tokens: how many are verified at once, 1 to 64; None for what measured best in each mode.
-    acceptance: of guarded: a token is acceptable if the full model finds it at least that many times as probable
+    mode: what becomes of those tokens.
+        fast takes them unchecked (the paper).
+        guarded has the full model read every few tokens in one pass. It keeps those that the full model finds
+        acceptable and goes on from the first that it does not (Sirius, Zhou et al. 2024).
+        lossless keeps those that the full model would have drawn too: token by token the full model's own answer.
+        In float32 that is the answer of sparsity 0. In bfloat16 a pass over several tokens rounds its sums
+        differently, and answers may part at a token where two are nearly equally likely.
+        The passes of guarded and lossless also replace the tokens' keys and values by exact ones.
+    draft: where drafts come from. pruned: the kept neurons. ngram: what followed when the latest tokens occurred
+        before. both: ngram where it finds something, else pruned. n-grams are always checked as in lossless.
+    draft_tokens: how many tokens are checked at once, 1 to 64; None takes what measured best in each mode.
+    acceptance: for guarded: a token is acceptable if the full model finds it at least this many times as probable
         as its most probable one, above 0 and at most 1.
-    refresh: whether neurons are chosen anew as the full model reads on, once they would be others.
+    refresh: choose the neurons anew as the full model reads on, once enough of them would differ.
     """
 
     mode: ModeName = "fast"
@@ -193,13 +219,13 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How a prompt's own tokens are to be scored.
+    """How a prompt's own tokens are scored.
 
-    top: report that many most probable tokens at each position, besides the token itself.
-    prompt_tokens: with a sparsity, the full model reads that many tokens and neurons are chosen on them; all
-        further tokens are read by the kept neurons, as if they had been generated. None: all but the last
-        input, the paper's simulated generation for classification (5.1). The last token of a scored text is no
-        input to its own score, so that is two less than the text has.
+    top: report this many most probable tokens at each position, besides the token itself.
+    prompt_tokens: with a sparsity, the full model reads this many tokens and neurons are chosen on them. The kept
+        neurons read all further tokens, as if they had been generated. None: all inputs but the last, the paper's
+        simulated generation for classification (5.1). A scored text's last token is no input to its own score, so
+        this is two less than the text has.
     start: tokens before this one need no score, and may be left without.
     """
 
@@ -208,4 +234,5 @@ class Scoring:
     start: int = 0
 
     def read_dense(self, length: int) -> int:
+        """How many tokens of a text of this length the full model reads."""
         return max(1, length - 2) if self.prompt_tokens is None else self.prompt_tokens

@@ -66,9 +66,9 @@ def _require_prepared(prepared: Preparation, settings: Settings) -> None:
     Raises:
         LoadError: every request that leaves a choice to the settings would be refused.
     """
-    if settings.method == "griffin+" and prepared.calibration is None:
+    if not prepared.allows(settings.method):
         raise LoadError(
-            f"--method griffin+ needs {settings.model} to be calibrated once: "
+            f"--method {settings.method} needs {settings.model} to be calibrated once: "
             f"python -m griffin calibrate --model {settings.model}"
         )
     if settings.sparsity == "auto" and settings.method not in prepared.measured:

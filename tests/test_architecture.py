@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from griffin.decode.steps import STEP_NAMES
+from griffin.request import METHOD_NAMES
+
 ROOT = Path(__file__).parents[1]
 OURS = ("griffin", "server", "loadtest")
 # Top to bottom: a folder or module may import itself and those below it. ``__init__`` is what others import.
@@ -102,6 +105,35 @@ def test_the_library_knows_nothing_of_the_service() -> None:
 def test_the_service_does_not_touch_tensors() -> None:
     """No torch and no transformers in server/."""
     assert importing("server", "torch", "transformers") == []
+
+
+def test_methods_are_not_told_apart_by_name() -> None:
+    """What differs between them is in their rows."""
+    names = {*METHOD_NAMES} - {"griffin"}
+    compared = [
+        f"{path}:{node.lineno}"
+        for package in ("griffin", "server")
+        for path, tree in modules(package).items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare | ast.MatchValue)
+        and any(isinstance(part, ast.Constant) and part.value in names for part in ast.walk(node))
+    ]
+
+    assert compared == []
+
+
+def test_steps_are_not_told_apart_by_name() -> None:
+    """But in their table, where one may be asked for."""
+    names = {*STEP_NAMES} - {"auto"}
+    compared = [
+        f"{path}:{node.lineno}"
+        for path, tree in modules("griffin").items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        and any(isinstance(part, ast.Constant) and part.value in names for part in ast.walk(node))
+    ]
+
+    assert compared == []
 
 
 def test_nothing_imports_the_experiments() -> None:

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, as they are reported.
+"""Log-probabilities of tokens, in the form in which they are reported.
 
 Shapes: C positions, V vocabulary.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 class Logprobs:
     """Log-probabilities at one position, under the model itself: before bias, penalties, temperature and filters.
 
-    chosen: of the token that stands there.
+    chosen: the log-probability of the token at that position.
     top: ids and log-probabilities of the most probable tokens, best first.
     """
 
@@ -23,7 +23,7 @@ class Logprobs:
 def logprobs(logits_CV: Tensor, ids_C: Tensor, top: int) -> list[Logprobs]:
     """For each of C positions: its token's log-probability and those of the ``top`` most probable ones.
 
-    Of the same logit the same float comes out, so a most probable token is recognised by equality.
+    Equal logits give equal floats, so a token is recognised among the most probable ones by equality.
     """
     logits_CV = logits_CV.float()
     normalisers_C1 = logits_CV.logsumexp(dim=1, keepdim=True)

@@ -1,8 +1,8 @@
 """Tokens drawn from logits on the device, without the host.
 
-Everything that a request chooses lies in tensors that never move, so the same operations, once captured in a
-CUDA graph, draw for any request. What is drawn depends on seed, place in the sequence and logits alone: not on
-the device, nor on whether a graph ran.
+All choices of a request lie in tensors that never move. So the same operations, once captured in a CUDA graph, draw for
+any request. A draw depends only on seed, place in the sequence and logits. The device makes no difference, and neither
+does a graph.
 
 Shapes: V vocabulary.
 """
@@ -18,16 +18,16 @@ from torch import Tensor
 from griffin.decode.logprobs import Logprobs
 from griffin.request import MOST_LOGPROBS, Sampling
 
-# The nucleus of top_p is looked for among that many tokens first: they are found sooner than all are sorted.
+# The nucleus of top_p is looked for among so many highest tokens first, which is faster than sorting all.
 NUCLEUS = 1024
 LOW_32_BITS = 0xFFFFFFFF
-# More than any context holds, and less than the tensors that count tokens do.
+# More than any context holds, and within the range of the tensors that count tokens.
 MOST_TOKENS = 2**62
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Which operations a request needs. One with more of them serves it too, at their cost."""
+    """Which operations a request needs. A kind with more operations serves it too, at their cost."""
 
     adjusted: bool = True
     sampled: bool = True
@@ -35,6 +35,7 @@ class Kind:
     logprobs: bool = True
 
     def covers(self, other: "Kind") -> bool:
+        """Whether it has all operations of another kind."""
         return (
             self.adjusted >= other.adjusted
             and self.sampled >= other.sampled
@@ -50,7 +51,10 @@ EVERYTHING = Kind()
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A token on the host. logprobs: if they were asked for."""
+    """A token on the host.
+
+    logprobs: if they were asked for.
+    """
 
     id: int
     logprobs: Logprobs | None = None
@@ -60,7 +64,7 @@ class Sampler:
     """Draws the tokens of one sequence after another.
 
     id: int64 ``(1,)``, the latest token.
-    kind: what the sequence at hand needs.
+    kind: the operations that the sequence at hand needs.
     """
 
     def __init__(self, vocabulary: int, device: torch.device) -> None:
@@ -92,8 +96,8 @@ class Sampler:
         """Begin a sequence.
 
         Args:
-            prompt_ids: what repetition_penalty counts as seen from the start.
-            end_ids: what min_tokens keeps from being drawn too soon.
+            prompt_ids: repetition_penalty counts these as seen from the start.
+            end_ids: min_tokens keeps these from being drawn too soon.
         """
         self._count.zero_()
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
@@ -103,7 +107,7 @@ class Sampler:
         vocabulary = len(self._ranks_V)
         top_k = min(sampling.top_k, vocabulary)
         self._top_k.fill_(top_k or vocabulary)
-        # Rounding may let the sum of all probabilities exceed 1 a little.
+        # Because of rounding, the sum of all probabilities may exceed 1 a little.
         self._top_p.fill_(sampling.top_p if sampling.top_p < 1 else math.inf)
         self._min_p.fill_(sampling.min_p)
         self._load_adjustments(sampling, prompt_ids, end_ids)
@@ -136,11 +140,12 @@ class Sampler:
 
     @torch.inference_mode()
     def draw(self, logits_V: Tensor, kind: Kind | None = None) -> None:
-        """Draw the next token into ``id``, and its log-probabilities beside it; nothing waits for the device.
+        """Draw the next token into ``id``, and its log-probabilities beside it. The host does not wait for the device.
 
         Args:
-            logits_V: any float dtype; they are left as they are.
-            kind: operations to make, a cover of ``self.kind``, for a graph that serves many; None for those needed.
+            logits_V: any float dtype; they are not changed.
+            kind: the operations to run, for a graph that serves many requests; it covers ``self.kind``. None runs
+                those that are needed.
         """
         kind, captured = kind or self.kind, kind is not None
         own_V = logits_V.float()
@@ -166,13 +171,13 @@ class Sampler:
 
     @torch.inference_mode()
     def mark(self) -> None:
-        """A place to come back to; nothing waits for the device. The latest one counts."""
+        """Remember this place for ``back``; an earlier mark is forgotten. The host does not wait for the device."""
         for marked, state in zip(self._marked, self._state(), strict=True):
             marked.copy_(state)
 
     @torch.inference_mode()
     def back(self) -> None:
-        """Undo what was drawn and taken since the mark; what is drawn next is drawn as it would have been there."""
+        """Undo what was drawn and taken since the mark. The next draw is the one that would have come there."""
         for marked, state in zip(self._marked, self._state(), strict=True):
             state.copy_(marked)
 
@@ -180,7 +185,7 @@ class Sampler:
         return self.id, self._count, self._counts_V, self._seen_V
 
     def _settle(self, logits_V: Tensor, kind: Kind, captured: bool) -> None:
-        """``id`` is the next token."""
+        """Count ``id`` as the next token, and report it if that is wanted."""
         self._count += 1
         if kind.adjusted:
             self._counts_V[self.id] += 1
@@ -189,17 +194,21 @@ class Sampler:
             self._report(logits_V, len(self._top_ids) if captured else min(self._top, len(self._top_ids)))
 
     def drawn(self) -> Drawn:
-        """The latest token, read by the host, which waits for it."""
+        """The latest token. The host waits for it."""
         return self.read(self.results())
 
     def results(self, everything: bool = False) -> tuple[Tensor, ...]:
-        """Where ``draw`` puts what the host wants to know of this sequence, or may ever want."""
+        """The tensors in which ``draw`` leaves its results.
+
+        Args:
+            everything: all that any sequence may need; otherwise what this one needs.
+        """
         if not self.kind.logprobs and not everything:
             return (self.id,)
         return self.id, self._chosen, self._top_ids, self._top_logprobs
 
     def read(self, results: Sequence[Tensor]) -> Drawn:
-        """From ``results`` of this sequence, or copies of them."""
+        """The token that ``results`` of this sequence, or copies of them, hold."""
         id = int(results[0])
         if len(results) == 1:
             return Drawn(id)
@@ -216,19 +225,19 @@ class Sampler:
         return scores_V.masked_fill(too_soon_V, -math.inf)
 
     def _all_sorted(self, scores_V: Tensor) -> tuple[Tensor, Tensor]:
-        """All tokens by rank, those beyond top_k out of the race."""
+        """All tokens by rank; those beyond top_k cannot be drawn."""
         scores, order = scores_V.sort(descending=True, stable=True)
         return scores.masked_fill(self._ranks_V >= self._top_k, -math.inf), order
 
     def _highest(self, scores_V: Tensor) -> tuple[Tensor, Tensor]:
-        """As many of the highest as the filters can leave; the host knows the limits, and may look."""
+        """At least as many of the highest tokens as the filters can leave. Here the host may wait for the device."""
         top_k, top_p, min_p = self._limits
         if 0 < top_k <= NUCLEUS:
             return scores_V.topk(min(top_k, len(scores_V)))
         if not top_k and len(scores_V) > NUCLEUS:
             highest = scores_V.topk(NUCLEUS)
             scores = highest.values
-            # All others are below min_p, or behind those that reach top_p.
+            # All other tokens are below min_p, or come after those that reach top_p.
             if min_p and scores[-1] < scores[0] + math.log(min_p):
                 return highest
             if top_p < 1 and (scores - scores_V.logsumexp(0)).exp().sum() > top_p:
@@ -236,7 +245,7 @@ class Sampler:
         return self._all_sorted(scores_V)
 
     def _filtered(self, scores: Tensor, all_V: Tensor | None) -> Tensor:
-        """top_p and min_p on ordered scores: each on what the one before left, the first always stays."""
+        """top_p and then min_p on ordered scores; the first token always stays."""
         whole = scores if all_V is None or self._limits[0] else all_V
         probabilities = (scores - whole.logsumexp(0)).exp()
         ahead = probabilities.cumsum(0) - probabilities
@@ -246,10 +255,10 @@ class Sampler:
 
     def _noise(self) -> Tensor:
         """Gumbel noise ``(V,)``: the highest of log-probability + noise is a draw (Gumbel, 1954)."""
-        # A counter-based stream: the count is mixed into the key, then each token's number is hashed with it.
+        # A counter-based stream: the count is mixed into the key, then each token's number is hashed with the key.
         key = _hashed(self._count + self._keys[0], self._keys[1])
         bits_V = _hashed(self._ranks_V + key, self._keys[0]) >> 9
-        # 23 bits and a half: neither 0 nor 1 in fp32.
+        # The half keeps the number above 0 and below 1 in fp32.
         uniform_V = (bits_V.float() + 0.5) * 2.0**-23
         return -torch.log(-torch.log(uniform_V)) * self._noise_scale
 
@@ -284,7 +293,7 @@ def _keys(seed: int) -> list[int]:
 
 
 def _hashed(values: Tensor, key: Tensor) -> Tensor:
-    """Numbers of 32 bits, in int64, to others: two rounds of multiply and shift, and the key between them."""
+    """Hash numbers of 32 bits, in int64: two rounds of multiply and shift, with the key between them."""
     values = values * 0x9E3779B1 & LOW_32_BITS
     values = (values ^ values >> 16) * 0x21F0AAAD & LOW_32_BITS
     values = (values ^ values >> 15 ^ key) * 0x735A2D97 & LOW_32_BITS

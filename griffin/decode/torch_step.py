@@ -16,9 +16,9 @@ from torch.nn import functional
 from griffin.decode.twin import DecodeTwin
 from griffin.model.cache import KVCache
 from griffin.model.weights import Activation, FeedForwardWeights, Layer, Norm, Rotary, Weights
-from griffin.neurons import Gating, Kept
+from griffin.neurons import Acting, Kept
 
-# From gate values and activations to the activations that the second projection receives, see ``Gating.apply``.
+# From gate values and activations to the activations that the second projection receives: ``Acting.apply`` of a layer.
 Acts = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -32,16 +32,16 @@ class LeanStep:
         """
         self._weights, self._cache, self._twin = weights, cache, twin
         self._kept: list[FeedForwardWeights] | None = None
-        self._gating: Gating | None = None
+        self._acting: Acting | None = None
         self._rotaries = {id(layer.rotary): layer.rotary for layer in weights.layers if layer.rotary is not None}
 
     def keep(self, kept: Kept | None) -> None:
         """Use these neurons from now on, or all."""
-        # First, because the old ones may take the memory that the new ones need.
-        self._kept = self._gating = None
+        # The old weights go first: they may be in the way of the new ones.
+        self._kept = self._acting = None
         if kept is not None:
             self._kept = self._twin.load(kept)
-            self._gating = kept.gating and kept.gating.to(self._weights.device, self._weights.dtype)
+            self._acting = kept.acting and kept.acting.to(self._weights.device, self._weights.dtype)
 
     @torch.inference_mode()
     def __call__(self, id: int) -> Tensor:
@@ -57,7 +57,7 @@ class LeanStep:
             attended_1D = self._attend(layer, number, position, _normed(x_1D, layer.before_attention), angles)
             x_1D = x_1D + self._scaled(_normed(attended_1D, layer.after_attention))
             feed_forward = layer.feed_forward if self._kept is None else self._kept[number]
-            acts = partial(self._gating.apply, number) if self._gating else None
+            acts = partial(self._acting.apply, number) if self._acting else None
             fed_1D = feed(feed_forward, _normed(x_1D, layer.before_feed_forward), weights.activation, acts)
             x_1D = x_1D + self._scaled(_normed(fed_1D, layer.after_feed_forward))
         self._cache.length = position + 1
@@ -101,7 +101,7 @@ class LeanStep:
 
 
 def feed(feed_forward: FeedForwardWeights, x_1D: Tensor, activation: Activation, acts: Acts | None = None) -> Tensor:
-    """The FF block of all neurons or of the kept ones. ``acts`` leaves only those that act on this token."""
+    """The FF block, with the neurons that ``feed_forward`` has, or of these only those that act."""
     hidden = feed_forward.expand(x_1D)
     if feed_forward.gated:
         gate_1k, up_1k = hidden.chunk(2, dim=1)

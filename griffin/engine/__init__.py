@@ -1,4 +1,4 @@
-"""A sequence: the prompt is read, neurons are chosen, tokens follow.
+"""A sequence: the prompt is read, neurons are chosen, and tokens follow.
 
 May import: decode, method, model, and what those may import.
 """

@@ -1,4 +1,4 @@
-"""How far the kept neurons' predictions are from the full model's, given the same tokens before.
+"""How far the kept neurons' predictions are from the full model's, given the same preceding tokens.
 
 Shapes: T tokens, D model width, V vocabulary.
 """
@@ -14,17 +14,17 @@ from transformers import PreTrainedModel
 
 from griffin.model.forward import head
 
-# Logits of that many tokens are held at once, twice.
+# Logits of this many tokens are held at once, from both sides.
 AT_ONCE = 64
-# In nats a token. The exponential of more is no float, of its negative 0, which has no logarithm.
+# In nats per token. The exponential of more is no float. The exponential of its negative is 0, which has no logarithm.
 MOST_NATS = 700.0
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Kept neurons beside the full model on tokens that they generated, both given the same ones before.
+    """Kept neurons beside the full model on tokens that they generated, given the same preceding tokens.
 
-    tokens: that were compared; all but the first, which is the full model's.
+    tokens: how many were compared: all but the first, which is the full model's.
     kl: mean Kullback-Leibler divergence of the pruned distribution from the full one, in nats.
     top1_agreement: how often both find the same token most probable, 0 to 1.
     perplexity_ratio: the full model's perplexity on these tokens over the pruned model's; above 1, the full model
@@ -39,7 +39,11 @@ class Comparison:
 
 @torch.inference_mode()
 def divergence(model: PreTrainedModel, full_TD: Tensor, pruned_TD: Tensor, ids: Sequence[int]) -> Comparison:
-    """From both sides' last hidden states; ``ids`` are the tokens that follow each of them."""
+    """Compare both sides' last hidden states.
+
+    Args:
+        ids: the token that follows each of them.
+    """
     tokens, device = len(ids), full_TD.device
     kl, gap = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
     agreed = torch.zeros((), dtype=torch.int64, device=device)
@@ -49,7 +53,7 @@ def divergence(model: PreTrainedModel, full_TD: Tensor, pruned_TD: Tensor, ids: 
         kl += functional.kl_div(pruned, full, reduction="sum", log_target=True)
         agreed += (full.argmax(dim=1) == pruned.argmax(dim=1)).sum()
         gap += (pruned - full).gather(1, next_T[rows, None]).sum()
-    # Of equal distributions rounding may make it a little less than nothing.
+    # For equal distributions, rounding may give a little less than 0.
     mean = max(0.0, float(kl) / tokens)
     return Comparison(
         tokens, mean, int(agreed) / tokens, math.exp(max(-MOST_NATS, min(MOST_NATS, float(gap) / tokens)))

@@ -1,12 +1,11 @@
 """Engine: token ids in, token ids out, one sequence at a time. It knows nothing of text.
 
-The life of a sequence: the full model reads the prompt in chunks while the statistic adds up; the first
-token is drawn from the full model; the neurons are selected; the decode twin does the rest. To score a given
-text sparsely, the selection comes before its end, and the twin reads the rest.
+The life of a sequence: the full model reads the prompt in chunks while the statistic adds up. The first token is drawn
+from the full model's logits. Then neurons are chosen, and the decoder makes all further tokens with those. To score a
+given text sparsely, neurons are chosen before its end, and the decode twin reads the rest.
 """
 
 import gc
-import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -15,13 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from griffin.decode.steps import STEPS, StepName
+from griffin.decode.steps import STEP_NAMES, StepName
+from griffin.engine.assembly import Assembly, assemble
+from griffin.engine.continuation import Token
+from griffin.engine.limits import Limits, model_context_length
 from griffin.engine.prefixes import PrefixStore
-from griffin.engine.prompt import Claim, Prompt, Token, never
-from griffin.engine.runner import Runner
+from griffin.engine.prompt import Claim, Prompt, never
 from griffin.errors import (
     Cancelled,
-    ContextLengthExceeded,
     EngineBusy,
     InvalidRequest,
     LoadError,
@@ -32,14 +32,21 @@ from griffin.method.auto import LossTable
 from griffin.method.plus.calibration import Calibration
 from griffin.method.preparation import Preparation
 from griffin.model.checkpoint.ends import configured_ends
-from griffin.request import METHOD_NAMES, MethodName, Pruning, Sampling, Scoring, Verification
+from griffin.request import METHOD_NAMES, Pruning, Sampling, Scoring, Verification
 
 
 class Engine:
     """Generates from one model on one device, one sequence at a time.
 
-    Several engines may be built on one model: they share its weights, and each has its own module trees,
-    KV cache and buffers.
+    Several engines may be built on one model. They share its weights; each has its own module trees, KV cache and
+    buffers.
+
+    accounting: parameters and bytes of the model.
+    prefixes: the store of recent prompts' beginnings.
+    device: where the model computes.
+    vocabulary_size: token ids are below it.
+    context_length: in tokens.
+    eos_token_ids: end a sequence, unless its sampling says otherwise.
     """
 
     def __init__(
@@ -59,9 +66,9 @@ class Engine:
             context_length: a limit below the model's own, in tokens.
             prefill_chunk: prompt tokens per forward pass, the bound on prefill's memory.
             prefixes: where the beginnings of prompts are kept, of the same chunk; None keeps none.
-            calibration: of this model, for method griffin+; None refuses that.
-            losses: of this model, by method, for sparsity auto; likewise.
-            step: how a token is run, see ``decode``; auto takes the fastest.
+            calibration: of this model, for the methods that need one; without it they are refused.
+            losses: of this model, by method, for sparsity auto; a method without a table is refused there.
+            step: how a token is run, see ``decode.steps``; auto takes the fastest.
 
         Raises:
             UnsupportedModel: see ``families.feed_forwards``.
@@ -69,8 +76,8 @@ class Engine:
         """
         if prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be 1 or more, but is {prefill_chunk}")
-        if step not in STEPS:
-            raise ValueError(f"step must be one of {', '.join(STEPS)}, but is {step!r}")
+        if step not in STEP_NAMES:
+            raise ValueError(f"step must be one of {', '.join(STEP_NAMES)}, but is {step!r}")
         if prefixes is not None and prefixes.chunk != prefill_chunk:
             raise ValueError(f"prefill_chunk is {prefill_chunk}, but prefixes are kept in chunks of {prefixes.chunk}")
         model.eval().requires_grad_(False)
@@ -80,23 +87,16 @@ class Engine:
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = model_context_length(model, context_length)
         self.eos_token_ids = configured_ends(model)
-        self._make_runner = partial(
-            Runner,
-            model,
-            context_length=self.context_length,
-            prefill_chunk=prefill_chunk,
-            prefixes=self.prefixes,
-            calibration=calibration,
-            losses=losses,
-            step=step,
-        )
-        self._made: Runner | None = self._make_runner()
-        # None of these needs the runner again: requests are checked while it is being made anew.
-        self.accounting = self._runner.accounting
+        # Requests are checked against these while the rest is being made anew.
         self._preparation = Preparation(calibration, losses)
+        self._assemble = partial(
+            assemble, model, self.prefixes, self._preparation, context_length=self.context_length, step=step
+        )
+        self._made: Assembly | None = self._assemble()
+        self.accounting = self._made.trees.accounting
 
     @property
-    def _runner(self) -> Runner:
+    def _assembly(self) -> Assembly:
         """
         Raises:
             EngineBusy: it is being made anew, or that has failed.
@@ -107,88 +107,47 @@ class Engine:
 
     @property
     def step(self) -> str:
-        """Which step runs a token, see ``decode``."""
-        return self._runner.decoder.name
+        """Which step runs a token, see ``decode.steps``."""
+        return self._assembly.state.decoder.name
 
     def rebuild(self) -> None:
-        """Start over after a failure, whatever state it left: all but the weights is made anew, and warmed up.
+        """Start over after a failure: make everything but the weights anew, and warm it up.
 
-        Meanwhile ``check``, ``require``, ``accounting`` and the sizes answer as ever, in any thread.
+        Meanwhile ``check``, ``require``, ``accounting`` and the sizes work as always, in any thread.
         """
-        # First the memory of the old one, or of an attempt that ended half-way.
+        # Free the old memory first, also that of an attempt that ended half-way.
         self._made = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self._claim = None
         self.prefixes.clear()
-        self._made = self._make_runner()
+        self._made = self._assemble()
         self.warm_up()
 
     def warm_up(self) -> None:
-        """First calls choose kernels and touch buffers; no request should pay for that. Nor be answered wrongly."""
+        """Choose kernels and touch buffers, so that no request pays for that; and check that the step is right."""
         prompt = [id % self.vocabulary_size for id in range(min(8, self.context_length - 2))]
-        self._runner.verify(prompt)
-        methods: tuple[MethodName, ...] = METHOD_NAMES if self._runner.chooser.is_calibrated else ("griffin",)
-        for method in methods:
+        self._assembly.verify(prompt)
+        for method in filter(self._preparation.allows, METHOD_NAMES):
             for _ in self.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5, method=method)):
                 pass
 
     def check(
         self, prompt_ids: Sequence[int], sampling: Sampling | None = None, scoring: Scoring | None = None
     ) -> None:
-        """Whether a prompt can be read and scored so, and continued so (``sampling`` None: not at all).
+        """Check that a prompt can be read and scored so, and continued so; ``sampling`` None means not continued.
 
         Raises:
-            InvalidRequest: an empty prompt, an id that the model does not have, or a prompt's end outside of it.
+            InvalidRequest: an empty prompt, an id that the model does not have, or scoring from beyond the prompt.
             ContextLengthExceeded: prompt and ``max_tokens`` together exceed the context.
         """
-        if not prompt_ids:
-            raise InvalidRequest("the prompt has no tokens; give at least one", "prompt")
-        lowest, highest = min(prompt_ids), max(prompt_ids)
-        if lowest < 0 or highest >= self.vocabulary_size:
-            wrong = lowest if lowest < 0 else highest
-            raise InvalidRequest(
-                f"token id {reprlib.repr(wrong)} is out of range; this model has ids 0 to {self.vocabulary_size - 1}",
-                "prompt",
-            )
-        if scoring and scoring.prompt_tokens is not None and not 1 <= scoring.prompt_tokens <= len(prompt_ids):
-            raise InvalidRequest(
-                f"griffin.prompt_tokens: {scoring.prompt_tokens} is not within the prompt of {len(prompt_ids)} tokens",
-                "griffin.prompt_tokens",
-            )
-        biased = max(sampling.logit_bias, default=0) if sampling else 0
-        if biased >= self.vocabulary_size:
-            raise InvalidRequest(
-                f"logit_bias: token id {reprlib.repr(biased)} is out of range; this model has ids 0 to "
-                f"{self.vocabulary_size - 1}",
-                "logit_bias",
-            )
-        stop = max(sampling.stop_token_ids, default=0) if sampling else 0
-        if stop >= self.vocabulary_size:
-            raise InvalidRequest(
-                f"stop_token_ids: token id {stop} is out of range; this model has ids 0 to {self.vocabulary_size - 1}",
-                "stop_token_ids",
-            )
-        max_tokens = sampling.max_tokens if sampling else 0
-        room = self.context_length - len(prompt_ids)
-        if room < min(1, max_tokens):
-            raise ContextLengthExceeded(
-                f"this model's context is {self.context_length} tokens and the prompt has {len(prompt_ids)}, "
-                "which leaves no room for an answer; shorten the prompt",
-                "prompt",
-            )
-        if max_tokens > room:
-            raise ContextLengthExceeded(
-                f"this model's context is {self.context_length} tokens: {len(prompt_ids)} of the prompt and "
-                f"max_tokens={reprlib.repr(max_tokens)} do not fit; ask for at most {room}",
-                "max_tokens",
-            )
+        Limits(self.vocabulary_size, self.context_length).check(prompt_ids, sampling, scoring)
 
     def require(self, pruning: Pruning) -> None:
         """
         Raises:
-            InvalidRequest: this model cannot be pruned so: it was not calibrated, or not measured.
+            InvalidRequest: this model cannot be pruned so, because it was not calibrated or not measured.
         """
         self._preparation.require(pruning)
 
@@ -200,7 +159,7 @@ class Engine:
         scoring: Scoring | None = None,
         cancelled: Callable[[], bool] = never,
     ) -> Iterator[Prompt]:
-        """Read a prompt once, to generate any number of sequences from it. The engine is taken until the block ends.
+        """Read a prompt once, to generate any number of sequences from it. The engine is busy until the block ends.
 
         Raises:
             InvalidRequest: see ``check``.
@@ -212,8 +171,9 @@ class Engine:
         self.check(prompt_ids, None, scoring)
         self.require(pruning)
         with self._claimed() as claim:
-            self._runner.reset(pruning)
-            prompt = Prompt(self._runner, prompt_ids, pruning, self.eos_token_ids, claim)
+            assembly = self._assembly
+            assembly.begin(pruning)
+            prompt = Prompt(assembly, prompt_ids, pruning, self.eos_token_ids, claim)
             prompt.read(scoring, cancelled)
             yield prompt
 
@@ -252,8 +212,8 @@ class Engine:
     def score(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int], pruning: Pruning) -> Tensor:
         """Log-probabilities of a given continuation, teacher-forced: fp32 ``(len(continuation_ids),)``.
 
-        The prompt runs through the full model, which also predicts the first token of the continuation;
-        the rest is predicted by the kept neurons, as in the paper's simulated generation (5.1, 5.3).
+        The full model reads the prompt and predicts the first token of the continuation. The kept neurons predict the
+        rest, as in the paper's simulated generation (5.1, 5.3).
         """
         if not prompt_ids or not continuation_ids:
             raise InvalidRequest("both a prompt and a continuation are needed", "prompt")
@@ -276,7 +236,7 @@ class Engine:
             raise
         finally:
             claim.holds = False
-            # After a rebuild, another may be there already.
+            # After a rebuild, another claim may be there already.
             if self._claim is claim:
                 self._claim = None
 
@@ -291,14 +251,17 @@ def build_engines(
     calibration: Calibration | None = None,
     losses: Sequence[LossTable] = (),
 ) -> list[Engine]:
-    """Engines that share one model and one store of prefixes, warmed up, for ``count`` threads to run one each.
+    """Engines that share one model and one store of prefixes, warmed up, each for a thread of its own.
 
     On a CPU torch's threads are divided among them: more threads than cores cost far more than they bring.
+
+    Raises:
+        LoadError: the weights leave too little memory for so many engines.
     """
     if model.device.type == "cpu" and count > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     prefixes = PrefixStore(prefix_bytes, prefill_chunk)
-    # Once for all of them.
+    # One copy for all engines.
     calibration = calibration and calibration.to(model.device)
     engines: list[Engine] = []
     try:
@@ -321,24 +284,3 @@ def build_engines(
             "of a whole context each); choose a shorter context (max-model-len) or fewer workers"
         ) from error
     return engines
-
-
-def model_context_length(model: PreTrainedModel, limit: int | None = None) -> int:
-    """Tokens that a model can attend to, or fewer by a limit.
-
-    Model cards describe YaRN as a factor beside an unchanged ``max_position_embeddings``: the context is then the
-    original length times the factor (as in vLLM). Linear scaling is written both ways, so the configured length holds
-    unless a limit asks for more, up to the factor.
-    """
-    config = model.config
-    own = most = int(config.max_position_embeddings)
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind, factor = rope.get("rope_type"), float(rope.get("factor") or 1.0)
-    if kind == "longrope":
-        # Beyond this length all earlier keys would have to be rotated anew: chunks and a cache cannot do that.
-        own = most = min(own, int(rope["original_max_position_embeddings"]))
-    elif kind == "yarn":
-        own = most = max(own, int(float(rope.get("original_max_position_embeddings") or own) * factor))
-    elif kind == "linear":
-        most = max(own, int(own * factor))
-    return own if limit is None else min(limit, most)

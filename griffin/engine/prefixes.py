@@ -1,8 +1,8 @@
 """Beginnings of recent prompts, so that a prompt that shares one need not read it again.
 
-Kept are whole chunks of the prompt phase, and each starts where the full prompt's chunk would: what is computed
-behind them is bit for bit what it would be without them. With the keys and values goes the statistic up to that
-point, which is a running sum; so the neurons chosen are the same too.
+Whole chunks of the prompt phase are kept, each cut where any prompt's chunk would be. So everything after them is
+computed bit for bit as it would be without them. A chunk has keys and values, and the statistic up to its end, which is
+a running sum; so the neurons chosen are the same too.
 """
 
 import hashlib
@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from griffin.engine.state import SequenceState
+from griffin.errors import is_out_of_memory
 from griffin.method.statistic import Sums
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """What reading one chunk of a prompt left, behind the chunks before it.
+    """What reading one chunk of a prompt left, after the chunks before it.
 
     keys_values: ``(layers, 2, G, chunk, S)``.
     sums: the statistic up to the chunk's end.
@@ -34,9 +36,9 @@ class Chunk:
 
 
 class PrefixStore:
-    """Chunks of recent prompts within a budget of memory; those not used for longest go first.
+    """Chunks of recent prompts within a budget of memory. The chunk that was not used for longest goes first.
 
-    Several engines on one device may share it, from threads of their own.
+    Several engines on one device may share a store, each in a thread of its own.
     """
 
     def __init__(self, budget_bytes: int, chunk: int) -> None:
@@ -54,7 +56,7 @@ class PrefixStore:
         return len(self._chunks)
 
     def names(self, ids: Sequence[int]) -> list[bytes]:
-        """A name for each whole chunk that stands for all tokens up to its end, equal for equal tokens only."""
+        """A name for each whole chunk: equal names mean that all tokens up to the chunk's end are equal."""
         if not self.budget_bytes:
             return []
         names, digest, tokens = [], hashlib.sha256(), array("q", ids)
@@ -64,7 +66,7 @@ class PrefixStore:
         return names
 
     def longest(self, names: Sequence[bytes]) -> list[Chunk]:
-        """The chunks of these names, from the first on, as many as are known."""
+        """The known chunks among these names, from the first on, up to one that is not known."""
         found = []
         with self._lock:
             for name in names:
@@ -79,7 +81,11 @@ class PrefixStore:
         return name not in self._chunks
 
     def add(self, names: Sequence[bytes], chunk: Chunk) -> None:
-        """Keep a chunk, the last of these names, which are all from the prompt's first on, if the memory allows."""
+        """Keep a chunk if the memory allows.
+
+        Args:
+            names: of all chunks of the prompt up to this one.
+        """
         if chunk.bytes > self.budget_bytes:
             return
         with self._lock:
@@ -97,7 +103,43 @@ class PrefixStore:
             self.bytes = 0
 
     def _use(self, names: Sequence[bytes]) -> None:
-        # The first chunk is the last to go: without it, none behind it can be found.
+        # The first chunk is the last to go: without it, no later one can be found.
         for name in reversed(names):
             if name in self._chunks:
                 self._chunks.move_to_end(name)
+
+
+class SharedPrefix:
+    """What the prompt at hand has in common with recent ones, and what it leaves for later ones."""
+
+    def __init__(self, store: PrefixStore, state: SequenceState) -> None:
+        self._store, self._state = store, state
+        # One for each whole chunk of the prompt.
+        self._names: list[bytes] = []
+
+    def resume(self, ids: Sequence[int], limit: int) -> int:
+        """Begin a prompt with what is known of its first ``limit`` tokens; returns how many tokens that is."""
+        self._names = self._store.names(ids)
+        chunks = self._store.longest(self._names[: max(0, limit) // self._store.chunk])
+        for chunk in chunks:
+            self._state.cache.append(chunk.keys_values)
+        if chunks:
+            self._state.statistic.resume(chunks[-1].sums)
+        return len(chunks) * self._store.chunk
+
+    def remember(self, end: int) -> None:
+        """Keep the chunk that ends there, if it is a whole one and there is room."""
+        number, rest = divmod(end, self._store.chunk)
+        if rest or number > len(self._names) or not self._store.wants(self._names[number - 1]):
+            return
+        try:
+            keys_values = self._state.cache.copy(end - self._store.chunk, end)
+            # Without the latest tokens' activations, which are larger than everything else about a token.
+            chunk = Chunk(keys_values, self._state.statistic.sums(latest=False))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Keeping it is a convenience. The request goes on, and later requests have the room.
+            self._store.clear()
+            return
+        self._store.add(self._names[:number], chunk)

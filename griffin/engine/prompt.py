@@ -2,49 +2,47 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import partial
 
-import torch
 from torch import Tensor
 
-from griffin.decode.logprobs import Logprobs, logprobs
-from griffin.decode.sampler import Drawn
-from griffin.engine.chosen import Chosen
+from griffin.decode.logprobs import Logprobs
+from griffin.engine.assembly import Assembly
 from griffin.engine.comparison import Comparison, divergence
-from griffin.engine.runner import Runner
-from griffin.engine.speculation import Block, Verified, Verifier
+from griffin.engine.continuation import Continuation, Token
+from griffin.engine.prompt_neurons import PromptNeurons
+from griffin.engine.scores import Scores
+from griffin.engine.speculation import Verifier
 from griffin.errors import EngineBusy, InvalidRequest
 from griffin.method.auto import Outlook
 from griffin.method.statistic import Sums
 from griffin.neurons import Selection
 from griffin.request import Pruning, Sampling, Scoring, Verification
 
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token.
-
-    logprobs: if the sampling asks for them.
-    finish_reason: set on the last token only. An end-of-sequence token is yielded too.
-    selection: set on the first token that came from kept neurons only, and again once others were taken.
-    verified: what verification has done by then, for all of this token's block; where it was asked for.
-    """
-
-    id: int
-    logprobs: Logprobs | None = None
-    finish_reason: FinishReason | None = None
-    selection: Selection | None = None
-    verified: Verified | None = None
-
 
 @dataclass(eq=False)
 class Claim:
-    """An engine's word that nobody else uses it, until it is taken back."""
+    """The right to use an engine alone.
+
+    holds: until it is taken back.
+    sequence: the sequence that has been started last.
+    """
 
     holds: bool = True
     sequence: object = field(default_factory=object)
+
+    def begin(self) -> object:
+        """Start a sequence, which ends every other."""
+        self.sequence = object()
+        return self.sequence
+
+    def require(self, sequence: object) -> None:
+        """
+        Raises:
+            EngineBusy: the sequence is not the latest, or the claim has been taken back.
+        """
+        if not self.holds or self.sequence is not sequence:
+            raise EngineBusy("the engine has gone on to another sequence; read the prompt again")
 
 
 def never() -> bool:
@@ -52,28 +50,24 @@ def never() -> bool:
 
 
 class Prompt:
-    """A prompt that an engine has read. It is good for the engine's ``read`` block, and one sequence at a time.
+    """A prompt that an engine has read. It can be used within the engine's ``read`` block, for one sequence at a time.
 
-    scores: for each token of the prompt, the first excepted, which nothing predicts; None unless asked for.
-    selection: the neurons that were chosen on it, once they are.
-    cached_tokens: how many of its tokens an earlier prompt had in common, and need not be read again.
+    scores: for each token of the prompt; None for the first, which nothing predicts. None unless asked for.
+    cached_tokens: how many of its tokens an earlier prompt had in common, so that they were not read again.
     outlook: what sparsity auto has come to, where it was asked for.
     """
 
     def __init__(
-        self, runner: Runner, ids: Sequence[int], pruning: Pruning, end_ids: frozenset[int], claim: Claim
+        self, assembly: Assembly, ids: Sequence[int], pruning: Pruning, end_ids: frozenset[int], claim: Claim
     ) -> None:
-        self._runner, self._ids, self._pruning, self._end_ids = runner, list(ids), pruning, end_ids
-        self._claim = claim
+        self._trees, self._state, self._prefill = assembly.trees, assembly.state, assembly.prefill
+        self._ids, self._end_ids, self._claim = list(ids), end_ids, claim
+        self._neurons = PromptNeurons(self._state, pruning, len(ids))
         self._logits_V: Tensor | None = None
-        self._chosen: Chosen | None = None
-        # The statistic of the prompt alone, once a sequence may go on with it.
+        # The statistic of the prompt alone, once a sequence may have added to it.
         self._sums: Sums | None = None
-        # Whether the decoder keeps the chosen neurons.
-        self._ready = False
-        # Whether the first token comes from kept neurons too: the prompt's end was scored by them.
-        self._sparse_end = False
-        self.selection: Selection | None = None
+        # The first token that kept neurons make. They make the very first one if they have scored the prompt's end.
+        self._first_sparse = 2
         self.scores: list[Logprobs | None] | None = None
         self.cached_tokens = 0
         self.outlook: Outlook | None = None
@@ -81,53 +75,59 @@ class Prompt:
     @property
     def pruning(self) -> Pruning:
         """The choices that apply. After ``read``, sparsity auto is a number among them."""
-        return self._pruning
+        return self._neurons.pruning
+
+    @property
+    def selection(self) -> Selection | None:
+        """The neurons that were chosen on it, once they were reported."""
+        return self._neurons.selection
 
     def read(self, scoring: Scoring | None, cancelled: Callable[[], bool]) -> None:
-        """Run it through the full model, or, to score it sparsely, its beginning.
+        """Run it through the full model; if it is scored sparsely, only its beginning.
 
         Raises:
             Cancelled: between two chunks.
         """
-        runner, ids, length = self._runner, self._ids, len(self._ids)
-        sparse = scoring is not None and runner.prunes(self._pruning)
-        dense = min(length, scoring.read_dense(length)) if scoring and sparse else length
-        # Scores need logits, which are not kept; and so does the last token that is read here.
+        ids, length, dense = self._ids, len(self._ids), self._dense_tokens(scoring)
+        # The last token that the full model reads must be read here, for its logits. So must all tokens with scores.
         start = length if scoring is None else min(scoring.start, dense)
-        self.cached_tokens = runner.resume(ids, start - 1, dense)
-        self.scores = None if scoring is None else [None] * (self.cached_tokens + 1)
         logits_from = length - 1 if scoring is None else min(max(0, scoring.start - 1), length - 1)
-        for logits_CV in runner.read_dense(ids, self.cached_tokens, dense, logits_from, cancelled):
-            self._take(logits_CV, scoring)
+        self.cached_tokens = self._prefill.resume(ids, start - 1, dense)
+        scores = None if scoring is None else Scores(ids, scoring, self.cached_tokens)
+        for logits_CV in self._prefill.read_dense(ids, self.cached_tokens, dense, logits_from, cancelled):
+            self._take(logits_CV, scores)
         if dense < length:
-            self._sparse_end = True
-            self._choose(dense)
-            assert self._chosen is not None
-            runner.load(self._chosen)
-            self.selection = self._chosen.selection()
-            for logits_CV in runner.read_sparse(ids, dense, length, logits_from, cancelled):
-                self._take(logits_CV, scoring)
-        if outlook := runner.outlook(self._pruning, length):
-            self.outlook = outlook
-            self._pruning = replace(self._pruning, sparsity=outlook.sparsity, auto=None)
+            chosen = self._neurons.choose(dense)
+            assert chosen is not None
+            self._first_sparse = 1
+            self._state.read_with(chosen)
+            self._neurons.report(chosen)
+            for logits_CV in self._prefill.read_sparse(ids, dense, length, logits_from, cancelled):
+                self._take(logits_CV, scores)
+        self.scores = None if scores is None else scores.found
+        self.outlook = self._state.outlook(self._neurons.pruning)
+        if self.outlook:
+            self._neurons.pruning = replace(self._neurons.pruning, sparsity=self.outlook.sparsity, auto=None)
 
-    def _take(self, logits_CV: Tensor, scoring: Scoring | None) -> None:
-        """One chunk has been read; these are the logits of its last tokens, of those that were wanted."""
+    def _dense_tokens(self, scoring: Scoring | None) -> int:
+        """How many of its tokens the full model reads."""
+        length, pruning = len(self._ids), self._neurons.pruning
+        # Auto finds its sparsity after the whole prompt.
+        if scoring is None or pruning.auto is not None or not self._state.prunes(pruning):
+            return length
+        return min(length, scoring.read_dense(length))
+
+    def _take(self, logits_CV: Tensor, scores: Scores | None) -> None:
+        """One chunk has been read; these are the logits of its last tokens, as many as are needed."""
         if len(logits_CV):
             self._logits_V = logits_CV[-1]
-        if scoring is None or self.scores is None:
-            return
-        behind = self._runner.cache.length
-        first = behind - len(logits_CV)
-        self.scores += [None] * (first + 1 - len(self.scores))
-        targets = torch.tensor(self._ids[first + 1 : behind + 1], device=logits_CV.device)
-        if len(targets):
-            self.scores += logprobs(logits_CV[: len(targets)], targets, scoring.top)
+        if scores is not None:
+            scores.add(logits_CV, self._state.length)
 
     def generate(
         self, sampling: Sampling, cancelled: Callable[[], bool] = never, verification: Verification | None = None
     ) -> Iterator[Token]:
-        """Yield the tokens that follow. Sequences come one after the other, each anew from the prompt's end.
+        """Yield the tokens that follow. Sequences come one after the other, each from the prompt's end.
 
         ``cancelled`` is asked between tokens; once true, the iterator simply ends.
 
@@ -135,139 +135,59 @@ class Prompt:
             EngineBusy: another sequence has been started meanwhile, or another prompt been read.
             InvalidRequest: a mode that needs the full model's reading of the prompt, whose end was scored sparsely.
         """
-        sequence = self._claim.sequence = object()
-        self._require(sequence)
+        require = partial(self._claim.require, self._claim.begin())
+        require()
+        assert self._logits_V is not None
         end_ids = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._end_ids)
-        self._runner.cache.length = len(self._ids)
+        self._state.rewind(len(self._ids))
+        following = Continuation(self._state.decoder, self._neurons, sampling, end_ids, cancelled, require)
         if verification is not None and self._drafts(verification):
-            yield from self._verified(sequence, sampling, cancelled, end_ids, verification)
+            make_verifier = partial(self._make_verifier, verification, end_ids)
+            yield from following.verified(self._logits_V, self._ids, make_verifier)
         else:
-            yield from self._unverified(sequence, sampling, cancelled, end_ids)
+            yield from following.unverified(self._logits_V, self._ids, reported=self._first_sparse)
 
     def _drafts(self, verification: Verification) -> bool:
         """Whether there is anything to verify."""
         if verification.mode == "fast":
             return False
-        if self._sparse_end:
+        if self._first_sparse == 1:
             raise InvalidRequest(
                 f"griffin.mode {verification.mode} goes on from what the full model has read, but this prompt's end "
                 "was scored by kept neurons: score it by the full model, or choose mode fast",
                 "griffin.mode",
             )
-        return verification.draft != "pruned" or self._runner.prunes(self._pruning)
+        return verification.draft != "pruned" or self._state.prunes(self._neurons.pruning)
 
-    def _unverified(
-        self, sequence: object, sampling: Sampling, cancelled: Callable[[], bool], end_ids: frozenset[int]
-    ) -> Iterator[Token]:
-        pending, ahead = self._begin(sampling, end_ids), self._runner.decoder.ahead
-        for count in range(1, sampling.max_tokens + 1):
-            if cancelled():
-                return
-            last = count == sampling.max_tokens
-            # A device works on the next token while the host looks at this one.
-            following = self._advance() if ahead and not last else None
-            drawn = pending()
-            reason: FinishReason | None = "stop" if drawn.id in end_ids else "length" if last else None
-            yield Token(drawn.id, drawn.logprobs, reason, self._report(count))
-            # Once more, right after the token was handed out: nothing is computed for nobody.
-            if reason or cancelled():
-                return
-            self._require(sequence)
-            pending = following or self._advance()
-
-    def _verified(
-        self,
-        sequence: object,
-        sampling: Sampling,
-        cancelled: Callable[[], bool],
-        end_ids: frozenset[int],
-        verification: Verification,
-    ) -> Iterator[Token]:
-        # The decoder's neurons are the verifier's from here on.
-        self._ready = False
-        block, verified, verifier, count = Block([self._begin(sampling, end_ids)()]), Verified(), None, 0
-        while True:
-            chosen = block.chosen
-            for drawn in block.tokens:
-                if cancelled():
-                    return
-                count += 1
-                last = count == sampling.max_tokens
-                reason: FinishReason | None = "stop" if drawn.id in end_ids else "length" if last else None
-                yield Token(drawn.id, drawn.logprobs, reason, self._selection_of(chosen), verified)
-                if reason or cancelled():
-                    return
-                self._require(sequence)
-                chosen = None
-            verifier = verifier or self._make_verifier(verification, block.tokens[-1].id, end_ids)
-            block = verifier.block(sampling.max_tokens - count)
-            verified = verifier.verified
-
-    def _make_verifier(self, verification: Verification, first_id: int, end_ids: frozenset[int]) -> Verifier:
-        runner = self._runner
-        if verification.draft != "ngram":
-            self._choose(len(self._ids))
-        # Every sequence starts from the prompt's own.
+    def _make_verifier(self, verification: Verification, end_ids: frozenset[int], first_id: int) -> Verifier:
+        chosen = None if verification.draft == "ngram" else self._neurons.choose()
+        # Every sequence starts from the statistic of the prompt alone.
         if self._sums is None:
-            self._sums = runner.statistic.sums()
+            self._sums = self._state.statistic.sums()
         else:
-            runner.statistic.resume(self._sums)
-        chosen = None if verification.draft == "ngram" else self._chosen
-        return Verifier(runner, verification, self._pruning, chosen, [*self._ids, first_id], end_ids)
+            self._state.statistic.resume(self._sums)
+        ids, pruning = [*self._ids, first_id], self._neurons.pruning
+        return Verifier(self._trees, self._state, verification, pruning, chosen, ids, end_ids)
 
     def compare(self, ids: Sequence[int], cancelled: Callable[[], bool] = never) -> Comparison | None:
-        """What the kept neurons and the full model make of tokens that were generated from this prompt.
+        """Compare the kept neurons with the full model on tokens that were generated from this prompt.
 
-        Both read them behind the prompt, one after the other, so it takes about as long as a prompt of twice as many
-        tokens. The sequence they come from has ended by then; others may follow. None of fewer than two tokens, or
-        where no neurons are removed.
+        Both read them after the prompt, one after the other, so it takes about as long as a prompt of twice as many
+        tokens. The sequence that they come from has ended by then; others may follow.
+
+        Returns:
+            None for fewer than two tokens, or where no neurons are removed.
 
         Raises:
             Cancelled: ``cancelled``, asked between chunks, was true.
             EngineBusy: another prompt has been read.
         """
-        sequence = self._claim.sequence = object()
-        self._require(sequence)
-        self._choose(len(self._ids))
-        if self._chosen is None or len(ids) < 2:
+        self._claim.require(self._claim.begin())
+        chosen = self._neurons.choose()
+        if chosen is None or len(ids) < 2:
             return None
-        runner, start, read = self._runner, len(self._ids), [*self._ids, *ids[:-1]]
-        runner.load(self._chosen)
-        runner.cache.length = start
-        full_TD = runner.hidden(runner.model, read, start, len(read), cancelled)
-        runner.cache.length = start
-        pruned_TD = runner.hidden(runner.twin.model, read, start, len(read), cancelled)
-        return divergence(runner.model, full_TD, pruned_TD, ids[1:])
-
-    def _begin(self, sampling: Sampling, end_ids: frozenset[int]) -> Callable[[], Drawn]:
-        assert self._logits_V is not None
-        return self._runner.decoder.begin(self._logits_V, sampling, self._ids, end_ids)
-
-    def _advance(self) -> Callable[[], Drawn]:
-        if not self._ready:
-            self._choose(len(self._ids))
-            self._runner.keep(self._chosen)
-            self._ready = True
-        return self._runner.decoder.advance()
-
-    def _choose(self, prompt_tokens: int) -> None:
-        """Once, when they are needed first."""
-        if self._chosen is None:
-            self._chosen = self._runner.select(self._pruning, prompt_tokens)
-
-    def _report(self, count: int) -> Selection | None:
-        """What was chosen, on the first token that came from it."""
-        return self._selection_of(self._chosen if count == (1 if self._sparse_end else 2) else None)
-
-    def _selection_of(self, chosen: Chosen | None) -> Selection | None:
-        if chosen is None:
-            return None
-        if chosen is not self._chosen:
-            return chosen.selection()
-        if self.selection is None:
-            self.selection = chosen.selection()
-        return self.selection
-
-    def _require(self, sequence: object) -> None:
-        if not self._claim.holds or self._claim.sequence is not sequence:
-            raise EngineBusy("the engine has gone on to another sequence; read the prompt again")
+        trees, start, read = self._trees, len(self._ids), [*self._ids, *ids[:-1]]
+        self._state.read_with(chosen)
+        full_TD = self._prefill.hidden(trees.full, read, start, cancelled)
+        pruned_TD = self._prefill.hidden(trees.twin.model, read, start, cancelled)
+        return divergence(trees.full, full_TD, pruned_TD, ids[1:])

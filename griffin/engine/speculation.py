@@ -1,16 +1,15 @@
 """Verifier: the modes guarded and lossless. Tokens are drafted cheaply, and the full model reads them in one pass.
 
-What is drawn depends on the logits, the request and the place in the sequence alone, see ``sampler``. So a draw from
-the full model's logits, with the noise of its place, is what the full model would have generated there by itself with
-the same seed, and a draft is right if it is the same token (Daliri, Musco, Suresh 2024). Of sampled tokens, too, the
-distribution is exactly the full model's, whatever the penalties and filters. All this is up to rounding, see
-``verification``.
+A draw depends only on the logits, the request and the place in the sequence, see ``sampler``. So the full model's
+logits with the noise of a place give the token that the full model alone would have generated there with the same seed.
+A draft is right if it is that token (Daliri, Musco, Suresh 2024). So sampled tokens, too, have exactly the full model's
+distribution, with any penalties and filters. All this holds up to rounding, see ``request.Verification``.
 
 Shapes: B tokens of one block, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -18,30 +17,25 @@ import torch
 from torch import Tensor
 
 from griffin.decode.sampler import Drawn
-from griffin.engine.chosen import Chosen
-from griffin.engine.ngrams import NGrams
-from griffin.engine.runner import Runner
+from griffin.engine.drafts import Drafts
+from griffin.engine.pending import PendingSelection
+from griffin.engine.refresh import Refresh
+from griffin.engine.state import SequenceState
+from griffin.engine.trees import Trees
 from griffin.model.forward import logits
-from griffin.request import ModeName, Pruning, Verification
-
-# Drafts in one block where the request says nothing: of kept neurons by mode, and from n-grams.
-PRUNED_TOKENS: dict[ModeName, int] = {"guarded": 6, "lossless": 3}
-NGRAM_TOKENS = 8
-# Tokens that the full model reads before neurons are chosen anew, which are taken if less than this part is the same.
-REFRESH_TOKENS = 64
-SAME_ENOUGH = 0.9
+from griffin.request import Pruning, Verification
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
     """What verification did for one sequence so far.
 
-    tokens: generated, but for the first, which comes from the prompt's pass.
+    tokens: generated ones, without the first, which comes from the prompt's pass.
     drafted, accepted: tokens that were proposed, and those of them that stayed.
-    passes: of the full model over a block.
-    rollbacks: of these, after which some of the block was thrown away.
+    passes: full-model passes over a block.
+    rollbacks: passes after which some of the block was thrown away.
     refreshes: how often other neurons were taken.
-    parameters_read: by all steps and passes; for each token, divide by ``tokens``.
+    parameters_read: by all steps and passes; for the mean per token, divide by ``tokens``.
     """
 
     tokens: int = 0
@@ -55,117 +49,93 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Tokens that follow, at least one. chosen: neurons that were taken for them, if others than before."""
+    """The tokens that follow, at least one.
+
+    chosen: the neurons that were taken for them, if others than before.
+    """
 
     tokens: list[Drawn]
-    chosen: Chosen | None = None
+    chosen: PendingSelection | None = None
 
 
 class Verifier:
-    """Goes on with one sequence, block by block.
+    """Continues one sequence, block by block.
 
-    verified: what it took so far.
+    verified: what it has done so far.
     """
 
     def __init__(
         self,
-        runner: Runner,
+        trees: Trees,
+        state: SequenceState,
         verification: Verification,
         pruning: Pruning,
-        chosen: Chosen | None,
+        chosen: PendingSelection | None,
         ids: Sequence[int],
         end_ids: frozenset[int],
     ) -> None:
         """
         Args:
-            runner: has read all of ``ids`` but the last, which its decoder has just drawn.
-            chosen: by ``pruning``, the neurons that draft; None: drafts come from n-grams alone.
-            end_ids: nothing follows these.
+            state: has read all of ``ids`` but the last, which its decoder has just drawn.
+            chosen: the neurons that draft, chosen by ``pruning``; None: drafts come from n-grams alone.
+            end_ids: no token follows any of these.
         """
         self.verified = Verified()
-        self._runner, self._verification, self._pruning, self._end_ids = runner, verification, pruning, end_ids
-        self._id = ids[-1]
-        self._ngrams = None if verification.draft == "pruned" else NGrams(ids)
-        # Only neurons that are chosen by what the model reads can be others later, and not those that are drawn.
-        reading = pruning.statistic == "flocking" and pruning.selection == "top_k" and pruning.reuse is None
-        self._refreshes, self._unseen = verification.refresh and reading and chosen is not None, 0
-        self._chosen: Chosen | None = None
-        self._taken: Chosen | None = None
+        self._trees, self._state, self._decoder = trees, state, state.decoder
+        self._verification, self._end_ids, self._id = verification, end_ids, ids[-1]
+        self._drafts = Drafts(state, verification, ids, end_ids)
+        refreshes = verification.refresh and chosen is not None and pruning.follows_text
+        self._refresh = Refresh(state, pruning, trees.accounting.width) if refreshes else None
+        self._chosen: PendingSelection | None = None
+        # Neurons taken since the last block.
+        self._taken: PendingSelection | None = None
         self._use(chosen)
 
     def block(self, room: int) -> Block:
-        """What follows, at most ``room`` tokens. Behind one that ends the sequence stands no other."""
-        drafts = self._looked_up(room - 1)
+        """The tokens that follow, at most ``room``. A token that ends the sequence is the last one."""
+        steps = self._drafts.steps
+        drafts = self._drafts.looked_up(room - 1)
         if drafts:
             tokens = self._read(drafts, guarded=False)
         elif self._chosen is None:
-            tokens = [self._advance()()]
+            tokens = [self._drafts.advance()()]
         else:
-            self._refresh()
-            tokens = self._read(self._generated(room - 1), guarded=self._verification.mode == "guarded")
-        self._count(tokens=len(tokens))
+            self._take_others(self._chosen)
+            guarded = self._verification.mode == "guarded"
+            tokens = self._read(self._drafts.generated(room - 1), guarded=guarded)
+        self._count(tokens=len(tokens), parameters_read=(self._drafts.steps - steps) * self._active)
         self._id = tokens[-1].id
-        if self._ngrams is not None:
-            self._ngrams.extend(token.id for token in tokens)
+        self._drafts.extend(token.id for token in tokens)
         taken, self._taken = self._taken, None
         return Block(tokens, taken)
 
-    def _looked_up(self, room: int) -> list[int]:
-        """Drafts from n-grams."""
-        most = min(room, self._verification.draft_tokens or NGRAM_TOKENS)
-        ids = self._ngrams.draft(most) if self._ngrams is not None else []
-        ends = (number for number, id in enumerate(ids, 1) if id in self._end_ids)
-        return ids[: next(ends, len(ids))]
-
-    def _generated(self, room: int) -> list[int]:
-        """Drafts of the kept neurons. Of what their steps leave nothing is used: the full model writes over it."""
-        decoder, cache = self._runner.decoder, self._runner.cache
-        most = min(room, self._verification.draft_tokens or PRUNED_TOKENS[self._verification.mode])
-        ids: list[int] = []
-        if most < 1:
-            return ids
-        length = cache.length
-        decoder.mark()
-        pending = self._advance()
-        while True:
-            following = self._advance() if decoder.ahead and len(ids) + 1 < most else None
-            ids.append(pending().id)
-            if len(ids) == most or ids[-1] in self._end_ids:
-                break
-            pending = following or self._advance()
-        decoder.back()
-        cache.length = length
-        return ids
-
-    def _advance(self) -> Callable[[], Drawn]:
-        """One step of the decoder."""
-        self._count(parameters_read=self._active)
-        return self._runner.decoder.advance()
-
     def _read(self, drafts: list[int], guarded: bool) -> list[Drawn]:
-        """The latest token and the drafts through the full model: the drafts that stay, and the token behind them."""
-        runner, cache = self._runner, self._runner.cache
-        length, ids_B = cache.length, torch.tensor([self._id, *drafts], device=self._runner.device)
-        with runner.statistic.holding() if self._refreshes else nullcontext() as read:
-            rows_BV = logits(runner.model, ids_B, cache, len(ids_B))
+        """Run the latest token and the drafts through the full model.
+
+        Returns:
+            The drafts that stay, and the full model's token after them.
+        """
+        length, ids_B = self._state.length, torch.tensor([self._id, *drafts], device=self._trees.device)
+        with self._refresh.reading() if self._refresh else nullcontext() as count:
+            rows_BV = logits(self._trees.full, ids_B, self._state.cache, len(ids_B))
         fit = self._acceptable(rows_BV[:-1], ids_B[1:]) if guarded else [False] * len(drafts)
-        cache.length = length
+        self._state.rewind(length)
         tokens = self._walk(rows_BV, drafts, fit)
-        if read is not None:
-            read(len(tokens))
-            self._unseen += len(tokens)
+        if self._refresh and count:
+            count(len(tokens))
+            self._refresh.seen(len(tokens))
         accepted = sum(token.id == draft for token, draft in zip(tokens, drafts, strict=False))
         self._count(
             drafted=len(drafts),
             accepted=accepted,
             passes=1,
             rollbacks=accepted < len(drafts),
-            parameters_read=runner.accounting.total,
+            parameters_read=self._trees.accounting.total,
         )
         return tokens
 
     def _acceptable(self, rows_BV: Tensor, drafts_B: Tensor) -> list[bool]:
-        """Whether each draft is probable enough beside the most probable token, by the full model's own logits."""
+        """Whether the full model finds each draft probable enough beside its most probable token."""
         if not len(drafts_B):
             return []
         rows_BV = rows_BV.float()
@@ -174,57 +144,29 @@ class Verifier:
         return found
 
     def _walk(self, rows_BV: Tensor, drafts: list[int], fit: list[bool]) -> list[Drawn]:
-        """Row by row, until a draft is not what it should be; the last row is behind all drafts."""
-        decoder, cache = self._runner.decoder, self._runner.cache
+        """Settle token by token, until one differs from its draft. The last row follows all drafts."""
         tokens: list[Drawn] = []
         for row_V, draft, taken in zip(rows_BV, [*drafts, None], [*fit, False], strict=True):
-            # The token that this row is behind stays, with its keys and values.
-            cache.length += 1
-            settled = decoder.take(draft, row_V) if taken and draft is not None else decoder.draw(row_V)
+            # The token before this row stays, with its keys and values.
+            self._state.accept()
+            settled = self._decoder.take(draft, row_V) if taken and draft is not None else self._decoder.draw(row_V)
             tokens.append(settled())
             if tokens[-1].id != draft or draft in self._end_ids:
                 break
         return tokens
 
-    def _refresh(self) -> None:
-        """Choose neurons anew, where the full model has read enough since; others are taken if they are many."""
-        if not self._refreshes or self._unseen < REFRESH_TOKENS:
-            return
-        self._unseen = 0
-        runner = self._runner
-        # First of all which they would be: what stands for the others takes longer to find.
-        experts = runner.chooser.experts(runner.statistic, self._pruning)
-        neurons = runner.accounting.width
-        if self._chosen is None or overlap(experts, self._chosen.kept.layers, neurons) >= SAME_ENOUGH:
-            return
-        self._use(runner.select(self._pruning, runner.cache.length))
-        self._count(refreshes=1)
+    def _take_others(self, chosen: PendingSelection) -> None:
+        """Other neurons, if the text calls for them by now."""
+        other = self._refresh.other(chosen) if self._refresh else None
+        if other is not None:
+            self._use(other)
+            self._count(refreshes=1)
 
-    def _use(self, chosen: Chosen | None) -> None:
-        accounting = self._runner.accounting
-        self._runner.keep(chosen)
+    def _use(self, chosen: PendingSelection | None) -> None:
+        self._state.decode_with(chosen)
         self._chosen = self._taken = chosen
-        self._active = (
-            accounting.total if chosen is None else accounting.active(sum(chosen.kept.counts), chosen.kept.acting)
-        )
+        accounting = self._trees.accounting
+        self._active = accounting.total if chosen is None else accounting.active_with(chosen.kept)
 
     def _count(self, **more: int) -> None:
         self.verified = replace(self.verified, **{name: getattr(self.verified, name) + n for name, n in more.items()})
-
-
-def overlap(first: Sequence[Tensor], second: Sequence[Tensor], width: int) -> float:
-    """The Jaccard similarity of two choices of neurons, by layer: those that both have, of those that either has.
-
-    Of most neurons any two choices have most in common: then it is that of the neurons which they leave out, and 0 if
-    they leave out none, for nothing is known of those.
-
-    Args:
-        width: F.
-    """
-    pairs = zip(first, second, strict=True)
-    shared = int(torch.stack([torch.isin(a_k, b_k, assume_unique=True).sum() for a_k, b_k in pairs]).sum())
-    either = sum(map(len, first)) + sum(map(len, second)) - shared
-    total = width * len(first)
-    if 2 * shared > total:
-        shared, either = total - either, total - shared
-    return shared / max(1, either)

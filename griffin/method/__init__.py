@@ -1,4 +1,4 @@
-"""Which neurons stay for a request: statistics, strategies, the methods, sparsity auto.
+"""Which neurons stay for a request: the statistics, the strategies, the methods, and sparsity auto.
 
 May import: model, and what model may import.
 """

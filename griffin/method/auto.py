@@ -1,12 +1,13 @@
-"""Sparsity "auto": the largest sparsity whose predicted loss on a request stays under a limit.
+"""Sparsity auto: the largest sparsity whose predicted loss on a request stays within a limit.
 
-What a sparsity costs is predicted from what ``experiments tune`` measured with this model on a user's prompts: the KL
-divergence of the pruned model from the full one, in nats per generated token, as a product of powers,
+``griffin tune`` has measured this model on a user's prompts. From that follows a prediction of what a sparsity costs:
+the KL divergence of the pruned model from the full one, in nats per generated token, as a product of powers,
 
     KL(sparsity) = exp(c) * prompt_tokens^a * position^b * removed^d,
 
-with a c for each measured sparsity. ``removed`` is what the prompt's statistic says that the removed neurons are worth:
-the more it concentrates on few neurons, the less. Lines are drawn between the measured sparsities, from nothing at 0.
+with a c for each measured sparsity. ``removed`` is what the removed neurons are worth by the prompt's statistic, see
+``Method.worth``: little if the statistic concentrates on few neurons. Between the measured sparsities, and from 0 at
+sparsity 0, the prediction is linear.
 """
 
 import json
@@ -19,17 +20,22 @@ from typing import Any
 from griffin.errors import LoadError
 from griffin.request import Auto
 
-# Raised when files of before would be read wrongly.
+# Raised when older files would be read wrongly.
 EDITION = 2
-# Sparsities are multiples of this, so that figures by sparsity stay few.
+# Chosen sparsities are multiples of this, so that metrics by sparsity stay few.
 STEP = 0.05
-# A statistic that is all on the kept neurons still has a logarithm.
+# The logarithm of a smaller value is taken as that of this one: a statistic may be all on the kept neurons.
 LEAST_REMOVED = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What was decided for one prompt: the sparsity, and the KL divergence expected at it, in nats per token."""
+    """What was decided for one prompt.
+
+    sparsity: the largest within the limit.
+    divergence: the KL divergence predicted for it, in nats per token.
+    limit: that the request set, in nats per token.
+    """
 
     sparsity: float
     divergence: float
@@ -38,15 +44,17 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class LossTable:
-    """What was measured of one model, with one method.
+    """What was measured of one model with one method.
 
-    sparsities: rising, from above 0; with ``constants``, a c for each.
+    method: its name.
+    sparsities: rising, above 0.
+    constants: c for each sparsity.
     length, position, removed: the powers a, b and d.
-    prompt_tokens: of the shortest and the longest prompt it was measured on.
-    least_removed: for each of the sparsities, of the prompt whose statistic was the most concentrated.
-    tokens: of the longest answer.
-    spread: standard deviation of the logarithm of what was found over what is predicted, on prompts left out.
-    prompts: on how many.
+    prompt_tokens: how many the shortest and the longest measured prompt had.
+    least_removed: for each sparsity the smallest ``removed`` of any measured prompt.
+    tokens: how many the longest measured answer had.
+    spread: the standard deviation of log(found / predicted) on prompts that were left out of the fit.
+    prompts: how many were measured.
     """
 
     method: str
@@ -62,10 +70,10 @@ class LossTable:
     prompts: int
 
     def outlook(self, auto: Auto, prompt_tokens: int, removed: Sequence[float]) -> Outlook:
-        """The largest multiple of ``STEP`` within the limit; 0 if none is.
+        """The largest multiple of ``STEP`` within the limit, or 0.
 
         Args:
-            removed: for each of the sparsities, of this prompt.
+            removed: for each of ``sparsities``, on this prompt.
         """
         found = self.divergences(prompt_tokens, auto.tokens or self.tokens, removed)
         steps = range(1, math.floor(self.sparsities[-1] / STEP + 1e-9) + 1)
@@ -77,8 +85,8 @@ class LossTable:
         return Outlook(0.0, 0.0, auto.limit)
 
     def divergences(self, prompt_tokens: int, tokens: int, removed: Sequence[float]) -> list[float]:
-        """At each of the sparsities, the mean over that many generated tokens; never falling."""
-        # A longer or more concentrated prompt than any that was measured is not taken to be better than those.
+        """The predicted divergence for each of ``sparsities``, a mean over so many generated tokens; never falling."""
+        # A prompt beyond the measured ones, longer or more concentrated, is not expected to do better than those.
         length = self.length * math.log(max(1, min(prompt_tokens, self.prompt_tokens[1])))
         # The mean of t^b for t up to the number of tokens.
         position = self.position * math.log(max(1, tokens)) - math.log1p(self.position)
@@ -97,12 +105,12 @@ class LossTable:
         return math.inf
 
     def packed(self, model: str) -> bytes:
-        """As a file, for the model of that ``calibration.identity``."""
+        """The bytes of a file, for the model of this ``calibration.identity``."""
         return json.dumps({"edition": EDITION, "model": model, **asdict(self)}, indent=1).encode()
 
     @classmethod
     def read(cls, path: Path, model: str) -> "LossTable | None":
-        """What was packed there for that model; None if there is nothing, or it is another model's.
+        """The table in a file; None if there is no file, or it is another model's.
 
         Raises:
             LoadError: the file is damaged.

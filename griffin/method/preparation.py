@@ -1,6 +1,6 @@
 """What was measured once of a model and is kept in the user's cache: its calibration, and what sparsities cost it.
 
-Method griffin+ needs the first, sparsity auto the second. None of it changes while an engine lives.
+Some methods need the calibration, sparsity auto needs the losses. Neither changes while an engine lives.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from griffin.errors import InvalidRequest
 from griffin.method.auto import LossTable
+from griffin.method.methods import METHODS
 from griffin.method.plus.calibration import Calibration, identity
 from griffin.model.host import HostWeights
 from griffin.request import METHOD_NAMES, MethodName, Pruning
@@ -21,8 +22,8 @@ from griffin.request import METHOD_NAMES, MethodName, Pruning
 @dataclass(frozen=True, slots=True)
 class Preparation:
     """
-    calibration: what method griffin+ needs, if the model was calibrated.
-    losses: what sparsity auto needs, for each method that was measured.
+    calibration: for the methods that need one; None if the model was not calibrated.
+    losses: for sparsity auto, a table for each method that was measured.
     """
 
     calibration: Calibration | None = None
@@ -30,7 +31,7 @@ class Preparation:
 
     @classmethod
     def read(cls, model: PreTrainedModel, cache_dir: Path | None = None) -> "Preparation":
-        """What the cache has of a model.
+        """What the cache holds for a model.
 
         Raises:
             LoadError: a file there is damaged.
@@ -53,17 +54,16 @@ class Preparation:
         """The methods that sparsity auto can use."""
         return [table.method for table in self.losses]
 
+    def allows(self, method: MethodName) -> bool:
+        """Whether neurons can be chosen by this method."""
+        return METHODS[method].allows(self.calibration)
+
     def require(self, pruning: Pruning) -> None:
         """
         Raises:
             InvalidRequest: this model cannot be pruned so.
         """
-        if pruning.method == "griffin+" and self.calibration is None:
-            raise InvalidRequest(
-                "griffin.method: 'griffin+' needs this model to be calibrated once: "
-                "python -m griffin calibrate --model MODEL",
-                "griffin.method",
-            )
+        METHODS[pruning.method].require(self.calibration)
         if pruning.auto is not None and pruning.method not in self.measured:
             method = pruning.method
             other = "".join(f" (it was with {known}, but not with {method})" for known in self.measured)
@@ -80,14 +80,14 @@ def calibration_path(model: PreTrainedModel, cache_dir: Path | None = None) -> P
 
 
 def losses_path(model: PreTrainedModel, method: MethodName, cache_dir: Path | None = None) -> Path:
-    """Where a model's table of losses by a method is kept."""
+    """Where the table of a model's losses by a method is kept."""
     return _folder(cache_dir, "losses") / f"{identity(model)}-{method}.json"
 
 
 def measured_as(model: PreTrainedModel, method: MethodName, calibration: Calibration | None) -> str:
-    """A name for all that losses depend on, except the prompts."""
+    """A name for everything that losses depend on, except the prompts."""
     name = identity(model)
-    return f"{name} {calibration.name()}" if method == "griffin+" and calibration else name
+    return f"{name} {calibration.name()}" if METHODS[method].needs_calibration and calibration else name
 
 
 def _folder(cache_dir: Path | None, name: str) -> Path:

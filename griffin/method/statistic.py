@@ -1,4 +1,4 @@
-"""What a neuron is worth: to one prompt (flocking), or by its weights alone (magnitude).
+"""Statistics, which say how much a neuron matters: to one prompt (flocking), or by its weights alone (magnitude).
 
 Shapes: L layers, T tokens, F feed-forward neurons.
 """
@@ -13,52 +13,56 @@ from torch import Tensor, nn
 
 from griffin.model.families import FeedForward
 
-# Of some tokens what the expanding projections gave, of each ``(T, outputs)``; or what entered the contracting one.
+# The outputs ``(T, outputs)`` of each expanding projection for some tokens, or the contracting one's input alone.
 Seen = Sequence[Tensor]
 
 
 def relative_energy(z_TF: Tensor) -> Tensor:
     """Sum over tokens of the squared activations, each token scaled to unit length: fp32 ``(F,)``.
 
-    This is s squared of equation 1 in the paper. It adds up over any split of the tokens.
-    Tokens whose activations are all zero have no direction and count nothing.
+    This is s squared of equation 1 in the paper. It is additive over any split of the tokens.
+    A token whose activations are all zero has no direction and adds nothing.
     """
     energy_F, *_ = sums_of(z_TF)
     return energy_F
 
 
 def sums_of(z_TF: Tensor, skipped: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What these tokens add to the rows of ``Sums`` and its weight; the first ``skipped`` to the first row alone."""
+    """What these tokens add to the three rows of ``Sums.values_3LF`` and to ``Sums.weight_L``.
+
+    Args:
+        skipped: so many first tokens add to the first row alone.
+    """
     copied = z_TF.dtype != torch.float32
     z_TF = z_TF.float()
     inverse_T = inverse_lengths(z_TF)
     weights_2T = torch.stack([inverse_T.square(), inverse_T])
     weights_2T[1, :skipped] = 0
     sum_F = weights_2T[1] @ z_TF
-    # In place where it is a copy: to touch new memory is most of the cost.
+    # In place where it is a copy: most of the cost is touching new memory.
     energy_F, square_F = weights_2T @ (z_TF.square_() if copied else z_TF.square())
     return energy_F, sum_F, square_F, weights_2T[1].sum()
 
 
 def inverse_lengths(z_TF: Tensor) -> Tensor:
-    """1 / ||z|| of each token, ``(T,)``; 0 where all activations are."""
+    """1 / ||z|| of each token, ``(T,)``; 0 where all activations are 0."""
     norms_T = torch.linalg.vector_norm(z_TF, dim=1)
-    # Below the smallest number whose square is a normal one, the reciprocal's square is infinite.
+    # The square of the reciprocal is infinite for numbers whose own square is not a normal number.
     return torch.where(norms_T > torch.finfo(torch.float32).tiny ** 0.5, norms_T.reciprocal(), 0.0)
 
 
 def centred_rows(z_TF: Tensor, mean_F: Tensor) -> Tensor:
-    """(z - mean) / sqrt||z|| of each token, over sqrt T, so that they are as much as one token: fp32 ``(T, F)``."""
+    """(z - mean) / sqrt||z|| of each token, divided by sqrt T: together they weigh as one token. fp32 ``(T, F)``."""
     z_TF = z_TF.float()
     return (z_TF - mean_F) * (inverse_lengths(z_TF)[:, None] / max(1, len(z_TF))).sqrt()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activations:
-    """Of some tokens in one layer: what each neuron's activation function gives, and what that is multiplied by.
+    """The activations of some tokens in one layer.
 
-    given: ``(T, F)``.
-    up: likewise; None where blocks have no gate.
+    given: what each neuron's activation function gives, ``(T, F)``.
+    up: the factor that this is multiplied by, ``(T, F)``; None where blocks have no gate.
     """
 
     given: Tensor
@@ -66,26 +70,26 @@ class Activations:
 
     @property
     def z(self) -> Tensor:
-        """``(T, F)``."""
+        """What enters the contracting projection, ``(T, F)``."""
         return self.given if self.up is None else self.given * self.up
 
-    def of(self, experts_k: Tensor) -> "Activations":
-        """Of these neurons alone, ``(T, k)``."""
-        given_Tk = self.given.index_select(1, experts_k.to(self.given.device))
-        return Activations(given_Tk, None if self.up is None else self.up.index_select(1, experts_k.to(self.up.device)))
+    def of(self, kept_k: Tensor) -> "Activations":
+        """The activations of these neurons alone, ``(T, k)``."""
+        given_Tk = self.given.index_select(1, kept_k.to(self.given.device))
+        return Activations(given_Tk, None if self.up is None else self.up.index_select(1, kept_k.to(self.up.device)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
-    """What was counted of a sequence's tokens; it adds up over any split of them. All fp32.
+    """Everything that was counted of a sequence's tokens, fp32. All but ``latest`` is additive over any split of them.
 
-    values_3LF: of each neuron the relative energy, see above; then the sum of z / ||z||, and of z^2 / ||z||, where z
-        is its activation and ||z|| the length of all of the layer's, both without the first token, whose activations
-        are like no other's.
-    weight_L: the sum of 1 / ||z|| of the same tokens.
-    tokens: how many were counted, the first included.
-    latest: of each layer, where they are kept, the last tokens' activations: what the expanding projections gave
-        ``(T, 2 F)``, or without a gate what entered the contracting one, ``(T, F)``; no sum, this.
+    values_3LF: for each neuron its relative energy, see ``relative_energy``; then the sums of z / ||z|| and of
+        z^2 / ||z||. z is the neuron's activation and ||z|| the length of the layer's activations. These two sums leave
+        out the first token, whose activations are unlike all others.
+    weight_L: the sum of 1 / ||z||, without the first token.
+    tokens: how many were counted, with the first.
+    latest: for each layer the last tokens' activations, where they are kept: the outputs of the expanding projections
+        ``(T, 2 F)``, or without a gate the contracting projection's input ``(T, F)``.
     """
 
     values_3LF: Tensor
@@ -100,9 +104,13 @@ class Sums:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moments:
-    """Sums over tokens of each neuron's activation and its square, each token weighed by 1 / ||z||, as in ``Sums``.
+    """Sums over tokens of each neuron's activation and its square, each token weighted by 1 / ||z||, as in ``Sums``.
 
-    Weighed so, a token with large activations does not drown all others, and one with small ones does not either.
+    With this weight, tokens with large and with small activations matter about equally.
+
+    sum_LF, square_LF: ``(L, F)``.
+    weight_L: the sum of the weights.
+    tokens: how many.
     """
 
     sum_LF: Tensor
@@ -119,22 +127,22 @@ class Moments:
         )
 
     def mean(self) -> Tensor:
-        """The weighed mean: ``(L, F)``."""
+        """The weighted mean: ``(L, F)``."""
         return self.sum_LF / self.weight_L[:, None].clamp_min(torch.finfo(torch.float32).tiny)
 
     def variance(self) -> Tensor:
-        """Around it, in units of ||z||, the mean over tokens: ``(L, F)``."""
+        """The variance around the mean, a mean over tokens in units of ||z||: ``(L, F)``."""
         return (self.square_LF - self.mean() * self.sum_LF).clamp_(min=0) / max(1, self.tokens)
 
     def square(self) -> Tensor:
-        """As ``variance``, but around 0."""
+        """As ``variance``, but around 0: ``(L, F)``."""
         return self.square_LF / max(1, self.tokens)
 
 
 class FlockingStatistic:
     """The running statistic of one sequence, collected from the inputs of the contracting projections.
 
-    What gates give is collected from the expanding ones, of the latest tokens alone.
+    For the latest tokens it also collects the outputs of the expanding projections, where a request needs them.
     """
 
     def __init__(self, blocks: Sequence[FeedForward]) -> None:
@@ -143,13 +151,17 @@ class FlockingStatistic:
         self._values_3LF = torch.zeros(3, len(blocks), blocks[0].width, dtype=torch.float32, device=device)
         self._weight_L = torch.zeros(len(blocks), dtype=torch.float32, device=device)
         self._tokens, self._kept_tokens = 0, 0
-        # Of the tokens at hand in the layer at hand, what its gated block's expanding projections gave.
+        # The outputs of the expanding projections in the layer and chunk that run now.
         self._expanded: list[Tensor] = []
-        # In pieces, as they came.
+        # For each layer the latest tokens' activations, in pieces as they came.
         self._latest: list[list[Tensor]] = [[] for _ in blocks]
 
     def reset(self, latest: int = 0) -> None:
-        """For another sequence, of which the activations of that many latest tokens are kept besides."""
+        """Begin another sequence.
+
+        Args:
+            latest: keep the activations of so many of its latest tokens.
+        """
         self._values_3LF.zero_()
         self._weight_L.zero_()
         self._tokens, self._kept_tokens, self._latest = 0, latest, [[] for _ in self._blocks]
@@ -162,7 +174,10 @@ class FlockingStatistic:
 
     @contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
-        """Likewise, but none is counted yet: what comes back counts the first so many of them, also afterwards."""
+        """As ``collecting``, but no token is counted yet. Call the function with how many of the first tokens count.
+
+        It can be called after the block has ended.
+        """
         held_L: list[list[tuple[Tensor, Seen]]] = [[] for _ in self._blocks]
 
         @torch.inference_mode()
@@ -196,7 +211,7 @@ class FlockingStatistic:
 
     @torch.inference_mode()
     def sums(self, *, latest: bool = True) -> Sums:
-        """A copy of all that was counted, and of the latest tokens' activations."""
+        """A copy of everything that was counted, with the latest tokens' activations if ``latest``."""
         return Sums(self._values_3LF.clone(), self._weight_L.clone(), self._tokens, self._tail() if latest else ())
 
     @torch.inference_mode()
@@ -213,19 +228,19 @@ class FlockingStatistic:
         return self._values_3LF[0].sqrt()
 
     def moments(self) -> Moments:
-        """Of all tokens counted so far, but the first."""
+        """The moments of all tokens counted so far, without the first."""
         _, sum_LF, square_LF = self._values_3LF
         return Moments(sum_LF, square_LF, self._weight_L, max(0, self._tokens - 1))
 
     @property
     def latest_tokens(self) -> int:
-        """Of how many tokens ``latest`` tells."""
+        """How many tokens ``latest`` has."""
         return min(self._kept_tokens, sum(map(len, self._latest[-1])))
 
     def latest(self) -> Sequence[Activations]:
-        """Of each layer, the activations of the last tokens, as many as are kept, but never the first.
+        """For each layer the activations of the latest tokens that are kept, without the sequence's first token.
 
-        Nothing at all if there are no tokens.
+        Empty if there are no such tokens.
         """
         activation = self._blocks[0].activation
         if activation is None:
@@ -237,13 +252,13 @@ class FlockingStatistic:
         """See ``Sums.latest``."""
         if not self.latest_tokens:
             return ()
-        # One is the rule; it is not copied.
+        # A single piece, the usual case, is not copied.
         whole = (pieces[0] if len(pieces) == 1 else torch.cat(pieces) for pieces in self._latest)
         return tuple(known[-self._kept_tokens :] for known in whole)
 
     def _count(self, layer: int, z_TF: Tensor, parts: Seen) -> None:
         *rows, weight = sums_of(z_TF, skipped=0 if self._tokens else 1)
-        # Across devices, each layer counts on its own.
+        # The layers of a model may be on several devices.
         for values_F, row_F in zip(self._values_3LF[:, layer], rows, strict=True):
             values_F.add_(row_F.to(values_F.device))
         self._weight_L[layer] += weight.to(self._weight_L.device)
@@ -256,7 +271,7 @@ class FlockingStatistic:
 
     def _hold(self, layer: int, parts: Seen) -> None:
         pieces = self._latest[layer]
-        # Copied: a view would hold all of a chunk's activations.
+        # A copy, because a view would hold the whole chunk's activations.
         pieces.append(torch.cat(tuple(parts), dim=1))
         if sum(map(len, pieces)) > 2 * self._kept_tokens:
             pieces[:] = [torch.cat(pieces)[-self._kept_tokens :]]
@@ -275,7 +290,7 @@ class FlockingStatistic:
 
 
 def magnitude(blocks: Sequence[FeedForward]) -> Tensor:
-    """The paper's static baseline (5.1): row norms of W_1, times those of W_g where gated. fp32 ``(L, F)``."""
+    """The paper's static baseline (5.1): the row norms of W_1, times those of W_g where gated. fp32 ``(L, F)``."""
     rows = [_row_norms(block) for block in blocks]
     return torch.stack([row_F.to(rows[0].device) for row_F in rows])
 

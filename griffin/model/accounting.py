@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from griffin.model.families import family_of, feed_forwards, windows
 from griffin.model.matrix.modules import MatrixEmbedding, matrices, table, weight_key
-from griffin.neurons import kept_count
+from griffin.neurons import Kept, kept_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Accounting:
     layers, width: L and F.
     per_neuron: parameters that one neuron of one layer owns: its row of each expanding projection,
         their biases, and its column of the contracting one.
-    per_gate: those of them that tell whether the neuron acts on a token, see ``gating``.
+    per_gate: those of them that tell whether the neuron acts on a token, see ``neurons.Acting``.
     weight_bytes: what the full model reads for one token: all but the tables of which it looks up one row.
         An embedding that is the head as well is read whole.
     bytes_per_neuron: of ``per_neuron`` parameters.
@@ -86,6 +86,10 @@ class Accounting:
         """
         resting = 0 if acting is None else kept - acting
         return self.total - (self.neurons - kept) * self.per_neuron - resting * (self.per_neuron - self.per_gate)
+
+    def active_with(self, kept: Kept) -> int:
+        """Parameters that take part in a token of these neurons, on average."""
+        return self.active(kept.count, kept.acting_count)
 
     def bytes_per_token(self, kept: int, context_tokens: int) -> int:
         """The least that one decode step has to read: its weights, and the keys and values of its context."""

@@ -5,16 +5,13 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from griffin import Pruning, Verification
-from griffin.request import Auto
+from griffin.request import METHOD_FIELDS, STANDARD, Auto
 from server.errors import ExpertsNotFound, InvalidField
 from server.protocol.fields import SparsityChoice
 from server.protocol.options import GriffinOptions
 from server.protocol.request import GenerationRequest
 from server.served import ServedModel
 from server.settings import Settings
-
-# How the paper picks neurons.
-PAPERS = ("top_k", "flocking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ def choose(
     else:
         alone = prompts == 1 and not scored
         pruning = _pruning(options, _sparsity(requested, alone, settings), settings, body.seed)
-    if options.refresh and (pruning.reuse or (pruning.selection, pruning.statistic) != PAPERS):
+    if options.refresh and not pruning.follows_text:
         _refuse("refresh", "only for neurons that are chosen by top_k from the flocking statistic")
     return Choices(pruning, verification, bool(options.compare))
 
@@ -92,13 +89,14 @@ def _sparsity(requested: SparsityChoice | None, alone: bool, settings: Settings)
 
 
 def _pruning(options: GriffinOptions, sparsity: SparsityChoice, settings: Settings, seed: int | None) -> Pruning:
-    named = _first_named(options, "selection", "statistic")
-    # Who says how neurons are chosen means the method that can be told so.
-    method = options.method or ("griffin" if named else settings.method)
-    if method == "griffin+" and named:
-        _refuse(named, "not with method griffin+, which chooses by itself; leave it out")
+    named = _first_named(options, *STANDARD)
+    # A request that sets one of these fields means a method that takes it, even if --method says otherwise.
+    takes = [name for name, fields in METHOD_FIELDS.items() if named is None or named in fields]
+    method = options.method or (settings.method if settings.method in takes else takes[0])
+    if named and method not in takes:
+        _refuse(named, f"not with method {method}, which chooses by itself; leave it out")
     if sparsity == "auto":
-        if named and (options.selection or PAPERS[0], options.statistic or PAPERS[1]) != PAPERS:
+        if named and any(getattr(options, name) not in (None, value) for name, value in STANDARD.items()):
             _refuse(
                 named, "not with sparsity auto, which goes by the flocking statistic; leave it out, or name a sparsity"
             )

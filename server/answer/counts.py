@@ -1,7 +1,7 @@
 """What one request has used so far: the prompts that were read, the tokens that were made, and when."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from griffin import Comparison, Selection, Verified
 from griffin.method.auto import Outlook
@@ -107,4 +107,4 @@ class Counts:
     def _chosen(self, prompt: int, selection: Selection) -> None:
         """The first neurons are the prompt's; others may be taken on the way. A correction is large, and not told."""
         if self.prompts[prompt].selection is None:
-            self.prompts[prompt].selection = replace(selection, correction=None)
+            self.prompts[prompt].selection = selection.without_correction()

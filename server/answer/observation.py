@@ -72,7 +72,7 @@ class Observation:
             # Sparsity auto has come to a number.
             self._tokens = self._token_metrics()
         if read.selection is not None:
-            self._active = self._accounting.active(read.selection.kept, read.selection.acting)
+            self._active = self._accounting.active_with(read.selection.kept)
         self._metrics.prefix_queries.labels(self._model_name).inc(len(self._job.asks[read.prompt].prompt_ids))
         self._metrics.prefix_hits.labels(self._model_name).inc(read.cached_tokens)
 
@@ -80,7 +80,7 @@ class Observation:
         """A token was made. Metrics hear of it now: at the end, a long answer would look like silence, then a burst."""
         token, gap_s = made.token, self._counts.made(made)
         if token.selection is not None:
-            self._active = self._accounting.active(token.selection.kept, token.selection.acting)
+            self._active = self._accounting.active_with(token.selection.kept)
         if gap_s is not None:
             self._tokens.inter_token_latency.observe(gap_s)
             if not self._tokens.by_block:

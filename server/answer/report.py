@@ -49,7 +49,8 @@ class Report:
     def griffin(self) -> GriffinReport:
         """What was applied, and why."""
         accounting, counts, chosen = self._accounting, self._counts, self._counts.selections
-        kept, acting = (chosen[0].kept, chosen[0].acting) if chosen else (accounting.neurons, accounting.neurons)
+        kept = chosen[0].kept.count if chosen else accounting.neurons
+        acting = chosen[0].kept.acting_count if chosen else accounting.neurons
         sets = [prompt.selection.expert_set if prompt.selection else None for prompt in counts.prompts]
         # All answers to a prompt have the same limit.
         limits = [ask.samplings[0].max_tokens if ask.samplings else 0 for ask in self._job.asks]
@@ -101,8 +102,8 @@ class Report:
         if counts.pruning.sparsity > 0 and not counts.selections:
             if not counts.tokens:
                 return "nothing_generated"
-            longest = max(answer.tokens for answer in counts.answers.values())
-            return "finished_at_first_token" if longest < 2 else "rounded_to_dense"
+            prunes = counts.pruning.prunes(self._accounting.width)
+            return "finished_at_first_token" if prunes else "rounded_to_dense"
         if counts.pruning.reuse is not None:
             return "expert_set"
         if counts.outlook is not None:

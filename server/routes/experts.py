@@ -20,7 +20,7 @@ async def experts(expert_set: str, request: Request) -> Response:
     if (known := model.experts.find(expert_set)) is None:
         raise ExpertsNotFound(expert_set)
     # Written here, not by FastAPI, which would do it on the event loop: a large model keeps half a million.
-    content = await model.worked_out(known.selection.kept, _json, model, known.selection)
+    content = await model.worked_out(known.selection.kept.count, _json, model, known.selection)
     return Response(content, media_type="application/json")
 
 
@@ -31,8 +31,8 @@ def _json(model: ServedModel, selection: Selection) -> bytes:
         model=model.name,
         layers=accounting.layers,
         neurons_per_layer=accounting.width,
-        kept_per_layer=[len(experts_k) for experts_k in selection.experts],
+        kept_per_layer=selection.kept.counts,
         prompt_tokens=selection.prompt_tokens,
-        kept=[experts_k.tolist() for experts_k in selection.experts],
+        kept=[kept_k.tolist() for kept_k in selection.kept.layers],
     )
     return encode_model(known)

@@ -20,20 +20,27 @@ class Comparisons:
     """Comparisons in idle time. Shares its lock with the queue."""
 
     def __init__(
-        self, shadows: Shadows | None, queue: Queue, recovery: Recovery, changed: threading.Condition, quiet_s: float
+        self,
+        shadows: Shadows | None,
+        width: int,
+        queue: Queue,
+        recovery: Recovery,
+        changed: threading.Condition,
+        quiet_s: float,
     ) -> None:
         """
         Args:
             shadows: the answers that wait; None compares nothing.
+            width: FF neurons in each layer.
         """
-        self._shadows, self._queue, self._recovery = shadows, queue, recovery
+        self._shadows, self._width, self._queue, self._recovery = shadows, width, queue, recovery
         self._changed, self._quiet_s = changed, quiet_s
         # Whether a worker compares an answer now.
         self._comparing = False
 
     def draws(self, ask: Ask) -> bool:
         """Whether an answer to this is to be compared, if it is finished."""
-        return self._shadows is not None and self._shadows.draws(ask)
+        return self._shadows is not None and self._shadows.draws(ask, self._width)
 
     def later(self, ask: Ask, selection: Selection | None, ids: list[int]) -> None:
         """Compare an answer that was drawn, once there is nothing else to do."""

@@ -51,13 +51,12 @@ class RecentExperts:
         room, correction_room, latest = self._budget, self._correction_budget, next(reversed(self._sets))
         for name in reversed(list(self._sets)):
             known = self._sets[name]
-            correction = known.selection.correction
+            correction = known.selection.kept.correction
             if correction is not None:
                 correction_room -= correction.bytes
                 if correction_room < 0 and name != latest:
-                    # Without it the rest of what stands for the other neurons is of no use.
-                    selection = replace(known.selection, correction=None, gating=None, offset_LD=None)
-                    known = self._sets[name] = replace(known, selection=selection, is_whole=False)
-            room -= known.selection.bytes
+                    # The rest of the compensation is of no use without it.
+                    known = self._sets[name] = replace(known, selection=known.selection.indices(), is_whole=False)
+            room -= known.selection.kept.bytes
             if room < 0:
                 del self._sets[name]

@@ -27,12 +27,14 @@ class PromptLike(Protocol):
     """What a worker needs of a prompt that was read. ``griffin.Prompt`` has it."""
 
     scores: list[Logprobs | None] | None
-    selection: Selection | None
     cached_tokens: int
     outlook: Outlook | None
 
     @property
     def pruning(self) -> Pruning: ...
+
+    @property
+    def selection(self) -> Selection | None: ...
 
     def generate(
         self, sampling: Sampling, cancelled: Callable[[], bool], verification: Verification | None

@@ -55,17 +55,20 @@ class Shadows:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def draws(self, ask: Ask) -> bool:
-        """Whether an answer to this is to be kept; those of which a comparison would say little never are."""
-        # What auto comes to is not known yet; without neurons that were chosen, nothing is kept.
-        pruned = (ask.pruning.sparsity > 0 or ask.pruning.auto is not None) and ask.verification.mode == "fast"
-        return pruned and ask.scoring is None and random.random() < self._share
+    def draws(self, ask: Ask, width: int) -> bool:
+        """Whether an answer to this is to be kept: at random, of the pruned answers that nothing has verified.
+
+        Args:
+            width: FF neurons in each layer.
+        """
+        unverified = ask.verification.mode == "fast" and ask.scoring is None
+        return ask.pruning.prunes(width) and unverified and random.random() < self._share
 
     def put(self, ask: Ask, selection: Selection | None, ids: list[int]) -> None:
         """The newest; the oldest go, until all fit. The first token is the full model's, and one alone says nothing."""
         if self._share and selection is not None and len(ids) > 1:
-            # Those of griffin+ are chosen again, the same: what stands for the others would be much to hold.
-            pruning = ask.pruning if ask.pruning.method == "griffin+" else replace(ask.pruning, reuse=selection)
+            # Neurons with a compensation are chosen again, and are the same: holding it would take much memory.
+            pruning = replace(ask.pruning, reuse=selection) if selection.kept.is_plain else ask.pruning
             self._waiting.append(Shadow(ask.prompt_ids, ids, pruning))
             self._fit()
 

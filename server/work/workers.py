@@ -38,7 +38,8 @@ class Workers:
         self._on_restart = on_restart
         self.recovery = Recovery(len(engines), self._changed, self._closed)
         self.queue = Queue(queue_size, self.recovery, self._changed)
-        self.comparisons = Comparisons(shadows, self.queue, self.recovery, self._changed, quiet_s)
+        width = engines[0].accounting.width
+        self.comparisons = Comparisons(shadows, width, self.queue, self.recovery, self._changed, quiet_s)
         # Any of the engines, for what they all have in common.
         self.engine = engines[0]
         self._threads = [

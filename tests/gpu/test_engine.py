@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from griffin import Engine, Pruning, Sampling, Verification, build_engines
+from griffin.decode.steps import StepName
 from griffin.engine.prefixes import PrefixStore
 from griffin.model.host import offload_
 from griffin.request import DRAFTS, DraftName
@@ -40,6 +41,22 @@ def test_pruned_decoding_equals_the_masked_model(family: str, prompts: Prompts) 
     assert ids(engine, prompts(1, 20), GREEDY, 0.5) == expected
 
 
+@pytest.mark.parametrize("step", ["twin", "auto"])
+def test_a_request_may_keep_more_neurons_than_the_first(family: str, step: StepName, prompts: Prompts) -> None:
+    """Decoded, scored and compared, by every family: buffers are as large as the largest request so far."""
+    ours, plain = Engine(tiny_model(family).to("cuda"), step=step), Engine(tiny_model(family), step="twin")
+    for number, sparsity in enumerate((0.9, 0.25, 0.75)):
+        prompt, pruning = prompts(number, 20), Pruning(sparsity)
+        scores = [engine.score(prompt, prompts(9, 5), pruning).cpu() for engine in (ours, plain)]
+        with ours.read(prompt, pruning) as read:
+            tokens = [token.id for token in read.generate(GREEDY)]
+            comparison = read.compare(tokens)
+
+        torch.testing.assert_close(*scores, atol=1e-3, rtol=1e-3)
+        assert tokens == ids(plain, prompt, GREEDY, sparsity)
+        assert comparison is not None
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seeded", "everything"])
 def test_graphs_give_what_plain_steps_give(family: str, prompts: Prompts, sampling: Sampling) -> None:
     """Dense and pruned, in turn on one engine, and again: what a request leaves does not show in the next."""
@@ -66,7 +83,7 @@ def test_selections_that_draw_choose_as_on_the_cpu(prompts: Prompts) -> None:
 def test_nothing_waits_and_nothing_is_allocated_between_tokens(prompts: Prompts, sampling: Sampling) -> None:
     """A launched step is a launched graph and a copy to pinned memory."""
     engine = Engine(tiny_model("llama").to("cuda"))
-    decoder = engine._runner.decoder
+    decoder = engine._assembly.state.decoder
     with engine.read(prompts(2, 20), Pruning(0.5)) as read:
         tokens = read.generate(sampling)
         next(tokens)
@@ -90,7 +107,7 @@ def test_a_further_worker_costs_its_cache_and_little_else() -> None:
     before = torch.cuda.memory_allocated()
     second = Engine(model)
     second.warm_up()
-    cache = sum(tensor.nbytes for pair in second._runner.cache.reserve(1) for tensor in pair)
+    cache = sum(tensor.nbytes for pair in second._assembly.state.cache.reserve(1) for tensor in pair)
 
     assert torch.cuda.memory_allocated() - before < cache + 16 * 2**20
     assert ids(first, [5, 6, 7], GREEDY, 0.5) == ids(second, [5, 6, 7], GREEDY, 0.5)

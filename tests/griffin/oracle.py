@@ -62,10 +62,10 @@ def masked(model: PreTrainedModel, kept: Kept) -> Iterator[None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             z = inputs[0]
             mask = torch.zeros(z.shape[-1]).index_fill(0, index, 1.0)
-            if kept.gating is None:
+            if kept.acting is None:
                 return (z * mask,)
             limits, resting = torch.full((z.shape[-1],), torch.inf), torch.zeros(z.shape[-1])
-            limits[index], resting[index] = kept.gating.thresholds[layer], kept.gating.resting[layer]
+            limits[index], resting[index] = kept.acting.thresholds[layer], kept.acting.resting[layer]
             given = gates.pop().reshape(z.shape) if gates else z
             return (torch.where(given.abs() > limits.to(given), z - resting.to(z), 0),)
 

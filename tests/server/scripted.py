@@ -25,7 +25,7 @@ from griffin import (
 )
 from griffin.errors import Cancelled, ContextLengthExceeded
 from griffin.method.auto import Outlook
-from griffin.neurons import Correction
+from griffin.neurons import Correction, Kept
 from server.app import create_app
 from server.http.listener import BoundedServer, configuration
 from server.loader import Loaded
@@ -166,7 +166,9 @@ class ScriptedPrompt:
             engine.ended.append(count)
 
     def _selection(self, prompt_tokens: int) -> Selection:
-        return Selection(0.002, self._engine.expert_set, prompt_tokens, tuple(EXPERTS), correction=self._correction)
+        return Selection(
+            0.002, self._engine.expert_set, prompt_tokens, Kept(tuple(EXPERTS), correction=self._correction)
+        )
 
     def _verified(self, before: int, limit: int, verification: Verification | None) -> Verified | None:
         """Of the whole block of a token with that many before it. A pass reads all, a draft the kept neurons."""

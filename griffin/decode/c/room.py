@@ -57,7 +57,7 @@ class Room:
         """Once the kept rows are there: add to them what they can tell of the other neurons."""
         if kept.correction is not None:
             for number, block in enumerate(self._blocks):
-                kept.correction.add_to_(number, block.contract_kD, kept.gating.order[number] if kept.gating else None)
+                kept.correction.add_to_(number, block.contract_kD, kept.acting.order[number] if kept.acting else None)
 
 
 class _BlockRoom:
@@ -78,11 +78,11 @@ class _BlockRoom:
         bias_P = feed_forward.expand.bias
         self._bias = None if bias_P is None else torch.empty(len(bias_P))
         # What gates must exceed, and what neurons at rest give.
-        self._gating: tuple[Tensor, ...] = ()
+        self._acting: tuple[Tensor, ...] = ()
 
     def describe(self, number: int, kept: Kept, contract_bias: int | None) -> CFeedForward:
         """The block of a layer, for these neurons."""
-        count, beside = kept.counts[number], kept.gating is not None
+        count, beside = kept.counts[number], kept.acting is not None
         rows = [self._rows(place, count, beside) for place in range(len(self._matrices))]
         contract = self._matrices[-1]
         if kept.correction is not None and not isinstance(contract, Dense):
@@ -98,12 +98,12 @@ class _BlockRoom:
             CProjection(up[0], None if up_bias is None else up_bias.data_ptr()) if up else CProjection(),
             CProjection(down, contract_bias),
         )
-        if kept.gating is not None:
-            order_k = kept.gating.order[number]
-            values = (kept.gating.thresholds[number], kept.gating.resting[number])
+        if kept.acting is not None:
+            order_k = kept.acting.order[number]
+            values = (kept.acting.thresholds[number], kept.acting.resting[number])
             # Copies: the selection's own may go while its neurons are still in use.
-            self._gating = tuple(values_k[order_k].float().contiguous() for values_k in values)
-            block.thresholds, block.resting = (values_k.data_ptr() for values_k in self._gating)
+            self._acting = tuple(values_k[order_k].float().contiguous() for values_k in values)
+            block.thresholds, block.resting = (values_k.data_ptr() for values_k in self._acting)
         return block
 
     def _rows(self, place: int, count: int, beside: bool) -> Matrix:
@@ -122,7 +122,7 @@ class _BlockRoom:
 def ordered(kept: Kept, number: int) -> Tensor:
     """A layer's neurons in the order in which the step holds them."""
     kept_k = kept.layers[number]
-    return kept_k if kept.gating is None else kept_k[kept.gating.order[number]]
+    return kept_k if kept.acting is None else kept_k[kept.acting.order[number]]
 
 
 def _matrices(feed_forward: FeedForwardWeights) -> list[Matrix]:

@@ -127,7 +127,7 @@ def _require(kept: Kept, layers: int, neurons: int) -> None:
             raise ValueError(f"neurons must be int64 (k,), but are {kept_k.dtype} {tuple(kept_k.shape)}")
         if kept_k.min() < 0 or kept_k.max() >= neurons:
             raise ValueError(f"neurons must be among 0 to {neurons - 1}")
-    gating = kept.gating
-    for values in (gating.thresholds, gating.resting, gating.order) if gating else ():
+    acting = kept.acting
+    for values in (acting.thresholds, acting.resting, acting.order) if acting else ():
         if [len(values_k) for values_k in values] != kept.counts:
             raise ValueError("of gates there must be as many values as neurons are kept, in each layer")

@@ -54,6 +54,7 @@ class GraphDecoder:
     name = "graph"
     ahead = True
     skips = True
+    own_pass = False
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from griffin.decode.cuda import kernels
 from griffin.model.weights import Layer, Weights
-from griffin.neurons import Correction, Gating, Kept
+from griffin.neurons import Acting, Correction, Kept
 
 SMALLEST_BUCKET = 1024
 
@@ -28,7 +28,7 @@ class FusedStep:
     index_LF, kept_L: int32, the kept neurons: the first ``kept_L[layer]`` of each row.
     gates: int32 ``(1,)``, not 0 where kept neurons act on some tokens only.
     thresholds_LF, resting_LF: fp32, in the order of ``index_LF``: when a neuron acts, and its resting value, which the
-        bias holds; see ``neurons.Gating``.
+        bias holds; see ``neurons.Acting``.
     contract_bias_LD: fp32, the contracting projections' own biases plus the offset that replaces removed neurons.
     contract_L: int64, the address of each layer's contracting rows: the model's own, or corrected copies of the kept
         ones.
@@ -89,7 +89,7 @@ class FusedStep:
         self.contract_bias_LD.copy_(self._own_bias_LD)
         if kept.offset_LD is not None:
             self.contract_bias_LD += kept.offset_LD
-        self._gate(kept.gating)
+        self._gate(kept.acting)
         if kept.correction is None:
             self._contract_in_place()
         else:
@@ -104,7 +104,7 @@ class FusedStep:
         self._gate(None)
         self._contract_in_place()
 
-    def _gate(self, gating: Gating | None) -> None:
+    def _gate(self, gating: Acting | None) -> None:
         self.gates.fill_(gating is not None)
         if gating is not None:
             for number, (thresholds_k, resting_k) in enumerate(zip(gating.thresholds, gating.resting, strict=True)):

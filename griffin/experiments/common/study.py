@@ -15,7 +15,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from griffin import Checkpoint, Engine, load
-from griffin.engine.engine import model_context_length
+from griffin.engine.limits import model_context_length
 from griffin.engine.prefixes import PrefixStore
 from griffin.experiments.common.ledger import Ledger
 from griffin.experiments.common.memory import device_name

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from griffin.method.chooser import Chooser
-from griffin.method.plus import ridge
+from griffin.method.methods import METHODS
 from griffin.method.plus.calibration import Calibration
 from griffin.method.preparation import Preparation
 from griffin.method.statistic import FlockingStatistic, Sums
@@ -27,8 +27,8 @@ from griffin.model.accounting import Accounting
 from griffin.model.cache import KVCache
 from griffin.model.families import FeedForward, feed_forwards
 from griffin.model.forward import extend, head, logits, share
-from griffin.neurons import Kept, kept_count
-from griffin.request import Pruning
+from griffin.neurons import Kept
+from griffin.request import METHOD_NAMES, Pruning
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,9 @@ class Teacher:
         self._began: tuple[list[int], Mark] | None = None
         # Of what was followed since somebody put a new one here.
         self.acted = Acted()
-        # What is asked of the text is not known yet.
-        self._latest = 0 if calibration is None else ridge.LATEST_TOKENS
+        # How the text will be pruned is not known yet, so any method must find what it needs.
+        allowed = [METHODS[name] for name in METHOD_NAMES if self._preparation.allows(name)]
+        self._latest = max(row.latest_tokens(Pruning()) for row in allowed)
 
     @property
     def width(self) -> int:
@@ -157,8 +158,7 @@ class Teacher:
 
     def choose(self, pruning: Pruning) -> Kept | None:
         """The neurons that this pruning keeps after what was read; None if it keeps all."""
-        kept = kept_count(self.width, pruning.sparsity)
-        if kept == self.width:
+        if not pruning.prunes(self.width):
             return None
         self._preparation.require(pruning)
         return self._chooser.choose(self._statistic, pruning)
@@ -185,7 +185,7 @@ class Teacher:
         handles = []
         for layer, block in enumerate(self._blocks):
             expanded: list[Tensor] = []
-            if any(kept is not None and kept.gating is not None for kept in sets) and block.activation is not None:
+            if any(kept is not None and kept.acting is not None for kept in sets) and block.activation is not None:
                 handles.append(block.expand[0].register_forward_hook(_remembering(expanded)))
             if any(kept is not None for kept in sets):
                 limits_BF, resting_BF = (
@@ -214,10 +214,10 @@ class Teacher:
             return limit_F, resting_F
         limit_F.fill_(torch.inf)
         kept_k = kept.layers[layer].to(limit_F.device)
-        if kept.gating is None:
+        if kept.acting is None:
             return limit_F.index_fill_(0, kept_k, -1), resting_F
-        limit_F[kept_k] = kept.gating.thresholds[layer].to(limit_F)
-        resting_F[kept_k] = kept.gating.resting[layer].to(limit_F)
+        limit_F[kept_k] = kept.acting.thresholds[layer].to(limit_F)
+        resting_F[kept_k] = kept.acting.resting[layer].to(limit_F)
         return limit_F, resting_F
 
     def _offset(self, kept: Kept | None, layer: int) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from griffin.method.methods import METHODS
 from griffin.request import PARTS, MethodName, PartName, Pruning, StatisticName, StrategyName
 
 
@@ -29,9 +30,7 @@ class Variant:
 
     def question(self) -> list[Any]:
         """What an answer depends on, for the ledger; the name is none of it."""
-        if self.method == "griffin+":
-            return [self.sparsity, self.method, sorted(self.parts)]
-        return [self.sparsity, self.statistic, self.selection] if self.sparsity else []
+        return [self.sparsity, *METHODS[self.method].settings(self.pruning(()))] if self.sparsity else []
 
     def renamed(self, name: str) -> "Variant":
         return replace(self, name=name)

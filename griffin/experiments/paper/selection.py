@@ -1,4 +1,4 @@
-"""Ways to select experts from the statistic (Table 4): top-k, sampling weighted by it, and half of each.
+"""Ways to select neurons from the statistic (Table 4): top-k, sampling weighted by it, and half of each.
 
 The same tasks, prompts and statistic as in ``generation``, with which the full model's and top-k's answers are shared.
 """

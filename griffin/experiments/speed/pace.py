@@ -100,7 +100,7 @@ def in_turn(study: Study, prompt: Sequence[int], prunings: Sequence[Pruning], ro
 def _active(study: Study, selection: Selection | None) -> int:
     if selection is None:
         return study.accounting.total
-    return study.accounting.active(selection.kept, selection.acting)
+    return study.accounting.active_with(selection.kept)
 
 
 def _take(stream: Iterator[Token], tokens: int) -> list[Token]:
@@ -184,13 +184,14 @@ def _within(rows: Sequence[Found]) -> bool | None:
 
 
 def claims(found: Found) -> list[Claim]:
-    plus = [each for each in found["rows"] if each["name"] == "griffin+"]
-    if not plus:
-        return []
+    papers, *others = METHOD_NAMES
+    by_method = {method: [each for each in found["rows"] if each["name"] == method] for method in others}
     return [
         Claim(
-            f"A token of griffin+ takes as long as one of griffin, within {percent(TOLERANCE)}.",
-            _within(plus),
-            ", ".join(f"{_ratio(each)} at {percent(each['sparsity'])}" for each in plus),
+            f"A token of {method} takes as long as one of {papers}, within {percent(TOLERANCE)}.",
+            _within(rows),
+            ", ".join(f"{_ratio(each)} at {percent(each['sparsity'])}" for each in rows),
         )
+        for method, rows in by_method.items()
+        if rows
     ]

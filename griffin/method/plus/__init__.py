@@ -1,1 +1,1 @@
-"""Method griffin+: calibration, one budget over all layers, what stands for the neurons that are gone."""
+"""Method griffin+: a calibration, one ranking over all layers, and what replaces the removed neurons."""

@@ -1,7 +1,7 @@
-"""Calibration: what a model's neurons do on general text, measured once and kept beside the model.
+"""Calibration: what a model's neurons do on general text, measured once and kept in the user's cache.
 
-Method griffin+ weighs what a prompt shows of a neuron against it: how much the loss would mind a change of that
-neuron's activation, and what the activation usually is.
+It says how much the loss depends on each neuron, and what the neuron's activation usually is. Method griffin+ combines
+that with what a prompt shows.
 
 Shapes: L layers, F feed-forward neurons, P directions.
 """
@@ -23,26 +23,26 @@ from griffin.method.statistic import Moments
 from griffin.model.families import FeedForward, feed_forwards
 from griffin.model.matrix.modules import by_output
 
-# Raised when files of before would be read wrongly.
+# Raised when older files would be read wrongly.
 EDITION = "4"
 TABLES = ("sensitivity_LF", "sum_LF", "square_LF", "unexplained_LF", "reach_LF")
 NAMES = (*TABLES, "weight_L", "directions_LPF")
-# Of each projection, for a model's name: enough to tell two models apart, and read in no time.
+# So many values of each projection go into a model's name: enough to tell two models apart, and quick to read.
 SAMPLED = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """Means over tokens of general text, fp32. ||z|| is the length of all activations of a layer.
+    """Means over tokens of general text, fp32. ||z|| is the length of a layer's activations.
 
-    sensitivity_LF: the squared derivative of the loss by a neuron's activation (the diagonal of Fisher's information,
-        with labels drawn from the model itself), times ||z||: where activations are small the loss minds more.
-    sum_LF, square_LF: the activation, and its square, each divided by ||z||.
+    sensitivity_LF: the squared derivative of the loss by a neuron's activation, times ||z||. This is the diagonal of
+        Fisher's information, with labels drawn from the model itself. The loss depends more on small activations.
+    sum_LF, square_LF: the activation and its square, each divided by ||z||.
+    unexplained_LF: the part of each neuron's variance that the directions do not explain.
+    reach_LF: the root mean square of the neuron's up projection, which multiplies its gate; 1 where there is no gate.
     weight_L: 1 / ||z||.
-    directions_LPF: the principal directions of (z - mean) / sqrt||z||, each as long as the tokens spread along it; in
-        half precision.
-    unexplained_LF: what they leave of each neuron's variance.
-    reach_LF: the root mean square of its up projection, by which the gate is multiplied; 1 where there is no gate.
+    directions_LPF: the principal directions of (z - mean) / sqrt||z||, half precision. The length of each is the
+        standard deviation along it.
     """
 
     sensitivity_LF: Tensor
@@ -57,28 +57,28 @@ class Calibration:
         return Calibration(*(getattr(self, name).to(device) for name in NAMES))
 
     def name(self) -> str:
-        """Short, equal for equal ones."""
+        """A short name, equal for equal calibrations."""
         numbers = torch.cat([getattr(self, name).flatten().half() for name in NAMES])
         return hashlib.sha256(numbers.cpu().numpy().tobytes()).hexdigest()[:16]
 
     def moments(self, tokens: int) -> Moments:
-        """Of as many tokens of general text."""
+        """The moments of so many tokens of general text."""
         return Moments(self.sum_LF * tokens, self.square_LF * tokens, self.weight_L * tokens, tokens)
 
     def packed(self, model: str) -> bytes:
-        """As a file of half precision, scaled by layer, for the model of that ``identity``."""
+        """The bytes of a file in half precision, scaled by layer, for the model of this ``identity``."""
         tensors = {"weight_L": self.weight_L.cpu(), "directions_LPF": self.directions_LPF.cpu()}
         for name in TABLES:
             values_LF = getattr(self, name).cpu()
             scale_L1 = values_LF.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-            # Roots: the smallest of squares would be lost in half precision.
+            # As roots, because half precision would lose the smallest squares.
             tensors[name] = (values_LF / scale_L1).abs().sqrt().mul(values_LF.sign()).half()
             tensors[f"{name}_scale"] = scale_L1
         return save(tensors, {"model": model, "edition": EDITION})
 
     @classmethod
     def read(cls, path: Path, model: str) -> "Calibration | None":
-        """What was packed there for that model; None if there is nothing, or it is another model's.
+        """The calibration in a file; None if there is no file, or it is another model's.
 
         Raises:
             LoadError: the file is damaged.
@@ -91,7 +91,7 @@ class Calibration:
                 if (facts.get("model"), facts.get("edition")) != (model, EDITION):
                     return None
                 tables = {name: _unpacked(file, name) for name in TABLES}
-                # Copies: what the reader gives is a view of the file, which may change.
+                # Copies, because the reader gives views of the file, which may change.
                 others = {name: file.get_tensor(name).clone() for name in NAMES if name not in TABLES}
                 return cls(**tables, **others)
         except (OSError, SafetensorError, ValueError) as error:
@@ -105,11 +105,11 @@ def _unpacked(file: Any, name: str) -> Tensor:
 
 
 def identity(model: PreTrainedModel) -> str:
-    """A short name for this model's FF weights, in whichever dtype, on whichever device, however laid out."""
+    """A short name for this model's FF weights. Dtype, device and layout make no difference."""
     digest = hashlib.sha256()
     for block in feed_forwards(model):
         for sample_N in _samples(block):
-            # Of bfloat16's precision, which all dtypes that a model is served in have in common or exceed.
+            # In bfloat16, whose precision every dtype that a model is served in has.
             numbers = sample_N.to(torch.bfloat16).contiguous().view(torch.int16).cpu()
             digest.update(numbers.numpy().tobytes())
     return digest.hexdigest()[:16]

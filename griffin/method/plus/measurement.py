@@ -1,4 +1,4 @@
-"""Calibrating: a model reads general text once, forwards and backwards, for what ``calibration`` keeps.
+"""Measures a calibration: a model reads general text once, forwards and backwards.
 
 Shapes: L layers, T tokens, F feed-forward neurons, P directions, V vocabulary.
 """
@@ -16,7 +16,7 @@ from griffin.method.plus.calibration import Calibration
 from griffin.method.statistic import Activations, FlockingStatistic, Moments, centred_rows
 from griffin.model.families import FeedForward, feed_forwards
 
-# Principal directions, and the tokens that they are found on, evenly from all: as many as there is room for.
+# How many principal directions are found. They are found on evenly spaced tokens, as many as this memory holds.
 DIRECTIONS = 128
 SAMPLE_BYTES, FEWEST_TOKENS = 6 * 10**9, 4096
 
@@ -27,9 +27,9 @@ def calibrate(
     """Read some thousands of tokens of general text, forwards and backwards.
 
     Args:
-        model: not one that an engine was built on, whose weights autograd cannot use.
-        sequences: token ids; the first of each only begins it.
-        advance: called after each.
+        model: autograd cannot use the weights of one that an engine was built on.
+        sequences: token ids; the first of each is not counted.
+        advance: called after each sequence.
     """
     blocks = feed_forwards(model)
     statistic, generator = FlockingStatistic(blocks), torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def calibrate(
             ids_1T = torch.tensor([ids], device=model.device)
             embedded = model.get_input_embeddings()(ids_1T).detach().requires_grad_(True)
             logits_TV = model(inputs_embeds=embedded, use_cache=False).logits[0].float()
-            # What the model itself expects: no label of a data set, and no data set's mistakes.
+            # Labels are drawn from the model itself, as Fisher's information needs them.
             probabilities_TV = logits_TV.detach().softmax(dim=1).cpu()
             labels_T = torch.multinomial(probabilities_TV, 1, generator=generator)[:, 0].to(model.device)
             loss = nn.functional.cross_entropy(logits_TV, labels_T, reduction="sum")
@@ -60,7 +60,7 @@ def calibrate(
         total += statistic.moments()
         latest = statistic.latest()
         sample.add(latest)
-        # Nothing of a sequence that has only begun, and no factor where blocks have no gate.
+        # A sequence of one token has no activations here, and blocks without a gate have no factor.
         for square_F, known in zip(square_LF, latest, strict=False):
             square_F += len(known.given) if known.up is None else known.up.float().square().sum(dim=0).cpu()
         advance()
@@ -79,27 +79,27 @@ def calibrate(
 
 
 class _Sample:
-    """Activations of some tokens, on the host."""
+    """Activations of evenly spaced tokens, on the host."""
 
     def __init__(self, layers: int, every: int) -> None:
         self._rows: list[list[Tensor]] = [[] for _ in range(layers)]
         self._every = every
 
     def add(self, latest: Sequence[Activations]) -> None:
-        # Nothing of a sequence that has only begun.
+        # A sequence of one token has no activations here.
         for rows, known in zip(self._rows, latest, strict=False):
             rows.append(known.z[:: self._every].to("cpu", torch.bfloat16))
 
     @torch.inference_mode()
     def directions(self, mean_LF: Tensor) -> Tensor:
-        """The longest principal directions around such means: half precision ``(L, P, F)``."""
+        """The longest principal directions around these means: half precision ``(L, P, F)``."""
         return torch.stack([self._of(rows, mean_F) for rows, mean_F in zip(self._rows, mean_LF, strict=True)])
 
     @staticmethod
     def _of(rows: list[Tensor], mean_F: Tensor) -> Tensor:
         x_TF = centred_rows(torch.cat(rows), mean_F)
         count = min(DIRECTIONS, *x_TF.shape)
-        # More columns than wanted, and a few rounds: exact to well below what a sample of tokens is.
+        # With more columns than needed and a few rounds, the error is far below that of sampling tokens.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             _, length_Q, directions_FQ = torch.svd_lowrank(x_TF, q=min(count + 32, *x_TF.shape), niter=3)
@@ -108,7 +108,7 @@ class _Sample:
 
 @contextmanager
 def _weighing(blocks: Sequence[FeedForward], sensitivity_LF: Tensor) -> Iterator[None]:
-    """While open, a backward pass adds each neuron's squared derivatives, times ||z||, of all tokens but the first."""
+    """While open, a backward pass adds each neuron's squared derivatives, times ||z||, for all tokens but the first."""
     with ExitStack() as hooks:
         for block, sensitivity_F in zip(blocks, sensitivity_LF, strict=True):
             hooks.enter_context(block.contract.register_forward_pre_hook(_weigh(sensitivity_F)))

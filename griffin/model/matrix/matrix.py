@@ -88,7 +88,10 @@ class Matrix(ABC):
 
     def room(self, count: int, device: torch.device | None = None) -> Self:
         """An empty matrix of as many rows."""
-        return self.of([plane.new_empty((count, *plane.shape[1:]), device=device) for plane in self.planes])
+        shapes = [(count, *plane.shape[1:]) for plane in self.planes]
+        place = device or self.device
+        empty = [torch.empty(shape, dtype=p.dtype, device=place) for shape, p in zip(shapes, self.planes, strict=True)]
+        return self.of(empty)
 
     def fill_(self, source: Self, index_k: Tensor) -> None:
         """Have these rows, k of them, be the source's rows of these numbers."""

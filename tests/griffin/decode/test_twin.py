@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from griffin.decode.buffers import FullRoom, GrowingRoom, Room, room_for
 from griffin.decode.twin import DecodeTwin
 from griffin.model.families import feed_forwards
 from griffin.model.layout import store_by_neuron_
 from griffin.neurons import Correction, Kept
 from griffin.request import Pruning
 from tests.griffin import oracle
+from tests.tiny import tiny_model
 
 
 @torch.no_grad()
@@ -68,3 +70,57 @@ def test_unknown_choices_are_refused_with_the_known() -> None:
         Pruning(0.5, selection="topk")
     with pytest.raises(ValueError, match="statistic must be one of flocking, magnitude"):
         Pruning(0.5, statistic="flock")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("room", [FullRoom, GrowingRoom])
+def test_requests_may_keep_more_and_fewer_neurons_than_the_first(model: PreTrainedModel, room: type[Room]) -> None:
+    """In buffers of either policy: all logits are the masked model's."""
+    ids = torch.tensor([[5, 9, 17, 33, 4]])
+    twin = DecodeTwin(model, room)
+    for seed, count in enumerate((3, 20, 52, 1, 20)):
+        torch.manual_seed(seed)
+        kept = Kept([torch.randperm(52)[:count].sort().values for _ in feed_forwards(model)])
+        loaded = twin.load(kept)
+        with oracle.masked(model, kept):
+            expected = model(ids).logits
+
+        assert {layer.contract.row_count for layer in loaded} == {count}
+        assert (twin.model(ids).logits - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("room", "sizes"), [(FullRoom, [52, 52, 52]), (GrowingRoom, [5, 20, 20])])
+def test_how_large_buffers_are(room: type[Room], sizes: list[int]) -> None:
+    """Full size once, or the largest request so far."""
+    twin, found = DecodeTwin(tiny_model("llama"), room), []
+    for count in (5, 20, 3):
+        twin.load(Kept([torch.arange(count)] * 3))
+        found += {layer.room.buffers.neurons for layer in twin._layers if layer.room.buffers}
+
+    assert found == sizes
+
+
+def test_buffers_grow_where_memory_is_taken_at_once() -> None:
+    """On any device but a CPU, and for a model that does not fit into the device's memory."""
+    assert room_for(torch.device("cpu"), on_host=False) is FullRoom
+    assert room_for(torch.device("cpu"), on_host=True) is GrowingRoom
+    assert room_for(torch.device("cuda"), on_host=False) is GrowingRoom
+
+
+@pytest.mark.parametrize("room", [FullRoom, GrowingRoom])
+def test_a_request_without_room_leaves_the_next_one_its_room(room: type[Room], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is held that is of no use."""
+    twin, calls = DecodeTwin(tiny_model("llama"), room), iter(range(100))
+
+    def full(*arguments: object, **options: object) -> torch.Tensor:
+        if next(calls) > 4:
+            raise torch.OutOfMemoryError
+        return torch.zeros(*arguments, **options)  # type: ignore[call-overload]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("griffin.decode.twin.torch.empty", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            twin.load(Kept([torch.arange(20)] * 3))
+
+    assert all(layer.room.buffers is None for layer in twin._layers)
+    assert len(twin.load(Kept([torch.arange(4)] * 3))) == 3

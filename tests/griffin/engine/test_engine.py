@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from griffin import Engine, Pruning, Sampling, Scoring, build_engines
 from griffin.decode.steps import StepName
-from griffin.engine.runner import Runner
+from griffin.engine.state import SequenceState
 from griffin.errors import (
     ContextLengthExceeded,
     EngineBusy,
@@ -21,6 +21,7 @@ from griffin.errors import (
     UnsupportedModel,
 )
 from griffin.model import cache
+from griffin.model.matrix.dense import Dense
 from griffin.model.weights import read_weights
 from tests.griffin import oracle
 from tests.tiny import COMMON_BLOCK, tiny_model
@@ -87,7 +88,7 @@ def test_a_step_that_computes_something_else_is_not_used(
     right = Engine(model, step=step)
     right.warm_up()
     monkeypatch.setattr(
-        "griffin.engine.runner.read_weights", lambda model: replace(read_weights(model), scale=2.0, logit_cap=3.0)
+        "griffin.engine.trees.read_weights", lambda model: replace(read_weights(model), scale=2.0, logit_cap=3.0)
     )
     wrong = Engine(model, step=step)
     wrong.warm_up()
@@ -131,7 +132,7 @@ def test_a_context_too_long_for_the_memory_is_said_so(monkeypatch: pytest.Monkey
     def out_of_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("griffin.engine.runner.make_decoder", out_of_memory)
+    monkeypatch.setattr("griffin.engine.assembly.make_decoder", out_of_memory)
     with pytest.raises(LoadError, match="choose a shorter context \\(max-model-len\\) or fewer workers"):
         build_engines(tiny_model("llama"), 2)
 
@@ -170,7 +171,7 @@ def test_engines_share_weights() -> None:
     """A second engine costs module objects and buffers, not weights."""
     model = tiny_model("llama")
     first, second = Engine(model), Engine(model)
-    tensors = [{p.data_ptr() for p in engine._runner.model.parameters()} for engine in (first, second)]
+    tensors = [{p.data_ptr() for p in engine._assembly.trees.full.parameters()} for engine in (first, second)]
 
     assert tensors[0] == tensors[1] == {p.data_ptr() for p in model.parameters()}
 
@@ -180,7 +181,7 @@ def test_buffers_do_not_move_between_requests(model: PreTrainedModel, prompts: P
     engine = Engine(model, step="twin")
 
     def addresses() -> list[int]:
-        return [module.weight.data_ptr() for module in oracle.contracts(engine._runner.twin.model)]
+        return [module.matrix.planes[0].data_ptr() for module in oracle.contracts(engine._assembly.trees.twin.model)]
 
     list(engine.generate(prompts(9, 12), greedy(3), Pruning(0.5)))
     first = addresses()
@@ -195,7 +196,7 @@ def test_selection_is_reported_once(prompts: Prompts) -> None:
     tokens = list(Engine(tiny_model("llama")).generate(prompts(11, 12), greedy(4), Pruning(0.5)))
 
     assert [token.selection is None for token in tokens] == [True, False, True, True]
-    assert [len(experts_k) for experts_k in tokens[1].selection.experts] == [26] * 3
+    assert [len(kept_k) for kept_k in tokens[1].selection.kept.layers] == [26] * 3
     assert tokens[1].selection.seconds > 0
 
 
@@ -334,7 +335,7 @@ def test_cancelled_decode_ends_within_a_token(prompts: Prompts, monkeypatch: pyt
     stream = Engine(tiny_model("llama")).generate(prompts(20, 10), greedy(50), cancelled=lambda: bool(cancelled))
     next(stream)
     cancelled.append(True)
-    monkeypatch.setattr(Runner, "select", lambda *_: pytest.fail("selected for nobody"))
+    monkeypatch.setattr(SequenceState, "choose", lambda *_: pytest.fail("selected for nobody"))
 
     assert list(stream) == []
 
@@ -463,7 +464,7 @@ def test_a_rebuilt_engine_is_as_new(prompts: Prompts) -> None:
     expected = [token.id for token in engine.generate(prompts(31, 12), greedy(6), Pruning(0.5))]
     abandoned = engine.generate(prompts(32, 12), greedy(6), Pruning(0.5))
     next(abandoned)
-    engine._runner.twin.model.get_submodule("model.layers.0.mlp").down_proj.weight = torch.zeros(1)
+    engine._assembly.trees.twin.model.get_submodule("model.layers.0.mlp").down_proj.matrix = Dense(torch.zeros(1, 1))
     engine.rebuild()
 
     assert [token.id for token in engine.generate(prompts(31, 12), greedy(6), Pruning(0.5))] == expected
@@ -488,7 +489,7 @@ def test_a_rebuild_that_failed_can_be_tried_again(prompts: Prompts, monkeypatch:
     engine = Engine(tiny_model("llama"))
     expected = [token.id for token in engine.generate(prompts(33, 12), greedy(6), Pruning(0.5))]
     with monkeypatch.context() as short_of_memory:
-        short_of_memory.setattr("griffin.engine.runner.DecodeTwin", lambda _: (_ for _ in ()).throw(MemoryError))
+        short_of_memory.setattr("griffin.engine.trees.DecodeTwin", lambda _: (_ for _ in ()).throw(MemoryError))
         for _ in range(2):
             with pytest.raises(MemoryError):
                 engine.rebuild()

@@ -57,9 +57,9 @@ def test_a_cached_beginning_needs_no_reading(prompts: Prompts, monkeypatch: pyte
     engine = Engine(tiny_model("llama"), prefill_chunk=8, prefixes=PrefixStore(PLENTY, 8))
     list(engine.generate(prompts(5, 40), GREEDY))
     read: list[int] = []
-    forward = engine._runner.model.model.forward
+    forward = engine._assembly.trees.full.model.forward
     monkeypatch.setattr(
-        engine._runner.model.model,
+        engine._assembly.trees.full.model,
         "forward",
         lambda *args, **kwargs: read.append(kwargs["input_ids"].shape[1]) or forward(*args, **kwargs),
     )
@@ -147,7 +147,7 @@ def test_a_chunk_without_room_costs_nobody_anything(prompts: Prompts, monkeypatc
     def out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(engine._runner.cache, "copy", out_of_memory)
+    monkeypatch.setattr(engine._assembly.state.cache, "copy", out_of_memory)
     assert list(engine.generate(prompts(8, 30), GREEDY)) == expected
     assert len(engine.prefixes) == 0
 

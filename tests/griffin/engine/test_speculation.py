@@ -14,10 +14,12 @@ from transformers import DynamicCache, PreTrainedModel
 from griffin import Checkpoint, Comparison, Engine, Pruning, Sampling, Scoring, Token, Verification, Verified
 from griffin.decode.steps import StepName
 from griffin.engine import comparison as divergences
-from griffin.engine import speculation as verifiers
+from griffin.engine import refresh as refreshing
+from griffin.engine.drafts import Drafts
 from griffin.engine.prefixes import PrefixStore
 from griffin.engine.prompt import Prompt
-from griffin.engine.speculation import Verifier, overlap
+from griffin.engine.refresh import overlap
+from griffin.engine.speculation import Verifier
 from griffin.errors import Cancelled, EngineBusy, InvalidRequest
 from griffin.model.host import offload_
 from griffin.model.placement import spread_
@@ -168,7 +170,7 @@ def test_guarded_may_take_everything(prompts: Prompts) -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Drafts of the next blocks, in place of the kept neurons' own; then none."""
     blocks: list[list[int]] = []
-    monkeypatch.setattr(Verifier, "_generated", lambda self, room: (blocks.pop(0) if blocks else [])[:room])
+    monkeypatch.setattr(Drafts, "generated", lambda self, room: (blocks.pop(0) if blocks else [])[:room])
     return blocks
 
 
@@ -255,15 +257,18 @@ def test_the_cache_holds_what_the_full_model_leaves(mode: ModeName, prompts: Pro
     seen = list(prompt)
     for token in engine.generate(prompt, greedy(20), Pruning(0.75), verification=Verification(mode, draft_tokens=5)):
         seen.append(token.id)
-        length = engine._runner.cache.length
+        length = engine._assembly.state.cache.length
         if length != len(seen) - 1:
             continue
         with reader.read(seen[:-1]):
             torch.testing.assert_close(
-                engine._runner.cache.copy(0, length), reader._runner.cache.copy(0, length), atol=1e-5, rtol=1e-5
+                engine._assembly.state.cache.copy(0, length),
+                reader._assembly.state.cache.copy(0, length),
+                atol=1e-5,
+                rtol=1e-5,
             )
 
-    assert engine._runner.cache.length == len(seen) - 1
+    assert engine._assembly.state.cache.length == len(seen) - 1
 
 
 def test_repetitions_are_looked_up(prompts: Prompts) -> None:
@@ -309,8 +314,8 @@ def test_nothing_is_verified_where_there_is_no_need(
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neurons are chosen anew all the time, and taken however few others they are."""
-    monkeypatch.setattr(verifiers, "REFRESH_TOKENS", 8)
-    monkeypatch.setattr(verifiers, "SAME_ENOUGH", 1.1)
+    monkeypatch.setattr(refreshing, "REFRESH_TOKENS", 8)
+    monkeypatch.setattr(refreshing, "SAME_ENOUGH", 1.1)
 
 
 @pytest.mark.usefixtures("often")
@@ -334,9 +339,12 @@ def test_neurons_follow_what_the_full_model_has_read(family: str, draft: DraftNa
         # The block's first token is the first that was not read when they were chosen, but for the one before it.
         assert selection.prompt_tokens == len(prompt) + number - 1
         assert selection.expert_set == fresh.expert_set
-    with reader.read(text[: engine._runner.statistic.sums().tokens]):
+    with reader.read(text[: engine._assembly.state.statistic.sums().tokens]):
         torch.testing.assert_close(
-            engine._runner.statistic.sums().values_3LF, reader._runner.statistic.sums().values_3LF, atol=1e-4, rtol=1e-4
+            engine._assembly.state.statistic.sums().values_3LF,
+            reader._assembly.state.statistic.sums().values_3LF,
+            atol=1e-4,
+            rtol=1e-4,
         )
 
 
@@ -362,8 +370,8 @@ def test_some_neurons_stay(pruning: Pruning, refresh: bool, prompts: Prompts) ->
 
 def test_neurons_that_are_nearly_the_same_are_not_taken(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gathering them would cost more than it brings."""
-    monkeypatch.setattr(verifiers, "REFRESH_TOKENS", 8)
-    monkeypatch.setattr(verifiers, "SAME_ENOUGH", 0.01)
+    monkeypatch.setattr(refreshing, "REFRESH_TOKENS", 8)
+    monkeypatch.setattr(refreshing, "SAME_ENOUGH", 0.01)
     tokens = run(Engine(tiny_model("llama")), prompts(14, 12), greedy(30), 0.5, LOSSLESS)
 
     assert tokens[-1].verified.refreshes == 0
@@ -543,7 +551,7 @@ def compared(model: PreTrainedModel, prompt: list[int], read: Prompt, tokens: li
     full = model(text).logits[0, -count:].log_softmax(dim=1)
     cache = DynamicCache(config=model.config)
     model(text[:, : len(prompt)], past_key_values=cache)
-    with oracle.masked(model, Kept([experts_k.long() for experts_k in read.selection.experts])):
+    with oracle.masked(model, Kept([kept_k.long() for kept_k in read.selection.kept.layers])):
         pruned = model(text[:, len(prompt) :], past_key_values=cache).logits[0].log_softmax(dim=1)
     targets = torch.tensor(tokens[1:])[:, None]
     losses = [-side.gather(1, targets).mean() for side in (full, pruned)]
@@ -567,7 +575,7 @@ def test_comparison_with_the_full_model(
     )
     with engine.read(prompt, HALF) as read:
         tokens = ids(list(read.generate(sampling)))
-        before = engine._runner.statistic.sums()
+        before = engine._assembly.state.statistic.sums()
         found = read.compare(tokens)
         again = ids(list(read.generate(sampling)))
         expected = compared(model, prompt, read, tokens)
@@ -577,7 +585,7 @@ def test_comparison_with_the_full_model(
     assert found.top1_agreement == pytest.approx(expected.top1_agreement)
     assert found.perplexity_ratio == pytest.approx(expected.perplexity_ratio, rel=1e-3)
     assert again == tokens
-    assert torch.equal(engine._runner.statistic.sums().values_3LF, before.values_3LF)
+    assert torch.equal(engine._assembly.state.statistic.sums().values_3LF, before.values_3LF)
 
 
 def test_comparison_needs_no_sequence_before_it(prompts: Prompts) -> None:

@@ -173,7 +173,7 @@ def test_a_prompt_that_fails_half_way_leaves_no_wrong_layer(prompts: Prompts) ->
     """The next prompt begins with layer 0, whatever the places hold."""
     model = tiny_model("llama")
     engine = Engine(offloaded(model, staged=True))
-    last = feed_forwards(engine._runner.model)[-1].layer
+    last = feed_forwards(engine._assembly.trees.full)[-1].layer
     failing = last.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(OutOfMemory):
         list(engine.generate(prompts(11, 9), sampling(2)))
@@ -190,7 +190,7 @@ def test_the_twin_takes_no_more_room_than_the_largest_request_needs() -> None:
         loaded = twin.load(Kept([torch.arange(kept)] * 3))
 
         assert {block.contract.row_count for block in loaded} == {kept}
-        assert {layer._buffers[2].shape[0] for layer in twin._layers} == {neurons}
+        assert {layer.room.buffers.neurons for layer in twin._layers} == {neurons}
 
 
 def test_without_room_the_twin_lets_go_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_without_room_the_twin_lets_go_of_all(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(torch.OutOfMemoryError):
             twin.load(Kept([torch.arange(20)] * 3))
 
-    assert all(layer._buffers is None for layer in twin._layers)
+    assert all(layer.room.buffers is None for layer in twin._layers)
     assert len(twin.load(Kept([torch.arange(4)] * 3))) == 3
 
 
@@ -260,13 +260,13 @@ def test_weights_are_the_file_and_are_laid_out_by_neuron(tmp_path: Path) -> None
     begin, end = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
 
     assert storage.nbytes() == host_file(tmp_path / "tiny").stat().st_size
-    for tree in (model, engine._runner.model):
+    for tree in (model, engine._assembly.trees.full):
         for block in feed_forwards(tree):
             for projection in (*block.expand, block.contract):
                 assert begin <= projection.weight.data_ptr() < end
     assert all(
         part_FD.untyped_storage().data_ptr() == begin
-        for layer in engine._runner.twin._layers
+        for layer in engine._assembly.trees.twin._layers
         for part_FD in (*layer._parts_FD, layer._rows_FD)
     )
 

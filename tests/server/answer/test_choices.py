@@ -121,7 +121,7 @@ def test_neurons_of_an_earlier_answer() -> None:
     assert (named["sparsity"], named["requested_sparsity"]) == (0.5, 0.5)
     for pruning, _ in engine.asked[1:]:
         assert pruning.reuse
-        assert [experts_k.tolist() for experts_k in pruning.reuse.experts] == EXPERTS.tolist()
+        assert [experts_k.tolist() for experts_k in pruning.reuse.kept.layers] == EXPERTS.tolist()
     assert len(engine.asked) == 5
 
 

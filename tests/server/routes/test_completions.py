@@ -91,6 +91,7 @@ def test_stop_strings_end_the_text(stop: object, text: str, tokens: int) -> None
     ("body", "sparsity", "reason"),
     [
         ({"sparsity": 0.5, "max_tokens": 1}, 0.0, "finished_at_first_token"),
+        ({"sparsity": 0.001, "max_tokens": 1}, 0.0, "rounded_to_dense"),
         ({"sparsity": 0}, 0.0, "requested"),
         ({}, 0.25, "server_default"),
         ({"sparsity": None}, 0.25, "server_default"),

@@ -6,7 +6,7 @@ import httpx
 import torch
 
 from griffin import Pruning, Selection
-from griffin.neurons import Correction
+from griffin.neurons import Correction, Kept
 from server.work.experts import CORRECTION_BYTES, RecentExperts
 from tests.server.client import post
 from tests.server.scripted import EXPERTS, ScriptedEngine, served
@@ -14,7 +14,7 @@ from tests.server.scripted import EXPERTS, ScriptedEngine, served
 
 def selection(name: str) -> Selection:
     """Of 200 indices: 800 bytes."""
-    return Selection(0.0, name, 5, tuple(torch.arange(200, dtype=torch.int32).view(2, 100)))
+    return Selection(0.0, name, 5, Kept(tuple(torch.arange(200, dtype=torch.int32).view(2, 100))))
 
 
 def test_the_neurons_of_an_answer() -> None:
@@ -73,18 +73,22 @@ def test_one_too_large_is_not_kept() -> None:
     assert recent.find("a") is None
 
 
+def with_correction(selection: Selection, correction: Correction) -> Selection:
+    return replace(selection, kept=replace(selection.kept, correction=correction))
+
+
 def test_corrections_go_before_sets() -> None:
     """What stands for removed neurons is held of the latest alone; of others it is known which neurons they are."""
     recent = RecentExperts(budget_bytes=1_700, correction_bytes=1_000)
     correction = Correction([torch.zeros(100, 1)], [torch.zeros(1, 100)])
     for name in ("a", "b"):
-        recent.remember(replace(selection(name), correction=correction), Pruning(method="griffin+"))
+        recent.remember(with_correction(selection(name), correction), Pruning(method="griffin+"))
     recent.remember(selection("b"), Pruning())
     found = {name: recent.find(name) for name in "ab"}
 
     assert [known and known.is_whole for known in found.values()] == [False, True]
     assert found["a"] is not None
-    assert len(found["a"].selection.experts) == 2
+    assert len(found["a"].selection.kept.layers) == 2
 
 
 def test_a_set_without_its_correction_is_not_taken_again() -> None:

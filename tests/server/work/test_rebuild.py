@@ -27,14 +27,14 @@ class Failing(Engine):
     def __init__(self, **options: Any) -> None:
         super().__init__(tiny_model("llama"), **options)
         self.gate, self.rebuilding = threading.Event(), threading.Event()
-        make = self._make_runner
+        make = self._assemble
 
         def slowly() -> Any:
             self.rebuilding.set()
             assert self.gate.wait(30)
             return make()
 
-        self._make_runner = slowly  # type: ignore[assignment]
+        self._assemble = slowly  # type: ignore[assignment]
 
     @contextmanager
     def read(self, prompt_ids: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
@@ -101,7 +101,7 @@ def test_a_job_does_not_slip_into_the_queue_of_a_broken_engine() -> None:
 def test_what_never_changes_is_there_during_a_rebuild() -> None:
     """Sizes, counts and rules; while the memory of the old runner is free before a new one takes any."""
     engine = Failing()
-    old = engine._runner.cache
+    old = engine._assembly.state.cache
     thread = threading.Thread(target=engine.rebuild)
     thread.start()
     assert engine.rebuilding.wait(10)

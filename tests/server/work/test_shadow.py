@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from griffin import Comparison, Pruning, Sampling, Scoring, Selection, Verification
+from griffin.neurons import Kept
 from server.metrics import Metrics
 from server.settings import Settings
 from server.work.job import Ask, Job, Made
@@ -18,7 +19,7 @@ from server.work.workers import Workers
 from tests.server.client import metric, post
 from tests.server.scripted import EXPERTS, ScriptedEngine, served, wait_until
 
-SELECTION = Selection(0.0, "cafe", 2, tuple(EXPERTS))
+SELECTION = Selection(0.0, "cafe", 2, Kept(tuple(EXPERTS)))
 HALF = Ask([1, 2], [Sampling(max_tokens=3)], Pruning(0.5))
 
 
@@ -63,14 +64,14 @@ async def generate(workers: Workers, tokens: int = 3) -> int:
 )
 def test_which_answers_are_drawn(ask: Ask, share: float, drawn: bool) -> None:
     """Those that removed neurons, in mode fast, from a prompt that was not scored; of them the share."""
-    assert shadows(share).draws(ask) is drawn
+    assert shadows(share).draws(ask, 100) is drawn
 
 
 def test_a_share_of_them_is_drawn() -> None:
     """At random: about a quarter of a thousand."""
     quarter = shadows(0.25)
 
-    assert 150 < sum(quarter.draws(HALF) for _ in range(1000)) < 350
+    assert 150 < sum(quarter.draws(HALF, 100) for _ in range(1000)) < 350
 
 
 def test_the_newest_win() -> None:
@@ -265,7 +266,7 @@ def test_a_comparison_that_fails_hurts_nobody(caplog: pytest.LogCaptureFixture) 
         workers.comparisons.later(HALF, SELECTION, [5, 6])
 
         assert await generate(workers) == 3
-        assert (count(metrics, "dropped"), len(waiting), waiting.draws(HALF)) == (FAILURES, 0, False)
+        assert (count(metrics, "dropped"), len(waiting), waiting.draws(HALF, 100)) == (FAILURES, 0, False)
         workers.close()
         workers.join(5)
         assert len(engine.compared) == FAILURES

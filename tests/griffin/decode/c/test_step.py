@@ -27,7 +27,7 @@ from griffin.model.matrix.dense import Dense
 from griffin.model.matrix.int8 import Int8
 from griffin.model.quantise import round_to_int8_
 from griffin.model.weights import Layer, Weights, read_weights
-from griffin.neurons import Correction, Gating, Kept
+from griffin.neurons import Acting, Correction, Kept
 from tests.griffin import oracle
 from tests.griffin.decode.interleaved import MODELS, interleaved_model
 from tests.tiny import COMMON_BLOCK, tiny_model
@@ -57,11 +57,11 @@ def gated(neurons: int, width: int) -> Kept:
             [0.01 * torch.randn(count, 4, generator=generator) for count in kept.counts],
             [torch.randn(4, width, generator=generator) for _ in kept.counts],
         ),
-        gating=Gating(
+        acting=Acting(
             [10 ** (-2 * torch.rand(count, generator=generator)) for count in kept.counts],
             [0.01 * torch.randn(count, generator=generator) for count in kept.counts],
             [torch.randperm(count, generator=generator) for count in kept.counts],
-            acting=0,
+            count=0,
         ),
     )
 
@@ -158,11 +158,9 @@ def test_gates_are_tried_on_both_kinds(family: str) -> None:
     model = tiny_model(family)
     with oracle.recorded(model) as activations, oracle.gated(model) as gates, torch.no_grad():
         model(IDS[None])
-    assert GATED.gating is not None
-    for given_TF, experts_k, thresholds_k in zip(
-        gates or activations, GATED.layers, GATED.gating.thresholds, strict=True
-    ):
-        share = float((given_TF[PROMPT:, experts_k].abs() > thresholds_k).float().mean())
+    assert GATED.acting is not None
+    for given_TF, kept_k, thresholds_k in zip(gates or activations, GATED.layers, GATED.acting.thresholds, strict=True):
+        share = float((given_TF[PROMPT:, kept_k].abs() > thresholds_k).float().mean())
         assert 0.02 < share < 0.98
 
 
@@ -322,7 +320,7 @@ def test_threads_end_with_it(model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("experts_k", "layers"),
+    ("kept_k", "layers"),
     [
         (torch.arange(3, dtype=torch.int32), LAYERS),
         (torch.arange(3), LAYERS - 1),
@@ -332,10 +330,10 @@ def test_threads_end_with_it(model: PreTrainedModel) -> None:
         (torch.tensor([-1]), LAYERS),
     ],
 )
-def test_refuses_neurons_that_are_not_there(step: NativeStep, experts_k: Tensor, layers: int) -> None:
+def test_refuses_neurons_that_are_not_there(step: NativeStep, kept_k: Tensor, layers: int) -> None:
     """C would read whatever lies there."""
     with pytest.raises(ValueError, match=r"neurons|layers"):
-        step.keep(Kept([experts_k] * layers))
+        step.keep(Kept([kept_k] * layers))
 
 
 def test_refuses_what_it_would_read_beyond(model: PreTrainedModel, step: NativeStep) -> None:

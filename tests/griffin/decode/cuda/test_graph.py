@@ -39,9 +39,9 @@ def small(model_type: str) -> PreTrainedModel:
 
 def graph_engine(model_type: str) -> Engine:
     engine = Engine(small(model_type), context_length=64, prefill_chunk=8, step="lean")
-    runner = engine._runner
-    weights = read_weights(runner.model)
-    runner.decoder = graph.GraphDecoder(weights, runner.cache, 64, capture=repeated)
+    trees, state = engine._assembly.trees, engine._assembly.state
+    weights = read_weights(trees.full)
+    state.decoder = graph.GraphDecoder(weights, state.cache, 64, capture=repeated)
     return engine
 
 
@@ -84,7 +84,7 @@ def test_the_next_step_is_launched_before_the_token_is_read(prompts: Prompts, mo
     """Or the device would wait for the host at every token."""
     engine = graph_engine("llama")
     events: list[str] = []
-    decoder = engine._runner.decoder
+    decoder = engine._assembly.state.decoder
     advance, fetch = decoder.advance, decoder._fetch
     list(engine.generate(prompts(51, 9), SAMPLINGS[0]))
     monkeypatch.setattr(decoder, "advance", lambda: (events.append("launch"), advance())[1])
@@ -102,7 +102,7 @@ def test_the_next_step_is_launched_before_the_token_is_read(prompts: Prompts, mo
 def test_nothing_is_captured_after_the_warm_up(prompts: Prompts) -> None:
     """Every length and kind of sampling has its graph before the first request."""
     engine = graph_engine("llama")
-    decoder = engine._runner.decoder
+    decoder = engine._assembly.state.decoder
     captured = dict(decoder._graphs)
     decoder._capture = lambda body: pytest.fail("captured in a request")
     for sampling in SAMPLINGS:

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from griffin.model.families import feed_forwards
 from griffin.model.layout import store_by_neuron_
 from griffin.model.weights import Weights, read_weights
-from griffin.neurons import Correction, Gating, Kept
+from griffin.neurons import Acting, Correction, Kept
 from tests.griffin import oracle
 from tests.griffin.decode.interleaved import MODELS, interleaved_model
 from tests.tiny import COMMON_BLOCK, tiny_model
@@ -81,7 +81,7 @@ def draw_kept(*counts: int, device: str = "cpu") -> Kept:
     # Such that some act on each token, and some rest.
     thresholds = [(10 ** (-2 * torch.rand(k, generator=generator))).to(device) for k in counts]
     resting = [(0.01 * torch.randn(k, generator=generator)).to(device) for k in counts]
-    return Kept(layers, offset_LD, Correction(left, right), Gating(thresholds, resting, layers, acting=0))
+    return Kept(layers, offset_LD, Correction(left, right), Acting(thresholds, resting, layers, count=0))
 
 
 @pytest.mark.parametrize("family", COMMON_BLOCK)

@@ -13,7 +13,7 @@ from griffin import Engine, Pruning, Sampling, Verification
 from griffin.engine.prefixes import PrefixStore
 from griffin.errors import InvalidRequest
 from griffin.experiments.common.teacher import Teacher, target_logprobs
-from griffin.method.plus import gating, ridge
+from griffin.method.plus import acting, ridge
 from griffin.method.plus.budget import budgets, highest
 from griffin.method.plus.calibration import Calibration
 from griffin.method.plus.measurement import calibrate
@@ -45,8 +45,7 @@ def chosen(model: PreTrainedModel, ids: list[int], pruning: Pruning, chunk: int 
 
 
 def as_selection(kept: Kept) -> Selection:
-    experts = tuple(experts_k.to(torch.int32) for experts_k in kept.layers)
-    return Selection(0.0, "name", 20, experts, kept.offset_LD, kept.correction, kept.gating)
+    return Selection(0.0, "name", 20, kept.to(torch.device("cpu"), torch.int32))
 
 
 def test_one_ranking_over_all_layers() -> None:
@@ -56,7 +55,7 @@ def test_one_ranking_over_all_layers() -> None:
     counts = budgets(score_LF, 6)
 
     assert counts == [4, 1, 1]
-    assert [experts_k.tolist() for experts_k in highest(score_LF, counts)] == [[0, 1, 2, 3], [1], [1]]
+    assert [kept_k.tolist() for kept_k in highest(score_LF, counts)] == [[0, 1, 2, 3], [1], [1]]
 
 
 def test_equal_scores_do_not_make_a_layer_larger() -> None:
@@ -75,12 +74,12 @@ def test_the_budget_is_the_papers(parts: frozenset, sparsity: float, prompts: Pr
     kept = chosen(model, prompts(1, 20), Pruning(sparsity, method="griffin+", parts=parts))
     accounting = Accounting.of(model)
 
-    read = accounting.active(sum(kept.counts), kept.acting)
+    read = accounting.active_with(kept)
     # Whole neurons, and in each layer.
     assert abs(read - accounting.active(accounting.kept(sparsity))) <= 3 * accounting.per_neuron
     assert "gating" in parts or read == accounting.active(accounting.kept(sparsity))
     assert min(kept.counts) >= 1
-    assert all(torch.equal(experts_k, experts_k.unique()) for experts_k in kept.layers)
+    assert all(torch.equal(kept_k, kept_k.unique()) for kept_k in kept.layers)
 
 
 @pytest.mark.parametrize("left_out", ["ridge", "prior"])
@@ -104,10 +103,10 @@ def test_each_block_gives_as_before_on_average(left_out: PartName, model: PreTra
 
 def standing_in(kept: Kept, layer: int, block: FeedForward, z_TF: Tensor) -> Tensor:
     """What the kept neurons of a block give, and what stands for the others."""
-    experts_k = kept.layers[layer]
-    given_TD = block.contract(torch.zeros_like(z_TF).index_copy(1, experts_k, z_TF[:, experts_k]))
+    kept_k = kept.layers[layer]
+    given_TD = block.contract(torch.zeros_like(z_TF).index_copy(1, kept_k, z_TF[:, kept_k]))
     if kept.correction is not None:
-        given_TD += z_TF[:, experts_k] @ kept.correction.left[layer] @ kept.correction.right[layer]
+        given_TD += z_TF[:, kept_k] @ kept.correction.left[layer] @ kept.correction.right[layer]
     return given_TD if kept.offset_LD is None else given_TD + kept.offset_LD[layer]
 
 
@@ -116,16 +115,16 @@ def test_the_gates_let_the_wanted_part_act(sparsity: float, model: PreTrainedMod
     """In every family and each layer, on the prompt's own tokens; what the others gave there stands for them."""
     ids, calibration = prompts(12, 24), calibrated(model)
     kept = chosen(model, ids, Pruning(sparsity, method="griffin+"))
-    blocks, gated = feed_forwards(model), kept.gating
+    blocks, gated = feed_forwards(model), kept.acting
     assert gated is not None
     with oracle.recorded(model) as activations, oracle.gated(model) as gates, torch.no_grad():
         model(torch.tensor([ids]))
 
-    for layer, (block, experts_k) in enumerate(zip(blocks, kept.layers, strict=True)):
-        z_Tk = activations[layer][1:, experts_k]
-        given_Tk = gates[layer][1:, experts_k] if gates else z_Tk
+    for layer, (block, kept_k) in enumerate(zip(blocks, kept.layers, strict=True)):
+        z_Tk = activations[layer][1:, kept_k]
+        given_Tk = gates[layer][1:, kept_k] if gates else z_Tk
         acts_Tk = given_Tk.abs() > gated.thresholds[layer]
-        missing = gated.acting / sum(kept.counts) - float(acts_Tk.float().mean())
+        missing = gated.count / kept.count - float(acts_Tk.float().mean())
         # Tokens are read in two ways here, whose last bits differ. Of a ReLU more may be shut than need be.
         assert abs(missing) < 0.02 or (model.config.model_type == "opt" and missing > 0)
         rests_Tk = ~acts_Tk
@@ -134,7 +133,7 @@ def test_the_gates_let_the_wanted_part_act(sparsity: float, model: PreTrainedMod
         assert (often_k[1:] - often_k[:-1]).max() <= 1
         expected_k = (z_Tk * rests_Tk).sum(0) / (rests_Tk.sum(0) + 4)
         torch.testing.assert_close(gated.resting[layer], expected_k, atol=1e-2 * float(z_Tk.abs().max()), rtol=1e-2)
-        reach_k = calibration.reach_LF[layer, experts_k]
+        reach_k = calibration.reach_LF[layer, kept_k]
         products_k = gated.thresholds[layer] * reach_k
         torch.testing.assert_close(products_k, products_k.mean().expand_as(products_k), rtol=1e-4, atol=0)
         assert block.activation is not None or torch.equal(reach_k, torch.ones_like(reach_k))
@@ -143,15 +142,15 @@ def test_the_gates_let_the_wanted_part_act(sparsity: float, model: PreTrainedMod
 def test_what_all_give_at_rest_is_in_the_offset(model: PreTrainedModel, prompts: Prompts) -> None:
     """In every family: a token on which no neuron acts gets what all gave when they rested, through corrected rows."""
     blocks = feed_forwards(model)
-    share, _ = gating.shares(0.5, 1 / (blocks[0].parts + 1))
+    share, _ = acting.shares(0.5, 1 / (blocks[0].parts + 1))
     kept = chosen(model, prompts(13, 24), PLUS)
     without = chosen(model, prompts(13, 24), Pruning(1 - share, method="griffin+", parts=PARTS_BUT_GATING))
 
     assert kept.counts == without.counts
-    assert kept.gating is not None
+    assert kept.acting is not None
     assert kept.correction is not None
-    assert without.gating is None
-    for layer, (block, resting_k) in enumerate(zip(blocks, kept.gating.resting, strict=True)):
+    assert without.acting is None
+    for layer, (block, resting_k) in enumerate(zip(blocks, kept.acting.resting, strict=True)):
         rows_kD = block.down.dense()[kept.layers[layer]]
         rows_kD = rows_kD + kept.correction.left[layer] @ kept.correction.right[layer]
         expected_D = without.offset_LD[layer] + resting_k @ rows_kD
@@ -163,9 +162,9 @@ def test_a_short_prompt_shuts_no_gate(prompts: Prompts) -> None:
     model = tiny_model("llama")
     few, enough = (chosen(model, prompts(14, 1 + tokens), PLUS) for tokens in (7, 8))
 
-    assert few.gating is None
+    assert few.acting is None
     assert sum(few.counts) == Accounting.of(model).kept(0.5)
-    assert enough.gating is not None
+    assert enough.acting is not None
 
 
 @pytest.mark.parametrize("prior", [True, False])
@@ -179,8 +178,8 @@ def test_the_prediction_is_ridge_regression(prior: bool, model: PreTrainedModel,
     assert kept.correction is not None
     for layer, block in enumerate(feed_forwards(model)):
         z_TF, weight_FD = activations[layer][1:].double(), block.down.dense().double()
-        experts_k = kept.layers[layer]
-        removed_F = torch.ones(len(weight_FD)).index_fill(0, experts_k, 0).bool()
+        kept_k = kept.layers[layer]
+        removed_F = torch.ones(len(weight_FD)).index_fill(0, kept_k, 0).bool()
         own_T1 = 1 / z_TF.norm(dim=1, keepdim=True)
         general = 128 if prior else 0
         mean_F = (z_TF * own_T1).sum(0) + general * calibration.sum_LF[layer]
@@ -193,11 +192,11 @@ def test_the_prediction_is_ridge_regression(prior: bool, model: PreTrainedModel,
             directions_PF = calibration.directions_LPF[layer].double()
             covariance_FF = share * covariance_FF + (1 - share) * directions_PF.t() @ directions_PF
             general_F = (1 - share) * calibration.unexplained_LF[layer].double()
-        variance_k = (covariance_FF.diagonal() + general_F)[experts_k]
-        penalty_k = (0.1 if prior else 2.0) * (variance_k + 0.1 * variance_k.mean()) + general_F[experts_k]
+        variance_k = (covariance_FF.diagonal() + general_F)[kept_k]
+        penalty_k = (0.1 if prior else 2.0) * (variance_k + 0.1 * variance_k.mean()) + general_F[kept_k]
         expected_kD = torch.linalg.solve(
-            covariance_FF[experts_k][:, experts_k] + penalty_k.diag(),
-            covariance_FF[experts_k][:, removed_F] @ weight_FD[removed_F],
+            covariance_FF[kept_k][:, kept_k] + penalty_k.diag(),
+            covariance_FF[kept_k][:, removed_F] @ weight_FD[removed_F],
         )
 
         found_kD = kept.correction.left[layer] @ kept.correction.right[layer]
@@ -282,9 +281,9 @@ def test_gates_where_nothing_more_of_a_neuron_is_read(step: str, prompts: Prompt
     selection = [t.selection for t in engine.generate(prompts(6, 20), Sampling(max_tokens=2, ignore_eos=True), PLUS)][1]
 
     assert selection is not None
-    assert (selection.gating is not None) == (step == "native")
-    assert (selection.kept > engine.accounting.kept(0.5)) == (step == "native")
-    assert selection.acting <= engine.accounting.kept(0.5)
+    assert (selection.kept.acting is not None) == (step == "native")
+    assert (selection.kept.count > engine.accounting.kept(0.5)) == (step == "native")
+    assert selection.kept.acting_count <= engine.accounting.kept(0.5)
 
 
 @pytest.mark.parametrize(("more", "cached"), [(5, 8), (7, 16)])
@@ -360,9 +359,9 @@ def test_reused_neurons(prompts: Prompts) -> None:
 
     assert taken is not None
     assert taken.expert_set == given.expert_set
-    assert torch.equal(taken.offset_LD, given.offset_LD)
-    assert taken.gating is not None
-    for one, other in ((taken.gating, given.gating), (taken.correction, given.correction)):
+    assert torch.equal(taken.kept.offset_LD, given.kept.offset_LD)
+    assert taken.kept.acting is not None
+    for one, other in ((taken.kept.acting, given.kept.acting), (taken.kept.correction, given.kept.correction)):
         for values, others in zip(astuple(one)[:2], astuple(other)[:2], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(values, others, strict=True))
 
@@ -400,4 +399,4 @@ def test_verified_and_refreshed(sparsity: float, prompts: Prompts) -> None:
     assert found[-1].verified.refreshes > 0
     others = [token.selection for token in found if token.selection is not None]
     assert len(others) == 1 + found[-1].verified.refreshes
-    assert all(selection.offset_LD is not None for selection in others)
+    assert all(selection.kept.offset_LD is not None for selection in others)

@@ -1,0 +1,142 @@
+"""What decodes a sequence, and the plain way to do it: a step, then a draw, with the host between them.
+
+Shapes: V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from griffin.decode.sampler import Drawn, Sampler
+from griffin.neurons import Kept
+from griffin.request import Sampling
+
+
+class Step(Protocol):
+    """One token through the model, all of it or the kept neurons. It follows what the cache holds and joins it."""
+
+    def keep(self, kept: Kept | None) -> None:
+        """Use these neurons from now on, or all (None)."""
+
+    def __call__(self, id: int) -> Tensor:
+        """The logits that follow a token, ``(V,)``, good until the next call."""
+
+
+class Decoder(Protocol):
+    """Makes one sequence at a time. Whatever it compiles, captures or tunes, it does when it is made.
+
+    name: of its step, as ``steps.STEPS`` has it.
+    ahead: whether the device works on the next token before the host knows the one before.
+    skips: whether a token reads no more than the gates of neurons that rest, see ``neurons.Acting``.
+    own_pass: whether a token without sparsity runs through the model's own forward pass.
+    """
+
+    name: str
+    ahead: bool
+    skips: bool
+    own_pass: bool
+
+    def keep(self, kept: Kept | None) -> None:
+        """Use these neurons from now on, or all (None)."""
+
+    def begin(
+        self, logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]
+    ) -> Callable[[], Drawn]:
+        """Begin a sequence and draw its first token. The function returned waits for the token; call it once."""
+
+    def advance(self) -> Callable[[], Drawn]:
+        """Run the latest token through the model and draw the next one. Returns as ``begin`` does."""
+
+    def logits(self) -> Tensor:
+        """The logits that the latest token was drawn from, ``(V,)``."""
+
+    def mark(self) -> None:
+        """Remember this place in the sequence, for ``back``."""
+
+    def back(self) -> None:
+        """Forget the tokens drawn since the mark; then call ``draw`` or ``take``."""
+
+    def draw(self, logits_V: Tensor) -> Callable[[], Drawn]:
+        """Draw the next token from logits that something else computed. It follows what the cache holds."""
+
+    def take(self, id: int, logits_V: Tensor) -> Callable[[], Drawn]:
+        """Let this be the next token, as if it had been drawn from such logits."""
+
+
+class StepDecoder:
+    """A step, then a draw, with the host between them."""
+
+    ahead = False
+
+    def __init__(
+        self,
+        name: str,
+        step: Step,
+        vocabulary: int,
+        device: torch.device,
+        *,
+        skips: bool = False,
+        own_pass: bool = False,
+        draws_alone: bool = False,
+    ) -> None:
+        """
+        Args:
+            name, skips, own_pass: see ``Decoder``.
+            draws_alone: whether one thread draws. Threads of torch's that wake up for a draw would still spin while
+                the compiled step's own threads start.
+        """
+        self.name, self.skips, self.own_pass = name, skips, own_pass
+        self._step, self._draws_alone = step, draws_alone
+        self._sampler = Sampler(vocabulary, device)
+        self._logits_V: Tensor | None = None
+        self._drawn: Drawn | None = None
+
+    def keep(self, kept: Kept | None) -> None:
+        self._step.keep(kept)
+
+    def begin(
+        self, logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]
+    ) -> Callable[[], Drawn]:
+        self._sampler.load(sampling, prompt_ids, end_ids)
+        return self.draw(logits_V)
+
+    def advance(self) -> Callable[[], Drawn]:
+        assert self._drawn is not None
+        return self.draw(self._step(self._drawn.id))
+
+    def logits(self) -> Tensor:
+        assert self._logits_V is not None
+        return self._logits_V
+
+    def mark(self) -> None:
+        self._sampler.mark()
+
+    def back(self) -> None:
+        self._sampler.back()
+
+    def draw(self, logits_V: Tensor) -> Callable[[], Drawn]:
+        return self._next(logits_V, self._sampler.draw)
+
+    def take(self, id: int, logits_V: Tensor) -> Callable[[], Drawn]:
+        return self._next(logits_V, partial(self._sampler.take, id))
+
+    def _next(self, logits_V: Tensor, settle: Callable[[Tensor], None]) -> Callable[[], Drawn]:
+        self._logits_V = logits_V
+        with _one_thread() if self._draws_alone else nullcontext():
+            settle(logits_V)
+            drawn = self._drawn = self._sampler.drawn()
+        return lambda: drawn
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

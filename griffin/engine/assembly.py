@@ -1,0 +1,119 @@
+"""Assembly: what an engine runs sequences with. A rebuild makes all of it anew, except the weights."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from griffin.decode.decoder import Decoder
+from griffin.decode.steps import Parts, StepName, make_decoder
+from griffin.engine.prefill import Prefill
+from griffin.engine.prefixes import PrefixStore
+from griffin.engine.state import SequenceState
+from griffin.engine.trees import Trees, lay_out
+from griffin.errors import UnsupportedModel
+from griffin.method.chooser import Chooser
+from griffin.method.preparation import Preparation
+from griffin.model.cache import KVCache
+from griffin.model.families import feed_forwards
+from griffin.model.forward import head, with_own_logits
+from griffin.model.placement import make_current
+from griffin.request import Pruning, Sampling
+
+logger = logging.getLogger("griffin")
+
+# The largest difference between a step and the model's own forward pass, relative to the largest logit. Rounding stays
+# far below, a different computation far above.
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assembly:
+    """The trees of one engine, the state of its sequence, and what reads prompts into that.
+
+    threads: that torch had when it was made.
+    """
+
+    trees: Trees
+    state: SequenceState
+    prefill: Prefill
+    make_decoder: Callable[[StepName, KVCache], Decoder]
+    threads: int = field(default_factory=torch.get_num_threads)
+
+    def begin(self, pruning: Pruning | None = None) -> None:
+        """Forget the sequence, for another one in this thread that may be pruned so."""
+        make_current(self.trees.device)
+        if self.trees.device.type == "cpu":
+            # A thread that asks torch for the first time takes over a number that another has set for a moment.
+            torch.set_num_threads(self.threads)
+        self.state.reset(pruning)
+
+    def verify(self, ids: Sequence[int]) -> None:
+        """Compare the decoder's step with the model's own forward pass, and decode by that if they differ.
+
+        A configuration may ask for something that no step of ours knows. Its answers must be right, even if slower.
+
+        Args:
+            ids: a few tokens to go on from.
+
+        Raises:
+            UnsupportedModel: the model makes logits of its hidden states in a way that is not known here. No step
+                would be right then, nor would the logits of a prompt.
+        """
+        decoder, model, cache, device = self.state.decoder, self.trees.full, self.state.cache, self.trees.device
+        self.begin()
+        hidden_TD, own_TV = with_own_logits(model, torch.tensor(ids, device=device), cache)
+        read_V = head(model, hidden_TD[-1:])[0]
+        if _error(read_V, own_TV[-1]) > TOLERANCES[model.dtype]:
+            raise UnsupportedModel(
+                f"this '{model.config.model_type}' model computes its logits in a way that is not known here"
+            )
+        if decoder.own_pass:
+            return
+        decoder.keep(None)
+        next_id = decoder.begin(read_V, Sampling(temperature=0), ids, ())().id
+        decoder.advance()()
+        found_V = decoder.logits().clone()
+        self.state.rewind(len(ids))
+        _, expected_TV = with_own_logits(model, torch.tensor([next_id], device=device), cache)
+        error = _error(found_V, expected_TV[-1])
+        if error > TOLERANCES[model.dtype]:
+            logger.warning(
+                "the %s step differs from this model's own by %.2g of its largest logit; decoding by the model's own",
+                decoder.name,
+                error,
+            )
+            self.state.decoder = self.make_decoder("twin", cache)
+
+
+def _error(found_V: Tensor, expected_V: Tensor) -> float:
+    """The largest difference of logits, relative to the largest logit."""
+    return float((found_V.float() - expected_V.float()).abs().max() / expected_V.float().abs().max())
+
+
+def assemble(
+    origin: PreTrainedModel, prefixes: PrefixStore, preparation: Preparation, *, context_length: int, step: StepName
+) -> Assembly:
+    """
+    Args:
+        origin: the model, shared by several engines.
+        prefixes: shared by them too; its chunk is the prompt tokens of one forward pass.
+        step: auto takes the fastest.
+
+    Raises:
+        UnsupportedModel: see ``families.feed_forwards``.
+        ValueError: a step that cannot run here.
+    """
+    make_current(origin.device)
+    trees = lay_out(origin)
+
+    def decoder(name: StepName, cache: KVCache) -> Decoder:
+        return make_decoder(name, Parts(trees.full, trees.weights, trees.twin, cache, context_length))
+
+    # Streaming moves weights in and out of the full tree, but never in the origin's.
+    chooser = Chooser(feed_forwards(origin), origin.device, preparation.calibration, preparation.losses)
+    state = SequenceState(trees, chooser, lambda cache: decoder(step, cache))
+    return Assembly(trees, state, Prefill(trees, state, prefixes), decoder)

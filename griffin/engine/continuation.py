@@ -1,0 +1,119 @@
+"""Continuation: one sequence that follows a prompt, token by token, verified or not."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from griffin.decode.decoder import Decoder
+from griffin.decode.logprobs import Logprobs
+from griffin.decode.sampler import Drawn
+from griffin.engine.prompt_neurons import PromptNeurons
+from griffin.engine.speculation import Block, Verified, Verifier
+from griffin.neurons import Selection
+from griffin.request import Sampling
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    logprobs: if the sampling asks for them.
+    finish_reason: set on the last token only. An end-of-sequence token is yielded too.
+    selection: set on the first token that kept neurons alone have made, and again when others take their place.
+    verified: where verification was asked for: what it has done so far, including this token's whole block.
+    """
+
+    id: int
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason | None = None
+    selection: Selection | None = None
+    verified: Verified | None = None
+
+
+class Continuation:
+    """Generates the tokens of one sequence after a prompt."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        neurons: PromptNeurons,
+        sampling: Sampling,
+        end_ids: frozenset[int],
+        cancelled: Callable[[], bool],
+        require: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            decoder: stands at the prompt's end.
+            end_ids: any of these ends the sequence.
+            cancelled: asked between tokens; once true, the sequence ends.
+            require: raises if the engine has gone on to another sequence; asked between tokens.
+        """
+        self._decoder, self._neurons, self._sampling, self._end_ids = decoder, neurons, sampling, end_ids
+        self._cancelled, self._require = cancelled, require
+
+    def unverified(self, logits_V: Tensor, prompt_ids: list[int], reported: int) -> Iterator[Token]:
+        """Tokens as the kept neurons make them.
+
+        Args:
+            logits_V: the first token is drawn from these.
+            reported: the number of the token that reports the neurons; the first token is 1.
+        """
+        decoder, most, cancelled = self._decoder, self._sampling.max_tokens, self._cancelled
+        pending = decoder.begin(logits_V, self._sampling, prompt_ids, self._end_ids)
+        for count in range(1, most + 1):
+            if cancelled():
+                return
+            # A device works on the next token while the host looks at this one.
+            following = self._advance() if decoder.ahead and count < most else None
+            drawn = pending()
+            reason = self._reason(drawn, count)
+            selection = self._neurons.report(self._neurons.chosen) if count == reported else None
+            yield Token(drawn.id, drawn.logprobs, reason, selection)
+            # Asked again right after the token was handed out, so that no token is computed in vain.
+            if reason or cancelled():
+                return
+            self._require()
+            pending = following or self._advance()
+
+    def verified(
+        self, logits_V: Tensor, prompt_ids: list[int], make_verifier: Callable[[int], Verifier]
+    ) -> Iterator[Token]:
+        """Tokens that the full model has checked.
+
+        Args:
+            logits_V: the first token is drawn from these.
+            make_verifier: of the first token, once another one is wanted.
+        """
+        # From here on the verifier decides which neurons the decoder uses.
+        self._neurons.release()
+        first = self._decoder.begin(logits_V, self._sampling, prompt_ids, self._end_ids)()
+        block, verified, verifier, count = Block([first]), Verified(), None, 0
+        while True:
+            chosen = block.chosen
+            for drawn in block.tokens:
+                if self._cancelled():
+                    return
+                count += 1
+                reason = self._reason(drawn, count)
+                yield Token(drawn.id, drawn.logprobs, reason, self._neurons.report(chosen), verified)
+                if reason or self._cancelled():
+                    return
+                self._require()
+                chosen = None
+            verifier = verifier or make_verifier(first.id)
+            block = verifier.block(self._sampling.max_tokens - count)
+            verified = verifier.verified
+
+    def _advance(self) -> Callable[[], Drawn]:
+        self._neurons.decode()
+        return self._decoder.advance()
+
+    def _reason(self, drawn: Drawn, count: int) -> FinishReason | None:
+        if drawn.id in self._end_ids:
+            return "stop"
+        return "length" if count == self._sampling.max_tokens else None

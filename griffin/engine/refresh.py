@@ -1,0 +1,66 @@
+"""Refresh: chooses neurons anew as the full model reads on, and takes them if enough of them differ."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from griffin.engine.pending import PendingSelection
+from griffin.engine.state import SequenceState
+from griffin.request import Pruning
+
+# The full model reads this many tokens before neurons are chosen anew.
+REFRESH_TOKENS = 64
+# New neurons are taken if less than this fraction of them is the same as before.
+SAME_ENOUGH = 0.9
+
+
+class Refresh:
+    """Watches one sequence. For neurons that follow the text, see ``Pruning.follows_text``."""
+
+    def __init__(self, state: SequenceState, pruning: Pruning, width: int) -> None:
+        """
+        Args:
+            width: F.
+        """
+        self._state, self._pruning, self._width = state, pruning, width
+        self._unseen = 0
+
+    def reading(self) -> AbstractContextManager[Callable[[int], None]]:
+        """While open, the full model reads a block. Pass the function how many of the block's tokens stay."""
+        return self._state.statistic.holding()
+
+    def seen(self, tokens: int) -> None:
+        """So many tokens were counted."""
+        self._unseen += tokens
+
+    def other(self, chosen: PendingSelection) -> PendingSelection | None:
+        """Neurons to take instead; None if it is too early, or most would be the same."""
+        if self._unseen < REFRESH_TOKENS:
+            return None
+        self._unseen = 0
+        # Choose the neurons first; computing the compensation is slower.
+        neurons = self._state.neurons(self._pruning)
+        if overlap(neurons, chosen.kept.layers, self._width) >= SAME_ENOUGH:
+            return None
+        return self._state.choose(self._pruning, self._state.length)
+
+
+def overlap(first: Sequence[Tensor], second: Sequence[Tensor], width: int) -> float:
+    """The Jaccard similarity of two sets of neurons, over all layers: the size of what both have over what either has.
+
+    Any two sets of most neurons have most in common. For those it is the similarity of the neurons that they leave
+    out, and 0 if they leave out none.
+
+    Args:
+        first, second: for each layer sorted indices, ``(k,)``.
+        width: F.
+    """
+    pairs = zip(first, second, strict=True)
+    shared = int(torch.stack([torch.isin(a_k, b_k, assume_unique=True).sum() for a_k, b_k in pairs]).sum())
+    either = sum(map(len, first)) + sum(map(len, second)) - shared
+    total = width * len(first)
+    if 2 * shared > total:
+        shared, either = total - either, total - shared
+    return shared / max(1, either)

@@ -1,0 +1,87 @@
+"""SequenceState: everything an engine knows of the sequence at hand."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from griffin.decode.decoder import Decoder
+from griffin.engine.pending import PendingSelection, Timer
+from griffin.engine.trees import Trees
+from griffin.method.auto import Outlook
+from griffin.method.chooser import Chooser
+from griffin.method.statistic import FlockingStatistic
+from griffin.model.cache import KVCache
+from griffin.request import Pruning
+
+
+class SequenceState:
+    """The keys and values of one sequence, its statistic, its decoder, and the neurons in use.
+
+    cache: what the model has read.
+    statistic: what was counted of it.
+    decoder: draws the tokens that follow.
+    latest: how many of the last tokens' activations the sequence's method needs, see ``Method.latest_tokens``.
+    """
+
+    def __init__(self, trees: Trees, chooser: Chooser, make_decoder: Callable[[KVCache], Decoder]) -> None:
+        self.cache = KVCache(len(trees.blocks), [block.down.device for block in trees.blocks])
+        self.statistic = FlockingStatistic(trees.blocks)
+        self.latest = 0
+        self._trees, self._chooser = trees, chooser
+        self.decoder = make_decoder(self.cache)
+
+    @property
+    def length(self) -> int:
+        """Tokens that the cache holds."""
+        return self.cache.length
+
+    def reset(self, pruning: Pruning | None = None) -> None:
+        """Forget the sequence. The next one may be pruned so."""
+        self.cache.length = 0
+        self.latest = self._chooser.latest_tokens(pruning) if pruning else 0
+        self.statistic.reset(self.latest)
+
+    def rewind(self, length: int) -> None:
+        """Forget the keys and values after so many tokens; the statistic stays."""
+        self.cache.length = length
+
+    def accept(self) -> None:
+        """The token after the cache's end stays, whose keys and values a pass has left there."""
+        self.cache.length += 1
+
+    def prunes(self, pruning: Pruning) -> bool:
+        """Whether a generated token leaves out any neuron, see ``Pruning.prunes``."""
+        return pruning.prunes(self._trees.accounting.width)
+
+    def outlook(self, pruning: Pruning) -> Outlook | None:
+        """What sparsity auto comes to after what was read; None if the request names its sparsity."""
+        return None if pruning.auto is None else self._chooser.outlook(self.statistic, pruning, self.length)
+
+    def choose(self, pruning: Pruning, prompt_tokens: int) -> PendingSelection | None:
+        """Choose neurons by the statistic so far; None if all stay.
+
+        Args:
+            prompt_tokens: how many tokens they are chosen on, for the report.
+        """
+        if not self.prunes(pruning):
+            return None
+        timer = Timer(self._trees.device)
+        if pruning.reuse is not None:
+            prompt_tokens = pruning.reuse.prompt_tokens
+        kept = self._chooser.choose(self.statistic, pruning, skips=self.decoder.skips)
+        return PendingSelection(kept, prompt_tokens, timer)
+
+    def neurons(self, pruning: Pruning) -> Sequence[Tensor]:
+        """The neurons that ``choose`` would keep in each layer: int64 ``(k,)``. Costs less."""
+        return self._chooser.neurons(self.statistic, pruning, skips=self.decoder.skips)
+
+    def decode_with(self, chosen: PendingSelection | None) -> None:
+        """Decode with these neurons from now on, or with all."""
+        self.decoder.keep(chosen.kept if chosen else None)
+        if chosen:
+            chosen.timer.stop()
+
+    def read_with(self, chosen: PendingSelection) -> None:
+        """Have these neurons ready in the twin's tree, which reads several tokens at once."""
+        self._trees.twin.load(chosen.kept)
+        chosen.timer.stop()
