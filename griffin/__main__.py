@@ -7,7 +7,7 @@
 import argparse
 import sys
 
-from griffin.experiments import commandline
+from griffin.experiments.common import commandline
 from griffin.experiments.tune import COMMANDS
 
 

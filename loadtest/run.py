@@ -19,7 +19,7 @@ from loadtest.arrivals import poisson
 from loadtest.client import Client
 from loadtest.errors import LoadTestError
 from loadtest.jobs import Job, jobs
-from loadtest.load import closed_loop, open_loop
+from loadtest.loops import closed_loop, open_loop
 from loadtest.progress import Progress
 from loadtest.prompts import Prompt, Tags, sized
 from loadtest.sample import Sample, label

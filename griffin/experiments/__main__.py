@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from griffin.experiments import commandline
-from griffin.experiments.commandline import Runnable
-from griffin.experiments.experiment import Command
+from griffin.experiments.common import commandline
+from griffin.experiments.common.commandline import Runnable
+from griffin.experiments.common.experiment import Command
 from griffin.experiments.quality import acceptance, drift, pareto
 from griffin.experiments.registry import EXPERIMENTS
 from griffin.experiments.report import command as report

@@ -7,10 +7,10 @@ model, the last goes through the kept neurons. Tasks: HellaSwag, PIQA, COPA, ARC
 import argparse
 from typing import TYPE_CHECKING
 
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.variants import FULL, griffin, magnitude
-from griffin.experiments.experiment import Found
 from griffin.experiments.tasks.names import CLASSIFICATION
 from griffin.experiments.tasks.scores import (
     CANNOT,

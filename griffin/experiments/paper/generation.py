@@ -7,10 +7,10 @@ generated greedily by the server's own decode path, prompts read by the full mod
 import argparse
 from typing import TYPE_CHECKING
 
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.variants import FULL, griffin, magnitude
-from griffin.experiments.experiment import Found
 from griffin.experiments.tasks.names import GENERATION
 from griffin.experiments.tasks.scores import (
     ITEMS,

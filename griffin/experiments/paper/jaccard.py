@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.pictures import INK, MUTED, new_figure, panels
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.texts import sequences
 from griffin.experiments.common.variants import name_of
-from griffin.experiments.experiment import Found
 from griffin.experiments.paper.layers import colourbar, draw_layers
 from griffin.neurons import kept_count
 

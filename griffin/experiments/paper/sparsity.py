@@ -7,12 +7,12 @@ answers are shared.
 import argparse
 from typing import TYPE_CHECKING
 
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.pictures import INK, MUTED, new_figure, panels
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.variants import FULL, Variant
-from griffin.experiments.experiment import Found
 from griffin.experiments.tasks.names import CLASSIFICATION, GENERATION
 from griffin.experiments.tasks.scores import (
     CANNOT,

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from griffin.errors import GriffinError, is_out_of_memory
-from griffin.experiments.common.arguments import whole
+from griffin.experiments.common.experiment import Experiment, Found, conduct, defaults, hasten, spelled
+from griffin.experiments.common.kinds import whole
 from griffin.experiments.common.pictures import require_matplotlib
 from griffin.experiments.common.results import write_whole
 from griffin.experiments.common.study import Study, add_study_arguments, open_study
-from griffin.experiments.experiment import Experiment, Found, conduct, defaults, hasten, spelled
 from griffin.experiments.registry import EXPERIMENTS
 from griffin.experiments.report.document import Outcome, Section, Subject, document, title
 from griffin.experiments.report.page import page, require_markdown_it

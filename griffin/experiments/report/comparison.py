@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from griffin.experiments.common.results import Table
-from griffin.experiments.report.paper import SCORES, TABLE_3, PaperTable
+from griffin.experiments.report.published import SCORES, TABLE_3, PaperTable
 from griffin.experiments.tasks.scores import METRICS, TITLES
 
 Founds = Mapping[str, Mapping[str, Any]]

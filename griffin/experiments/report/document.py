@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from griffin.experiments.common.results import Claim, Table, escaped
 from griffin.experiments.report.comparison import comparison
-from griffin.experiments.report.paper import ADDRESS, CITATION
+from griffin.experiments.report.published import ADDRESS, CITATION
 from griffin.experiments.report.summary import headline, summary
 
 ANSWERS = {True: "yes", False: "no", None: "cannot tell"}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from griffin.experiments.common.results import Claim, Table, escaped
-from griffin.experiments.report.verdict import Grade, Reach, Reading, of_all, reaches, readings
+from griffin.experiments.report.readings import Grade, Reach, Reading, of_all, reaches, readings
 from griffin.experiments.tasks.scores import METRICS, TITLES
 
 PAPERS_SPARSITY = 0.5

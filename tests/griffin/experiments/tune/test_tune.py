@@ -29,8 +29,9 @@ from griffin.experiments.common.teacher import Teacher
 from griffin.experiments.tune import command as tune
 from griffin.experiments.tune.advice import Advice, Cell, advise, sentences
 from griffin.experiments.tune.losses import Loss, loss, losses, teacher_forced
+from griffin.experiments.tune.measurement import by_length, require_fit
 from griffin.experiments.tune.prompts import Case, Entry, encode, read_entries
-from griffin.experiments.tune.speed import Speed, measure_speeds, speed
+from griffin.experiments.tune.speedup import Speed, measure_speeds, speed
 from griffin.method.auto import LossTable
 from griffin.model.loading import Checkpoint, load
 from griffin.neurons import Kept
@@ -164,7 +165,7 @@ def test_prompts_that_no_model_can_read(entry: Entry, template: str | None, said
 def test_cutting_a_prompt() -> None:
     """The last tokens stay; what is shorter is left out, what is equal then comes once, wherever it stood."""
     cases = [Case((1, 2, 3), where="a"), Case((9, 2, 3), where="b"), Case((7,)), Case((2, 3), (5, 5))]
-    found = tune._by_length(cases, [2, 4, None])
+    found = by_length(cases, [2, 4, None])
 
     assert found == {2: [Case((2, 3)), Case((2, 3), (5, 5))], None: cases}
 
@@ -572,9 +573,9 @@ def test_the_whole_command_again(model_folder: Path, tmp_path: Path) -> None:
 def test_ids_that_the_model_does_not_have(tmp_path: Path, smollm2: Checkpoint) -> None:
     """A tokenizer that is not the model's is told with the line. A completion may be longer than the context."""
     study = tiny_study(tmp_path, smollm2.tokenizer)
-    tune.require_fit(study, [Case((5, 6), (7,) * 300)], [None], 16)
+    require_fit(study, [Case((5, 6), (7,) * 300)], [None], 16)
     with pytest.raises(GriffinError, match="line 4: token id 128 is out of range"):
-        tune.require_fit(study, [Case((5, 6)), Case((5, 128), where="line 4")], [None], 16)
+        require_fit(study, [Case((5, 6)), Case((5, 128), where="line 4")], [None], 16)
 
 
 @pytest.mark.parametrize(

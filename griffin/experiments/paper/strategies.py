@@ -6,10 +6,10 @@ The same tasks, prompts and statistic as in ``generation``, with which the full 
 import argparse
 from typing import TYPE_CHECKING
 
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.results import Claim, Table
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.variants import FULL, Variant
-from griffin.experiments.experiment import Found
 from griffin.experiments.tasks.names import GENERATION
 from griffin.experiments.tasks.scores import (
     CANNOT,
