@@ -117,13 +117,13 @@ def run(arguments: argparse.Namespace) -> None:
     load_average = os.getloadavg()[0]
     _settle(arguments)
     entries = read_entries(arguments.prompts)[: arguments.limit]
-    study = open_model(arguments.model, arguments.dtype, arguments.device, None, arguments.out)
+    study = open_model(arguments.model, arguments.dtype, arguments.device, None, arguments.out, arguments.cache_dir)
     study.engine.require(Pruning(0.5, method=arguments.method))
     cases = [encode(entry, study.tokenizer) for entry in entries]
     require_fit(study, cases, arguments.prompt_lengths, arguments.tokens)
     found = {**_found(study, cases, arguments, measure(study, cases, arguments)), "load_average": load_average}
     if found["auto"]:
-        path = _keep_for_auto(study, arguments.method, LossTable(**found["auto"]))
+        path = _keep_for_auto(study, arguments.method, LossTable(**found["auto"]), arguments.cache_dir)
         found["advice"].append(f"It is in {path}, where the server finds it at its next start.")
     write_json(study.folder / "tune.json", found)
     save(draw(found), study.folder / "tune.svg")
@@ -193,10 +193,10 @@ def _row(study: Study, cell: Cell) -> dict[str, Any]:
     }
 
 
-def _keep_for_auto(study: Study, method: MethodName, losses: LossTable) -> Path:
+def _keep_for_auto(study: Study, method: MethodName, losses: LossTable, cache_dir: Path | None) -> Path:
     """Write the table for sparsity auto where the server looks for it."""
     model = study.checkpoint.model
-    path = losses_path(model, method)
+    path = losses_path(model, method, cache_dir)
     write_whole(path, losses.packed(measured_as(model, method, study.preparation.calibration)))
     return path
 

@@ -523,6 +523,19 @@ def test_what_it_keeps_for_sparsity_auto(
         assert 0.2 < read.outlook.divergence / by_sparsity[0.5] < 5
 
 
+def test_cache_dir_is_the_servers(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept for sparsity auto goes where a server with the same flag looks for it, and nowhere else."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    prompts, cache_dir = tmp_path / "p.txt", tmp_path / "cache"
+    prompts.write_text("\n".join(f"{number} sheep and {number * 7} goats went up" for number in range(1, 9)))
+    flags = ("--prompt-lengths", "all", "--sparsities", "0.5", "--tokens", "8", "--cache-dir", str(cache_dir))
+    started(model_folder, prompts, *flags, quick=False)
+
+    model = load(str(model_folder), dtype="float32", device="cpu").model
+    assert Preparation.read(model, cache_dir).measured == ["griffin"]
+    assert Preparation.read(model).measured == []
+
+
 def test_the_whole_command(
     model_folder: Path, tmp_path: Path, smollm2: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
