@@ -1,4 +1,11 @@
-"""``python -m griffin.experiments NAME``: one experiment; ``NAME --help`` lists its flags."""
+"""Run one experiment: ``python -m griffin.experiments NAME``. ``NAME --help`` explains it and lists its flags.
+
+With ``--quick`` most take a minute or two on a small model. A stopped run goes on when it is started again.
+
+examples:
+  python -m griffin.experiments flocking --quick
+  python -m griffin.experiments report --model Qwen/Qwen3-0.6B --data DIR
+"""
 
 import argparse
 import sys
@@ -22,7 +29,7 @@ COMMANDS: dict[str, Runnable] = {
     "offload": offload,
     "report": report,
 }
-# They are steps of the product now. This spelling goes after the next release.
+# These are steps of the product now: python -m griffin. The old spelling goes after the next release.
 MOVED = TUNE
 
 

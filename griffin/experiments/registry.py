@@ -1,4 +1,4 @@
-"""The paper's experiments, in the order of their figures and tables."""
+"""Registry: the paper's experiments by the names of their commands, in the paper's order."""
 
 from griffin.experiments.common.experiment import Experiment
 from griffin.experiments.paper import (

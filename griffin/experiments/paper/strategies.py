@@ -1,6 +1,6 @@
-"""Ways to select experts from the statistic (Table 4): top-k, sampling weighted by it, and half of each.
+"""Strategies to choose neurons by the statistic (Table 4): top-k, sampling weighted by it, and half of each.
 
-The same tasks, prompts and statistic as in ``generation``, with which the full model's and top-k's answers are shared.
+Tasks, prompts and statistic are those of ``generation``. The answers of the full model and of top-k are shared with it.
 """
 
 import argparse

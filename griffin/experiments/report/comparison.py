@@ -1,4 +1,4 @@
-"""Comparison: this run's figures beside the paper's, in one table. Scores in percent, times in seconds."""
+"""Comparison: this run's figures beside the paper's, in one table. Scores are in percent, times in seconds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +11,14 @@ Founds = Mapping[str, Mapping[str, Any]]
 
 
 def comparison(name: str, founds: Founds) -> Table | None:
-    """For one experiment and what each model found in it; None if the paper has no figures of it, or nothing was found.
+    """The table for one experiment. Models of this run come first, then the paper's.
 
-    Models of this run come first, then the paper's.
+    Args:
+        name: of the experiment.
+        founds: its results for each model.
+
+    Returns:
+        None if the paper has no figures for it, or if there are no results.
     """
     if not founds:
         return None
