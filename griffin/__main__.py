@@ -1,13 +1,19 @@
-"""``python -m griffin calibrate | tune``: steps that some requests need a model to have gone through once.
+"""Prepare a model for requests that need it: ``python -m griffin calibrate`` and ``python -m griffin tune``.
 
-``NAME --help`` lists the flags of a step. The server is ``python -m server``; the paper's experiments are
-``python -m griffin.experiments``.
+calibrate  run it once for each model, before requests with method griffin+
+tune       run it with your own prompts: it recommends a sparsity, and requests with sparsity "auto" need it
+
+The server is started by 'python -m server'. The paper's experiments are 'python -m griffin.experiments'.
+
+examples:
+  python -m griffin calibrate --model Qwen/Qwen3-0.6B
+  python -m griffin tune --model Qwen/Qwen3-0.6B --prompts my_prompts.jsonl
 """
 
 import argparse
 import sys
 
-from griffin.experiments import commandline
+from griffin.experiments.common import commandline
 from griffin.experiments.tune import COMMANDS
 
 
@@ -16,6 +22,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def main() -> int:
+    """The exit code: 0, 1 after an error, 2 for a wrong flag, 130 after Ctrl-C."""
     return commandline.run(command_line().parse_args(), COMMANDS)
 
 

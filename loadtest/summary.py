@@ -1,4 +1,4 @@
-"""Samples of one sparsity become counts, percentiles and rates. No I/O."""
+"""Summary: the samples of one sparsity become counts, percentiles and rates. No I/O."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,18 +13,19 @@ T = TypeVar("T")
 
 
 def summarise(samples: Sequence[Sample], wall_s: float, objective: Objective | None = None) -> dict[str, Any]:
-    """Milliseconds, tokens, seconds; None where nothing was measured.
+    """Figures of one sparsity. The unit is in each name; None: nothing was measured.
 
-    Latencies are of answered requests alone; failed ones are counted, by kind, with the server's words on the first.
+    Only answered requests count in latencies. Failed ones are counted by kind, with the server's first message.
 
     Args:
-        wall_s: from the beginning of the run to its end.
+        wall_s: seconds from the beginning of the run to its end.
+        objective: for goodput; None leaves it out.
     """
     answered = [sample for sample in samples if sample.answered]
     unfinished = sum(sample.error == UNFINISHED for sample in samples)
     failed = [sample for sample in samples if sample.error not in (None, UNFINISHED)]
     tokens = _known(sample.count for sample in answered)
-    found: dict[str, Any] = {
+    return {
         "requests": len(samples),
         "answered": len(answered),
         "unfinished": unfinished,
@@ -44,20 +45,12 @@ def summarise(samples: Sequence[Sample], wall_s: float, objective: Objective | N
         "finish_reasons": dict(Counter(str(sample.finish_reason) for sample in answered)),
         "requests_per_second": _rate(len(answered), wall_s),
         "throughput_tokens_per_second": _rate(sum(tokens), wall_s),
-        "goodput": None,
+        "goodput": _goodput(samples, len(samples) - unfinished, wall_s, objective),
     }
-    if objective is not None:
-        judged, good = len(samples) - unfinished, sum(map(objective.holds, samples))
-        found["goodput"] = {
-            "good": good,
-            "share": round(good / judged, 4) if judged else None,
-            "requests_per_second": _rate(good, wall_s),
-        }
-    return found
 
 
 def compared(summaries: dict[str, dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Each but the first against the first, as ratios: of decode speed (more is faster), of medians (less is)."""
+    """Ratios of each sparsity to the first: of decode speed (faster above 1), of median latencies (faster below 1)."""
     (first, *others) = summaries
     return {
         name: {
@@ -71,15 +64,28 @@ def compared(summaries: dict[str, dict[str, Any]]) -> dict[str, dict[str, float 
     }
 
 
+def _goodput(
+    samples: Sequence[Sample], judged: int, wall_s: float, objective: Objective | None
+) -> dict[str, Any] | None:
+    if objective is None:
+        return None
+    good = sum(map(objective.holds, samples))
+    return {
+        "good": good,
+        "share": round(good / judged, 4) if judged else None,
+        "requests_per_second": _rate(good, wall_s),
+    }
+
+
 def _decode_rate(answered: Sequence[Sample]) -> float | None:
-    """Tokens after the first over the time that they took: what one reader sees."""
+    """Tokens after the first over the time they took: the speed that one reader sees."""
     timed = [(sample.count - 1, sample.decode_s) for sample in answered if sample.count and sample.decode_s]
     seconds = sum(decode_s for _, decode_s in timed)
     return round(sum(tokens for tokens, _ in timed) / seconds, 2) if seconds else None
 
 
 def _counted(answered: Sequence[Sample]) -> str | None:
-    """By whom tokens were counted."""
+    """Who counted the tokens: the server (``usage``) or the client (``chunks``)."""
     if not answered:
         return None
     if all(sample.tokens is not None for sample in answered):

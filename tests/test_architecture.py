@@ -22,6 +22,10 @@ LAYERS = {
         "protocol", "jsonwire", "metrics", "settings", "log", "__init__",
     ),
 }  # fmt: skip
+# Inside griffin/experiments/, top to bottom: folders of one row do not import each other.
+EXPERIMENTS = (
+    ("__main__",), ("report",), ("registry",), ("paper", "quality", "tune"), ("speed", "tasks"), ("common",),
+)  # fmt: skip
 # Inside griffin/ they can be read first, and alone.
 LEAVES = {"griffin": ("errors", "neurons", "library"), "server": ("settings", "metrics", "log", "jsonwire")}
 
@@ -77,6 +81,22 @@ def test_the_order_names_what_is_there() -> None:
     for package, order in LAYERS.items():
         there = {path.stem for path in (ROOT / package).iterdir()}
         assert set(order) <= there
+
+
+def test_experiments_point_downwards() -> None:
+    """From the report to the questions, and from these to what they share."""
+    rows = {name: row for row, names in enumerate(EXPERIMENTS) for name in names}
+    wrong, there = [], set()
+    for path, tree in modules("griffin").items():
+        if not path.startswith("griffin/experiments/") or path == "griffin/experiments/__init__.py":
+            continue
+        own = Path(path).with_suffix("").parts[2]
+        there.add(own)
+        names = [name.split(".") for name in imports(tree) if name.startswith("griffin.experiments.")]
+        wrong += [f"{path} -> {other}" for _, _, other, *_ in names if other != own and rows[other] <= rows[own]]
+
+    assert there == set(rows)
+    assert wrong == []
 
 
 @pytest.mark.parametrize(("package", "leaf"), [(package, leaf) for package, names in LEAVES.items() for leaf in names])

@@ -1,11 +1,18 @@
-"""``python -m griffin.experiments NAME``: one experiment; ``NAME --help`` lists its flags."""
+"""Run one experiment: ``python -m griffin.experiments NAME``. ``NAME --help`` explains it and lists its flags.
+
+With ``--quick`` most take a minute or two on a small model. A stopped run goes on when it is started again.
+
+examples:
+  python -m griffin.experiments flocking --quick
+  python -m griffin.experiments report --model Qwen/Qwen3-0.6B --data DIR
+"""
 
 import argparse
 import sys
 
-from griffin.experiments import commandline
-from griffin.experiments.commandline import Runnable
-from griffin.experiments.experiment import Command
+from griffin.experiments.common import commandline
+from griffin.experiments.common.commandline import Runnable
+from griffin.experiments.common.experiment import Command
 from griffin.experiments.quality import acceptance, drift, pareto
 from griffin.experiments.registry import EXPERIMENTS
 from griffin.experiments.report import command as report
@@ -22,7 +29,7 @@ COMMANDS: dict[str, Runnable] = {
     "offload": offload,
     "report": report,
 }
-# They are steps of the product now. This spelling goes after the next release.
+# These are steps of the product now: python -m griffin. The old spelling goes after the next release.
 MOVED = TUNE
 
 

@@ -1,16 +1,16 @@
-"""The paper's experiments, in the order of their figures and tables."""
+"""Registry: the paper's experiments by the names of their commands, in the paper's order."""
 
-from griffin.experiments.experiment import Experiment
+from griffin.experiments.common.experiment import Experiment
 from griffin.experiments.paper import (
     classification,
+    concentration,
     flocking,
-    gating,
     generation,
     jaccard,
     perplexity,
     randomness,
-    selection,
     sparsity,
+    strategies,
 )
 from griffin.experiments.speed import latency
 
@@ -21,8 +21,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "classification": classification,
     "generation": generation,
     "latency": latency,
-    "selection": selection,
+    "selection": strategies,
     "perplexity": perplexity,
     "randomness": randomness,
-    "gating": gating,
+    "gating": concentration,
 }

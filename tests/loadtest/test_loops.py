@@ -10,7 +10,7 @@ from loadtest.arguments import Options, parse
 from loadtest.client import Client
 from loadtest.errors import LoadTestError
 from loadtest.jobs import Job, jobs
-from loadtest.load import open_loop
+from loadtest.loops import open_loop
 from loadtest.progress import Progress
 from loadtest.record import record
 from loadtest.run import Run, run

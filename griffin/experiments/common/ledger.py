@@ -1,4 +1,4 @@
-"""Ledger: what was computed, kept as it comes, so that a run that was stopped goes on where it was."""
+"""Ledger: a file of answers that were computed. Each is kept at once, so that a stopped run goes on where it was."""
 
 import hashlib
 import json
@@ -8,20 +8,20 @@ from typing import Any
 
 from griffin.errors import GriffinError
 
-# Part of every key: raised when the same question would be answered otherwise than before.
+# Part of every key. Raise it when the code would answer an old question differently.
 EDITION = 1
 
 Json = Any
 
 
 class Ledger:
-    """Answers by their questions, in a file of one JSON line each. Safe to share: a line is written in one piece."""
+    """Answers by their questions, one JSON line each. Processes can share the file: a line is written in one piece."""
 
     def __init__(self, path: Path, subject: Mapping[str, Json]) -> None:
         """
         Args:
-            path: of the file, which need not exist.
-            subject: what all questions are about (a model, its weights, a dtype); part of every key.
+            path: the file; it need not exist.
+            subject: what all questions are about (a model, its weights, a dtype). It is part of every key.
 
         Raises:
             GriffinError: the file cannot be read.
@@ -34,7 +34,7 @@ class Ledger:
         except OSError as error:
             raise GriffinError(f"cannot read '{path}': {error.strerror}") from error
         for line in text.splitlines():
-            # The last line of a process that was killed may be half of one.
+            # If a process was killed, its last line may be incomplete.
             try:
                 record = json.loads(line)
                 self._answers[record["key"]] = record["answer"]
@@ -43,11 +43,15 @@ class Ledger:
         self._torn = bool(text) and not text.endswith("\n")
 
     def get(self, question: Mapping[str, Json]) -> Json | None:
-        """The answer, if it is known."""
+        """The answer, or None if it is unknown."""
         return self._answers.get(self._key(question))
 
     def put(self, question: Mapping[str, Json], answer: Json) -> None:
-        """Keep an answer that JSON can hold, and that is not None."""
+        """Keep an answer that JSON can hold. It must not be None.
+
+        Raises:
+            GriffinError: the file cannot be written.
+        """
         key = self._key(question)
         self._answers[key] = answer
         line = json.dumps({"key": key, "answer": answer}) + "\n"
@@ -60,7 +64,7 @@ class Ledger:
         self._torn = False
 
     def once(self, question: Mapping[str, Json], compute: Callable[[], Json]) -> Json:
-        """The answer, computed only if it is not known. What comes back has been through JSON either way."""
+        """The answer, computed only if it is unknown. It has always passed through JSON: tuples come back as lists."""
         known = self.get(question)
         if known is None:
             known = json.loads(json.dumps(compute()))

@@ -1,4 +1,4 @@
-"""Memory as an experiment sees it: on CUDA what torch has allocated, on a CPU the process's resident set. Bytes."""
+"""Memory in bytes: torch's allocations on CUDA, the resident set of the process on a CPU. And the device's name."""
 
 import os
 from contextlib import suppress
@@ -8,7 +8,7 @@ import torch
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin a new peak. Where the platform cannot, the peak is the process's own so far."""
+    """Start a new peak. On a platform that cannot, the peak stays that of the whole process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -18,21 +18,21 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The highest since ``reset_peak``; None where the platform does not say."""
+    """The peak since ``reset_peak``; None if the platform does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return _proc_bytes("/proc/self/status", "VmHWM:")
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """What can still be taken; None where the platform does not say."""
+    """Memory that is still free; None if the platform does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return _proc_bytes("/proc/meminfo", "MemAvailable:")
 
 
 def device_name(device: torch.device) -> str:
-    """As its maker calls it."""
+    """The device's name from its maker."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     with suppress(OSError):

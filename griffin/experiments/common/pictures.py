@@ -1,4 +1,4 @@
-"""Pictures: one style, drawn by matplotlib, as SVG that turns dark where its reader's page is dark."""
+"""Pictures by matplotlib in one style. An SVG is dark on a dark page."""
 
 import importlib.util
 import io
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 INK, PAPER, GRID, MUTED = "#1f2328", "#ffffff", "#d8dee4", "#59636e"
 DARK = {INK: "#e6edf3", PAPER: "#0d1117", GRID: "#30363d", MUTED: "#9198a1"}
-# Okabe and Ito's colours, told apart by everybody; and on both backgrounds.
+# Okabe and Ito's colours: everybody can tell them apart, on both backgrounds.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
-# From one end of the layers to the other, or of any order.
+# The colour map for anything in an order, such as layers.
 SEQUENCE = "viridis"
 
 
@@ -30,7 +30,11 @@ def require_matplotlib() -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """In inches, without any state of pyplot's."""
+    """A figure of this size in inches, without pyplot's global state.
+
+    Raises:
+        GriffinError: matplotlib is not installed.
+    """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -49,7 +53,7 @@ def panels(figure: "Figure", rows: int, columns: int, **options: Any) -> list[An
 
 
 def style(axes: Any) -> None:
-    """Ink for words, a quiet grid, no frame."""
+    """Set dark words, a light grid and no frame."""
     axes.set_facecolor(PAPER)
     axes.grid(color=GRID, linewidth=0.6, zorder=0)
     axes.tick_params(colors=INK, length=0, labelsize=8)
@@ -59,7 +63,11 @@ def style(axes: Any) -> None:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """As .svg, for both themes, or as .png, on white."""
+    """Write an .svg for light and dark pages, or a .png on white.
+
+    Raises:
+        GriffinError: the file cannot be written.
+    """
     write_whole(path, rendered(figure, path.suffix.removeprefix(".")))
 
 
@@ -67,7 +75,7 @@ def rendered(figure: "Figure", suffix: str) -> bytes:
     from matplotlib import rc_context
 
     stream = io.BytesIO()
-    # Words stay words in an SVG: they can be found and copied. The same figures give the same file.
+    # In an SVG words stay words, to be found and copied. With a fixed salt the same figures give the same file.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "griffin"}):
         figure.savefig(
             stream, format=suffix, dpi=150, facecolor=PAPER, metadata={"Date": None} if suffix == "svg" else None
@@ -77,7 +85,7 @@ def rendered(figure: "Figure", suffix: str) -> bytes:
 
 
 def _in_both_themes(svg: str) -> str:
-    """Rules that exchange the neutral colours where the page is dark; matplotlib writes each as a style."""
+    """Add style rules that exchange the neutral colours on a dark page. matplotlib writes each colour as a style."""
     rules = "".join(
         f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
         for light, dark in DARK.items()

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar for people, a line now and then for logs."""
+"""Progress on stderr: a bar on a terminal, else a line now and then."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Progress:
-    """Counts to ``total`` steps. A context manager: the bar goes away at its end."""
+    """Counts to ``total`` steps. It is a context manager; the bar disappears at its end."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
@@ -18,7 +18,7 @@ class Progress:
         self._bar = tqdm(total=total, leave=False, disable=not sys.stderr.isatty())
 
     def begin(self, what: str) -> None:
-        """Say what the next step is."""
+        """Name the next step."""
         self._bar.set_description(what)
         now = time.monotonic()
         if self._bar.disable and now - self._last_line > SECONDS_BETWEEN_LINES:

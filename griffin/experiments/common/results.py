@@ -1,4 +1,4 @@
-"""What an experiment leaves behind: tables for a terminal and for Markdown, and files that are never half-written."""
+"""Results of an experiment: tables, claims, and files that are never half-written."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from griffin.errors import GriffinError
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells as text. The first columns are words, the others are figures.
+    """Cells as text. The first columns hold words, the others hold figures.
 
-    caption: one line above it; may be empty.
-    words: how many columns are words.
+    caption: one line above the table; may be empty.
+    words: the number of columns that hold words.
     """
 
     heads: Sequence[str]
@@ -25,7 +25,7 @@ class Table:
     words: int = 1
 
     def text(self) -> str:
-        """For a terminal."""
+        """The table for a terminal."""
         lines = [self.heads, *self.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.heads))]
         found = [self.caption] if self.caption else []
@@ -38,7 +38,7 @@ class Table:
         return "\n".join(found)
 
     def markdown(self) -> str:
-        """As GitHub takes it."""
+        """The table in GitHub's Markdown."""
         rule = ["---" if column < self.words else "---:" for column in range(len(self.heads))]
         lines = ["| " + " | ".join(map(escaped, line)) + " |" for line in (self.heads, *self.rows)]
         lines.insert(1, "| " + " | ".join(rule) + " |")
@@ -47,11 +47,11 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What the paper found, and whether it is so here.
+    """A finding of the paper, and whether it holds here.
 
-    paper: as a sentence.
-    holds: None where this run cannot tell.
-    here: the figures that say so, as a sentence.
+    paper: the finding, as a sentence.
+    holds: None if this run cannot tell.
+    here: the figures that show it, as a sentence.
     """
 
     paper: str
@@ -60,22 +60,22 @@ class Claim:
 
 
 def percent(fraction: float, digits: int = 0) -> str:
-    """As the rest of the project writes it: 50 %."""
+    """A fraction in the project's form: 50 %."""
     return f"{fraction * 100:.{digits}f} %"
 
 
 def escaped(text: str) -> str:
-    """For Markdown: of a model's name, a path or a prompt nothing is taken for markup."""
+    """Text for Markdown, with marks escaped: a name, a path or a prompt may contain any."""
     for mark in "\\`*_[]<>|#&~":
         text = text.replace(mark, "\\" + mark)
     return text.replace("\n", " ").replace("\r", " ")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """All of a file, or nothing.
+    """Write a file completely or not at all. Its directory is made if it is missing.
 
     Raises:
-        GriffinError: it cannot be written.
+        GriffinError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
-            # Private otherwise, as temporary files are.
+            # Temporary files are private, and this one should not be.
             Path(partial).chmod(0o644)
             Path(partial).replace(path)
         except BaseException:
@@ -94,5 +94,5 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, found: dict[str, Any]) -> None:
-    """Figures as a file, as ``write_whole``."""
+    """Write figures as JSON, with ``write_whole``."""
     write_whole(path, json.dumps(found, indent=1) + "\n")

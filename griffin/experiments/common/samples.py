@@ -1,15 +1,15 @@
-"""Local data: JSONL files, one for each data set, each line an object with the fields that are wanted of it.
+"""Samples: local data sets. Each is a JSONL file, whose lines are objects with these fields:
 
 name            fields
 hellaswag       ctx ("activity: context"), endings[4], label
 piqa            goal, sol1, sol2, label
 copa            premise, question (cause or effect), choice1, choice2, label
-arc_easy        question, choices[], label (arc_challenge likewise)
+arc_easy        question, choices[], label (the same for arc_challenge)
 boolq           passage, question, label (1 is yes)
-xsum            document, summary (cnn_dm likewise)
-coqa            story, questions[], answers[][] (for each question those accepted)
+xsum            document, summary (the same for cnn_dm)
+coqa            story, questions[], answers[][] (the accepted answers to each question)
 qasper          context, question, answers[]
-wikitext        title, text: wikitext2_raw_test.jsonl
+wikitext        title, text (in wikitext2_raw_test.jsonl)
 books           title, text
 """
 
@@ -44,10 +44,10 @@ Corpus = Literal["wikitext", "books"]
 
 
 def read_samples(data: Path, name: str) -> list[Sample]:
-    """All lines of a data set: ``NAME.jsonl``, or ``NAME.jsonl.gz``.
+    """All samples of a data set, from ``NAME.jsonl`` or ``NAME.jsonl.gz``.
 
     Raises:
-        GriffinError: the file is missing, empty or no JSONL, or a line lacks a field; names the line.
+        GriffinError: the file is missing, empty or not JSONL, or a line lacks a field; names the line.
     """
     path = find(data, name)
     samples = []
@@ -63,9 +63,10 @@ def read_samples(data: Path, name: str) -> list[Sample]:
 
 
 def find(data: Path, name: str) -> Path:
-    """
+    """The file of a data set.
+
     Raises:
-        GriffinError: there is no such file.
+        GriffinError: there is none.
     """
     stem = FILES.get(name, name)
     for path in (data / f"{stem}.jsonl", data / f"{stem}.jsonl.gz"):
@@ -77,7 +78,7 @@ def find(data: Path, name: str) -> Path:
 
 def _lines(path: Path) -> list[str]:
     raw = path.read_bytes()
-    # Not splitlines: a text may hold other line breaks, which JSON leaves as they are.
+    # Not splitlines(): JSON allows other line breaks inside a text.
     return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().split("\n")
 
 
@@ -86,16 +87,21 @@ def _checked(line: str, fields: dict[str, type], where: str) -> Sample:
     for field, kind in fields.items():
         if field not in sample:
             raise GriffinError(f"{where}: the field '{field}' is missing; it needs {', '.join(fields)}")
-        # JSON's true is an int to Python.
+        # In Python true is an int too.
         if not isinstance(sample[field], kind) or isinstance(sample[field], bool):
             raise GriffinError(f"{where}: the field '{field}' is not {KINDS[kind]}")
     return sample
 
 
 def json_object(line: str, where: str, example: str = "") -> Sample:
-    """
+    """The JSON object in a line.
+
+    Args:
+        where: file and line, for the error.
+        example: a right line, for the error.
+
     Raises:
-        GriffinError: the line is none; says where, and what one looks like if there is an example.
+        GriffinError: the line is not a JSON object.
     """
     wrong = f"{where}: no JSON object" + (f", as {example}" if example else "")
     try:

@@ -1,4 +1,4 @@
-"""Study: what every experiment is given: one model, the data, a place for results, and what was already found."""
+"""Study: what every experiment gets: one model, data, a folder for results, and the ledger of earlier answers."""
 
 import argparse
 import hashlib
@@ -23,23 +23,24 @@ from griffin.experiments.common.teacher import Teacher
 from griffin.method.preparation import Preparation
 from griffin.model.accounting import Accounting
 
-# Of a configuration: where it comes from and what wrote it. (The dtype is asked of the model.)
+# Fields of a configuration that are not part of a model's identity: where it comes from, and what wrote it. The
+# identity has the dtype of the model itself.
 NO_SETTINGS = ("_name_or_path", "transformers_version", "architectures", "dtype")
-# Prompts that begin alike are read once, see ``griffin.prefixes``.
+# The memory for beginnings that several prompts share, see ``griffin.engine.prefixes``.
 PREFIX_BYTES = 2**30
 
 
 class Study:
-    """One model under examination. What is heavy is made at its first use."""
+    """One model under examination. The engine and the teacher are made at their first use."""
 
     def __init__(
         self, checkpoint: Checkpoint, data: Path | None, folder: Path, preparation: Preparation | None = None
     ) -> None:
         """
         Args:
-            data: a directory of JSONL files, see ``samples``; None takes data sets from the hub.
-            folder: where this model's results go.
-            preparation: what was measured of the model before.
+            data: a directory of JSONL files, see ``samples``. None: data sets come from the hub.
+            folder: for the results of this model.
+            preparation: its calibration and its losses, if it has any.
         """
         self.checkpoint, self.data, self.folder = checkpoint, data, folder
         self.accounting = Accounting.of(checkpoint.model)
@@ -57,7 +58,7 @@ class Study:
 
     @cached_property
     def engine(self) -> Engine:
-        """The product's own decode path."""
+        """An engine, as the server uses it."""
         prefixes = PrefixStore(PREFIX_BYTES, 256)
         engine = Engine(self.checkpoint.model, prefixes=prefixes, calibration=self.preparation.calibration)
         engine.warm_up()
@@ -72,7 +73,7 @@ class Study:
         return model_context_length(self.checkpoint.model)
 
     def facts(self) -> dict[str, Any]:
-        """What a reader needs to know about a run, for its results."""
+        """Facts about a run that its readers need. They go into its results."""
         model = self.checkpoint.model
         return {
             "model": self.name,
@@ -89,14 +90,14 @@ class Study:
 
 
 def add_study_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """The flags that all experiments have; with ``several``, --model takes more than one."""
+    """Add the flags of all experiments. With ``several``, --model takes more than one model."""
     add_model_arguments(parser, several=several)
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="JSONL files of the data sets; without it they come from the hub"
+        "--data", type=Path, metavar="DIR", help="directory with JSONL files of the data sets (the hub)"
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=Path("results"),
-        help="results of each model go to a folder in it, and a run that was stopped goes on there (%(default)s)",
+        help="directory for results, with a folder for each model; a stopped run goes on there (%(default)s)",
     )  # fmt: skip
 
 
@@ -110,11 +111,11 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = Fals
 
 
 def open_study(arguments: argparse.Namespace) -> Study:
-    """Load the model that these flags name.
+    """Load the model that the flags name.
 
     Raises:
-        GriffinError: no such model, or it has no FF blocks that can be pruned.
-        ValueError: a flag that cannot be.
+        GriffinError: there is no such model, or its FF blocks cannot be pruned.
+        ValueError: --data is not a directory.
     """
     data: Path | None = arguments.data
     if data is not None and not data.is_dir():
@@ -125,7 +126,7 @@ def open_study(arguments: argparse.Namespace) -> Study:
 def open_model(
     model: str, dtype: str, device: str, data: Path | None, out: Path, cache_dir: Path | None = None
 ) -> Study:
-    """Load a model; its results go to a folder of its name in ``out``. As ``griffin.load``."""
+    """Load a model, as ``griffin.load`` does. Its results go to a folder of its name in ``out``."""
     checkpoint = load(model, dtype=dtype, device=device, cache_dir=cache_dir)
     preparation = Preparation.read(checkpoint.model, cache_dir)
     return Study(checkpoint, data, out / folder_name(checkpoint.name), preparation)
@@ -151,17 +152,17 @@ def _own_version() -> str:
     try:
         return metadata.version("griffin-server")
     except metadata.PackageNotFoundError:
-        # Run from the source tree, as on a machine that is only lent.
+        # Run from the source tree, without installation.
         return "not installed"
 
 
 def _identity(checkpoint: Checkpoint, preparation: Preparation) -> dict[str, str]:
-    """Of what answers depend on, not of a name: a directory may hold another model tomorrow."""
+    """Hashes of everything that answers depend on. The name is not enough: a directory may hold another model later."""
     model = checkpoint.model
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        # As whole numbers sums are exact, however a tensor is laid out. Over rows and over columns they notice any
-        # change that matters, and are read as fast as memory is.
+        # Sums of whole numbers are exact in any layout. Sums over rows and over columns change with every change that
+        # matters, and are as fast as the memory.
         numbers = parameter.detach().view(torch.int32 if parameter.element_size() == 4 else torch.int16)
         sums = [numbers.sum(dim, dtype=torch.int64) for dim in range(parameter.dim())]
         digest.update(name.encode() + b"".join(part.cpu().numpy().tobytes() for part in sums))

@@ -1,14 +1,15 @@
-"""Teacher: a given text through GRIFFIN, as if it had been generated (the paper's simulated generation, 5.1 and 5.3).
+"""Teacher: GRIFFIN on a given text, as if it had been generated (the paper's simulated generation, 5.1 and 5.3).
 
-The prompt part runs through the full FF blocks and is counted in the statistic; behind it only kept neurons act.
-Teacher-forced like this, many tokens go through the model at once and give the same numbers as one step each.
-Here neurons are removed by setting their activations to zero, which is no code of the decode path's: what both
-agree on, neither has wrong on its own.
+The prompt runs through the full FF blocks and counts in the statistic. After it only the kept neurons act. Many tokens
+run through the model at once, with the same result as one step for each token.
+
+Neurons are removed by setting their activations to zero. The decode path works differently and shares no code with
+this, so each one checks the other.
 
 Shapes: L layers, F feed-forward neurons, k of them kept, C tokens of a chunk, B rows of a batch, V vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,10 +34,10 @@ from griffin.request import METHOD_NAMES, Pruning
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A place in a text to come back to.
+    """A place in a text, to come back to.
 
-    length: tokens before it.
-    sums: the statistic of those that ran through the full blocks.
+    length: the number of tokens before it.
+    sums: the statistic of the tokens that ran through the full blocks.
     """
 
     length: int
@@ -45,39 +46,39 @@ class Mark:
 
 @dataclass(slots=True)
 class Acted:
-    """Neurons that were kept, and of those the ones that acted, over tokens and layers."""
+    """Counts over tokens and layers: kept neurons, and acting neurons."""
 
     kept: int = 0
     acting: int | Tensor = 0
     tokens: int = 0
 
     def add(self, kept: Sequence[int], acts_BTF: Tensor) -> None:
-        """Of one layer, how many are kept for each row, and which act."""
+        """Add one layer: how many neurons are kept for each row of the batch, and which act on each token."""
         batch, tokens, _ = acts_BTF.shape
         self.tokens += batch * tokens
         self.kept += tokens * sum(kept)
-        # On the device, which need not be waited for.
+        # It stays on the device: no wait.
         self.acting = self.acting + acts_BTF.sum()
 
     def parameters(self, accounting: Accounting) -> float:
-        """Active ones of a token, on average."""
+        """Active parameters of a token, on average."""
         if not self.tokens:
             return float(accounting.total)
-        # Tokens were counted in each layer.
+        # Each token was counted once in each layer.
         kept, acting = (int(count) * accounting.layers / self.tokens for count in (self.kept, self.acting))
         return accounting.active(round(kept), round(acting))
 
 
 class Teacher:
-    """One model and one text at a time. Its weights are shared with whoever gave the model."""
+    """Reads one text at a time. It shares the weights of the model it was given."""
 
     def __init__(self, model: PreTrainedModel, chunk: int = 256, calibration: Calibration | None = None) -> None:
         """
         Args:
-            chunk: tokens in one forward pass, the bound on memory.
-            calibration: of this model, for method griffin+.
+            chunk: the number of tokens in one forward pass, which bounds the memory.
+            calibration: the model's own, for method griffin+.
         """
-        # A tree of its own for its hooks.
+        # A second tree over the same weights, for the hooks.
         self._model = share(model.eval())
         self._blocks = feed_forwards(self._model)
         self._cache = KVCache(len(self._blocks))
@@ -85,7 +86,7 @@ class Teacher:
         self._chunk = chunk
         self._chooser, self._preparation = Chooser(self._blocks, model.device, calibration), Preparation(calibration)
         self._began: tuple[list[int], Mark] | None = None
-        # Of what was followed since somebody put a new one here.
+        # Everything since a caller last put a new Acted here.
         self.acted = Acted()
         # How the text will be pruned is not known yet, so any method must find what it needs.
         allowed = [METHODS[name] for name in METHOD_NAMES if self._preparation.allows(name)]
@@ -104,7 +105,7 @@ class Teacher:
         self._statistic.reset(self._latest)
 
     def begin_with(self, ids: Sequence[int]) -> None:
-        """Read another text's beginning; if it is that of the text at hand, go back to its end."""
+        """Start a text with these tokens. If the current text starts with the same ones, go back to their end."""
         if self._began is not None and self._began[0] == list(ids):
             self.back_to(self._began[1])
             return
@@ -114,25 +115,25 @@ class Teacher:
         self._began = list(ids), self.mark()
 
     def read(self, ids: Sequence[int], wanted: int = 0) -> Iterator[Tensor]:
-        """Run further tokens through the full model and count them.
+        """Run more tokens through the full model, and count them in the statistic.
 
         Yields:
-            The logits of the last ``wanted`` of them, ``(C, V)`` for each chunk that has some; do not keep them all.
+            The logits of the last ``wanted`` tokens, ``(C, V)`` for each chunk that has some. Do not keep them all.
         """
         with self._statistic.collecting():
             yield from self._run(ids, wanted)
 
     def follow(self, ids: Sequence[int], kept: Kept | None, wanted: int = 0) -> Iterator[Tensor]:
-        """Run further tokens through these neurons only (None: through all); they do not count. As ``read``."""
+        """As ``read``, but through the kept neurons only (None: all), and the tokens do not count in the statistic."""
         with self._masked(kept):
             yield from self._run(ids, wanted)
 
     @torch.inference_mode()
     def branch(self, id: int, sets: Sequence[Kept | None]) -> Tensor:
-        """Run one further token once for each of these sets of neurons, at once; the text stays as it is.
+        """Run one more token through each of these sets of neurons, as one batch. The text does not change.
 
         Returns:
-            The logits that follow it, ``(len(sets), V)``.
+            The logits after the token, ``(len(sets), V)``.
         """
         cache = DynamicCache()
         if length := self._cache.length:
@@ -145,26 +146,31 @@ class Teacher:
         return head(self._model, output.last_hidden_state[:, -1])
 
     def mark(self) -> Mark:
+        """The current place in the text."""
         return Mark(self._cache.length, self._statistic.sums())
 
     def back_to(self, mark: Mark) -> None:
-        """Go on from there. What was run before it must not have been overwritten: go to later marks first."""
+        """Go on from a mark. A return to an earlier mark makes later marks invalid, so return to later marks first."""
         self._cache.length = mark.length
         self._statistic.resume(mark.sums)
 
     def statistic(self) -> Tensor:
-        """s of what was read so far (equation 1): fp32 ``(L, F)``."""
+        """s of the tokens read so far (equation 1): fp32 ``(L, F)``."""
         return self._statistic.value()
 
     def choose(self, pruning: Pruning) -> Kept | None:
-        """The neurons that this pruning keeps after what was read; None if it keeps all."""
+        """The neurons that this pruning keeps after the tokens read so far; None if it keeps all.
+
+        Raises:
+            InvalidRequest: the model is not prepared for this pruning.
+        """
         if not pruning.prunes(self.width):
             return None
         self._preparation.require(pruning)
         return self._chooser.choose(self._statistic, pruning)
 
     def removed(self, pruning: Pruning) -> float:
-        """What this pruning's removed neurons are worth, by what was read, see ``Chooser.removed``."""
+        """What the removed neurons are worth by the tokens read so far, see ``Chooser.removed``."""
         self._preparation.require(pruning)
         return self._chooser.removed(self._statistic, pruning, [pruning.sparsity])[0]
 
@@ -181,7 +187,7 @@ class Teacher:
 
     @contextmanager
     def _masked(self, *sets: Kept | None) -> Iterator[None]:
-        """Each row of a batch goes through its own neurons, or through all (None)."""
+        """Let each row of a batch go through its own neurons (None: all) while the context lasts."""
         handles = []
         for layer, block in enumerate(self._blocks):
             expanded: list[Tensor] = []
@@ -206,7 +212,7 @@ class Teacher:
                 handle.remove()
 
     def _limits(self, kept: Kept | None, layer: int) -> tuple[Tensor, Tensor]:
-        """What each gate must exceed in size, and what is taken off each activation, which resting ones lack."""
+        """For each neuron: the size above which its gate lets it act, and the resting value its activation loses."""
         down = self._blocks[layer].down
         limit_F = torch.full((self.width,), -1.0, dtype=down.dtype, device=down.device)
         resting_F = torch.zeros_like(limit_F)
@@ -276,22 +282,3 @@ def _correcting(sets: Sequence[Kept | None], layer: int) -> Any:
         return corrected_BTD.reshape(output.shape)
 
     return hook
-
-
-@torch.inference_mode()
-def target_logprobs(logits_CV: Tensor, targets: Sequence[int]) -> Tensor:
-    """Natural log-probability of each target under the row of logits that predicts it: fp32 ``(C,)``."""
-    targets_C1 = torch.tensor(targets, device=logits_CV.device)[:, None]
-    logits_CV = logits_CV.float()
-    chosen_C: Tensor = logits_CV.gather(1, targets_C1)[:, 0]
-    return chosen_C - logits_CV.logsumexp(dim=1)
-
-
-def target_losses(logits: Iterable[Tensor], targets: Sequence[int]) -> Tensor:
-    """Negative log-likelihood of each target, of rows that come in chunks: fp64 ``(len(targets),)``, on the host."""
-    found: list[Tensor] = []
-    done = 0
-    for logits_CV in logits:
-        found.append(-target_logprobs(logits_CV, targets[done : done + len(logits_CV)]).double().cpu())
-        done += len(logits_CV)
-    return torch.cat(found)

@@ -1,4 +1,4 @@
-"""Texts: sequences of tokens from concatenated WikiText, or from books (PG-19), for what is measured on plain text."""
+"""Texts: token sequences from WikiText or from books (PG-19), for measurements on plain text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from griffin.experiments.common.samples import FILES, Corpus, read_samples
 from griffin.experiments.common.study import Study
 
 CORPORA: tuple[Corpus, ...] = get_args(Corpus)
-# Each is longer than any model's context.
+# Two are enough: each is longer than any model's context.
 HUB_BOOKS = 2
 
 
@@ -21,8 +21,8 @@ HUB_BOOKS = 2
 class Text:
     """One corpus as tokens.
 
-    ids: all of it, without special tokens.
-    start: what the tokenizer puts before any text: the BOS token, or nothing.
+    ids: the whole corpus, without special tokens.
+    start: the tokens that the tokenizer puts before any text: the BOS token, or none.
     """
 
     corpus: Corpus
@@ -30,10 +30,10 @@ class Text:
     start: list[int]
 
     def windows(self, length: int, count: int, length_flag: str, count_flag: str) -> list[list[int]]:
-        """Parts of equal length, spread evenly from the beginning to the end, none overlapping another.
+        """Parts of equal length that do not overlap, spread evenly from the beginning to the end.
 
         Raises:
-            ValueError: there are not as many; names the flag and the most it can be.
+            ValueError: the text is too short; names the flag and its largest possible value.
         """
         total = len(self.ids)
         if length > total:
@@ -46,35 +46,36 @@ class Text:
         return evenly(self.ids, length, count)
 
     def begun(self, window: Sequence[int]) -> list[int]:
-        """What begins a text in the place of a part's first tokens: as long as that, and as a model expects it."""
+        """The window with ``start`` in place of its first tokens, as a model expects a text. The length is the same."""
         return [*self.start, *window[len(self.start) :]]
 
 
 def evenly(ids: Sequence[int], length: int, count: int) -> list[list[int]]:
-    """Parts of equal length, spread from the beginning to the end of enough tokens."""
+    """Parts of equal length, spread evenly from the beginning to the end. There must be enough tokens."""
     starts = [(len(ids) - length) * number // max(1, count - 1) for number in range(count)]
     return [list(ids[first : first + length]) for first in starts]
 
 
 def read_text(study: Study, corpus: Corpus) -> Text:
-    """All of a corpus, tokenised once.
+    """A corpus as tokens.
 
     Raises:
-        GriffinError: it cannot be read, or had from the hub.
+        GriffinError: it cannot be read, or the hub does not give it.
     """
     whole = "".join(_documents(study.data, corpus))
     return Text(corpus, tokens_of(study.tokenizer, whole), start_of(study.tokenizer))
 
 
 def sequences(study: Study, corpus: Corpus, length: int, count: int = 1, count_flag: str = "") -> list[list[int]]:
-    """As a user would give them to the model: each of ``--tokens`` tokens, with the BOS token where there is one.
+    """Sequences as a user would give them to the model: of ``length`` tokens, with the BOS token if there is one.
 
     Args:
+        length: the value of ``--tokens``.
         count_flag: the flag that ``count`` comes from.
 
     Raises:
         GriffinError: as ``read_text``.
-        ValueError: longer than the model's context or the text; names the flag and the most it can be.
+        ValueError: the length exceeds the model's context or the text; names the flag and its largest possible value.
     """
     if length > study.context_length:
         raise ValueError(f"--tokens: {length} is more than the context of this model, {study.context_length}")
@@ -84,21 +85,21 @@ def sequences(study: Study, corpus: Corpus, length: int, count: int = 1, count_f
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Without special tokens."""
-    # Not verbose: it would warn that this is longer than the model's context.
+    """The tokens of a text, without special tokens."""
+    # verbose would warn that the text is longer than the model's context.
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return ids
 
 
 def start_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What this tokenizer puts before any text. It may know a BOS token and not use it; chat models' are often so."""
+    """The tokens that this tokenizer puts before any text. Chat models often know a BOS token but do not use it."""
     first: int = tokenizer("a").input_ids[0]
     return [first] if first == tokenizer.bos_token_id else []
 
 
 def _documents(data: Path | None, corpus: Corpus) -> list[str]:
     documents = _from_hub(corpus) if data is None else [sample["text"] for sample in read_samples(data, corpus)]
-    # As a file opened for reading gives them.
+    # Line breaks as Python reads them from a file.
     return [document.replace("\r\n", "\n") for document in documents]
 
 
@@ -123,6 +124,6 @@ def _from_hub(corpus: Corpus) -> list[str]:
     try:
         return ON_THE_HUB[corpus](load_dataset)
     except Exception as error:
-        # Anything from a missing connection to a data set that has moved; a user needs the first line of it.
+        # Any error can come, from a missing connection to a moved data set. Its first line is enough for a user.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise GriffinError(f"cannot get '{corpus}' from the hub: {reason[0]}{instead}") from error

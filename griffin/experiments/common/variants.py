@@ -1,4 +1,4 @@
-"""Variants: the same model, full or pruned in one way or another."""
+"""Variants of one model: full, or pruned in some way."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -11,9 +11,9 @@ from griffin.request import PARTS, MethodName, PartName, Pruning, StatisticName,
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One column of figures.
+    """One row or column of figures.
 
-    name: as tables show it.
+    name: its name in tables.
     """
 
     name: str
@@ -24,12 +24,12 @@ class Variant:
     parts: tuple[PartName, ...] = PARTS
 
     def pruning(self, ids: Sequence[int]) -> Pruning:
-        """For one text; where neurons are drawn, each text draws its own, and the same ones each time."""
+        """The pruning for one text. The text gives the seed, so each text draws its own neurons, always the same."""
         seed = int(name_of(ids)[:8], 16)
         return Pruning(self.sparsity, self.selection, self.statistic, seed, self.method, frozenset(self.parts))
 
     def question(self) -> list[Any]:
-        """What an answer depends on, for the ledger; the name is none of it."""
+        """What an answer depends on, for the ledger. The name is not part of it."""
         return [self.sparsity, *METHODS[self.method].settings(self.pruning(()))] if self.sparsity else []
 
     def renamed(self, name: str) -> "Variant":
@@ -43,7 +43,7 @@ FULL = Variant("full")
 
 
 def magnitude(sparsity: float) -> Variant:
-    """The paper's static baseline (5.1)."""
+    """The paper's static baseline (5.1): neurons chosen by their weights alone."""
     return Variant("magnitude", sparsity, statistic="magnitude")
 
 
@@ -52,10 +52,10 @@ def griffin(sparsity: float) -> Variant:
 
 
 def plus(name: str, sparsity: float, parts: Iterable[PartName] = PARTS) -> Variant:
-    """griffin+, or some parts of it."""
+    """Method griffin+, with all its parts or some."""
     return Variant(name, sparsity, method="griffin+", parts=tuple(sorted(parts)))
 
 
 def name_of(ids: Sequence[int]) -> str:
-    """A short name for exactly these tokens."""
+    """A short name for these tokens: a hash."""
     return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Activations: the FF activations z of each layer while the full model reads a text, and how far they flock.
+"""Activations: the FF activations z of each layer while the full model reads a text, and how strongly they flock.
 
 Shapes: T tokens, F feed-forward neurons.
 """
@@ -21,10 +21,10 @@ TOKENS_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Flocking:
-    """How alike the tokens of a text are in what they activate, in one layer.
+    """How alike the activations of a text's tokens are, in one layer.
 
-    similarity: mean cosine similarity of the relative magnitudes of two different tokens, over all such pairs.
-    shuffled: the same if each token's magnitudes were shuffled over the neurons: the mean over all shuffles.
+    similarity: mean cosine similarity of the relative magnitudes of two different tokens, over all pairs.
+    shuffled: the same after each token's magnitudes are shuffled over the neurons, as a mean over all shuffles.
     """
 
     similarity: float
@@ -32,32 +32,32 @@ class Flocking:
 
     @property
     def strength(self) -> float:
-        """Where the similarity is between chance (0) and tokens that are all the same (1)."""
+        """The similarity on a scale from chance (0) to tokens that are all the same (1)."""
         return (self.similarity - self.shuffled) / (1 - self.shuffled)
 
 
 def relative_magnitudes(z_TF: Tensor) -> Tensor:
-    """Magnitudes of the relative activations (section 4.1), each token's of unit length: fp32 ``(T, F)``.
+    """Magnitudes of the relative activations (section 4.1), of unit length for each token: fp32 ``(T, F)``.
 
-    A token whose activations are all zero has no direction and stays zero.
+    A token whose activations are all zero stays zero.
     """
     z_TF = z_TF.float().abs()
     norms_T1 = torch.linalg.vector_norm(z_TF, dim=1, keepdim=True)
-    # Below the smallest normal number the quotient means nothing.
+    # Division by a subnormal number would give noise.
     return torch.where(norms_T1 > torch.finfo(torch.float32).tiny, z_TF / norms_T1, 0.0)
 
 
 def flocking(relative_TF: Tensor) -> Flocking:
-    """Of relative magnitudes; tokens that are all zero do not count.
+    """The flocking of relative magnitudes ``(T, F)``. Tokens that are all zero do not count.
 
-    No pair is looked at by itself: with unit vectors u_i, the sum over all pairs i != j of u_i . u_j is
-    |sum u_i|^2 - T, and a shuffle of u_j makes each product (sum of u_i) (sum of u_j) / F on average.
+    Sums replace the pairs. For unit vectors u_i, the sum over all pairs i != j of u_i . u_j is |sum u_i|^2 - T. After a
+    shuffle of u_j, u_i . u_j is (sum of u_i) (sum of u_j) / F on average.
     """
     tokens, width = int(relative_TF.any(dim=1).sum()), relative_TF.shape[1]
     pairs = tokens * (tokens - 1)
     if not pairs:
         return Flocking(0.0, 0.0)
-    # In parts: torch would copy all of it to fp64 for such a sum. Tokens that are all zero add nothing.
+    # In parts, because torch copies its input to fp64 for such a sum. Tokens that are all zero add nothing.
     parts = torch.split(relative_TF, TOKENS_AT_ONCE)
     sums_T = torch.cat([part_TF.sum(dim=1, dtype=torch.float64) for part_TF in parts])
     sums_F = torch.stack([part_TF.sum(dim=0, dtype=torch.float64) for part_TF in parts]).sum(dim=0)
@@ -68,11 +68,11 @@ def flocking(relative_TF: Tensor) -> Flocking:
 
 
 def visit_activations(model: PreTrainedModel, ids: Sequence[int], visit: Callable[[int, Tensor], None]) -> None:
-    """Read a text in one pass; ``visit`` is given each layer's number and activations z ``(T, F)`` in turn.
+    """Read a text in one pass. ``visit`` gets the number and the activations z ``(T, F)`` of each layer in turn.
 
-    Only one layer's activations are held at a time.
+    Memory holds the activations of only one layer at a time.
     """
-    # A tree of its own for the hooks.
+    # A second tree over the same weights, for the hooks.
     model = share(model.eval())
     blocks = feed_forwards(model)
     with ExitStack() as hooks:

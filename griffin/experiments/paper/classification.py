@@ -1,16 +1,16 @@
 """Classification (Table 1): six multiple-choice tasks, full, magnitude and GRIFFIN, 0-shot, unnormalized accuracy.
 
-Answers are scored by lm-eval. Generation is simulated as in 5.1: all input tokens but the last go through the full
-model, the last goes through the kept neurons. Tasks: HellaSwag, PIQA, COPA, ARC-easy, ARC-challenge, BoolQ.
+lm-eval scores the answers. Generation is simulated as in 5.1: all input tokens except the last go through the full
+model, the last one through the kept neurons. Tasks: HellaSwag, PIQA, COPA, ARC-easy, ARC-challenge, BoolQ.
 """
 
 import argparse
 from typing import TYPE_CHECKING
 
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.variants import FULL, griffin, magnitude
-from griffin.experiments.experiment import Found
 from griffin.experiments.tasks.names import CLASSIFICATION
 from griffin.experiments.tasks.scores import (
     CANNOT,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TITLE = "Classification (Table 1)"
 SEE = "GRIFFIN's bars should be as high as the full model's; dotted lines are chance, and a bar at chance says nothing."
 QUICK = {"limit": 20}
-# Of the full model's accuracy, for the claim.
+# The fraction of the full model's accuracy that counts as preserved.
 PRESERVED = 0.95
 
 

@@ -1,8 +1,8 @@
-"""Flocking: which FF neurons each token activates, as heatmaps, and how alike the tokens are in every layer.
+"""Flocking: which FF neurons each token activates, as heatmaps, and how alike the tokens are in each layer.
 
-The paper shows relative activation magnitudes |z_ti| / |z_t| (section 4.1): neurons that are strong for many tokens
-of a text are vertical streaks. As a number, flocking is the mean cosine similarity of the magnitudes of two tokens,
-over all pairs and all neurons of a layer, next to what it would be if each token's magnitudes were shuffled.
+The paper shows relative activation magnitudes |z_ti| / |z_t| (section 4.1). Neurons that are strong for many tokens of
+a text are vertical streaks. Flocking as a number is the mean cosine similarity of the magnitudes of two tokens, over
+all pairs of tokens. It is compared with the similarity after each token's magnitudes are shuffled over the neurons.
 """
 
 import argparse
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.pictures import BLUE, MUTED, new_figure, style
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.texts import CORPORA, sequences
 from griffin.experiments.common.variants import name_of
-from griffin.experiments.experiment import Found
 from griffin.experiments.paper.activations import Flocking, relative_magnitudes, visit_activations
 from griffin.experiments.paper.activations import flocking as flocking_of
 from griffin.experiments.paper.heatmaps import colourbar, draw_heatmaps, encode
-from griffin.experiments.paper.layers import chosen, draw_by_layer, layer
+from griffin.experiments.paper.layers import draw_by_layer, layer, layer_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,25 +34,30 @@ SEE = "Vertical streaks: neurons that stand out for one token stand out for most
 QUICK = {"tokens": 256}
 
 COLUMNS = 5
-# Streaks of less strength are hard to see: such a layer does not count as one that flocks, though above chance.
+# Streaks below this strength are hard to see: the layer does not count as flocking, even if it is above chance.
 FAINT_BELOW = 0.1
-# This part of the layers is virtually all of them.
+# This fraction of the layers counts as virtually all.
 VIRTUALLY_ALL = 0.9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--corpus", choices=CORPORA, default="books", help="where the text is from (%(default)s)")
+    parser.add_argument("--corpus", choices=CORPORA, default="books", help="source of the text (%(default)s)")
     parser.add_argument("--tokens", type=kinds.count, default=512, help="length of the text (%(default)s)")
-    parser.add_argument("--neurons", type=kinds.count, default=512, help="the first of each layer (%(default)s)")
+    parser.add_argument(
+        "--neurons",
+        type=kinds.count,
+        default=512,
+        help="neurons of each layer to draw, from the first on (%(default)s)",
+    )
     parser.add_argument(
         "--layers", type=layer, nargs="+", metavar="N",
-        help="heatmaps to draw, counted from 0 (the paper counts from 1), or all; default: three over the depth",
+        help="layers to draw, counted from 0 (the paper counts from 1), or all (three, spread over the depth)",
     )  # fmt: skip
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
     count = study.accounting.layers
-    layers = chosen(arguments.layers, count, [(2 * third + 1) * count // 6 for third in range(3)], "--layers")
+    layers = layer_numbers(arguments.layers, count, [(2 * third + 1) * count // 6 for third in range(3)], "--layers")
     (ids,) = sequences(study, arguments.corpus, arguments.tokens)
     neurons = min(arguments.neurons, study.accounting.width)
     with Progress(1) as progress:
@@ -62,11 +67,15 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 
 
 def look(study: Study, ids: list[int], neurons: int, layers: list[int]) -> Found:
-    """What the study's model does with a text; kept in its ledger.
+    """Flocking and heatmaps of a text, from the study's ledger if it has them.
+
+    Args:
+        neurons: how many neurons the heatmaps show, from the first on.
+        layers: those of the heatmaps.
 
     Returns:
-        ``similarity``, ``shuffled`` and ``strength`` of all layers, see ``activations.Flocking``; and ``heatmaps`` of
-        some layers' first neurons, see ``heatmaps.encode``.
+        ``similarity``, ``shuffled`` and ``strength`` of all layers, see ``activations.Flocking``; ``heatmaps``, see
+        ``heatmaps.encode``.
     """
     question = {"flocking": name_of(ids), "neurons": neurons, "layers": layers}
     found: Found = study.ledger.once(question, lambda: _look(study, ids, neurons, layers))
@@ -106,7 +115,7 @@ def tables(found: Found) -> list[Table]:
 
 
 def draw(found: Found) -> "Figure":
-    """The heatmaps, and below them the similarities of all layers."""
+    """The heatmaps, and the similarities of all layers below them."""
     heatmaps = found["heatmaps"]
     columns = min(COLUMNS, len(heatmaps))
     rows = math.ceil(len(heatmaps) / columns)
@@ -140,12 +149,12 @@ def claims(found: Found) -> list[Claim]:
 
 
 def flocking_layers(strengths: Sequence[float]) -> int:
-    """How many flock."""
+    """The number of layers that flock."""
     return sum(strength >= FAINT_BELOW for strength in strengths)
 
 
 def how_many(strengths: Sequence[float]) -> str:
-    """In words."""
+    """How many layers flock, in words."""
     faint = sum(0 < strength < FAINT_BELOW for strength in strengths)
     return (
         f"{flocking_layers(strengths)} of {len(strengths)} layers flock, {faint} more are above chance, but faint "

@@ -1,16 +1,16 @@
 """Generation (Table 2): summaries and answers written by the full model, by magnitude and by GRIFFIN.
 
-XSum and CNN/DailyMail 1-shot by ROUGE-1/2/L, CoQA 0-shot by F1 and exact match, QASPER 0-shot by F1. Texts are
-generated greedily by the server's own decode path, prompts read by the full model.
+XSum and CNN/DailyMail are 1-shot, with ROUGE-1/2/L. CoQA (F1, exact match) and QASPER (F1) are 0-shot. The full model
+reads the prompts, and the server's own decode path generates greedily.
 """
 
 import argparse
 from typing import TYPE_CHECKING
 
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.variants import FULL, griffin, magnitude
-from griffin.experiments.experiment import Found
 from griffin.experiments.tasks.names import GENERATION
 from griffin.experiments.tasks.scores import (
     ITEMS,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TITLE = "Generation (Table 2)"
 SEE = "In the paper magnitude's bars collapse and GRIFFIN's stay near the full model's: neurons must suit the prompt."
 QUICK = {"limit": 4, "tasks": ["xsum", "coqa"]}
-# For the claims: of the full model's score, and of GRIFFIN's.
+# Fractions for the claims: of the full model's score, and of GRIFFIN's.
 PRESERVED, RUINED = 0.9, 0.5
 
 
@@ -54,7 +54,7 @@ def draw(found: Found) -> "Figure":
 
 
 def claims(found: Found) -> list[Claim]:
-    """By tasks, not by a mean over them: where the full model scores next to nothing, ratios are wild."""
+    """The claims count tasks. A mean would not do: where the full model scores near 0, ratios are wild."""
     tasks = telling(found)
     kept = {task: relative(found, task, "GRIFFIN") for task in tasks}
     ruined = [task for task in tasks if relative(found, task, "magnitude") < RUINED * kept[task]]

@@ -1,4 +1,4 @@
-"""Heatmaps of relative activation magnitudes: small enough for JSON, and drawn in small enough pictures.
+"""Heatmaps of relative activation magnitudes, small in JSON and small as pictures.
 
 Shapes: T tokens, N neurons.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from griffin.experiments.common.pictures import INK, SEQUENCE
 
 LOWEST_PERCENTILE, HIGHEST_PERCENTILE = 0.5, 99.5
-# Of all heatmaps of a picture together, and shades of each: so an SVG stays below some 300 kB.
+# Pixels of all heatmaps of a picture together, and shades of each pixel. An SVG then stays below some 300 kB.
 PIXELS = 200_000
 SHADES = 10
 
@@ -23,10 +23,10 @@ Heatmap = dict[str, Any]
 
 
 def encode(values_TN: Tensor) -> Heatmap:
-    """In 256 steps from 0 to the 99.5th percentile, above which values are clipped; a few would darken the rest.
+    """Values ``(T, N)`` in 256 steps from 0 to the 99.5th percentile. Larger ones are clipped, or they darken the rest.
 
     Returns:
-        ``values``: base64 of a byte for each, row by row; a byte of 255 stands for ``scale``.
+        ``values``: base64 of one byte for each value, row by row. The byte 255 stands for ``scale``.
     """
     array_TN = values_TN.float().cpu().numpy()
     scale = float(np.percentile(array_TN, HIGHEST_PERCENTILE)) or 1.0
@@ -38,15 +38,15 @@ def encode(values_TN: Tensor) -> Heatmap:
 
 
 def decode(heatmap: Heatmap) -> NDArray[np.float64]:
-    """Parts of its scale, 0 to 1 ``(T, N)``."""
+    """The values over the heatmap's scale, from 0 to 1: ``(T, N)``."""
     values = np.frombuffer(base64.b64decode(heatmap["values"]), np.uint8)
     return values.reshape(heatmap["tokens"], heatmap["neurons"]) / 255
 
 
 def draw_heatmaps(panels: Sequence[Any], heatmaps: Sequence[Heatmap], titles: Sequence[str], columns: int) -> list[Any]:
-    """One in each panel, in rows of ``columns``; panels left over are removed.
+    """Draw one heatmap in each panel, in rows of ``columns``. Remove the other panels.
 
-    Shades run from the 0.5th to the 99.5th percentile of what is drawn in a panel.
+    The shades of a panel run from the 0.5th to the 99.5th percentile of its values.
 
     Returns:
         The panels that are left.
@@ -66,7 +66,7 @@ def _draw(axes: Any, heatmap: Heatmap, side: int) -> None:
     values = pooled(decode(heatmap), side)
     lowest, highest = np.percentile(values, [LOWEST_PERCENTILE, HIGHEST_PERCENTILE])
     shades = np.rint(np.clip((values - lowest) / ((highest - lowest) or 1.0), 0, 1) * (SHADES - 1))
-    # As many pixels as there are: the reader's program fits them to its screen.
+    # No interpolation: the reader's program scales the pixels to its screen.
     axes.imshow(
         shades, cmap=SEQUENCE, vmin=0, vmax=SHADES - 1, aspect="auto", interpolation="none",
         extent=(0, heatmap["neurons"], heatmap["tokens"], 0),
@@ -75,10 +75,10 @@ def _draw(axes: Any, heatmap: Heatmap, side: int) -> None:
 
 
 def _label(axes: Any, heatmap: Heatmap, left: bool, bottom: bool) -> None:
-    """Words once for each column and row of panels, not at each of them."""
+    """Label each row and each column of panels once, not each panel."""
     axes.set_xticks([0, heatmap["neurons"]] if bottom else [])
     axes.set_yticks([0, heatmap["tokens"]] if left else [])
-    # Within the panel, so that the numbers of neighbours keep apart.
+    # Inside the panel, so that numbers of neighbouring panels do not meet.
     for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=False):
         label.set_ha(side)
     for label, side in zip(axes.get_yticklabels(), ("top", "bottom"), strict=False):
@@ -90,7 +90,7 @@ def _label(axes: Any, heatmap: Heatmap, left: bool, bottom: bool) -> None:
 
 
 def colourbar(figure: Any, panels: Sequence[Any], rows: int) -> None:
-    """What the shades mean; as high as one row of panels, of figures or parts of one."""
+    """Show what the shades mean, next to the first row of panels. ``figure``: a figure or a part of one."""
     from matplotlib.cm import ScalarMappable
 
     mappable = ScalarMappable(cmap=SEQUENCE)
@@ -101,10 +101,10 @@ def colourbar(figure: Any, panels: Sequence[Any], rows: int) -> None:
 
 
 def pooled(values: NDArray[np.float64], side: int) -> NDArray[np.float64]:
-    """Means over rectangles of nearly the same size, until there are at most ``side`` of them in a row or column."""
+    """Means over rectangles of nearly equal size, so that no row and no column has more than ``side`` of them."""
     for axis in (0, 1):
         size = values.shape[axis]
-        # As many values in each as can be, and a whole number of them wherever that comes out even.
+        # All bins of one size if the axis divides evenly.
         bins = math.ceil(size / math.ceil(size / side))
         edges = np.linspace(0, size, bins + 1).round().astype(int)
         sums = np.add.reduceat(values, edges[:-1], axis=axis)

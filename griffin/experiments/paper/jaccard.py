@@ -1,7 +1,8 @@
 """Similarity between samples: how many of the top-k neurons of two WikiText samples are the same (section 4.1).
 
-Of each sample the k neurons are taken that rank highest by its statistic s (equation 1), in every layer. The Jaccard
-similarity of two such sets is the size of their intersection over that of their union; it is averaged over every pair.
+In each layer, a sample takes the k neurons with the highest statistic s (equation 1). The Jaccard similarity of two
+such sets is the size of their intersection over the size of their union. The figure is the mean over all pairs of
+samples.
 """
 
 import argparse
@@ -15,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.pictures import INK, MUTED, new_figure, panels
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.texts import sequences
 from griffin.experiments.common.variants import name_of
-from griffin.experiments.experiment import Found
 from griffin.experiments.paper.layers import colourbar, draw_layers
 from griffin.neurons import kept_count
 
@@ -34,23 +35,25 @@ SEE = "Low lines: texts differ in their top neurons. All end at 1, where every n
 QUICK = {"samples": 8, "tokens": 256}
 
 FRACTIONS = [number / 20 for number in range(1, 20)]
-# The claim is judged at the size nearest to this part of the neurons, and up to that one at most.
+# The claim is judged at the size nearest to SMALL (a fraction of the neurons), if that is at most SMALL_ENOUGH.
 SMALL, SMALL_ENOUGH = 0.1, 0.2
-# A layer below this similarity has little in common; this part of the layers is the vast majority.
+# Samples have little in common in a layer below this similarity. This fraction of the layers is the vast majority.
 LITTLE, VAST_MAJORITY = 0.5, 0.8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--samples", type=partial(kinds.whole, lowest=2), default=32, help="(%(default)s)")
+    parser.add_argument(
+        "--samples", type=partial(kinds.whole, lowest=2), default=32, help="number of samples (%(default)s)"
+    )
     parser.add_argument("--tokens", type=kinds.count, default=512, help="length of each sample (%(default)s)")
     parser.add_argument(
         "--fractions", type=fraction, nargs="+", metavar="K", default=FRACTIONS,
-        help="sizes of the sets as parts of all FF neurons, above 0 and up to 1 (0.05 to 0.95)",
+        help="sizes of the sets as fractions of all FF neurons, above 0 and up to 1 (0.05 to 0.95)",
     )  # fmt: skip
 
 
 def fraction(text: str) -> float:
-    """The type of a flag: a part of the neurons."""
+    """The type of a flag: a fraction of the neurons."""
     value = kinds.positive(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not above 0 and up to 1")
@@ -79,13 +82,13 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 
 
 def ranking(statistic_LF: Tensor) -> Tensor:
-    """The place of each neuron in its layer, 0 for the highest; of equals the lower index comes first. ``(L, F)``."""
+    """The rank of each neuron in its layer ``(L, F)``: 0 is the highest. Of equal values the lower index is first."""
     order_LF = statistic_LF.argsort(dim=1, descending=True, stable=True)
     return order_LF.argsort(dim=1)
 
 
 def jaccard(ranks_SLF: Tensor, counts: Sequence[int]) -> Tensor:
-    """Mean over all pairs of the samples S, for sets of each size: fp64 ``(L, len(counts))``."""
+    """The mean similarity over all pairs of the samples S, for each size of the sets: fp64 ``(L, len(counts))``."""
     samples, layers, _ = ranks_SLF.shape
     first_P, second_P = torch.triu_indices(samples, samples, offset=1)
     means = torch.empty(layers, len(counts), dtype=torch.float64)
@@ -106,12 +109,12 @@ def _ranks_of_text(study: Study, ids: list[int]) -> str:
 
 
 def encoded(ranks_LF: Tensor) -> str:
-    """As text, for the ledger."""
+    """Ranks as text, for the ledger."""
     return base64.b64encode(ranks_LF.cpu().numpy().astype(_rank_type(ranks_LF.shape[1])).tobytes()).decode()
 
 
 def decoded(text: str, layers: int, width: int) -> Tensor:
-    """Ranks ``(layers, width)`` again."""
+    """Ranks ``(layers, width)`` from ``encoded``."""
     ranks_LF = np.frombuffer(base64.b64decode(text), _rank_type(width))
     return torch.from_numpy(ranks_LF.astype(np.int32).reshape(layers, width))
 
@@ -121,7 +124,7 @@ def _rank_type(width: int) -> type[np.unsignedinteger[Any]]:
 
 
 def by_chance(fraction: float) -> float:
-    """Of sets of this part of all neurons that are drawn at random: f^2 of all in common, of 2f - f^2 in either."""
+    """The similarity of two random sets, each a fraction f of the neurons: f^2 are in both, 2f - f^2 in either."""
     return fraction / (2 - fraction)
 
 
@@ -140,12 +143,12 @@ def tables(found: Found) -> list[Table]:
 
 
 def _column(found: Found, column: int) -> list[float]:
-    """All layers at one size of the sets."""
+    """The similarities of all layers at one size of the sets."""
     return [row[column] for row in found["jaccard"]]
 
 
 def draw(found: Found) -> "Figure":
-    """One line for each layer, coloured by its depth."""
+    """One line for each layer, coloured by depth."""
     figure = new_figure(7, 4.4)
     (axes,) = panels(figure, 1, 1)
     fractions = found["fractions"]
@@ -165,7 +168,7 @@ def draw(found: Found) -> "Figure":
 
 
 def claims(found: Found) -> list[Claim]:
-    """Section 4.1, on Figure 2. That large sets have much in common needs no judgement: random ones have it too."""
+    """Section 4.1, on Figure 2. Large sets always have much in common, so only small ones are judged."""
     column = min(range(len(found["fractions"])), key=lambda column: abs(found["fractions"][column] - SMALL))
     part, values = found["fractions"][column], _column(found, column)
     few = sum(value < LITTLE for value in values)
@@ -183,7 +186,7 @@ def claims(found: Found) -> list[Claim]:
 
 
 def _large_sets(found: Found) -> str:
-    """Where the median layer has much in common, and how much at the largest size."""
+    """At which size the median layer reaches LITTLE, and what it is at the largest size."""
     medians = [statistics.median(_column(found, column)) for column in range(len(found["fractions"]))]
     reached = (part for part, median in zip(found["fractions"], medians, strict=True) if median >= LITTLE)
     turning = next((f"reaches {LITTLE:g} at {percent(part)} of the neurons" for part in reached), "")

@@ -1,17 +1,17 @@
-"""Layers as flags name them, and as pictures colour them: by their depth."""
+"""Layers: how flags name them, and how pictures colour them by depth."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from griffin.experiments.common.arguments import whole
+from griffin.experiments.common.kinds import whole
 from griffin.experiments.common.pictures import INK, SEQUENCE, style
 
 if TYPE_CHECKING:
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
-# The ends of the scale are hard to see, one on white and one on black.
+# The ends of the colour map are hard to see on white and on black.
 DARKEST, BRIGHTEST = 0.12, 0.92
 
 Layer = int | str
@@ -27,11 +27,16 @@ def layer(text: str) -> Layer:
         raise argparse.ArgumentTypeError(f"'{text}' is neither a layer's number from 0 nor all") from None
 
 
-def chosen(wanted: Sequence[Layer] | None, layers: int, default: Sequence[int], flag: str) -> list[int]:
-    """Those that a flag names, in their order, of a model that has ``layers``.
+def layer_numbers(wanted: Sequence[Layer] | None, layers: int, default: Sequence[int], flag: str) -> list[int]:
+    """The layers that a flag names, in order.
+
+    Args:
+        wanted: the flag's value; None takes ``default``.
+        layers: the number of the model's layers.
+        flag: for the error.
 
     Raises:
-        ValueError: one that the model does not have.
+        ValueError: the model does not have such a layer.
     """
     if wanted is None:
         return sorted(set(default))
@@ -44,7 +49,7 @@ def chosen(wanted: Sequence[Layer] | None, layers: int, default: Sequence[int], 
 
 
 def colours(layers: int) -> list[Any]:
-    """One for each, first to last."""
+    """One colour for each layer, from the first to the last."""
     from matplotlib import colormaps
 
     step = (BRIGHTEST - DARKEST) / max(1, layers - 1)
@@ -52,7 +57,7 @@ def colours(layers: int) -> list[Any]:
 
 
 def colourbar(figure: "Figure", axes: Any, layers: int) -> None:
-    """Which colour is which layer."""
+    """Show which colour is which layer."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -70,17 +75,17 @@ def _colormap(layers: int) -> "ListedColormap":
 
 
 def draw_layers(axes: Any, x: Sequence[float], lines: Sequence[Sequence[float]]) -> None:
-    """One line for each layer."""
+    """Draw one line for each layer."""
     for line, colour in zip(lines, colours(len(lines)), strict=True):
         axes.plot(x, line, color=colour, linewidth=1.1)
 
 
 def draw_by_layer(axes: Any, lines: Mapping[str, tuple[Sequence[float], str]], what: str) -> None:
-    """A figure from 0 to 1 of each layer.
+    """Draw figures from 0 to 1 over the layers.
 
     Args:
-        lines: by their names, the figures and a colour.
-        what: the figure, for the axis.
+        lines: by name, the figures of all layers and a colour.
+        what: the label of the axis.
     """
     style(axes)
     for name, (values, colour) in lines.items():
@@ -89,7 +94,7 @@ def draw_by_layer(axes: Any, lines: Mapping[str, tuple[Sequence[float], str]], w
     axes.set_xlabel("layer")
     axes.set_ylabel(what)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    # Above the lines, wherever they run.
+    # Above the panel, where no line can be.
     axes.legend(
         frameon=False, labelcolor=INK, fontsize=8, ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 1.01),
         borderaxespad=0,

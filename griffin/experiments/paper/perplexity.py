@@ -1,12 +1,12 @@
 """Prompt length against generation length: the increase in perplexity over the full model (section 5.3).
 
-Of P + G tokens of concatenated WikiText, the first P are the prompt: the full model reads them, and they choose the
-neurons. The other G stand for what is generated: GRIFFIN runs them through the chosen neurons, and perplexity is
-that of the outputs at these G tokens, each of which predicts the token behind it. (The output at the last token of the
-prompt, which predicts the first of the G, is the full model's in both.)
+The text is concatenated WikiText. The first P of P + G tokens are the prompt: the full model reads them, and they
+choose the neurons. The other G tokens stand for generated ones: GRIFFIN runs them through the kept neurons. The
+perplexity is that of the outputs at these G tokens, each of which predicts the next token. (The output at the last
+token of the prompt is always the full model's.)
 
-In every window of the text the G tokens begin at the same place for all P, and a longer prompt reaches further back:
-all prompts are judged on the same text. The full model is given the same context each time.
+In each window of the text, the G tokens start at the same place for all P, and a longer prompt starts earlier. So all
+prompts are judged on the same text. The full model gets the same context.
 
 Shapes: W windows, M the full model and GRIFFIN, P prompt lengths, G generation lengths, N either.
 """
@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
+from griffin.experiments.common.likelihood import target_losses
 from griffin.experiments.common.pictures import INK, PAPER, new_figure, panels
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
-from griffin.experiments.common.teacher import Teacher, target_losses
+from griffin.experiments.common.teacher import Teacher
 from griffin.experiments.common.texts import read_text
 from griffin.experiments.common.variants import name_of
-from griffin.experiments.experiment import Found
 from griffin.experiments.paper.layers import colours
 from griffin.request import Pruning
 
@@ -41,7 +42,7 @@ SEE = "Each line is a generation length. Lines that fall: a longer prompt brings
 QUICK = {"prompts": [64, 256], "generations": [64, 256], "windows": 2}
 
 LENGTHS = [128, 256, 512, 1024]
-# Two standard errors of fewer windows than that say little.
+# With fewer windows than this, two standard errors mean little.
 FEWEST_WINDOWS = 4
 
 Lengths = Literal["prompts", "generations"]
@@ -53,14 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             flag, type=kinds.count, nargs="+", metavar="N", default=LENGTHS, help=f"{what} (128 256 512 1024)"
         )
     parser.add_argument("--windows", type=kinds.count, default=6, help="places in the text (%(default)s)")
-    parser.add_argument("--sparsity", type=kinds.sparsity, default=0.5, help="of the FF blocks (%(default)s)")
+    parser.add_argument(
+        "--sparsity", type=kinds.sparsity, default=0.5, help="fraction of FF neurons removed (%(default)s)"
+    )
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
     """
     Returns:
-        ``full``, ``griffin``: perplexity over all windows, ``(P, G)``. ``losses``: negative log-likelihood, natural,
-        summed over each window's outputs, ``(W, M, P, G)``.
+        ``full``, ``griffin``: perplexity over all windows, ``(P, G)``. ``losses``: natural negative log-likelihood,
+        summed over the outputs of each window, ``(W, M, P, G)``.
+
+    Raises:
+        ValueError: the lengths exceed the context or the text; names the flags.
     """
     prompts, generations = sorted(set(arguments.prompts)), sorted(set(arguments.generations))
     longest, furthest = prompts[-1], generations[-1]
@@ -72,7 +78,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
             f"--prompts, --generations: {longest} + {furthest} tokens, but {what} has {limits[what]}, "
             "the most they can be together"
         )
-    # One more than is read: the last token read predicts it.
+    # One token more than is read: the last one read predicts it.
     windows = text.windows(longest + furthest + 1, arguments.windows, "--prompts, --generations", "--windows")
     pruning = Pruning(arguments.sparsity)
     losses_WMPG = torch.zeros(len(windows), 2, len(prompts), len(generations), dtype=torch.float64)
@@ -102,21 +108,21 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 def losses_of_text(
     teacher: Teacher, prompt: Sequence[int], rest: Sequence[int], generations: Sequence[int], pruning: Pruning
 ) -> list[list[float]]:
-    """Negative log-likelihood (natural) of the tokens after the first of ``rest``, summed over the outputs of each G.
+    """The natural negative log-likelihood of the tokens after the first of ``rest``, summed over the outputs of each G.
 
     Args:
-        rest: the tokens behind the prompt, one more than the longest of ``generations``.
+        rest: the tokens after the prompt, one more than the longest of ``generations``.
 
     Returns:
-        Of the full model and of GRIFFIN, for each of ``generations``.
+        The sums of the full model, then those of GRIFFIN, for each of ``generations``.
     """
     teacher.begin()
     for _ in teacher.read(prompt):
         pass
     mark, kept = teacher.mark(), teacher.choose(pruning)
     found = []
-    for chosen in (None, kept):
-        logits = teacher.follow(rest[:-1], chosen, wanted=len(rest) - 1)
+    for neurons in (None, kept):
+        logits = teacher.follow(rest[:-1], neurons, wanted=len(rest) - 1)
         sums_G = target_losses(logits, rest[1:]).cumsum(dim=0)
         found.append([float(sums_G[length - 1]) for length in generations])
         teacher.back_to(mark)
@@ -124,7 +130,7 @@ def losses_of_text(
 
 
 def increases(found: Found) -> list[list[float]]:
-    """In perplexity, for each prompt length and generation length."""
+    """The increase in perplexity for each prompt length and generation length."""
     return [
         [griffin - full for griffin, full in zip(*rows, strict=True)]
         for rows in zip(found["griffin"], found["full"], strict=True)
@@ -132,7 +138,7 @@ def increases(found: Found) -> list[list[float]]:
 
 
 def tables(found: Found) -> list[Table]:
-    """The increase, and what it is added to: one row for each prompt length."""
+    """The increase, and the full model's perplexity. One row for each prompt length."""
     captions = {
         f"Increase in perplexity over the full model at {percent(found['sparsity'])} FF sparsity, "
         f"{found['windows']} windows of concatenated WikiText.": increases(found),
@@ -199,7 +205,7 @@ def claims(found: Found) -> list[Claim]:
 
 
 def doublings(found: Found, lengths: Lengths) -> Tensor:
-    """What each doubling of a length adds to a window's increase in perplexity, by least squares: fp64 ``(W,)``.
+    """What a doubling of a length adds to the increase in perplexity of each window, by least squares: fp64 ``(W,)``.
 
     The increase is the mean over all lengths of the other kind.
     """
@@ -212,9 +218,9 @@ def doublings(found: Found, lengths: Lengths) -> Tensor:
 
 
 def trend(found: Found, lengths: Lengths) -> tuple[float | None, str]:
-    """The mean of ``doublings`` over the windows, which are independent texts; and what it is, in words.
+    """The mean of ``doublings`` over the windows, which are independent texts, and the same in words.
 
-    None instead of a mean that is not beyond two standard errors over the windows.
+    The mean is None if it is not larger than two standard errors over the windows.
     """
     # Results of earlier versions have no losses.
     windows = len(found.get("losses", []))

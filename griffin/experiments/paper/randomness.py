@@ -1,7 +1,6 @@
-"""Flocking in random inputs: a WikiText sequence, the same tokens in a random order, and random tokens (section 5.3).
+"""Flocking in random inputs: a WikiText sequence, the same tokens in random order, and random tokens (section 5.3).
 
-Random tokens are drawn uniformly from the vocabulary without its special tokens. Flocking is measured as in the
-experiment ``flocking``.
+Random tokens are drawn uniformly from the vocabulary without special tokens. Flocking is measured as in ``flocking``.
 """
 
 import argparse
@@ -11,16 +10,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator
 
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.pictures import BLUE, GREEN, ORANGE, new_figure, style
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.texts import sequences, start_of
-from griffin.experiments.experiment import Found
 from griffin.experiments.paper.flocking import FAINT_BELOW, flocking_layers, how_many, look
 from griffin.experiments.paper.heatmaps import colourbar, draw_heatmaps
-from griffin.experiments.paper.layers import chosen, draw_by_layer
+from griffin.experiments.paper.layers import draw_by_layer, layer_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,18 +33,20 @@ COLOURS = {"original": BLUE, "permuted": ORANGE, "random": GREEN}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=kinds.count, default=512, help="length of the sequences (%(default)s)")
-    parser.add_argument("--neurons", type=kinds.count, default=512, help="the first of the layer (%(default)s)")
+    parser.add_argument(
+        "--neurons", type=kinds.count, default=512, help="neurons of the layer to draw, from the first on (%(default)s)"
+    )
     parser.add_argument(
         "--layer", type=lambda text: kinds.whole(text, 0), metavar="N",
-        help="for the heatmaps, counted from 0; default: as deep as layer 18 of 28, which the paper shows",
+        help="layer to draw, counted from 0 (as deep as layer 18 of 28, which the paper shows)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the order and the random tokens (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order and of the random tokens (%(default)s)")
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
     count = study.accounting.layers
     wanted = None if arguments.layer is None else [arguments.layer]
-    layers = chosen(wanted, count, [max(0, round(count * 18 / 28) - 1)], "--layer")
+    layers = layer_numbers(wanted, count, [max(0, round(count * 18 / 28) - 1)], "--layer")
     neurons = min(arguments.neurons, study.accounting.width)
     inputs = make_inputs(study, arguments.tokens, arguments.seed)
     seen = {}
@@ -58,11 +59,11 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 
 
 def make_inputs(study: Study, tokens: int, seed: int) -> dict[str, list[int]]:
-    """Three sequences of equal length; a BOS token stays in front."""
+    """Three sequences of equal length. A BOS token stays first."""
     (original,) = sequences(study, "wikitext", tokens)
     start = start_of(study.tokenizer)
     text_T = torch.tensor(original[len(start) :])
-    # Any integer is mapped onto the 64 bits that torch takes.
+    # torch takes 64 bits; a flag can be any integer.
     generator = Generator().manual_seed(seed % 2**63)
     permuted_T = text_T[torch.randperm(len(text_T), generator=generator)]
     ordinary_V = torch.tensor(ordinary_ids(study))
@@ -98,7 +99,7 @@ def tables(found: Found) -> list[Table]:
 
 
 def draw(found: Found) -> "Figure":
-    """The heatmaps of one layer side by side, and below them the strength in all layers."""
+    """The heatmaps of one layer side by side, and the strengths of all layers below them."""
     inputs = found["inputs"]
     figure = new_figure(10, 5.6)
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.3, 2.3], hspace=0.02)[:, 0]
@@ -137,5 +138,5 @@ def claims(found: Found) -> list[Claim]:
 
 
 def _stronger(values: list[float], than: list[float]) -> int:
-    """In how many layers."""
+    """In how many layers the first is larger."""
     return sum(one > other for one, other in zip(values, than, strict=True))

@@ -1,18 +1,18 @@
 """Sparsity (Figure 4): scores of tasks relative to the full model, over a range of sparsities.
 
-Classification by simulated generation and generated texts, as in ``classification`` and ``generation``, with which
-answers are shared.
+It classifies by simulated generation, and generates texts, as ``classification`` and ``generation`` do. Answers that
+these have in the ledger are used again.
 """
 
 import argparse
 from typing import TYPE_CHECKING
 
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.pictures import INK, MUTED, new_figure, panels
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.variants import FULL, Variant
-from griffin.experiments.experiment import Found
 from griffin.experiments.tasks.names import CLASSIFICATION, GENERATION
 from griffin.experiments.tasks.scores import (
     CANNOT,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TITLE = "Sparsity (Figure 4)"
 SEE = "Each line is a task: where it leaves 1 is the sparsity at which this model begins to lose on it."
 QUICK = {"limit": 10, "sparsities": [0.25, 0.5, 0.75], "tasks": [*CLASSIFICATION, "xsum", "coqa"]}
-# Of the full model's score, for the claim.
+# The fraction of the full model's score that counts as preserved.
 PRESERVED = 0.9
 DEFAULTS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 

@@ -1,1 +1,4 @@
-"""Beyond the paper: quality against active parameters, long generations, verified modes."""
+"""What does sparsity cost, beyond the paper? Equal active parameters, long generations, verified modes.
+
+May import ``common`` and ``tasks``.
+"""

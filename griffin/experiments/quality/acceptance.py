@@ -1,7 +1,7 @@
-"""What verification costs and keeps: acceptance, parameters read and speed of the modes, by sparsity.
+"""Verified modes: how many drafts they accept, how many parameters they read, and their speed at each sparsity.
 
-Prompts of WikiText are continued by the product's own decode path, once by the full model and once for each mode,
-method and sparsity, in turn. Each run's tokens per second stand beside the full model's on the same prompt.
+The server's own decode path continues prompts of WikiText. Each run of a mode, a method and a sparsity is followed by a
+run of the full model on the same prompt, with which its speed is compared.
 """
 
 import argparse
@@ -13,14 +13,14 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from griffin import Pruning, Sampling, Verification, Verified
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.pictures import COLOURS, INK, new_figure, panels
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.texts import read_text
 from griffin.experiments.common.variants import name_of
-from griffin.experiments.experiment import Found
 from griffin.request import METHOD_NAMES, MODES, MethodName, ModeName
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One row. temperature 0 is greedy."""
+    """What one row is about. Temperature 0 is greedy."""
 
     method: MethodName
     sparsity: float
@@ -54,13 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds.add_sparsities(parser, SPARSITIES, "0.25 0.5 0.75")
     parser.add_argument("--prompts", type=kinds.count, default=8, help="places in the text (%(default)s)")
     parser.add_argument("--prompt", type=kinds.count, default=256, help="tokens of each (%(default)s)")
-    parser.add_argument("--tokens", type=kinds.count, default=96, help="generated from each (%(default)s)")
+    parser.add_argument("--tokens", type=kinds.count, default=96, help="tokens generated from each (%(default)s)")
     verified = MODES[1:]
-    parser.add_argument("--modes", choices=verified, nargs="+", default=verified, help="(all that verify)")
+    parser.add_argument("--modes", choices=verified, nargs="+", default=verified, help="modes (all that verify)")
     parser.add_argument(
-        "--methods", choices=METHOD_NAMES, nargs="+", default=METHOD_NAMES, help="of choosing neurons (all)"
+        "--methods", choices=METHOD_NAMES, nargs="+", default=METHOD_NAMES, help="how neurons are chosen (all)"
     )
-    parser.add_argument("--greedy", action="store_true", help="only; sampled besides, at temperature 1, without it")
+    parser.add_argument("--greedy", action="store_true", help="only greedy runs, none sampled at temperature 1")
 
 
 def ways(
@@ -78,7 +78,10 @@ def ways(
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
     """
     Returns:
-        ``rows``: for each way, over all prompts.
+        ``rows``: one for each way, over all prompts.
+
+    Raises:
+        ValueError: the text is too short for so many prompts; names the flag.
     """
     sparsities = kinds.removing(arguments.sparsities)
     text = read_text(study, "wikitext")
@@ -100,7 +103,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 
 
 def run_beside(study: Study, prompt: Sequence[int], way: Way, tokens: int) -> dict[str, Any]:
-    """One way and, right after it, the full model; seconds are those behind the first token."""
+    """Run one way and, right after it, the full model. Seconds count from the first token on."""
     sampling = Sampling(temperature=way.temperature, seed=SEED, max_tokens=tokens, ignore_eos=True)
     pruning = Pruning(way.sparsity, method=way.method)
     with study.engine.read(prompt, pruning) as read:
@@ -163,7 +166,7 @@ def tables(found: Found) -> list[Table]:
 
 
 def draw(found: Found) -> "Figure":
-    """Acceptance on the left, speed on the right, over sparsity; greedy alone."""
+    """Acceptance on the left, speed on the right, over sparsity, for greedy runs."""
     figure = new_figure(8.4, 3.4)
     left, right = panels(figure, 1, 2)
     greedy = [each for each in found["rows"] if not each["temperature"] and each["sparsity"]]

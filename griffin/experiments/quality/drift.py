@@ -1,9 +1,9 @@
-"""Long generations: what choosing neurons anew does for text far behind a short prompt.
+"""Long generations: how much it helps to choose neurons anew, far after a short prompt.
 
-The paper's weakness (Figure 5): neurons chosen on a short prompt serve a long generation worse and worse. Here the
-text behind the prompt stands for what is generated, and every few tokens the full model reads the last ones, as it does
-in the modes guarded and lossless: that puts right their keys and values, and goes on with the statistic. All
-perplexities are those of the pruned model's own predictions; nothing that it got wrong is replaced.
+This is the paper's weakness (Figure 5): neurons chosen by a short prompt fit a long generation less and less. Here the
+text after the prompt stands for the generation. Every few tokens the full model reads the last ones, as in the modes
+guarded and lossless: it corrects their keys and values, and continues the statistic. All perplexities are those of the
+pruned model's own predictions; wrong predictions are not replaced.
 
 Shapes: W windows, M ways, B parts of the generation.
 """
@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
+from griffin.experiments.common.likelihood import target_losses
 from griffin.experiments.common.pictures import COLOURS, INK, new_figure, panels
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
-from griffin.experiments.common.teacher import Teacher, target_losses
+from griffin.experiments.common.teacher import Teacher
 from griffin.experiments.common.texts import read_text
 from griffin.experiments.common.variants import name_of
-from griffin.experiments.experiment import Found
 from griffin.request import METHOD_NAMES, Pruning
 
 if TYPE_CHECKING:
@@ -39,10 +40,11 @@ QUICK = {"generated": 256, "windows": 2}
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How the text behind a prompt is read.
+    """How the text after a prompt is read.
 
-    block: tokens that the kept neurons read before the full model reads them again; None: it never does.
-    refresh: whether neurons are then chosen anew.
+    pruning: None is the full model.
+    block: the number of tokens that the kept neurons read before the full model reads them again. None: it never does.
+    refresh: whether neurons are chosen anew after each block.
     """
 
     name: str
@@ -53,11 +55,15 @@ class Way:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=kinds.count, default=64, help="tokens of the prompt (%(default)s)")
-    parser.add_argument("--generated", type=kinds.count, default=1024, help="tokens behind it (%(default)s)")
+    parser.add_argument("--generated", type=kinds.count, default=1024, help="tokens after it (%(default)s)")
     parser.add_argument("--block", type=kinds.count, default=16, help="tokens between verifications (%(default)s)")
-    parser.add_argument("--parts", type=kinds.count, default=8, help="of the generation, in the picture (%(default)s)")
+    parser.add_argument(
+        "--parts", type=kinds.count, default=8, help="parts of the generation in the picture (%(default)s)"
+    )
     parser.add_argument("--windows", type=kinds.count, default=6, help="places in the text (%(default)s)")
-    parser.add_argument("--sparsity", type=kinds.sparsity, default=0.5, help="of the FF blocks (%(default)s)")
+    parser.add_argument(
+        "--sparsity", type=kinds.sparsity, default=0.5, help="fraction of FF neurons removed (%(default)s)"
+    )
 
 
 def ways(sparsity: float, block: int) -> list[Way]:
@@ -75,7 +81,10 @@ def ways(sparsity: float, block: int) -> list[Way]:
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
     """
     Returns:
-        ``losses``: negative log-likelihood, natural, the mean over each part, ``(W, M, B)``.
+        ``losses``: natural negative log-likelihood, the mean over each part, ``(W, M, B)``.
+
+    Raises:
+        ValueError: the lengths exceed the context or the text, or the parts are not equal; names the flags.
     """
     text = read_text(study, "wikitext")
     length = arguments.prompt + arguments.generated
@@ -83,7 +92,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
         raise ValueError(f"--prompt, --generated: {length} tokens, but the context has {study.context_length}")
     if arguments.generated % arguments.parts:
         raise ValueError(f"--parts: {arguments.generated} tokens do not divide into {arguments.parts} equal parts")
-    # One more than is read: the last token read predicts it.
+    # One token more than is read: the last one read predicts it.
     windows = text.windows(length + 1, arguments.windows, "--generated", "--windows")
     compared = ways(arguments.sparsity, arguments.block)
     losses: list[list[list[float]]] = [[] for _ in windows]
@@ -111,13 +120,13 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 
 
 def losses_by_part(teacher: Teacher, prompt: Sequence[int], rest: Sequence[int], way: Way, parts: int) -> list[float]:
-    """Mean negative log-likelihood of the tokens after the first of ``rest``, in equal parts."""
-    losses = torch.cat(read_behind(teacher, prompt, rest, way))
+    """The mean negative log-likelihood of the tokens after the first of ``rest``, in equal parts."""
+    losses = torch.cat(read_after(teacher, prompt, rest, way))
     return [float(part.mean()) for part in losses.chunk(parts)]
 
 
-def read_behind(teacher: Teacher, prompt: Sequence[int], rest: Sequence[int], way: Way) -> list[torch.Tensor]:
-    """Negative log-likelihoods, fp64, block by block."""
+def read_after(teacher: Teacher, prompt: Sequence[int], rest: Sequence[int], way: Way) -> list[torch.Tensor]:
+    """The negative log-likelihoods of the tokens after the first of ``rest``, block by block: fp64."""
     teacher.begin_with(prompt)
     kept = None if way.pruning is None else teacher.choose(way.pruning)
     found, block = [], way.block or len(rest) - 1
@@ -134,7 +143,7 @@ def read_behind(teacher: Teacher, prompt: Sequence[int], rest: Sequence[int], wa
 
 
 def summary(found: Found) -> dict[str, dict[str, float]]:
-    """Of each way: perplexity, its gap to the full model's, and that gap over the gap of its method's plain way."""
+    """For each way: perplexity, its gap to the full model's, and that gap over the gap of the method's plain way."""
     losses_M = torch.tensor(found["losses"], dtype=torch.float64).mean(dim=(0, 2))
     perplexities = dict(zip(found["ways"], losses_M.exp().tolist(), strict=True))
     full = perplexities["full"]
@@ -162,7 +171,7 @@ def tables(found: Found) -> list[Table]:
 
 
 def draw(found: Found) -> "Figure":
-    """Excess loss over the full model along the generation."""
+    """The excess loss over the full model's, along the generation."""
     figure = new_figure(6.8, 3.8)
     (axes,) = panels(figure, 1, 1)
     losses_MB = torch.tensor(found["losses"], dtype=torch.float64).mean(dim=0)

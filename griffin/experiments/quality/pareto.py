@@ -1,8 +1,8 @@
-"""Quality against active parameters: the paper's method, each addition of griffin+ alone and taken away, and all.
+"""Quality against active parameters: the paper's method, griffin+, and each part of griffin+ alone and left out.
 
-On text (WikiText-2, test): excess negative log-likelihood over the full model, teacher-forced behind a prompt that the
-full model reads. On tasks (all but what is taken away): lm-eval's scores, as in ``classification`` and ``generation``.
-The model must be calibrated (``calibrate``), on other text than this.
+On text (WikiText-2, test) the figure is the excess negative log-likelihood over the full model, teacher-forced after a
+prompt that the full model reads. On tasks it is lm-eval's score, as in ``classification`` and ``generation``; there no
+part is left out. Calibrate the model first (``python -m griffin calibrate``), on other text than this.
 
 Shapes: W windows, V variants.
 """
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.pictures import COLOURS, INK, MUTED, new_figure, panels
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table, percent
@@ -24,8 +25,7 @@ from griffin.experiments.common.study import Study
 from griffin.experiments.common.teacher import Acted
 from griffin.experiments.common.texts import read_text
 from griffin.experiments.common.variants import FULL, Variant, griffin, name_of, plus
-from griffin.experiments.experiment import Found
-from griffin.experiments.quality.drift import Way, read_behind
+from griffin.experiments.quality.drift import Way, read_after
 from griffin.experiments.tasks.names import CLASSIFICATION, GENERATION
 from griffin.experiments.tasks.scores import (
     TITLES,
@@ -54,21 +54,21 @@ ALL = "griffin+"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds.add_sparsities(parser, SPARSITIES, "0.25 0.5 0.75")
     parser.add_argument("--prompt", type=kinds.count, default=384, help="tokens of the prompt (%(default)s)")
-    parser.add_argument("--generated", type=kinds.count, default=128, help="tokens behind it (%(default)s)")
+    parser.add_argument("--generated", type=kinds.count, default=128, help="tokens after it (%(default)s)")
     parser.add_argument("--windows", type=kinds.count, default=24, help="places in the text (%(default)s)")
     add_task_arguments(parser, CLASSIFICATION + GENERATION)
     parser.set_defaults(tasks=TASKS)
 
 
 def variants_at(sparsity: float) -> list[Variant]:
-    """The paper's, each part alone that can stand alone, all, and all but one."""
+    """The paper's method, each part that works alone, all parts, and all parts but one."""
     parts = frozenset(PARTS)
     return [*added_at(sparsity), *[plus(f"{ALL} without {part}", sparsity, parts - {part}) for part in PARTS]]
 
 
 def added_at(sparsity: float) -> list[Variant]:
-    """The paper's, each part alone that can stand alone, and all."""
-    # The prior is of the other parts, and the ridge goes on from the means.
+    """The paper's method, each part that works alone, and all parts."""
+    # The prior needs the other parts, and the ridge needs the means of the compensation.
     alone: dict[str, frozenset[PartName]] = {
         "+ score": frozenset(["score"]),
         "+ budget": frozenset(["budget"]),
@@ -87,8 +87,9 @@ def added_at(sparsity: float) -> list[Variant]:
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
     """
     Returns:
-        ``text``: for each sparsity and variant the windows' mean losses; ``full`` likewise. ``active``: of the same,
-        active parameters of a token, as counted. ``tasks``, ``scores``: see ``scores``.
+        ``text``: the mean losses of all windows, for each variant at each sparsity and for the full model.
+        ``active``: for the same, the mean count of active parameters of a token.
+        ``tasks``, ``scores``: see ``evaluation.evaluate``.
     """
     sparsities = kinds.removing(arguments.sparsities)
     text = read_text(study, "wikitext")
@@ -128,9 +129,9 @@ def _tasks(study: Study, arguments: argparse.Namespace, sparsities: Sequence[flo
 
 
 def loss_and_active(study: Study, prompt: Sequence[int], rest: Sequence[int], variant: Variant) -> tuple[float, float]:
-    """Mean negative log-likelihood of the tokens after the first of ``rest``, and how many parameters each read."""
+    """The mean negative log-likelihood of the tokens after the first of ``rest``, and a token's active parameters."""
     way, study.teacher.acted = Way("", variant.pruning(prompt) if variant.sparsity else None), Acted()
-    loss = float(torch.cat(read_behind(study.teacher, prompt, rest, way)).mean())
+    loss = float(torch.cat(read_after(study.teacher, prompt, rest, way)).mean())
     return loss, study.teacher.acted.parameters(study.accounting)
 
 
@@ -139,13 +140,13 @@ def _key(variant: Variant) -> str:
 
 
 def excess(found: Found, name: str, sparsity: float) -> torch.Tensor:
-    """Of each window, over the full model: fp64 ``(W,)``."""
+    """The excess loss of each window over the full model: fp64 ``(W,)``."""
     full_W = torch.tensor(found["text"][_key(FULL)], dtype=torch.float64)
     return torch.tensor(found["text"][f"{name}@{sparsity:g}"], dtype=torch.float64) - full_W
 
 
 def relative_excess(found: Found, name: str, sparsity: float) -> tuple[float, float]:
-    """Mean excess over that of the paper's method, and its standard error over windows, which are paired."""
+    """The mean excess over that of the paper's method, and the standard error of this ratio over paired windows."""
     own_W, paper_W = excess(found, name, sparsity), excess(found, griffin(sparsity).name, sparsity)
     ratio = float(own_W.mean() / paper_W.mean())
     residual_W = own_W - ratio * paper_W
@@ -171,12 +172,12 @@ def tables(found: Found) -> list[Table]:
         "as counted."
     )
     scored = [score_table(found, "Scores in %; ± one standard error")] if found["tasks"] else []
-    chosen = [task for task, facts in found["tasks"].items() if facts["chance"] is not None]
-    return [Table(heads, rows, caption), *scored, *[_answers(found, task) for task in chosen]]
+    multiple_choice = [task for task, facts in found["tasks"].items() if facts["chance"] is not None]
+    return [Table(heads, rows, caption), *scored, *[_answers(found, task) for task in multiple_choice]]
 
 
 def _answers(found: Found, task: str) -> Table:
-    """How likely the right ones are, which tells more than how many of them win."""
+    """How likely the right answers are. This tells more than how many of them win."""
     rows = []
     for variant in added_at(0.5):
         own = [found["scores"][task][f"{variant.name} {percent(sparsity)}"] for sparsity in found["sparsities"]]
@@ -186,7 +187,7 @@ def _answers(found: Found, task: str) -> Table:
 
 
 def draw(found: Found) -> "Figure":
-    """Text on the left, tasks beside it; active parameters along."""
+    """Text on the left, tasks to its right, each over active parameters."""
     figure = new_figure(3.4 * (1 + len(found["tasks"])), 3.4)
     text, *others = panels(figure, 1, 1 + len(found["tasks"]))
     ours = (griffin(0.5).name, ALL)
@@ -215,7 +216,7 @@ def draw(found: Found) -> "Figure":
 
 
 def _active(found: Found, name: str, sparsity: float) -> float:
-    """Parameters of a token, in millions."""
+    """Active parameters of a token, in millions."""
     return float(found["active"][f"{name}@{sparsity:g}"]) / 1e6
 
 

@@ -1,9 +1,9 @@
-"""All experiments of the paper for one model or several, as one page: results/report.html.
+"""Run all experiments of the paper, on one model or several, and show them on one page: results/report.html.
 
-What is asked for is run one after the other, and each model's results go to a folder of its own, as when the
-experiments are run alone. The page holds the verdict, pictures, tables, the paper's figures beside this run's, and for
-each of the paper's findings whether it holds here. report.md is the same as Markdown. A run that was stopped goes on
-when it is started again; an experiment that fails is reported, and the others go on.
+The experiments run one after the other. Each model's results go to a folder of its own, as when an experiment runs
+alone. The page has a verdict, pictures, tables, the paper's figures beside this run's, and for each of the paper's
+findings whether it holds here. report.md is the same as Markdown. A stopped run goes on when it is started again. If an
+experiment fails, the report says so, and the others run.
 """
 
 import argparse
@@ -18,18 +18,18 @@ from pathlib import Path
 import torch
 
 from griffin.errors import GriffinError, is_out_of_memory
-from griffin.experiments.common.arguments import whole
+from griffin.experiments.common.experiment import Experiment, Found, conduct, defaults, hasten, spelled
+from griffin.experiments.common.kinds import whole
 from griffin.experiments.common.pictures import require_matplotlib
 from griffin.experiments.common.results import write_whole
 from griffin.experiments.common.study import Study, add_study_arguments, open_study
-from griffin.experiments.experiment import Experiment, Found, conduct, defaults, hasten, spelled
 from griffin.experiments.registry import EXPERIMENTS
 from griffin.experiments.report.document import Outcome, Section, Subject, document, title
 from griffin.experiments.report.page import page, require_markdown_it
 
 logger = logging.getLogger("griffin.report")
 
-# An experiment that is a command of its own (latency) has these itself; the report's are meant.
+# The report's values of these flags count, even if an experiment (latency) has such flags itself.
 SHARED = ("model", "dtype", "device", "data", "out", "quick")
 
 Experiments = Mapping[str, Experiment]
@@ -40,33 +40,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_study_arguments(parser, several=True)
     parser.add_argument(
         "--experiments", nargs="+", choices=list(EXPERIMENTS), metavar="NAME",
-        help=f"only these: {', '.join(EXPERIMENTS)} (all)",
+        help=f"experiments to run: {', '.join(EXPERIMENTS)} (all)",
     )  # fmt: skip
     parser.add_argument(
         "--limit",
         type=partial(whole, lowest=0),
         metavar="N",
-        help="items of each task, 0 for all there are, instead of each experiment's own number",
+        help="items of each task, 0 for all (each task's own number)",
     )
     parser.add_argument("--quick", action="store_true", help="a first look: fewer samples, shorter texts")
     parser.add_argument(
         "--keep", action="store_true",
-        help="do not run again what has results of this model there, with whichever flags they were found",
+        help="do not repeat experiments that have results for this model, from a run with any flags",
     )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """
+    """Run the experiments and write the report.
+
     Raises:
-        GriffinError: something failed; the report of all else is written.
-        ValueError: a flag that cannot be.
+        GriffinError: something failed; the report of everything else is written.
+        ValueError: --data is not a directory.
     """
     names = arguments.experiments or list(EXPERIMENTS)
     make_report(arguments, {name: EXPERIMENTS[name] for name in EXPERIMENTS if name in names}, open_study)
 
 
 def make_report(arguments: argparse.Namespace, experiments: Experiments, opened: Open) -> None:
-    """As ``run``; ``opened`` makes a study from the flags of one model."""
+    """As ``run``, for these experiments. ``opened`` makes a study from the flags of one model."""
     require_matplotlib()
     require_markdown_it()
     if arguments.data is not None and not arguments.data.is_dir():
@@ -81,7 +82,7 @@ def make_report(arguments: argparse.Namespace, experiments: Experiments, opened:
 
 
 def examine(arguments: argparse.Namespace, experiments: Experiments, opened: Open, taken: Iterable[str]) -> Subject:
-    """Run all experiments on one model. ``taken``: names of models that have their results already."""
+    """Run all experiments on one model. ``taken``: the names of models that already have results."""
     try:
         study = opened(arguments)
     except Exception as error:
@@ -107,7 +108,7 @@ def examine(arguments: argparse.Namespace, experiments: Experiments, opened: Ope
 
 
 def settings(experiment: Experiment, arguments: argparse.Namespace) -> argparse.Namespace:
-    """All flags of one experiment: the report's own, and its own by default, quick, or limited."""
+    """All flags of one experiment: the report's, and its own with their defaults, quick or limited."""
     own = defaults(experiment)
     if arguments.quick:
         hasten(experiment, own)
@@ -118,7 +119,7 @@ def settings(experiment: Experiment, arguments: argparse.Namespace) -> argparse.
 
 
 def kept_results(name: str, study: Study) -> Found | None:
-    """What an earlier run found with these very weights; None if there is nothing, or nothing that can be read."""
+    """The results of an earlier run with the same weights; None if there are none, or if they cannot be read."""
     try:
         found = json.loads((study.folder / f"{name}.json").read_text())
         return found if found["command"] and found["identity"] == study.facts()["identity"] else None
@@ -137,11 +138,11 @@ def _outcome(name: str, experiment: Experiment, found: Found, study: Study, out:
 
 
 def _reason(error: Exception) -> str:
-    """One line. What no user can do anything about is logged with its traceback: it must not cost the other results."""
+    """The error in one line. A fault of the program is also logged with its traceback. The other results go on."""
     if is_out_of_memory(error):
         return "out of memory; a smaller dtype or a larger device may do"
     if not isinstance(error, GriffinError | ValueError):
-        logger.error("this is a fault of the program's", exc_info=error)
+        logger.error("this is a fault of the program", exc_info=error)
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -155,7 +156,7 @@ def _write(arguments: argparse.Namespace, subjects: list[Subject], experiments: 
 
 
 def _short(arguments: argparse.Namespace) -> str:
-    """What was less than by default."""
+    """What was smaller than by default, as a sentence."""
     parts = ["A first look (--quick): fewer samples and shorter texts than by default."] if arguments.quick else []
     if arguments.limit is not None:
         parts.append(f"At most {arguments.limit} items of each task (--limit).")
@@ -163,7 +164,7 @@ def _short(arguments: argparse.Namespace) -> str:
 
 
 def command(arguments: argparse.Namespace) -> str:
-    """The line that was typed, without the flags that say what would be so anyway."""
+    """The command that repeats this report, without flags that have their defaults."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return spelled("report", parser, arguments)

@@ -1,19 +1,24 @@
-"""Comparison: this run's figures beside the paper's, in one table. Scores in percent, times in seconds."""
+"""Comparison: this run's figures beside the paper's, in one table. Scores are in percent, times in seconds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from griffin.experiments.common.results import Table
-from griffin.experiments.report.paper import SCORES, TABLE_3, PaperTable
+from griffin.experiments.report.published import SCORES, TABLE_3, PaperTable
 from griffin.experiments.tasks.scores import METRICS, TITLES
 
 Founds = Mapping[str, Mapping[str, Any]]
 
 
 def comparison(name: str, founds: Founds) -> Table | None:
-    """For one experiment and what each model found in it; None if the paper has no figures of it, or nothing was found.
+    """The table for one experiment. Models of this run come first, then the paper's.
 
-    Models of this run come first, then the paper's.
+    Args:
+        name: of the experiment.
+        founds: its results for each model.
+
+    Returns:
+        None if the paper has no figures for it, or if there are no results.
     """
     if not founds:
         return None

@@ -1,4 +1,4 @@
-"""Document: all that a report found, for each model, as Markdown: the verdict first, then one section an experiment."""
+"""Document: a report as Markdown. The verdict is first; then each experiment has a section."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from griffin.experiments.common.results import Claim, Table, escaped
 from griffin.experiments.report.comparison import comparison
-from griffin.experiments.report.paper import ADDRESS, CITATION
+from griffin.experiments.report.published import ADDRESS, CITATION
 from griffin.experiments.report.summary import headline, summary
 
 ANSWERS = {True: "yes", False: "no", None: "cannot tell"}
@@ -15,9 +15,9 @@ ANSWERS = {True: "yes", False: "no", None: "cannot tell"}
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one experiment with one model.
+    """The results of one experiment with one model.
 
-    picture: its path from the document's folder; None if there is none.
+    picture: its path from the folder of the document; None if there is none.
     """
 
     found: Mapping[str, Any]
@@ -30,8 +30,8 @@ class Outcome:
 class Subject:
     """One model of a report.
 
-    facts: as ``Study.facts``; empty if the model could not be loaded.
-    outcomes, failures: by experiment; a failure is one line.
+    facts: those of ``Study.facts``; empty if the model could not be loaded.
+    outcomes, failures: by experiment. A failure is one line.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What an experiment says of itself, see ``Experiment``."""
+    """An experiment's name and texts, see ``Experiment``."""
 
     name: str
     title: str
@@ -60,10 +60,10 @@ def title(subjects: Sequence[Subject]) -> str:
 def document(subjects: Sequence[Subject], sections: Sequence[Section], command: str, short: str = "") -> str:
     """
     Args:
-        subjects: in the order of the report, at least one with facts.
-        sections: of the experiments that were asked for.
-        command: that makes this document again.
-        short: says that a run was shorter than its experiments' defaults; may be empty.
+        subjects: in the order of the report; at least one has facts.
+        sections: the experiments that were asked for.
+        command: the command that makes this document again.
+        short: a sentence that says in what the run was smaller than by default; may be empty.
     """
     several = len(subjects) > 1
     parts = [
@@ -97,7 +97,7 @@ def _in_short(subject: Subject) -> str:
 
 
 def _missing(subject: Subject, sections: Sequence[Section]) -> list[str]:
-    """What a reader of the verdict must not take for measured."""
+    """What is missing, so that no reader of the verdict believes it was measured."""
     if not subject.facts:
         return [_failed(subject.name, reason) for reason in subject.failures.values()]
     lacking = [section.title for section in sections if section.name in subject.failures]
@@ -135,7 +135,7 @@ def _count(parameters: int) -> str:
 
 
 def _code(command: str) -> str:
-    # A fence is longer than any in the text.
+    # A fence must be longer than any run of backticks in the text.
     fence = "`" * max(3, 1 + max((len(run) for run in _runs_of_backticks(command)), default=0))
     return f"{fence}sh\n{command}\n{fence}"
 
@@ -166,7 +166,7 @@ def _shown(section: Section, subject: Subject, outcome: Outcome) -> list[str]:
 
 
 def _how(found: Mapping[str, Any]) -> list[str]:
-    """Results that were kept may be of another day and machine than the rest."""
+    """How the results were made: kept results may be from another day and machine than the rest."""
     facts = (found["model"], found["dtype"], found["device_name"], f"data: {found['data']}", _date(found["date"]))
     return [escaped(", ".join(map(str, facts))), _code(found["command"])]
 

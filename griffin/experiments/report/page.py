@@ -1,6 +1,6 @@
-"""Page: a Markdown text as one HTML file that needs no other: pictures inside, light and dark, for screen and paper.
+"""Page: a Markdown text as one HTML file with its pictures inside, light and dark, for screen and paper.
 
-Only Markdown's own forms are taken from the text: HTML in it stays text.
+HTML in the text is not interpreted: it stays text.
 """
 
 import base64
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 NO_BREAK = "\N{NO-BREAK SPACE}"
-# Nothing is ever fetched, not even if a text should ask for it.
+# The page fetches nothing, even if a text asks for it.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(markdown: str, title: str, folder: Path) -> str:
     """
     Args:
-        markdown: headings of the second and third level become the table of contents.
-        folder: what the addresses of pictures are relative to.
+        markdown: its headings of levels two and three become the table of contents.
+        folder: the addresses of pictures are relative to it.
 
     Raises:
         GriffinError: markdown-it is not installed, or a picture cannot be read.
@@ -63,7 +63,7 @@ def require_markdown_it() -> None:
 
 
 def _table_open(*_: Any) -> str:
-    # Wide ones are scrolled on their own, by keyboard too.
+    # A wide table scrolls alone, with the keyboard too.
     return '<div class="table" tabindex="0" role="group"><table>\n'
 
 
@@ -72,7 +72,11 @@ def _table_close(*_: Any) -> str:
 
 
 def _name_headings(tokens: Sequence["Token"]) -> str:
-    """Give each heading an address of its own; a list of links to them."""
+    """Give each heading its own address.
+
+    Returns:
+        A list of links to them, as HTML.
+    """
     taken: set[str] = set()
     lines = []
     for token, inline in pairwise(tokens):
@@ -99,7 +103,7 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _keep_together(tokens: Sequence["Token"]) -> None:
-    """A number and its percent sign stay on one line."""
+    """Keep a number and its percent sign on one line."""
     for token in tokens:
         for child in token.children or ():
             if child.type == "text":

@@ -1,11 +1,11 @@
-"""Summary: the verdict on one model in words and tables, as Markdown."""
+"""Summary: the verdict on one model in words and tables, as Markdown. It stands first in a report."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from griffin.experiments.common.results import Claim, Table, escaped
-from griffin.experiments.report.verdict import Grade, Reach, Reading, of_all, reaches, readings
+from griffin.experiments.report.readings import Grade, Reach, Reading, of_all, reaches, readings
 from griffin.experiments.tasks.scores import METRICS, TITLES
 
 PAPERS_SPARSITY = 0.5
@@ -16,8 +16,8 @@ def summary(
 ) -> str:
     """
     Args:
-        founds, claims: by the experiment's name.
-        titles: of the experiments.
+        founds, claims: the results and the paper's claims, by the name of the experiment.
+        titles: the titles of the experiments, by name.
     """
     parts = [f"> **{headline(founds)}**", *_of_tasks(of_all(founds))]
     if "sparsity" in founds:
@@ -31,13 +31,13 @@ def summary(
 
 
 def headline(founds: Mapping[str, Mapping[str, Any]]) -> str:
-    """The verdict at 50 % sparsity, or what was measured nearest to it, in a sentence or two."""
+    """The verdict in a sentence or two, at 50 % sparsity or the nearest one that was measured."""
     shown = at_sparsity(of_all(founds))
     return _headline(shown) if shown else "No task was run, so nothing is said here about quality."
 
 
 def at_sparsity(found: Sequence[Reading], wanted: float = PAPERS_SPARSITY) -> list[Reading]:
-    """Those at that sparsity; if it was not measured, those at the nearest that was."""
+    """The readings at this sparsity, or at the nearest one that was measured."""
     nearest = min((reading.sparsity for reading in found), key=lambda sparsity: abs(sparsity - wanted), default=wanted)
     return [reading for reading in found if reading.sparsity == nearest]
 
@@ -95,8 +95,8 @@ def _listed(shown: Sequence[Reading], grade: Grade) -> str:
 
 
 def _noise(telling: Sequence[Reading]) -> list[str]:
-    """What so few items cannot show."""
-    # Where all items are answered alike, 0 is no measure of chance.
+    """Lines on what so few items cannot show."""
+    # An error of 0 means that all items had equal answers: it does not measure chance.
     known = [(reading, reading.error) for reading in telling if reading.error]
     if not known:
         return []
@@ -115,7 +115,7 @@ def _noise(telling: Sequence[Reading]) -> list[str]:
 
 
 def _by_items(own: Sequence[Reading]) -> str:
-    """Tasks with the same number of items together."""
+    """The tasks, grouped by their number of items."""
     groups: dict[int | None, list[str]] = {}
     for reading in own:
         groups.setdefault(reading.items, []).append(TITLES[reading.task])
@@ -145,7 +145,7 @@ def _of_sweep(found: Sequence[Reading]) -> list[str]:
 
 
 def _common(reached: Sequence[Reach]) -> str:
-    """Up to which sparsity all tasks hold at once."""
+    """The sparsity up to which all tasks stay within the limits."""
     if not reached:
         return "No task says anything about this model at any sparsity."
     near = _up_to([reach.near for reach in reached])
@@ -191,7 +191,7 @@ def _reached(sparsity: float | None) -> str:
 
 
 def _of_perplexity(found: Mapping[str, Any]) -> str:
-    """Where the increase over the full model is smallest and where it is largest."""
+    """The smallest and the largest increase over the full model's perplexity, and where they are."""
     increases = [
         (griffin / full - 1, f"{length} tokens generated after a prompt of {prompt}")
         for prompt, fulls, griffins in zip(found["prompts"], found["full"], found["griffin"], strict=True)
@@ -205,7 +205,7 @@ def _of_perplexity(found: Mapping[str, Any]) -> str:
 
 
 def _counted(claims: Mapping[str, Sequence[Claim]], titles: Mapping[str, str]) -> str:
-    """How many of the paper's findings hold."""
+    """How many of the paper's findings hold here."""
     answers = {"hold here": True, "do not hold": False, "cannot be told": None}
     parts = [f"- **The paper's findings**: tested: {sum(map(len, claims.values()))}"]
     for words, answer in answers.items():
@@ -216,12 +216,12 @@ def _counted(claims: Mapping[str, Sequence[Claim]], titles: Mapping[str, str]) -
 
 
 def percent(fraction: float) -> str:
-    """One digit behind the point, if it is not 0."""
+    """A fraction in percent, with one digit after the point unless it is 0."""
     return f"{fraction * 100:.1f}".removesuffix(".0") + " %"
 
 
 def fixed(fraction: float) -> str:
-    """As ``percent``, for columns of figures."""
+    """A fraction in percent, always with one digit after the point, for columns of figures."""
     return f"{fraction * 100:.1f} %"
 
 

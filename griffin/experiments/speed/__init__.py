@@ -1,1 +1,4 @@
-"""What is timed: tokens, prompts, methods, FF offload."""
+"""How fast is it? Tokens, prompts, methods and FF offload, timed beside each other and beside other programs.
+
+May import ``common`` only. ``tune`` times its prompts with ``contestants``.
+"""

@@ -1,4 +1,4 @@
-"""How fast the device's memory is: the limit of every decoder that reads its weights once a token."""
+"""The bandwidth of the device's memory, which limits every decoder that reads its weights once a token."""
 
 import statistics
 import time
@@ -17,8 +17,8 @@ LARGEST_BYTES = 2**30
 class Bandwidth:
     """Bytes per second.
 
-    copy: bytes read plus bytes written, of one buffer into another.
-    read: by the fastest of a few plain kernels that only read.
+    copy: bytes read plus bytes written, when one buffer is copied to another.
+    read: of the fastest among a few plain kernels that only read.
     """
 
     copy: float
@@ -27,7 +27,7 @@ class Bandwidth:
 
 @torch.inference_mode()
 def measure_bandwidth(device: torch.device, size: int | None = None) -> Bandwidth:
-    """Medians over buffers of ``size`` bytes each; by default far larger than the caches."""
+    """Medians on buffers of ``size`` bytes each. The default is far larger than the caches."""
     size = size or _buffer_bytes(device)
     return Bandwidth(_copy(size, device), _read(size, device))
 
@@ -41,7 +41,7 @@ def _copy(size: int, device: torch.device) -> float:
 def _read(size: int, device: torch.device) -> float:
     source = torch.ones(size // 4, device=device)
     matrix, vector = source.view(-1, 1024), torch.ones(1024, device=device)
-    # Which of them is fastest depends on the device and on the library's build.
+    # The device and the build of the library decide which one is fastest.
     readers: list[Callable[[], object]] = [
         lambda: source.amax(),
         lambda: source.sum(),
@@ -52,7 +52,7 @@ def _read(size: int, device: torch.device) -> float:
 
 
 def _median_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The first call chooses kernels and touches pages; it is not counted."""
+    """The first call does not count: it chooses kernels and touches pages."""
     clock = _cuda_seconds if device.type == "cuda" else _seconds
     return statistics.median([clock(work) for _ in range(REPETITIONS + 1)][1:])
 
@@ -79,7 +79,7 @@ def _buffer_bytes(device: torch.device) -> int:
 
 
 def _cache_bytes() -> int:
-    """The largest cache that one core sees; 0 where the platform does not say."""
+    """The size of the largest cache of a core; 0 where the platform does not tell."""
     folder = Path("/sys/devices/system/cpu/cpu0/cache")
     sizes = [file.read_text().strip() for file in folder.glob("index*/size")]
     return max((int(size[:-1]) * 1024 for size in sizes if size.endswith("K")), default=0)

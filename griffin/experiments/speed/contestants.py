@@ -1,6 +1,6 @@
-"""What is timed: the engine, full and pruned, and what it is compared with. Each runs one sequence and tells when.
+"""Contestants: the engine, full and pruned, and the programs beside it. Each runs one sequence and times its tokens.
 
-All get the same prompt, draw greedily, and stop at the wanted number of tokens only.
+All get the same prompt and draw greedily. None stops before the wanted number of tokens.
 """
 
 import time
@@ -28,11 +28,11 @@ STATISTIC_NAMES: dict[StatisticName, str] = {"flocking": "GRIFFIN", "magnitude":
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One sequence. Seconds since its start; at least three tokens.
+    """One sequence of at least three tokens. Times are seconds since its start.
 
-    times: when each token was there, in the order of the tokens.
-    selection: choosing the neurons and making them ready to decode; None where that does not happen.
-    peak_bytes: the highest memory use; None where it is not known.
+    times: when each token came, in order.
+    selection: seconds to choose the neurons and make them ready to decode. None: nothing was chosen.
+    peak_bytes: the highest memory use. None: unknown.
     """
 
     times: tuple[float, ...]
@@ -54,13 +54,13 @@ class Run:
 
     @property
     def per_token(self) -> float:
-        """From the second token on. Neurons are selected between the first two, once a sequence."""
+        """Mean from the second token to the last. Neurons are chosen once, between the first two tokens."""
         return (self.times[-1] - self.times[1]) / (len(self.times) - 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """``run``: from a prompt and a number of tokens to when they were there."""
+    """``run`` takes a prompt and a number of tokens, and times them."""
 
     name: str
     sparsity: float
@@ -74,7 +74,7 @@ class Contestant:
 def engine_contestants(
     engine: Engine, sparsities: list[float], statistics: list[StatisticName], method: MethodName = "griffin"
 ) -> list[Contestant]:
-    """The full model, then each statistic at each sparsity."""
+    """The full model, then one contestant for each statistic and sparsity."""
     pruned = [
         Contestant(
             STATISTIC_NAMES[statistic],
@@ -88,9 +88,9 @@ def engine_contestants(
 
 
 def generate_contestants(model: PreTrainedModel, *, compiled: bool) -> list[Contestant]:
-    """transformers' generate as it comes and, if ``compiled``, with a static cache too, which it compiles on CUDA.
+    """transformers' generate as it is. With ``compiled``, also with a static cache, which it compiles on CUDA.
 
-    The model's own generation settings are given up: nothing shall stop it early.
+    Replaces the model's own generation settings, which could stop it early.
     """
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
     found = [Contestant("generate", 0.0, partial(_run_generate, model, None))]
@@ -103,7 +103,7 @@ def llama_cpp_contestant(file: Path, context_length: int, threads: int) -> Conte
     """llama.cpp on a GGUF file, through its Python package, on a CPU.
 
     Raises:
-        GriffinError: the package is not installed, or does not load the file.
+        GriffinError: the package is not installed, or it cannot load the file.
     """
     try:
         from llama_cpp import Llama
@@ -124,20 +124,21 @@ def run_rounds(
     progress: Progress,
     deadline: float = float("inf"),
 ) -> list[list[Run]]:
-    """For each contestant its runs: all in turn in each round, so that whatever else the machine does meets all alike.
+    """The runs of each contestant. In each round all run in turn, so that other load on the machine meets all alike.
 
-    A round before the first is not counted: it chooses kernels, compiles, and warms caches and allocators up.
-    Past the first round, none is begun that would probably end after ``deadline`` (``time.monotonic``).
+    One more round runs first and does not count: it chooses kernels, compiles, and warms caches and allocators.
+    After the first round that counts, no round starts that would probably end after ``deadline``
+    (``time.monotonic``).
     """
     runs: list[list[Run]] = [[] for _ in contestants]
     for number in range(rounds + 1):
         started = time.monotonic()
-        for contestant, kept in zip(contestants, runs, strict=True):
+        for contestant, own in zip(contestants, runs, strict=True):
             progress.begin(f"{len(prompt)}+{tokens}, round {number}, {contestant.label}")
             run = contestant.run(prompt, tokens)
             progress.advance()
             if number:
-                kept.append(run)
+                own.append(run)
         now = time.monotonic()
         if number and now + (now - started) > deadline:
             break
@@ -145,7 +146,7 @@ def run_rounds(
 
 
 def profiles(contestants: list[Contestant], prompt: list[int]) -> str:
-    """For each contestant, the operations and kernels that most time goes to, of one run of a few tokens."""
+    """The operations and kernels in which each contestant spends most time, in one run of a few tokens."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
@@ -171,7 +172,7 @@ def _run_engine(engine: Engine, pruning: Pruning, prompt: list[int], tokens: int
 
 
 def _run_llama_cpp(model: Any, prompt: list[int], tokens: int) -> Run:
-    # It would go on from the last run's prompt.
+    # Otherwise it continues the prompt of the last run.
     model.reset()
     started = time.perf_counter()
     drawn = model.generate(prompt, temp=0.0)

@@ -1,9 +1,11 @@
-"""A model bigger than the device: FF weights on the host (in a file, on a CPU), beside accelerate's device_map.
+"""Speed of a model that is larger than the device: FF offload beside accelerate's device_map.
 
-Each way runs in a process of its own, from the same files: resident, where that fits; GRIFFIN with ff_offload; and
-transformers' generate with accelerate's offload of the same modules, to the host's memory or, on a CPU, to the disk.
-The memory cap is that of the device (--memory-gb), or on a CPU that of the group of processes this is started in, as
-with: systemd-run --user --scope -p MemoryMax=2G python -m griffin.experiments offload
+Three ways run, each in its own process, from the same files: the resident model, if it fits; GRIFFIN with ff_offload
+(FF weights on the host, or in a file on a CPU); transformers' generate with accelerate's offload of the same modules
+(to the host, or to disk on a CPU).
+
+To limit the memory, use --memory-gb on a GPU. On a CPU start the command in a group of processes with a limit:
+systemd-run --user --scope -p MemoryMax=2G python -m griffin.experiments offload
 """
 
 import argparse
@@ -43,18 +45,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--shape", choices=SHAPES, metavar="NAME", help=f"random weights instead: {', '.join(SHAPES)}")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    parser.add_argument("--memory-gb", type=float, metavar="N", help="of the CUDA device, for each process (all)")
-    parser.add_argument("--prompt-tokens", type=int, default=256, metavar="N", help="(%(default)s)")
-    parser.add_argument("--tokens", type=int, default=16, metavar="N", help="generated in each run (%(default)s)")
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.0], metavar="S", help="(0.5 0)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="counted runs of each (%(default)s)")
+    parser.add_argument(
+        "--memory-gb", type=float, metavar="N", help="memory of the CUDA device that a process may use (all)"
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=256, metavar="N", help="length of the prompt (%(default)s)"
+    )
+    parser.add_argument("--tokens", type=int, default=16, metavar="N", help="tokens of each run (%(default)s)")
+    parser.add_argument(
+        "--sparsities", type=float, nargs="+", default=[0.5, 0.0], metavar="S",
+        help="fractions of neurons removed, 0 to below 1 (0.5 0)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of each way that count (%(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print a table, then one line of JSON.
 
     Raises:
-        ValueError: too few tokens or rounds, or a sparsity that is none.
+        GriffinError, ValueError: one line for the user.
     """
     if arguments.tokens < 3 or arguments.rounds < 1 or arguments.prompt_tokens < 1:
         raise ValueError("at least 3 tokens, 1 round and 1 prompt token are needed")
@@ -74,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
             try:
                 rows.append(_alone(_measure, *task, arguments.prompt_tokens, arguments.tokens, arguments.rounds))
             except BrokenProcessPool:
-                # The system has ended it. Under a cap that may be what this is to show.
+                # The system ended the process. Under a memory limit this is a result.
                 rows.append({"way": way, "sparsity": sparsity, "failed": "killed, most likely for want of memory"})
             progress.advance()
     name = arguments.shape or arguments.model
@@ -84,20 +93,20 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _alone(function: Any, *arguments: Any) -> Any:
-    """A function's result, from a fresh process: its memory and caches are nobody else's."""
+    """Run a function in a fresh process, which shares no memory and no caches with the others."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 
 
 def _prepare(model: str, shape: str | None, dtype: str, folder: str) -> str:
-    """A directory with safetensors, or a hub id: what all ways can read."""
+    """A directory with safetensors, or a hub id: every way can read these."""
     if shape is None and not model.endswith(".gguf") and model.lower() != EMBEDDED_MODEL.lower():
         return model
     checkpoint = load(model, dtype=dtype, device="cpu")
     made = random_model(shape, getattr(torch, dtype), torch.device("cpu")) if shape else checkpoint.model
     target = Path(folder) / "model"
     made.save_pretrained(target)
-    # Nothing is said to a model of random weights, but a checkpoint has a tokenizer.
+    # A model of random weights needs no tokenizer, but a checkpoint does.
     checkpoint.tokenizer.save_pretrained(target)
     return str(target)
 
@@ -125,10 +134,10 @@ def _measure(
         row["load_seconds"] = round(time.perf_counter() - started, 2)
         generator = torch.Generator().manual_seed(0)
         prompt = torch.randint(model.config.vocab_size, (prompt_tokens,), generator=generator).tolist()
-        # The first one warms up.
+        # The first run warms up and does not count.
         runs = [contestant.run(prompt, tokens) for _ in range(rounds + 1)][1:]
     except (torch.OutOfMemoryError, MemoryError, GriffinError) as error:
-        # It may be what this is to show.
+        # Under a memory limit this is a result.
         return {**row, "failed": str(error).splitlines()[0]}
     peaks = [run.peak_bytes for run in runs if run.peak_bytes is not None]
     return {
@@ -141,7 +150,7 @@ def _measure(
 
 
 def _accelerate(checkpoint: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """FF projections offloaded, all else on the device, as a user would with ``device_map``."""
+    """The model with its FF projections offloaded by ``device_map``, and everything else on the device."""
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint))
     away = {name for names in Layout.of(empty, dtype).names for name in names}
@@ -155,7 +164,7 @@ def _accelerate(checkpoint: str, dtype: torch.dtype, device: torch.device) -> Pr
 
 
 def _own_gb() -> float | None:
-    """Memory that is not a file's: what the system cannot take back."""
+    """Memory that holds no file's content, so the system cannot take it back."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("RssAnon:"):

@@ -1,7 +1,7 @@
-"""How long a token takes by each method at equal active parameters, and by the full model.
+"""The time of a token for each method at equal active parameters, and for the full model.
 
-Prompts of WikiText are continued by an engine for each of them, in turn: a few tokens by one, as many by the next,
-in balanced order. What else the machine does then meets all alike, and a ratio is one of neighbours.
+One engine for each of them continues the same prompt of WikiText. They take turns in balanced order, a few tokens
+each. So other load on the machine meets all alike, and each ratio compares two times that lie next to each other.
 """
 
 import argparse
@@ -13,13 +13,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from griffin import Engine, Pruning, Sampling, Token
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.pictures import COLOURS, INK, new_figure, panels
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.texts import read_text
-from griffin.experiments.experiment import Found
 from griffin.neurons import Selection
 from griffin.request import METHOD_NAMES
 
@@ -30,13 +30,15 @@ TITLE = "Speed at equal active parameters"
 SEE = "Dots of one sparsity should lie on each other: what is read counts, not by which method it was chosen."
 QUICK = {"prompts": 2, "sparsities": [0.5], "tokens": 32}
 SPARSITIES = [0.25, 0.5, 0.75]
-# Tokens in one go: few, so that those compared are near in time; several, as the first finds others' data in caches.
+# Tokens in one turn. Few, so that the compared times are near each other. More than one, because the caches hold the
+# data of another engine at the first.
 BLOCK = 4
-# Full model and both methods: each comes behind each other once, and none behind itself: it would find its own data.
+# The full model and two methods. Each follows each other one once. None follows itself: the caches would hold its data.
 ORDER = (0, 1, 0, 2, 1, 2)
-# The first of the kept neurons' tokens comes with the choice, and what follows it with what was never touched before.
+# Tokens before the timing: neurons are chosen at the first pruned token, and memory is touched for the first time at
+# those after it.
 WARM_UP = 2 + 2 * BLOCK
-# What the methods may differ by.
+# The largest difference between the methods that counts as none, as a fraction.
 TOLERANCE = 0.02
 
 Seconds = list[list[float]]
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
     """
     Returns:
-        ``rows``: for each sparsity and method, over all prompts. Nothing of it is in the ledger.
+        ``rows``: one for each sparsity and method, over all prompts. The ledger keeps no times.
     """
     sparsities = kinds.removing(arguments.sparsities)
     text = read_text(study, "wikitext")
@@ -74,11 +76,13 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 
 
 def in_turn(study: Study, prompt: Sequence[int], prunings: Sequence[Pruning], rounds: int) -> Timed:
-    """
-    Returns:
-        For each pruning the seconds that a token took in each block, and active parameters.
+    """Let one engine for each pruning continue the prompt, in turn.
 
-    Engines are made anew, on the same weights: where one's memory lies changes its speed by some hundredths.
+    Engines are new for each prompt and share the weights: the place of an engine's memory changes its speed by some
+    hundredths.
+
+    Returns:
+        For each pruning: the seconds of a token in each turn, and the active parameters.
     """
     sampling = Sampling(max_tokens=WARM_UP + rounds * ORDER.count(0) * BLOCK, temperature=0, ignore_eos=True)
     seconds: Seconds = [[] for _ in prunings]
@@ -108,7 +112,7 @@ def _take(stream: Iterator[Token], tokens: int) -> list[Token]:
 
 
 def rows_of(sparsity: float, prompts: Sequence[Timed]) -> list[dict[str, object]]:
-    """The full model, then each method, from what ``in_turn`` found for each prompt."""
+    """A row for the full model and one for each method, from what ``in_turn`` returned for each prompt."""
     found = []
     for which, name in enumerate(("full", *METHOD_NAMES)):
         own = [seconds[which] for seconds, _ in prompts]
@@ -154,7 +158,7 @@ def tables(found: Found) -> list[Table]:
 
 
 def draw(found: Found) -> "Figure":
-    """Time of a token over sparsity."""
+    """The time of a token over sparsity."""
     figure = new_figure(5.4, 3.4)
     (axes,) = panels(figure, 1, 1)
     for number, name in enumerate(("full", *METHOD_NAMES)):
@@ -171,12 +175,15 @@ def draw(found: Found) -> "Figure":
 
 
 def _ratio(row: Found) -> str:
-    """With its standard error, unless it is of one prompt only."""
+    """With its standard error, if there is more than one prompt."""
     return f"{row['over_griffin']:.3f}" + (f" ± {row['error']:.3f}" if row["error"] is not None else "")
 
 
 def _within(rows: Sequence[Found]) -> bool | None:
-    """None: what exceeds the tolerance does so by less than two standard errors, or nobody knows by how many."""
+    """Whether each ratio is within the tolerance. None: unsure.
+
+    It is unsure if a ratio exceeds the tolerance by less than two standard errors, or if its error is unknown.
+    """
     beyond = [(each["over_griffin"] - 1 - TOLERANCE, each["error"]) for each in rows]
     if all(excess <= 0 for excess, _ in beyond):
         return True

@@ -1,4 +1,4 @@
-"""Figures of speed as a picture: a bar for each contestant."""
+"""The figures of ``latency`` as a picture: one bar for each contestant."""
 
 import importlib.util
 from pathlib import Path
@@ -25,15 +25,19 @@ def require_plot() -> None:
 
 
 def plot_latency(report: dict[str, Any], path: Path) -> None:
-    """``latency_figure`` as a file, whose suffix says the format."""
+    """Write ``latency_figure`` to a file. The suffix says the format.
+
+    Raises:
+        GriffinError: matplotlib is not installed, or the file cannot be written.
+    """
     require_plot()
     save(latency_figure(report), path)
 
 
 def latency_figure(report: dict[str, Any]) -> "Figure":
-    """Milliseconds per token of each contestant, with lowest and highest, and the limit marked on each bar.
+    """Milliseconds per token of each contestant, with the lowest and the highest. A mark on each bar is the limit.
 
-    ``report`` is what the latency experiment writes as JSON.
+    ``report`` is the JSON of ``latency``.
     """
     settings = report["settings"]
     bars = [len(setting["rows"]) for setting in settings]
@@ -74,7 +78,7 @@ def _draw_setting(panel: Any, setting: dict[str, Any]) -> None:
         )  # fmt: skip
     panel.set_yticks(places, [_label(row) for row in rows])
     panel.invert_yaxis()
-    # Room for the words behind the longest bar.
+    # Room for the words after the longest bar.
     panel.set_xlim(0, max(panel.get_xlim()[1], max(highest) * 1.5))
     panel.set_title(f"{setting['prompt_tokens']} + {setting['tokens']} tokens", loc="left", fontsize=9, color=INK)
     panel.grid(axis="y", visible=False)

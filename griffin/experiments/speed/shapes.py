@@ -1,4 +1,4 @@
-"""Models by their shape: named configurations, filled with random weights. Speed does not depend on the values."""
+"""Shapes: named configurations whose weights are random. Speed does not depend on the values of weights."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def shape_config(name: str) -> PreTrainedConfig:
 
     Raises:
         LoadError: neither the name of a shape nor a readable ``config.json``.
-        UnsupportedModel: the file is of another model type than those supported.
+        UnsupportedModel: the model type in the file is not supported.
     """
     if name in SHAPES:
         return AutoConfig.for_model(**SHAPES[name])
@@ -78,18 +78,18 @@ def shape_config(name: str) -> PreTrainedConfig:
 
 @torch.no_grad()
 def random_model(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model of that shape, made on the device itself: there is no second copy, not even while it is made."""
-    # Modules compute what they keep besides parameters (rotary frequencies) as they are made: not on meta.
+    """A model of that shape. It is made on the device itself, so that memory never holds a second copy."""
+    # Not on the meta device: modules compute their buffers (rotary frequencies) when they are made.
     with torch.device(device), no_init_weights():
         model = AutoModelForCausalLM.from_config(shape_config(name), dtype=dtype)
-    # Left out along with the initialisation.
+    # no_init_weights leaves this out too.
     model.tie_weights()
     _fill_(model)
     return model.eval().requires_grad_(False)
 
 
 def _fill_(model: nn.Module) -> None:
-    """Small random matrices, norms of 1, biases of 0: logits stay finite at any depth."""
+    """Fill matrices with small random numbers, norms with 1 and biases with 0. Logits stay finite at any depth."""
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
             parameter.normal_(std=0.02)

@@ -1,14 +1,17 @@
-"""Figures as tables for a terminal of 120 columns."""
+"""The figures of ``latency`` as tables: for a terminal of 120 columns, for a report, and in the form of Table 3."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from griffin.experiments.speed.figures import Row, Spread
+from griffin.experiments.common.results import Table
+from griffin.experiments.speed.rows import Row, Spread
 
 LEGEND = """\
-ms/token: from the second token on. GB/token: active weights, and keys and values at the mean context; GB/s: of these.
-of limit: time of GB/token at the read bandwidth, over ms/token. ideal: speed-up over full if only bytes counted.
-generation: first token to last, selection included. break-even: tokens after which the selection has paid for itself.
-peak GB: of the process, with all models in it. All are medians over the rounds, ranges are the lowest and highest."""
+ms/token: from the second token on. GB/token: active weights, and keys and values at the mean context. GB/s: GB/token
+over the time of a token. of limit: the time to read GB/token at the read bandwidth, over ms/token. ideal: the speed-up
+over full if only bytes counted. generation: first token to last, selection included. break-even: the number of tokens
+after which the selection has saved what it took. peak GB: memory of the process, with all models in it.
+All figures are medians over the rounds. Ranges are the lowest and the highest."""
 
 
 def speed_table(rows: Sequence[Row]) -> str:
@@ -46,7 +49,7 @@ def cost_table(rows: Sequence[Row]) -> str:
 
 
 def paper_table(settings: Sequence[tuple[str, Sequence[Row]]]) -> str:
-    """The paper's Table 3 from (``P+G``, rows): the generation phase in seconds, sparsities beside each other."""
+    """The paper's Table 3 from (``P+G``, rows): seconds of the generation phase, one cell for all sparsities."""
     names = list(dict.fromkeys(row.name for row in settings[0][1]))
     sparsities = sorted({row.sparsity for row in settings[0][1] if row.sparsity})
     columns = [[f"{length}" for length, _ in settings]]
@@ -61,6 +64,42 @@ def paper_table(settings: Sequence[tuple[str, Sequence[Row]]]) -> str:
              for line in (heads, *zip(*columns, strict=True))]  # fmt: skip
     pruned = f", at {' / '.join(_percent(s) for s in sparsities)} sparsity" if sparsities else ""
     return "\n".join([f"Generation phase in seconds, as in the paper's Table 3{pruned}:", *lines])
+
+
+def report_tables(found: Mapping[str, Any]) -> list[Table]:
+    """One table for each pair of lengths, from the JSON of ``latency``."""
+    return [_report_table(setting) for setting in found["settings"]]
+
+
+def _report_table(setting: Mapping[str, Any]) -> Table:
+    return Table(
+        [
+            "", "ms/token", "lowest - highest", "tokens/s", "x full", "x by bytes", "of limit", "selection ms",
+            "break-even tokens", "generation s",
+        ],
+        [_report_cells(row) for row in setting["rows"]],
+        f"A prompt of {setting['prompt_tokens']} tokens and {setting['tokens']} generated: medians of "
+        f"{setting['rounds']} rounds. x by bytes: the speed-up if only bytes read counted; of limit: how near a token "
+        "is to the time that reading its bytes takes; break-even: tokens after which the selection has paid for "
+        "itself; generation: first token to last, selection included.",
+    )  # fmt: skip
+
+
+def _report_cells(row: Mapping[str, Any]) -> list[str]:
+    token, selection = row["seconds_per_token"], row["selection_seconds"]
+    even = row["break_even_tokens"]
+    return [
+        f"{row['name']} {row['sparsity'] * 100:.3g} %" if row["sparsity"] else str(row["name"]),
+        f"{token['median'] * 1e3:.2f}",
+        f"{token['lowest'] * 1e3:.2f} - {token['highest'] * 1e3:.2f}",
+        f"{row['tokens_per_second']:.1f}",
+        f"{row['speedup_over_full']:.2f}x",
+        f"{row['ideal_speedup']:.2f}x",
+        f"{row['of_limit'] * 100:.0f} %",
+        f"{selection['median'] * 1e3:.1f}" if selection else "-",
+        "-" if not selection else "never" if even is None else f"{even:.1f}",
+        f"{row['generation_seconds']['median']:.2f}",
+    ]
 
 
 def _full(rows: Sequence[Row]) -> Row:
@@ -80,5 +119,5 @@ def _range(spread: Spread, unit: float) -> str:
 
 
 def _short(value: float) -> str:
-    """Three or more digits, in seven characters or fewer up to a million."""
+    """At least three digits; at most seven characters for values below a million."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 100 else f"{value:.2f}"

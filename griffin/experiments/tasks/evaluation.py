@@ -1,6 +1,6 @@
-"""Tasks by variants: what lm-eval finds for each, as one table of scores. The experiments on tasks share it.
+"""Evaluation: lm-eval's scores of each task for each variant. All experiments on tasks use it.
 
-It imports lm-eval, which takes seconds: experiments import it when they run.
+This module imports lm-eval, which takes seconds. So import it inside functions.
 """
 
 import logging
@@ -19,24 +19,31 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.variants import Variant
+from griffin.experiments.tasks.definitions import TASKS, make_manager, make_task
 from griffin.experiments.tasks.harness import GriffinLM
-from griffin.experiments.tasks.tasks import TASKS, make_manager, make_task
 
-# Of one variant: for each metric, each item's score.
+# The scores of one variant: for each metric, one for each item.
 Items = dict[str, list[float]]
 
 
 def evaluate(
     study: Study, names: Sequence[str], variants: Sequence[Variant], limit: int | None, max_length: int | None
 ) -> dict[str, Any]:
-    """Scores from 0 to 1 with their standard errors, and those of what is kept of the first variant's scores.
+    """Scores of each task for each variant, from 0 to 1, with standard errors.
 
-    Where answers are chosen, also ``excess``: the negative log-likelihood of the right answer over the first
-    variant's, in nats. It tells variants apart long before scores do, which change only where another answer wins.
+    ``METRIC_kept_stderr`` is the standard error of the score over the first variant's. For multiple choice there is
+    also ``excess``: the negative log-likelihood of the right answer above the first variant's, in nats. It shows small
+    differences between variants; a score changes only when another answer wins.
 
     Args:
-        limit: items of each task; None takes each task's own number, 0 all there are.
-        max_length: longer prompts lose their beginning, as lm-eval does it; None: the model's context.
+        limit: items of each task. None takes each task's own number, 0 takes all.
+        max_length: longer prompts lose their beginning, as in lm-eval. None: the model's context.
+
+    Returns:
+        ``variants``, ``tasks`` (facts about each task), ``scores`` (by task, then by variant).
+
+    Raises:
+        GriffinError: data of a task are missing or wrong.
     """
     with _quiet():
         return _evaluate(study, names, variants, limit, max_length)
@@ -47,7 +54,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     manager = make_manager(study.data)
     models = {variant.name: GriffinLM.of(study, variant, variants, max_length) for variant in variants}
-    # All data are looked at before anything is computed.
+    # Check all data before anything is computed.
     counts = {name: len(make_task(name, study.data, manager).eval_docs) for name in names}
     tasks: dict[str, Any] = {}
     scores: dict[str, dict[str, dict[str, float]]] = {}
@@ -80,11 +87,11 @@ def _items(there: int, wanted: int) -> int:
 
 
 def _evaluated(study: Study, name: str, model: GriffinLM, items: int, manager: TaskManager) -> dict[str, Any]:
-    """What lm-eval finds."""
+    """lm-eval's own result for one task and one variant."""
     model.doing = name
     model.cut.clear()
-    # A task keeps what it was answered: each variant has its own. (simple_evaluate would list all installed packages
-    # each time, for its own records.)
+    # A task keeps the answers it got, so each variant needs its own. (Not by simple_evaluate, which lists all installed
+    # packages each time, for its records.)
     loaded = manager.load([make_task(name, study.data, manager)])
     found: dict[str, Any] = lm_eval.evaluate(lm=model, task_dict=loaded, limit=items, bootstrap_iters=1000)
     return found
@@ -92,7 +99,7 @@ def _evaluated(study: Study, name: str, model: GriffinLM, items: int, manager: T
 
 def _scores(study: Study, name: str, found: dict[str, Any]) -> dict[str, float]:
     (values,) = found["results"].values()
-    # SCROLLS' own scorer, which only the hub has, speaks of percents.
+    # The scorer of SCROLLS, which comes from the hub, returns percents.
     unit = 100 if study.data is None and name == "qasper" else 1
     return {
         key: float(values[f"{key},none"]) / unit
@@ -108,7 +115,7 @@ def _by_item(name: str, found: dict[str, Any]) -> Items:
 
 
 def _chance(guessing: float | None, found: dict[str, Any]) -> float | None:
-    """What guessing scores; or, where all items have the same choices (yes and no), the most frequent answer alone."""
+    """The score of guessing. If all items have the same choices (yes and no): the share of the most frequent answer."""
     if guessing is None:
         return None
     (samples,) = found["samples"].values()
@@ -119,10 +126,10 @@ def _chance(guessing: float | None, found: dict[str, Any]) -> float | None:
 
 
 def _kept_errors(full: Items, pruned: Items) -> dict[str, float]:
-    """Standard errors of the part of the full model's score that is kept, ``METRIC_kept_stderr``.
+    """``METRIC_kept_stderr``: the standard error of the pruned score over the full model's.
 
-    Both answered the same items, which tells small changes apart that two scores alone could not. None where no item
-    was scored otherwise, or the full model has 0: so few items say no more.
+    Both models answered the same items, so the ratio is more certain than the two scores. There
+    is no entry if each item has the same score for both, or if the full model's score is 0.
     """
     found: dict[str, float] = {}
     for metric, values in full.items():
@@ -133,7 +140,7 @@ def _kept_errors(full: Items, pruned: Items) -> dict[str, float]:
 
 
 def kept_error(full: Sequence[float], pruned: Sequence[float]) -> float:
-    """Of the ratio of two means over the same items (the usual estimator of survey sampling); 0 if there is none."""
+    """The standard error of the ratio of two means over the same items (as in survey sampling); 0 if it has none."""
     count, total = len(full), sum(full)
     if count < 2 or not total:
         return 0.0
@@ -143,7 +150,7 @@ def kept_error(full: Sequence[float], pruned: Sequence[float]) -> float:
 
 
 def _excess(full: dict[str, Any], pruned: dict[str, Any]) -> dict[str, float]:
-    """Of items that both answered, with its standard error."""
+    """``excess``, the mean over items that both models answered, and its standard error."""
     pairs = zip(_right_answers(full), _right_answers(pruned), strict=True)
     losses = [before - after for before, after in pairs]
     error = stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
@@ -151,13 +158,13 @@ def _excess(full: dict[str, Any], pruned: dict[str, Any]) -> dict[str, float]:
 
 
 def _right_answers(found: dict[str, Any]) -> list[float]:
-    """Their log-likelihoods."""
+    """The log-likelihood of the right answer of each item."""
     (samples,) = found["samples"].values()
     return [float(sample["filtered_resps"][_right(sample)][0]) for sample in samples]
 
 
 def _right(sample: dict[str, Any]) -> int:
-    """lm-eval has the right answer's place or, of some tasks, its text."""
+    """The index of the right answer. lm-eval's sample has it, or for some tasks the text of the answer."""
     target = sample["target"]
     if isinstance(target, int):
         return target
@@ -166,13 +173,13 @@ def _right(sample: dict[str, Any]) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Neither bars nor warnings of libraries' for what is meant so."""
+    """Silence progress bars and warnings of libraries about things that are intended."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    # The bar of a loop that takes no time has no switch.
+    # This bar has no switch. Its loop takes no time.
     bar, lm_eval.api.task.tqdm = lm_eval.api.task.tqdm, partial(tqdm, disable=True)
     try:
         yield

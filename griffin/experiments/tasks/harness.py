@@ -1,9 +1,9 @@
 """GRIFFIN as a model of lm-eval (EleutherAI's LM Evaluation Harness), registered as ``griffin``.
 
-    import lm_eval, griffin.experiments.harness
+    import lm_eval, griffin.experiments.tasks.harness
     lm_eval.simple_evaluate(model="griffin", model_args="pretrained=MODEL,sparsity=0.5", tasks=["piqa"])
 
-Texts become tokens exactly as in lm-eval's own ``hf`` model, from which this one is derived.
+It derives from lm-eval's own ``hf`` model, so texts become tokens in exactly the same way.
 """
 
 import copy
@@ -36,7 +36,7 @@ Encoded = tuple[tuple[str, str], list[int], list[int]]
 
 @register_model("griffin")
 class GriffinLM(HFLM):  # type: ignore[misc]
-    """One variant of a model. Others that will be asked the same may be answered along with it."""
+    """One variant of a model. Variants that will get the same questions can be answered together with it."""
 
     def __init__(
         self,
@@ -53,13 +53,14 @@ class GriffinLM(HFLM):  # type: ignore[misc]
     ) -> None:
         """
         Args:
-            pretrained: what ``griffin.load`` takes: a hub id, a directory, a .gguf file, or the embedded default.
-            max_length: longer texts lose their beginning; by default the model's context.
-            out: where answers are kept, so that a run that was stopped goes on.
-            batch_size, max_batch_size: lm-eval always gives them; here it is one sequence at a time.
+            pretrained: as for ``griffin.load``: a hub id, a directory, a .gguf file, or the embedded default.
+            max_length: longer texts lose their beginning. Default: the model's context.
+            out: the directory of the ledger, with which a stopped run goes on.
+            batch_size, max_batch_size: ignored; lm-eval always passes them. One sequence runs at a time.
 
         Raises:
-            ValueError: a sparsity, statistic or selection that is none.
+            GriffinError: the model cannot be loaded.
+            ValueError: an invalid sparsity, statistic or selection.
         """
         Pruning(float(sparsity), selection, statistic)
         study = open_model(pretrained, dtype, device or "auto", None, Path(out))
@@ -69,33 +70,33 @@ class GriffinLM(HFLM):  # type: ignore[misc]
     def of(
         cls, study: Study, variant: Variant, together: Sequence[Variant] = (), max_length: int | None = None
     ) -> "GriffinLM":
-        """Of a model that is loaded.
+        """A variant of a model that is already loaded.
 
         Args:
-            together: variants that will be asked the same; each text is then read once for all of them.
+            together: variants that will get the same questions. Each text is then read once for all of them.
         """
         made: GriffinLM = cls.__new__(cls)
         made._begin(study, variant, together, max_length)
         return made
 
     def _begin(self, study: Study, variant: Variant, together: Sequence[Variant], max_length: int | None) -> None:
-        # It changes what it gets: a padding token, for one.
+        # lm-eval changes the tokenizer: it sets a padding token, for example.
         tokenizer = copy.deepcopy(study.tokenizer)
         longest = min(study.context_length, max_length or study.context_length)
         super().__init__(
             pretrained=share(study.checkpoint.model), tokenizer=tokenizer, batch_size=1, max_length=longest
         )
         if self.eot_token_id is None:
-            raise GriffinError(f"the tokenizer of '{study.name}' has no EOS token, without which lm-eval cannot ask it")
+            raise GriffinError(f"the tokenizer of '{study.name}' has no EOS token, which lm-eval needs")
         self._study, self._variant = study, variant
-        # For the progress bar.
+        # The progress bar shows it.
         self.doing = "lm-eval"
-        # Names of prompts that were too long, and have lost their beginning.
+        # Names of prompts that were too long and lost their beginning.
         self.cut: set[str] = set()
         self._together = together if variant in together else (variant, *together)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """As lm-eval's, without its bar: there is one of our own, for the part that takes long."""
+        """As lm-eval's, without its progress bar: ``simulation`` has one, for the slow part."""
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         return found
 
@@ -115,7 +116,7 @@ class GriffinLM(HFLM):  # type: ignore[misc]
         return context[excess:], answer
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Refused: simulated generation (5.1) scores an answer to a prompt, and a rolling window has none."""
+        """Refused: simulated generation (5.1) scores the answer to a prompt, and a rolling window has no prompt."""
         raise ValueError("lm-eval's griffin model scores answers to prompts, not whole texts; see perplexity")
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -126,14 +127,14 @@ class GriffinLM(HFLM):  # type: ignore[misc]
         return [self._text(*one) for one in asked]
 
     def _generation(self, context: str, options: dict[str, Any]) -> tuple[list[int], int, tuple[str, ...]]:
-        """The prompt's tokens, how many may follow, and what ends them."""
-        chosen = normalize_gen_kwargs(options, self.max_gen_toks)
-        if chosen["do_sample"]:
+        """The tokens of the prompt, how many tokens may follow, and the texts that end them."""
+        settings = normalize_gen_kwargs(options, self.max_gen_toks)
+        if settings["do_sample"]:
             raise ValueError("lm-eval's griffin model generates greedily: do_sample is not supported")
-        max_tokens = int(chosen["max_gen_toks"])
+        max_tokens = int(settings["max_gen_toks"])
         if max_tokens >= self.max_length:
             raise ValueError(f"max_gen_toks: {max_tokens} leaves no room in a context of {self.max_length} tokens")
-        until = handle_stop_sequences(chosen.get("until"), eos=self.tok_decode(self.eot_token_id))
+        until = handle_stop_sequences(settings.get("until"), eos=self.tok_decode(self.eot_token_id))
         ids_1T, _ = self.tok_batch_encode([context])
         room = self.max_length - max_tokens
         ids = ids_1T[0].tolist()

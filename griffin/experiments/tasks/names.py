@@ -1,4 +1,4 @@
-"""The paper's tasks by name, in the order of its tables. What they are is in ``tasks``, which needs lm-eval."""
+"""Names of the paper's tasks, in the order of its tables. ``definitions`` says what they are; it needs lm-eval."""
 
 CLASSIFICATION = ("hellaswag", "piqa", "copa", "arc_easy", "arc_challenge", "boolq")
 GENERATION = ("xsum", "cnn_dm", "coqa", "qasper")

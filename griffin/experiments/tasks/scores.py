@@ -1,6 +1,6 @@
-"""Scores of tasks, by variant: their flags, as a table, drawn, and compared with the full model's.
+"""Scores of tasks for each variant: the flags of a run, a table, a picture, and ratios to the full model's scores.
 
-All experiments on tasks find the same form, see ``evaluation.evaluate``.
+All experiments on tasks have results of the same form, see ``evaluation.evaluate``.
 """
 
 import argparse
@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from griffin.experiments.common.arguments import count, sparsity, whole
+from griffin.experiments.common.kinds import count, sparsity, whole
 from griffin.experiments.common.pictures import COLOURS, INK, MUTED, new_figure, panels
 from griffin.experiments.common.results import Table, percent
 from griffin.experiments.common.study import Study
@@ -33,32 +33,39 @@ METRICS = {"acc": "accuracy", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL"
 
 def add_task_arguments(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None:
     parser.add_argument(
-        "--tasks", nargs="+", choices=tasks, metavar="TASK", default=list(tasks), help=f"of {', '.join(tasks)} (all)"
+        "--tasks",
+        nargs="+",
+        choices=tasks,
+        metavar="TASK",
+        default=list(tasks),
+        help=f"some of {', '.join(tasks)} (all)",
     )
     parser.add_argument(
         "--limit", type=lambda text: whole(text, 0), metavar="N",
-        help="items of each task, 0 for all there are (25 to 200, by what a task costs)",
+        help="items of each task, 0 for all (25 to 200, fewer for tasks that cost more)",
     )  # fmt: skip
     parser.add_argument(
         "--max-length", type=count, metavar="N",
-        help="longer prompts lose their beginning, as lm-eval does it (the model's context)",
+        help="longer prompts lose their beginning, as in lm-eval (the model's context)",
     )  # fmt: skip
 
 
 def add_sparsity_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sparsity", type=sparsity, default=0.5, metavar="S", help="of the FF neurons (%(default)s)")
+    parser.add_argument(
+        "--sparsity", type=sparsity, default=0.5, metavar="S", help="fraction of FF neurons removed (%(default)s)"
+    )
 
 
 def measure_tasks(study: Study, arguments: argparse.Namespace, variants: Sequence[Variant]) -> dict[str, Any]:
-    """``evaluation.evaluate`` by the flags of ``add_task_arguments``."""
-    # It takes seconds to import, and whoever only shows scores does without.
+    """``evaluation.evaluate`` with the flags of ``add_task_arguments``."""
+    # The import takes seconds, and a report that only shows scores does not need it.
     from griffin.experiments.tasks.evaluation import evaluate
 
     return evaluate(study, arguments.tasks, variants, arguments.limit, arguments.max_length)
 
 
 def score_table(found: Found, caption: str = "") -> Table:
-    """In percent, variants by tasks; one standard error behind the full model's."""
+    """In percent, one row for each variant. The full model's scores have one standard error."""
     columns = [(task, metric) for task, facts in found["tasks"].items() for metric in facts["metrics"]]
     heads = ["", *[_head(task, metric, found["tasks"][task]) for task, metric in columns]]
     rows = [["items", *[str(found["tasks"][task]["items"]) for task, _ in columns]]]
@@ -83,20 +90,20 @@ def _cell(scores: Mapping[str, float], metric: str, with_error: bool) -> str:
 
 
 def relative(found: Found, task: str, variant: str) -> float:
-    """The task's first metric over the full model's; NaN where that is 0."""
+    """The score over the full model's, in the task's first metric; NaN if that is 0."""
     metric = found["tasks"][task]["metrics"][0]
     score, full = found["scores"][task][variant][metric], found["scores"][task]["full"][metric]
     return score / full if full else math.nan
 
 
 def relative_error(found: Found, task: str) -> float:
-    """One standard error of the full model's score, over that score; 0 where either is not known."""
+    """One standard error of the full model's score, over that score; 0 if either is unknown."""
     metric, full = found["tasks"][task]["metrics"][0], found["scores"][task]["full"]
     return full.get(f"{metric}_stderr", 0.0) / full[metric] if full[metric] else 0.0
 
 
 def telling(found: Found) -> list[str]:
-    """The tasks that say something about the model: the full one does better than by chance, or than 0."""
+    """The tasks that tell something: the full model scores above chance, or above 0 if there is no chance."""
     return [task for task in found["tasks"] if _is_telling(found, task)]
 
 
@@ -107,10 +114,10 @@ def _is_telling(found: Found, task: str) -> bool:
 
 
 def beyond_chance(score: float, chance: float, items: int | None, error: float | None) -> bool:
-    """Whether a score is two standard errors above what chance gives, or, where nothing is chosen, above 0.
+    """Whether a score is two standard errors above chance, or above 0 if the answers are no choices (``chance`` is 0).
 
     Args:
-        error: of the score, where there is no chance to take it from.
+        error: the score's own standard error. It is used only if ``chance`` is 0.
     """
     if chance:
         error = math.sqrt(chance * (1 - chance) / (items or 1))
@@ -118,13 +125,13 @@ def beyond_chance(score: float, chance: float, items: int | None, error: float |
 
 
 def mean_relative(found: Found, variant: str) -> float:
-    """Over the tasks that say something; NaN if there are none."""
+    """The mean of ``relative`` over the tasks that tell something; NaN if there are none."""
     values = [relative(found, task, variant) for task in telling(found)]
     return sum(values) / len(values) if values else math.nan
 
 
 def kept_error(found: Found, task: str, variant: str) -> float:
-    """The standard error of ``relative``, from pairs; 0 where it is not known."""
+    """The standard error of ``relative``, from pairs of answers; 0 if it is unknown."""
     metric = found["tasks"][task]["metrics"][0]
     return float(found["scores"][task][variant].get(f"{metric}_kept_stderr", 0.0))
 
@@ -136,9 +143,9 @@ def mean_error(found: Found, variant: str) -> float:
 
 
 def is_better(found: Found, one: str, other: str) -> bool | None:
-    """Whether one variant's mean relative score is above another's; None where two standard errors leave it open.
+    """Whether one variant's mean relative score is above another's. None: they differ by two standard errors or less.
 
-    The errors are added as if the variants had answered different items, which is more than enough.
+    The errors are added as if the variants had answered different items, which makes them too large.
     """
     difference = mean_relative(found, one) - mean_relative(found, other)
     if abs(difference) <= 2 * math.hypot(mean_error(found, one), mean_error(found, other)):
@@ -147,18 +154,18 @@ def is_better(found: Found, one: str, other: str) -> bool | None:
 
 
 def shown(found: Found, variant: str) -> str:
-    """For claims: a variant's mean relative score, and how sure it is."""
+    """For claims: a variant's mean relative score and its standard error."""
     return f"{percent(mean_relative(found, variant))} ± {percent(mean_error(found, variant))}"
 
 
 def where(found: Found) -> str:
-    """For claims: over which tasks a mean is taken."""
+    """For claims: the tasks over which a mean is taken."""
     tasks, there = telling(found), len(found["tasks"])
     return "over the tasks" if len(tasks) == there else f"over the {len(tasks)} of {there} tasks that it can do"
 
 
 def draw_scores(found: Found) -> "Figure":
-    """One group of bars for each metric, one bar for each variant; whiskers are one standard error."""
+    """A group of bars for each metric, with a bar for each variant. Whiskers are one standard error."""
     columns = [(task, metric) for task, facts in found["tasks"].items() for metric in facts["metrics"]]
     names = [variant["name"] for variant in found["variants"]]
     figure = new_figure(max(5.0, 1.2 + 0.95 * len(columns)), 3.4)

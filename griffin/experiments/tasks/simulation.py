@@ -1,10 +1,10 @@
-"""What lm-eval asks of a model, answered by a pruned one: scores of given answers, and answers generated.
+"""Simulation: lm-eval's questions, answered by pruned models. It asks for scores of given answers, and for answers.
 
-Scores simulate generation as the paper does (5.1): all input tokens but the last are the prompt and go through the
-full model, the last goes through the kept neurons. (The last token of an answer is no input to its own score.)
+Scores simulate generation as the paper does (5.1). All input tokens except the last are the prompt, which the full
+model reads. The last one goes through the kept neurons. (The last token of an answer is no input to its own score.)
 Generated answers come from the product's own decode path.
 
-Several variants are answered at once, so that each text is read once; what a ledger knows is not computed again.
+Several variants answer together, so that each text is read once. Answers in the study's ledger are not computed again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from griffin.experiments.common.likelihood import target_logprobs
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.study import Study
-from griffin.experiments.common.teacher import target_logprobs
 from griffin.experiments.common.variants import Variant, name_of
 from griffin.request import Sampling
 
 Ids = Sequence[int]
-# Log-likelihood of an answer, and whether each of its tokens is the most probable one.
+# The log-likelihood of an answer, and whether each of its tokens is the most probable one.
 Score = tuple[float, bool]
 
 
 def score(study: Study, variants: Sequence[Variant], pairs: Sequence[tuple[Ids, Ids]], what: str) -> None:
-    """Have the scores of these (context, answer) pairs in the ledger, for all variants; see ``known_score``.
+    """Compute the scores of these (context, answer) pairs for all variants. ``known_score`` reads them.
 
     Args:
-        what: for the progress bar.
+        what: the progress bar shows it.
     """
     missing = [
         (context, answer)
@@ -46,6 +46,7 @@ def score(study: Study, variants: Sequence[Variant], pairs: Sequence[tuple[Ids, 
 
 
 def known_score(study: Study, variant: Variant, context: Ids, answer: Ids) -> Score:
+    """A score that ``score`` has computed."""
     likelihood, greedy = _known(study, _score_question(variant, context, answer))
     return likelihood, greedy
 
@@ -63,7 +64,7 @@ def _score_question(variant: Variant, context: Ids, answer: Ids) -> dict[str, ob
 def _scores(
     study: Study, variants: Sequence[Variant], context: Ids, answers: Iterable[Ids]
 ) -> Iterable[tuple[Ids, list[Score]]]:
-    """Of answers to the same context, which is read once."""
+    """Answers to the same context, each with one score for each variant. The context is read once."""
     teacher = study.teacher
     teacher.begin()
     for _ in teacher.read(context[:-1]):
@@ -71,7 +72,7 @@ def _scores(
     start = teacher.mark()
     for answer in answers:
         inputs = [*context[-1:], *answer[:-1]]
-        # Of a single input nothing could be chosen: the full model reads it, as the server does.
+        # A single input leaves no prompt to choose neurons by. The full model reads it, as in the server.
         dense = len(inputs) if len(context) + len(answer) == 2 else len(inputs) - 1
         head = list(teacher.read(inputs[:dense], wanted=dense))
         logits = [head for _ in variants]
@@ -91,10 +92,10 @@ def _score(logits: list[Tensor], answer: Ids) -> Score:
 def generate(
     study: Study, variants: Sequence[Variant], prompts: Sequence[Ids], max_tokens: int, until: Sequence[str], what: str
 ) -> None:
-    """Have greedy continuations of these prompts in the ledger, for all variants; see ``known_text``.
+    """Compute greedy continuations of these prompts for all variants. ``known_text`` reads them.
 
     Args:
-        until: texts that end one. They are left in it, and what follows them in the same token too.
+        until: texts that end a continuation. They stay in it, with the rest of their last token.
     """
     missing = [
         prompt
@@ -111,6 +112,7 @@ def generate(
 
 
 def known_text(study: Study, variant: Variant, prompt: Ids, max_tokens: int, until: Sequence[str]) -> str:
+    """A continuation that ``generate`` has computed."""
     return str(_known(study, _text_question(variant, prompt, max_tokens, until)))
 
 

@@ -1,7 +1,7 @@
-"""SQuAD's exact match and token F1, from lm-eval, where its own CoQA looks for them.
+"""SQuAD's exact match and token F1, in the module from which lm-eval's CoQA imports them.
 
-That task (lm-eval 0.4.13) imports them from transformers, which dropped them in version 5; until lm-eval follows, the
-missing module is put in its place.
+lm-eval 0.4.13 imports them from transformers, which dropped them in version 5. Until lm-eval changes, ``provide`` puts
+the missing module in its place.
 """
 
 import importlib.util
@@ -15,12 +15,12 @@ MISSING = f"{METRICS}.squad_metrics"
 
 
 def compute_exact(accepted: str, answer: str) -> int:
-    """1 if they are equal but for case, punctuation, articles and spaces."""
+    """1 if they differ only in case, punctuation, articles or spaces; else 0."""
     return int(normalize_answer(accepted) == normalize_answer(answer))
 
 
 def compute_f1(accepted: str, answer: str) -> float:
-    """Harmonic mean of precision and recall over words. Where one has none, both must."""
+    """The harmonic mean of precision and recall over words. If one text has no words: 1 if both have none, else 0."""
     if not normalize_answer(accepted) or not normalize_answer(answer):
         return float(compute_exact(accepted, answer))
     return float(f1_abstractive([answer], [accepted]))

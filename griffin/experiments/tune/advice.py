@@ -1,7 +1,7 @@
-"""From the figures to a recommendation: the largest sparsity that a user's prompts allow, and whether it pays.
+"""Advice: the largest sparsity that a user's prompts allow, and whether it is worth it.
 
-A mean over a few prompts can be one prompt's doing. So a sparsity is recommended only if the increase stays within
-the tolerance at the upper end of two standard errors over prompts.
+One prompt can move the mean of a few. So a sparsity is recommended only if the increase in perplexity plus two standard
+errors over prompts stays within the tolerance.
 """
 
 import math
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from griffin.experiments.tune.losses import Loss
-from griffin.experiments.tune.speed import Speed
+from griffin.experiments.tune.speedup import Speed
 
-# Two standard errors of fewer prompts than that say little.
+# With fewer prompts than this, two standard errors mean little.
 FEWEST_PROMPTS = 8
 SMALLEST_SPEEDUP = 1.05
 
@@ -20,12 +20,12 @@ SMALLEST_SPEEDUP = 1.05
 class Cell:
     """One sparsity on prompts of one length. Means are over tokens, in nats.
 
-    prompt_tokens: prompts are cut to their last so many; None leaves them whole.
+    prompt_tokens: how many of their last tokens prompts are cut to; None: whole prompts.
     prompts: how many were judged.
     excess: negative log-likelihood above the full model's.
-    error: its standard error over prompts; None of a single one.
+    error: the standard error of excess over prompts; None if there is only one prompt.
     divergence: KL(full || pruned).
-    agreement: share of tokens where the most probable one is the same.
+    agreement: share of tokens where both models have the same most probable token.
     """
 
     prompt_tokens: int | None
@@ -55,7 +55,7 @@ class Cell:
 
     @property
     def increase(self) -> float:
-        """Of the perplexity, as a fraction of the full model's."""
+        """The increase in perplexity, as a fraction of the full model's."""
         return _increase(self.excess)
 
     @property
@@ -72,11 +72,11 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class Advice:
     """
-    enough: whether any length has prompts enough to tell.
-    steps: what is within the tolerance for sure: the largest sparsity for all prompts, if there is one, then ever
-        larger ones that longer prompts allow, from ``prompt_tokens`` on.
-    unsure: a larger sparsity for all prompts whose mean is within the tolerance, but not for sure.
-    best: of all, the least increase.
+    enough: whether some length has enough prompts to tell.
+    steps: cells that are surely within the tolerance. The first is the largest sparsity for all prompts, if there is
+        one. Each next one is a larger sparsity, for prompts of at least ``prompt_tokens``.
+    unsure: a larger sparsity for all prompts: its mean is within the tolerance, but two standard errors exceed it.
+    best: the cell with the smallest increase.
     """
 
     enough: bool
@@ -86,7 +86,11 @@ class Advice:
 
 
 def advise(cells: Sequence[Cell], tolerance: float) -> Advice:
-    """From cells of every sparsity above 0 at every length. ``tolerance``: of the increase, as a fraction."""
+    """
+    Args:
+        cells: all sparsities above 0 at all lengths.
+        tolerance: the largest increase in perplexity, as a fraction.
+    """
     counted = [cell for cell in cells if cell.prompts >= FEWEST_PROMPTS]
     shown = counted or cells
     # Whole prompts first, then from short to long.
@@ -97,7 +101,7 @@ def advise(cells: Sequence[Cell], tolerance: float) -> Advice:
         largest = max(here, key=_sparsity, default=None)
         if largest and (not steps or largest.sparsity > steps[-1].sparsity):
             steps.append(largest)
-    # The widest range of prompts that was looked at.
+    # Whole prompts, or else the shortest length: these are the most prompts.
     widest = [cell for cell in shown if cell.prompt_tokens == lengths[0]]
     surely = max((step.sparsity for step in steps if step in widest), default=0.0)
     within = [cell for cell in widest if cell.increase <= tolerance and cell.sparsity > surely]
@@ -114,21 +118,21 @@ def _sparsity(cell: Cell) -> float:
 
 
 def _allowed(cell: Cell, cells: Sequence[Cell], tolerance: float) -> bool:
-    """Whether this sparsity is within the tolerance for sure, at this length and at all longer ones."""
-    likewise = [cell] if cell.prompt_tokens is None else [
+    """Whether this sparsity is surely within the tolerance, at this length and at all longer ones."""
+    same = [cell] if cell.prompt_tokens is None else [
         other for other in cells
         if other.sparsity == cell.sparsity and (other.prompt_tokens or 0) >= cell.prompt_tokens
     ]  # fmt: skip
-    return all(other.spread[1] <= tolerance for other in likewise)
+    return all(other.spread[1] <= tolerance for other in same)
 
 
 def _increase(excess: float) -> float:
-    # Beyond, a float has no room for it.
+    # A float cannot hold the result of a larger number.
     return math.expm1(min(excess, 700.0))
 
 
 def _standard_error(found: Sequence[Loss], mean: float, tokens: int) -> float | None:
-    """Of a mean over tokens that come in prompts: a ratio of sums over prompts, linearised."""
+    """The standard error of a mean over tokens. It is a ratio of sums over prompts, linearised."""
     if len(found) < 2:
         return None
     residuals = sum((one.excess - mean * one.tokens) ** 2 for one in found)
@@ -136,7 +140,7 @@ def _standard_error(found: Sequence[Loss], mean: float, tokens: int) -> float | 
 
 
 def sentences(advice: Advice, tolerance: float, tokens: int) -> list[str]:
-    """The recommendation in words. ``tokens``: generated for each prompt."""
+    """The recommendation in words. ``tokens``: how many are generated for each prompt."""
     if not advice.enough:
         return [_too_few(advice, tolerance)]
     found = [_step(step, tokens) for step in advice.steps]

@@ -1,9 +1,17 @@
-"""Calibrate a model for method griffin+: once, on some thousands of tokens of general text.
+"""Calibrate a model for method griffin+: it reads general text once, forwards and backwards.
 
-Text like what the model will be used for is best; books and news do. What is found, 270 bytes for each feed-forward
-neuron, is kept in the user's cache, where the server and all experiments find it. On the way it takes up to 6 GB of
-host memory, for models of 10 billion parameters and more somewhat more. Do not calibrate on text that results are to be
-reported on.
+Use text like that of later requests; books and news work too. Do not use text on which you will report results.
+
+It takes a few minutes with the default model (135 million parameters) on two CPU cores; with ten times the parameters,
+ten times as long. A stopped run starts from the beginning. It needs up to 6 GB of memory beside the model, a little
+more for models of 10 billion parameters and more.
+
+The result has 270 bytes for each feed-forward neuron. It is kept in the user's cache. Experiments find it there, and
+so does the server at its next start.
+
+examples:
+  python -m griffin calibrate --text book.txt news.txt
+  python -m griffin calibrate --model Qwen/Qwen3-0.6B --cache-dir /srv/griffin
 """
 
 import argparse
@@ -11,10 +19,10 @@ from functools import partial
 from pathlib import Path
 
 from griffin.errors import GriffinError
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import write_whole
-from griffin.experiments.common.study import Study, add_model_arguments, open_model
+from griffin.experiments.common.study import add_model_arguments, open_model
 from griffin.experiments.common.texts import evenly, read_text, start_of, tokens_of
 from griffin.method.plus.calibration import identity
 from griffin.method.plus.measurement import calibrate
@@ -24,23 +32,38 @@ from griffin.method.preparation import calibration_path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
-        "--text", type=kinds.file, nargs="+", metavar="FILE", help="plain text (two books, from the hub or --data)"
+        "--text",
+        type=kinds.file,
+        nargs="+",
+        metavar="FILE",
+        help="files of plain text (books from the hub, or from --data)",
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="where books.jsonl is")
-    parser.add_argument("--sequences", type=kinds.count, default=96, metavar="N", help="to read (%(default)s)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="directory with books.jsonl, whose books are the text")
     parser.add_argument(
-        "--tokens", type=partial(kinds.whole, lowest=2), default=384, metavar="N", help="of each (%(default)s)"
+        "--sequences", type=kinds.count, default=96, metavar="N", help="sequences to read (%(default)s)"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=partial(kinds.whole, lowest=2),
+        default=384,
+        metavar="N",
+        help="tokens of each sequence (%(default)s)",
     )
     kinds.add_cache_dir(parser)
-    parser.add_argument("--to", type=Path, metavar="FILE", help="write there instead of the user's cache")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="write this file, not one in the cache")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Raises: GriffinError, ValueError: with one line for the user."""
+    """Calibrate, and say where the result is.
+
+    Raises:
+        GriffinError, ValueError: one line for the user.
+    """
     cache_dir = arguments.cache_dir
+    text = None if arguments.text is None else _joined(arguments.text)
     study = open_model(arguments.model, arguments.dtype, arguments.device, arguments.data, Path(), cache_dir)
     model = study.checkpoint.model.requires_grad_(False)
-    ids = _from_files(study, arguments.text) if arguments.text else read_text(study, "books").ids
+    ids = read_text(study, "books").ids if text is None else tokens_of(study.tokenizer, text)
     sequences = spread(ids, start_of(study.tokenizer), arguments.sequences, arguments.tokens)
     with Progress(len(sequences)) as progress:
 
@@ -54,24 +77,23 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{study.name} is calibrated on {len(sequences) * arguments.tokens} tokens: {path}")
 
 
-def _from_files(study: Study, files: list[Path]) -> list[int]:
+def _joined(files: list[Path]) -> str:
     try:
-        text = "\n".join(file.read_text(errors="replace") for file in files)
+        return "\n".join(file.read_text(errors="replace") for file in files)
     except OSError as error:
         raise GriffinError(f"--text: cannot read '{error.filename}': {error.strerror}") from error
-    return tokens_of(study.tokenizer, text)
 
 
 def spread(ids: list[int], start: list[int], count: int, tokens: int) -> list[list[int]]:
-    """Sequences that each begin with ``start``, evenly from all of a text.
+    """Sequences of a text, spread evenly over all of it. Each begins with ``start``.
 
     Raises:
-        ValueError: there is not enough of it.
+        ValueError: the text is too short.
     """
     own = tokens - len(start)
     if own < 1 or len(ids) < count * own:
         raise ValueError(
             f"--text: has {len(ids)} tokens, but {count} sequences of {tokens} are wanted; "
-            "give more of it, or fewer --sequences"
+            "give more text, or fewer --sequences"
         )
     return [[*start, *part] for part in evenly(ids, own, count)]

@@ -1,4 +1,4 @@
-"""What a sparsity costs on a user's prompt: the kept neurons' predictions beside the full model's, token by token.
+"""Losses: what a sparsity costs on a user's prompt. The kept neurons' predictions are compared with the full model's.
 
 Shapes: C tokens of a chunk, T tokens judged, V vocabulary.
 """
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from griffin import Pruning, Sampling
+from griffin.experiments.common.likelihood import target_logprobs
 from griffin.experiments.common.study import Study
-from griffin.experiments.common.teacher import Teacher, target_logprobs
+from griffin.experiments.common.teacher import Teacher
 from griffin.experiments.common.variants import name_of
 from griffin.experiments.tune.prompts import Case
 from griffin.request import MethodName
@@ -20,14 +21,14 @@ from griffin.request import MethodName
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Sums over the tokens that kept neurons predict, in nats.
+    """Sums over the tokens that the kept neurons predict, in nats.
 
     tokens: how many.
     excess: negative log-likelihood above the full model's.
     divergence: KL(full || pruned), which is never negative.
-    agreed: where the most probable token is the same.
-    late_tokens, late_divergence: of the second half of each continuation alone.
-    removed: for each token, what the prompt's statistic says that the removed neurons are worth, see ``Chooser``.
+    agreed: tokens where both models have the same most probable token.
+    late_tokens, late_divergence: the same for the second half of each continuation.
+    removed: what the prompt's statistic says the removed neurons are worth (see ``Chooser``), once for each token.
     """
 
     tokens: int
@@ -40,7 +41,7 @@ class Loss:
 
     @classmethod
     def none(cls, tokens: int) -> "Loss":
-        """Of the full model."""
+        """The loss of the full model."""
         return cls(tokens, 0.0, 0.0, tokens)
 
     def __add__(self, other: "Loss") -> "Loss":
@@ -49,7 +50,12 @@ class Loss:
 
 @torch.inference_mode()
 def loss(full_CV: Tensor, pruned_CV: Tensor, targets: Sequence[int], late_from: int | None = None) -> Loss:
-    """From logits of any dtype, and the token that each row predicts. Rows from ``late_from`` on are late ones."""
+    """
+    Args:
+        full_CV, pruned_CV: logits of any dtype.
+        targets: the token that each row predicts.
+        late_from: rows from this one on are in the second half of the continuation.
+    """
     full_logprobs_CV, pruned_logprobs_CV = full_CV.float().log_softmax(-1), pruned_CV.float().log_softmax(-1)
     excess_C = target_logprobs(full_CV, targets) - target_logprobs(pruned_CV, targets)
     divergence_C = (full_logprobs_CV.exp() * (full_logprobs_CV - pruned_logprobs_CV)).sum(dim=1)
@@ -73,11 +79,11 @@ def losses(
     temperature: float,
     method: MethodName = "griffin",
 ) -> dict[float, Loss]:
-    """One for each sparsity, by way of the study's ledger. None at all if the answer is a single token.
+    """The loss at each sparsity, from the study's ledger where it has it. Empty if the continuation is a single token.
 
     Args:
-        tokens: length of the continuation, at most.
-        temperature: at which the full model writes it, if the prompt has none of its own.
+        tokens: the largest length of the continuation.
+        temperature: at which the full model continues a prompt without a completion.
     """
     rest = continuation(study, case, tokens, temperature)
     if len(rest) < 2:
@@ -92,7 +98,7 @@ def losses(
 
 
 def continuation(study: Study, case: Case, tokens: int, temperature: float) -> list[int]:
-    """What is judged: the prompt's own completion, or what the full model writes, the same at each call."""
+    """The tokens to judge on: the prompt's completion, or the full model's. Each call returns the same."""
     if case.completion:
         return list(case.completion[:tokens])
     name = name_of(case.ids)
@@ -109,9 +115,10 @@ def continuation(study: Study, case: Case, tokens: int, temperature: float) -> l
 def teacher_forced(
     teacher: Teacher, ids: Sequence[int], rest: Sequence[int], prunings: Sequence[Pruning]
 ) -> Iterator[Loss]:
-    """The continuation but for its first token, which the full model predicts either way (4.2), by each pruning.
+    """The loss of each pruning on a continuation.
 
-    The full model's logits ``(T, V)`` are held meanwhile.
+    The first token does not count: the full model predicts it in any case (4.2).
+    Memory holds the full model's logits ``(T, V)``.
     """
     if not prunings:
         return

@@ -1,4 +1,4 @@
-"""A user's own prompts, from a file: texts or messages, each with or without the continuation to judge on."""
+"""Prompts of a user, from a file: texts or messages, each with or without a completion to judge on."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ class Entry:
 
     where: file and line, for errors.
     prompt: a text, or the messages of a conversation.
-    completion: the continuation to judge on; None leaves it to the full model.
+    completion: the continuation to judge on; None: the full model writes one.
     """
 
     where: str
@@ -32,10 +32,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One prompt as token ids. Two of the same ids are equal, wherever they stand.
+    """One prompt as token ids. Prompts of the same ids are equal, even from different lines.
 
-    completion: ids of the continuation to judge on; empty leaves it to the full model.
-    start: how many of the ids are what the tokenizer puts before any text (the BOS token).
+    completion: ids of the continuation to judge on; empty: the full model writes one.
+    start: the number of ids that the tokenizer puts before any text (the BOS token).
     """
 
     ids: tuple[int, ...]
@@ -44,9 +44,13 @@ class Case:
     start: int = field(default=0, compare=False)
 
     def last(self, length: int | None) -> "Case | None":
-        """So many of its tokens, or all (None): its start, as the server would send it too, and its last ones.
+        """The prompt cut to ``length`` tokens: its start, which every prompt of the server has, and its last ones.
 
-        None if it has fewer.
+        Args:
+            length: None leaves it whole.
+
+        Returns:
+            None if the prompt is shorter.
         """
         if length is None:
             return self
@@ -59,12 +63,12 @@ def read_entries(path: Path) -> list[Entry]:
     """All prompts of a .jsonl or .txt file.
 
     Raises:
-        GriffinError: the file cannot be read or holds no prompts, or a line is none; names the line.
+        GriffinError: the file cannot be read or has no prompts, or a line is not a prompt; names the line.
     """
     if path.suffix not in READERS:
         raise GriffinError(f"--prompts: '{path}' ends neither in .jsonl nor in .txt")
     try:
-        # A mark at the beginning, as editors on Windows leave it, is none of the text.
+        # utf-8-sig: editors on Windows put a mark at the beginning.
         text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise GriffinError(f"--prompts: '{path}' does not exist") from None
@@ -77,18 +81,18 @@ def read_entries(path: Path) -> list[Entry]:
 
 
 def encode(entry: Entry, tokenizer: PreTrainedTokenizerBase) -> Case:
-    """As the server would: a text with the tokenizer's special tokens, a conversation by the chat template.
+    """A prompt as the server encodes it: a text with the special tokens, a conversation by the chat template.
 
     Raises:
-        GriffinError: nothing is left of it as tokens, or the template refuses it; names the line.
+        GriffinError: it has no tokens, or the template refuses it; names the line.
     """
     if isinstance(entry.prompt, str):
         ids = tokenizer(entry.prompt)["input_ids"]
     else:
-        # The template has written the special tokens already.
+        # The template has already written the special tokens.
         ids = tokenizer(_conversation(entry, tokenizer), add_special_tokens=False)["input_ids"]
     if not ids:
-        raise GriffinError(f"{entry.where}: the prompt has no tokens; write one, or take the line out")
+        raise GriffinError(f"{entry.where}: the prompt has no tokens; write one, or remove the line")
     case = Case(tuple(ids), where=entry.where, start=_length_of_start(ids, tokenizer))
     if entry.completion is None:
         return case
@@ -102,7 +106,7 @@ def encode(entry: Entry, tokenizer: PreTrainedTokenizerBase) -> Case:
 
 
 def _length_of_start(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """A template may leave out what the tokenizer puts before other texts."""
+    """How many ids come from the tokenizer's start. A chat template may leave it out."""
     start = start_of(tokenizer)
     return len(start) if ids[: len(start)] == start else 0
 
@@ -132,7 +136,7 @@ def _from_json(where: str, line: str) -> Entry:
         return Entry(where, _text(record, "prompt", where), completion)
     messages = _messages(record["messages"], where)
     if messages[-1]["role"] == "assistant" and completion is None:
-        # As logs of conversations have it: the answer is the last message.
+        # In logs of conversations the answer is the last message.
         completion = messages.pop()["content"]
     if not messages:
         raise GriffinError(f"{where}: 'messages' has an answer, but nothing that it answers")
@@ -146,7 +150,7 @@ def _messages(value: object, where: str) -> list[dict[str, Any]]:
 
 
 def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
-    """Its content as one text, also where it comes in parts, as the server joins them."""
+    """The message with its content as one text. Parts are joined, as in the server."""
     parts = message.get("content")
     if isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
         message = {**message, "content": "".join(_text(part, "text", where) for part in parts)}
@@ -167,7 +171,7 @@ def _text(record: Mapping[str, object], name: str, where: str) -> str:
 
 
 def _from_plain_text(path: str, lines: list[str]) -> list[Entry]:
-    """One a line, or, where lines that are just ``---`` stand between them, of as many lines as they have."""
+    """One prompt a line. If the file has lines of only ``---``, these stand between prompts of any number of lines."""
     if all(line.strip() != SEPARATOR for line in lines):
         return [Entry(f"'{path}', line {n}", line) for n, line in enumerate(lines, start=1) if line.strip()]
     entries, first = [], 1

@@ -1,16 +1,20 @@
 """python -m griffin.experiments: what a user sees, and what is said of what cannot be."""
 
+import argparse
 import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from transformers import AutoConfig
 
 from griffin.__main__ import main as product_main
 from griffin.experiments.__main__ import COMMANDS, main
+from griffin.experiments.common import commandline
 from griffin.experiments.registry import EXPERIMENTS
 from griffin.experiments.tasks import simulation
 from griffin.model.loading import Checkpoint
@@ -145,14 +149,35 @@ def test_steps_that_prepare_a_model(
 
 
 def test_help_of_the_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What there is, and what each needs."""
-    monkeypatch.setattr(sys, "argv", ["griffin", "--help"])
-    with pytest.raises(SystemExit):
-        product_main()
-    out = capsys.readouterr().out
+    """What there is, and for each how long it takes, an example, and no marks of code."""
+    said = {}
+    for name in ("", "calibrate", "tune"):
+        monkeypatch.setattr(sys, "argv", ["griffin", *([name] if name else []), "--help"])
+        with pytest.raises(SystemExit):
+            product_main()
+        said[name] = capsys.readouterr().out
 
-    assert "\n    calibrate" in out
-    assert "\n    tune" in out
+    assert "\n    calibrate" in said[""]
+    assert "\n    tune" in said[""]
+    assert all("examples:\n  python -m griffin " in out for out in said.values())
+    assert all("minutes" in said[name] for name in ("calibrate", "tune"))
+    assert not any("``" in out for out in said.values())
+
+
+def test_out_of_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is no fault of the program's; any other error is, and keeps its traceback."""
+
+    def run(error: Exception) -> int:
+        def fails(_: argparse.Namespace) -> None:
+            raise error
+
+        command = SimpleNamespace(run=fails)
+        return commandline.run(argparse.Namespace(name="big"), {"big": cast(commandline.Runnable, command)})
+
+    assert run(MemoryError()) == 1
+    assert capsys.readouterr().err == "griffin: out of memory; a smaller --dtype or a larger device may do\n"
+    with pytest.raises(TypeError):
+        run(TypeError())
 
 
 def test_bad_data(run: Run, checkpoint: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from griffin import Engine, Pruning
-from griffin.experiments.common.teacher import Teacher, target_logprobs
+from griffin.experiments.common.likelihood import target_logprobs
+from griffin.experiments.common.teacher import Teacher
 from griffin.model.loading import Checkpoint
 from tests.griffin import oracle
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from griffin.experiments.experiment import conduct, defaults
+from griffin.experiments.common.experiment import conduct, defaults
 from griffin.experiments.paper import flocking
 from griffin.experiments.paper.heatmaps import decode
 from tests.griffin import oracle

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Generator
 
-from griffin.experiments.experiment import conduct, defaults
+from griffin.experiments.common.experiment import conduct, defaults
 from griffin.experiments.paper import jaccard
 from griffin.method.strategies import top_k
 from tests.griffin import oracle

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from griffin.experiments.paper.layers import chosen, colours, layer
+from griffin.experiments.paper.layers import colours, layer, layer_numbers
 
 
 def test_the_type_of_the_flag() -> None:
@@ -17,11 +17,11 @@ def test_the_type_of_the_flag() -> None:
 
 def test_layers_are_chosen() -> None:
     """Each once and in order; without a flag, those of the experiment."""
-    assert chosen([5, 0, 5], 6, [1], "--layers") == [0, 5]
-    assert chosen([2, "all"], 3, [1], "--layers") == [0, 1, 2]
-    assert chosen(None, 1, [0, 0, 0], "--layers") == [0]
+    assert layer_numbers([5, 0, 5], 6, [1], "--layers") == [0, 5]
+    assert layer_numbers([2, "all"], 3, [1], "--layers") == [0, 1, 2]
+    assert layer_numbers(None, 1, [0, 0, 0], "--layers") == [0]
     with pytest.raises(ValueError, match=r"^--layers: this model has no layer 6; its layers are 0 to 5$"):
-        chosen([6], 6, [1], "--layers")
+        layer_numbers([6], 6, [1], "--layers")
 
 
 def test_every_layer_has_its_colour() -> None:

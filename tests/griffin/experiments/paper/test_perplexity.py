@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from griffin.experiments.experiment import conduct, defaults
+from griffin.experiments.common.experiment import conduct, defaults
 from griffin.experiments.paper import perplexity
 from griffin.neurons import Kept
 from tests.griffin import oracle

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from griffin.experiments.experiment import conduct, defaults
+from griffin.experiments.common.experiment import conduct, defaults
 from griffin.experiments.paper import randomness
 from griffin.experiments.paper.flocking import look
 from griffin.model.loading import Checkpoint

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from griffin import Preparation, Pruning
+from griffin.experiments.common.experiment import Experiment, conduct, defaults
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.teacher import Teacher
-from griffin.experiments.experiment import Experiment, conduct, defaults
 from griffin.experiments.quality import acceptance, drift, pareto
-from griffin.experiments.quality.drift import Way, read_behind
+from griffin.experiments.quality.drift import Way, read_after
 from griffin.experiments.speed import pace
 from griffin.experiments.tune import calibrate as command
 from griffin.method.plus.calibration import Calibration, identity
@@ -122,7 +122,7 @@ def test_long_generations(tmp_path: Path) -> None:
 def test_a_refresh_after_every_token_chooses_on_all_before() -> None:
     """By hand: each token is predicted behind what the full model has read, by neurons chosen on all of it."""
     model, ids, pruning = tiny_model("llama"), random_ids(3, 20), Pruning(0.5)
-    found = torch.cat(read_behind(Teacher(model), ids[:8], ids[8:], Way("", pruning, block=1, refresh=True)))
+    found = torch.cat(read_after(Teacher(model), ids[:8], ids[8:], Way("", pruning, block=1, refresh=True)))
 
     teacher = Teacher(model)
     expected = []
@@ -197,7 +197,7 @@ def test_a_beginning_is_read_once() -> None:
     teacher = Teacher(model, calibration=calibration)
 
     for cut, way in asked:
-        found = read_behind(teacher, ids[:cut], ids[cut:], way)
-        expected = read_behind(Teacher(model, calibration=calibration), ids[:cut], ids[cut:], way)
+        found = read_after(teacher, ids[:cut], ids[cut:], way)
+        expected = read_after(Teacher(model, calibration=calibration), ids[:cut], ids[cut:], way)
 
         torch.testing.assert_close(torch.cat(found), torch.cat(expected), atol=1e-6, rtol=1e-6)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from griffin.experiments.common.experiment import Experiment, conduct, defaults
 from griffin.experiments.common.study import Study
-from griffin.experiments.experiment import Experiment, conduct, defaults
-from griffin.experiments.paper import classification, generation, selection, sparsity
+from griffin.experiments.paper import classification, generation, sparsity
+from griffin.experiments.paper import strategies as selection
 from griffin.experiments.tasks.evaluation import kept_error
 from griffin.experiments.tasks.scores import mean_relative, relative, score_table, telling, where
 from griffin.model.loading import Checkpoint

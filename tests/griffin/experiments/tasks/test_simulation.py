@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.variants import FULL, Variant, griffin, magnitude, name_of
 from griffin.experiments.tasks import simulation
+from griffin.experiments.tasks.definitions import TASKS, make_manager, make_task
 from griffin.experiments.tasks.evaluation import evaluate
 from griffin.experiments.tasks.harness import GriffinLM
 from griffin.experiments.tasks.scores import score_table
-from griffin.experiments.tasks.tasks import TASKS, make_manager, make_task
 from griffin.method.statistic import magnitude as by_weight
 from griffin.model.families import feed_forwards
 from griffin.model.loading import Checkpoint

@@ -29,8 +29,9 @@ from griffin.experiments.common.teacher import Teacher
 from griffin.experiments.tune import command as tune
 from griffin.experiments.tune.advice import Advice, Cell, advise, sentences
 from griffin.experiments.tune.losses import Loss, loss, losses, teacher_forced
+from griffin.experiments.tune.measurement import by_length, require_fit
 from griffin.experiments.tune.prompts import Case, Entry, encode, read_entries
-from griffin.experiments.tune.speed import Speed, measure_speeds, speed
+from griffin.experiments.tune.speedup import Speed, measure_speeds, speed
 from griffin.method.auto import LossTable
 from griffin.model.loading import Checkpoint, load
 from griffin.neurons import Kept
@@ -164,7 +165,7 @@ def test_prompts_that_no_model_can_read(entry: Entry, template: str | None, said
 def test_cutting_a_prompt() -> None:
     """The last tokens stay; what is shorter is left out, what is equal then comes once, wherever it stood."""
     cases = [Case((1, 2, 3), where="a"), Case((9, 2, 3), where="b"), Case((7,)), Case((2, 3), (5, 5))]
-    found = tune._by_length(cases, [2, 4, None])
+    found = by_length(cases, [2, 4, None])
 
     assert found == {2: [Case((2, 3)), Case((2, 3), (5, 5))], None: cases}
 
@@ -522,6 +523,19 @@ def test_what_it_keeps_for_sparsity_auto(
         assert 0.2 < read.outlook.divergence / by_sparsity[0.5] < 5
 
 
+def test_cache_dir_is_the_servers(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept for sparsity auto goes where a server with the same flag looks for it, and nowhere else."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    prompts, cache_dir = tmp_path / "p.txt", tmp_path / "cache"
+    prompts.write_text("\n".join(f"{number} sheep and {number * 7} goats went up" for number in range(1, 9)))
+    flags = ("--prompt-lengths", "all", "--sparsities", "0.5", "--tokens", "8", "--cache-dir", str(cache_dir))
+    started(model_folder, prompts, *flags, quick=False)
+
+    model = load(str(model_folder), dtype="float32", device="cpu").model
+    assert Preparation.read(model, cache_dir).measured == ["griffin"]
+    assert Preparation.read(model).measured == []
+
+
 def test_the_whole_command(
     model_folder: Path, tmp_path: Path, smollm2: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -572,9 +586,9 @@ def test_the_whole_command_again(model_folder: Path, tmp_path: Path) -> None:
 def test_ids_that_the_model_does_not_have(tmp_path: Path, smollm2: Checkpoint) -> None:
     """A tokenizer that is not the model's is told with the line. A completion may be longer than the context."""
     study = tiny_study(tmp_path, smollm2.tokenizer)
-    tune.require_fit(study, [Case((5, 6), (7,) * 300)], [None], 16)
+    require_fit(study, [Case((5, 6), (7,) * 300)], [None], 16)
     with pytest.raises(GriffinError, match="line 4: token id 128 is out of range"):
-        tune.require_fit(study, [Case((5, 6)), Case((5, 128), where="line 4")], [None], 16)
+        require_fit(study, [Case((5, 6)), Case((5, 128), where="line 4")], [None], 16)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from griffin import Engine, Pruning, Sampling, Verification
 from griffin.engine.prefixes import PrefixStore
 from griffin.errors import InvalidRequest
-from griffin.experiments.common.teacher import Teacher, target_logprobs
+from griffin.experiments.common.likelihood import target_logprobs
+from griffin.experiments.common.teacher import Teacher
 from griffin.method.plus import acting, ridge
 from griffin.method.plus.budget import budgets, highest
 from griffin.method.plus.calibration import Calibration

@@ -1,15 +1,15 @@
-"""Ways to select neurons from the statistic (Table 4): top-k, sampling weighted by it, and half of each.
+"""Strategies to choose neurons by the statistic (Table 4): top-k, sampling weighted by it, and half of each.
 
-The same tasks, prompts and statistic as in ``generation``, with which the full model's and top-k's answers are shared.
+Tasks, prompts and statistic are those of ``generation``. The answers of the full model and of top-k are shared with it.
 """
 
 import argparse
 from typing import TYPE_CHECKING
 
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.results import Claim, Table
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.variants import FULL, Variant
-from griffin.experiments.experiment import Found
 from griffin.experiments.tasks.names import GENERATION
 from griffin.experiments.tasks.scores import (
     CANNOT,

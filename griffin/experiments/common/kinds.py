@@ -1,4 +1,4 @@
-"""Kinds of values that flags take, each refused with one line that says what is wanted."""
+"""Kinds of values that flags take, and flags of several commands. A wrong value is refused in one line."""
 
 import argparse
 import math
@@ -27,19 +27,22 @@ positive = partial(_number, kind=float, accepted=lambda value: 0 < value < math.
 
 
 def add_sparsities(parser: argparse.ArgumentParser, standard: Sequence[float], told: str) -> None:
-    """--sparsities; ``told``: the standard ones, in words."""
-    parser.add_argument("--sparsities", type=sparsity, nargs="+", metavar="S", default=list(standard), help=f"({told})")
+    """Add --sparsities. ``told``: its default in words."""
+    parser.add_argument(
+        "--sparsities", type=sparsity, nargs="+", metavar="S", default=list(standard),
+        help=f"fractions of neurons removed, 0 to below 1 ({told})",
+    )  # fmt: skip
 
 
 def add_cache_dir(parser: argparse.ArgumentParser) -> None:
-    """Where the server looks, too."""
+    """Add --cache-dir, with the meaning that it has for the server."""
     parser.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help="the server's, where it has one of its own (the user's cache)"
+        "--cache-dir", type=Path, metavar="DIR", help="the same as the server's --cache-dir (the user's cache)"
     )
 
 
 def removing(sparsities: Iterable[float]) -> list[float]:
-    """Each once, in order, but for 0, which is the full model."""
+    """Each sparsity once, in order, without 0, which is the full model."""
     return sorted({value for value in sparsities if value})
 
 

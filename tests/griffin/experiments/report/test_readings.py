@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from griffin.experiments.common.results import Claim
+from griffin.experiments.report.readings import Reach, Reading, of_all, reaches, readings
 from griffin.experiments.report.summary import headline, summary
-from griffin.experiments.report.verdict import Reach, Reading, of_all, reaches, readings
 
 TITLES = {"classification": "Classification (Table 1)", "perplexity": "Perplexity (Figure 5)"}
 CHANCE = {"piqa": 0.5, "copa": 0.5, "boolq": 0.5, "arc_easy": 0.25}

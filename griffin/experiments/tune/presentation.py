@@ -1,4 +1,4 @@
-"""The figures of ``tune`` as a table and as a picture, from what it writes as JSON."""
+"""Presentation: the figures of ``tune`` as a table and as a picture, from its JSON."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEGEND = """\
-prompt: whole, or cut to its last tokens, behind the BOS token where the tokenizer puts one. tokens/s: first token to
-last, the choice of neurons included; x full: over the full model's. perplexity: above the full model's on the same
-continuations, and two standard errors over prompts below and above. KL(full || pruned): nats per token. top-1: tokens
-where both find the same one most probable. prompts: judged, of all; the others are shorter, repeat another, or are
-answered by a single token."""
+prompt: whole, or cut to its last tokens, after the BOS token if the tokenizer puts one. tokens/s: from the first token
+to the last, including the choice of neurons. x full: tokens/s over the full model's. perplexity: above the full model's
+on the same continuations. low to high: perplexity minus and plus two standard errors over prompts. KL: KL(full ||
+pruned), nats for each token. top-1: tokens where both models have the same most probable token. prompts: how many were
+judged, of all; the others are shorter, repeat another, or get a single token as answer."""
 
 Row = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ def draw(found: Mapping[str, Any]) -> "Figure":
     for (length, rows), colour in zip(_by_length(found["rows"]).items(), COLOURS * 9, strict=False):
         _draw_length(cost, speed, length_name(length), rows, colour)
     tolerance = found["tolerance_percent"]
-    # Straight near zero, by orders of magnitude beyond: one picture holds 2 % and 2000 %.
+    # Linear near zero, logarithmic above: one picture shows 2 % and 2000 %.
     cost.set_yscale("symlog", linthresh=10)
     cost.yaxis.set_major_formatter("{x:g} %")
     cost.axhline(tolerance, color=MUTED, linestyle="--", linewidth=1)
@@ -56,7 +56,7 @@ def length_name(prompt_tokens: int | None) -> str:
 def _draw_length(cost: Any, speed: Any, label: str, rows: Sequence[Row], colour: str) -> None:
     sparsities = [row["sparsity"] for row in rows]
     means, lows, highs = ([row[name] for row in rows] for name in ("perplexity_percent", "low_percent", "high_percent"))
-    # Of a single prompt there is no spread.
+    # A single prompt has no spread.
     below = [0.0 if low is None else mean - low for mean, low in zip(means, lows, strict=True)]
     above = [0.0 if high is None else high - mean for mean, high in zip(means, highs, strict=True)]
     cost.errorbar(sparsities, means, yerr=[below, above], color=colour, marker="o", markersize=4, linewidth=1.5,

@@ -1,7 +1,7 @@
-"""The gating statistic: the entries of s (equation 1) of each layer from the largest to the smallest (section 7).
+"""The statistic, sorted: the entries of s (equation 1) in each layer, from the largest to the smallest (section 7).
 
-As in the paper, the entries of a layer are normalised between 0 and 1: here (s - min s) / (max s - min s). The text is
-one sequence from the books.
+The paper calls s the gating statistic. As there, the entries of a layer are normalised to 0 to 1: here as
+(s - min s) / (max s - min s). The text is one sequence from the books.
 """
 
 import argparse
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from griffin.experiments.common import arguments as kinds
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.pictures import new_figure, panels
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.texts import CORPORA, sequences
 from griffin.experiments.common.variants import name_of
-from griffin.experiments.experiment import Found
 from griffin.experiments.paper.layers import colourbar, draw_layers
 
 if TYPE_CHECKING:
@@ -29,15 +29,16 @@ TITLE = "The gating statistic (Figure 7)"
 SEE = "Lines that fall steeply at the left: a few neurons have most of s."
 QUICK = {"tokens": 256}
 
-# Of each curve so many points are kept, closer to each other where it is steep.
+# The points of a curve that are kept. They are closer where it is steep.
 POINTS = 200
 TOPS = (0.05, 0.1, 0.25, 0.5)
-# Values are concentrated where fewer neurons than this reach half of the range, in at least this part of the layers.
+# Values are concentrated in a layer if fewer than HANDFUL of the neurons reach half of the range. The claim holds if
+# that is so in NEARLY_ALL of the layers (both are fractions).
 HANDFUL, NEARLY_ALL = 0.05, 0.9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--corpus", choices=CORPORA, default="books", help="where the text is from (%(default)s)")
+    parser.add_argument("--corpus", choices=CORPORA, default="books", help="source of the text (%(default)s)")
     parser.add_argument("--tokens", type=kinds.count, default=1024, help="length of the text (%(default)s)")
 
 
@@ -58,16 +59,17 @@ def _curves_of_text(study: Study, ids: list[int]) -> Found:
 
 
 def curves(statistic_LF: Tensor) -> Found:
-    """Figures of s.
+    """Figures of s ``(L, F)``.
 
     Returns:
-        ``ranks``: of the neurons whose entries are given, 0 for the largest. ``normalised``: these, for each layer.
-        ``upper``: the part of each layer's neurons in the upper half of the normalised range.
-        ``shares``: of the sum of s^2, the part that each of ``tops``, the largest of a layer, has.
+        ``normalised``: for each layer the entries with the ``ranks`` given; rank 0 is the largest.
+        ``upper``: for each layer the fraction of neurons in the upper half of the normalised range.
+        ``shares``: for each layer the fraction of the sum of s^2 that its largest entries have; ``tops`` says how many
+        these are, as fractions of the neurons.
     """
     sorted_LF = statistic_LF.double().cpu().sort(dim=1, descending=True).values
     highest_L1, lowest_L1 = sorted_LF[:, :1], sorted_LF[:, -1:]
-    # All equal: no curve, and nothing to divide by.
+    # If all are equal, there is no curve, and the span would be 0.
     span_L1 = (highest_L1 - lowest_L1).clamp(min=torch.finfo(torch.float64).tiny)
     normalised_LF = (sorted_LF - lowest_L1) / span_L1
     width = sorted_LF.shape[1]
@@ -98,7 +100,7 @@ def tables(found: Found) -> list[Table]:
 
 
 def draw(found: Found) -> "Figure":
-    """One line for each layer, coloured by its depth."""
+    """One line for each layer, coloured by depth."""
     figure = new_figure(7, 4.4)
     (axes,) = panels(figure, 1, 1)
     draw_layers(axes, found["ranks"], found["normalised"])

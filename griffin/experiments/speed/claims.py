@@ -1,55 +1,17 @@
-"""Speed: what the latency experiment found, as tables and as claims of the paper (section 5.2)."""
+"""The paper's claims about speed (section 5.2), judged by what ``latency`` found."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from griffin.experiments.common.results import Claim, Table
+from griffin.experiments.common.results import Claim
 
 PAPERS_SPARSITY = 0.5
-# GRIFFIN's generation may take so much longer than magnitude's and still count as just as fast.
+# GRIFFIN's generation counts as fast as magnitude's if it takes at most this fraction longer.
 TOLERANCE = 0.05
-
-Setting = Mapping[str, Any]
-
-
-def speed_tables(found: Mapping[str, Any]) -> list[Table]:
-    """One for each pair of lengths."""
-    return [_table(setting) for setting in found["settings"]]
-
-
-def _table(setting: Setting) -> Table:
-    return Table(
-        [
-            "", "ms/token", "lowest - highest", "tokens/s", "x full", "x by bytes", "of limit", "selection ms",
-            "break-even tokens", "generation s",
-        ],
-        [_cells(row) for row in setting["rows"]],
-        f"A prompt of {setting['prompt_tokens']} tokens and {setting['tokens']} generated: medians of "
-        f"{setting['rounds']} rounds. x by bytes: the speed-up if only bytes read counted; of limit: how near a token "
-        "is to the time that reading its bytes takes; break-even: tokens after which the selection has paid for "
-        "itself; generation: first token to last, selection included.",
-    )  # fmt: skip
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    token, selection = row["seconds_per_token"], row["selection_seconds"]
-    even = row["break_even_tokens"]
-    return [
-        f"{row['name']} {row['sparsity'] * 100:.3g} %" if row["sparsity"] else str(row["name"]),
-        f"{token['median'] * 1e3:.2f}",
-        f"{token['lowest'] * 1e3:.2f} - {token['highest'] * 1e3:.2f}",
-        f"{row['tokens_per_second']:.1f}",
-        f"{row['speedup_over_full']:.2f}x",
-        f"{row['ideal_speedup']:.2f}x",
-        f"{row['of_limit'] * 100:.0f} %",
-        f"{selection['median'] * 1e3:.1f}" if selection else "-",
-        "-" if not selection else "never" if even is None else f"{even:.1f}",
-        f"{row['generation_seconds']['median']:.2f}",
-    ]
 
 
 def speed_claims(found: Mapping[str, Any]) -> list[Claim]:
-    """Judged by the generation phase at the longest lengths, at 50 % sparsity or the lowest that was timed."""
+    """Judge by the generation phase at the longest lengths, at 50 % sparsity or else the lowest that was timed."""
     setting = max(found["settings"], key=lambda setting: setting["prompt_tokens"] + setting["tokens"])
     rows = {(row["name"], row["sparsity"]): row for row in setting["rows"]}
     sparsities = sorted(sparsity for name, sparsity in rows if name == "GRIFFIN")

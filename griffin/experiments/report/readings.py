@@ -1,7 +1,7 @@
-"""Verdict: of each task, how much of the full model's score is left at each sparsity, and whether that says anything.
+"""Readings: how much of the full model's score each task keeps at each sparsity, and how sure that is.
 
-A task is judged by its first metric. Standard errors of a change are of pairs, since both models answered the same
-items; where no pair differs, they are taken as if the items had been different ones, which is too much.
+A task is judged by its first metric. Both models answer the same items, so the standard error of a change comes from
+pairs. If no pair differs, it is computed as if the items had been different ones, which makes it too large.
 """
 
 import math
@@ -13,23 +13,23 @@ from griffin.experiments.tasks.scores import beyond_chance
 
 Grade = Literal["near", "tolerable", "broken", "mute"]
 
-# Of the full model's score, lost.
+# The largest losses of these grades, as fractions of the full model's score.
 NEAR, TOLERABLE = 0.01, 0.05
-# Losses that are exactly at a limit are within it, however they were rounded.
+# A loss exactly at a limit is within it, in spite of rounding.
 ROUNDING = 1e-9
-# The experiments on tasks, of which those with the same number of items find the same.
+# The experiments on tasks. With the same number of items they find the same.
 SOURCES = ("classification", "generation", "selection", "sparsity")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One task at one sparsity. Scores from 0 to 1.
+    """One task at one sparsity. Scores are from 0 to 1.
 
-    items: how many were answered; None where that was not kept.
-    full, pruned: scores of the full model and of GRIFFIN.
-    full_error, pruned_error: their standard errors; None where they are not known.
-    kept_error: of ``kept``, from pairs; None where that is not known.
-    chance: what guessing scores, or always saying the same; 0 where there is nothing to choose from.
+    items: how many were answered; None: unknown.
+    full, pruned: the scores of the full model and of GRIFFIN.
+    full_error, pruned_error: their standard errors; None: unknown.
+    chance: the score of guessing, or of always giving the same answer; 0 if the task is no multiple choice.
+    kept_error: the standard error of ``kept``, from pairs; None: unknown.
     """
 
     task: str
@@ -45,22 +45,22 @@ class Reading:
 
     @property
     def mute(self) -> bool:
-        """The full model cannot be told from chance, by two standard errors: what pruning does cannot be seen."""
+        """Whether the full model is within two standard errors of chance: the task cannot show what pruning does."""
         return not beyond_chance(self.full, self.chance, self.items, self.full_error)
 
     @property
     def kept(self) -> float:
-        """Of the full model's score; NaN where that is 0."""
+        """The pruned score over the full model's; NaN if that is 0."""
         return self.pruned / self.full if self.full else math.nan
 
     @property
     def change(self) -> float:
-        """Relative to the full model's score; below 0 is a loss."""
+        """The change relative to the full model's score. Below 0 is a loss."""
         return self.kept - 1
 
     @property
     def error(self) -> float | None:
-        """The standard error of ``change``, or more; None where the scores' own are not known."""
+        """The standard error of ``change``, or a larger number. None: the errors of the scores are unknown."""
         if self.kept_error is not None:
             return self.kept_error
         if self.full_error is None or self.pruned_error is None or not self.full:
@@ -76,15 +76,15 @@ class Reading:
         return "tolerable" if -self.change <= TOLERABLE + ROUNDING else "broken"
 
     def within(self, errors: float) -> bool:
-        """Whether the change is no larger than that many standard errors, and so cannot be told from none."""
+        """Whether the change is at most this many standard errors: it may then be no change at all."""
         return self.error is not None and abs(self.change) <= errors * self.error
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far one task goes: the largest sparsity up to which every measured one keeps within a limit.
+    """The largest sparsity for which one task stays within a limit, at this and all smaller measured sparsities.
 
-    near, tolerable: for 1 % and for 5 %; None if already the smallest one measured does not.
+    near, tolerable: for limits of 1 % and 5 %. None: even the smallest measured sparsity exceeds the limit.
     """
 
     task: str
@@ -93,7 +93,7 @@ class Reach:
 
 
 def readings(found: Mapping[str, Any]) -> list[Reading]:
-    """All of one experiment on tasks: each task at each sparsity of GRIFFIN (statistic of the prompt, top-k)."""
+    """The readings of one experiment on tasks: each task at each sparsity of GRIFFIN (prompt's statistic, top-k)."""
     full = next(variant["name"] for variant in found["variants"] if not variant["sparsity"])
     pruned = [variant for variant in found["variants"] if variant["sparsity"] and _is_griffin(variant)]
     return [
@@ -104,7 +104,7 @@ def readings(found: Mapping[str, Any]) -> list[Reading]:
 
 
 def of_all(founds: Mapping[str, Mapping[str, Any]]) -> list[Reading]:
-    """Of every experiment on tasks that is there; where two measured the same, the one with more items."""
+    """The readings of all experiments on tasks. Of two for one task and sparsity, the one with more items counts."""
     best: dict[tuple[str, float], Reading] = {}
     for name in SOURCES:
         for reading in readings(founds[name]) if name in founds else ():
@@ -115,7 +115,7 @@ def of_all(founds: Mapping[str, Mapping[str, Any]]) -> list[Reading]:
 
 
 def reaches(found: Iterable[Reading]) -> list[Reach]:
-    """Of each task that says anything, from its readings at several sparsities."""
+    """The reach of each task that is not mute, from its readings at several sparsities."""
     by_task: dict[str, list[Reading]] = {}
     for reading in sorted(found, key=lambda reading: reading.sparsity):
         if not reading.mute:
@@ -143,7 +143,7 @@ def _reading(
     return Reading(
         task=task,
         metric=metric,
-        # Ten percent three times is thirty.
+        # So that 3 * 0.1 equals 0.3.
         sparsity=round(sparsity, 6),
         items=facts.get("items"),
         full=full[metric],

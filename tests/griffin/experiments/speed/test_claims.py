@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from griffin import Sampling
+from griffin.experiments.common.experiment import Experiment, conduct, defaults, hasten
 from griffin.experiments.common.study import Study
-from griffin.experiments.experiment import Experiment, conduct, defaults, hasten
 from griffin.experiments.speed import latency
-from griffin.experiments.speed.speed import speed_claims, speed_tables
+from griffin.experiments.speed.claims import speed_claims
+from griffin.experiments.speed.tables import report_tables
 from griffin.model.loading import Checkpoint
 from tests.tiny import tiny_model
 
@@ -71,7 +72,7 @@ def test_the_longest_lengths_and_half_of_the_neurons_count() -> None:
 
 def test_table() -> None:
     """A line for each contestant, with its units."""
-    (table,) = speed_tables({"settings": [setting(row("full", 0.0, 3.0), row("GRIFFIN", 0.5, 2.0))]})
+    (table,) = report_tables({"settings": [setting(row("full", 0.0, 3.0), row("GRIFFIN", 0.5, 2.0))]})
     full, griffin = table.rows
 
     assert full == ["full", "10.00", "9.00 - 12.50", "100.0", "1.50x", "1.75x", "80 %", "-", "-", "3.00"]

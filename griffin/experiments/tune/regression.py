@@ -1,8 +1,8 @@
-"""From a user's prompts to the table that sparsity "auto" goes by: a regression of the measured losses.
+"""Regression: the losses measured on a user's prompts become the table that sparsity "auto" uses.
 
-Logarithms of KL divergences are fitted linearly by those of prompt length, place in the answer and the removed neurons'
-worth, see ``griffin.auto``. A power of the wrong sign is chance, and left out: longer prompts do no harm, later places
-and more removed no good.
+The logarithm of a KL divergence is fitted linearly by three logarithms: of the prompt length, of the place in the
+answer, and of what the removed neurons are worth (see ``griffin.method.auto``). A longer prompt cannot harm. A later
+place, or more removed, cannot help. So a power of the wrong sign is chance, and is left out.
 
 Shapes: N measurements, C coefficients.
 """
@@ -18,9 +18,9 @@ from griffin.experiments.tune.advice import FEWEST_PROMPTS
 from griffin.experiments.tune.losses import Loss
 from griffin.method.auto import LEAST_REMOVED, LossTable
 
-# Of prompts that are left out in turn, to see how well others predict theirs.
+# The prompts are split into this many parts. Each is left out in turn, and predicted from the others.
 FOLDS = 5
-# Less than this is rounding.
+# A divergence for each token that is smaller is rounding.
 LEAST_DIVERGENCE = 1e-6
 # Powers of length, position and removed: the sign that each can have.
 SIGNS = (-1, 1, 1)
@@ -28,7 +28,11 @@ SIGNS = (-1, 1, 1)
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One prompt, cut to some length, at one sparsity. prompt: which one it was cut from."""
+    """The loss of one prompt at one sparsity.
+
+    prompt: the name of the whole prompt, also where it is cut.
+    prompt_tokens: its length after the cut.
+    """
 
     prompt: str
     prompt_tokens: int
@@ -38,15 +42,15 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """constants: for each sparsity. powers: of length, position and removed."""
+    """constants: one for each sparsity. powers: of length, position and removed."""
 
     constants: list[float]
     powers: list[float]
 
 
 def fit(measured: Sequence[Measured], method: str) -> LossTable | None:
-    """None if the prompts are too few to tell, or nothing was lost at all."""
-    # What rounds to no neuron loses nothing, and has no logarithm.
+    """The table for a method. None if there are too few prompts, or if nothing was lost at all."""
+    # A sparsity that rounds to no neuron loses nothing, and 0 has no logarithm.
     measured = [one for one in measured if one.loss.divergence > LEAST_DIVERGENCE * one.loss.tokens]
     prompts = sorted({one.prompt for one in measured})
     sparsities = sorted({one.sparsity for one in measured})
@@ -70,7 +74,7 @@ def fit(measured: Sequence[Measured], method: str) -> LossTable | None:
         removed=removed,
         prompt_tokens=[min(lengths), max(lengths)],
         least_removed=[min(_removed(one) for one in measured if one.sparsity == sparsity) for sparsity in sparsities],
-        # One more than are judged, which the full model gives anyway.
+        # The first token of each answer is not judged: it is the full model's in any case.
         tokens=1 + max(one.loss.tokens for one in measured),
         spread=math.sqrt(sum(error**2 for error in errors) / len(errors)),
         prompts=len(prompts),
@@ -78,12 +82,12 @@ def fit(measured: Sequence[Measured], method: str) -> LossTable | None:
 
 
 def sentence(table: LossTable | None) -> str:
-    """What became of the table, for the user."""
+    """For the user: whether a table was kept, and how good it is."""
     if table is None:
-        return f"sparsity auto goes by no fewer than {FEWEST_PROMPTS} prompts: nothing was kept for it."
+        return f"Sparsity auto needs at least {FEWEST_PROMPTS} prompts: nothing was kept for it."
     return (
-        f"Kept for sparsity auto, with method {table.method}: losses of {table.prompts} prompts, each predicted from "
-        f"the others, are right within a factor of {math.exp(table.spread):.1f} (one standard deviation)."
+        f"Kept for sparsity auto, with method {table.method}: losses of {table.prompts} prompts. Predicted from the "
+        f"other prompts, each is right within a factor of {math.exp(table.spread):.1f} (one standard deviation)."
     )
 
 
@@ -92,7 +96,7 @@ def _fit(measured: Sequence[Measured], sparsities: Sequence[float]) -> _Fit:
     while True:
         rows_NC, logs_N = _rows(measured, sparsities)
         columns = [*range(len(sparsities)), *(len(sparsities) + power for power in used)]
-        # Least squares of least norm: where all prompts are as long, nothing is said of length.
+        # The least-squares solution of least norm: if all prompts have one length, its power is 0.
         found_C = torch.linalg.lstsq(rows_NC[:, columns], logs_N[:, None], driver="gelsd").solution[:, 0]
         powers = [0.0] * len(SIGNS)
         for power, value in zip(used, found_C[len(sparsities) :].tolist(), strict=True):
@@ -102,13 +106,13 @@ def _fit(measured: Sequence[Measured], sparsities: Sequence[float]) -> _Fit:
             break
         used.remove(max(wrong, key=lambda power: abs(powers[power])))
     fitted = _Fit(found_C[: len(sparsities)].tolist(), powers)
-    # The mean of what is found, not of its logarithm.
+    # Make the mean of the divergences right, not the mean of their logarithms.
     bias = float(_residuals(measured, sparsities, fitted).exp().mean().log())
     return _Fit([constant + bias for constant in fitted.constants], powers)
 
 
 def _residuals(measured: Sequence[Measured], sparsities: Sequence[float], found: _Fit) -> Tensor:
-    """Of the logarithms: fp64 ``(N,)``."""
+    """Measured minus fitted logarithms: fp64 ``(N,)``."""
     rows_NC, logs_N = _rows(measured, sparsities)
     return logs_N - rows_NC @ torch.tensor([*found.constants, *found.powers], dtype=torch.float64)
 
@@ -118,7 +122,7 @@ def _removed(one: Measured) -> float:
 
 
 def _rows(measured: Sequence[Measured], sparsities: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Two for each: of its first half and of its second."""
+    """Inputs ``(N, C)`` and logarithms ``(N,)``. Each loss gives two rows, one for each half of its answer."""
     rows, logs = [], []
     for one in measured:
         loss = one.loss

@@ -1,7 +1,7 @@
-"""From timed runs to the figures of a row: medians with their spread, and how far they are from the limit.
+"""Rows: timed runs become medians with their spread, and how near they come to the limit.
 
-A decode step reads every active weight and every key and value of its context once; no step can be faster than
-these bytes over the memory's read bandwidth.
+A decode step reads each active weight, and each key and value of its context, once. No step can be faster than these
+bytes over the memory's read bandwidth: this is the limit.
 """
 
 import statistics
@@ -14,7 +14,7 @@ from griffin.model.accounting import Accounting
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Over the rounds."""
+    """A figure over the rounds."""
 
     median: float
     lowest: float
@@ -28,13 +28,14 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contestant. Bytes, seconds, bytes per second.
+    """One contestant. Units: bytes, seconds, bytes per second.
 
     bytes_per_token: active weights, and keys and values at the mean context.
-    limit_seconds: of a token, set by these bytes and the memory's read bandwidth.
-    of_limit: the limit over the measured time of a token.
-    ideal_speedup: bytes of the full model over these.
-    break_even_tokens: after so many the selection is paid for; None where there is none, or it never is.
+    limit_seconds: the shortest possible time of a token: bytes_per_token over the read bandwidth.
+    of_limit: limit_seconds over the measured time of a token.
+    ideal_speedup: the full model's bytes_per_token over this row's.
+    break_even_tokens: the number of tokens after which the selection has saved what it took. None: never, or the row
+        selects nothing.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Row:
     runs: list[Run]
 
     def as_json(self) -> dict[str, object]:
-        """Each run by its figures: the times of all tokens would be most of the file."""
+        """As JSON. A run becomes its figures: the times of all its tokens would be most of the file."""
         found = asdict(self)
         found["runs"] = [
             {
@@ -81,7 +82,14 @@ def rows(
     context_tokens: int,
     read_bandwidth: float,
 ) -> list[Row]:
-    """One for each contestant; one of them is named full. ``context_tokens``: the mean over the decode steps."""
+    """One row for each contestant.
+
+    Args:
+        contestants: one of them is named ``full``.
+        runs: those of each contestant.
+        context_tokens: the mean length of the context over the decode steps.
+        read_bandwidth: of the memory, in bytes per second.
+    """
     medians = {
         c.name: statistics.median(run.per_token for run in own) for c, own in zip(contestants, runs, strict=True)
     }
@@ -91,10 +99,7 @@ def rows(
     for contestant, own in zip(contestants, runs, strict=True):
         kept = accounting.kept(contestant.sparsity)
         read = accounting.bytes_per_token(kept, context_tokens)
-        per_token = Spread.of(run.per_token for run in own)
-        selections = [run.selection for run in own if run.selection is not None]
-        selection = Spread.of(selections) if selections else None
-        peaks = [run.peak_bytes for run in own if run.peak_bytes is not None]
+        per_token, selection = Spread.of(run.per_token for run in own), _selection(own)
         found.append(
             Row(
                 name=contestant.name,
@@ -114,13 +119,18 @@ def rows(
                 generation_seconds=Spread.of(run.generation for run in own),
                 end_to_end_seconds=Spread.of(run.end_to_end for run in own),
                 break_even_tokens=break_even(selection.median, full, per_token.median) if selection else None,
-                peak_bytes=max(peaks, default=None),
+                peak_bytes=max((run.peak_bytes for run in own if run.peak_bytes is not None), default=None),
                 runs=own,
             )
         )
     return found
 
 
+def _selection(runs: Iterable[Run]) -> Spread | None:
+    seconds = [run.selection for run in runs if run.selection is not None]
+    return Spread.of(seconds) if seconds else None
+
+
 def break_even(selection: float, full: float, pruned: float) -> float | None:
-    """Tokens after which a selection has saved what it took; all in seconds. None: never."""
+    """The number of tokens after which a selection has saved what it took. None: never. All arguments are seconds."""
     return selection / (full - pruned) if pruned < full else None

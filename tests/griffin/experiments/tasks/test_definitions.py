@@ -9,7 +9,7 @@ from lm_eval.tasks import TaskManager
 
 from griffin.errors import GriffinError
 from griffin.experiments.tasks import squad
-from griffin.experiments.tasks.tasks import make_manager, make_task, rouge
+from griffin.experiments.tasks.definitions import make_manager, make_task, rouge
 from tests.griffin.experiments.data import STORY, write_data
 
 

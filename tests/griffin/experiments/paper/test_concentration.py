@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from griffin.experiments.experiment import conduct, defaults
-from griffin.experiments.paper import gating
+from griffin.experiments.common.experiment import conduct, defaults
+from griffin.experiments.paper import concentration
 from tests.griffin import oracle
 from tests.griffin.experiments.words import BOS, random_ids, word_study
 from tests.tiny import tiny_model
@@ -17,7 +17,7 @@ from tests.tiny import tiny_model
 
 def test_a_curve_by_hand() -> None:
     """1, 3, 2, 5: sorted and moved to 0 and 1 they are 1, 1/2, 1/4, 0; of 39, the squares, the top two hold 34."""
-    found = gating.curves(torch.tensor([[1.0, 3.0, 2.0, 5.0]]))
+    found = concentration.curves(torch.tensor([[1.0, 3.0, 2.0, 5.0]]))
 
     assert found["ranks"] == [0, 1, 2, 3]
     assert found["normalised"] == [[1.0, 0.5, 0.25, 0.0]]
@@ -28,7 +28,7 @@ def test_a_curve_by_hand() -> None:
 
 def test_equal_entries_have_no_curve() -> None:
     """Nothing is divided by zero, and half of the neurons hold half."""
-    found = gating.curves(torch.ones(1, 8))
+    found = concentration.curves(torch.ones(1, 8))
 
     assert set(found["normalised"][0]) == {0.0}
     assert found["shares"][0][-1] == pytest.approx(0.5)
@@ -36,7 +36,7 @@ def test_equal_entries_have_no_curve() -> None:
 
 def test_points_of_a_wide_layer() -> None:
     """Few are kept, from the first to the last, closer to each other at the head."""
-    ranks = gating.curves(torch.rand(1, 5000))["ranks"]
+    ranks = concentration.curves(torch.rand(1, 5000))["ranks"]
     steps = [after - before for before, after in pairwise(ranks)]
 
     assert (ranks[0], ranks[-1]) == (0, 4999)
@@ -49,8 +49,8 @@ def test_figures_and_picture(tmp_path: Path) -> None:
     """Of a model: its curve is that of the oracle's statistic."""
     text, model = random_ids(1, 60), tiny_model("llama")
     study = word_study(tmp_path, text, model=model)
-    arguments = argparse.Namespace(**{**vars(defaults(gating)), "tokens": 24})
-    found = conduct("gating", gating, study, arguments)
+    arguments = argparse.Namespace(**{**vars(defaults(concentration)), "tokens": 24})
+    found = conduct("gating", concentration, study, arguments)
     with torch.no_grad(), oracle.recorded(model) as activations:
         model(torch.tensor([[BOS, *text[:23]]]))
 
@@ -67,7 +67,7 @@ def test_a_second_run_reads_the_ledger(tmp_path: Path) -> None:
     study = word_study(tmp_path, random_ids(1, 60))
     lines = []
     for tokens in (24, 24, 25):
-        gating.measure(study, argparse.Namespace(corpus="books", tokens=tokens))
+        concentration.measure(study, argparse.Namespace(corpus="books", tokens=tokens))
         lines.append(len((tmp_path / "tiny" / "ledger.jsonl").read_text().splitlines()))
 
     assert lines == [1, 1, 2]
@@ -80,7 +80,7 @@ def found_with(upper: list[float]) -> dict[str, Any]:
 @pytest.mark.parametrize(("flat", "holds"), [(1, True), (2, False)])
 def test_nearly_all_layers(flat: int, holds: bool) -> None:
     """Nine of ten are, eight are not."""
-    (claim,) = gating.claims(found_with([0.05] * flat + [0.01] * (10 - flat)))
+    (claim,) = concentration.claims(found_with([0.05] * flat + [0.01] * (10 - flat)))
 
     assert claim.holds is holds
     assert f"In {10 - flat} of 10 layers fewer than 5 % of the neurons" in claim.here
@@ -91,4 +91,4 @@ def test_the_table_is_over_the_layers() -> None:
     """Lowest, median and highest."""
     found = {"shares": [[0.1], [0.4], [0.2]], "tops": [0.05], "tokens": 9, "corpus": "books"}
 
-    assert gating.tables(found)[0].rows == [("top 5 %", "10.0 %", "20.0 %", "40.0 %")]
+    assert concentration.tables(found)[0].rows == [("top 5 %", "10.0 %", "20.0 %", "40.0 %")]

@@ -1,4 +1,4 @@
-"""Speed of the engine's decode on a user's prompts, full and pruned, beside each other."""
+"""Speed-up: how fast the engine continues a user's prompts, full and pruned, timed beside each other."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from griffin.request import MethodName
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """From the first generated token to the last, the choice of the neurons included: what Table 3 shows.
+    """The speed from the first generated token to the last, including the choice of neurons, as in Table 3.
 
-    speedup: over the full model, of the medians.
-    speedup_lowest, speedup_highest: in a single round.
+    speedup: the full model's median time over this one.
+    speedup_lowest, speedup_highest: the same in single rounds.
     """
 
     tokens_per_second: float
@@ -28,27 +28,31 @@ def measure_speeds(
     engine: Engine, prompts: Sequence[Sequence[int]], sparsities: Sequence[float], tokens: int, rounds: int,
     progress: Progress, method: MethodName = "griffin",
 ) -> dict[float, Speed]:  # fmt: skip
-    """By sparsity, 0 being the full model, which always runs. ``tokens``: at least 2.
+    """The speed at each sparsity. The full model (0) always runs and comes first.
 
-    All run in turn in each round, on the same prompt, so that whatever else the machine does meets all alike. The
-    prompts take turns from round to round. A first round is not counted: it warms up.
+    In each round all run in turn on the same prompt, so that other load on the machine meets all alike. The next round
+    takes the next prompt. One more round runs first and does not count: it warms up.
+
+    Args:
+        tokens: to generate in each run, at least 2.
+        rounds: those that count.
     """
     contestants = engine_contestants(engine, list(sparsities), ["flocking"], method)
     seconds: list[list[float]] = [[] for _ in contestants]
     for number in range(rounds + 1):
         prompt = list(prompts[number % len(prompts)])
-        for contestant, kept in zip(contestants, seconds, strict=True):
+        for contestant, own in zip(contestants, seconds, strict=True):
             progress.begin(f"speed, {len(prompt)}+{tokens} tokens, {contestant.label}")
             run = contestant.run(prompt, tokens)
             progress.advance()
             if number:
-                kept.append(run.generation)
+                own.append(run.generation)
     # The full model comes first.
     return {c.sparsity: speed(own, seconds[0], tokens) for c, own in zip(contestants, seconds, strict=True)}
 
 
 def speed(own: Sequence[float], full: Sequence[float], tokens: int) -> Speed:
-    """From the seconds of a contestant and of the full model in each round."""
+    """From the seconds that a contestant and the full model took in each round."""
     median = statistics.median(own)
     ratios = [theirs / mine for mine, theirs in zip(own, full, strict=True)]
     return Speed((tokens - 1) / median, statistics.median(full) / median, min(ratios), max(ratios))

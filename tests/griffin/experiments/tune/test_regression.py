@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from griffin.experiments.tune.auto import Measured, fit, sentence
 from griffin.experiments.tune.losses import Loss
+from griffin.experiments.tune.regression import Measured, fit, sentence
 
 LENGTHS = (32, 64, 128, 256)
 

@@ -8,7 +8,7 @@ import torch
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.speed.bandwidth import measure_bandwidth
 from griffin.experiments.speed.contestants import Contestant, Run, run_rounds
-from griffin.experiments.speed.figures import Spread, break_even, rows
+from griffin.experiments.speed.rows import Spread, break_even, rows
 from griffin.experiments.speed.tables import cost_table, paper_table, speed_table
 from griffin.model.accounting import Accounting
 

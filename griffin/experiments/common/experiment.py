@@ -1,4 +1,4 @@
-"""What an experiment is, and how one is run: measured, kept as JSON, shown as tables, drawn."""
+"""Experiment: what it is, and how it runs. It is measured, written as JSON, shown as tables, and drawn."""
 
 import argparse
 import shlex
@@ -17,11 +17,11 @@ Found = dict[str, Any]
 
 
 class Experiment(Protocol):
-    """A module. Its docstring's first line is its summary.
+    """A module. Its docstring is its help, and the first line is its summary.
 
-    TITLE: for the report, with the paper's table or figure.
-    SEE: one sentence: what to look for in its picture or table.
-    QUICK: flags of its own as ``--quick`` sets them, for a first look in a minute or two.
+    TITLE: its heading in the report, with the paper's table or figure.
+    SEE: what to look for in its picture or table, in one sentence.
+    QUICK: the values that ``--quick`` gives to its own flags, for a first look in a minute or two.
     """
 
     __doc__: str | None
@@ -36,19 +36,19 @@ class Experiment(Protocol):
     def QUICK(self) -> Mapping[str, object]: ...
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Its own flags, each with a default; those of ``add_study_arguments`` are there already."""
+        """Add its own flags, each with a default. The parser already has those of ``add_study_arguments``."""
 
     def measure(self, study: Study, arguments: argparse.Namespace) -> Found:
-        """Figures that JSON can hold. What takes long is asked of the study's ledger, and shows progress."""
+        """The figures, as JSON can hold them. Slow work goes through the study's ledger and shows progress."""
 
     def tables(self, found: Found) -> list[Table]:
-        """The figures as tables; may be none."""
+        """The figures as tables, if there are any."""
 
     def draw(self, found: Found) -> "Figure | None":
         """The figures as a picture, if there is one."""
 
     def claims(self, found: Found) -> list[Claim]:
-        """What the paper found in this experiment, and whether it is so here."""
+        """The paper's claims about this experiment, and whether they hold here."""
 
 
 class Command:
@@ -64,7 +64,11 @@ class Command:
         self._experiment.add_arguments(parser)
 
     def run(self, arguments: argparse.Namespace) -> None:
-        """Raises: GriffinError, ValueError: with one line for the user; what was computed is kept."""
+        """Measure, and print tables and the names of the files.
+
+        Raises:
+            GriffinError, ValueError: one line for the user. Everything computed so far is kept.
+        """
         require_matplotlib()
         study = open_study(arguments)
         if arguments.quick:
@@ -76,14 +80,14 @@ class Command:
 
 
 def defaults(experiment: Experiment) -> argparse.Namespace:
-    """Its own flags, as they are when none is given."""
+    """The default values of its own flags."""
     parser = argparse.ArgumentParser()
     experiment.add_arguments(parser)
     return parser.parse_args([])
 
 
 def hasten(experiment: Experiment, arguments: argparse.Namespace) -> None:
-    """Make its flags those of ``--quick``, but for those that were given another value than they have anyway."""
+    """Set its flags as ``--quick`` does, except flags whose values are not their defaults."""
     standard = defaults(experiment)
     for name, value in experiment.QUICK.items():
         if getattr(arguments, name) == getattr(standard, name):
@@ -91,19 +95,19 @@ def hasten(experiment: Experiment, arguments: argparse.Namespace) -> None:
 
 
 def command_line(name: str, experiment: Experiment, arguments: argparse.Namespace) -> str:
-    """The command that finds the same again, without the flags that say what would be so anyway."""
+    """The command that repeats this run, without flags that have their defaults."""
     parser = argparse.ArgumentParser()
-    # One that is a command of its own has all its flags.
+    # An experiment with ``run`` is itself a command, and adds all its flags.
     command = experiment if hasattr(experiment, "run") else Command(name, experiment)
     command.add_arguments(parser)
-    # Where results go changes none of them; --quick has become what it stands for.
+    # --out changes no result, and the values of --quick stand in the other flags.
     return spelled(name, parser, arguments, silent=("out", "quick"))
 
 
 def spelled(
     name: str, parser: argparse.ArgumentParser, arguments: argparse.Namespace, silent: Sequence[str] = ()
 ) -> str:
-    """As ``command_line``, from a parser of all flags, of which some are left out."""
+    """As ``command_line``, from a parser of all flags. ``silent``: flags to leave out."""
     words = ["python", "-m", "griffin.experiments", name]
     for flag, standard in vars(parser.parse_args([])).items():
         value = getattr(arguments, flag, standard)
@@ -116,7 +120,11 @@ def spelled(
 
 
 def conduct(name: str, experiment: Experiment, study: Study, arguments: argparse.Namespace) -> Found:
-    """Measure, and write NAME.json and NAME.svg into the study's folder; what was found."""
+    """Measure, and write NAME.json and NAME.svg into the study's folder.
+
+    Returns:
+        The contents of NAME.json.
+    """
     facts = {"experiment": name, "command": command_line(name, experiment, arguments), **study.facts()}
     found = {**facts, **experiment.measure(study, arguments)}
     write_json(study.folder / f"{name}.json", found)
@@ -126,4 +134,5 @@ def conduct(name: str, experiment: Experiment, study: Study, arguments: argparse
 
 
 def written(name: str, folder: Path) -> list[Path]:
+    """The files that ``conduct`` has written."""
     return [path for path in (folder / f"{name}.json", folder / f"{name}.svg") if path.exists()]

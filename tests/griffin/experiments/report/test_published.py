@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from griffin.experiments.report.comparison import comparison
-from griffin.experiments.report.paper import SCORES, TABLE_2, TABLE_3, TABLE_4
+from griffin.experiments.report.published import SCORES, TABLE_2, TABLE_3, TABLE_4
 from griffin.experiments.tasks.scores import METRICS, TITLES
 
 SIX = ["Llama 2 7B", "Llama 2 13B", "Gemma 7B", "Mistral 7B", "OPT 6.7B", "OPT 13B"]

@@ -1,6 +1,6 @@
-"""The paper's numbers: Tables 1 to 4 of Dong, Chen and Chi (2024), arXiv:2404.01365, as they are printed there.
+"""The paper's own numbers: Tables 1 to 4 of Dong, Chen and Chi (2024), arXiv:2404.01365, as printed there.
 
-Scores are in percent, times in seconds; 50 % of the FF neurons are removed unless it says otherwise.
+Scores are in percent, times in seconds. 50 % of the FF neurons are removed, if nothing else is said.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ Rows = Mapping[str, Mapping[str, Row]]
 class PaperTable:
     """One of the paper's tables of scores, in percent.
 
-    number: the paper's.
-    columns: (task, metric) of each figure in a row.
-    rows: by model, then by variant as this project's experiments call it.
+    number: its number in the paper.
+    columns: the task and the metric of each figure in a row.
+    rows: by model, then by variant, which has the name that it has in our experiments.
     """
 
     number: int
@@ -30,14 +30,14 @@ class PaperTable:
 
     @property
     def metrics(self) -> dict[str, list[str]]:
-        """Of each task, in the table's order."""
+        """The metrics of each task, in the order of the table."""
         found: dict[str, list[str]] = {}
         for task, metric in self.columns:
             found.setdefault(task, []).append(metric)
         return found
 
     def score(self, model: str, variant: str, task: str, metric: str) -> float:
-        """In percent."""
+        """One score, in percent."""
         return self.rows[model][variant][list(self.columns).index((task, metric))]
 
 
@@ -127,7 +127,7 @@ TABLE_2: Rows = {
     },
 }
 
-# Top-k is GRIFFIN's own.
+# GRIFFIN uses top-k.
 TABLE_4: Rows = {
     "Llama 2 7B": {
         "full": (27.15, 9.06, 22.62, 10.08, 0.13, 9.55, 77.35, 63.88, 26.31),
