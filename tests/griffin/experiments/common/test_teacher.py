@@ -86,7 +86,8 @@ def test_a_branch_of_no_text(model: PreTrainedModel) -> None:
 
 def test_going_back(model: PreTrainedModel, prompts: Prompts) -> None:
     """From a mark, another continuation has the numbers that it would have had alone; later marks come first."""
-    teacher, prompt = Teacher(model, chunk=8), prompts(5, 12)
+    # No two neurons are so close at the cut that rounding decides.
+    teacher, prompt = Teacher(model, chunk=8), prompts(11, 12)
     one, two = prompts(6, 5), prompts(7, 6)
     expected = [scored(teacher, prompt[:end], rest, Pruning(0.5)) for end, rest in ((12, one), (7, two))]
 
