@@ -37,7 +37,7 @@ from server.settings import Settings, comma_separated
 
 logger = logging.getLogger("griffin")
 
-# For a worker to notice that it is to stop.
+# For the workers' threads to end, which they do within one token.
 LAST_TOKEN_S = 5
 
 
@@ -68,7 +68,7 @@ def create_app(
             on_failure(reason)
 
         def load_model() -> None:
-            # A loop that has closed meanwhile needs no model.
+            # The loop may have closed meanwhile; then nobody needs the model.
             with suppress(RuntimeError):
                 try:
                     loaded = loader(settings)
@@ -130,7 +130,7 @@ def _guard(app: FastAPI, settings: Settings, generating: Collection[str], page_p
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=[REQUEST_ID, IGNORED_HEADER, "retry-after", *errors.NO_RETRY],
-            # A page on the open web that calls a server on a private network: browsers ask for that by itself.
+            # For pages on the open web that call a server on a private network; browsers ask for that separately.
             allow_private_network=True,
         )
     app.add_middleware(RequestLog, routine=(*operations.PATHS, *page_paths))

@@ -16,7 +16,7 @@ ApiError
 ├── UnsupportedMediaType  415
 ├── QueueFull             429, with Retry-After
 ├── InternalError         500, not worth a retry
-├── OutOfMemory           500, likewise
+├── OutOfMemory           500, not worth a retry
 ├── ModelLoading          503, with Retry-After
 ├── ServerDraining        503, with Retry-After
 ├── EngineFailed          503, with Retry-After
@@ -48,7 +48,7 @@ logger = logging.getLogger("griffin")
 
 
 class ApiError(Exception):
-    """An answer other than the one asked for. Its text is for the client."""
+    """An answer that is an error. Its text is for the client."""
 
     status = 500
     type = "server_error"
@@ -167,7 +167,7 @@ class UnsupportedMediaType(ApiError):
     headers: Mapping[str, str] = {"Accept": "application/json"}
 
 
-# The OpenAI SDK repeats requests that end in 408 or 5xx, and would repeat the fault with them.
+# OpenAI's SDKs repeat a request that ends in 408 or 5xx; the fault would be repeated too.
 NO_RETRY = {"x-should-retry": "false"}
 
 
@@ -215,7 +215,7 @@ def reason(error: Exception) -> str:
 
 STATUSES = {
     400: "a field is wrong; the error names it",
-    401: "a key is needed, and none of the server's was sent",
+    401: "a key is needed, and no valid one was sent",
     404: "no such model, or nothing of that name",
     408: "the body took too long to arrive",
     413: "the body is too large",
@@ -228,7 +228,7 @@ STATUSES = {
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: what an endpoint may answer instead of what was asked."""
+    """For OpenAPI: the errors that an endpoint may answer with."""
     return {status: {"model": ErrorResponse, "description": STATUSES[status]} for status in statuses}
 
 
@@ -238,7 +238,7 @@ GENERATED = (*POSTED, 429, 504)
 
 
 class Faults:
-    """Answers every exception of a route. The framework's own way with unexpected ones closes the connection."""
+    """Answers every exception of a route. The framework itself closes the connection after an unexpected one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -254,7 +254,7 @@ class Faults:
         try:
             await self._app(scope, receive, watched)
         except asyncio.CancelledError:
-            # What the end of the drain finds still on its way in.
+            # The drain ended while this request was still arriving.
             if started or scope["type"] != "http" or not scope["app"].state.service.draining:
                 raise
             await _answer(scope, ServerDraining())(scope, receive, send)
@@ -274,7 +274,7 @@ def install(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> Json:
         assert isinstance(error, HTTPException)
         if isinstance(error.__cause__, ApiError):
-            # Raised where the framework reads the body, which takes it for its own.
+            # Raised while the framework reads the body; it takes any exception there for its own.
             return _answer(request.scope, error.__cause__)
         # The framework's own refusals: no such route, wrong method.
         message = f"{error.detail} ({request.method} {request.url.path[:200]})"
@@ -289,14 +289,14 @@ def install(app: FastAPI) -> None:
 
 
 def _answer(scope: Scope, error: ApiError) -> Json:
-    """What the client reads; and the reason goes into the log line, and, before a request is queued, into a metric."""
+    """What the client reads. The reason goes into the log line and, unless the request was queued, into a metric."""
     scope["state"]["log"].update(code=error.code, param=error.param)
     if scope["method"] == "POST" and not scope["state"].get("accepted"):
         scope["app"].state.service.metrics.rejected.labels(error.code).inc()
     return Json(error.body(), error.status, error.headers)
 
 
-# Where a pydantic location begins, before the client's own fields.
+# Names at the beginning of a pydantic location that are no fields of the client's.
 NO_FIELDS = ("body", *FORMS)
 
 

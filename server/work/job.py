@@ -1,6 +1,6 @@
-"""One request as a worker sees it: prompts in, events out; and what it needs of an engine.
+"""One request as a worker sees it: prompts in, events out; and what a worker needs of an engine.
 
-Threads and asyncio meet here: a worker posts events, which come out on the event loop.
+Threads and asyncio meet here: a worker's thread posts events, and the event loop reads them.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from griffin import Accounting, Comparison, Logprobs, Pruning, Sampling, Scoring
 from griffin.method.auto import Outlook
 from server.errors import RequestTimeout
 
-# Events a slow reader may be behind before its job waits, some megabytes; and for how long it does.
+# So many events (some megabytes) may be unread before a job waits for its reader; and for how long it waits.
 UNREAD = 4096
 READER_PAUSE_S = 0.02
 LONGEST_STALL_S = 10.0
@@ -63,7 +63,7 @@ class EngineLike(Protocol):
 class Ask:
     """One prompt, and the sequences that are wanted from it: one for each sampling, maybe none.
 
-    compare: whether each of them is to be run through the full model, too, once it is there.
+    compare: whether each sequence is to be compared with the full model once it is generated.
     """
 
     prompt_ids: list[int]
@@ -106,7 +106,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One of a prompt's sequences has been compared with the full model; None where nothing was removed."""
+    """One of a prompt's sequences was compared with the full model. None: no neuron had been removed."""
 
     prompt: int
     sample: int
@@ -114,7 +114,7 @@ class Compared:
 
 
 class Silence(Enum):
-    """Nothing has happened for a while."""
+    """No event has come for a while."""
 
     IDLE = auto()
 
@@ -144,7 +144,7 @@ class Job:
     _timer: asyncio.TimerHandle | None = None
 
     async def next(self, idle_s: float | None = None) -> Event | Silence | None:
-        """What happens next; IDLE when nothing did for that long; None once the job is over or cancelled.
+        """The next event. IDLE if none came for so many seconds; None once the job is over or cancelled.
 
         Raises:
             Exception: what the engine raised.
@@ -166,7 +166,7 @@ class Job:
         self._ended.add((prompt, sample))
 
     def cancel(self) -> None:
-        """Give the job up: in the queue at once, in the engine within one token or prompt chunk."""
+        """Give the job up. A running engine notices within one token or prompt chunk."""
         self._cancelled.set()
         self.post(None)
 
@@ -179,12 +179,12 @@ class Job:
         return self.answered or not self.cancelled()
 
     def post(self, event: Event | Exception | None) -> None:
-        # A loop that is gone has nobody left who waits.
+        # The loop may have closed; then nobody waits for the event.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def watch_deadline(self, expire: Callable[["Job"], None]) -> None:
-        """Kept on the event loop: an engine deep in a computation cannot keep it."""
+        """Call ``expire`` at the deadline, on the event loop: an engine may be deep in a computation then."""
         self._timer = self._loop.call_later(max(0.0, self.deadline - time.monotonic()), expire, self)
 
     def forget_deadline(self) -> None:
@@ -215,7 +215,7 @@ class Job:
         return self._cancelled.is_set() or key in self._ended
 
     def _wait_for_reader(self) -> None:
-        """Nobody's slow reading grows memory without bound, or holds the engine for long."""
+        """Wait while too many events are unread; give the job up if its reader takes none for long."""
         unread, since = self._events.qsize(), time.monotonic()
         while self._events.qsize() > UNREAD and not self._cancelled.wait(READER_PAUSE_S):
             if self._events.qsize() < unread:

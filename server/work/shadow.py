@@ -23,7 +23,7 @@ FAILURES = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shadow:
-    """An answer that is to be read again, and the neurons that it came from."""
+    """An answer that is to be read again, and the choices that it was generated with."""
 
     prompt_ids: list[int]
     ids: list[int]
@@ -43,7 +43,7 @@ class Shadow:
 
 
 class Shadows:
-    """Those that wait, the newest of them, and what became of the others. Used under the workers' lock."""
+    """Answers that wait for a comparison: the newest ones. Used under the queue's lock."""
 
     def __init__(self, share: float, metrics: Metrics, model_name: str) -> None:
         self._share, self._metrics, self._model_name = share, metrics, model_name
@@ -56,15 +56,23 @@ class Shadows:
         return len(self._waiting)
 
     def draws(self, ask: Ask) -> bool:
-        """Whether an answer to this is to be kept; those of which a comparison would say little never are."""
-        # What auto comes to is not known yet; without neurons that were chosen, nothing is kept.
+        """Whether an answer to this is to be kept: a share of those that a comparison says something about."""
+        # The number that auto will come to is not known yet. If it is 0, ``put`` keeps nothing.
         pruned = (ask.pruning.sparsity > 0 or ask.pruning.auto is not None) and ask.verification.mode == "fast"
         return pruned and ask.scoring is None and random.random() < self._share
 
     def put(self, ask: Ask, selection: Selection | None, ids: list[int]) -> None:
-        """The newest; the oldest go, until all fit. The first token is the full model's, and one alone says nothing."""
+        """Keep an answer; the oldest ones go until all fit.
+
+        An answer of one token is not kept: it came from the full model.
+
+        Args:
+            ask: with the choices that applied.
+            selection: the neurons that the answer was generated with; None if it was the full model.
+            ids: the answer.
+        """
         if self._share and selection is not None and len(ids) > 1:
-            # Those of griffin+ are chosen again, the same: what stands for the others would be much to hold.
+            # A comparison chooses the neurons of griffin+ again, the same ones: their correction would be much to hold.
             pruning = ask.pruning if ask.pruning.method == "griffin+" else replace(ask.pruning, reuse=selection)
             self._waiting.append(Shadow(ask.prompt_ids, ids, pruning))
             self._fit()
@@ -74,7 +82,7 @@ class Shadows:
         return self._waiting.popleft()
 
     def interrupted(self, shadow: Shadow) -> None:
-        """It was taken, and something more important came."""
+        """A comparison was given up for something more important; it is the next one again."""
         self._waiting.appendleft(shadow)
         self._fit()
 
@@ -90,7 +98,7 @@ class Shadows:
         self._metrics.shadow_perplexity_ratio.labels(*labels).observe(comparison.perplexity_ratio)
 
     def failed(self) -> None:
-        """It cost an engine a rebuild; what fails each time is not worth that."""
+        """A comparison failed, which costs an engine a rebuild. After some failures in a row no more are made."""
         self._count("dropped")
         self._failures += 1
         if self._failures == FAILURES:
