@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from griffin.errors import GriffinError
 from server import errors
 from server.answer.ignored import IGNORED_HEADER
+from server.http import faults
 from server.http.cors import Cors
 from server.http.middleware import (
     KEY_HEADERS,
@@ -97,7 +98,7 @@ def create_app(
         default_response_class=Json,
     )
     app.state.service = Service(settings)
-    errors.install(app)
+    faults.install(app)
     routers = [group.router for group in (completions, chat, models, experts, tokenization, operations)]
     streams = {
         path: each
@@ -122,7 +123,7 @@ def _guard(app: FastAPI, settings: Settings, generating: Collection[str], page_p
         open_paths = (*page_paths, *(OPERATIONS if settings.open_operations else ()))
         app.add_middleware(Authentication, keys=keys, open_paths=open_paths)
     app.add_middleware(Door)
-    app.add_middleware(errors.Faults)
+    app.add_middleware(faults.Faults)
     if settings.cors_origins:
         app.add_middleware(
             Cors,
