@@ -142,12 +142,14 @@ class Queue:
         """End all jobs that wait, and maybe those that run, with a reason for their clients."""
         with self._changed:
             for job in (*self._waiting, *(self._running if running else ())):
-                job.post(reason)
+                job.mailbox.post(reason)
                 job.cancel()
             self._waiting.clear()
 
     def _expire(self, job: Job) -> None:
-        job.post(RequestTimeout(f"the request was not finished within {job.deadline - job.arrived:g} s", "timeout"))
+        job.mailbox.post(
+            RequestTimeout(f"the request was not finished within {job.deadline - job.arrived:g} s", "timeout")
+        )
         self.discard(job)
 
     def _backlog(self) -> int:
