@@ -24,9 +24,9 @@ from server.settings import Settings, SettingsInvalid, comma_separated, names_no
 
 logger = logging.getLogger("griffin")
 
-# How often a drain looks whether it has ended.
+# Between looks whether a drain has ended.
 POLL_S = 0.05
-# Beyond the drain timeout, for those cut off to be told so.
+# After the drain timeout, for the answers that tell clients so.
 ANSWER_S = 2
 
 PROMPT = (
@@ -36,7 +36,7 @@ PROMPT = (
 
 
 class Server(BoundedServer):
-    """With our drain: uvicorn waits for connections to end, and after the timeout would just cut them off."""
+    """uvicorn with our drain. uvicorn itself waits for connections to end, and cuts them off after the timeout."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         settings = service.settings
@@ -46,11 +46,11 @@ class Server(BoundedServer):
         self._draining_on: asyncio.AbstractEventLoop | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal begins a drain, the second ends it at once, with an error for whoever still waits."""
+        """The first signal begins a drain. The second ends it at once, with an error for every client that waits."""
         if self._draining_on is None or self._service.closed:
             super().handle_exit(sig, frame)
         else:
-            # Not here: a signal may find the locks taken that this needs.
+            # Not in this handler: the locks that this needs may be taken.
             self._draining_on.call_soon_threadsafe(self._service.close)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
@@ -58,8 +58,8 @@ class Server(BoundedServer):
         service.drain()
         self._draining_on = asyncio.get_running_loop()
         self._draining_on.call_later(timeout_s, service.close)
-        # Until then it still listens: a balancer reads from /ready that it is to go elsewhere, Prometheus how far the
-        # drain is, and a request that comes all the same is told to come again.
+        # The server listens until the drain has ended: /ready tells a balancer to go elsewhere, Prometheus reads how
+        # far the drain is, and a new request is told to come again.
         while not (service.idle or service.closed or self.force_exit):
             await asyncio.sleep(POLL_S)
         # For answers on their way to a slow reader.
@@ -88,7 +88,7 @@ def serve(settings: Settings) -> int:
 
     def ready(loaded: Loaded) -> None:
         if server.should_exit:
-            # Told to stop meanwhile: there is no address any more.
+            # The server was told to stop meanwhile, and has no address any more.
             return
         seconds = time.monotonic() - started
         url = address(server, settings)
@@ -102,8 +102,8 @@ def serve(settings: Settings) -> int:
 
     app = create_app(settings, on_ready=ready, on_failure=failed)
     server = Server(configuration(app, settings.port), app.state.service)
-    # Before uvicorn's own handlers are in place, and after: it raises the signal again once it has drained, and
-    # the default action would make that another exit code than 0.
+    # These handlers count before uvicorn has set its own, and after it has drained: then it raises the signal again,
+    # and the default action would end the process with another exit code than 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     logger.info("loading %s ...", settings.model)
@@ -117,20 +117,20 @@ def serve(settings: Settings) -> int:
 
 
 def address(server: uvicorn.Server, settings: Settings) -> str:
-    """One that a browser on this machine can go to."""
+    """The address for a browser on this machine."""
     port = settings.port
     for listener in server.servers:
         for bound in listener.sockets:
             port = bound.getsockname()[1]
     host = comma_separated(settings.host)[0].strip("[]")
-    # Listening everywhere is no address to go to.
+    # These mean every address, which is none that a browser could go to.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{port}"
 
 
 def curl_line(model: str, url: str, keyed: bool) -> str:
-    """``keyed``: a key is wanted, of which only the place is shown."""
+    """A first request, to copy. ``keyed``: it needs a key, and shows where to put it."""
     body = {"model": model, "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "sparsity": 0.25}
     key = " -H 'Authorization: Bearer KEY'" if keyed else ""
     return f"curl {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

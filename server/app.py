@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from griffin.errors import GriffinError
 from server import errors
 from server.answer.ignored import IGNORED_HEADER
+from server.http import faults
 from server.http.cors import Cors
 from server.http.middleware import (
     KEY_HEADERS,
@@ -37,7 +38,7 @@ from server.settings import Settings, comma_separated
 
 logger = logging.getLogger("griffin")
 
-# For a worker to notice that it is to stop.
+# For the workers' threads to end, which they do within one token.
 LAST_TOKEN_S = 5
 
 
@@ -68,7 +69,7 @@ def create_app(
             on_failure(reason)
 
         def load_model() -> None:
-            # A loop that has closed meanwhile needs no model.
+            # The loop may have closed meanwhile; then nobody needs the model.
             with suppress(RuntimeError):
                 try:
                     loaded = loader(settings)
@@ -97,7 +98,7 @@ def create_app(
         default_response_class=Json,
     )
     app.state.service = Service(settings)
-    errors.install(app)
+    faults.install(app)
     routers = [group.router for group in (completions, chat, models, experts, tokenization, operations)]
     streams = {
         path: each
@@ -122,7 +123,7 @@ def _guard(app: FastAPI, settings: Settings, generating: Collection[str], page_p
         open_paths = (*page_paths, *(OPERATIONS if settings.open_operations else ()))
         app.add_middleware(Authentication, keys=keys, open_paths=open_paths)
     app.add_middleware(Door)
-    app.add_middleware(errors.Faults)
+    app.add_middleware(faults.Faults)
     if settings.cors_origins:
         app.add_middleware(
             Cors,
@@ -130,7 +131,7 @@ def _guard(app: FastAPI, settings: Settings, generating: Collection[str], page_p
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=[REQUEST_ID, IGNORED_HEADER, "retry-after", *errors.NO_RETRY],
-            # A page on the open web that calls a server on a private network: browsers ask for that by itself.
+            # For pages on the open web that call a server on a private network; browsers ask for that separately.
             allow_private_network=True,
         )
     app.add_middleware(RequestLog, routine=(*operations.PATHS, *page_paths))

@@ -1,4 +1,4 @@
-"""Everything that goes wrong in a request, and the one mapping of it to HTTP.
+"""Everything that goes wrong in a request, and the HTTP status of each.
 
 ApiError
 ├── InvalidField          400, names the field
@@ -16,7 +16,7 @@ ApiError
 ├── UnsupportedMediaType  415
 ├── QueueFull             429, with Retry-After
 ├── InternalError         500, not worth a retry
-├── OutOfMemory           500, likewise
+├── OutOfMemory           500, not worth a retry
 ├── ModelLoading          503, with Retry-After
 ├── ServerDraining        503, with Retry-After
 ├── EngineFailed          503, with Retry-After
@@ -26,29 +26,20 @@ ApiError
 The body is OpenAI's: {"error": {"message", "type", "param", "code"}}.
 """
 
-import asyncio
 import logging
 import reprlib
-from collections.abc import Mapping, Sequence
-from http import HTTPStatus
+from collections.abc import Mapping
 from typing import Any
-
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from griffin import errors as griffin_errors
 from griffin.errors import ContextLengthExceeded, InvalidRequest
-from server.jsonwire import Json
 from server.protocol.report import ErrorResponse
-from server.protocol.tokenization import FORMS
 
 logger = logging.getLogger("griffin")
 
 
 class ApiError(Exception):
-    """An answer other than the one asked for. Its text is for the client."""
+    """An answer that is an error. Its text is for the client."""
 
     status = 500
     type = "server_error"
@@ -80,7 +71,7 @@ class ModelNotFound(ApiError):
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
     def __init__(self, asked: str, served: str) -> None:
-        super().__init__(f"model {_short(asked)} does not exist here; this server has '{served}'", "model")
+        super().__init__(f"model {short(asked)} does not exist here; this server has '{served}'", "model")
 
 
 class ExpertsNotFound(ApiError):
@@ -88,7 +79,7 @@ class ExpertsNotFound(ApiError):
 
     def __init__(self, asked: str, param: str = "expert_set") -> None:
         super().__init__(
-            f"expert set {_short(asked)} is not known here; only those of the latest requests are kept", param
+            f"expert set {short(asked)} is not known here; only those of the latest requests are kept", param
         )
 
 
@@ -167,7 +158,7 @@ class UnsupportedMediaType(ApiError):
     headers: Mapping[str, str] = {"Accept": "application/json"}
 
 
-# The OpenAI SDK repeats requests that end in 408 or 5xx, and would repeat the fault with them.
+# OpenAI's SDKs repeat a request that ends in 408 or 5xx; the fault would be repeated too.
 NO_RETRY = {"x-should-retry": "false"}
 
 
@@ -215,7 +206,7 @@ def reason(error: Exception) -> str:
 
 STATUSES = {
     400: "a field is wrong; the error names it",
-    401: "a key is needed, and none of the server's was sent",
+    401: "a key is needed, and no valid one was sent",
     404: "no such model, or nothing of that name",
     408: "the body took too long to arrive",
     413: "the body is too large",
@@ -228,7 +219,7 @@ STATUSES = {
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: what an endpoint may answer instead of what was asked."""
+    """For OpenAPI: the errors that an endpoint may answer with."""
     return {status: {"model": ErrorResponse, "description": STATUSES[status]} for status in statuses}
 
 
@@ -237,113 +228,10 @@ POSTED = (400, 401, 404, 408, 413, 415, 500, 503)
 GENERATED = (*POSTED, 429, 504)
 
 
-class Faults:
-    """Answers every exception of a route. The framework's own way with unexpected ones closes the connection."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        except asyncio.CancelledError:
-            # What the end of the drain finds still on its way in.
-            if started or scope["type"] != "http" or not scope["app"].state.service.draining:
-                raise
-            await _answer(scope, ServerDraining())(scope, receive, send)
-        except Exception as error:
-            if started or scope["type"] != "http":
-                raise
-            await _answer(scope, as_api_error(error))(scope, receive, send)
-
-
-def install(app: FastAPI) -> None:
-    """Answer every failure of the app in OpenAI's form."""
-
-    async def validation(request: Request, error: Exception) -> Json:
-        assert isinstance(error, RequestValidationError)
-        return _answer(request.scope, explain(error.errors()))
-
-    async def http(request: Request, error: Exception) -> Json:
-        assert isinstance(error, HTTPException)
-        if isinstance(error.__cause__, ApiError):
-            # Raised where the framework reads the body, which takes it for its own.
-            return _answer(request.scope, error.__cause__)
-        # The framework's own refusals: no such route, wrong method.
-        message = f"{error.detail} ({request.method} {request.url.path[:200]})"
-        if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
-            message += "; no web page may call this server: its operator can set --cors-origins"
-        answer = InvalidField(message, None, _code(error))
-        answer.status, answer.headers = error.status_code, error.headers or {}
-        return _answer(request.scope, answer)
-
-    app.add_exception_handler(RequestValidationError, validation)
-    app.add_exception_handler(HTTPException, http)
-
-
-def _answer(scope: Scope, error: ApiError) -> Json:
-    """What the client reads; and the reason goes into the log line, and, before a request is queued, into a metric."""
-    scope["state"]["log"].update(code=error.code, param=error.param)
-    if scope["method"] == "POST" and not scope["state"].get("accepted"):
-        scope["app"].state.service.metrics.rejected.labels(error.code).inc()
-    return Json(error.body(), error.status, error.headers)
-
-
-# Where a pydantic location begins, before the client's own fields.
-NO_FIELDS = ("body", *FORMS)
-
-
-def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
-    """One sentence about the first of pydantic's errors. Short, whatever was sent."""
-    first = errors[0]
-    param = _path(first["loc"])
-    if first["type"] == "refused":
-        rule = first["ctx"]
-        param = _joined(param, rule["param"])
-        separator = " " if rule["why"].startswith(("is ", "differs ")) else ": "
-        return InvalidField(f"{param}{separator}{rule['why']}", param, rule["code"])
-    if not param:
-        return InvalidField(f"the body: {first['msg']}", None)
-    if first["type"] == "missing":
-        return InvalidField(f"{param} is required", param, "missing_required_parameter")
-    if first["type"] == "extra_forbidden":
-        return InvalidField(f"{param} is not a field of {param.partition('.')[0]}", param, "unknown_parameter")
-    message = f"{param}: {str(first['msg']).removeprefix('Value error, ')} (got {_short(first['input'])})"
-    # A list of plain values is one field; which of them is wrong stands in the text.
-    listed = isinstance(first["loc"][-1], int) and not param.startswith("messages")
-    return InvalidField(message, param.rpartition("[")[0] if listed else param)
-
-
-def _path(location: Sequence[str | int]) -> str:
-    """A pydantic location as OpenAI writes one: messages[0].role."""
-    path = ""
-    for depth, part in enumerate(location):
-        if depth < 2 and part in NO_FIELDS:
-            continue
-        # A key of the client's own may be long, or not even be text.
-        name = str(part)[:64].encode("ascii", "backslashreplace").decode()
-        path = _joined(path, f"[{name}]" if isinstance(part, int) else name)
-    return path
-
-
-def _joined(path: str, name: str) -> str:
-    return path + name if name.startswith("[") or not path else f"{path}.{name}"
-
-
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A value of a client's, short enough for an error's text."""
     printer = reprlib.Repr()
     printer.maxstring = printer.maxother = printer.maxlong = 60
     printer.maxlist = printer.maxdict = 3
     printer.maxlevel = 2
     return printer.repr(value)
-
-
-def _code(error: HTTPException) -> str:
-    return HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")

@@ -11,7 +11,7 @@ LogFormat = Literal["text", "json"]
 
 
 def configure(level: str, format: LogFormat) -> None:
-    """Everything that is logged, by whichever library, goes to standard error in this form."""
+    """Send everything that any library logs to standard error, in this form."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -41,6 +41,6 @@ def _line(_: WrappedLogger, __: str, record: EventDict) -> str:
     level = record.pop("level", "info")
     mark = "" if level in ("info", "debug") else f"{level}: "
     pairs = str(structlog.processors.LogfmtRenderer()(None, "", record)) if record else ""
-    # A path or a key of a client's may hold what moves a terminal's cursor or breaks a line.
+    # A client's path or key may contain characters that move a terminal's cursor or break a line.
     pairs = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in pairs)
     return "\n".join(filter(None, [" ".join(filter(None, [f"griffin: {mark}{message}", pairs])), exception]))

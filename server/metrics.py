@@ -27,7 +27,7 @@ RATIO_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SPARSITIES = (0.0, 0.25, 0.5, 0.75)
 OTHER = "other"
 
-# The values of the other labels that Prometheus is to see before their first event; there may be more.
+# Values of other labels that Prometheus must see before their first event. There may be more.
 FINISHED_REASONS = ("stop", "length")
 PHASES = ("queue", "prefill", "decode")
 FAILURES = ("request_timeout", "internal_error", "out_of_memory", "engine_failed")
@@ -41,7 +41,7 @@ BY_MODE = ("model_name", "mode")
 
 
 def sparsity_label(sparsity: float) -> str:
-    """A label from a short list, never the raw number, which a client could choose at will."""
+    """A label from a short list. A client could choose any number, and each would be a new series."""
     return next((f"{known:g}" for known in SPARSITIES if known == sparsity), OTHER)
 
 
@@ -157,7 +157,7 @@ class Metrics:
         self._begin_at_zero(model)
 
     def _begin_at_zero(self, model: str) -> None:
-        """A series that appears with its first event hides that event from Prometheus, which sees no increase."""
+        """Make the series now. If one appeared with its first event, Prometheus would see no increase at that event."""
         for metric in (self.accepted, self.worker_restarts, self.prefix_queries, self.prefix_hits, self.prompt_tokens):
             metric.labels(model)
         for labelled, values in (
@@ -177,7 +177,7 @@ class Metrics:
                 by_sparsity.labels(model, sparsity)
 
     def begin_shadows(self, model: str) -> None:
-        """Where answers are compared with the full model, their series, too: they make each scrape a third longer."""
+        """The same for comparisons with the full model, if there are any: these series make a scrape a third longer."""
         for by_sparsity in (self.shadow_kl, self.shadow_top1_agreement, self.shadow_perplexity_ratio):
             for sparsity in (*(sparsity_label(sparsity) for sparsity in SPARSITIES if sparsity), OTHER):
                 by_sparsity.labels(model, sparsity)

@@ -89,6 +89,11 @@ class Service:
         model.workers.recovery.require_health()
         return model.name
 
+    def require_hope(self) -> None:
+        """Raises EngineFailed: only a new process may help."""
+        if self.loaded is not None:
+            self.loaded.workers.recovery.require_hope()
+
     def _is_ready(self) -> bool:
         try:
             self.require_ready()

@@ -182,7 +182,7 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _not_empty(cls, value: Any, info: ValidationInfo) -> Any:
-        # An empty variable never gets here: it counts as absent. Keys have a message of their own.
+        # An empty variable counts as absent and does not come here. Keys have a message of their own.
         if isinstance(value, str) and not value.strip() and info.field_name != "api_keys":
             raise ValueError(EMPTY)
         return value
@@ -239,7 +239,7 @@ class Settings(BaseSettings):
         if value is None:
             return None
         keys = comma_separated(value.get_secret_value())
-        # An empty list would lock everyone out, or nobody; neither can be meant.
+        # With an empty list no request, or every request, would be allowed. Neither can be meant.
         if not keys:
             raise ValueError("names no key")
         if not all(map(str.isprintable, keys)):
@@ -272,7 +272,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
 
 
 def _require_values(arguments: Sequence[str]) -> None:
-    """pydantic-settings takes a flag with an empty value as absent: the default would be served without a word.
+    """Refuse a flag with an empty value: pydantic-settings takes it as absent, and would use the default.
 
     Raises:
         SettingsInvalid: naming the flag.
@@ -286,7 +286,7 @@ def _require_values(arguments: Sequence[str]) -> None:
 
 
 def settings_with(**values: Any) -> Settings:
-    """Of these, the environment, and files in ``SECRETS``, in this order.
+    """Settings from these values, the environment, and files in ``SECRETS``, in this order.
 
     Raises:
         ValidationError: by field.
@@ -295,7 +295,7 @@ def settings_with(**values: Any) -> Settings:
     if not SECRETS.is_dir():
         return Settings(**values)
     for entry in _secrets():
-        # pydantic-settings would pass over what is no file, or lies elsewhere: a server without keys.
+        # pydantic-settings ignores an entry that is no file, or lies elsewhere. The server would run without keys.
         if not (entry.is_file() and entry.resolve().is_relative_to(SECRETS.resolve())):
             raise SettingsInvalid(f"{entry}: a secret is a file in this folder; was there something to mount?")
         try:
@@ -306,7 +306,7 @@ def settings_with(**values: Any) -> Settings:
 
 
 def _secrets() -> list[Path]:
-    """Files, and whatever else is there, that are named like settings."""
+    """Entries of the folder that are named like settings, whatever they are."""
     entries = SECRETS.iterdir() if SECRETS.is_dir() else ()
     return [entry for entry in entries if entry.name.lower().startswith(PREFIX.lower())]
 
@@ -330,7 +330,7 @@ def _source(name: str, arguments: Sequence[str]) -> str:
 
 
 def names_no_key(settings: Settings) -> bool:
-    """Whether keys were meant to be there: an empty variable is as good as none, and that is easily missed."""
+    """Whether the variable for keys is there and empty. It counts as absent then, which is easily missed."""
     return f"{PREFIX}API_KEYS" in os.environ and settings.api_keys is None
 
 

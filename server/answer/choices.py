@@ -1,4 +1,4 @@
-"""What an engine is told for a request: its sparsity and ``griffin`` object and, where they say nothing, defaults."""
+"""A request's sparsity and its ``griffin`` object become an engine's choices. The settings fill in the rest."""
 
 import math
 from dataclasses import dataclass, replace
@@ -26,14 +26,15 @@ class Choices:
 def choose(
     body: GenerationRequest, requested: SparsityChoice | None, prompts: int, settings: Settings, model: ServedModel
 ) -> Choices:
-    """
+    """Everything that a request chooses for the engine.
+
     Args:
         requested: the sparsity that the request names, in whichever way.
         prompts: how many the request has.
 
     Raises:
         InvalidField: choices that do not go together, by name.
-        ExpertsNotFound: the neurons of an answer that is not among the latest.
+        ExpertsNotFound: the neurons that it asks for are no longer known.
     """
     options, scored = body.griffin or GriffinOptions(), body.scoring() is not None
     if scored and options.compare:
@@ -73,9 +74,10 @@ def _verification(options: GriffinOptions, settings: Settings, scored: bool) -> 
 
 
 def _sparsity(requested: SparsityChoice | None, alone: bool, settings: Settings) -> SparsityChoice:
-    """
+    """The sparsity that applies.
+
     Args:
-        alone: whether one can be found for the request: it has a single prompt, which is not scored.
+        alone: whether auto is possible: the request has a single prompt, which is not scored.
     """
     if requested == "auto" and not alone:
         raise InvalidField(
@@ -100,7 +102,7 @@ def _pruning(options: GriffinOptions, sparsity: SparsityChoice, settings: Settin
             _refuse(
                 named, "not with sparsity auto, which goes by the flocking statistic; leave it out, or name a sparsity"
             )
-        # How many tokens that is over depends on the prompt, too.
+        # The number of tokens is filled in for each prompt.
         return Pruning(seed=seed, method=method, auto=Auto(math.log1p(settings.auto_tolerance / 100)))
     return Pruning(
         sparsity=sparsity,
@@ -112,7 +114,7 @@ def _pruning(options: GriffinOptions, sparsity: SparsityChoice, settings: Settin
 
 
 def _reused(options: GriffinOptions, expert_set: str, requested: SparsityChoice | None, model: ServedModel) -> Pruning:
-    """Of the request that these neurons were chosen for."""
+    """The choices of the request that these neurons were chosen for."""
     if named := _first_named(options, "selection", "statistic", "method"):
         _refuse(named, "not with expert_set, whose neurons have been chosen; leave it out")
     known = model.experts.find(expert_set)
@@ -132,7 +134,11 @@ def _reused(options: GriffinOptions, expert_set: str, requested: SparsityChoice 
 
 
 def _require_no_neurons(options: GriffinOptions, requested: SparsityChoice | None) -> None:
-    """Nothing is generated with kept neurons, so nothing that was asked of them could be honoured."""
+    """Draft ngram uses no kept neurons, so fields about them could not be honoured.
+
+    Raises:
+        InvalidField: one of them is set.
+    """
     if named := _first_named(options, "expert_set", "method", "selection", "statistic", "refresh"):
         _refuse(named, "not with draft ngram, which uses the full model alone; leave it out, or take draft both")
     if requested:

@@ -10,7 +10,8 @@ from server.answer.traces import Traces
 from server.errors import ServerDraining, reason
 from server.protocol.report import FinishReason
 from server.served import ServedModel
-from server.work.job import Compared, Event, Job, Read, Silence
+from server.work.job import Compared, Event, Job, Read
+from server.work.mailbox import Silence
 
 
 class Generation:
@@ -43,7 +44,7 @@ class Generation:
         """
         try:
             while self._outcome.is_open:
-                event = await self.job.next(idle_s)
+                event = await self.job.mailbox.next(idle_s)
                 if event is None:
                     return
                 if event is Silence.IDLE:

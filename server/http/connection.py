@@ -1,7 +1,7 @@
-"""One client's connection: how long it may be silent, when its client is gone, and what is said to what is no HTTP.
+"""One client's connection: how long it may be silent, when its client is gone, and the answer to what is no HTTP.
 
-uvicorn's own protocol, with three differences. A client that has closed its sending half still gets its answer. A
-connection on which nothing happens is closed. Refusals are in OpenAI's form.
+This is uvicorn's own protocol, with three differences. A client that has closed its sending half still gets its answer.
+A silent connection is closed. Refusals are in OpenAI's form.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from server.jsonwire import encode
 
 # A comment: clients skip it. Sent to learn whether anybody is there.
 NUDGE = b":\n\n"
-# Seconds between attempts to reach a client that has closed its sending half.
-# Not at once: most answers go out before. Four at most: some clients take no more than five interim responses.
-# The first attempt makes the system of a client that is gone say so; the second one hears it.
+# Seconds between attempts to reach a client that has closed its sending half. The first is not at once: most answers go
+# out before. There are four: some clients take no more than five interim responses. If the client is gone, its system
+# says so after the first attempt, and the second one hears it.
 TRIES_S = (0.5, 0.1, 3.0, 20.0)
 
 
 class Connection(H11Protocol):
-    """From its acceptance to its end."""
+    """One connection, from its acceptance to its end."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Connection(H11Protocol):
         self._header_timeout, self._crowded, self._on_lost = header_timeout, crowded, on_lost
         self._patience: asyncio.TimerHandle | None = None
         self._trial: asyncio.TimerHandle | None = None
-        # Whether the client sends nothing more, and whether what it gets is a stream of events.
+        # Whether the client has closed its sending half, and whether the answer is a stream of events.
         self._half_closed = self._streams = False
         self.app = partial(self._noting, self.app)
 
@@ -65,11 +65,11 @@ class Connection(H11Protocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open to be written to."""
         if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
-            # Nothing, or half a request: nobody to answer.
+            # No request, or half of one: there is nothing to answer.
             return False
         if self.scope["http_version"] != "1.1" and not self._streams:
-            # Nothing can be sent before its answer, so a client that is gone would not be noticed. Proxies that speak
-            # 1.0 leave this way.
+            # HTTP/1.0 has no interim responses, so a client that is gone would not be noticed before its answer.
+            # Proxies that speak 1.0 leave this way.
             return False
         self._half_closed = True
         self._trial = self.loop.call_later(TRIES_S[0], self._try, 1)
@@ -92,15 +92,15 @@ class Connection(H11Protocol):
         self._watch_for_silence()
 
     def send_400_response(self, msg: str) -> None:
-        """To what is no HTTP."""
+        """The answer to bytes that are no HTTP request."""
         self._refuse(InvalidHttp("what was sent is no HTTP request that this server can read, or its head is too long"))
 
     def _should_upgrade(self) -> bool:
-        """Never, and without a word: a request to HTTP/2 is answered by HTTP/1.1, one to WebSocket by the app."""
+        """Never. An offer of HTTP/2 is answered in HTTP/1.1; the app answers an offer of a WebSocket."""
         return False
 
     def _watch_for_silence(self) -> None:
-        """While it is the client's turn, and the app waits for nothing, time is short."""
+        """Start a timer when it becomes the client's turn, and stop it when it no longer is."""
         if not self._is_clients_turn():
             if self._patience is not None:
                 self._patience.cancel()
@@ -115,7 +115,8 @@ class Connection(H11Protocol):
             return True
         if not self.cycle.response_complete:
             return False
-        # Something has arrived that ends uvicorn's own wait for the next request, or the rest of a refused body does.
+        # uvicorn waits for the next request by itself, until a part of it arrives. It does not while the rest of a
+        # refused body arrives.
         return self.timeout_keep_alive_task is None or self.conn.their_state is h11.SEND_BODY
 
     def _give_up(self) -> None:
@@ -126,7 +127,7 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
-        """Before there is a request that the app could answer."""
+        """An error, and the end of the connection; for when there is no request that the app could answer."""
         if self.transport.is_closing():
             return
         body, status = encode(error.body()), HTTPStatus(error.status)
@@ -140,7 +141,7 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _try(self, number: int) -> None:
-        """Send what a client passes over, for the ``number``-th time, as long as the answer has not ended."""
+        """Send something that a client ignores, for the ``number``-th time, as long as the answer has not ended."""
         if self.transport.is_closing() or self.cycle.response_complete:
             return
         if not self.cycle.response_started:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from server.errors import CorsRefused
 from server.jsonwire import Json
 
-# Before a page of the open web may call a server on a private network, a browser asks for that by one of these.
+# A browser asks by one of these headers whether a page of the open web may call a server on a private network.
 NETWORKS = ("Private-Network", "Local-Network")
 
 
@@ -21,7 +21,7 @@ class Cors(CORSMiddleware):
                 if f"access-control-request-{network}" in request_headers:
                     answer.headers[f"Access-Control-Allow-{network}"] = "true"
             return answer
-        # A foreign origin is told nothing of what others may do.
+        # A foreign origin does not learn what others may do.
         hidden = ("content-",) if self.is_allowed_origin(request_headers["origin"]) else ("content-", "access-control-")
         kept = {name: value for name, value in answer.headers.items() if not name.startswith(hidden)}
         error = CorsRefused(self._reason(request_headers))

@@ -14,10 +14,10 @@ from server.errors import InvalidJson, UnsupportedMediaType
 
 # Far more than any field needs, far less than what makes Python's own recursion end.
 DEEPEST = 100
-# Of the body, in an error.
+# Characters of the body that an error shows.
 SHOWN = 20
 NAMED = 40
-# A string, which is passed over, or one of what JSON does not have and Python's parser lets through or stumbles at.
+# A string, which is passed over, or a word or number that is no JSON and that Python's parser accepts or fails at.
 STRAY = re.compile(r'"(?:[^"\\]|\\.)*"|(?P<word>-?Infinity|NaN)|(?P<digits>-?[0-9]{4301,})', re.DOTALL)
 NAMES = {dict: "object", list: "list", str: "string", int: "number", float: "number", bool: "boolean"}
 
@@ -64,10 +64,10 @@ def require_json(content_type: str | None) -> None:
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The object that a body is. A byte order mark is passed over; of UTF-16 and UTF-32, too.
+    """The object that a body is. A byte order mark is passed over, also in UTF-16 and UTF-32.
 
     Raises:
-        InvalidJson: it is none, or one that other readers would take for another.
+        InvalidJson: it is no JSON object, or other readers would read another one.
     """
     text = _decoded(body)
     try:
@@ -130,7 +130,7 @@ def _refuse_stray(text: str) -> NoReturn:
 
 
 def _stray_field(text: str) -> str | None:
-    """The field, or the field of a field, whose value is none; None where it lies deeper."""
+    """The field, or the field of a field, whose value is no JSON. None: it lies deeper."""
     try:
         value = json.loads(text, parse_constant=_Stray)
     except ValueError:
@@ -147,7 +147,7 @@ def _stray_field(text: str) -> str | None:
 
 
 def _require_flat(value: dict[str, Any], text: str) -> None:
-    """Seldom more than two counts: what is deep has many brackets."""
+    """Counting brackets is enough for most bodies: a deep one has many."""
     if text.count("{") + text.count("[") <= DEEPEST:
         return
     level: list[Any] = [value]

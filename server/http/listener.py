@@ -1,7 +1,7 @@
 """The listening sockets, and a bound on the connections that are accepted from them.
 
-asyncio's own way accepts without a bound, and out of file descriptors it tries again at once, for ever, and logs each
-attempt.
+asyncio itself accepts without a bound. When it runs out of file descriptors it tries again at once, for ever, and logs
+each attempt.
 """
 
 import asyncio
@@ -22,33 +22,33 @@ from server.http.connection import Connection
 
 logger = logging.getLogger("griffin")
 
-# Beyond the bound, for the operations: who asks /health while a crowd holds all other connections must get an answer,
-# or the process is ended for no fault of its own. Those of the crowd that come here are told to come again.
+# Connections beyond the bound, for the operations: a probe of /health must get an answer while a crowd holds all other
+# connections, or the process is ended for no fault of its own. Other requests that come here are told to come again.
 RESERVE = 8
 # Seconds that such a connection may take for its headers: the crowd is not to hold these too.
 RESERVE_HEADER_S = 2.0
 # Connections that the system keeps until they are accepted.
 BACKLOG = 128
-# Accepted before all else gets its turn.
+# Connections that are accepted before other tasks get their turn.
 AT_ONCE = 64
-# Out of descriptors or memory: seconds until the next attempt, and between log lines.
+# When descriptors or memory run out: seconds until the next attempt, and between log lines.
 PAUSE_S, QUIET_S = 1.0, 1.0
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-# Descriptors for all else: weights, caches, the log, libraries. Of a small limit no more than half.
+# Descriptors for everything else: weights, caches, the log, libraries. At most half of a small limit.
 OTHER_FILES = 128
 
 MakeProtocol = Callable[[Callable[[], bool], Callable[[], None], bool], asyncio.Protocol]
 
 
 class Listener:
-    """Accepts connections while fewer than so many are open. What comes beyond waits in the system's small backlog."""
+    """Accepts connections while fewer than so many are open. Further ones wait in the system's small backlog."""
 
     def __init__(self, sockets: Sequence[socket.socket], make: MakeProtocol, max_connections: int) -> None:
         """
         Args:
             sockets: bound and listening; they are closed here.
-            make: a protocol for a connection, from: whether it is one too many, what to call at its end, and whether
-                it is of the reserve.
+            make: gives a protocol for a connection. Its arguments: tells whether the connection is one too many; to be
+                called at its end; whether it belongs to the reserve.
         """
         self.sockets = tuple(sockets)
         self._make, self._max = make, max_connections
@@ -61,7 +61,7 @@ class Listener:
 
     @property
     def open(self) -> int:
-        """Connections, those of the reserve included."""
+        """How many connections are open, including those of the reserve."""
         return self._open
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Listener:
             listening.close()
 
     async def wait_closed(self) -> None:
-        """uvicorn asks for this; it has waited for connections by itself."""
+        """uvicorn calls this after it has waited for connections by itself."""
 
     def _resume(self) -> None:
         if self._accepts or self._closed:
@@ -101,7 +101,7 @@ class Listener:
             try:
                 client, _ = listening.accept()
             except OSError as error:
-                # Others are a client's that has left meanwhile, or there is none.
+                # Otherwise the client has left meanwhile, or there is no connection.
                 if error.errno in EXHAUSTED:
                     self._pause()
                     self._loop.call_later(PAUSE_S, self._resume)
@@ -129,26 +129,26 @@ class Listener:
             client.setblocking(False)
             await self._loop.connect_accepted_socket(lambda: self._make(crowded, lost, reserved), client)
         except OSError:
-            # It has left already.
+            # The client has left already.
             client.close()
             lost()
 
     def _say(self, message: str) -> None:
-        """At most a line a second."""
+        """Log a warning, at most one a second."""
         if time.monotonic() - self._logged_at >= QUIET_S:
             self._logged_at = time.monotonic()
             logger.warning("%s", message)
 
 
 def configuration(app: ASGIApp, port: int, **others: Any) -> uvicorn.Config:
-    """uvicorn's, of whichever server here: what is tested is what runs."""
+    """uvicorn's configuration, for the server and for tests: what is tested is what runs."""
     return uvicorn.Config(
         app,
         port=port,
-        # Its records go where all others go.
+        # uvicorn's records go where all others go.
         log_config=None,
         access_log=False,
-        # Others would be taken as soon as some package brings them.
+        # uvicorn would take others as soon as some package brings them.
         loop="asyncio",
         http="h11",
         ws="none",
@@ -180,7 +180,7 @@ class BoundedServer(uvicorn.Server):
             logger.error("%s", error.strerror or error)
             await self.lifespan.shutdown()
             sys.exit(STARTUP_FAILURE)
-        # It has all that uvicorn wants of a server.
+        # It has everything that uvicorn uses of a server.
         self.servers = [Listener(listening, self._connection, self._max)]  # type: ignore[list-item]
         self.started = True
 
@@ -200,7 +200,7 @@ def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
     try:
         for address in _addresses(hosts):
             found.append(_listening(*address, port))
-            # A free one that was taken for the first is wanted for all.
+            # Port 0 becomes a free port with the first address; all others get the same one.
             port = found[-1].getsockname()[1]
     except OSError:
         for listening in found:
@@ -210,7 +210,7 @@ def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def _addresses(hosts: Sequence[str]) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
-    """Each once, in order."""
+    """All addresses of these hosts, each once, in order."""
     answers = [
         answer
         for host in hosts
@@ -220,13 +220,13 @@ def _addresses(hosts: Sequence[str]) -> list[tuple[socket.AddressFamily, tuple[A
 
 
 def _listening(family: socket.AddressFamily, address: tuple[Any, ...], port: int) -> socket.socket:
-    # Named as TCP: only then asyncio has each token leave at once, instead of waiting for a reader's acknowledgement.
+    # With TCP named, asyncio lets each token leave at once, not only after the reader has acknowledged the last one.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         host, _, *scope = address
         if family == socket.AF_INET6:
-            # What the system says by default differs.
+            # The default differs between systems.
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
         listening.bind((host, port, *scope))
         listening.listen(BACKLOG)
@@ -238,7 +238,7 @@ def _listening(family: socket.AddressFamily, address: tuple[Any, ...], port: int
 
 
 def affordable(max_connections: int) -> int:
-    """So many, or as many as the limit on file descriptors allows, which is raised if need be and possible."""
+    """So many connections, or as many as the limit on file descriptors allows. The limit is raised if possible."""
     try:
         import resource
     except ImportError:

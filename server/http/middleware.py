@@ -1,4 +1,4 @@
-"""What every HTTP request passes before a route sees it: a name and a log line, a key, room, a bound on its body."""
+"""What every request passes before its route: a name and a log line, a key, room in the queue, a bound on its body."""
 
 import asyncio
 import hashlib
@@ -31,7 +31,7 @@ REQUEST_ID = "x-request-id"
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 # Answers of a server that starts or stops: probes are there to get them.
 PASSING = (ModelLoading.code, ServerDraining.code)
-# Beside Authorization: Bearer, as other services and their clients have it.
+# Other services and their clients send keys in these, besides Authorization: Bearer.
 KEY_HEADERS = ("x-api-key", "api-key")
 OPERATIONS = ("/health", "/ready", "/metrics")
 
@@ -77,7 +77,7 @@ class RequestLog:
 
 
 class Door:
-    """Refuses what comes on a connection too many, but for the operations; and what is to become no HTTP."""
+    """Refuses requests on a connection too many, unless they are to the operations, and offers of a WebSocket."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -109,11 +109,11 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def _admits(self, headers: Headers) -> bool:
-        # A key that means nothing may come beside the right one: OpenAI's SDKs cannot leave theirs out.
+        # A meaningless key may come beside the right one: OpenAI's SDKs cannot leave theirs out.
         return sum(map(self._known, _sent(headers))) > 0
 
     def _known(self, key: bytes) -> bool:
-        # All keys are compared, each in constant time: how long it takes says nothing.
+        # All keys are compared, each in constant time, so that the time tells nothing about them.
         digest = _digest(key)
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
@@ -167,7 +167,7 @@ class BodyLimit:
             raise BodyTimeout(f"the request body did not arrive within {self._timeout_s:g} s") from None
 
         if body["type"] == "http.disconnect":
-            # Half a body is no request, and nobody is left to answer.
+            # The client left in the middle of its body: there is no request, and nobody to answer.
             return
 
         unread = [body]
@@ -196,9 +196,10 @@ class BodyLimit:
 
 
 def _require_plain(encoding: str) -> None:
-    """
+    """Accept no compressed body: it could be a thousand times as large as what arrives.
+
     Raises:
-        UnsupportedEncoding: a compressed body could be a thousand times as large as what arrives.
+        UnsupportedEncoding: it is compressed.
     """
     codings = [coding for coding in (part.strip().lower() for part in encoding.split(",")) if coding]
     if any(coding != "identity" for coding in codings):

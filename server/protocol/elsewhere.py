@@ -1,14 +1,14 @@
 """Fields of other servers' APIs that this one has no field for, as data.
 
-Read for it, in November 2026: the types of OpenAI's SDK 3.54; the request classes of vLLM, SGLang,
+Sources, read in November 2026: the types of OpenAI's SDK 3.54; the request classes of vLLM, SGLang,
 text-generation-webui and TGI; the request schema of llama.cpp's server; Ollama's and LM Studio's documents.
 
-- REFUSED: the answer depends on it elsewhere and not here. Only values that ask for nothing are accepted.
-- TUNING: belongs to one of those, and means nothing while that one is off.
-- HARMLESS: no answer depends on it.
+- REFUSED: the answer depends on the field elsewhere, and cannot here. Only values that ask for nothing are accepted.
+- TUNING: the field is a setting of a REFUSED one, and has no effect while that one is off.
+- HARMLESS: no answer depends on the field.
 
-A field with a twin here is a field of the request itself: see ``GenerationRequest``. All other keys are unknown, and
-are named in the header ``x-griffin-ignored``.
+A field that has the meaning of one of ours is a field of ``GenerationRequest``. All other keys are unknown: the header
+``x-griffin-ignored`` names them.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from server.protocol.fields import refuse
 class Refused:
     """A field that is not honoured.
 
-    nothing: the values, besides null, that ask for nothing, or for what is done anyway.
+    nothing: the values, besides null, that ask for nothing, or for what the server does anyway.
     instead: what to send here, for the error's text.
     """
 
@@ -289,12 +289,12 @@ HARMLESS = frozenset({
 
 
 def asks_for_nothing(value: Any, nothing: tuple[Any, ...]) -> bool:
-    """Whether a field that cannot be honoured is there in name only. True is not 1 here; 1.0 is."""
+    """Whether a value is one of those that ask for nothing. True is not 1 here; 1.0 is."""
     return value is None or any((type(value) is bool) == (type(none) is bool) and value == none for none in nothing)
 
 
 def require_supported(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -> None:
-    """Refuse, by name, what is not honoured.
+    """Refuse, by name, fields that are not honoured.
 
     Args:
         sent: keys of a request that are no fields of it.
@@ -306,31 +306,31 @@ def require_supported(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -
 
 
 def require_untuned(sent: Mapping[str, Any]) -> None:
-    """Refuse settings of a mechanism that the request does not turn off: a server elsewhere may have it on.
+    """Refuse settings of a mechanism, unless the request turns it off: elsewhere it may be on by default.
 
     Args:
         sent: keys of a request for an answer that are no fields of it. A message's keys are no settings.
     """
-    # A mechanism that is on has been refused by its own name.
+    # A request that turns the mechanism on has been refused already.
     for name, value in sent.items():
         if (tuning := TUNING.get(name)) and not asks_for_nothing(value, tuning.usual) and not _is_off(tuning, sent):
             refuse(name, f"is not supported; leave it out, or turn {tuning.of[0]} off", "unsupported_parameter")
 
 
 def _is_off(tuning: Tuning, sent: Mapping[str, Any]) -> bool:
-    """Whether the request says so. Elsewhere it may be on by a server's default."""
+    """Whether the request turns the mechanism off."""
     return any(sent.get(name) is not None for name in tuning.of)
 
 
 def unknown(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -> list[str]:
-    """Keys that mean nothing here or elsewhere, such as a misspelt one."""
+    """Keys that have no meaning here or elsewhere, such as a misspelt one."""
     return sorted(set(sent) - set(refused) - set(TUNING) - HARMLESS)
 
 
 def documented(schema: dict[str, Any], refused: Mapping[str, Refused]) -> None:
     """Write into a request's JSON schema which values of these fields are accepted.
 
-    They stand apart from the properties, which are the fields that do something.
+    They stand apart from the properties, which are the fields that have an effect.
     """
     schema["patternProperties"] = {
         f"^{name}$": {

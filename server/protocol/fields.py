@@ -20,7 +20,7 @@ UNLIMITED = -1
 
 
 def refuse(param: str, why: str, code: str = "invalid_value") -> NoReturn:
-    """For what pydantic itself would not name.
+    """Raise an error that names the field itself; pydantic's own errors name only where a validator stands.
 
     Args:
         param: the field, from where the validator stands: a message's own ``role``, a list's own ``[2].text``.
@@ -65,7 +65,7 @@ def _prompts(value: Any) -> list[str | list[int]]:
 
 
 def _stop(value: object) -> list[str]:
-    """An empty string alone stops nothing; within a list it is a mistake."""
+    """A list of stop strings. An empty string instead of a list is none; in a list it is a mistake."""
     listed = [value] if isinstance(value, str) and value else [] if value is None or value == "" else value
     if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
         raise ValueError("must be a string or a list of non-empty strings")
@@ -104,14 +104,14 @@ def _sparsity(value: object) -> float | Literal["auto"]:
 
 
 def few_keys(value: Any) -> Any:
-    """Each unknown key would cost an error of its own."""
+    """Refuse a body of very many keys: each unknown one would cost an error of its own."""
     if isinstance(value, dict) and len(value) > MAX_KEYS:
         raise ValueError(f"has {len(value)} keys; at most {MAX_KEYS} are supported")
     return value
 
 
 def small(value: Any) -> Any:
-    """For values that may be anything: nothing in them is worth a second of the server's time, or has no UTF-8."""
+    """Refuse a free value that is large, or that cannot be written in UTF-8."""
     pending, count = [value], 0
     while pending:
         item = pending.pop()
@@ -125,7 +125,7 @@ def small(value: Any) -> Any:
 
 
 def require_unicode(*values: object) -> None:
-    """JSON can spell half a surrogate pair, which is no character and has no UTF-8."""
+    """Refuse half a surrogate pair: JSON can spell it, but it is no character and cannot be written in UTF-8."""
     try:
         for value in values:
             if isinstance(value, str):

@@ -35,7 +35,7 @@ def _role(value: object) -> object:
 
 
 def _content(value: object, info: ValidationInfo) -> str | None:
-    """One text. Looked at here and not by pydantic, which would list all that is wrong with each of a million parts."""
+    """One text. pydantic would list every error of a million parts, so they are looked at here."""
     if value is None or isinstance(value, str):
         require_unicode(value)
         return value
@@ -85,7 +85,7 @@ def _content_schema(*kinds: str) -> dict[str, Any]:
 
 
 def _by_role(schema: dict[str, Any]) -> None:
-    """An assistant may have said nothing; the others may not."""
+    """The schema: only an assistant's message may lack content."""
     common = {name: field for name, field in schema.pop("properties").items() if name not in ("role", "content")}
     common |= {name: {"enum": [None, *field.nothing]} for name, field in REFUSED_IN_MESSAGES.items()}
     said = _content_schema(*TEXTS)
@@ -133,7 +133,7 @@ class Message(BaseModel):
         return self
 
     def _refusal(self) -> str:
-        """An assistant that declined has said that, and nothing else."""
+        """The text with which an assistant declined, which is its content; or no text."""
         refusal = (self.model_extra or {}).get("refusal")
         if refusal is not None and not isinstance(refusal, str):
             refuse("refusal", "must be a text")
@@ -141,12 +141,12 @@ class Message(BaseModel):
         return refusal or ""
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates expect it: one text. developer is OpenAI's newer word for system."""
+        """The form that chat templates expect, with one text. developer is OpenAI's newer word for system."""
         message = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
         others = {"name": self.name, "reasoning_content": self.reasoning_content}
         return message | {name: value for name, value in others.items() if value}
 
     def ignored(self) -> list[str]:
-        """Keys that mean nothing here, unless they say nothing."""
+        """Keys that have no meaning here, if they have a value."""
         sent = {name for name, value in (self.model_extra or {}).items() if value not in (None, "", [], {}, False)}
         return sorted(sent - set(REFUSED_IN_MESSAGES) - {"refusal"})

@@ -102,7 +102,9 @@ class GenerationRequest(BaseModel):
         default_factory=list, description=f"up to {MAX_STOP_STRINGS}; the text ends before the first that appears"
     )
     stop_token_ids: Annotated[TokenIds, Field(max_length=128)] | None = None
-    include_stop_str_in_output: bool | None = Field(default=False, description="the text ends behind it instead")
+    include_stop_str_in_output: bool | None = Field(
+        default=False, description="the text ends after the stop string instead of before it"
+    )
     no_stop_trim: bool | None = Field(default=None, description="include_stop_str_in_output, as SGLang calls it")
     ignore_eos: bool | None = Field(default=False, description="go on to max_tokens, for runs of a fixed length")
     skip_special_tokens: bool | None = Field(default=True, description="leave special tokens out of the text")

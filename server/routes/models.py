@@ -52,6 +52,6 @@ def _sampling_defaults(model: ServedModel) -> SamplingDefaults:
 
 def _parameters(model: ServedModel, sparsity: SparsityChoice) -> Parameters:
     accounting = model.engine.accounting
-    # What is not known before there is a prompt is none.
+    # Auto comes to a number only with a prompt.
     active = None if sparsity == "auto" else accounting.active(accounting.kept(sparsity))
     return Parameters(total=accounting.total, feed_forward=accounting.feed_forward, active=active)

@@ -17,8 +17,7 @@ PATHS = ("/health", "/ready", "/metrics", "/version")
 async def health(request: Request) -> dict[str, str]:
     """The process is alive, whether or not it can answer yet. 503 when only a restart can help."""
     service: Service = request.app.state.service
-    if service.loaded is not None:
-        service.loaded.workers.recovery.require_hope()
+    service.require_hope()
     return {"status": "ok"}
 
 

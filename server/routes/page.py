@@ -18,7 +18,7 @@ MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 HEADERS = {
-    # Asked for again each time, and mostly answered by 304: page and server are always of one version.
+    # A browser asks each time, and mostly gets a 304: page and server are always of the same version.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -39,7 +39,7 @@ class Asset:
 
 
 def read_assets() -> dict[str, Asset]:
-    """All files of the page by name; whatever else lies beside them is none."""
+    """All files of the page, by name. Files of other types are left out."""
     found: dict[str, Asset] = {}
     for file in (files("server") / "page").iterdir():
         media_type = MEDIA_TYPES.get(file.name[file.name.rfind(".") :])
@@ -50,7 +50,7 @@ def read_assets() -> dict[str, Asset]:
 
 
 class PageRoutes:
-    """The files are read once, here. ``paths`` are all that the page is made of: they need no key."""
+    """Reads the files once, when it is made. ``paths``: those of the page, which need no key."""
 
     def __init__(self) -> None:
         self._assets = read_assets()
@@ -77,7 +77,7 @@ class PageRoutes:
 
 
 async def _state(request: Request) -> dict[str, object]:
-    """What the page asks before it asks anything else. Always 200: a browser logs every 503 as an error of the page."""
+    """The page's first question. Always 200: a browser logs every 503 as an error of the page."""
     service: Service = request.app.state.service
     trouble = None
     try:

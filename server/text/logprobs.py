@@ -18,7 +18,8 @@ CONTINUATION_BYTES = range(0x80, 0xC0)
 class Spelling:
     """One token as text, as bytes, and how many characters begin in it.
 
-    special: a text may leave it out. whole: it is no part of a character.
+    special: a text may leave it out.
+    whole: its bytes are whole characters.
     """
 
     text: str
@@ -30,9 +31,10 @@ class Spelling:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token of an answer; no log-probabilities on a prompt's first token.
+    """A token of an answer. A prompt's first token has no log-probabilities.
 
-    hidden: it is no part of the text. shown: it is, although special tokens are left out.
+    hidden: it is no part of the text.
+    shown: it is a part of the text, although special tokens are left out.
     """
 
     id: int
@@ -42,7 +44,7 @@ class ScoredToken:
 
 
 class Vocabulary:
-    """How each id is spelled, behind other text. Looked up once for each id."""
+    """How each id is spelled after other text. Looked up once for each id."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -58,7 +60,7 @@ class Vocabulary:
         return spelling
 
     def spelled_after(self, ids: list[int], id: int, skip_special_tokens: bool) -> str | None:
-        """What a token adds to the text of others; None if that is no whole character."""
+        """The text that a token adds to that of the tokens before it; None if it is no whole character."""
         text, longer = (
             self._tokenizer.decode(part, skip_special_tokens=skip_special_tokens) for part in (ids, [*ids, id])
         )
@@ -103,10 +105,10 @@ BYTE_OF = _byte_level_alphabet()
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What stands for one token in a text, and how many characters it takes there.
+    """The text of one token within a text, and how many characters it takes there.
 
-    Its text is empty where the token is left out of the text. A token that is no whole character takes the characters
-    that begin in it.
+    text: empty where the token is left out of the text.
+    size: for a token that is no whole character, the characters that begin in it.
     """
 
     token: ScoredToken
@@ -115,9 +117,9 @@ class Part:
 
 
 class LegacyForm:
-    """The four arrays of /v1/completions, for one choice; offsets go on from piece to piece.
+    """The four arrays of /v1/completions, for one choice. Offsets go on from piece to piece.
 
-    Tokens are the parts of the text: joined they are the text, where each of them is whole characters.
+    Where all tokens are whole characters, the tokens joined are the text.
     """
 
     def __init__(self, vocabulary: Vocabulary, hide_special: bool, prompt_ids: Sequence[int] = ()) -> None:
@@ -135,7 +137,7 @@ class LegacyForm:
         self._pending: deque[Part] = deque()
 
     def echo(self, tokens: Sequence[ScoredToken], text: str) -> dict[str, Any]:
-        """Of a prompt: each token found again in the text that is echoed, which may have fewer of them."""
+        """The arrays of a prompt. Each token is found again in the echoed text, which may lack some of them."""
         parts: list[Part] = []
         place = 0
         for special, run in groupby(tokens, lambda token: self._vocabulary[token.id].special):
@@ -148,7 +150,7 @@ class LegacyForm:
         return arrays
 
     def _special(self, run: Sequence[ScoredToken], text: str, place: int) -> list[Part]:
-        """Special tokens that stand at a place in a text, or that the tokenizer has added and the text lacks."""
+        """Special tokens at a place in a text. The text lacks those that the tokenizer has added."""
         parts: list[Part] = []
         for token in run:
             spelled = self._vocabulary[token.id].text
@@ -158,7 +160,7 @@ class LegacyForm:
         return parts
 
     def _ordinary(self, run: Sequence[ScoredToken], text: str, place: int) -> list[Part]:
-        """Tokens between special ones; SentencePiece may have put a space before them that the text lacks."""
+        """Tokens between special ones. SentencePiece may have put a space before them, which the text lacks."""
         spelled = [self._vocabulary[token.id] for token in run]
         for first in (spelled[0].text, spelled[0].text.removeprefix(" ")):
             texts = [first, *(each.text for each in spelled[1:])]
@@ -172,10 +174,10 @@ class LegacyForm:
         return [Part(token, each.text, each.characters) for token, each in zip(run, spelled, strict=True)]
 
     def generated(self, tokens: Sequence[ScoredToken], text: str, *, last: bool, stopped: bool) -> dict[str, Any]:
-        """Of generated tokens, and the text that came with them: all whose text has come by now.
+        """The arrays of generated tokens and their text. Tokens whose text has not come yet are listed later.
 
         Args:
-            last: nothing comes after these: what waits for its text is listed too.
+            last: no tokens come after these, so none is left for later.
             stopped: the text ends at a stop string, maybe before the end of its tokens, or in the middle of one.
         """
         self._pending += map(self._part, tokens)
@@ -234,7 +236,7 @@ class LegacyForm:
 
 
 def _stands_at(place: int, parts: Sequence[Part], spelled: Sequence[Spelling], text: str) -> bool:
-    """Whether a text has these parts at a place; one that is no whole character is taken on trust."""
+    """Whether a text has these parts at a place. Parts that are no whole character are not compared."""
     for part, each in zip(parts, spelled, strict=True):
         if each.whole and not text.startswith(part.text, place):
             return False

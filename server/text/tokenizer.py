@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
-# The end of the prompt fixes how the first token is spelled. Enough tokens to hold a whole character.
+# Of the prompt's end, which decides how the first token is spelled. A whole character has no more tokens.
 CONTEXT_TOKENS = 8
 # A UTF-8 character is at most 4 bytes, so at most 4 byte tokens; more of them are not half a character.
 LONGEST_CHARACTER = 4
@@ -61,10 +61,10 @@ def tokenizer_info(tokenizer: Tokenizer) -> dict[str, Any]:
 class Detokenizer:
     """Ids in, text out; half a character is held back until its other half comes.
 
-    Each token is decoded behind the last text that was released, and what is new is returned: how a token is
-    spelled can depend on the one before it, and byte tokens only make sense from a character's first on.
-    (The decode stream of the tokenizers package would do, but it cannot be flushed and raises on sequences
-    that are not UTF-8, which a strongly pruned model does produce.)
+    Each token is decoded together with the tokens of the last text that was released, and the new text is returned.
+    The reason: a token's spelling can depend on the token before it, and a byte token needs the bytes before it.
+    (The decode stream of the tokenizers package cannot be flushed. It raises on sequences that are not UTF-8, which a
+    strongly pruned model does produce.)
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool = True) -> None:
@@ -78,14 +78,14 @@ class Detokenizer:
 
     @property
     def holding(self) -> bool:
-        """Whether a character has begun and not ended."""
+        """Whether a character is incomplete."""
         return bool(self._held)
 
     def feed(self, id: int) -> str:
         self._held.append(id)
         text = self._decode(self._known + self._held)
         if text == self._known_text:
-            # A special token: nothing is spelled, and nothing can be spelled by it.
+            # A special token: it has no text, and completes no character.
             self._held.clear()
             return ""
         if text.endswith(REPLACEMENT) and len(self._held) < LONGEST_CHARACTER:
@@ -93,7 +93,7 @@ class Detokenizer:
         return self._release(text)
 
     def flush(self) -> str:
-        """What is still held back, incomplete as it may be."""
+        """The text that is still held back, even if it is incomplete."""
         return self._release(self._decode(self._known + self._held)) if self._held else ""
 
     def _release(self, text: str) -> str:
@@ -110,7 +110,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Text in, text out, up to the first of the stop strings; what may be the beginning of one is held back."""
+    """Text in, text out, up to the first stop string. Text that may be the beginning of one is held back."""
 
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
         self._stops, self._include = stops, include
@@ -132,7 +132,7 @@ class StopStrings:
         return "" if self.found else self._take(len(self._held))
 
     def _undecided(self) -> int:
-        """Length of the longest end of the text that some stop string begins with."""
+        """Length of the longest end of the text that is the beginning of a stop string."""
         longest = min(len(self._held), max(len(stop) for stop in self._stops) - 1)
         return next(
             (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0
@@ -144,7 +144,7 @@ class StopStrings:
 
 
 def special_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[int, str]:
-    """Which of these texts are special tokens, by id. Such a token spells nothing where they are left out."""
+    """Which of these texts are special tokens, by id. Their text is empty where special tokens are left out."""
     wanted = set(texts)
     if not wanted:
         return {}
@@ -155,10 +155,7 @@ def special_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[int, str]:
 
 
 class TextStream:
-    """Generated ids in, printable text out, ended by stop strings, special tokens among them.
-
-    ``min_tokens``: stop strings count from the token after that many on.
-    """
+    """Generated ids in, printable text out, up to a stop string, which may be a special token."""
 
     def __init__(
         self,
@@ -170,6 +167,11 @@ class TextStream:
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
     ) -> None:
+        """
+        Args:
+            include_stop: the text ends after the stop string, instead of before it.
+            min_tokens: a stop string among the first so many tokens does not count.
+        """
         self._detokenizer = Detokenizer(tokenizer, prompt_ids, skip_special_tokens)
         self._stops = StopStrings(stops, include_stop)
         self._special_stops = special_ids(tokenizer, stops)
@@ -196,7 +198,7 @@ class TextStream:
     def _stop_at(self, id: int) -> str:
         """A special token that is a stop string: found whether or not the text shows it."""
         text = self.flush()
-        # What was held back may hold another stop string, which came first.
+        # The text that was held back may contain another stop string, which came first.
         if not self._stops.found:
             self._stops.found = True
             self.shows_special = self._include

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 
 from griffin import Pruning, Selection
 
-# Of a model of 13 billion parameters, some sixty sets of the paper's method; of a small one, many more than anybody
-# looks at.
+# Room for some sixty sets of the paper's method with a model of 13 billion parameters; far more with a small one.
 BUDGET_BYTES = 64 * 2**20
-# Of method griffin+, what stands for the removed neurons is far larger: it is held of the latest set, and of more if
-# they fit here, as those of small models do.
+# The corrections of method griffin+ are far larger. The latest set keeps its correction in any case, and others as long
+# as they fit here, as those of small models do.
 CORRECTION_BYTES = 256 * 2**20
 
 
@@ -17,7 +16,7 @@ CORRECTION_BYTES = 256 * 2**20
 class KnownExperts:
     """Neurons, and the choices that led to them the last time.
 
-    is_whole: whether a request can run with them as they were; else their correction has been given up.
+    is_whole: whether a request can run with them again. If not, their correction was dropped to save memory.
     """
 
     selection: Selection
@@ -26,14 +25,14 @@ class KnownExperts:
 
 
 class RecentExperts:
-    """The latest sets, as many as fit, the latest of them whole; used on the event loop alone."""
+    """The latest sets, as many as fit. The latest one is whole. Used on the event loop only."""
 
     def __init__(self, budget_bytes: int = BUDGET_BYTES, correction_bytes: int = CORRECTION_BYTES) -> None:
         self._budget, self._correction_budget = budget_bytes, correction_bytes
         self._sets: OrderedDict[str, KnownExperts] = OrderedDict()
 
     def remember(self, selection: Selection | None, pruning: Pruning) -> None:
-        """As the latest, whether or not it was known."""
+        """Keep a set as the latest one, even if it was known before."""
         if selection is None:
             return
         self._sets.pop(selection.expert_set, None)
@@ -41,13 +40,13 @@ class RecentExperts:
         self._fit()
 
     def find(self, expert_set: str) -> KnownExperts | None:
-        """One that is asked for is the latest again."""
+        """A known set, which becomes the latest one again."""
         if expert_set in self._sets:
             self._sets.move_to_end(expert_set)
         return self._sets.get(expert_set)
 
     def _fit(self) -> None:
-        """From the latest on, as long as there is room; first the corrections go, then whole sets."""
+        """Drop the oldest corrections that have no room, and then the oldest sets."""
         room, correction_room, latest = self._budget, self._correction_budget, next(reversed(self._sets))
         for name in reversed(list(self._sets)):
             known = self._sets[name]

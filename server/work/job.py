@@ -1,23 +1,20 @@
-"""One request as a worker sees it: prompts in, events out; and what it needs of an engine.
-
-Threads and asyncio meet here: a worker posts events, which come out on the event loop.
-"""
+"""One request as a worker sees it: prompts in, events out; and what a worker needs of an engine."""
 
 import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from functools import partial
 from typing import Protocol
 
 from griffin import Accounting, Comparison, Logprobs, Pruning, Sampling, Scoring, Selection, Token, Verification
 from griffin.method.auto import Outlook
 from server.errors import RequestTimeout
+from server.work.mailbox import Mailbox
 
-# Events a slow reader may be behind before its job waits, some megabytes; and for how long it does.
+# So many events (some megabytes) may be unread before a job waits for its reader; and for how long it waits.
 UNREAD = 4096
 READER_PAUSE_S = 0.02
 LONGEST_STALL_S = 10.0
@@ -65,7 +62,7 @@ class EngineLike(Protocol):
 class Ask:
     """One prompt, and the sequences that are wanted from it: one for each sampling, maybe none.
 
-    compare: whether each of them is to be run through the full model, too, once it is there.
+    compare: whether each sequence is to be compared with the full model once it is generated.
     """
 
     prompt_ids: list[int]
@@ -108,17 +105,11 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One of a prompt's sequences has been compared with the full model; None where nothing was removed."""
+    """One of a prompt's sequences was compared with the full model. None: no neuron had been removed."""
 
     prompt: int
     sample: int
     comparison: Comparison | None
-
-
-class Silence(Enum):
-    """Nothing has happened for a while."""
-
-    IDLE = auto()
 
 
 Event = Read | Made | Compared
@@ -129,6 +120,9 @@ class Job:
     """One request's prompts. Times are ``time.monotonic`` seconds.
 
     asks: read by the worker's thread and by the event loop, and changed by neither.
+    started: when a worker took it.
+    answered: the client has everything it wanted, whether or not the engine has noticed.
+    mailbox: where the worker's thread puts the events.
     """
 
     asks: tuple[Ask, ...]
@@ -136,41 +130,21 @@ class Job:
     deadline: float
     request_id: str = ""
     started: float | None = None
-    # Set when the client has all it wanted, whether or not the engine has noticed.
     answered: bool = False
+    mailbox: Mailbox[Event] = field(default_factory=Mailbox)
     # Sequences, by prompt and sample, that need no further token.
     _ended: set[tuple[int, int]] = field(default_factory=set)
     _cancelled: threading.Event = field(default_factory=threading.Event)
-    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _events: "asyncio.Queue[Event | Exception | None]" = field(default_factory=asyncio.Queue)
     _timer: asyncio.TimerHandle | None = None
-
-    async def next(self, idle_s: float | None = None) -> Event | Silence | None:
-        """What happens next; IDLE when nothing did for that long; None once the job is over or cancelled.
-
-        Raises:
-            Exception: what the engine raised.
-        """
-        if self._events.empty():
-            try:
-                async with asyncio.timeout(idle_s):
-                    event = await self._events.get()
-            except TimeoutError:
-                return Silence.IDLE
-        else:
-            event = self._events.get_nowait()
-        if isinstance(event, Exception):
-            raise event
-        return event
 
     def end(self, prompt: int, sample: int) -> None:
         """One sequence is complete: its text has reached a stop string."""
         self._ended.add((prompt, sample))
 
     def cancel(self) -> None:
-        """Give the job up: in the queue at once, in the engine within one token or prompt chunk."""
+        """Give the job up. A running engine notices within one token or prompt chunk."""
         self._cancelled.set()
-        self.post(None)
+        self.mailbox.post(None)
 
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
@@ -180,14 +154,9 @@ class Job:
         """Whether the client got all it wanted, as opposed to a job that was given up."""
         return self.answered or not self.cancelled()
 
-    def post(self, event: Event | Exception | None) -> None:
-        # A loop that is gone has nobody left who waits.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-
     def watch_deadline(self, expire: Callable[["Job"], None]) -> None:
-        """Kept on the event loop: an engine deep in a computation cannot keep it."""
-        self._timer = self._loop.call_later(max(0.0, self.deadline - time.monotonic()), expire, self)
+        """Call ``expire`` at the deadline, on the event loop: an engine may be deep in a computation then."""
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, self.deadline - time.monotonic()), expire, self)
 
     def forget_deadline(self) -> None:
         if self._timer is not None:
@@ -197,18 +166,20 @@ class Job:
         """All prompts, one after the other, on the worker's thread."""
         for prompt, ask in enumerate(self.asks):
             with engine.read(ask.prompt_ids, ask.pruning, ask.scoring, self.cancelled) as read:
-                self.post(Read(prompt, read.scores, read.selection, read.cached_tokens, read.pruning, read.outlook))
+                self.mailbox.post(
+                    Read(prompt, read.scores, read.selection, read.cached_tokens, read.pruning, read.outlook)
+                )
                 for sample, sampling in enumerate(ask.samplings):
                     ids = self._generate(read, prompt, sample, sampling, ask.verification)
                     if ask.compare and not self.cancelled():
-                        self.post(Compared(prompt, sample, read.compare(ids, self.cancelled)))
+                        self.mailbox.post(Compared(prompt, sample, read.compare(ids, self.cancelled)))
 
     def _generate(
         self, read: PromptLike, prompt: int, sample: int, sampling: Sampling, verification: Verification
     ) -> list[int]:
         ids, over = [], partial(self._over, (prompt, sample))
         for token in read.generate(sampling, over, verification):
-            self.post(Made(prompt, sample, token, time.monotonic()))
+            self.mailbox.post(Made(prompt, sample, token, time.monotonic()))
             ids.append(token.id)
             self._wait_for_reader()
         return ids
@@ -217,11 +188,11 @@ class Job:
         return self._cancelled.is_set() or key in self._ended
 
     def _wait_for_reader(self) -> None:
-        """Nobody's slow reading grows memory without bound, or holds the engine for long."""
-        unread, since = self._events.qsize(), time.monotonic()
-        while self._events.qsize() > UNREAD and not self._cancelled.wait(READER_PAUSE_S):
-            if self._events.qsize() < unread:
-                unread, since = self._events.qsize(), time.monotonic()
+        """Wait while too many events are unread; give the job up if its reader takes none for long."""
+        unread, since = self.mailbox.unread, time.monotonic()
+        while self.mailbox.unread > UNREAD and not self._cancelled.wait(READER_PAUSE_S):
+            if self.mailbox.unread < unread:
+                unread, since = self.mailbox.unread, time.monotonic()
             elif time.monotonic() - since > LONGEST_STALL_S:
-                self.post(RequestTimeout(f"nothing of the answer was read for {LONGEST_STALL_S:g} s"))
+                self.mailbox.post(RequestTimeout(f"nothing of the answer was read for {LONGEST_STALL_S:g} s"))
                 self.cancel()

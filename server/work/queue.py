@@ -34,7 +34,7 @@ class Queue:
         self._running: set[Job] = set()
         self._reserved = 0
         self._draining = False
-        self._mean_s = FIRST_ESTIMATE_S
+        self._pace = Pace()
         # When there was a job, or a place was reserved for one, for the last time.
         self.busy_at = 0.0
 
@@ -72,7 +72,7 @@ class Queue:
                 raise QueueFull(
                     f"all workers are busy and {self._backlog()} requests wait, as many as may "
                     f"(queue_size={self._size}); try again later",
-                    self._retry_after_s(),
+                    self._pace.retry_after_s(len(self._waiting) + self._reserved + 1, self._recovery.engines),
                 )
 
     @contextmanager
@@ -131,7 +131,7 @@ class Queue:
             self._running.discard(job)
             self.busy_at = time.monotonic()
             if not failed and job.complete:
-                self._mean_s += SMOOTHING * (seconds - self._mean_s)
+                self._pace.learn(seconds)
 
     def drain(self) -> None:
         """Take nothing new. Jobs that wait or run go on."""
@@ -142,12 +142,14 @@ class Queue:
         """End all jobs that wait, and maybe those that run, with a reason for their clients."""
         with self._changed:
             for job in (*self._waiting, *(self._running if running else ())):
-                job.post(reason)
+                job.mailbox.post(reason)
                 job.cancel()
             self._waiting.clear()
 
     def _expire(self, job: Job) -> None:
-        job.post(RequestTimeout(f"the request was not finished within {job.deadline - job.arrived:g} s", "timeout"))
+        job.mailbox.post(
+            RequestTimeout(f"the request was not finished within {job.deadline - job.arrived:g} s", "timeout")
+        )
         self.discard(job)
 
     def _backlog(self) -> int:
@@ -157,6 +159,17 @@ class Queue:
         # A cancelled job ends within a token; its engine is as good as free.
         return self._recovery.working - sum(not job.cancelled() for job in self._running)
 
-    def _retry_after_s(self) -> int:
-        ahead = len(self._waiting) + self._reserved + 1
-        return min(LONGEST_RETRY_S, max(1, math.ceil(self._mean_s * ahead / self._recovery.engines)))
+
+class Pace:
+    """How long a job takes, about."""
+
+    def __init__(self) -> None:
+        self._mean_s = FIRST_ESTIMATE_S
+
+    def learn(self, seconds: float) -> None:
+        """A job has taken so long."""
+        self._mean_s += SMOOTHING * (seconds - self._mean_s)
+
+    def retry_after_s(self, jobs: int, engines: int) -> int:
+        """Seconds until so many jobs are done, from 1 to ``LONGEST_RETRY_S``."""
+        return min(LONGEST_RETRY_S, max(1, math.ceil(self._mean_s * jobs / engines)))

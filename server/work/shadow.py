@@ -23,7 +23,7 @@ FAILURES = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shadow:
-    """An answer that is to be read again, and the neurons that it came from."""
+    """An answer that is to be read again, and the choices that it was generated with."""
 
     prompt_ids: list[int]
     ids: list[int]
@@ -43,7 +43,7 @@ class Shadow:
 
 
 class Shadows:
-    """Those that wait, the newest of them, and what became of the others. Used under the workers' lock."""
+    """Answers that wait for a comparison: the newest ones. Used under the queue's lock."""
 
     def __init__(self, share: float, metrics: Metrics, model_name: str) -> None:
         self._share, self._metrics, self._model_name = share, metrics, model_name
@@ -65,7 +65,15 @@ class Shadows:
         return ask.pruning.prunes(width) and unverified and random.random() < self._share
 
     def put(self, ask: Ask, selection: Selection | None, ids: list[int]) -> None:
-        """The newest; the oldest go, until all fit. The first token is the full model's, and one alone says nothing."""
+        """Keep an answer; the oldest ones go until all fit.
+
+        An answer of one token is not kept: it came from the full model.
+
+        Args:
+            ask: with the choices that applied.
+            selection: the neurons that the answer was generated with; None if it was the full model.
+            ids: the answer.
+        """
         if self._share and selection is not None and len(ids) > 1:
             # Neurons with a compensation are chosen again, and are the same: holding it would take much memory.
             pruning = replace(ask.pruning, reuse=selection) if selection.kept.is_plain else ask.pruning
@@ -77,7 +85,7 @@ class Shadows:
         return self._waiting.popleft()
 
     def interrupted(self, shadow: Shadow) -> None:
-        """It was taken, and something more important came."""
+        """A comparison was given up for something more important; it is the next one again."""
         self._waiting.appendleft(shadow)
         self._fit()
 
@@ -93,7 +101,7 @@ class Shadows:
         self._metrics.shadow_perplexity_ratio.labels(*labels).observe(comparison.perplexity_ratio)
 
     def failed(self) -> None:
-        """It cost an engine a rebuild; what fails each time is not worth that."""
+        """A comparison failed, which costs an engine a rebuild. After some failures in a row no more are made."""
         self._count("dropped")
         self._failures += 1
         if self._failures == FAILURES:

@@ -96,13 +96,13 @@ class Workers:
         except Cancelled:
             pass
         except InvalidRequest as refusal:
-            job.post(refusal)
+            job.mailbox.post(refusal)
         except BaseException as error:
             failure = type(error)
             forget_frames(error)
-            job.post(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            job.mailbox.post(error if isinstance(error, Exception) else RuntimeError(repr(error)))
         self._finish(job, failure)
-        job.post(None)
+        job.mailbox.post(None)
         if failure:
             self._rebuild(engine, failure.__name__, job.request_id)
 

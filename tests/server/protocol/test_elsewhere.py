@@ -9,7 +9,7 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from pydantic import TypeAdapter, ValidationError
 
-from server.errors import explain
+from server.http.explain import explain
 from server.protocol.chat import ChatRequest
 from server.protocol.completion import CompletionRequest
 from server.protocol.elsewhere import (

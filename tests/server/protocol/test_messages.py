@@ -7,7 +7,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from server.errors import InvalidField, explain
+from server.errors import InvalidField
+from server.http.explain import explain
 from server.protocol.chat import NOT_THE_TEMPLATES, ChatRequest
 from server.protocol.completion import CompletionRequest
 from server.protocol.elsewhere import TUNING

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import griffin
 from griffin import Engine
 from server.app import create_app
-from server.errors import explain
+from server.http.explain import explain
 from server.loader import Loaded
 from server.protocol.chat import ChatRequest
 from server.protocol.completion import CompletionRequest

@@ -47,7 +47,7 @@ async def generate(workers: Workers, tokens: int = 3) -> int:
     with workers.queue.reserve():
         workers.queue.submit(job)
     made = 0
-    while (event := await job.next()) is not None:
+    while (event := await job.mailbox.next()) is not None:
         made += isinstance(event, Made)
     return made
 

@@ -31,7 +31,7 @@ def submit(workers: Workers, tokens: int = 3, limit_s: float = 60) -> Job:
 
 
 async def tokens_of(job: Job) -> AsyncIterator[int]:
-    while (event := await job.next()) is not None:
+    while (event := await job.mailbox.next()) is not None:
         if isinstance(event, Made):
             yield event.token.id
 
