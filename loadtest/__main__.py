@@ -1,4 +1,4 @@
-"""``python -m loadtest``: a load, a table, one line of JSON."""
+"""The command ``python -m loadtest``: it makes a load, and prints a table and one line of JSON."""
 
 import asyncio
 import json
@@ -17,7 +17,11 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The exit code, as --help lists them."""
+    """Run the load test.
+
+    Returns:
+        The exit code, as --help explains it.
+    """
     options = parse(arguments)
     try:
         result = asyncio.run(run(options))
@@ -31,9 +35,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def report(result: Run, options: Options) -> int:
-    """
+    """Print the result and write its files.
+
+    Returns:
+        The exit code.
+
     Raises:
-        LoadTestError: a file cannot be written; all that goes to stdout is there by then.
+        LoadTestError: a file cannot be written. Standard output is complete by then.
     """
     found = record(result, options)
     _print([*map(printable, lines(found)), json.dumps(found)])
@@ -41,7 +49,7 @@ def report(result: Run, options: Options) -> int:
         write_whole(options.json, json.dumps(found, indent=1) + "\n")
         print(f"figures are in {options.json}", file=sys.stderr)
     if options.html:
-        # Drawing takes a library that a run without a page does well without.
+        # Only a page needs the library that draws.
         from loadtest.page import page
 
         print("drawing the page", file=sys.stderr, flush=True)
@@ -56,7 +64,7 @@ def _print(found: Sequence[str]) -> None:
     try:
         print("\n".join(found), flush=True)
     except BrokenPipeError:
-        # Who read it has read enough; what Python flushes at its end must go somewhere.
+        # The reader has closed the pipe. Python flushes at its end, so give it another target.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,16 +1,16 @@
-"""What a server says, piece by piece or at once. No I/O: bytes and times come from outside."""
+"""Answer: reads what a server sends, in pieces or at once. No I/O: bytes and times are given to it."""
 
 import json
 from typing import Any
 
 BAD_ANSWER = "bad answer"
 CUT_SHORT = "stream ended early"
-# Of another server's words, in tables.
+# Characters of a server's message that tables show.
 LONGEST_MESSAGE = 300
 
 
 class Answer:
-    """One response as it comes. ``error`` is None as long as it is one."""
+    """One response while it comes. ``error`` is None as long as all is well."""
 
     def __init__(self) -> None:
         self.text_s: list[float] = []
@@ -24,8 +24,12 @@ class Answer:
         self._done = False
 
     def feed(self, data: bytes, at: float) -> int:
-        """Bytes of a stream as they came, at one time. How many chunks of text they completed."""
-        # Not by str.splitlines(), which also ends lines where a text may have a U+2028.
+        """Take bytes of a stream that came at one time.
+
+        Returns:
+            The number of chunks with text that they complete.
+        """
+        # Not str.splitlines(): it also splits at U+2028, which a text may contain.
         *lines, self._rest = (self._rest + data).split(b"\n")
         return sum(self._line(line.decode(errors="replace").rstrip("\r"), at) for line in lines)
 
@@ -35,7 +39,7 @@ class Answer:
             self.error = self.error or CUT_SHORT
 
     def whole(self, body: str) -> None:
-        """An answer that is no stream."""
+        """Take an answer that is not a stream."""
         try:
             value = json.loads(body)
             self.finish_reason = value["choices"][0].get("finish_reason")
@@ -44,7 +48,7 @@ class Answer:
             self.error, self.message = BAD_ANSWER, body[:LONGEST_MESSAGE]
 
     def refused(self, status: int, body: str) -> None:
-        """An HTTP status other than 200, with OpenAI's error code if the body has one."""
+        """Take an HTTP status other than 200, with OpenAI's error code if the body has one."""
         code, self.message = _error_of(body)
         self.error = f"HTTP {status} {code}".strip()
 
@@ -62,11 +66,11 @@ class Answer:
         return _whole_number(details.get("cached_tokens")) if isinstance(details, dict) else None
 
     def block(self, name: str) -> dict[str, Any]:
-        """The server's ``metrics`` or ``griffin``; empty if there is none."""
+        """The object ``metrics`` or ``griffin`` of the answer; empty if there is none."""
         return self._blocks.get(name, {})
 
     def _line(self, line: str, at: float) -> bool:
-        # Comments and fields that nobody here uses.
+        # A comment, or a field without use here.
         if not line.startswith("data:"):
             return False
         data = line.removeprefix("data:").strip()
@@ -92,7 +96,7 @@ class Answer:
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
         self.last_s = at
         delta = choice.get("delta") or {}
-        # A chat's opening chunk names the role and brings no text yet.
+        # The first chunk of a chat names the role and has no text yet.
         text = choice.get("text") or delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")
         if text:
             self.text_s.append(at)
@@ -118,11 +122,11 @@ def _error_of(body: str) -> tuple[str, str]:
 
 
 def _error_in(value: dict[str, Any]) -> tuple[str, str]:
-    """Code (or type) and message of OpenAI's error object; older servers put them at the top."""
+    """The code (or type) and the message of OpenAI's error object. Older servers have them at the top level."""
     error = value.get("error", value)
     if not isinstance(error, dict):
         return "", " ".join(str(error).split())[:LONGEST_MESSAGE]
-    # Some servers repeat the status as the code; the type says more.
+    # Some servers repeat the status as the code. Then the type says more.
     names = [name for name in (error.get("code"), error.get("type")) if isinstance(name, str) and not name.isdigit()]
     message = " ".join(str(error.get("message") or "").split())
     return (names[0][:60] if names else ""), message[:LONGEST_MESSAGE]

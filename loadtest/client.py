@@ -1,4 +1,4 @@
-"""Client: sends one request, keeps one sample of it."""
+"""Client: sends requests, and keeps one sample of each."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ TIMEOUT = "timeout"
 
 
 class Watcher(Protocol):
-    """Who hears of what happens while it does."""
+    """Is told what happens, while it happens."""
 
     def sent(self) -> None: ...
     def pieces(self, count: int) -> None: ...
@@ -22,7 +22,7 @@ class Watcher(Protocol):
 
 
 class Client:
-    """Requests to one endpoint. Times count from ``began``, a reading of the monotonic clock."""
+    """Sends requests to one endpoint. Times count from ``began``, a time of the monotonic clock."""
 
     def __init__(self, http: httpx.AsyncClient, target: Target, timeout_s: float, watcher: Watcher) -> None:
         self._http, self._target, self._timeout_s, self._watcher = http, target, timeout_s, watcher
@@ -33,7 +33,7 @@ class Client:
         return time.monotonic() - self.began
 
     async def send(self, body: dict[str, Any], sparsity: float | None, due_s: float) -> None:
-        """One request and its answer. However it ends, also if it is cancelled, there is a sample of it."""
+        """Send one request and receive its answer. It always leaves a sample, even if it is cancelled."""
         answer, sent_s, error = Answer(), self.now(), None
         self._watcher.sent()
         try:

@@ -1,4 +1,4 @@
-"""Values to percentiles. No I/O."""
+"""Distribution: values become percentiles. No I/O."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ PERCENTILES = (50, 90, 95, 99)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Nearest rank: a value that was really measured. Values need not be in order, but there must be one."""
+    """The percentile by nearest rank, which is a measured value. There must be a value; the order does not matter."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
 
@@ -17,7 +17,7 @@ def median(values: Sequence[float]) -> float | None:
 
 
 def distribution(values: Sequence[float], scale: float = 1.0) -> dict[str, float] | None:
-    """Count, mean, ends and percentiles of values times ``scale``; None of no values."""
+    """Count, mean, minimum, maximum and percentiles of values times ``scale``; None if there are no values."""
     if not values:
         return None
     ordered = sorted(values)

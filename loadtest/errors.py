@@ -1,5 +1,5 @@
-"""What a load test raises on purpose."""
+"""The errors that a load test raises on purpose."""
 
 
 class LoadTestError(Exception):
-    """The load cannot be made, or its result not be written; the text is one line for a user."""
+    """The load cannot be made, or its result cannot be written. The text is one line for a user."""

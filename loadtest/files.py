@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import os
 import tempfile
@@ -8,16 +8,17 @@ from loadtest.errors import LoadTestError
 
 
 def write_whole(path: Path, content: str) -> None:
-    """
+    """Write a file completely or not at all.
+
     Raises:
-        LoadTestError: it cannot be written.
+        LoadTestError: the file cannot be written.
     """
     try:
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
                 file.write(content)
-            # Private otherwise, as temporary files are.
+            # Temporary files are private, and this one should not be.
             Path(partial).chmod(0o644)
             Path(partial).replace(path)
         except BaseException:

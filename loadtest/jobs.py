@@ -1,4 +1,4 @@
-"""Jobs: the bodies of all requests, the sparsities in turn. No I/O."""
+"""Jobs: the bodies of all requests, in which sparsities take turns. No I/O."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,17 +23,18 @@ def jobs(
     *,
     chat: bool,
 ) -> Iterator[Job]:
-    """Without end. In each round all sparsities answer the same prompt, and another one goes first.
+    """Endless jobs. In each round all sparsities get the same prompt, and another sparsity goes first.
 
     Args:
-        template: fields of every body. overrides: fields that win over all others; None takes one out.
+        template: the fields of every body.
+        overrides: fields that replace others; None removes a field.
         sparsities: None sends no such field.
-        tags: for the beginning of each prompt; None sends prompts as they are.
-        chat: texts become messages.
+        tags: one begins each prompt; None sends prompts as they are.
+        chat: send texts as messages.
     """
     for number in count():
         again, which = divmod(number, len(prompts))
-        # Another one for the same prompt, too, when it comes again.
+        # When the same prompt comes again, another sparsity goes first, too.
         prompt, first = prompts[which], (which + again) % len(sparsities)
         for sparsity in (*sparsities[first:], *sparsities[:first]):
             mine = tagged(prompt, tags.next()) if tags else prompt

@@ -1,4 +1,4 @@
-"""Kinds of values that flags take, each refused with one line that says what is wanted."""
+"""Kinds of values that flags take. A wrong value is refused in one line that says what is right."""
 
 import argparse
 import json
@@ -32,10 +32,10 @@ sparsity = partial(_number, kind=float, accepted=lambda value: 0 <= value < 1, w
 
 
 def url(text: str) -> str:
-    """Without the slash or /v1 that people copy along."""
+    """An address, without the slash or the /v1 that people copy with it."""
     try:
         parts = urlsplit(text)
-        # Asking for it checks it.
+        # Reading the port checks it.
         is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         is_address = False
@@ -47,6 +47,7 @@ def url(text: str) -> str:
 
 
 def key(text: str) -> str:
+    """The API key in a file."""
     try:
         key = Path(text).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -57,13 +58,14 @@ def key(text: str) -> str:
 
 
 def bearer(text: str) -> str:
-    """What fits into a header."""
+    """An API key that fits into a header."""
     if not text.strip() or not text.isascii() or not text.isprintable():
         raise argparse.ArgumentTypeError("the key is not one line of ASCII characters")
     return text
 
 
 def json_object(text: str) -> dict[str, Any]:
+    """Fields of a request, without those that have flags of their own."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -80,6 +82,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def limit(text: str) -> tuple[str, float]:
+    """A name of MEANINGS and its limit in milliseconds."""
     name, _, milliseconds = text.partition("=")
     if name not in MEANINGS:
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=MILLISECONDS with one of {', '.join(MEANINGS)}")
@@ -87,12 +90,13 @@ def limit(text: str) -> tuple[str, float]:
 
 
 def file(text: str) -> Path:
+    """A file that can be written."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"'{text}' is a directory")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no directory '{path.parent}'")
-    # Now, and not when the load is over.
+    # Fail before the load, not after it.
     if not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"cannot write to '{path.parent}'")
     return path

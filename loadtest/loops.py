@@ -1,4 +1,4 @@
-"""Open loop and closed loop: who sends when."""
+"""Loops, open and closed: when each request is sent."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -14,8 +14,8 @@ async def open_loop(due_s: Iterable[float], jobs: Iterator[Job], send: Send, now
     """Each request starts when it is due, whether or not earlier ones were answered.
 
     Args:
-        due_s: when, by ``now``.
-        stop: once it is set nothing more is sent, and what still runs is given up.
+        due_s: the times on the clock ``now``.
+        stop: when it is set, no more requests start, and running ones are cancelled.
     """
     tasks: set[asyncio.Task[None]] = set()
     for due in due_s:
@@ -28,7 +28,7 @@ async def open_loop(due_s: Iterable[float], jobs: Iterator[Job], send: Send, now
 async def closed_loop(
     users: int, jobs: Iterator[Job], send: Send, now: Clock, until_s: float, stop: asyncio.Event
 ) -> None:
-    """Each user sends when the answer to the last request has ended, until there are no more jobs or time is up."""
+    """Each user sends a request when the last answer has ended, until there are no more jobs or the time is over."""
 
     async def user() -> None:
         while (start := now()) < until_s:
@@ -42,7 +42,7 @@ async def closed_loop(
 
 async def _stopped_before(seconds: float, stop: asyncio.Event) -> bool:
     if seconds <= 0:
-        # Behind the schedule: what is due starts, and so does whoever is to hear of a stop.
+        # Late: start this request at once, but let other tasks run first, so that a stop is noticed.
         await asyncio.sleep(0)
         return stop.is_set()
     try:
@@ -53,7 +53,7 @@ async def _stopped_before(seconds: float, stop: asyncio.Event) -> bool:
 
 
 async def _all_ended(tasks: set[asyncio.Task[None]], stop: asyncio.Event) -> None:
-    """Or stopped. An error of our own in any of them is raised."""
+    """Wait for all tasks, or for ``stop``. Raise the error of a task, which is a fault of our own."""
     stopped = asyncio.create_task(stop.wait())
     running = set(tasks)
     while running and not stopped.done():

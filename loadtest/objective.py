@@ -1,11 +1,11 @@
-"""Objective: what makes a request a good one."""
+"""Objective: the limits that a good request keeps."""
 
 from dataclasses import dataclass
 
 from loadtest.distribution import percentile
 from loadtest.sample import Sample
 
-# What each name is of a request, in words for the report.
+# Limits by name, and what they mean for a request, in words for the report.
 MEANINGS = {
     "ttft": "time to first token",
     "itl": "99th percentile of its inter-token latencies (of fewer than 100 the largest)",
@@ -22,7 +22,7 @@ class Objective:
     limits_ms: tuple[tuple[str, float], ...]
 
     def holds(self, sample: Sample) -> bool:
-        """An answer without a second token has no itl and no tpot, and meets any limit on them."""
+        """Whether an answer keeps all limits. Limits on itl and tpot do not apply if there is no second token."""
         if not sample.answered:
             return False
         gaps = sample.gaps_s

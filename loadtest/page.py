@@ -1,6 +1,6 @@
-"""Page: a run as one HTML file that needs no other, light and dark, for screens of any width.
+"""Page: a run as one HTML file with everything inside, light and dark, for screens of any width.
 
-Everything in it passes through an escaping template, but the plots, which hold numbers and sparsities alone.
+An escaping template makes it. Only the plots are not escaped: they hold nothing but numbers and our own words.
 """
 
 import json
@@ -15,7 +15,7 @@ from loadtest.plots import GRID, INK, plots
 from loadtest.sample import Sample
 from loadtest.table import GROUPS, comparison, figure, headline, parameters, reported_rows
 
-# Nothing is ever fetched or run.
+# The page fetches and runs nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 DARK = {INK: "#e6edf3", GRID: "#30363d"}
 # matplotlib writes each colour as a style.
@@ -27,6 +27,7 @@ PLOTS_IN_THE_DARK = "".join(
 
 
 def page(record: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+    """The HTML of a record (see ``record``) and its samples."""
     rows = record["by_sparsity"]
     columns = [(key, point) for key, points in GROUPS.values() for point in points]
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(TEMPLATE)
@@ -126,7 +127,7 @@ TEMPLATE = """\
 {% endif %}
 {% if record.options.objective %}
 <h2>Goodput</h2>
-<p>A good request was answered, and kept all of:</p>
+<p>A good request was answered, and kept all these limits:</p>
 <ul>
 {% for name, limit in record.options.objective.items() %}\
 <li>{{ meanings[name] }}: {{ "%g" | format(limit) }} ms at most</li>
@@ -160,8 +161,8 @@ TEMPLATE = """\
 {% endif %}
 {% if reported %}
 <h2>What the server reports</h2>
-<p>Medians. The client's times count from when it sent a request, and the difference is the median of each request's
-own: HTTP, the network, and both programs' handling of it.</p>
+<p>Medians. The client's times count from when it sent a request. The difference is the median over requests: the time
+that HTTP, the network and both programs take.</p>
 <div class="table" tabindex="0" role="group" aria-label="Server and client"><table>
 <thead><tr><th>sparsity</th><th class="words">what</th><th>server</th><th>client</th><th>difference</th></tr></thead>
 <tbody>
@@ -174,15 +175,15 @@ own: HTTP, the network, and both programs' handling of it.</p>
 <dt>TTFT, time to first token</dt>
 <dd>From the moment at which the request was due (in a closed loop: was sent) to the first chunk with text.</dd>
 <dt>ITL, inter-token latency</dt>
-<dd>Between one chunk with text and the next, of all answers together.</dd>
+<dd>The time between one chunk with text and the next, over all answers together.</dd>
 <dt>TPOT, time per output token</dt>
-<dd>Of each answer: from its first text to its last token, over all tokens but one.</dd>
+<dd>For each answer: the time from its first text to its last token, over its tokens after the first.</dd>
 <dt>End to end</dt>
 <dd>From the moment at which the request was due (in a closed loop: was sent) to the end of its answer.</dd>
 <dt>tokens/s</dt>
-<dd>What one reader sees: tokens after the first over the time that they took, of all answers together.</dd>
+<dd>The speed that one reader sees: tokens after the first over the time they took, over all answers together.</dd>
 </dl>
-<p>Percentiles are values that were measured (nearest rank), of answered requests: p99 of fewer than 100 is the largest.
+<p>Percentiles are measured values (nearest rank) of answered requests: the p99 of fewer than 100 values is the largest.
 </p>
 <h2>How it was run</h2>
 <pre><code>python -m loadtest {{ command }}</code></pre>

@@ -1,4 +1,4 @@
-"""Plots: samples as inline SVG by matplotlib, in colours that the page exchanges where it is dark."""
+"""Plots: samples as inline SVG by matplotlib, in colours that a dark page exchanges."""
 
 import importlib.util
 import io
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GRID = "#1f2328", "#d8dee4"
-# Seen on both backgrounds.
+# Visible on both backgrounds.
 GREY = "#808890"
-# Okabe and Ito's colours, told apart by everybody; and on both backgrounds.
+# Okabe and Ito's colours: everybody can tell them apart, on both backgrounds.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
 DASHES = ("-", "--", "-.", ":")
-# Of a curve; more are not seen.
+# Points of a curve; more would not be visible.
 MOST_POINTS = 400
-# More points than these become a picture within the picture.
+# More points than these are drawn as pixels, not as shapes.
 MOST_MARKS = 2_000
-# Where the largest is so many times the smallest, a logarithmic axis tells more.
+# If the largest value is this many times the smallest, the axis is logarithmic.
 WIDE = 30
 
 Series = dict[float | None, list[Sample]]
@@ -30,7 +30,10 @@ Series = dict[float | None, list[Sample]]
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """text: what there is to see, for those who do not see it. svg: an element, without prologue."""
+    """
+    text: describes the plot for those who do not see it.
+    svg: an element, without prologue.
+    """
 
     title: str
     text: str
@@ -38,14 +41,14 @@ class Plot:
 
 
 def missing() -> str | None:
-    """Why there can be no plots, or None."""
+    """Why plots are not possible, or None."""
     if importlib.util.find_spec("matplotlib") is None:
         return "plots need matplotlib; run: pip install matplotlib"
     return None
 
 
 def plots(samples: Sequence[Sample], sparsities: Sequence[float | None]) -> Iterator[Plot]:
-    """Those for which something was measured; sparsities in this order."""
+    """The plots for which there are values. Sparsities come in this order."""
     series: Series = {key: [sample for sample in samples if sample.sparsity == key] for key in sparsities}
     answered = {key: [sample for sample in found if sample.answered] for key, found in series.items()}
     for name, title, values in (
@@ -62,7 +65,7 @@ def plots(samples: Sequence[Sample], sparsities: Sequence[float | None]) -> Iter
 
 
 def _curves(name: str, title: str, series: Series, values: Callable[[Sample], list[float]]) -> Plot | None:
-    """Share of requests, or of gaps, that took no longer."""
+    """The share of requests, or of gaps, that took no longer."""
     found = {key: sorted(v * 1e3 for sample in samples for v in values(sample)) for key, samples in series.items()}
     found = {key: times for key, times in found.items() if times}
     if not found:
@@ -105,7 +108,7 @@ def _speeds(series: Series) -> Plot | None:
 
 
 def _timeline(series: Series) -> Plot | None:
-    """Every request where it was due, as high as it took."""
+    """Each request as a point: when it was due, and how long it took."""
     ended = {key: [s for s in samples if s.error != UNFINISHED] for key, samples in series.items()}
     count = sum(map(len, ended.values()))
     if not count:
@@ -125,7 +128,7 @@ def _timeline(series: Series) -> Plot | None:
 
 
 def _axes() -> tuple["Figure", Any]:
-    """Without any state of pyplot's."""
+    """A figure with one panel, without pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -146,7 +149,7 @@ def _legend(axes: Any) -> None:
 
 
 def _svg(figure: "Figure", name: str) -> str:
-    """Words stay words. Ids begin with ``name``: there are several plots in one page."""
+    """The figure as an SVG element. Its ids begin with ``name``, because one page has several plots."""
     from matplotlib import rc_context
 
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar for people, a line now and then for logs."""
+"""Progress on stderr: a bar on a terminal, else a line now and then."""
 
 import asyncio
 import sys
@@ -11,14 +11,14 @@ from loadtest.sample import Sample
 
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_BETWEEN_LINES = 10.0
-# Its counts come last, and fit into 80 columns.
+# The counts come last, and the line fits into 80 columns.
 BAR = "{desc} {bar} {elapsed}{postfix}"
 
 
 class Progress:
-    """Counts while a run lasts; an async context manager.
+    """Counts requests and tokens during a run. It is an async context manager.
 
-    total: requests; None if time is the limit.
+    total: the number of requests; None if the limit is a time.
     """
 
     def __init__(self, what: str, total: int | None) -> None:
@@ -34,7 +34,7 @@ class Progress:
         self._sent += 1
 
     def pieces(self, count: int) -> None:
-        """A token each, until the server says how many they were."""
+        """Count each piece as one token, until the server tells its own count."""
         self.tokens += count
 
     def ended(self, sample: Sample, pieces: int) -> None:

@@ -1,4 +1,4 @@
-"""Prompts: of a length, or from a file; each request's own, unless they may share a beginning."""
+"""Prompts: built with a given length, or read from a file. Tags make each one unique."""
 
 import json
 import random
@@ -13,20 +13,20 @@ from loadtest.errors import LoadTestError
 # A text, or the messages of a conversation.
 Prompt = str | list[dict[str, Any]]
 
-# A passage with something to go on: the prompt decides which neurons stay.
+# A text with a meaning: the prompt decides which neurons stay.
 PASSAGE = (
     "Rain falls when warm, moist air rises and cools. The water vapour in it condenses on tiny grains of dust and "
     "forms drops. The drops drift together and grow, and when they are too heavy for the air to hold they fall."
 )
 # One token in nearly every vocabulary.
 FILLER = " so"
-# Of English text, where nobody counts.
+# For English text, if the server does not count tokens.
 WORDS_PER_TOKEN = 0.75
 DIGITS = 8
 
 
 class Tags:
-    """Numbers for the beginnings of prompts: of the same length, and hardly ever one twice."""
+    """Numbers to begin prompts with. All have the same length, and hardly ever does one come twice."""
 
     def __init__(self, nonce: int) -> None:
         self._numbers = random.Random(nonce)
@@ -36,13 +36,13 @@ class Tags:
 
 
 def tagged(prompt: Prompt, tag: str) -> Prompt:
-    """With the tag as its first words, so that no request finds its prompt in a server's prefix cache."""
+    """The prompt with the tag before it, so that no request finds its prompt in a server's prefix cache."""
     if isinstance(prompt, str):
         return tag + prompt
     first, *others = prompt
     content = first.get("content")
     if not isinstance(content, str):
-        # Content in parts: the tag is one more.
+        # The content has parts: add the tag as one more.
         return [{**first, "content": [{"type": "text", "text": tag}, *(content or [])]}, *others]
     return [{**first, "content": tag + content}, *others]
 
@@ -53,17 +53,17 @@ def words(count: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """tokens: as the server counts them; None where it does not, and the length is only about right."""
+    """A text and its number of tokens by the server's count. None: it does not count, and the length is an estimate."""
 
     text: str
     tokens: int | None
 
 
 async def sized(target: int, start: str, count: Callable[[str], Awaitable[int | None]]) -> Sized:
-    """A text that has ``target`` tokens behind ``start``.
+    """A text that gives ``target`` tokens together with ``start`` before it.
 
     Args:
-        count: tokens of a text, as the server counts them, or None.
+        count: the server's count of a text's tokens, or None.
 
     Raises:
         LoadTestError: even a prompt of one word is longer.
@@ -95,12 +95,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     """All prompts of a .jsonl or .txt file.
 
     Raises:
-        LoadTestError: it cannot be read or holds no prompts, or a line is none; names the line.
+        LoadTestError: the file cannot be read or has no prompts, or a line is not a prompt; names the line.
     """
     if path.suffix not in (".jsonl", ".txt"):
         raise LoadTestError(f"'{path}' ends neither in .jsonl nor in .txt")
     try:
-        # Lines end where editors say they do; a mark at the beginning is none of the text.
+        # Split at newlines only, as editors do. utf-8-sig: editors on Windows put a mark at the beginning.
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
@@ -113,7 +113,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def sendable(value: object) -> bool:
-    """JSON as Python reads it may hold NaN and half a character, which no request can."""
+    """Whether a request can hold this value. Python's JSON allows NaN and half a character; a request does not."""
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except ValueError:
@@ -124,7 +124,7 @@ def sendable(value: object) -> bool:
 def require_endpoint(prompts: Sequence[Prompt], endpoint: str) -> None:
     """
     Raises:
-        LoadTestError: there are conversations, and the endpoint takes texts.
+        LoadTestError: a prompt is a conversation, but the endpoint takes texts.
     """
     if endpoint != "chat" and any(not isinstance(prompt, str) for prompt in prompts):
         raise LoadTestError("the file holds messages; add --endpoint chat")
@@ -138,7 +138,7 @@ def _from_json(where: str, line: str) -> Prompt:
     if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
         raise LoadTestError(f'{where}: write an object with either "prompt" or "messages"')
     if not sendable(record):
-        raise LoadTestError(f"{where}: holds half a character (a lone surrogate) or no number")
+        raise LoadTestError(f"{where}: holds half a character (a lone surrogate) or a value that is not a number")
     if "prompt" in record:
         if not isinstance(record["prompt"], str) or not record["prompt"]:
             raise LoadTestError(f'{where}: "prompt" is not a text')
@@ -148,7 +148,7 @@ def _from_json(where: str, line: str) -> Prompt:
         raise LoadTestError(f'{where}: "messages" is not a list of objects')
     if not all(isinstance(message.get("content"), str | list | None) for message in messages):
         raise LoadTestError(f'{where}: the "content" of a message is a text, a list of parts, or null')
-    # As logs of conversations have it: the last answer is what is asked for.
+    # In logs of conversations the answer is the last message: the server is to write it.
     if messages and messages[-1].get("role") == "assistant":
         messages = messages[:-1]
     if not messages:

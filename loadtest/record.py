@@ -1,4 +1,4 @@
-"""Record: a run as one object, with all that is needed to repeat it. No I/O."""
+"""Record: a run as one object, with everything needed to repeat it. No I/O."""
 
 import platform
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from loadtest.run import Run
 from loadtest.sample import Sample, label
 from loadtest.summary import compared, summarise
 
-# Of the object's form: raised when a field changes its meaning.
+# The version of the object's form. Raise it when a field changes its meaning.
 SCHEMA = 1
 
 
 def record(run: Run, options: Options) -> dict[str, Any]:
-    """As docs/loadtest.md lists it."""
+    """The object that docs/loadtest.md describes."""
     by_sparsity = {label(s): _of_sparsity(run, options, s) for s in options.sparsities}
     client = _client(run, options)
     return {
@@ -53,6 +53,7 @@ def record(run: Run, options: Options) -> dict[str, Any]:
 
 
 def of_sparsity(samples: Sequence[Sample], sparsity: float | None) -> list[Sample]:
+    """The samples of one sparsity."""
     return [sample for sample in samples if sample.sparsity == sparsity]
 
 
@@ -66,7 +67,7 @@ def _of_sparsity(run: Run, options: Options, sparsity: float | None) -> dict[str
 
 
 def _client(run: Run, options: Options) -> dict[str, Any]:
-    """How the client itself did."""
+    """How late and how busy the client was, and its versions."""
     lags = [sample.sent_s - sample.due_s for sample in run.samples] if options.rate is not None else []
     return {
         "schedule_lag_ms": distribution(lags, 1e3),
@@ -86,7 +87,7 @@ def _totals(run: Run) -> dict[str, Any]:
 
 
 def _options(options: Options) -> dict[str, Any]:
-    """By the names of flags; prompts from a file by their number, and no key."""
+    """The options by the names of flags, without the key. Of prompts from a file only their number."""
     found = asdict(options)
     for name in ("command", "api_key", "url", "json", "html"):
         del found[name]

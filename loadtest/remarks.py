@@ -1,4 +1,4 @@
-"""Remarks: what a reader should know before they believe the figures. No I/O."""
+"""Remarks: what readers should know before they trust the figures. No I/O."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,13 +6,14 @@ from typing import Any
 from loadtest.distribution import median
 from loadtest.sample import UNFINISHED, Sample
 
-# A client is in the way when it is late by this much, and by that share of what it measures.
+# A client distorts the figures if it is late by more than both: milliseconds, and this share of what it measures.
 LATE_MS, LATE_SHARE = 5.0, 0.1
+# Of one core.
 BUSY_SHARE = 0.8
-# Of lengths of answers between sparsities.
+# The mean lengths of answers differ if their ratio is larger.
 UNEQUAL = 1.05
 MANY_TOKENS_A_CHUNK = 1.1
-# Of a token's time: most gaps are shorter when several chunks are read at once.
+# Chunks come in bunches if the median gap is below this share of a token's time.
 BUNCHED = 0.25
 
 
@@ -26,10 +27,10 @@ def remarks(
     open_loop: bool,
     fixed_length: int | None = None,
 ) -> list[str]:
-    """One sentence or two each, the gravest first; none if all is well.
+    """The remarks, the most serious first. Each is a sentence or two.
 
     Args:
-        fixed_length: tokens that each answer should have; None where an answer may end sooner.
+        fixed_length: the tokens that each answer should have; None if answers may end earlier.
     """
     found = [
         *_failures(samples),
@@ -44,7 +45,7 @@ def remarks(
     if not shared_prefix:
         found += _cache(by_sparsity)
     if prompts_approximate:
-        found.append("the server has no /tokenize: the length of prompts is about right, from their words")
+        found.append("the server has no /tokenize: the length of prompts is estimated from their words")
     return found
 
 
@@ -53,10 +54,10 @@ def _failures(samples: Sequence[Sample]) -> list[str]:
     unfinished = sum(sample.error == UNFINISHED for sample in samples)
     found = []
     if failed:
-        found.append(f"{failed} of {len(samples)} requests failed; they are in no latency")
+        found.append(f"{failed} of {len(samples)} requests failed; latencies leave them out")
     if unfinished:
         found.append(
-            f"unfinished when the run was stopped: {unfinished} of {len(samples)} requests; they are in no latency"
+            f"unfinished when the run was stopped: {unfinished} of {len(samples)} requests; latencies leave them out"
         )
     return found
 
@@ -68,12 +69,12 @@ def _client(by_sparsity: Mapping[str, Mapping[str, Any]], client: Mapping[str, A
     if lag and fastest is not None and lag["p99"] > max(LATE_MS, LATE_SHARE * fastest):
         found.append(
             f"the client was late: 1 of 100 requests started {lag['p99']:.0f} ms after it was due; "
-            "its latencies hold that time too, so give it a machine of its own or less to do"
+            "latencies include that time, so give the client its own machine or a smaller load"
         )
     if client["cpu_share"] > BUSY_SHARE:
         found.append(
             f"the client used {client['cpu_share'] * 100:.0f} % of one core and may have been the limit; "
-            "split the load over several of them"
+            "split the load over several clients"
         )
     return found
 
@@ -88,8 +89,8 @@ def _overload(samples: Sequence[Sample]) -> list[str]:
     if behind < max(0.25 * last_due, 3 * usual):
         return []
     return [
-        "requests came faster than they were answered: the queue grew to the end, and latencies would be longer in a "
-        "longer run; lower --rate"
+        "requests came faster than they were answered: the queue grew to the end, and a longer run would have longer "
+        "latencies; lower --rate"
     ]
 
 
@@ -119,7 +120,7 @@ def _shortened(by_sparsity: Mapping[str, Mapping[str, Any]], fixed_length: int |
         return []
     return [
         f"answers have at most {longest:g} tokens instead of the {fixed_length} that were asked for: the server "
-        "shortens what its context has no room for"
+        "shortens answers that do not fit into its context"
     ]
 
 
@@ -127,12 +128,12 @@ def _bunches(by_sparsity: Mapping[str, Mapping[str, Any]]) -> list[str]:
     pairs = [(row["itl_ms"], row["tpot_ms"]) for row in by_sparsity.values() if row["itl_ms"] and row["tpot_ms"]]
     if all(itl["p50"] >= BUNCHED * tpot["p50"] for itl, tpot in pairs):
         return []
-    return ["chunks arrived in bunches, by a busy client or something on the way that buffers: compare TPOT, not ITL"]
+    return ["chunks arrived in bunches, because the client is busy or something between buffers: compare TPOT, not ITL"]
 
 
 def _counting(by_sparsity: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if any(row["tokens_counted"] == "chunks" for row in by_sparsity.values()):
-        return ["the server does not say how many tokens it made: each chunk of text counts as one"]
+        return ["the server does not say how many tokens it generated: each chunk of text counts as one"]
     several = max((row["tokens_per_chunk"] or 0.0 for row in by_sparsity.values()), default=0.0)
     if several <= MANY_TOKENS_A_CHUNK:
         return []

@@ -1,4 +1,4 @@
-"""What the server says of itself, beside what the client measured. No I/O."""
+"""What the server reports about its answers, beside what the client measured. No I/O."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ from loadtest.sample import Sample
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A time in milliseconds, or a rate. ``client`` counts from when a request was sent: a server knows no earlier."""
+    """A time in milliseconds, or a rate. ``client`` counts from when a request was sent, as a server does."""
 
     name: str
     title: str
@@ -59,7 +59,7 @@ ROWS = (
 
 
 def reported(samples: Sequence[Sample]) -> dict[str, dict[str, float | int | None]]:
-    """By row: medians of both, and of the difference in each request; only rows that the server speaks of."""
+    """For each row that the server reports: its median, the client's, and the median difference of each request."""
     answered = [sample for sample in samples if sample.answered]
     found = {}
     for row in ROWS:
@@ -78,7 +78,7 @@ def reported(samples: Sequence[Sample]) -> dict[str, dict[str, float | int | Non
 
 
 def applied(samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """What GRIFFIN did, by the server's own word: medians, and how often for which reason; None if it says nothing."""
+    """What GRIFFIN did by the server's report: medians, and a count of each reason; None if there is no report."""
     blocks = [sample.griffin for sample in samples if sample.answered and sample.griffin]
     if not blocks:
         return None

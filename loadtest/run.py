@@ -1,4 +1,4 @@
-"""Run: from options to samples."""
+"""Run: the load test itself, from options to samples."""
 
 import asyncio
 import math
@@ -25,20 +25,20 @@ from loadtest.prompts import Prompt, Tags, sized
 from loadtest.sample import Sample, label
 from loadtest.target import Target, count_tokens, find
 
-# Shorter than servers keep an idle connection: none is used in the moment in which it is closed.
+# Shorter than servers keep idle connections, so that no request meets one that is just being closed.
 KEEP_ALIVE_S = 2.0
 NO_REFUSAL = ("HTTP 408", "HTTP 429")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What there is to report.
+    """What happened in a run.
 
-    wall_s: from the first request's due time to the end of the last answer.
-    cpu_s: of this process in that time.
-    stopped_by: the signal that ended it early, or None.
-    nonce: of the numbers that prompts begin with; None if they begin with none.
-    prompts_approximate: the built-in prompts' length is an estimate.
+    wall_s: from the time when the first request was due to the end of the last answer.
+    cpu_s: CPU time of this process, meanwhile.
+    stopped_by: the signal that ended the run early, or None.
+    nonce: the seed of the numbers that begin prompts; None: prompts begin with no number.
+    prompts_approximate: whether the length of built-in prompts is an estimate.
     """
 
     target: Target
@@ -52,16 +52,17 @@ class Run:
 
 
 async def run(options: Options) -> Run:
-    """
+    """Warm the server up, make the load, and collect the samples.
+
     Raises:
-        LoadTestError: the server is not there, not ready, or refuses what would be asked.
+        LoadTestError: the server does not answer, is not ready, or refuses the requests.
     """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEP_ALIVE_S)
-    # What a proxy or server compresses it may also hold back.
+    # A proxy or server that compresses may hold text back.
     headers = {"Accept-Encoding": "identity"}
     if options.api_key:
         headers["Authorization"] = f"Bearer {options.api_key}"
-    # No proxy that the environment names: it would be measured too.
+    # Ignore proxies of the environment: they would be measured too.
     async with httpx.AsyncClient(timeout=None, limits=limits, headers=headers, trust_env=False) as http:
         target = await find(http, options.url, options.endpoint, options.model)
         nonce = None if options.shared_prefix else secrets.randbits(64)
@@ -102,7 +103,7 @@ async def _load(client: Client, options: Options, work: Iterator[Job], stop: asy
 async def _prompts(
     http: httpx.AsyncClient, target: Target, options: Options, tags: Tags | None
 ) -> tuple[tuple[Prompt, ...], bool]:
-    """And whether their length is an estimate."""
+    """The prompts, and whether their length is an estimate."""
     if options.prompts:
         return options.prompts, False
 
@@ -129,10 +130,10 @@ def _template(options: Options, target: Target) -> dict[str, Any]:
 
 
 async def _warm_up(http: httpx.AsyncClient, target: Target, options: Options, endless: Iterator[Job]) -> None:
-    """One after the other, whole rounds of sparsities.
+    """Send requests one after the other, in whole rounds of sparsities.
 
     Raises:
-        LoadTestError: the server refuses one, as it would all others.
+        LoadTestError: the server refuses one. It would refuse all others too.
     """
     total = options.warmup * len(options.sparsities)
     async with Progress("warm-up", total) as progress:
@@ -148,7 +149,7 @@ async def _warm_up(http: httpx.AsyncClient, target: Target, options: Options, en
 
 @contextmanager
 def _stopped_by_signal() -> Iterator[tuple[asyncio.Event, list[signal.Signals]]]:
-    """An event that Ctrl-C or SIGTERM sets, and which it was; a second Ctrl-C ends the process as it always does."""
+    """An event that Ctrl-C or SIGTERM sets, and a list that names the signal. A second Ctrl-C ends the process."""
     loop, stop, received = asyncio.get_running_loop(), asyncio.Event(), list[signal.Signals]()
 
     def first(number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""Sample: what one request did, in seconds since the run began."""
+"""Sample: what happened to one request, in seconds since the run began."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,23 +7,25 @@ UNFINISHED = "unfinished"
 
 
 def label(sparsity: float | None) -> str:
-    """As tables, plots and JSON name it."""
+    """A sparsity's name in tables, plots and JSON."""
     return "none" if sparsity is None else f"{sparsity:g}"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Latencies count from ``due_s``, the intended start: a client that is late does not make a server look fast.
+    """Latencies count from ``due_s``, the intended start: a late client does not make a server look fast.
 
-    sparsity: that was asked for; None when the field was not sent.
-    due_s: when the request was to start. sent_s: when it did.
-    text_s: when each chunk with text came; empty when the answer came whole.
-    last_s: when the last chunk with a choice came; None when the answer came whole.
-    end_s: when the answer had ended, or the request had failed.
-    tokens: generated, as the server counts them; None where it does not say.
-    cached_tokens: of the prompt, not read again; None where the server does not say.
-    error: why there is no answer, UNFINISHED, or None. message: the server's words on it.
-    metrics, griffin: the server's own blocks, where it has them.
+    sparsity: the one that was asked for; None if the field was not sent.
+    due_s: when the request should start.
+    sent_s: when it did start.
+    end_s: when its answer ended, or when it failed.
+    text_s: when each chunk with text came; empty if the answer came whole.
+    last_s: when the last chunk with a choice came; None if the answer came whole.
+    tokens: how many were generated, by the server's count; None if it does not tell.
+    cached_tokens: prompt tokens that the server took from its cache; None if it does not tell.
+    error: why there is no answer, or UNFINISHED; None if there is one.
+    message: the server's words on the error.
+    metrics, griffin: the server's own objects, if it sends them.
     """
 
     sparsity: float | None
@@ -62,12 +64,12 @@ class Sample:
 
     @property
     def count(self) -> int | None:
-        """Generated tokens: the server's count, or else one for each chunk of text."""
+        """Generated tokens by the server's count, or else one for each chunk of text."""
         return self.tokens if self.tokens is not None else len(self.text_s) or None
 
     @property
     def decode_s(self) -> float | None:
-        """From the first text to the last token; None for text that came all at once."""
+        """From the first text to the last token; None if the text came at once."""
         return self.last_s - self.text_s[0] if self.last_s is not None and len(self.text_s) > 1 else None
 
     @property

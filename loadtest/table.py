@@ -7,12 +7,12 @@ from loadtest.reported import ROWS
 
 GROUPS = {"TTFT ms": ("ttft_ms", ("p50", "p95", "p99")), "ITL ms": ("itl_ms", ("p50", "p95", "p99")),
           "TPOT ms": ("tpot_ms", ("p50",)), "end to end ms": ("e2e_ms", ("p50", "p95", "p99"))}  # fmt: skip
-# Of a figure with the space before it.
+# The columns of a figure, with the space before it.
 WIDTH = 9
 
 
 def lines(record: Mapping[str, Any]) -> Iterator[str]:
-    """Headline, latencies, what failed, goodput, comparison, the server's own figures, remarks."""
+    """Headline, latencies, errors, goodput, comparison, the server's own figures, remarks."""
     rows: Mapping[str, Mapping[str, Any]] = record["by_sparsity"]
     yield headline(record)
     yield ""
@@ -31,11 +31,12 @@ def lines(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def printable(line: str) -> str:
-    """A server's words may hold what a terminal would obey."""
+    """A line without control characters: a server's words may contain commands for a terminal."""
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def headline(record: Mapping[str, Any]) -> str:
+    """The load and its total result, in one line."""
     options, totals = record["options"], record["totals"]
     loop = (
         f"open loop, {options['rate']:g} requests/s"
@@ -52,7 +53,7 @@ def headline(record: Mapping[str, Any]) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Three digits or more, and no more after the point than are of use."""
+    """A figure of at least three digits, with as few as possible after the point."""
     if value is None:
         return "-"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -85,7 +86,7 @@ def _goodput(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def comparison(record: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each sparsity but the first."""
+    """A line for each sparsity except the first."""
     first = next(iter(record["by_sparsity"]))
     for name, ratios in record["compared"].items():
         titles = {"tokens_per_second": "tokens/s", "ttft_ms": "TTFT p50", "tpot_ms": "TPOT p50", "e2e_ms": "end p50"}
@@ -108,7 +109,7 @@ def _reported(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def reported_rows(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Sequence[str]]:
-    """Sparsity, what it is, and three figures as text."""
+    """Sparsity, title, and three figures as text: server, client, difference."""
     for name, row in rows.items():
         for kind in ROWS:
             if cells := row["server_reported"].get(kind.name):
@@ -116,6 +117,7 @@ def reported_rows(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Sequence[st
 
 
 def parameters(griffin: Mapping[str, Any]) -> str:
+    """How many parameters were active, in words."""
     active, total = griffin["active_parameters"], griffin["total_parameters"]
     if not active or not total:
         return f"applied sparsity {griffin['sparsity']}"

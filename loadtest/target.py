@@ -1,4 +1,4 @@
-"""Target: the server under load, and what it says of itself before anything starts."""
+"""Target: the server under load, and what it says about itself before the load starts."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,15 +10,17 @@ from loadtest.errors import LoadTestError
 
 Endpoint = Literal["completions", "chat"]
 PATHS: dict[Endpoint, str] = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
-# For questions that a server answers without a model.
+# Seconds to wait for an answer that needs no model.
 PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """
-    models: the data of /v1/models; empty where there is no such list.
-    version: what /version says; None where there is none.
+    url: without /v1.
+    model: the name to send with each request.
+    models: the data of /v1/models; empty if the server has no such list.
+    version: the answer of /version; None if there is none.
     """
 
     url: str
@@ -36,7 +38,7 @@ async def find(http: httpx.AsyncClient, url: str, endpoint: Endpoint, model: str
     """Ask the server for its models and its version.
 
     Raises:
-        LoadTestError: nobody answers, no key opens it, it is not ready, or no model is known to ask for.
+        LoadTestError: no server answers, it needs another key, it is not ready, or it names no model.
     """
     try:
         response = await http.get(f"{url}/v1/models", timeout=PATIENCE_S)
@@ -59,7 +61,7 @@ async def find(http: httpx.AsyncClient, url: str, endpoint: Endpoint, model: str
 
 
 async def count_tokens(http: httpx.AsyncClient, target: Target, prompt: str) -> int | None:
-    """Of a prompt, chat template and special tokens included; None where the server has no such /tokenize."""
+    """The number of tokens of a prompt, with chat template and special tokens. None: the server cannot count them."""
     question: dict[str, Any] = {"model": target.model, "prompt": prompt}
     if target.endpoint == "chat":
         question = {"model": target.model, "messages": [{"role": "user", "content": prompt}]}
@@ -68,7 +70,7 @@ async def count_tokens(http: httpx.AsyncClient, target: Target, prompt: str) -> 
         count = response.json()["count"] if response.status_code == 200 else None
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None
-    # Servers that know other fields find no text at all.
+    # A server with other field names may find no text, and answer 0.
     return count if isinstance(count, int) and count > 0 else None
 
 
