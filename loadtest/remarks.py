@@ -133,7 +133,7 @@ def _bunches(by_sparsity: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _counting(by_sparsity: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if any(row["tokens_counted"] == "chunks" for row in by_sparsity.values()):
-        return ["the server does not tell how many tokens it generated: each chunk of text counts as one"]
+        return ["the server does not say how many tokens it generated: each chunk of text counts as one"]
     several = max((row["tokens_per_chunk"] or 0.0 for row in by_sparsity.values()), default=0.0)
     if several <= MANY_TOKENS_A_CHUNK:
         return []
