@@ -422,7 +422,7 @@ def test_speeds_of_an_engine() -> None:
     def slow_at_first(ids: list[int], *rest: Any) -> Iterator[Token]:
         read.append(len(ids))
         for token in generate(ids, *rest):
-            time.sleep(0.2 if len(read) <= 2 else 0)
+            time.sleep(0.6 if len(read) <= 2 else 0)
             yield token
 
     engine.generate = slow_at_first  # type: ignore[method-assign]
@@ -431,8 +431,8 @@ def test_speeds_of_an_engine() -> None:
 
     assert list(found) == [0.0, 0.5]
     assert found[0.0].speedup == 1.0
-    # With a round of three times 0.2 s, the median of two could not be above 10.
-    assert min(one.tokens_per_second for one in found.values()) > 20
+    # With a round of three times 0.6 s, the median of two could not be above 3.4, on any machine.
+    assert min(one.tokens_per_second for one in found.values()) > 4
     assert read == [7, 7, 17, 17]
 
 
