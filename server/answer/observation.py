@@ -27,14 +27,20 @@ class TokenMetrics:
     by_block: bool
 
     @classmethod
-    def of(cls, metrics: Metrics, model_name: str, pruning: Pruning, verification: Verification) -> "TokenMetrics":
+    def of(
+        cls, metrics: Metrics, model_name: str, pruning: Pruning, verification: Verification, width: int
+    ) -> "TokenMetrics":
+        """
+        Args:
+            width: FF neurons in each layer.
+        """
         labels = model_name, sparsity_label(pruning.sparsity)
         return cls(
             labels,
             metrics.generation_tokens.labels(*labels),
             metrics.inter_token_latency.labels(*labels),
             metrics.parameters_read.labels(*labels),
-            verification.mode != "fast" and (pruning.sparsity > 0 or verification.draft != "pruned"),
+            verification.mode != "fast" and (pruning.prunes(width) or verification.draft != "pruned"),
         )
 
 
@@ -111,7 +117,8 @@ class Observation:
 
     def _token_metrics(self) -> TokenMetrics:
         verification = self._job.asks[0].verification
-        return TokenMetrics.of(self._metrics, self._model_name, self._counts.pruning, verification)
+        pruning, width = self._counts.pruning, self._accounting.width
+        return TokenMetrics.of(self._metrics, self._model_name, pruning, verification, width)
 
     def _verified(self, key: tuple[int, int], verified: Verified) -> None:
         """Add what is new in an answer's figures."""
@@ -147,9 +154,6 @@ class Observation:
             metrics.time_to_first_token.labels(*labels).observe(times.first - job.arrived)
             metrics.prefill_time.labels(*labels).observe(times.first - job.started)
             metrics.decode_time.labels(*labels).observe(times.last - times.first)
-        if self._tokens.by_block and not any(answer.verified for answer in self._counts.answers.values()):
-            # No neuron was removed after all, and so nothing was verified.
-            self._tokens.parameters_read.inc(self._active * times.gaps)
         if times.gaps:
             metrics.time_per_output_token.labels(*labels).observe(times.gaps_s / times.gaps)
         for selection in self._counts.selections:
