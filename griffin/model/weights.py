@@ -271,7 +271,8 @@ def _layer(block: FeedForward, names: DecoderBlock, rotary: Rotary | None, windo
 def _feed_forward(block: FeedForward) -> FeedForwardWeights:
     expand = _merged_(block.expand)
     gated = expand.matrix.row_count == 2 * block.width
-    return FeedForwardWeights(expand, block.down, _optional(block.contract.bias), gated)
+    # Laid out by neuron already, see ``layout``; a copy only where that was not done.
+    return FeedForwardWeights(expand, block.down.contiguous(), _optional(block.contract.bias), gated)
 
 
 def _merged_(projections: Sequence[nn.Module]) -> Projection:

@@ -42,7 +42,7 @@ def test_where_each_step_can_run(
     placement: Placement, common: bool, runs: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By device, by where weights lie, and by whether blocks have the common form; the compiled step looks itself."""
-    monkeypatch.setattr("griffin.decode.steps.native.available", lambda: True)
+    monkeypatch.setattr("griffin.decode.steps.available", lambda: True)
     weights = read_weights(tiny_model("llama")) if common else None
 
     assert {row.name for row in STEPS if row.can_run(placement, weights)} == runs

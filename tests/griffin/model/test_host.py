@@ -265,9 +265,9 @@ def test_weights_are_the_file_and_are_laid_out_by_neuron(tmp_path: Path) -> None
             for projection in (*block.expand, block.contract):
                 assert begin <= projection.weight.data_ptr() < end
     assert all(
-        part_FD.untyped_storage().data_ptr() == begin
+        part.dense().untyped_storage().data_ptr() == begin
         for layer in engine._assembly.trees.twin._layers
-        for part_FD in (*layer._parts_FD, layer._rows_FD)
+        for part in (*layer._parts, layer._down)
     )
 
 
