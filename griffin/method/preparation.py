@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from griffin.errors import InvalidRequest
 from griffin.method.auto import LossTable
 from griffin.method.methods import METHODS
-from griffin.method.plus.calibration import Calibration, identity
+from griffin.method.plus.calibration import Calibration
 from griffin.model.host import HostWeights
+from griffin.model.identity import identity
 from griffin.request import METHOD_NAMES, MethodName, Pruning
 
 

@@ -100,10 +100,9 @@ class Report:
         if self._job.asks[0].verification.draft == "ngram":
             return "ngram_drafts"
         if counts.pruning.sparsity > 0 and not counts.selections:
-            if not counts.tokens:
-                return "nothing_generated"
-            prunes = counts.pruning.prunes(self._accounting.width)
-            return "finished_at_first_token" if prunes else "rounded_to_dense"
+            if not counts.pruning.prunes(self._accounting.width):
+                return "rounded_to_dense"
+            return "finished_at_first_token" if counts.tokens else "nothing_generated"
         if counts.pruning.reuse is not None:
             return "expert_set"
         if counts.outlook is not None:

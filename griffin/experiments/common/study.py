@@ -81,7 +81,7 @@ class Study:
             "layers": self.accounting.layers,
             "neurons_per_layer": self.accounting.width,
             "parameters": self.accounting.total,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": self.checkpoint.formats,
             "device_name": device_name(model.device),
             "identity": hashlib.sha256(repr(self._identity).encode()).hexdigest()[:16],
             "data": self.data.name if self.data else "hub",

@@ -24,9 +24,9 @@ from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import write_whole
 from griffin.experiments.common.study import add_model_arguments, open_model
 from griffin.experiments.common.texts import evenly, read_text, start_of, tokens_of
-from griffin.method.plus.calibration import identity
 from griffin.method.plus.measurement import calibrate
 from griffin.method.preparation import calibration_path
+from griffin.model.identity import identity
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

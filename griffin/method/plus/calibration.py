@@ -7,7 +7,6 @@ Shapes: L layers, F feed-forward neurons, P directions.
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from griffin.errors import LoadError
 from griffin.method.statistic import Moments
-from griffin.model.families import FeedForward, feed_forwards
-from griffin.model.matrix.modules import by_output
 
 # Raised when older files would be read wrongly.
 EDITION = "4"
 TABLES = ("sensitivity_LF", "sum_LF", "square_LF", "unexplained_LF", "reach_LF")
 NAMES = (*TABLES, "weight_L", "directions_LPF")
-# So many values of each projection go into a model's name: enough to tell two models apart, and quick to read.
-SAMPLED = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,23 +96,3 @@ def _unpacked(file: Any, name: str) -> Tensor:
     roots_LF: Tensor = file.get_tensor(name).float()
     scaled_LF: Tensor = roots_LF.square() * roots_LF.sign() * file.get_tensor(f"{name}_scale")
     return scaled_LF
-
-
-def identity(model: PreTrainedModel) -> str:
-    """A short name for this model's FF weights. Dtype, device and layout make no difference."""
-    digest = hashlib.sha256()
-    for block in feed_forwards(model):
-        for sample_N in _samples(block):
-            # In bfloat16, whose precision every dtype that a model is served in has.
-            numbers = sample_N.to(torch.bfloat16).contiguous().view(torch.int16).cpu()
-            digest.update(numbers.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _samples(block: FeedForward) -> Iterator[Tensor]:
-    """Some 64 numbers of each projection: of the first input, or, of the contracting one, of the first neuron."""
-    for matrix in map(by_output, block.expand):
-        numbers = torch.arange(0, matrix.row_count, max(1, matrix.row_count // SAMPLED))
-        yield matrix.rows(numbers).dense()[:, 0]
-    first_D = block.down.part(0, 1).dense()[0]
-    yield first_D[:: max(1, len(first_D) // SAMPLED)]

@@ -12,6 +12,7 @@ from griffin import Accounting, Engine, Pruning, Sampling
 from griffin.errors import LoadError, UnsupportedModel
 from griffin.model.checkpoint import gguf
 from griffin.model.checkpoint.source import embedded_file
+from griffin.model.identity import identity
 from griffin.model.loading import Checkpoint, load
 from tests.tiny import tiny_model
 
@@ -217,7 +218,10 @@ def test_impossible_placement(options: dict[str, str], text: str) -> None:
 
 
 def test_int8_halves_the_bytes_of_bfloat16(directory: Path) -> None:
-    """What a token reads, and what is reported; parameters are counted as the numbers that they stand for."""
+    """What a token reads, and what is reported; parameters are counted as the numbers that they stand for.
+
+    What was measured of the model in another dtype is found again.
+    """
     plain, rounded = (load(str(directory), dtype=dtype, device="cpu") for dtype in ("float32", "int8"))
     before, after = Accounting.of(plain.model), Accounting.of(rounded.model)
     prompt, sampling = list(range(3, 30)), Sampling(temperature=0, max_tokens=5, ignore_eos=True)
@@ -225,8 +229,9 @@ def test_int8_halves_the_bytes_of_bfloat16(directory: Path) -> None:
 
     assert (plain.formats, rounded.formats.split(", ")[0]) == ("float32", "int8")
     assert after.total == before.total
-    assert after.weight_bytes < 0.55 * before.weight_bytes
+    assert after.weight_bytes < 0.6 * before.weight_bytes
     assert after.bytes_per_neuron < 0.6 * before.bytes_per_neuron
+    assert identity(rounded.model) == identity(plain.model)
     torch.testing.assert_close(near, exact, atol=0.1, rtol=0.1)
     for sparsity in (0.0, 0.5):
         assert len(list(Engine(rounded.model).generate(prompt, sampling, Pruning(sparsity)))) == 5

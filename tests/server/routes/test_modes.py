@@ -13,9 +13,10 @@ import griffin
 from griffin.errors import LoadError
 from griffin.experiments.common.results import write_whole
 from griffin.method.auto import LossTable
-from griffin.method.plus.calibration import Calibration, identity
+from griffin.method.plus.calibration import Calibration
 from griffin.method.plus.measurement import calibrate
 from griffin.method.preparation import calibration_path, losses_path, measured_as
+from griffin.model.identity import identity
 from server.loader import load
 from server.settings import Settings
 from tests.server import tiny_checkpoint

@@ -74,6 +74,17 @@ def test_one_token_leaves_nothing_to_the_kept_neurons(url: str) -> None:
     assert answer["metrics"]["time_to_first_token_ms"] is None
 
 
+def test_a_sparsity_that_rounds_to_dense_says_so_of_a_score_too(url: str) -> None:
+    """No token is generated, yet that is not why nothing was removed."""
+    answers = [
+        post(url, prompt="Sheep flock.", max_tokens=0, echo=True, logprobs=0, sparsity=sparsity).json()
+        for sparsity in (0.0001, 0)
+    ]
+
+    assert answers[0]["griffin"]["reason"] == "rounded_to_dense"
+    assert answers[0]["choices"] == answers[1]["choices"]
+
+
 def test_an_echo_that_ends_inside_a_character(url: str, smollm2: Checkpoint) -> None:
     """The first generated token spells it whole, once."""
     ids = smollm2.tokenizer("Repeat: \U0001f44b\U0001f44b\U0001f44b\U0001f44b").input_ids

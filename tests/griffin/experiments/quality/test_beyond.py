@@ -16,8 +16,9 @@ from griffin.experiments.quality import acceptance, drift, pareto
 from griffin.experiments.quality.drift import Way, read_after
 from griffin.experiments.speed import pace
 from griffin.experiments.tune import calibrate as command
-from griffin.method.plus.calibration import Calibration, identity
+from griffin.method.plus.calibration import Calibration
 from griffin.method.plus.measurement import calibrate
+from griffin.model.identity import identity
 from griffin.model.loading import Checkpoint
 from griffin.request import METHOD_NAMES
 from tests.griffin.experiments.data import write_data

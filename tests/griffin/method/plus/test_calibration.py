@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from griffin.errors import LoadError
 from griffin.experiments.common.results import write_whole
 from griffin.method.plus import measurement as calibrating
-from griffin.method.plus.calibration import Calibration, identity
+from griffin.method.plus.calibration import Calibration
 from griffin.method.plus.measurement import calibrate
+from griffin.model.identity import identity
 from tests.griffin import oracle
 from tests.tiny import tiny_model
 
