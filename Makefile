@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-# Test files that run side by side. Each takes up to 2 GB.
+# Test files that run side by side, those that take longest early. Each takes up to 2 GB.
 JOBS ?= 2
 
 BIN = $(VENV)/bin
@@ -27,7 +27,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # A real model, small; and the shape of one eight times as large, with random weights.
 bench: $(VENV)/.installed-experiments
