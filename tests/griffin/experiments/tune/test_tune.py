@@ -563,7 +563,7 @@ def test_the_whole_command(
     assert "3 prompts of 6 to" in printed
     assert "Too few prompts" in printed
     assert "last 20" in printed
-    assert "400" not in printed
+    assert "last 400" not in printed
     picture = tmp_path / "results" / "tiny-llama" / "tune.svg"
     assert ElementTree.parse(picture).getroot().tag.endswith("svg")
     assert "tolerance 5 %" in picture.read_text()
