@@ -45,6 +45,23 @@ typedef struct {
     void (*cap)(float *values, int64_t count, float cap);
 } Kernels;
 
+/* One code of a row, as a float. */
+static inline float load_number(const char *codes, int64_t number, int64_t format)
+{
+    float value;
+    if (format == INT8)
+        return (float)*(const int8_t *)(codes + number);
+    if (format == BFLOAT16) {
+        uint16_t half;
+        memcpy(&half, codes + 2 * number, sizeof half);
+        uint32_t bits = (uint32_t)half << 16;
+        memcpy(&value, &bits, sizeof value);
+    } else {
+        memcpy(&value, codes + 4 * number, sizeof value);
+    }
+    return value;
+}
+
 /* Begins to fetch. An address need not be one of ours: nothing is read. */
 static inline void ask_for(const char *at, int64_t bytes)
 {

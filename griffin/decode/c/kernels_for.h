@@ -60,22 +60,6 @@ INLINE Vector KERNEL(load)(const char *codes, int64_t at, int64_t format)
     return vector;
 }
 
-INLINE float KERNEL(load_one)(const char *codes, int64_t at, int64_t format)
-{
-    float value;
-    if (format == INT8)
-        return (float)*(const int8_t *)(codes + at);
-    if (format == BFLOAT16) {
-        uint16_t half;
-        memcpy(&half, codes + 2 * at, sizeof half);
-        uint32_t bits = (uint32_t)half << 16;
-        memcpy(&value, &bits, sizeof value);
-    } else {
-        memcpy(&value, codes + 4 * at, sizeof value);
-    }
-    return value;
-}
-
 INLINE float KERNEL(sum)(Vector vector)
 {
     typedef float Quad __attribute__((vector_size(16)));
@@ -115,7 +99,7 @@ INLINE void KERNEL(dot_codes)(
             even[k] += KERNEL(load)(codes[k], i, format) * KERNEL(load)((const char *)x, i, FLOAT32);
     for (; i < width; i++)
         UNROLLED for (int k = 0; k < some; k++)
-            rest[k] += KERNEL(load_one)(codes[k], i, format) * x[i];
+            rest[k] += load_number(codes[k], i, format) * x[i];
     UNROLLED for (int k = 0; k < some; k++)
         out[k * apart] = KERNEL(sum)(even[k] + odd[k]) + rest[k];
 }
@@ -187,7 +171,7 @@ INLINE void KERNEL(add_codes)(
         KERNEL(add_vectors)(y, codes, some, i, z, format);
     for (; i < width; i++)
         UNROLLED for (int k = 0; k < some; k++)
-            y[i] += z[k] * KERNEL(load_one)(codes[k], i, format);
+            y[i] += z[k] * load_number(codes[k], i, format);
 }
 
 INLINE void KERNEL(add)(

@@ -74,22 +74,6 @@ static int64_t row_bytes(int64_t format, int64_t columns)
     return columns * (format == FLOAT32 ? 4 : format == BFLOAT16 ? 2 : 1);
 }
 
-static float load_number(const char *codes, int64_t number, int64_t format)
-{
-    float value;
-    if (format == INT8)
-        return (float)*(const int8_t *)(codes + number);
-    if (format == BFLOAT16) {
-        uint16_t half;
-        memcpy(&half, codes + 2 * number, sizeof half);
-        uint32_t bits = (uint32_t)half << 16;
-        memcpy(&value, &bits, sizeof value);
-    } else {
-        memcpy(&value, codes + 4 * number, sizeof value);
-    }
-    return value;
-}
-
 static void load_row(float *out, const Matrix *matrix, int64_t row)
 {
     const char *codes = matrix->codes + row * matrix->stride;
