@@ -45,6 +45,11 @@ typedef struct {
     void (*cap)(float *values, int64_t count, float cap);
 } Kernels;
 
+static inline int64_t code_bytes(int64_t format)
+{
+    return format == FLOAT32 ? 4 : format == BFLOAT16 ? 2 : 1;
+}
+
 /* One code of a row, as a float. */
 static inline float load_number(const char *codes, int64_t number, int64_t format)
 {

@@ -40,11 +40,6 @@ INLINE KERNEL(Whole) KERNEL(widen_bytes)(const char *bytes)
 #endif
 }
 
-INLINE int64_t KERNEL(size)(int64_t format)
-{
-    return format == FLOAT32 ? 4 : format == BFLOAT16 ? 2 : 1;
-}
-
 /* A vector of a row's codes, as floats. */
 INLINE Vector KERNEL(load)(const char *codes, int64_t at, int64_t format)
 {
@@ -81,7 +76,7 @@ INLINE void KERNEL(dot_codes)(
 {
     Vector even[STREAMS] = {{0}}, odd[STREAMS] = {{0}};
     float rest[STREAMS] = {0};
-    int64_t size = KERNEL(size)(format), i = 0;
+    int64_t size = code_bytes(format), i = 0;
     for (; i + 4 * LANES <= width; i += 4 * LANES) {
         UNROLLED for (int k = 0; k < some; k++)
             ask_for(ahead[k] + i * size, 4 * LANES * size);
@@ -160,7 +155,7 @@ INLINE void KERNEL(add_codes)(
     float *y, const char *const *codes, const char *const *ahead, int some, int64_t width, const float *z,
     int64_t format)
 {
-    int64_t size = KERNEL(size)(format), i = 0;
+    int64_t size = code_bytes(format), i = 0;
     for (; i + 4 * LANES <= width; i += 4 * LANES) {
         UNROLLED for (int k = 0; k < some; k++)
             ask_for(ahead[k] + i * size, 4 * LANES * size);

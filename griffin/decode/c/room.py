@@ -57,7 +57,8 @@ class Room:
         """Once the kept rows are there: add to them what they can tell of the other neurons."""
         if kept.correction is not None:
             for number, block in enumerate(self._blocks):
-                kept.correction.add_to_(number, block.contract_kD, kept.acting.order[number] if kept.acting else None)
+                order_k = kept.acting.order[number] if kept.acting else None
+                kept.correction.add_to_(number, block.contract.dense(), order_k)
 
 
 class _BlockRoom:
@@ -65,10 +66,10 @@ class _BlockRoom:
 
     Of neurons that act on some tokens only, the other rows lie side by side: each neuron's are read in one go.
 
-    contract_kD: of the neurons at hand, the contracting rows as plain numbers.
+    contract: the contracting rows of the neurons at hand.
     """
 
-    contract_kD: Tensor
+    contract: Matrix
 
     def __init__(self, feed_forward: FeedForwardWeights, memory_N: Tensor) -> None:
         self._matrices, self._memory_N = _matrices(feed_forward), memory_N
@@ -84,15 +85,13 @@ class _BlockRoom:
         """The block of a layer, for these neurons."""
         count, beside = kept.counts[number], kept.acting is not None
         rows = [self._rows(place, count, beside) for place in range(len(self._matrices))]
-        contract = self._matrices[-1]
-        if kept.correction is not None and not isinstance(contract, Dense):
+        whole = self._matrices[-1]
+        if kept.correction is not None and not isinstance(whole, Dense):
             # Codes cannot be corrected; the rows are widened for this request.
-            rows[-1] = Dense(contract.rows(ordered(kept, number)).dense())
-        if isinstance(rows[-1], Dense):
-            self.contract_kD = rows[-1].dense()
+            rows[-1] = Dense(whole.rows(ordered(kept, number)).dense())
+        self.contract = rows[-1]
         gate, *up, down = (described(matrix.planes, matrix.format, matrix.columns) for matrix in rows)
         gate_bias, up_bias = (None, None) if self._bias is None else (self._bias, self._bias[count:])
-        self._widened = rows[-1]
         block = CFeedForward(
             CProjection(gate, None if gate_bias is None else gate_bias.data_ptr()),
             CProjection(up[0], None if up_bias is None else up_bias.data_ptr()) if up else CProjection(),

@@ -71,7 +71,7 @@ typedef struct {
 /* Of the numbers of a row, without scales. */
 static int64_t row_bytes(int64_t format, int64_t columns)
 {
-    return columns * (format == FLOAT32 ? 4 : format == BFLOAT16 ? 2 : 1);
+    return columns * code_bytes(format);
 }
 
 static void load_row(float *out, const Matrix *matrix, int64_t row)
