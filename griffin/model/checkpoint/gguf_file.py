@@ -2,18 +2,21 @@
 
 import glob
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader, ReaderTensor
+from gguf import GGMLQuantizationType
 
 from griffin.errors import LoadError
-from griffin.model.checkpoint.refusals import first_words, listed, refuse_file
+from griffin.model.checkpoint.gguf_bytes import MappedFile, shown
+from griffin.model.checkpoint.gguf_header import MAGIC, read_header
+from griffin.model.checkpoint.gguf_tensors import GgufTensor, require_readable_types, tensors_of
+from griffin.model.checkpoint.refusals import listed, refuse_file
 
-MAGIC = b"GGUF"
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
+MOST_PARTS = 99_999
 # Values of general.type for files that do not hold a whole model.
 OTHER_TYPES = {
     "adapter": "a LoRA adapter",
@@ -32,13 +35,15 @@ OTHER_ARCHITECTURES = {
 class GgufFile:
     """The content of a file, with its parts joined.
 
-    metadata: all keys but those of the format itself; lists are Python lists.
-    tensors: as the reader gives them, mapped from the file.
+    metadata: values by key; lists are Python lists.
+    tensors: mapped from the files, none of them past an end.
+    files: all parts. They stay mapped until ``close``, or until nothing refers to their tensors.
     """
 
     path: Path
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, ReaderTensor]
+    tensors: Mapping[str, GgufTensor]
+    files: Sequence[MappedFile] = ()
 
     @property
     def architecture(self) -> str:
@@ -48,6 +53,22 @@ class GgufFile:
     def own(self, key: str) -> Any:
         """A value under the architecture's name; None if it is not there."""
         return self.metadata.get(f"{self.architecture}.{key}")
+
+    def require_readable(self, types: Collection[GGMLQuantizationType]) -> None:
+        """
+        Raises:
+            LoadError: a tensor has another type than these; see ``require_readable_types``.
+        """
+        require_readable_types(self.path.name, self.tensors.values(), types)
+
+    def close(self) -> None:
+        """Let go of the files, once all that is needed of the tensors was copied.
+
+        Raises:
+            BufferError: the data of a tensor is still used.
+        """
+        for file in self.files:
+            file.close()
 
 
 def is_gguf(path: Path) -> bool:
@@ -64,18 +85,21 @@ def read(path: Path) -> GgufFile:
     """
     if not is_gguf(path):
         refuse_file(path, str(path))
-    first = _open(path)
-    metadata = {name: field.contents() for name, field in first.fields.items() if not name.startswith("GGUF.")}
+    first, metadata, tensors = _open(path)
     _require_model(path, metadata)
-    tensors = {tensor.name: tensor for tensor in first.tensors}
-    for part in _other_parts(path, metadata):
-        tensors |= {tensor.name: tensor for tensor in _open(part).tensors}
-    expected = metadata.get("split.tensors.count")
+    files = [first]
+    for place in _other_parts(path, metadata):
+        part, _, more = _open(place)
+        if twice := [name for name in more if name in tensors]:
+            raise LoadError(f"{place.name} holds the tensor {shown(twice[0])}, and so does another part of the model")
+        tensors |= more
+        files.append(part)
+    expected = _whole_number(path, metadata, "split.tensors.count")
     if expected and len(tensors) != expected:
         raise LoadError(f"{path.name} and its parts hold {len(tensors)} tensors, and should hold {expected}")
     if not tensors:
         raise LoadError(f"{path.name} holds no tensors: it is a vocabulary without a model")
-    return GgufFile(path, metadata, tensors)
+    return GgufFile(path, metadata, tensors, files)
 
 
 def parts(path: Path) -> list[Path]:
@@ -85,19 +109,21 @@ def parts(path: Path) -> list[Path]:
     return found or [path]
 
 
-def _open(path: Path) -> GGUFReader:
+def _open(path: Path) -> tuple[MappedFile, dict[str, Any], dict[str, GgufTensor]]:
+    """A file, its keys and its tensors."""
     try:
-        return GGUFReader(path)
-    except Exception as error:
-        # The reader trusts every length that it finds. Its errors on damaged files are no messages for people.
-        raise LoadError(
-            f"{path.name} is no whole GGUF file ({first_words(error)}); is the download complete?"
-        ) from error
+        file = MappedFile(path)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    header = read_header(file)
+    return file, header.metadata, tensors_of(file, header)
 
 
 def _require_model(path: Path, metadata: Mapping[str, Any]) -> None:
     if "general.architecture" not in metadata:
         raise LoadError(f"{path.name} does not say what it is: general.architecture is missing")
+    if not isinstance(metadata["general.architecture"], str):
+        raise LoadError(f"{path.name} does not say what it is: general.architecture is no text")
     kind = OTHER_TYPES.get(str(metadata.get("general.type")))
     kind = kind or OTHER_ARCHITECTURES.get(str(metadata["general.architecture"]))
     if kind:
@@ -106,9 +132,11 @@ def _require_model(path: Path, metadata: Mapping[str, Any]) -> None:
 
 def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
     """All parts after the first; ``path`` is the first."""
-    count = int(metadata.get("split.count") or 0)
+    count = _whole_number(path, metadata, "split.count")
     if count < 2:
         return []
+    if count > MOST_PARTS:
+        raise LoadError(f"{path.name} claims to be one of {count} parts of a model; download it again")
     name = PART.fullmatch(path.stem)
     if name is None:
         raise LoadError(
@@ -116,8 +144,16 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
             "give all parts their names back (NAME-00001-of-0000N.gguf), or join them: llama-gguf-split --merge"
         )
     parts = [path.with_name(f"{name[1]}-{number:05}-of-{count:05}{path.suffix}") for number in range(1, count + 1)]
-    if int(metadata.get("split.no") or 0):
+    if _whole_number(path, metadata, "split.no"):
         raise LoadError(f"{path.name} is not the first part of the model; name {parts[0].name}")
     if absent := [part.name for part in parts if not part.is_file()]:
         raise LoadError(f"{path.name} is one of {count} parts, and {listed(absent)} is not beside it; download all")
     return parts[1:]
+
+
+def _whole_number(path: Path, metadata: Mapping[str, Any], key: str) -> int:
+    """A key's value; 0 if it is not there."""
+    value = metadata.get(key, 0)
+    if type(value) is not int or value < 0:
+        raise LoadError(f"{path.name}: its key {key} is {shown(str(value))}, and must be a whole number")
+    return value

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from griffin.errors import LoadError
 from griffin.model.checkpoint.ends import KNOWN_ENDS
 from griffin.model.checkpoint.gguf_file import GgufFile
+from griffin.model.checkpoint.gguf_vocabulary import CONTROL, USER_DEFINED, library_tokenizer
 
-CONTROL, USER_DEFINED = 3, 4
 # Keys whose ids the file calls ends. Generation in the middle of a text ends at the last three.
 END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
@@ -83,7 +83,7 @@ def read_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
         raise LoadError(
             f"{file.path.name} splits text in a way that is not known here: its key tokenizer.ggml.pre is {pre}"
         )
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
+    tokenizer = library_tokenizer(file)
     if by_bytes and pre in SPLITS:
         _split_as(pre, tokenizer.backend_tokenizer)
     if pre in BEGINNING and file.metadata.get("tokenizer.ggml.add_bos_token") is None:
