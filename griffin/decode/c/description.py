@@ -10,6 +10,7 @@ from griffin.decode.c.library import (
     CACHE_FORMATS,
     FORMATS,
     CFeedForward,
+    CGroups,
     CLayer,
     CMatrix,
     CModel,
@@ -18,6 +19,8 @@ from griffin.decode.c.library import (
     CRotary,
 )
 from griffin.model.matrix.dense import Dense
+from griffin.model.matrix.grouped import GroupedColumns, GroupedRows
+from griffin.model.matrix.grouping import Layout
 from griffin.model.matrix.matrix import Matrix
 from griffin.model.weights import ACTIVATIONS, FeedForwardWeights, Layer, Norm, Projection, QueryGrowth, Rotary, Weights
 
@@ -29,16 +32,38 @@ def supported(weights: Weights) -> bool:
 
 
 def _readable(matrix: Matrix) -> bool:
-    contiguous = all(plane.is_contiguous() for plane in matrix.planes)
+    contiguous = all(tensor.is_contiguous() for tensor in (*matrix.planes, *matrix.shared))
     return matrix.format in FORMATS and matrix.device.type == "cpu" and contiguous
 
 
-def described(planes: Sequence[Tensor], format: str, columns: int) -> CMatrix:
-    """A matrix of these planes, whose rows may lie apart. The planes must live as long as it is used."""
-    codes, *scales = planes
+def described(matrix: Matrix) -> CMatrix:
+    """A matrix, whose rows may lie apart. Its tensors must live as long as it is used."""
+    codes, *scales = matrix.planes
     stride = codes.stride(0) * codes.element_size()
-    scale = scales[0].data_ptr() if scales else None
-    return CMatrix(codes.data_ptr(), scale, len(codes), columns, stride, FORMATS.index(format))
+    found = CMatrix(codes.data_ptr(), None, len(codes), matrix.columns, stride, FORMATS.index(matrix.format))
+    if isinstance(matrix, GroupedRows):
+        # A row's scales follow its codes.
+        found.groups = _groups(matrix.layout, codes, codes)
+    elif isinstance(matrix, GroupedColumns):
+        found.groups = _groups(matrix.layout, matrix.records, matrix.supers)
+        found.groups.neurons = None if matrix.neurons is None else matrix.neurons.data_ptr()
+    elif scales:
+        found.scales = scales[0].data_ptr()
+    return found
+
+
+def _groups(layout: Layout, records: Tensor, supers: Tensor | None) -> CGroups:
+    scales, second = records.data_ptr(), 0 if supers is None else supers.data_ptr()
+    found = CGroups(
+        scales=scales + layout.scales, stride=records.stride(0), size=layout.size, bytes=layout.bytes, zero=layout.zero
+    )
+    if layout.has_minimums:
+        found.minimums = scales + layout.minimums
+    if layout.two_levels and supers is not None:
+        found.supers, found.super_stride = second + layout.supers, supers.stride(0)
+        if layout.has_minimums:
+            found.super_minimums = second + layout.super_minimums
+    return found
 
 
 class Description:
@@ -48,7 +73,7 @@ class Description:
     layers, blocks: for each layer; a layer reads the neurons of the block that is written into it.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, cache_dtype: torch.dtype) -> None:
         self._held: list[object] = []
         rotaries = list({id(layer.rotary): layer.rotary for layer in weights.layers if layer.rotary}.values())
         self._rotaries = (CRotary * len(rotaries))(*(self._rotary(rotary) for rotary in rotaries))
@@ -84,7 +109,7 @@ class Description:
             logit_divisor=weights.logit_divisor,
             logit_cap=weights.logit_cap or 0,
             activation=ACTIVATIONS.index(weights.activation),
-            cache_format=FORMATS.index(str(weights.dtype).removeprefix("torch.")),
+            cache_format=FORMATS.index(str(cache_dtype).removeprefix("torch.")),
         )
 
     def _layer(self, layer: Layer, block: CFeedForward, rotary: CRotary | None) -> CLayer:
@@ -95,7 +120,7 @@ class Description:
             after_attention=self._norm(layer.after_attention),
             before_feed_forward=self._norm(layer.before_feed_forward),
             after_feed_forward=self._norm(layer.after_feed_forward),
-            query_key_value=self._projection(layer.query_key_value),
+            query_key_value=self._projections(layer.query_key_value),
             output=self._projection(layer.output),
             feed_forward=block,
             rotary=ctypes.pointer(rotary) if rotary is not None else None,
@@ -103,20 +128,24 @@ class Description:
         )
 
     def _block(self, feed_forward: FeedForwardWeights) -> CFeedForward:
-        contract = self._projection(Projection(feed_forward.contract, feed_forward.contract_bias))
-        if not feed_forward.gated:
-            return CFeedForward(self._projection(feed_forward.expand), CProjection(), contract)
-        both, bias_P, neurons = feed_forward.expand.matrix, feed_forward.expand.bias, contract.matrix.rows
-        biases = (None, None) if bias_P is None else (bias_P[:neurons], bias_P[neurons:])
-        gate, up = (Projection(*pair) for pair in zip(both.split([neurons, neurons]), biases, strict=True))
-        return CFeedForward(self._projection(gate), self._projection(up), contract)
+        contract = self._projection(Projection((feed_forward.contract,), feed_forward.contract_bias))
+        gate, *up = (self._projection(projection) for projection in feed_forward.expanding())
+        return CFeedForward(gate, up[0] if up else CProjection(), contract)
+
+    def _projections(self, projection: Projection) -> "ctypes.Array[CProjection]":
+        """Each part of one, with its part of the bias."""
+        biases: Sequence[Tensor | None] = [None] * len(projection.parts)
+        if projection.bias is not None:
+            biases = torch.split(projection.bias, [part.row_count for part in projection.parts])
+        pairs = zip(projection.parts, biases, strict=True)
+        return (CProjection * 3)(*(CProjection(self._matrix(part), self._float(bias)) for part, bias in pairs))
 
     def _projection(self, projection: Projection) -> CProjection:
         return CProjection(self._matrix(projection.matrix), self._float(projection.bias))
 
     def _matrix(self, matrix: Matrix) -> CMatrix:
         self._held.append(matrix)
-        return described(matrix.planes, matrix.format, matrix.columns)
+        return described(matrix)
 
     def _norm(self, norm: Norm | None) -> CNorm:
         if norm is None:

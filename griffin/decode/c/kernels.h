@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 #include <immintrin.h>
 #endif
 
+#include "../../model/matrix/c/instructions.h"
 #include "model.h"
 #include "team.h"
 
@@ -21,21 +23,69 @@
 /* Rows that are added to one sum at a time. More gain nothing, and would leave over more of the acting neurons. */
 #define PAIR 2
 
+/* The most rows that share a scale. */
+#define RUN 32
+/* Of the whole numbers that activations become. */
+#define LARGEST 32767
+/* Numbers that are all smaller become zeros. */
+#define SMALLEST 0x1p-100f
+
+/*
+ * Activations, and the same as whole numbers where a grouped matrix is multiplied by them. ``values`` is all there is
+ * otherwise.
+ *
+ * Blocks of 32 have a scale. Sixteen blocks are a tile; its bytes lie so that byte 4 b + i of 64 bytes number q is that of
+ * activation 32 b + 4 q + i.
+ * high, low: a whole number is 256 high + low.
+ * scales: of each block.
+ * weighted: of a tile, for each block: the sum of its first 16, of its second 16, and of all 32, times the scale.
+ * high_weighted: the same of 256 high.
+ */
+typedef struct {
+    const float *values;
+    int8_t *high;
+    uint8_t *low;
+    float *scales, *weighted, *high_weighted;
+} Input;
+
+/* Weights of the rows of one group, as whole numbers: quads of high and low halves, and their sums. */
+typedef struct {
+    int32_t high[RUN / 4], low[RUN / 4];
+    float scale, sum, high_sum;
+} Weights;
+
+/* Where the scales of one group of rows are. */
+typedef struct {
+    const char *scales, *minimums, *supers, *super_minimums;
+} Record;
+
+/* Rows that are fetched line by line, of so many bytes each; ``at`` bytes of the first have been asked for. */
+typedef struct {
+    const char *const *rows;
+    int64_t at, bytes;
+    const char *record, *record_end;
+} Ahead;
+
 /* What a format must be able to do. Another one is a row of products in kernels_for.h. */
 typedef struct {
     /* out_i = row first + i . x */
-    void (*dot)(float *out, const Matrix *matrix, int64_t first, int64_t count, const float *x);
+    void (*dot)(float *out, const Matrix *matrix, int64_t first, int64_t count, const Input *x);
     /* y += sum over i of z_i row first + i */
     void (*add)(float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z);
-    /* The same of some rows, PAIR at most, by their numbers; meanwhile as many later ones are fetched. */
+    /*
+     * The same of some rows by their numbers: PAIR at most, and meanwhile as many later ones are fetched. Of grouped
+     * formats any number of rows; their groups rise, and ``later`` is not used.
+     */
     void (*dot_some)(
-        float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *x);
+        float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int64_t some, const Input *x);
     void (*add_some)(
-        float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *z);
+        float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int64_t some, const float *z);
 } Format;
 
 typedef struct {
     Format formats[FORMATS];
+    /* Whole numbers for ``values``, so many of them: a multiple of 32. */
+    void (*make_whole)(Input *input, int64_t count);
     void (*norm)(float *out, const float *x, const Norm *norm);
     /* z = activation(z) up; up may be NULL */
     void (*activate)(float *z, const float *up, int64_t count, int64_t activation);
@@ -45,9 +95,75 @@ typedef struct {
     void (*cap)(float *values, int64_t count, float cap);
 } Kernels;
 
+static inline float from_float16(uint16_t half)
+{
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, bits = (uint32_t)(half & 0x7fff) << 13;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    /* By a power of two all exponents are right, those of subnormal numbers too; infinity stays to be mended. */
+    value *= 0x1p112f;
+    memcpy(&bits, &value, sizeof bits);
+    bits |= sign | (half >= 0x7c00 && (half & 0x7fff) >= 0x7c00 ? 0x7f800000u : 0);
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline float from_half(uint16_t half, int64_t format)
+{
+    float value;
+    uint32_t bits = (uint32_t)half << 16;
+    memcpy(&value, &bits, sizeof value);
+    return format == FLOAT16 ? from_float16(half) : value;
+}
+
+/* Which group of rows a row belongs to. */
+static inline int64_t group_of(const Matrix *matrix, int64_t row)
+{
+    const int32_t *neurons = matrix->groups.neurons;
+    return (neurons ? neurons[row] : row) / matrix->groups.size;
+}
+
 static inline int64_t code_bytes(int64_t format)
 {
-    return format == FLOAT32 ? 4 : format == BFLOAT16 ? 2 : 1;
+    return format == FLOAT32 ? 4 : format == BFLOAT16 || format == FLOAT16 ? 2 : 1;
+}
+
+static inline bool is_grouped(const Matrix *matrix)
+{
+    return matrix->codes && matrix->format >= GROUPED4;
+}
+
+/* Scale or minimum number ``at`` of a record, in whose superblock ``super`` is. */
+static inline float load_scale(const char *scales, const char *supers, int64_t at, int64_t super)
+{
+    uint16_t half;
+    memcpy(&half, supers ? supers + 2 * super : scales + 2 * at, sizeof half);
+    return supers ? from_float16(half) * (float)(int8_t)scales[at] : from_float16(half);
+}
+
+/* One number of a row whose groups lie along it. */
+static inline float load_grouped(const Matrix *matrix, int64_t row, int64_t column)
+{
+    const Groups *groups = &matrix->groups;
+    int64_t block = column / 32, tile = block / 16 * 16, left = matrix->columns / 32 - tile;
+    int64_t blocks = left < 16 ? left : 16, bits = matrix->format == GROUPED4 ? 4 : matrix->format == GROUPED6 ? 6 : 8;
+    int64_t quad = column % 32 / 4, upper = quad / 4, lower = quad % 4, record = row * matrix->stride;
+    const uint8_t *at = (uint8_t *)matrix->codes + record + tile * 4 * bits + 4 * (block - tile) + column % 4;
+    int code;
+    if (bits == 8)
+        code = at[quad * 4 * blocks];
+    else
+        code = at[lower * 4 * blocks] >> 4 * upper & 15;
+    if (bits == 6)
+        code |= (at[(4 + lower / 2) * 4 * blocks] >> (lower % 2 * 4 + upper * 2) & 3) << 4;
+    int64_t halves = 32 / groups->size, half = halves == 2 ? upper : 0, super = column / 256;
+    int64_t scale = tile * halves + half * blocks + block - tile;
+    float value = load_scale(groups->scales + record, groups->supers ? groups->supers + record : NULL, scale, super)
+                  * ((float)code - groups->zero);
+    if (groups->minimums)
+        value += load_scale(
+            groups->minimums + record, groups->supers ? groups->super_minimums + record : NULL, scale, super);
+    return value;
 }
 
 /* One code of a row, as a float. */
@@ -56,14 +172,12 @@ static inline float load_number(const char *codes, int64_t number, int64_t forma
     float value;
     if (format == INT8)
         return (float)*(const int8_t *)(codes + number);
-    if (format == BFLOAT16) {
+    if (format == BFLOAT16 || format == FLOAT16) {
         uint16_t half;
         memcpy(&half, codes + 2 * number, sizeof half);
-        uint32_t bits = (uint32_t)half << 16;
-        memcpy(&value, &bits, sizeof value);
-    } else {
-        memcpy(&value, codes + 4 * number, sizeof value);
+        return from_half(half, format);
     }
+    memcpy(&value, codes + 4 * number, sizeof value);
     return value;
 }
 
@@ -72,6 +186,18 @@ static inline void ask_for(const char *at, int64_t bytes)
 {
     for (int64_t i = 0; i < bytes; i += ALIGNMENT)
         __builtin_prefetch(at + i);
+}
+
+/* What makes the largest of some numbers LARGEST. 0 if it is too small to divide by, or not finite: its scale tells. */
+static inline float inverse_of(float highest)
+{
+    return highest > SMALLEST && highest <= FLT_MAX ? LARGEST / highest : 0;
+}
+
+/* The nearest; something where there is none. */
+static inline int32_t to_whole(float value)
+{
+    return (int32_t)rintf(value < LARGEST ? value : LARGEST);
 }
 
 #define PASTE_(a, b) a##_##b
@@ -88,10 +214,10 @@ static inline void ask_for(const char *at, int64_t bytes)
 #define TARGET avx2
 #define VECTOR_BYTES 32
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 #include "kernels_for.h"
 #ifdef __clang__
@@ -105,10 +231,10 @@ static inline void ask_for(const char *at, int64_t bytes)
 #define TARGET avx512
 #define VECTOR_BYTES 64
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
 #endif
 #include "kernels_for.h"
 #ifdef __clang__
@@ -123,10 +249,9 @@ static inline void ask_for(const char *at, int64_t bytes)
 static const Kernels *best_kernels(void)
 {
 #ifdef __x86_64__
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
-        && __builtin_cpu_supports("avx512vl"))
+    if (best_instructions() >= AVX512_VNNI)
         return &kernels_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    if (best_instructions() >= AVX2)
         return &kernels_avx2;
 #endif
     return &kernels_baseline;

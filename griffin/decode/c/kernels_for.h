@@ -40,6 +40,23 @@ INLINE KERNEL(Whole) KERNEL(widen_bytes)(const char *bytes)
 #endif
 }
 
+INLINE Vector KERNEL(widen_float16)(const char *halves)
+{
+#if VECTOR_BYTES == 64
+    return (Vector)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)halves));
+#elif VECTOR_BYTES == 32
+    return (Vector)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
+#else
+    Vector vector;
+    for (int i = 0; i < LANES; i++) {
+        uint16_t half;
+        memcpy(&half, halves + 2 * i, sizeof half);
+        vector[i] = from_float16(half);
+    }
+    return vector;
+#endif
+}
+
 /* A vector of a row's codes, as floats. */
 INLINE Vector KERNEL(load)(const char *codes, int64_t at, int64_t format)
 {
@@ -50,6 +67,8 @@ INLINE Vector KERNEL(load)(const char *codes, int64_t at, int64_t format)
         memcpy(&halves, codes + 2 * at, sizeof halves);
         return (Vector)(KERNEL(widen)(halves) << 16);
     }
+    if (format == FLOAT16)
+        return KERNEL(widen_float16)(codes + 2 * at);
     Vector vector;
     memcpy(&vector, codes + 4 * at, sizeof vector);
     return vector;
@@ -206,24 +225,24 @@ INLINE void KERNEL(add_some)(
 
 /* The four products of one format, for one instruction set. Both numbers of rows are known where they are inlined. */
 #define FORMAT_PRODUCTS(NAME, FORMAT)                                                                                 \
-    static void KERNEL(dot_##NAME)(float *out, const Matrix *matrix, int64_t first, int64_t count, const float *x)    \
+    static void KERNEL(dot_##NAME)(float *out, const Matrix *matrix, int64_t first, int64_t count, const Input *x)    \
     {                                                                                                                 \
-        KERNEL(dot)(out, matrix, first, count, x, FORMAT);                                                            \
+        KERNEL(dot)(out, matrix, first, count, x->values, FORMAT);                                                    \
     }                                                                                                                 \
     static void KERNEL(add_##NAME)(float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z)      \
     {                                                                                                                 \
         KERNEL(add)(y, matrix, first, count, z, FORMAT);                                                              \
     }                                                                                                                 \
     static void KERNEL(dot_some_##NAME)(                                                                              \
-        float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *x)        \
+        float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int64_t some, const Input *x)    \
     {                                                                                                                 \
         if (some == PAIR)                                                                                             \
-            KERNEL(dot_some)(out, matrix, rows, later, PAIR, x, FORMAT);                                              \
+            KERNEL(dot_some)(out, matrix, rows, later, PAIR, x->values, FORMAT);                                      \
         else                                                                                                          \
-            KERNEL(dot_some)(out, matrix, rows, later, 1, x, FORMAT);                                                 \
+            KERNEL(dot_some)(out, matrix, rows, later, 1, x->values, FORMAT);                                         \
     }                                                                                                                 \
     static void KERNEL(add_some_##NAME)(                                                                              \
-        float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *z)          \
+        float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int64_t some, const float *z)      \
     {                                                                                                                 \
         if (some == PAIR)                                                                                             \
             KERNEL(add_some)(y, matrix, rows, later, PAIR, z, FORMAT);                                                \
@@ -233,10 +252,13 @@ INLINE void KERNEL(add_some)(
 
 FORMAT_PRODUCTS(float32, FLOAT32)
 FORMAT_PRODUCTS(bfloat16, BFLOAT16)
+FORMAT_PRODUCTS(float16, FLOAT16)
 FORMAT_PRODUCTS(int8, INT8)
 #undef FORMAT_PRODUCTS
 
-INLINE float KERNEL(total)(const float *x, int64_t count, float less, bool squared)
+#include "grouped_for.h"
+
+INLINE float KERNEL(total_of)(const float *x, int64_t count, float less, bool squared)
 {
     Vector sum = {0};
     int64_t i = 0;
@@ -253,8 +275,8 @@ INLINE float KERNEL(total)(const float *x, int64_t count, float less, bool squar
 static void KERNEL(norm)(float *out, const float *x, const Norm *norm)
 {
     int64_t width = norm->width;
-    float mean = norm->centred ? KERNEL(total)(x, width, 0, false) / (float)width : 0;
-    float factor = 1 / sqrtf(KERNEL(total)(x, width, mean, true) / (float)width + norm->eps);
+    float mean = norm->centred ? KERNEL(total_of)(x, width, 0, false) / (float)width : 0;
+    float factor = 1 / sqrtf(KERNEL(total_of)(x, width, mean, true) / (float)width + norm->eps);
     for (int64_t i = 0; i < width; i++)
         out[i] = (x[i] - mean) * factor * norm->weight[i];
     for (int64_t i = 0; norm->bias && i < width; i++)
@@ -330,7 +352,7 @@ static float KERNEL(exponentials)(float *values, int64_t count, float highest)
 {
     for (int64_t i = 0; i < count; i++)
         values[i] = KERNEL(exponential)(values[i] - highest);
-    return KERNEL(total)(values, count, 0, false);
+    return KERNEL(total_of)(values, count, 0, false);
 }
 
 /* tanh(u) is 1 - 2 / (1 + e^2u). */
@@ -345,8 +367,13 @@ static const Kernels KERNEL(kernels) = {
     .formats = {
         [FLOAT32] = FORMAT_ROW(float32),
         [BFLOAT16] = FORMAT_ROW(bfloat16),
+        [FLOAT16] = FORMAT_ROW(float16),
         [INT8] = FORMAT_ROW(int8),
+        [GROUPED4] = FORMAT_ROW(grouped4),
+        [GROUPED6] = FORMAT_ROW(grouped6),
+        [GROUPED8] = FORMAT_ROW(grouped8),
     },
+    .make_whole = KERNEL(make_whole),
     .norm = KERNEL(norm),
     .activate = KERNEL(activate),
     .exponentials = KERNEL(exponentials),
@@ -356,5 +383,10 @@ static const Kernels KERNEL(kernels) = {
 #undef FORMAT_ROW
 #undef LANES
 #undef Vector
+#undef Whole
+#undef Codes
+#undef Sums
+#undef HALF_CENTRED
+#undef GROUPED_PRODUCTS
 #undef INLINE
 #undef UNROLLED

@@ -13,9 +13,9 @@ from griffin.library import compiled
 logger = logging.getLogger("griffin")
 
 # Names of ``Matrix.format`` by their numbers in model.h.
-FORMATS = ("float32", "bfloat16", "int8")
+FORMATS = ("float32", "bfloat16", "float16", "int8", "grouped4", "grouped6", "grouped8")
 # Of these, the ones that keys and values can have.
-CACHE_FORMATS = ("float32", "bfloat16")
+CACHE_FORMATS = ("float32", "bfloat16", "float16")
 
 
 class CNorm(ctypes.Structure):
@@ -28,6 +28,21 @@ class CNorm(ctypes.Structure):
     )
 
 
+class CGroups(ctypes.Structure):
+    _fields_ = (
+        ("scales", ctypes.c_void_p),
+        ("minimums", ctypes.c_void_p),
+        ("supers", ctypes.c_void_p),
+        ("super_minimums", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("super_stride", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        ("bytes", ctypes.c_int64),
+        ("neurons", ctypes.c_void_p),
+        ("zero", ctypes.c_float),
+    )
+
+
 class CMatrix(ctypes.Structure):
     _fields_ = (
         ("codes", ctypes.c_void_p),
@@ -36,6 +51,7 @@ class CMatrix(ctypes.Structure):
         ("columns", ctypes.c_int64),
         ("stride", ctypes.c_int64),
         ("format", ctypes.c_int64),
+        ("groups", CGroups),
     )
 
 
@@ -75,7 +91,7 @@ class CLayer(ctypes.Structure):
         ("after_attention", CNorm),
         ("before_feed_forward", CNorm),
         ("after_feed_forward", CNorm),
-        ("query_key_value", CProjection),
+        ("query_key_value", CProjection * 3),
         ("output", CProjection),
         ("feed_forward", CFeedForward),
         ("rotary", ctypes.POINTER(CRotary)),

@@ -20,8 +20,30 @@ typedef struct {
     int32_t centred;
 } Norm;
 
-/* How a matrix holds its numbers. FLOAT32 and BFLOAT16: as they are. INT8: whole numbers, times a scale for each row. */
-enum { FLOAT32, BFLOAT16, INT8, FORMATS };
+/*
+ * How a matrix holds its numbers. FLOAT32, BFLOAT16, FLOAT16: as they are. INT8: whole numbers, times a scale for each
+ * row. GROUPED: codes of 4, 6 or 8 bits, times a scale for each group of neighbours (see Groups).
+ */
+enum { FLOAT32, BFLOAT16, FLOAT16, INT8, GROUPED4, GROUPED6, GROUPED8, FORMATS };
+
+/*
+ * A number is scale (code - zero) + minimum, with one scale and minimum for ``size`` neighbours, 16 or 32.
+ *
+ * Neighbours are in one row where rows are multiplied by x, and in one column, of rows that follow each other, where
+ * weighted rows are summed up. A record holds the scales of one row, or of one group of rows.
+ * scales, minimums: in the first record: of one or two bytes. Float16; or, where there are supers, int8 that is
+ *     multiplied by the float16 of 256 numbers. No minimums: NULL.
+ * supers, super_minimums: in the first record of their own; or NULL.
+ * stride, super_stride: bytes from a record to the next.
+ * bytes: of one scale.
+ * neurons: of which row of all these rows are; NULL if they are all.
+ */
+typedef struct {
+    const char *scales, *minimums, *supers, *super_minimums;
+    int64_t stride, super_stride, size, bytes;
+    const int32_t *neurons;
+    float zero;
+} Groups;
 
 /*
  * codes: rows of ``columns`` numbers in a format, ``stride`` bytes from one to the next; NULL where there is no matrix.
@@ -31,6 +53,7 @@ typedef struct {
     char *codes;
     float *scales;
     int64_t rows, columns, stride, format;
+    Groups groups;
 } Matrix;
 
 /* bias may be NULL. */
@@ -65,7 +88,8 @@ typedef struct {
 /* window 0: all positions. keys, values: (G, capacity, S). */
 typedef struct {
     Norm before_attention, query_norm, key_norm, after_attention, before_feed_forward, after_feed_forward;
-    Projection query_key_value, output;
+    /* Queries, keys and values: one product, or up to three whose outputs follow each other. */
+    Projection query_key_value[3], output;
     FeedForward feed_forward;
     const Rotary *rotary;
     int64_t window;
@@ -88,6 +112,6 @@ typedef struct {
     int64_t width, heads, kv_heads, head_size;
     double embedding_scale, residual_scale, scale, query_growth, score_cap, logit_divisor, logit_cap;
     int64_t query_context, activation;
-    /* Of keys and values: FLOAT32 or BFLOAT16. */
+    /* Of keys and values: FLOAT32, BFLOAT16 or FLOAT16. */
     int64_t cache_format;
 } Model;

@@ -5,7 +5,8 @@
  * ascending streams, so each product walks its rows in the order in which they are stored, in several places at once. Kept
  * neurons are copied next to each other once per request: hopping between them in place takes longer than reading all.
  * Weights are asked for in advance: the processor itself does so too late, and begins anew on each page.
- * Activations are fp32 throughout. Each matrix has a format of its own; keys and values are fp32 or bfloat16.
+ * Activations are fp32; where they meet codes in groups, they become whole numbers of 16 bits first. Each matrix has a
+ * format of its own; keys and values are fp32, bfloat16 or float16.
  *
  * A team of threads decodes a token in four stages a layer, with a barrier after each. What is cheap (norms, the residual
  * sum) every thread computes for itself. Work is handed out in portions to whoever is free, yet no sum depends on
@@ -46,6 +47,8 @@ typedef struct {
     float *gate, *up;
     /* Of a chunk, which neurons act. */
     int32_t *acting;
+    /* What the product at hand is of. */
+    Input input;
 } Scratch;
 
 typedef struct {
@@ -79,7 +82,7 @@ static void load_row(float *out, const Matrix *matrix, int64_t row)
     const char *codes = matrix->codes + row * matrix->stride;
     float scale = matrix->scales ? matrix->scales[row] : 1;
     for (int64_t i = 0; i < matrix->columns; i++)
-        out[i] = load_number(codes, i, matrix->format) * scale;
+        out[i] = is_grouped(matrix) ? load_grouped(matrix, row, i) : load_number(codes, i, matrix->format) * scale;
 }
 
 /* The nearest, and of two equally near the even one. */
@@ -92,6 +95,29 @@ static uint16_t to_bfloat16(float value)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+/* The nearest, and of two equally near the even one; too large ones become infinite. */
+static uint16_t to_float16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    float size = fabsf(value);
+    if (value != value)
+        return 0x7e00;
+    if (size >= 65520)
+        return sign | 0x7c00;
+    if (size < 0x1p-14f)
+        /* In steps of the smallest number, which adding half of 2^24 of them rounds to. */
+        return sign | (uint16_t)(size * 0x1p24f + 0x1.8p23f - 0x1.8p23f);
+    memcpy(&bits, &size, sizeof bits);
+    return sign | (uint16_t)((bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+
+static uint16_t to_half(float value, int64_t format)
+{
+    return format == FLOAT16 ? to_float16(value) : to_bfloat16(value);
+}
+
 /* Into the cache. */
 static void store(const Model *model, char *at, const float *values, int64_t count)
 {
@@ -100,7 +126,7 @@ static void store(const Model *model, char *at, const float *values, int64_t cou
         return;
     }
     for (int64_t i = 0; i < count; i++) {
-        uint16_t half = to_bfloat16(values[i]);
+        uint16_t half = to_half(values[i], model->cache_format);
         memcpy(at + 2 * i, &half, sizeof half);
     }
 }
@@ -125,12 +151,24 @@ static const Format *format_of(const Step *step, const Matrix *matrix)
 }
 
 static void dot_rows(
-    const Step *step, float *out, const Projection *weights, int64_t first, int64_t behind, const float *x)
+    const Step *step, float *out, const Projection *weights, int64_t first, int64_t behind, const Input *x)
 {
     const Matrix *matrix = &weights->matrix;
     format_of(step, matrix)->dot(out, matrix, first, behind - first, x);
     if (weights->bias)
         accumulate(out, weights->bias + first, behind - first);
+}
+
+/* For products with some matrices: whole numbers too, if any of them is grouped. */
+static const Input *as_input(const Step *step, Scratch *scratch, const float *x, const Projection *weights, int count)
+{
+    bool whole = false;
+    for (int i = 0; i < count; i++)
+        whole = whole || is_grouped(&weights[i].matrix);
+    scratch->input.values = x;
+    if (whole)
+        step->kernels->make_whole(&scratch->input, weights->matrix.columns);
+    return &scratch->input;
 }
 
 /* x itself where there is no norm. */
@@ -174,13 +212,22 @@ static void turn_rotaries(const Model *model, int64_t position)
     }
 }
 
-/* A product's rows, split over the team. */
-static void project(Step *step, float *out, const Projection *weights, const float *x)
+/* The rows of some products with x, split over the team. */
+static void project(Step *step, float *out, const Projection *weights, int count, Scratch *scratch, const float *x)
 {
-    int64_t smallest = 1 + SMALLEST_PORTION_BYTES / weights->matrix.stride;
-    int64_t first, behind;
-    while (claim(&step->team, weights->matrix.rows, smallest, &first, &behind))
-        dot_rows(step, out + first, weights, first, behind, x);
+    const Input *input = as_input(step, scratch, x, weights, count);
+    int64_t smallest = 1 + SMALLEST_PORTION_BYTES / weights->matrix.stride, total = 0, first, behind;
+    for (int i = 0; i < count; i++)
+        total += weights[i].matrix.rows;
+    while (claim(&step->team, total, smallest, &first, &behind)) {
+        int64_t start = 0;
+        for (int i = 0; i < count; start += weights[i++].matrix.rows) {
+            int64_t own = first > start ? first - start : 0, rows = weights[i].matrix.rows;
+            int64_t end = behind - start < rows ? behind - start : rows;
+            if (own < end)
+                dot_rows(step, out + start + own, &weights[i], own, end, input);
+        }
+    }
 }
 
 static void turn_pair(float *first, float *second, float cosine, float sine)
@@ -234,7 +281,8 @@ static void attend_block(
     const Model *model = step->model;
     const Kernels *kernels = step->kernels;
     int64_t size = model->head_size;
-    format_of(step, keys)->dot(scores, keys, first, count, query);
+    Input input = {.values = query};
+    format_of(step, keys)->dot(scores, keys, first, count, &input);
     if (model->score_cap != 0)
         kernels->cap(scores, count, (float)model->score_cap);
     float highest = attention->highest;
@@ -251,10 +299,8 @@ static void attend_block(
 /* What the cache will hold of one head's key or value. */
 static void round_head(const Model *model, float *head)
 {
-    for (int64_t i = 0; model->cache_format == BFLOAT16 && i < model->head_size; i++) {
-        uint32_t bits = (uint32_t)to_bfloat16(head[i]) << 16;
-        memcpy(head + i, &bits, sizeof bits);
-    }
+    for (int64_t i = 0; model->cache_format != FLOAT32 && i < model->head_size; i++)
+        head[i] = from_half(to_half(head[i], model->cache_format), model->cache_format);
 }
 
 /* One query head. The first of those that share a key writes it to the cache; all use their own copy. */
@@ -273,8 +319,11 @@ static void attend_head(const Step *step, const Layer *layer, int64_t head, cons
         scratch->query[i] *= step->query_scale;
 
     int64_t bytes = row_bytes(model->cache_format, size), start = group * layer->capacity * bytes;
-    Matrix cached_keys = {(char *)layer->keys + start, NULL, layer->capacity, size, bytes, model->cache_format};
-    Matrix cached_values = {(char *)layer->values + start, NULL, layer->capacity, size, bytes, model->cache_format};
+    Matrix cached_keys = {
+        .codes = (char *)layer->keys + start, .rows = layer->capacity, .columns = size, .stride = bytes,
+        .format = model->cache_format};
+    Matrix cached_values = cached_keys;
+    cached_values.codes = (char *)layer->values + start;
     if (head % shared == 0) {
         store(model, cached_keys.codes + step->position * bytes, scratch->key, size);
         store(model, cached_values.codes + step->position * bytes, scratch->value, size);
@@ -282,8 +331,8 @@ static void attend_head(const Step *step, const Layer *layer, int64_t head, cons
 
     Attention attention = {step->attended + head * size, -FLT_MAX, 0};
     memset(attention.sum, 0, (size_t)size * sizeof *attention.sum);
-    Matrix own_key = {(char *)scratch->key, NULL, 1, size, 0, FLOAT32};
-    Matrix own_value = {(char *)scratch->value, NULL, 1, size, 0, FLOAT32};
+    Matrix own_key = {.codes = (char *)scratch->key, .rows = 1, .columns = size, .format = FLOAT32};
+    Matrix own_value = {.codes = (char *)scratch->value, .rows = 1, .columns = size, .format = FLOAT32};
     attend_block(step, &attention, &own_key, &own_value, 0, 1, scratch->query, scratch->scores);
     int64_t first = layer->window && step->position >= layer->window ? step->position + 1 - layer->window : 0;
     for (; first < step->position; first += SCORES) {
@@ -324,7 +373,7 @@ static int64_t gate_chunk(const float *thresholds, int64_t first, int64_t behind
 /* What some neurons give: y += sum over k of (given_k (up_k . x + its bias) - resting_k) contract_k. */
 static void add_neurons(
     const Step *step, float *y, const FeedForward *feed_forward, const int32_t *which, const int32_t *later, int some,
-    const float *given, const float *x)
+    const float *given, const Input *x)
 {
     const Matrix *up = &feed_forward->up.matrix, *contract = &feed_forward->contract.matrix;
     float z[PAIR] = {1, 1};
@@ -340,7 +389,7 @@ static void add_neurons(
 
 /* What the acting neurons of a chunk give, two at a time; their numbers rise. Rows of the next two are fetched. */
 static void add_acting(
-    const Step *step, float *y, const FeedForward *feed_forward, int64_t count, const Scratch *scratch, const float *x)
+    const Step *step, float *y, const FeedForward *feed_forward, int64_t count, const Scratch *scratch, const Input *x)
 {
     const int32_t *which = scratch->acting;
     const float *given = scratch->gate;
@@ -356,13 +405,66 @@ static void add_acting(
         add_neurons(step, y, feed_forward, which + last, which + last, 1, given + last, x);
 }
 
+/* A product with some rows by number, PAIR at a time if the format takes no more. */
+static void dot_list(
+    const Step *step, float *out, const Matrix *matrix, const int32_t *rows, int64_t count, const Input *x)
+{
+    int64_t most = is_grouped(matrix) ? count : PAIR;
+    for (int64_t i = 0; i < count; i += most) {
+        int64_t some = count - i < most ? count - i : most;
+        format_of(step, matrix)->dot_some(out + i, matrix, rows + i, rows + i, some, x);
+    }
+}
+
+/* y += sum of z_i row rows_i */
+static void add_list(
+    const Step *step, float *y, const Matrix *matrix, const int32_t *rows, int64_t count, const float *z)
+{
+    int64_t most = is_grouped(matrix) ? count : PAIR;
+    for (int64_t i = 0; i < count; i += most) {
+        int64_t some = count - i < most ? count - i : most;
+        format_of(step, matrix)->add_some(y, matrix, rows + i, rows + i, some, z + i);
+    }
+}
+
+/* What the acting neurons of a chunk give, where scales are shared by neighbours: one matrix after the other. */
+static void add_acting_grouped(
+    const Step *step, float *y, const FeedForward *feed_forward, int64_t count, const Scratch *scratch, const Input *x)
+{
+    const Projection *up = &feed_forward->up;
+    float *z = scratch->up;
+    if (up->matrix.codes)
+        dot_list(step, z, &up->matrix, scratch->acting, count, x);
+    for (int64_t i = 0; i < count; i++) {
+        int32_t neuron = scratch->acting[i];
+        float factor = up->matrix.codes ? z[i] + (up->bias ? up->bias[neuron] : 0) : 1;
+        z[i] = scratch->gate[i] * factor - feed_forward->resting[neuron];
+    }
+    add_list(step, y, &feed_forward->contract.matrix, scratch->acting, count, z);
+}
+
+static bool has_groups(const FeedForward *feed_forward)
+{
+    return is_grouped(&feed_forward->up.matrix) || is_grouped(&feed_forward->contract.matrix);
+}
+
+/* The first neuron of a chunk. Groups of neighbours are not cut, unless some of their rows are missing anyway. */
+static int64_t chunk_start(const FeedForward *feed_forward, int64_t chunk)
+{
+    const Matrix *contract = &feed_forward->contract.matrix;
+    int64_t neurons = feed_forward->gate.matrix.rows, chunks = chunk_count(neurons);
+    int64_t start = neurons * chunk / chunks;
+    bool whole = is_grouped(contract) && !contract->groups.neurons && chunk < chunks;
+    return whole ? start / RUN * RUN : start;
+}
+
 /* One chunk of neurons, from input to their part of the output: nothing needs to be waited for in between. */
-static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, const float *x, const Scratch *scratch)
+static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, const Input *x, const Scratch *scratch)
 {
     const Model *model = step->model;
     const FeedForward *feed_forward = &layer->feed_forward;
-    int64_t neurons = feed_forward->gate.matrix.rows, chunks = chunk_count(neurons);
-    int64_t first = neurons * chunk / chunks, behind = neurons * (chunk + 1) / chunks, count = behind - first;
+    int64_t first = chunk_start(feed_forward, chunk), behind = chunk_start(feed_forward, chunk + 1);
+    int64_t count = behind - first;
     float *sum = step->partial_sums + chunk * model->width;
     memset(sum, 0, (size_t)model->width * sizeof *sum);
     dot_rows(step, scratch->gate, &feed_forward->gate, first, behind, x);
@@ -370,7 +472,7 @@ static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, cons
         step->kernels->activate(scratch->gate, NULL, count, model->activation);
         int64_t acting = gate_chunk(feed_forward->thresholds, first, behind, scratch);
         /* Of neurons at rest nothing more is read. */
-        add_acting(step, sum, feed_forward, acting, scratch, x);
+        (has_groups(feed_forward) ? add_acting_grouped : add_acting)(step, sum, feed_forward, acting, scratch, x);
         return;
     }
     bool gated = feed_forward->up.matrix.codes;
@@ -381,12 +483,14 @@ static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, cons
     format_of(step, contract)->add(sum, contract, first, count, scratch->gate);
 }
 
-static void feed(Step *step, const Layer *layer, const float *x, const Scratch *scratch)
+static void feed(Step *step, const Layer *layer, const float *x, Scratch *scratch)
 {
+    const Projection expand[] = {layer->feed_forward.gate, layer->feed_forward.up};
+    const Input *input = as_input(step, scratch, x, expand, 2);
     int64_t first, behind;
     while (claim(&step->team, chunk_count(layer->feed_forward.gate.matrix.rows), 1, &first, &behind))
         for (; first < behind; first++)
-            feed_chunk(step, layer, first, x, scratch);
+            feed_chunk(step, layer, first, input, scratch);
 }
 
 static void sum_chunks(const Step *step, const Layer *layer, float *out)
@@ -400,15 +504,15 @@ static void sum_chunks(const Step *step, const Layer *layer, float *out)
         accumulate(out, step->partial_sums + chunk * width, width);
 }
 
-static void decode_layer(Step *step, const Layer *layer, const Scratch *scratch)
+static void decode_layer(Step *step, const Layer *layer, Scratch *scratch)
 {
     const Model *model = step->model;
     const float *x = normed(step, &layer->before_attention, scratch->x, scratch->normed);
-    project(step, step->query_key_value, &layer->query_key_value, x);
+    project(step, step->query_key_value, layer->query_key_value, 3, scratch, x);
     barrier(&step->team);
     attend(step, layer, scratch);
     barrier(&step->team);
-    project(step, step->projected, &layer->output, step->attended);
+    project(step, step->projected, &layer->output, 1, scratch, step->attended);
     barrier(&step->team);
     add_change(model, scratch->x, normed(step, &layer->after_attention, step->projected, scratch->normed));
     x = normed(step, &layer->before_feed_forward, scratch->x, scratch->normed);
@@ -424,13 +528,14 @@ static void divide(float *values, int64_t count, float divisor)
         values[i] /= divisor;
 }
 
-static void predict(Step *step, const float *x)
+static void predict(Step *step, Scratch *scratch, const float *x)
 {
     const Model *model = step->model;
+    const Input *input = as_input(step, scratch, x, &model->head, 1);
     int64_t smallest = 1 + SMALLEST_PORTION_BYTES / model->head.matrix.stride;
     int64_t first, behind;
     while (claim(&step->team, model->head.matrix.rows, smallest, &first, &behind)) {
-        dot_rows(step, step->logits + first, &model->head, first, behind, x);
+        dot_rows(step, step->logits + first, &model->head, first, behind, input);
         if (model->logit_divisor != 1)
             divide(step->logits + first, behind - first, (float)model->logit_divisor);
         if (model->logit_cap != 0)
@@ -442,11 +547,11 @@ static void decode(void *work, int member)
 {
     Step *step = work;
     const Model *model = step->model;
-    const Scratch *scratch = &step->scratch[member];
+    Scratch *scratch = &step->scratch[member];
     embed(step, scratch->x);
     for (int64_t number = 0; number < model->layer_count; number++)
         decode_layer(step, &model->layers[number], scratch);
-    predict(step, normed(step, &model->final_norm, scratch->x, scratch->normed));
+    predict(step, scratch, normed(step, &model->final_norm, scratch->x, scratch->normed));
 }
 
 /* One row. Where the target has another format, whoever made it has filled it. */
@@ -454,8 +559,9 @@ static void copy_row(const Projection *to, int64_t target, const Projection *fro
 {
     const Matrix *own = &to->matrix, *theirs = &from->matrix;
     if (own->codes && own->format == theirs->format) {
-        memcpy(own->codes + target * own->stride, theirs->codes + source * theirs->stride,
-               (size_t)row_bytes(own->format, own->columns));
+        /* Rows of codes in groups lie one after the other, with what else is in their records. */
+        int64_t bytes = is_grouped(own) ? theirs->stride : row_bytes(own->format, own->columns);
+        memcpy(own->codes + target * own->stride, theirs->codes + source * theirs->stride, (size_t)bytes);
         if (own->scales)
             own->scales[target] = theirs->scales[source];
     }
@@ -530,9 +636,16 @@ static size_t lay_out(Step *step, float *memory)
         scratch->key = take(memory, &used, size);
         scratch->value = take(memory, &used, size);
         scratch->scores = take(memory, &used, SCORES);
-        scratch->gate = take(memory, &used, neurons / CHUNKS + 1);
-        scratch->up = take(memory, &used, neurons / CHUNKS + 1);
-        scratch->acting = (int32_t *)take(memory, &used, neurons / CHUNKS + 1);
+        /* A chunk whose groups are not cut may have some neurons more. */
+        scratch->gate = take(memory, &used, neurons / CHUNKS + 1 + RUN);
+        scratch->up = take(memory, &used, neurons / CHUNKS + 1 + RUN);
+        scratch->acting = (int32_t *)take(memory, &used, neurons / CHUNKS + 1 + RUN);
+        int64_t tiles = (widest + 511) / 512;
+        scratch->input.high = (int8_t *)take(memory, &used, 128 * tiles);
+        scratch->input.low = (uint8_t *)take(memory, &used, 128 * tiles);
+        scratch->input.scales = take(memory, &used, 16 * tiles);
+        scratch->input.weighted = take(memory, &used, 48 * tiles);
+        scratch->input.high_weighted = take(memory, &used, 48 * tiles);
     }
     return used;
 }
@@ -562,7 +675,10 @@ API Step *griffin_open(const Model *model, int threads)
     step->kernels = best_kernels();
     step->threads = threads;
     step->scratch = calloc((size_t)threads, sizeof *step->scratch);
-    if (step->scratch && !posix_memalign(&step->memory, ALIGNMENT, lay_out(step, NULL) * sizeof(float))) {
+    size_t bytes = step->scratch ? lay_out(step, NULL) * sizeof(float) : 0;
+    if (step->scratch && !posix_memalign(&step->memory, ALIGNMENT, bytes)) {
+        /* Vectors reach beyond a row's last blocks, with a weight of 0: what is there must be a number. */
+        memset(step->memory, 0, bytes);
         lay_out(step, step->memory);
         if (assemble(&step->team, threads, step))
             return step;

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from griffin.decode.c.description import Description, supported
 from griffin.decode.c.library import CFeedForward, library
-from griffin.decode.c.room import Room, ordered
+from griffin.decode.c.room import Room
 from griffin.model.cache import KVCache
 from griffin.model.weights import Weights
 from griffin.neurons import Kept
@@ -24,7 +24,7 @@ class NativeStep:
         """
         Args:
             weights: ``supported`` ones. They are read in place: their tensors must stay where they are.
-            cache: in the weights' dtype.
+            cache: in the weights' dtype, or one of its own.
             threads: how many compute, the caller among them.
 
         Raises:
@@ -38,12 +38,13 @@ class NativeStep:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, but is {threads}")
         self._library, self._weights, self._cache = compiled, weights, cache
-        self._description = Description(weights)
+        self._cache_dtype = cache.dtype or weights.dtype
+        self._description = Description(weights, self._cache_dtype)
         # Taken anew whenever the cache has moved.
         self._keys_values: list[tuple[Tensor, Tensor]] = []
         # Room for kept neurons, made at the first need; pages that nothing was written to take no memory.
         self._kept: Room | None = None
-        self._logits_V = torch.empty(weights.head.matrix.row_count, dtype=torch.float32)
+        self._logits_V = torch.empty(weights.head.outputs, dtype=torch.float32)
         self._handle: int | None = compiled.griffin_open(self._description.model, threads)
         if self._handle is None:
             raise MemoryError("no memory or no threads for the compiled decode step")
@@ -72,7 +73,7 @@ class NativeStep:
             self._kept = Room(self._weights)
         # Until the room is filled: should that fail, what was in it is gone.
         self._use(all_neurons)
-        which = torch.cat([ordered(kept, number) for number in range(len(kept.layers))])
+        which = self._kept.which(kept)
         room = self._kept.describe(kept, all_neurons)
         self._library.griffin_keep(handle, all_neurons, room, which.data_ptr())
         self._kept.correct(kept)
@@ -112,8 +113,8 @@ class NativeStep:
             return
         shape = (1, self._weights.kv_heads, keys_values[0][0].shape[2], self._weights.head_size)
         for tensor in (tensor for pair in keys_values for tensor in pair):
-            if tensor.dtype != self._weights.dtype or tensor.shape != shape or not tensor.is_contiguous():
-                raise ValueError(f"the cache is not {shape} in the weights' dtype, but {tensor.dtype} {tensor.shape}")
+            if tensor.dtype != self._cache_dtype or tensor.shape != shape or not tensor.is_contiguous():
+                raise ValueError(f"the cache is not {shape} in {self._cache_dtype}, but {tensor.dtype} {tensor.shape}")
         for layer, (keys, values) in zip(self._description.layers, keys_values, strict=True):
             layer.keys, layer.values, layer.capacity = keys.data_ptr(), values.data_ptr(), keys.shape[2]
         self._keys_values = keys_values

@@ -1,4 +1,7 @@
-"""Plain numbers: float32, bfloat16 or float16."""
+"""Plain numbers: float32, bfloat16 or float16.
+
+Shapes: R rows, C columns.
+"""
 
 from collections.abc import Sequence
 
@@ -14,8 +17,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class Dense(Matrix):
     """One plane, the numbers ``(R, C)``. Their rows need not be contiguous: a checkpoint may hold the transpose."""
 
-    def __init__(self, numbers_RC: Tensor) -> None:
-        self.numbers_RC = numbers_RC
+    def __init__(self, numbers_RC: Tensor, dtype: torch.dtype | None = None) -> None:
+        """
+        Args:
+            dtype: of activations and products; by default that of the numbers.
+        """
+        self.numbers_RC, self._dtype = numbers_RC, dtype or numbers_RC.dtype
 
     @property
     def format(self) -> str:  # type: ignore[override]
@@ -25,22 +32,36 @@ class Dense(Matrix):
     def planes(self) -> Sequence[Tensor]:
         return (self.numbers_RC,)
 
-    def of(self, planes: Sequence[Tensor]) -> "Dense":
-        return Dense(*planes)
+    def of(self, planes: Sequence[Tensor], shared: Sequence[Tensor] | None = None) -> "Dense":
+        return Dense(planes[0], self._dtype)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.numbers_RC.dtype
+        return self._dtype
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it computes in the dtype of its numbers."""
+        return self.numbers_RC.dtype == self._dtype
 
     @property
     def columns(self) -> int:
         return self.numbers_RC.shape[1]
 
+    @property
+    def is_finite(self) -> bool:
+        return all_finite(self.numbers_RC)
+
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        return self.numbers_RC if dtype is None else self.numbers_RC.to(dtype)
+        return self.numbers_RC.to(dtype or self._dtype)
 
     def product(self, x: Tensor, bias_R: Tensor | None = None) -> Tensor:
-        return functional.linear(x, self.numbers_RC, bias_R)
+        return functional.linear(x, self.numbers_RC.to(x.dtype), bias_R)
 
     def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
-        return functional.linear(z, self.numbers_RC.t(), bias_C)
+        return functional.linear(z, self.numbers_RC.to(z.dtype).t(), bias_C)
+
+
+def all_finite(values: Tensor) -> bool:
+    # The maximum is enough, and makes no copy: it is NaN if any value is.
+    return bool(torch.isfinite(torch.stack(values.aminmax())).all()) if values.numel() else True

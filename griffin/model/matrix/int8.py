@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from griffin.model.matrix.dense import all_finite
 from griffin.model.matrix.matrix import Matrix
 
 LARGEST = 127
@@ -17,6 +18,7 @@ class Int8(Matrix):
     """Two planes: codes int8 ``(R, C)``, and scales fp32 ``(R,)``. A number is its code times its row's scale."""
 
     format = "int8"
+    merges = False
 
     def __init__(self, codes_RC: Tensor, scales_R: Tensor, dtype: torch.dtype) -> None:
         """
@@ -28,16 +30,14 @@ class Int8(Matrix):
     @classmethod
     def rounded(cls, numbers_RC: Tensor) -> "Int8":
         """The nearest codes, with scales by which each row's largest number is exact."""
-        largest_R = numbers_RC.float().abs().amax(dim=1)
-        scales_R = (largest_R / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
-        codes_RC = (numbers_RC.float() / scales_R[:, None]).round_().clamp_(-LARGEST, LARGEST)
-        return cls(codes_RC.to(torch.int8), scales_R, numbers_RC.dtype)
+        codes_RC, scales_R = rounded_rows(numbers_RC)
+        return cls(codes_RC, scales_R, numbers_RC.dtype)
 
     @property
     def planes(self) -> Sequence[Tensor]:
         return self.codes_RC, self.scales_R
 
-    def of(self, planes: Sequence[Tensor]) -> "Int8":
+    def of(self, planes: Sequence[Tensor], shared: Sequence[Tensor] | None = None) -> "Int8":
         codes_RC, scales_R = planes
         return Int8(codes_RC, scales_R, self._dtype)
 
@@ -48,6 +48,10 @@ class Int8(Matrix):
     @property
     def columns(self) -> int:
         return self.codes_RC.shape[1]
+
+    @property
+    def is_finite(self) -> bool:
+        return all_finite(self.scales_R)
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         return (self.codes_RC.float() * self.scales_R[:, None]).to(dtype or self._dtype)
@@ -68,3 +72,11 @@ class Int8(Matrix):
 
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(torch.split(self.codes_RC, ROWS_AT_ONCE), torch.split(self.scales_R, ROWS_AT_ONCE), strict=True)
+
+
+def rounded_rows(numbers_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes int8 ``(R, C)`` and scales fp32 ``(R,)``: by these each row's largest number is exact."""
+    numbers_RC = numbers_RC.float()
+    scales_R = (numbers_RC.abs().amax(dim=1) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    codes_RC = (numbers_RC / scales_R[:, None]).round_().clamp_(-LARGEST, LARGEST)
+    return codes_RC.to(torch.int8), scales_R

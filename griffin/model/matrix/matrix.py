@@ -15,20 +15,27 @@ class Matrix(ABC):
     """R rows of C numbers. Rows are what is gathered: of a feed-forward weight, a row belongs to one neuron.
 
     A matrix is made of planes, tensors whose first dimension is R. What the planes mean is the format's own business;
-    that they can be cut, joined and gathered by row is not.
+    that they can be cut, joined and gathered by row is not. Neighbouring rows may also share tensors.
     """
 
     # The format's name, as the C step knows it.
     format: str
+    # Whether matrices that are multiplied by the same x may be copied into one.
+    merges = True
 
     @property
     @abstractmethod
     def planes(self) -> Sequence[Tensor]:
         """Codes first; each ``(R, ...)``."""
 
+    @property
+    def shared(self) -> Sequence[Tensor]:
+        """Tensors of all rows together. A product reads them whole, whichever rows take part."""
+        return ()
+
     @abstractmethod
-    def of(self, planes: Sequence[Tensor]) -> Self:
-        """A matrix of the same format, of other planes."""
+    def of(self, planes: Sequence[Tensor], shared: Sequence[Tensor] | None = None) -> Self:
+        """A matrix of the same format, of other planes; ``shared`` None means the same as here."""
 
     @property
     @abstractmethod
@@ -65,12 +72,12 @@ class Matrix(ABC):
 
     @property
     def bytes(self) -> int:
-        return sum(plane.nbytes for plane in self.planes)
+        return sum(tensor.nbytes for tensor in (*self.planes, *self.shared))
 
     @property
     def row_bytes(self) -> int:
-        """Of all planes. Every row takes as many."""
-        return self.bytes // max(1, self.row_count)
+        """Of all planes, and not of what rows share. Every row takes as many."""
+        return sum(plane.nbytes for plane in self.planes) // max(1, self.row_count)
 
     def rows(self, index_k: Tensor) -> Self:
         """A copy of the rows of these numbers, int64 ``(k,)``."""
@@ -104,13 +111,19 @@ class Matrix(ABC):
             return self
         return self.of([plane.contiguous() for plane in self.planes])
 
+    @property
+    @abstractmethod
+    def is_finite(self) -> bool:
+        """Whether every number is one, and none is infinite; told by what the codes are multiplied by."""
+
     def row_norms(self) -> Tensor:
         """fp32 ``(R,)``."""
         norms_R: Tensor = torch.linalg.vector_norm(self.dense(), dim=1, dtype=torch.float32)
         return norms_R
 
     def to(self, device: torch.device) -> Self:
-        return self.of([plane.to(device) for plane in self.planes])
+        planes, shared = ([tensor.to(device) for tensor in tensors] for tensors in (self.planes, self.shared))
+        return self.of(planes, shared)
 
 
 M = TypeVar("M", bound=Matrix)

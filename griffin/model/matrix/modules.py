@@ -4,10 +4,12 @@ A projection of the library holds a plain weight. One that was given another for
 a ``MatrixEmbedding``. All others see ``Matrix`` only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from griffin.model.matrix.dense import DTYPES, Dense
@@ -15,21 +17,28 @@ from griffin.model.matrix.matrix import Matrix
 
 
 class _MatrixModule(nn.Module):
-    """Holds the planes of a matrix as buffers, so that they are moved and shared as buffers are."""
+    """Holds the tensors of a matrix as buffers, so that they are moved and shared as buffers are."""
 
     def __init__(self, matrix: Matrix) -> None:
         super().__init__()
-        self._like, self._count = matrix.of([plane[:0] for plane in matrix.planes]), len(matrix.planes)
+        # Not views: a copy of this module would copy their whole memory.
+        self._like = matrix.of(
+            *([t.new_empty(0, *t.shape[1:]) for t in kind] for kind in (matrix.planes, matrix.shared))
+        )
+        self._planes = [f"plane_{number}" for number in range(len(matrix.planes))]
+        self._shared = [f"shared_{number}" for number in range(len(matrix.shared))]
         self.put(matrix)
 
     def put(self, matrix: Matrix) -> None:
-        """Have these planes from now on."""
-        for number, plane in enumerate(matrix.planes):
-            self.register_buffer(f"plane_{number}", plane, persistent=False)
+        """Have these tensors from now on."""
+        tensors = (*matrix.planes, *matrix.shared)
+        for name, tensor in zip((*self._planes, *self._shared), tensors, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
 
     @property
     def matrix(self) -> Matrix:
-        return self._like.of([self.get_buffer(f"plane_{number}") for number in range(self._count)])
+        planes, shared = ([self.get_buffer(name) for name in names] for names in (self._planes, self._shared))
+        return self._like.of(planes, shared)
 
     @property
     def weight(self) -> Tensor:
@@ -46,7 +55,28 @@ class MatrixLinear(_MatrixModule):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.matrix.weighted_rows(x, self.bias) if self.by_input else self.matrix.product(x, self.bias)
+        if torch.is_grad_enabled() and x.requires_grad:
+            y: Tensor = _Recomputed.apply(x, self.matrix, self.bias, self.by_input)  # type: ignore[no-untyped-call]
+            return y
+        return multiplied(x, self.matrix, self.bias, by_input=self.by_input)
+
+
+def multiplied(x: Tensor, matrix: Matrix, bias: Tensor | None, *, by_input: bool) -> Tensor:
+    """``by_input``: rows belong to inputs, and are weighted by x and summed up; else they are multiplied by x."""
+    return matrix.weighted_rows(x, bias) if by_input else matrix.product(x, bias)
+
+
+class _Recomputed(torch.autograd.Function):
+    """A product whose derivative multiplies anew: nothing is kept that a format makes plain in memory used again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Matrix, bias: Tensor | None, by_input: bool) -> Tensor:
+        ctx.matrix, ctx.by_input = matrix, by_input
+        return multiplied(x, matrix, bias, by_input=by_input)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return multiplied(gradient, ctx.matrix, None, by_input=not ctx.by_input), None, None, None
 
 
 class MatrixEmbedding(_MatrixModule):
@@ -60,6 +90,26 @@ class MatrixEmbedding(_MatrixModule):
     def forward(self, ids: Tensor) -> Tensor:
         rows = self.matrix.rows(ids.flatten()).dense()
         return (rows * self.scale if self.scale != 1 else rows).view(*ids.shape, -1)
+
+
+def put_(model: PreTrainedModel, path: str, matrix: Matrix, *, by_input: bool) -> None:
+    """Have a model's projection or embedding hold this matrix; of an embedding, the head too if it is the same.
+
+    Args:
+        by_input: the matrix has a row for each input of the projection.
+    """
+    module, embedding, head = model.get_submodule(path), model.get_input_embeddings(), model.get_output_embeddings()
+    if module is not embedding:
+        model.set_submodule(path, _linear(module, matrix, by_input=by_input))
+        return
+    if head.weight is embedding.weight:
+        model.set_output_embeddings(_linear(head, matrix, by_input=False))
+    model.set_input_embeddings(MatrixEmbedding(matrix, float(getattr(embedding, "embed_scale", 1.0))))
+
+
+def _linear(module: nn.Module, matrix: Matrix, *, by_input: bool) -> MatrixLinear:
+    bias = module.bias
+    return MatrixLinear(matrix, bias.detach() if isinstance(bias, Tensor) else None, by_input=by_input)
 
 
 def is_projection(module: nn.Module) -> bool:
@@ -115,6 +165,13 @@ def merged_(projections: Sequence[nn.Module], joined: Matrix) -> None:
     parts = joined.split([by_output(projection).row_count for projection in projections])
     for projection, part in zip(projections, parts, strict=True):
         put_by_output(projection, part)
+
+
+def named_matrices(model: nn.Module) -> Iterator[tuple[str, Matrix]]:
+    """Those of a model that are no parameters, under the names of their modules."""
+    for name, module in model.named_modules():
+        if isinstance(module, _MatrixModule):
+            yield name, module.matrix
 
 
 def matrices(model: nn.Module) -> list[Matrix]:

@@ -1,0 +1,297 @@
+/*
+ * Codes of a GGUF file, laid out for the decode step; and back to plain numbers. No value changes on the way there.
+ *
+ * model.h in decode/c says what groups and records are; kernels.h there, how the bytes of a row follow each other.
+ * Every function works on some rows of a matrix, so that several threads can share it.
+ */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#include "blocks.h"
+#include "instructions.h"
+
+#define API __attribute__((visibility("default")))
+/* Vectors of 64 bytes never leave inlined functions. */
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+/* grouped.py hands this over. Offsets are in bytes. bytes: of one scale. two_levels: there are supers. */
+typedef struct {
+    int64_t bits, size, bytes, two_levels, has_minimums, zero;
+    /* From the beginning of a record. */
+    int64_t scales, minimums, supers, super_minimums;
+    /* From a row's, record's, or super's beginning to the next. */
+    int64_t row_stride, record_stride, super_stride;
+} Layout;
+
+int allowed_instructions = INSTRUCTIONS;
+
+/*
+ * Use no more than these instructions from now on; a step that is open goes on as it is. Only tests ask for that.
+ * Returns what is used: less if the processor has less.
+ */
+API int griffin_restrict(int most)
+{
+    allowed_instructions = most;
+    return best_instructions();
+}
+
+/* ---- Where codes lie. ---- */
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* One block of 32 codes in a row; ``blocks``: of its tile. */
+INLINE void put_block(uint8_t *at, const uint8_t *codes, int64_t blocks, int bits)
+{
+    int64_t apart = 4 * blocks;
+    for (int quad = 0; quad < 8 && bits == 8; quad++)
+        memcpy(at + quad * apart, codes + 4 * quad, 4);
+    if (bits == 8)
+        return;
+    uint8_t both[16];
+    for (int i = 0; i < 16; i++)
+        both[i] = (uint8_t)((codes[i] & 15) | codes[i + 16] << 4);
+    for (int quad = 0; quad < 4; quad++)
+        memcpy(at + quad * apart, both + 4 * quad, 4);
+    for (int pair = 0; pair < 2 && bits == 6; pair++)
+        for (int i = 8 * pair; i < 8 * pair + 4; i++)
+            at[(4 + pair) * apart + i % 4] = (uint8_t)(codes[i] >> 4 | codes[i + 16] >> 4 << 2 | codes[i + 4] >> 4 << 4
+                                                       | codes[i + 20] >> 4 << 6);
+}
+
+/*
+ * One row of a tile of outputs with ``wide`` lanes, whose codes lie ``apart``. Which outputs the two halves of a byte
+ * hold: the first is that of lane byte / 16 * 4 + byte % 4 and part byte % 16 / 4; the other comes 4 ``wide`` later.
+ */
+INLINE void put_tile(uint8_t *at, const uint8_t *codes, int64_t apart, int wide, int bits)
+{
+    int held = 2 * wide;
+    for (int byte = 0; byte < 4 * wide; byte++) {
+        int64_t output = wide * (byte % 16 / 4) + byte / 16 * 4 + byte % 4;
+        uint8_t first = codes[output * apart], second = codes[(output + 4 * wide) * apart];
+        if (bits == 8) {
+            at[byte] = first;
+            at[byte + 4 * wide] = second;
+            continue;
+        }
+        at[byte] = (uint8_t)((first & 15) | second << 4);
+        if (bits == 6) {
+            /* Four to a byte: see load_high in grouped_for.h. */
+            uint8_t both = (uint8_t)(first >> 4 | second >> 4 << 2), *high = at + 4 * wide + byte % held;
+            *high = (uint8_t)(byte < held ? both : *high | both << 4);
+        }
+    }
+}
+
+/* A tile of so many rows. */
+static void put_tiles(uint8_t *at, int64_t stride, const uint8_t *codes, int64_t apart, int64_t rows, int wide, int bits)
+{
+#define CASE(WIDE, BITS)                                                                                              \
+    if (wide == WIDE && bits == BITS)                                                                                 \
+        for (int64_t row = 0; row < rows; row++)                                                                      \
+            put_tile(at + row * stride, codes + row, apart, WIDE, BITS);
+    CASE(16, 4)
+    CASE(16, 6)
+    CASE(16, 8)
+    CASE(8, 4)
+    CASE(8, 6)
+    CASE(8, 8)
+#undef CASE
+}
+
+static void put_scale(uint8_t *at, uint16_t scale, int64_t bytes)
+{
+    memcpy(at, &scale, (size_t)bytes);
+}
+
+/* ---- Out of a file. ---- */
+
+static int64_t numbers_of(const Layout *layout)
+{
+    return layout->two_levels ? 256 : 32;
+}
+
+/* Groups along the rows: a row's record follows its codes. source: rows; order: which row becomes which, or NULL. */
+API void griffin_lay_rows(
+    uint8_t *target, const uint8_t *source, const Layout *layout, int64_t type, int64_t block_bytes, int64_t columns,
+    const int64_t *order, int64_t first, int64_t end)
+{
+    int64_t numbers = numbers_of(layout), blocks = columns / 32, groups = 32 / layout->size;
+    for (int64_t row = first; row < end; row++) {
+        const uint8_t *from = source + (order ? order[row] : row) * (columns / numbers) * block_bytes;
+        uint8_t *to = target + row * layout->row_stride;
+        Block block;
+        for (int64_t number = 0; number < columns; number += numbers, from += block_bytes) {
+            read_block(&block, from, (int)type);
+            for (int64_t part = 0; part < numbers / 32; part++) {
+                int64_t at = number / 32 + part, tile = at / 16 * 16;
+                int64_t of_tile = blocks - tile < 16 ? blocks - tile : 16;
+                uint8_t *place_of = to + tile * 4 * layout->bits + 4 * (at - tile);
+                if (layout->bits == 4)
+                    put_block(place_of, block.codes + 32 * part, of_tile, 4);
+                else
+                    put_block(place_of, block.codes + 32 * part, of_tile, (int)layout->bits);
+                for (int64_t group = 0; group < groups; group++) {
+                    int64_t place = (tile * groups + group * of_tile + at - tile) * layout->bytes;
+                    int64_t own = part * groups + group;
+                    put_scale(to + layout->scales + place, block.scales[own], layout->bytes);
+                    if (layout->has_minimums)
+                        put_scale(to + layout->minimums + place, block.minimums[own], layout->bytes);
+                }
+            }
+            if (layout->two_levels) {
+                put_scale(to + layout->supers + number / 256 * 2, block.super, 2);
+                if (layout->has_minimums)
+                    put_scale(to + layout->super_minimums + number / 256 * 2, block.super_minimum, 2);
+            }
+        }
+    }
+}
+
+/*
+ * Groups across rows: a file's columns become rows. source: ``columns`` rows of ``rows`` numbers.
+ * first, end: of the rows, multiples of a block's numbers.
+ */
+API int griffin_lay_columns(
+    uint8_t *codes, uint8_t *records, uint8_t *supers, const uint8_t *source, const Layout *layout, int64_t type,
+    int64_t block_bytes, int64_t rows, int64_t columns, int64_t first, int64_t end)
+{
+    int64_t numbers = numbers_of(layout), size = layout->size;
+    Block *blocks = malloc(128 * sizeof *blocks);
+    for (int64_t start = first; blocks && start < end; start += numbers)
+        for (int64_t output = 0; output < columns; output += 128) {
+            int64_t wide = columns - output < 128 ? 8 : 16;
+            for (int64_t i = 0; i < 8 * wide; i++) {
+                Block *block = &blocks[i];
+                read_block(block, source + ((output + i) * (rows / numbers) + start / numbers) * block_bytes, (int)type);
+                for (int64_t group = 0; group < numbers / size; group++) {
+                    uint8_t *record = records + (start / size + group) * layout->record_stride;
+                    int64_t place = (output + i) * layout->bytes;
+                    put_scale(record + layout->scales + place, block->scales[group], layout->bytes);
+                    if (layout->has_minimums)
+                        put_scale(record + layout->minimums + place, block->minimums[group], layout->bytes);
+                }
+                if (layout->two_levels) {
+                    uint8_t *super = supers + start / 256 * layout->super_stride + 2 * (output + i);
+                    put_scale(super + layout->supers, block->super, 2);
+                    if (layout->has_minimums)
+                        put_scale(super + layout->super_minimums, block->super_minimum, 2);
+                }
+            }
+            put_tiles(
+                codes + start * layout->row_stride + output * layout->bits / 8, layout->row_stride, blocks->codes,
+                sizeof *blocks, numbers, (int)wide, (int)layout->bits);
+        }
+    free(blocks);
+    return blocks ? 0 : -1;
+}
+
+/* ---- Out of plain numbers. ---- */
+
+/* What round_for.h tries: beginnings with 0 to CUTS - 2 times this part of the range cut off, or as much added. */
+#define CUT 0.035f
+#define CUTS 6
+#define ROUNDS 3
+
+/* The nearest float16; of two equally near the even one. */
+static uint16_t half_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits >= 0x477ff000)
+        return sign | 0x7c00;
+    if (bits >= 0x38800000)
+        return (uint16_t)(sign | ((bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13));
+    /* A subnormal number counts steps of 2 to the -24: the last bits of a float just above 0.5. */
+    float magnitude;
+    memcpy(&magnitude, &bits, sizeof magnitude);
+    magnitude += 0.5f;
+    memcpy(&bits, &magnitude, sizeof bits);
+    return (uint16_t)(sign | (bits - 0x3f000000));
+}
+
+/* ---- For each instruction set: to plain numbers, and the search for the best codes. ---- */
+
+#define PASTE_(a, b) a##_##b
+#define PASTE(a, b) PASTE_(a, b)
+#define WIDEN(name) PASTE(name, TARGET)
+
+#define TARGET baseline
+#define WIDTH 16
+#include "widen_for.h"
+#include "round_for.h"
+#undef TARGET
+#undef WIDTH
+
+#if defined(__x86_64__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#define TARGET avx2
+#define WIDTH 32
+#include "widen_for.h"
+#include "round_for.h"
+#undef TARGET
+#undef WIDTH
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#define TARGET avx512
+#define WIDTH 64
+#include "widen_for.h"
+#include "round_for.h"
+#undef TARGET
+#undef WIDTH
+#pragma GCC pop_options
+
+/* The same for processors that round to bfloat16 themselves. Numbers too small to be normal then become zero. */
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,prefer-vector-width=512")
+#define TARGET avx512bf16
+#define WIDTH 64
+#define ROUNDS_HALVES
+#include "widen_for.h"
+#include "round_for.h"
+#undef TARGET
+#undef WIDTH
+#undef ROUNDS_HALVES
+#pragma GCC pop_options
+#define BEST(name)                                                                                                    \
+    (best_instructions() >= AVX512_BF16 ? name##_avx512bf16                                                           \
+     : best_instructions() >= AVX512    ? name##_avx512                                                               \
+     : best_instructions() >= AVX2      ? name##_avx2                                                                 \
+                                        : name##_baseline)
+#else
+#define BEST(name) name##_baseline
+#endif
+
+/*
+ * Rows from first up to end, as float32, or as bfloat16 where ``halves``; ``apart``: numbers from one row to the next.
+ * -1 if there is no memory.
+ */
+API int griffin_widen_rows(
+    void *out, int halves, int64_t apart, const uint8_t *rows, const Layout *layout, int64_t columns, int64_t first,
+    int64_t end)
+{
+    return BEST(widen_rows)(out, halves, apart, rows, layout, columns, first, end);
+}
+
+/* The same of rows whose groups lie across them. neurons: of which row of the records each is, or NULL. */
+API int griffin_widen_columns(
+    void *out, int halves, int64_t apart, const uint8_t *codes, const uint8_t *records, const uint8_t *supers,
+    const Layout *layout, const int32_t *neurons, int64_t columns, int64_t first, int64_t end)
+{
+    return BEST(widen_columns)(out, halves, apart, codes, records, supers, layout, neurons, columns, first, end);
+}
+
+/* So many blocks of 32 numbers as Q4_1, with the least squared error that is found. */
+API void griffin_round_q4_1(uint8_t *blocks, const float *numbers, int64_t count)
+{
+    BEST(round_blocks)(blocks, numbers, count);
+}

@@ -1,0 +1,124 @@
+/*
+ * Plain numbers to 4-bit codes, for one instruction set; grouped.c includes this file after widen_for.h.
+ *
+ * A block's 32 codes say how far its numbers are along a line, from a minimum in steps of a scale. Of all lines, the one
+ * with the least squared error is wanted. A line gives codes, and codes give the line that fits them best, with a smaller
+ * error; so it goes on until nothing gets better. Where that ends depends on where it begins: with a part of the range
+ * of numbers cut off at either side. Many beginnings are tried. Sixteen blocks are searched at once, one a lane.
+ */
+
+#define Floats WIDEN(Floats)
+#define Words WIDEN(Words)
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE Floats WIDEN(chosen)(Words where, Floats yes, Floats no)
+{
+    return (Floats)(((Words)yes & where) | ((Words)no & ~where));
+}
+
+INLINE Floats WIDEN(smaller)(Floats a, Floats b)
+{
+#if WIDTH == 64
+    return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return WIDEN(chosen)((Words)(a < b), a, b);
+#endif
+}
+
+INLINE Floats WIDEN(larger)(Floats a, Floats b)
+{
+#if WIDTH == 64
+    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return WIDEN(chosen)((Words)(a > b), a, b);
+#endif
+}
+
+/* The nearest codes: adding and taking away 1.5 times 2 to the 23 leaves a whole number. */
+INLINE Floats WIDEN(nearest)(Floats steps)
+{
+    return WIDEN(larger)(WIDEN(smaller)(steps, (Floats){0} + 15), (Floats){0}) + 0x1.8p23f - 0x1.8p23f;
+}
+
+/* scale, minimum: of the line, which becomes the one that fits its codes best. Returns the error of that one. */
+INLINE Floats WIDEN(fit)(Floats *scale, Floats *minimum, const Floats *numbers, Floats sum, Floats squares)
+{
+    Floats codes = {0}, code_squares = {0}, products = {0}, inverse = 1 / *scale;
+    for (int i = 0; i < 32; i++) {
+        Floats code = WIDEN(nearest)((numbers[i] - *minimum) * inverse);
+        codes += code;
+        code_squares += code * code;
+        products += code * numbers[i];
+    }
+    *scale = (32 * products - codes * sum) / (32 * code_squares - codes * codes);
+    *minimum = (sum - *scale * codes) * (1.0f / 32);
+    return squares - *scale * products - *minimum * sum;
+}
+
+/* Scales and minimums of sixteen blocks. numbers: by block. Blocks of equal numbers have scale 0. */
+static void WIDEN(search)(Floats *best_scale, Floats *best_minimum, const float *source)
+{
+    Floats numbers[32], low = {0}, high = {0}, sum = {0}, squares = {0}, least = {0};
+    for (int i = 0; i < 32; i++) {
+        float lanes[16];
+        for (int lane = 0; lane < 16; lane++)
+            lanes[lane] = source[32 * lane + i];
+        numbers[i] = WIDEN(load_floats)(lanes);
+        low = i ? WIDEN(smaller)(low, numbers[i]) : numbers[0];
+        high = i ? WIDEN(larger)(high, numbers[i]) : numbers[0];
+    }
+    /* From the least number on: so the differences of sums below keep their digits. */
+    for (int i = 0; i < 32; i++) {
+        numbers[i] -= low;
+        sum += numbers[i];
+        squares += numbers[i] * numbers[i];
+    }
+    Floats range = high - low;
+    least = squares + 1;
+    *best_scale = *best_minimum = (Floats){0};
+    for (int below = 0; below < CUTS; below++)
+        for (int above = 0; above < CUTS; above++) {
+            Floats minimum = range * (below * CUT - CUT), scale = range * ((1 - (below + above - 2) * CUT) / 15);
+            for (int round = 0; round < ROUNDS; round++) {
+                Floats error = WIDEN(fit)(&scale, &minimum, numbers, sum, squares);
+                /* Where all codes are equal the scale is no number, and nothing is smaller than that. */
+                Words better = (Words)((error < least) & (scale > 0));
+                least = WIDEN(chosen)(better, error, least);
+                *best_scale = WIDEN(chosen)(better, scale, *best_scale);
+                *best_minimum = WIDEN(chosen)(better, minimum, *best_minimum);
+            }
+        }
+    *best_minimum += low;
+}
+
+/* A block of 32 numbers as Q4_1: a scale, a minimum, and the codes that are nearest once both are float16. */
+static void WIDEN(put_q4_1)(uint8_t *at, const float *numbers, float scale, float minimum)
+{
+    uint16_t halves[2] = {half_of(scale), half_of(minimum)};
+    memcpy(at, halves, 4);
+    float step = WIDEN(half)(at), start = WIDEN(half)(at + 2), inverse = step > 0 ? 1 / step : 0;
+    uint8_t codes[32];
+    for (int i = 0; i < 32; i++) {
+        float steps = (numbers[i] - start) * inverse + 0.5f;
+        codes[i] = (uint8_t)(steps < 0 ? 0 : steps > 15 ? 15 : steps);
+    }
+    for (int i = 0; i < 16; i++)
+        at[4 + i] = (uint8_t)(codes[i] | codes[i + 16] << 4);
+}
+
+static void WIDEN(round_blocks)(uint8_t *blocks, const float *numbers, int64_t count)
+{
+    for (int64_t first = 0; first < count; first += 16) {
+        int64_t own = count - first < 16 ? count - first : 16;
+        float source[512] = {0};
+        memcpy(source, numbers + 32 * first, (size_t)own * 32 * sizeof *source);
+        Floats scale, minimum;
+        WIDEN(search)(&scale, &minimum, source);
+        for (int64_t i = 0; i < own; i++)
+            WIDEN(put_q4_1)(blocks + (first + i) * 20, source + 32 * i, scale[i], minimum[i]);
+    }
+}
+
+#undef INLINE
+#undef Floats
+#undef Words

@@ -1,0 +1,93 @@
+"""How numbers are held as codes in groups: the kinds that there are, and where each part of a record lies."""
+
+import ctypes
+from dataclasses import dataclass
+
+# Codes of a row lie in tiles of so many outputs, or of half as many at its end.
+TILE = 128
+# A superblock: so many numbers share the second level of scales.
+SUPER = 256
+# Bytes that a processor reads at once.
+LINE = 64
+# Of a block: the least that a row along groups is made of.
+BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """A number is scale (code - zero) + minimum; ``size`` neighbours share scale and minimum.
+
+    bits: of a code: 4, 6 or 8.
+    size: 16 or 32.
+    two_levels: scales and minimums are int8, times a float16 for each 256 numbers. Otherwise they are float16.
+    minimums: whether there are any.
+    zero: the code of the number 0 where there are none.
+    """
+
+    bits: int
+    size: int = 32
+    two_levels: bool = False
+    minimums: bool = False
+    zero: int = 0
+
+    @property
+    def name(self) -> str:
+        """The format's name, as the C step knows it."""
+        return f"grouped{self.bits}"
+
+    @property
+    def scale_bytes(self) -> int:
+        return 1 if self.two_levels else 2
+
+    @property
+    def unit(self) -> int:
+        """Numbers along a group are a multiple of this."""
+        return SUPER if self.two_levels else BLOCK
+
+    def half_bytes(self, numbers: int) -> int:
+        """Of the float16 values that so many numbers along groups are multiplied by."""
+        return numbers // (SUPER if self.two_levels else self.size) * 2 * (1 + self.minimums)
+
+    def code_bytes(self, numbers: int) -> int:
+        return numbers * self.bits // 8
+
+
+class Layout(ctypes.Structure):
+    """Where the parts of a record are: ``Layout`` of grouped.c, in bytes."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            "bits", "size", "bytes", "two_levels", "has_minimums", "zero", "scales", "minimums", "supers",
+            "super_minimums", "row_stride", "record_stride", "super_stride",
+        )
+    )  # fmt: skip
+
+    @classmethod
+    def of_rows(cls, grouping: Grouping, columns: int) -> "Layout":
+        """Groups along rows: a record follows the codes of each row."""
+        scales = grouping.code_bytes(columns)
+        each = columns // grouping.size * grouping.scale_bytes
+        supers = scales + each * (1 + grouping.minimums)
+        super_each = columns // SUPER * 2 * grouping.two_levels
+        end = supers + super_each * (1 + grouping.minimums)
+        return cls(*_kind(grouping), scales, scales + each, supers, supers + super_each, _padded(end), 0, 0)
+
+    @classmethod
+    def of_columns(cls, grouping: Grouping, columns: int) -> "Layout":
+        """Groups across rows: a record for each group of rows, and another for the second level."""
+        each, parts = columns * grouping.scale_bytes, 1 + grouping.minimums
+        supers = 2 * columns * parts * grouping.two_levels
+        codes = grouping.code_bytes(columns)
+        return cls(*_kind(grouping), 0, each, 0, 2 * columns, codes, each * parts, supers)
+
+
+def _kind(grouping: Grouping) -> tuple[int, ...]:
+    kind = (grouping.bits, grouping.size, grouping.scale_bytes, grouping.two_levels, grouping.minimums, grouping.zero)
+    return tuple(int(value) for value in kind)
+
+
+def _padded(size: int) -> int:
+    """Rows begin with lines of the processor's cache, if that costs little; else at multiples of eight bytes."""
+    whole = -(-size // LINE) * LINE
+    return whole if whole <= 1.03 * size else -(-size // 8) * 8

@@ -1,0 +1,279 @@
+"""The compiled step on codes of GGUF files, against the same values in fp32, on every instruction set."""
+
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from griffin.decode.c import library
+from griffin.decode.c.room import Room
+from griffin.decode.c.step import NativeStep
+from griffin.model.cache import KVCache
+from griffin.model.checkpoint.gguf_codes import GROUPINGS
+from griffin.model.weights import Weights, read_weights
+from griffin.neurons import Acting, Correction, Kept
+from tests.griffin import oracle
+from tests.griffin.instructions import EACH_FOR_STEPS, restricted
+from tests.griffin.model.coded import coded_model
+
+if os.environ.get("CI") != "true":
+    pytestmark = pytest.mark.skipif(not library.available(), reason="griffin/_native was not built: no C compiler")
+
+T = GGMLQuantizationType
+PROMPT, TOKENS, LAYERS = 9, 3, 2
+IDS = torch.randint(3, 128, (PROMPT + TOKENS,), generator=torch.Generator().manual_seed(1))
+# Activations are rounded to 16 bits, block by block; the rest is fp32.
+NEAR = 2e-4
+KINDS = pytest.mark.parametrize("kind", GROUPINGS, ids=lambda kind: kind.name)
+BLOCKS_OF_32 = [kind for kind, grouping in GROUPINGS.items() if not grouping.two_levels]
+
+
+@pytest.fixture
+def instructions(request: pytest.FixtureRequest) -> Iterator[int]:
+    with restricted(request.param):
+        yield request.param
+
+
+EACH = pytest.mark.parametrize(*EACH_FOR_STEPS.args, indirect=True, **EACH_FOR_STEPS.kwargs)
+
+
+@cache
+def of_kind(
+    kind: GGMLQuantizationType, width: int = 256, neurons: int = 512
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    return coded_model(lambda _: kind, hidden_size=width, intermediate_size=neurons, head_dim=width // 4)
+
+
+def mixed_kind(name: str) -> GGMLQuantizationType:
+    """Different ones side by side, plain numbers among them, and others in each layer."""
+    first = ".layers.0." in name
+    return {
+        "embed_tokens": T.Q6_K,
+        "q_proj": T.Q4_K if first else T.BF16,
+        "k_proj": T.Q8_0 if first else T.Q4_0,
+        "v_proj": T.F16 if first else T.Q6_K,
+        "o_proj": T.Q5_0 if first else T.F32,
+        "gate_proj": T.Q4_K if first else T.F16,
+        "up_proj": T.Q6_K if first else T.Q2_K,
+        "down_proj": T.Q6_K if first else T.Q3_K,
+        "lm_head": T.Q5_1,
+    }[name.rpartition(".")[2]]
+
+
+def partly_plain(name: str) -> GGMLQuantizationType:
+    """Blocks of which some matrices have groups, and some are plain."""
+    first = ".layers.0." in name
+    return {
+        "gate_proj": T.Q4_1 if first else T.BF16,
+        "up_proj": T.F16 if first else T.Q5_1,
+        "down_proj": T.F32 if first else T.Q4_0,
+    }.get(name.rpartition(".")[2], T.Q8_0)
+
+
+def choices(neurons: int, width: int) -> dict[str, Kept | None]:
+    """Kept neurons of every form."""
+    generator = torch.Generator().manual_seed(2)
+
+    def some(*counts: int) -> list[Tensor]:
+        return [torch.randperm(neurons, generator=generator)[:count].sort().values for count in counts]
+
+    def acting(layers: list[Tensor]) -> Acting:
+        counts = [len(kept_k) for kept_k in layers]
+        return Acting(
+            # Far from what any gate gives: which side a neuron is on does not depend on rounding.
+            [1e9 * torch.randint(-1, 2, (count,), generator=generator).float() for count in counts],
+            [0.01 * torch.randn(count, generator=generator) for count in counts],
+            [torch.randperm(count, generator=generator) for count in counts],
+            count=0,
+        )
+
+    offset_LD = torch.randn(LAYERS, width, generator=generator)
+    half, ragged, whole = some(neurons // 2, neurons // 2), some(neurons // 3 + 1, neurons - 1), some(neurons, neurons)
+    correction = Correction(
+        [0.01 * torch.randn(len(kept_k), 4, generator=generator) for kept_k in ragged],
+        [torch.randn(4, width, generator=generator) for _ in ragged],
+    )
+    return {
+        "all": None,
+        "every": Kept(whole),
+        "half": Kept(half),
+        "one": Kept(some(1, 1)),
+        "ragged": Kept(ragged, offset_LD),
+        "acting": Kept(half, offset_LD, acting=acting(half)),
+        "all-acting": Kept(whole, acting=replace(acting(whole), thresholds=[torch.full((neurons,), -1.0)] * LAYERS)),
+        "none-acting": Kept(
+            half, offset_LD, acting=replace(acting(half), thresholds=[torch.full((neurons // 2,), 1e9)] * LAYERS)
+        ),
+        "corrected": Kept(ragged, offset_LD, correction),
+        "corrected-acting": Kept(ragged, offset_LD, correction, acting(ragged)),
+    }
+
+
+class Rounded(DynamicCache):
+    """Keys and values are rounded to a dtype, and computed with in fp32."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        rounded = (states.to(self.dtype).float() for states in (key_states, value_states))
+        found: tuple[Tensor, Tensor] = super().update(*rounded, *args, **kwargs)
+        return found
+
+
+def read(coded: PreTrainedModel) -> Weights:
+    weights = read_weights(coded)
+    assert weights is not None
+    return weights
+
+
+@torch.no_grad()
+def read_prompt(exact: PreTrainedModel, dtype: torch.dtype = torch.float32) -> KVCache:
+    """The prompt, read by the model in fp32."""
+    source, cache = Rounded(dtype), KVCache(LAYERS)
+    exact(IDS[None, :PROMPT], past_key_values=source)
+    for number, layer in enumerate(source.layers):
+        cache.cache.update(layer.keys.to(dtype), layer.values.to(dtype), number)
+    return cache
+
+
+@torch.no_grad()
+def expected(exact: PreTrainedModel, kept: Kept | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    cache = Rounded(dtype)
+    exact(IDS[None, :PROMPT], past_key_values=cache)
+    with oracle.masked(exact, kept) if kept is not None else nullcontext():
+        return torch.stack([exact(id.view(1, 1), past_key_values=cache).logits[0, -1] for id in IDS[PROMPT:]])
+
+
+def decode(step: NativeStep) -> Tensor:
+    step._cache.length = PROMPT
+    return torch.stack([step(int(id)).clone() for id in IDS[PROMPT:]])
+
+
+def distance(actual: Tensor, wanted: Tensor) -> float:
+    return float((actual - wanted).abs().max() / wanted.abs().max())
+
+
+def check_all_choices(coded: PreTrainedModel, exact: PreTrainedModel) -> None:
+    neurons, width = exact.config.intermediate_size, exact.config.hidden_size
+    step = NativeStep(read(coded), read_prompt(exact), threads=2)
+    found = {}
+    for name, kept in choices(neurons, width).items():
+        step.keep(kept)
+        found[name] = distance(decode(step), expected(exact, kept))
+    step.close()
+    assert max(found.values()) < NEAR, found
+
+
+@EACH
+@KINDS
+def test_every_type_of_codes(kind: GGMLQuantizationType, instructions: int) -> None:
+    """All matrices of one type: all neurons, kept ones, those that act, with what stands for the others."""
+    check_all_choices(*of_kind(kind))
+
+
+@EACH
+@pytest.mark.parametrize(("width", "neurons"), [(64, 96), (192, 352), (320, 1056), (576, 64)])
+@pytest.mark.parametrize("kind", BLOCKS_OF_32, ids=lambda kind: kind.name)
+def test_widths_that_end_in_part_of_a_tile(
+    kind: GGMLQuantizationType, width: int, neurons: int, instructions: int
+) -> None:
+    """Blocks of 32 may be of any number, and chunks of the FF block are cut between them."""
+    check_all_choices(*of_kind(kind, width, neurons))
+
+
+@EACH
+@pytest.mark.parametrize("width", [512, 768])
+@pytest.mark.parametrize("kind", [T.Q2_K, T.Q4_K, T.Q6_K], ids=lambda kind: kind.name)
+def test_widths_of_several_superblocks(kind: GGMLQuantizationType, width: int, instructions: int) -> None:
+    """A tile has two superblocks, or one at a row's end."""
+    check_all_choices(*of_kind(kind, width, 256))
+
+
+@EACH
+@pytest.mark.parametrize("kind_of", [mixed_kind, partly_plain])
+def test_types_beside_each_other(kind_of, instructions: int) -> None:  # type: ignore[no-untyped-def]
+    """In one projection, in one block, and with plain numbers."""
+    check_all_choices(*coded_model(kind_of, hidden_size=256, intermediate_size=512, head_dim=64))
+
+
+@pytest.mark.parametrize("kind", [T.Q4_1, T.Q5_0, T.Q8_0, T.Q4_K, T.Q6_K], ids=lambda kind: kind.name)
+def test_the_number_of_threads_changes_nothing(kind: GGMLQuantizationType) -> None:
+    """Not one bit, whoever computes what."""
+    coded, exact = of_kind(kind)
+    weights = read(coded)
+    steps = [NativeStep(weights, read_prompt(exact), threads) for threads in (1, 2, 3)]
+    for kept in choices(512, 256).values():
+        for step in steps:
+            step.keep(kept)
+        one, *others = map(decode, steps)
+
+        assert all(other.equal(one) for other in others)
+
+
+@EACH
+def test_neurons_act_above_a_threshold(instructions: int) -> None:
+    """Thresholds amid what gates give: a neuron or two, next to one, may be on the other side by rounding."""
+    coded, exact = of_kind(T.Q4_K)
+    half = choices(512, 256)["acting"]
+    assert half is not None
+    assert half.acting is not None
+    generator = torch.Generator().manual_seed(5)
+    kept = replace(
+        half, acting=replace(half.acting, thresholds=[torch.rand(256, generator=generator) for _ in range(LAYERS)])
+    )
+    step = NativeStep(read(coded), read_prompt(exact), threads=2)
+    found = {}
+    for name, each in (("some", kept), ("all", replace(kept, acting=None))):
+        step.keep(each)
+        found[name] = decode(step)
+
+    assert distance(found["some"], expected(exact, kept)) < 0.005
+    assert distance(found["all"], expected(exact, kept)) > 0.02
+
+
+@EACH
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float16, 1e-3), (torch.bfloat16, 1e-2)], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("kind", [T.Q4_0, T.Q6_K], ids=lambda kind: kind.name)
+def test_keys_and_values_of_half_precision(
+    kind: GGMLQuantizationType, dtype: torch.dtype, near: float, instructions: int
+) -> None:
+    """They are rounded as the cache is, in a prompt and in each token; activations are not."""
+    coded, exact = coded_model(lambda _: kind, dtype, hidden_size=256, intermediate_size=256, head_dim=64)
+    step = NativeStep(read(coded), read_prompt(exact, dtype), threads=2)
+    for kept in (None, choices(256, 256)["half"], choices(256, 256)["corrected"]):
+        step.keep(kept)
+
+        assert distance(decode(step), expected(exact, kept, dtype)) < near
+    keys, values = step._cache.reserve(PROMPT + TOKENS)[0]
+    assert keys.dtype == values.dtype == dtype
+
+
+def test_goes_from_one_choice_to_another() -> None:
+    """In any order: nothing stays of what was kept before."""
+    coded, exact = of_kind(T.Q4_K)
+    step = NativeStep(read(coded), read_prompt(exact), threads=2)
+    of_name = choices(512, 256)
+    for name in ("acting", "one", "corrected", "half", "all", "ragged", "corrected-acting", "every", "all"):
+        step.keep(of_name[name])
+
+        assert distance(decode(step), expected(exact, of_name[name])) < NEAR
+
+
+def test_acting_neurons_keep_their_places() -> None:
+    """Neighbours share scales, so the order in which neurons act most often is not the order of their rows."""
+    coded, _ = of_kind(T.Q4_K)
+    kept = choices(512, 256)["acting"]
+    assert kept is not None
+
+    assert Room(read(coded)).which(kept).equal(torch.cat(list(kept.layers)))
