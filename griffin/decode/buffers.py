@@ -4,7 +4,7 @@ Shapes: D model width, k kept neurons; parts is 2 where gated, 1 otherwise.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,12 @@ from griffin.model.matrix.matrix import Matrix
 class Buffers:
     """Room for some neurons of one layer.
 
-    expand: ``(parts k, D)``.
+    expand: ``(parts k, D)``; or, where these cannot be in one, a matrix ``(k, D)`` for each part.
     bias: ``(parts k,)``, or None where the expanding projections have none.
     contract: ``(k, D)``, one row for each neuron.
     """
 
-    expand: Matrix
+    expand: Sequence[Matrix]
     bias: Tensor | None
     contract: Matrix
 

@@ -3,7 +3,7 @@
 Shapes: L layers, D model width, F feed-forward neurons, k of them kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -131,6 +131,9 @@ class _CompactFeedForward:
         self._biases_F = [part for bias in biases if bias is not None for part in torch.split(bias, width)]
         # The bias of the contracting projection belongs to no neuron and stays whole.
         self._down, self._contract_bias = block.down, _bias(block.contract)
+        merged = len({part.format for part in self._parts}) == 1 and self._parts[0].merges
+        # What is gathered into one buffer: all parts where their format allows it.
+        self._stacks = [self._parts] if merged else [[part] for part in self._parts]
         self._device = host.device if host else self._down.device
         policy = room or room_for(self._device, on_host=host is not None)
         self.room = policy(width, self._allocate)
@@ -157,16 +160,18 @@ class _CompactFeedForward:
         """
         parts, kept, buffers = len(self._parts), len(kept_k), self.room.take(len(kept_k))
         kept_k, rows_k = kept_k.to(self._device), rows_k.to(self._down.device)
-        expand, bias = buffers.expand.part(0, parts * kept), None
-        for part, to in zip(self._parts, expand.split([kept] * parts), strict=True):
-            gather(part, rows_k, to)
+        expand = [room.part(0, len(stack) * kept) for stack, room in zip(self._stacks, buffers.expand, strict=True)]
+        for stack, room in zip(self._stacks, expand, strict=True):
+            for part, to in zip(stack, room.split([kept] * len(stack)), strict=True):
+                gather(part, rows_k, to)
+        bias = None
         if buffers.bias is not None:
             bias = buffers.bias[: parts * kept]
             for bias_F, own in zip(self._biases_F, torch.split(bias, kept), strict=True):
                 torch.index_select(bias_F, 0, kept_k, out=own)
         contract: Matrix = buffers.contract.part(0, kept)
         gather(self._down, rows_k, contract)
-        if corrected:
+        if corrected and not isinstance(contract, Dense):
             contract = Dense(contract.dense())
         self._fill_slots(expand, bias, contract, self._fused * kept)
         self._contract_slot.bias = self._contract_bias
@@ -197,23 +202,30 @@ class _CompactFeedForward:
         """Give up the buffers, and every view of them."""
         self.room.release()
         for slot in (*self._expand_slots, self._contract_slot):
-            slot.matrix = None
+            slot.matrices = ()
 
     def _given(self, activation: Callable[[Tensor], Tensor]) -> Tensor:
         gate = self._expand_slots[0].take()
         return activation(gate[..., : gate.shape[-1] // self._fused])
 
-    def _fill_slots(self, expand: Matrix, bias: Tensor | None, contract: Matrix, rows: int) -> None:
+    def _fill_slots(self, expand: Sequence[Matrix], bias: Tensor | None, contract: Matrix, rows: int) -> None:
         for number, slot in enumerate(self._expand_slots):
             first, end = number * rows, (number + 1) * rows
-            slot.matrix, slot.bias = expand.part(first, end), bias[first:end] if bias is not None else None
-        self._contract_slot.matrix, self._contract_slot.acts = contract, None
+            # One stack of all parts, or each part by itself.
+            slot.matrices = (
+                [expand[0].part(first, end)]
+                if len(expand) == 1
+                else expand[number * self._fused : (number + 1) * self._fused]
+            )
+            slot.bias = bias[first:end] if bias is not None else None
+        self._contract_slot.matrices, self._contract_slot.acts = [contract], None
         self._expand_slots[0].remembers = False
 
     def _allocate(self, neurons: int) -> Buffers:
         rows = len(self._parts) * neurons
         bias = torch.empty(rows, dtype=self._down.dtype, device=self._device) if self._biases_F else None
-        return Buffers(self._parts[0].room(rows, self._device), bias, self._down.room(neurons, self._device))
+        expand = [stack[0].room(len(stack) * neurons, self._device) for stack in self._stacks]
+        return Buffers(expand, bias, self._down.room(neurons, self._device))
 
 
 class _KeptNeurons(nn.Module):
@@ -224,7 +236,7 @@ class _KeptNeurons(nn.Module):
     remembers: for the first expanding projection: whether its latest output is needed again.
     """
 
-    matrix: Matrix | None = None
+    matrices: Sequence[Matrix] = ()
     bias: Tensor | None
     acts: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[], Tensor] | None] | None = None
     remembers = False
@@ -238,8 +250,11 @@ class _KeptNeurons(nn.Module):
         if self.acts is not None:
             apply, given = self.acts
             x = apply(given().view_as(x) if given else x, x)
-        assert self.matrix is not None
-        y = self.matrix.weighted_rows(x, self.bias) if self._by_input else self.matrix.product(x, self.bias)
+        if self._by_input:
+            (contract,) = self.matrices
+            y = contract.weighted_rows(x, self.bias)
+        else:
+            y = Projection(self.matrices, self.bias)(x)
         if self.remembers:
             self._given = y
         return y

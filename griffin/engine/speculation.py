@@ -35,7 +35,7 @@ class Verified:
     passes: full-model passes over a block.
     rollbacks: passes after which some of the block was thrown away.
     refreshes: how often other neurons were taken.
-    parameters_read: by all steps and passes; for the mean per token, divide by ``tokens``.
+    parameters_read, bytes_read: by all steps and passes, of weights; for the mean per token, divide by ``tokens``.
     """
 
     tokens: int = 0
@@ -45,6 +45,7 @@ class Verified:
     rollbacks: int = 0
     refreshes: int = 0
     parameters_read: int = 0
+    bytes_read: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,8 @@ class Verifier:
             self._take_others(self._chosen)
             guarded = self._verification.mode == "guarded"
             tokens = self._read(self._drafts.generated(room - 1), guarded=guarded)
-        self._count(tokens=len(tokens), parameters_read=(self._drafts.steps - steps) * self._active)
+        made = self._drafts.steps - steps
+        self._count(tokens=len(tokens), parameters_read=made * self._active, bytes_read=made * self._step_bytes)
         self._id = tokens[-1].id
         self._drafts.extend(token.id for token in tokens)
         taken, self._taken = self._taken, None
@@ -131,6 +133,7 @@ class Verifier:
             passes=1,
             rollbacks=accepted < len(drafts),
             parameters_read=self._trees.accounting.total,
+            bytes_read=self._trees.accounting.weight_bytes,
         )
         return tokens
 
@@ -167,6 +170,7 @@ class Verifier:
         self._chosen = self._taken = chosen
         accounting = self._trees.accounting
         self._active = accounting.total if chosen is None else accounting.active_with(chosen.kept)
+        self._step_bytes = accounting.bytes_per_token(None if chosen is None else chosen.kept)
 
     def _count(self, **more: int) -> None:
         self.verified = replace(self.verified, **{name: getattr(self.verified, name) + n for name, n in more.items()})

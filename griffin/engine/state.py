@@ -24,7 +24,8 @@ class SequenceState:
     """
 
     def __init__(self, trees: Trees, chooser: Chooser, make_decoder: Callable[[KVCache], Decoder]) -> None:
-        self.cache = KVCache(len(trees.blocks), [block.down.device for block in trees.blocks])
+        held = trees.weights.cache_dtype if trees.weights else None
+        self.cache = KVCache(len(trees.blocks), [block.down.device for block in trees.blocks], held)
         self.statistic = FlockingStatistic(trees.blocks)
         self.latest = 0
         self._trees, self._chooser = trees, chooser

@@ -8,9 +8,41 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from griffin.model.families import family_of, feed_forwards, windows
+from griffin.model.families import FeedForward, family_of, feed_forwards, windows
 from griffin.model.matrix.modules import MatrixEmbedding, matrices, table, weight_key
 from griffin.neurons import Kept, kept_count
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronBytes:
+    """What a token reads of one neuron in one layer. Layers may hold their weights in different formats.
+
+    gate: its row of the gate's projection and that row's bias. A resting neuron reads only these, see
+        ``neurons.Acting``. In a block without a gate, the one expanding projection takes the gate's place.
+    others: its other rows and biases.
+    widening: how many bytes more its contracting row takes as plain numbers. A correction needs plain numbers.
+    """
+
+    gate: int
+    others: int
+    widening: int = 0
+
+    @classmethod
+    def of(cls, block: FeedForward) -> "NeuronBytes":
+        gate, *up = (part.row_bytes for part in block.parts_FD)
+        biases = sum(p.bias.nbytes for p in block.expand if isinstance(p.bias, Tensor))
+        per_row = biases // block.width // block.parts
+        plain = block.down.columns * block.down.dtype.itemsize
+        return cls(
+            gate=gate + per_row,
+            others=sum(up) + len(up) * per_row + block.down.row_bytes,
+            widening=plain - block.down.row_bytes,
+        )
+
+    @property
+    def whole(self) -> int:
+        """All its rows and biases."""
+        return self.gate + self.others
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +56,8 @@ class Accounting:
     per_gate: those of them that tell whether the neuron acts on a token, see ``neurons.Acting``.
     weight_bytes: what the full model reads for one token: all but the tables of which it looks up one row.
         An embedding that is the head as well is read whole.
-    bytes_per_neuron: of ``per_neuron`` parameters.
+        Parts of a matrix that its rows share are always read.
+    neuron_bytes: what is read of one neuron, for each layer.
     kv_bytes: keys and values of one token in one layer.
     windows: for each layer, how many latest tokens it attends to; None for all.
     """
@@ -35,7 +68,7 @@ class Accounting:
     per_neuron: int
     per_gate: int = 0
     weight_bytes: int = 0
-    bytes_per_neuron: int = 0
+    neuron_bytes: tuple[NeuronBytes, ...] = ()
     kv_bytes: int = 0
     windows: tuple[int | None, ...] = ()
 
@@ -54,7 +87,7 @@ class Accounting:
             per_neuron=sum(matrix.columns for matrix in rows) + own_biases,
             per_gate=gate,
             weight_bytes=_all_bytes(model) - _bytes_not_looked_up(model),
-            bytes_per_neuron=sum(matrix.row_bytes for matrix in rows) + sum(b.nbytes for b in biases) // first.width,
+            neuron_bytes=tuple(map(NeuronBytes.of, blocks)),
             kv_bytes=2 * _kv_width(model.config) * first.down.dtype.itemsize,
             windows=tuple(windows(family_of(model.config), model.config, len(blocks))),
         )
@@ -70,9 +103,9 @@ class Accounting:
         return self.neurons * self.per_neuron
 
     @property
-    def bytes_per_parameter(self) -> float:
-        """Of one that belongs to a neuron."""
-        return self.bytes_per_neuron / self.per_neuron
+    def feed_forward_bytes(self) -> int:
+        """Of those parameters."""
+        return self.width * sum(each.whole for each in self.neuron_bytes)
 
     def kept(self, sparsity: float) -> int:
         """FF neurons of all layers that stay when the fraction ``sparsity`` is removed."""
@@ -91,11 +124,39 @@ class Accounting:
         """Parameters that take part in a token of these neurons, on average."""
         return self.active(kept.count, kept.acting_count)
 
-    def bytes_per_token(self, kept: int, context_tokens: int) -> int:
-        """The least that one decode step has to read: its weights, and the keys and values of its context."""
-        weights = self.weight_bytes - (self.neurons - kept) * self.bytes_per_neuron
+    def bytes_per_token(self, kept: Kept | None, *, corrected: bool | None = None) -> int:
+        """Bytes of weights that one token of these neurons reads, on average; None is the full model.
+
+        The acting neurons are known for all layers together. Each layer lets the same fraction of its own act.
+
+        Args:
+            corrected: whether the contracting rows are corrected; None: as ``kept`` says.
+        """
+        if kept is None:
+            return self.weight_bytes
+        if corrected is None:
+            corrected = kept.correction is not None
+        acting, read = kept.acting_count / kept.count, float(self.weight_bytes)
+        for count, each in zip(kept.counts, self.neuron_bytes, strict=True):
+            others = each.others + each.widening * corrected
+            read += count * (each.gate + acting * others) - self.width * each.whole
+        return round(read)
+
+    def bytes_per_token_at(self, sparsity: float) -> int:
+        """The same, where every layer keeps as many neurons and all of them act."""
+        return self._weights_read(self.kept(sparsity))
+
+    def bytes_per_step(self, kept: int, context_tokens: int) -> int:
+        """The least that one decode step has to read: its weights, and the keys and values of its context.
+
+        Args:
+            kept: neurons of all layers together, as many in each.
+        """
         attended = sum(min(context_tokens, window or context_tokens) for window in self.windows)
-        return weights + self.kv_bytes * attended
+        return self._weights_read(kept) + self.kv_bytes * attended
+
+    def _weights_read(self, kept: int) -> int:
+        return self.weight_bytes - self.feed_forward_bytes * (self.neurons - kept) // self.neurons
 
 
 def parameter_count(model: nn.Module) -> int:

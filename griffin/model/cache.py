@@ -21,15 +21,17 @@ class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transfor
 
     is_sliding = False
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.length = 0
-        self._device = device
+        self._device, self._dtype = device, dtype
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         # A prompt that is resumed brings keys and values from the device where they are stored.
-        self.keys = key_states[:, :, :0].to(self._device or key_states.device)
-        self.values = value_states[:, :, :0].to(self._device or value_states.device)
+        self.keys, self.values = (
+            states[:, :, :0].to(self._device or states.device, self._dtype or states.dtype)
+            for states in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -41,7 +43,8 @@ class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transfor
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        # Attention needs one dtype for all.
+        return self.keys[:, :, :end].to(key_states.dtype), self.values[:, :, :end].to(value_states.dtype)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -76,12 +79,16 @@ def _of_capacity(buffer: Tensor, filled: int, capacity: int) -> Tensor:
 class KVCache:
     """The cache of one sequence at a time. Its memory grows to the longest sequence so far, and is kept."""
 
-    def __init__(self, layers: int, devices: Sequence[torch.device] | None = None) -> None:
+    def __init__(
+        self, layers: int, devices: Sequence[torch.device] | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         """
         Args:
             devices: one for each layer; by default the device of its first keys.
+            dtype: of keys and values as they are held; by default that of the first ones.
         """
-        self._layers = [_CacheLayer(devices[number] if devices else None) for number in range(layers)]
+        self.dtype = dtype
+        self._layers = [_CacheLayer(devices[number] if devices else None, dtype) for number in range(layers)]
         self.cache = Cache(layers=self._layers)
 
     @property
@@ -107,7 +114,8 @@ class KVCache:
         layer.values = _with_room(layer.values, position, position + 1)
         layer.keys[0, :, position] = keys_GS
         layer.values[0, :, position] = values_GS
-        return layer.keys[:, :, : position + 1], layer.values[:, :, : position + 1]
+        keys, values = (held[:, :, : position + 1] for held in (layer.keys, layer.values))
+        return keys.to(keys_GS.dtype), values.to(values_GS.dtype)
 
     def reserve(self, length: int) -> list[tuple[Tensor, Tensor]]:
         """Make room for so many tokens in every layer.

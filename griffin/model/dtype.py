@@ -13,20 +13,18 @@ ROUNDS = 4
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Weights in 8 bits, activations in the dtype that auto takes.
-INT8 = "int8"
 
 
 def parse_dtype(name: str, device: torch.device) -> torch.dtype:
-    """A dtype by name, or (auto, int8) the fastest of the device: of activations, and of weights unless int8.
+    """A dtype by name, or (auto) the fastest of the device.
 
     Raises:
         LoadError: no such dtype.
     """
-    if name in ("auto", INT8):
+    if name == "auto":
         return fastest_dtype(device)
     if name not in DTYPES:
-        raise LoadError(f"unknown dtype '{name}'; use auto, {', '.join(DTYPES)}, or {INT8} (experimental)")
+        raise LoadError(f"unknown dtype '{name}'; use auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 

@@ -291,6 +291,11 @@ def family_of(config: PreTrainedConfig) -> Family:
     return FAMILIES[config.model_type]
 
 
+def has_common_block(model_type: str) -> bool:
+    """Whether models of a supported type have the common block."""
+    return FAMILIES[model_type].block is not None
+
+
 def text_part(config: Mapping[str, Any]) -> TextPart | None:
     """Which part of a checkpoint is served, by the contents of its ``config.json``; None is all of it."""
     return MULTIMODAL.get(str(config.get("model_type")))

@@ -22,14 +22,14 @@ def keep_identity_(model: PreTrainedModel) -> None:
 
 
 def identity(model: PreTrainedModel) -> str:
-    """A short name for this model's FF weights. Dtype, device, layout and later rounding make no difference."""
+    """A short name for this model's FF weights. Dtype, format, device, layout and later rounding make no difference."""
     if (known := getattr(model, ATTRIBUTE, None)) is not None:
         return str(known)
     digest = hashlib.sha256()
     for block in feed_forwards(model):
         for sample_N in _samples(block):
-            # In bfloat16, whose precision every dtype that a model is served in has.
-            numbers = sample_N.to(torch.bfloat16).contiguous().view(torch.int16).cpu()
+            # In bfloat16, whose precision every dtype that a model is served in has; without the sign of a zero.
+            numbers = (sample_N.to(torch.bfloat16) + 0.0).contiguous().view(torch.int16).cpu()
             digest.update(numbers.numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
@@ -13,21 +14,23 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from griffin.errors import GriffinError, LoadError
 from griffin.model.checkpoint import folder as folder_reader
+from griffin.model.checkpoint import packed_model, quantised
 from griffin.model.checkpoint.defaults import sampling_defaults
 from griffin.model.checkpoint.ends import settle_ends, token_ids, tokenizer_ends
-from griffin.model.checkpoint.gguf import load_gguf
+from griffin.model.checkpoint.gguf import load_dequantised, load_in_place
 from griffin.model.checkpoint.hub import downloaded
 from griffin.model.checkpoint.numbers import require_numbers
+from griffin.model.checkpoint.packed import Scheme
 from griffin.model.checkpoint.refusals import first_words, require_files, require_plain
 from griffin.model.checkpoint.source import EMBEDDED_MODEL, Source, locate
 from griffin.model.checkpoint.whole import require_finite
-from griffin.model.dtype import DTYPES, INT8, parse_dtype
+from griffin.model.dtype import parse_dtype
 from griffin.model.families import feed_forwards, require_supported, text_part
 from griffin.model.guard import whole_while_read
 from griffin.model.host import HostWeights
 from griffin.model.matrix.modules import matrices
 from griffin.model.placement import distribute, parse_device
-from griffin.model.quantise import round_to_int8_
+from griffin.model.quantise import KINDS, Kind, require_possible
 
 logger = logging.getLogger("griffin")
 
@@ -46,9 +49,12 @@ class Checkpoint:
 
     @property
     def formats(self) -> str:
-        """How its weights are held, for people: ``bfloat16``, or ``int8, bfloat16`` where most are in 8 bits."""
+        """How its weights are held, for people: ``bfloat16``, or ``int8, bfloat16`` where most are in 8 bits.
+
+        The last is the model's dtype: of activations, and of what no matrix holds.
+        """
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return ", ".join([*sorted({matrix.format for matrix in matrices(self.model)}), dtype])
+        return ", ".join([*sorted({matrix.format for matrix in matrices(self.model)} - {dtype}), dtype])
 
 
 def load(
@@ -58,9 +64,12 @@ def load(
     device: str = "auto",
     cache_dir: Path | None = None,
     ff_offload: bool = False,
+    quantize: str | None = None,
 ) -> Checkpoint:
     """Load a model, ready to run on one device, or across several; see ``load_each``."""
-    return load_each(source, [device], dtype=dtype, cache_dir=cache_dir, ff_offload=ff_offload)[0]
+    return load_each(
+        source, [device], dtype=dtype, cache_dir=cache_dir, ff_offload=ff_offload, quantize=quantize
+    )[0]  # fmt: skip
 
 
 def load_each(
@@ -70,20 +79,24 @@ def load_each(
     dtype: str = "auto",
     cache_dir: Path | None = None,
     ff_offload: bool = False,
+    quantize: str | None = None,
 ) -> list[Checkpoint]:
     """Load a model, ready to run on each of several devices. Fewer come back where it fits only across them.
 
     Args:
         source: a hub id, a directory with ``config.json`` and safetensors, a ``.gguf`` file, or
             ``SmolLM2-135M-Instruct``, the default that comes as a Python package.
-        dtype: float32, bfloat16, float16, or auto: bfloat16 where it measures faster, else float32. Or int8, which is
-            experimental: weights rounded to 8 bits with a scale for each row, on a CPU, and not with ``ff_offload``.
+        dtype: float32, bfloat16, float16, or auto: bfloat16 where it measures faster, else float32. A quantised
+            checkpoint's own codes are kept by auto, on a CPU and without ``ff_offload``; activations then have that
+            dtype. int8 is an older spelling of ``quantize="int8"``.
         devices: as torch names them, or auto: CUDA when there is one, the CPU otherwise. With ``+`` between
             them, one model across several.
-        cache_dir: where dequantised GGUF weights and weights by neuron are kept; by default the user's cache
-            directory (XDG).
+        cache_dir: where dequantised GGUF weights, quantised ones and weights by neuron are kept; by default the
+            user's cache directory (XDG).
         ff_offload: FF weights stay in host memory and are streamed, see ``offload``; if the CPU is the only
             device, in a file that is mapped, see ``mapped``.
+        quantize: int8 or int4: round the weights of a directory or hub id, see ``quantise``; on a CPU only. The
+            result is cached. ``dtype`` is that of activations then.
 
     Raises:
         LoadError: no such checkpoint, or it cannot be read.
@@ -93,19 +106,27 @@ def load_each(
         # Progress bars are for people. In a log they are noise.
         transformers.logging.disable_progress_bar()
     groups = [[parse_device(name) for name in device.split("+")] for device in devices]
+    if dtype == "int8":
+        logger.warning("dtype int8 is now spelled --quantize int8; this spelling works for one more release")
+        dtype, quantize = "auto", quantize or "int8"
     torch_dtype = parse_dtype(dtype, groups[0][0])
-    if dtype == INT8:
-        _require_int8(groups, ff_offload)
+    kind = _kind(quantize, groups, ff_offload) if quantize else None
     cache_dir = cache_dir or platformdirs.user_cache_path("griffin")
-    map_from = cache_dir / "by-neuron" if ff_offload and groups == [[torch.device("cpu")]] else None
+    on_cpu = groups == [[torch.device("cpu")]]
+    wanted = _Wanted(torch_dtype, kind, dtype == "auto" and on_cpu and not ff_offload, ff_offload and on_cpu, cache_dir)
     try:
         found = locate(source)
+        if kind:
+            _require_quantisable(found, source)
         with whole_while_read(source):
-            if found.is_gguf:
-                assert found.path is not None
-                model, tokenizer = load_gguf(found.path, torch_dtype, cache_dir, map_from)
+            if found.path is not None and found.is_gguf:
+                loaded = load_in_place(found.path, torch_dtype) if wanted.in_place else None
+                if loaded is not None:
+                    defaults = sampling_defaults(loaded[0].generation_config)
+                    return [Checkpoint(found.name, *loaded, defaults)]
+                model, tokenizer = load_dequantised(found.path, torch_dtype, cache_dir, wanted.map_from)
             else:
-                model, tokenizer = _load_checkpoint(found, source, torch_dtype, map_from)
+                model, tokenizer = _load_checkpoint(found, source, wanted)
         defaults = sampling_defaults(model.generation_config)
         require_finite(model, source)
         if HostWeights.of(model) is not None:
@@ -113,10 +134,9 @@ def load_each(
             return [Checkpoint(found.name, model, tokenizer, defaults)]
         models = distribute(model, groups, ff_offload=ff_offload)
         with whole_while_read(source):
-            for each in models:
+            # Codes are in memory of their own already.
+            for each in models if not matrices(model) else ():
                 _own_(each)
-        for each in models if dtype == INT8 else ():
-            round_to_int8_(each)
         return [Checkpoint(found.name, model, tokenizer, defaults) for model in models]
     except GriffinError:
         raise
@@ -125,29 +145,101 @@ def load_each(
         raise LoadError(f"cannot load '{source}': {first_words(error)}") from error
 
 
-def _load_checkpoint(
-    found: Source, source: str, dtype: torch.dtype, map_from: Path | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """How weights are to be held.
+
+    dtype: of activations, and of weights that are plain.
+    kind: what plain weights are rounded to; None leaves them.
+    in_place: codes of a quantised checkpoint stay as they are.
+    mapped: FF weights are mapped from a file.
+    """
+
+    dtype: torch.dtype
+    kind: Kind | None
+    in_place: bool
+    mapped: bool
+    cache_dir: Path
+
+    @property
+    def map_from(self) -> Path | None:
+        return self.cache_dir / "by-neuron" if self.mapped else None
+
+
+def _load_checkpoint(found: Source, source: str, wanted: _Wanted) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """From a directory; what is on a hub is brought into one first, its configuration before its weights."""
-    config = PreTrainedConfig.get_config_dict(found.path or str(found.hub_id))[0]
+    config = _config_of(found)
     require_supported(config)
     part = text_part(config)
-    served = part.config(config) if part else config
-    require_plain(config, source)
+    scheme = Scheme.of(config, source)
+    plain = {key: value for key, value in config.items() if scheme is None or key != "quantization_config"}
+    served = part.config(plain) if part else plain
+    require_plain(plain, source)
     require_plain(served, source)
     require_numbers(served, source, part.told_by_shapes if part else ())
+    if scheme:
+        _require_packed_alone(scheme, source, wanted, multimodal=part is not None)
     folder = found.path or downloaded(str(found.hub_id))
     require_files(folder, source)
-    model, tokenizer = folder_reader.read(folder, source, dtype, map_from)
+    if scheme:
+        model, tokenizer = packed_model.read(folder, source, scheme, wanted.dtype, in_place=wanted.in_place)
+    elif wanted.kind:
+        model, tokenizer = quantised.read(folder, source, wanted.kind, wanted.dtype, wanted.cache_dir)
+    else:
+        model, tokenizer = folder_reader.read(folder, source, wanted.dtype, wanted.map_from)
     settle_ends(model, tokenizer_ends(tokenizer), token_ids(config.get("eos_token_id")))
     return model, tokenizer
 
 
-def _require_int8(groups: Sequence[Sequence[torch.device]], ff_offload: bool) -> None:
+def _require_packed_alone(scheme: Scheme, source: str, wanted: _Wanted, *, multimodal: bool) -> None:
+    """
+    Raises:
+        LoadError: the codes of a checkpoint do not go together with what is wanted.
+    """
+    what = f"'{source}' has weights quantised by {scheme.method.upper()}"
+    if multimodal:
+        raise LoadError(f"{what}, which is not read of multimodal checkpoints; take a GGUF file of the model")
+    if wanted.kind:
+        raise LoadError(f"{what}; leave --quantize out, and its own codes are used")
+    if wanted.mapped:
+        raise LoadError(f"{what}, which does not go together with ff-offload on a CPU; leave one of them out")
+
+
+def _config_of(found: Source) -> Mapping[str, Any]:
+    """The contents of the ``config.json`` of a directory or hub id."""
+    config: Mapping[str, Any] = PreTrainedConfig.get_config_dict(found.path or str(found.hub_id))[0]
+    return config
+
+
+def _kind(quantize: str, groups: Sequence[Sequence[torch.device]], ff_offload: bool) -> Kind:
+    """
+    Raises:
+        LoadError: there is no such kind, or it does not go together with the rest.
+    """
+    kind = next((kind for kind in KINDS if kind == quantize), None)
+    if kind is None:
+        raise LoadError(f"quantize cannot be '{quantize}'; use {' or '.join(KINDS)}")
     if ff_offload:
-        raise LoadError("dtype int8 does not go together with ff-offload; leave one of them out")
+        raise LoadError("quantize does not go together with ff-offload; leave one of them out")
     if others := [device for group in groups for device in group if device.type != "cpu"]:
-        raise LoadError(f"dtype int8 runs on a CPU only, not on {others[0]}; use auto, {', '.join(DTYPES)}")
+        raise LoadError(f"quantize {kind} runs on a CPU only, not on {others[0]}; leave it out, or take --device cpu")
+    return kind
+
+
+def _require_quantisable(found: Source, source: str) -> None:
+    """
+    Raises:
+        LoadError, UnsupportedModel: it is quantised already, or of a type that cannot be.
+    """
+    if found.is_gguf:
+        raise LoadError(
+            f"'{source}' is a GGUF file, whose own codes are used; leave --quantize out, or name the model's "
+            "directory in bfloat16 or float16"
+        )
+    config = _config_of(found)
+    require_supported(config)
+    part = text_part(config)
+    require_possible(part.model_type if part else str(config["model_type"]), source)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from griffin.model.exact import exact
 from griffin.model.families import (
     DecoderBlock,
     FeedForward,
@@ -26,6 +27,7 @@ from griffin.model.families import (
     multiplier,
     windows,
 )
+from griffin.model.matrix.grouped import GroupedColumns, GroupedRows
 from griffin.model.matrix.matrix import Matrix, joined
 from griffin.model.matrix.modules import MatrixLinear, by_output, merged_, table
 
@@ -58,14 +60,32 @@ class Norm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Projection:
-    """y = matrix x + bias. ``matrix``: ``(outputs, inputs)``, each output's row contiguous."""
+    """y = matrix x + bias.
 
-    matrix: Matrix
+    parts: the matrix, ``(outputs, inputs)``, each output's row contiguous; or several whose outputs follow each other.
+    bias: ``(outputs,)`` or None.
+    """
+
+    parts: Sequence[Matrix]
     bias: Tensor | None
+
+    @property
+    def matrix(self) -> Matrix:
+        """All of it, where it is one."""
+        (matrix,) = self.parts
+        return matrix
+
+    @property
+    def outputs(self) -> int:
+        return sum(part.row_count for part in self.parts)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(..., inputs)`` to ``(..., outputs)``."""
-        return self.matrix.product(x, self.bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if len(self.parts) == 1:
+            return self.parts[0].product(x, bias)
+        y = torch.cat([part.product(x) for part in self.parts], dim=-1)
+        return y if bias is None else y + bias
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +127,13 @@ class FeedForwardWeights:
     contract: Matrix
     contract_bias: Tensor | None
     gated: bool
+
+    def expanding(self) -> list[Projection]:
+        """The gate's projection, and the one that it is multiplied by where gated; ``(F, D)`` each."""
+        bias, neurons = self.expand.bias, self.contract.row_count
+        parts = [piece for part in self.expand.parts for piece in part.split([neurons] * (part.row_count // neurons))]
+        biases = [None] * len(parts) if bias is None else torch.split(bias, neurons)
+        return [Projection((part,), own) for part, own in zip(parts, biases, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,12 +197,22 @@ class Weights:
     def device(self) -> torch.device:
         return self.embedding.device
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of keys and values: float16 where weights are codes and activations halves, else as activations are.
+
+        The step's activations are fp32. Float16 keeps three bits more of them than bfloat16, whose rounding would be
+        the largest error of all.
+        """
+        coded = any(isinstance(matrix, GroupedRows | GroupedColumns) for matrix in self.matrices())
+        return torch.float16 if coded and self.dtype == torch.bfloat16 else self.dtype
+
     def matrices(self) -> Iterator[Matrix]:
         """All that a token reads, but for the tables of positions."""
-        yield from (self.embedding, self.head.matrix)
+        yield from (self.embedding, *self.head.parts)
         for layer in self.layers:
-            yield from (layer.query_key_value.matrix, layer.output.matrix)
-            yield from (layer.feed_forward.expand.matrix, layer.feed_forward.contract)
+            yield from (*layer.query_key_value.parts, *layer.output.parts)
+            yield from (*layer.feed_forward.expand.parts, layer.feed_forward.contract)
 
     def contract_bias(self) -> Tensor:
         """What each layer's contracting projection adds, fp32 ``(L, D)``; zeros where it has no bias."""
@@ -215,7 +252,7 @@ def read_weights(model: PreTrainedModel) -> Weights | None:
         score_cap=config.attn_logit_softcapping if names.attention.score_cap else None,
         activation=_activation(config, names),
         final_norm=_norm(model.get_submodule(names.norms.final), names.norms),
-        head=Projection(by_output(head), _optional(head.bias)),
+        head=Projection((by_output(head),), exact(head, "bias")),
         logit_divisor=logit_divisor(family, config),
         logit_cap=logit_cap(family, config),
     )
@@ -260,7 +297,7 @@ def _layer(block: FeedForward, names: DecoderBlock, rotary: Rotary | None, windo
         key_norm=norm(names.norms.key),
         rotary=rotary,
         window=window,
-        output=Projection(by_output(output), _optional(output.bias)),
+        output=Projection((by_output(output),), exact(output, "bias")),
         after_attention=norm(names.norms.after_attention),
         before_feed_forward=norm(names.norms.before_feed_forward),
         feed_forward=_feed_forward(block),
@@ -270,26 +307,34 @@ def _layer(block: FeedForward, names: DecoderBlock, rotary: Rotary | None, windo
 
 def _feed_forward(block: FeedForward) -> FeedForwardWeights:
     expand = _merged_(block.expand)
-    gated = expand.matrix.row_count == 2 * block.width
+    gated = expand.outputs == 2 * block.width
     # Laid out by neuron already, see ``layout``; a copy only where that was not done.
-    return FeedForwardWeights(expand, block.down.contiguous(), _optional(block.contract.bias), gated)
+    return FeedForwardWeights(expand, block.down.contiguous(), exact(block.contract, "bias"), gated)
 
 
 def _merged_(projections: Sequence[nn.Module]) -> Projection:
-    """One matrix for several that read the same input; theirs become views of it, so that all trees share it."""
-    biases = [_optional(projection.bias) for projection in projections]
+    """One matrix for several that read the same input, where formats allow it.
+
+    Theirs become views of it, so that all trees share it.
+    """
+    biases = [exact(projection, "bias") for projection in projections]
     present = [bias for bias in biases if bias is not None]
-    matrix = joined([by_output(projection) for projection in projections])
+    bias = torch.cat(present) if present else None
+    parts = [by_output(projection) for projection in projections]
+    if len({part.format for part in parts}) > 1 or not all(part.merges for part in parts):
+        return Projection(parts, bias)
+    matrix = joined(parts)
     merged_(projections, matrix)
-    return Projection(matrix, torch.cat(present) if present else None)
+    return Projection((matrix,), bias)
 
 
 def _norm(module: nn.Module, names: NormNames) -> Norm:
-    weight = _tensor(module.weight)
+    weight = exact(module, "weight")
+    assert weight is not None
     eps = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
     return Norm(
         weight=weight.float() + 1 if names.plus_one else weight,
-        bias=_optional(getattr(module, "bias", None)),
+        bias=exact(module, "bias"),
         eps=float(eps),  # type: ignore[arg-type]
         centred=isinstance(module, nn.LayerNorm),
     )
@@ -346,7 +391,3 @@ def _parts(rope: dict[str, Any]) -> list[dict[str, Any]]:
 def _tensor(value: object) -> Tensor:
     assert isinstance(value, Tensor)
     return value.detach()
-
-
-def _optional(value: object) -> Tensor | None:
-    return value.detach() if isinstance(value, Tensor) else None

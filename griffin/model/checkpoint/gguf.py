@@ -1,7 +1,8 @@
-"""A model and its tokenizer from a GGUF file: dequantised once, into the user's cache."""
+"""A model and its tokenizer from a GGUF file: with the file's own codes, or dequantised once into the user's cache."""
 
 import logging
 import shutil
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from griffin.model.checkpoint import folder, gguf_file, gguf_tokenizer
 from griffin.model.checkpoint.ends import settle_ends, tokenizer_ends
 from griffin.model.checkpoint.gguf_config import config_of, settle_sampling
+from griffin.model.checkpoint.gguf_file import GgufFile
+from griffin.model.checkpoint.gguf_in_place import obstacle, read_in_place
 from griffin.model.checkpoint.gguf_weights import read_model
 from griffin.model.checkpoint.refusals import first_words
 from griffin.model.checkpoint.stored import file_identity, write_whole
-from griffin.model.checkpoint.whole import require_rows
+from griffin.model.checkpoint.whole import require_finite, require_rows
 from griffin.model.families import require_supported
 from griffin.model.guard import whole_while_read
 
@@ -26,7 +29,19 @@ logger = logging.getLogger("griffin")
 CACHE_FORMAT = 3
 
 
-def load_gguf(
+def load_in_place(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase] | None:
+    """Read a file into memory as it is; None if this model or installation cannot use it so."""
+    with whole_while_read(path.name, gguf_file.parts(path)):
+        file = gguf_file.read(path)
+        config = config_of(file)
+        require_supported(config.to_dict())
+        if why := obstacle(config):
+            logger.warning("%s: its weights are made plain numbers, which are slower to read: %s", path.name, why)
+            return None
+        return _with_tokenizer(file, lambda: read_in_place(file, dtype))
+
+
+def load_dequantised(
     path: Path, dtype: torch.dtype, cache_dir: Path, map_from: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read the dequantised copy in the cache. It is made first if it is missing or cannot be read."""
@@ -59,9 +74,10 @@ def _cache_name(path: Path, dtype: torch.dtype) -> str:
 
 def _dequantise(path: Path, dtype: torch.dtype, target: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     logger.info("%s: dequantising, once; later starts read the result from %s", path.stem, target)
-    # Checked before anything is cached: half of another file must not be found again.
+    # Checked before anything is cached: half of another file, or a damaged one, must not be found again.
     with whole_while_read(path.name, gguf_file.parts(path)):
         model, tokenizer = read_gguf(path, dtype)
+    require_finite(model, path.name)
     try:
         write_whole(target, lambda place: (model.save_pretrained(place), tokenizer.save_pretrained(place)))
     except Exception as error:
@@ -74,9 +90,18 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     """Dequantise a file into memory."""
     file = gguf_file.read(path)
     require_supported(config_of(file).to_dict())
+    return _with_tokenizer(file, lambda: read_model(file, dtype))
+
+
+def _with_tokenizer(
+    file: GgufFile, read: Callable[[], PreTrainedModel]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The tokenizer comes first: it is read sooner, and may be refused."""
     tokenizer = gguf_tokenizer.read_tokenizer(file)
-    model = read_model(file, dtype)
-    require_rows(model, tokenizer, path.name)
+    model = read()
+    require_rows(model, tokenizer, file.path.name)
     settle_ends(model, tokenizer_ends(tokenizer), gguf_tokenizer.ends(file))
     settle_sampling(model, file)
+    # All weights were copied.
+    file.close()
     return model, tokenizer

@@ -212,6 +212,7 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
         raise LoadError(f"{file.path.name} lacks the key {file.architecture}.{absent[0]}")
     if strange := [name for name in ROPE_TENSORS if name in file.tensors and name not in row.rope_tensors]:
         raise LoadError(f"{file.path.name} has a tensor that such models do not use: {strange[0]}")
+    _require_blocks(file, fields[row.keys["block_count"]])
     fields |= _common(file, fields, row)
     fields |= row.more(file, fields)
     return AutoConfig.for_model(row.model_type, **fields)
@@ -234,7 +235,7 @@ def _common(file: GgufFile, fields: Fields, row: Architecture) -> Fields:
         f"{name}_token_id": file.metadata.get(f"tokenizer.ggml.{key}_token_id")
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
-    rows = int(embedding.shape[1])
+    rows = embedding.shape[0]
     require_equal(file, "vocab_size", rows)
     tokens = len(file.metadata.get("tokenizer.ggml.tokens") or ())
     for name, id in ids.items():
@@ -242,7 +243,6 @@ def _common(file: GgufFile, fields: Fields, row: Architecture) -> Fields:
             raise LoadError(f"{file.path.name}: its {name} is {short(id)}, and there are {rows} tokens")
     common: Fields = {
         **ids,
-        # The reader gives the fastest dimension first.
         "vocab_size": rows,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "architectures": None,
@@ -266,6 +266,13 @@ def _common(file: GgufFile, fields: Fields, row: Architecture) -> Fields:
         common["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
     common["rope_parameters"] = rotary(file, fields["max_position_embeddings"], head, partial=row.rotary == "part")
     return common
+
+
+def _require_blocks(file: GgufFile, blocks: int) -> None:
+    """More blocks than the file has tensors for are refused: nothing is built whose size is only claimed."""
+    found = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
+    if blocks > len(found):
+        raise refused(file, "block_count", f"is {blocks}, and the file has tensors of {len(found)} blocks")
 
 
 def _require_text_generation(file: GgufFile) -> None:

@@ -92,7 +92,7 @@ def _factors(file: GgufFile, name: str, pairs: int) -> list[float] | None:
     if name not in file.tensors:
         return None
     tensor = file.tensors[name]
-    values = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).ravel()
+    values = np.asarray(dequantize(tensor.data, tensor.type), dtype=np.float32).ravel()
     if len(values) != pairs or not (np.isfinite(values) & (values > 0)).all():
         raise LoadError(f"{file.path.name}: the tensor {name} must hold {pairs} numbers above 0")
     return [float(value) for value in values]

@@ -1,6 +1,6 @@
 """A GGUF file's tensors become a model's parameters, dequantised one by one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 
 import gguf
 import numpy as np
@@ -23,6 +23,8 @@ Undo = Callable[[Tensor, PreTrainedConfig], Tensor]
 # Tensors that are not needed: the configuration says the same, or every reader computes it.
 USELESS = (*ROPE_TENSORS, "rope.freqs")
 USELESS_ENDINGS = (".attn_rot_embd.weight", ".attn_rot_embd", ".attn.bias", ".attn.masked_bias")
+# Matrices whose rows belong to outputs in the file, and to inputs in transformers' GPT-2.
+TRANSPOSED_ENDINGS = (".attn_qkv.weight", ".attn_output.weight", ".ffn_up.weight", ".ffn_down.weight")
 
 
 def read_model(file: GgufFile, dtype: torch.dtype) -> PreTrainedModel:
@@ -33,59 +35,99 @@ def read_model(file: GgufFile, dtype: torch.dtype) -> PreTrainedModel:
             belongs to no parameter. Names the first few.
     """
     config = config_of(file)
-    names = parameter_names(file, config)
-    strange = [name for name in file.tensors if name not in names and not _useless(name)]
-    if strange:
-        raise LoadError(
-            f"{file.path.name} has {len(strange)} tensors that no parameter of such a model takes: {listed(strange)}; "
-            "it is another kind of model than its general.architecture says"
-        )
-    state = dict(_parameters(file, config, names, dtype))
+    names = parameter_names(file, empty_model(config))
+    tensors = tqdm(names.items(), desc=f"dequantising {file.path.name}", disable=None)
+    state = {parameter: plain(file, name, config).to(dtype).contiguous() for name, parameter in tensors}
+    return assembled(file.path.name, config, state, dtype)
+
+
+def assembled(source: str, config: PreTrainedConfig, state: dict[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
+    """A model with these parameters, all of which must be there.
+
+    Args:
+        source: the checkpoint, for errors.
+    """
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with quiet():
         model, report = kind.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    require_whole(report, file.path.name)
+    require_whole(report, source)
     assert isinstance(model, PreTrainedModel)
     return model
 
 
-def parameter_names(file: GgufFile, config: PreTrainedConfig) -> dict[str, str]:
-    """The parameter of each of a file's tensors, by gguf's own table of names."""
-    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
-    table = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model without weights."""
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
+        empty: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return empty
+
+
+def parameter_names(file: GgufFile, empty: PreTrainedModel) -> dict[str, str]:
+    """The parameter of each of a file's tensors, by gguf's own table of names.
+
+    Raises:
+        LoadError: a tensor belongs to no parameter, or has another shape than its own. Names the first few.
+    """
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
+    table = gguf.get_tensor_name_map(architecture, empty.config.num_hidden_layers)
     found: dict[str, str] = {}
-    for parameter in empty.state_dict():
+    parameters = empty.state_dict()
+    for parameter in parameters:
         path, _, ending = parameter.rpartition(".")
         name = table.get_name(path)
         if name is not None:
             found[f"{name}.{ending}"] = parameter
-    return found
-
-
-def _parameters(
-    file: GgufFile, config: PreTrainedConfig, names: dict[str, str], dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    wanted = {name: tensor for name, tensor in file.tensors.items() if name in names}
-    for name, tensor in tqdm(wanted.items(), desc=f"dequantising {file.path.name}", disable=None):
-        try:
-            values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        except Exception as error:
-            # A type that the reader knows only by name, or data that is cut short.
-            raise LoadError(
-                f"{file.path.name}: tensor {name} ({tensor.tensor_type.name}) cannot be read: {error}"
-            ) from error
-        # Copied: mapped values cannot be written to, and the file may change.
-        plain = _as_trained(
-            file.architecture, name, torch.from_numpy(np.require(values, requirements=["C", "W"])), config
+    if strange := [name for name in file.tensors if name not in found and not _useless(name)]:
+        raise LoadError(
+            f"{file.path.name} has {len(strange)} tensors that no parameter of such a model takes: {listed(strange)}; "
+            "it is another kind of model than its general.architecture says"
         )
-        yield names[name], plain.to(dtype).contiguous()
+    names = {name: found[name] for name in file.tensors if name in found}
+    _require_shapes(file, {name: parameters[parameter].shape for name, parameter in names.items()})
+    return names
 
 
-def _as_trained(architecture: str, name: str, values: Tensor, config: PreTrainedConfig) -> Tensor:
+def _require_shapes(file: GgufFile, wanted: Mapping[str, torch.Size]) -> None:
+    """Before anything is built: memory of a size that only a key claims would be taken.
+
+    Args:
+        wanted: the shape of each tensor's parameter.
+    """
+    strange = []
+    for name, shape in wanted.items():
+        in_file = file.tensors[name].shape
+        trained = in_file[::-1] if _is_transposed(file.architecture, name) else in_file
+        if trained != tuple(shape):
+            strange.append(f"{name} {trained} instead of {tuple(shape)}")
+    if strange:
+        raise LoadError(
+            f"{file.path.name} has tensors of another shape than its keys say: {listed(strange)}; "
+            "download or convert it again"
+        )
+
+
+def plain(file: GgufFile, name: str, config: PreTrainedConfig) -> Tensor:
+    """A tensor's values as the model was trained with them, fp32.
+
+    Raises:
+        LoadError: it cannot be read.
+    """
+    tensor = file.tensors[name]
+    try:
+        with np.errstate(all="ignore"):
+            # What comes out infinite or as no number is refused later, by name.
+            values = gguf.dequantize(tensor.data, tensor.type)
+    except Exception as error:
+        # A type that the reader knows only by name, or data that is cut short.
+        raise LoadError(f"{file.path.name}: tensor {name} ({tensor.type.name}) cannot be read: {error}") from error
+    # Copied: mapped values cannot be written to, and the file may change.
+    own = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    return as_trained(file.architecture, name, own, config)
+
+
+def as_trained(architecture: str, name: str, values: Tensor, config: PreTrainedConfig) -> Tensor:
     """Undo what llama.cpp's converter did to a tensor beside renaming it (conversion/*.py)."""
     if architecture == "llama" and ".attn_q." in name:
         return _half_rotated(values, config.num_attention_heads)
@@ -93,13 +135,15 @@ def _as_trained(architecture: str, name: str, values: Tensor, config: PreTrained
         return _half_rotated(values, config.num_key_value_heads)
     if architecture in ("gemma2", "gemma3") and name.endswith("norm.weight"):
         return values - 1
-    if architecture == "gpt2" and name.endswith(
-        (".attn_qkv.weight", ".attn_output.weight", ".ffn_up.weight", ".ffn_down.weight")
-    ):
+    if _is_transposed(architecture, name):
         return values.t()
     if architecture == "falcon" and ".attn_qkv." in name:
         return _grouped(values, config)
     return values
+
+
+def _is_transposed(architecture: str, name: str) -> bool:
+    return architecture == "gpt2" and name.endswith(TRANSPOSED_ENDINGS)
 
 
 def _half_rotated(values: Tensor, heads: int) -> Tensor:

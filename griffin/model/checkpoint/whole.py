@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from griffin.errors import LoadError
 from griffin.model.checkpoint.refusals import INDEXES, PLAIN, WEIGHTS, first_words, listed
+from griffin.model.matrix.dense import all_finite
+from griffin.model.matrix.modules import named_matrices
 
 logger = logging.getLogger("griffin")
 
@@ -82,23 +84,24 @@ def require_plain_numbers(folder: Path, source: str) -> None:
 
 
 @torch.no_grad()
-def require_finite(model: PreTrainedModel, source: str) -> None:
+def require_finite(model: PreTrainedModel, source: str, names: Mapping[str, str] | None = None) -> None:
     """
+    Args:
+        names: what the checkpoint calls its parameters, where it has other names.
+
     Raises:
         LoadError: a weight in memory is infinite or no number: the file is damaged, or the dtype is too narrow for it.
     """
-    strange = [name for name, p in model.named_parameters() if not p.is_meta and not _finite(p)]
-    if strange:
-        dtype = str(model.dtype).removeprefix("torch.")
-        raise LoadError(
-            f"'{source}' has weights that are infinite or no numbers in {dtype}: {listed(strange)}; "
-            "try --dtype bfloat16 or float32, or download it again"
-        )
-
-
-def _finite(values: Tensor) -> bool:
-    # The maximum is enough, and makes no copy: it is NaN if any value is.
-    return bool(torch.isfinite(torch.stack(values.aminmax())).all()) if values.numel() else True
+    strange = [name for name, p in model.named_parameters() if not p.is_meta and not all_finite(p)]
+    strange += [name for name, matrix in named_matrices(model) if not matrix.is_finite]
+    if not strange:
+        return
+    strange = [(names or {}).get(name, (names or {}).get(f"{name}.weight", name)) for name in strange]
+    if model.dtype == torch.float16:
+        fault, remedy = " in float16", "try --dtype bfloat16 or float32, or download it again"
+    else:
+        fault, remedy = "", "download or convert it again"
+    raise LoadError(f"'{source}' has weights that are infinite or no numbers{fault}: {listed(strange)}; {remedy}")
 
 
 def require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:

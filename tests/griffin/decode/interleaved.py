@@ -43,4 +43,4 @@ def _reordered(layer: Layer, weights: Weights, order_S: Tensor) -> Projection:
     rows = torch.arange((heads + weights.kv_heads) * size)
     rows[: heads * size] = rows[: heads * size].view(heads, size)[:, order_S].flatten()
     merged = layer.query_key_value
-    return Projection(merged.matrix.rows(rows), None if merged.bias is None else merged.bias[rows])
+    return Projection((merged.matrix.rows(rows),), None if merged.bias is None else merged.bias[rows])

@@ -181,7 +181,7 @@ def test_buffers_do_not_move_between_requests(model: PreTrainedModel, prompts: P
     engine = Engine(model, step="twin")
 
     def addresses() -> list[int]:
-        return [module.matrix.planes[0].data_ptr() for module in oracle.contracts(engine._assembly.trees.twin.model)]
+        return [m.matrices[0].planes[0].data_ptr() for m in oracle.contracts(engine._assembly.trees.twin.model)]
 
     list(engine.generate(prompts(9, 12), greedy(3), Pruning(0.5)))
     first = addresses()

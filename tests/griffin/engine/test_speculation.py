@@ -193,7 +193,7 @@ def test_guarded_keeps_what_is_acceptable_and_replaces_the_rest(scripted: list[l
     tokens = run(Engine(model), prompt, replace(greedy(8), logprobs=0), 0.5, guarded)
 
     assert ids(tokens)[:3] == [first, second[1], int(then.argmax())]
-    assert replace(tokens[2].verified, parameters_read=0) == Verified(2, 4, 1, 1, 1)
+    assert replace(tokens[2].verified, parameters_read=0, bytes_read=0) == Verified(2, 4, 1, 1, 1)
     assert tokens[1].logprobs.chosen == pytest.approx(chances[1], abs=1e-4)
     assert tokens[2].logprobs.chosen == pytest.approx(float(then.max()), abs=1e-4)
     # A little stricter, and the second best goes as well.
@@ -222,15 +222,15 @@ def test_what_verification_took_is_counted(scripted: list[list[int]], prompts: P
     scripted += [dense[1:4], [wrong, wrong]]
     tokens = run(engine, prompt, greedy(8), 0.5, LOSSLESS)
     # Drafts were written down here, so that no step of the kept neurons' is counted.
-    total = engine.accounting.total
+    total, read = engine.accounting.total, engine.accounting.weight_bytes
 
     assert ids(tokens) == dense
     assert [token.verified for token in tokens] == [
         Verified(),
-        *[Verified(4, 3, 3, 1, 0, 0, total)] * 4,
-        Verified(5, 5, 3, 2, 1, 0, 2 * total),
-        Verified(6, 5, 3, 3, 1, 0, 3 * total),
-        Verified(7, 5, 3, 4, 1, 0, 4 * total),
+        *[Verified(4, 3, 3, 1, 0, 0, total, read)] * 4,
+        Verified(5, 5, 3, 2, 1, 0, 2 * total, 2 * read),
+        Verified(6, 5, 3, 3, 1, 0, 3 * total, 3 * read),
+        Verified(7, 5, 3, 4, 1, 0, 4 * total, 4 * read),
     ]
 
 
@@ -246,6 +246,9 @@ def test_steps_and_passes_are_counted_as_what_they_read(prompts: Prompts) -> Non
         assert found.accepted + found.passes + dense_steps == found.tokens == 39
         assert found.parameters_read == (found.passes + dense_steps) * accounting.total + (
             active * found.drafted if draft == "pruned" else 0
+        )
+        assert found.bytes_read == (found.passes + dense_steps) * accounting.weight_bytes + (
+            accounting.bytes_per_token_at(0.5) * found.drafted if draft == "pruned" else 0
         )
 
 
@@ -454,7 +457,7 @@ def test_nothing_is_drawn_behind_an_accepted_end(scripted: list[list[int]], prom
     tokens = run(engine, prompt, replace(greedy(8), stop_token_ids=frozenset({dense[3]})), 0.5, LOSSLESS)
 
     assert ids(tokens) == dense[: dense.index(dense[3]) + 1] == dense[:4]
-    assert tokens[-1].verified == Verified(3, 6, 3, 1, 1, 0, engine.accounting.total)
+    assert tokens[-1].verified == Verified(3, 6, 3, 1, 1, 0, engine.accounting.total, engine.accounting.weight_bytes)
 
 
 @pytest.mark.parametrize("draft", DRAFTS)

@@ -1,19 +1,25 @@
 """Checkpoints from every kind of place, and one clear line when there is none."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from griffin import Accounting, Engine, Pruning, Sampling
 from griffin.errors import LoadError, UnsupportedModel
 from griffin.model.checkpoint import gguf
+from griffin.model.checkpoint.forms import Form
 from griffin.model.checkpoint.source import embedded_file
 from griffin.model.identity import identity
 from griffin.model.loading import Checkpoint, load
+from griffin.model.matrix.modules import matrices
 from tests.tiny import tiny_model
 
 
@@ -83,7 +89,7 @@ def test_copies_of_a_file_share_the_cache(tmp_path: Path, smollm2: Checkpoint, m
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "model.gguf").write_bytes(b"GGUF1")
-        load(str(tmp_path / folder / "model.gguf"), device="cpu", cache_dir=tmp_path / "cache")
+        load(str(tmp_path / folder / "model.gguf"), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
 
     assert len(read) == 1
 
@@ -96,9 +102,9 @@ def test_half_written_cache_is_never_used(tmp_path: Path, smollm2: Checkpoint, m
     with monkeypatch.context() as killed:
         killed.setattr(smollm2.tokenizer, "save_pretrained", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            load(str(file), device="cpu", cache_dir=tmp_path / "cache")
-    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
-    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+            load(str(file), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
+    load(str(file), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
+    load(str(file), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
 
     assert len(read) == 2
 
@@ -110,10 +116,10 @@ def test_damaged_cache_is_made_again(
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF1")
-    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+    load(str(file), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
     weights = next((tmp_path / "cache").rglob("model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
-    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+    load(str(file), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
 
     assert len(read) == 2
     assert "making it again" in caplog.text
@@ -127,7 +133,7 @@ def test_unwritable_cache_is_done_without(
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF1")
     (tmp_path / "cache").write_text("a file where the directory should be")
-    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+    load(str(file), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
 
     assert "no cache" in caplog.text
 
@@ -140,7 +146,7 @@ def test_full_disk_is_a_warning(
     monkeypatch.setattr(smollm2.tokenizer, "save_pretrained", lambda _: (_ for _ in ()).throw(RuntimeError("no space")))
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF1")
-    load(str(file), device="cpu", cache_dir=tmp_path / "cache")
+    load(str(file), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
 
     assert len(read) == 1
     assert "not cached (no space)" in caplog.text
@@ -217,37 +223,100 @@ def test_impossible_placement(options: dict[str, str], text: str) -> None:
         load(**options)
 
 
-def test_int8_halves_the_bytes_of_bfloat16(directory: Path) -> None:
-    """What a token reads, and what is reported; parameters are counted as the numbers that they stand for.
-
-    What was measured of the model in another dtype is found again.
-    """
-    plain, rounded = (load(str(directory), dtype=dtype, device="cpu") for dtype in ("float32", "int8"))
+@pytest.mark.parametrize(("kind", "share", "tolerance"), [("int8", 0.4, 0.1), ("int4", 0.32, 1.2)])
+def test_quantised_weights_take_fewer_bytes(directory: Path, kind: str, share: float, tolerance: float) -> None:
+    """Parameters are counted as the numbers that they stand for, and what was measured of the plain model is found."""
+    cache_dir = directory.parent / "cache"
+    plain = load(str(directory), dtype="float32", device="cpu")
+    rounded = load(str(directory), device="cpu", quantize=kind, cache_dir=cache_dir)
     before, after = Accounting.of(plain.model), Accounting.of(rounded.model)
     prompt, sampling = list(range(3, 30)), Sampling(temperature=0, max_tokens=5, ignore_eos=True)
     exact, near = (Engine(c.model).score(prompt, [7, 8, 9], Pruning()) for c in (plain, rounded))
 
-    assert (plain.formats, rounded.formats.split(", ")[0]) == ("float32", "int8")
     assert after.total == before.total
-    assert after.weight_bytes < 0.6 * before.weight_bytes
-    assert after.bytes_per_neuron < 0.6 * before.bytes_per_neuron
+    assert after.weight_bytes < share * before.weight_bytes
     assert identity(rounded.model) == identity(plain.model)
-    torch.testing.assert_close(near, exact, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(near, exact, atol=tolerance, rtol=tolerance)
     for sparsity in (0.0, 0.5):
         assert len(list(Engine(rounded.model).generate(prompt, sampling, Pruning(sparsity)))) == 5
+
+
+def codes(checkpoint: Checkpoint) -> list[Tensor]:
+    return [tensor for matrix in matrices(checkpoint.model) for tensor in (*matrix.planes, *matrix.shared)]
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(file.read_bytes()[:-1]), Path.unlink, None])
+def test_quantised_once(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], object] | None,
+) -> None:
+    """The second start reads what the first one found; codes that are damaged are made again."""
+    options = {"device": "cpu", "quantize": "int4", "cache_dir": directory.parent / "cache"}
+    first = load(str(directory), **options)  # type: ignore[arg-type]
+    (file,) = (directory.parent / "cache" / "quantised").glob("tiny-llama-int4-*/codes.safetensors")
+    if damage is None:
+        monkeypatch.setattr(Form, "rounded", None)
+    else:
+        damage(file)
+    second = load(str(directory), **options)  # type: ignore[arg-type]
+
+    assert all(map(torch.equal, codes(first), codes(second)))
+    assert caplog.text.count("making it again") == (damage is not None)
+    assert file.is_file()
+
+
+@pytest.mark.parametrize("free", [0, None])
+def test_quantised_without_a_cache(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int | None
+) -> None:
+    """A full disk, or a place that no one may write to: one warning, and the model is served."""
+    cache_dir = directory.parent / "cache"
+    expected = codes(load(str(directory), device="cpu", quantize="int4", cache_dir=directory.parent / "other"))
+    if free is None:
+        cache_dir.write_text("a file")
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    found = load(str(directory), device="cpu", quantize="int4", cache_dir=cache_dir)
+
+    assert all(map(torch.equal, codes(found), expected))
+    assert caplog.text.count("every start rounds its weights again") == 1
+    assert not list(directory.parent.glob("cache/quantised/*/codes.safetensors"))
+
+
+def test_the_older_spelling_of_int8(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It means the same, and names the new one."""
+    cache_dir = directory.parent / "cache"
+    older = load(str(directory), device="cpu", dtype="int8", cache_dir=cache_dir)
+
+    assert all(
+        map(torch.equal, codes(older), codes(load(str(directory), device="cpu", quantize="int8", cache_dir=cache_dir)))
+    )
+    assert caplog.text.count("dtype int8 is now spelled --quantize int8") == 1
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"device": "cpu", "ff_offload": True}, "dtype int8 does not go together with ff-offload"),
-        ({"device": "meta"}, "dtype int8 runs on a CPU only, not on meta"),
+        ({"device": "cpu", "ff_offload": True}, "quantize does not go together with ff-offload"),
+        ({"device": "meta"}, "quantize int4 runs on a CPU only, not on meta"),
+        ({"quantize": "int3"}, "quantize cannot be 'int3'; use int8 or int4"),
+        ({"source": "SmolLM2-135M-Instruct"}, "is a GGUF file, whose own codes are used; leave --quantize out"),
     ],
 )
-def test_int8_says_where_it_does_not_run(directory: Path, options: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_quantised(directory: Path, options: dict[str, Any], words: str) -> None:
     """Before anything is loaded."""
     with pytest.raises(LoadError, match=words):
-        load(str(directory), dtype="int8", **options)
+        load(**{"source": str(directory), "quantize": "int4", **options})
+
+
+def test_a_family_without_a_common_block_cannot_be_quantised(tmp_path: Path, smollm2: Checkpoint) -> None:
+    """Its decode step reads plain numbers only."""
+    tiny_model("falcon", vocab_size=len(smollm2.tokenizer)).save_pretrained(tmp_path)
+    smollm2.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match=r"a 'falcon' model has no common block; leave --quantize out"):
+        load(str(tmp_path), device="cpu", quantize="int8")
 
 
 def test_tokenizer_survives_the_cache(smollm2: Checkpoint) -> None:

@@ -1,6 +1,7 @@
 """Small GGUF files, written from tiny models as llama.cpp's converter writes them, and model directories to damage."""
 
 import json
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from tests.griffin.model.quantised import HALVES, mixed_kind, sized_tensor
 from tests.tiny import tiny_model
 
 # Every byte is a token; two bytes that follow each other often are one; then control tokens.
@@ -50,6 +52,7 @@ def write_gguf(
     *,
     keep: Callable[[str], bool] = lambda name: True,
     extra: Mapping[str, Tensor] | None = None,
+    kind: Callable[[str], GGMLQuantizationType | None] = lambda name: None,
 ) -> Path:
     """A file of a model.
 
@@ -57,6 +60,7 @@ def write_gguf(
         meta: adds further keys; they win over those that are written here.
         keep: whether a tensor is written, by its name in the file.
         extra: further tensors.
+        kind: the type of a tensor by its name in the file; None is F32. One that is quantised gets random codes.
     """
     config = model.config
     architecture = ARCHITECTURES[config.model_type]
@@ -66,12 +70,37 @@ def write_gguf(
     meta(writer)
     tensors = {name: value for name, value in _tensors(model, architecture) if keep(name)}
     for name, value in {**tensors, **(extra or {})}.items():
-        writer.add_tensor(name, np.ascontiguousarray(value.detach().float().numpy()))
+        _write_tensor(writer, name, value.detach().float().contiguous(), kind(name))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _write_tensor(writer: GGUFWriter, name: str, value: Tensor, kind: GGMLQuantizationType | None) -> None:
+    if kind in HALVES:
+        seed = zlib.crc32(name.encode())
+        writer.add_tensor(
+            name, sized_tensor(kind, *value.shape, deviation=float(value.std()), seed=seed), raw_dtype=kind
+        )
+    elif kind == GGMLQuantizationType.BF16:
+        halves = value.bfloat16().view(torch.uint8).numpy()
+        writer.add_tensor(name, halves, raw_dtype=kind)
+    else:
+        writer.add_tensor(name, value.numpy().astype(np.float16 if kind == GGMLQuantizationType.F16 else np.float32))
+
+
+def mixed_file(path: Path, model_type: str) -> Path:
+    """A small file of a llama or qwen2 model with matrices of every type that is read in place."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "head_dim": 64}
+    more = {"mlp_bias": False} if model_type == "llama" else {}
+    model = text_model(model_type, **sizes, **more)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Sums of eight times as many numbers as in other tiny models become no larger.
+            parameter *= 0.35 if parameter.dim() == 2 else 1
+    return write_gguf(path, model, kind=mixed_kind)
 
 
 def _write_sizes(writer: GGUFWriter, architecture: str, config: Any) -> None:

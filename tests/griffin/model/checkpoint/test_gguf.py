@@ -9,10 +9,12 @@ import gguf
 import pytest
 import torch
 from gguf import GGUFWriter
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedModel
 
 from griffin.errors import GriffinError, LoadError, UnsupportedModel
 from griffin.model.checkpoint import gguf_file, gguf_tokenizer
+from griffin.model.checkpoint.gguf_vocabulary import BY_MODEL_TYPE, library_tokenizer
 from griffin.model.checkpoint.gguf_weights import read_model
 from griffin.model.loading import load
 from tests.griffin.model.checkpoint.files import (  # fmt: skip
@@ -278,7 +280,7 @@ def test_a_tensor_that_is_missing(lost: str, tmp_path: Path) -> None:
     model = text_model("llama", mlp_bias=False)
     path = write_gguf(tmp_path / "model.gguf", model, keep=lambda name: not name.startswith(lost))
     for _ in range(2):
-        with pytest.raises(LoadError, match=r"lacks \d+ of the model's weights: .*"):
+        with pytest.raises(LoadError, match=r"lacks \d+ of the model's weights: .*|block_count is 3, and .* of 2"):
             load(str(path), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
 
 
@@ -308,8 +310,26 @@ def test_a_tensor_in_another_shape(tmp_path: Path) -> None:
         keep=lambda name: name != "blk.1.ffn_up.weight",
         extra={"blk.1.ffn_up.weight": torch.ones(50, 32)},
     )
-    with pytest.raises(LoadError, match=r"layers\.1\.mlp\.up_proj\.weight \(50, 32\) instead of \(52, 32\)"):
+    with pytest.raises(LoadError, match=r"keys say: blk\.1\.ffn_up\.weight \(50, 32\) instead of \(52, 32\);"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("block_count", "block_count is 1000000000, and the file has tensors of 3 blocks"),
+        ("feed_forward_length", r"blk\.0\.ffn_down\.weight \(32, 52\) instead of \(32, 1000000000\)"),
+    ],
+)
+def test_a_size_that_only_a_key_claims(key: str, words: str, tmp_path: Path) -> None:
+    """Refused before anything of that size is built: no hang, and no memory is taken."""
+
+    def absurd(writer: GGUFWriter) -> None:
+        writer.kv_data[0][f"llama.{key}"].value = 10**9
+
+    path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False), absurd)
+    with pytest.raises(LoadError, match=words):
+        load(str(path), device="cpu", cache_dir=tmp_path / "cache")
 
 
 def split(path: Path, model: PreTrainedModel) -> list[Path]:
@@ -518,6 +538,60 @@ def test_whether_a_text_begins_with_a_space(
             ids = tokenizer(given, add_special_tokens=False).input_ids
             assert tokenizer.convert_ids_to_tokens(ids) == tokens
             assert tokenizer.decode(ids) == given
+
+
+@pytest.mark.skipif(BY_MODEL_TYPE, reason="before transformers 5.23 its own reader makes up tokens")
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "phi3", "falcon"])
+@pytest.mark.parametrize("vocabulary", [nothing, pieces])
+def test_the_tokenizer_that_the_library_reads(vocabulary: Meta, model_type: str, tmp_path: Path) -> None:
+    """The library reads the file itself, slowly; its tokenizer is made of our reader's keys without another reading."""
+
+    def meta(writer: GGUFWriter) -> None:
+        vocabulary(writer)
+        writer.add_unk_token_id(0)
+        writer.add_chat_template("{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}")
+
+    changes = {"bias": False} if model_type == "falcon" else {}
+    path = write_gguf(tmp_path / "model.gguf", text_model(model_type, **changes), meta)
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    ours = library_tokenizer(gguf_file.read(path))
+    text = "the  he th\n<|im_end|>3.14 Gr\u00fc\u00dfe \U0001f642 <s>"
+
+    assert type(ours) is type(theirs)
+    assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert ours(text).input_ids == theirs(text).input_ids
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    messages = [{"role": "user", "content": "hello"}]
+    assert ours.apply_chat_template(messages, tokenize=False) == "[user] hello"
+
+
+def test_what_lies_beside_a_file_is_not_its_tokenizer(tmp_path: Path) -> None:
+    """Only the file itself says how it splits text."""
+    path = write_gguf(tmp_path / "model.gguf", text_model("qwen2"))
+    expected = gguf_tokenizer.read_tokenizer(gguf_file.read(path)).backend_tokenizer.to_str()
+    Tokenizer(models.BPE(vocab={"x": 0}, merges=[])).save(str(tmp_path / "tokenizer.json"))
+
+    assert gguf_tokenizer.read_tokenizer(gguf_file.read(path)).backend_tokenizer.to_str() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"unknown_token_id": len(TOKENS)}, f"unknown_token_id is {len(TOKENS)}, and there are {len(TOKENS)} tokens"),
+        ({"padding_token_id": "one"}, "padding_token_id is one, and there are"),
+        ({"tokens": "abc"}, r"tokenizer\.ggml\.tokens is abc, and must be a list of texts"),
+        ({"merges": [1, 2]}, r"merges is \[1, 2\], and must be a list of texts"),
+        ({"tokens": None}, r"has no tokens: its key tokenizer\.ggml\.tokens is missing"),
+        ({"merges": None}, r"does not say how tokens are made: it lacks the key tokenizer\.ggml\.merges"),
+    ],
+)
+def test_a_vocabulary_that_is_none(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    """Refused by the key."""
+    file = gguf_file.read(write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False)))
+    changed = {**file.metadata, **{f"tokenizer.ggml.{key}": value for key, value in changes.items()}}
+    metadata = {key: value for key, value in changed.items() if value is not None}
+    with pytest.raises(LoadError, match=words):
+        gguf_tokenizer.read_tokenizer(replace(file, metadata=metadata))
 
 
 @pytest.mark.parametrize("change", ["cut", "overwritten"])

@@ -122,8 +122,18 @@ WITH_CONFIG: dict[str, tuple[Kind, str]] = {
     "git-lfs weights": (pointer("model.safetensors"), "model.safetensors is a pointer of git-lfs"),
     "git-lfs tokenizer": (pointer("tokenizer.json"), "tokenizer.json is a pointer of git-lfs"),
     "a link to a blob that is not there": (dangling, "model.safetensors is a link to ../../blobs/0a1b"),
-    "GPTQ": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised by GPTQ"),
-    "AWQ": (config(quantization_config={"quant_method": "awq", "bits": 4}), "quantised by AWQ"),
+    "GPTQ": (
+        config(quantization_config={"quant_method": "gptq", "bits": 8}),
+        "quantised by GPTQ with 8 bits; read are 4 bits in the layout gptq or gptq_v2",
+    ),
+    "GPTQ for a kernel": (
+        config(quantization_config={"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}),
+        "quantised by GPTQ with the layout 'marlin'",
+    ),
+    "AWQ": (
+        config(quantization_config={"quant_method": "awq", "bits": 4, "version": "gemv"}),
+        "quantised by AWQ with the layout 'gemv'; read are 4 bits in the layout gemm",
+    ),
     "bitsandbytes": (config(quantization_config={"quant_method": "bitsandbytes"}), "quantised by bitsandbytes"),
     "bitsandbytes, older": (config(quantization_config={"load_in_4bit": True}), "quantised by bitsandbytes"),
     "FP8": (config(quantization_config={"quant_method": "fp8"}), "quantised by FP8"),

@@ -1,0 +1,133 @@
+"""A model that holds a GGUF file's own codes. All else of the file is small, and kept in fp32 beside the model's dtype.
+
+Codes are laid out anew on the way from the mapped file into memory, by all threads; no value changes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor, nn
+from tqdm import tqdm  # type: ignore[import-untyped]
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from griffin.model.checkpoint.gguf_codes import COLUMN_UNIT, GROUPINGS, column_sizes, lay_columns, lay_rows, row_sizes
+from griffin.model.checkpoint.gguf_config import config_of
+from griffin.model.checkpoint.gguf_file import GgufFile
+from griffin.model.checkpoint.gguf_tensors import GgufTensor
+from griffin.model.checkpoint.gguf_weights import as_trained, assembled, empty_model, parameter_names, plain
+from griffin.model.checkpoint.whole import require_finite
+from griffin.model.exact import keep_exact_
+from griffin.model.families import FeedForwardNames, family_of
+from griffin.model.matrix.dense import Dense
+from griffin.model.matrix.matrix import Matrix
+from griffin.model.matrix.modules import put_
+from griffin.model.matrix.native import library
+from griffin.model.memory import untouched
+
+PLAIN = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
+READABLE = frozenset((*GROUPINGS, *PLAIN))
+
+
+def obstacle(config: PreTrainedConfig) -> str | None:
+    """Why a model cannot be read in place; None if it can."""
+    if library() is None:
+        return "the compiled part is not installed"
+    if family_of(config).block is None:
+        return f"a '{config.model_type}' model has no common block"
+    return None
+
+
+def read_in_place(file: GgufFile, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a file, whose matrices are the file's own.
+
+    Args:
+        dtype: of activations, and of the model's other parameters.
+
+    Raises:
+        UnsupportedModel, LoadError: see ``gguf_weights.read_model``; or a tensor has a type that is not read, or
+            values that are infinite or no numbers.
+        MemoryError: there is no room for it.
+    """
+    file.require_readable(READABLE)
+    config = config_of(file)
+    empty = empty_model(config)
+    names = parameter_names(file, empty)
+    places = list(_places(file, empty, names))
+    matrices = {place.parameter for place in places}
+    exact = {parameter: plain(file, name, config) for name, parameter in names.items() if parameter not in matrices}
+    # Stand-ins that take no memory, until modules with matrices take their places.
+    state = {place.parameter: torch.zeros((), dtype=dtype).expand(place.tensor.shape) for place in places}
+    state |= {parameter: values.to(dtype).contiguous() for parameter, values in exact.items()}
+    model = assembled(file.path.name, config, state, dtype)
+    rooms = untouched([size for place in places for size in place.sizes])
+    for place in tqdm(places, desc=f"reading {file.path.name}", disable=None):
+        room, rooms = rooms[: len(place.sizes)], rooms[len(place.sizes) :]
+        path = place.parameter.rpartition(".")[0]
+        put_(model, path, place.matrix(file, config, room, dtype), by_input=place.by_input)
+    for parameter, values in exact.items():
+        module, _, name = parameter.rpartition(".")
+        keep_exact_(model.get_submodule(module), name, values)
+    require_finite(model, file.path.name, {parameter: name for name, parameter in names.items()})
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A tensor that becomes a module's matrix. ``by_input``: its rows belong to the module's inputs."""
+
+    tensor: GgufTensor
+    parameter: str
+    by_input: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.tensor.shape
+        return (columns, rows) if self.by_input else (rows, columns)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether its codes can be kept; a few shapes cannot be cut into tiles."""
+        return self.tensor.type in GROUPINGS and not (self.by_input and self.shape[1] % COLUMN_UNIT)
+
+    @property
+    def sizes(self) -> list[int]:
+        if not self.grouped:
+            return [self.shape[0] * self.shape[1] * PLAIN.get(self.tensor.type, torch.float32).itemsize]
+        return (column_sizes if self.by_input else row_sizes)(self.tensor.type, self.shape)
+
+    def matrix(self, file: GgufFile, config: PreTrainedConfig, room: list[Tensor], dtype: torch.dtype) -> Matrix:
+        tensor, shape = self.tensor, self.shape
+        if not self.grouped:
+            return self._plain(file, config, room[0], dtype)
+        if self.by_input:
+            return lay_columns(tensor.data, tensor.type, shape, room, dtype)
+        order_R = as_trained(file.architecture, tensor.name, torch.arange(shape[0]), config).contiguous()
+        moved = not order_R.equal(torch.arange(shape[0]))
+        return lay_rows(tensor.data, tensor.type, shape, room, dtype, order_R if moved else None)
+
+    def _plain(self, file: GgufFile, config: PreTrainedConfig, room: Tensor, dtype: torch.dtype) -> Matrix:
+        own = PLAIN.get(self.tensor.type, torch.float32)
+        values = plain(file, self.tensor.name, config)
+        numbers = room.view(own).view(self.shape)
+        numbers.copy_(values.t() if self.by_input else values)
+        return Dense(numbers, dtype)
+
+
+def _places(file: GgufFile, empty: PreTrainedModel, names: dict[str, str]) -> Iterator[_Place]:
+    feed_forward = family_of(empty.config).feed_forward
+    embedding = empty.get_input_embeddings()
+    for name, parameter in names.items():
+        path, _, ending = parameter.rpartition(".")
+        module = empty.get_submodule(path)
+        if ending == "weight" and (isinstance(module, nn.Linear) or module is embedding):
+            yield _Place(file.tensors[name], parameter, _is_contracting(path, feed_forward))
+
+
+def _is_contracting(path: str, names: FeedForwardNames) -> bool:
+    return path.startswith(f"{names.layers}.") and path.endswith(f".{names.contract}")
