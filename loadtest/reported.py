@@ -90,6 +90,7 @@ def applied(samples: Sequence[Sample]) -> dict[str, Any] | None:
         "sparsity": usual("sparsity"),
         "active_parameters": int(usual("active_parameters") or 0) or None,
         "total_parameters": int(usual("total_parameters") or 0) or None,
+        "bytes_per_token": int(usual("bytes_per_token") or 0) or None,
         "reasons": dict(Counter(str(block.get("reason")) for block in blocks)),
     }
 

@@ -117,8 +117,10 @@ def reported_rows(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Sequence[st
 
 
 def parameters(griffin: Mapping[str, Any]) -> str:
-    """How many parameters were active, in words."""
+    """How many parameters were active and how many bytes of weights a token read, in words."""
     active, total = griffin["active_parameters"], griffin["total_parameters"]
     if not active or not total:
         return f"applied sparsity {griffin['sparsity']}"
-    return f"{active:,.0f} of {total:,.0f} parameters active ({active / total * 100:.0f} %)"
+    read = griffin["bytes_per_token"]
+    beside = f", {read / 1e6:,.0f} MB of weights a token" if read else ""
+    return f"{active:,.0f} of {total:,.0f} parameters active ({active / total * 100:.0f} %){beside}"

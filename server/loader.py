@@ -46,6 +46,7 @@ def load(settings: Settings) -> Loaded:
         dtype=settings.dtype,
         cache_dir=settings.cache_dir,
         ff_offload=settings.ff_offload == "cpu",
+        quantize=None if settings.quantize == "none" else settings.quantize,
     )
     prepared = Preparation.read(checkpoints[0].model, settings.cache_dir)
     _require_prepared(prepared, settings)

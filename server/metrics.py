@@ -92,6 +92,9 @@ class Metrics:
         self.parameters_read = counter(
             "decode_parameters_read", "Parameters read, summed over all tokens after the first.", BY_SPARSITY
         )
+        self.bytes_read = counter(
+            "decode_bytes_read", "Bytes of weights read, summed over all tokens after the first.", BY_SPARSITY
+        )
         self.drafts = counter("spec_decode_num_drafts", "Passes of the full model over a block of drafts.", BY_MODE)
         self.draft_tokens = counter("spec_decode_num_draft_tokens", "Tokens that were drafted.", BY_MODE)
         self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "Drafted tokens that stayed.", BY_MODE)
@@ -129,10 +132,15 @@ class Metrics:
             "shadow_perplexity_ratio", "The full model's perplexity on pruned answers over the pruned model's.",
             PERPLEXITY_RATIO_BUCKETS,
         )  # fmt: skip
-        self._by_sparsity += [self.generation_tokens, self.parameters_read]
+        self._by_sparsity += [self.generation_tokens, self.parameters_read, self.bytes_read]
         self.model_parameters = gauge("model_parameters", "Parameters of the model.", (*MODEL, "kind"))
-        self.parameter_bytes = gauge("parameter_bytes", "Bytes of one feed-forward parameter.")
+        self.model_bytes_per_token = gauge(
+            "model_bytes_per_token", "Bytes of weights that a token of the full model reads."
+        )
         self.active_parameters = gauge("active_parameters", "Active parameters of the last finished request.")
+        self.bytes_per_token = gauge(
+            "bytes_per_token", "Bytes of weights that a token of the last finished request read."
+        )
         self.active_ratio = histogram(
             "request_active_parameter_ratio", "Active parameters over all parameters.", RATIO_BUCKETS
         )
@@ -142,7 +150,7 @@ class Metrics:
         model: str,
         total: int,
         feed_forward: int,
-        parameter_bytes: float,
+        bytes_per_token: int,
         workers: int,
         running: Callable[[], int],
         waiting: Callable[[], int],
@@ -150,7 +158,7 @@ class Metrics:
         """From a loaded model on: its size, and what its workers are doing."""
         self.model_parameters.labels(model, "total").set(total)
         self.model_parameters.labels(model, "feed_forward").set(feed_forward)
-        self.parameter_bytes.labels(model).set(parameter_bytes)
+        self.model_bytes_per_token.labels(model).set(bytes_per_token)
         self.workers.labels(model).set(workers)
         self.running.labels(model).set_function(running)
         self.waiting.labels(model).set_function(waiting)

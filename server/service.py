@@ -42,7 +42,7 @@ class Service:
             loaded.name,
             accounting.total,
             accounting.feed_forward,
-            accounting.bytes_per_parameter,
+            accounting.weight_bytes,
             len(loaded.engines),
             running=lambda: workers.queue.running,
             waiting=lambda: workers.queue.waiting,

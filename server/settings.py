@@ -62,10 +62,17 @@ class Settings(BaseSettings):
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16", "int8"],
         Field(
-            description="of the weights; auto is bfloat16 where it measures faster, else float32; int8 is experimental "
-            "and runs on a CPU only"
+            description="of the weights; auto keeps a GGUF file's own on a CPU, and is else bfloat16 where it measures "
+            "faster, or float32; int8 is an older spelling of --quantize int8"
         ),
     ] = "auto"
+    quantize: Annotated[
+        Literal["none", "int8", "int4"],
+        Field(
+            description="rounds the weights of a directory or hub id once and caches them, on a CPU: int4 in blocks of "
+            "32 with a scale and a minimum, int8 with a scale for each row"
+        ),
+    ] = "none"
     workers: Annotated[
         int, Field(ge=1, le=64, description="requests generated at the same time; they share the weights")
     ] = 1
@@ -158,8 +165,8 @@ class Settings(BaseSettings):
     cache_dir: Annotated[
         Path | None,
         Field(
-            description="for GGUF weights made plain, those that ff-offload maps, and what calibrate and tune have "
-            "found; default: the user's cache (XDG)"
+            description="for GGUF weights made plain, quantised ones, those that ff-offload maps, and what calibrate "
+            "and tune have found; default: the user's cache (XDG)"
         ),
     ] = None
     log_level: Annotated[

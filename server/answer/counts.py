@@ -14,10 +14,12 @@ class PromptCounts:
 
     cached_tokens: how many of its tokens were known from an earlier prompt.
     selection: the neurons that were chosen for it, without their correction; None before, and where none were.
+    corrected: whether they had one.
     """
 
     cached_tokens: int = 0
     selection: Selection | None = None
+    corrected: bool = False
 
 
 @dataclass(slots=True)
@@ -108,3 +110,4 @@ class Counts:
         """The first neurons are the prompt's; others may be taken on the way. A correction is large, and not told."""
         if self.prompts[prompt].selection is None:
             self.prompts[prompt].selection = selection.without_correction()
+            self.prompts[prompt].corrected = selection.kept.correction is not None

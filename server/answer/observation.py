@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prometheus_client import Counter, Histogram
 
 from griffin import Accounting, Pruning, Verification, Verified
+from griffin.neurons import Kept
 from server.answer.counts import Counts
 from server.answer.report import Report
 from server.metrics import Metrics, sparsity_label
@@ -24,6 +25,7 @@ class TokenMetrics:
     generated: Counter
     inter_token_latency: Histogram
     parameters_read: Counter
+    bytes_read: Counter
     by_block: bool
 
     @classmethod
@@ -40,6 +42,7 @@ class TokenMetrics:
             metrics.generation_tokens.labels(*labels),
             metrics.inter_token_latency.labels(*labels),
             metrics.parameters_read.labels(*labels),
+            metrics.bytes_read.labels(*labels),
             verification.mode != "fast" and (pruning.prunes(width) or verification.draft != "pruned"),
         )
 
@@ -64,8 +67,8 @@ class Observation:
         self._job, self._counts, self._report, self._accounting = job, counts, report, accounting
         self._metrics, self._model_name, self._log_fields = metrics, model_name, log_fields
         self._tokens = self._token_metrics()
-        # What the next token reads: all parameters, until neurons are chosen.
-        self._active = accounting.total
+        # What the next token reads: everything, until neurons are chosen.
+        self._active, self._bytes = accounting.total, accounting.weight_bytes
 
     def accepted(self) -> None:
         """The job is in the queue. It will end in success, disconnect or failure."""
@@ -78,7 +81,7 @@ class Observation:
             # Sparsity auto has come to a number.
             self._tokens = self._token_metrics()
         if read.selection is not None:
-            self._active = self._accounting.active_with(read.selection.kept)
+            self._chosen(read.selection.kept)
         self._metrics.prefix_queries.labels(self._model_name).inc(len(self._job.asks[read.prompt].prompt_ids))
         self._metrics.prefix_hits.labels(self._model_name).inc(read.cached_tokens)
 
@@ -86,11 +89,12 @@ class Observation:
         """A token was made. Metrics hear of it now: at the end, a long answer would look like silence, then a burst."""
         token, gap_s = made.token, self._counts.made(made)
         if token.selection is not None:
-            self._active = self._accounting.active_with(token.selection.kept)
+            self._chosen(token.selection.kept)
         if gap_s is not None:
             self._tokens.inter_token_latency.observe(gap_s)
             if not self._tokens.by_block:
                 self._tokens.parameters_read.inc(self._active)
+                self._tokens.bytes_read.inc(self._bytes)
         if token.verified is not None:
             self._verified((made.prompt, made.sample), token.verified)
         self._tokens.generated.inc()
@@ -120,6 +124,9 @@ class Observation:
         pruning, width = self._counts.pruning, self._accounting.width
         return TokenMetrics.of(self._metrics, self._model_name, pruning, verification, width)
 
+    def _chosen(self, kept: Kept) -> None:
+        self._active, self._bytes = self._accounting.active_with(kept), self._accounting.bytes_per_token(kept)
+
     def _verified(self, key: tuple[int, int], verified: Verified) -> None:
         """Add what is new in an answer's figures."""
         answer = self._counts.answers[key]
@@ -128,6 +135,7 @@ class Observation:
             return
         labels, metrics = (self._model_name, self._job.asks[0].verification.mode), self._metrics
         self._tokens.parameters_read.inc(verified.parameters_read - before.parameters_read)
+        self._tokens.bytes_read.inc(verified.bytes_read - before.bytes_read)
         metrics.drafts.labels(*labels).inc(verified.passes - before.passes)
         metrics.draft_tokens.labels(*labels).inc(verified.drafted - before.drafted)
         metrics.accepted_tokens.labels(*labels).inc(verified.accepted - before.accepted)
@@ -142,6 +150,7 @@ class Observation:
         metrics, name, labels, report = self._metrics, self._model_name, self._tokens.labels, self._report.griffin()
         metrics.success.labels(name, outcome).inc()
         metrics.active_parameters.labels(name).set(report.active_parameters)
+        metrics.bytes_per_token.labels(name).set(report.bytes_per_token)
         metrics.active_ratio.labels(*labels).observe(report.active_parameters / report.total_parameters)
         metrics.e2e_latency.labels(*labels).observe(self._counts.times.last - self._job.arrived)
 

@@ -68,6 +68,7 @@ class Report:
             neurons_total=accounting.neurons,
             active_parameters=accounting.active(kept, acting),
             total_parameters=accounting.total,
+            bytes_per_token=self._bytes_per_token(),
             prompt_tokens=sum(selection.prompt_tokens for selection in chosen) if chosen else None,
             selection_ms=milliseconds(sum(selection.seconds for selection in chosen)) if chosen else None,
             expert_set=sets[0],
@@ -93,6 +94,13 @@ class Report:
             mean_itl_ms=milliseconds(times.gaps_s / times.gaps) if times.gaps else None,
             tokens_per_second=round(times.gaps / times.gaps_s, 2) if times.gaps_s else None,
         )
+
+    def _bytes_per_token(self) -> int:
+        """By the first neurons, as all figures of neurons."""
+        for prompt in self._counts.prompts:
+            if prompt.selection is not None:
+                return self._accounting.bytes_per_token(prompt.selection.kept, corrected=prompt.corrected)
+        return self._accounting.weight_bytes
 
     def _reason(self) -> Reason:
         """Why this sparsity applied."""
@@ -131,6 +139,7 @@ def _verification(answers: Sequence[Verified]) -> VerificationReport | None:
         passes=total.passes,
         refreshes=total.refreshes,
         active_parameters_per_token=round(total.parameters_read / total.tokens) if total.tokens else None,
+        bytes_per_token=round(total.bytes_read / total.tokens) if total.tokens else None,
     )
 
 

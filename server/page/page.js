@@ -44,7 +44,7 @@ async function introduce() {
     const [model] = (await api.get("v1/models")).data;
     const [size, context] = [short(model.parameters.total), plural(model.max_model_len, "token")];
     byId("model").textContent = `${model.id}, ${size} parameters, context of ${context}`;
-    for (const pane of panes) pane.know(model.parameters);
+    for (const pane of panes) pane.know(model);
     complain("");
   } catch (error) {
     complain(sentence(error));

@@ -10,7 +10,7 @@ const NOTABLE_MS = 100;
 export class Pane {
   /** The server's block about what it applied, of the last run that came to its end. */
   griffin = null;
-  #parameters = null;
+  #model = null;
   #runs = false;
 
   constructor(template, name, otherName, sparsity) {
@@ -42,9 +42,9 @@ export class Pane {
     this.#find(".state").textContent = text;
   }
 
-  /** @param {{total: number, feed_forward: number}} parameters of the model, from /v1/models */
-  know(parameters) {
-    this.#parameters = parameters;
+  /** @param {{parameters: Sizes, bytes_per_token: Sizes}} model from /v1/models; Sizes have total and feed_forward */
+  know(model) {
+    this.#model = model;
     this.#preview();
   }
 
@@ -115,15 +115,17 @@ export class Pane {
   /** Before the server has said what it uses: the same sum, of the model's figures. */
   #preview() {
     this.slider.setAttribute("aria-valuetext", `${Math.round(this.sparsity * 100)} % of the neurons left out`);
-    if (!this.#parameters || Number.isNaN(this.sparsity)) return;
-    const { total, feed_forward } = this.#parameters;
-    this.#bar(total - this.sparsity * feed_forward, total);
+    if (!this.#model || Number.isNaN(this.sparsity)) return;
+    const left = ({ total, feed_forward }) => total - this.sparsity * feed_forward;
+    const { parameters, bytes_per_token } = this.#model;
+    this.#bar(left(parameters), parameters.total, left(bytes_per_token));
   }
 
-  #bar(active, total) {
+  #bar(active, total, bytes) {
     const share = `${((100 * active) / total).toFixed(0)} %`;
     this.#find(".active").style.width = share.replace(" ", "");
-    this.#find(".counts").textContent = `${short(active)} of ${short(total)} parameters for each token (${share})`;
+    this.#find(".counts").textContent =
+      `${short(active)} of ${short(total)} parameters for each token (${share}), ${size(bytes)} of weights`;
   }
 
   #append(text) {
@@ -141,7 +143,7 @@ export class Pane {
 
   #report({ usage, griffin, metrics }) {
     this.griffin = griffin;
-    this.#bar(griffin.active_parameters, griffin.total_parameters);
+    this.#bar(griffin.active_parameters, griffin.total_parameters, griffin.bytes_per_token);
     const said = (value, digits, unit) => (value === null ? "" : `server: ${value.toFixed(digits)}${unit}`);
     this.#find(".rate-server").textContent = said(metrics.tokens_per_second, 1, "");
     this.#find(".first-server").textContent = said(metrics.time_to_first_token_ms, 0, " ms");
@@ -194,4 +196,9 @@ class Meter {
 export function short(/** @type {number} */ count) {
   if (count >= 1e9) return `${(count / 1e9).toFixed(1)} B`;
   return count >= 1e6 ? `${(count / 1e6).toFixed(1)} M` : Math.round(count).toLocaleString("en");
+}
+
+/** 189 MB of 189,402,624. */
+function size(/** @type {number} */ bytes) {
+  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(0)} MB`;
 }

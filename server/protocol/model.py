@@ -15,6 +15,14 @@ class Parameters(BaseModel):
     )
 
 
+class TokenBytes(BaseModel):
+    """Bytes of weights that one generated token reads, on average; keys and values come on top."""
+
+    total: int = Field(description="of the full model")
+    feed_forward: int = Field(description="those of them that sparsity applies to")
+    active: int | None = Field(description="after the first token; null where each prompt has its own")
+
+
 class SamplingDefaults(BaseModel):
     """What applies where a request names no value: the model's own, or else the neutral ones."""
 
@@ -39,6 +47,7 @@ class ModelCard(BaseModel):
     sparsity: SparsityChoice = Field(description="of requests under this name that say nothing else")
     sampling_defaults: SamplingDefaults
     parameters: Parameters
+    bytes_per_token: TokenBytes
     aliases: list[str] = Field(description="this name at other sparsities; any from 0 to below 1 works")
 
 

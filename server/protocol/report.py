@@ -39,6 +39,7 @@ class VerificationReport(BaseModel):
     active_parameters_per_token: int | None = Field(
         description="that all steps and passes read, over the tokens after the first of each answer"
     )
+    bytes_per_token: int | None = Field(description="of weights, that they read over the same tokens")
 
 
 class ComparisonReport(BaseModel):
@@ -80,6 +81,9 @@ class GriffinReport(BaseModel):
     neurons_total: int
     active_parameters: int = Field(description="that take part in each token after the first")
     total_parameters: int
+    bytes_per_token: int = Field(
+        description="of weights that each token after the first reads, on average; keys and values come on top"
+    )
     prompt_tokens: int | None = Field(description="that the neurons were chosen on; of several prompts the sum")
     selection_ms: float | None = Field(
         description="from the finished prompt to decode-ready weights; of several prompts the sum"

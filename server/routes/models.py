@@ -5,7 +5,7 @@ from fastapi import APIRouter, Request
 from griffin import Sampling
 from server.errors import ASKED, documented
 from server.protocol.fields import SparsityChoice
-from server.protocol.model import ModelCard, ModelList, Parameters, SamplingDefaults
+from server.protocol.model import ModelCard, ModelList, Parameters, SamplingDefaults, TokenBytes
 from server.served import ServedModel, aliases
 from server.service import Service
 from server.settings import ALIAS
@@ -40,6 +40,7 @@ def _card(service: Service, name: str) -> ModelCard:
         sparsity=sparsity,
         sampling_defaults=_sampling_defaults(model),
         parameters=_parameters(model, sparsity),
+        bytes_per_token=_bytes_per_token(model, sparsity),
         aliases=aliases(own),
     )
 
@@ -55,3 +56,9 @@ def _parameters(model: ServedModel, sparsity: SparsityChoice) -> Parameters:
     # Auto comes to a number only with a prompt.
     active = None if sparsity == "auto" else accounting.active(accounting.kept(sparsity))
     return Parameters(total=accounting.total, feed_forward=accounting.feed_forward, active=active)
+
+
+def _bytes_per_token(model: ServedModel, sparsity: SparsityChoice) -> TokenBytes:
+    accounting = model.engine.accounting
+    active = None if sparsity == "auto" else accounting.bytes_per_token_at(sparsity)
+    return TokenBytes(total=accounting.weight_bytes, feed_forward=accounting.feed_forward_bytes, active=active)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from server.__main__ import ANSWER_S
 from server.app import LAST_TOKEN_S
+from server.process import ANSWER_S
 from server.settings import PREFIX, Settings
 from tests.programs import require
 

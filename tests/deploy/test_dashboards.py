@@ -108,4 +108,4 @@ def test_every_metric_exists_and_is_looked_at() -> None:
     assert families - exported == set()
     ours = {name for name in exported if name.startswith("griffin_")}
     # Of the last request only; the panels have all of them.
-    assert ours - families == {"griffin_active_parameters"}
+    assert ours - families == {"griffin_active_parameters", "griffin_bytes_per_token"}

@@ -276,15 +276,24 @@ def test_quantiles_are_those_of_the_load_test(observed: Observed) -> None:
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
-def test_active_parameters_are_those_of_the_answers(observed: Observed, sparsity: str) -> None:
-    """What the panels divide: parameters read over tokens after the first, exactly."""
-    (active,) = observed.prometheus.now(
-        f'griffin_decode_parameters_read_total{{sparsity="{label(sparsity)}"}}'
+@pytest.mark.parametrize(
+    ("counter", "field"),
+    [
+        ("griffin_decode_parameters_read_total", "active_parameters"),
+        ("griffin_decode_bytes_read_total", "bytes_per_token"),
+    ],
+)
+def test_what_a_token_reads_is_what_the_answers_say(
+    observed: Observed, sparsity: str, counter: str, field: str
+) -> None:
+    """What the panels divide: parameters or bytes read over tokens after the first, exactly."""
+    (read,) = observed.prometheus.now(
+        f'{counter}{{sparsity="{label(sparsity)}"}}'
         f' / griffin_inter_token_latency_seconds_count{{sparsity="{label(sparsity)}"}}',
         observed.quiet,
     )
 
-    assert float(active["value"][1]) == observed.load[sparsity]["griffin"]["active_parameters"]
+    assert float(read["value"][1]) == observed.load[sparsity]["griffin"][field]
 
 
 def test_tokens_count_as_they_are_made(observed: Observed) -> None:

@@ -7,6 +7,7 @@ from loadtest.objective import Objective
 from loadtest.reported import applied, reported
 from loadtest.sample import UNFINISHED, Sample
 from loadtest.summary import compared, summarise
+from loadtest.table import parameters
 from tests.loadtest.samples import SAMPLE, sample
 
 FAILED = Sample(0.5, 1.0, 1.0, 1.2, error="HTTP 429 queue_full", message="wait")
@@ -114,6 +115,15 @@ def test_server_beside_client() -> None:
 def test_what_griffin_applied() -> None:
     """By the server's word; None if it says nothing."""
     assert applied([SAMPLE, sample(griffin={})]) == {
-        "sparsity": 0.5, "active_parameters": 60, "total_parameters": 100, "reasons": {"requested": 1},
+        "sparsity": 0.5, "active_parameters": 60, "total_parameters": 100, "bytes_per_token": 120_000_000,
+        "reasons": {"requested": 1},
     }  # fmt: skip
     assert applied([sample(griffin={})]) is None
+
+
+def test_what_griffin_applied_in_words() -> None:
+    """A server that does not count bytes is shown without them."""
+    known = applied([SAMPLE])
+
+    assert parameters(known) == "60 of 100 parameters active (60 %), 120 MB of weights a token"
+    assert parameters({**known, "bytes_per_token": None}) == "60 of 100 parameters active (60 %)"

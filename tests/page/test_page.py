@@ -152,12 +152,15 @@ def test_the_same_request_at_two_sparsities(opened: Open, url: str) -> None:
     both_done(page)
 
     body = {"prompt": prompt, "max_tokens": 24, "temperature": 0, "seed": 1, "repetition_penalty": 1.1}
+    read = httpx.get(f"{url}/v1/models").json()["data"][0]["bytes_per_token"]
     for name, sparsity, parameters in (("A", 0, "134.5 M of 134.5 M"), ("B", 0.5, "94.7 M of 134.5 M")):
         choice = httpx.post(f"{url}/v1/completions", json={**body, "sparsity": sparsity}, timeout=60).json()["choices"][
             0
         ]
         assert answer(page, name) == choice["text"]
+        megabytes = f"{(read['total'] - sparsity * read['feed_forward']) / 1e6:.0f} MB of weights"
         expect(pane(page, name).locator(".counts")).to_contain_text(parameters)
+        expect(pane(page, name).locator(".counts")).to_contain_text(megabytes)
         expect(state(page, name)).to_have_text(f"Done at sparsity {sparsity}: 24 tokens, as many as allowed.")
         assert float(pane(page, name).locator(".rate").inner_text()) > 0
         expect(pane(page, name).locator(".rate-server")).to_have_text(re.compile(r"server: [\d.]+"))

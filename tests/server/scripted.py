@@ -25,6 +25,7 @@ from griffin import (
 )
 from griffin.errors import Cancelled, ContextLengthExceeded
 from griffin.method.auto import Outlook
+from griffin.model.accounting import NeuronBytes
 from griffin.neurons import Correction, Kept
 from server.app import create_app
 from server.http.listener import BoundedServer, configuration
@@ -32,7 +33,11 @@ from server.loader import Loaded
 from server.settings import Settings
 from server.work.job import EngineLike
 
-ACCOUNTING = Accounting(total=1000, layers=2, width=100, per_neuron=3)
+# With half of the neurons a token reads 1000 bytes of 1600; with corrected ones 1100.
+ACCOUNTING = Accounting(
+    total=1000, layers=2, width=100, per_neuron=3, weight_bytes=1600,
+    neuron_bytes=(NeuronBytes(gate=1, others=3), NeuronBytes(gate=1, others=7, widening=2)),
+)  # fmt: skip
 # The even neurons of one layer, the odd ones of the other.
 EXPERTS = torch.stack([torch.arange(0, 100, 2), torch.arange(1, 100, 2)]).int()
 # Of tokens after the first, where they are verified: each block is four drafts, three of which are accepted.
@@ -176,8 +181,9 @@ class ScriptedPrompt:
             return None
         blocks = -(-before // BLOCK)
         read = blocks * (ACCOUNTING.total + BLOCK * ACCOUNTING.active(EXPERTS.numel()))
+        read_bytes = blocks * (ACCOUNTING.weight_bytes + BLOCK * ACCOUNTING.bytes_per_token(Kept(tuple(EXPERTS))))
         tokens = min(blocks * BLOCK, limit - 1)
-        return Verified(tokens, BLOCK * blocks, (BLOCK - 1) * blocks, blocks, blocks, 0, read)
+        return Verified(tokens, BLOCK * blocks, (BLOCK - 1) * blocks, blocks, blocks, 0, read, read_bytes)
 
     def compare(self, ids: Sequence[int], cancelled: Callable[[], bool]) -> Comparison | None:
         engine = self._engine

@@ -48,6 +48,8 @@ def test_half_of_the_neurons(client: openai.OpenAI) -> None:
     report = answer.griffin
 
     assert (report["active_parameters"], report["total_parameters"]) == (94_701_888, 134_515_008)
+    read = client.models.retrieve(f"{MODEL}@sparsity=0.5").bytes_per_token
+    assert report["bytes_per_token"] == read["active"] == read["total"] - read["feed_forward"] / 2
     assert (report["sparsity"], report["reason"]) == (0.5, "requested")
     assert (report["neurons_kept"], report["neurons_total"]) == (23_040, 46_080)
     assert len(report["expert_set"]) == 16

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from server.__main__ import main
 from server.loader import Loaded
+from server.process import main
 from tests.server.client import metric, post, stream
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served
 

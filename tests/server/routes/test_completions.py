@@ -26,7 +26,8 @@ def test_one_object() -> None:
         "sparsity": 0.5, "requested_sparsity": 0.5, "reason": "requested", "auto": None,
         "method": "griffin", "mode": "fast",
         "selection": "top_k", "statistic": "flocking", "neurons_kept": 100, "neurons_acting": 100, "neurons_total": 200,
-        "active_parameters": 700, "total_parameters": 1000, "prompt_tokens": 5, "selection_ms": 2.0,
+        "active_parameters": 700, "total_parameters": 1000, "bytes_per_token": 1000, "prompt_tokens": 5,
+        "selection_ms": 2.0,
         "expert_set": "cafe", "expert_sets": None, "verification": None, "comparison": None,
         "max_tokens": 4, "max_tokens_each": None,
     }  # fmt: skip
@@ -56,8 +57,27 @@ def test_stream_has_one_chunk_for_each_token() -> None:
         "total_tokens": 8,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
-    assert usage["griffin"]["active_parameters"] == 700
+    assert (usage["griffin"]["active_parameters"], usage["griffin"]["bytes_per_token"]) == (700, 1000)
     assert usage["metrics"]["time_to_first_token_ms"] > 0
+
+
+def test_bytes_of_a_token_in_report_and_metrics() -> None:
+    """Of the full model where nothing was removed; of griffin+ the corrected rows, which are wider."""
+    with served(ScriptedEngine()) as url:
+        full = post(url, max_tokens=4, sparsity=0).json()["griffin"]
+        last = metric(url, "griffin_bytes_per_token")
+        two = post(url, prompt=["a", "b"], max_tokens=4, sparsity=0.5).json()["griffin"]
+        plus = post(url, max_tokens=3, sparsity=0.5, griffin={"method": "griffin+"}).json()["griffin"]
+        series = {
+            "all": metric(url, "griffin_model_bytes_per_token"),
+            "last": metric(url, "griffin_bytes_per_token"),
+            "full": metric(url, "griffin_decode_bytes_read_total", sparsity="0"),
+            "half": metric(url, "griffin_decode_bytes_read_total", sparsity="0.5"),
+        }
+
+    assert [report["bytes_per_token"] for report in (full, two, plus)] == [1600, 1000, 1100]
+    assert last == 1600
+    assert series == {"all": 1600, "last": 1100, "full": 3 * 1600, "half": 2 * 3 * 1000 + 2 * 1100}
 
 
 def test_stream_without_usage_says_nothing_of_it() -> None:

@@ -439,9 +439,11 @@ def test_models_and_their_aliases() -> None:
 
     assert (model["id"], model["max_model_len"], model["sparsity"]) == ("scripted", 1000, 0.25)
     assert model["parameters"] == {"total": 1000, "feed_forward": 600, "active": 850}
+    assert model["bytes_per_token"] == {"total": 1600, "feed_forward": 1200, "active": 1300}
     assert [alias["id"] for alias in aliases] == model["aliases"]
     assert one == aliases[1]
     assert (one["root"], one["parent"], one["parameters"]["active"]) == ("scripted", "scripted", 700)
+    assert (one["bytes_per_token"]["total"], one["bytes_per_token"]["active"]) == (1600, 1000)
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
 
 

@@ -24,13 +24,14 @@ def test_a_report_sums_over_all_sequences() -> None:
     assert report["verification"] == {
         "drafted_tokens": 48, "accepted_tokens": 36, "acceptance_rate": 0.75, "rollbacks": 12, "passes": 12,
         "refreshes": 0, "active_parameters_per_token": round(3 * (1000 + 4 * 700) / 9),
+        "bytes_per_token": round(3 * (1600 + 4 * 1000) / 9),
     }  # fmt: skip
     assert report["active_parameters"] == 700
 
 
 @pytest.mark.parametrize("mode", ["guarded", "lossless"])
 def test_metrics_of_a_mode(mode: str) -> None:
-    """Named after vLLM's, at zero before the first event; parameters are those that were really read."""
+    """Named after vLLM's, at zero before the first event; parameters and bytes are those that were really read."""
     with served(ScriptedEngine()) as url:
         before = [metric(url, f"{SPEC}{name}_total", mode=mode) for name in ("drafts", "rollbacks")]
         post(url, max_tokens=10, sparsity=0.5, griffin={"mode": mode})
@@ -39,12 +40,13 @@ def test_metrics_of_a_mode(mode: str) -> None:
             for name in ("drafts", "draft_tokens", "accepted_tokens", "rollbacks")
         }
         read = metric(url, "griffin_decode_parameters_read_total", sparsity="0.5")
+        read_bytes = metric(url, "griffin_decode_bytes_read_total", sparsity="0.5")
         tokens = metric(url, "griffin_generation_tokens_total", sparsity="0.5")
         series = {other: metric(url, f"{SPEC}drafts_total", mode=other) for other in ("guarded", "lossless")}
 
     assert before == [0, 0]
     assert counted == {"drafts": 3, "draft_tokens": 12, "accepted_tokens": 9, "rollbacks": 3}
-    assert (read, tokens) == (3 * (1000 + 4 * 700), 10)
+    assert (read, read_bytes, tokens) == (3 * (1000 + 4 * 700), 3 * (1600 + 4 * 1000), 10)
     assert series == {"guarded": 0, "lossless": 0, mode: 3}
 
 
