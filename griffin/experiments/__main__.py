@@ -13,7 +13,7 @@ import sys
 from griffin.experiments.common import commandline
 from griffin.experiments.common.commandline import Runnable
 from griffin.experiments.common.experiment import Command
-from griffin.experiments.quality import acceptance, drift, pareto
+from griffin.experiments.quality import acceptance, drift, fidelity, pareto
 from griffin.experiments.registry import EXPERIMENTS
 from griffin.experiments.report import command as report
 from griffin.experiments.speed import latency, offload, pace
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Runnable] = {
     "pareto": Command("pareto", pareto),
     "acceptance": Command("acceptance", acceptance),
     "drift": Command("drift", drift),
+    "fidelity": Command("fidelity", fidelity),
     "pace": Command("pace", pace),
     "latency": latency,
     "offload": offload,

@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from griffin import Checkpoint, Engine, load
 from griffin.engine.limits import model_context_length
@@ -22,6 +23,8 @@ from griffin.experiments.common.memory import device_name
 from griffin.experiments.common.teacher import Teacher
 from griffin.method.preparation import Preparation
 from griffin.model.accounting import Accounting
+from griffin.model.matrix.modules import matrices
+from griffin.model.quantise import Kind
 
 # Fields of a configuration that are not part of a model's identity: where it comes from, and what wrote it. The
 # identity has the dtype of the model itself.
@@ -106,7 +109,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = Fals
 
     kind: dict[str, Any] = {"nargs": "+", "default": [EMBEDDED_MODEL]} if several else {"default": EMBEDDED_MODEL}
     parser.add_argument("--model", **kind, metavar="MODEL", help=f"hub id, directory or .gguf file ({EMBEDDED_MODEL})")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8 (%(default)s)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (%(default)s)")
+    parser.add_argument("--quantize", choices=get_args(Kind), help="round the weights of a directory or hub id")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
 
 
@@ -120,14 +124,21 @@ def open_study(arguments: argparse.Namespace) -> Study:
     data: Path | None = arguments.data
     if data is not None and not data.is_dir():
         raise ValueError(f"--data: '{data}' is not a directory")
-    return open_model(arguments.model, arguments.dtype, arguments.device, data, arguments.out)
+    model, dtype, device = arguments.model, arguments.dtype, arguments.device
+    return open_model(model, dtype, device, data, arguments.out, quantize=arguments.quantize)
 
 
 def open_model(
-    model: str, dtype: str, device: str, data: Path | None, out: Path, cache_dir: Path | None = None
+    model: str,
+    dtype: str,
+    device: str,
+    data: Path | None,
+    out: Path,
+    cache_dir: Path | None = None,
+    quantize: str | None = None,
 ) -> Study:
     """Load a model, as ``griffin.load`` does. Its results go to a folder of its name in ``out``."""
-    checkpoint = load(model, dtype=dtype, device=device, cache_dir=cache_dir)
+    checkpoint = load(model, dtype=dtype, device=device, cache_dir=cache_dir, quantize=quantize)
     preparation = Preparation.read(checkpoint.model, cache_dir)
     return Study(checkpoint, data, out / folder_name(checkpoint.name), preparation)
 
@@ -159,21 +170,40 @@ def _own_version() -> str:
 def _identity(checkpoint: Checkpoint, preparation: Preparation) -> dict[str, str]:
     """Hashes of everything that answers depend on. The name is not enough: a directory may hold another model later."""
     model = checkpoint.model
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        # Sums of whole numbers are exact in any layout. Sums over rows and over columns change with every change that
-        # matters, and are as fast as the memory.
-        numbers = parameter.detach().view(torch.int32 if parameter.element_size() == 4 else torch.int16)
-        sums = [numbers.sum(dim, dtype=torch.int64) for dim in range(parameter.dim())]
-        digest.update(name.encode() + b"".join(part.cpu().numpy().tobytes() for part in sums))
     configs = [config.to_dict() for config in (model.config, model.generation_config) if config is not None]
     settings = [{key: value for key, value in config.items() if key not in NO_SETTINGS} for config in configs]
     calibration = preparation.calibration
     return {
         **({} if calibration is None else {"calibration": calibration.name()}),
-        "weights": digest.hexdigest()[:32],
+        "weights": _weights(model),
         "settings": hashlib.sha256(repr(settings).encode()).hexdigest()[:16],
         "tokenizer": hashlib.sha256(repr(sorted(checkpoint.tokenizer.get_vocab().items())).encode()).hexdigest()[:16],
         "dtype": str(model.dtype),
         "device": model.device.type,
     }
+
+
+def _weights(model: PreTrainedModel) -> str:
+    """A hash of all weights. Two of one checkpoint in different formats differ."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode() + _sums(parameter.detach()))
+    for matrix in matrices(model):
+        digest.update(f"{matrix.format} {matrix.shape}".encode())
+        for tensor in (*matrix.planes, *matrix.shared):
+            digest.update(_sums(tensor))
+    return digest.hexdigest()[:32]
+
+
+def _sums(tensor: Tensor) -> bytes:
+    """Sums over rows and over columns: they change with every change that matters, and are as fast as the memory.
+
+    Sums of whole numbers are exact in any layout.
+    """
+    size, last = tensor.element_size(), tensor.shape[-1] if tensor.dim() else 1
+    if size == 1:
+        # Codes, several at once.
+        size = 4 if last % 4 == 0 and tensor.is_contiguous() else 1
+    numbers = tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[size])
+    sums = [numbers.sum(dim, dtype=torch.int64) for dim in range(numbers.dim())]
+    return b"".join(part.cpu().numpy().tobytes() for part in sums)

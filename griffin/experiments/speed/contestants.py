@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -16,14 +14,18 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from griffin import Engine, Pruning, Sampling
-from griffin.errors import GriffinError
+from griffin.experiments.common.llama import LlamaCpp
 from griffin.experiments.common.memory import peak_bytes, reset_peak
 from griffin.experiments.common.progress import Progress
+from griffin.model.accounting import Accounting
 from griffin.request import MethodName, StatisticName
 
 PROFILED_TOKENS, PROFILED_ROWS = 32, 30
 # As the paper calls them.
 STATISTIC_NAMES: dict[StatisticName, str] = {"flocking": "GRIFFIN", "magnitude": "magnitude"}
+LLAMA_CPP = "llama.cpp"
+# Seconds before and after another process computes. Threads that have ended a product spin a while for the next one.
+PAUSE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """``run`` takes a prompt and a number of tokens, and times them."""
+    """``run`` takes a prompt and a number of tokens, and times them.
+
+    accounting: of what it reads; None if it reads what the engine reads.
+    """
 
     name: str
     sparsity: float
     run: Callable[[list[int], int], Run]
+    accounting: Accounting | None = None
 
     @property
     def label(self) -> str:
@@ -99,21 +105,13 @@ def generate_contestants(model: PreTrainedModel, *, compiled: bool) -> list[Cont
     return found
 
 
-def llama_cpp_contestant(file: Path, context_length: int, threads: int) -> Contestant:
-    """llama.cpp on a GGUF file, through its Python package, on a CPU.
+def llama_cpp_contestant(llama_cpp: LlamaCpp, accounting: Accounting) -> Contestant:
+    """llama.cpp, which reads the file's own bytes.
 
-    Raises:
-        GriffinError: the package is not installed, or it cannot load the file.
+    Args:
+        accounting: of what it reads.
     """
-    try:
-        from llama_cpp import Llama
-    except ImportError:
-        raise GriffinError("--llama-cpp: the package is not installed: pip install llama-cpp-python") from None
-    try:
-        model = Llama(str(file), n_ctx=context_length, n_threads=threads, n_threads_batch=threads, verbose=False)
-    except (OSError, ValueError) as error:
-        raise GriffinError(f"--llama-cpp: cannot load '{file}': {error}") from error
-    return Contestant("llama.cpp", 0.0, partial(_run_llama_cpp, model))
+    return Contestant(LLAMA_CPP, 0.0, partial(_run_llama_cpp, llama_cpp), accounting)
 
 
 def run_rounds(
@@ -171,13 +169,11 @@ def _run_engine(engine: Engine, pruning: Pruning, prompt: list[int], tokens: int
     return Run(tuple(times), selection and selection.seconds, peak_bytes(engine.device))
 
 
-def _run_llama_cpp(model: Any, prompt: list[int], tokens: int) -> Run:
-    # Otherwise it continues the prompt of the last run.
-    model.reset()
-    started = time.perf_counter()
-    drawn = model.generate(prompt, temp=0.0)
-    times = [(next(drawn), time.perf_counter() - started)[1] for _ in range(tokens)]
-    return Run(tuple(times))
+def _run_llama_cpp(llama_cpp: LlamaCpp, prompt: list[int], tokens: int) -> Run:
+    time.sleep(PAUSE)
+    found = llama_cpp.timed(prompt, tokens)
+    time.sleep(PAUSE)
+    return Run(tuple(found["times"]), None, found["peak_bytes"])
 
 
 class _Clock(BaseStreamer):  # type: ignore[misc]  # untyped in transformers

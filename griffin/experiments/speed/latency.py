@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,13 @@ from griffin import Engine, load
 from griffin.errors import GriffinError
 from griffin.experiments.common.experiment import Found
 from griffin.experiments.common.kinds import count, file, positive, sparsity
+from griffin.experiments.common.llama import LlamaCpp, add_llama_cpp_arguments, file_for_llama_cpp
 from griffin.experiments.common.memory import available_bytes
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table
 from griffin.experiments.common.study import Study
 from griffin.experiments.speed.bandwidth import Bandwidth, measure_bandwidth
+from griffin.experiments.speed.beside import accounting_of_file, as_json
 from griffin.experiments.speed.claims import speed_claims
 from griffin.experiments.speed.contestants import (
     Contestant,
@@ -52,6 +54,7 @@ from griffin.experiments.speed.shapes import SHAPES, random_model, shape_config
 from griffin.experiments.speed.tables import LEGEND, report_tables
 from griffin.model.checkpoint.source import EMBEDDED_MODEL
 from griffin.model.dtype import parse_dtype
+from griffin.model.matrix.modules import matrices
 from griffin.model.placement import parse_device
 from griffin.request import STATISTICS
 
@@ -83,7 +86,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--shape", metavar="NAME", help=f"random weights instead: {', '.join(SHAPES)}, or the path of a config.json"
     )
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (%(default)s)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8 (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.add_argument("--threads", type=count, metavar="N", help="torch's threads on a CPU (torch's own choice)")
 
@@ -115,9 +118,7 @@ def _add_contestants(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compiled-generate", action="store_true", help="also time generate with a static cache, compiled (CUDA)"
     )
-    parser.add_argument(
-        "--llama-cpp", type=Path, metavar="FILE", help="also time llama.cpp on this .gguf file (needs llama-cpp-python)"
-    )
+    add_llama_cpp_arguments(parser)
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
@@ -136,19 +137,18 @@ def run(arguments: argparse.Namespace) -> None:
     """
     started, load_average = time.monotonic(), os.getloadavg()[0]
     device = parse_device(arguments.device)
-    # Only once: for auto, this measures which dtype is fastest.
-    dtype = parse_dtype(arguments.dtype, device)
     asked, rounds = asked_for(arguments)
     if arguments.compiled_generate and (arguments.no_generate or device.type != "cuda"):
         raise ValueError("--compiled-generate: needs a CUDA device, and cannot go with --no-generate")
+    peer_file = file_for_llama_cpp(arguments.llama_cpp, _own_model(arguments)) if arguments.llama_cpp else None
     _require_writable(arguments)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.shape:
         require_context(asked, int(shape_config(arguments.shape).max_position_embeddings))
     try:
-        model = _model(arguments, device, dtype)
-        findings = _compare(arguments, model, asked, rounds, started)
+        model, formats = _model(arguments, device)
+        findings = _compare(arguments, model, formats, peer_file, asked, rounds, started)
     except torch.OutOfMemoryError as error:
         raise GriffinError(f"not enough memory on {device}: {str(error).splitlines()[0]}") from error
     print(findings.text())
@@ -167,8 +167,9 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     bandwidth = measure_bandwidth(engine.device)
     contestants = engine_contestants(engine, [s for s in arguments.sparsities if s], arguments.statistics)
     with _whole_prompts(engine):
-        settings = _timed(arguments, engine, bandwidth, contestants, asked, rounds, started)
-    findings = Findings(study.name, bool(arguments.shape), study.checkpoint.model, engine, bandwidth, None, settings)
+        settings, bandwidth = _timed(arguments, engine, bandwidth, contestants, asked, rounds, started)
+    model, formats = study.checkpoint.model, study.checkpoint.formats
+    findings = Findings(study.name, bool(arguments.shape), model, formats, engine, bandwidth, None, None, settings)
     return findings.as_json()
 
 
@@ -196,10 +197,16 @@ def _whole_prompts(engine: Engine) -> Iterator[None]:
 
 
 def _compare(
-    arguments: argparse.Namespace, model: PreTrainedModel, asked: list[Lengths], rounds: int, started: float
+    arguments: argparse.Namespace,
+    model: PreTrainedModel,
+    formats: str,
+    peer_file: Path | None,
+    asked: list[Lengths],
+    rounds: int,
+    started: float,
 ) -> Findings:
-    """Time the engine and everything the flags put beside it."""
-    generate_reads, own_copy = None, None
+    """Time the engine and everything the flags put beside it. ``peer_file``: llama.cpp's, if it runs."""
+    generate_reads, own_copy, beside = None, None, None
     if not arguments.no_generate:
         # The engine changes the layout of the weights. If a second copy fits, generate keeps the checkpoint's layout.
         own_copy = copy.deepcopy(model) if _copy_fits(model) else None
@@ -212,15 +219,20 @@ def _compare(
     contestants = engine_contestants(engine, [s for s in arguments.sparsities if s], arguments.statistics)
     if generate_reads:
         contestants += generate_contestants(own_copy or model, compiled=arguments.compiled_generate)
-    if arguments.llama_cpp:
-        longest = max(map(sum, asked))
-        contestants.append(llama_cpp_contestant(arguments.llama_cpp, longest, torch.get_num_threads()))
-    settings = _timed(arguments, engine, bandwidth, contestants, asked, rounds, started)
-    if arguments.profile:
-        prompt_tokens, _ = asked[0]
-        arguments.profile.write_text(profiles(contestants, _prompt(engine.vocabulary_size, prompt_tokens)))
-    name = arguments.shape or arguments.model
-    return Findings(name, bool(arguments.shape), model, engine, bandwidth, generate_reads, settings)
+    with ExitStack() as stack:
+        if peer_file is not None:
+            longest, threads = max(map(sum, asked)), torch.get_num_threads()
+            peer = stack.enter_context(LlamaCpp(peer_file, longest, threads, arguments.llama_cpp_python))
+            peer.require_vocabulary(engine.vocabulary_size)
+            accounting = accounting_of_file(engine.accounting, model.dtype, peer_file)
+            contestants.append(llama_cpp_contestant(peer, accounting))
+            beside = as_json(peer_file, accounting, peer.facts)
+        settings, bandwidth = _timed(arguments, engine, bandwidth, contestants, asked, rounds, started)
+        if arguments.profile:
+            prompt_tokens, _ = asked[0]
+            arguments.profile.write_text(profiles(contestants, _prompt(engine.vocabulary_size, prompt_tokens)))
+    name, is_random = arguments.shape or arguments.model, bool(arguments.shape)
+    return Findings(name, is_random, model, formats, engine, bandwidth, generate_reads, beside, settings)
 
 
 def _timed(
@@ -231,30 +243,46 @@ def _timed(
     asked: list[Lengths],
     rounds: int,
     started: float,
-) -> list[tuple[Lengths, list[Row]]]:
-    """The rows of each pair of lengths. All lengths share the minutes that --minutes allows."""
-    settings: list[tuple[Lengths, list[Row]]] = []
+) -> tuple[list[tuple[Lengths, list[Row]]], Bandwidth]:
+    """The rows of each pair of lengths. All lengths share the minutes that --minutes allows.
+
+    Returns:
+        Also the bandwidth, measured again after all runs.
+    """
+    timed = []
     with Progress(len(asked) * len(contestants) * (rounds + 1)) as progress:
         for number, (prompt_tokens, tokens) in enumerate(asked, start=1):
             share = arguments.minutes * 60 * number / len(asked) if arguments.minutes else math.inf
             prompt = _prompt(engine.vocabulary_size, prompt_tokens)
-            runs = run_rounds(contestants, prompt, tokens, rounds, progress, started + share)
-            mean_context = prompt_tokens + tokens // 2
-            found = rows(contestants, runs, engine.accounting, mean_context, bandwidth.read)
-            settings.append(((prompt_tokens, tokens), found))
-    return settings
+            timed.append(run_rounds(contestants, prompt, tokens, rounds, progress, started + share))
+    bandwidth = bandwidth.or_faster(measure_bandwidth(engine.device))
+    settings = [
+        (each, rows(contestants, runs, engine.accounting, each[0] + each[1] // 2, bandwidth.read))
+        for each, runs in zip(asked, timed, strict=True)
+    ]
+    return settings, bandwidth
 
 
-def _model(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def _model(arguments: argparse.Namespace, device: torch.device) -> tuple[PreTrainedModel, str]:
+    """The model, and how its weights are held."""
     if arguments.shape:
-        return random_model(arguments.shape, dtype, device)
-    return load(arguments.model, dtype=str(dtype).removeprefix("torch."), device=arguments.device).model
+        # Only once: for auto, this measures which dtype is fastest.
+        dtype = parse_dtype(arguments.dtype, device)
+        return random_model(arguments.shape, dtype, device), str(dtype).removeprefix("torch.")
+    checkpoint = load(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    return checkpoint.model, checkpoint.formats
+
+
+def _own_model(arguments: argparse.Namespace) -> str | None:
+    """What --model names; None for random weights."""
+    return None if arguments.shape else str(arguments.model)
 
 
 def _copy_fits(model: PreTrainedModel) -> bool:
     """Whether memory has room for a second copy and the engine's buffers, which are no larger than the weights."""
     available = available_bytes(model.device)
-    return available is None or available > 2.2 * sum(parameter.nbytes for parameter in model.parameters())
+    held = sum(parameter.nbytes for parameter in model.parameters()) + sum(matrix.bytes for matrix in matrices(model))
+    return available is None or available > 2.2 * held
 
 
 def _prompt(vocabulary: int, tokens: int) -> list[int]:

@@ -5,10 +5,10 @@ bytes over the memory's read bandwidth: this is the limit.
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from griffin.experiments.speed.contestants import Contestant, Run
+from griffin.experiments.speed.contestants import LLAMA_CPP, Contestant, Run
 from griffin.model.accounting import Accounting
 
 
@@ -30,10 +30,12 @@ class Spread:
 class Row:
     """One contestant. Units: bytes, seconds, bytes per second.
 
-    bytes_per_token: active weights, and keys and values at the mean context.
-    limit_seconds: the shortest possible time of a token: bytes_per_token over the read bandwidth.
+    bytes_per_step: active weights, and keys and values at the mean context.
+    limit_seconds: the shortest possible time of a token: bytes_per_step over the read bandwidth.
     of_limit: limit_seconds over the measured time of a token.
-    ideal_speedup: the full model's bytes_per_token over this row's.
+    ideal_speedup: the full model's bytes_per_step over this row's.
+    prompt_over_llama_cpp, over_llama_cpp: how many times as fast as llama.cpp in the same round: for the prompt, and
+        for a token after it. None: it did not run.
     break_even_tokens: the number of tokens after which the selection has saved what it took. None: never, or the row
         selects nothing.
     """
@@ -41,7 +43,7 @@ class Row:
     name: str
     sparsity: float
     active_parameters: int
-    bytes_per_token: int
+    bytes_per_step: int
     seconds_per_token: Spread
     tokens_per_second: float
     bytes_per_second: float
@@ -50,6 +52,8 @@ class Row:
     speedup_over_full: float
     speedup_over_generate: float | None
     ideal_speedup: float
+    prompt_over_llama_cpp: Spread | None
+    over_llama_cpp: Spread | None
     prefill_seconds: Spread
     selection_seconds: Spread | None
     generation_seconds: Spread
@@ -94,18 +98,19 @@ def rows(
         c.name: statistics.median(run.per_token for run in own) for c, own in zip(contestants, runs, strict=True)
     }
     full, generate = medians["full"], medians.get("generate")
-    dense_bytes = accounting.bytes_per_token(accounting.neurons, context_tokens)
+    dense_bytes = accounting.bytes_per_step(accounting.neurons, context_tokens)
+    peers = next((own for c, own in zip(contestants, runs, strict=True) if c.name == LLAMA_CPP), [])
     found = []
     for contestant, own in zip(contestants, runs, strict=True):
         kept = accounting.kept(contestant.sparsity)
-        read = accounting.bytes_per_token(kept, context_tokens)
+        read = (contestant.accounting or accounting).bytes_per_step(kept, context_tokens)
         per_token, selection = Spread.of(run.per_token for run in own), _selection(own)
         found.append(
             Row(
                 name=contestant.name,
                 sparsity=contestant.sparsity,
                 active_parameters=accounting.active(kept),
-                bytes_per_token=read,
+                bytes_per_step=read,
                 seconds_per_token=per_token,
                 tokens_per_second=1 / per_token.median,
                 bytes_per_second=read / per_token.median,
@@ -114,6 +119,8 @@ def rows(
                 speedup_over_full=full / per_token.median,
                 speedup_over_generate=generate and generate / per_token.median,
                 ideal_speedup=dense_bytes / read,
+                prompt_over_llama_cpp=_ratios([run.prefill for run in peers], [run.prefill for run in own]),
+                over_llama_cpp=_ratios([run.per_token for run in peers], [run.per_token for run in own]),
                 prefill_seconds=Spread.of(run.prefill for run in own),
                 selection_seconds=selection,
                 generation_seconds=Spread.of(run.generation for run in own),
@@ -129,6 +136,13 @@ def rows(
 def _selection(runs: Iterable[Run]) -> Spread | None:
     seconds = [run.selection for run in runs if run.selection is not None]
     return Spread.of(seconds) if seconds else None
+
+
+def _ratios(peers: Sequence[float], own: Sequence[float]) -> Spread | None:
+    """How many times as fast, round by round; None without peers. All arguments are seconds."""
+    if not peers:
+        return None
+    return Spread.of(peer / one for peer, one in zip(peers, own, strict=True))
 
 
 def break_even(selection: float, full: float, pruned: float) -> float | None:

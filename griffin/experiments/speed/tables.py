@@ -22,7 +22,7 @@ def speed_table(rows: Sequence[Row]) -> str:
     for row in rows:
         lines.append(
             f"{row.name:<18}{_percent(row.sparsity):>8}{_short(row.seconds_per_token.median * 1e3):>10}"
-            f"{_range(row.seconds_per_token, 1e3):>17}{row.tokens_per_second:>9.1f}{row.bytes_per_token / 1e9:>9.3f}"
+            f"{_range(row.seconds_per_token, 1e3):>17}{row.tokens_per_second:>9.1f}{row.bytes_per_step / 1e9:>9.3f}"
             f"{row.bytes_per_second / 1e9:>8.1f}{_percent(row.of_limit):>9}{_times(row.speedup_over_full):>9}"
             f"{_times(row.speedup_over_generate):>12}{_times(row.ideal_speedup):>8}"
         )

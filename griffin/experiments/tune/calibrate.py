@@ -61,7 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
     """
     cache_dir = arguments.cache_dir
     text = None if arguments.text is None else _joined(arguments.text)
-    study = open_model(arguments.model, arguments.dtype, arguments.device, arguments.data, Path(), cache_dir)
+    study = open_model(
+        arguments.model, arguments.dtype, arguments.device, arguments.data, Path(), cache_dir, arguments.quantize
+    )
     model = study.checkpoint.model.requires_grad_(False)
     ids = read_text(study, "books").ids if text is None else tokens_of(study.tokenizer, text)
     sequences = spread(ids, start_of(study.tokenizer), arguments.sequences, arguments.tokens)

@@ -117,7 +117,8 @@ def run(arguments: argparse.Namespace) -> None:
     load_average = os.getloadavg()[0]
     _settle(arguments)
     entries = read_entries(arguments.prompts)[: arguments.limit]
-    study = open_model(arguments.model, arguments.dtype, arguments.device, None, arguments.out, arguments.cache_dir)
+    model, dtype, device = arguments.model, arguments.dtype, arguments.device
+    study = open_model(model, dtype, device, None, arguments.out, arguments.cache_dir, arguments.quantize)
     study.engine.require(Pruning(0.5, method=arguments.method))
     cases = [encode(entry, study.tokenizer) for entry in entries]
     require_fit(study, cases, arguments.prompt_lengths, arguments.tokens)

@@ -54,7 +54,7 @@ def test_a_model_is_calibrated_from_files(
     file.write_text(" ".join(f"w{id}" for id in random_ids(2, 60)))
     given = {"model": "tiny", "dtype": "auto", "device": "auto", "data": None, "sequences": 4, "tokens": 12}
 
-    command.run(argparse.Namespace(text=[file], to=to, cache_dir=None, **given))
+    command.run(argparse.Namespace(text=[file], to=to, cache_dir=None, quantize=None, **given))
 
     assert f"tiny is calibrated on 48 tokens: {to}" in capsys.readouterr().out
     assert Calibration.read(to, identity(study.checkpoint.model)) is not None

@@ -5,13 +5,17 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 
 from griffin.errors import GriffinError
 from griffin.experiments.__main__ import main
 from griffin.experiments.speed import latency as experiment
 from griffin.experiments.speed import plots
-from tests.tiny import COMMON, CONFIGS
+from griffin.model.accounting import Accounting
+from tests.griffin.experiments.llama import install
+from tests.tiny import COMMON, CONFIGS, tiny_model
 
 
 def latency(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
@@ -58,7 +62,7 @@ def test_tables_json_and_plot(
     assert len(griffin["runs"]) == 2
     assert all(run["seconds_per_token"] > 0 and run["selection_seconds"] > 0 for run in griffin["runs"])
     assert griffin["of_limit"] == pytest.approx(griffin["limit_seconds"] / griffin["seconds_per_token"]["median"])
-    assert griffin["bytes_per_token"] < by_name["full", 0]["bytes_per_token"]
+    assert griffin["bytes_per_step"] < by_name["full", 0]["bytes_per_step"]
     assert griffin["speedup_over_generate"] > 0
     assert "8 + 4 tokens, 2 rounds" in printed
     assert "Table 3" in printed
@@ -107,10 +111,44 @@ def test_generate_shares_the_weights_when_two_copies_do_not_fit(
     assert "generate reads the engine's weights" in printed
 
 
+def test_beside_llama_cpp(
+    tiny_shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a file of its own: it reads that file's bytes. Both programs' versions and settings are told."""
+    install(tmp_path / "package", monkeypatch, 128)
+    file = tmp_path / "own.gguf"
+    writer = GGUFWriter(file, "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((128, 32), np.float16))
+    writer.add_tensor("blk.0.ffn_up.weight", np.zeros((64, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    flags = ["--shape", tiny_shape, "--dtype", "float32", "--device", "cpu", "--no-generate", "--lengths", "8+4"]
+    assert latency(monkeypatch, *flags, "--sparsities", "0.5", "--rounds", "2", "--llama-cpp", str(file)) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(printed.splitlines()[-1])
+    rows = {(row["name"], row["sparsity"]): row for row in report["settings"][0]["rows"]}
+    peer, full = rows["llama.cpp", 0], rows["full", 0]
+
+    assert (report["llama_cpp"]["package"], report["llama_cpp"]["file"]) == ("9.9", "own.gguf")
+    assert report["llama_cpp"]["weight_bytes"] == 128 * 32 * 2 + 64 * 32 * 4
+    assert report["formats"] == "float32"
+    # Keys and values in 16 bits, where the engine's have 32.
+    kv_bytes = full["bytes_per_step"] - Accounting.of(tiny_model("llama")).weight_bytes
+    assert peer["bytes_per_step"] == report["llama_cpp"]["weight_bytes"] + kv_bytes // 2
+    assert peer["over_llama_cpp"] == {"median": 1, "lowest": 1, "highest": 1}
+    assert full["over_llama_cpp"]["lowest"] <= full["over_llama_cpp"]["median"]
+    assert "beside llama.cpp" in printed
+    assert "llama.cpp: llama-cpp-python 9.9" in printed
+    assert max(map(len, printed.splitlines()[1:-1])) <= 120
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--model", "./nowhere"], "./nowhere"),
+        (["--shape", "llama-2-7b", "--llama-cpp"], "--llama-cpp: --shape has no file; name one: --llama-cpp FILE"),
         (["--shape", "llama-9"], "one of: llama-2-7b, llama-2-13b"),
         (["--tokens", "2"], "--tokens: '2' is not a whole number of at least 3"),
         (["--rounds", "x"], "--rounds: 'x' is not a whole number"),

@@ -1,16 +1,18 @@
 """The arithmetic of a benchmark, on numbers worked by hand."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from griffin.experiments.common.progress import Progress
-from griffin.experiments.speed.bandwidth import measure_bandwidth
+from griffin.experiments.speed.bandwidth import Bandwidth, measure_bandwidth
+from griffin.experiments.speed.beside import beside_table
 from griffin.experiments.speed.contestants import Contestant, Run, run_rounds
 from griffin.experiments.speed.rows import Spread, break_even, rows
 from griffin.experiments.speed.tables import cost_table, paper_table, speed_table
-from griffin.model.accounting import Accounting
+from griffin.model.accounting import Accounting, NeuronBytes
 
 # A full token reads 1000 bytes of weights, at half the neurons 600; and for each token of context 2 layers x 5 bytes.
 ACCOUNTING = Accounting(
@@ -19,7 +21,7 @@ ACCOUNTING = Accounting(
     width=100,
     per_neuron=2,
     weight_bytes=1000,
-    bytes_per_neuron=4,
+    neuron_bytes=(NeuronBytes(gate=2, others=2),) * 2,
     kv_bytes=5,
     windows=(None, None),
 )
@@ -57,7 +59,7 @@ def test_limit_speedups_and_break_even() -> None:
     """Context of 20 tokens: 1200 bytes full, 800 at half; at 8000 bytes a second these take 0.15 and 0.1 s."""
     full, griffin, generate = rows(CONTESTANTS, RUNS, ACCOUNTING, 20, 8000.0)
 
-    assert (full.bytes_per_token, griffin.bytes_per_token, generate.bytes_per_token) == (1200, 800, 1200)
+    assert (full.bytes_per_step, griffin.bytes_per_step, generate.bytes_per_step) == (1200, 800, 1200)
     assert full.seconds_per_token == Spread(pytest.approx(0.25), pytest.approx(0.2), pytest.approx(0.3))
     assert (full.limit_seconds, griffin.limit_seconds) == (0.15, 0.1)
     assert full.of_limit == pytest.approx(0.6)
@@ -72,10 +74,33 @@ def test_limit_speedups_and_break_even() -> None:
     assert (full.selection_seconds, full.break_even_tokens, full.peak_bytes) == (None, None, 10)
 
 
+def test_the_better_of_two_bandwidths_counts() -> None:
+    assert Bandwidth(3, 5).or_faster(Bandwidth(4, 2)) == Bandwidth(4, 5)
+
+
 def test_break_even() -> None:
     """50 ms of selection at 10 ms saved a token: 5 tokens. Without a saving: never."""
     assert break_even(0.05, 0.03, 0.02) == pytest.approx(5)
     assert break_even(0.05, 0.02, 0.02) is None
+
+
+def test_beside_llama_cpp() -> None:
+    """Ratios are of runs of the same round. What llama.cpp reads is its own matter, and no pruned row's."""
+    reads = replace(ACCOUNTING, weight_bytes=300)
+    peer = Contestant("llama.cpp", 0.0, CONTESTANTS[0].run, reads)
+    found = rows([*CONTESTANTS, peer], [*RUNS, [run_of(0.6), run_of(0.2), run_of(0.25)]], ACCOUNTING, 20, 8000.0)
+    full, griffin, _, llama_cpp = found
+
+    assert llama_cpp.bytes_per_step == 500
+    assert llama_cpp.ideal_speedup == 2.4
+    assert full.over_llama_cpp == Spread(pytest.approx(1), pytest.approx(1), pytest.approx(2))
+    assert full.prompt_over_llama_cpp == Spread(1, 1, 1)
+    assert griffin.over_llama_cpp == Spread(pytest.approx(2), pytest.approx(5 / 3), pytest.approx(4.8))
+    assert rows(CONTESTANTS, RUNS, ACCOUNTING, 20, 8000.0)[0].over_llama_cpp is None
+    head, *lines = beside_table(found, 12).splitlines()
+    assert [line.split()[0] for line in lines] == ["full", "GRIFFIN", "llama.cpp"]
+    assert {len(line) for line in lines} == {len(head)}
+    assert len(head) <= 120
 
 
 def test_tables_fit_a_terminal() -> None:

@@ -1,0 +1,231 @@
+"""How far the served weights are from the checkpoint's own values in fp32, and llama.cpp on the same file beside them.
+
+The reference is the library's own forward pass over the checkpoint's values in fp32; quantised ones are dequantised.
+All read the same windows of WikiText-2. Each window begins with a prompt, which does not count. The tokens after it run
+through the decode step one by one, as generated tokens do, or through the prompt pass (``--passes``). All neurons act.
+
+Shapes: C tokens of a chunk, V vocabulary, W windows.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from griffin import load
+from griffin.errors import GriffinError
+from griffin.experiments.common import kinds
+from griffin.experiments.common.experiment import Found
+from griffin.experiments.common.llama import LlamaCpp, add_llama_cpp_arguments, described, file_for_llama_cpp
+from griffin.experiments.common.progress import Progress
+from griffin.experiments.common.results import Claim, Table, percent
+from griffin.experiments.common.study import Study
+from griffin.experiments.common.texts import read_text
+from griffin.experiments.quality.passes import Pass, PassName, Peer, Reference, Served
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Fidelity to the checkpoint's values"
+SEE = "KL and the change of perplexity should be as small as rounding to 16 bits makes them."
+QUICK = {"windows": 4, "tokens": 32}
+# Logits of this many tokens are held at once, from all sides.
+CHUNK = 32
+# The goals: KL of a token in nats, the share of equal most probable tokens, and the change of perplexity.
+MOST_KL, LEAST_SAME, MOST_CHANGE = 1e-4, 0.995, 0.002
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--windows", type=kinds.count, default=20, help="places in the text (%(default)s)")
+    parser.add_argument("--prompt", type=kinds.count, default=64, help="tokens that do not count (%(default)s)")
+    parser.add_argument("--tokens", type=kinds.count, default=128, help="tokens after them that do (%(default)s)")
+    parser.add_argument(
+        "--passes", choices=get_args(PassName), nargs="+", default=["steps"],
+        help="how tokens are read: one decode step each, as a prompt, or both (steps)",
+    )  # fmt: skip
+    add_llama_cpp_arguments(parser)
+
+
+@dataclass(slots=True)
+class Tally:
+    """One way through the text beside the reference, summed up by window.
+
+    kl: of the reference's distribution from this one, in nats. loss: negative log-likelihood of the text, in nats.
+    same: tokens at which both find the same token most probable. kl_highest: of one token.
+    """
+
+    kl: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    same: int = 0
+    tokens: int = 0
+    kl_highest: float = 0.0
+
+    def begin(self) -> None:
+        """Begin another window."""
+        self.kl.append(0.0)
+        self.loss.append(0.0)
+
+    def add(self, expected_CV: Tensor, found_CV: Tensor, targets: Sequence[int]) -> None:
+        """Add tokens to the window: log-probabilities of the reference and of this way, fp64."""
+        kl_C = functional.kl_div(found_CV, expected_CV, reduction="none", log_target=True).sum(dim=1)
+        targets_C1 = torch.tensor(targets, device=found_CV.device)[:, None]
+        self.kl[-1] += float(kl_C.sum())
+        self.loss[-1] -= float(found_CV.gather(1, targets_C1).sum())
+        self.same += int((expected_CV.argmax(dim=1) == found_CV.argmax(dim=1)).sum())
+        self.tokens += len(targets)
+        self.kl_highest = max(self.kl_highest, float(kl_C.max()))
+
+    def row(self, name: str) -> dict[str, Any]:
+        """The means over all tokens. ``kl`` and ``loss`` of each window are means too."""
+        by_window = self.tokens / len(self.kl)
+        return {
+            "name": name,
+            "kl": max(0.0, sum(self.kl) / self.tokens),
+            "kl_highest": self.kl_highest,
+            "same": self.same / self.tokens,
+            "perplexity": math.exp(sum(self.loss) / self.tokens),
+            "windows": {"kl": [kl / by_window for kl in self.kl], "loss": [loss / by_window for loss in self.loss]},
+        }
+
+
+def measure(study: Study, arguments: argparse.Namespace) -> Found:
+    """
+    Returns:
+        ``rows``: the reference and each way beside it, see ``Tally.row``. The ledger keeps nothing of them.
+    """
+    length = arguments.prompt + arguments.tokens + 1
+    if length > study.context_length:
+        raise ValueError(f"--prompt, --tokens: {length} tokens, but the context has {study.context_length}")
+    text = read_text(study, "wikitext")
+    windows = [text.begun(one) for one in text.windows(length, arguments.windows, "--tokens", "--windows")]
+    with ExitStack() as stack:
+        served = [Served(study.checkpoint.model, by, length) for by in arguments.passes]
+        # A process each, because all texts are read at the same time.
+        peers = [
+            Peer(_llama_cpp(study, arguments, length, stack), by) for by in arguments.passes if arguments.llama_cpp
+        ]
+        reference = _reference(arguments)
+        tallies = _tallies(reference, [*served, *peers], windows, arguments.prompt)
+    return {
+        "prompt": arguments.prompt,
+        "tokens": arguments.tokens,
+        "windows": len(windows),
+        "step": served[0].step,
+        "threads": torch.get_num_threads(),
+        "llama_cpp": peers[0].facts if peers else None,
+        "rows": [tally.row(name) for name, tally in tallies.items()],
+    }
+
+
+def _llama_cpp(study: Study, arguments: argparse.Namespace, length: int, stack: ExitStack) -> LlamaCpp:
+    file = file_for_llama_cpp(arguments.llama_cpp, arguments.model)
+    found = stack.enter_context(LlamaCpp(file, length, torch.get_num_threads(), arguments.llama_cpp_python))
+    found.require_vocabulary(int(study.checkpoint.model.config.vocab_size))
+    return found
+
+
+def _reference(arguments: argparse.Namespace) -> Reference:
+    """The checkpoint's values in fp32."""
+    checkpoint = load(arguments.model, dtype="float32", device=arguments.device)
+    if checkpoint.formats != "float32":
+        raise GriffinError(f"the reference must be in float32 throughout, but is {checkpoint.formats}")
+    return Reference(checkpoint.model)
+
+
+def _tallies(
+    reference: Reference, passes: Sequence[Pass], windows: Sequence[Sequence[int]], prompt: int
+) -> dict[str, Tally]:
+    """Let all read the windows, chunk by chunk, so that few logits are held at once."""
+    every: list[Pass] = [reference, *passes]
+    tallies = {each.name: Tally() for each in every}
+    with Progress(len(windows)) as progress:
+        for number, ids in enumerate(windows, start=1):
+            progress.begin(f"window {number} of {len(windows)}")
+            for each in every:
+                each.begin(ids[:prompt])
+                tallies[each.name].begin()
+            for first in range(prompt, len(ids) - 1, CHUNK):
+                read, targets = ids[first : min(first + CHUNK, len(ids) - 1)], ids[first + 1 : first + 1 + CHUNK]
+                expected_CV = _logprobs(reference.read(read))
+                tallies[reference.name].add(expected_CV, expected_CV, targets)
+                for each in passes:
+                    tallies[each.name].add(expected_CV, _logprobs(each.read(read)).to(expected_CV.device), targets)
+            progress.advance()
+    return tallies
+
+
+def _logprobs(logits_CV: Tensor) -> Tensor:
+    """In fp64: the sum over a vocabulary in fp32 would be as inexact as what is measured."""
+    return logits_CV.double().log_softmax(dim=1)
+
+
+def tables(found: Found) -> list[Table]:
+    reference, *others = found["rows"]
+    peers = [row for row in others if row["name"].startswith("llama.cpp")]
+    rows = [
+        (
+            row["name"],
+            f"{row['kl']:.2e}" if row is not reference else "-",
+            f"{row['kl_highest']:.1e}" if row is not reference else "-",
+            percent(row["same"], 2) if row is not reference else "-",
+            f"{row['perplexity']:.4f}",
+            _change(row, reference) if row is not reference else "-",
+            _change(row, peers[0]) if peers and row is not peers[0] else "-",
+        )
+        for row in found["rows"]
+    ]
+    heads = ("", "KL a token", "highest", "same token", "perplexity", "over fp32's", "over llama.cpp's")
+    both = f"Served: {found['dtype']}, {found['threads']} threads, {found['step']} step."
+    programs = [both, f"{described(found['llama_cpp'])}."] if found["llama_cpp"] else [both]
+    caption = (
+        f"{found['tokens']} tokens after each of {found['windows']} prompts of {found['prompt']} tokens of WikiText-2. "
+        "KL in nats, of the reference's distribution from each one's; same token: how often both find the same token "
+        "most probable; changes of perplexity ± one standard error over paired windows. " + " ".join(programs)
+    )
+    return [Table(heads, rows, caption)]
+
+
+def change(row: Found, other: Found) -> tuple[float, float]:
+    """The change of perplexity from another row's to this one's, and its standard error, as fractions."""
+    own_W, others_W = (torch.tensor(each["windows"]["loss"], dtype=torch.float64) for each in (row, other))
+    excess_W = own_W - others_W
+    error = float(excess_W.std()) / math.sqrt(len(excess_W)) if len(excess_W) > 1 else math.nan
+    return math.expm1(float(excess_W.mean())), error
+
+
+def _change(row: Found, other: Found) -> str:
+    value, error = change(row, other)
+    return f"{value * 100:+.3f} ± {error * 100:.3f} %"
+
+
+def draw(found: Found) -> "Figure | None":
+    return None
+
+
+def claims(found: Found) -> list[Claim]:
+    others = found["rows"][1:]
+    peer = next((row for row in others if row["name"].startswith("llama.cpp")), None)
+    judged = []
+    for row in (row for row in others if not row["name"].startswith("llama.cpp")):
+        judged.append(
+            Claim(
+                f"KL at most {MOST_KL:g} a token, and the same most probable token in {percent(LEAST_SAME, 1)}.",
+                row["kl"] <= MOST_KL and row["same"] >= LEAST_SAME,
+                f"{row['name']}: {row['kl']:.2e}, {percent(row['same'], 2)}.",
+            )
+        )
+        if peer:
+            judged.append(
+                Claim(
+                    f"The perplexity of the file is within {percent(MOST_CHANGE, 1)} of llama.cpp's.",
+                    abs(change(row, peer)[0]) <= MOST_CHANGE,
+                    f"{row['name']}: {_change(row, peer)}.",
+                )
+            )
+    return judged
