@@ -26,13 +26,6 @@ INLINE Codes KERNEL(load_codes)(const void *at, int64_t lanes)
     return codes;
 }
 
-INLINE Whole KERNEL(load_whole)(const int32_t *at)
-{
-    Whole whole;
-    memcpy(&whole, at, sizeof whole);
-    return whole;
-}
-
 INLINE Vector KERNEL(load_halves)(const char *at, int64_t lanes)
 {
 #if VECTOR_BYTES == 64
@@ -186,7 +179,7 @@ INLINE Vector KERNEL(close)(
     return result;
 }
 
-/* out_k = row k . x, of some rows at once; ahead: bytes from a row to what is fetched meanwhile. */
+/* out_k = row k . x, of some rows at once. rows: where they begin; later: what is fetched meanwhile; in bytes. */
 INLINE void KERNEL(dot_grouped_rows)(
     float *out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, int some,
     const Input *x, int bits)
@@ -262,27 +255,22 @@ INLINE void KERNEL(prepare_weights)(Weights *weights, const float *z, int64_t co
     weights->high_sum = (float)high_sum;
 }
 
+#if VECTOR_BYTES == 64
+#define UNPACK(which, a, b) (Codes) _mm512_unpack##which((__m512i)(a), (__m512i)(b))
+#elif VECTOR_BYTES == 32
+#define UNPACK(which, a, b) (Codes) _mm256_unpack##which((__m256i)(a), (__m256i)(b))
+#endif
+
 /* Of four rows' bytes, those in one place become neighbours: place 4 v + i of each 16 goes to lane i of vector v. */
 INLINE void KERNEL(interleave)(Codes *out, const Codes *rows)
 {
-#if VECTOR_BYTES == 64
-    __m512i a = _mm512_unpacklo_epi8((__m512i)rows[0], (__m512i)rows[1]);
-    __m512i b = _mm512_unpackhi_epi8((__m512i)rows[0], (__m512i)rows[1]);
-    __m512i c = _mm512_unpacklo_epi8((__m512i)rows[2], (__m512i)rows[3]);
-    __m512i d = _mm512_unpackhi_epi8((__m512i)rows[2], (__m512i)rows[3]);
-    out[0] = (Codes)_mm512_unpacklo_epi16(a, c);
-    out[1] = (Codes)_mm512_unpackhi_epi16(a, c);
-    out[2] = (Codes)_mm512_unpacklo_epi16(b, d);
-    out[3] = (Codes)_mm512_unpackhi_epi16(b, d);
-#elif VECTOR_BYTES == 32
-    __m256i a = _mm256_unpacklo_epi8((__m256i)rows[0], (__m256i)rows[1]);
-    __m256i b = _mm256_unpackhi_epi8((__m256i)rows[0], (__m256i)rows[1]);
-    __m256i c = _mm256_unpacklo_epi8((__m256i)rows[2], (__m256i)rows[3]);
-    __m256i d = _mm256_unpackhi_epi8((__m256i)rows[2], (__m256i)rows[3]);
-    out[0] = (Codes)_mm256_unpacklo_epi16(a, c);
-    out[1] = (Codes)_mm256_unpackhi_epi16(a, c);
-    out[2] = (Codes)_mm256_unpacklo_epi16(b, d);
-    out[3] = (Codes)_mm256_unpackhi_epi16(b, d);
+#ifdef UNPACK
+    Codes a = UNPACK(lo_epi8, rows[0], rows[1]), b = UNPACK(hi_epi8, rows[0], rows[1]);
+    Codes c = UNPACK(lo_epi8, rows[2], rows[3]), d = UNPACK(hi_epi8, rows[2], rows[3]);
+    out[0] = UNPACK(lo_epi16, a, c);
+    out[1] = UNPACK(hi_epi16, a, c);
+    out[2] = UNPACK(lo_epi16, b, d);
+    out[3] = UNPACK(hi_epi16, b, d);
 #else
     uint8_t from[4][VECTOR_BYTES], to[4][VECTOR_BYTES];
     memcpy(from, rows, sizeof from);
@@ -415,9 +403,8 @@ INLINE void KERNEL(add_tile)(
     Sums sums[8] = {{{0}, {0}}};
     for (int64_t quad = 0; quad < quads; quad++) {
         const char *places[4];
-        UNROLLED for (int k = 0; k < 4; k++) {
+        UNROLLED for (int k = 0; k < 4; k++)
             places[k] = rows[4 * quad + k] + at;
-        }
         /* Half as many lines for a tile half as wide: there are no more rows than RUN. */
         if (h == 0)
             KERNEL(fetch)(ahead, (int)(bits * wide / 16));
@@ -441,10 +428,10 @@ INLINE void KERNEL(add_group)(
     float *y, const Matrix *matrix, int64_t group, const char *const *rows, const char *const *later, int64_t count,
     const float *z, int bits)
 {
+    const Groups *groups = &matrix->groups;
+    Record record = KERNEL(record)(groups, group);
     Weights weights;
     KERNEL(prepare_weights)(&weights, z, count);
-    Record record = KERNEL(record)(&matrix->groups, group);
-    const Groups *groups = &matrix->groups;
     const char *records = groups->scales + (group + 1) * groups->stride;
     Ahead ahead = {later, 0, matrix->columns * bits / 8, records, records + groups->stride};
     int64_t quads = (count + 3) / 4;
@@ -472,7 +459,7 @@ INLINE void KERNEL(locate)(
     const char **at, const Matrix *matrix, const int32_t *rows, int64_t first, int64_t i, int64_t run, int64_t count)
 {
     for (int64_t k = 0; k < RUN; k++) {
-        int64_t number = i + k < i + run ? i + k : run ? i + run - 1 : count - 1;
+        int64_t number = k < run ? i + k : run ? i + run - 1 : count - 1;
         at[k] = matrix->codes + (rows ? rows[number] : first + number) * matrix->stride;
     }
 }
@@ -493,7 +480,7 @@ INLINE void KERNEL(add_grouped)(
     }
 }
 
-/* Whole numbers for one block of 32 activations; block: of ``at`` its tile. */
+/* Whole numbers for one block of 32 activations. tile: the number of its tile's first block; block: within that. */
 INLINE void KERNEL(make_block_whole)(Input *input, int64_t tile, int64_t block)
 {
     const float *x = input->values + 32 * (tile + block);

@@ -12,6 +12,7 @@
 #include <immintrin.h>
 #endif
 
+#include "../../model/matrix/c/halves.h"
 #include "../../model/matrix/c/instructions.h"
 #include "model.h"
 #include "team.h"
@@ -73,8 +74,8 @@ typedef struct {
     /* y += sum over i of z_i row first + i */
     void (*add)(float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z);
     /*
-     * The same of some rows by their numbers: PAIR at most, and meanwhile as many later ones are fetched. Of grouped
-     * formats any number of rows; their groups rise, and ``later`` is not used.
+     * The same of some rows by their numbers; meanwhile as many later ones are fetched. Grouped formats want numbers that
+     * rise, and fetch by themselves.
      */
     void (*dot_some)(
         float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int64_t some, const Input *x);
@@ -94,19 +95,6 @@ typedef struct {
     /* c tanh(x / c) */
     void (*cap)(float *values, int64_t count, float cap);
 } Kernels;
-
-static inline float from_float16(uint16_t half)
-{
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, bits = (uint32_t)(half & 0x7fff) << 13;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    /* By a power of two all exponents are right, those of subnormal numbers too; infinity stays to be mended. */
-    value *= 0x1p112f;
-    memcpy(&bits, &value, sizeof bits);
-    bits |= sign | (half >= 0x7c00 && (half & 0x7fff) >= 0x7c00 ? 0x7f800000u : 0);
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 static inline float from_half(uint16_t half, int64_t format)
 {

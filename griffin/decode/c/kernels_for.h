@@ -236,18 +236,20 @@ INLINE void KERNEL(add_some)(
     static void KERNEL(dot_some_##NAME)(                                                                              \
         float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int64_t some, const Input *x)    \
     {                                                                                                                 \
-        if (some == PAIR)                                                                                             \
-            KERNEL(dot_some)(out, matrix, rows, later, PAIR, x->values, FORMAT);                                      \
-        else                                                                                                          \
-            KERNEL(dot_some)(out, matrix, rows, later, 1, x->values, FORMAT);                                         \
+        int64_t i = 0;                                                                                                \
+        for (; i + PAIR <= some; i += PAIR)                                                                           \
+            KERNEL(dot_some)(out + i, matrix, rows + i, later + i, PAIR, x->values, FORMAT);                          \
+        for (; i < some; i++)                                                                                         \
+            KERNEL(dot_some)(out + i, matrix, rows + i, later + i, 1, x->values, FORMAT);                             \
     }                                                                                                                 \
     static void KERNEL(add_some_##NAME)(                                                                              \
         float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int64_t some, const float *z)      \
     {                                                                                                                 \
-        if (some == PAIR)                                                                                             \
-            KERNEL(add_some)(y, matrix, rows, later, PAIR, z, FORMAT);                                                \
-        else                                                                                                          \
-            KERNEL(add_some)(y, matrix, rows, later, 1, z, FORMAT);                                                   \
+        int64_t i = 0;                                                                                                \
+        for (; i + PAIR <= some; i += PAIR)                                                                           \
+            KERNEL(add_some)(y, matrix, rows + i, later + i, PAIR, z + i, FORMAT);                                    \
+        for (; i < some; i++)                                                                                         \
+            KERNEL(add_some)(y, matrix, rows + i, later + i, 1, z + i, FORMAT);                                       \
     }
 
 FORMAT_PRODUCTS(float32, FLOAT32)
@@ -388,5 +390,6 @@ static const Kernels KERNEL(kernels) = {
 #undef Sums
 #undef HALF_CENTRED
 #undef GROUPED_PRODUCTS
+#undef UNPACK
 #undef INLINE
 #undef UNROLLED

@@ -95,24 +95,6 @@ static uint16_t to_bfloat16(float value)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-/* The nearest, and of two equally near the even one; too large ones become infinite. */
-static uint16_t to_float16(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
-    float size = fabsf(value);
-    if (value != value)
-        return 0x7e00;
-    if (size >= 65520)
-        return sign | 0x7c00;
-    if (size < 0x1p-14f)
-        /* In steps of the smallest number, which adding half of 2^24 of them rounds to. */
-        return sign | (uint16_t)(size * 0x1p24f + 0x1.8p23f - 0x1.8p23f);
-    memcpy(&bits, &size, sizeof bits);
-    return sign | (uint16_t)((bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13);
-}
-
 static uint16_t to_half(float value, int64_t format)
 {
     return format == FLOAT16 ? to_float16(value) : to_bfloat16(value);
@@ -405,42 +387,22 @@ static void add_acting(
         add_neurons(step, y, feed_forward, which + last, which + last, 1, given + last, x);
 }
 
-/* A product with some rows by number, PAIR at a time if the format takes no more. */
-static void dot_list(
-    const Step *step, float *out, const Matrix *matrix, const int32_t *rows, int64_t count, const Input *x)
-{
-    int64_t most = is_grouped(matrix) ? count : PAIR;
-    for (int64_t i = 0; i < count; i += most) {
-        int64_t some = count - i < most ? count - i : most;
-        format_of(step, matrix)->dot_some(out + i, matrix, rows + i, rows + i, some, x);
-    }
-}
-
-/* y += sum of z_i row rows_i */
-static void add_list(
-    const Step *step, float *y, const Matrix *matrix, const int32_t *rows, int64_t count, const float *z)
-{
-    int64_t most = is_grouped(matrix) ? count : PAIR;
-    for (int64_t i = 0; i < count; i += most) {
-        int64_t some = count - i < most ? count - i : most;
-        format_of(step, matrix)->add_some(y, matrix, rows + i, rows + i, some, z + i);
-    }
-}
-
 /* What the acting neurons of a chunk give, where scales are shared by neighbours: one matrix after the other. */
 static void add_acting_grouped(
     const Step *step, float *y, const FeedForward *feed_forward, int64_t count, const Scratch *scratch, const Input *x)
 {
     const Projection *up = &feed_forward->up;
+    const Matrix *contract = &feed_forward->contract.matrix;
+    const int32_t *which = scratch->acting;
     float *z = scratch->up;
     if (up->matrix.codes)
-        dot_list(step, z, &up->matrix, scratch->acting, count, x);
+        format_of(step, &up->matrix)->dot_some(z, &up->matrix, which, which, count, x);
     for (int64_t i = 0; i < count; i++) {
-        int32_t neuron = scratch->acting[i];
+        int32_t neuron = which[i];
         float factor = up->matrix.codes ? z[i] + (up->bias ? up->bias[neuron] : 0) : 1;
         z[i] = scratch->gate[i] * factor - feed_forward->resting[neuron];
     }
-    add_list(step, y, &feed_forward->contract.matrix, scratch->acting, count, z);
+    format_of(step, contract)->add_some(y, contract, which, which, count, z);
 }
 
 static bool has_groups(const FeedForward *feed_forward)

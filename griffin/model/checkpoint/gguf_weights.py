@@ -1,6 +1,6 @@
 """A GGUF file's tensors become a model's parameters, dequantised one by one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import gguf
 import numpy as np
@@ -17,8 +17,6 @@ from griffin.model.checkpoint.gguf_rope import ROPE_TENSORS
 from griffin.model.checkpoint.quiet import quiet
 from griffin.model.checkpoint.refusals import listed
 from griffin.model.checkpoint.whole import require_whole
-
-Undo = Callable[[Tensor, PreTrainedConfig], Tensor]
 
 # Tensors that are not needed: the configuration says the same, or every reader computes it.
 USELESS = (*ROPE_TENSORS, "rope.freqs")

@@ -11,7 +11,8 @@ Shapes: R rows, C columns, G groups of rows.
 
 import ctypes
 import threading
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,29 +28,21 @@ NUMBERS_AT_ONCE = 2**23
 _scratch = threading.local()
 
 
-class GroupedRows(Matrix):
-    """One plane, records uint8 ``(R, bytes)``: a row's codes, then its scales, minimums and second level."""
+class _Grouped(Matrix):
+    """What both have in common.
+
+    dtype: of activations and products.
+    """
 
     merges = False
+    layout: Layout
 
-    def __init__(self, records: Tensor, grouping: Grouping, columns: int, dtype: torch.dtype) -> None:
-        """
-        Args:
-            dtype: of activations and products.
-        """
-        self.records, self.grouping, self._columns, self._dtype = records, grouping, columns, dtype
-        self.layout = Layout.of_rows(grouping, columns)
+    def __init__(self, grouping: Grouping, columns: int, dtype: torch.dtype) -> None:
+        self.grouping, self._columns, self._dtype = grouping, columns, dtype
 
     @property
     def format(self) -> str:  # type: ignore[override]
         return self.grouping.name
-
-    @property
-    def planes(self) -> Sequence[Tensor]:
-        return (self.records,)
-
-    def of(self, planes: Sequence[Tensor], shared: Sequence[Tensor] | None = None) -> "GroupedRows":
-        return GroupedRows(planes[0], self.grouping, self._columns, self._dtype)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,47 +52,73 @@ class GroupedRows(Matrix):
     def columns(self) -> int:
         return self._columns
 
-    @property
-    def is_finite(self) -> bool:
-        start = self.layout.supers if self.grouping.two_levels else self.layout.scales
-        return _finite_halves(self.records[:, start : start + self.grouping.half_bytes(self.columns)])
-
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         wanted = dtype or self._dtype
         out = torch.empty(self.row_count, self.columns, dtype=_computed(wanted))
         self._widen(out, 0)
         return out.to(wanted)
 
+    @abstractmethod
+    def _write(self, at: int, halves: bool, stride: int, first: int, end: int) -> None:
+        """Write the numbers of some rows to an address, bfloat16 if ``halves`` and else fp32.
+
+        Raises:
+            MemoryError
+        """
+
+    def _widen(self, out: Tensor, first: int) -> None:
+        """Write the numbers from row ``first`` on, as many rows as ``out`` has."""
+        stride, halves = out.stride(0), out.dtype == torch.bfloat16
+        row_bytes = stride * out.element_size()
+
+        def write(start: int, end: int) -> None:
+            self._write(out.data_ptr() + start * row_bytes, halves, stride, first + start, first + end)
+
+        spread(len(out), 1, write)
+
+    def _plain(self, first: int, end: int, dtype: torch.dtype) -> Tensor:
+        """Some rows ``(end - first, C)``, good until the next product."""
+        room = _room(end - first, self.columns, _computed(dtype))
+        self._widen(room, first)
+        return room.to(dtype)
+
+
+class GroupedRows(_Grouped):
+    """One plane, records uint8 ``(R, bytes)``: a row's codes, then its scales, minimums and second level."""
+
+    def __init__(self, records: Tensor, grouping: Grouping, columns: int, dtype: torch.dtype) -> None:
+        super().__init__(grouping, columns, dtype)
+        self.records, self.layout = records, Layout.of_rows(grouping, columns)
+
+    @property
+    def planes(self) -> Sequence[Tensor]:
+        return (self.records,)
+
+    def of(self, planes: Sequence[Tensor], shared: Sequence[Tensor] | None = None) -> "GroupedRows":
+        return GroupedRows(planes[0], self.grouping, self._columns, self._dtype)
+
+    @property
+    def is_finite(self) -> bool:
+        start = self.layout.supers if self.grouping.two_levels else self.layout.scales
+        return _finite_halves(self.records[:, start : start + self.grouping.half_bytes(self.columns)])
+
     def product(self, x: Tensor, bias_R: Tensor | None = None) -> Tensor:
-        parts = [functional.linear(x, part) for part in self._parts(x.dtype)]
+        at_once, rows = max(1, NUMBERS_AT_ONCE // self.columns), self.row_count
+        parts = [
+            functional.linear(x, self._plain(first, min(rows, first + at_once), x.dtype))
+            for first in range(0, rows, at_once)
+        ]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return y if bias_R is None else y + bias_R
 
     def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
         return functional.linear(z, self.dense(z.dtype).t(), bias_C)
 
-    def _parts(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """Some rows at a time, ``(rows, C)``; each good until the next one."""
-        at_once = max(1, NUMBERS_AT_ONCE // self.columns)
-        for first in range(0, self.row_count, at_once):
-            part = _room(min(at_once, self.row_count - first), self.columns, _computed(dtype))
-            self._widen(part, first)
-            yield part.to(dtype)
-
-    def _widen(self, out: Tensor, first: int) -> None:
-        native, halves = _native(), out.dtype == torch.bfloat16
-        row, stride = out.stride(0) * out.element_size(), out.stride(0)
-
-        def widen(start: int, end: int) -> None:
-            native.griffin_widen_rows(
-                out.data_ptr() + start * row, halves, stride, self.records.data_ptr(), self.layout, self.columns,
-                first + start, first + end,
-            )  # fmt: skip
-
-        spread(len(out), 1, widen)
+    def _write(self, at: int, halves: bool, stride: int, first: int, end: int) -> None:
+        _native().griffin_widen_rows(at, halves, stride, self.records.data_ptr(), self.layout, self.columns, first, end)
 
 
-class GroupedColumns(Matrix):
+class GroupedColumns(_Grouped):
     """Rows that share their scales with neighbours.
 
     codes: plane uint8 ``(R, bytes)``.
@@ -107,8 +126,6 @@ class GroupedColumns(Matrix):
     records: shared, uint8 ``(G, bytes)``: scales and minimums of each group of rows.
     supers: shared, uint8 ``(ceil(R / 256), bytes)``: their second level; None where there is none.
     """
-
-    merges = False
 
     def __init__(
         self,
@@ -120,13 +137,9 @@ class GroupedColumns(Matrix):
         columns: int,
         dtype: torch.dtype,
     ) -> None:
+        super().__init__(grouping, columns, dtype)
         self.codes, self.neurons, self.records, self.supers = codes, neurons, records, supers
-        self.grouping, self._columns, self._dtype = grouping, columns, dtype
         self.layout = Layout.of_columns(grouping, columns)
-
-    @property
-    def format(self) -> str:  # type: ignore[override]
-        return self.grouping.name
 
     @property
     def planes(self) -> Sequence[Tensor]:
@@ -144,70 +157,28 @@ class GroupedColumns(Matrix):
             self._columns, self._dtype,
         )  # fmt: skip
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
-    @property
-    def columns(self) -> int:
-        return self._columns
-
     def numbered(self) -> "GroupedColumns":
-        """The same with a plane of row numbers, so that rows can be gathered."""
         if self.neurons is not None:
             return self
         neurons = torch.arange(self.row_count, dtype=torch.int32)
         return self.of((self.codes, neurons))
 
-    def rows(self, index_k: Tensor) -> "GroupedColumns":
-        numbered = self.numbered()
-        return self.of([plane.index_select(0, index_k.to(plane.device)) for plane in numbered.planes])
-
-    def room(self, count: int, device: torch.device | None = None) -> "GroupedColumns":
-        return super(GroupedColumns, self.numbered()).room(count, device)
-
-    def fill_(self, source: "GroupedColumns", index_k: Tensor) -> None:
-        super().fill_(source.numbered(), index_k)
-
-    def part(self, first: int, end: int) -> "GroupedColumns":
-        return self.of([plane[first:end] for plane in self.numbered().planes])
-
-    def split(self, sizes: Sequence[int]) -> "list[GroupedColumns]":
-        return super(GroupedColumns, self.numbered()).split(sizes)
-
     @property
     def is_finite(self) -> bool:
         return _finite_halves(self.records if self.supers is None else self.supers)
 
-    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        wanted = dtype or self._dtype
-        out = torch.empty(self.row_count, self.columns, dtype=_computed(wanted))
-        self._widen(out)
-        return out.to(wanted)
-
     def product(self, x: Tensor, bias_R: Tensor | None = None) -> Tensor:
-        return functional.linear(x, self._plain(x.dtype), bias_R)
+        return functional.linear(x, self._plain(0, self.row_count, x.dtype), bias_R)
 
     def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
-        return functional.linear(z, self._plain(z.dtype).t(), bias_C)
+        return functional.linear(z, self._plain(0, self.row_count, z.dtype).t(), bias_C)
 
-    def _plain(self, dtype: torch.dtype) -> Tensor:
-        """All numbers ``(R, C)``, good until the next product."""
-        room = _room(self.row_count, self.columns, _computed(dtype))
-        self._widen(room)
-        return room.to(dtype)
-
-    def _widen(self, out: Tensor) -> None:
-        native, halves = _native(), out.dtype == torch.bfloat16
-        row, stride = out.stride(0) * out.element_size(), out.stride(0)
-
-        def widen(first: int, end: int) -> None:
-            native.griffin_widen_columns(
-                out.data_ptr() + first * row, halves, stride, self.codes.data_ptr(), self.records.data_ptr(),
-                address(self.supers), self.layout, address(self.neurons), self.columns, first, end,
-            )  # fmt: skip
-
-        spread(len(out), 1, widen)
+    def _write(self, at: int, halves: bool, stride: int, first: int, end: int) -> None:
+        if _native().griffin_widen_columns(
+            at, halves, stride, self.codes.data_ptr(), self.records.data_ptr(), address(self.supers), self.layout,
+            address(self.neurons), self.columns, first, end,
+        ):  # fmt: skip
+            raise MemoryError("no memory to make weights plain")
 
 
 def _finite_halves(halves: Tensor) -> bool:

@@ -3,8 +3,6 @@
 import ctypes
 from dataclasses import dataclass
 
-# Codes of a row lie in tiles of so many outputs, or of half as many at its end.
-TILE = 128
 # A superblock: so many numbers share the second level of scales.
 SUPER = 256
 # Bytes that a processor reads at once.

@@ -79,30 +79,31 @@ class Matrix(ABC):
         """Of all planes, and not of what rows share. Every row takes as many."""
         return sum(plane.nbytes for plane in self.planes) // max(1, self.row_count)
 
+    def numbered(self) -> Self:
+        """The same, with a plane that says which row each is where rows share tensors: rows may then be moved."""
+        return self
+
     def rows(self, index_k: Tensor) -> Self:
         """A copy of the rows of these numbers, int64 ``(k,)``."""
-        return self.of([plane.index_select(0, index_k.to(plane.device)) for plane in self.planes])
+        return self.of([plane.index_select(0, index_k.to(plane.device)) for plane in self.numbered().planes])
 
     def part(self, first: int, end: int) -> Self:
         """A view of the rows from ``first`` up to ``end``."""
-        return self.of([plane[first:end] for plane in self.planes])
+        return self.of([plane[first:end] for plane in self.numbered().planes])
 
     def split(self, sizes: Sequence[int]) -> list[Self]:
         """Views of rows, so many at a time."""
-        return [
-            self.of(planes) for planes in zip(*(torch.split(plane, list(sizes)) for plane in self.planes), strict=True)
-        ]
+        cut = (torch.split(plane, list(sizes)) for plane in self.numbered().planes)
+        return [self.of(planes) for planes in zip(*cut, strict=True)]
 
     def room(self, count: int, device: torch.device | None = None) -> Self:
         """An empty matrix of as many rows."""
-        shapes = [(count, *plane.shape[1:]) for plane in self.planes]
-        place = device or self.device
-        empty = [torch.empty(shape, dtype=p.dtype, device=place) for shape, p in zip(shapes, self.planes, strict=True)]
-        return self.of(empty)
+        planes, place = self.numbered().planes, device or self.device
+        return self.of([torch.empty((count, *p.shape[1:]), dtype=p.dtype, device=place) for p in planes])
 
     def fill_(self, source: Self, index_k: Tensor) -> None:
         """Have these rows, k of them, be the source's rows of these numbers."""
-        for own, theirs in zip(self.planes, source.planes, strict=True):
+        for own, theirs in zip(self.planes, source.numbered().planes, strict=True):
             torch.index_select(theirs, 0, index_k, out=own)
 
     def contiguous(self) -> Self:

@@ -13,6 +13,7 @@
 #endif
 
 #include "blocks.h"
+#include "halves.h"
 #include "instructions.h"
 
 #define API __attribute__((visibility("default")))
@@ -197,26 +198,12 @@ API int griffin_lay_columns(
 #define CUTS 6
 #define ROUNDS 3
 
-/* The nearest float16; of two equally near the even one. */
-static uint16_t half_of(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
-    bits &= 0x7fffffff;
-    if (bits >= 0x477ff000)
-        return sign | 0x7c00;
-    if (bits >= 0x38800000)
-        return (uint16_t)(sign | ((bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13));
-    /* A subnormal number counts steps of 2 to the -24: the last bits of a float just above 0.5. */
-    float magnitude;
-    memcpy(&magnitude, &bits, sizeof magnitude);
-    magnitude += 0.5f;
-    memcpy(&bits, &magnitude, sizeof bits);
-    return (uint16_t)(sign | (bits - 0x3f000000));
-}
-
 /* ---- For each instruction set: to plain numbers, and the search for the best codes. ---- */
+
+static inline float half_at(const uint8_t *at)
+{
+    return from_float16(two_bytes(at));
+}
 
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
@@ -271,18 +258,18 @@ static uint16_t half_of(float value)
 #define BEST(name) name##_baseline
 #endif
 
-/*
- * Rows from first up to end, as float32, or as bfloat16 where ``halves``; ``apart``: numbers from one row to the next.
- * -1 if there is no memory.
- */
-API int griffin_widen_rows(
+/* Rows from first up to end, as float32, or as bfloat16 where ``halves``; ``apart``: numbers from one row to the next. */
+API void griffin_widen_rows(
     void *out, int halves, int64_t apart, const uint8_t *rows, const Layout *layout, int64_t columns, int64_t first,
     int64_t end)
 {
-    return BEST(widen_rows)(out, halves, apart, rows, layout, columns, first, end);
+    BEST(widen_rows)(out, halves, apart, rows, layout, columns, first, end);
 }
 
-/* The same of rows whose groups lie across them. neurons: of which row of the records each is, or NULL. */
+/*
+ * The same of rows whose groups lie across them. neurons: of which row of the records each is, or NULL.
+ * -1 if there is no memory.
+ */
 API int griffin_widen_columns(
     void *out, int halves, int64_t apart, const uint8_t *codes, const uint8_t *records, const uint8_t *supers,
     const Layout *layout, const int32_t *neurons, int64_t columns, int64_t first, int64_t end)

@@ -94,9 +94,9 @@ static void WIDEN(search)(Floats *best_scale, Floats *best_minimum, const float 
 /* A block of 32 numbers as Q4_1: a scale, a minimum, and the codes that are nearest once both are float16. */
 static void WIDEN(put_q4_1)(uint8_t *at, const float *numbers, float scale, float minimum)
 {
-    uint16_t halves[2] = {half_of(scale), half_of(minimum)};
+    uint16_t halves[2] = {to_float16(scale), to_float16(minimum)};
     memcpy(at, halves, 4);
-    float step = WIDEN(half)(at), start = WIDEN(half)(at + 2), inverse = step > 0 ? 1 / step : 0;
+    float step = half_at(at), start = half_at(at + 2), inverse = step > 0 ? 1 / step : 0;
     uint8_t codes[32];
     for (int i = 0; i < 32; i++) {
         float steps = (numbers[i] - start) * inverse + 0.5f;

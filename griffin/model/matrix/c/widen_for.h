@@ -68,20 +68,6 @@ INLINE void WIDEN(put)(void *out, int halves, int64_t at, Floats values)
 
 /* ---- Scales. ---- */
 
-INLINE float WIDEN(half)(const uint8_t *at)
-{
-    uint16_t half = two_bytes(at);
-    uint32_t sign = (uint32_t)(half & 0x8000) << 16, bits = (uint32_t)(half & 0x7fff) << 13;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    /* By a power of two all exponents are right, those of subnormal numbers too; infinity stays to be mended. */
-    value *= 0x1p112f;
-    memcpy(&bits, &value, sizeof bits);
-    bits |= sign | ((half & 0x7fff) >= 0x7c00 ? 0x7f800000u : 0);
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 /* Some scales, or minimums, that follow each other; super number i >> shift is of scale i. With a shift, 16 at most. */
 INLINE void WIDEN(load_scales)(
     float *out, const uint8_t *scales, const uint8_t *supers, int64_t count, int two_levels, int shift)
@@ -109,11 +95,33 @@ INLINE void WIDEN(load_scales)(
 #endif
     if (!two_levels)
         for (int64_t i = 0; i < count; i++)
-            out[i] = WIDEN(half)(scales + 2 * i);
+            out[i] = half_at(scales + 2 * i);
     else
         for (int64_t i = 0; i < count; i++)
-            out[i] = (float)(int8_t)scales[i] * WIDEN(half)(supers + 2 * (i >> shift));
+            out[i] = (float)(int8_t)scales[i] * half_at(supers + 2 * (i >> shift));
 }
+
+/* Both that a record has from ``place`` on, with their supers from ``super`` on. */
+INLINE void WIDEN(load_record)(
+    float *scales, float *minimums, const uint8_t *record, const uint8_t *supers, const Layout *layout, int64_t place,
+    int64_t super, int64_t count, int shift)
+{
+    int two_levels = (int)layout->two_levels;
+    WIDEN(load_scales)
+    (scales, record + layout->scales + place, supers + layout->supers + super, count, two_levels, shift);
+    if (layout->has_minimums)
+        WIDEN(load_scales)
+        (minimums, record + layout->minimums + place, supers + layout->super_minimums + super, count, two_levels, shift);
+}
+
+/* Call with the width of codes, which is then known where it is inlined. */
+#define BY_BITS(CALL)                                                                                                 \
+    if (layout->bits == 4)                                                                                            \
+        CALL(4);                                                                                                      \
+    else if (layout->bits == 6)                                                                                       \
+        CALL(6);                                                                                                      \
+    else                                                                                                              \
+        CALL(8)
 
 /* ---- Rows whose groups lie along them. ---- */
 
@@ -194,8 +202,7 @@ INLINE void WIDEN(order_blocks)(uint8_t *out, const uint8_t *codes, int64_t bloc
 }
 
 INLINE void WIDEN(row)(
-    void *out, int halves, int64_t start, const uint8_t *row, const Layout *layout, int64_t columns, int bits,
-    int two_levels)
+    void *out, int halves, int64_t start, const uint8_t *row, const Layout *layout, int64_t columns, int bits)
 {
     int64_t blocks = columns / 32, groups = 32 / layout->size, zero = layout->zero;
     uint8_t codes[512];
@@ -205,12 +212,8 @@ INLINE void WIDEN(row)(
         WIDEN(order_blocks)(codes, row + tile * 4 * bits, count, bits);
         for (int64_t group = 0; group < groups; group++) {
             int64_t place = (tile * groups + group * count) * layout->bytes;
-            WIDEN(load_scales)
-            (scales + 16 * group, row + layout->scales + place, row + layout->supers + super, count, two_levels, 3);
-            if (layout->has_minimums)
-                WIDEN(load_scales)
-                (minimums + 16 * group, row + layout->minimums + place, row + layout->super_minimums + super, count,
-                 two_levels, 3);
+            WIDEN(load_record)
+            (scales + 16 * group, minimums + 16 * group, row, row, layout, place, super, count, 3);
         }
         for (int64_t block = 0; block < count; block++)
             for (int64_t half = 0; half < 2; half++) {
@@ -222,36 +225,17 @@ INLINE void WIDEN(row)(
     }
 }
 
-#define EACH(CALL)                                                                                                    \
-    switch (layout->bits * 2 + layout->two_levels) {                                                                  \
-    case 8:                                                                                                           \
-        CALL(4, 0);                                                                                                   \
-        break;                                                                                                        \
-    case 9:                                                                                                           \
-        CALL(4, 1);                                                                                                   \
-        break;                                                                                                        \
-    case 12:                                                                                                          \
-        CALL(6, 0);                                                                                                   \
-        break;                                                                                                        \
-    case 13:                                                                                                          \
-        CALL(6, 1);                                                                                                   \
-        break;                                                                                                        \
-    default:                                                                                                          \
-        CALL(8, 0);                                                                                                   \
-    }
-
-static int WIDEN(widen_rows)(
+static void WIDEN(widen_rows)(
     void *out, int halves, int64_t apart, const uint8_t *rows, const Layout *layout, int64_t columns, int64_t first,
     int64_t end)
 {
     for (int64_t row = first; row < end; row++) {
         const uint8_t *at = rows + row * layout->row_stride;
         int64_t start = (row - first) * apart;
-#define CALL(BITS, LEVELS) WIDEN(row)(out, halves, start, at, layout, columns, BITS, LEVELS)
-        EACH(CALL)
+#define CALL(BITS) WIDEN(row)(out, halves, start, at, layout, columns, BITS)
+        BY_BITS(CALL);
 #undef CALL
     }
-    return 0;
 }
 
 /* ---- Rows whose groups lie across them. ---- */
@@ -342,32 +326,21 @@ static int WIDEN(widen_columns)(
     for (int64_t row = first; scales && row < end; row++) {
         int64_t neuron = neurons ? neurons[row] : row, start = (row - first) * apart, group = neuron / layout->size;
         const uint8_t *at = codes + row * layout->row_stride, *record = records + group * layout->record_stride;
-        const uint8_t *super = supers ? supers + neuron / 256 * layout->super_stride : NULL;
+        const uint8_t *super = supers ? supers + neuron / 256 * layout->super_stride : record;
         if (group != held) {
             held = group;
-            WIDEN(load_scales)
-            (scales, record + layout->scales, super + layout->supers, columns, (int)layout->two_levels, 0);
-            if (layout->has_minimums)
-                WIDEN(load_scales)
-                (minimums, record + layout->minimums, super + layout->super_minimums, columns, (int)layout->two_levels, 0);
+            WIDEN(load_record)(scales, minimums, record, super, layout, 0, 0, columns, 0);
         }
-        switch (layout->bits) {
-        case 4:
-            WIDEN(outputs)(out, halves, start, at, scales, minimums, columns, layout->zero, 4);
-            break;
-        case 6:
-            WIDEN(outputs)(out, halves, start, at, scales, minimums, columns, layout->zero, 6);
-            break;
-        default:
-            WIDEN(outputs)(out, halves, start, at, scales, minimums, columns, layout->zero, 8);
-        }
+#define CALL(BITS) WIDEN(outputs)(out, halves, start, at, scales, minimums, columns, layout->zero, BITS)
+        BY_BITS(CALL);
+#undef CALL
     }
+    int outcome = scales ? 0 : -1;
     free(scales);
-    return scales ? 0 : -1;
+    return outcome;
 }
 
-#undef EACH
-
+#undef BY_BITS
 #undef Floats
 #undef Words
 #undef Bytes

@@ -20,7 +20,7 @@ void griffin_lay_rows(
 int griffin_lay_columns(
     uint8_t *codes, uint8_t *records, uint8_t *supers, const uint8_t *source, const Layout *layout, int64_t type,
     int64_t block_bytes, int64_t rows, int64_t columns, int64_t first, int64_t end);
-int griffin_widen_rows(
+void griffin_widen_rows(
     void *out, int halves, int64_t apart, const uint8_t *rows, const Layout *layout, int64_t columns, int64_t first,
     int64_t end);
 int griffin_widen_columns(
