@@ -7,6 +7,7 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
+from griffin.model.checkpoint.whole import weight_files
 from griffin.model.guard import state
 
 # Files up to this size are told apart by their content, larger ones by place and times.
@@ -15,7 +16,7 @@ HASHED_UP_TO_BYTES = 2**29
 
 def folder_identity(folder: Path) -> str:
     """A name for a checkpoint's folder by place and times: hashing all weights would take as long as reading them."""
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    files = sorted([*weight_files(folder), folder / "config.json"])
     states = [(file.name, state(file.stat())) for file in files]
     return blake2b(f"{folder.resolve()} {states}".encode(), digest_size=6).hexdigest()
 

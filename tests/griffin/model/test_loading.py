@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -265,6 +266,20 @@ def test_quantised_once(
     assert all(map(torch.equal, codes(first), codes(second)))
     assert caplog.text.count("making it again") == (damage is not None)
     assert file.is_file()
+
+
+def test_pickled_weights_that_are_replaced_are_rounded_again(directory: Path) -> None:
+    """The cache goes by the files that the weights are read from, whatever their format."""
+    file, options = directory / "model.safetensors", {"device": "cpu", "quantize": "int4"}
+    weights = load_file(file)
+    file.unlink()
+    for cache in ("one", "two"):
+        torch.save(weights, directory / "pytorch_model.bin")
+        found = load(str(directory), cache_dir=directory.parent / cache, **options)  # type: ignore[arg-type]
+        weights["model.layers.0.mlp.up_proj.weight"] *= 2
+    again = load(str(directory), cache_dir=directory.parent / "one", **options)  # type: ignore[arg-type]
+
+    assert all(map(torch.equal, codes(again), codes(found)))
 
 
 @pytest.mark.parametrize("free", [0, None])
