@@ -6,7 +6,7 @@ a file that is cut short while it is read ends the process with a bus error.
 
 import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -41,18 +41,39 @@ def lost_pages() -> int:
 
 
 @contextmanager
-def whole_while_read(source: str, files: Sequence[Path] = ()) -> Iterator[None]:
-    """
+def whole_while_read(source: str, files: Sequence[Path] = ()) -> Iterator[Callable[[], None]]:
+    """A block that reads files. If they change meanwhile, that is its error, whatever else it raises.
+
     Args:
         files: what the block reads.
 
+    Yields:
+        A check that the block may call before it keeps what it made. It raises the same error.
+
     Raises:
-        LoadError: one of them, or any that is mapped, was changed or cut short while the block ran.
+        LoadError: one of them, or any that is mapped, was changed, removed or cut short while the block ran.
     """
     before, lost = [state(file.stat()) for file in files], lost_pages()
-    yield
-    if lost_pages() != lost or [state(file.stat()) for file in files] != before:
-        raise LoadError(f"'{source}' was changed while it was read; start again once it is written")
+
+    def require_unchanged() -> None:
+        if lost_pages() != lost or _states(files) != before:
+            raise LoadError(f"'{source}' was changed while it was read; start again once it is written")
+
+    try:
+        yield require_unchanged
+    except Exception:
+        # A reader of half of another file fails in any way.
+        require_unchanged()
+        raise
+    require_unchanged()
+
+
+def _states(files: Sequence[Path]) -> list[tuple[int, int, int]] | None:
+    """Of all files; None if one of them is gone."""
+    try:
+        return [state(file.stat()) for file in files]
+    except FileNotFoundError:
+        return None
 
 
 def state(found: os.stat_result) -> tuple[int, int, int]:

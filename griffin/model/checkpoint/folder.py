@@ -8,7 +8,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from griffin.model.checkpoint.mapped import mapped_model
 from griffin.model.checkpoint.pretrained import from_pretrained
 from griffin.model.checkpoint.refusals import require_readable
-from griffin.model.checkpoint.whole import require_plain_numbers, require_rows
+from griffin.model.checkpoint.whole import require_plain_numbers, require_rows, weight_files
+from griffin.model.guard import whole_while_read
 
 
 def read(
@@ -19,10 +20,14 @@ def read(
     Args:
         source: as the user named it.
         map_from: a directory to map FF weights from; None has them in memory.
+
+    Raises:
+        LoadError: it is no whole model, or changes while it is read.
     """
     require_readable(folder, source)
-    require_plain_numbers(folder, source)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    model = mapped_model(folder, dtype, map_from, source) if map_from else from_pretrained(folder, source, dtype)
-    require_rows(model, tokenizer, source)
+    with whole_while_read(source, weight_files(folder)):
+        require_plain_numbers(folder, source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        model = mapped_model(folder, dtype, map_from, source) if map_from else from_pretrained(folder, source, dtype)
+        require_rows(model, tokenizer, source)
     return model, tokenizer

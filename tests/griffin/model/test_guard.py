@@ -118,6 +118,27 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
         pass
 
 
+def read_and_fail(file: Path, change: Callable[[Path], object]) -> None:
+    with guard.whole_while_read("model", [file]):
+        change(file)
+        raise ValueError("damaged")
+
+
+@pytest.mark.parametrize("change", [lambda file: file.write_bytes(b"other"), Path.unlink])
+def test_a_file_that_changes_while_its_reader_fails(change: Callable[[Path], object], tmp_path: Path) -> None:
+    """The change is what the user can mend; what a parser says of half of a file is not."""
+    file = tmp_path / "weights"
+    file.write_bytes(b"weights")
+    with pytest.raises(LoadError, match="'model' was changed while it was read"):
+        read_and_fail(file, change)
+
+
+def test_a_reader_that_fails_by_itself(tmp_path: Path) -> None:
+    """Its own error comes out."""
+    with pytest.raises(ValueError, match="damaged"):
+        read_and_fail(tmp_path, Path.stat)
+
+
 UNGUARDED = """
 import mmap, sys
 from pathlib import Path

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from griffin import Accounting, Engine, Pruning, Sampling
 from griffin.errors import LoadError, UnsupportedModel
+from griffin.model.checkpoint import folder as folder_reader
 from griffin.model.checkpoint import gguf
 from griffin.model.checkpoint.forms import Form
 from griffin.model.checkpoint.source import embedded_file
@@ -174,6 +175,18 @@ def test_directory_without_weights(directory: Path) -> None:
         load(str(directory), device="cpu")
 
     assert "\n" not in str(failure.value)
+
+
+def test_a_directory_that_changes_while_it_is_read(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no damaged checkpoint, whatever its reader says of it."""
+
+    def changing(folder: Path, source: str, dtype: torch.dtype) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        load_file(folder / "model.safetensors")
+
+    monkeypatch.setattr(folder_reader, "from_pretrained", changing)
+    with pytest.raises(LoadError, match="was changed while it was read; start again once it is written"):
+        load(str(directory), device="cpu", dtype="float32")
 
 
 def test_broken_configuration(tmp_path: Path) -> None:
