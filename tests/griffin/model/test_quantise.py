@@ -12,6 +12,7 @@ from griffin.model.checkpoint.forms import EightBitRows, EightBits, Form, FourBi
 from griffin.model.matrix.modules import MatrixLinear, matrices
 from griffin.model.quantise import places, quantise_, rounding
 from griffin.model.weights import read_weights
+from tests.griffin.instructions import EACH_FOR_WIDENING, restricted
 from tests.griffin.model.quantised import round_
 from tests.tiny import tiny_model
 
@@ -50,14 +51,27 @@ def test_a_form_holds_nearly_the_same_numbers(form: Form, by_input: bool) -> Non
     assert torch.equal(matrix(form, exact.bfloat16()), matrix(form, exact.bfloat16().float()))
 
 
-def test_four_bits_are_as_good_as_a_long_search() -> None:
+@EACH_FOR_WIDENING
+def test_four_bits_are_as_good_as_a_long_search(instructions: int) -> None:
     """A fifth less squared error than from the least to the greatest number, and near the best of 900 beginnings."""
     exact = numbers()
     plain = gguf.dequantize(gguf.quantize(exact.numpy(), GGMLQuantizationType.Q4_1), GGMLQuantizationType.Q4_1)
-    found = error(matrix(FourBits(), exact), exact)
+    with restricted(instructions):
+        found = error(matrix(FourBits(), exact), exact)
 
     assert found < 0.8 * error(torch.from_numpy(plain), exact)
     assert found < 1.03 * _searched(exact.view(-1, 32))
+
+
+@EACH_FOR_WIDENING
+def test_four_bits_are_the_same_codes_on_every_processor(instructions: int) -> None:
+    """To the last bit; also where the last vector has blocks left over."""
+    exact = torch.stack([numbers(seed)[:45].flatten() for seed in range(3)])
+    expected = FourBits().rounded(exact)
+    with restricted(instructions):
+        found = FourBits().rounded(exact)
+
+    assert torch.equal(found, expected)
 
 
 def _searched(blocks: Tensor) -> float:

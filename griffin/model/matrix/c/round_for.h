@@ -4,11 +4,23 @@
  * A block's 32 codes say how far its numbers are along a line, from a minimum in steps of a scale. Of all lines, the one
  * with the least squared error is wanted. A line gives codes, and codes give the line that fits them best, with a smaller
  * error; so it goes on until nothing gets better. Where that ends depends on where it begins: with a part of the range
- * of numbers cut off at either side. Many beginnings are tried. Sixteen blocks are searched at once, one a lane.
+ * of numbers cut off at either side. Many beginnings are tried.
+ *
+ * As many blocks are searched at once as a vector has lanes. Wider ones would be compared number by number.
  */
 
-#define Floats WIDEN(Floats)
-#define Words WIDEN(Words)
+/* Products are rounded before they are added, everywhere: codes do not depend on who has an instruction for both. */
+#ifdef __clang__
+#pragma clang fp contract(off)
+#else
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
+#endif
+#define LANES (WIDTH / 4)
+typedef float WIDEN(Lines) __attribute__((vector_size(WIDTH)));
+typedef uint32_t WIDEN(Choice) __attribute__((vector_size(WIDTH)));
+#define Floats WIDEN(Lines)
+#define Words WIDEN(Choice)
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE Floats WIDEN(chosen)(Words where, Floats yes, Floats no)
@@ -55,15 +67,13 @@ INLINE Floats WIDEN(fit)(Floats *scale, Floats *minimum, const Floats *numbers, 
     return squares - *scale * products - *minimum * sum;
 }
 
-/* Scales and minimums of sixteen blocks. numbers: by block. Blocks of equal numbers have scale 0. */
+/* Scales and minimums of LANES blocks. source: block by block. Blocks of equal numbers have scale 0. */
 static void WIDEN(search)(Floats *best_scale, Floats *best_minimum, const float *source)
 {
     Floats numbers[32], low = {0}, high = {0}, sum = {0}, squares = {0}, least = {0};
     for (int i = 0; i < 32; i++) {
-        float lanes[16];
-        for (int lane = 0; lane < 16; lane++)
-            lanes[lane] = source[32 * lane + i];
-        numbers[i] = WIDEN(load_floats)(lanes);
+        for (int lane = 0; lane < LANES; lane++)
+            numbers[i][lane] = source[32 * lane + i];
         low = i ? WIDEN(smaller)(low, numbers[i]) : numbers[0];
         high = i ? WIDEN(larger)(high, numbers[i]) : numbers[0];
     }
@@ -108,9 +118,9 @@ static void WIDEN(put_q4_1)(uint8_t *at, const float *numbers, float scale, floa
 
 static void WIDEN(round_blocks)(uint8_t *blocks, const float *numbers, int64_t count)
 {
-    for (int64_t first = 0; first < count; first += 16) {
-        int64_t own = count - first < 16 ? count - first : 16;
-        float source[512] = {0};
+    for (int64_t first = 0; first < count; first += LANES) {
+        int64_t own = count - first < LANES ? count - first : LANES;
+        float source[32 * LANES] = {0};
         memcpy(source, numbers + 32 * first, (size_t)own * 32 * sizeof *source);
         Floats scale, minimum;
         WIDEN(search)(&scale, &minimum, source);
@@ -119,6 +129,10 @@ static void WIDEN(round_blocks)(uint8_t *blocks, const float *numbers, int64_t c
     }
 }
 
+#ifndef __clang__
+#pragma GCC pop_options
+#endif
+#undef LANES
 #undef INLINE
 #undef Floats
 #undef Words
