@@ -11,7 +11,7 @@ import transformers
 from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from griffin.model.checkpoint import folder, gguf_file, gguf_tokenizer
+from griffin.model.checkpoint import checksums, folder, gguf_file, gguf_tokenizer
 from griffin.model.checkpoint.ends import settle_ends, tokenizer_ends
 from griffin.model.checkpoint.gguf_config import config_of, settle_sampling
 from griffin.model.checkpoint.gguf_file import GgufFile
@@ -55,6 +55,9 @@ def load_dequantised(
                     return loaded
                 del loaded
             try:
+                if map_from is None:
+                    # Mapped weights are not read at the start, and their file tells by itself whether it changed.
+                    checksums.require(target)
                 return folder.read(target, path.name, dtype, map_from)
             except Exception as error:
                 logger.warning("%s: what is cached cannot be read (%s); making it again", path.stem, first_words(error))
@@ -79,11 +82,17 @@ def _dequantise(path: Path, dtype: torch.dtype, target: Path) -> tuple[PreTraine
         model, tokenizer = read_gguf(path, dtype)
     require_finite(model, path.name)
     try:
-        write_whole(target, lambda place: (model.save_pretrained(place), tokenizer.save_pretrained(place)))
+        write_whole(target, lambda place: _write(place, model, tokenizer))
     except Exception as error:
         # Most likely the disk is full. The weights are in memory all the same.
         logger.warning("%s: not cached (%s); the next start will be as slow", path.stem, error)
     return model, tokenizer
+
+
+def _write(place: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    checksums.write(place)
 
 
 def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -18,6 +18,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from griffin.errors import LoadError
+from griffin.model.checkpoint import checksums
 from griffin.model.checkpoint import folder as folder_reader
 from griffin.model.checkpoint.refusals import first_words
 from griffin.model.checkpoint.stored import folder_identity, write_whole
@@ -73,6 +74,7 @@ def _cached(
                 # Half of another file must not be found again.
                 with whole_while_read(source, weight_files(folder)):
                     _write(partial / FILE, wanted, rounding(model, source), f"rounding {folder.name} to {kind}")
+                    checksums.write(partial)
 
             write_whole(target, write)
             return _read(target / FILE, wanted)
@@ -111,13 +113,14 @@ def _write(path: Path, wanted: Sequence[Place], codes: Codes, description: str) 
 
 
 def _read(path: Path, wanted: Sequence[Place]) -> Codes | None:
-    """The codes in a file, mapped; None if it is not the file of these places."""
+    """The codes in a file, mapped; None if it is damaged, or not the file of these places."""
     header = _header(wanted)
     try:
         with path.open("rb") as file:
             same = file.read(len(header)) == header
         if not same or path.stat().st_size != len(header) + sum(place.bytes for place in wanted):
             raise LoadError("it is not whole")
+        checksums.require(path.parent)
         content = safe_open(path, "pt")
     except Exception as error:
         # The reader raises errors of many classes.
