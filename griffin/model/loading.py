@@ -107,6 +107,8 @@ def load_each(
         transformers.logging.disable_progress_bar()
     groups = [[parse_device(name) for name in device.split("+")] for device in devices]
     if dtype == "int8":
+        if quantize not in (None, "int8"):
+            raise LoadError(f"--dtype int8 and --quantize {quantize} exclude each other; leave --dtype out")
         logger.warning("dtype int8 is now spelled --quantize int8; this spelling works for one more release")
         dtype, quantize = "auto", quantize or "int8"
     torch_dtype = parse_dtype(dtype, groups[0][0])

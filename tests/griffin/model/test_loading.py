@@ -348,6 +348,7 @@ def test_the_older_spelling_of_int8(directory: Path, caplog: pytest.LogCaptureFi
     [
         ({"device": "cpu", "ff_offload": True}, "quantize does not go together with ff-offload"),
         ({"device": "meta"}, "quantize int4 runs on a CPU only, not on meta"),
+        ({"dtype": "int8"}, "--dtype int8 and --quantize int4 exclude each other; leave --dtype out"),
         ({"quantize": "int3"}, "quantize cannot be 'int3'; use int8 or int4"),
         ({"source": "SmolLM2-135M-Instruct"}, "is a GGUF file, whose own codes are used; leave --quantize out"),
     ],
