@@ -44,49 +44,67 @@ def load_in_place(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
 def load_dequantised(
     path: Path, dtype: torch.dtype, cache_dir: Path, map_from: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Read the dequantised copy in the cache. It is made first if it is missing or cannot be read."""
-    target = cache_dir / "dequantised" / _cache_name(path, dtype)
+    """Read the dequantised copy in the cache. It is made first if it is missing, damaged, or cannot be read."""
+    place = cache_dir / "dequantised"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(target.name + ".lock")):
-            if not target.exists():
-                loaded = _dequantise(path, dtype, target)
-                if map_from is None or not target.exists():
-                    return loaded
-                del loaded
-            try:
-                if map_from is None:
-                    # Mapped weights are not read at the start, and their file tells by itself whether it changed.
-                    checksums.require(target)
-                return folder.read(target, path.name, dtype, map_from)
-            except Exception as error:
-                logger.warning("%s: what is cached cannot be read (%s); making it again", path.stem, first_words(error))
-                shutil.rmtree(target)
-                loaded = _dequantise(path, dtype, target)
-            return loaded if map_from is None else folder.read(target, path.name, dtype, map_from)
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / f"{path.stem}-{_short(dtype)}.lock"):
+            return _cached(path, dtype, place, map_from)
     except OSError as error:
         logger.warning("%s: no cache in %s (%s); this start is slower", path.stem, cache_dir, error)
         return read_gguf(path, dtype)
 
 
-def _cache_name(path: Path, dtype: torch.dtype) -> str:
-    made_of = f"{[file_identity(part) for part in gguf_file.parts(path)]} {transformers.__version__} {CACHE_FORMAT}"
-    identity = blake2b(made_of.encode(), digest_size=6).hexdigest()
-    return f"{path.stem}-{str(dtype).removeprefix('torch.')}-{identity}"
+def _cached(
+    path: Path, dtype: torch.dtype, place: Path, map_from: Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As ``load_dequantised``; the caller holds the lock."""
+    target, loaded = _found_or_made(path, dtype, place)
+    if loaded is None:
+        try:
+            if map_from is None:
+                # Mapped weights are not read at the start, and their file tells by itself whether it changed.
+                checksums.require(target)
+            return folder.read(target, path.name, dtype, map_from)
+        except Exception as error:
+            logger.warning("%s: what is cached cannot be read (%s); making it again", path.stem, first_words(error))
+            shutil.rmtree(target)
+            target, loaded = _found_or_made(path, dtype, place)
+    if loaded is not None and (map_from is None or not target.exists()):
+        return loaded
+    del loaded
+    return folder.read(target, path.name, dtype, map_from)
 
 
-def _dequantise(path: Path, dtype: torch.dtype, target: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    logger.info("%s: dequantising, once; later starts read the result from %s", path.stem, target)
-    # Checked before anything is cached: half of another file, or a damaged one, must not be found again.
+def _found_or_made(
+    path: Path, dtype: torch.dtype, place: Path
+) -> tuple[Path, tuple[PreTrainedModel, PreTrainedTokenizerBase] | None]:
+    """A file's folder in the cache, which is made if it is not there; and what was read for that, else None."""
+    # The file may be replaced at any time: its name in the cache is of what is read.
     with whole_while_read(path.name, gguf_file.parts(path)):
+        target = place / _cache_name(path, dtype)
+        if target.exists():
+            return target, None
+        logger.info("%s: dequantising, once; later starts read the result from %s", path.stem, target)
         model, tokenizer = read_gguf(path, dtype)
+    # Checked before anything is cached: half of another file, or a damaged one, must not be found again.
     require_finite(model, path.name)
     try:
-        write_whole(target, lambda place: _write(place, model, tokenizer))
+        write_whole(target, lambda folder: _write(folder, model, tokenizer))
     except Exception as error:
         # Most likely the disk is full. The weights are in memory all the same.
         logger.warning("%s: not cached (%s); the next start will be as slow", path.stem, error)
-    return model, tokenizer
+    return target, (model, tokenizer)
+
+
+def _cache_name(path: Path, dtype: torch.dtype) -> str:
+    made_of = f"{[file_identity(part) for part in gguf_file.parts(path)]} {transformers.__version__} {CACHE_FORMAT}"
+    identity = blake2b(made_of.encode(), digest_size=6).hexdigest()
+    return f"{path.stem}-{_short(dtype)}-{identity}"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _write(place: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

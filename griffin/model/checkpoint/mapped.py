@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,11 +29,17 @@ def mapped_model(folder: Path, dtype: torch.dtype, map_from: Path, source: str) 
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(served_config(folder)[0], dtype=dtype)
     layout = mapped.Layout.of(empty, dtype)
-    target = map_from / f"{folder.name}-{str(dtype).removeprefix('torch.')}-{folder_identity(folder)}"
+    name = f"{folder.name}-{str(dtype).removeprefix('torch.')}"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(target.name + ".lock")):
-            host = _mapped_or_made(folder, source, layout, empty.base_model_prefix, target)
+        map_from.mkdir(parents=True, exist_ok=True)
+        # The directory's files may be replaced at any time: the file is named by those that are read.
+        with FileLock(map_from / f"{name}.lock"), whole_while_read(source, weight_files(folder)) as require_unchanged:
+
+            def write(partial: Path) -> None:
+                mapped.write(partial, layout, folder, empty.base_model_prefix, source)
+                require_unchanged()
+
+            host = _mapped_or_made(map_from / f"{name}-{folder_identity(folder)}", layout, source, write)
     except OSError as error:
         raise LoadError(f"ff-offload on a CPU needs room for a file in {map_from}: {error}") from error
     model = _without_feed_forward(empty, layout, folder, source)
@@ -40,7 +47,7 @@ def mapped_model(folder: Path, dtype: torch.dtype, map_from: Path, source: str) 
     return model
 
 
-def _mapped_or_made(folder: Path, source: str, layout: mapped.Layout, prefix: str, target: Path) -> HostWeights:
+def _mapped_or_made(target: Path, layout: mapped.Layout, source: str, write: Callable[[Path], None]) -> HostWeights:
     if target.exists():
         try:
             return mapped.read(target, layout)
@@ -48,11 +55,6 @@ def _mapped_or_made(folder: Path, source: str, layout: mapped.Layout, prefix: st
             logger.warning("%s; making it again", error)
             shutil.rmtree(target)
     logger.info("%s: writing its feed-forward weights by neuron, once, to %s", source, target)
-
-    def write(partial: Path) -> None:
-        with whole_while_read(source, weight_files(folder)):
-            mapped.write(partial, layout, folder, prefix, source)
-
     write_whole(target, write)
     return mapped.read(target, layout)
 

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -43,11 +43,19 @@ def read(
         source: as the user named it.
         dtype: of activations, and of what stays plain.
     """
-    model, tokenizer = folder_reader.read(folder, source, _dtype_of(folder, source), None)
-    wanted = places(model, kind)
-    target = cache_dir / "quantised" / f"{folder.name}-{kind}-{folder_identity(folder)}-{CACHE_FORMAT}"
-    codes = _cached(target, model, wanted, source, kind, folder) or rounding(model, source)
-    quantise_(model, wanted, codes, dtype, folder.name)
+    # The directory's files may be replaced at any time: codes are named by those that are read.
+    with whole_while_read(source, weight_files(folder)) as require_unchanged:
+        target = cache_dir / "quantised" / f"{folder.name}-{kind}-{folder_identity(folder)}-{CACHE_FORMAT}"
+        model, tokenizer = folder_reader.read(folder, source, _dtype_of(folder, source), None)
+        wanted = places(model, kind)
+        own = rounding(model, source)
+
+        def write(partial: Path) -> None:
+            _write(partial / FILE, wanted, own, f"rounding {folder.name} to {kind}")
+            require_unchanged()
+            checksums.write(partial)
+
+        quantise_(model, wanted, _cached(target, wanted, source, kind, write) or own, dtype, folder.name)
     return model, tokenizer
 
 
@@ -58,7 +66,7 @@ def _dtype_of(folder: Path, source: str) -> torch.dtype:
 
 
 def _cached(
-    target: Path, model: PreTrainedModel, wanted: Sequence[Place], source: str, kind: Kind, folder: Path
+    target: Path, wanted: Sequence[Place], source: str, kind: Kind, write: Callable[[Path], None]
 ) -> Codes | None:
     """Codes in the cache, which are made first if they are missing or cannot be read; None if there is no room."""
     try:
@@ -69,13 +77,6 @@ def _cached(
             shutil.rmtree(target, ignore_errors=True)
             _require_room(target.parent, wanted)
             logger.info("%s: rounding its weights to %s, once; later starts read them from %s", source, kind, target)
-
-            def write(partial: Path) -> None:
-                # Half of another file must not be found again.
-                with whole_while_read(source, weight_files(folder)):
-                    _write(partial / FILE, wanted, rounding(model, source), f"rounding {folder.name} to {kind}")
-                    checksums.write(partial)
-
             write_whole(target, write)
             return _read(target / FILE, wanted)
     except OSError as error:

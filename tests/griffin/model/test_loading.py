@@ -2,21 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from griffin import Accounting, Engine, Pruning, Sampling
 from griffin.errors import LoadError, UnsupportedModel
 from griffin.model.checkpoint import folder as folder_reader
-from griffin.model.checkpoint import gguf
+from griffin.model.checkpoint import gguf, mapped, quantised
 from griffin.model.checkpoint.forms import Form
 from griffin.model.checkpoint.source import embedded_file
 from griffin.model.identity import identity
@@ -94,6 +95,51 @@ def test_copies_of_a_file_share_the_cache(tmp_path: Path, smollm2: Checkpoint, m
         load(str(tmp_path / folder / "model.gguf"), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
 
     assert len(read) == 1
+
+
+def waiting(change: Callable[[], object]) -> Callable[[Path], AbstractContextManager[None]]:
+    """A lock that another process holds while something changes."""
+
+    @contextmanager
+    def lock(path: Path) -> Iterator[None]:
+        change()
+        yield
+
+    return lock
+
+
+def test_a_file_that_is_replaced_while_the_cache_is_locked(
+    tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read then is found again for the new file, and not for the older one."""
+    read, options = fake_reader(monkeypatch, smollm2.tokenizer), {"device": "cpu", "dtype": "float32"}
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF1")
+    with monkeypatch.context() as patched:
+        patched.setattr(gguf, "FileLock", waiting(lambda: file.write_bytes(b"GGUF22")))
+        load(str(file), cache_dir=tmp_path / "cache", **options)  # type: ignore[arg-type]
+    for content, count in ((b"GGUF22", 1), (b"GGUF1", 2)):
+        file.write_bytes(content)
+        load(str(file), cache_dir=tmp_path / "cache", **options)  # type: ignore[arg-type]
+        assert len(read) == count
+
+
+def test_a_directory_that_is_replaced_while_the_cache_is_locked(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights by neuron are named by the files that they are made of. Those to be rounded were opened before."""
+    file, cache = directory / "model.safetensors", directory.parent / "cache"
+    weights = load_file(file)
+    change = waiting(lambda: save_file({name: 2 * each for name, each in weights.items()}, file, {"format": "pt"}))
+    for lock in (change, mapped.FileLock):
+        monkeypatch.setattr(mapped, "FileLock", lock)
+        mapped.mapped_model(directory, torch.float32, cache / "by-neuron", "tiny")
+    monkeypatch.setattr(quantised, "FileLock", change)
+    with pytest.raises(LoadError, match="was changed while it was read"):
+        load(str(directory), device="cpu", quantize="int4", cache_dir=cache)
+
+    assert len([place for place in (cache / "by-neuron").iterdir() if place.is_dir()]) == 1
+    assert not list(cache.glob("quantised/*"))
 
 
 def test_half_written_cache_is_never_used(tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
