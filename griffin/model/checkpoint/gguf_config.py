@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from griffin.errors import LoadError, UnsupportedModel
 from griffin.model.checkpoint.gguf_file import GgufFile
 from griffin.model.checkpoint.gguf_rope import DEFAULT_ROPE_BASE, ROPE_KEYS, ROPE_TENSORS, Fields, rotary
-from griffin.model.checkpoint.gguf_values import number, positive, refused, require_equal, short
+from griffin.model.checkpoint.gguf_values import number, positive, refused, require_equal, short, size, tokens
 
 SIZES = {
     "context_length": "max_position_embeddings",
@@ -55,6 +55,7 @@ class Architecture:
     biases: whether a bias in the file (q of attention, gate of the FF block) has a field that turns it on.
     rotary: which part of a head turns with its position.
     fixed_head_size: heads always have the width over their number, and the configuration no field for it.
+    divided_width: the number of heads must divide the width, whatever their size is.
     rope_tensors: tensors of frequencies that such files may hold.
     """
 
@@ -65,16 +66,17 @@ class Architecture:
     biases: bool = False
     rotary: Literal["all", "part", "none"] = "all"
     fixed_head_size: bool = False
+    divided_width: bool = True
     rope_tensors: Collection[str] = ()
 
 
 def _windowed_by_layer(file: GgufFile, fields: Fields, period: int) -> Fields:
     """Layer types: every ``period``-th layer attends to all, unless the file says otherwise."""
     window, layers = file.own("attention.sliding_window"), fields["num_hidden_layers"]
-    window = window and positive(file, "attention.sliding_window")
+    window = window and size(file, "attention.sliding_window")
     pattern = file.own("attention.sliding_window_pattern")
     if not isinstance(pattern, list):
-        pattern = positive(file, "attention.sliding_window_pattern")
+        pattern = size(file, "attention.sliding_window_pattern")
     if not window:
         sliding = [False] * layers
     elif isinstance(pattern, list):
@@ -106,7 +108,8 @@ def _gemma2(file: GgufFile, fields: Fields) -> Fields:
 
 
 def _gemma3(file: GgufFile, fields: Fields) -> Fields:
-    cap = file.own("final_logit_softcapping")
+    # Zero means that there is none.
+    cap = file.own("final_logit_softcapping") and positive(file, "final_logit_softcapping")
     local = {"rope_type": "default", "rope_theta": positive(file, "rope.freq_base_swa") or DEFAULT_ROPE_BASE}
     rope = {"full_attention": fields["rope_parameters"], "sliding_attention": local}
     more = {"final_logit_softcapping": cap or None, "rope_parameters": rope}
@@ -114,9 +117,10 @@ def _gemma3(file: GgufFile, fields: Fields) -> Fields:
 
 
 def _phi3(file: GgufFile, fields: Fields) -> Fields:
-    original = file.own("rope.scaling.original_context_length") or fields["max_position_embeddings"]
+    original = tokens(file, "rope.scaling.original_context_length") or fields["max_position_embeddings"]
+    window = file.own("attention.sliding_window")
     return {
-        "sliding_window": file.own("attention.sliding_window") or None,
+        "sliding_window": size(file, "attention.sliding_window") if window else None,
         "original_max_position_embeddings": original,
     }
 
@@ -132,7 +136,7 @@ def _falcon(file: GgufFile, fields: Fields) -> Fields:
         "parallel_attn": True,
         "bias": False,
         "alibi": False,
-        "ffn_hidden_size": file.own("feed_forward_length"),
+        "ffn_hidden_size": size(file, "feed_forward_length"),
     }
 
 
@@ -142,7 +146,7 @@ WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_p
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture("llama", biases=True, rope_tensors=ROPE_TENSORS),
     "qwen2": Architecture("qwen2", fixed_head_size=True),
-    "qwen3": Architecture("qwen3"),
+    "qwen3": Architecture("qwen3", divided_width=False),
     "gemma2": Architecture(
         "gemma2",
         more=_gemma2,
@@ -204,7 +208,7 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     row = ARCHITECTURES[file.architecture]
     _require_text_generation(file)
     _require_known_keys(file, row)
-    fields: Fields = {name: number(file, key) for key, name in row.keys.items()}
+    fields: Fields = {name: _value(file, key) for key, name in row.keys.items()}
     if "attention.head_count_kv" in row.keys and fields[row.keys["attention.head_count_kv"]] is None:
         fields[row.keys["attention.head_count_kv"]] = fields["num_attention_heads"]
     absent = [key for key, name in row.keys.items() if fields[name] is None]
@@ -213,7 +217,11 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     if strange := [name for name in ROPE_TENSORS if name in file.tensors and name not in row.rope_tensors]:
         raise LoadError(f"{file.path.name} has a tensor that such models do not use: {strange[0]}")
     _require_blocks(file, fields[row.keys["block_count"]])
-    fields |= _common(file, fields, row)
+    heads, width = (fields[row.keys[key]] for key in ("attention.head_count", "embedding_length"))
+    groups = fields[row.keys["attention.head_count_kv"]] if "attention.head_count_kv" in row.keys else heads
+    divided = row.divided_width or file.own("attention.key_length") is None
+    _require_heads(file, heads, groups, width, divided=divided)
+    fields |= _common(file, fields, row, width // heads)
     fields |= row.more(file, fields)
     return AutoConfig.for_model(row.model_type, **fields)
 
@@ -227,7 +235,8 @@ def settle_sampling(model: PreTrainedModel, file: GgufFile) -> None:
         model.generation_config.update(do_sample=True, **given)
 
 
-def _common(file: GgufFile, fields: Fields, row: Architecture) -> Fields:
+def _common(file: GgufFile, fields: Fields, row: Architecture, width: int) -> Fields:
+    """Fields of every architecture. width: of the model, over its heads."""
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise LoadError(f"{file.path.name} lacks 1 of the model's weights: token_embd.weight")
@@ -250,15 +259,15 @@ def _common(file: GgufFile, fields: Fields, row: Architecture) -> Fields:
     if row.rotary == "none":
         if rotated := [key for key in ROPE_KEYS if file.own(key) is not None]:
             raise refused(file, rotated[0], "is set, but such models have no rotary positions")
+        _require_head_size(file, width)
         return common
-    width = fields["hidden_size"] // fields["num_attention_heads"]
-    head = int(file.own("attention.key_length") or file.own("rope.dimension_count") or width)
+    head = size(file, "attention.key_length") or size(file, "rope.dimension_count") or width
     if row.rotary == "part":
         head = width
-    require_equal(file, "attention.key_length", head)
-    require_equal(file, "attention.value_length", head)
+    _require_head_size(file, head)
     if row.fixed_head_size and head != width:
-        raise refused(file, "attention.key_length", f"is {head}, and such models have {width}")
+        key = "rope.dimension_count" if file.own("attention.key_length") is None else "attention.key_length"
+        raise refused(file, key, f"is {head}, and such models have {width}")
     if not row.fixed_head_size:
         common["head_dim"] = head
     if row.biases:
@@ -273,6 +282,32 @@ def _require_blocks(file: GgufFile, blocks: int) -> None:
     found = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
     if blocks > len(found):
         raise refused(file, "block_count", f"is {blocks}, and the file has tensors of {len(found)} blocks")
+
+
+def _value(file: GgufFile, key: str) -> Any:
+    """What a row's key says; see ``number``, ``size`` and ``tokens``."""
+    if key.endswith("epsilon"):
+        return number(file, key, most=1)
+    return tokens(file, key) if key == "context_length" else size(file, key)
+
+
+def _require_head_size(file: GgufFile, head: int) -> None:
+    for key in ("attention.key_length", "attention.value_length"):
+        require_equal(file, key, head)
+
+
+def _require_heads(file: GgufFile, heads: int, groups: int, width: int, *, divided: bool) -> None:
+    """Numbers of heads that make no model are refused: the library does so in words that name no key.
+
+    Args:
+        groups: how many heads of keys and values there are.
+        divided: the number of heads must divide the width.
+    """
+    if heads > width or (divided and width % heads):
+        raise refused(file, "attention.head_count", f"is {heads}, which does not divide embedding_length, {width}")
+    if heads % groups:
+        key = "attention.head_count_kv"
+        raise refused(file, key, f"is {groups}, which does not divide attention.head_count, {heads}")
 
 
 def _require_text_generation(file: GgufFile) -> None:

@@ -8,14 +8,15 @@ from gguf import dequantize
 
 from griffin.errors import LoadError
 from griffin.model.checkpoint.gguf_file import GgufFile
-from griffin.model.checkpoint.gguf_values import positive, refused, require_equal
+from griffin.model.checkpoint.gguf_values import positive, refused, require_equal, size, tokens
 
 Fields = dict[str, Any]
 
+ORIGINAL = "rope.scaling.original_context_length"
 # All keys that this module reads.
 ROPE_KEYS = {
     "rope.freq_base", "rope.dimension_count", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
-    "rope.scaling.attn_factor", "rope.scaling.original_context_length", "rope.scaling.yarn_ext_factor",
+    "rope.scaling.attn_factor", ORIGINAL, "rope.scaling.yarn_ext_factor",
     "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
 }  # fmt: skip
 DEFAULT_ROPE_BASE = 10_000.0
@@ -26,25 +27,31 @@ def rotary(file: GgufFile, context: int, head: int, *, partial: bool) -> Fields:
     """``rope_parameters``: base, scaling, and how much of a head is rotated."""
     base = positive(file, "rope.freq_base")
     parameters: Fields = {"rope_type": "default", "rope_theta": DEFAULT_ROPE_BASE if base is None else base}
-    rotated = file.own("rope.dimension_count") or head
+    rotated = size(file, "rope.dimension_count") or head
+    if rotated % 2:
+        keys = ("rope.dimension_count", "attention.key_length")
+        told_by = next((key for key in keys if file.own(key) is not None), "attention.head_count")
+        raise refused(file, told_by, f"has {rotated} numbers of a head rotated in pairs, which must be an even number")
     if rotated != head:
-        if not partial:
+        if not partial or rotated > head:
             raise refused(file, "rope.dimension_count", f"is {rotated}, but heads of such models have {head}")
         parameters["partial_rotary_factor"] = rotated / head
     return parameters | _scaling(file, context, rotated // 2)
 
 
 def _scaling(file: GgufFile, context: int, pairs: int) -> Fields:
-    kind = file.own("rope.scaling.type")
+    kind, original = file.own("rope.scaling.type"), tokens(file, ORIGINAL)
+    if original == 1:
+        raise refused(file, ORIGINAL, "is 1, and must be above it")
     # Zero means that there is none.
     factor = file.own("rope.scaling.factor") and positive(file, "rope.scaling.factor")
     factor = factor or (file.own("rope.scale_linear") and positive(file, "rope.scale_linear"))
-    if factors := _stored_factors(file, context, pairs):
+    if factors := _stored_factors(file, context, original, pairs):
         if kind not in (None, "none", "longrope") or (factor or 1) != 1:
             raise refused(file, "rope.scaling.type", f"is {kind}, but the file has factors of its own too")
         return factors
     if kind == "yarn" and factor:
-        return _yarn(file, float(factor), context)
+        return _yarn(file, float(factor), original or context)
     for key in ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"):
         require_equal(file, key, 1)
     if kind in (None, "none", "linear") and (factor or 1) == 1:
@@ -54,14 +61,14 @@ def _scaling(file: GgufFile, context: int, pairs: int) -> Fields:
     raise refused(file, "rope.scaling.type", f"is {kind}, which is not supported, or lacks its factor")
 
 
-def _yarn(file: GgufFile, factor: float, context: int) -> Fields:
+def _yarn(file: GgufFile, factor: float, original: int) -> Fields:
     extrapolation = file.own("rope.scaling.yarn_ext_factor")
     if extrapolation not in (None, 1.0):
-        raise refused(file, "rope.scaling.yarn_ext_factor", f"is {extrapolation:g}; transformers knows 1 alone")
+        raise refused(file, "rope.scaling.yarn_ext_factor", f"is {extrapolation!s:.40}; transformers knows 1 alone")
     parameters: Fields = {
         "rope_type": "yarn",
         "factor": factor,
-        "original_max_position_embeddings": file.own("rope.scaling.original_context_length") or context,
+        "original_max_position_embeddings": original,
     }
     names = {
         "rope.scaling.yarn_attn_factor": "attention_factor",
@@ -69,10 +76,10 @@ def _yarn(file: GgufFile, factor: float, context: int) -> Fields:
         "rope.scaling.yarn_beta_fast": "beta_fast",
         "rope.scaling.yarn_beta_slow": "beta_slow",
     }
-    return parameters | {name: value for key, name in names.items() if (value := file.own(key)) is not None}
+    return parameters | {name: value for key, name in names.items() if (value := positive(file, key)) is not None}
 
 
-def _stored_factors(file: GgufFile, context: int, pairs: int) -> Fields | None:
+def _stored_factors(file: GgufFile, context: int, original: int | None, pairs: int) -> Fields | None:
     """Factors of single frequencies: Llama 3's, or longrope's two lists. For transformers any list is a longrope."""
     alone, long, short = (_factors(file, name, pairs) for name in ROPE_TENSORS)
     if alone is not None and (short or long) is None:
@@ -81,11 +88,10 @@ def _stored_factors(file: GgufFile, context: int, pairs: int) -> Fields | None:
         if file.own("rope.scaling.type") == "longrope":
             raise refused(file, "rope.scaling.type", "is longrope, but the file has no factors")
         return None
-    original = file.own("rope.scaling.original_context_length")
     if short is None or long is None or original is None:
-        raise refused(file, "rope.scaling.original_context_length", "or one of its two lists of factors is missing")
-    attention = file.own("rope.scaling.attn_factor")
-    return _longrope(short, long, int(original), 1.0 if attention is None else float(attention), context)
+        raise refused(file, ORIGINAL, "or one of its two lists of factors is missing")
+    attention = positive(file, "rope.scaling.attn_factor")
+    return _longrope(short, long, original, 1.0 if attention is None else float(attention), context)
 
 
 def _factors(file: GgufFile, name: str, pairs: int) -> list[float] | None:

@@ -203,6 +203,7 @@ REFUSED: dict[str, Meta] = {
     "llama.attention.layer_norm_rms_epsilon": number("llama.attention.layer_norm_rms_epsilon", 0.0),
     "llama.context_length": text("llama.context_length", "long"),
     "llama.vocab_size": whole("llama.vocab_size", 999),
+    "llama.rope.scaling.original_context_length": whole("llama.rope.scaling.original_context_length", 1),
     "llama.feed_forward_length": lambda writer: writer.add_array("llama.feed_forward_length", [52, 52, 26]),
 }
 
@@ -222,6 +223,43 @@ def test_a_key_that_changes_numbers_and_is_not_applied_is_refused_by_name(key: s
     assert not (tmp_path / "cache" / "dequantised").exists() or not any(
         entry.is_dir() for entry in (tmp_path / "cache" / "dequantised").iterdir()
     )
+
+
+BOUNDS: dict[str, tuple[str, str, Meta, str]] = {
+    key + why: (model_type, key, kind(key, value), words)
+    for model_type, key, kind, value, why, words in [
+        ("llama", "llama.rope.dimension_count", whole, 0, "", "is 0, and must be a number above 0"),
+        ("phi3", "phi3.rope.dimension_count", whole, 3, ", odd", "has 3 numbers of a head rotated in pairs"),
+        ("phi3", "phi3.rope.dimension_count", whole, 10, ", wide", "is 10, but heads of such models have 8"),
+        ("qwen2", "qwen2.rope.dimension_count", whole, 6, "", "is 6, and such models have 8"),
+        ("llama", "llama.context_length", whole, 4 * 10**9, "", "is 4000000000, and must be a whole number from 1 to"),
+        ("gpt2", "gpt2.context_length", number, 1.5, "", "is 1.5, and must be a whole number from 1 to 16777216"),
+        ("gemma2", "gemma2.attention.sliding_window", whole, 4 * 10**9, "", "is 4000000000, and must be a whole"),
+        ("llama", "llama.attention.head_count", whole, 7, "", "is 7, which does not divide embedding_length, 32"),
+        ("qwen3", "qwen3.attention.head_count", whole, 64, "", "is 64, which does not divide embedding_length, 32"),
+        ("llama", "llama.attention.head_count_kv", whole, 3, "", "is 3, which does not divide attention.head_count, 4"),
+        ("llama", "llama.attention.key_length", text, "x", "", "is x, and must be a number above 0"),
+        ("gpt2", "gpt2.attention.key_length", whole, 7, "", "is 7, but should be 8"),
+        ("llama", "llama.attention.layer_norm_rms_epsilon", number, 1e30, "", "and must be at most 1"),
+        ("gemma3_text", "gemma3.final_logit_softcapping", number, -1.0, "", "is -1.0, and must be a number above 0"),
+    ]
+}
+
+
+@pytest.mark.parametrize("case", BOUNDS)
+def test_a_number_that_no_model_has_is_refused_by_its_key(case: str, tmp_path: Path) -> None:
+    """In one line, by whichever way the file is read; the library's own words name no key."""
+    model_type, key, meta, words = BOUNDS[case]
+
+    def replacing(writer: GGUFWriter) -> None:
+        writer.kv_data[0].pop(key, None)
+        meta(writer)
+
+    changes = {"mlp_bias": False} if model_type == "llama" else {}
+    path = write_gguf(tmp_path / "model.gguf", text_model(model_type, **changes), replacing)
+    for dtype in ("auto", "float32"):
+        with pytest.raises(LoadError, match=f"its key {key} .*{words}"):
+            load(str(path), device="cpu", dtype=dtype, cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
