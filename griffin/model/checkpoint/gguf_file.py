@@ -83,8 +83,6 @@ def read(path: Path) -> GgufFile:
     Raises:
         LoadError: it is damaged, a part is missing, or it holds no model; names the file.
     """
-    if not is_gguf(path):
-        refuse_file(path, str(path))
     first, metadata, tensors = _open(path)
     _require_model(path, metadata)
     files = [first]
@@ -112,6 +110,8 @@ def parts(path: Path) -> list[Path]:
 def _open(path: Path) -> tuple[MappedFile, dict[str, Any], dict[str, GgufTensor]]:
     """A file, its keys and its tensors."""
     try:
+        if not is_gguf(path):
+            refuse_file(path, str(path))
         file = MappedFile(path)
     except (OSError, ValueError) as error:
         raise LoadError(f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -144,10 +144,10 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
             "give all parts their names back (NAME-00001-of-0000N.gguf), or join them: llama-gguf-split --merge"
         )
     parts = [path.with_name(f"{name[1]}-{number:05}-of-{count:05}{path.suffix}") for number in range(1, count + 1)]
-    if _whole_number(path, metadata, "split.no"):
-        raise LoadError(f"{path.name} is not the first part of the model; name {parts[0].name}")
     if absent := [part.name for part in parts if not part.is_file()]:
         raise LoadError(f"{path.name} is one of {count} parts, and {listed(absent)} is not beside it; download all")
+    if _whole_number(path, metadata, "split.no"):
+        raise LoadError(f"{path.name} is not the first part of the model; name {parts[0].name}")
     return parts[1:]
 
 

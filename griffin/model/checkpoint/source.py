@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -149,18 +150,48 @@ def _directory(path: Path, text: str) -> Source:
     snapshot = _snapshot(path, text)
     if snapshot is not None:
         return Source(_hub_name(snapshot) or path.name, snapshot)
-    if not (path / "config.json").is_file() and (alone := _only_gguf(path)) is not None:
-        return Source(alone.stem, alone.absolute())
+    if not (path / "config.json").is_file():
+        files = _gguf_files(path)
+        if (alone := _only_model(files)) is not None:
+            return Source(alone.stem, alone.absolute())
+        _require_first_part(files, text)
     require_config(path, text)
     return Source(_hub_name(path) or _own_name(path), path)
 
 
-def _only_gguf(folder: Path) -> Path | None:
-    """A directory's one model file, or the first part of it."""
+def _gguf_files(folder: Path) -> list[Path]:
+    """A directory's files that are called so, but for vision parts."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".gguf" and file.is_file())
-    models = [file for file in files if "mmproj" not in file.name.lower() and is_gguf(file)]
-    firsts = [file for file in models if not (part := PART.fullmatch(file.stem)) or int(part[2]) == 1]
+    return [file for file in files if "mmproj" not in file.name.lower()]
+
+
+def _only_model(files: Sequence[Path]) -> Path | None:
+    """The one model among files, or the first part of it."""
+    firsts = [file for file in files if _is_first(file) and is_gguf(file)]
     return firsts[0] if len(firsts) == 1 else None
+
+
+def _is_first(file: Path) -> bool:
+    """Whether a file is no later part of a split model, by its name."""
+    part = PART.fullmatch(file.stem)
+    return part is None or int(part[2]) == 1
+
+
+def _require_first_part(files: Sequence[Path], text: str) -> None:
+    """
+    Raises:
+        LoadError: all files are later parts of split models, or the only one that is none is no GGUF file.
+    """
+    firsts = [file for file in files if _is_first(file)]
+    if len(firsts) == 1 and not is_gguf(firsts[0]):
+        refuse_file(firsts[0], str(firsts[0]))
+    if files and not firsts:
+        part = PART.fullmatch(files[0].stem)
+        assert part is not None
+        first = files[0].with_name(f"{part[1]}-00001-of-{part[3]}{files[0].suffix}")
+        # A link to a file that is not here is refused as such.
+        if not first.is_symlink():
+            raise LoadError(f"'{text}' holds parts of a model without the first, {first.name}; download all of them")
 
 
 def _snapshot(path: Path, text: str) -> Path | None:

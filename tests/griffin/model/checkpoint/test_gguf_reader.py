@@ -272,6 +272,32 @@ def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
         gguf_file.read(paths[0])
 
 
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (b"", r"m-00002-of-00002\.gguf' is empty; download it again"),
+        (b"<html>", r"m-00002-of-00002\.gguf' is no GGUF file, whatever its name says"),
+        (None, r"one of 2 parts, and m-00002-of-00002\.gguf is not beside it; download all"),
+    ],
+)
+def test_a_part_that_is_none(second: bytes | None, words: str, tmp_path: Path) -> None:
+    """Named, and not what the first part lacks for it."""
+    paths = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    paths[0].write_bytes(with_keys(numbered("split.no", 0), numbered("split.count", 2)))
+    if second is not None:
+        paths[1].write_bytes(second)
+    with pytest.raises(LoadError, match=words):
+        gguf_file.read(paths[0])
+
+
+def test_a_later_part_without_the_first(tmp_path: Path) -> None:
+    """There is nothing else to name."""
+    path = tmp_path / "m-00002-of-00002.gguf"
+    path.write_bytes(with_keys(numbered("split.no", 1), numbered("split.count", 2)))
+    with pytest.raises(LoadError, match=r"one of 2 parts, and m-00001-of-00002\.gguf is not beside it; download all"):
+        gguf_file.read(path)
+
+
 def mutations(content: bytes) -> Sequence[Callable[[random.Random], bytes]]:
     """Ways to damage a file. Most damage is in the header: the data may be anything."""
     # Numbers that are lengths, counts, dimensions or offsets.

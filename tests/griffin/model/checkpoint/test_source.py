@@ -106,6 +106,23 @@ def test_a_directory_with_one_gguf_file(tmp_path: Path) -> None:
         locate(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        ({2: b"GGUF", 3: b"GGUF"}, "parts of a model without the first, m-00001-of-00003.gguf; download all of them"),
+        ({1: b"", 2: b"GGUF", 3: b"GGUF"}, "m-00001-of-00003.gguf' is empty; download it again"),
+        ({1: b"version https://git-lfs", 2: b"GGUF"}, "m-00001-of-00003.gguf' is a pointer of git-lfs"),
+        ({1: b"<html>"}, "m-00001-of-00003.gguf' is no GGUF file, whatever its name says"),
+    ],
+)
+def test_a_directory_with_parts_of_a_model(contents: dict[int, bytes], words: str, tmp_path: Path) -> None:
+    """What is missing is the first part, not a choice."""
+    for number, content in contents.items():
+        (tmp_path / f"m-0000{number}-of-00003.gguf").write_bytes(content)
+    with pytest.raises(LoadError, match=words):
+        locate(str(tmp_path))
+
+
 @pytest.mark.parametrize("spelling", [EMBEDDED_MODEL, EMBEDDED_MODEL.upper(), f" {EMBEDDED_MODEL} "])
 def test_the_embedded_default(spelling: str) -> None:
     """In any case."""
