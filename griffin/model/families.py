@@ -34,6 +34,10 @@ class FeedForwardNames:
         """Matrices D -> F: 2 where gated, 1 otherwise."""
         return len(self.expand) * self.fused
 
+    def is_contracting(self, path: str) -> bool:
+        """Whether a module is a contracting projection, by its path in the model."""
+        return path.startswith(f"{self.layers}.") and path.endswith(f".{self.contract}")
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionNames:

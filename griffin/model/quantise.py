@@ -16,12 +16,12 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedModel
 
 from griffin.errors import LoadError
+from griffin.model.checkpoint.built import obstacle
 from griffin.model.checkpoint.forms import EightBitRows, EightBits, Form, FourBits
 from griffin.model.exact import keep_exact_
-from griffin.model.families import feed_forwards, has_common_block
+from griffin.model.families import feed_forwards
 from griffin.model.identity import keep_identity_
-from griffin.model.matrix.modules import put_
-from griffin.model.matrix.native import library
+from griffin.model.matrix.modules import put_, takes_matrix
 from griffin.model.memory import untouched
 
 Kind = Literal["int8", "int4"]
@@ -72,12 +72,7 @@ def require_possible(model_type: str, source: str) -> None:
     Raises:
         LoadError: models of this type, or all of them, cannot be quantised here.
     """
-    why = None
-    if library() is None:
-        why = "the compiled part is not installed"
-    elif not has_common_block(model_type):
-        why = f"a '{model_type}' model has no common block"
-    if why:
+    if why := obstacle(model_type):
         raise LoadError(f"'{source}' cannot be quantised: {why}; leave --quantize out")
 
 
@@ -88,7 +83,7 @@ def places(model: PreTrainedModel, kind: Kind) -> list[Place]:
     tied = head.weight is embedding.weight
     found = []
     for path, module in model.named_modules():
-        if not (isinstance(module, nn.Linear) or module is embedding) or (tied and module is head):
+        if not takes_matrix(model, module) or (tied and module is head):
             continue
         by_input = id(module) in contracting
         form = forms.contract if by_input else forms.ends if module in (embedding, head) else forms.others

@@ -12,10 +12,11 @@ from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from griffin.model.checkpoint import checksums, folder, gguf_file, gguf_tokenizer
+from griffin.model.checkpoint.built import obstacle
 from griffin.model.checkpoint.ends import settle_ends, tokenizer_ends
 from griffin.model.checkpoint.gguf_config import config_of, settle_sampling
 from griffin.model.checkpoint.gguf_file import GgufFile
-from griffin.model.checkpoint.gguf_in_place import obstacle, read_in_place
+from griffin.model.checkpoint.gguf_in_place import read_in_place
 from griffin.model.checkpoint.gguf_weights import read_model
 from griffin.model.checkpoint.refusals import first_words
 from griffin.model.checkpoint.stored import file_identity, write_whole
@@ -35,7 +36,7 @@ def load_in_place(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
         file = gguf_file.read(path)
         config = config_of(file)
         require_supported(config.to_dict())
-        if why := obstacle(config):
+        if why := obstacle(config.model_type):
             logger.warning("%s: its weights are made plain numbers, which are slower to read: %s", path.name, why)
             return None
         return _with_tokenizer(file, lambda: read_in_place(file, dtype))

@@ -3,27 +3,26 @@
 Codes are laid out anew on the way from the mapped file into memory, by all threads; no value changes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from gguf import GGMLQuantizationType
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from griffin.model.checkpoint.built import empty_model, with_matrices
 from griffin.model.checkpoint.gguf_codes import COLUMN_UNIT, GROUPINGS, column_sizes, lay_columns, lay_rows, row_sizes
 from griffin.model.checkpoint.gguf_config import config_of
 from griffin.model.checkpoint.gguf_file import GgufFile
 from griffin.model.checkpoint.gguf_tensors import GgufTensor
-from griffin.model.checkpoint.gguf_weights import as_trained, assembled, empty_model, parameter_names, plain
+from griffin.model.checkpoint.gguf_weights import as_trained, parameter_names, plain
 from griffin.model.checkpoint.whole import require_finite
-from griffin.model.exact import keep_exact_
-from griffin.model.families import FeedForwardNames, family_of
+from griffin.model.families import family_of
 from griffin.model.matrix.dense import Dense
 from griffin.model.matrix.matrix import Matrix
-from griffin.model.matrix.modules import put_
-from griffin.model.matrix.native import library
+from griffin.model.matrix.modules import takes_matrix
 from griffin.model.memory import untouched
 
 PLAIN = {
@@ -32,15 +31,6 @@ PLAIN = {
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
 READABLE = frozenset((*GROUPINGS, *PLAIN))
-
-
-def obstacle(config: PreTrainedConfig) -> str | None:
-    """Why a model cannot be read in place; None if it can."""
-    if library() is None:
-        return "the compiled part is not installed"
-    if family_of(config).block is None:
-        return f"a '{config.model_type}' model has no common block"
-    return None
 
 
 def read_in_place(file: GgufFile, dtype: torch.dtype) -> PreTrainedModel:
@@ -59,22 +49,20 @@ def read_in_place(file: GgufFile, dtype: torch.dtype) -> PreTrainedModel:
     empty = empty_model(config)
     names = parameter_names(file, empty)
     places = list(_places(file, empty, names))
-    matrices = {place.parameter for place in places}
-    exact = {parameter: plain(file, name, config) for name, parameter in names.items() if parameter not in matrices}
-    # Stand-ins that take no memory, until modules with matrices take their places.
-    state = {place.parameter: torch.zeros((), dtype=dtype).expand(place.tensor.shape) for place in places}
-    state |= {parameter: values.to(dtype).contiguous() for parameter, values in exact.items()}
-    model = assembled(file.path.name, config, state, dtype)
+    shapes = {place.parameter: place.tensor.shape for place in places}
+    small = {parameter: plain(file, name, config) for name, parameter in names.items() if parameter not in shapes}
+    model = with_matrices(file.path.name, config, shapes, _matrices(file, config, places, dtype), small, dtype)
+    require_finite(model, file.path.name, {parameter: name for name, parameter in names.items()})
+    return model
+
+
+def _matrices(
+    file: GgufFile, config: PreTrainedConfig, places: Sequence["_Place"], dtype: torch.dtype
+) -> Iterator[tuple[str, Matrix, bool]]:
     rooms = untouched([size for place in places for size in place.sizes])
     for place in tqdm(places, desc=f"reading {file.path.name}", disable=None):
         room, rooms = rooms[: len(place.sizes)], rooms[len(place.sizes) :]
-        path = place.parameter.rpartition(".")[0]
-        put_(model, path, place.matrix(file, config, room, dtype), by_input=place.by_input)
-    for parameter, values in exact.items():
-        module, _, name = parameter.rpartition(".")
-        keep_exact_(model.get_submodule(module), name, values)
-    require_finite(model, file.path.name, {parameter: name for name, parameter in names.items()})
-    return model
+        yield place.parameter.rpartition(".")[0], place.matrix(file, config, room, dtype), place.by_input
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +109,7 @@ class _Place:
 
 def _places(file: GgufFile, empty: PreTrainedModel, names: dict[str, str]) -> Iterator[_Place]:
     feed_forward = family_of(empty.config).feed_forward
-    embedding = empty.get_input_embeddings()
     for name, parameter in names.items():
         path, _, ending = parameter.rpartition(".")
-        module = empty.get_submodule(path)
-        if ending == "weight" and (isinstance(module, nn.Linear) or module is embedding):
-            yield _Place(file.tensors[name], parameter, _is_contracting(path, feed_forward))
-
-
-def _is_contracting(path: str, names: FeedForwardNames) -> bool:
-    return path.startswith(f"{names.layers}.") and path.endswith(f".{names.contract}")
+        if ending == "weight" and takes_matrix(empty, empty.get_submodule(path)):
+            yield _Place(file.tensors[name], parameter, feed_forward.is_contracting(path))

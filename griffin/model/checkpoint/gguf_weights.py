@@ -7,16 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from griffin.errors import LoadError
+from griffin.model.checkpoint.built import assembled, empty_model
 from griffin.model.checkpoint.gguf_config import config_of
 from griffin.model.checkpoint.gguf_file import GgufFile
 from griffin.model.checkpoint.gguf_rope import ROPE_TENSORS
-from griffin.model.checkpoint.quiet import quiet
 from griffin.model.checkpoint.refusals import listed
-from griffin.model.checkpoint.whole import require_whole
 
 # Tensors that are not needed: the configuration says the same, or every reader computes it.
 USELESS = (*ROPE_TENSORS, "rope.freqs")
@@ -37,29 +35,6 @@ def read_model(file: GgufFile, dtype: torch.dtype) -> PreTrainedModel:
     tensors = tqdm(names.items(), desc=f"dequantising {file.path.name}", disable=None)
     state = {parameter: plain(file, name, config).to(dtype).contiguous() for name, parameter in tensors}
     return assembled(file.path.name, config, state, dtype)
-
-
-def assembled(source: str, config: PreTrainedConfig, state: dict[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
-    """A model with these parameters, all of which must be there.
-
-    Args:
-        source: the checkpoint, for errors.
-    """
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    with quiet():
-        model, report = kind.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    require_whole(report, source)
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
-def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """A model without weights."""
-    with torch.device("meta"):
-        empty: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return empty
 
 
 def parameter_names(file: GgufFile, empty: PreTrainedModel) -> dict[str, str]:

@@ -1,29 +1,28 @@
 """A directory's model whose projections GPTQ or AWQ has quantised: with its own codes, or with plain numbers."""
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from griffin.errors import LoadError
+from griffin.model.checkpoint.built import assembled, empty_model, obstacle, with_matrices
 from griffin.model.checkpoint.gguf_codes import COLUMN_UNIT, column_sizes, lay_columns, lay_rows, row_sizes
-from griffin.model.checkpoint.gguf_in_place import obstacle
-from griffin.model.checkpoint.gguf_weights import assembled, empty_model
 from griffin.model.checkpoint.packed import TENSORS, Packed, Scheme, order_of
 from griffin.model.checkpoint.refusals import require_readable
 from griffin.model.checkpoint.text_part import served_config
 from griffin.model.checkpoint.whole import require_rows, warn_of_unused, weight_files
-from griffin.model.exact import keep_exact_
 from griffin.model.families import family_of
 from griffin.model.matrix.dense import Dense
 from griffin.model.matrix.matrix import Matrix
-from griffin.model.matrix.modules import put_
+from griffin.model.matrix.modules import takes_matrix
 from griffin.model.memory import untouched
 
 logger = logging.getLogger("griffin")
@@ -80,7 +79,7 @@ class _Reader:
 
     def obstacle(self) -> str | None:
         """Why codes cannot be kept; None if they can."""
-        return obstacle(self._config)
+        return obstacle(self._config.model_type)
 
     def dequantised(self) -> PreTrainedModel:
         """All numbers plain, in the model's dtype."""
@@ -92,21 +91,11 @@ class _Reader:
     def in_place(self) -> PreTrainedModel:
         """Matrices as the checkpoint has them; all else is small, and kept in fp32 beside the model's dtype."""
         orders = self._row_orders()
-        tables = [name for name in self._plain if self._is_matrix(name)]
-        small = {name: self._small(name, orders) for name in self._plain if name not in tables}
-        # Stand-ins that take no memory, until modules with matrices take their places.
-        none = torch.zeros((), dtype=self._dtype)
-        state = {name: none.expand(self._shapes[name]) for name in (*tables, *(f"{p}.weight" for p in self._packed))}
-        state |= {name: values.to(self._dtype) for name, values in small.items()}
-        model = assembled(self._source, self._config, state, self._dtype)
-        for path in tqdm(self._packed, desc=f"reading {self._source}", disable=None):
-            by_input = self._contracts(path)
-            put_(model, path, self._matrix(path, orders.get(path), by_input=by_input), by_input=by_input)
-        for path in (name.removesuffix(".weight") for name in tables):
-            put_(model, path, self._table(path, orders.get(path)), by_input=self._contracts(path))
-        for name, values in small.items():
-            path, _, ending = name.rpartition(".")
-            keep_exact_(model.get_submodule(path), ending, values)
+        tables = [name.removesuffix(".weight") for name in self._plain if self._is_matrix(name)]
+        shapes = {f"{path}.weight": self._shapes[f"{path}.weight"] for path in (*self._packed, *tables)}
+        small = {name: self._small(name, orders) for name in self._plain if name not in shapes}
+        matrices = self._matrices(tables, orders)
+        model = with_matrices(self._source, self._config, shapes, matrices, small, self._dtype)
         if self._widened:
             logger.warning(
                 "%s: %d of its %d projections are held in float32, which takes longer to read: inputs that share a "
@@ -114,6 +103,13 @@ class _Reader:
                 self._source, self._widened, len(self._packed),
             )  # fmt: skip
         return model
+
+    def _matrices(self, tables: Sequence[str], orders: Mapping[str, Tensor]) -> Iterator[tuple[str, Matrix, bool]]:
+        for path in tqdm(self._packed, desc=f"reading {self._source}", disable=None):
+            by_input = self._names.is_contracting(path)
+            yield path, self._matrix(path, orders.get(path), by_input=by_input), by_input
+        for path in tables:
+            yield path, self._table(path, orders.get(path)), self._names.is_contracting(path)
 
     # How many projections could not keep their codes.
     _widened = 0
@@ -139,11 +135,11 @@ class _Reader:
     def _table(self, path: str, order_R: Tensor | None) -> Matrix:
         """A matrix that was not quantised, in the checkpoint's own numbers."""
         values = self._tensor(f"{path}.weight")
-        if self._contracts(path):
+        if self._names.is_contracting(path):
             return Dense(values.t().clone(memory_format=torch.contiguous_format), self._dtype)
         return Dense(values.clone() if order_R is None else values[order_R], self._dtype)
 
-    def _small(self, name: str, orders: dict[str, Tensor]) -> Tensor:
+    def _small(self, name: str, orders: Mapping[str, Tensor]) -> Tensor:
         """Another parameter's values, fp32."""
         values, order_R = self._tensor(name).float(), orders.get(name.removesuffix(".bias"))
         return values.clone() if order_R is None else values[order_R]
@@ -154,7 +150,7 @@ class _Reader:
         Any order of neurons is the same model.
         """
         found: dict[str, Tensor] = {}
-        for contract in filter(self._contracts, self._packed):
+        for contract in filter(self._names.is_contracting, self._packed):
             stored = f"{contract}.g_idx"
             order_F = order_of(self._tensor(stored)) if stored in self._where else None
             if order_F is not None:
@@ -178,11 +174,7 @@ class _Reader:
 
     def _is_matrix(self, name: str) -> bool:
         path, _, ending = name.rpartition(".")
-        module = self._empty.get_submodule(path)
-        return ending == "weight" and (module is self._empty.get_input_embeddings() or isinstance(module, nn.Linear))
-
-    def _contracts(self, path: str) -> bool:
-        return path.startswith(f"{self._names.layers}.") and path.endswith(f".{self._names.contract}")
+        return ending == "weight" and takes_matrix(self._empty, self._empty.get_submodule(path))
 
 
 def _plain_config(folder: Path) -> PreTrainedConfig:

@@ -107,6 +107,11 @@ def put_(model: PreTrainedModel, path: str, matrix: Matrix, *, by_input: bool) -
     model.set_input_embeddings(MatrixEmbedding(matrix, float(getattr(embedding, "embed_scale", 1.0))))
 
 
+def takes_matrix(model: PreTrainedModel, module: nn.Module) -> bool:
+    """Whether ``put_`` can give a module of the library's a matrix: it is a projection, or the embedding."""
+    return isinstance(module, nn.Linear) or module is model.get_input_embeddings()
+
+
 def _linear(module: nn.Module, matrix: Matrix, *, by_input: bool) -> MatrixLinear:
     bias = module.bias
     return MatrixLinear(matrix, bias.detach() if isinstance(bias, Tensor) else None, by_input=by_input)

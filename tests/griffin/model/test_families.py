@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 import griffin
 from griffin.errors import UnsupportedModel
 from griffin.model.families import FAMILIES, MULTIMODAL, feed_forwards, require_supported, text_part
+from griffin.model.matrix.modules import takes_matrix
 from tests.griffin import oracle
 from tests.tiny import CONFIGS, tiny_model
 
@@ -39,6 +41,17 @@ def test_every_layer_is_found(model: PreTrainedModel) -> None:
 
     assert [block.contract for block in blocks] == oracle.contracts(model)
     assert {block.width for block in blocks} == {52}
+
+
+def test_contracting_projections_are_told_by_their_paths(model: PreTrainedModel) -> None:
+    """Each of them, and no other module; those are what takes a matrix, but for GPT-2's own kind of projection."""
+    names, contracting = FAMILIES[model.config.model_type].feed_forward, oracle.contracts(model)
+    found = [module for path, module in model.named_modules() if names.is_contracting(path)]
+
+    assert found == contracting
+    assert all(takes_matrix(model, module) for module in found if not isinstance(module, Conv1D))
+    assert takes_matrix(model, model.get_input_embeddings())
+    assert not takes_matrix(model, model.get_submodule(names.layers))
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "bert", "gemma3n", "no-such-type"])
