@@ -36,3 +36,8 @@ def untouched(sizes: Sequence[int]) -> list[Tensor]:
         else torch.empty(0, dtype=torch.uint8)
         for start, size in zip(starts[:-1], sizes, strict=True)
     ]
+
+
+def roomy(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """An empty matrix ``(rows, columns)`` in such memory, on the host."""
+    return untouched([rows * columns * dtype.itemsize])[0].view(dtype).view(rows, columns)

@@ -12,8 +12,8 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
-from griffin.model.checkpoint.gguf_codes import COLUMN_UNIT, column_sizes, lay_columns, lay_rows, row_sizes
-from griffin.model.matrix.grouping import BLOCK
+from griffin.model.checkpoint.gguf_codes import column_sizes, lay_columns, lay_rows, row_sizes
+from griffin.model.matrix.grouping import BLOCK, COLUMN_UNIT
 from griffin.model.matrix.int8 import Int8, rounded_rows
 from griffin.model.matrix.matrix import Matrix
 from griffin.model.matrix.native import library, spread

@@ -30,8 +30,6 @@ GROUPINGS: Mapping[GGMLQuantizationType, Grouping] = {
     T.Q5_K: Grouping(bits=6, two_levels=True, minimums=True),
     T.Q6_K: Grouping(bits=6, size=16, two_levels=True, zero=32),
 }
-# A matrix with groups across rows is made of tiles of so many columns.
-COLUMN_UNIT = 64
 
 
 def row_sizes(kind: GGMLQuantizationType, shape: tuple[int, int]) -> list[int]:

@@ -13,7 +13,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from griffin.model.checkpoint.built import empty_model, with_matrices
-from griffin.model.checkpoint.gguf_codes import COLUMN_UNIT, GROUPINGS, column_sizes, lay_columns, lay_rows, row_sizes
+from griffin.model.checkpoint.gguf_codes import GROUPINGS, column_sizes, lay_columns, lay_rows, row_sizes
 from griffin.model.checkpoint.gguf_config import config_of
 from griffin.model.checkpoint.gguf_file import GgufFile
 from griffin.model.checkpoint.gguf_tensors import GgufTensor
@@ -21,6 +21,7 @@ from griffin.model.checkpoint.gguf_weights import as_trained, parameter_names, p
 from griffin.model.checkpoint.whole import require_finite
 from griffin.model.families import family_of
 from griffin.model.matrix.dense import Dense
+from griffin.model.matrix.grouping import COLUMN_UNIT
 from griffin.model.matrix.matrix import Matrix
 from griffin.model.matrix.modules import takes_matrix
 from griffin.model.memory import untouched

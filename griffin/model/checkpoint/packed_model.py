@@ -14,13 +14,14 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreT
 
 from griffin.errors import LoadError
 from griffin.model.checkpoint.built import assembled, empty_model, obstacle, with_matrices
-from griffin.model.checkpoint.gguf_codes import COLUMN_UNIT, column_sizes, lay_columns, lay_rows, row_sizes
+from griffin.model.checkpoint.gguf_codes import column_sizes, lay_columns, lay_rows, row_sizes
 from griffin.model.checkpoint.packed import TENSORS, Packed, Scheme, order_of
 from griffin.model.checkpoint.refusals import require_readable
 from griffin.model.checkpoint.text_part import served_config
 from griffin.model.checkpoint.whole import require_rows, warn_of_unused, weight_files
 from griffin.model.families import family_of
 from griffin.model.matrix.dense import Dense
+from griffin.model.matrix.grouping import COLUMN_UNIT
 from griffin.model.matrix.matrix import Matrix
 from griffin.model.matrix.modules import takes_matrix
 from griffin.model.memory import untouched

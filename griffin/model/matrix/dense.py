@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from griffin.model.matrix.matrix import Matrix
+from griffin.model.memory import roomy
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,11 +41,6 @@ class Dense(Matrix):
         return self._dtype
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it computes in the dtype of its numbers."""
-        return self.numbers_RC.dtype == self._dtype
-
-    @property
     def columns(self) -> int:
         return self.numbers_RC.shape[1]
 
@@ -60,6 +56,12 @@ class Dense(Matrix):
 
     def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
         return functional.linear(z, self.numbers_RC.to(z.dtype).t(), bias_C)
+
+    def transposed(self) -> "Dense":
+        if self.device.type != "cpu":
+            return Dense(self.numbers_RC.t().contiguous(), self._dtype)
+        room = roomy(self.columns, self.row_count, self.numbers_RC.dtype)
+        return Dense(room.copy_(self.numbers_RC.t()), self._dtype)
 
 
 def all_finite(values: Tensor) -> bool:

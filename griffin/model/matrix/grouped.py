@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from griffin.model.matrix.grouping import SUPER, Grouping, Layout
+from griffin.model.matrix.dense import Dense
+from griffin.model.matrix.grouping import COLUMN_UNIT, SUPER, Grouping, Layout
 from griffin.model.matrix.matrix import Matrix
 from griffin.model.matrix.native import address, library, spread
+from griffin.model.memory import roomy
 
 # Numbers that are made plain at once for a product: 16 MB in bfloat16. With fewer, products take longer.
 NUMBERS_AT_ONCE = 2**23
@@ -43,6 +45,10 @@ class _Grouped(Matrix):
     @property
     def format(self) -> str:  # type: ignore[override]
         return self.grouping.name
+
+    @property
+    def code_bytes(self) -> int:
+        return self.grouping.code_bytes(self.row_count * self.columns)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,6 +120,26 @@ class GroupedRows(_Grouped):
     def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
         return functional.linear(z, self.dense(z.dtype).t(), bias_C)
 
+    def transposed(self) -> Matrix:
+        rows, columns = self.columns, self.row_count
+        if columns % COLUMN_UNIT:
+            return Dense(self.dense(torch.float32).t().contiguous(), self._dtype)
+        groups, supers = column_records(self.grouping, rows)
+        layout = Layout.of_columns(self.grouping, columns)
+        shapes = ((rows, layout.row_stride), (groups, layout.record_stride), (supers, layout.super_stride))
+        codes, records, second = (roomy(*shape, torch.uint8) for shape in shapes)
+        turned = GroupedColumns(codes, None, records, second if supers else None, self.grouping, columns, self._dtype)
+
+        def turn(first: int, end: int) -> None:
+            if _native().griffin_turn_rows(
+                codes.data_ptr(), records.data_ptr(), address(turned.supers), self.records.data_ptr(), self.layout,
+                turned.layout, rows, columns, first, end,
+            ):  # fmt: skip
+                raise MemoryError("no memory to lay out codes")
+
+        spread(rows, self.grouping.unit, turn)
+        return turned
+
     def _write(self, at: int, halves: bool, stride: int, first: int, end: int) -> None:
         _native().griffin_widen_rows(at, halves, stride, self.records.data_ptr(), self.layout, self.columns, first, end)
 
@@ -162,6 +188,9 @@ class GroupedColumns(_Grouped):
             return self
         neurons = torch.arange(self.row_count, dtype=torch.int32)
         return self.of((self.codes, neurons))
+
+    def transposed(self) -> Matrix:
+        raise NotImplementedError("rows that share scales are for sums of weighted rows already")
 
     @property
     def is_finite(self) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 SUPER = 256
 # Bytes that a processor reads at once.
 LINE = 64
+# A matrix with groups across rows is made of tiles of so many columns.
+COLUMN_UNIT = 64
 # Of a block: the least that a row along groups is made of.
 BLOCK = 32
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from griffin.model.matrix.dense import all_finite
 from griffin.model.matrix.matrix import Matrix
+from griffin.model.memory import roomy
 
 LARGEST = 127
 # Rows that are widened at once for a product. All rows of a large vocabulary would take as much memory as the model.
@@ -70,8 +71,62 @@ class Int8(Matrix):
         ]).sum(dim=0)  # fmt: skip
         return (y if bias_C is None else y + bias_C.float()).to(z.dtype)
 
+    def transposed(self) -> "Int8Columns":
+        room = roomy(self.columns, self.row_count, torch.int8)
+        return Int8Columns(room.copy_(self.codes_RC.t()), self.scales_R, self._dtype)
+
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(torch.split(self.codes_RC, ROWS_AT_ONCE), torch.split(self.scales_R, ROWS_AT_ONCE), strict=True)
+
+
+class Int8Columns(Matrix):
+    """The transpose of ``Int8``: a plane, codes int8 ``(R, C)``, and shared by all rows scales fp32 ``(C,)``."""
+
+    format = "int8"
+    merges = False
+
+    def __init__(self, codes_RC: Tensor, scales_C: Tensor, dtype: torch.dtype) -> None:
+        """
+        Args:
+            dtype: of activations and products.
+        """
+        self.codes_RC, self.scales_C, self._dtype = codes_RC, scales_C, dtype
+
+    @property
+    def planes(self) -> Sequence[Tensor]:
+        return (self.codes_RC,)
+
+    @property
+    def shared(self) -> Sequence[Tensor]:
+        return (self.scales_C,)
+
+    def of(self, planes: Sequence[Tensor], shared: Sequence[Tensor] | None = None) -> "Int8Columns":
+        return Int8Columns(planes[0], self.scales_C if shared is None else shared[0], self._dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def columns(self) -> int:
+        return self.codes_RC.shape[1]
+
+    @property
+    def is_finite(self) -> bool:
+        return all_finite(self.scales_C)
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        return (self.codes_RC.float() * self.scales_C).to(dtype or self._dtype)
+
+    def product(self, x: Tensor, bias_R: Tensor | None = None) -> Tensor:
+        return functional.linear((x.float() * self.scales_C).to(x.dtype), self.codes_RC.to(x.dtype), bias_R)
+
+    def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
+        y = (z @ self.codes_RC.to(z.dtype)).float() * self.scales_C
+        return (y if bias_C is None else y + bias_C.float()).to(z.dtype)
+
+    def transposed(self) -> Int8:
+        return Int8(self.codes_RC.t().contiguous(), self.scales_C, self._dtype)
 
 
 def rounded_rows(numbers_RC: Tensor) -> tuple[Tensor, Tensor]:

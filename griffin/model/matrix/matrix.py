@@ -75,6 +75,11 @@ class Matrix(ABC):
         return sum(tensor.nbytes for tensor in (*self.planes, *self.shared))
 
     @property
+    def code_bytes(self) -> int:
+        """Of its numbers' codes, without scales."""
+        return self.planes[0].nbytes
+
+    @property
     def row_bytes(self) -> int:
         """Of all planes, and not of what rows share. Every row takes as many."""
         return sum(plane.nbytes for plane in self.planes) // max(1, self.row_count)
@@ -117,10 +122,19 @@ class Matrix(ABC):
     def is_finite(self) -> bool:
         """Whether every number is one, and none is infinite; told by what the codes are multiplied by."""
 
+    @abstractmethod
+    def transposed(self) -> "Matrix":
+        """The transpose ``(C, R)``, in memory of its own, with the same values; in a format for weighted rows."""
+
     def row_norms(self) -> Tensor:
         """fp32 ``(R,)``."""
         norms_R: Tensor = torch.linalg.vector_norm(self.dense(), dim=1, dtype=torch.float32)
         return norms_R
+
+    def column_norms(self) -> Tensor:
+        """fp32 ``(C,)``."""
+        norms_C: Tensor = torch.linalg.vector_norm(self.dense(), dim=0, dtype=torch.float32)
+        return norms_C
 
     def to(self, device: torch.device) -> Self:
         planes, shared = ([tensor.to(device) for tensor in tensors] for tensors in (self.planes, self.shared))

@@ -18,6 +18,7 @@ _POINTER, _NUMBER, _LAYOUT = ctypes.c_void_p, ctypes.c_int64, ctypes.POINTER(Lay
 _SIGNATURES = {
     "griffin_lay_rows": (_POINTER, _POINTER, _LAYOUT, _NUMBER, _NUMBER, _NUMBER, _POINTER, _NUMBER, _NUMBER),
     "griffin_lay_columns": (*[_POINTER] * 4, _LAYOUT, *[_NUMBER] * 6),
+    "griffin_turn_rows": (*[_POINTER] * 4, _LAYOUT, _LAYOUT, *[_NUMBER] * 4),
     "griffin_round_q4_1": (_POINTER, _POINTER, _NUMBER),
     "griffin_widen_rows": (_POINTER, ctypes.c_int, _NUMBER, _POINTER, _LAYOUT, *[_NUMBER] * 3),
     "griffin_widen_columns": (

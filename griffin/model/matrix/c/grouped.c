@@ -153,13 +153,67 @@ API void griffin_lay_rows(
     }
 }
 
-/*
- * Groups across rows: a file's columns become rows. source: ``columns`` rows of ``rows`` numbers.
- * first, end: of the rows, multiples of a block's numbers.
- */
-API int griffin_lay_columns(
-    uint8_t *codes, uint8_t *records, uint8_t *supers, const uint8_t *source, const Layout *layout, int64_t type,
-    int64_t block_bytes, int64_t rows, int64_t columns, int64_t first, int64_t end)
+/* Where a block of numbers comes from: a tensor of a file, or rows that griffin_lay_rows has laid out. */
+typedef struct {
+    const uint8_t *at;
+    /* Of a tensor. */
+    int64_t type, block_bytes;
+    /* Of laid rows; else NULL. */
+    const Layout *layout;
+} Source;
+
+/* One block of 32 codes of a laid row; ``blocks``: of its tile. */
+INLINE void take_block(uint8_t *codes, const uint8_t *at, int64_t blocks, int bits)
+{
+    int64_t apart = 4 * blocks;
+    for (int quad = 0; quad < 8 && bits == 8; quad++)
+        memcpy(codes + 4 * quad, at + quad * apart, 4);
+    for (int i = 0; i < 16 && bits != 8; i++) {
+        uint8_t both = at[i / 4 * apart + i % 4], high = 0;
+        if (bits == 6)
+            high = at[(4 + i / 8) * apart + i % 4] >> i % 8 / 4 * 4;
+        codes[i] = (uint8_t)((both & 15) | (high & 3) << 4);
+        codes[i + 16] = (uint8_t)(both >> 4 | (high >> 2 & 3) << 4);
+    }
+}
+
+/* The numbers from ``number`` on of a laid row, of ``columns``. */
+static void take_laid(Block *block, const uint8_t *row, const Layout *layout, int64_t columns, int64_t number)
+{
+    int64_t blocks = columns / 32, groups = 32 / layout->size, count = numbers_of(layout) / 32;
+    for (int64_t part = 0; part < count; part++) {
+        int64_t at = number / 32 + part, tile = at / 16 * 16, of_tile = blocks - tile < 16 ? blocks - tile : 16;
+        take_block(
+            block->codes + 32 * part, row + tile * 4 * layout->bits + 4 * (at - tile), of_tile, (int)layout->bits);
+        for (int64_t group = 0; group < groups; group++) {
+            int64_t place = (tile * groups + group * of_tile + at - tile) * layout->bytes, own = part * groups + group;
+            memcpy(&block->scales[own], row + layout->scales + place, (size_t)layout->bytes);
+            if (layout->has_minimums)
+                memcpy(&block->minimums[own], row + layout->minimums + place, (size_t)layout->bytes);
+        }
+    }
+    if (layout->two_levels) {
+        block->super = two_bytes(row + layout->supers + number / 256 * 2);
+        if (layout->has_minimums)
+            block->super_minimum = two_bytes(row + layout->super_minimums + number / 256 * 2);
+    }
+}
+
+/* The numbers from ``number`` on of the source's row, of ``columns``. */
+static void take(Block *block, const Source *source, const Layout *layout, int64_t row, int64_t columns, int64_t number)
+{
+    int64_t numbers = numbers_of(layout);
+    if (source->layout)
+        take_laid(block, source->at + row * source->layout->row_stride, source->layout, columns, number);
+    else
+        read_block(
+            block, source->at + (row * (columns / numbers) + number / numbers) * source->block_bytes, (int)source->type);
+}
+
+/* The source's columns become rows, of which some are made: those of whole blocks. */
+static int lay_across(
+    uint8_t *codes, uint8_t *records, uint8_t *supers, const Source *source, const Layout *layout, int64_t rows,
+    int64_t columns, int64_t first, int64_t end)
 {
     int64_t numbers = numbers_of(layout), size = layout->size;
     Block *blocks = malloc(128 * sizeof *blocks);
@@ -168,7 +222,7 @@ API int griffin_lay_columns(
             int64_t wide = columns - output < 128 ? 8 : 16;
             for (int64_t i = 0; i < 8 * wide; i++) {
                 Block *block = &blocks[i];
-                read_block(block, source + ((output + i) * (rows / numbers) + start / numbers) * block_bytes, (int)type);
+                take(block, source, layout, output + i, rows, start);
                 for (int64_t group = 0; group < numbers / size; group++) {
                     uint8_t *record = records + (start / size + group) * layout->record_stride;
                     int64_t place = (output + i) * layout->bytes;
@@ -189,6 +243,27 @@ API int griffin_lay_columns(
         }
     free(blocks);
     return blocks ? 0 : -1;
+}
+
+/*
+ * Groups across rows: a file's columns become rows. source: ``columns`` rows of ``rows`` numbers.
+ * first, end: of the rows, multiples of a block's numbers.
+ */
+API int griffin_lay_columns(
+    uint8_t *codes, uint8_t *records, uint8_t *supers, const uint8_t *source, const Layout *layout, int64_t type,
+    int64_t block_bytes, int64_t rows, int64_t columns, int64_t first, int64_t end)
+{
+    Source tensor = {.at = source, .type = type, .block_bytes = block_bytes};
+    return lay_across(codes, records, supers, &tensor, layout, rows, columns, first, end);
+}
+
+/* The same of rows that griffin_lay_rows has laid out, or that are laid out alike. */
+API int griffin_turn_rows(
+    uint8_t *codes, uint8_t *records, uint8_t *supers, const uint8_t *source, const Layout *of_rows,
+    const Layout *layout, int64_t rows, int64_t columns, int64_t first, int64_t end)
+{
+    Source laid = {.at = source, .layout = of_rows};
+    return lay_across(codes, records, supers, &laid, layout, rows, columns, first, end);
 }
 
 /* ---- Out of plain numbers. ---- */

@@ -1,6 +1,8 @@
 """Codes in groups as a matrix: products, rows, parts and room are those of the same numbers in plain form."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -103,6 +105,56 @@ def test_splits(kind: GGMLQuantizationType, made) -> None:  # type: ignore[no-un
         assert torch.equal(part.dense(), wanted)
     assert torch.equal(joined(parts).dense(), exact)
     assert torch.equal(joined([parts[2], parts[0]]).dense(), torch.cat([exact[112:], exact[:100]]))
+
+
+@DTYPES
+@KINDS
+@pytest.mark.parametrize(("rows", "columns"), [(64, 256), (512, 256), (192, 768), (320, 512), (128, 1280)])
+def test_transposed(kind: GGMLQuantizationType, rows: int, columns: int, dtype: torch.dtype) -> None:
+    """To the bit what the file's own tensor becomes by column, and the same numbers; in any number of threads."""
+    data = sized_tensor(kind, rows, columns)
+    matrix = laid_rows(kind, data, (rows, columns), dtype)
+    wanted = laid_columns(kind, data, (columns, rows), dtype)
+    for threads in (1, 3):
+        with _threads(threads):
+            turned = matrix.transposed()
+
+        assert isinstance(turned, GroupedColumns)
+        assert (turned.shape, turned.dtype, turned.format) == ((columns, rows), dtype, matrix.format)
+        assert turned.dense().equal(matrix.dense().t())
+        assert turned.codes.equal(wanted.codes)
+        assert turned.records.equal(wanted.records)
+        assert (turned.supers is None) == (wanted.supers is None)
+        if turned.supers is not None and wanted.supers is not None:
+            assert turned.supers.equal(wanted.supers)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(96, 32), (64, 96), (448, 160)])
+@pytest.mark.parametrize("kind", [k for k, g in GROUPINGS.items() if not g.two_levels], ids=lambda kind: kind.name)
+def test_transposed_in_blocks_of_32(kind: GGMLQuantizationType, rows: int, columns: int) -> None:
+    """Widths that end in part of a tile; what has no whole tile becomes plain numbers, with the same values."""
+    matrix = laid_rows(kind, sized_tensor(kind, rows, columns), (rows, columns), torch.bfloat16)
+    turned = matrix.transposed()
+
+    assert isinstance(turned, Dense if rows % 64 else GroupedColumns)
+    assert (turned.shape, turned.dtype) == ((columns, rows), torch.bfloat16)
+    assert turned.dense(torch.float32).equal(matrix.dense(torch.float32).t())
+
+
+def test_what_is_by_column_is_not_turned_again() -> None:
+    """Nothing needs it."""
+    with pytest.raises(NotImplementedError, match="for sums of weighted rows already"):
+        of_columns(T.Q4_0, torch.float32)[0].transposed()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_bytes_are_those_of_the_file() -> None:

@@ -24,6 +24,7 @@ MATRICES = {
     "bfloat16": lambda rows, seed: Dense(numbers(rows, seed).bfloat16()),
     "transposed": lambda rows, seed: Dense(numbers(rows, seed).t().contiguous().t()),
     "int8": lambda rows, seed: Int8.rounded(numbers(rows, seed)),
+    "int8 by column": lambda rows, seed: Int8.rounded(numbers(rows, seed).t().contiguous()).transposed(),
 }
 
 
@@ -74,6 +75,28 @@ def test_parts_are_views(matrix: Matrix) -> None:
 
     assert together.planes[0].data_ptr() == whole.planes[0].data_ptr()
     assert torch.equal(together.dense(), whole.dense())
+
+
+def test_transposed(matrix: Matrix) -> None:
+    """The same numbers to the bit, each row in one piece, in memory of its own; and back again."""
+    turned = matrix.transposed()
+
+    assert turned.shape == (COLUMNS, ROWS)
+    assert (turned.format, turned.dtype) == (matrix.format, matrix.dtype)
+    assert turned.dense().equal(matrix.dense().t())
+    assert turned.transposed().dense().equal(matrix.dense())
+    assert turned.planes[0].is_contiguous()
+    assert turned.planes[0].data_ptr() != matrix.planes[0].data_ptr()
+    assert turned.code_bytes == matrix.code_bytes
+    torch.testing.assert_close(turned.row_norms(), matrix.column_norms())
+    torch.testing.assert_close(turned.column_norms(), matrix.row_norms())
+
+
+def test_a_transpose_keeps_what_it_computes_in() -> None:
+    """Halves that are computed in fp32."""
+    turned = Dense(numbers().half(), torch.float32).transposed()
+
+    assert (turned.format, turned.dtype) == ("float16", torch.float32)
 
 
 def test_bytes_are_those_of_all_planes() -> None:
