@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from torch import Generator
 
 from griffin.neurons import Selection, kept_count
+from griffin.thresholds import Shares
 
 # Differences of logits, divided by a smaller temperature, leave the range of fp32.
 GREEDY_BELOW = 1e-5
@@ -24,10 +25,8 @@ StatisticName = Literal["flocking", "magnitude"]
 STATISTICS: tuple[StatisticName, ...] = get_args(StatisticName)
 StrategyName = Literal["top_k", "sample", "top_k_sample"]
 STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
-PartName = Literal["score", "budget", "compensation", "ridge", "gating", "prior"]
-PARTS: tuple[PartName, ...] = get_args(PartName)
 # The fields of ``Pruning`` that tell a method how to choose. What a method does is in ``griffin.method.methods``.
-METHOD_FIELDS: dict[MethodName, tuple[str, ...]] = {"griffin": ("selection", "statistic"), "griffin+": ("parts",)}
+METHOD_FIELDS: dict[MethodName, tuple[str, ...]] = {"griffin": ("selection", "statistic"), "griffin+": ()}
 # How the paper picks neurons; a request that names neither field means these.
 STANDARD = {"selection": "top_k", "statistic": "flocking"}
 ModeName = Literal["fast", "guarded", "lossless"]
@@ -114,15 +113,15 @@ class Auto:
 
 @dataclass(frozen=True, slots=True)
 class Pruning:
-    """Which neurons one request keeps.
+    """What the tokens of one request read.
 
     sparsity: the fraction of FF weights that a generated token does not read, 0 <= sparsity < 1; 0 is the dense model.
     selection: the strategy that picks neurons by the statistic.
     statistic: what they are picked by.
     seed: for strategies that draw; None draws differently each time.
-    method: griffin is the paper to the letter; griffin+ loses less for as many active parameters, see ``method.plus``.
-    parts: the parts of griffin+ that are used, for experiments on what each is worth.
-    reuse: neurons that were chosen for another prompt; they are taken as they are.
+    method: griffin is the paper to the letter; griffin+ loses less for as many active parameters, see
+        ``method.griffin_plus``.
+    reuse: what was chosen for another prompt; it is taken as it is.
     auto: find the sparsity once the prompt has been read.
     """
 
@@ -131,7 +130,6 @@ class Pruning:
     statistic: StatisticName = "flocking"
     seed: int | None = None
     method: MethodName = "griffin"
-    parts: frozenset[PartName] = frozenset(PARTS)
     reuse: Selection | None = None
     auto: Auto | None = None
 
@@ -161,7 +159,7 @@ class Pruning:
             width: F, the FF neurons in each layer of the model.
         """
         if self.reuse is not None:
-            return self.reuse.kept.acting_count < width * len(self.reuse.kept.layers)
+            return self.reuse.chosen.shares(width) != Shares(1, 1, 1)
         return self.auto is not None or kept_count(width, self.sparsity) < width
 
     @property

@@ -12,15 +12,22 @@ import torch
 from torch import Tensor
 
 from griffin.decode.sampler import Drawn, Sampler
-from griffin.neurons import Kept
+from griffin.neurons import Chosen
 from griffin.request import Sampling
+from griffin.thresholds import Shares
 
 
 class Step(Protocol):
     """One token through the model, all of it or the kept neurons. It follows what the cache holds and joins it."""
 
-    def keep(self, kept: Kept | None) -> None:
-        """Use these neurons from now on, or all (None)."""
+    def keep(self, chosen: Chosen | None) -> None:
+        """Read so from now on, or everything (None)."""
+
+    def shares(self) -> Shares | None:
+        """What tokens have read of the FF weights, on average since ``keep``.
+
+        None where that is fixed, or not counted, or before the first token.
+        """
 
     def __call__(self, id: int) -> Tensor:
         """The logits that follow a token, ``(V,)``, good until the next call."""
@@ -31,17 +38,21 @@ class Decoder(Protocol):
 
     name: of its step, as ``steps.STEPS`` has it.
     ahead: whether the device works on the next token before the host knows the one before.
-    skips: whether a token reads no more than the gates of neurons that rest, see ``neurons.Acting``.
     own_pass: whether a token without sparsity runs through the model's own forward pass.
     """
 
     name: str
     ahead: bool
-    skips: bool
     own_pass: bool
 
-    def keep(self, kept: Kept | None) -> None:
-        """Use these neurons from now on, or all (None)."""
+    def keep(self, chosen: Chosen | None) -> None:
+        """Read so from now on, or everything (None)."""
+
+    def shares(self) -> Shares | None:
+        """What tokens have read of the FF weights, on average since ``keep``.
+
+        None where that is fixed, or not counted, or before the first token.
+        """
 
     def begin(
         self, logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]
@@ -79,24 +90,26 @@ class StepDecoder:
         vocabulary: int,
         device: torch.device,
         *,
-        skips: bool = False,
         own_pass: bool = False,
         draws_alone: bool = False,
     ) -> None:
         """
         Args:
-            name, skips, own_pass: see ``Decoder``.
+            name, own_pass: see ``Decoder``.
             draws_alone: whether one thread draws. Threads of torch's that wake up for a draw would still spin while
                 the compiled step's own threads start.
         """
-        self.name, self.skips, self.own_pass = name, skips, own_pass
+        self.name, self.own_pass = name, own_pass
         self._step, self._draws_alone = step, draws_alone
         self._sampler = Sampler(vocabulary, device)
         self._logits_V: Tensor | None = None
         self._drawn: Drawn | None = None
 
-    def keep(self, kept: Kept | None) -> None:
-        self._step.keep(kept)
+    def keep(self, chosen: Chosen | None) -> None:
+        self._step.keep(chosen)
+
+    def shares(self) -> Shares | None:
+        return self._step.shares()
 
     def begin(
         self, logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]

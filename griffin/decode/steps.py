@@ -5,8 +5,9 @@ graph    Triton kernels, in one CUDA graph with the sampler    (griffin/decode/c
 lean     plain torch, for the common block anywhere            (griffin/decode/torch_step.py)
 twin     the model's own forward pass, for every family        (griffin/decode/twin.py)
 
-A step on a CPU copies the kept neurons next to each other: read where they lie, half of them take as long as all,
-because the hardware fetches what lies between them as well. The graph reads them in place, through an index.
+A step on a CPU copies the kept neurons next to each other: read where they lie, half of them take most of the time of
+all, because the hardware fetches what lies between them as well. The graph reads them in place, through an index. Where
+each token picks what it reads, all steps read in place; the lean step and the twin only mask, and save nothing.
 """
 
 import logging
@@ -73,14 +74,12 @@ class Parts:
     cache: KVCache
     context_length: int
 
-    def stepwise(
-        self, name: StepName, step: Step, *, skips: bool = False, own_pass: bool = False, draws_alone: bool = False
-    ) -> Decoder:
+    def stepwise(self, name: StepName, step: Step, *, own_pass: bool = False, draws_alone: bool = False) -> Decoder:
         """A decoder that takes such steps with the host between them. For the properties see ``StepDecoder``."""
         if HostWeights.of(self.model) is not None:
             step, own_pass = StreamedStep(TwinStep(self.model, self.cache, self.twin), step), True
         vocabulary, device = int(self.model.config.vocab_size), self.model.device
-        return StepDecoder(name, step, vocabulary, device, skips=skips, own_pass=own_pass, draws_alone=draws_alone)
+        return StepDecoder(name, step, vocabulary, device, own_pass=own_pass, draws_alone=draws_alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ def _not_native(placement: Placement, weights: Weights | None) -> str | None:
 def _native(parts: Parts) -> Decoder:
     assert parts.weights is not None
     step = NativeStep(parts.weights, parts.cache, torch.get_num_threads())
-    return parts.stepwise("native", step, skips=True, draws_alone=True)
+    return parts.stepwise("native", step, draws_alone=True)
 
 
 def _not_graph(placement: Placement, weights: Weights | None) -> str | None:

@@ -5,7 +5,8 @@ import logging
 from torch import Tensor
 
 from griffin.decode.decoder import Step
-from griffin.neurons import Kept
+from griffin.neurons import Chosen
+from griffin.thresholds import Shares
 
 logger = logging.getLogger("griffin")
 
@@ -23,15 +24,19 @@ class StreamedStep:
         self._step = streaming
         self._told = False
 
-    def keep(self, kept: Kept | None) -> None:
-        """Use these neurons from now on, or all."""
-        self._step = self._streaming if kept is None else self._resident
-        if kept is None and not self._told:
+    def keep(self, chosen: Chosen | None) -> None:
+        """Read so from now on, or everything."""
+        self._step = self._streaming if chosen is None else self._resident
+        if chosen is None and not self._told:
             self._told = True
             logger.warning(
                 "a request without sparsity: each of its tokens reads all feed-forward weights from the host"
             )
-        self._step.keep(kept)
+        self._step.keep(chosen)
+
+    def shares(self) -> Shares | None:
+        """See ``Step.shares``."""
+        return self._step.shares()
 
     def __call__(self, id: int) -> Tensor:
         """The logits that follow a token, ``(V,)``."""

@@ -6,9 +6,6 @@ products, merged where they share an input. It runs on any device and in any dty
 Shapes: D model width, F feed-forward neurons, k of them kept, H query heads, G key and value heads, S head size.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,10 +13,8 @@ from torch.nn import functional
 from griffin.decode.twin import DecodeTwin
 from griffin.model.cache import KVCache
 from griffin.model.weights import Activation, FeedForwardWeights, Layer, Norm, Rotary, Weights
-from griffin.neurons import Acting, Kept
-
-# From gate values and activations to the activations that the second projection receives: ``Acting.apply`` of a layer.
-Acts = Callable[[Tensor, Tensor], Tensor]
+from griffin.neurons import Chosen, Kept
+from griffin.thresholds import LayerThresholds, Shares, shares_read
 
 
 class LeanStep:
@@ -32,16 +27,25 @@ class LeanStep:
         """
         self._weights, self._cache, self._twin = weights, cache, twin
         self._kept: list[FeedForwardWeights] | None = None
-        self._acting: Acting | None = None
+        # Of each layer, and what its second projection gives where all neurons rest.
+        self._thresholds: list[tuple[LayerThresholds, Tensor]] | None = None
         self._rotaries = {id(layer.rotary): layer.rotary for layer in weights.layers if layer.rotary is not None}
 
-    def keep(self, kept: Kept | None) -> None:
-        """Use these neurons from now on, or all."""
+    @torch.inference_mode()
+    def keep(self, chosen: Chosen | None) -> None:
+        """Read so from now on, or everything."""
         # The old weights go first: they may be in the way of the new ones.
-        self._kept = self._acting = None
-        if kept is not None:
-            self._kept = self._twin.load(kept)
-            self._acting = kept.acting and kept.acting.to(self._weights.device, self._weights.dtype)
+        self._kept = self._thresholds = None
+        if isinstance(chosen, Kept):
+            self._kept = self._twin.load(chosen)
+        elif chosen is not None:
+            layers = [layer.feed_forward for layer in self._weights.layers]
+            found = [chosen.layer(number, self._weights.device) for number in range(len(layers))]
+            self._thresholds = [(own, layer.at_rest(own.resting)) for own, layer in zip(found, layers, strict=True)]
+
+    def shares(self) -> Shares | None:
+        """What tokens have read of the FF weights on average since then; None where that is fixed."""
+        return None if self._thresholds is None else shares_read([own for own, _ in self._thresholds])
 
     @torch.inference_mode()
     def __call__(self, id: int) -> Tensor:
@@ -56,9 +60,7 @@ class LeanStep:
         for number, layer in enumerate(weights.layers):
             attended_1D = self._attend(layer, number, position, _normed(x_1D, layer.before_attention), angles)
             x_1D = x_1D + self._scaled(_normed(attended_1D, layer.after_attention))
-            feed_forward = layer.feed_forward if self._kept is None else self._kept[number]
-            acts = partial(self._acting.apply, number) if self._acting else None
-            fed_1D = feed(feed_forward, _normed(x_1D, layer.before_feed_forward), weights.activation, acts)
+            fed_1D = self._feed(layer, number, _normed(x_1D, layer.before_feed_forward))
             x_1D = x_1D + self._scaled(_normed(fed_1D, layer.after_feed_forward))
         self._cache.length = position + 1
         logits_1V = weights.head(_normed(x_1D, weights.final_norm))
@@ -67,6 +69,12 @@ class LeanStep:
         if weights.logit_cap is not None:
             logits_1V = weights.logit_cap * torch.tanh(logits_1V / weights.logit_cap)
         return logits_1V[0]
+
+    def _feed(self, layer: Layer, number: int, x_1D: Tensor) -> Tensor:
+        if self._thresholds is not None:
+            return feed_by(*self._thresholds[number], layer.feed_forward, x_1D, self._weights.activation)
+        feed_forward = layer.feed_forward if self._kept is None else self._kept[number]
+        return feed(feed_forward, x_1D, self._weights.activation)
 
     def _scaled(self, change_1D: Tensor) -> Tensor:
         scale = self._weights.residual_scale
@@ -100,18 +108,33 @@ class LeanStep:
         return layer.output(out.view(1, heads * size))
 
 
-def feed(feed_forward: FeedForwardWeights, x_1D: Tensor, activation: Activation, acts: Acts | None = None) -> Tensor:
-    """The FF block, with the neurons that ``feed_forward`` has, or of these only those that act."""
+def feed(feed_forward: FeedForwardWeights, x_1D: Tensor, activation: Activation) -> Tensor:
+    """The FF block, with the neurons that ``feed_forward`` has."""
     hidden = feed_forward.expand(x_1D)
     if feed_forward.gated:
         gate_1k, up_1k = hidden.chunk(2, dim=1)
-        given_1k = _activated(gate_1k, activation)
-        z_1k = given_1k * up_1k
+        z_1k = _activated(gate_1k, activation) * up_1k
     else:
-        z_1k = given_1k = _activated(hidden, activation)
-    if acts is not None:
-        z_1k = acts(given_1k, z_1k)
+        z_1k = _activated(hidden, activation)
     return feed_forward.contract.weighted_rows(z_1k, feed_forward.contract_bias)
+
+
+def feed_by(
+    thresholds: LayerThresholds,
+    at_rest_D: Tensor,
+    feed_forward: FeedForwardWeights,
+    x_1D: Tensor,
+    activation: Activation,
+) -> Tensor:
+    """The FF block where each token picks what it reads.
+
+    Args:
+        at_rest_D: what it gives where all neurons rest.
+    """
+    gate, *up = feed_forward.expanding()
+    given_1F = _activated(thresholds.gate(gate.matrix.product(thresholds.inputs(x_1D))), activation)
+    z_1F = given_1F * up[0](x_1D) if up else given_1F
+    return feed_forward.contract.weighted_rows(thresholds.outputs(given_1F, z_1F), at_rest_D)
 
 
 def _activated(x: Tensor, activation: Activation) -> Tensor:

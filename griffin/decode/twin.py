@@ -4,8 +4,6 @@ Shapes: L layers, D model width, F feed-forward neurons, k of them kept.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +14,10 @@ from griffin.model.cache import KVCache
 from griffin.model.families import FeedForward, feed_forwards
 from griffin.model.forward import logits, share
 from griffin.model.host import Gather, HostWeights
-from griffin.model.matrix.dense import Dense
 from griffin.model.matrix.matrix import Matrix
 from griffin.model.weights import FeedForwardWeights, Projection
-from griffin.neurons import Kept
+from griffin.neurons import Chosen, Kept
+from griffin.thresholds import LayerThresholds, Shares, shares_read
 
 
 class DecodeTwin:
@@ -38,31 +36,29 @@ class DecodeTwin:
         self.model = share(model)
         self._host = HostWeights.of(model)
         self._layers = [_CompactFeedForward(block, self._host, room) for block in feed_forwards(self.model)]
+        self._thresholds: list[LayerThresholds] = []
 
     @torch.inference_mode()
-    def load(self, kept: Kept) -> list[FeedForwardWeights]:
-        """Keep these neurons, on the model's device, from now on.
+    def load(self, chosen: Chosen) -> list[FeedForwardWeights]:
+        """Read so from now on; neurons or thresholds are on the model's device.
 
         Returns:
-            Each layer's gathered weights, good until the next call.
+            Each layer's gathered weights, good until the next call; none where thresholds read them in place.
 
         Raises:
             MemoryError, torch.OutOfMemoryError: there is no room for them. No neurons are loaded then.
         """
-        loaded = self._gathered(kept)
-        if kept.correction is not None:
-            for number, feed_forward in enumerate(loaded):
-                kept.correction.add_to_(number, feed_forward.contract.dense())
-        if kept.acting is not None:
-            acting = kept.acting.to(loaded[0].contract.device, loaded[0].contract.dtype)
-            for number, layer in enumerate(self._layers):
-                layer.act(partial(acting.apply, number))
-        if kept.offset_LD is None:
-            return loaded
-        return [
-            layer.offset(feed_forward, offset_D)
-            for layer, feed_forward, offset_D in zip(self._layers, loaded, kept.offset_LD, strict=True)
-        ]
+        self._thresholds = []
+        if isinstance(chosen, Kept):
+            return self._gathered(chosen)
+        for number, layer in enumerate(self._layers):
+            self._thresholds.append(chosen.layer(number, layer.device))
+            layer.follow(self._thresholds[-1])
+        return []
+
+    def shares(self) -> Shares | None:
+        """What tokens have read of the FF weights on average since then; None where that is fixed."""
+        return shares_read(self._thresholds) if self._thresholds else None
 
     def _gathered(self, kept: Kept) -> list[FeedForwardWeights]:
         # Small buffers go before any larger one is made, because there may not be room for both.
@@ -72,7 +68,7 @@ class DecodeTwin:
         try:
             if self._host is None:
                 for layer, kept_k in zip(self._layers, kept.layers, strict=True):
-                    loaded.append(layer.load(kept_k, kept_k, corrected=kept.correction is not None))
+                    loaded.append(layer.load(kept_k, kept_k))
             else:
                 self._load_from(self._host, kept, loaded)
         except BaseException:
@@ -104,12 +100,16 @@ class TwinStep:
         self._model, self._cache, self._twin = model, cache, twin
         self._tree = model
 
-    def keep(self, kept: Kept | None) -> None:
-        """Use these neurons from now on, or all."""
+    def keep(self, chosen: Chosen | None) -> None:
+        """Read so from now on, or everything."""
         self._tree = self._model
-        if kept is not None:
-            self._twin.load(kept)
+        if chosen is not None:
+            self._twin.load(chosen)
             self._tree = self._twin.model
+
+    def shares(self) -> Shares | None:
+        """What tokens have read of the FF weights on average since then; None where that is fixed."""
+        return None if self._tree is self._model else self._twin.shares()
 
     def __call__(self, id: int) -> Tensor:
         """The logits that follow a token, ``(V,)``."""
@@ -134,12 +134,11 @@ class _CompactFeedForward:
         merged = len({part.format for part in self._parts}) == 1 and self._parts[0].merges
         # What is gathered into one buffer: all parts where their format allows it.
         self._stacks = [self._parts] if merged else [[part] for part in self._parts]
-        self._device = host.device if host else self._down.device
-        policy = room or room_for(self._device, on_host=host is not None)
+        self.device = host.device if host else self._down.device
+        policy = room or room_for(self.device, on_host=host is not None)
         self.room = policy(width, self._allocate)
-        self._expand_slots = [_KeptNeurons(None, by_input=False) for _ in block.expand]
-        self._contract_slot = _KeptNeurons(self._contract_bias, by_input=True)
-        self._activation = block.activation
+        self._expand_slots = [_Expand(None) for _ in block.expand]
+        self._contract_slot = _Contract(self._contract_bias, self._expand_slots[0], block.activation)
         for name, slot in zip(block.names.expand, self._expand_slots, strict=True):
             block.layer.set_submodule(name, slot)
         block.layer.set_submodule(block.names.contract, self._contract_slot)
@@ -149,17 +148,14 @@ class _CompactFeedForward:
         kept_k: Tensor,
         rows_k: Tensor,
         gather: Callable[[Matrix, Tensor, Matrix], None] = _gather,
-        *,
-        corrected: bool = False,
     ) -> FeedForwardWeights:
         """
         Args:
             rows_k: ``kept_k`` on the device of the model's matrices.
             gather: copies rows of a matrix, by such indices, into a buffer.
-            corrected: the contracting rows will be corrected, and so must be plain numbers.
         """
         parts, kept, buffers = len(self._parts), len(kept_k), self.room.take(len(kept_k))
-        kept_k, rows_k = kept_k.to(self._device), rows_k.to(self._down.device)
+        kept_k, rows_k = kept_k.to(self.device), rows_k.to(self._down.device)
         expand = [room.part(0, len(stack) * kept) for stack, room in zip(self._stacks, buffers.expand, strict=True)]
         for stack, room in zip(self._stacks, expand, strict=True):
             for part, to in zip(stack, room.split([kept] * len(stack)), strict=True):
@@ -171,27 +167,17 @@ class _CompactFeedForward:
                 torch.index_select(bias_F, 0, kept_k, out=own)
         contract: Matrix = buffers.contract.part(0, kept)
         gather(self._down, rows_k, contract)
-        if corrected and not isinstance(contract, Dense):
-            contract = Dense(contract.dense())
         self._fill_slots(expand, bias, contract, self._fused * kept)
         self._contract_slot.bias = self._contract_bias
         return FeedForwardWeights(Projection(expand, bias), contract, self._contract_bias, parts == 2)
 
-    def offset(self, feed_forward: FeedForwardWeights, offset_D: Tensor) -> FeedForwardWeights:
-        """The loaded weights, with an offset added to their output."""
-        bias_D = offset_D.to(feed_forward.contract.device, feed_forward.contract.dtype)
-        if self._contract_bias is not None:
-            bias_D = bias_D + self._contract_bias
-        self._contract_slot.bias = bias_D
-        return replace(feed_forward, contract_bias=bias_D)
-
-    def act(self, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Let the loaded neurons act only on the tokens that ``Acting.apply`` of this layer says."""
-        given: Callable[[], Tensor] | None = None
-        if self._activation is not None:
-            self._expand_slots[0].remembers = True
-            given = partial(self._given, self._activation)
-        self._contract_slot.acts = apply, given
+    def follow(self, thresholds: LayerThresholds) -> None:
+        """Let each token pick what it reads of all neurons' weights."""
+        biases = torch.cat(self._biases_F) if self._biases_F else None
+        self._fill_slots(self._parts, biases, self._down, self._fused * self._down.row_count)
+        at_rest_D = self._down.weighted_rows(thresholds.resting.to(self._down.dtype), self._contract_bias)
+        self._expand_slots[0].thresholds = self._contract_slot.thresholds = thresholds
+        self._contract_slot.bias = at_rest_D
 
     def make_way(self, kept: int) -> None:
         """Give up buffers that have no room for so many neurons."""
@@ -204,10 +190,6 @@ class _CompactFeedForward:
         for slot in (*self._expand_slots, self._contract_slot):
             slot.matrices = ()
 
-    def _given(self, activation: Callable[[Tensor], Tensor]) -> Tensor:
-        gate = self._expand_slots[0].take()
-        return activation(gate[..., : gate.shape[-1] // self._fused])
-
     def _fill_slots(self, expand: Sequence[Matrix], bias: Tensor | None, contract: Matrix, rows: int) -> None:
         for number, slot in enumerate(self._expand_slots):
             first, end = number * rows, (number + 1) * rows
@@ -218,52 +200,73 @@ class _CompactFeedForward:
                 else expand[number * self._fused : (number + 1) * self._fused]
             )
             slot.bias = bias[first:end] if bias is not None else None
-        self._contract_slot.matrices, self._contract_slot.acts = [contract], None
-        self._expand_slots[0].remembers = False
+        self._contract_slot.matrices = [contract]
+        self._expand_slots[0].thresholds = self._contract_slot.thresholds = None
 
     def _allocate(self, neurons: int) -> Buffers:
         rows = len(self._parts) * neurons
-        bias = torch.empty(rows, dtype=self._down.dtype, device=self._device) if self._biases_F else None
-        expand = [stack[0].room(len(stack) * neurons, self._device) for stack in self._stacks]
-        return Buffers(expand, bias, self._down.room(neurons, self._device))
+        bias = torch.empty(rows, dtype=self._down.dtype, device=self.device) if self._biases_F else None
+        expand = [stack[0].room(len(stack) * neurons, self.device) for stack in self._stacks]
+        return Buffers(expand, bias, self._down.room(neurons, self.device))
 
 
-class _KeptNeurons(nn.Module):
+class _Slot(nn.Module):
     """Takes the place of a projection in the twin. Its tensors are views that change with each request.
 
-    acts: for a contracting projection: ``Acting.apply`` of its layer, and a function that gives the values of the
-        gates, or None where the activations are those themselves.
-    remembers: for the first expanding projection: whether its latest output is needed again.
+    thresholds: by which each token picks what it reads; None where it reads all that there is.
     """
 
     matrices: Sequence[Matrix] = ()
     bias: Tensor | None
-    acts: tuple[Callable[[Tensor, Tensor], Tensor], Callable[[], Tensor] | None] | None = None
-    remembers = False
+    thresholds: LayerThresholds | None = None
 
-    def __init__(self, bias: Tensor | None, *, by_input: bool) -> None:
+    def __init__(self, bias: Tensor | None) -> None:
         super().__init__()
-        self.bias, self._by_input = bias, by_input
-        self._given: Tensor | None = None
+        self.bias = bias
+
+
+class _Expand(_Slot):
+    """An expanding projection. The first one has the gate, and thresholds."""
+
+    _gate: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.acts is not None:
-            apply, given = self.acts
-            x = apply(given().view_as(x) if given else x, x)
-        if self._by_input:
-            (contract,) = self.matrices
-            y = contract.weighted_rows(x, self.bias)
-        else:
-            y = Projection(self.matrices, self.bias)(x)
-        if self.remembers:
-            self._given = y
-        return y
+        if self.thresholds is None:
+            return Projection(self.matrices, self.bias)(x)
+        gate, *others = self.matrices
+        self._gate = self.thresholds.gate(gate.product(self.thresholds.inputs(x)))
+        if not others:
+            return self._gate
+        bias = None if self.bias is None else self.bias[gate.row_count :]
+        return torch.cat((self._gate, Projection(others, bias)(x)), dim=-1)
 
-    def take(self) -> Tensor:
-        """Its latest output, which is then forgotten."""
-        given, self._given = self._given, None
-        assert given is not None
-        return given
+    def take_gate(self) -> Tensor:
+        """What enters the activation function, which is then forgotten."""
+        gate, self._gate = self._gate, None
+        assert gate is not None
+        return gate
+
+
+class _Contract(_Slot):
+    """The contracting projection."""
+
+    def __init__(self, bias: Tensor | None, first: _Expand, activation: Callable[[Tensor], Tensor] | None) -> None:
+        """
+        Args:
+            first: the projection that has the gate.
+            activation: the gate's function; None in a block without a gate.
+        """
+        super().__init__(bias)
+        # No module of this one.
+        self._first, self._activation = (first,), activation
+
+    def forward(self, z: Tensor) -> Tensor:
+        if self.thresholds is not None:
+            gate = self._first[0].take_gate()
+            given = z if self._activation is None else self._activation(gate).view_as(z)
+            z = self.thresholds.outputs(given, z)
+        (contract,) = self.matrices
+        return contract.weighted_rows(z, self.bias)
 
 
 def _bias(projection: nn.Module) -> Tensor | None:

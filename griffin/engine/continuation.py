@@ -13,6 +13,11 @@ from griffin.engine.prompt_neurons import PromptNeurons
 from griffin.engine.speculation import Block, Verified, Verifier
 from griffin.neurons import Selection
 from griffin.request import Sampling
+from griffin.thresholds import Shares
+
+# A device that works ahead must be waited for to learn what tokens have read. So it is asked after so many tokens, and
+# after the last one.
+SHARES_EVERY = 32
 
 FinishReason = Literal["stop", "length"]
 
@@ -25,6 +30,7 @@ class Token:
     finish_reason: set on the last token only. An end-of-sequence token is yielded too.
     selection: set on the first token that kept neurons alone have made, and again when others take their place.
     verified: where verification was asked for: what it has done so far, including this token's whole block.
+    shares: what tokens have read of the FF weights so far, on average, where each token picks that and it is counted.
     """
 
     id: int
@@ -32,6 +38,7 @@ class Token:
     finish_reason: FinishReason | None = None
     selection: Selection | None = None
     verified: Verified | None = None
+    shares: Shares | None = None
 
 
 class Continuation:
@@ -73,7 +80,7 @@ class Continuation:
             drawn = pending()
             reason = self._reason(drawn, count)
             selection = self._neurons.report(self._neurons.chosen) if count == reported else None
-            yield Token(drawn.id, drawn.logprobs, reason, selection)
+            yield Token(drawn.id, drawn.logprobs, reason, selection, shares=self._shares(count, last=bool(reason)))
             # Asked again right after the token was handed out, so that no token is computed in vain.
             if reason or cancelled():
                 return
@@ -112,6 +119,12 @@ class Continuation:
     def _advance(self) -> Callable[[], Drawn]:
         self._neurons.decode()
         return self._decoder.advance()
+
+    def _shares(self, count: int, *, last: bool) -> Shares | None:
+        """What tokens have read, after so many. The first is drawn before the decoder reads as the request wants."""
+        if count == 1 or (self._decoder.ahead and not last and count % SHARES_EVERY):
+            return None
+        return self._decoder.shares()
 
     def _reason(self, drawn: Drawn, count: int) -> FinishReason | None:
         if drawn.id in self._end_ids:

@@ -29,10 +29,10 @@ from griffin.errors import (
     is_out_of_memory,
 )
 from griffin.method.auto import LossTable
-from griffin.method.plus.calibration import Calibration
 from griffin.method.preparation import Preparation
 from griffin.model.checkpoint.ends import configured_ends
-from griffin.request import METHOD_NAMES, Pruning, Sampling, Scoring, Verification
+from griffin.model.host import HostWeights
+from griffin.request import MethodName, Pruning, Sampling, Scoring, Verification
 
 
 class Engine:
@@ -56,9 +56,9 @@ class Engine:
         context_length: int | None = None,
         prefill_chunk: int = 256,
         prefixes: PrefixStore | None = None,
-        calibration: Calibration | None = None,
         losses: Sequence[LossTable] = (),
         step: StepName = "auto",
+        method: MethodName = "griffin",
     ) -> None:
         """
         Args:
@@ -66,9 +66,9 @@ class Engine:
             context_length: a limit below the model's own, in tokens.
             prefill_chunk: prompt tokens per forward pass, the bound on prefill's memory.
             prefixes: where the beginnings of prompts are kept, of the same chunk; None keeps none.
-            calibration: of this model, for the methods that need one; without it they are refused.
             losses: of this model, by method, for sparsity auto; a method without a table is refused there.
             step: how a token is run, see ``decode.steps``; auto takes the fastest.
+            method: that most requests will use. ``warm_up`` prepares it; another one is prepared when it is first used.
 
         Raises:
             UnsupportedModel: see ``families.feed_forwards``.
@@ -88,7 +88,8 @@ class Engine:
         self.context_length = model_context_length(model, context_length)
         self.eos_token_ids = configured_ends(model)
         # Requests are checked against these while the rest is being made anew.
-        self._preparation = Preparation(calibration, losses)
+        self._method: MethodName = method
+        self._preparation = Preparation(losses, HostWeights.of(model) is not None)
         self._assemble = partial(
             assemble, model, self.prefixes, self._preparation, context_length=self.context_length, step=step
         )
@@ -129,9 +130,8 @@ class Engine:
         """Choose kernels and touch buffers, so that no request pays for that; and check that the step is right."""
         prompt = [id % self.vocabulary_size for id in range(min(8, self.context_length - 2))]
         self._assembly.verify(prompt)
-        for method in filter(self._preparation.allows, METHOD_NAMES):
-            for _ in self.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5, method=method)):
-                pass
+        for _ in self.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5, method=self._method)):
+            pass
 
     def check(
         self, prompt_ids: Sequence[int], sampling: Sampling | None = None, scoring: Scoring | None = None
@@ -147,7 +147,7 @@ class Engine:
     def require(self, pruning: Pruning) -> None:
         """
         Raises:
-            InvalidRequest: this model cannot be pruned so, because it was not calibrated or not measured.
+            InvalidRequest: this model cannot be pruned so, because it is streamed or was not measured.
         """
         self._preparation.require(pruning)
 
@@ -248,8 +248,8 @@ def build_engines(
     context_length: int | None = None,
     prefill_chunk: int = 256,
     prefix_bytes: int = 0,
-    calibration: Calibration | None = None,
     losses: Sequence[LossTable] = (),
+    method: MethodName = "griffin",
 ) -> list[Engine]:
     """Engines that share one model and one store of prefixes, warmed up, each for a thread of its own.
 
@@ -261,8 +261,6 @@ def build_engines(
     if model.device.type == "cpu" and count > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
     prefixes = PrefixStore(prefix_bytes, prefill_chunk)
-    # One copy for all engines.
-    calibration = calibration and calibration.to(model.device)
     engines: list[Engine] = []
     try:
         for _ in range(count):
@@ -271,8 +269,8 @@ def build_engines(
                 context_length=context_length,
                 prefill_chunk=prefill_chunk,
                 prefixes=prefixes,
-                calibration=calibration,
                 losses=losses,
+                method=method,
             )
             engines.append(engine)
             engine.warm_up()

@@ -1,11 +1,10 @@
-"""PendingSelection: a prompt's neurons in use on the device, and their report, which the host asks for later."""
+"""PendingSelection: what was chosen on a prompt, in use on the device, and its report, which comes later."""
 
-import hashlib
 import time
 
 import torch
 
-from griffin.neurons import Kept, Selection
+from griffin.neurons import Chosen, Selection
 
 
 class Timer:
@@ -35,38 +34,21 @@ class Timer:
 
 
 class PendingSelection:
-    """Neurons that were chosen, on the device. The host learns which they are when they are reported.
+    """What was chosen, in use on the device. The host learns what it is when it is reported.
 
-    kept: the neurons.
-    timer: stopped once their weights are ready.
+    chosen: the neurons or thresholds.
+    timer: stopped once the decoder is ready to use them.
     """
 
-    def __init__(self, kept: Kept, prompt_tokens: int, timer: Timer) -> None:
-        self.kept, self.timer = kept, timer
+    def __init__(self, chosen: Chosen, prompt_tokens: int, timer: Timer) -> None:
+        self.chosen, self.timer = chosen, timer
         self._prompt_tokens = prompt_tokens
-        host = torch.device("cpu")
-        # Copies that the host does not wait for. They have arrived when the timer has stopped.
-        self._indices = torch.cat(tuple(kept.layers)).to(torch.int32).to(host, non_blocking=True)
-        self._offset_LD = None if kept.offset_LD is None else kept.offset_LD.to(host, non_blocking=True)
-        self._correction = kept.correction and kept.correction.to(host, non_blocking=True)
-        self._acting = kept.acting and kept.acting.to(host, non_blocking=True)
+        # A copy that the host does not wait for. It has arrived when the timer has stopped.
+        self._on_host = chosen.to_host()
 
     def selection(self) -> Selection:
         """Waits for the device."""
         seconds = self.timer.seconds()
-        # Clones, because copies from CUDA are page-locked memory, and selections are held for a while.
-        indices = self._indices.clone()
-        offset_LD = None if self._offset_LD is None else self._offset_LD.clone()
-        acting = self._acting and self._acting.clone()
-        # On a CPU the correction is the one in use. It is large and never changes.
-        correction = self._correction
-        if correction is not None and self.kept.layers[0].device.type != "cpu":
-            correction = correction.clone()
-        digest = hashlib.sha256(indices.numpy().tobytes())
-        # The offset depends on the correction, so the name need not.
-        if offset_LD is not None:
-            digest.update(offset_LD.numpy().tobytes())
-        if acting is not None:
-            digest.update(torch.cat([*acting.thresholds, *acting.resting]).numpy().tobytes())
-        kept = Kept(torch.split(indices, self.kept.counts), offset_LD, correction, acting)
-        return Selection(seconds, digest.hexdigest()[:16], self._prompt_tokens, kept)
+        # A clone, because copies from CUDA are page-locked memory, and selections are held for a while.
+        chosen = self._on_host.clone()
+        return Selection(seconds, chosen.name(), self._prompt_tokens, chosen)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from griffin.engine.pending import PendingSelection
 from griffin.engine.state import SequenceState
+from griffin.neurons import Chosen, Kept
 from griffin.request import Pruning
 
 # The full model reads this many tokens before neurons are chosen anew.
@@ -40,11 +41,17 @@ class Refresh:
         if self._unseen < REFRESH_TOKENS:
             return None
         self._unseen = 0
-        # Choose the neurons first; computing the compensation is slower.
-        neurons = self._state.neurons(self._pruning)
-        if overlap(neurons, chosen.kept.layers, self._width) >= SAME_ENOUGH:
+        other = self._state.choose(self._pruning, self._state.length)
+        if other is None or _alike(other.chosen, chosen.chosen, self._width):
             return None
-        return self._state.choose(self._pruning, self._state.length)
+        return other
+
+
+def _alike(other: Chosen, before: Chosen, width: int) -> bool:
+    """Whether it is not worth while to take the others. Thresholds copy no weights, and are always taken."""
+    if isinstance(other, Kept) and isinstance(before, Kept):
+        return overlap(other.layers, before.layers, width) >= SAME_ENOUGH
+    return False
 
 
 def overlap(first: Sequence[Tensor], second: Sequence[Tensor], width: int) -> float:

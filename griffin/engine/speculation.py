@@ -169,8 +169,8 @@ class Verifier:
         self._state.decode_with(chosen)
         self._chosen = self._taken = chosen
         accounting = self._trees.accounting
-        self._active = accounting.total if chosen is None else accounting.active_with(chosen.kept)
-        self._step_bytes = accounting.bytes_per_token(None if chosen is None else chosen.kept)
+        self._active = accounting.total if chosen is None else accounting.active_with(chosen.chosen)
+        self._step_bytes = accounting.bytes_per_token(None if chosen is None else chosen.chosen)
 
     def _count(self, **more: int) -> None:
         self.verified = replace(self.verified, **{name: getattr(self.verified, name) + n for name, n in more.items()})

@@ -1,15 +1,13 @@
 """SequenceState: everything an engine knows of the sequence at hand."""
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor
+from collections.abc import Callable
 
 from griffin.decode.decoder import Decoder
 from griffin.engine.pending import PendingSelection, Timer
 from griffin.engine.trees import Trees
 from griffin.method.auto import Outlook
 from griffin.method.chooser import Chooser
-from griffin.method.statistic import FlockingStatistic
+from griffin.method.statistic import PromptStatistic
 from griffin.model.cache import KVCache
 from griffin.request import Pruning
 
@@ -26,7 +24,7 @@ class SequenceState:
     def __init__(self, trees: Trees, chooser: Chooser, make_decoder: Callable[[KVCache], Decoder]) -> None:
         held = trees.weights.cache_dtype if trees.weights else None
         self.cache = KVCache(len(trees.blocks), [block.down.device for block in trees.blocks], held)
-        self.statistic = FlockingStatistic(trees.blocks)
+        self.statistic = PromptStatistic(trees.blocks)
         self.latest = 0
         self._trees, self._chooser = trees, chooser
         self.decoder = make_decoder(self.cache)
@@ -69,20 +67,15 @@ class SequenceState:
         timer = Timer(self._trees.device)
         if pruning.reuse is not None:
             prompt_tokens = pruning.reuse.prompt_tokens
-        kept = self._chooser.choose(self.statistic, pruning, skips=self.decoder.skips)
-        return PendingSelection(kept, prompt_tokens, timer)
-
-    def neurons(self, pruning: Pruning) -> Sequence[Tensor]:
-        """The neurons that ``choose`` would keep in each layer: int64 ``(k,)``. Costs less."""
-        return self._chooser.neurons(self.statistic, pruning, skips=self.decoder.skips)
+        return PendingSelection(self._chooser.choose(self.statistic, pruning), prompt_tokens, timer)
 
     def decode_with(self, chosen: PendingSelection | None) -> None:
-        """Decode with these neurons from now on, or with all."""
-        self.decoder.keep(chosen.kept if chosen else None)
+        """Decode so from now on, or with all neurons."""
+        self.decoder.keep(chosen.chosen if chosen else None)
         if chosen:
             chosen.timer.stop()
 
     def read_with(self, chosen: PendingSelection) -> None:
-        """Have these neurons ready in the twin's tree, which reads several tokens at once."""
-        self._trees.twin.load(chosen.kept)
+        """Have the twin's tree, which reads several tokens at once, ready to read so."""
+        self._trees.twin.load(chosen.chosen)
         chosen.timer.stop()

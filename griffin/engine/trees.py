@@ -10,6 +10,7 @@ from griffin.decode.twin import DecodeTwin
 from griffin.model.accounting import Accounting
 from griffin.model.families import feed_forwards
 from griffin.model.forward import share
+from griffin.model.gates import GatesByInput
 from griffin.model.host import stream
 from griffin.model.layout import store_by_neuron_
 from griffin.model.weights import read_weights
@@ -26,6 +27,8 @@ class ByNeuron:
         Raises:
             UnsupportedModel: see ``families.feed_forwards``.
         """
+        # Shared by all trees that are copied from now on.
+        GatesByInput.of(origin)
         self.model = share(origin)
         self.blocks = feed_forwards(self.model)
         store_by_neuron_(self.blocks)

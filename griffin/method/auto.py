@@ -5,8 +5,8 @@ the KL divergence of the pruned model from the full one, in nats per generated t
 
     KL(sparsity) = exp(c) * prompt_tokens^a * position^b * removed^d,
 
-with a c for each measured sparsity. ``removed`` is what the removed neurons are worth by the prompt's statistic, see
-``Method.worth``: little if the statistic concentrates on few neurons. Between the measured sparsities, and from 0 at
+with a c for each measured sparsity. ``removed`` is what a method says that is lost on the prompt, see
+``Method.removed``: little if a few neurons give nearly all. Between the measured sparsities, and from 0 at
 sparsity 0, the prediction is linear.
 """
 
@@ -21,7 +21,7 @@ from griffin.errors import LoadError
 from griffin.request import Auto
 
 # Raised when older files would be read wrongly.
-EDITION = 2
+EDITION = 3
 # Chosen sparsities are multiples of this, so that metrics by sparsity stay few.
 STEP = 0.05
 # The logarithm of a smaller value is taken as that of this one: a statistic may be all on the kept neurons.
@@ -105,7 +105,7 @@ class LossTable:
         return math.inf
 
     def packed(self, model: str) -> bytes:
-        """The bytes of a file, for the model of this ``calibration.identity``."""
+        """The bytes of a file, for the model of this ``model.identity``."""
         return json.dumps({"edition": EDITION, "model": model, **asdict(self)}, indent=1).encode()
 
     @classmethod

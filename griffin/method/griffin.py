@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from griffin.method.interface import Method
-from griffin.method.statistic import FlockingStatistic, magnitude
+from griffin.method.statistic import PromptStatistic, magnitude
 from griffin.method.strategies import STRATEGIES
 from griffin.neurons import Kept, kept_count
 from griffin.request import Pruning
@@ -31,18 +31,22 @@ class Griffin(Method):
     def settings(cls, pruning: Pruning) -> list[Any]:
         return [pruning.statistic, pruning.selection]
 
-    def neurons(self, statistic: FlockingStatistic, pruning: Pruning, *, skips: bool) -> Sequence[Tensor]:
+    def choose(self, statistic: PromptStatistic, pruning: Pruning) -> Kept:
         scores_LF = statistic.value() if pruning.statistic == "flocking" else self._magnitude()
         kept = kept_count(self._blocks[0].width, pruning.sparsity)
-        return tuple(STRATEGIES[pruning.selection](scores_LF, kept, pruning.generator()))
+        return Kept(tuple(STRATEGIES[pruning.selection](scores_LF, kept, pruning.generator())))
 
-    def choose(self, statistic: FlockingStatistic, pruning: Pruning, *, skips: bool) -> Kept:
-        return Kept(self.neurons(statistic, pruning, skips=skips))
-
-    def worth(self, statistic: FlockingStatistic, pruning: Pruning) -> Tensor:
-        """Each neuron's share of the tokens' relative energy: ``(L, F)``, all of them together 1."""
+    def removed(self, statistic: PromptStatistic, pruning: Pruning, sparsities: Sequence[float]) -> list[float]:
+        """Of the tokens' relative energy, the share of the neurons that go: in each layer the lowest."""
         energy_LF = statistic.value().square()
-        return energy_LF / energy_LF.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        worth_LF = energy_LF / energy_LF.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        lost_LF = worth_LF.sort(dim=-1).values.cumsum(dim=-1)
+        width, found = lost_LF.shape[1], []
+        for sparsity in sparsities:
+            kept = kept_count(width, sparsity)
+            found.append(lost_LF[:, width - kept - 1].sum() if kept < width else lost_LF.new_zeros(()))
+        values: list[float] = torch.stack(found).tolist()
+        return values
 
     def _magnitude(self) -> Tensor:
         # At the first request that needs it: it reads half of all weights.

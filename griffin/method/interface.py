@@ -1,6 +1,6 @@
-"""Method: one way to choose neurons, as a row of ``methods.METHODS``.
+"""Method: one way to choose what a request's tokens read, as a row of ``methods.METHODS``.
 
-Shapes: L layers, F feed-forward neurons, k of them kept.
+Shapes: L layers, F feed-forward neurons.
 """
 
 from abc import ABC, abstractmethod
@@ -8,52 +8,30 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from griffin.errors import InvalidRequest
-from griffin.method.plus.calibration import Calibration
-from griffin.method.statistic import FlockingStatistic
+from griffin.method.statistic import PromptStatistic
 from griffin.model.families import FeedForward
-from griffin.neurons import Kept
+from griffin.neurons import Chosen
 from griffin.request import MethodName, Pruning
 
 
 class Method(ABC):
-    """Chooses neurons of one model. What depends on no prompt is computed at its first use.
+    """Chooses for one model. What depends on no prompt is computed at its first use.
 
     name: as requests write it.
-    needs_calibration: whether the model must have been calibrated.
+    reads_in_place: whether tokens read the model's own weights, so that these must be on the device.
     """
 
     name: ClassVar[MethodName]
-    needs_calibration: ClassVar[bool] = False
+    reads_in_place: ClassVar[bool] = False
 
-    def __init__(self, blocks: Sequence[FeedForward], device: torch.device, calibration: Calibration | None) -> None:
+    def __init__(self, blocks: Sequence[FeedForward], device: torch.device) -> None:
         """
         Args:
             blocks: the model's FF blocks, whose weights never move.
-            device: where statistics are, and where kept neurons are needed.
-            calibration: on that device.
+            device: where statistics are, and where the choice is needed.
         """
         self._blocks, self._device = blocks, device
-
-    @classmethod
-    def allows(cls, calibration: Calibration | None) -> bool:
-        """Whether a model with this calibration, or without one, can be pruned by this method."""
-        return calibration is not None or not cls.needs_calibration
-
-    @classmethod
-    def require(cls, calibration: Calibration | None) -> None:
-        """
-        Raises:
-            InvalidRequest: it does not allow this calibration.
-        """
-        if not cls.allows(calibration):
-            raise InvalidRequest(
-                f"griffin.method: '{cls.name}' needs this model to be calibrated once: "
-                "python -m griffin calibrate --model MODEL",
-                "griffin.method",
-            )
 
     @classmethod
     @abstractmethod
@@ -66,22 +44,14 @@ class Method(ABC):
         """What its choice depends on besides sparsity and text, as JSON values that differ from any other method's."""
 
     @abstractmethod
-    def neurons(self, statistic: FlockingStatistic, pruning: Pruning, *, skips: bool) -> Sequence[Tensor]:
-        """The neurons that stay in each layer, sorted: int64 ``(k,)``. See ``choose``, which costs more."""
-
-    @abstractmethod
-    def choose(self, statistic: FlockingStatistic, pruning: Pruning, *, skips: bool) -> Kept:
-        """The neurons that stay, when they act, and what replaces the others.
+    def choose(self, statistic: PromptStatistic, pruning: Pruning) -> Chosen:
+        """What the tokens after a prompt read.
 
         Args:
             statistic: of the prompt.
-            pruning: removes at least one neuron.
-            skips: whether the step that will run does not read neurons that rest.
+            pruning: leaves something out.
         """
 
     @abstractmethod
-    def worth(self, statistic: FlockingStatistic, pruning: Pruning) -> Tensor:
-        """What is lost with each neuron, for sparsity auto: fp32 ``(rows, L F / rows)``.
-
-        A sparsity removes its fraction of each row, the lowest values first. The sum of what it removes is the loss.
-        """
+    def removed(self, statistic: PromptStatistic, pruning: Pruning, sparsities: Sequence[float]) -> list[float]:
+        """What each of these sparsities would lose on this prompt, for sparsity auto; between 0 and 1."""

@@ -1,8 +1,8 @@
 """Every method, by name. A new one is a class of ``interface.Method`` and a row here."""
 
 from griffin.method.griffin import Griffin
+from griffin.method.griffin_plus import GriffinPlus
 from griffin.method.interface import Method
-from griffin.method.plus.griffin_plus import GriffinPlus
 from griffin.request import MethodName
 
 METHODS: dict[MethodName, type[Method]] = {row.name: row for row in (Griffin, GriffinPlus)}

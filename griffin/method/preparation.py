@@ -1,34 +1,31 @@
-"""What was measured once of a model and is kept in the user's cache: its calibration, and what sparsities cost it.
-
-Some methods need the calibration, sparsity auto needs the losses. Neither changes while an engine lives.
-"""
+"""What was measured once of a model and is kept in the user's cache: what sparsities cost it, for sparsity auto."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-import torch
 from transformers import PreTrainedModel
 
 from griffin.errors import InvalidRequest
 from griffin.method.auto import LossTable
 from griffin.method.methods import METHODS
-from griffin.method.plus.calibration import Calibration
 from griffin.model.host import HostWeights
 from griffin.model.identity import identity
 from griffin.request import METHOD_NAMES, MethodName, Pruning
+from griffin.thresholds import Thresholds
 
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
     """
-    calibration: for the methods that need one; None if the model was not calibrated.
     losses: for sparsity auto, a table for each method that was measured.
+    streamed: whether the model's FF weights stay on the host. Kept neurons can be brought to the device, but the next
+        token's choice of griffin+ cannot.
     """
 
-    calibration: Calibration | None = None
     losses: Sequence[LossTable] = ()
+    streamed: bool = False
 
     @classmethod
     def read(cls, model: PreTrainedModel, cache_dir: Path | None = None) -> "Preparation":
@@ -37,18 +34,9 @@ class Preparation:
         Raises:
             LoadError: a file there is damaged.
         """
-        calibration = None
-        if HostWeights.of(model) is None:
-            path = calibration_path(model, cache_dir)
-            calibration = Calibration.read(path, path.stem)
-        found = [
-            LossTable.read(losses_path(model, method, cache_dir), measured_as(model, method, calibration))
-            for method in METHOD_NAMES
-        ]
-        return cls(calibration, [table for table in found if table is not None])
-
-    def to(self, device: torch.device) -> "Preparation":
-        return replace(self, calibration=self.calibration and self.calibration.to(device))
+        name = identity(model)
+        found = [LossTable.read(losses_path(model, method, cache_dir), name) for method in METHOD_NAMES]
+        return cls([table for table in found if table is not None], HostWeights.of(model) is not None)
 
     @property
     def measured(self) -> list[str]:
@@ -56,17 +44,23 @@ class Preparation:
         return [table.method for table in self.losses]
 
     def allows(self, method: MethodName) -> bool:
-        """Whether neurons can be chosen by this method."""
-        return METHODS[method].allows(self.calibration)
+        """Whether this model can be pruned by a method."""
+        return not (self.streamed and METHODS[method].reads_in_place)
 
     def require(self, pruning: Pruning) -> None:
         """
         Raises:
             InvalidRequest: this model cannot be pruned so.
         """
-        METHODS[pruning.method].require(self.calibration)
-        if pruning.auto is not None and pruning.method not in self.measured:
-            method = pruning.method
+        method = pruning.method
+        picked = pruning.reuse is not None and isinstance(pruning.reuse.chosen, Thresholds)
+        if not self.allows(method) or (picked and self.streamed):
+            raise InvalidRequest(
+                "griffin.method: 'griffin+' reads weights where they are, and this server streams them (--ff-offload); "
+                "use method 'griffin'",
+                "griffin.method",
+            )
+        if pruning.auto is not None and method not in self.measured:
             other = "".join(f" (it was with {known}, but not with {method})" for known in self.measured)
             raise InvalidRequest(
                 f"sparsity: 'auto' needs this model to be measured once{other}: "
@@ -75,21 +69,7 @@ class Preparation:
             )
 
 
-def calibration_path(model: PreTrainedModel, cache_dir: Path | None = None) -> Path:
-    """Where a model's calibration is kept."""
-    return _folder(cache_dir, "calibrations") / f"{identity(model)}.safetensors"
-
-
 def losses_path(model: PreTrainedModel, method: MethodName, cache_dir: Path | None = None) -> Path:
     """Where the table of a model's losses by a method is kept."""
-    return _folder(cache_dir, "losses") / f"{identity(model)}-{method}.json"
-
-
-def measured_as(model: PreTrainedModel, method: MethodName, calibration: Calibration | None) -> str:
-    """A name for everything that losses depend on, except the prompts."""
-    name = identity(model)
-    return f"{name} {calibration.name()}" if METHODS[method].needs_calibration and calibration else name
-
-
-def _folder(cache_dir: Path | None, name: str) -> Path:
-    return (cache_dir or platformdirs.user_cache_path("griffin")) / name
+    folder = (cache_dir or platformdirs.user_cache_path("griffin")) / "losses"
+    return folder / f"{identity(model)}-{method}.json"

@@ -1,6 +1,6 @@
-"""Statistics, which say how much a neuron matters: to one prompt (flocking), or by its weights alone (magnitude).
+"""Statistics of a prompt: what its tokens' feed-forward (FF) activations say of neurons and inputs.
 
-Shapes: L layers, T tokens, F feed-forward neurons.
+Shapes: L layers, T tokens, D model width, F feed-forward neurons.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from griffin.model.families import FeedForward
 
-# The outputs ``(T, outputs)`` of each expanding projection for some tokens, or the contracting one's input alone.
-Seen = Sequence[Tensor]
+# Of a prompt of few tokens, a mean for one neuron is worth little. So many average tokens are counted with them.
+FEW_TOKENS = 4
 
 
 def relative_energy(z_TF: Tensor) -> Tensor:
@@ -23,138 +23,100 @@ def relative_energy(z_TF: Tensor) -> Tensor:
     This is s squared of equation 1 in the paper. It is additive over any split of the tokens.
     A token whose activations are all zero has no direction and adds nothing.
     """
-    energy_F, *_ = sums_of(z_TF)
-    return energy_F
-
-
-def sums_of(z_TF: Tensor, skipped: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What these tokens add to the three rows of ``Sums.values_3LF`` and to ``Sums.weight_L``.
-
-    Args:
-        skipped: so many first tokens add to the first row alone.
-    """
     copied = z_TF.dtype != torch.float32
     z_TF = z_TF.float()
-    inverse_T = inverse_lengths(z_TF)
-    weights_2T = torch.stack([inverse_T.square(), inverse_T])
-    weights_2T[1, :skipped] = 0
-    sum_F = weights_2T[1] @ z_TF
-    # In place where it is a copy: most of the cost is touching new memory.
-    energy_F, square_F = weights_2T @ (z_TF.square_() if copied else z_TF.square())
-    return energy_F, sum_F, square_F, weights_2T[1].sum()
-
-
-def inverse_lengths(z_TF: Tensor) -> Tensor:
-    """1 / ||z|| of each token, ``(T,)``; 0 where all activations are 0."""
     norms_T = torch.linalg.vector_norm(z_TF, dim=1)
     # The square of the reciprocal is infinite for numbers whose own square is not a normal number.
-    return torch.where(norms_T > torch.finfo(torch.float32).tiny ** 0.5, norms_T.reciprocal(), 0.0)
-
-
-def centred_rows(z_TF: Tensor, mean_F: Tensor) -> Tensor:
-    """(z - mean) / sqrt||z|| of each token, divided by sqrt T: together they weigh as one token. fp32 ``(T, F)``."""
-    z_TF = z_TF.float()
-    return (z_TF - mean_F) * (inverse_lengths(z_TF)[:, None] / max(1, len(z_TF))).sqrt()
+    inverse_T = torch.where(norms_T > torch.finfo(torch.float32).tiny ** 0.5, norms_T.reciprocal(), 0.0)
+    # In place where it is a copy: most of the cost is touching new memory.
+    return inverse_T.square() @ (z_TF.square_() if copied else z_TF.square())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activations:
-    """The activations of some tokens in one layer.
+    """What some tokens gave in one layer's FF block.
 
-    given: what each neuron's activation function gives, ``(T, F)``.
-    up: the factor that this is multiplied by, ``(T, F)``; None where blocks have no gate.
+    x: its input, ``(T, D)``.
+    z: what enters the contracting projection, ``(T, F)``.
+    gate: what enters the activation function, ``(T, F)``.
+    up: what that function's value is multiplied by, ``(T, F)``; None in a block without a gate.
     """
 
-    given: Tensor
+    x: Tensor
+    z: Tensor
+    gate: Tensor
     up: Tensor | None = None
 
-    @property
-    def z(self) -> Tensor:
-        """What enters the contracting projection, ``(T, F)``."""
-        return self.given if self.up is None else self.given * self.up
+    def __getitem__(self, tokens: slice) -> "Activations":
+        return self._each(lambda values: values[tokens])
 
-    def of(self, kept_k: Tensor) -> "Activations":
-        """The activations of these neurons alone, ``(T, k)``."""
-        given_Tk = self.given.index_select(1, kept_k.to(self.given.device))
-        return Activations(given_Tk, None if self.up is None else self.up.index_select(1, kept_k.to(self.up.device)))
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def copied(self) -> "Activations":
+        """In memory of its own: a view would hold the whole chunk."""
+        return self._each(torch.clone)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Activations":
+        up = None if self.up is None else change(self.up)
+        return Activations(change(self.x), change(self.z), change(self.gate), up)
+
+    @staticmethod
+    def joined(pieces: Sequence["Activations"]) -> "Activations":
+        """One after the other. A single piece, the usual case, is not copied."""
+        if len(pieces) == 1:
+            return pieces[0]
+        columns = zip(*((piece.x, piece.z, piece.gate, piece.up) for piece in pieces), strict=True)
+        return Activations(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
-    """Everything that was counted of a sequence's tokens, fp32. All but ``latest`` is additive over any split of them.
+    """Everything that was counted of a sequence's tokens, fp32. Sums are additive over any split of them.
 
-    values_3LF: for each neuron its relative energy, see ``relative_energy``; then the sums of z / ||z|| and of
-        z^2 / ||z||. z is the neuron's activation and ||z|| the length of the layer's activations. These two sums leave
-        out the first token, whose activations are unlike all others.
-    weight_L: the sum of 1 / ||z||, without the first token.
+    energy_LF: the relative energy of each neuron's activation, see ``relative_energy``.
+    inputs_LD: the sum of the inputs. This and the next two leave out the first token, which is unlike all others.
+    gates_LF: the sum of what enters the activation functions.
+    squares_LF: the sum of the squares of what those are multiplied by; zeros in blocks without a gate.
     tokens: how many were counted, with the first.
-    latest: for each layer the last tokens' activations, where they are kept: the outputs of the expanding projections
-        ``(T, 2 F)``, or without a gate the contracting projection's input ``(T, F)``.
+    latest: for each layer the latest tokens' activations, where they are kept; these are not additive.
     """
 
-    values_3LF: Tensor
-    weight_L: Tensor
+    energy_LF: Tensor
+    inputs_LD: Tensor
+    gates_LF: Tensor
+    squares_LF: Tensor
     tokens: int
-    latest: Sequence[Tensor] = ()
+    latest: Sequence[Activations] = ()
 
     @property
     def bytes(self) -> int:
-        return self.values_3LF.nbytes + self.weight_L.nbytes + sum(known.nbytes for known in self.latest)
+        """Without the latest tokens."""
+        return sum(values.nbytes for values in self.values)
+
+    @property
+    def values(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.energy_LF, self.inputs_LD, self.gates_LF, self.squares_LF
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Moments:
-    """Sums over tokens of each neuron's activation and its square, each token weighted by 1 / ||z||, as in ``Sums``.
-
-    With this weight, tokens with large and with small activations matter about equally.
-
-    sum_LF, square_LF: ``(L, F)``.
-    weight_L: the sum of the weights.
-    tokens: how many.
-    """
-
-    sum_LF: Tensor
-    square_LF: Tensor
-    weight_L: Tensor
-    tokens: int
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(
-            self.sum_LF + other.sum_LF,
-            self.square_LF + other.square_LF,
-            self.weight_L + other.weight_L,
-            self.tokens + other.tokens,
-        )
-
-    def mean(self) -> Tensor:
-        """The weighted mean: ``(L, F)``."""
-        return self.sum_LF / self.weight_L[:, None].clamp_min(torch.finfo(torch.float32).tiny)
-
-    def variance(self) -> Tensor:
-        """The variance around the mean, a mean over tokens in units of ||z||: ``(L, F)``."""
-        return (self.square_LF - self.mean() * self.sum_LF).clamp_(min=0) / max(1, self.tokens)
-
-    def square(self) -> Tensor:
-        """As ``variance``, but around 0: ``(L, F)``."""
-        return self.square_LF / max(1, self.tokens)
-
-
-class FlockingStatistic:
-    """The running statistic of one sequence, collected from the inputs of the contracting projections.
-
-    For the latest tokens it also collects the outputs of the expanding projections, where a request needs them.
-    """
+class PromptStatistic:
+    """The running sums of one sequence, and the activations of its latest tokens where a request needs them."""
 
     def __init__(self, blocks: Sequence[FeedForward]) -> None:
-        device = blocks[0].down.device
+        device, layers = blocks[0].down.device, len(blocks)
         self._blocks = blocks
-        self._values_3LF = torch.zeros(3, len(blocks), blocks[0].width, dtype=torch.float32, device=device)
-        self._weight_L = torch.zeros(len(blocks), dtype=torch.float32, device=device)
+
+        def zeros(columns: int) -> Tensor:
+            return torch.zeros(layers, columns, dtype=torch.float32, device=device)
+
+        width = blocks[0].width
+        self._sums = Sums(zeros(width), zeros(blocks[0].down.columns), zeros(width), zeros(width), 0)
         self._tokens, self._kept_tokens = 0, 0
-        # The outputs of the expanding projections in the layer and chunk that run now.
+        # Of the layer and chunk that run now: the block's input, and the outputs of its expanding projections.
+        self._input: Tensor | None = None
         self._expanded: list[Tensor] = []
         # For each layer the latest tokens' activations, in pieces as they came.
-        self._latest: list[list[Tensor]] = [[] for _ in blocks]
+        self._latest: list[list[Activations]] = [[] for _ in blocks]
 
     def reset(self, latest: int = 0) -> None:
         """Begin another sequence.
@@ -162,8 +124,8 @@ class FlockingStatistic:
         Args:
             latest: keep the activations of so many of its latest tokens.
         """
-        self._values_3LF.zero_()
-        self._weight_L.zero_()
+        for sums in self._sums.values:
+            sums.zero_()
         self._tokens, self._kept_tokens, self._latest = 0, latest, [[] for _ in self._blocks]
 
     @contextmanager
@@ -178,30 +140,23 @@ class FlockingStatistic:
 
         It can be called after the block has ended.
         """
-        held_L: list[list[tuple[Tensor, Seen]]] = [[] for _ in self._blocks]
+        held_L: list[list[Activations]] = [[] for _ in self._blocks]
 
         @torch.inference_mode()
         def count(tokens: int) -> None:
             for layer, held in enumerate(held_L):
-                z_TF = torch.cat([z_TF for z_TF, _ in held])[:tokens]
-                parts = zip(*(parts for _, parts in held), strict=True)
-                self._count(layer, z_TF, [torch.cat(part)[:tokens] for part in parts])
+                self._count(layer, Activations.joined(held)[:tokens])
 
-        with self._watching(lambda layer, z_TF, parts: held_L[layer].append((z_TF, parts))):
+        with self._watching(lambda layer, seen: held_L[layer].append(seen)):
             yield count
 
     @contextmanager
-    def _watching(self, seen: Callable[[int, Tensor, Seen], None]) -> Iterator[None]:
-        hooks = [
-            block.contract.register_forward_pre_hook(self._hook(layer, seen))
-            for layer, block in enumerate(self._blocks)
-        ]
-        if self._kept_tokens and self._blocks[0].activation is not None:
-            hooks += [
-                projection.register_forward_hook(self._remember)
-                for block in self._blocks
-                for projection in block.expand
-            ]
+    def _watching(self, seen: Callable[[int, Activations], None]) -> Iterator[None]:
+        hooks = []
+        for layer, block in enumerate(self._blocks):
+            hooks.append(block.contract.register_forward_pre_hook(self._hook(layer, block, seen)))
+            hooks.append(block.expand[0].register_forward_pre_hook(self._enter))
+            hooks += [projection.register_forward_hook(self._remember) for projection in block.expand]
         self._expanded = []
         try:
             yield
@@ -212,81 +167,109 @@ class FlockingStatistic:
     @torch.inference_mode()
     def sums(self, *, latest: bool = True) -> Sums:
         """A copy of everything that was counted, with the latest tokens' activations if ``latest``."""
-        return Sums(self._values_3LF.clone(), self._weight_L.clone(), self._tokens, self._tail() if latest else ())
+        known = self.latest() if latest else ()
+        energy_LF, inputs_LD, gates_LF, squares_LF = (values.clone() for values in self._sums.values)
+        return Sums(energy_LF, inputs_LD, gates_LF, squares_LF, self._tokens, known)
 
     @torch.inference_mode()
     def resume(self, sums: Sums) -> None:
         """Go on from such a copy."""
-        self._values_3LF.copy_(sums.values_3LF)
-        self._weight_L.copy_(sums.weight_L)
+        for own, known in zip(self._sums.values, sums.values, strict=True):
+            own.copy_(known)
         self._tokens, self._latest = sums.tokens, [[] for _ in self._blocks]
-        for pieces, known in zip(self._latest, sums.latest, strict=False):
-            pieces.append(known)
+        for pieces, latest in zip(self._latest, sums.latest, strict=False):
+            pieces.append(latest)
 
     def value(self) -> Tensor:
         """s of equation 1: fp32 ``(L, F)``."""
-        return self._values_3LF[0].sqrt()
+        return self._sums.energy_LF.sqrt()
 
-    def moments(self) -> Moments:
-        """The moments of all tokens counted so far, without the first."""
-        _, sum_LF, square_LF = self._values_3LF
-        return Moments(sum_LF, square_LF, self._weight_L, max(0, self._tokens - 1))
+    def input_means(self) -> Tensor:
+        """The mean input of each layer: fp32 ``(L, D)``, without the first token; zeros if there is no other."""
+        return self._sums.inputs_LD / max(1, self._tokens - 1)
+
+    def gate_means(self) -> Tensor:
+        """The mean of what enters each activation function, as ``input_means``: fp32 ``(L, F)``.
+
+        It is what the gate's projection gives for the mean input, because that is linear: for zeros, its bias.
+        """
+        if self._tokens < 2:
+            return torch.stack([_gate_bias(block).to(self._sums.gates_LF) for block in self._blocks])
+        return self._sums.gates_LF / (self._tokens - 1)
+
+    def up_sizes(self) -> Tensor:
+        """The usual size (rms) of what each gate is multiplied by, as ``input_means``: fp32 ``(L, F)``.
+
+        A few tokens more are counted, on which all neurons of a layer have its mean.
+        """
+        tokens = max(1, self._tokens - 1)
+        mean_L1 = self._sums.squares_LF.mean(dim=1, keepdim=True) / tokens
+        return ((self._sums.squares_LF + FEW_TOKENS * mean_L1) / (tokens + FEW_TOKENS)).sqrt()
 
     @property
-    def latest_tokens(self) -> int:
-        """How many tokens ``latest`` has."""
-        return min(self._kept_tokens, sum(map(len, self._latest[-1])))
+    def tokens(self) -> int:
+        """How many were counted, with the first."""
+        return self._tokens
 
     def latest(self) -> Sequence[Activations]:
-        """For each layer the activations of the latest tokens that are kept, without the sequence's first token.
+        """For each layer the activations of the latest tokens, without the first token unless it is the only one.
 
-        Empty if there are no such tokens.
+        Empty if none are kept.
         """
-        activation = self._blocks[0].activation
-        if activation is None:
-            return tuple(map(Activations, self._tail()))
-        gates_ups = (known.chunk(2, dim=1) for known in self._tail())
-        return tuple(Activations(activation(gate_TF), up_TF) for gate_TF, up_TF in gates_ups)
-
-    def _tail(self) -> Sequence[Tensor]:
-        """See ``Sums.latest``."""
-        if not self.latest_tokens:
+        if not all(self._latest):
             return ()
-        # A single piece, the usual case, is not copied.
-        whole = (pieces[0] if len(pieces) == 1 else torch.cat(pieces) for pieces in self._latest)
-        return tuple(known[-self._kept_tokens :] for known in whole)
+        return [Activations.joined(pieces)[-self._kept_tokens :] for pieces in self._latest]
 
-    def _count(self, layer: int, z_TF: Tensor, parts: Seen) -> None:
-        *rows, weight = sums_of(z_TF, skipped=0 if self._tokens else 1)
+    def _count(self, layer: int, seen: Activations) -> None:
+        # The first token is unlike all others.
+        rest = seen if self._tokens else seen[1:]
         # The layers of a model may be on several devices.
-        for values_F, row_F in zip(self._values_3LF[:, layer], rows, strict=True):
-            values_F.add_(row_F.to(values_F.device))
-        self._weight_L[layer] += weight.to(self._weight_L.device)
-        first = 0 if self._tokens else 1
-        if self._kept_tokens and len(z_TF) > first:
-            first = max(first, len(z_TF) - self._kept_tokens)
-            self._hold(layer, [part[first:] for part in parts])
+        sums = self._sums
+        device = sums.energy_LF.device
+        sums.energy_LF[layer] += relative_energy(seen.z).to(device)
+        sums.inputs_LD[layer] += rest.x.sum(dim=0, dtype=torch.float32).to(device)
+        sums.gates_LF[layer] += rest.gate.sum(dim=0, dtype=torch.float32).to(device)
+        if rest.up is not None:
+            squares_F = torch.linalg.vector_norm(rest.up, dim=0, dtype=torch.float32).square_()
+            sums.squares_LF[layer] += squares_F.to(device)
+        if self._kept_tokens:
+            self._hold(self._latest[layer], rest if len(rest) else seen)
         if layer == len(self._blocks) - 1:
-            self._tokens += len(z_TF)
+            self._tokens += len(seen)
 
-    def _hold(self, layer: int, parts: Seen) -> None:
-        pieces = self._latest[layer]
-        # A copy, because a view would hold the whole chunk's activations.
-        pieces.append(torch.cat(tuple(parts), dim=1))
+    def _hold(self, pieces: list[Activations], seen: Activations) -> None:
+        if self._tokens == 1:
+            # The first token was all there was.
+            pieces.clear()
+        pieces.append(seen[-self._kept_tokens :].copied())
         if sum(map(len, pieces)) > 2 * self._kept_tokens:
-            pieces[:] = [torch.cat(pieces)[-self._kept_tokens :]]
+            pieces[:] = [Activations.joined(pieces)[-self._kept_tokens :].copied()]
 
-    def _hook(self, layer: int, seen: Callable[[int, Tensor, Seen], None]) -> Any:
+    def _hook(self, layer: int, block: FeedForward, seen: Callable[[int, Activations], None]) -> Any:
         def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            # Some families flatten to (T, F) before the projection, others keep (1, T, F).
-            z_TF = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
-            parts, self._expanded = self._expanded, []
-            seen(layer, z_TF, parts or [z_TF])
+            (x, self._input), (expanded, self._expanded) = (self._input, None), (self._expanded, [])
+            assert x is not None
+            gate_up = [part for output in expanded for part in torch.split(output, block.width, dim=-1)]
+            seen(layer, Activations(x, _by_token(inputs[0]), *gate_up))
 
         return look
 
+    def _enter(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._input = _by_token(inputs[0])
+
     def _remember(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._expanded.append(output.detach().reshape(-1, output.shape[-1]))
+        self._expanded.append(_by_token(output))
+
+
+def _gate_bias(block: FeedForward) -> Tensor:
+    """``(F,)``, zeros where there is none."""
+    bias = block.expand[0].bias
+    return bias[: block.width] if isinstance(bias, Tensor) else torch.zeros(block.width)
+
+
+def _by_token(values: Tensor) -> Tensor:
+    """Some families flatten to ``(T, F)`` before a projection, others keep ``(1, T, F)``."""
+    return values.detach().reshape(-1, values.shape[-1])
 
 
 def magnitude(blocks: Sequence[FeedForward]) -> Tensor:

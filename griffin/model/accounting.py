@@ -10,39 +10,46 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from griffin.model.families import FeedForward, family_of, feed_forwards, windows
 from griffin.model.matrix.modules import MatrixEmbedding, matrices, table, weight_key
-from griffin.neurons import Kept, kept_count
+from griffin.neurons import Chosen, Kept, kept_count
+from griffin.thresholds import Shares
 
 
 @dataclass(frozen=True, slots=True)
-class NeuronBytes:
-    """What a token reads of one neuron in one layer. Layers may hold their weights in different formats.
+class BlockBytes:
+    """What a token reads of one layer's FF block. Layers may hold their weights in different formats.
 
-    gate: its row of the gate's projection and that row's bias. A resting neuron reads only these, see
-        ``neurons.Acting``. In a block without a gate, the one expanding projection takes the gate's place.
-    others: its other rows and biases.
-    widening: how many bytes more its contracting row takes as plain numbers. A correction needs plain numbers.
+    gate: of the gate's matrix the codes; without a gate, of the one expanding matrix.
+    gate_scales: the rest of it. Where inputs are skipped, scales are read whole.
+    up: the other expanding matrix.
+    down: the contracting matrix, without what its rows share.
+    biases: of the expanding projections.
     """
 
     gate: int
-    others: int
-    widening: int = 0
+    gate_scales: int
+    up: int
+    down: int
+    biases: int
 
     @classmethod
-    def of(cls, block: FeedForward) -> "NeuronBytes":
-        gate, *up = (part.row_bytes for part in block.parts_FD)
-        biases = sum(p.bias.nbytes for p in block.expand if isinstance(p.bias, Tensor))
-        per_row = biases // block.width // block.parts
-        plain = block.down.columns * block.down.dtype.itemsize
+    def of(cls, block: FeedForward) -> "BlockBytes":
+        gate, *up = block.parts_FD
         return cls(
-            gate=gate + per_row,
-            others=sum(up) + len(up) * per_row + block.down.row_bytes,
-            widening=plain - block.down.row_bytes,
+            gate=gate.code_bytes,
+            gate_scales=gate.row_bytes * gate.row_count - gate.code_bytes,
+            up=sum(part.row_bytes * part.row_count for part in up),
+            down=block.down.row_bytes * block.width,
+            biases=sum(p.bias.nbytes for p in block.expand if isinstance(p.bias, Tensor)),
         )
 
     @property
-    def whole(self) -> int:
-        """All its rows and biases."""
-        return self.gate + self.others
+    def by_neuron(self) -> int:
+        """All that belongs to some neuron."""
+        return self.gate + self.gate_scales + self.up + self.down + self.biases
+
+    def skipped(self, shares: Shares) -> float:
+        """What is not read of that, where each token picks these shares."""
+        return (1 - shares.gate) * self.gate + (1 - shares.up) * self.up + (1 - shares.down) * self.down
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +60,12 @@ class Accounting:
     layers, width: L and F.
     per_neuron: parameters that one neuron of one layer owns: its row of each expanding projection,
         their biases, and its column of the contracting one.
-    per_gate: those of them that tell whether the neuron acts on a token, see ``neurons.Acting``.
+    per_bias: those of them that are biases.
+    gated: whether blocks have a gate.
     weight_bytes: what the full model reads for one token: all but the tables of which it looks up one row.
         An embedding that is the head as well is read whole.
         Parts of a matrix that its rows share are always read.
-    neuron_bytes: what is read of one neuron, for each layer.
+    block_bytes: what is read of the FF block, for each layer.
     kv_bytes: keys and values of one token in one layer.
     windows: for each layer, how many latest tokens it attends to; None for all.
     """
@@ -66,9 +74,10 @@ class Accounting:
     layers: int
     width: int
     per_neuron: int
-    per_gate: int = 0
+    per_bias: int = 0
+    gated: bool = True
     weight_bytes: int = 0
-    neuron_bytes: tuple[NeuronBytes, ...] = ()
+    block_bytes: tuple[BlockBytes, ...] = ()
     kv_bytes: int = 0
     windows: tuple[int | None, ...] = ()
 
@@ -79,15 +88,15 @@ class Accounting:
         biases = [p.bias for p in first.expand if isinstance(p.bias, Tensor)]
         rows = [*first.parts_FD, first.down]
         own_biases = sum(bias.numel() for bias in biases) // first.width
-        gate = first.down.columns + own_biases // first.parts
         return cls(
             total=parameter_count(model),
             layers=len(blocks),
             width=first.width,
             per_neuron=sum(matrix.columns for matrix in rows) + own_biases,
-            per_gate=gate,
+            per_bias=own_biases,
+            gated=first.activation is not None,
             weight_bytes=_all_bytes(model) - _bytes_not_looked_up(model),
-            neuron_bytes=tuple(map(NeuronBytes.of, blocks)),
+            block_bytes=tuple(map(BlockBytes.of, blocks)),
             kv_bytes=2 * _kv_width(model.config) * first.down.dtype.itemsize,
             windows=tuple(windows(family_of(model.config), model.config, len(blocks))),
         )
@@ -105,45 +114,44 @@ class Accounting:
     @property
     def feed_forward_bytes(self) -> int:
         """Of those parameters."""
-        return self.width * sum(each.whole for each in self.neuron_bytes)
+        return sum(each.by_neuron for each in self.block_bytes)
 
     def kept(self, sparsity: float) -> int:
         """FF neurons of all layers that stay when the fraction ``sparsity`` is removed."""
         return self.layers * kept_count(self.width, sparsity)
 
-    def active(self, kept: int, acting: int | None = None) -> int:
-        """Parameters that take part in a token when all layers together keep that many neurons.
+    def active(self, kept: int) -> int:
+        """Parameters that take part in a token when all layers together keep that many neurons."""
+        return self.total - (self.neurons - kept) * self.per_neuron
+
+    def active_at(self, shares: Shares) -> int:
+        """The same where each token picks these shares of the FF matrices. Biases always take part."""
+        matrices = 3 if self.gated else 2
+        width = (self.per_neuron - self.per_bias) // matrices
+        skipped = (1 - shares.gate) + (1 - shares.up) * self.gated + (1 - shares.down)
+        return self.total - round(self.neurons * width * skipped)
+
+    def active_with(self, chosen: Chosen) -> int:
+        """Parameters that take part in a token of such a choice; with thresholds, as planned."""
+        return self.active(chosen.count) if isinstance(chosen, Kept) else self.active_at(chosen.planned)
+
+    def bytes_per_token(self, chosen: Chosen | None, shares: Shares | None = None) -> int:
+        """Bytes of weights that one token of such a choice reads, on average; None is the full model.
 
         Args:
-            acting: of the kept neurons, those whose gates let them act; all if None.
+            shares: what tokens have read by the thresholds; None: as planned.
         """
-        resting = 0 if acting is None else kept - acting
-        return self.total - (self.neurons - kept) * self.per_neuron - resting * (self.per_neuron - self.per_gate)
-
-    def active_with(self, kept: Kept) -> int:
-        """Parameters that take part in a token of these neurons, on average."""
-        return self.active(kept.count, kept.acting_count)
-
-    def bytes_per_token(self, kept: Kept | None, *, corrected: bool | None = None) -> int:
-        """Bytes of weights that one token of these neurons reads, on average; None is the full model.
-
-        The acting neurons are known for all layers together. Each layer lets the same fraction of its own act.
-
-        Args:
-            corrected: whether the contracting rows are corrected; None: as ``kept`` says.
-        """
-        if kept is None:
+        if chosen is None:
             return self.weight_bytes
-        if corrected is None:
-            corrected = kept.correction is not None
-        acting, read = kept.acting_count / kept.count, float(self.weight_bytes)
-        for count, each in zip(kept.counts, self.neuron_bytes, strict=True):
-            others = each.others + each.widening * corrected
-            read += count * (each.gate + acting * others) - self.width * each.whole
-        return round(read)
+        if isinstance(chosen, Kept):
+            blocks = zip(chosen.counts, self.block_bytes, strict=True)
+            skipped = sum((self.width - count) * each.by_neuron / self.width for count, each in blocks)
+        else:
+            skipped = sum(each.skipped(shares or chosen.planned) for each in self.block_bytes)
+        return self.weight_bytes - round(skipped)
 
     def bytes_per_token_at(self, sparsity: float) -> int:
-        """The same, where every layer keeps as many neurons and all of them act."""
+        """The same, where every layer keeps as many neurons."""
         return self._weights_read(self.kept(sparsity))
 
     def bytes_per_step(self, kept: int, context_tokens: int) -> int:

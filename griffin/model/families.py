@@ -269,11 +269,6 @@ class FeedForward:
         return self.layer.get_submodule(self.names.contract)
 
     @property
-    def parts(self) -> int:
-        """As of its names."""
-        return self.names.parts
-
-    @property
     def width(self) -> int:
         """F, the number of neurons."""
         return self.down.row_count

@@ -7,7 +7,7 @@ Shapes: D model width, F feed-forward neurons, V vocabulary, H query heads, G ke
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,6 +27,7 @@ from griffin.model.families import (
     multiplier,
     windows,
 )
+from griffin.model.gates import GatesByInput
 from griffin.model.matrix.grouped import GroupedColumns, GroupedRows
 from griffin.model.matrix.matrix import Matrix, joined
 from griffin.model.matrix.modules import MatrixLinear, by_output, merged_, table
@@ -128,6 +129,10 @@ class FeedForwardWeights:
     contract_bias: Tensor | None
     gated: bool
 
+    def at_rest(self, resting_F: Tensor) -> Tensor:
+        """What the block gives where these are the activations of all neurons: ``(D,)``, in the matrix's dtype."""
+        return self.contract.weighted_rows(resting_F.to(self.contract.dtype), self.contract_bias)
+
     def expanding(self) -> list[Projection]:
         """The gate's projection, and the one that it is multiplied by where gated; ``(F, D)`` each."""
         bias, neurons = self.expand.bias, self.contract.row_count
@@ -169,6 +174,7 @@ class Weights:
     scale: factor on query-key products.
     score_cap, logit_cap: c where scores and logits become c tanh(x / c), or None.
     logit_divisor: logits are divided by this, before any cap.
+    gates: see ``gates_by_input``.
     """
 
     dtype: torch.dtype
@@ -188,6 +194,7 @@ class Weights:
     head: Projection
     logit_divisor: float
     logit_cap: float | None
+    gates: GatesByInput = field(default_factory=GatesByInput)
 
     @property
     def width(self) -> int:
@@ -206,6 +213,14 @@ class Weights:
         """
         coded = any(isinstance(matrix, GroupedRows | GroupedColumns) for matrix in self.matrices())
         return torch.float16 if coded and self.dtype == torch.bfloat16 else self.dtype
+
+    def gates_by_input(self) -> Sequence[Matrix]:
+        """For each layer the gate's matrix with a row for each input, ``(D, F)``, made at the first call.
+
+        Raises:
+            MemoryError
+        """
+        return self.gates.matrices([layer.feed_forward.expanding()[0].matrix for layer in self.layers])
 
     def matrices(self) -> Iterator[Matrix]:
         """All that a token reads, but for the tables of positions."""
@@ -255,6 +270,7 @@ def read_weights(model: PreTrainedModel) -> Weights | None:
         head=Projection((by_output(head),), exact(head, "bias")),
         logit_divisor=logit_divisor(family, config),
         logit_cap=logit_cap(family, config),
+        gates=GatesByInput.of(model),
     )
 
 

@@ -1,23 +1,35 @@
-"""GRIFFIN written out a second time, slowly and by none of our code: the full model, its activations masked."""
+"""Both methods written out a second time, slowly and by none of our code: the full model, its numbers masked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from griffin.neurons import Kept
+from griffin.neurons import Chosen, Kept
+from griffin.thresholds import Shares, Thresholds
 
+EXPAND = ("gate_proj", "gate_up_proj", "fc1", "dense_h_to_4h", "c_fc", "fc_in")
 CONTRACT = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "fc_out")
 
 
 def contracts(model: PreTrainedModel) -> list[nn.Module]:
     """By name alone, so that a wrong row of the family table cannot hide. GPT-2's attention has a c_proj too."""
+    return _named(model, CONTRACT)
+
+
+def first_expands(model: PreTrainedModel) -> list[nn.Module]:
+    """By name alone: what has the gate's rows, or the only expanding projection's."""
+    return _named(model, EXPAND)
+
+
+def _named(model: PreTrainedModel, endings: tuple[str, ...]) -> list[nn.Module]:
     return [
         module
         for name, module in model.named_modules()
-        if name.endswith(CONTRACT) and "attn" not in name and "attention" not in name
+        if name.endswith(endings) and "attn" not in name and "attention" not in name
     ]
 
 
@@ -31,70 +43,205 @@ def gate_functions(model: PreTrainedModel) -> list[nn.Module]:
 @contextmanager
 def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """The activations z of every layer in one forward pass, ``(T, F)`` each."""
-    seen: list[Tensor] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().flatten(0, -2)))
-        for module in contracts(model)
-    ]
-    yield seen
-    for hook in hooks:
-        hook.remove()
+    with _seen_by(contracts(model), given=True) as seen:
+        yield seen
+
+
+@contextmanager
+def inputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """What enters every FF block in one forward pass, ``(T, D)`` each."""
+    with _seen_by(first_expands(model), given=True) as seen:
+        yield seen
 
 
 @contextmanager
 def gated(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """What the gates' functions give in one forward pass, ``(T, F)`` each; nothing where there is no gate."""
+    with _seen_by(gate_functions(model), given=False) as seen:
+        yield seen
+
+
+@contextmanager
+def _seen_by(modules: Sequence[nn.Module], *, given: bool) -> Iterator[list[Tensor]]:
+    """What modules are given, or give, in one forward pass."""
     seen: list[Tensor] = []
-    hooks = [
-        module.register_forward_hook(lambda _, __, given: seen.append(given.detach().flatten(0, -2)))
-        for module in gate_functions(model)
-    ]
+
+    def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((inputs[0] if given else output).detach().flatten(0, -2))
+
+    hooks = [module.register_forward_hook(see) for module in modules]
     yield seen
     for hook in hooks:
         hook.remove()
 
 
+@dataclass(eq=False)
+class Reads:
+    """What tokens have read by thresholds, in all layers: inputs, neurons that act, and neurons that give something."""
+
+    inputs: int = 0
+    acting: int = 0
+    giving: int = 0
+    # Inputs and neurons that there were.
+    all_inputs: int = 0
+    all_neurons: int = 0
+    # For each layer what the gates of the pass at hand gave.
+    gates: list[Tensor] = field(default_factory=list)
+
+    def shares(self, *, gated: bool) -> Shares:
+        gate = self.inputs / self.all_inputs
+        return Shares(gate, self.acting / self.all_neurons if gated else gate, self.giving / self.all_neurons)
+
+
 @contextmanager
-def masked(model: PreTrainedModel, kept: Kept) -> Iterator[None]:
-    """All activations but the kept ones are zero, and what stands for the others is added to what each block gives."""
-
-    def mask(layer: int, index: Tensor, gates: list[Tensor]) -> object:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            z = inputs[0]
-            mask = torch.zeros(z.shape[-1]).index_fill(0, index, 1.0)
-            if kept.acting is None:
-                return (z * mask,)
-            limits, resting = torch.full((z.shape[-1],), torch.inf), torch.zeros(z.shape[-1])
-            limits[index], resting[index] = kept.acting.thresholds[layer], kept.acting.resting[layer]
-            given = gates.pop().reshape(z.shape) if gates else z
-            return (torch.where(given.abs() > limits.to(given), z - resting.to(z), 0),)
-
-        return hook
-
-    def add(layer: int) -> object:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if kept.offset_LD is not None:
-                output = output + kept.offset_LD[layer]
-            if kept.correction is not None:
-                known = inputs[0][..., kept.layers[layer]] @ kept.correction.left[layer]
-                output = output + known @ kept.correction.right[layer]
-            return output
-
-        return hook
-
-    hooks = []
-    functions = gate_functions(model)
-    for layer, (module, index) in enumerate(zip(contracts(model), kept.layers, strict=True)):
-        gates: list[Tensor] = []
-        if functions:
-            hooks.append(functions[layer].register_forward_hook(lambda _, __, given, gates=gates: gates.append(given)))
-        hooks += [
-            module.register_forward_pre_hook(mask(layer, index, gates)),
-            module.register_forward_hook(add(layer)),
+def masked(model: PreTrainedModel, chosen: Chosen | None) -> Iterator[Reads]:
+    """All activations but the kept ones are zero; by thresholds, inputs and neurons are as their docstring says."""
+    reads, hooks = Reads(), []
+    if isinstance(chosen, Kept):
+        hooks = [
+            module.register_forward_pre_hook(_mask(index_k))
+            for module, index_k in zip(contracts(model), chosen.layers, strict=True)
         ]
-    yield
+    elif chosen is not None:
+        hooks = _by_thresholds(model, chosen, reads)
+    yield reads
     for hook in hooks:
         hook.remove()
+
+
+def _mask(index_k: Tensor) -> object:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        mask = torch.zeros(inputs[0].shape[-1]).index_fill(0, index_k, 1.0)
+        return (inputs[0] * mask.to(inputs[0]),)
+
+    return hook
+
+
+def _by_thresholds(model: PreTrainedModel, by: Thresholds, reads: Reads) -> list[object]:
+    hooks: list[object] = []
+    functions = gate_functions(model)
+    for layer, (expand, contract) in enumerate(zip(first_expands(model), contracts(model), strict=True)):
+        hooks.append(expand.register_forward_hook(_read_inputs(by, layer, reads)))
+        hooks.append(contract.register_forward_pre_hook(_read_neurons(by, layer, reads)))
+        if functions:
+            hooks.append(functions[layer].register_forward_hook(lambda _, __, given: reads.gates.append(given)))
+    return hooks
+
+
+def _read_inputs(by: Thresholds, layer: int, reads: Reads) -> object:
+    """Stage 1: of the gate's rows, the first F, only inputs that are far from their means count as they are."""
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x, mean_D, offset_F = inputs[0].float(), by.means_LD[layer], by.offsets_LF[layer]
+        far = (x - mean_D).abs() > by.input_limits_LD[layer]
+        weight_DF = gate_weight(module, len(offset_F)).float().t()
+        gate = torch.where(far, x - mean_D, 0) @ weight_DF + offset_F
+        reads.inputs += int(far.sum())
+        reads.all_inputs += far.numel()
+        return torch.cat((gate.to(output), output[..., len(offset_F) :]), dim=-1)
+
+    return hook
+
+
+def _read_neurons(by: Thresholds, layer: int, reads: Reads) -> object:
+    """Stages 2 and 3: all neurons but those that are read have their resting values."""
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        z, resting_F = inputs[0].float(), by.resting_LF[layer]
+        gives = (z - resting_F).abs() > by.output_limits_LF[layer]
+        if by.gate_limits_LF is not None:
+            acts = reads.gates.pop().float().reshape(z.shape).abs() > by.gate_limits_LF[layer]
+            reads.acting += int(acts.sum())
+            gives &= acts
+        reads.giving += int(gives.sum())
+        reads.all_neurons += gives.numel()
+        return (torch.where(gives, z, resting_F).to(inputs[0]),)
+
+    return hook
+
+
+def gate_weight(module: nn.Module, neurons: int) -> Tensor:
+    """The rows by neuron of the gate, ``(F, D)``, whichever way round a module has them."""
+    weight: Tensor = module.weight
+    by_output = weight if isinstance(module, nn.Linear) else weight.t()
+    return by_output[:neurons]
+
+
+@torch.no_grad()
+def thresholds(model: PreTrainedModel, ids: list[int], shares: Shares, latest: int = 128) -> Thresholds:
+    """Those of a prompt, in double precision, as the docstring of ``griffin.method.griffin_plus`` has them."""
+    expands, downs, functions = first_expands(model), contracts(model), gate_functions(model)
+    ups = [module for module in _named(model, ("up_proj",) if functions else ()) if module not in expands]
+    with (
+        inputs(model) as xs,
+        recorded(model) as zs,
+        gated(model) as gates,
+        _seen_by(ups, given=False) as seen_ups,
+        _seen_by(expands, given=False) as firsts,
+    ):
+        model(torch.tensor([ids]))
+    found = []
+    for layer, (x_TD, z_TF) in enumerate(zip(xs, zs, strict=True)):
+        gate_TF, up_TF = None, None
+        if functions:
+            gate_TF, up_TF = gates[layer], seen_ups[layer] if ups else firsts[layer][:, z_TF.shape[1] :]
+        found.append(_thresholds(expands[layer], downs[layer], x_TD, z_TF, gate_TF, up_TF, shares, latest))
+    tensors = [torch.stack(column).float() for column in zip(*found, strict=True)]
+    means, input_limits, offsets, gate_limits, resting, output_limits = tensors
+    return Thresholds(shares, means, input_limits, offsets, gate_limits if functions else None, resting, output_limits)
+
+
+def _thresholds(
+    expand: nn.Module,
+    down: nn.Module,
+    x_TD: Tensor,
+    z_TF: Tensor,
+    gate_TF: Tensor | None,
+    up_TF: Tensor | None,
+    shares: Shares,
+    latest: int,
+) -> list[Tensor]:
+    """Of one layer, in the order of the fields; gate_TF and up_TF: what the gate's function gives, and its factor."""
+    tokens, neurons = z_TF.shape
+    weight_FD, norms_F = gate_weight(expand, neurons).double(), rows(down).double().norm(dim=1)
+    norms_D = weight_FD.norm(dim=0)
+    mean_D = x_TD[1:].double().sum(0) / max(1, tokens - 1)
+    offset_F = weight_FD @ mean_D
+    if expand.bias is not None:
+        offset_F = offset_F + expand.bias[:neurons].double()
+    # The first token is unlike all others, but may be the only one.
+    first = 1 if tokens > 1 else 0
+    x_TD, z_TF = x_TD[first:][-latest:].double(), z_TF[first:][-latest:].double()
+    input_limit_D = highest((x_TD - mean_D).abs() * norms_D, shares.gate) / norms_D
+    if gate_TF is None or up_TF is None:
+        size_F, worth_TF, share = norms_F, z_TF.abs() * norms_F, shares.down
+    else:
+        squares_F, counted = up_TF[first:].double().square().sum(0), tokens - first
+        # Four average tokens more, if there are any but the first.
+        mean = squares_F.mean() / counted
+        size_F = ((squares_F + 4 * first * mean) / (counted + 4 * first)).sqrt()
+        worth_TF, share = gate_TF[first:][-latest:].double().abs() * size_F, shares.up
+    cut = highest(worth_TF, share)
+    rests_TF = worth_TF <= cut
+    # Four tokens more, on which it is 0.
+    resting_F = (z_TF * rests_TF).sum(0) / (rests_TF.sum(0) + 4)
+    giving_TF = (z_TF - resting_F).abs() * norms_F
+    if gate_TF is not None:
+        giving_TF[rests_TF] = 0
+    return [mean_D, input_limit_D, offset_F, cut / size_F, resting_F, highest(giving_TF, shares.down) / norms_F]
+
+
+def rows(module: nn.Module) -> Tensor:
+    """Of a contracting projection one row a neuron, ``(F, D)``."""
+    weight: Tensor = module.weight
+    return weight.t() if isinstance(module, nn.Linear) else weight
+
+
+def highest(values: Tensor, share: float) -> Tensor:
+    """What this share of all values exceeds, to a whole number of them, with a margin that no rounding crosses."""
+    ordered = values.flatten().sort().values
+    count = round((1 - share) * len(ordered))
+    return ordered[count - 1] * (1 + 1e-5) if count else torch.tensor(-1.0)
 
 
 def statistic(z_TF: Tensor) -> Tensor:

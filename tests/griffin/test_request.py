@@ -7,9 +7,8 @@ from griffin import Engine, Pruning, Sampling, Scoring, Selection, Verification
 from griffin.engine.prefixes import PrefixStore
 from griffin.experiments.common.teacher import Teacher
 from griffin.method.chooser import Chooser
-from griffin.method.plus.measurement import calibrate
 from griffin.model.families import feed_forwards
-from griffin.neurons import Acting, Kept
+from griffin.neurons import Kept
 from griffin.request import METHOD_FIELDS, METHOD_NAMES, Auto
 from server.metrics import Metrics
 from server.work.job import Ask
@@ -21,10 +20,8 @@ ROUNDS = 0.009
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]
 
 
-def selection(*layers: list[int], acting: int | None = None) -> Selection:
-    kept = [torch.tensor(layer, dtype=torch.int32) for layer in layers]
-    rule = None if acting is None else Acting([], [], [], acting)
-    return Selection(0.0, "name", 3, Kept(kept, acting=rule))
+def selection(*layers: list[int]) -> Selection:
+    return Selection(0.0, "name", 3, Kept([torch.tensor(layer, dtype=torch.int32) for layer in layers]))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +36,6 @@ def selection(*layers: list[int], acting: int | None = None) -> Selection:
         (Pruning(reuse=selection([0, 1, 2], [0, 1, 2])), 3, False),
         (Pruning(reuse=selection([0, 1, 2], [0, 1])), 3, True),
         (Pruning(0.5, reuse=selection([0, 1, 2], [0, 1, 2])), 3, False),
-        (Pruning(reuse=selection([0, 1, 2], [0, 1, 2], acting=4)), 3, True),
     ],
 )
 def test_whether_any_neuron_is_left_out(pruning: Pruning, width: int, prunes: bool) -> None:
@@ -50,10 +46,9 @@ def test_whether_any_neuron_is_left_out(pruning: Pruning, width: int, prunes: bo
 def test_a_sparsity_that_rounds_to_all_neurons_is_dense_everywhere() -> None:
     """For every method: nothing is prepared, chosen, verified, compared or reported."""
     model = tiny_model("llama")
-    calibration = calibrate(model.requires_grad_(False), [PROMPT])
-    engine = Engine(model, prefill_chunk=8, prefixes=PrefixStore(2**20, 8), calibration=calibration)
-    chooser = Chooser(feed_forwards(model), model.device, calibration)
-    teacher = Teacher(model, calibration=calibration)
+    engine = Engine(model, prefill_chunk=8, prefixes=PrefixStore(2**20, 8))
+    chooser = Chooser(feed_forwards(model), model.device)
+    teacher = Teacher(model)
     teacher.begin_with(PROMPT)
     sampling = Sampling(max_tokens=4, temperature=0, ignore_eos=True)
     dense = [token.id for token in engine.generate(PROMPT, sampling)]

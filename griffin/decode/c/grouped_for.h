@@ -235,24 +235,28 @@ INLINE void KERNEL(dot_grouped_rows)(
 
 /* ---- Sums of weighted rows: groups are of neighbouring rows. ---- */
 
+/* RUN numbers at a time, whatever the count: then the compiler makes vectors of all. */
 INLINE void KERNEL(prepare_weights)(Weights *weights, const float *z, int64_t count)
 {
-    int8_t high[RUN] = {0};
-    uint8_t low[RUN] = {0};
-    float highest = KERNEL(highest)(z, count), inverse = inverse_of(highest);
-    int32_t sum = 0, high_sum = 0;
-    for (int64_t i = 0; i < count; i++) {
-        int32_t whole = to_whole(z[i] * inverse);
-        high[i] = (int8_t)(whole >> 8);
-        low[i] = (uint8_t)whole;
-        sum += whole;
-        high_sum += high[i] * 256;
+    float padded[RUN] = {0};
+    int8_t high[RUN];
+    uint8_t low[RUN];
+    int32_t whole[RUN], sum = 0, high_sum = 0;
+    memcpy(padded, z, (size_t)count * sizeof *z);
+    float highest = KERNEL(highest)(padded, RUN), inverse = inverse_of(highest);
+    for (int i = 0; i < RUN; i++)
+        whole[i] = to_whole(padded[i] * inverse);
+    for (int i = 0; i < RUN; i++) {
+        high[i] = (int8_t)(whole[i] >> 8);
+        low[i] = (uint8_t)whole[i];
+        sum += whole[i];
+        high_sum += whole[i] >> 8;
     }
     memcpy(weights->high, high, sizeof high);
     memcpy(weights->low, low, sizeof low);
     weights->scale = highest / LARGEST;
     weights->sum = (float)sum;
-    weights->high_sum = (float)high_sum;
+    weights->high_sum = (float)(high_sum * 256);
 }
 
 #if VECTOR_BYTES == 64
@@ -378,36 +382,27 @@ INLINE void KERNEL(close_outputs)(
     }
 }
 
-INLINE void KERNEL(fetch)(Ahead *ahead, int lines)
+/* Of some rows and of the next record, what the tile of outputs from ``start`` on needs. */
+INLINE void KERNEL(fetch)(
+    const Groups *groups, const char *const *rows, int64_t count, const char *record, int64_t start, int bits)
 {
-    for (int i = 0; i < lines; i++) {
-        /* Read once: it need not stay in the larger caches. */
-        __builtin_prefetch(*ahead->rows + ahead->at, 0, 0);
-        ahead->at += 64;
-        if (ahead->at >= ahead->bytes) {
-            ahead->at = 0;
-            ahead->rows++;
-        }
-    }
-    if (ahead->record < ahead->record_end) {
-        __builtin_prefetch(ahead->record);
-        ahead->record += 64;
-    }
+    for (int64_t k = 0; k < count; k++)
+        ask_for(rows[k] + start * bits / 8, 128 * bits / 8);
+    ask_for(record + start * groups->bytes, 128 * groups->bytes);
+    if (groups->minimums)
+        ask_for(record + (groups->minimums - groups->scales) + start * groups->bytes, 128 * groups->bytes);
 }
 
 /* The outputs of one tile that begin at lane h. */
 INLINE void KERNEL(add_tile)(
     float *y, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t h, int64_t lanes,
-    const char *const *rows, int64_t at, Ahead *ahead, int64_t quads, const Weights *weights, int bits)
+    const char *const *rows, int64_t at, int64_t quads, const Weights *weights, int bits)
 {
     Sums sums[8] = {{{0}, {0}}};
     for (int64_t quad = 0; quad < quads; quad++) {
         const char *places[4];
         UNROLLED for (int k = 0; k < 4; k++)
             places[k] = rows[4 * quad + k] + at;
-        /* Half as many lines for a tile half as wide: there are no more rows than RUN. */
-        if (h == 0)
-            KERNEL(fetch)(ahead, (int)(bits * wide / 16));
         Codes high = (Codes)((Whole){0} + weights->high[quad]), low = (Codes)((Whole){0} + weights->low[quad]);
         KERNEL(add_quad)(sums, places, wide, h, lanes, high, low, bits);
     }
@@ -423,60 +418,89 @@ INLINE void KERNEL(add_tile)(
         KERNEL(close_outputs)(y, sums, record, output, wide, lanes, weights, of_zero, false, false);
 }
 
-/* y += sum over some rows of one group, z_i row i. rows, later: RUN each; those from count on have no weight. */
+/* y += sum over the rows of one group. later: rows to fetch meanwhile, so many. */
 INLINE void KERNEL(add_group)(
-    float *y, const Matrix *matrix, int64_t group, const char *const *rows, const char *const *later, int64_t count,
-    const float *z, int bits)
+    float *y, const Matrix *matrix, const Group *group, const char *const *rows, const char *const *later,
+    int64_t following, int bits)
 {
     const Groups *groups = &matrix->groups;
-    Record record = KERNEL(record)(groups, group);
-    Weights weights;
-    KERNEL(prepare_weights)(&weights, z, count);
-    const char *records = groups->scales + (group + 1) * groups->stride;
-    Ahead ahead = {later, 0, matrix->columns * bits / 8, records, records + groups->stride};
-    int64_t quads = (count + 3) / 4;
+    Record record = KERNEL(record)(groups, group->number);
+    const char *next = groups->scales + (group->number + 1) * groups->stride;
+    int64_t quads = (group->count + 3) / 4;
     for (int64_t start = 0; start < matrix->columns; start += 128) {
         int64_t wide = matrix->columns - start < 128 ? 8 : 16, lanes = wide < LANES ? wide : LANES;
+        KERNEL(fetch)(groups, later, following, next, start, bits);
         for (int64_t h = 0; h < wide; h += LANES)
             KERNEL(add_tile)
-            (y, groups, &record, start, wide, h, lanes, rows, start * bits / 8, &ahead, quads, &weights, bits);
+            (y, groups, &record, start, wide, h, lanes, rows, start * bits / 8, quads, &group->weights, bits);
     }
 }
 
-/* How many of the rows from number i on belong to one group. rows: NULL, or which. */
-INLINE int64_t KERNEL(run)(const Matrix *matrix, const int32_t *rows, int64_t first, int64_t i, int64_t count)
+/* The rows from number i on that belong to one group, of so many. rows: which these are, or NULL: from ``start`` on. */
+INLINE void KERNEL(plan_group)(
+    Group *group, const Matrix *matrix, const int32_t *rows, int64_t start, int64_t i, int64_t count, const float *z)
 {
-    if (i >= count)
-        return 0;
-    int64_t group = group_of(matrix, rows ? rows[i] : first + i), end = i + 1;
-    while (end < count && end - i < RUN && group_of(matrix, rows ? rows[end] : first + end) == group)
+    int64_t end = i;
+    group->number = i < count ? group_of(matrix, rows ? rows[i] : start + i) : 0;
+    while (end < count && end - i < RUN && group_of(matrix, rows ? rows[end] : start + end) == group->number)
         end++;
-    return end - i;
+    group->first = i;
+    group->count = end - i;
+    KERNEL(prepare_weights)(&group->weights, z + i, end - i);
 }
 
-/* Where rows begin; the last one stands for those beyond. */
-INLINE void KERNEL(locate)(
-    const char **at, const Matrix *matrix, const int32_t *rows, int64_t first, int64_t i, int64_t run, int64_t count)
+static void KERNEL(plan)(List *list, const Matrix *matrix)
 {
-    for (int64_t k = 0; k < RUN; k++) {
-        int64_t number = k < run ? i + k : run ? i + run - 1 : count - 1;
-        at[k] = matrix->codes + (rows ? rows[number] : first + number) * matrix->stride;
+    list->group_count = 0;
+    for (int64_t i = 0; i < list->count; list->group_count++) {
+        Group *group = &list->groups[list->group_count];
+        KERNEL(plan_group)(group, matrix, list->rows, 0, i, list->count, list->z);
+        i += group->count;
     }
 }
 
-INLINE void KERNEL(add_grouped)(
-    float *y, const Matrix *matrix, const int32_t *rows, int64_t first, int64_t count, const float *z, int bits)
+/* Where the rows of a group begin. Behind them its last one, which has no weight there; of no row, the matrix itself. */
+INLINE void KERNEL(locate)(
+    const char **at, const Matrix *matrix, const int32_t *rows, int64_t start, const Group *group)
 {
+    const char *last = matrix->codes;
+    for (int64_t k = 0; k < RUN; k++) {
+        if (k < group->count)
+            last = matrix->codes + (rows ? rows[group->first + k] : start + group->first + k) * matrix->stride;
+        at[k] = last;
+    }
+}
+
+typedef void KERNEL(AddGroup)(
+    float *y, const Matrix *matrix, const Group *group, const char *const *rows, const char *const *later,
+    int64_t following);
+
+static void KERNEL(add_listed)(float *y, const Matrix *matrix, const List *list, KERNEL(AddGroup) *add_group)
+{
+    static const Group none = {0};
     const char *at[2][RUN];
-    int64_t run = KERNEL(run)(matrix, rows, first, 0, count);
-    KERNEL(locate)(at[0], matrix, rows, first, 0, run, count);
-    for (int64_t i = 0, turn = 0; i < count; turn = 1 - turn) {
-        int64_t next = i + run, following = KERNEL(run)(matrix, rows, first, next, count);
-        KERNEL(locate)(at[1 - turn], matrix, rows, first, next, following, count);
-        int64_t group = group_of(matrix, rows ? rows[i] : first + i);
-        KERNEL(add_group)(y, matrix, group, at[turn], at[1 - turn], run, z + i, bits);
-        i = next;
-        run = following;
+    if (list->group_count)
+        KERNEL(locate)(at[0], matrix, list->rows, 0, list->groups);
+    for (int64_t i = 0; i < list->group_count; i++) {
+        const Group *group = &list->groups[i], *next = i + 1 < list->group_count ? group + 1 : &none;
+        KERNEL(locate)(at[(i + 1) % 2], matrix, list->rows, 0, next);
+        add_group(y, matrix, group, at[i % 2], at[(i + 1) % 2], next->count);
+    }
+}
+
+static void KERNEL(add_grouped)(
+    float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z, KERNEL(AddGroup) *add_group)
+{
+    Group groups[2];
+    const char *at[2][RUN];
+    KERNEL(plan_group)(&groups[0], matrix, NULL, first, 0, count, z);
+    KERNEL(locate)(at[0], matrix, NULL, first, &groups[0]);
+    for (int turn = 0; groups[turn].count; turn = 1 - turn) {
+        const Group *group = &groups[turn];
+        Group *next = &groups[1 - turn];
+        KERNEL(plan_group)(next, matrix, NULL, first, group->first + group->count, count, z);
+        KERNEL(locate)(at[1 - turn], matrix, NULL, first, next);
+        add_group(y, matrix, group, at[turn], at[1 - turn], next->count);
     }
 }
 
@@ -536,26 +560,30 @@ static void KERNEL(dot_all)(
     }
 }
 
+/* Two streams, as in dot_all: of the first and of the second half of the rows. */
 static void KERNEL(dot_numbered)(
     float *out, const Matrix *matrix, const int32_t *rows, int64_t count, const Input *x, KERNEL(Rows) *pair,
     KERNEL(Rows) *one)
 {
-    int64_t at[PAIR], later[PAIR], i = 0;
-    for (; i + PAIR <= count; i += PAIR) {
+    int64_t at[PAIR], later[PAIR], part = count / PAIR, stride = matrix->stride;
+    for (int64_t i = 0; i < AHEAD_ROWS && i < part; i++)
+        for (int k = 0; k < PAIR; k++)
+            ask_for(matrix->codes + rows[i + k * part] * stride, stride);
+    for (int64_t i = 0; i < part; i++) {
+        int64_t ahead = i + AHEAD_ROWS < part ? i + AHEAD_ROWS : part - 1;
         for (int k = 0; k < PAIR; k++) {
-            int64_t ahead = i + k + 4 * PAIR;
-            at[k] = rows[i + k] * matrix->stride;
-            later[k] = rows[ahead < count ? ahead : count - 1] * matrix->stride;
+            at[k] = rows[i + k * part] * stride;
+            later[k] = rows[ahead + k * part] * stride;
         }
-        pair(out + i, 1, matrix, at, later, x);
+        pair(out + i, part, matrix, at, later, x);
     }
-    for (; i < count; i++) {
-        at[0] = rows[i] * matrix->stride;
+    for (int64_t i = PAIR * part; i < count; i++) {
+        at[0] = rows[i] * stride;
         one(out + i, 1, matrix, at, at, x);
     }
 }
 
-/* The four products of codes of so many bits. What is large is compiled once for each. */
+/* The products of codes of so many bits. What is large is compiled once for each. */
 #define GROUPED_PRODUCTS(BITS)                                                                                        \
     static void KERNEL(dot_pair##BITS)(                                                                               \
         float *out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, const Input *x)   \
@@ -573,26 +601,24 @@ static void KERNEL(dot_numbered)(
         KERNEL(dot_all)(out, matrix, first, count, x, KERNEL(dot_pair##BITS), KERNEL(dot_one##BITS));                 \
     }                                                                                                                 \
     static void KERNEL(dot_some_grouped##BITS)(                                                                       \
-        float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int64_t some, const Input *x)    \
+        float *out, const Matrix *matrix, const int32_t *rows, int64_t count, const Input *x)                         \
     {                                                                                                                 \
-        (void)later;                                                                                                  \
-        KERNEL(dot_numbered)(out, matrix, rows, some, x, KERNEL(dot_pair##BITS), KERNEL(dot_one##BITS));              \
+        KERNEL(dot_numbered)(out, matrix, rows, count, x, KERNEL(dot_pair##BITS), KERNEL(dot_one##BITS));             \
     }                                                                                                                 \
-    static __attribute__((noinline)) void KERNEL(add_rows##BITS)(                                                     \
-        float *y, const Matrix *matrix, const int32_t *rows, int64_t first, int64_t count, const float *z)            \
+    static void KERNEL(add_group##BITS)(                                                                              \
+        float *y, const Matrix *matrix, const Group *group, const char *const *rows, const char *const *later,        \
+        int64_t following)                                                                                            \
     {                                                                                                                 \
-        KERNEL(add_grouped)(y, matrix, rows, first, count, z, BITS);                                                  \
+        KERNEL(add_group)(y, matrix, group, rows, later, following, BITS);                                            \
     }                                                                                                                 \
     static void KERNEL(add_grouped##BITS)(                                                                            \
         float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z)                                 \
     {                                                                                                                 \
-        KERNEL(add_rows##BITS)(y, matrix, NULL, first, count, z);                                                     \
+        KERNEL(add_grouped)(y, matrix, first, count, z, KERNEL(add_group##BITS));                                     \
     }                                                                                                                 \
-    static void KERNEL(add_some_grouped##BITS)(                                                                       \
-        float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int64_t some, const float *z)      \
+    static void KERNEL(add_list_grouped##BITS)(float *y, const Matrix *matrix, const List *list)                      \
     {                                                                                                                 \
-        (void)later;                                                                                                  \
-        KERNEL(add_rows##BITS)(y, matrix, rows, 0, some, z);                                                          \
+        KERNEL(add_listed)(y, matrix, list, KERNEL(add_group##BITS));                                                 \
     }
 
 GROUPED_PRODUCTS(4)

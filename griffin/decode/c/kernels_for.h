@@ -139,25 +139,26 @@ INLINE void KERNEL(dot)(
         out[i] *= matrix->scales[first + i];
 }
 
-/* Where some rows begin, and as many later ones. */
+/* Where the rows from number i on begin, and as many later ones of so many. */
 INLINE void KERNEL(find)(
-    const char **at, const char **ahead, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some)
+    const char **at, const char **ahead, const Matrix *matrix, const int32_t *rows, int64_t i, int some, int64_t count)
 {
     UNROLLED for (int k = 0; k < some; k++) {
-        at[k] = matrix->codes + rows[k] * matrix->stride;
-        ahead[k] = matrix->codes + later[k] * matrix->stride;
+        int64_t later = i + some + k < count ? i + some + k : count - 1;
+        at[k] = matrix->codes + rows[i + k] * matrix->stride;
+        ahead[k] = matrix->codes + rows[later] * matrix->stride;
     }
 }
 
 INLINE void KERNEL(dot_some)(
-    float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *x,
+    float *out, const Matrix *matrix, const int32_t *rows, int64_t i, int some, int64_t count, const float *x,
     int64_t format)
 {
     const char *at[PAIR], *ahead[PAIR];
-    KERNEL(find)(at, ahead, matrix, rows, later, some);
-    KERNEL(dot_codes)(out, 1, at, ahead, some, matrix->columns, x, format);
+    KERNEL(find)(at, ahead, matrix, rows, i, some, count);
+    KERNEL(dot_codes)(out + i, 1, at, ahead, some, matrix->columns, x, format);
     UNROLLED for (int k = 0; format == INT8 && k < some; k++)
-        out[k] *= matrix->scales[rows[k]];
+        out[i + k] *= matrix->scales[rows[i + k]];
 }
 
 INLINE void KERNEL(add_vectors)(
@@ -212,18 +213,23 @@ INLINE void KERNEL(add)(
 }
 
 INLINE void KERNEL(add_some)(
-    float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int some, const float *z,
-    int64_t format)
+    float *y, const Matrix *matrix, const List *list, int64_t i, int some, int64_t format)
 {
     const char *at[PAIR], *ahead[PAIR];
     float factors[PAIR];
-    KERNEL(find)(at, ahead, matrix, rows, later, some);
+    KERNEL(find)(at, ahead, matrix, list->rows, i, some, list->count);
     UNROLLED for (int k = 0; k < some; k++)
-        factors[k] = format == INT8 ? z[k] * matrix->scales[rows[k]] : z[k];
+        factors[k] = format == INT8 ? list->z[i + k] * matrix->scales[list->rows[i + k]] : list->z[i + k];
     KERNEL(add_codes)(y, at, ahead, some, matrix->columns, factors, format);
 }
 
-/* The four products of one format, for one instruction set. Both numbers of rows are known where they are inlined. */
+static void KERNEL(plan_nothing)(List *list, const Matrix *matrix)
+{
+    (void)list;
+    (void)matrix;
+}
+
+/* The products of one format, for one instruction set. Both numbers of rows are known where they are inlined. */
 #define FORMAT_PRODUCTS(NAME, FORMAT)                                                                                 \
     static void KERNEL(dot_##NAME)(float *out, const Matrix *matrix, int64_t first, int64_t count, const Input *x)    \
     {                                                                                                                 \
@@ -234,22 +240,21 @@ INLINE void KERNEL(add_some)(
         KERNEL(add)(y, matrix, first, count, z, FORMAT);                                                              \
     }                                                                                                                 \
     static void KERNEL(dot_some_##NAME)(                                                                              \
-        float *out, const Matrix *matrix, const int32_t *rows, const int32_t *later, int64_t some, const Input *x)    \
+        float *out, const Matrix *matrix, const int32_t *rows, int64_t count, const Input *x)                         \
     {                                                                                                                 \
         int64_t i = 0;                                                                                                \
-        for (; i + PAIR <= some; i += PAIR)                                                                           \
-            KERNEL(dot_some)(out + i, matrix, rows + i, later + i, PAIR, x->values, FORMAT);                          \
-        for (; i < some; i++)                                                                                         \
-            KERNEL(dot_some)(out + i, matrix, rows + i, later + i, 1, x->values, FORMAT);                             \
+        for (; i + PAIR <= count; i += PAIR)                                                                          \
+            KERNEL(dot_some)(out, matrix, rows, i, PAIR, count, x->values, FORMAT);                                   \
+        for (; i < count; i++)                                                                                        \
+            KERNEL(dot_some)(out, matrix, rows, i, 1, count, x->values, FORMAT);                                      \
     }                                                                                                                 \
-    static void KERNEL(add_some_##NAME)(                                                                              \
-        float *y, const Matrix *matrix, const int32_t *rows, const int32_t *later, int64_t some, const float *z)      \
+    static void KERNEL(add_list_##NAME)(float *y, const Matrix *matrix, const List *list)                             \
     {                                                                                                                 \
         int64_t i = 0;                                                                                                \
-        for (; i + PAIR <= some; i += PAIR)                                                                           \
-            KERNEL(add_some)(y, matrix, rows + i, later + i, PAIR, z + i, FORMAT);                                    \
-        for (; i < some; i++)                                                                                         \
-            KERNEL(add_some)(y, matrix, rows + i, later + i, 1, z + i, FORMAT);                                       \
+        for (; i + PAIR <= list->count; i += PAIR)                                                                    \
+            KERNEL(add_some)(y, matrix, list, i, PAIR, FORMAT);                                                       \
+        for (; i < list->count; i++)                                                                                  \
+            KERNEL(add_some)(y, matrix, list, i, 1, FORMAT);                                                          \
     }
 
 FORMAT_PRODUCTS(float32, FLOAT32)
@@ -364,22 +369,65 @@ static void KERNEL(cap)(float *values, int64_t count, float cap)
         values[i] = cap - 2 * cap / (1 + KERNEL(exponential)(2 / cap * values[i]));
 }
 
-#define FORMAT_ROW(NAME) {KERNEL(dot_##NAME), KERNEL(add_##NAME), KERNEL(dot_some_##NAME), KERNEL(add_some_##NAME)}
+/* Of up to LANES columns: the mean of z where given is within a limit, in size, with ``extra`` zeros more. */
+INLINE Vector KERNEL(mean_at_rest)(
+    const Table *given, const Table *z, int64_t column, Vector limits, float extra, int64_t format)
+{
+    Vector sum = {0}, count = {0};
+    for (int64_t row = 0; row < given->rows; row++) {
+        Vector size = KERNEL(load)(given->at + row * given->stride, column, format);
+        Whole rests = (Vector)((Whole)size & 0x7fffffff) <= limits;
+        Vector value = KERNEL(load)(z->at + row * z->stride, column, format);
+        sum += (Vector)((Whole)value & rests);
+        count -= __builtin_convertvector(rests, Vector);
+    }
+    return sum / (count + extra);
+}
+
+static void KERNEL(rest_means)(
+    float *resting, const Table *given, const Table *z, int64_t format, const float *limits, float extra,
+    int64_t first, int64_t end)
+{
+    int64_t i = first;
+    for (; i + LANES <= end; i += LANES) {
+        Vector most = KERNEL(load)((const char *)limits, i, FLOAT32), means;
+        if (format == BFLOAT16)
+            means = KERNEL(mean_at_rest)(given, z, i, most, extra, BFLOAT16);
+        else if (format == FLOAT16)
+            means = KERNEL(mean_at_rest)(given, z, i, most, extra, FLOAT16);
+        else
+            means = KERNEL(mean_at_rest)(given, z, i, most, extra, FLOAT32);
+        memcpy(resting + i, &means, sizeof means);
+    }
+    for (; i < end; i++) {
+        float sum = 0, count = extra;
+        for (int64_t row = 0; row < given->rows; row++)
+            if (fabsf(load_number(given->at + row * given->stride, i, format)) <= limits[i]) {
+                sum += load_number(z->at + row * z->stride, i, format);
+                count++;
+            }
+        resting[i] = sum / count;
+    }
+}
+
+#define FORMAT_ROW(NAME, PLAN)                                                                                        \
+    {KERNEL(dot_##NAME), KERNEL(add_##NAME), KERNEL(dot_some_##NAME), KERNEL(PLAN), KERNEL(add_list_##NAME)}
 static const Kernels KERNEL(kernels) = {
     .formats = {
-        [FLOAT32] = FORMAT_ROW(float32),
-        [BFLOAT16] = FORMAT_ROW(bfloat16),
-        [FLOAT16] = FORMAT_ROW(float16),
-        [INT8] = FORMAT_ROW(int8),
-        [GROUPED4] = FORMAT_ROW(grouped4),
-        [GROUPED6] = FORMAT_ROW(grouped6),
-        [GROUPED8] = FORMAT_ROW(grouped8),
+        [FLOAT32] = FORMAT_ROW(float32, plan_nothing),
+        [BFLOAT16] = FORMAT_ROW(bfloat16, plan_nothing),
+        [FLOAT16] = FORMAT_ROW(float16, plan_nothing),
+        [INT8] = FORMAT_ROW(int8, plan_nothing),
+        [GROUPED4] = FORMAT_ROW(grouped4, plan),
+        [GROUPED6] = FORMAT_ROW(grouped6, plan),
+        [GROUPED8] = FORMAT_ROW(grouped8, plan),
     },
     .make_whole = KERNEL(make_whole),
     .norm = KERNEL(norm),
     .activate = KERNEL(activate),
     .exponentials = KERNEL(exponentials),
     .cap = KERNEL(cap),
+    .rest_means = KERNEL(rest_means),
 };
 
 #undef FORMAT_ROW

@@ -73,13 +73,25 @@ class CRotary(ctypes.Structure):
     )
 
 
+class CThresholds(ctypes.Structure):
+    _fields_ = (
+        ("gate", CMatrix),
+        ("factors", ctypes.c_void_p),
+        ("means", ctypes.c_void_p),
+        ("input_limits", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("gate_limits", ctypes.c_void_p),
+        ("resting", ctypes.c_void_p),
+        ("output_limits", ctypes.c_void_p),
+    )
+
+
 class CFeedForward(ctypes.Structure):
     _fields_ = (
         ("gate", CProjection),
         ("up", CProjection),
         ("contract", CProjection),
-        ("thresholds", ctypes.c_void_p),
-        ("resting", ctypes.c_void_p),
+        ("thresholds", CThresholds),
     )
 
 
@@ -155,9 +167,13 @@ def _load(path: Path | None) -> ctypes.CDLL | None:
         library.griffin_open.restype = ctypes.c_void_p
         library.griffin_open.argtypes = (ctypes.POINTER(CModel), ctypes.c_int)
         library.griffin_step.restype = None
-        library.griffin_step.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+        library.griffin_step.argtypes = (
+            ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p,
+        )  # fmt: skip
         library.griffin_keep.restype = None
         library.griffin_keep.argtypes = (ctypes.c_void_p, blocks, blocks, ctypes.c_void_p)
+        library.griffin_rest.restype = None
+        library.griffin_rest.argtypes = (ctypes.c_void_p, blocks)
         library.griffin_close.restype = None
         library.griffin_close.argtypes = (ctypes.c_void_p,)
     except (OSError, AttributeError) as broken:

@@ -75,14 +75,24 @@ typedef struct {
 } Rotary;
 
 /*
+ * By what each token picks what it reads of an FF block; see griffin/thresholds.py.
+ *
+ * gate: (D, F), the gate's matrix by input; factors: (F,), of its columns, or NULL.
+ * means, input_limits: (D,); means is NULL where a token reads everything.
+ * offsets, gate_limits, resting, output_limits: (F,). gate_limits is NULL in a block without a gate.
+ */
+typedef struct {
+    Matrix gate;
+    const float *factors, *means, *input_limits, *offsets, *gate_limits, *resting, *output_limits;
+} Thresholds;
+
+/*
  * gate: (F, D), what the activation function is applied to. up: (F, D), what it is multiplied by; no matrix if nothing.
- * contract: (F, D), one row a neuron; its bias (D,).
- * thresholds: (F,), what the activation function must exceed, in size, for a neuron to act; or NULL, and all do.
- * resting: (F,), what stands for its activation otherwise, which the contracting projection's bias has in it.
+ * contract: (F, D), one row a neuron; its bias (D,). With thresholds it is what the block gives where all neurons rest.
  */
 typedef struct {
     Projection gate, up, contract;
-    const float *thresholds, *resting;
+    Thresholds thresholds;
 } FeedForward;
 
 /* window 0: all positions. keys, values: (G, capacity, S). */

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from griffin.decode.c.description import Description, supported
 from griffin.decode.c.library import CFeedForward, library
+from griffin.decode.c.picking import PickingBlocks, require_fitting
 from griffin.decode.c.room import Room
 from griffin.model.cache import KVCache
 from griffin.model.weights import Weights
-from griffin.neurons import Kept
+from griffin.neurons import Chosen, Kept
+from griffin.thresholds import Shares, Thresholds
 
 
 class NativeStep:
@@ -44,6 +46,11 @@ class NativeStep:
         self._keys_values: list[tuple[Tensor, Tensor]] = []
         # Room for kept neurons, made at the first need; pages that nothing was written to take no memory.
         self._kept: Room | None = None
+        # Likewise the gates by input.
+        self._picking: PickingBlocks | None = None
+        # Inputs and neurons that tokens have read by thresholds, and how many tokens.
+        self._reads: Tensor | None = None
+        self._unread, self._tokens = torch.zeros(3, dtype=torch.int64), 0
         self._logits_V = torch.empty(weights.head.outputs, dtype=torch.float32)
         self._handle: int | None = compiled.griffin_open(self._description.model, threads)
         if self._handle is None:
@@ -58,26 +65,49 @@ class NativeStep:
         self._finalizer()
 
     @torch.inference_mode()
-    def keep(self, kept: Kept | None) -> None:
-        """Decode with these neurons only from now on, or with all (None).
+    def keep(self, chosen: Chosen | None) -> None:
+        """Decode so from now on, or with everything (None).
 
-        Their weights are copied next to each other, by all threads: read in place they would be slower than all
-        neurons are, see ``step.c``.
+        The weights of kept neurons are copied next to each other, by all threads: read in place they would be slower
+        than all neurons are, see ``step.c``. By thresholds, weights are read where they are.
         """
         handle, all_neurons = self._open(), self._description.blocks
-        if kept is None:
-            self._use(all_neurons)
-            return
+        # Until it is ready: should that fail, what was used before is gone.
+        self._use(all_neurons)
+        self._reads, self._tokens = None, 0
+        if isinstance(chosen, Kept):
+            self._keep(handle, chosen)
+        elif chosen is not None:
+            self._pick(handle, chosen)
+
+    def _keep(self, handle: int, kept: Kept) -> None:
+        all_neurons = self._description.blocks
         _require(kept, len(all_neurons), int(all_neurons[0].gate.matrix.rows))
         if self._kept is None:
             self._kept = Room(self._weights)
-        # Until the room is filled: should that fail, what was in it is gone.
-        self._use(all_neurons)
-        which = self._kept.which(kept)
-        room = self._kept.describe(kept, all_neurons)
+        room, which = self._kept.describe(kept, all_neurons), torch.cat(tuple(kept.layers))
         self._library.griffin_keep(handle, all_neurons, room, which.data_ptr())
-        self._kept.correct(kept)
         self._use(room)
+
+    def _pick(self, handle: int, thresholds: Thresholds) -> None:
+        weights, blocks = self._weights, self._description.blocks
+        require_fitting(thresholds, len(blocks), weights.width, int(blocks[0].gate.matrix.rows))
+        if self._picking is None:
+            self._picking = PickingBlocks(weights, blocks)
+        picking = self._picking.describe(thresholds)
+        self._library.griffin_rest(handle, picking)
+        self._use(picking)
+        self._reads = torch.zeros(3, dtype=torch.int64)
+
+    def shares(self) -> Shares | None:
+        """What tokens have read of the FF weights, on average since ``keep``; None without thresholds or tokens."""
+        if self._reads is None or not self._tokens:
+            return None
+        blocks = self._description.blocks
+        inputs, acting, giving = (count / (self._tokens * len(blocks)) for count in self._reads.tolist())
+        gate, neurons = inputs / self._weights.width, int(blocks[0].gate.matrix.rows)
+        gated = self._weights.layers[0].feed_forward.gated
+        return Shares(gate, acting / neurons if gated else gate, giving / neurons)
 
     def __call__(self, id: int) -> Tensor:
         """The logits that follow a token, ``(V,)`` in fp32; its key and value join the cache.
@@ -90,7 +120,9 @@ class NativeStep:
         if self._weights.positions is not None and position >= len(self._weights.positions):
             raise IndexError(f"no position embedding for position {position}")
         self._follow(self._cache.reserve(position + 1))
-        self._library.griffin_step(handle, id, position, self._logits_V.data_ptr())
+        reads = self._unread if self._reads is None else self._reads
+        self._library.griffin_step(handle, id, position, self._logits_V.data_ptr(), reads.data_ptr())
+        self._tokens += 1
         self._cache.length = position + 1
         return self._logits_V
 
@@ -128,7 +160,3 @@ def _require(kept: Kept, layers: int, neurons: int) -> None:
             raise ValueError(f"neurons must be int64 (k,), but are {kept_k.dtype} {tuple(kept_k.shape)}")
         if kept_k.min() < 0 or kept_k.max() >= neurons:
             raise ValueError(f"neurons must be among 0 to {neurons - 1}")
-    acting = kept.acting
-    for values in (acting.thresholds, acting.resting, acting.order) if acting else ():
-        if [len(values_k) for values_k in values] != kept.counts:
-            raise ValueError("of gates there must be as many values as neurons are kept, in each layer")

@@ -49,14 +49,14 @@ def test_where_each_step_can_run(
     assert all((row.obstacle(placement, weights) is None) == (row.name in runs) for row in STEPS)
 
 
-@pytest.mark.parametrize(
-    ("name", "skips", "own_pass"), [("native", True, False), ("lean", False, False), ("twin", False, True)]
-)
-def test_what_a_decoder_says_of_its_step(name: StepName, skips: bool, own_pass: bool) -> None:
+@pytest.mark.parametrize(("name", "own_pass"), [("native", False), ("lean", False), ("twin", True)])
+def test_what_a_decoder_says_of_its_step(name: StepName, own_pass: bool) -> None:
     """Nobody else need know its name."""
     decoder = make_decoder(name, parts(tiny_model("llama")))
 
-    assert (decoder.name, decoder.skips, decoder.own_pass, decoder.ahead) == (name, skips, own_pass, False)
+    assert (decoder.name, decoder.own_pass, decoder.ahead) == (name, own_pass, False)
+    # Until thresholds are in use.
+    assert decoder.shares() is None
 
 
 def test_a_dense_token_of_a_model_on_the_host_is_the_models_own_pass() -> None:

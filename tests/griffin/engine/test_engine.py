@@ -196,7 +196,7 @@ def test_selection_is_reported_once(prompts: Prompts) -> None:
     tokens = list(Engine(tiny_model("llama")).generate(prompts(11, 12), greedy(4), Pruning(0.5)))
 
     assert [token.selection is None for token in tokens] == [True, False, True, True]
-    assert [len(kept_k) for kept_k in tokens[1].selection.kept.layers] == [26] * 3
+    assert [len(kept_k) for kept_k in tokens[1].selection.chosen.layers] == [26] * 3
     assert tokens[1].selection.seconds > 0
 
 

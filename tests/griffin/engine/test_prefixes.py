@@ -17,7 +17,7 @@ PLENTY = 1 << 30
 
 
 def chunk(floats: int = 4) -> Chunk:
-    return Chunk(torch.zeros(floats), Sums(torch.zeros(0), torch.zeros(0), 0))
+    return Chunk(torch.zeros(floats), Sums(*[torch.zeros(0)] * 4, 0))
 
 
 def test_reuse_changes_nothing(model: PreTrainedModel, prompts: Prompts) -> None:

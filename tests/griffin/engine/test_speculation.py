@@ -343,12 +343,9 @@ def test_neurons_follow_what_the_full_model_has_read(family: str, draft: DraftNa
         assert selection.prompt_tokens == len(prompt) + number - 1
         assert selection.expert_set == fresh.expert_set
     with reader.read(text[: engine._assembly.state.statistic.sums().tokens]):
-        torch.testing.assert_close(
-            engine._assembly.state.statistic.sums().values_3LF,
-            reader._assembly.state.statistic.sums().values_3LF,
-            atol=1e-4,
-            rtol=1e-4,
-        )
+        sums = [each._assembly.state.statistic.sums().values for each in (engine, reader)]
+    for found, wanted in zip(*sums, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("often")
@@ -554,7 +551,7 @@ def compared(model: PreTrainedModel, prompt: list[int], read: Prompt, tokens: li
     full = model(text).logits[0, -count:].log_softmax(dim=1)
     cache = DynamicCache(config=model.config)
     model(text[:, : len(prompt)], past_key_values=cache)
-    with oracle.masked(model, Kept([kept_k.long() for kept_k in read.selection.kept.layers])):
+    with oracle.masked(model, Kept([kept_k.long() for kept_k in read.selection.chosen.layers])):
         pruned = model(text[:, len(prompt) :], past_key_values=cache).logits[0].log_softmax(dim=1)
     targets = torch.tensor(tokens[1:])[:, None]
     losses = [-side.gather(1, targets).mean() for side in (full, pruned)]
@@ -588,7 +585,8 @@ def test_comparison_with_the_full_model(
     assert found.top1_agreement == pytest.approx(expected.top1_agreement)
     assert found.perplexity_ratio == pytest.approx(expected.perplexity_ratio, rel=1e-3)
     assert again == tokens
-    assert torch.equal(engine._assembly.state.statistic.sums().values_3LF, before.values_3LF)
+    after = engine._assembly.state.statistic.sums()
+    assert all(found.equal(was) for found, was in zip(after.values, before.values, strict=True))
 
 
 def test_comparison_needs_no_sequence_before_it(prompts: Prompts) -> None:

@@ -8,7 +8,8 @@ from griffin.method.chooser import Chooser
 from griffin.method.methods import METHODS
 from griffin.method.preparation import Preparation
 from griffin.model.families import feed_forwards
-from griffin.request import METHOD_NAMES, Pruning
+from griffin.neurons import Kept, Selection
+from griffin.request import METHOD_NAMES, MethodName, Pruning
 from tests.tiny import tiny_model
 
 
@@ -19,33 +20,37 @@ def test_every_name_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
-def test_what_needs_a_calibration_is_refused_without_one(method: str) -> None:
-    """Where it is asked, and where requests are checked; and nothing else is."""
-    row, preparation, pruning = METHODS[method], Preparation(), Pruning(0.5, method=method)
+def test_what_a_streamed_model_cannot_do_is_refused(method: MethodName) -> None:
+    """Where it is asked, and where requests are checked; where weights are at hand nothing is."""
+    pruning = Pruning(0.5, method=method)
+    here, streamed = Preparation(), Preparation(streamed=True)
 
-    assert preparation.allows(method) is not row.needs_calibration
-    if row.needs_calibration:
-        with pytest.raises(InvalidRequest, match=f"griffin.method: '{method[:-1]}.' needs this model to be calibrated"):
-            preparation.require(pruning)
+    here.require(pruning)
+    assert here.allows(method)
+    assert streamed.allows(method) is (method == "griffin")
+    if method == "griffin":
+        streamed.require(pruning)
     else:
-        preparation.require(pruning)
+        with pytest.raises(InvalidRequest, match=r"griffin.method: 'griffin\+'.*--ff-offload.*use method 'griffin'"):
+            streamed.require(pruning)
 
 
 def test_what_a_choice_depends_on_tells_methods_apart() -> None:
     """A ledger of answers goes by it."""
     settings = [row.settings(Pruning(0.5, method=name)) for name, row in METHODS.items()]
-    settings += [METHODS["griffin"].settings(Pruning(0.5, "sample")), METHODS["griffin+"].settings(
-        Pruning(0.5, method="griffin+", parts=frozenset({"score"}))
-    )]  # fmt: skip
+    settings += [METHODS["griffin"].settings(Pruning(0.5, "sample"))]
+    settings += [METHODS["griffin"].settings(Pruning(0.5, statistic="magnitude"))]
 
     assert len({repr(each) for each in settings}) == len(settings)
 
 
-def test_a_reused_set_is_not_prepared_for() -> None:
-    """Whatever chose it the first time."""
-    from tests.griffin.test_request import selection
-
+def test_a_reused_choice_needs_no_activations() -> None:
+    """Whatever made it the first time; neither does a request that leaves nothing out."""
     chooser = Chooser(feed_forwards(tiny_model("llama")), torch.device("cpu"))
+    chosen = Kept([torch.tensor([number], dtype=torch.int32) for number in range(3)])
+    reused = Pruning(0.5, method="griffin+", reuse=Selection(0.0, "name", 3, chosen))
 
     assert chooser.latest_tokens(Pruning(0.5, method="griffin+")) > 0
-    assert chooser.latest_tokens(Pruning(0.5, method="griffin+", reuse=selection([0], [1], [2]))) == 0
+    assert chooser.latest_tokens(Pruning(0.5)) == 0
+    assert chooser.latest_tokens(Pruning(method="griffin+")) == 0
+    assert chooser.latest_tokens(reused) == 0

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
-from griffin.method.statistic import FlockingStatistic, magnitude, relative_energy
+from griffin.method.statistic import PromptStatistic, magnitude, relative_energy
 from griffin.model.families import feed_forwards
 from tests.griffin import oracle
 from tests.tiny import tiny_model
@@ -49,7 +49,7 @@ def test_half_precision_is_summed_in_fp32(dtype: torch.dtype) -> None:
 def test_chunks_add_up_to_one_shot(model: PreTrainedModel) -> None:
     """The statistic of a prompt read in chunks is that of the prompt read at once, and equation 1's."""
     ids = torch.randint(3, 128, (1, 40), generator=torch.Generator().manual_seed(0))
-    statistic = FlockingStatistic(feed_forwards(model))
+    statistic = PromptStatistic(feed_forwards(model))
     with torch.no_grad():
         with statistic.collecting(), oracle.recorded(model) as activations:
             model(ids)
@@ -67,13 +67,126 @@ def test_chunks_add_up_to_one_shot(model: PreTrainedModel) -> None:
 def test_nothing_is_collected_after_the_block() -> None:
     """Hooks are gone once the prompt is read: generated tokens do not count."""
     model = tiny_model("llama")
-    statistic = FlockingStatistic(feed_forwards(model))
+    statistic = PromptStatistic(feed_forwards(model))
     with statistic.collecting():
         model(torch.tensor([[5, 6, 7]]))
     before = statistic.value()
     model(torch.tensor([[8, 9]]))
 
     assert_close(statistic.value(), before, atol=0, rtol=0)
+
+
+def test_means_of_inputs_gates_and_ups(model: PreTrainedModel) -> None:
+    """In every family, of all tokens but the first; in chunks as at once."""
+    ids = torch.randint(3, 128, (1, 20), generator=torch.Generator().manual_seed(0))
+    statistic = PromptStatistic(feed_forwards(model))
+    with torch.no_grad(), oracle.inputs(model) as inputs:
+        cache = None
+        with statistic.collecting():
+            for chunk in ids.split(6, dim=1):
+                cache = model(chunk, past_key_values=cache, use_cache=True).past_key_values
+        inputs.clear()
+        model(ids)
+
+    for layer, (x_TD, block) in enumerate(zip(inputs, feed_forwards(model), strict=True)):
+        means = [x_TD[1:].mean(dim=0)]
+        with torch.no_grad():
+            expanded_TF = torch.cat([projection(x_TD[1:]) for projection in block.expand], dim=-1)
+        gate_TF, *up_TF = expanded_TF.split(52, dim=-1)
+        sizes_F = torch.zeros(52)
+        if up_TF:
+            # Nineteen tokens, and four more on which all neurons have the mean of all.
+            squares_F = up_TF[0].square().sum(dim=0)
+            sizes_F = ((squares_F + 4 * squares_F.mean() / 19) / 23).sqrt()
+        means += [gate_TF.mean(dim=0), sizes_F]
+        found = (statistic.input_means()[layer], statistic.gate_means()[layer], statistic.up_sizes()[layer])
+        for ours, theirs in zip(found, means, strict=True):
+            assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_one_token_has_no_means(family: str) -> None:
+    """Its own activations are not counted, so that those of the next ones are all there is; gates have their bias."""
+    model = tiny_model(family)
+    statistic = PromptStatistic(feed_forwards(model))
+    statistic.reset(latest=4)
+    with statistic.collecting(), torch.no_grad():
+        model(torch.tensor([[5]]))
+    biases = [module.bias for module in oracle.first_expands(model)]
+    own = [torch.zeros(52) if bias is None else bias[:52].detach() for bias in biases]
+
+    assert statistic.tokens == 1
+    assert not statistic.input_means().any()
+    assert not statistic.up_sizes().any()
+    assert_close(statistic.gate_means(), torch.stack(own))
+    assert [len(known) for known in statistic.latest()] == [1] * 3
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 20])
+def test_latest_tokens(chunk: int) -> None:
+    """However the prompt is cut: those of the last tokens, without the first one once there are others."""
+    model, ids = tiny_model("llama"), torch.randint(3, 128, (1, 20), generator=torch.Generator().manual_seed(0))
+    statistic = PromptStatistic(feed_forwards(model))
+    with torch.no_grad(), oracle.inputs(model) as inputs, oracle.recorded(model) as activations:
+        model(ids)
+    for count in (2, 20):
+        for latest in (1, 4, 19, 30):
+            statistic.reset(latest)
+            cache = None
+            with statistic.collecting(), torch.no_grad():
+                for part in ids[:, :count].split(chunk, dim=1):
+                    cache = model(part, past_key_values=cache, use_cache=True).past_key_values
+            for layer, known in enumerate(statistic.latest()):
+                for ours, theirs in ((known.x, inputs[layer]), (known.z, activations[layer])):
+                    assert_close(ours, theirs[1:count][-latest:], atol=1e-5, rtol=1e-4)
+
+
+def test_copies_are_gone_on_from() -> None:
+    """A copy holds what was counted until then, whatever is counted after it; with the latest tokens, or without."""
+    model, ids = tiny_model("llama"), torch.randint(3, 128, (1, 20), generator=torch.Generator().manual_seed(0))
+    statistic, other = (PromptStatistic(feed_forwards(model)) for _ in range(2))
+    for each in (statistic, other):
+        each.reset(latest=4)
+
+    def count(into: PromptStatistic, part: torch.Tensor) -> None:
+        with into.collecting(), torch.no_grad():
+            model(part)
+
+    count(statistic, ids[:, :12])
+    known, few = statistic.sums(), statistic.sums(latest=False)
+    count(statistic, ids[:, 12:])
+    other.resume(known)
+
+    assert other.tokens == few.tokens == 12
+    assert [len(each) for each in other.latest()] == [4] * 3
+    assert not few.latest
+    count(other, ids[:, 12:])
+    for ours, theirs in zip(other.sums().values, statistic.sums().values, strict=True):
+        assert ours.equal(theirs)
+    other.resume(few)
+    assert other.latest() == ()
+    count(other, ids[:, 12:15])
+    assert [len(each) for each in other.latest()] == [3] * 3
+
+
+def test_tokens_that_may_not_stay() -> None:
+    """What is held counts once it is said how many of the first tokens do, also after the block."""
+    model, ids = tiny_model("llama"), torch.randint(3, 128, (1, 20), generator=torch.Generator().manual_seed(0))
+    statistic, other = (PromptStatistic(feed_forwards(model)) for _ in range(2))
+    for each in (statistic, other):
+        each.reset(latest=4)
+    with statistic.holding() as count, torch.no_grad():
+        model(ids)
+    assert statistic.tokens == 0
+    count(11)
+    with other.collecting(), torch.no_grad():
+        model(ids[:, :11])
+
+    assert statistic.tokens == 11
+    for ours, theirs in zip(statistic.sums().values, other.sums().values, strict=True):
+        assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    for held, seen in zip(statistic.latest(), other.latest(), strict=True):
+        assert_close(held.z, seen.z, atol=1e-5, rtol=1e-4)
 
 
 def test_magnitude_of_gated_and_plain_blocks() -> None:

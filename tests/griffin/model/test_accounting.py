@@ -1,15 +1,21 @@
 """Parameter counts against the paper's, on real configurations without weights."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType as T
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from griffin.experiments.speed.shapes import shape_config
-from griffin.model.accounting import Accounting, NeuronBytes
+from griffin.method.budget import shares
+from griffin.model.accounting import Accounting, BlockBytes
+from griffin.model.families import feed_forwards
 from griffin.model.loading import Checkpoint
-from griffin.neurons import Acting, Correction, Kept
+from griffin.neurons import Kept, kept_count
+from griffin.thresholds import Shares, Thresholds
+from tests.griffin.model.coded import coded_model
 from tests.griffin.model.quantised import round_
 from tests.tiny import tiny_model
 
@@ -123,21 +129,28 @@ def test_every_family_counts_the_bytes_of_its_neurons(model: PreTrainedModel) ->
     everything = Kept([torch.arange(accounting.width)] * accounting.layers)
 
     assert accounting.feed_forward_bytes == 4 * accounting.feed_forward
-    assert all((each.gate, each.whole, each.widening) == (4 * accounting.per_gate, 4 * accounting.per_neuron, 0)
-               for each in accounting.neuron_bytes)  # fmt: skip
+    matrix = 4 * 32 * accounting.width
+    for each in accounting.block_bytes:
+        assert (each.gate, each.gate_scales, each.up, each.down) == (matrix, 0, matrix * accounting.gated, matrix)
+        assert each.biases == 4 * accounting.width * accounting.per_bias
+        assert each.by_neuron == 4 * accounting.width * accounting.per_neuron
     assert accounting.bytes_per_token(None) == accounting.bytes_per_token(everything) == accounting.weight_bytes
 
 
-# Two layers of 10 neurons: of a neuron the first reads 2 + 4 bytes, the second 2 + 8; besides, a token reads 40.
+# Two layers of 10 neurons: of a neuron the first reads 6 bytes, the second 10; besides, a token reads 40.
 MIXED = Accounting(
-    total=100, layers=2, width=10, per_neuron=3, weight_bytes=200,
-    neuron_bytes=(NeuronBytes(2, 4, widening=10), NeuronBytes(2, 8, widening=6)),
+    total=100, layers=2, width=10, per_neuron=4, per_bias=1, weight_bytes=200,
+    block_bytes=(
+        BlockBytes(gate=10, gate_scales=5, up=15, down=20, biases=10),
+        BlockBytes(gate=20, gate_scales=10, up=20, down=40, biases=10),
+    ),
 )  # fmt: skip
 UNEVEN = Kept([torch.arange(4), torch.arange(8)])
 
 
-def acting(count: int) -> Acting:
-    return Acting([], [], [], count)
+def thresholds(shares: Shares) -> Thresholds:
+    empty = torch.empty(0)
+    return Thresholds(shares, empty, empty, empty, empty, empty, empty)
 
 
 def test_bytes_are_counted_layer_by_layer() -> None:
@@ -150,30 +163,66 @@ def test_bytes_are_counted_layer_by_layer() -> None:
     assert MIXED.feed_forward_bytes == 160
 
 
-def test_a_resting_neuron_reads_its_gate() -> None:
-    """Each layer lets the same share act: here a quarter."""
-    kept = Kept(UNEVEN.layers, acting=acting(3))
+def test_by_thresholds_each_matrix_has_its_share() -> None:
+    """Scales of the gate's matrix and biases are read whole, whatever is skipped."""
+    chosen = thresholds(Shares(0.5, 0.4, 0.25))
 
-    assert MIXED.bytes_per_token(kept) == 40 + 4 * 2 + 1 * 4 + 8 * 2 + 2 * 8
-    assert MIXED.bytes_per_token(Kept(UNEVEN.layers, acting=acting(0))) == 40 + 12 * 2
+    assert MIXED.bytes_per_token(chosen) == 40 + (5 + 5 + 6 + 5 + 10) + (10 + 10 + 8 + 10 + 10)
+    assert MIXED.bytes_per_token(thresholds(Shares(1, 1, 1))) == MIXED.weight_bytes
+    assert MIXED.bytes_per_token(thresholds(Shares(0, 0, 0))) == 40 + 5 + 10 + 10 + 10
 
 
-def test_corrected_rows_are_plain_numbers() -> None:
-    """They take more bytes than the file's own, and are read of acting neurons only."""
-    correction = Correction([], [])
-    kept = Kept(UNEVEN.layers, correction=correction, acting=acting(3))
-    read = 40 + 4 * 2 + 1 * (4 + 10) + 8 * 2 + 2 * (8 + 6)
+def test_what_was_read_counts_before_what_was_planned() -> None:
+    """Where it is known."""
+    chosen = thresholds(Shares(0.5, 0.5, 0.5))
 
-    assert MIXED.bytes_per_token(kept) == read
-    assert MIXED.bytes_per_token(Kept(UNEVEN.layers, acting=acting(3)), corrected=True) == read
+    assert MIXED.bytes_per_token(chosen, Shares(1, 1, 0.5)) == 200 - 10 - 20
+    assert MIXED.bytes_per_token(UNEVEN, Shares(1, 1, 1)) == MIXED.bytes_per_token(UNEVEN)
+
+
+def test_active_parameters_by_thresholds() -> None:
+    """Of the 20 neurons of one number a matrix: what is skipped of each; biases always take part."""
+    chosen = thresholds(Shares(0.5, 0.4, 0.25))
+
+    assert MIXED.active_with(chosen) == MIXED.active_at(chosen.planned) == 100 - 10 - 12 - 15
+    assert MIXED.active_with(UNEVEN) == 100 - 8 * 4
+    plain = replace(MIXED, gated=False, per_neuron=3)
+    # Without a gate the share of the up projection means nothing.
+    assert plain.active_at(Shares(0.5, 0.0, 0.25)) == 100 - 10 - 15
+
+
+@pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.8])
+def test_both_methods_read_as_much(sparsity: float, model: PreTrainedModel) -> None:
+    """In every family, of plain numbers: but for biases, which thresholds read whole, and for whole neurons."""
+    accounting = Accounting.of(model)
+    planned = thresholds(shares(sparsity, gated=accounting.gated))
+    kept = Kept([torch.arange(kept_count(accounting.width, sparsity))] * accounting.layers)
+    biases = sum(each.biases for each in accounting.block_bytes)
+    rounding = accounting.layers * accounting.per_neuron
+
+    assert abs(accounting.active_with(planned) - accounting.active_with(kept) - biases / 4 * sparsity) <= rounding
+    assert (
+        abs(accounting.bytes_per_token(planned) - accounting.bytes_per_token(kept) - biases * sparsity) <= 4 * rounding
+    )
+
+
+def test_scales_of_codes_are_no_codes() -> None:
+    """Of a file's matrices: a gate's scales are read whole by input, all others go with their rows."""
+    coded, _ = coded_model(lambda _: T.Q4_K, hidden_size=256, intermediate_size=256, head_dim=64)
+    for each, block in zip(Accounting.of(coded).block_bytes, feed_forwards(coded), strict=True):
+        gate, up = block.parts_FD
+
+        assert each.gate == 256 * 256 // 2
+        assert each.gate + each.gate_scales == gate.bytes
+        assert each.up == up.bytes
+        # Rows share their scales: these are read with any of them.
+        assert each.down == 256 * 256 // 2
 
 
 def test_bytes_of_int8_are_those_of_its_rows() -> None:
-    """Codes and a scale for each row; a second projection stays plain, so nothing is widened."""
+    """Codes and a scale for each row; the contracting matrix stays plain."""
     model = tiny_model("llama")
-    plain = Accounting.of(model).neuron_bytes
     round_(model, "int8")
-    rounded = Accounting.of(model).neuron_bytes
+    (found,) = set(Accounting.of(model).block_bytes)
 
-    assert {(each.gate, each.others, each.widening) for each in plain} == {(4 * 33, 4 * (33 + 32), 0)}
-    assert {(each.gate, each.others, each.widening) for each in rounded} == {(32 + 4 + 4, 32 + 4 + 4 + 128, 0)}
+    assert found == BlockBytes(gate=52 * 32, gate_scales=52 * 4, up=52 * 36, down=52 * 128, biases=2 * 52 * 4)

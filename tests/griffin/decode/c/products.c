@@ -155,7 +155,7 @@ static void check_rows(const Kernels *kernels, const Kind *kind, int64_t columns
     int64_t count = some_rows(rows, ROWS);
     const Format *format = &kernels->formats[matrix.format];
     format->dot(found, &matrix, 0, ROWS, &input);
-    format->dot_some(some, &matrix, rows, rows, count, &input);
+    format->dot_some(some, &matrix, rows, count, &input);
     float *widened = room(4 * ROWS * columns);
     griffin_widen_rows(widened, 0, columns, (uint8_t *)records, &layout, columns, 0, ROWS);
     for (int64_t row = 0; row < ROWS; row++) {
@@ -215,7 +215,9 @@ static void check_columns(const Kernels *kernels, const Kind *kind, int64_t colu
     memset(found, 0, (size_t)columns * sizeof *found);
     for (int64_t i = 0; i < count; i++)
         z[rows[i]] = given[i] = any_float();
-    format->add_some(found, &matrix, rows, rows, count, given);
+    List list = {rows, given, room(count * (int64_t)sizeof(Group)), count, 0};
+    format->plan(&list, &matrix);
+    format->add_list(found, &matrix, &list);
     expect_sum(found, numbers, z, "chosen weighted rows", kind, columns);
 
     /* The same rows next to each other, as kept neurons are. */

@@ -19,7 +19,8 @@ from griffin.model.matrix.dense import Dense
 from griffin.model.matrix.grouped import GroupedColumns, GroupedRows
 from griffin.model.matrix.modules import MatrixLinear
 from griffin.model.weights import read_weights
-from griffin.neurons import Acting, Kept
+from griffin.neurons import Chosen, Kept
+from griffin.thresholds import Shares, Thresholds
 from tests.griffin.instructions import EACH_FOR_STEPS, restricted
 from tests.griffin.model.coded import coded_model, laid_columns, laid_rows, sized_tensor
 from tests.griffin.model.quantised import HALVES, plain
@@ -225,8 +226,8 @@ def test_scales_that_are_zero_or_less_than_normal(kind: GGMLQuantizationType, in
         near(step(ID), scaled(exact @ kept_only(x_D, each)))
 
 
-def contracted(matrix: GroupedColumns, z_F: Tensor) -> tuple[NativeStep, list[Kept | None]]:
-    """A step whose logits are the sum of rows weighted by z, twice, normed; and kept neurons, some of them acting."""
+def contracted(matrix: GroupedColumns, z_F: Tensor) -> tuple[NativeStep, list[Chosen | None]]:
+    """A step whose logits are the sum of rows weighted by z, twice, normed; and neurons that are kept, or act."""
     neurons, width = matrix.shape
     sizes = {"hidden_size": width, "intermediate_size": neurons, "vocab_size": width}
     model = tiny_model("llama", num_hidden_layers=LAYERS, rms_norm_eps=1e-30, **sizes)
@@ -241,21 +242,29 @@ def contracted(matrix: GroupedColumns, z_F: Tensor) -> tuple[NativeStep, list[Ke
             layer.input_layernorm.variance_epsilon = layer.post_attention_layernorm.variance_epsilon = 1.0
             layer.mlp.down_proj = MatrixLinear(matrix, None, by_input=True)
     layers = [torch.arange(0, neurons, 3), torch.arange(1, neurons, 2)]
-    counts = [len(kept_k) for kept_k in layers]
-    thresholds = [torch.where(kept_k % 4 == 0, 1e9, 0.0) for kept_k in layers]
-    resting = [torch.zeros(count) for count in counts]
-    acting = Acting(thresholds, resting, [torch.arange(count) for count in counts], count=0)
-    return step_of(model), [None, Kept(layers), Kept(layers, acting=acting)]
+    numbers_LF = torch.stack([torch.arange(neurons) + layer for layer in range(LAYERS)])
+    acting = Thresholds(
+        planned=Shares(1, 0.75, 0.75),
+        means_LD=torch.zeros(LAYERS, width),
+        input_limits_LD=torch.full((LAYERS, width), -1.0),
+        offsets_LF=torch.full((LAYERS, neurons), 32.0),
+        gate_limits_LF=torch.where(numbers_LF % 4 == 0, 1e9, -1.0),
+        resting_LF=torch.zeros(LAYERS, neurons),
+        output_limits_LF=torch.full((LAYERS, neurons), -1.0),
+    )
+    return step_of(model), [None, Kept(layers), acting]
 
 
-def kept_only(z_F: Tensor, kept: Kept | None) -> Tensor:
-    """What both layers add, of those neurons that are kept and act."""
-    if kept is None:
+def kept_only(z_F: Tensor, chosen: Chosen | None) -> Tensor:
+    """What both layers add, of those neurons that are kept or act."""
+    if chosen is None:
         return 2 * z_F.double()
+    if isinstance(chosen, Thresholds):
+        assert chosen.gate_limits_LF is not None
+        return (chosen.gate_limits_LF < 0).sum(dim=0) * z_F.double()
     found_F = torch.zeros(len(z_F), dtype=torch.float64)
-    for number, kept_k in enumerate(kept.layers):
-        index_k = kept_k if kept.acting is None else kept_k[kept.acting.thresholds[number] == 0]
-        found_F[index_k] += z_F[index_k].double()
+    for kept_k in chosen.layers:
+        found_F[kept_k] += z_F[kept_k].double()
     return found_F
 
 

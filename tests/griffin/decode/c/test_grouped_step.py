@@ -2,8 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,14 +11,14 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from griffin.decode.c import library
-from griffin.decode.c.room import Room
 from griffin.decode.c.step import NativeStep
 from griffin.model.cache import KVCache
 from griffin.model.checkpoint.gguf_codes import GROUPINGS
 from griffin.model.weights import Weights, read_weights
-from griffin.neurons import Acting, Correction, Kept
+from griffin.neurons import Chosen, Kept
 from tests.griffin import oracle
 from tests.griffin.instructions import EACH_FOR_STEPS, restricted
+from tests.griffin.method import thresholds
 from tests.griffin.model.coded import coded_model
 
 if os.environ.get("CI") != "true":
@@ -33,6 +31,7 @@ IDS = torch.randint(3, 128, (PROMPT + TOKENS,), generator=torch.Generator().manu
 NEAR = 2e-4
 KINDS = pytest.mark.parametrize("kind", GROUPINGS, ids=lambda kind: kind.name)
 BLOCKS_OF_32 = [kind for kind, grouping in GROUPINGS.items() if not grouping.two_levels]
+SUPERBLOCKS = [kind for kind, grouping in GROUPINGS.items() if grouping.two_levels]
 
 
 @pytest.fixture
@@ -77,42 +76,23 @@ def partly_plain(name: str) -> GGMLQuantizationType:
     }.get(name.rpartition(".")[2], T.Q8_0)
 
 
-def choices(neurons: int, width: int) -> dict[str, Kept | None]:
-    """Kept neurons of every form."""
-    generator = torch.Generator().manual_seed(2)
+def choices(exact: PreTrainedModel) -> dict[str, Chosen | None]:
+    """Kept neurons and thresholds of every form. Which side of a threshold anything is on, no rounding changes."""
+    neurons, generator = exact.config.intermediate_size, torch.Generator().manual_seed(2)
 
-    def some(*counts: int) -> list[Tensor]:
-        return [torch.randperm(neurons, generator=generator)[:count].sort().values for count in counts]
+    def some(*counts: int) -> Kept:
+        return Kept([torch.randperm(neurons, generator=generator)[:count].sort().values for count in counts])
 
-    def acting(layers: list[Tensor]) -> Acting:
-        counts = [len(kept_k) for kept_k in layers]
-        return Acting(
-            # Far from what any gate gives: which side a neuron is on does not depend on rounding.
-            [1e9 * torch.randint(-1, 2, (count,), generator=generator).float() for count in counts],
-            [0.01 * torch.randn(count, generator=generator) for count in counts],
-            [torch.randperm(count, generator=generator) for count in counts],
-            count=0,
-        )
-
-    offset_LD = torch.randn(LAYERS, width, generator=generator)
-    half, ragged, whole = some(neurons // 2, neurons // 2), some(neurons // 3 + 1, neurons - 1), some(neurons, neurons)
-    correction = Correction(
-        [0.01 * torch.randn(len(kept_k), 4, generator=generator) for kept_k in ragged],
-        [torch.randn(4, width, generator=generator) for _ in ragged],
-    )
+    by = thresholds.thresholds_of(exact, IDS[:PROMPT].tolist())
     return {
         "all": None,
-        "every": Kept(whole),
-        "half": Kept(half),
-        "one": Kept(some(1, 1)),
-        "ragged": Kept(ragged, offset_LD),
-        "acting": Kept(half, offset_LD, acting=acting(half)),
-        "all-acting": Kept(whole, acting=replace(acting(whole), thresholds=[torch.full((neurons,), -1.0)] * LAYERS)),
-        "none-acting": Kept(
-            half, offset_LD, acting=replace(acting(half), thresholds=[torch.full((neurons // 2,), 1e9)] * LAYERS)
-        ),
-        "corrected": Kept(ragged, offset_LD, correction),
-        "corrected-acting": Kept(ragged, offset_LD, correction, acting(ragged)),
+        "every": some(neurons, neurons),
+        "half": some(neurons // 2, neurons // 2),
+        "one": some(1, 1),
+        "ragged": some(neurons // 3 + 1, neurons - 1),
+        **thresholds.choices(by),
+        "few": thresholds.sided(by, seed=3, share=0.02),
+        "most": thresholds.sided(by, seed=4, share=0.98),
     }
 
 
@@ -148,10 +128,10 @@ def read_prompt(exact: PreTrainedModel, dtype: torch.dtype = torch.float32) -> K
 
 
 @torch.no_grad()
-def expected(exact: PreTrainedModel, kept: Kept | None, dtype: torch.dtype = torch.float32) -> Tensor:
+def expected(exact: PreTrainedModel, chosen: Chosen | None, dtype: torch.dtype = torch.float32) -> Tensor:
     cache = Rounded(dtype)
     exact(IDS[None, :PROMPT], past_key_values=cache)
-    with oracle.masked(exact, kept) if kept is not None else nullcontext():
+    with oracle.masked(exact, chosen):
         return torch.stack([exact(id.view(1, 1), past_key_values=cache).logits[0, -1] for id in IDS[PROMPT:]])
 
 
@@ -165,12 +145,11 @@ def distance(actual: Tensor, wanted: Tensor) -> float:
 
 
 def check_all_choices(coded: PreTrainedModel, exact: PreTrainedModel) -> None:
-    neurons, width = exact.config.intermediate_size, exact.config.hidden_size
     step = NativeStep(read(coded), read_prompt(exact), threads=2)
     found = {}
-    for name, kept in choices(neurons, width).items():
-        step.keep(kept)
-        found[name] = distance(decode(step), expected(exact, kept))
+    for name, chosen in choices(exact).items():
+        step.keep(chosen)
+        found[name] = distance(decode(step), expected(exact, chosen))
     step.close()
     assert max(found.values()) < NEAR, found
 
@@ -178,12 +157,12 @@ def check_all_choices(coded: PreTrainedModel, exact: PreTrainedModel) -> None:
 @EACH
 @KINDS
 def test_every_type_of_codes(kind: GGMLQuantizationType, instructions: int) -> None:
-    """All matrices of one type: all neurons, kept ones, those that act, with what stands for the others."""
+    """All matrices of one type: all neurons, kept ones, and what each token picks."""
     check_all_choices(*of_kind(kind))
 
 
 @EACH
-@pytest.mark.parametrize(("width", "neurons"), [(64, 96), (192, 352), (320, 1056), (576, 64)])
+@pytest.mark.parametrize(("width", "neurons"), [(64, 96), (192, 352), (320, 1056), (576, 64), (128, 448)])
 @pytest.mark.parametrize("kind", BLOCKS_OF_32, ids=lambda kind: kind.name)
 def test_widths_that_end_in_part_of_a_tile(
     kind: GGMLQuantizationType, width: int, neurons: int, instructions: int
@@ -201,6 +180,21 @@ def test_widths_of_several_superblocks(kind: GGMLQuantizationType, width: int, i
 
 
 @EACH
+@pytest.mark.parametrize("neurons", [64, 320, 96])
+@pytest.mark.parametrize("kind", SUPERBLOCKS, ids=lambda kind: kind.name)
+def test_gates_that_end_in_part_of_a_tile(kind: GGMLQuantizationType, neurons: int, instructions: int) -> None:
+    """By input they have a column for each neuron: 64 of them at least, or plain numbers."""
+    check_all_choices(
+        *coded_model(
+            lambda name: kind if "gate_proj" in name else T.Q8_0,
+            hidden_size=512,
+            intermediate_size=neurons,
+            head_dim=64,
+        )
+    )
+
+
+@EACH
 @pytest.mark.parametrize("kind_of", [mixed_kind, partly_plain])
 def test_types_beside_each_other(kind_of, instructions: int) -> None:  # type: ignore[no-untyped-def]
     """In one projection, in one block, and with plain numbers."""
@@ -213,33 +207,26 @@ def test_the_number_of_threads_changes_nothing(kind: GGMLQuantizationType) -> No
     coded, exact = of_kind(kind)
     weights = read(coded)
     steps = [NativeStep(weights, read_prompt(exact), threads) for threads in (1, 2, 3)]
-    for kept in choices(512, 256).values():
+    for chosen in (thresholds.thresholds_of(exact, IDS[:PROMPT].tolist()), *choices(exact).values()):
         for step in steps:
-            step.keep(kept)
+            step.keep(chosen)
         one, *others = map(decode, steps)
 
         assert all(other.equal(one) for other in others)
+        assert len({step.shares() for step in steps}) == 1
 
 
 @EACH
-def test_neurons_act_above_a_threshold(instructions: int) -> None:
-    """Thresholds amid what gates give: a neuron or two, next to one, may be on the other side by rounding."""
-    coded, exact = of_kind(T.Q4_K)
-    half = choices(512, 256)["acting"]
-    assert half is not None
-    assert half.acting is not None
-    generator = torch.Generator().manual_seed(5)
-    kept = replace(
-        half, acting=replace(half.acting, thresholds=[torch.rand(256, generator=generator) for _ in range(LAYERS)])
-    )
+@KINDS
+def test_thresholds_of_a_prompt(kind: GGMLQuantizationType, instructions: int) -> None:
+    """An input or neuron that is next to its threshold may be on the other side by rounding."""
+    coded, exact = of_kind(kind)
+    by = thresholds.thresholds_of(exact, IDS[:PROMPT].tolist())
     step = NativeStep(read(coded), read_prompt(exact), threads=2)
-    found = {}
-    for name, each in (("some", kept), ("all", replace(kept, acting=None))):
-        step.keep(each)
-        found[name] = decode(step)
+    step.keep(by)
+    found, full = decode(step), expected(exact, None)
 
-    assert distance(found["some"], expected(exact, kept)) < 0.005
-    assert distance(found["all"], expected(exact, kept)) > 0.02
+    assert 3 * distance(found, expected(exact, by)) < distance(found, full)
 
 
 @EACH
@@ -251,10 +238,11 @@ def test_keys_and_values_of_half_precision(
     """They are rounded as the cache is, in a prompt and in each token; activations are not."""
     coded, exact = coded_model(lambda _: kind, dtype, hidden_size=256, intermediate_size=256, head_dim=64)
     step = NativeStep(read(coded), read_prompt(exact, dtype), threads=2)
-    for kept in (None, choices(256, 256)["half"], choices(256, 256)["corrected"]):
-        step.keep(kept)
+    for name in ("all", "half", "sided"):
+        chosen = choices(exact)[name]
+        step.keep(chosen)
 
-        assert distance(decode(step), expected(exact, kept, dtype)) < near
+        assert distance(decode(step), expected(exact, chosen, dtype)) < near
     keys, values = step._cache.reserve(PROMPT + TOKENS)[0]
     assert keys.dtype == values.dtype == dtype
 
@@ -263,17 +251,8 @@ def test_goes_from_one_choice_to_another() -> None:
     """In any order: nothing stays of what was kept before."""
     coded, exact = of_kind(T.Q4_K)
     step = NativeStep(read(coded), read_prompt(exact), threads=2)
-    of_name = choices(512, 256)
-    for name in ("acting", "one", "corrected", "half", "all", "ragged", "corrected-acting", "every", "all"):
+    of_name = choices(exact)
+    for name in ("sided", "one", "half", "few", "all", "ragged", "everything", "nothing", "every", "all"):
         step.keep(of_name[name])
 
         assert distance(decode(step), expected(exact, of_name[name])) < NEAR
-
-
-def test_acting_neurons_keep_their_places() -> None:
-    """Neighbours share scales, so the order in which neurons act most often is not the order of their rows."""
-    coded, _ = of_kind(T.Q4_K)
-    kept = choices(512, 256)["acting"]
-    assert kept is not None
-
-    assert Room(read(coded)).which(kept).equal(torch.cat(list(kept.layers)))

@@ -27,7 +27,7 @@ from griffin.model.layout import store_by_neuron_
 from griffin.model.matrix.dense import Dense
 from griffin.model.matrix.int8 import Int8
 from griffin.model.weights import Layer, Weights, read_weights
-from griffin.neurons import Acting, Correction, Kept
+from griffin.neurons import Kept
 from tests.griffin import oracle
 from tests.griffin.decode.interleaved import MODELS, interleaved_model
 from tests.griffin.model.quantised import round_
@@ -43,31 +43,12 @@ IDS = torch.randint(3, 128, (PROMPT + TOKENS,), generator=torch.Generator().manu
 EVERY_THIRD = Kept([torch.arange(0, WIDTH, 3)] * LAYERS)
 
 
-def ragged(neurons: int, width: int) -> Kept:
-    """Not as many in each layer, and something in place of the others."""
-    offset_LD = torch.randn(LAYERS, width, generator=torch.Generator().manual_seed(2))
-    return Kept([torch.arange(0, neurons, step) for step in (2, 7, 1)], offset_LD)
+def ragged(neurons: int) -> Kept:
+    """Not as many in each layer."""
+    return Kept([torch.arange(0, neurons, step) for step in (2, 7, 1)])
 
 
-def gated(neurons: int, width: int) -> Kept:
-    """As ragged, but corrected; some act on each token, and some rest, see the test."""
-    kept, generator = ragged(neurons, width), torch.Generator().manual_seed(3)
-    return replace(
-        kept,
-        correction=Correction(
-            [0.01 * torch.randn(count, 4, generator=generator) for count in kept.counts],
-            [torch.randn(4, width, generator=generator) for _ in kept.counts],
-        ),
-        acting=Acting(
-            [10 ** (-2 * torch.rand(count, generator=generator)) for count in kept.counts],
-            [0.01 * torch.randn(count, generator=generator) for count in kept.counts],
-            [torch.randperm(count, generator=generator) for count in kept.counts],
-            count=0,
-        ),
-    )
-
-
-RAGGED, GATED = ragged(WIDTH, 32), gated(WIDTH, 32)
+RAGGED = ragged(WIDTH)
 
 
 def prepared(model: PreTrainedModel) -> Weights:
@@ -119,7 +100,7 @@ def test_it_is_built() -> None:
     assert library.available()
 
 
-@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, GATED], ids=["dense", "kept", "ragged", "gated"])
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED], ids=["dense", "kept", "ragged"])
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
     """Every family, in fp32, all neurons and some."""
@@ -131,7 +112,7 @@ def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kept", [None, ragged(420, 216), gated(420, 216)], ids=["dense", "ragged", "gated"])
+@pytest.mark.parametrize("kept", [None, ragged(420)], ids=["dense", "ragged"])
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_many_long_rows(family: str, kept: Kept | None, dtype: torch.dtype) -> None:
     """Of 216 numbers: rounds of the widest loop, a vector, and a rest; enough of them to be read several at once.
@@ -153,18 +134,6 @@ def test_many_long_rows(family: str, kept: Kept | None, dtype: torch.dtype) -> N
     assert distance(decode(step), wanted) < (1e-5 if dtype == torch.float32 else 1e-1)
 
 
-@pytest.mark.parametrize("family", COMMON_BLOCK)
-def test_gates_are_tried_on_both_kinds(family: str) -> None:
-    """In every family and layer some of the kept neurons act on the tokens above, and some do not."""
-    model = tiny_model(family)
-    with oracle.recorded(model) as activations, oracle.gated(model) as gates, torch.no_grad():
-        model(IDS[None])
-    assert GATED.acting is not None
-    for given_TF, kept_k, thresholds_k in zip(gates or activations, GATED.layers, GATED.acting.thresholds, strict=True):
-        share = float((given_TF[PROMPT:, kept_k].abs() > thresholds_k).float().mean())
-        assert 0.02 < share < 0.98
-
-
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_new", "relu"])
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_computes_every_activation(family: str, activation: str) -> None:
@@ -176,7 +145,7 @@ def test_computes_every_activation(family: str, activation: str) -> None:
     assert distance(decode(step), expected(model)) < 1e-5
 
 
-@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, GATED], ids=["dense", "kept", "ragged", "gated"])
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED], ids=["dense", "kept", "ragged"])
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_halves_stay_near_the_same_step_in_torch(dtype: torch.dtype, family: str, kept: Kept | None) -> None:
@@ -203,7 +172,7 @@ def test_keeps_any_number_of_neurons(model: PreTrainedModel, step: NativeStep, c
 
 def test_goes_from_one_choice_to_another(model: PreTrainedModel, step: NativeStep) -> None:
     """Few after many after all: nothing stays of what was kept before."""
-    for kept in (GATED, RAGGED, EVERY_THIRD, GATED, Kept([torch.tensor([1, 4, 7])] * LAYERS), None):
+    for kept in (RAGGED, EVERY_THIRD, Kept([torch.tensor([1, 4, 7])] * LAYERS), RAGGED, None):
         step.keep(kept)
         actual = decode(step)
         step._cache.length = PROMPT
@@ -302,9 +271,9 @@ def test_neurons_that_were_not_copied_are_not_used(
     """Room that was left half filled is not read: all neurons are."""
     step.keep(RAGGED)
     with monkeypatch.context() as patch:
-        patch.setattr(Room, "correct", lambda *_: 1 / 0)
+        patch.setattr(Room, "describe", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            step.keep(GATED)
+            step.keep(EVERY_THIRD)
 
     assert distance(decode(step), expected(model)) < 1e-5
 
@@ -356,7 +325,7 @@ def test_refuses_what_it_would_read_beyond(model: PreTrainedModel, step: NativeS
         step(3)
 
 
-@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED, GATED], ids=["dense", "kept", "ragged", "gated"])
+@pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED], ids=["dense", "kept", "ragged"])
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_int8_decodes_as_the_rounded_model_does(family: str, kept: Kept | None) -> None:
     """Codes are read in place; what is rounded once is the same for the prompt and for each token."""
@@ -368,7 +337,7 @@ def test_int8_decodes_as_the_rounded_model_does(family: str, kept: Kept | None) 
     assert distance(decode(step), expected(model, kept)) < 1e-4
 
 
-@pytest.mark.parametrize("kept", [None, ragged(420, 216), gated(420, 216)], ids=["dense", "ragged", "gated"])
+@pytest.mark.parametrize("kept", [None, ragged(420)], ids=["dense", "ragged"])
 def test_a_format_for_each_projection(kept: Kept | None) -> None:
     """Three formats in one block, and keys and values in the model's own dtype."""
     model = tiny_model("llama", hidden_size=216, intermediate_size=420).to(torch.bfloat16)

@@ -1,0 +1,73 @@
+"""Blocks of which each token picks what it reads, as the compiled step sees them.
+
+Shapes: L layers, D model width, F feed-forward neurons.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from griffin.decode.c.description import described
+from griffin.decode.c.library import CFeedForward, CThresholds
+from griffin.model.matrix.int8 import Int8Columns
+from griffin.model.weights import Weights
+from griffin.thresholds import Thresholds
+
+
+class PickingBlocks:
+    """All neurons of a model, and the thresholds of the request at hand."""
+
+    def __init__(self, weights: Weights, whole: "ctypes.Array[CFeedForward]") -> None:
+        """
+        Args:
+            whole: the blocks of a step that reads everything.
+
+        Raises:
+            MemoryError: no room for the gates by input.
+        """
+        self._gates, self._whole = weights.gates_by_input(), whole
+        self._own_bias_LD = weights.contract_bias()
+        self._bias_LD = self._own_bias_LD.clone()
+        self._ones_D = torch.ones(weights.width)
+        self._held: list[Tensor] = []
+
+    def describe(self, thresholds: Thresholds) -> "ctypes.Array[CFeedForward]":
+        """The blocks by these thresholds. What they give at rest is still to be added to their contracting biases."""
+        self._held = []
+        self._bias_LD.copy_(self._own_bias_LD)
+        blocks = (CFeedForward * len(self._gates))()
+        for number, gate in enumerate(self._gates):
+            blocks[number] = self._whole[number]
+            blocks[number].contract.bias = self._bias_LD[number].data_ptr()
+            by = CThresholds(
+                gate=described(gate),
+                means=self._address(thresholds.means_LD[number]),
+                input_limits=self._address(thresholds.input_limits_LD[number]),
+                offsets=self._address(thresholds.offsets_LF[number]),
+                resting=self._address(thresholds.resting_LF[number]),
+                output_limits=self._address(thresholds.output_limits_LF[number]),
+            )
+            if isinstance(gate, Int8Columns):
+                by.gate.scales, by.factors = self._ones_D.data_ptr(), gate.scales_C.data_ptr()
+            if thresholds.gate_limits_LF is not None:
+                by.gate_limits = self._address(thresholds.gate_limits_LF[number])
+            blocks[number].thresholds = by
+        return blocks
+
+    def _address(self, values: Tensor) -> int:
+        values = values.float().contiguous()
+        self._held.append(values)
+        return values.data_ptr()
+
+
+def require_fitting(thresholds: Thresholds, layers: int, width: int, neurons: int) -> None:
+    """
+    Raises:
+        ValueError: they are of another model.
+    """
+    by_input = (thresholds.means_LD, thresholds.input_limits_LD)
+    by_neuron = (thresholds.offsets_LF, thresholds.resting_LF, thresholds.output_limits_LF, thresholds.gate_limits_LF)
+    for values, size in (*((v, width) for v in by_input), *((v, neurons) for v in by_neuron)):
+        if values is not None and values.shape != (layers, size):
+            raise ValueError(f"thresholds must be ({layers}, {size}), but are {tuple(values.shape)}")

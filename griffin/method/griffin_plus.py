@@ -1,0 +1,153 @@
+"""Method griffin+: the prompt fixes thresholds and means, and each token picks by them what it reads.
+
+What the three stages are is said in ``griffin.thresholds``. Here the thresholds are found:
+
+1. An input counts by |x_i - m_i| times the norm of its column of W_g.
+2. A neuron counts by |g_j| times the usual size of its up projection (rms over the prompt).
+3. A neuron that got that far counts by |z_j - h_j| times the norm of its row of W_d.
+
+Each layer has one threshold a stage, which lets the stage's share pass on the latest tokens of the prompt. h_j is the
+mean of z_j over those of these tokens on which the neuron does not pass stage 2. Means leave out the first token.
+
+Stage 1 without means is WINA's criterion (Chen et al. 2025), stage 2 that of CATS (Lee et al. 2024) with a size of up.
+
+Shapes: L layers, T tokens, D model width, F feed-forward neurons.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from griffin.method import budget
+from griffin.method.interface import Method
+from griffin.method.resting import resting_values
+from griffin.method.statistic import Activations, PromptStatistic
+from griffin.request import Pruning
+from griffin.thresholds import Thresholds
+
+# The tokens of a prompt that thresholds and resting values are found on.
+LATEST_TOKENS = 128
+# A threshold is found on about so many values, evenly spaced among all.
+VALUES = 2**13
+# Between the largest value that does not pass and the threshold, relative to it.
+MARGIN = 1e-5
+
+
+class GriffinPlus(Method):
+    """Thresholds for what a token reads."""
+
+    name = "griffin+"
+    reads_in_place = True
+
+    _norms: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def latest_tokens(cls, pruning: Pruning) -> int:
+        return LATEST_TOKENS
+
+    @classmethod
+    def settings(cls, pruning: Pruning) -> list[Any]:
+        return [cls.name, [asdict(budget.shares(pruning.sparsity, gated=gated)) for gated in (True, False)]]
+
+    def choose(self, statistic: PromptStatistic, pruning: Pruning) -> Thresholds:
+        shares = budget.shares(pruning.sparsity, gated=self._gated)
+        latest, means_LD, reach_LF = statistic.latest(), statistic.input_means(), statistic.up_sizes()
+        activation = self._blocks[0].activation
+        if self._gated and not reach_LF.any():
+            # A prompt of one token.
+            reach_LF = torch.stack([_rms(known.up).to(self._device) for known in latest])
+        input_norms_LD, output_norms_LF = self._weight_norms()
+        x_LN, of_x_N = self._sample([known.x for known in latest])
+        z_LN, of_z_N = self._sample([known.z for known in latest])
+        x_LN, z_LN = x_LN.float(), z_LN.float()
+        far_LN = (x_LN - means_LD[:, of_x_N]).abs() * input_norms_LD[:, of_x_N]
+        input_limits_LD = _limits(cut(far_LN, shares.gate), input_norms_LD)
+        if activation is None:
+            # Nothing but z itself tells which neurons rest.
+            gate_limits_LF = _limits(cut(z_LN.abs() * output_norms_LF[:, of_z_N], shares.down), output_norms_LF)
+            rests_LN = torch.zeros_like(z_LN, dtype=torch.bool)
+        else:
+            # In the model's own dtype, as in ``_resting``.
+            given_LN = activation(self._sample([known.gate for known in latest])[0]).abs().float()
+            gate_limits_LF = _limits(cut(given_LN * reach_LF[:, of_z_N], shares.up), reach_LF)
+            rests_LN = given_LN <= gate_limits_LF[:, of_z_N]
+        resting_LF = self._resting(latest, gate_limits_LF)
+        gives_LN = (z_LN - resting_LF[:, of_z_N]).abs() * output_norms_LF[:, of_z_N]
+        output_limits_LF = _limits(cut(gives_LN.masked_fill_(rests_LN, 0), shares.down), output_norms_LF)
+        return Thresholds(
+            planned=shares,
+            means_LD=means_LD,
+            input_limits_LD=input_limits_LD,
+            offsets_LF=statistic.gate_means(),
+            gate_limits_LF=gate_limits_LF if self._gated else None,
+            resting_LF=resting_LF,
+            output_limits_LF=output_limits_LF,
+        )
+
+    def removed(self, statistic: PromptStatistic, pruning: Pruning, sparsities: Sequence[float]) -> list[float]:
+        """Of the energy of z and W_d's rows, the share that stage 3 leaves out on the latest tokens."""
+        _, output_norms_LF = self._weight_norms()
+        z_LN, of_z_N = self._sample([known.z for known in statistic.latest()])
+        gives_LN = z_LN.float().abs() * output_norms_LF[:, of_z_N]
+        energy, found = gives_LN.square().sum().clamp_min(torch.finfo(torch.float32).tiny), []
+        for sparsity in sparsities:
+            share = budget.shares(sparsity, gated=self._gated).down
+            left_LN = gives_LN.masked_fill(gives_LN > cut(gives_LN, share), 0)
+            found.append(left_LN.square().sum() / energy)
+        values: list[float] = torch.stack(found).tolist()
+        return values
+
+    def _sample(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """About ``VALUES`` of each layer's values ``(T, C)``: ``(L, N)``, and the columns that they are of.
+
+        They are evenly spaced, and at the same places of all tensors of one shape.
+        """
+        count, columns = values[0].numel(), values[0].shape[1]
+        step = max(1, count // VALUES)
+        while gcd(step, columns) > 1:
+            # It would meet the same few columns again and again.
+            step += 1
+        found_LN = torch.stack([values_TC.flatten()[::step].to(self._device) for values_TC in values])
+        return found_LN, torch.arange(0, count, step, device=self._device) % columns
+
+    def _resting(self, latest: Sequence[Activations], limits_LF: Tensor) -> Tensor:
+        found = []
+        for block, known, limits_F in zip(self._blocks, latest, limits_LF, strict=True):
+            given_TF = known.z if block.activation is None else block.activation(known.gate)
+            found.append(resting_values(given_TF, known.z, limits_F.to(known.z.device)).to(self._device))
+        return torch.stack(found)
+
+    def _weight_norms(self) -> tuple[Tensor, Tensor]:
+        """The norms of W_g's columns ``(L, D)``, and of W_d's rows by neuron ``(L, F)``."""
+        if self._norms is None:
+            # At the first request that needs them: it reads two thirds of the FF weights.
+            inputs = [block.parts_FD[0].column_norms().to(self._device) for block in self._blocks]
+            outputs = [block.down.row_norms().to(self._device) for block in self._blocks]
+            self._norms = torch.stack(inputs), torch.stack(outputs)
+        return self._norms
+
+    @property
+    def _gated(self) -> bool:
+        return self._blocks[0].activation is not None
+
+
+def cut(values_LN: Tensor, share: float) -> Tensor:
+    """What this share of each row's values exceeds: ``(L, 1)``. No value is so near that rounding could decide."""
+    count = round((1 - share) * values_LN.shape[1])
+    if not count:
+        return values_LN.new_full((len(values_LN), 1), -1)
+    return values_LN.kthvalue(count, dim=1, keepdim=True).values * (1 + MARGIN)
+
+
+def _limits(limit_L1: Tensor, factors_LC: Tensor) -> Tensor:
+    """What values must exceed for value times factor to exceed a limit; infinite where the factor is 0."""
+    return torch.where(factors_LC > 0, limit_L1 / factors_LC, torch.inf)
+
+
+def _rms(up_TF: Tensor | None) -> Tensor:
+    assert up_TF is not None
+    return up_TF.float().square().mean(dim=0).sqrt()

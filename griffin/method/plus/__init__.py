@@ -1,1 +1,0 @@
-"""Method griffin+: a calibration, one ranking over all layers, and what replaces the removed neurons."""
