@@ -69,8 +69,8 @@ def _require_prepared(prepared: Preparation, settings: Settings) -> None:
     """
     if not prepared.allows(settings.method):
         raise LoadError(
-            f"--method {settings.method} needs {settings.model} to be calibrated once: "
-            f"python -m griffin calibrate --model {settings.model}"
+            f"--method {settings.method} reads weights where they are, and --ff-offload streams them; "
+            "use --method griffin"
         )
     if settings.sparsity == "auto" and settings.method not in prepared.measured:
         raise LoadError(
@@ -87,8 +87,8 @@ def _engines(checkpoint: Checkpoint, prepared: Preparation, settings: Settings) 
         context_length=settings.max_model_len,
         prefill_chunk=settings.prefill_chunk,
         prefix_bytes=settings.prefix_cache_mb * 2**20,
-        calibration=prepared.calibration,
         losses=prepared.losses,
+        method=settings.method,
     )
 
 

@@ -165,8 +165,8 @@ class Settings(BaseSettings):
     cache_dir: Annotated[
         Path | None,
         Field(
-            description="for GGUF weights made plain, quantised ones, those that ff-offload maps, and what calibrate "
-            "and tune have found; default: the user's cache (XDG)"
+            description="for GGUF weights made plain, quantised ones, those that ff-offload maps, and what tune has "
+            "found; default: the user's cache (XDG)"
         ),
     ] = None
     log_level: Annotated[

@@ -118,7 +118,7 @@ def _reused(options: GriffinOptions, expert_set: str, requested: SparsityChoice 
     if named := _first_named(options, "selection", "statistic", "method"):
         _refuse(named, "not with expert_set, whose neurons have been chosen; leave it out")
     known = model.experts.find(expert_set)
-    if known is None or not known.is_whole:
+    if known is None:
         raise ExpertsNotFound(expert_set, "griffin.expert_set")
     if requested == "auto":
         raise InvalidField(

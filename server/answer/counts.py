@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from griffin import Comparison, Selection, Verified
 from griffin.method.auto import Outlook
+from griffin.thresholds import Shares
 from server.work.job import Ask, Made, Read
 
 
@@ -13,13 +14,13 @@ class PromptCounts:
     """One prompt.
 
     cached_tokens: how many of its tokens were known from an earlier prompt.
-    selection: the neurons that were chosen for it, without their correction; None before, and where none were.
-    corrected: whether they had one.
+    selection: what was chosen for it; None before, and where nothing was.
+    shares: what tokens have read of the FF weights so far, where each token picks that.
     """
 
     cached_tokens: int = 0
     selection: Selection | None = None
-    corrected: bool = False
+    shares: Shares | None = None
 
 
 @dataclass(slots=True)
@@ -96,6 +97,8 @@ class Counts:
             answer = self.answers[key] = AnswerCounts()
         if token.selection is not None:
             self._chosen(made.prompt, token.selection)
+        if token.shares is not None:
+            self.prompts[made.prompt].shares = token.shares
         gap_s = None if answer.last_at is None else made.at - answer.last_at
         if gap_s is not None:
             times.gaps += 1
@@ -107,7 +110,6 @@ class Counts:
         return gap_s
 
     def _chosen(self, prompt: int, selection: Selection) -> None:
-        """The first neurons are the prompt's; others may be taken on the way. A correction is large, and not told."""
+        """The first choice is the prompt's; others may be taken on the way."""
         if self.prompts[prompt].selection is None:
-            self.prompts[prompt].selection = selection.without_correction()
-            self.prompts[prompt].corrected = selection.kept.correction is not None
+            self.prompts[prompt].selection = selection

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from prometheus_client import Counter, Histogram
 
 from griffin import Accounting, Pruning, Verification, Verified
-from griffin.neurons import Kept
+from griffin.neurons import Chosen
+from griffin.thresholds import Shares
 from server.answer.counts import Counts
 from server.answer.report import Report
 from server.metrics import Metrics, sparsity_label
 from server.work.job import Compared, Job, Made, Read
+
+# What tokens have read by thresholds is taken over after so many of them.
+COUNTED_EVERY = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class Observation:
         self._tokens = self._token_metrics()
         # What the next token reads: everything, until neurons are chosen.
         self._active, self._bytes = accounting.total, accounting.weight_bytes
+        self._choice: Chosen | None = None
 
     def accepted(self) -> None:
         """The job is in the queue. It will end in success, disconnect or failure."""
@@ -81,7 +86,7 @@ class Observation:
             # Sparsity auto has come to a number.
             self._tokens = self._token_metrics()
         if read.selection is not None:
-            self._chosen(read.selection.kept)
+            self._chosen(read.selection.chosen)
         self._metrics.prefix_queries.labels(self._model_name).inc(len(self._job.asks[read.prompt].prompt_ids))
         self._metrics.prefix_hits.labels(self._model_name).inc(read.cached_tokens)
 
@@ -89,7 +94,9 @@ class Observation:
         """A token was made. Metrics hear of it now: at the end, a long answer would look like silence, then a burst."""
         token, gap_s = made.token, self._counts.made(made)
         if token.selection is not None:
-            self._chosen(token.selection.kept)
+            self._chosen(token.selection.chosen)
+        if token.shares is not None and self._counts.tokens % COUNTED_EVERY == 0:
+            self._read(token.shares)
         if gap_s is not None:
             self._tokens.inter_token_latency.observe(gap_s)
             if not self._tokens.by_block:
@@ -124,8 +131,15 @@ class Observation:
         pruning, width = self._counts.pruning, self._accounting.width
         return TokenMetrics.of(self._metrics, self._model_name, pruning, verification, width)
 
-    def _chosen(self, kept: Kept) -> None:
-        self._active, self._bytes = self._accounting.active_with(kept), self._accounting.bytes_per_token(kept)
+    def _chosen(self, chosen: Chosen) -> None:
+        self._choice = chosen
+        self._active, self._bytes = self._accounting.active_with(chosen), self._accounting.bytes_per_token(chosen)
+
+    def _read(self, shares: Shares) -> None:
+        """Tokens pick what they read, and have read these shares on average."""
+        self._active, self._bytes = (
+            self._accounting.active_at(shares), self._accounting.bytes_per_token(self._choice, shares)
+        )  # fmt: skip
 
     def _verified(self, key: tuple[int, int], verified: Verified) -> None:
         """Add what is new in an answer's figures."""

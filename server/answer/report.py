@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 from griffin import Accounting, Comparison, Verified
 from griffin.method.auto import Outlook
+from griffin.neurons import Chosen, Kept
+from griffin.thresholds import Shares
 from server.answer.counts import Counts
 from server.protocol.fields import SparsityChoice
 from server.protocol.report import (
@@ -14,6 +16,7 @@ from server.protocol.report import (
     GriffinReport,
     PromptTokensDetails,
     Reason,
+    SharesReport,
     TimingReport,
     Usage,
     VerificationReport,
@@ -49,8 +52,7 @@ class Report:
     def griffin(self) -> GriffinReport:
         """What was applied, and why."""
         accounting, counts, chosen = self._accounting, self._counts, self._counts.selections
-        kept = chosen[0].kept.count if chosen else accounting.neurons
-        acting = chosen[0].kept.acting_count if chosen else accounting.neurons
+        read = self._read()
         sets = [prompt.selection.expert_set if prompt.selection else None for prompt in counts.prompts]
         # All answers to a prompt have the same limit.
         limits = [ask.samplings[0].max_tokens if ask.samplings else 0 for ask in self._job.asks]
@@ -63,12 +65,12 @@ class Report:
             mode=self._job.asks[0].verification.mode,
             selection=counts.pruning.selection,
             statistic=counts.pruning.statistic,
-            neurons_kept=kept,
-            neurons_acting=acting,
+            neurons_kept=read.neurons,
             neurons_total=accounting.neurons,
-            active_parameters=accounting.active(kept, acting),
+            shares_read=_shares(read.shares, gated=accounting.gated),
+            active_parameters=read.parameters,
             total_parameters=accounting.total,
-            bytes_per_token=self._bytes_per_token(),
+            bytes_per_token=read.bytes,
             prompt_tokens=sum(selection.prompt_tokens for selection in chosen) if chosen else None,
             selection_ms=milliseconds(sum(selection.seconds for selection in chosen)) if chosen else None,
             expert_set=sets[0],
@@ -95,12 +97,13 @@ class Report:
             tokens_per_second=round(times.gaps / times.gaps_s, 2) if times.gaps_s else None,
         )
 
-    def _bytes_per_token(self) -> int:
-        """By the first neurons, as all figures of neurons."""
+    def _read(self) -> "_TokenReads":
+        """By the first prompt's choice, as all figures of neurons."""
+        accounting = self._accounting
         for prompt in self._counts.prompts:
             if prompt.selection is not None:
-                return self._accounting.bytes_per_token(prompt.selection.kept, corrected=prompt.corrected)
-        return self._accounting.weight_bytes
+                return _TokenReads.of(accounting, prompt.selection.chosen, prompt.shares)
+        return _TokenReads(accounting.neurons, Shares(1, 1, 1), accounting.total, accounting.weight_bytes)
 
     def _reason(self) -> Reason:
         """Why this sparsity applied."""
@@ -116,6 +119,38 @@ class Report:
         if counts.outlook is not None:
             return "auto"
         return "server_default" if self._requested is None else "requested"
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenReads:
+    """What a token after the first reads, on average.
+
+    neurons: that stay, in all layers.
+    """
+
+    neurons: int
+    shares: Shares
+    parameters: int
+    bytes: int
+
+    @classmethod
+    def of(cls, accounting: Accounting, chosen: Chosen, counted: Shares | None) -> "_TokenReads":
+        """
+        Args:
+            counted: what tokens have read by thresholds; None before any has.
+        """
+        shares = counted or chosen.shares(accounting.width)
+        if isinstance(chosen, Kept):
+            neurons, parameters = chosen.count, accounting.active(chosen.count)
+        else:
+            neurons, parameters = accounting.neurons, accounting.active_at(shares)
+        return cls(neurons, shares, parameters, accounting.bytes_per_token(chosen, shares))
+
+
+def _shares(shares: Shares, *, gated: bool) -> SharesReport:
+    return SharesReport(
+        gate=round(shares.gate, 4), up=round(shares.up, 4) if gated else None, down=round(shares.down, 4)
+    )
 
 
 def _usage(prompt: int, made: int, cached: int) -> Usage:

@@ -132,6 +132,7 @@ async function picture(prompt) {
   panes.forEach(({ griffin, flock }, i) => {
     if (running || !griffin) return;
     if (sets[i] instanceof Error) flock.explain(sentence(sets[i]));
+    else if (sets[i] && !sets[i].kept) flock.explain("No neuron was left out: each token picked what it read.");
     else if (sets[i]) flock.show(sets[i], sets[1 - i]?.kept ? sets[1 - i] : null, prompt);
     else flock.explain(`All ${plural(griffin.neurons_total, "neuron")} were used.`);
   });

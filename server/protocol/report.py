@@ -61,6 +61,14 @@ class AutoReport(BaseModel):
     tolerance_percent: float = Field(description="that it may rise by: the server's --auto-tolerance")
 
 
+class SharesReport(BaseModel):
+    """Fractions of the weights of each kind of feed-forward matrix, 0 to 1."""
+
+    gate: float = Field(description="of the gate's; in models without a gate, of the first projection's")
+    up: float | None = Field(description="null in models without a gate")
+    down: float
+
+
 class GriffinReport(BaseModel):
     """What was applied. Neurons are counted over all layers."""
 
@@ -74,11 +82,12 @@ class GriffinReport(BaseModel):
     mode: ModeName
     selection: StrategyName
     statistic: StatisticName
-    neurons_kept: int
-    neurons_acting: int = Field(
-        description="of these, how many act on a token on average, by the prompt; fewer than all by method griffin+"
-    )
+    neurons_kept: int = Field(description="all of them by method griffin+")
     neurons_total: int
+    shares_read: SharesReport = Field(
+        description="of the feed-forward weights, that a token after the first read on average; by method griffin+ "
+        "each token picks them, and in mode fast they were counted"
+    )
     active_parameters: int = Field(description="that take part in each token after the first")
     total_parameters: int
     bytes_per_token: int = Field(
@@ -86,9 +95,9 @@ class GriffinReport(BaseModel):
     )
     prompt_tokens: int | None = Field(description="that the neurons were chosen on; of several prompts the sum")
     selection_ms: float | None = Field(
-        description="from the finished prompt to decode-ready weights; of several prompts the sum"
+        description="from the finished prompt to the first token's step; of several prompts the sum"
     )
-    expert_set: str | None = Field(description="a name for exactly these neurons; of several prompts the first's")
+    expert_set: str | None = Field(description="a name for exactly this choice; of several prompts the first's")
     expert_sets: list[str | None] | None = Field(description="one for each prompt, when there are several")
     verification: VerificationReport | None = Field(description="null in mode fast, and where nothing is drafted")
     comparison: ComparisonReport | None = Field(description="if compare was asked for and neurons were removed")

@@ -2,12 +2,13 @@
 
 from fastapi import APIRouter, Request, Response
 
-from griffin import Selection
+from griffin.neurons import Kept
 from server.errors import ASKED, ExpertsNotFound, documented
 from server.jsonwire import encode_model
 from server.protocol.experts import ExpertSet
 from server.served import ServedModel
 from server.service import Service
+from server.work.experts import KnownExperts
 
 router = APIRouter()
 
@@ -20,19 +21,23 @@ async def experts(expert_set: str, request: Request) -> Response:
     if (known := model.experts.find(expert_set)) is None:
         raise ExpertsNotFound(expert_set)
     # Written here, not by FastAPI, which would do it on the event loop: a large model keeps half a million.
-    content = await model.worked_out(known.selection.kept.count, _json, model, known.selection)
+    chosen = known.selection.chosen
+    size = chosen.count if isinstance(chosen, Kept) else 0
+    content = await model.worked_out(size, _json, model, known)
     return Response(content, media_type="application/json")
 
 
-def _json(model: ServedModel, selection: Selection) -> bytes:
-    accounting = model.engine.accounting
-    known = ExpertSet(
+def _json(model: ServedModel, known: KnownExperts) -> bytes:
+    accounting, selection = model.engine.accounting, known.selection
+    kept = selection.chosen.layers if isinstance(selection.chosen, Kept) else None
+    report = ExpertSet(
         expert_set=selection.expert_set,
         model=model.name,
         layers=accounting.layers,
         neurons_per_layer=accounting.width,
-        kept_per_layer=selection.kept.counts,
+        method=known.pruning.method,
+        kept_per_layer=None if kept is None else [len(kept_k) for kept_k in kept],
         prompt_tokens=selection.prompt_tokens,
-        kept=[kept_k.tolist() for kept_k in selection.kept.layers],
+        kept=None if kept is None else [kept_k.tolist() for kept_k in kept],
     )
-    return encode_model(known)
+    return encode_model(report)

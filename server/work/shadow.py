@@ -75,8 +75,7 @@ class Shadows:
             ids: the answer.
         """
         if self._share and selection is not None and len(ids) > 1:
-            # Neurons with a compensation are chosen again, and are the same: holding it would take much memory.
-            pruning = replace(ask.pruning, reuse=selection) if selection.kept.is_plain else ask.pruning
+            pruning = replace(ask.pruning, reuse=selection)
             self._waiting.append(Shadow(ask.prompt_ids, ids, pruning))
             self._fit()
 

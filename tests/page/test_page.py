@@ -353,6 +353,19 @@ def test_both_at_once(opened: Open) -> None:
         assert page.locator("mark").count() == 0
 
 
+def test_tokens_that_pick_what_they_read(opened: Open) -> None:
+    """By method griffin+ there are no kept neurons to draw: a sentence says so, and a second run and a click go on."""
+    with served(ScriptedEngine(), method="griffin+") as url:
+        page = opened(url)
+        sparsities(page, 0.25, 0.5)
+        page.get_by_label("Most tokens").fill("5")
+        for _ in range(2):
+            run(page)
+            both_done(page)
+            for name in "AB":
+                expect(pane(page, name)).to_contain_text("No neuron was left out: each token picked what it read.")
+
+
 def test_markup_of_a_model_stays_text(opened: Open) -> None:
     """Answers are shown as they were written, also where words are marked; nothing of them becomes part of the page."""
     gate = threading.Event()

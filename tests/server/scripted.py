@@ -25,8 +25,9 @@ from griffin import (
 )
 from griffin.errors import Cancelled, ContextLengthExceeded
 from griffin.method.auto import Outlook
-from griffin.model.accounting import NeuronBytes
-from griffin.neurons import Correction, Kept
+from griffin.model.accounting import BlockBytes
+from griffin.neurons import Kept
+from griffin.thresholds import Shares, Thresholds
 from server.app import create_app
 from server.http.listener import BoundedServer, configuration
 from server.loader import Loaded
@@ -36,10 +37,14 @@ from server.work.job import EngineLike
 # With half of the neurons a token reads 1000 bytes of 1600; with corrected ones 1100.
 ACCOUNTING = Accounting(
     total=1000, layers=2, width=100, per_neuron=3, weight_bytes=1600,
-    neuron_bytes=(NeuronBytes(gate=1, others=3), NeuronBytes(gate=1, others=7, widening=2)),
+    block_bytes=(BlockBytes(100, 0, 100, 200, 0), BlockBytes(100, 0, 300, 400, 0)),
 )  # fmt: skip
 # The even neurons of one layer, the odd ones of the other.
 EXPERTS = torch.stack([torch.arange(0, 100, 2), torch.arange(1, 100, 2)]).int()
+# By method griffin+: half of everything was planned, and this is counted then.
+_ZEROS = torch.zeros(2, 100)
+THRESHOLDS = Thresholds(Shares(0.5, 0.5, 0.5), _ZEROS, _ZEROS, _ZEROS, _ZEROS, _ZEROS, _ZEROS)
+COUNTED = Shares(0.6, 0.5, 0.25)
 # Of tokens after the first, where they are verified: each block is four drafts, three of which are accepted.
 BLOCK = 4
 COMPARISON = Comparison(tokens=4, kl=0.25, top1_agreement=0.75, perplexity_ratio=1.5)
@@ -95,7 +100,6 @@ class ScriptedEngine:
     compare_failure: BaseException | None = None
     outlook: Outlook | None = None
     expert_set: str = "cafe"
-    correction: Correction = field(default_factory=lambda: Correction([EXPERTS[:1].float()], [EXPERTS[:1].float()]))
     asked: list[tuple[Pruning, Verification | None]] = field(default_factory=list)
     compared: list[tuple[list[int], list[int], Pruning]] = field(default_factory=list)
     accounting: Accounting = ACCOUNTING
@@ -138,7 +142,6 @@ class ScriptedPrompt:
 
     def __init__(self, engine: ScriptedEngine, ids: list[int], pruning: Pruning, scoring: Scoring | None) -> None:
         self._engine, self._ids, self._pruning = engine, ids, pruning
-        self._correction = engine.correction if pruning.method == "griffin+" else None
         self.selection = self._selection(len(ids)) if scoring and pruning.sparsity else None
         self.cached_tokens = 0
         self.outlook = engine.outlook if pruning.auto else None
@@ -164,16 +167,16 @@ class ScriptedPrompt:
                 id = ord(engine.text[(count - 1 + (sampling.seed or 0)) % len(engine.text)])
                 logprobs = None if sampling.logprobs is None else self._score(count, id, sampling.logprobs)
                 verified = self._verified(count - 1, sampling.max_tokens, verification)
-                yield Token(id, logprobs, "length" if last else None, selection, verified)
+                shares = COUNTED if count > 1 and self._sparsity and self._pruning.method == "griffin+" else None
+                yield Token(id, logprobs, "length" if last else None, selection, verified, shares)
                 if engine.step_s:
                     time.sleep(engine.step_s)
         finally:
             engine.ended.append(count)
 
     def _selection(self, prompt_tokens: int) -> Selection:
-        return Selection(
-            0.002, self._engine.expert_set, prompt_tokens, Kept(tuple(EXPERTS), correction=self._correction)
-        )
+        chosen = THRESHOLDS if self._pruning.method == "griffin+" else Kept(tuple(EXPERTS))
+        return Selection(0.002, self._engine.expert_set, prompt_tokens, chosen)
 
     def _verified(self, before: int, limit: int, verification: Verification | None) -> Verified | None:
         """Of the whole block of a token with that many before it. A pass reads all, a draft the kept neurons."""

@@ -154,7 +154,7 @@ def settled(case: schemathesis.Case, document: dict[str, Any]) -> schemathesis.C
 
 
 def _agreed(body: dict[str, Any]) -> dict[str, Any]:
-    """A griffin object whose fields go together, of a model that is not calibrated, and of a server just started."""
+    """A griffin object whose fields go together, of a server just started."""
     scored = body.get("echo") and body.get("logprobs") is not None
     griffin = {name: value for name, value in body["griffin"].items() if name != "expert_set"}
     if scored:

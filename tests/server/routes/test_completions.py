@@ -25,7 +25,8 @@ def test_one_object() -> None:
     assert answer["griffin"] == {
         "sparsity": 0.5, "requested_sparsity": 0.5, "reason": "requested", "auto": None,
         "method": "griffin", "mode": "fast",
-        "selection": "top_k", "statistic": "flocking", "neurons_kept": 100, "neurons_acting": 100, "neurons_total": 200,
+        "selection": "top_k", "statistic": "flocking", "neurons_kept": 100, "neurons_total": 200,
+        "shares_read": {"gate": 0.5, "up": 0.5, "down": 0.5},
         "active_parameters": 700, "total_parameters": 1000, "bytes_per_token": 1000, "prompt_tokens": 5,
         "selection_ms": 2.0,
         "expert_set": "cafe", "expert_sets": None, "verification": None, "comparison": None,
@@ -62,7 +63,7 @@ def test_stream_has_one_chunk_for_each_token() -> None:
 
 
 def test_bytes_of_a_token_in_report_and_metrics() -> None:
-    """Of the full model where nothing was removed; of griffin+ the corrected rows, which are wider."""
+    """Of the full model where nothing was removed; by griffin+ as planned while tokens come, and as counted then."""
     with served(ScriptedEngine()) as url:
         full = post(url, max_tokens=4, sparsity=0).json()["griffin"]
         last = metric(url, "griffin_bytes_per_token")
@@ -75,9 +76,11 @@ def test_bytes_of_a_token_in_report_and_metrics() -> None:
             "half": metric(url, "griffin_decode_bytes_read_total", sparsity="0.5"),
         }
 
-    assert [report["bytes_per_token"] for report in (full, two, plus)] == [1600, 1000, 1100]
+    assert [report["bytes_per_token"] for report in (full, two, plus)] == [1600, 1000, 870]
     assert last == 1600
-    assert series == {"all": 1600, "last": 1100, "full": 3 * 1600, "half": 2 * 3 * 1000 + 2 * 1100}
+    assert plus["shares_read"] == {"gate": 0.6, "up": 0.5, "down": 0.25}
+    assert (plus["neurons_kept"], plus["active_parameters"]) == (200, 670)
+    assert series == {"all": 1600, "last": 870, "full": 3 * 1600, "half": 2 * 3 * 1000 + 2 * 1000}
 
 
 def test_stream_without_usage_says_nothing_of_it() -> None:

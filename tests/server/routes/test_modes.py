@@ -7,15 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 
 import griffin
 from griffin.errors import LoadError
 from griffin.experiments.common.results import write_whole
 from griffin.method.auto import LossTable
-from griffin.method.plus.calibration import Calibration
-from griffin.method.plus.measurement import calibrate
-from griffin.method.preparation import calibration_path, losses_path, measured_as
+from griffin.method.preparation import losses_path
 from griffin.model.identity import identity
 from server.loader import load
 from server.settings import Settings
@@ -88,18 +85,21 @@ def test_reused_neurons_are_the_same_neurons(url: str) -> None:
     assert other["griffin"]["prompt_tokens"] == chosen["griffin"]["prompt_tokens"]
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_method_that_needs_a_calibrated_model(url: str, stream: bool) -> None:
-    """Is refused by name, before a stream begins."""
-    refusal = post(url, sparsity=0.5, griffin={"method": "griffin+"}, stream=stream)
+def test_a_method_that_reads_weights_where_they_are(folder: Path) -> None:
+    """Not with weights that are streamed: refused by name, before a stream begins; as the default, at the start."""
+    with running("--model", str(folder), "--dtype", "float32", "--ff-offload", "cpu", OMP_NUM_THREADS="1") as server:
+        refusals = [
+            post(server.url, prompt=PROMPT, sparsity=0.5, griffin={"method": "griffin+"}, stream=stream)
+            for stream in (False, True)
+        ]
+        paper = post(server.url, prompt=PROMPT, max_tokens=3, sparsity=0.5)
 
-    assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "griffin.method")
-
-
-def test_a_server_for_a_method_that_needs_a_calibrated_model(folder: Path) -> None:
-    """Does not start, and says what to do: every request would be refused otherwise."""
-    with pytest.raises(LoadError, match=r"^--method griffin\+ needs .* to be calibrated once: python -m griffin"):
-        load(Settings(model=str(folder), method="griffin+", device="cpu"))
+    assert [(refusal.status_code, refusal.json()["error"]["param"]) for refusal in refusals] == [
+        (400, "griffin.method")
+    ] * 2
+    assert paper.status_code == 200
+    with pytest.raises(LoadError, match=r"^--method griffin\+ reads weights where they are, and --ff-offload"):
+        load(Settings(model=str(folder), method="griffin+", device="cpu", ff_offload="cpu"))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -117,31 +117,34 @@ def test_a_sparsity_that_needs_a_measured_model(url: str, folder: Path, stream: 
 
 @pytest.fixture(scope="module")
 def measured_url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server whose model was calibrated and measured, with method griffin+."""
+    """A server whose model was measured, with method griffin+."""
     cache = tmp_path_factory.mktemp("cache")
-    model = griffin.load(str(folder), dtype="float32", device="cpu", cache_dir=cache).model.requires_grad_(False)
-    found = calibrate(model, torch.randint(3, 40, (4, 20), generator=torch.Generator().manual_seed(1)).tolist())
-    write_whole(calibration_path(model, cache), found.packed(identity(model)))
+    model = griffin.load(str(folder), dtype="float32", device="cpu", cache_dir=cache).model
     table = LossTable("griffin+", [0.5], [math.log(0.2)], 0.0, 0.0, 0.0, [8, 64], [0.0], 48, 0.1, 9)
-    read = Calibration.read(calibration_path(model, cache), identity(model))
-    write_whole(losses_path(model, "griffin+", cache), table.packed(measured_as(model, "griffin+", read)))
+    write_whole(losses_path(model, "griffin+", cache), table.packed(identity(model)))
     flags = ("--method", "griffin+", "--sparsity", "auto", "--auto-tolerance", "10", "--cache-dir", str(cache))
     with running("--model", str(folder), "--dtype", "float32", *flags, OMP_NUM_THREADS="1") as server:
         yield server.url
 
 
 def test_method_griffin_plus(measured_url: str) -> None:
-    """More neurons than by the paper's method, of which fewer act, for as many parameters; again, the same answer."""
+    """No neuron is removed; what tokens read is counted, and is about as much as by the paper's method."""
+    full = ask(measured_url, sparsity=0)["griffin"]
     paper = ask(measured_url, sparsity=0.5, griffin={"method": "griffin"})["griffin"]
     plus = ask(measured_url, sparsity=0.5)
     report = plus["griffin"]
     again = ask(measured_url, griffin={"expert_set": report["expert_set"]})
-    kept = httpx.get(f"{measured_url}/v1/griffin/experts/{report['expert_set']}").json()
+    known = httpx.get(f"{measured_url}/v1/griffin/experts/{report['expert_set']}").json()
 
     assert (report["method"], paper["method"]) == ("griffin+", "griffin")
-    assert report["neurons_acting"] < paper["neurons_kept"] < report["neurons_kept"] == sum(kept["kept_per_layer"])
-    assert report["active_parameters"] == pytest.approx(paper["active_parameters"], rel=0.01)
-    assert again["griffin"]["active_parameters"] == report["active_parameters"]
+    assert report["neurons_kept"] == report["neurons_total"]
+    assert full["shares_read"] == {"gate": 1, "up": 1, "down": 1}
+    assert set(paper["shares_read"].values()) == {0.5}
+    assert sum(report["shares_read"].values()) / 3 == pytest.approx(0.5, abs=0.1)
+    assert paper["active_parameters"] * 0.9 < report["active_parameters"] < full["active_parameters"]
+    assert paper["bytes_per_token"] * 0.9 < report["bytes_per_token"] < full["bytes_per_token"]
+    assert (known["method"], known["kept"], known["kept_per_layer"]) == ("griffin+", None, None)
+    assert again["griffin"]["shares_read"] == report["shares_read"]
     assert report["expert_set"] != paper["expert_set"]
     assert again["choices"] == plus["choices"]
 
