@@ -9,7 +9,7 @@ from griffin import Engine, Pruning, Sampling, Verification, build_engines
 from griffin.decode.steps import StepName
 from griffin.engine.prefixes import PrefixStore
 from griffin.model.host import offload_
-from griffin.request import DRAFTS, DraftName
+from griffin.request import DRAFTS, METHOD_NAMES, DraftName, MethodName
 from tests.griffin import oracle
 from tests.tiny import COMMON_BLOCK, tiny_model
 
@@ -28,8 +28,10 @@ EVERYTHING = Sampling(
 SAMPLINGS = [GREEDY, SEEDED, EVERYTHING]
 
 
-def ids(engine: Engine, prompt: list[int], sampling: Sampling, sparsity: float) -> list[int]:
-    return [token.id for token in engine.generate(prompt, sampling, Pruning(sparsity))]
+def ids(
+    engine: Engine, prompt: list[int], sampling: Sampling, sparsity: float, method: MethodName = "griffin"
+) -> list[int]:
+    return [token.id for token in engine.generate(prompt, sampling, Pruning(sparsity, method=method))]
 
 
 def test_pruned_decoding_equals_the_masked_model(family: str, prompts: Prompts) -> None:
@@ -68,6 +70,19 @@ def test_graphs_give_what_plain_steps_give(family: str, prompts: Prompts, sampli
         assert ids(engine, prompt, sampling, sparsity) == ids(plain, prompt, sampling, sparsity)
 
 
+def test_tokens_pick_in_graphs_as_in_plain_steps(family: str, prompts: Prompts) -> None:
+    """By thresholds, in turn with kept neurons and the full model; what they read is counted."""
+    model = tiny_model(family).to("cuda")
+    engine, plain = Engine(model, prefill_chunk=8), Engine(model, prefill_chunk=8, step="twin")
+    choices: list[tuple[float, MethodName]] = [(0.5, "griffin+"), (0.5, "griffin"), (0.25, "griffin+"), (0, "griffin")]
+    for number, (sparsity, method) in enumerate(choices):
+        prompt = prompts(number, 20)
+
+        assert ids(engine, prompt, GREEDY, sparsity, method) == ids(plain, prompt, GREEDY, sparsity, method)
+        shares = engine._assembly.state.decoder.shares()
+        assert (shares is not None) == (method == "griffin+")
+
+
 def test_selections_that_draw_choose_as_on_the_cpu(prompts: Prompts) -> None:
     """By seed."""
     pruning = Pruning(0.5, selection="sample", statistic="magnitude", seed=3)
@@ -79,12 +94,15 @@ def test_selections_that_draw_choose_as_on_the_cpu(prompts: Prompts) -> None:
     assert sets[0] == sets[1]
 
 
+@pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seeded", "everything"])
-def test_nothing_waits_and_nothing_is_allocated_between_tokens(prompts: Prompts, sampling: Sampling) -> None:
+def test_nothing_waits_and_nothing_is_allocated_between_tokens(
+    prompts: Prompts, sampling: Sampling, method: MethodName
+) -> None:
     """A launched step is a launched graph and a copy to pinned memory."""
     engine = Engine(tiny_model("llama").to("cuda"))
     decoder = engine._assembly.state.decoder
-    with engine.read(prompts(2, 20), Pruning(0.5)) as read:
+    with engine.read(prompts(2, 20), Pruning(0.5, method=method)) as read:
         tokens = read.generate(sampling)
         next(tokens)
         next(tokens)
@@ -100,7 +118,7 @@ def test_nothing_waits_and_nothing_is_allocated_between_tokens(prompts: Prompts,
 
 
 def test_a_further_worker_costs_its_cache_and_little_else() -> None:
-    """Weights are shared; kept neurons are read in place."""
+    """Weights are shared, the gates by input too; kept neurons are read in place."""
     changes = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 8, "vocab_size": 2048}
     model = tiny_model("llama", **changes).to("cuda")
     (first,) = build_engines(model, 1)

@@ -16,8 +16,9 @@ from griffin.decode.sampler import EVERYTHING, GREEDY, PLAIN, Drawn, Kind, Sampl
 from griffin.model.cache import KVCache
 from griffin.model.host import Mark
 from griffin.model.weights import Weights
-from griffin.neurons import Kept
+from griffin.neurons import Chosen
 from griffin.request import Sampling
+from griffin.thresholds import Shares
 
 logger = logging.getLogger("griffin")
 
@@ -49,11 +50,14 @@ class CudaCapture:
 
 
 class GraphDecoder:
-    """Launches captured steps; one graph for each length bucket and kind of sampling, none for a sparsity."""
+    """Launches captured steps; one graph for each length bucket and kind of sampling, none for a method or sparsity.
+
+    For method griffin+ it takes the gates by input when it is made: a third of the feed-forward weights' memory again,
+    half of it where blocks have no gate. All engines of a model share them.
+    """
 
     name = "graph"
     ahead = True
-    skips = True
     own_pass = False
 
     def __init__(
@@ -80,11 +84,11 @@ class GraphDecoder:
         self._turn = 0
         self._capture_all()
 
-    def keep(self, kept: Kept | None) -> None:
-        if kept is None:
-            self._step.keep_all()
-        else:
-            self._step.keep(kept)
+    def keep(self, chosen: Chosen | None) -> None:
+        self._step.keep(chosen)
+
+    def shares(self) -> Shares | None:
+        return self._step.shares()
 
     @torch.inference_mode()
     def begin(

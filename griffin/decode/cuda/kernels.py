@@ -1,8 +1,9 @@
 """The Triton kernels of one decode step, each with its launcher.
 
 A launcher writes into tensors that it is given, allocates nothing and reads no tensor on the host: a CUDA graph
-can record it. The device reads all that changes: which token, which position and which neurons. Sums are
-fp32 and in a fixed order. Values that the library holds in the model's dtype are rounded to that dtype here too.
+can record it. The device reads all that changes: which token, which position, which neurons, and whether tokens pick
+what they read. Sums are fp32 and in a fixed order. Values that the library holds in the model's dtype are rounded to
+that dtype here too, but for distances from means and from resting values.
 
 Shapes: D model width, N outputs of a projection, F feed-forward neurons, V vocabulary, H query heads, G key and
 value heads, S head size, R rotated pairs of a head, C context length, P parts of a sum that are reduced later.
@@ -10,6 +11,7 @@ Tiles: B before the letter.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -29,11 +31,10 @@ MOST_SPLITS = 64
 SMALLEST_SPLIT = 64
 # Of keys, and as much of values; two of each in flight must fit the 99 KiB that the smallest target has.
 KEY_TILE_BYTES = 16384
-CONTRACT_TILE = (16, 256)
+# Of matrices whose rows are summed.
+ROWS_TILE = (16, 256)
 MOST_PARTS = 64
 REDUCE_COLUMNS = 32
-
-_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class Norm(Protocol):
@@ -47,6 +48,30 @@ class Norm(Protocol):
     def eps(self) -> float: ...
     @property
     def centred(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picking:
+    """What the kernels need where tokens pick by thresholds; of one layer. See ``griffin.thresholds``.
+
+    picks: int32 ``(1,)``, not 0 where tokens pick. All else then means something.
+    gate_DF: the gate's matrix (the first one without a gate), with a row for each input.
+    means_D, input_limits_D, offsets_F, resting_F, output_limits_F: fp32.
+    gate_limits_F: likewise; None without a gate.
+    partial_PF: scratch, fp32: sums over parts of the inputs. P is ``row_splits(D, F)``.
+    reads: int64 ``(4,)``. Each token adds its inputs, its neurons that act, those that give something, and 1.
+    """
+
+    picks: Tensor
+    gate_DF: Tensor
+    means_D: Tensor
+    input_limits_D: Tensor
+    offsets_F: Tensor
+    gate_limits_F: Tensor | None
+    resting_F: Tensor
+    output_limits_F: Tensor
+    partial_PF: Tensor
+    reads: Tensor
 
 
 def weight_tile(rows: int, columns: int, largest: int = LARGEST_TILE) -> tuple[int, int]:
@@ -72,11 +97,11 @@ def split_size(length: int) -> int:
     return SMALLEST_SPLIT * int(triton.cdiv(length, SMALLEST_SPLIT * MOST_SPLITS))
 
 
-def contract_splits(F: int, D: int) -> int:
-    """Parts into which the sum over the kept neurons is split."""
-    rows, columns = CONTRACT_TILE
-    columns_of_programs = int(triton.cdiv(D, columns))
-    return max(1, min(MOST_PARTS, PROGRAMS // columns_of_programs, int(triton.cdiv(F, rows))))
+def row_splits(rows: int, columns: int) -> int:
+    """Parts into which a sum over a matrix's rows is split."""
+    height, width = ROWS_TILE
+    columns_of_programs = int(triton.cdiv(columns, width))
+    return max(1, min(MOST_PARTS, PROGRAMS // columns_of_programs, int(triton.cdiv(rows, height))))
 
 
 def embed(
@@ -198,6 +223,21 @@ def attend(
     )  # fmt: skip
 
 
+def sum_inputs(x_D: Tensor, picking: Picking, *, norm: Norm | None = None) -> None:
+    """Stage 1, where tokens pick: partial sums over the inputs that are read, into ``partial_PF``, for ``expand``.
+
+    What is summed are rows of the gate's matrix, times how far the normed inputs are from their means.
+    """
+    D, F = picking.gate_DF.shape
+    rows, columns = ROWS_TILE
+    columns = min(columns, triton.next_power_of_2(F))
+    P = len(picking.partial_PF)
+    _sum_inputs[(triton.cdiv(F, columns), P)](
+        x_D, picking.picks, picking.gate_DF, picking.means_D, picking.input_limits_D, picking.partial_PF, picking.reads,
+        *_norm_arguments(norm, x_D.dtype), D, F, P, rows, columns, column_tile(D, LARGEST_TILE),
+    )  # fmt: skip
+
+
 def expand(
     x_D: Tensor,
     weight: Tensor,
@@ -208,23 +248,22 @@ def expand(
     activation: str,
     bias: Tensor | None = None,
     norm: Norm | None = None,
-    gates: Tensor | None = None,
-    thresholds_F: Tensor | None = None,
-    resting_F: Tensor | None = None,
+    picking: Picking | None = None,
 ) -> None:
     """z_j = activation(gate) up of neuron ``index_j``, or activation(up) of plain blocks, for j < ``kept``.
 
     weight: ``(2 F, D)``, the gates first, or ``(F, D)``; bias likewise. index_F: int32, kept: int32 ``(1,)``.
     z_F: fp32, values rounded to the model's dtype.
-    gates: int32 ``(1,)``. If it is not 0, z_j becomes z_j less the j-th of ``resting_F`` where the activation function
-        gives more than the j-th of ``thresholds_F``, in size, and 0 elsewhere: there no row of up is read. Both fp32.
+    picking: where tokens pick, the gates are those that ``sum_inputs`` has left in it, and rows of up are read of
+        neurons whose gate gives enough. z_j is then the distance of neuron j from its resting value, or 0 where that
+        is too near. All neurons must be kept, in their order.
     """
     F, D = len(z_F), weight.shape[1]
     gated = len(weight) == 2 * F
     # The tiles of gate and up share the registers. Half the neurons kept are the case to be quick in.
     BF, BD = weight_tile(F // 2, D, LARGEST_TILE // 2 if gated else LARGEST_TILE)
     _expand[(triton.cdiv(F, BF),)](
-        x_D, weight, bias, index_F, kept, z_F, gates, thresholds_F, resting_F,
+        x_D, weight, bias, index_F, kept, z_F, *_picking_arguments(picking),
         *_norm_arguments(norm, x_D.dtype), F, D, gated, activation, BF, BD,
     )  # fmt: skip
 
@@ -233,23 +272,18 @@ def contract(
     z_F: Tensor,
     index_F: Tensor,
     kept: Tensor,
-    address: Tensor,
-    dtype: torch.dtype,
+    contract_FD: Tensor,
     partial_PD: Tensor,
-    gates: Tensor | None = None,
+    picks: Tensor | None = None,
 ) -> None:
     """Partial sums over j < ``kept`` of z_j times row ``index_j``: fp32 ``(P, D)``, for ``reduce_add``.
 
-    gates: int32 ``(1,)``. If it is not 0, many z are 0, and their rows are not read.
-    address: int64 ``(1,)``, of the first row of a matrix ``(F, D)`` of that dtype, a multiple of 16. So a recorded step
-        can be told to read another one.
+    picks: int32 ``(1,)``. If it is not 0, many z are 0, and their rows are not read.
     """
     P, D = partial_PD.shape
-    rows, columns = CONTRACT_TILE
+    rows, columns = ROWS_TILE
     columns = min(columns, triton.next_power_of_2(D))
-    _contract[(triton.cdiv(D, columns), P)](
-        z_F, index_F, kept, address, partial_PD, gates, _TYPES[dtype], D, P, rows, columns
-    )
+    _contract[(triton.cdiv(D, columns), P)](z_F, index_F, kept, contract_FD, partial_PD, picks, D, P, rows, columns)
 
 
 def reduce_add(
@@ -273,6 +307,24 @@ def _norm_arguments(norm: Norm | None, dtype: torch.dtype) -> tuple[Tensor | Non
     if norm is None:
         return None, None, 0.0, False, False
     return norm.weight, norm.bias, norm.eps, norm.centred, not norm.centred and norm.weight.dtype == dtype
+
+
+def _picking_arguments(picking: Picking | None) -> tuple[Tensor | int | None, ...]:
+    """Those of ``_expand``, with the parts of its sums and the power of two that covers them."""
+    if picking is None:
+        return None, None, None, None, None, None, None, 1, 1
+    P = len(picking.partial_PF)
+    return (
+        picking.picks,
+        picking.partial_PF,
+        picking.offsets_F,
+        picking.gate_limits_F,
+        picking.resting_F,
+        picking.output_limits_F,
+        picking.reads,
+        P,
+        triton.next_power_of_2(P),
+    )
 
 
 def _length(weight: Tensor | None) -> int:
@@ -356,6 +408,21 @@ def _embed(token_id, position, embedding_VD, scale, positions_CD, x_D, D: tl.con
 
 
 @triton.jit
+def _store_projected(y, rows, bias_N, factor, residual_N, out_N, cap, N: tl.constexpr):
+    dtype = out_N.dtype.element_ty
+    if bias_N is not None:
+        y += tl.load(bias_N + rows, mask=rows < N, other=0.0).to(tl.float32)
+    y = _rounded(y, dtype)
+    if factor is not None:
+        y = _rounded(y * factor, dtype)
+    if cap is not None:
+        y = cap * _tanh(y / cap)
+    if residual_N is not None:
+        y += tl.load(residual_N + rows, mask=rows < N, other=0.0).to(tl.float32)
+    tl.store(out_N + rows, y.to(dtype), mask=rows < N)
+
+
+@triton.jit
 def _project(
     x_D, weight_ND, bias_N, factor, residual_N, out_N, cap,
     norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
@@ -377,17 +444,7 @@ def _project(
         if norm_weight_D is not None:
             x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
         products += w.to(tl.float32) * x[None, :]
-    y = tl.sum(products, 1)
-    if bias_N is not None:
-        y += tl.load(bias_N + rows, mask=rows < N, other=0.0).to(tl.float32)
-    y = _rounded(y, dtype)
-    if factor is not None:
-        y = _rounded(y * factor, dtype)
-    if cap is not None:
-        y = cap * _tanh(y / cap)
-    if residual_N is not None:
-        y += tl.load(residual_N + rows, mask=rows < N, other=0.0).to(tl.float32)
-    tl.store(out_N + rows, y.to(dtype), mask=rows < N)
+    _store_projected(tl.sum(products, 1), rows, bias_N, factor, residual_N, out_N, cap, N)
 
 
 @triton.jit
@@ -578,8 +635,76 @@ def _combine(
 
 
 @triton.jit
+def _sum_inputs(
+    x_D, picks, gate_DF, means_D, limits_D, partial_PF, reads,
+    norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
+    D: tl.constexpr, F: tl.constexpr, P: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    if tl.load(picks) == 0:
+        return
+
+    if norm_weight_D is not None:
+        mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
+    share = tl.cdiv(tl.cdiv(D, P), BR) * BR
+    part = tl.program_id(1)
+    stop = tl.minimum(D, (part + 1) * share)
+    columns = tl.program_id(0) * BC + tl.arange(0, BC)
+    products = tl.zeros((BR, BC), tl.float32)
+    counts = tl.zeros((BR,), tl.int32)
+    for start in range(part * share, stop, BR):
+        inputs = start + tl.arange(0, BR)
+        inside = inputs < stop
+        x = tl.load(x_D + inputs, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        if norm_weight_D is not None:
+            dtype: tl.constexpr = x_D.dtype.element_ty
+            x = _normed(x, inputs, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+        far = x - tl.load(means_D + inputs, mask=inside, other=0.0)
+        read = inside & (tl.abs(far) > tl.load(limits_D + inputs, mask=inside, other=0.0))
+        tile = read[:, None] & (columns < F)[None, :]
+        pointers = gate_DF + inputs.to(tl.int64)[:, None] * F + columns[None, :]
+        w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
+        products += w.to(tl.float32) * tl.where(read, far, 0.0)[:, None]
+        counts += read.to(tl.int32)
+    tl.store(partial_PF + part * F + columns, tl.sum(products, 0), mask=columns < F)
+    if tl.program_id(0) == 0:
+        tl.atomic_add(reads, tl.sum(counts, 0).to(tl.int64))
+        if part == 0:
+            tl.atomic_add(reads + 3, tl.full((), 1, tl.int64))
+
+
+@triton.jit
+def _gates(partial_PF, offsets_F, slots, present, F: tl.constexpr, P: tl.constexpr, BP: tl.constexpr):
+    """Before their activation function, from what stage 1 has summed."""
+    parts = tl.arange(0, BP)
+    tile = (parts < P)[:, None] & present[None, :]
+    y = tl.sum(tl.load(partial_PF + parts[:, None] * F + slots[None, :], mask=tile, other=0.0), 0)
+    return y + tl.load(offsets_F + slots, mask=present, other=0.0)
+
+
+@triton.jit
+def _acting(y, gate_limits_F, slots, present, dtype: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Stage 2: whose gates give enough."""
+    given = tl.abs(_rounded(_activated(_rounded(y, dtype), ACTIVATION), dtype))
+    return present & (given > tl.load(gate_limits_F + slots, mask=present, other=0.0))
+
+
+@triton.jit
+def _distances(z, resting_F, output_limits_F, slots, present, acts, reads):
+    """Stage 3: how far the z that give something are from their resting values, else 0. Both stages are counted."""
+    z -= tl.load(resting_F + slots, mask=present, other=0.0)
+    gives = acts & (tl.abs(z) > tl.load(output_limits_F + slots, mask=present, other=0.0))
+    acting, giving = tl.sum(acts.to(tl.int64), 0), tl.sum(gives.to(tl.int64), 0)
+    if acting > 0:
+        tl.atomic_add(reads + 1, acting)
+        tl.atomic_add(reads + 2, giving)
+    return tl.where(gives, z, 0.0)
+
+
+@triton.jit
 def _expand(
-    x_D, weight, bias, index_F, kept, z_F, gates, thresholds_F, resting_F,
+    x_D, weight, bias, index_F, kept, z_F,
+    picks, partial_PF, offsets_F, gate_limits_F, resting_F, output_limits_F, reads,
+    P: tl.constexpr, BP: tl.constexpr,
     norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
     F: tl.constexpr, D: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
     BF: tl.constexpr, BD: tl.constexpr,
@@ -591,85 +716,81 @@ def _expand(
 
     dtype = x_D.dtype.element_ty
     slots = first + tl.arange(0, BF)
-    neurons = tl.load(index_F + slots, mask=slots < k, other=0).to(tl.int64)
+    present = slots < k
+    neurons = tl.load(index_F + slots, mask=present, other=0).to(tl.int64)
     offsets = neurons[:, None] * D
     if norm_weight_D is not None:
         mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
-    together = slots < k
-    if gates is not None:
-        gating = tl.load(gates) != 0
-        together = together & (gating == 0)
+    # Whose first rows are read, and whose rows of up.
+    expands = present
+    acts = present
+    y = tl.zeros((BF,), tl.float32)
+    if picks is not None:
+        picking = tl.load(picks) != 0
+        expands = present & (picking == 0)
+        if picking:
+            y = _gates(partial_PF, offsets_F, slots, present, F, P, BP)
+            if GATED:
+                acts = _acting(y, gate_limits_F, slots, present, dtype, ACTIVATION)
+    needed = expands
+    if GATED:
+        needed = expands | acts
     products = tl.zeros((BF, BD), tl.float32)
     up_products = tl.zeros((BF, BD), tl.float32)
-    for start in range(0, D, BD):
-        columns = start + tl.arange(0, BD)
-        inside = columns < D
-        tile = (slots < k)[:, None] & inside[None, :]
-        pointers = weight + offsets + columns[None, :]
-        w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
-        if GATED:
-            # The gate's rows come first, those of up F rows further on.
-            tile = together[:, None] & inside[None, :]
-            up = tl.load(pointers + F * D, mask=tile, other=0.0, eviction_policy="evict_first")
-        x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-        if norm_weight_D is not None:
-            x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
-        products += w.to(tl.float32) * x[None, :]
-        if GATED:
-            up_products += up.to(tl.float32) * x[None, :]
-    y = tl.sum(products, 1)
-    if bias is not None:
-        y += tl.load(bias + neurons, mask=slots < k, other=0.0).to(tl.float32)
-    z = _rounded(_activated(_rounded(y, dtype), ACTIVATION), dtype)
-    if gates is not None:
-        acts = slots < k
-        if gating:
-            acts = tl.abs(z) > tl.load(thresholds_F + slots, mask=slots < k, other=float("inf"))
+    if tl.max(needed.to(tl.int32), 0) > 0:
+        for start in range(0, D, BD):
+            columns = start + tl.arange(0, BD)
+            inside = columns < D
+            pointers = weight + offsets + columns[None, :]
+            tile = expands[:, None] & inside[None, :]
+            w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
             if GATED:
-                for start in range(0, D, BD):
-                    columns = start + tl.arange(0, BD)
-                    inside = columns < D
-                    tile = acts[:, None] & inside[None, :]
-                    pointers = weight + offsets + F * D + columns[None, :]
-                    up = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
-                    x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-                    if norm_weight_D is not None:
-                        x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
-                    up_products += up.to(tl.float32) * x[None, :]
+                # The gate's rows come first, those of up F rows further on.
+                tile = acts[:, None] & inside[None, :]
+                up = tl.load(pointers + F * D, mask=tile, other=0.0, eviction_policy="evict_first")
+            x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+            if norm_weight_D is not None:
+                x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+            products += w.to(tl.float32) * x[None, :]
+            if GATED:
+                up_products += up.to(tl.float32) * x[None, :]
+    y += tl.sum(products, 1)
+    if bias is not None:
+        # Where tokens pick, the offsets hold it.
+        y += tl.load(bias + neurons, mask=expands, other=0.0).to(tl.float32)
+    z = _rounded(_activated(_rounded(y, dtype), ACTIVATION), dtype)
     if GATED:
         y = tl.sum(up_products, 1)
         if bias is not None:
-            y += tl.load(bias + F + neurons, mask=slots < k, other=0.0).to(tl.float32)
+            y += tl.load(bias + F + neurons, mask=present, other=0.0).to(tl.float32)
         z = _rounded(z * _rounded(y, dtype), dtype)
-    if gates is not None:  # noqa: SIM102 - what is known when compiling, and what is not
-        if gating:
-            resting = _rounded(tl.load(resting_F + slots, mask=slots < k, other=0.0), dtype)
-            z = tl.where(acts, _rounded(z - resting, dtype), 0.0)
-    tl.store(z_F + slots, z, mask=slots < k)
+    if picks is not None:  # noqa: SIM102 - what is known when compiling, and what is not
+        if picking:
+            z = _distances(z, resting_F, output_limits_F, slots, present, acts, reads)
+    tl.store(z_F + slots, z, mask=present)
 
 
 @triton.jit
 def _contract(
-    z_F, index_F, kept, address, partial_PD, gates,
-    dtype: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+    z_F, index_F, kept, contract_FD, partial_PD, picks,
+    D: tl.constexpr, P: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     k = tl.load(kept)
-    contract_FD = tl.multiple_of(tl.load(address).to(tl.pointer_type(dtype)), 16)
     # Whatever k is, all parts have their share of it. A part without any writes zeros.
     share = tl.cdiv(tl.cdiv(k, P), BF) * BF
     part = tl.program_id(1)
     columns = tl.program_id(0) * BD + tl.arange(0, BD)
     products = tl.zeros((BF, BD), tl.float32)
     stop = tl.minimum(k, (part + 1) * share)
-    if gates is not None:
-        gating = tl.load(gates) != 0
+    if picks is not None:
+        picking = tl.load(picks) != 0
     for start in range(part * share, stop, BF):
         slots = start + tl.arange(0, BF)
         neurons = tl.load(index_F + slots, mask=slots < stop, other=0).to(tl.int64)
         z = tl.load(z_F + slots, mask=slots < stop, other=0.0)
         wanted = slots < stop
-        if gates is not None:  # noqa: SIM102 - likewise
-            if gating:
+        if picks is not None:  # noqa: SIM102 - likewise
+            if picking:
                 # Only there: otherwise rows would wait for what they are multiplied by.
                 wanted = wanted & (z != 0)
         tile = wanted[:, None] & (columns < D)[None, :]

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from griffin.decode.cuda import kernels
+from griffin.decode.cuda.picking import PickingBuffers
 from griffin.model.weights import Layer, Weights
-from griffin.neurons import Acting, Correction, Kept
+from griffin.neurons import Chosen, Kept
+from griffin.thresholds import Shares, Thresholds
 
 SMALLEST_BUCKET = 1024
 
@@ -26,13 +28,8 @@ class FusedStep:
 
     token_id, position: int64 ``(1,)``, the token that the next ``run`` decodes, and its position.
     index_LF, kept_L: int32, the kept neurons: the first ``kept_L[layer]`` of each row.
-    gates: int32 ``(1,)``, not 0 where kept neurons act on some tokens only.
-    thresholds_LF, resting_LF: fp32, in the order of ``index_LF``: when a neuron acts, and its resting value, which the
-        bias holds; see ``neurons.Acting``.
-    contract_bias_LD: fp32, the contracting projections' own biases plus the offset that replaces removed neurons.
-    contract_L: int64, the address of each layer's contracting rows: the model's own, or corrected copies of the kept
-        ones.
-    contract_index_LF: int32, the rows to read there.
+    contract_bias_LD: fp32, the contracting projections' own biases; where tokens pick, plus what neurons at rest give.
+    picking: a request's thresholds, where tokens pick by them what they read.
     keys, values: per layer ``(1, G, context_length, S)``, filled up to ``position``.
     logits_V: the logits after ``run``, in the model's dtype.
     """
@@ -51,8 +48,7 @@ class FusedStep:
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.index_LF = buffer(layers, neurons, dtype=torch.int32)
         self.kept_L = buffer(layers, dtype=torch.int32)
-        self.gates = torch.zeros(1, dtype=torch.int32, device=device)
-        self.thresholds_LF, self.resting_LF = torch.zeros(2, layers, neurons, dtype=torch.float32, device=device)
+        self.picking = PickingBuffers(weights)
         # Without a factor the kernels round once less.
         self._residual_factor = None if weights.residual_scale == 1 else weights.residual_scale
         self._logit_factor = None if weights.logit_divisor == 1 else 1 / weights.logit_divisor
@@ -69,65 +65,38 @@ class FusedStep:
         self._attended_HPS = buffer(heads, kernels.MOST_SPLITS, size, dtype=torch.float32)
         self._extremes_2HP = buffer(2, heads, kernels.MOST_SPLITS, dtype=torch.float32)
         self._z_F = buffer(neurons, dtype=torch.float32)
-        self._contracted_PD = buffer(kernels.contract_splits(neurons, width), width, dtype=torch.float32)
-        self._own_contract_L = torch.tensor(
-            [_address(layer.feed_forward.contract.dense()) for layer in weights.layers]
-        ).to(device)
-        self.contract_L = self._own_contract_L.clone()
-        self._contract_dtype = weights.layers[0].feed_forward.contract.dtype
-        self.contract_index_LF = torch.empty_like(self.index_LF)
+        self._contracted_PD = buffer(kernels.row_splits(neurons, width), width, dtype=torch.float32)
         self._everything_F = torch.arange(neurons, dtype=torch.int32, device=device)
-        self._corrected: list[Tensor] = []
-        self.keep_all()
+        self.keep(None)
 
     @torch.inference_mode()
-    def keep(self, kept: Kept) -> None:
-        """Go through these neurons from now on."""
-        for index_F, kept_k in zip(self.index_LF, kept.layers, strict=True):
-            index_F[: len(kept_k)] = kept_k
-        self.kept_L.copy_(torch.tensor(kept.counts, dtype=torch.int32))
+    def keep(self, chosen: Chosen | None) -> None:
+        """Go through these neurons from now on, pick by these thresholds, or read everything (None)."""
+        self.picking.stop()
         self.contract_bias_LD.copy_(self._own_bias_LD)
-        if kept.offset_LD is not None:
-            self.contract_bias_LD += kept.offset_LD
-        self._gate(kept.acting)
-        if kept.correction is None:
-            self._contract_in_place()
-        else:
-            self._contract_corrected(kept, kept.correction)
-
-    @torch.inference_mode()
-    def keep_all(self) -> None:
-        """The dense model from now on."""
+        if isinstance(chosen, Kept):
+            for index_F, kept_k in zip(self.index_LF, chosen.layers, strict=True):
+                index_F[: len(kept_k)] = kept_k
+            self.kept_L.copy_(torch.tensor(chosen.counts, dtype=torch.int32))
+            return
         self.index_LF.copy_(self._everything_F)
         self.kept_L.fill_(len(self._everything_F))
-        self.contract_bias_LD.copy_(self._own_bias_LD)
-        self._gate(None)
-        self._contract_in_place()
+        if chosen is not None:
+            self._pick(chosen)
 
-    def _gate(self, gating: Acting | None) -> None:
-        self.gates.fill_(gating is not None)
-        if gating is not None:
-            for number, (thresholds_k, resting_k) in enumerate(zip(gating.thresholds, gating.resting, strict=True)):
-                self.thresholds_LF[number, : len(thresholds_k)] = thresholds_k
-                self.resting_LF[number, : len(resting_k)] = resting_k
+    def _pick(self, thresholds: Thresholds) -> None:
+        for layer, bias_D, resting_F in zip(
+            self.weights.layers, self.contract_bias_LD, thresholds.resting_LF, strict=True
+        ):
+            bias_D.copy_(layer.feed_forward.at_rest(resting_F.to(bias_D.device)))
+        self.picking.load(thresholds)
 
-    def _contract_in_place(self) -> None:
-        self.contract_L.copy_(self._own_contract_L)
-        self.contract_index_LF.copy_(self.index_LF)
-        self._corrected = []
+    def shares(self) -> Shares | None:
+        """What tokens have read of the FF weights, on average since ``keep``; None without thresholds or tokens.
 
-    def _contract_corrected(self, kept: Kept, correction: Correction) -> None:
-        """Copies take memory until other neurons are kept: one contracting row for each kept neuron."""
-        # First, because there may not be room for both.
-        self._corrected = []
-        self._corrected = [
-            layer.feed_forward.contract.rows(kept_k).dense()
-            for layer, kept_k in zip(self.weights.layers, kept.layers, strict=True)
-        ]
-        for number, contract_kD in enumerate(self._corrected):
-            correction.add_to_(number, contract_kD)
-        self.contract_L.copy_(torch.tensor([_address(contract_kD) for contract_kD in self._corrected]))
-        self.contract_index_LF.copy_(self._everything_F)
+        It waits for the device.
+        """
+        return self.picking.shares()
 
     @torch.inference_mode()
     def run(self, bucket: int) -> None:
@@ -201,7 +170,8 @@ class FusedStep:
 
     def _feed_forward(self, number: int, layer: Layer) -> None:
         feed_forward, index_F, kept = layer.feed_forward, self.index_LF[number], self.kept_L[number : number + 1]
-        bias_D = self.contract_bias_LD[number]
+        bias_D, picking = self.contract_bias_LD[number], self.picking.layers[number]
+        kernels.sum_inputs(self._x_D, picking, norm=layer.before_feed_forward)
         kernels.expand(
             self._x_D,
             feed_forward.expand.matrix.dense(),
@@ -211,18 +181,10 @@ class FusedStep:
             activation=self.weights.activation,
             bias=feed_forward.expand.bias,
             norm=layer.before_feed_forward,
-            gates=self.gates,
-            thresholds_F=self.thresholds_LF[number],
-            resting_F=self.resting_LF[number],
+            picking=picking,
         )
         kernels.contract(
-            self._z_F,
-            self.contract_index_LF[number],
-            kept,
-            self.contract_L[number : number + 1],
-            self._contract_dtype,
-            self._contracted_PD,
-            self.gates,
+            self._z_F, index_F, kept, feed_forward.contract.dense(), self._contracted_PD, self.picking.picks
         )
         if layer.after_feed_forward is None:
             kernels.reduce_add(
@@ -231,11 +193,3 @@ class FusedStep:
         else:
             kernels.reduce_add(self._contracted_PD, self._y_D, bias_D=bias_D)
             kernels.normalise_add(self._x_D, self._y_D, layer.after_feed_forward, self._residual_factor)
-
-
-def _address(contract_FD: Tensor) -> int:
-    address = contract_FD.data_ptr()
-    # The kernel reads 16 bytes at a time. Memory that torch allocates always begins so.
-    if address % 16:
-        raise ValueError("a contracting projection does not begin at a multiple of 16 bytes")
-    return address

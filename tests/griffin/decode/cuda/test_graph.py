@@ -1,7 +1,7 @@
 """The decoder that runs ahead, its kernels in Triton's interpreter and its graphs replaced by plain calls."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -63,6 +63,23 @@ def test_graphs_give_what_plain_steps_give(model_type: str, prompts: Prompts) ->
                 if token.logprobs is not None:
                     assert ours_token.logprobs.chosen == pytest.approx(token.logprobs.chosen, abs=1e-4)
                     assert [id for id, _ in ours_token.logprobs.top] == [id for id, _ in token.logprobs.top]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "opt"])
+def test_tokens_pick_in_graphs_as_in_plain_steps(model_type: str, prompts: Prompts) -> None:
+    """By thresholds, in turn with the methods before; the same graphs."""
+    ours, plain = graph_engine(model_type), Engine(small(model_type), prefill_chunk=8, step="lean")
+    for pruning in (Pruning(0.5, method="griffin+"), Pruning(0.5), Pruning(0.25, method="griffin+"), Pruning(0)):
+        found, expected = (
+            [token.id for token in engine.generate(prompts(43, 20), SAMPLINGS[0], pruning)] for engine in (ours, plain)
+        )
+
+        assert found == expected
+        shares = [engine._assembly.state.decoder.shares() for engine in (ours, plain)]
+        assert (shares[0] is None) == (shares[1] is None) == (pruning.method != "griffin+")
+        if shares[0] is not None:
+            # One step too many was launched.
+            assert astuple(shares[0]) == pytest.approx(astuple(shares[1]), abs=0.1)
 
 
 def test_the_step_ahead_is_thrown_away(prompts: Prompts) -> None:

@@ -84,9 +84,9 @@ def test_many_programs_for_small_projections_and_tall_tiles_for_large() -> None:
 def test_splits_follow_the_size_only() -> None:
     """At most 64 of 64 positions or more; parts of the contraction as columns allow."""
     assert [kernels.split_size(length) for length in (1, 64, 4096, 4097, 131072)] == [64, 64, 64, 128, 2048]
-    assert kernels.contract_splits(11008, 4096) == 64
-    assert kernels.contract_splits(13824, 5120) == 52
-    assert kernels.contract_splits(20, 32) == 2
+    assert kernels.row_splits(11008, 4096) == 64
+    assert kernels.row_splits(13824, 5120) == 52
+    assert kernels.row_splits(20, 32) == 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -302,42 +302,9 @@ def test_expand_any_number_of_neurons(k: int, kind: str) -> None:
     assert z_F[k:].isnan().all()
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gates_shut_what_is_read(dtype: torch.dtype, gated: bool) -> None:
-    """Where the gate gives too little, nothing else of a neuron is read: what stands there is no number."""
-    parts = 2 if gated else 1
-    x_D, weight = randn(D, dtype=dtype), 0.1 * randn(parts * F, D, dtype=dtype)
-    norm = make_norm("rms", D, dtype)
-    index_k, padded_F, kept = experts(21)
-    given_F = activated((weight.float() @ normed(x_D, norm)).view(parts, F)[0], "silu")
-    acts_k = given_F[index_k].abs() > given_F[index_k].abs().median()
-    thresholds_F, resting_F = torch.zeros(F, device=DEVICE), 0.1 * randn(F)
-    # Far from what any of them gives: rounding decides nothing.
-    thresholds_F[:21] = torch.where(acts_k, given_F[index_k].abs() / 2, 2 * given_F[index_k].abs() + 0.01)
-    contract_FD, shut = 0.1 * randn(F, D, dtype=dtype), index_k[~acts_k]
-    up_F = (weight[F:].float() @ normed(x_D, norm)) if gated else torch.ones(F, device=DEVICE)
-    z_k = (given_F * up_F)[index_k] - resting_F[:21]
-    expected_D = (z_k * acts_k) @ contract_FD[index_k].float()
-    contract_FD[shut] = torch.nan
-    if gated:
-        weight[F + shut] = torch.nan
-    gates, z_F = torch.ones(1, dtype=torch.int32, device=DEVICE), nans(F)
-
-    kernels.expand(
-        x_D, weight, padded_F, kept, z_F, activation="silu", norm=norm,
-        gates=gates, thresholds_F=thresholds_F, resting_F=resting_F,
-    )  # fmt: skip
-    partial_PD = contracted(z_F, padded_F, kept, contract_FD, gates)
-
-    assert 0 < int(acts_k.sum()) < 21
-    assert_near(partial_PD.sum(dim=0), expected_D, dtype)
-
-
-def contracted(z_F: Tensor, padded_F: Tensor, kept: Tensor, contract_FD: Tensor, gates: Tensor | None = None) -> Tensor:
-    partial_PD = nans(kernels.contract_splits(*contract_FD.shape), contract_FD.shape[1])
-    address = torch.tensor([contract_FD.data_ptr()], device=DEVICE)
-    kernels.contract(z_F, padded_F, kept, address, contract_FD.dtype, partial_PD, gates)
+def contracted(z_F: Tensor, padded_F: Tensor, kept: Tensor, contract_FD: Tensor, picks: Tensor | None = None) -> Tensor:
+    partial_PD = nans(kernels.row_splits(*contract_FD.shape), contract_FD.shape[1])
+    kernels.contract(z_F, padded_F, kept, contract_FD, partial_PD, picks)
     return partial_PD
 
 

@@ -1,17 +1,21 @@
 """The fused decode step against each family's own forward pass, token by token from a cache that the model filled."""
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from griffin.decode.torch_step import LeanStep
+from griffin.decode.twin import DecodeTwin
+from griffin.model.cache import KVCache
 from griffin.model.families import feed_forwards
 from griffin.model.layout import store_by_neuron_
 from griffin.model.weights import Weights, read_weights
-from griffin.neurons import Acting, Correction, Kept
+from griffin.neurons import Kept
+from griffin.thresholds import Shares, Thresholds
 from tests.griffin import oracle
 from tests.griffin.decode.interleaved import MODELS, interleaved_model
 from tests.tiny import COMMON_BLOCK, tiny_model
@@ -69,19 +73,69 @@ def distance(
 
 
 def draw_kept(*counts: int, device: str = "cpu") -> Kept:
-    """So many in each layer; where they are not as many in all, something stands for the others in two ways, and the
-    kept ones act on some tokens only."""
+    """So many in each layer."""
     generator = torch.Generator().manual_seed(sum(counts))
-    layers = [torch.randperm(WIDTH, generator=generator)[:k].sort().values.to(device) for k in counts]
-    if len(set(counts)) == 1:
-        return Kept(layers)
-    offset_LD = torch.randn(LAYERS, 32, generator=generator).to(device)
-    left = [torch.randn(k, 4, generator=generator).to(device) for k in counts]
-    right = [torch.randn(4, 32, generator=generator).to(device) for _ in counts]
-    # Such that some act on each token, and some rest.
-    thresholds = [(10 ** (-2 * torch.rand(k, generator=generator))).to(device) for k in counts]
-    resting = [(0.01 * torch.randn(k, generator=generator)).to(device) for k in counts]
-    return Kept(layers, offset_LD, Correction(left, right), Acting(thresholds, resting, layers, count=0))
+    return Kept([torch.randperm(WIDTH, generator=generator)[:k].sort().values.to(device) for k in counts])
+
+
+def draw_thresholds(weights: Weights, scale: float = 1.0) -> Thresholds:
+    """By which each stage reads something and leaves something; with a larger scale, it reads less."""
+    generator = torch.Generator().manual_seed(5)
+    gates = [layer.feed_forward.expanding()[0] for layer in weights.layers]
+    gated = weights.layers[0].feed_forward.gated
+    width = weights.width
+
+    def drawn(size: int, factor: float) -> Tensor:
+        return (factor * torch.randn(LAYERS, size, generator=generator)).to(DEVICE)
+
+    means_LD = drawn(width, 0.3)
+    offsets = [
+        gate.matrix.dense().float() @ mean_D + (0 if gate.bias is None else gate.bias.float())
+        for gate, mean_D in zip(gates, means_LD, strict=True)
+    ]
+    return Thresholds(
+        planned=Shares(1, 1, 1),
+        means_LD=means_LD,
+        input_limits_LD=scale * drawn(width, 0.7).abs(),
+        offsets_LF=torch.stack(offsets),
+        gate_limits_LF=scale * drawn(WIDTH, 0.5).abs() if gated else None,
+        resting_LF=drawn(WIDTH, 0.1),
+        output_limits_LF=scale * drawn(WIDTH, 0.5).abs(),
+    )
+
+
+@torch.no_grad()
+def distance_from_lean(
+    model: PreTrainedModel, weights: Weights, step: "fused.FusedStep", thresholds: Thresholds
+) -> tuple[float, Shares, Shares]:
+    """As ``distance``, from the step in plain torch; and what the two of them have read."""
+    cache = KVCache(LAYERS)
+    model(IDS[None, :PROMPT].to(DEVICE), past_key_values=cache.cache)
+    for number, layer in enumerate(cache.cache.layers):
+        step.keys[number][:, :, :PROMPT] = layer.keys[..., :PROMPT, :]
+        step.values[number][:, :, :PROMPT] = layer.values[..., :PROMPT, :]
+    step.position.fill_(PROMPT)
+    lean = LeanStep(weights, cache, DecodeTwin(model))
+    lean.keep(thresholds)
+    step.keep(thresholds)
+    worst = 0.0
+    for token_id in IDS[PROMPT:]:
+        expected_V = lean(int(token_id)).float()
+        step.token_id.copy_(token_id)
+        step.run(CONTEXT)
+        worst = max(worst, float((step.logits_V.float() - expected_V).abs().max() / expected_V.abs().max()))
+    ours, theirs = step.shares(), lean.shares()
+    assert ours is not None
+    assert theirs is not None
+    return worst, ours, theirs
+
+
+def tiny_pair(family: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Weights]:
+    model = tiny_model(family).to(DEVICE, dtype)
+    store_by_neuron_(feed_forwards(model))
+    weights = read_weights(model)
+    assert weights is not None
+    return model, weights
 
 
 @pytest.mark.parametrize("family", COMMON_BLOCK)
@@ -117,15 +171,68 @@ def test_neighbours_may_turn_together(kind: str) -> None:
     assert distance(model, fused.FusedStep(weights, CONTEXT), order_S=order_S) < 1e-5
 
 
-def test_one_step_serves_any_selection_in_turn() -> None:
-    """Few neurons after many, and all after one: nothing stays of the selection before."""
-    model, step = tiny_model("llama"), fused.FusedStep(tiny_weights("llama"), CONTEXT)
+@pytest.mark.parametrize("family", COMMON_BLOCK)
+def test_tokens_pick_as_in_plain_torch(family: str) -> None:
+    """By thresholds, with a gate and without; what they read is counted alike."""
+    model, weights = tiny_pair(family)
+    found, ours, theirs = distance_from_lean(
+        model, weights, fused.FusedStep(weights, CONTEXT), draw_thresholds(weights)
+    )
+
+    assert found < 1e-5
+    assert astuple(ours) == pytest.approx(astuple(theirs))
+    assert 0 < ours.down < ours.up < 1
+    assert 0 < ours.gate < 1
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_halves_pick_nearly_as_in_plain_torch(family: str) -> None:
+    """In fp16 a value near its limit may fall on the other side."""
+    model, weights = tiny_pair(family, torch.float16)
+    found, ours, theirs = distance_from_lean(
+        model, weights, fused.FusedStep(weights, CONTEXT), draw_thresholds(weights)
+    )
+
+    assert found < 1e-2
+    assert astuple(ours) == pytest.approx(astuple(theirs), abs=0.02)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
+def test_tokens_that_pick_everything_are_the_models(family: str) -> None:
+    """Means and resting values are taken away and added again."""
+    step = fused.FusedStep(tiny_weights(family), CONTEXT)
+    step.keep(draw_thresholds(step.weights, scale=-1))
+
+    assert distance(tiny_model(family), step) < 1e-5
+    assert step.shares() == Shares(1, 1, 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_tokens_may_pick_nothing(family: str) -> None:
+    """Then the blocks give what they give at rest."""
+    model, weights = tiny_pair(family)
+    found, ours, _ = distance_from_lean(
+        model, weights, fused.FusedStep(weights, CONTEXT), draw_thresholds(weights, scale=1e6)
+    )
+
+    assert found < 1e-5
+    assert ours == Shares(0, 0, 0)
+
+
+def test_one_step_serves_any_choice_in_turn() -> None:
+    """Few neurons after many, thresholds between, and all after one: nothing stays of the choice before."""
+    model, weights = tiny_pair("llama")
+    reference, step = tiny_model("llama"), fused.FusedStep(weights, CONTEXT)
     for counts in ((51, 51, 51), (21, 5, 52), (1, 1, 1)):
         step.keep(draw_kept(*counts, device=DEVICE))
-        assert distance(model, step, draw_kept(*counts)) < 1e-5
-    step.keep_all()
+        assert distance(reference, step, draw_kept(*counts)) < 1e-5
+        assert step.shares() is None
+        found, *_ = distance_from_lean(model, weights, step, draw_thresholds(weights))
+        assert found < 1e-5
+    step.keep(None)
 
-    assert distance(model, step) < 1e-5
+    assert distance(reference, step) < 1e-5
+    assert step.shares() is None
 
 
 def test_a_window_matters() -> None:
@@ -157,3 +264,6 @@ def test_a_recorded_step_follows_token_position_and_selection() -> None:
     for k in (21, 52):
         step.keep(draw_kept(*[k] * LAYERS, device=DEVICE))
         assert distance(model, step, draw_kept(*[k] * LAYERS)) < 1e-5
+    step.keep(draw_thresholds(step.weights, scale=-1))
+    assert distance(model, step) < 1e-5
+    assert step.shares() == Shares(1, 1, 1)

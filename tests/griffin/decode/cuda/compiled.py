@@ -1,0 +1,182 @@
+"""Compiles the kernels of a decode step without a GPU, and says what registers they take: a line of JSON each.
+
+``python -m tests.griffin.decode.cuda.compiled [--kinds Q4_K,Q6_K] [--shapes 4096x14336] [--targets 80,89,90]``
+from the repository's root. It must run where the variable TRITON_INTERPRET is not set.
+
+The launchers run as they are, on tensors that nothing is written to. A stack is where registers spill to.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+import triton
+from gguf import GGMLQuantizationType
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from griffin.decode.cuda import grouped, kernels
+from griffin.model.checkpoint.gguf_codes import GROUPINGS
+from griffin.model.matrix.grouped import GroupedColumns, GroupedRows, column_records
+from griffin.model.matrix.grouping import Grouping, Layout
+from griffin.model.weights import Norm
+
+HALF = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one kernel takes. stack: bytes of a thread beside its registers."""
+
+    kernel: str
+    case: str
+    target: int
+    registers: int
+    stack: int
+
+
+class Driver:
+    """Stands for a device that is not there, as far as a compilation asks. Its number is the target's."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._target, 32)
+
+    def get_current_device(self) -> int:
+        return self._target
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compiled(case: str, target: int, launch: Callable[[], None]) -> Iterator[Compiled]:
+    """The kernels that these launchers launch; they are not run."""
+    found: list[tuple[str, Any]] = []
+
+    def item(function: Any, grid: Any) -> Callable[..., None]:
+        name = function.fn.__name__
+        return lambda *arguments, **options: found.append((name, function.warmup(*arguments, grid=grid, **options)))
+
+    triton.runtime.driver.set_active(Driver(target))
+    own = JITFunction.__getitem__
+    JITFunction.__getitem__ = item
+    try:
+        launch()
+    finally:
+        JITFunction.__getitem__ = own
+    for name, kernel in found:
+        yield Compiled(name, case, target, *_resources(kernel.asm["cubin"]))
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.findall(rf"{name}:(\d+)", text)[-1]) for name in ("REG", "STACK", "LOCAL"))
+    return registers, stack + local
+
+
+def empty(*shape: int, dtype: torch.dtype = HALF) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
+
+
+def fp32(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.float32)
+
+
+def integers(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.int32)
+
+
+def picking(gate_DF: Tensor, parts: int, D: int, F: int, *, gated: bool) -> kernels.Picking:
+    return kernels.Picking(
+        picks=integers(1), gate_DF=gate_DF, means_D=fp32(D), input_limits_D=fp32(D), offsets_F=fp32(F),
+        gate_limits_F=fp32(F) if gated else None, resting_F=fp32(F), output_limits_F=fp32(F),
+        partial_PF=fp32(parts, F), reads=empty(4, dtype=torch.int64),
+    )  # fmt: skip
+
+
+def plain(D: int, F: int, *, gated: bool) -> None:
+    """An FF block of plain numbers."""
+    x_D, norm = empty(D), Norm(empty(D), None, 1e-5, False)
+    by = picking(empty(D, F), kernels.row_splits(D, F), D, F, gated=gated)
+    weight, contract_FD = empty(2 * F if gated else F, D), empty(F, D)
+    partial_PD = fp32(kernels.row_splits(F, D), D)
+    kernels.sum_inputs(x_D, by, norm=norm)
+    kernels.expand(x_D, weight, integers(F), integers(1), fp32(F), activation="silu", norm=norm, picking=by)
+    kernels.contract(fp32(F), integers(F), integers(1), contract_FD, partial_PD, by.picks)
+
+
+def rows(grouping: Grouping, count: int, columns: int) -> grouped.Rows:
+    stride = Layout.of_rows(grouping, columns).row_stride
+    return grouped.Rows.of(GroupedRows(empty(count, stride, dtype=torch.uint8), grouping, columns, HALF))
+
+
+def columns(grouping: Grouping, count: int, width: int) -> grouped.Columns:
+    layout, (groups, supers) = Layout.of_columns(grouping, width), column_records(grouping, count)
+    sizes = ((count, layout.row_stride), (groups, layout.record_stride), (supers, layout.super_stride))
+    codes, records, second = (empty(*size, dtype=torch.uint8) for size in sizes)
+    return grouped.Columns.of(
+        GroupedColumns(codes, None, records, second if supers else None, grouping, width, HALF)
+    )  # fmt: skip
+
+
+def coded(grouping: Grouping, D: int, F: int) -> None:
+    """An FF block of codes, and a projection."""
+    x_D, norm = empty(D), Norm(empty(D), None, 1e-5, False)
+    x_KW = grouped.arranged(D, grouping.bits, x_D.device)
+    gate, up, by_input, contract = (
+        rows(grouping, F, D),
+        rows(grouping, F, D),
+        columns(grouping, D, F),
+        columns(grouping, F, D),
+    )
+    by = picking(empty(0), grouped.row_splits(by_input), D, F, gated=True)
+    grouped.arrange(x_D, x_KW, norm)
+    grouped.project(x_KW, gate, empty(F))
+    grouped.sum_inputs(x_D, by_input, by, norm=norm)
+    grouped.expand(
+        x_KW, x_KW, gate, up, integers(F), integers(1), fp32(F), activation="silu", dtype=HALF, picking=by
+    )  # fmt: skip
+    grouped.contract(fp32(F), contract, fp32(grouped.row_splits(contract), D))
+
+
+def every(kinds: list[str], shapes: list[tuple[int, int]], targets: list[int]) -> Iterator[Compiled]:
+    """Blocks of D inputs and F neurons; of these kinds of codes where a row is a multiple of their blocks."""
+    for target, (D, F) in product(targets, shapes):
+        size = f"{D}x{F}"
+        yield from compiled(f"gated {size}", target, partial(plain, D, F, gated=True))
+        yield from compiled(f"plain {size}", target, partial(plain, D, F, gated=False))
+        for kind in kinds:
+            grouping = GROUPINGS[GGMLQuantizationType[kind]]
+            if D % grouping.unit == F % grouping.unit == 0:
+                yield from compiled(f"{kind} {size}", target, partial(coded, grouping, D, F))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kinds", default=",".join(kind.name for kind in GROUPINGS))
+    parser.add_argument("--shapes", default="4096x14336,1536x8960,576x1536")
+    parser.add_argument("--targets", default="80,89,90")
+    given = parser.parse_args()
+    shapes = [(int(D), int(F)) for D, F in (shape.split("x") for shape in given.shapes.split(","))]
+    targets = [int(target) for target in given.targets.split(",")]
+    for found in every(given.kinds.split(","), shapes, targets):
+        print(json.dumps(vars(found)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
