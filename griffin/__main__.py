@@ -1,12 +1,10 @@
-"""Prepare a model for requests that need it: ``python -m griffin calibrate`` and ``python -m griffin tune``.
+"""Prepare a model for requests that need it: ``python -m griffin tune``.
 
-calibrate  run it once for each model, before requests with method griffin+
-tune       run it with your own prompts: it recommends a sparsity, and requests with sparsity "auto" need it
+tune  run it with your own prompts: it recommends a sparsity, and requests with sparsity "auto" need it
 
 The server is started by 'python -m server'. The paper's experiments are 'python -m griffin.experiments'.
 
 examples:
-  python -m griffin calibrate --model Qwen/Qwen3-0.6B
   python -m griffin tune --model Qwen/Qwen3-0.6B --prompts my_prompts.jsonl
 """
 

@@ -30,7 +30,6 @@ ELSEWHERE = {
     "serve run deploy.ray.app:application": ("tests/deploy/test_ray.py", "documented_arguments"),
     "lm-eval run": ("tests/clients/test_lm_eval.py", "local-completions"),
     "python -m griffin.experiments report": ("tests/griffin/experiments/report/test_report.py", "make_report(flags("),
-    "python -m griffin calibrate": ("tests/griffin/experiments/quality/test_beyond.py", "command.run("),
     "python -m griffin.experiments pareto": ("tests/griffin/experiments/quality/test_beyond.py", 'conduct("pareto"'),
     "python -m griffin.experiments drift": ("tests/griffin/experiments/quality/test_beyond.py", 'conduct("drift"'),
     "python -m griffin.experiments acceptance": (

@@ -21,7 +21,6 @@ from griffin.engine.prefixes import PrefixStore
 from griffin.experiments.common.ledger import Ledger
 from griffin.experiments.common.memory import device_name
 from griffin.experiments.common.teacher import Teacher
-from griffin.method.preparation import Preparation
 from griffin.model.accounting import Accounting
 from griffin.model.matrix.modules import matrices
 from griffin.model.quantise import Kind
@@ -36,19 +35,15 @@ PREFIX_BYTES = 2**30
 class Study:
     """One model under examination. The engine and the teacher are made at their first use."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, data: Path | None, folder: Path, preparation: Preparation | None = None
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, data: Path | None, folder: Path) -> None:
         """
         Args:
             data: a directory of JSONL files, see ``samples``. None: data sets come from the hub.
             folder: for the results of this model.
-            preparation: its calibration and its losses, if it has any.
         """
         self.checkpoint, self.data, self.folder = checkpoint, data, folder
         self.accounting = Accounting.of(checkpoint.model)
-        self.preparation = preparation or Preparation()
-        self._identity = _identity(checkpoint, self.preparation)
+        self._identity = _identity(checkpoint)
         self.ledger = Ledger(folder / "ledger.jsonl", self._identity)
 
     @property
@@ -63,13 +58,13 @@ class Study:
     def engine(self) -> Engine:
         """An engine, as the server uses it."""
         prefixes = PrefixStore(PREFIX_BYTES, 256)
-        engine = Engine(self.checkpoint.model, prefixes=prefixes, calibration=self.preparation.calibration)
+        engine = Engine(self.checkpoint.model, prefixes=prefixes)
         engine.warm_up()
         return engine
 
     @cached_property
     def teacher(self) -> Teacher:
-        return Teacher(self.checkpoint.model, calibration=self.preparation.calibration)
+        return Teacher(self.checkpoint.model)
 
     @property
     def context_length(self) -> int:
@@ -139,8 +134,7 @@ def open_model(
 ) -> Study:
     """Load a model, as ``griffin.load`` does. Its results go to a folder of its name in ``out``."""
     checkpoint = load(model, dtype=dtype, device=device, cache_dir=cache_dir, quantize=quantize)
-    preparation = Preparation.read(checkpoint.model, cache_dir)
-    return Study(checkpoint, data, out / folder_name(checkpoint.name), preparation)
+    return Study(checkpoint, data, out / folder_name(checkpoint.name))
 
 
 def folder_name(model: str) -> str:
@@ -167,14 +161,12 @@ def _own_version() -> str:
         return "not installed"
 
 
-def _identity(checkpoint: Checkpoint, preparation: Preparation) -> dict[str, str]:
+def _identity(checkpoint: Checkpoint) -> dict[str, str]:
     """Hashes of everything that answers depend on. The name is not enough: a directory may hold another model later."""
     model = checkpoint.model
     configs = [config.to_dict() for config in (model.config, model.generation_config) if config is not None]
     settings = [{key: value for key, value in config.items() if key not in NO_SETTINGS} for config in configs]
-    calibration = preparation.calibration
     return {
-        **({} if calibration is None else {"calibration": calibration.name()}),
         "weights": _weights(model),
         "settings": hashlib.sha256(repr(settings).encode()).hexdigest()[:16],
         "tokenizer": hashlib.sha256(repr(sorted(checkpoint.tokenizer.get_vocab().items())).encode()).hexdigest()[:16],

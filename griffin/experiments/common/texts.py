@@ -21,11 +21,12 @@ HUB_BOOKS = 2
 class Text:
     """One corpus as tokens.
 
+    corpus: its name.
     ids: the whole corpus, without special tokens.
     start: the tokens that the tokenizer puts before any text: the BOS token, or none.
     """
 
-    corpus: Corpus
+    corpus: str
     ids: list[int]
     start: list[int]
 
@@ -64,6 +65,19 @@ def read_text(study: Study, corpus: Corpus) -> Text:
     """
     whole = "".join(_documents(study.data, corpus))
     return Text(corpus, tokens_of(study.tokenizer, whole), start_of(study.tokenizer))
+
+
+def read_own_text(study: Study, file: Path) -> Text:
+    """A user's text file as tokens.
+
+    Raises:
+        GriffinError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        whole = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GriffinError(f"--text: cannot read '{file}': {error}") from error
+    return Text(file.name, tokens_of(study.tokenizer, whole), start_of(study.tokenizer))
 
 
 def sequences(study: Study, corpus: Corpus, length: int, count: int = 1, count_flag: str = "") -> list[list[int]]:

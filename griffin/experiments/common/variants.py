@@ -1,12 +1,12 @@
 """Variants of one model: full, or pruned in some way."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from griffin.method.methods import METHODS
-from griffin.request import PARTS, MethodName, PartName, Pruning, StatisticName, StrategyName
+from griffin.request import MethodName, Pruning, StatisticName, StrategyName
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,11 @@ class Variant:
     statistic: StatisticName = "flocking"
     selection: StrategyName = "top_k"
     method: MethodName = "griffin"
-    parts: tuple[PartName, ...] = PARTS
 
     def pruning(self, ids: Sequence[int]) -> Pruning:
         """The pruning for one text. The text gives the seed, so each text draws its own neurons, always the same."""
         seed = int(name_of(ids)[:8], 16)
-        return Pruning(self.sparsity, self.selection, self.statistic, seed, self.method, frozenset(self.parts))
+        return Pruning(self.sparsity, self.selection, self.statistic, seed, self.method)
 
     def question(self) -> list[Any]:
         """What an answer depends on, for the ledger. The name is not part of it."""
@@ -51,9 +50,8 @@ def griffin(sparsity: float) -> Variant:
     return Variant("GRIFFIN", sparsity)
 
 
-def plus(name: str, sparsity: float, parts: Iterable[PartName] = PARTS) -> Variant:
-    """Method griffin+, with all its parts or some."""
-    return Variant(name, sparsity, method="griffin+", parts=tuple(sorted(parts)))
+def plus(sparsity: float) -> Variant:
+    return Variant("griffin+", sparsity, method="griffin+")
 
 
 def name_of(ids: Sequence[int]) -> str:

@@ -4,19 +4,16 @@ The reference is the library's own forward pass over the checkpoint's values in 
 All read the same windows of WikiText-2. Each window begins with a prompt, which does not count. The tokens after it run
 through the decode step one by one, as generated tokens do, or through the prompt pass (``--passes``). All neurons act.
 
-Shapes: C tokens of a chunk, V vocabulary, W windows.
+Shapes: C tokens of a chunk, W windows.
 """
 
 import argparse
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from griffin import load
 from griffin.errors import GriffinError
@@ -28,6 +25,7 @@ from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.texts import read_text
 from griffin.experiments.quality.passes import Pass, PassName, Peer, Reference, Served
+from griffin.experiments.quality.tally import Tally, logprobs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,48 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how tokens are read: one decode step each, as a prompt, or both (steps)",
     )  # fmt: skip
     add_llama_cpp_arguments(parser)
-
-
-@dataclass(slots=True)
-class Tally:
-    """One way through the text beside the reference, summed up by window.
-
-    kl: of the reference's distribution from this one, in nats. loss: negative log-likelihood of the text, in nats.
-    same: tokens at which both find the same token most probable. kl_highest: of one token.
-    """
-
-    kl: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    same: int = 0
-    tokens: int = 0
-    kl_highest: float = 0.0
-
-    def begin(self) -> None:
-        """Begin another window."""
-        self.kl.append(0.0)
-        self.loss.append(0.0)
-
-    def add(self, expected_CV: Tensor, found_CV: Tensor, targets: Sequence[int]) -> None:
-        """Add tokens to the window: log-probabilities of the reference and of this way, fp64."""
-        kl_C = functional.kl_div(found_CV, expected_CV, reduction="none", log_target=True).sum(dim=1)
-        targets_C1 = torch.tensor(targets, device=found_CV.device)[:, None]
-        self.kl[-1] += float(kl_C.sum())
-        self.loss[-1] -= float(found_CV.gather(1, targets_C1).sum())
-        self.same += int((expected_CV.argmax(dim=1) == found_CV.argmax(dim=1)).sum())
-        self.tokens += len(targets)
-        self.kl_highest = max(self.kl_highest, float(kl_C.max()))
-
-    def row(self, name: str) -> dict[str, Any]:
-        """The means over all tokens. ``kl`` and ``loss`` of each window are means too."""
-        by_window = self.tokens / len(self.kl)
-        return {
-            "name": name,
-            "kl": max(0.0, sum(self.kl) / self.tokens),
-            "kl_highest": self.kl_highest,
-            "same": self.same / self.tokens,
-            "perplexity": math.exp(sum(self.loss) / self.tokens),
-            "windows": {"kl": [kl / by_window for kl in self.kl], "loss": [loss / by_window for loss in self.loss]},
-        }
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
@@ -152,17 +108,12 @@ def _tallies(
                 tallies[each.name].begin()
             for first in range(prompt, len(ids) - 1, CHUNK):
                 read, targets = ids[first : min(first + CHUNK, len(ids) - 1)], ids[first + 1 : first + 1 + CHUNK]
-                expected_CV = _logprobs(reference.read(read))
+                expected_CV = logprobs(reference.read(read))
                 tallies[reference.name].add(expected_CV, expected_CV, targets)
                 for each in passes:
-                    tallies[each.name].add(expected_CV, _logprobs(each.read(read)).to(expected_CV.device), targets)
+                    tallies[each.name].add(expected_CV, logprobs(each.read(read)).to(expected_CV.device), targets)
             progress.advance()
     return tallies
-
-
-def _logprobs(logits_CV: Tensor) -> Tensor:
-    """In fp64: the sum over a vocabulary in fp32 would be as inexact as what is measured."""
-    return logits_CV.double().log_softmax(dim=1)
 
 
 def tables(found: Found) -> list[Table]:

@@ -1,20 +1,28 @@
-"""Quality against active parameters: the paper's method, griffin+, and each part of griffin+ alone and left out.
+"""Quality against bytes a token: the paper's method, griffin+, and smaller quants of the same file.
 
-On text (WikiText-2, test) the figure is the excess negative log-likelihood over the full model, teacher-forced after a
-prompt that the full model reads. On tasks it is lm-eval's score, as in ``classification`` and ``generation``; there no
-part is left out. Calibrate the model first (``python -m griffin calibrate``), on other text than this.
+On text the full model reads a prompt, and each contestant predicts the tokens after it, teacher-forced. What counts is
+how much likelier they are to the full model (excess nats), the KL divergence from its distributions, and how often both
+find the same token most probable. Bytes a token are the weights that these tokens have read, as counted.
 
-Shapes: W windows, V variants.
+The text is WikiText-2, test, or a file of your own (--text). Make smaller quants with llama.cpp's quantiser, from the
+file of --model, and name them by --quants; they are read whole. The methods alone are also asked lm-eval's tasks, as in
+'classification' and 'generation'.
+
+examples:
+  python -m griffin.experiments pareto --quick
+  python -m griffin.experiments pareto --model model-Q4_K_M.gguf --quants model-Q3_K_M.gguf model-Q2_K.gguf
+
+Shapes: W windows.
 """
 
 import argparse
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import cycle, product
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from griffin.experiments.common import kinds
 from griffin.experiments.common.experiment import Found
@@ -22,10 +30,10 @@ from griffin.experiments.common.pictures import COLOURS, INK, MUTED, new_figure,
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
-from griffin.experiments.common.teacher import Acted
-from griffin.experiments.common.texts import read_text
-from griffin.experiments.common.variants import FULL, Variant, griffin, name_of, plus
-from griffin.experiments.quality.drift import Way, read_after
+from griffin.experiments.common.texts import read_own_text, read_text
+from griffin.experiments.common.variants import FULL, Variant, griffin, plus
+from griffin.experiments.quality.closeness import Passage, closeness, row_of
+from griffin.experiments.quality.readers import FULL_MODEL, METHOD, QUANT, QuantReader, Reader, VariantReader
 from griffin.experiments.tasks.names import CLASSIFICATION, GENERATION
 from griffin.experiments.tasks.scores import (
     TITLES,
@@ -35,201 +43,231 @@ from griffin.experiments.tasks.scores import (
     relative_error,
     score_table,
 )
-from griffin.request import PARTS, PartName
+from griffin.request import METHOD_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLE = "Quality against active parameters"
+TITLE = "Quality against bytes a token"
 SEE = (
-    "The lower a line at the same place, the less the same number of parameters loses. Behind scores of tasks, the "
-    "band is one standard error of the full model's."
+    "The lower a line at the same place, the less the same number of bytes loses. Behind scores of tasks, the band is "
+    "one standard error of the full model's."
 )
 QUICK = {"windows": 3, "sparsities": [0.5], "limit": 5}
 SPARSITIES = [0.25, 0.5, 0.75]
 TASKS = ["arc_easy", "coqa"]
-ALL = "griffin+"
+PAPERS, OURS = METHOD_NAMES
+# The goals: by sparsity, how much of the paper's method's excess loss griffin+ may have.
+MOST_EXCESS = {0.25: 0.1, 0.5: 0.35}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds.add_sparsities(parser, SPARSITIES, "0.25 0.5 0.75")
+    parser.add_argument("--text", type=kinds.file, metavar="FILE", help="plain text to read in place of WikiText-2")
     parser.add_argument("--prompt", type=kinds.count, default=384, help="tokens of the prompt (%(default)s)")
     parser.add_argument("--generated", type=kinds.count, default=128, help="tokens after it (%(default)s)")
     parser.add_argument("--windows", type=kinds.count, default=24, help="places in the text (%(default)s)")
+    parser.add_argument(
+        "--quants", type=kinds.file, nargs="+", metavar="FILE", default=[],
+        help="GGUF files of the same model with fewer bits a weight, to compare with (none)",
+    )  # fmt: skip
+    parser.add_argument("--no-tasks", action="store_true", help="text only, no tasks")
     add_task_arguments(parser, CLASSIFICATION + GENERATION)
     parser.set_defaults(tasks=TASKS)
 
 
 def variants_at(sparsity: float) -> list[Variant]:
-    """The paper's method, each part that works alone, all parts, and all parts but one."""
-    parts = frozenset(PARTS)
-    return [*added_at(sparsity), *[plus(f"{ALL} without {part}", sparsity, parts - {part}) for part in PARTS]]
-
-
-def added_at(sparsity: float) -> list[Variant]:
-    """The paper's method, each part that works alone, and all parts."""
-    # The prior needs the other parts, and the ridge needs the means of the compensation.
-    alone: dict[str, frozenset[PartName]] = {
-        "+ score": frozenset(["score"]),
-        "+ budget": frozenset(["budget"]),
-        "+ compensation": frozenset(["compensation"]),
-        "+ compensation, ridge": frozenset(["compensation", "ridge"]),
-        "+ gating": frozenset(["gating"]),
-        "+ compensation, gating": frozenset(["compensation", "gating"]),
-    }
-    return [
-        griffin(sparsity),
-        *[plus(name, sparsity, some) for name, some in alone.items()],
-        plus(ALL, sparsity, frozenset(PARTS)),
-    ]
+    """Each method."""
+    return [griffin(sparsity).renamed(PAPERS), plus(sparsity)]
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
     """
     Returns:
-        ``text``: the mean losses of all windows, for each variant at each sparsity and for the full model.
-        ``active``: for the same, the mean count of active parameters of a token.
+        ``rows``: the full model, each method at each sparsity and each quant, see ``closeness.row_of``.
         ``tasks``, ``scores``: see ``evaluation.evaluate``.
+
+    Raises:
+        GriffinError: a text or a quant cannot be read, or does not fit the model.
+        ValueError: the lengths exceed the context or the text; names the flags.
     """
     sparsities = kinds.removing(arguments.sparsities)
-    text = read_text(study, "wikitext")
     length = arguments.prompt + arguments.generated
     if length > study.context_length:
         raise ValueError(f"--prompt, --generated: {length} tokens, but the context has {study.context_length}")
+    text = read_text(study, "wikitext") if arguments.text is None else read_own_text(study, arguments.text)
+    # One token more than is read: the last one read predicts it.
     windows = text.windows(length + 1, arguments.windows, "--generated", "--windows")
-    asked = [FULL, *[variant for sparsity in sparsities for variant in variants_at(sparsity)]]
-    losses: dict[str, list[float]] = {}
-    read: dict[str, list[float]] = {}
-    with Progress(len(windows) * len(asked)) as progress:
-        for (number, window), variant in product(enumerate(windows), asked):
-            progress.begin(f"window {number + 1} of {len(windows)}, {variant.name} {percent(variant.sparsity)}")
-            prompt = text.begun(window[: arguments.prompt])
-            rest = window[arguments.prompt :]
-            question = {"loss and active": [name_of(prompt), name_of(rest)], "pruning": variant.question()}
-            compute = partial(loss_and_active, study, prompt, rest, variant)
-            loss, active = study.ledger.once(question, compute)
-            losses.setdefault(_key(variant), []).append(loss)
-            read.setdefault(_key(variant), []).append(active)
-            progress.advance()
+    variants = [FULL, *[variant for sparsity in sparsities for variant in variants_at(sparsity)]]
+    readers: list[Reader] = [VariantReader(study, variant) for variant in variants]
+    readers += [QuantReader.open(study, file, arguments) for file in arguments.quants]
+    answers: list[list[dict[str, float]]] = [[] for _ in readers]
+    with Progress(len(windows) * len(readers)) as progress:
+        for place, window in enumerate(windows, start=1):
+            passage = Passage(study.teacher, text.begun(window[: arguments.prompt]), window[arguments.prompt :])
+            for own, reader in zip(answers, readers, strict=True):
+                progress.begin(f"window {place} of {len(windows)}, {reader.name} {percent(reader.sparsity)}")
+                question = {"closeness": passage.name, "reader": reader.question()}
+                own.append(study.ledger.once(question, partial(closeness, passage, reader)))
+                progress.advance()
     return {
+        "text": text.corpus,
         "prompt": arguments.prompt,
         "generated": arguments.generated,
         "windows": len(windows),
         "sparsities": sparsities,
-        "active": {key: sum(values) / len(values) for key, values in read.items()},
-        "text": losses,
+        "rows": [row_of(reader, own) for reader, own in zip(readers, answers, strict=True)],
         **_tasks(study, arguments, sparsities),
     }
 
 
 def _tasks(study: Study, arguments: argparse.Namespace, sparsities: Sequence[float]) -> dict[str, Any]:
-    pruned = [variant for sparsity in sparsities for variant in added_at(sparsity)]
+    if arguments.no_tasks:
+        return {"tasks": {}, "scores": {}}
+    pruned = [variant for sparsity in sparsities for variant in variants_at(sparsity)]
     variants = [FULL, *[variant.renamed(f"{variant.name} {percent(variant.sparsity)}") for variant in pruned]]
-    return measure_tasks(study, arguments, variants) if arguments.tasks else {"tasks": {}, "scores": {}}
+    return measure_tasks(study, arguments, variants)
 
 
-def loss_and_active(study: Study, prompt: Sequence[int], rest: Sequence[int], variant: Variant) -> tuple[float, float]:
-    """The mean negative log-likelihood of the tokens after the first of ``rest``, and a token's active parameters."""
-    way, study.teacher.acted = Way("", variant.pruning(prompt) if variant.sparsity else None), Acted()
-    loss = float(torch.cat(read_after(study.teacher, prompt, rest, way)).mean())
-    return loss, study.teacher.acted.parameters(study.accounting)
+def _of_kind(found: Found, kind: str) -> list[dict[str, Any]]:
+    return [row for row in found["rows"] if row["kind"] == kind]
 
 
-def _key(variant: Variant) -> str:
-    return f"{variant.name}@{variant.sparsity:g}"
+def by_method(found: Found, name: str, sparsity: float) -> dict[str, Any]:
+    """The row of a method at a sparsity."""
+    return next(row for row in _of_kind(found, METHOD) if (row["name"], row["sparsity"]) == (name, sparsity))
 
 
-def excess(found: Found, name: str, sparsity: float) -> torch.Tensor:
+def excess(found: Found, row: Found) -> Tensor:
     """The excess loss of each window over the full model: fp64 ``(W,)``."""
-    full_W = torch.tensor(found["text"][_key(FULL)], dtype=torch.float64)
-    return torch.tensor(found["text"][f"{name}@{sparsity:g}"], dtype=torch.float64) - full_W
+    (full,) = _of_kind(found, FULL_MODEL)
+    own_W, full_W = (torch.tensor(each["windows"]["loss"], dtype=torch.float64) for each in (row, full))
+    return own_W - full_W
 
 
 def relative_excess(found: Found, name: str, sparsity: float) -> tuple[float, float]:
     """The mean excess over that of the paper's method, and the standard error of this ratio over paired windows."""
-    own_W, paper_W = excess(found, name, sparsity), excess(found, griffin(sparsity).name, sparsity)
+    own_W, paper_W = (excess(found, by_method(found, each, sparsity)) for each in (name, PAPERS))
     ratio = float(own_W.mean() / paper_W.mean())
-    residual_W = own_W - ratio * paper_W
-    return ratio, float(residual_W.std() / math.sqrt(len(own_W)) / paper_W.mean())
+    return ratio, float(_error(own_W - ratio * paper_W) / paper_W.mean())
+
+
+def _error(values_W: Tensor) -> float:
+    """The standard error of a mean; NaN of a single value."""
+    return float(values_W.std() / math.sqrt(len(values_W))) if len(values_W) > 1 else math.nan
 
 
 def tables(found: Found) -> list[Table]:
-    rows = []
-    for variant in variants_at(0.5):
-        cells = [variant.name]
-        for sparsity in found["sparsities"]:
-            ratio, error = relative_excess(found, variant.name, sparsity)
-            cells += [
-                f"{float(excess(found, variant.name, sparsity).mean()):.3f}",
-                f"{ratio:.2f} ± {error:.2f}",
-                f"{_active(found, variant.name, sparsity):.1f} M",
-            ]
-        rows.append(cells)
-    heads = ["", *[head for s in found["sparsities"] for head in (percent(s), "of the paper's", "active")]]
+    ordered = sorted(found["rows"], key=lambda row: -float(row["bytes"]))
+    heads = ["", "sparsity", "MB a token", "active", "excess nats", f"of {PAPERS}'s", "KL", "same token"]
     caption = (
-        f"Excess negative log-likelihood over the full model, in nats, of {found['generated']} tokens behind a prompt "
-        f"of {found['prompt']}, {found['windows']} windows of WikiText-2 test; ± one standard error; active parameters "
-        "as counted."
+        f"{found['generated']} tokens after each of {found['windows']} prompts of {found['prompt']} tokens of "
+        f"{found['text']}. Excess: negative log-likelihood over the full model's; ± one standard error over windows. "
+        "KL in nats a token, from the full model's distribution; same token: how often both find the same token most "
+        "probable. MB a token: weights read, as counted; of a quant those of its file."
     )
     scored = [score_table(found, "Scores in %; ± one standard error")] if found["tasks"] else []
     multiple_choice = [task for task, facts in found["tasks"].items() if facts["chance"] is not None]
-    return [Table(heads, rows, caption), *scored, *[_answers(found, task) for task in multiple_choice]]
+    text = Table(heads, [_cells(found, row) for row in ordered], caption)
+    return [text, *scored, *[_answers(found, task) for task in multiple_choice]]
+
+
+def _cells(found: Found, row: Found) -> list[str]:
+    excess_W, is_full, ratio = excess(found, row), row["kind"] == FULL_MODEL, "-"
+    if row["kind"] == METHOD:
+        ratio = "{:.2f} ± {:.2f}".format(*relative_excess(found, row["name"], row["sparsity"]))
+    return [
+        row["name"],
+        percent(row["sparsity"]) if row["sparsity"] else "-",
+        f"{row['bytes'] / 1e6:.1f}",
+        f"{row['active'] / 1e6:.1f} M",
+        "-" if is_full else f"{float(excess_W.mean()):.3f} ± {_error(excess_W):.3f}",
+        ratio,
+        "-" if is_full else f"{row['kl']:.4f}",
+        "-" if is_full else percent(row["same"], 1),
+    ]
 
 
 def _answers(found: Found, task: str) -> Table:
     """How likely the right answers are. This tells more than how many of them win."""
     rows = []
-    for variant in added_at(0.5):
-        own = [found["scores"][task][f"{variant.name} {percent(sparsity)}"] for sparsity in found["sparsities"]]
-        rows.append([variant.name, *[f"{scores['excess']:.3f} ± {scores['excess_stderr']:.3f}" for scores in own]])
+    for name in METHOD_NAMES:
+        own = [found["scores"][task][f"{name} {percent(sparsity)}"] for sparsity in found["sparsities"]]
+        rows.append([name, *[f"{scores['excess']:.3f} ± {scores['excess_stderr']:.3f}" for scores in own]])
     caption = f"Negative log-likelihood of {TITLES[task]}'s right answers over the full model's, in nats."
     return Table(["", *[percent(sparsity) for sparsity in found["sparsities"]]], rows, caption)
 
 
 def draw(found: Found) -> "Figure":
-    """Text on the left, tasks to its right, each over active parameters."""
-    figure = new_figure(3.4 * (1 + len(found["tasks"])), 3.4)
-    text, *others = panels(figure, 1, 1 + len(found["tasks"]))
-    ours = (griffin(0.5).name, ALL)
-    # The same colours for the same names in all panels.
-    names = [*ours, *(variant.name for variant in added_at(0.5) if variant.name not in ours)]
-    for name, colour in zip(names, cycle(COLOURS), strict=False):
-        style: dict[str, Any] = {"marker": "o", "markersize": 3.5, "color": colour, "label": name}
-        style |= {"linewidth": 2} if name in ours else {"linewidth": 1.1, "linestyle": "dashed"}
-        places = [_active(found, name, sparsity) for sparsity in found["sparsities"]]
-        text.plot(places, [float(excess(found, name, s).mean()) for s in found["sparsities"]], **style)
+    """Text on the left, tasks to its right, each over the bytes that a token reads."""
+    figure = new_figure(3.4 * (2 + len(found["tasks"])), 3.4)
+    nats, divergence, *others = panels(figure, 1, 2 + len(found["tasks"]))
+    for name, colour in zip((*METHOD_NAMES, "smaller quants"), COLOURS, strict=False):
+        rows = _of_kind(found, METHOD) if name in METHOD_NAMES else _of_kind(found, QUANT)
+        own = sorted((row for row in rows if row["kind"] == QUANT or row["name"] == name), key=lambda row: row["bytes"])
+        if not own:
+            continue
+        places = [row["bytes"] / 1e6 for row in own]
+        line: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.8, "color": colour, "label": name}
+        nats.plot(places, [float(excess(found, row).mean()) for row in own], **line)
+        divergence.plot(places, [row["kl"] for row in own], **line)
         for task, beside in zip(found["tasks"], others, strict=True):
-            beside.plot(places, [relative(found, task, f"{name} {percent(s)}") for s in found["sparsities"]], **style)
-    text.set_title("WikiText-2")
-    text.set_ylabel("excess negative log-likelihood, nats")
-    text.legend(frameon=False, labelcolor=INK, fontsize=7)
+            if own[0]["kind"] == METHOD:
+                beside.plot(
+                    places, [relative(found, task, f"{name} {percent(row['sparsity'])}") for row in own], **line
+                )
+    nats.set_ylabel("excess negative log-likelihood, nats")
+    divergence.set_ylabel("KL to the full model, nats a token")
+    for axes in (nats, divergence):
+        axes.set_title(found["text"])
+    nats.legend(frameon=False, labelcolor=INK, fontsize=7)
     for task, beside in zip(found["tasks"], others, strict=True):
         error = relative_error(found, task)
         beside.axhline(1, color=MUTED, linewidth=1)
         beside.axhspan(1 - error, 1 + error, color=MUTED, alpha=0.15, linewidth=0)
         beside.set_title(TITLES[task])
         beside.set_ylabel("score / full model's")
-    for axes in (text, *others):
-        axes.set_xlabel("active parameters, millions")
+    for axes in (nats, divergence, *others):
+        axes.set_xlabel("MB of weights a token")
         axes.set_ylim(bottom=0)
     return figure
 
 
-def _active(found: Found, name: str, sparsity: float) -> float:
-    """Active parameters of a token, in millions."""
-    return float(found["active"][f"{name}@{sparsity:g}"]) / 1e6
-
-
 def claims(found: Found) -> list[Claim]:
-    if 0.5 not in found["sparsities"]:
+    measured = [sparsity for sparsity in found["sparsities"] if sparsity in MOST_EXCESS]
+    judged = [_of_excess(found, sparsity) for sparsity in measured]
+    return judged + [claim for quant in _of_kind(found, QUANT) for claim in _of_quant(found, quant)]
+
+
+def _of_excess(found: Found, sparsity: float) -> Claim:
+    most, (ratio, error) = MOST_EXCESS[sparsity], relative_excess(found, OURS, sparsity)
+    ours, papers = (by_method(found, name, sparsity)["bytes"] / 1e6 for name in (OURS, PAPERS))
+    return Claim(
+        f"At {percent(sparsity)} {OURS} has at most {most:g} of the paper's method's excess negative log-likelihood.",
+        _below(ratio - most, error),
+        f"{ratio:.2f} ± {error:.2f} of it with {ours:.1f} and {papers:.1f} MB a token, "
+        f"on {found['windows']} windows of {found['text']}.",
+    )
+
+
+def _of_quant(found: Found, quant: Found) -> list[Claim]:
+    """Whether griffin+ is closer with no more bytes; none if it was not measured with as few."""
+    fewer = [row for row in _of_kind(found, METHOD) if row["name"] == OURS and row["bytes"] <= quant["bytes"]]
+    if not fewer:
         return []
-    ratio, error = relative_excess(found, ALL, 0.5)
-    own, paper = (_active(found, name, 0.5) for name in (ALL, griffin(0.5).name))
+    ours = max(fewer, key=lambda row: float(row["bytes"]))
+    difference_W = torch.tensor(ours["windows"]["kl"]) - torch.tensor(quant["windows"]["kl"])
+    difference = float(difference_W.mean())
     return [
         Claim(
-            "At 50 % griffin+ has at most half of the excess negative log-likelihood of the paper's method.",
-            None if abs(ratio - 0.5) < 2 * error else ratio <= 0.5,
-            f"{ratio:.2f} ± {error:.2f} of it with {own:.1f} and {paper:.1f} million active parameters, "
-            f"on {found['windows']} windows of WikiText-2 test.",
+            f"{OURS} is closer to the full model than {quant['name']}, with no more bytes a token.",
+            _below(difference, _error(difference_W)),
+            f"KL {ours['kl']:.4f} with {ours['bytes'] / 1e6:.1f} MB at {percent(ours['sparsity'])}, and "
+            f"{quant['kl']:.4f} with {quant['bytes'] / 1e6:.1f} MB.",
         )
     ]
+
+
+def _below(difference: float, error: float) -> bool | None:
+    """Whether a difference is below 0; None if it is within two standard errors of it, or its error is unknown."""
+    return difference < 0 if abs(difference) >= 2 * error else None

@@ -12,13 +12,14 @@ from griffin.experiments.speed.contestants import LLAMA_CPP, STATISTIC_NAMES
 from griffin.experiments.speed.rows import Row, Spread
 from griffin.model.accounting import Accounting
 from griffin.model.checkpoint.gguf_file import parts
+from griffin.request import METHOD_NAMES
 
 # Tables of which a token looks up one row. The first one is also the head where the file has no other.
 TOKENS, POSITIONS, HEAD = "token_embd.weight", "position_embd.weight", "output.weight"
 # llama.cpp's keys and values.
 KV_DTYPE = torch.float16
 # The rows to show: the engine's and llama.cpp's.
-SHOWN = ("full", *STATISTIC_NAMES.values(), LLAMA_CPP)
+SHOWN = ("full", *STATISTIC_NAMES.values(), *METHOD_NAMES, LLAMA_CPP)
 
 
 def accounting_of_file(accounting: Accounting, dtype: torch.dtype, file: Path) -> Accounting:

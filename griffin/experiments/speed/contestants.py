@@ -4,8 +4,8 @@ All get the same prompt and draw greedily. None stops before the wanted number o
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -78,16 +78,19 @@ class Contestant:
 
 
 def engine_contestants(
-    engine: Engine, sparsities: list[float], statistics: list[StatisticName], method: MethodName = "griffin"
+    engine: Engine,
+    sparsities: list[float],
+    statistics: list[StatisticName],
+    methods: Sequence[MethodName] = ("griffin",),
 ) -> list[Contestant]:
-    """The full model, then one contestant for each statistic and sparsity."""
+    """The full model, then one contestant for each method, statistic of the paper's method, and sparsity."""
+    ways: list[tuple[str, Pruning]] = []
+    if "griffin" in methods:
+        ways += [(STATISTIC_NAMES[statistic], Pruning(statistic=statistic)) for statistic in statistics]
+    ways += [(method, Pruning(method=method)) for method in methods if method != "griffin"]
     pruned = [
-        Contestant(
-            STATISTIC_NAMES[statistic],
-            sparsity,
-            partial(_run_engine, engine, Pruning(sparsity, statistic=statistic, method=method)),
-        )
-        for statistic in statistics
+        Contestant(name, sparsity, partial(_run_engine, engine, replace(way, sparsity=sparsity)))
+        for name, way in ways
         for sparsity in sparsities
     ]
     return [Contestant("full", 0.0, partial(_run_engine, engine, Pruning())), *pruned]

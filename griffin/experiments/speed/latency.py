@@ -56,7 +56,7 @@ from griffin.model.checkpoint.source import EMBEDDED_MODEL
 from griffin.model.dtype import parse_dtype
 from griffin.model.matrix.modules import matrices
 from griffin.model.placement import parse_device
-from griffin.request import STATISTICS
+from griffin.request import METHOD_NAMES, STATISTICS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,8 +112,9 @@ def _add_contestants(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--statistics", choices=STATISTICS, nargs="+", default=["magnitude", "flocking"],
-        help="the statistics that choose neurons (magnitude flocking)",
+        help="the statistics that choose neurons, of the paper's method (magnitude flocking)",
     )  # fmt: skip
+    parser.add_argument("--methods", choices=METHOD_NAMES, nargs="+", default=["griffin"], help="the methods (griffin)")
     parser.add_argument("--no-generate", action="store_true", help="leave transformers' generate out")
     parser.add_argument(
         "--compiled-generate", action="store_true", help="also time generate with a static cache, compiled (CUDA)"
@@ -165,7 +166,9 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     asked, rounds = asked_for(arguments)
     require_context(asked, engine.context_length)
     bandwidth = measure_bandwidth(engine.device)
-    contestants = engine_contestants(engine, [s for s in arguments.sparsities if s], arguments.statistics)
+    contestants = engine_contestants(
+        engine, [s for s in arguments.sparsities if s], arguments.statistics, arguments.methods
+    )
     with _whole_prompts(engine):
         settings, bandwidth = _timed(arguments, engine, bandwidth, contestants, asked, rounds, started)
     model, formats = study.checkpoint.model, study.checkpoint.formats
@@ -216,7 +219,9 @@ def _compare(
     engine.warm_up()
     bandwidth = measure_bandwidth(engine.device)
 
-    contestants = engine_contestants(engine, [s for s in arguments.sparsities if s], arguments.statistics)
+    contestants = engine_contestants(
+        engine, [s for s in arguments.sparsities if s], arguments.statistics, arguments.methods
+    )
     if generate_reads:
         contestants += generate_contestants(own_copy or model, compiled=arguments.compiled_generate)
     with ExitStack() as stack:

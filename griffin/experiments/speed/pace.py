@@ -1,4 +1,4 @@
-"""The time of a token for each method at equal active parameters, and for the full model.
+"""The time of a token for each method at equal sparsity, and for the full model.
 
 One engine for each of them continues the same prompt of WikiText. They take turns in balanced order, a few tokens
 each. So other load on the machine meets all alike, and each ratio compares two times that lie next to each other.
@@ -20,13 +20,14 @@ from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table, percent
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.texts import read_text
-from griffin.neurons import Selection
+from griffin.neurons import Chosen
 from griffin.request import METHOD_NAMES
+from griffin.thresholds import Shares
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLE = "Speed at equal active parameters"
+TITLE = "Speed at equal sparsity"
 SEE = "Dots of one sparsity should lie on each other: what is read counts, not by which method it was chosen."
 QUICK = {"prompts": 2, "sparsities": [0.5], "tokens": 32}
 SPARSITIES = [0.25, 0.5, 0.75]
@@ -39,9 +40,10 @@ ORDER = (0, 1, 0, 2, 1, 2)
 # those after it.
 WARM_UP = 2 + 2 * BLOCK
 # The largest difference between the methods that counts as none, as a fraction.
-TOLERANCE = 0.02
+TOLERANCE = 0.03
 
 Seconds = list[list[float]]
+# For each pruning: the seconds of a token in each turn, and the bytes of weights that a token reads.
 Timed = tuple[Seconds, list[int]]
 
 
@@ -82,29 +84,26 @@ def in_turn(study: Study, prompt: Sequence[int], prunings: Sequence[Pruning], ro
     hundredths.
 
     Returns:
-        For each pruning: the seconds of a token in each turn, and the active parameters.
+        See ``Timed``.
     """
     sampling = Sampling(max_tokens=WARM_UP + rounds * ORDER.count(0) * BLOCK, temperature=0, ignore_eos=True)
     seconds: Seconds = [[] for _ in prunings]
     with ExitStack() as stack:
         streams: list[Iterator[Token]] = []
-        active = []
+        chosen: list[Chosen | None] = []
+        shares: list[Shares | None] = [None for _ in prunings]
         for pruning in prunings:
-            engine = Engine(study.checkpoint.model, calibration=study.preparation.calibration)
+            engine = Engine(study.checkpoint.model)
             streams.append(stack.enter_context(engine.read(prompt, pruning)).generate(sampling))
             selections = [token.selection for token in _take(streams[-1], WARM_UP) if token.selection]
-            active.append(_active(study, selections[-1] if selections else None))
+            chosen.append(selections[-1].chosen if selections else None)
         for which in ORDER * rounds:
             began = time.perf_counter()
-            _take(streams[which], BLOCK)
+            tokens = _take(streams[which], BLOCK)
             seconds[which].append((time.perf_counter() - began) / BLOCK)
-    return seconds, active
-
-
-def _active(study: Study, selection: Selection | None) -> int:
-    if selection is None:
-        return study.accounting.total
-    return study.accounting.active_with(selection.kept)
+            shares[which] = tokens[-1].shares
+    read = [study.accounting.bytes_per_token(*each) for each in zip(chosen, shares, strict=True)]
+    return seconds, read
 
 
 def _take(stream: Iterator[Token], tokens: int) -> list[Token]:
@@ -123,7 +122,7 @@ def rows_of(sparsity: float, prompts: Sequence[Timed]) -> list[dict[str, object]
                 "name": name,
                 "sparsity": sparsity if which else 0.0,
                 "beside": sparsity,
-                "active_parameters": statistics.mean(active[which] for _, active in prompts),
+                "bytes_per_token": statistics.mean(read[which] for _, read in prompts),
                 "seconds_per_token": statistics.median(s for of_one in own for s in of_one),
                 "over_griffin": statistics.median(by_prompt),
                 "error": statistics.stdev(by_prompt) / math.sqrt(len(by_prompt)) if len(by_prompt) > 1 else None,
@@ -135,12 +134,12 @@ def rows_of(sparsity: float, prompts: Sequence[Timed]) -> list[dict[str, object]
 
 
 def tables(found: Found) -> list[Table]:
-    heads = ("", "sparsity", "active parameters", "ms/token", "tokens/s", "x griffin's time", "lowest - highest")
+    heads = ("", "sparsity", "MB a token", "ms/token", "tokens/s", "x griffin's time", "lowest - highest")
     rows = [
         (
             each["name"],
             percent(each["beside"]) if each["sparsity"] else "-",
-            f"{each['active_parameters'] / 1e6:.1f} M",
+            f"{each['bytes_per_token'] / 1e6:.1f}",
             f"{each['seconds_per_token'] * 1e3:.2f}",
             f"{1 / each['seconds_per_token']:.1f}",
             _ratio(each),
@@ -152,7 +151,7 @@ def tables(found: Found) -> list[Table]:
         f"{found['prompts']} prompts of {found['prompt']} tokens of WikiText, {found['tokens']} tokens timed of each "
         f"continuation, {BLOCK} by each method in turn; medians. x griffin's time: of a prompt the median over the "
         "turns, then the median of the prompts ± their standard error, and the lowest and highest of them. The full "
-        "model ran beside each sparsity anew."
+        "model ran beside each sparsity anew. MB a token: weights that a token reads, on average."
     )
     return [Table(heads, rows, caption)]
 

@@ -38,7 +38,8 @@ from griffin.experiments.tune.presentation import LEGEND, draw, table
 from griffin.experiments.tune.prompts import Case, encode, read_entries
 from griffin.experiments.tune.regression import fit, sentence
 from griffin.method.auto import LossTable
-from griffin.method.preparation import losses_path, measured_as
+from griffin.method.preparation import losses_path
+from griffin.model.identity import identity
 from griffin.request import METHOD_NAMES, MethodName, Pruning
 
 ALL = "all"
@@ -198,7 +199,7 @@ def _keep_for_auto(study: Study, method: MethodName, losses: LossTable, cache_di
     """Write the table for sparsity auto where the server looks for it."""
     model = study.checkpoint.model
     path = losses_path(model, method, cache_dir)
-    write_whole(path, losses.packed(measured_as(model, method, study.preparation.calibration)))
+    write_whole(path, losses.packed(identity(model)))
     return path
 
 

@@ -37,7 +37,7 @@ def measure_speeds(
         tokens: to generate in each run, at least 2.
         rounds: those that count.
     """
-    contestants = engine_contestants(engine, list(sparsities), ["flocking"], method)
+    contestants = engine_contestants(engine, list(sparsities), ["flocking"], [method])
     seconds: list[list[float]] = [[] for _ in contestants]
     for number in range(rounds + 1):
         prompt = list(prompts[number % len(prompts)])

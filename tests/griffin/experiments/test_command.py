@@ -127,14 +127,11 @@ def test_bad_flags(words: list[str], message: str, run: Run) -> None:
 
 
 @pytest.mark.parametrize("module", ["griffin", "griffin.experiments"])
-@pytest.mark.parametrize("name", ["tune", "calibrate"])
-def test_steps_that_prepare_a_model(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str, name: str
+def test_tune_is_a_command_of_the_product(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str
 ) -> None:
-    """They are commands of ``griffin``. The old spelling works too, and says the new one."""
-    monkeypatch.setattr(
-        sys, "argv", [module, name, "--model", "./nowhere", *["--prompts", "x"][: 2 * (name == "tune")]]
-    )
+    """The old spelling works too, and says the new one."""
+    monkeypatch.setattr(sys, "argv", [module, "tune", "--model", "./nowhere", "--prompts", "x"])
     run = {"griffin": product_main, "griffin.experiments": main}[module]
     try:
         code = run()
@@ -145,22 +142,21 @@ def test_steps_that_prepare_a_model(
     assert code in (1, 2)
     assert error.startswith("griffin: ")
     assert "nowhere" in error or "'x'" in error
-    assert [f"python -m griffin {name}" in hint for hint in hints] == [True] * (module == "griffin.experiments")
+    assert ["python -m griffin tune" in hint for hint in hints] == [True] * (module == "griffin.experiments")
 
 
-def test_help_of_the_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What there is, and for each how long it takes, an example, and no marks of code."""
+def test_help_of_tune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What there is, how long it takes, an example, and no marks of code."""
     said = {}
-    for name in ("", "calibrate", "tune"):
+    for name in ("", "tune"):
         monkeypatch.setattr(sys, "argv", ["griffin", *([name] if name else []), "--help"])
         with pytest.raises(SystemExit):
             product_main()
         said[name] = capsys.readouterr().out
 
-    assert "\n    calibrate" in said[""]
     assert "\n    tune" in said[""]
     assert all("examples:\n  python -m griffin " in out for out in said.values())
-    assert all("minutes" in said[name] for name in ("calibrate", "tune"))
+    assert "minutes" in said["tune"]
     assert not any("``" in out for out in said.values())
 
 

@@ -7,9 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from griffin import Preparation
 from griffin.experiments.common.study import Study
-from griffin.method.plus.calibration import Calibration
 from griffin.model.loading import Checkpoint
 from tests.tiny import tiny_model
 
@@ -48,7 +46,6 @@ def word_study(
     *texts: list[int],
     model: PreTrainedModel | None = None,
     bos: bool = True,
-    calibration: Calibration | None = None,
 ) -> Study:
     checkpoint = Checkpoint("tiny", model or tiny_model("llama"), word_tokenizer(bos))
-    return Study(checkpoint, write_texts(folder / "data", *texts), folder / "tiny", Preparation(calibration))
+    return Study(checkpoint, write_texts(folder / "data", *texts), folder / "tiny")

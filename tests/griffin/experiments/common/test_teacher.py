@@ -1,16 +1,22 @@
 """The teacher-forced form gives the numbers of generation one token at a time."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from griffin import Engine, Pruning
+from griffin import Engine, Pruning, load
+from griffin.decode.twin import DecodeTwin, TwinStep
 from griffin.experiments.common.likelihood import target_logprobs
 from griffin.experiments.common.teacher import Teacher
+from griffin.model.cache import KVCache
+from griffin.model.families import feed_forwards
 from griffin.model.loading import Checkpoint
+from griffin.thresholds import Shares
 from tests.griffin import oracle
+from tests.griffin.model.checkpoint.files import mixed_file
 
 Prompts = Callable[[int, int], list[int]]
 
@@ -46,6 +52,42 @@ def test_it_is_what_the_engine_generates(model: PreTrainedModel, prompts: Prompt
     torch.testing.assert_close(scored(Teacher(model), prompt, rest, Pruning(0.5)), expected, atol=2e-5, rtol=1e-4)
 
 
+def test_thresholds_are_those_of_the_decode_twin(model: PreTrainedModel, prompts: Prompts) -> None:
+    """griffin+ in every family, gated or not: the same scores, and the same counts of what tokens have read."""
+    prompt, rest, pruning = prompts(2, 30), prompts(3, 12), Pruning(0.5, method="griffin+")
+    engine, teacher = Engine(model), Teacher(model)
+    expected = engine.score(prompt, rest, pruning)
+    found = scored(teacher, prompt, rest, pruning)
+    shares = teacher.shares()
+
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    assert shares is not None
+    assert 0.2 < (shares.gate + shares.up + shares.down) / 3 < 0.8
+    assert shares == decoded_shares(model, prompt, rest, pruning)
+
+
+def decoded_shares(model: PreTrainedModel, prompt: list[int], rest: list[int], pruning: Pruning) -> Shares | None:
+    """What these tokens read, one after the other, in the twin's step; thresholds are the teacher's."""
+    teacher, cache = Teacher(model), KVCache(len(feed_forwards(model)))
+    teacher.begin_with(prompt)
+    step = TwinStep(model, cache, DecodeTwin(model))
+    for id in prompt:
+        step(id)
+    step.keep(teacher.choose(pruning))
+    for id in rest[:-1]:
+        step(id)
+    return step.shares()
+
+
+def test_thresholds_on_codes(tmp_path: Path, prompts: Prompts) -> None:
+    """A file's own codes, by method griffin+: the engine's scores."""
+    model = load(str(mixed_file(tmp_path / "mixed.gguf", "qwen2")), device="cpu", cache_dir=tmp_path).model
+    prompt, rest, pruning = prompts(2, 30), prompts(3, 12), Pruning(0.5, method="griffin+")
+    expected = Engine(model).score(prompt, rest, pruning)
+
+    torch.testing.assert_close(scored(Teacher(model), prompt, rest, pruning), expected, atol=0.05, rtol=0.02)
+
+
 def test_simulated_generation(model: PreTrainedModel, prompts: Prompts) -> None:
     """Section 5.1: all but the last token are the prompt, the last goes through the kept neurons."""
     ids = prompts(4, 15)
@@ -58,12 +100,13 @@ def test_simulated_generation(model: PreTrainedModel, prompts: Prompts) -> None:
 
 
 def test_branches(model: PreTrainedModel, prompts: Prompts) -> None:
-    """Several sets of neurons at once: each row is what its own neurons would have given alone, twice over."""
+    """Several choices at once: each row is what its own choice would have given alone, twice over."""
     ids = prompts(9, 15)
     teacher = Teacher(model)
     teacher.begin()
     list(teacher.read(ids[:-1]))
-    sets = [None, teacher.choose(Pruning(0.5)), teacher.choose(Pruning(0.9)), teacher.choose(Pruning(0.5, "sample"))]
+    prunings = [Pruning(0.5), Pruning(0.9), Pruning(0.5, "sample"), Pruning(0.5, method="griffin+")]
+    sets = [None, *map(teacher.choose, prunings)]
     found = [teacher.branch(ids[-1], sets) for _ in range(2)]
     mark, expected = teacher.mark(), []
     for kept in sets:

@@ -13,8 +13,8 @@ from griffin.decode.decoder import StepDecoder
 from griffin.errors import GriffinError
 from griffin.experiments.common.experiment import Found, conduct, defaults
 from griffin.experiments.quality import fidelity
-from griffin.experiments.quality.fidelity import Tally
 from griffin.experiments.quality.passes import Reference, Served
+from griffin.experiments.quality.tally import Tally
 from griffin.model.loading import Checkpoint
 from tests.griffin.experiments.llama import install, pretended_file
 from tests.griffin.experiments.words import random_ids, word_study, word_tokenizer

@@ -12,7 +12,7 @@ from griffin.experiments.speed.beside import beside_table
 from griffin.experiments.speed.contestants import Contestant, Run, run_rounds
 from griffin.experiments.speed.rows import Spread, break_even, rows
 from griffin.experiments.speed.tables import cost_table, paper_table, speed_table
-from griffin.model.accounting import Accounting, NeuronBytes
+from griffin.model.accounting import Accounting, BlockBytes
 
 # A full token reads 1000 bytes of weights, at half the neurons 600; and for each token of context 2 layers x 5 bytes.
 ACCOUNTING = Accounting(
@@ -21,7 +21,7 @@ ACCOUNTING = Accounting(
     width=100,
     per_neuron=2,
     weight_bytes=1000,
-    neuron_bytes=(NeuronBytes(gate=2, others=2),) * 2,
+    block_bytes=(BlockBytes(gate=180, gate_scales=20, up=0, down=200, biases=0),) * 2,
     kv_bytes=5,
     windows=(None, None),
 )
