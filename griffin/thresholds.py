@@ -23,11 +23,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Of each FF matrix, the fraction of its weights that a token reads.
+    """The fraction of its weights that a token reads, for each kind of FF matrix.
 
-    gate: of W_g; without a gate, of W_1.
-    up: of W_u; without a gate it means nothing.
-    down: of W_d.
+    gate: W_g; in blocks without a gate, W_1.
+    up: W_u; in blocks without a gate it means nothing.
+    down: W_d.
     """
 
     gate: float
@@ -37,7 +37,7 @@ class Shares:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Thresholds:
-    """All of them on one device, fp32.
+    """The thresholds of one prompt. All tensors are fp32 and on one device.
 
     planned: what they let a token read, on average, by the tokens that they were found on.
     means_LD: m.
@@ -112,7 +112,7 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerThresholds:
-    """Those of one layer: ``(D,)`` and ``(F,)``. Meanings are those of ``Thresholds``.
+    """The thresholds of one layer: ``(D,)`` and ``(F,)``. Names mean what they mean in ``Thresholds``.
 
     The three functions take any number of tokens, ``(..., D)`` or ``(..., F)``. They mask, and skip nothing: for
     steps in plain torch. They compute in fp32, and return the dtype that they were given.

@@ -89,7 +89,7 @@ class GriffinPlus(Method):
         )
 
     def removed(self, statistic: PromptStatistic, pruning: Pruning, sparsities: Sequence[float]) -> list[float]:
-        """Of the energy of z and W_d's rows, the share that stage 3 leaves out on the latest tokens."""
+        """What share of the energy of z, times the norms of W_d's rows, stage 3 leaves out on the latest tokens."""
         _, output_norms_LF = self._weight_norms()
         z_LN, of_z_N = self._sample([known.z for known in statistic.latest()])
         gives_LN = z_LN.float().abs() * output_norms_LF[:, of_z_N]

@@ -18,8 +18,8 @@ from griffin.thresholds import Shares
 class BlockBytes:
     """What a token reads of one layer's FF block. Layers may hold their weights in different formats.
 
-    gate: of the gate's matrix the codes; without a gate, of the one expanding matrix.
-    gate_scales: the rest of it. Where inputs are skipped, scales are read whole.
+    gate: codes of the gate's matrix; in a block without a gate, of the one expanding matrix.
+    gate_scales: the rest of that matrix. Where inputs are skipped, scales are read whole.
     up: the other expanding matrix.
     down: the contracting matrix, without what its rows share.
     biases: of the expanding projections.

@@ -98,7 +98,7 @@ class Report:
         )
 
     def _read(self) -> "_TokenReads":
-        """By the first prompt's choice, as all figures of neurons."""
+        """What a token reads by the first prompt's choice. All figures of neurons go by that one."""
         accounting = self._accounting
         for prompt in self._counts.prompts:
             if prompt.selection is not None:

@@ -75,7 +75,7 @@ typedef struct {
 } Rotary;
 
 /*
- * By what each token picks what it reads of an FF block; see griffin/thresholds.py.
+ * Each token picks by these what it reads of an FF block; see griffin/thresholds.py.
  *
  * gate: (D, F), the gate's matrix by input; factors: (F,), of its columns, or NULL.
  * means, input_limits: (D,); means is NULL where a token reads everything.

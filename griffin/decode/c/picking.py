@@ -33,7 +33,7 @@ class PickingBlocks:
         self._held: list[Tensor] = []
 
     def describe(self, thresholds: Thresholds) -> "ctypes.Array[CFeedForward]":
-        """The blocks by these thresholds. What they give at rest is still to be added to their contracting biases."""
+        """The blocks by these thresholds. ``griffin_rest`` then adds what they give at rest to their biases."""
         self._held = []
         self._bias_LD.copy_(self._own_bias_LD)
         blocks = (CFeedForward * len(self._gates))()

@@ -76,7 +76,7 @@ class Matrix(ABC):
 
     @property
     def code_bytes(self) -> int:
-        """Of its numbers' codes, without scales."""
+        """Bytes of its numbers' codes, without scales."""
         return self.planes[0].nbytes
 
     @property

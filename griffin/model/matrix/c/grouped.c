@@ -156,9 +156,9 @@ API void griffin_lay_rows(
 /* Where a block of numbers comes from: a tensor of a file, or rows that griffin_lay_rows has laid out. */
 typedef struct {
     const uint8_t *at;
-    /* Of a tensor. */
+    /* What kind of tensor it is. */
     int64_t type, block_bytes;
-    /* Of laid rows; else NULL. */
+    /* How rows are laid out; NULL for a tensor. */
     const Layout *layout;
 } Source;
 
