@@ -262,7 +262,7 @@ def test_quantiles_are_those_of_the_load_test(observed: Observed) -> None:
         assert float(counted["value"][1]) == expected
 
     found = disagreements(prometheus, load, end - start, end)
-    for _ in range(2):
+    for _ in range(5):
         if not found:
             break
         # A client that has to wait for the processor measures that too; on a busy machine the slowest tokens show it.
