@@ -34,6 +34,20 @@ class Shares:
     up: float
     down: float
 
+    @classmethod
+    def counted(cls, reads: Sequence[int], tokens: int, inputs: int, neurons: int, *, gated: bool) -> "Shares | None":
+        """What tokens have read on average, by counts; None if there was no token.
+
+        Args:
+            reads: inputs that stage 1 read, and neurons that stages 2 and 3 read, in all layers.
+            inputs, neurons: how many all layers have.
+        """
+        if not tokens:
+            return None
+        read, acting, giving = reads
+        gate = read / (tokens * inputs)
+        return cls(gate, acting / (tokens * neurons) if gated else gate, giving / (tokens * neurons))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Thresholds:
@@ -158,11 +172,7 @@ class LayerThresholds:
 
 def shares_read(layers: Sequence[LayerThresholds]) -> Shares | None:
     """What tokens have read on average, over all layers; None if there was none."""
-    counted = [layer.reads.tolist() for layer in layers]
-    tokens = counted[0][3]
-    if not tokens:
-        return None
-    width, neurons = len(layers[0].means), len(layers[0].resting)
-    inputs, acting, giving, _ = (sum(column) / (tokens * len(layers)) for column in zip(*counted, strict=True))
-    gate = inputs / width
-    return Shares(gate, gate if layers[0].gate_limits is None else acting / neurons, giving / neurons)
+    *reads, tokens = (sum(column) for column in zip(*(layer.reads.tolist() for layer in layers), strict=True))
+    first, count = layers[0], len(layers)
+    inputs, neurons, gated = count * len(first.means), count * len(first.resting), first.gate_limits is not None
+    return Shares.counted(reads, tokens // count, inputs, neurons, gated=gated)

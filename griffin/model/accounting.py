@@ -131,9 +131,13 @@ class Accounting:
         skipped = (1 - shares.gate) + (1 - shares.up) * self.gated + (1 - shares.down)
         return self.total - round(self.neurons * width * skipped)
 
-    def active_with(self, chosen: Chosen) -> int:
-        """Parameters that take part in a token of such a choice; with thresholds, as planned."""
-        return self.active(chosen.count) if isinstance(chosen, Kept) else self.active_at(chosen.planned)
+    def active_with(self, chosen: Chosen, shares: Shares | None = None) -> int:
+        """Parameters that take part in a token of such a choice.
+
+        Args:
+            shares: what tokens have read by the thresholds; None: as planned.
+        """
+        return self.active(chosen.count) if isinstance(chosen, Kept) else self.active_at(shares or chosen.planned)
 
     def bytes_per_token(self, chosen: Chosen | None, shares: Shares | None = None) -> int:
         """Bytes of weights that one token of such a choice reads, on average; None is the full model.

@@ -96,7 +96,7 @@ class Observation:
         if token.selection is not None:
             self._chosen(token.selection.chosen)
         if token.shares is not None and self._counts.tokens % COUNTED_EVERY == 0:
-            self._read(token.shares)
+            self._chosen(self._choice, token.shares)
         if gap_s is not None:
             self._tokens.inter_token_latency.observe(gap_s)
             if not self._tokens.by_block:
@@ -131,15 +131,13 @@ class Observation:
         pruning, width = self._counts.pruning, self._accounting.width
         return TokenMetrics.of(self._metrics, self._model_name, pruning, verification, width)
 
-    def _chosen(self, chosen: Chosen) -> None:
-        self._choice = chosen
-        self._active, self._bytes = self._accounting.active_with(chosen), self._accounting.bytes_per_token(chosen)
-
-    def _read(self, shares: Shares) -> None:
-        """Tokens pick what they read, and have read these shares on average."""
-        self._active, self._bytes = (
-            self._accounting.active_at(shares), self._accounting.bytes_per_token(self._choice, shares)
-        )  # fmt: skip
+    def _chosen(self, chosen: Chosen | None, shares: Shares | None = None) -> None:
+        """Tokens read so; where they pick what they read, these shares on average, or as planned."""
+        if chosen is not None:
+            self._choice, accounting = chosen, self._accounting
+            self._active, self._bytes = (
+                accounting.active_with(chosen, shares), accounting.bytes_per_token(chosen, shares)
+            )  # fmt: skip
 
     def _verified(self, key: tuple[int, int], verified: Verified) -> None:
         """Add what is new in an answer's figures."""

@@ -140,11 +140,9 @@ class _TokenReads:
             counted: what tokens have read by thresholds; None before any has.
         """
         shares = counted or chosen.shares(accounting.width)
-        if isinstance(chosen, Kept):
-            neurons, parameters = chosen.count, accounting.active(chosen.count)
-        else:
-            neurons, parameters = accounting.neurons, accounting.active_at(shares)
-        return cls(neurons, shares, parameters, accounting.bytes_per_token(chosen, shares))
+        neurons = chosen.count if isinstance(chosen, Kept) else accounting.neurons
+        parameters, read = accounting.active_with(chosen, shares), accounting.bytes_per_token(chosen, shares)
+        return cls(neurons, shares, parameters, read)
 
 
 def _shares(shares: Shares, *, gated: bool) -> SharesReport:

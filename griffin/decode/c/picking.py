@@ -49,7 +49,7 @@ class PickingBlocks:
                 output_limits=self._address(thresholds.output_limits_LF[number]),
             )
             if isinstance(gate, Int8Columns):
-                by.gate.scales, by.factors = self._ones_D.data_ptr(), gate.scales_C.data_ptr()
+                by.gate.scales, by.factors = self._ones_D.data_ptr(), gate.scales.data_ptr()
             if thresholds.gate_limits_LF is not None:
                 by.gate_limits = self._address(thresholds.gate_limits_LF[number])
             blocks[number].thresholds = by

@@ -101,13 +101,12 @@ class NativeStep:
 
     def shares(self) -> Shares | None:
         """What tokens have read of the FF weights, on average since ``keep``; None without thresholds or tokens."""
-        if self._reads is None or not self._tokens:
+        if self._reads is None:
             return None
-        blocks = self._description.blocks
-        inputs, acting, giving = (count / (self._tokens * len(blocks)) for count in self._reads.tolist())
-        gate, neurons = inputs / self._weights.width, int(blocks[0].gate.matrix.rows)
-        gated = self._weights.layers[0].feed_forward.gated
-        return Shares(gate, acting / neurons if gated else gate, giving / neurons)
+        weights, layers = self._weights, len(self._weights.layers)
+        block = weights.layers[0].feed_forward
+        inputs, neurons = layers * weights.width, layers * block.contract.row_count
+        return Shares.counted(self._reads.tolist(), self._tokens, inputs, neurons, gated=block.gated)
 
     def __call__(self, id: int) -> Tensor:
         """The logits that follow a token, ``(V,)`` in fp32; its key and value join the cache.

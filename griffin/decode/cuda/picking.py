@@ -83,8 +83,7 @@ class PickingBuffers:
         """
         if not self._in_use:
             return None
-        inputs, acting, giving, tokens = self._reads_L4.sum(dim=0).tolist()
-        if not tokens:
-            return None
-        gate, neurons = inputs / (tokens * self._means_LD.shape[1]), tokens * self._resting_LF.shape[1]
-        return Shares(gate, acting / neurons if self._gated else gate, giving / neurons)
+        *reads, tokens = self._reads_L4.sum(dim=0).tolist()
+        layers = len(self.layers)
+        inputs, neurons = self._means_LD.numel(), self._resting_LF.numel()
+        return Shares.counted(reads, tokens // layers, inputs, neurons, gated=self._gated)

@@ -15,18 +15,34 @@ LARGEST = 127
 ROWS_AT_ONCE = 4096
 
 
-class Int8(Matrix):
-    """Two planes: codes int8 ``(R, C)``, and scales fp32 ``(R,)``. A number is its code times its row's scale."""
+class _Int8(Matrix):
+    """What both kinds have in common."""
 
     format = "int8"
     merges = False
 
-    def __init__(self, codes_RC: Tensor, scales_R: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, codes_RC: Tensor, scales: Tensor, dtype: torch.dtype) -> None:
         """
         Args:
             dtype: of activations and products.
         """
-        self.codes_RC, self.scales_R, self._dtype = codes_RC, scales_R, dtype
+        self.codes_RC, self.scales, self._dtype = codes_RC, scales, dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def columns(self) -> int:
+        return self.codes_RC.shape[1]
+
+    @property
+    def is_finite(self) -> bool:
+        return all_finite(self.scales)
+
+
+class Int8(_Int8):
+    """Two planes: codes int8 ``(R, C)``, and scales fp32 ``(R,)``. A number is its code times its row's scale."""
 
     @classmethod
     def rounded(cls, numbers_RC: Tensor) -> "Int8":
@@ -36,26 +52,14 @@ class Int8(Matrix):
 
     @property
     def planes(self) -> Sequence[Tensor]:
-        return self.codes_RC, self.scales_R
+        return self.codes_RC, self.scales
 
     def of(self, planes: Sequence[Tensor], shared: Sequence[Tensor] | None = None) -> "Int8":
         codes_RC, scales_R = planes
         return Int8(codes_RC, scales_R, self._dtype)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
-    @property
-    def columns(self) -> int:
-        return self.codes_RC.shape[1]
-
-    @property
-    def is_finite(self) -> bool:
-        return all_finite(self.scales_R)
-
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        return (self.codes_RC.float() * self.scales_R[:, None]).to(dtype or self._dtype)
+        return (self.codes_RC.float() * self.scales[:, None]).to(dtype or self._dtype)
 
     def product(self, x: Tensor, bias_R: Tensor | None = None) -> Tensor:
         # Codes are exact in every dtype; only the scale, in fp32, is not.
@@ -64,7 +68,7 @@ class Int8(Matrix):
         return (y if bias_R is None else y + bias_R.float()).to(x.dtype)
 
     def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
-        weighted = (z.float() * self.scales_R).to(z.dtype)
+        weighted = (z.float() * self.scales).to(z.dtype)
         pieces = torch.split(weighted, ROWS_AT_ONCE, dim=-1)
         y = torch.stack([
             (part @ codes.to(z.dtype)).float() for part, (codes, _) in zip(pieces, self._pieces(), strict=True)
@@ -73,24 +77,14 @@ class Int8(Matrix):
 
     def transposed(self) -> "Int8Columns":
         room = roomy(self.columns, self.row_count, torch.int8)
-        return Int8Columns(room.copy_(self.codes_RC.t()), self.scales_R, self._dtype)
+        return Int8Columns(room.copy_(self.codes_RC.t()), self.scales, self._dtype)
 
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(torch.split(self.codes_RC, ROWS_AT_ONCE), torch.split(self.scales_R, ROWS_AT_ONCE), strict=True)
+        return zip(torch.split(self.codes_RC, ROWS_AT_ONCE), torch.split(self.scales, ROWS_AT_ONCE), strict=True)
 
 
-class Int8Columns(Matrix):
+class Int8Columns(_Int8):
     """The transpose of ``Int8``: a plane, codes int8 ``(R, C)``, and shared by all rows scales fp32 ``(C,)``."""
-
-    format = "int8"
-    merges = False
-
-    def __init__(self, codes_RC: Tensor, scales_C: Tensor, dtype: torch.dtype) -> None:
-        """
-        Args:
-            dtype: of activations and products.
-        """
-        self.codes_RC, self.scales_C, self._dtype = codes_RC, scales_C, dtype
 
     @property
     def planes(self) -> Sequence[Tensor]:
@@ -98,35 +92,23 @@ class Int8Columns(Matrix):
 
     @property
     def shared(self) -> Sequence[Tensor]:
-        return (self.scales_C,)
+        return (self.scales,)
 
     def of(self, planes: Sequence[Tensor], shared: Sequence[Tensor] | None = None) -> "Int8Columns":
-        return Int8Columns(planes[0], self.scales_C if shared is None else shared[0], self._dtype)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
-    @property
-    def columns(self) -> int:
-        return self.codes_RC.shape[1]
-
-    @property
-    def is_finite(self) -> bool:
-        return all_finite(self.scales_C)
+        return Int8Columns(planes[0], self.scales if shared is None else shared[0], self._dtype)
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        return (self.codes_RC.float() * self.scales_C).to(dtype or self._dtype)
+        return (self.codes_RC.float() * self.scales).to(dtype or self._dtype)
 
     def product(self, x: Tensor, bias_R: Tensor | None = None) -> Tensor:
-        return functional.linear((x.float() * self.scales_C).to(x.dtype), self.codes_RC.to(x.dtype), bias_R)
+        return functional.linear((x.float() * self.scales).to(x.dtype), self.codes_RC.to(x.dtype), bias_R)
 
     def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
-        y = (z @ self.codes_RC.to(z.dtype)).float() * self.scales_C
+        y = (z @ self.codes_RC.to(z.dtype)).float() * self.scales
         return (y if bias_C is None else y + bias_C.float()).to(z.dtype)
 
     def transposed(self) -> Int8:
-        return Int8(self.codes_RC.t().contiguous(), self.scales_C, self._dtype)
+        return Int8(self.codes_RC.t().contiguous(), self.scales, self._dtype)
 
 
 def rounded_rows(numbers_RC: Tensor) -> tuple[Tensor, Tensor]:
