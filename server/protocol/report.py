@@ -80,8 +80,8 @@ class GriffinReport(BaseModel):
     auto: AutoReport | None = Field(description="if sparsity auto was asked for, by the request or the server")
     method: MethodName
     mode: ModeName
-    selection: StrategyName
-    statistic: StatisticName
+    selection: StrategyName | None = Field(description="how neurons were picked by the statistic; null by griffin+")
+    statistic: StatisticName | None = Field(description="what they were picked by; null by griffin+")
     neurons_kept: int = Field(description="all of them by method griffin+")
     neurons_total: int
     shares_read: SharesReport = Field(
