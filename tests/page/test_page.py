@@ -141,7 +141,7 @@ def shoot(page: Page, name: str) -> None:
 
 
 def test_the_same_request_at_two_sparsities(opened: Open, url: str) -> None:
-    """A quarter and a half by the default method: answers and figures are the API's own; words that differ are shown."""
+    """A quarter and a half by the default method: answers and figures are the API's own, differing words are marked."""
     page = opened(url)
     prompt = (
         "The lighthouse keeper had lived alone on the island for eleven years. One morning, after a storm, he found"
@@ -325,8 +325,8 @@ def test_all_by_keyboard(opened: Open) -> None:
             names.append(page.evaluate(focused).splitlines()[0].strip())
         assert names == [
             "Example", "Prompt", "completion", "Most tokens", "Temperature", "Repetition penalty", "Seed",
-            "Method", "both at once, on a worker each", "Run Ctrl Enter", "Sparsity", "Sparsity of A as a number", "Answer A",
-            "Sparsity",
+            "Method", "both at once, on a worker each", "Run Ctrl Enter", "Sparsity", "Sparsity of A as a number",
+            "Answer A", "Sparsity",
         ]  # fmt: skip
         page.keyboard.press("ArrowRight")
         expect(page.get_by_label("Sparsity of B as a number")).to_have_value("0.55")
