@@ -20,7 +20,6 @@ import json
 import secrets
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 from griffin.errors import GriffinError
@@ -32,7 +31,6 @@ MEMORY = 2**29
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
 
 
-@cache
 def require() -> None:
     """Check that a program can run here, and can import something.
 

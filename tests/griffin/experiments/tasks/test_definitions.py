@@ -151,7 +151,6 @@ def test_without_a_sandbox_nothing_is_asked(
 ) -> None:
     """Before any answer is computed."""
     monkeypatch.setattr(sandbox.sys, "platform", "darwin")
-    sandbox.require.cache_clear()
     with pytest.raises(GriffinError, match="run in a sandbox that only Linux has"):
         make_task("humaneval", write_data(tmp_path), manager)
 
@@ -259,7 +258,6 @@ def test_bad_data(
     """One line that names the file, the item and what is wrong with it."""
     if name == "humaneval":
         monkeypatch.setattr(sandbox, "passes", lambda _: True)
-        sandbox.require.cache_clear()
     with pytest.raises(GriffinError, match=message):
         make_task(name, write_data(tmp_path, **{name: samples}), manager)
 

@@ -25,7 +25,7 @@ from griffin.model.families import feed_forwards
 from griffin.model.loading import Checkpoint
 from griffin.neurons import Kept
 from tests.griffin import oracle
-from tests.griffin.experiments.data import write_data
+from tests.griffin.experiments.data import SAMPLES, write_data
 from tests.tiny import tiny_model
 
 Prompts = Callable[[int, int], list[int]]
@@ -156,8 +156,8 @@ def test_scores_of_tasks_are_lm_evals_own(words: Study) -> None:
 
 def test_functions_and_word_problems(smollm2: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answered by every method and scored with errors; the paper's tasks are without them. Stopped runs go on."""
-    programs: list[str] = []
-    monkeypatch.setattr(sandbox, "passes", lambda program: programs.append(program) or len(programs) % 2 == 0)
+    heads = [sample["prompt"] for sample in SAMPLES["humaneval"]]
+    monkeypatch.setattr(sandbox, "passes", lambda program: not program.startswith(heads[0]))
     model = tiny_model("llama", vocab_size=49152, max_position_embeddings=1024)
     study = Study(Checkpoint("tiny", model, smollm2.tokenizer), write_data(tmp_path / "data"), tmp_path / "tiny")
     variants = [FULL, HALF, plus(0.5)]
@@ -172,7 +172,6 @@ def test_functions_and_word_problems(smollm2: Checkpoint, tmp_path: Path, monkey
         scores = found["scores"]["humaneval"][variant.name]
         assert (scores["pass@1"], scores["pass@1_stderr"]) == (0.5, pytest.approx(0.5))
         assert set(found["scores"]["arithmetic"][variant.name]) >= {"em", "em_stderr"}
-    assert all("double(" in program and program.endswith("check(double)\n") for program in programs[1::2])
     assert "HumanEval pass@1" in score_table(found).text()
 
 
