@@ -22,7 +22,7 @@ from griffin.experiments.tasks.names import CLASSIFICATION, GENERATION, REASONIN
 from griffin.experiments.tasks.scores import score_table
 from griffin.method.statistic import magnitude as by_weight
 from griffin.model.families import feed_forwards
-from griffin.model.loading import Checkpoint
+from griffin.model.loading import Checkpoint, load
 from griffin.neurons import Kept
 from tests.griffin import oracle
 from tests.griffin.experiments.data import SAMPLES, write_data
@@ -133,6 +133,17 @@ def test_the_full_model_is_lm_evals_own(words: Study) -> None:
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
     assert ours.generate_until(texts) == reference.generate_until(texts)
+
+
+def test_a_file_with_its_own_codes(smollm2: Checkpoint, tmp_path: Path) -> None:
+    """Its embedding is no parameter. Its likelihoods are near those of the same values in fp32."""
+    found = []
+    for number, checkpoint in enumerate((load(device="cpu"), smollm2)):
+        study = Study(checkpoint, None, tmp_path / str(number))
+        asker = GriffinLM.of(study, FULL)
+        found += asker.loglikelihood([Instance("loglikelihood", {}, ("The capital of France is", " Paris"), 0)])
+
+    assert found[0][0] == pytest.approx(found[1][0], abs=0.05)
 
 
 def test_scores_of_tasks_are_lm_evals_own(words: Study) -> None:
