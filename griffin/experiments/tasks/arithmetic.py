@@ -1,7 +1,8 @@
-"""Arithmetic: word problems after four worked ones. The last number of an answer must be the right one.
+"""Arithmetic: word problems after four worked ones, answered by a whole number.
 
-The form is that of lm-eval's GSM8K with worked answers. The problems are our own, see ``word_problems``: they need no
-data set, and a score compares with no published one.
+The number after "The answer is" counts, or else the last one. Form and rule are those of lm-eval's GSM8K with worked
+answers: what a model adds to its answer does not count. The problems are ours, see ``word_problems``. They need no data
+set, and a score compares with no published one.
 """
 
 import re
@@ -36,14 +37,16 @@ WORKED = (
     ),
 )
 ITEMS = 200
-MOST_TOKENS = 192
+MOST_TOKENS = 160
+SAID = "The answer is"
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 def right(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """1 if the last number is the answer, else 0. Commas in it do not count."""
-    numbers = NUMBER.findall(results[0])
-    return {"em": float(bool(numbers) and float(numbers[-1].replace(",", "")) == doc["answer"])}
+    """1 if the number that is given is the answer, else 0. Commas in it do not count."""
+    before, said, after = results[0].partition(SAID)
+    numbers = NUMBER.findall(after)[:1] if said else NUMBER.findall(before)[-1:]
+    return {"em": float(any(float(number.replace(",", "")) == doc["answer"] for number in numbers))}
 
 
 def _data(**_: Any) -> dict[str, datasets.Dataset]:

@@ -156,7 +156,7 @@ def test_without_a_sandbox_nothing_is_asked(
 
 
 def test_word_problems(manager: TaskManager) -> None:
-    """They need no data. Each follows the same four worked ones; the last number of an answer counts."""
+    """They need no data, and follow the same four worked ones. What an answer says it is counts, or its last number."""
     texts = [text for text, _ in asked("arithmetic", Path("nowhere"), manager)]
     task = make_task("arithmetic", Path("nowhere"), manager)
     head = "\n\n".join(f"Q: {question}\nA: {worked}" for question, worked in WORKED)
@@ -167,6 +167,7 @@ def test_word_problems(manager: TaskManager) -> None:
     assert texts[0] == f"{head}\n\nQ: {question}\nA:"
     for text, found in (
         (f" 3 + 4 = {answer}.", 1), (f"The answer is ${answer}.00.", 1), (f"{answer}, not 7", 0), ("Many.", 0),
+        (f"1 + 1. The answer is {answer}. The answer is 7.", 1), (f"{answer}. The answer is none.", 0),
     ):  # fmt: skip
         assert task.process_results(task.eval_docs[0], [text]) == {"em": found}
     assert task.process_results({"answer": 1200}, [" It is 1,200!"]) == {"em": 1}
