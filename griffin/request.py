@@ -21,6 +21,8 @@ MOST_LOGPROBS = 20
 
 MethodName = Literal["griffin", "griffin+"]
 METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
+# Where nobody names one: of the server and of ``tune``. A ``Pruning`` that names none is the paper's.
+DEFAULT_METHOD: MethodName = "griffin+"
 StatisticName = Literal["flocking", "magnitude"]
 STATISTICS: tuple[StatisticName, ...] = get_args(StatisticName)
 StrategyName = Literal["top_k", "sample", "top_k_sample"]
@@ -120,7 +122,8 @@ class Pruning:
     statistic: what they are picked by.
     seed: for strategies that draw; None draws differently each time.
     method: griffin is the paper to the letter; griffin+ loses less for as many active parameters, see
-        ``method.griffin_plus``.
+        ``method.griffin_plus``. Here the default is griffin, which has a selection and a statistic and runs on
+        weights that are streamed too. Servers have a default of their own.
     reuse: what was chosen for another prompt; it is taken as it is.
     auto: find the sparsity once the prompt has been read.
     """

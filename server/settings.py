@@ -3,12 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from griffin.request import MethodName, ModeName
+from griffin.request import DEFAULT_METHOD, MethodName, ModeName
 
 PREFIX = "GRIFFIN_"
 # Where Docker and Kubernetes mount secrets: a file griffin_api_keys there is as good as the variable.
@@ -90,8 +90,12 @@ class Settings(BaseSettings):
         ),
     ] = 5.0
     method: Annotated[
-        MethodName, Field(description="of choosing neurons, when a request names none: griffin is the paper's")
-    ] = "griffin"
+        MethodName,
+        Field(
+            description="of choosing what tokens read, when a request names none; griffin is the paper's, and the "
+            "default with --ff-offload"
+        ),
+    ] = DEFAULT_METHOD
     mode: Annotated[
         ModeName,
         Field(
@@ -193,6 +197,13 @@ class Settings(BaseSettings):
         if isinstance(value, str) and not value.strip() and info.field_name != "api_keys":
             raise ValueError(EMPTY)
         return value
+
+    @model_validator(mode="after")
+    def _method_of_streamed_weights(self) -> Self:
+        """The default there is the one that can run there. A method that was named is checked with the model."""
+        if self.ff_offload != "none" and "method" not in self.model_fields_set:
+            self.method = "griffin"
+        return self
 
     @field_validator("served_model_name")
     @classmethod

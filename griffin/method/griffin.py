@@ -12,6 +12,7 @@ from torch import Tensor
 from griffin.method.interface import Method
 from griffin.method.statistic import PromptStatistic, magnitude
 from griffin.method.strategies import STRATEGIES
+from griffin.model.accounting import Accounting
 from griffin.neurons import Kept, kept_count
 from griffin.request import Pruning
 
@@ -30,6 +31,10 @@ class Griffin(Method):
     @classmethod
     def settings(cls, pruning: Pruning) -> list[Any]:
         return [pruning.statistic, pruning.selection]
+
+    @classmethod
+    def reads(cls, sparsity: float, accounting: Accounting) -> tuple[int, int]:
+        return accounting.active(accounting.kept(sparsity)), accounting.bytes_per_token_at(sparsity)
 
     def choose(self, statistic: PromptStatistic, pruning: Pruning) -> Kept:
         scores_LF = statistic.value() if pruning.statistic == "flocking" else self._magnitude()

@@ -26,6 +26,7 @@ from griffin.method import budget
 from griffin.method.interface import Method
 from griffin.method.resting import resting_values
 from griffin.method.statistic import Activations, PromptStatistic
+from griffin.model.accounting import Accounting
 from griffin.request import Pruning
 from griffin.thresholds import Thresholds
 
@@ -52,6 +53,11 @@ class GriffinPlus(Method):
     @classmethod
     def settings(cls, pruning: Pruning) -> list[Any]:
         return [cls.name, [asdict(budget.shares(pruning.sparsity, gated=gated)) for gated in (True, False)]]
+
+    @classmethod
+    def reads(cls, sparsity: float, accounting: Accounting) -> tuple[int, int]:
+        shares = budget.shares(sparsity, gated=accounting.gated)
+        return accounting.active_at(shares), accounting.bytes_at(shares)
 
     def choose(self, statistic: PromptStatistic, pruning: Pruning) -> Thresholds:
         shares = budget.shares(pruning.sparsity, gated=self._gated)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from griffin.method.statistic import PromptStatistic
+from griffin.model.accounting import Accounting
 from griffin.model.families import FeedForward
 from griffin.neurons import Chosen
 from griffin.request import MethodName, Pruning
@@ -42,6 +43,11 @@ class Method(ABC):
     @abstractmethod
     def settings(cls, pruning: Pruning) -> list[Any]:
         """What its choice depends on besides sparsity and text, as JSON values that differ from any other method's."""
+
+    @classmethod
+    @abstractmethod
+    def reads(cls, sparsity: float, accounting: Accounting) -> tuple[int, int]:
+        """How many parameters and bytes of weights a token reads at a sparsity, as planned before any prompt."""
 
     @abstractmethod
     def choose(self, statistic: PromptStatistic, pruning: Pruning) -> Chosen:

@@ -149,13 +149,17 @@ class Accounting:
             return self.weight_bytes
         if isinstance(chosen, Kept):
             blocks = zip(chosen.counts, self.block_bytes, strict=True)
-            skipped = sum((self.width - count) * each.by_neuron / self.width for count, each in blocks)
-        else:
-            skipped = sum(each.skipped(shares or chosen.planned) for each in self.block_bytes)
-        return self.weight_bytes - round(skipped)
+            return self.weight_bytes - round(
+                sum((self.width - count) * each.by_neuron / self.width for count, each in blocks)
+            )
+        return self.bytes_at(shares or chosen.planned)
+
+    def bytes_at(self, shares: Shares) -> int:
+        """The same where each token picks these shares of the FF matrices."""
+        return self.weight_bytes - round(sum(each.skipped(shares) for each in self.block_bytes))
 
     def bytes_per_token_at(self, sparsity: float) -> int:
-        """The same, where every layer keeps as many neurons."""
+        """The same where every layer keeps the same number of neurons."""
         return self._weights_read(self.kept(sparsity))
 
     def bytes_per_step(self, kept: int, context_tokens: int) -> int:

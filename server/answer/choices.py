@@ -42,7 +42,7 @@ def choose(
     verification = _verification(options, settings, scored)
     if verification.draft == "ngram":
         _require_no_neurons(options, requested)
-        pruning = Pruning()
+        pruning = Pruning(method=settings.method)
     elif options.expert_set is not None:
         pruning = _reused(options, options.expert_set, requested, model)
     else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from griffin import Accounting, Comparison, Verified
 from griffin.method.auto import Outlook
 from griffin.neurons import Chosen, Kept
+from griffin.request import METHOD_FIELDS
 from griffin.thresholds import Shares
 from server.answer.counts import Counts
 from server.protocol.fields import SparsityChoice
@@ -52,7 +53,7 @@ class Report:
     def griffin(self) -> GriffinReport:
         """What was applied, and why."""
         accounting, counts, chosen = self._accounting, self._counts, self._counts.selections
-        read = self._read()
+        read, takes = self._read(), METHOD_FIELDS[counts.pruning.method]
         sets = [prompt.selection.expert_set if prompt.selection else None for prompt in counts.prompts]
         # All answers to a prompt have the same limit.
         limits = [ask.samplings[0].max_tokens if ask.samplings else 0 for ask in self._job.asks]
@@ -63,8 +64,8 @@ class Report:
             auto=_auto(counts.outlook),
             method=counts.pruning.method,
             mode=self._job.asks[0].verification.mode,
-            selection=counts.pruning.selection,
-            statistic=counts.pruning.statistic,
+            selection=counts.pruning.selection if "selection" in takes else None,
+            statistic=counts.pruning.statistic if "statistic" in takes else None,
             neurons_kept=read.neurons,
             neurons_total=accounting.neurons,
             shares_read=_shares(read.shares, gated=accounting.gated),

@@ -11,7 +11,7 @@ const KEY = "griffin-key";
 const byId = (/** @type {string} */ id) => document.getElementById(id);
 const form = byId("request");
 const api = new Api();
-const panes = [new Pane(byId("pane"), "A", "B", 0), new Pane(byId("pane"), "B", "A", 0.5)];
+const panes = [new Pane(byId("pane"), "A", "B", 0.25), new Pane(byId("pane"), "B", "A", 0.5)];
 
 /** Of the run that is under way. @type {?AbortController} */
 let running = null;
@@ -28,7 +28,10 @@ async function meet() {
     byId("key-field").hidden = !state.needs_key;
     byId("at-once").disabled = state.workers < 2;
     if (state.workers < 2) byId("at-once").checked = false;
-    if (state.ready) break;
+    if (state.ready) {
+      byId("method").value = state.method;
+      break;
+    }
     byId("model").textContent = `Not ready: ${state.trouble}`;
     await new Promise((resolve) => setTimeout(resolve, waitMs));
   }
@@ -60,6 +63,7 @@ function ask() {
     temperature: byId("temperature").valueAsNumber,
     repetition_penalty: byId("penalty").valueAsNumber,
     seed: byId("seed").valueAsNumber,
+    griffin: { method: byId("method").value },
     stream: true,
     stream_options: { include_usage: true },
   };
@@ -132,10 +136,19 @@ async function picture(prompt) {
   panes.forEach(({ griffin, flock }, i) => {
     if (running || !griffin) return;
     if (sets[i] instanceof Error) flock.explain(sentence(sets[i]));
-    else if (sets[i] && !sets[i].kept) flock.explain("No neuron was left out: each token picked what it read.");
+    else if (sets[i] && !sets[i].kept) flock.explain(picked(griffin.shares_read));
     else if (sets[i]) flock.show(sets[i], sets[1 - i]?.kept ? sets[1 - i] : null, prompt);
     else flock.explain(`All ${plural(griffin.neurons_total, "neuron")} were used.`);
   });
+}
+
+/** By method griffin+ there are no kept neurons to draw. `up` is null in a model without a gate. */
+function picked({ gate, up, down }) {
+  const of = (share, matrix) => `${Math.round(100 * share)} % of ${matrix}`;
+  const shares = up === null
+    ? `${of(gate, "the first feed-forward matrix")} and ${of(down, "the second")}`
+    : `${of(gate, "the gate")}, ${of(up, "the up")} and ${of(down, "the down matrix")}`;
+  return `Each token picked the weights that it read: on average ${shares}.`;
 }
 
 async function experts(/** @type {?string} */ name) {

@@ -114,18 +114,21 @@ export class Pane {
 
   /** Before the server has said what it uses: the same sum, of the model's figures. */
   #preview() {
-    this.slider.setAttribute("aria-valuetext", `${Math.round(this.sparsity * 100)} % of the neurons left out`);
+    this.slider.setAttribute("aria-valuetext", `${Math.round(this.sparsity * 100)} % of the feed-forward weights left out`);
     if (!this.#model || Number.isNaN(this.sparsity)) return;
     const left = ({ total, feed_forward }) => total - this.sparsity * feed_forward;
     const { parameters, bytes_per_token } = this.#model;
     this.#bar(left(parameters), parameters.total, left(bytes_per_token));
   }
 
+  /** What a token reads: its bytes are what its time goes by. */
   #bar(active, total, bytes) {
-    const share = `${((100 * active) / total).toFixed(0)} %`;
-    this.#find(".active").style.width = share.replace(" ", "");
+    const whole = this.#model.bytes_per_token.total;
+    const share = Math.round((100 * bytes) / whole);
+    this.#find(".active").style.width = `${share}%`;
+    const fewer = bytes < whole ? `${100 - share} % fewer` : "the full model";
     this.#find(".counts").textContent =
-      `${short(active)} of ${short(total)} parameters for each token (${share}), ${size(bytes)} of weights`;
+      `${size(bytes)} a token (${fewer}), ${short(active)} of ${short(total)} parameters`;
   }
 
   #append(text) {
@@ -143,7 +146,7 @@ export class Pane {
 
   #report({ usage, griffin, metrics }) {
     this.griffin = griffin;
-    this.#bar(griffin.active_parameters, griffin.total_parameters, griffin.bytes_per_token);
+    if (this.#model) this.#bar(griffin.active_parameters, griffin.total_parameters, griffin.bytes_per_token);
     const said = (value, digits, unit) => (value === null ? "" : `server: ${value.toFixed(digits)}${unit}`);
     this.#find(".rate-server").textContent = said(metrics.tokens_per_second, 1, "");
     this.#find(".first-server").textContent = said(metrics.time_to_first_token_ms, 0, " ms");

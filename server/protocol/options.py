@@ -17,27 +17,28 @@ class GriffinOptions(BaseModel):
 
     method: MethodName | None = Field(
         default=None,
-        description="griffin is the paper to the letter, griffin+ loses less for as many active parameters; absent, "
-        "the server's default",
+        description="griffin+: the prompt sets thresholds, by which each token picks what it reads; griffin, the paper "
+        "to the letter: the prompt chooses neurons, and all others are removed; absent, the server's default",
     )
     selection: StrategyName | None = Field(
-        default=None, description="how neurons are picked from the statistic; default top_k"
+        default=None, description="of griffin: how neurons are picked from the statistic; default top_k"
     )
     statistic: StatisticName | None = Field(
-        default=None, description="flocking, of the prompt (the paper's, and the default), or of the weights alone"
+        default=None,
+        description="of griffin: flocking, of the prompt (the paper's, and the default), or of the weights alone",
     )
     expert_set: Annotated[Text, Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="take the neurons of an earlier answer, by the expert_set of its report; none chosen"
+        default=None, description="take what was chosen for an earlier answer, by the expert_set of its report"
     )
     mode: ModeName | None = Field(
         default=None,
-        description="fast takes what the kept neurons generate; guarded has the full model replace what it finds too "
+        description="fast takes what the sparse model generates; guarded has the full model replace what it finds too "
         "unlikely; lossless is what the full model generates: sparsity 0's tokens in float32, but in bfloat16 "
         "only until rounding decides between two nearly equally likely tokens. Absent, the server's default",
     )
     draft: DraftName | None = Field(
         default=None,
-        description="of guarded and lossless: what the full model verifies, tokens of the kept neurons, n-grams that "
+        description="of guarded and lossless: what the full model verifies, tokens of the sparse model, n-grams that "
         "occurred before, or both; default pruned",
     )
     draft_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFT_TOKENS), Whole] | None = Field(
@@ -50,7 +51,7 @@ class GriffinOptions(BaseModel):
     )
     refresh: bool | None = Field(
         default=None,
-        description="of guarded and lossless: choose neurons anew as the full model reads on; default true",
+        description="of guarded and lossless: choose anew as the full model reads on; default true",
     )
     compare: bool | None = Field(
         default=False, description="afterwards, run the answer through the full model too, and report how they differ"
@@ -58,6 +59,6 @@ class GriffinOptions(BaseModel):
     prompt_tokens: Annotated[int, Field(ge=1), Clamped, Whole] | None = Field(
         default=None,
         description="with echo, logprobs and a sparsity: the full model reads that many tokens of the prompt and "
-        "neurons are chosen on them; the rest is read by the kept neurons. Default: all but the last input, the "
-        "paper's simulated generation for classification",
+        "the choice is made on them; the rest is read sparsely. Default: all but the last input, the paper's simulated "
+        "generation for classification",
     )

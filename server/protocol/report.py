@@ -35,7 +35,7 @@ class VerificationReport(BaseModel):
     acceptance_rate: float | None = Field(description="accepted over drafted; null where nothing was drafted")
     rollbacks: int = Field(description="passes after which some of a block was thrown away")
     passes: int = Field(description="of the full model over a block of drafts")
-    refreshes: int = Field(description="how often other neurons were taken")
+    refreshes: int = Field(description="how often the choice was made anew")
     active_parameters_per_token: int | None = Field(
         description="that all steps and passes read, over the tokens after the first of each answer"
     )
@@ -43,7 +43,7 @@ class VerificationReport(BaseModel):
 
 
 class ComparisonReport(BaseModel):
-    """Kept neurons beside the full model on the tokens that were generated, both given the same ones before."""
+    """The sparse beside the full model on the tokens that were generated, both given the same ones before."""
 
     tokens: int = Field(description="that were compared, of all sequences; the figures are their means")
     kl: float = Field(description="of the pruned distribution from the full one, in nats")
@@ -80,8 +80,8 @@ class GriffinReport(BaseModel):
     auto: AutoReport | None = Field(description="if sparsity auto was asked for, by the request or the server")
     method: MethodName
     mode: ModeName
-    selection: StrategyName
-    statistic: StatisticName
+    selection: StrategyName | None = Field(description="how neurons were picked by the statistic; null by griffin+")
+    statistic: StatisticName | None = Field(description="what they were picked by; null by griffin+")
     neurons_kept: int = Field(description="all of them by method griffin+")
     neurons_total: int
     shares_read: SharesReport = Field(
@@ -93,14 +93,14 @@ class GriffinReport(BaseModel):
     bytes_per_token: int = Field(
         description="of weights that each token after the first reads, on average; keys and values come on top"
     )
-    prompt_tokens: int | None = Field(description="that the neurons were chosen on; of several prompts the sum")
+    prompt_tokens: int | None = Field(description="that the choice was made on; of several prompts the sum")
     selection_ms: float | None = Field(
         description="from the finished prompt to the first token's step; of several prompts the sum"
     )
     expert_set: str | None = Field(description="a name for exactly this choice; of several prompts the first's")
     expert_sets: list[str | None] | None = Field(description="one for each prompt, when there are several")
     verification: VerificationReport | None = Field(description="null in mode fast, and where nothing is drafted")
-    comparison: ComparisonReport | None = Field(description="if compare was asked for and neurons were removed")
+    comparison: ComparisonReport | None = Field(description="if compare was asked for and anything was left out")
     max_tokens: int = Field(
         description="limit that applied to the answer: the request's, the default, or the rest of the context; 0 if "
         "nothing was to be generated; of several prompts the first's"

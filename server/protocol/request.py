@@ -121,8 +121,8 @@ class GenerationRequest(BaseModel):
     user: Any = Field(default=None, description="accepted; has no effect")
     sparsity: SparsityChoice | None = Field(
         default=None,
-        description="fraction of feed-forward neurons removed while generating; 0 is the dense model; auto is the "
-        "largest whose predicted loss on this prompt stays within the server's limit",
+        description="fraction of the feed-forward weights that generated tokens do not read; 0 is the dense model; "
+        "auto is the largest whose predicted loss on this prompt stays within the server's limit",
     )
     griffin: GriffinOptions | None = None
 

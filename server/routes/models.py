@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 
 from griffin import Sampling
+from griffin.method.methods import METHODS
 from server.errors import ASKED, documented
 from server.protocol.fields import SparsityChoice
 from server.protocol.model import ModelCard, ModelList, Parameters, SamplingDefaults, TokenBytes
@@ -31,6 +32,7 @@ def _card(service: Service, name: str) -> ModelCard:
     model, alias_sparsity = service.resolve(name)
     own = name if alias_sparsity is None else name.rpartition(ALIAS)[0]
     sparsity = service.settings.sparsity if alias_sparsity is None else alias_sparsity
+    accounting, (active, active_bytes) = model.engine.accounting, _reads(service, model, sparsity)
     return ModelCard(
         id=name,
         created=model.created,
@@ -39,8 +41,10 @@ def _card(service: Service, name: str) -> ModelCard:
         max_model_len=model.engine.context_length,
         sparsity=sparsity,
         sampling_defaults=_sampling_defaults(model),
-        parameters=_parameters(model, sparsity),
-        bytes_per_token=_bytes_per_token(model, sparsity),
+        parameters=Parameters(total=accounting.total, feed_forward=accounting.feed_forward, active=active),
+        bytes_per_token=TokenBytes(
+            total=accounting.weight_bytes, feed_forward=accounting.feed_forward_bytes, active=active_bytes
+        ),
         aliases=aliases(own),
     )
 
@@ -51,14 +55,9 @@ def _sampling_defaults(model: ServedModel) -> SamplingDefaults:
     return SamplingDefaults(**values | dict(model.sampling_defaults))
 
 
-def _parameters(model: ServedModel, sparsity: SparsityChoice) -> Parameters:
-    accounting = model.engine.accounting
-    # Auto comes to a number only with a prompt.
-    active = None if sparsity == "auto" else accounting.active(accounting.kept(sparsity))
-    return Parameters(total=accounting.total, feed_forward=accounting.feed_forward, active=active)
-
-
-def _bytes_per_token(model: ServedModel, sparsity: SparsityChoice) -> TokenBytes:
-    accounting = model.engine.accounting
-    active = None if sparsity == "auto" else accounting.bytes_per_token_at(sparsity)
-    return TokenBytes(total=accounting.weight_bytes, feed_forward=accounting.feed_forward_bytes, active=active)
+def _reads(service: Service, model: ServedModel, sparsity: SparsityChoice) -> tuple[int, int] | tuple[None, None]:
+    """Parameters and bytes that a token reads by the default method, as planned."""
+    if sparsity == "auto":
+        # It comes to a number only with a prompt.
+        return None, None
+    return METHODS[service.settings.method].reads(sparsity, model.engine.accounting)

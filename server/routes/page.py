@@ -89,4 +89,5 @@ async def _state(request: Request) -> dict[str, object]:
         "trouble": trouble,
         "needs_key": service.settings.api_keys is not None,
         "workers": service.settings.all_workers,
+        "method": service.settings.method,
     }

@@ -18,7 +18,7 @@ from griffin.experiments.common.study import Study
 from griffin.experiments.common.variants import Variant
 from griffin.experiments.tasks.harness import GriffinLM
 from griffin.model.loading import Checkpoint
-from griffin.request import StatisticName
+from griffin.request import DEFAULT_METHOD, StatisticName
 from tests.clients.common import MODEL
 
 CHOICES: list[tuple[str, list[str], int]] = [
@@ -50,6 +50,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "griffin_choices": [{"text": text, "choices": choices, "answer": answer} for text, choices, answer in CHOICES],
     "griffin_texts": [{"text": text} for text in QUESTIONS],
 }
+
+PLUS = Variant("pruned", 0.5, method=DEFAULT_METHOD)
 
 Evaluate = Callable[..., dict[str, Any]]
 
@@ -165,7 +167,7 @@ def test_the_servers_own_tokenizer(
 def test_scores_of_the_pruned_model_are_others(
     evaluate: Evaluate, completions: dict[str, Any], expected: dict[str, dict[str, Any]]
 ) -> None:
-    """lm-eval can add no field, but it can name the model at half of its neurons."""
+    """lm-eval can add no field, but it can name the model at half of its weights."""
     result = evaluate(
         "griffin_choices", "local-completions", model_args={**completions, "model": f"{MODEL}@sparsity=0.5"}
     )
@@ -183,22 +185,28 @@ def study(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Stud
     return Study(smollm2, None, tmp_path_factory.mktemp("study"))
 
 
-@pytest.mark.parametrize("statistic", ["flocking", "magnitude"])
 def test_simulated_generation_is_the_servers_sparse_scoring(
-    evaluate: Evaluate, study: Study, completions: dict[str, Any], url: str, statistic: StatisticName
+    evaluate: Evaluate, study: Study, completions: dict[str, Any]
 ) -> None:
-    """lm-eval's griffin model masks activations, the server gathers neurons: two paths, the same scores."""
-    variant = Variant("pruned", 0.5, statistic)
-    result = evaluate("griffin_choices", GriffinLM.of(study, variant))
-    if statistic == "flocking":
-        served = evaluate("griffin_choices", "local-completions",
-                          model_args={**completions, "model": f"{MODEL}@sparsity=0.5"})  # fmt: skip
-        expected = scores(served)
-        assert greedy(result) == greedy(served)
-    else:
-        expected = [
-            _served(url, study, context, choice, statistic) for context, choices, _ in CHOICES for choice in choices
-        ]
+    """By the default method: lm-eval's griffin model masks activations, the server skips weights; the same scores."""
+    result = evaluate("griffin_choices", GriffinLM.of(study, PLUS))
+    served = evaluate(
+        "griffin_choices", "local-completions", model_args={**completions, "model": f"{MODEL}@sparsity=0.5"}
+    )
+
+    assert scores(result) == pytest.approx(scores(served), abs=2e-2)
+    assert greedy(result) == greedy(served)
+
+
+@pytest.mark.parametrize("statistic", ["flocking", "magnitude"])
+def test_the_papers_simulated_generation_is_the_servers(
+    evaluate: Evaluate, study: Study, url: str, statistic: StatisticName
+) -> None:
+    """By the paper's method: one masks activations, the other gathers neurons."""
+    result = evaluate("griffin_choices", GriffinLM.of(study, Variant("pruned", 0.5, statistic)))
+    expected = [
+        _served(url, study, context, choice, statistic) for context, choices, _ in CHOICES for choice in choices
+    ]
 
     assert scores(result) == pytest.approx(expected, abs=2e-2)
 
@@ -216,8 +224,8 @@ def _served(url: str, study: Study, context: str, choice: str, statistic: str) -
 
 
 def test_generated_texts_are_the_servers(evaluate: Evaluate, study: Study, completions: dict[str, Any]) -> None:
-    """At half of the neurons too."""
-    result = evaluate("griffin_texts", GriffinLM.of(study, Variant("pruned", 0.5)))
+    """At half of the weights too."""
+    result = evaluate("griffin_texts", GriffinLM.of(study, PLUS))
     served = evaluate(
         "griffin_texts", "local-completions", model_args={**completions, "model": f"{MODEL}@sparsity=0.5"}
     )

@@ -141,26 +141,33 @@ def shoot(page: Page, name: str) -> None:
 
 
 def test_the_same_request_at_two_sparsities(opened: Open, url: str) -> None:
-    """Both answers are the API's own; their figures, words that differ and the chosen neurons are shown."""
+    """A quarter and a half by the default method: answers and figures are the API's own, differing words are marked."""
     page = opened(url)
     prompt = (
         "The lighthouse keeper had lived alone on the island for eleven years. One morning, after a storm, he found"
     )
     page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_label("Most tokens").fill("24")
+    expect(page.get_by_label("Method")).to_have_value("griffin+")
     run(page)
     both_done(page)
 
     body = {"prompt": prompt, "max_tokens": 24, "temperature": 0, "seed": 1, "repetition_penalty": 1.1}
-    read = httpx.get(f"{url}/v1/models").json()["data"][0]["bytes_per_token"]
-    for name, sparsity, parameters in (("A", 0, "134.5 M of 134.5 M"), ("B", 0.5, "94.7 M of 134.5 M")):
-        choice = httpx.post(f"{url}/v1/completions", json={**body, "sparsity": sparsity}, timeout=60).json()["choices"][
-            0
-        ]
-        assert answer(page, name) == choice["text"]
-        megabytes = f"{(read['total'] - sparsity * read['feed_forward']) / 1e6:.0f} MB of weights"
-        expect(pane(page, name).locator(".counts")).to_contain_text(parameters)
-        expect(pane(page, name).locator(".counts")).to_contain_text(megabytes)
+    whole = httpx.get(f"{url}/v1/models").json()["data"][0]["bytes_per_token"]["total"]
+    for name, sparsity in (("A", 0.25), ("B", 0.5)):
+        given = httpx.post(f"{url}/v1/completions", json={**body, "sparsity": sparsity}, timeout=60).json()
+        report = given["griffin"]
+        assert answer(page, name) == given["choices"][0]["text"]
+        read, active = report["bytes_per_token"], report["active_parameters"]
+        expect(pane(page, name).locator(".counts")).to_have_text(
+            f"{read / 1e6:.0f} MB a token ({100 - round(100 * read / whole)} % fewer), "
+            f"{active / 1e6:.1f} M of 134.5 M parameters"
+        )
+        gate, up, down = (f"{100 * share:.0f} %" for share in report["shares_read"].values())
+        expect(pane(page, name).locator("figcaption")).to_have_text(
+            f"Each token picked the weights that it read: on average {gate} of the gate, {up} of the up and {down} of "
+            "the down matrix."
+        )
         expect(state(page, name)).to_have_text(f"Done at sparsity {sparsity}: 24 tokens, as many as allowed.")
         assert float(pane(page, name).locator(".rate").inner_text()) > 0
         expect(pane(page, name).locator(".rate-server")).to_have_text(re.compile(r"server: [\d.]+"))
@@ -170,19 +177,18 @@ def test_the_same_request_at_two_sparsities(opened: Open, url: str) -> None:
     expect(page.locator("#agreement")).to_have_text(
         re.compile(r"First difference at word \d+; \d+ % of the words agree.")
     )
-    expect(pane(page, "A").locator("figcaption")).to_have_text("All 46,080 neurons were used.")
-    expect(pane(page, "B").locator("figcaption")).to_have_text(
-        "Kept for this prompt: 23040 of 46080 neurons in 30 layers."
-    )
+    shoot(page, "light")
+    page.emulate_media(color_scheme="dark")
+    shoot(page, "dark")
 
 
 def test_two_sets_of_neurons_are_compared(opened: Open, url: str) -> None:
     """Smaller sets of the same prompt lie within larger ones; layers can be walked through; a chat is possible."""
     page = opened(url)
+    page.get_by_label("Method").select_option("griffin")
     page.get_by_label("Example").select_option("Why leaves turn red")
     expect(page.get_by_label("chat")).to_be_checked()
     page.get_by_label("Most tokens").fill("24")
-    sparsities(page, 0.25, 0.5)
     run(page)
     both_done(page)
 
@@ -191,7 +197,7 @@ def test_two_sets_of_neurons_are_compared(opened: Open, url: str) -> None:
         "67 % of them, drawn darker, are kept in B too (Jaccard index 0.67)"
     )
     expect(b.locator("figcaption")).to_contain_text("100 % of them, drawn darker, are kept in A too")
-    shoot(page, "light")
+    shoot(page, "neurons")
     a.get_by_role("img").focus()
     expect(a.locator(".layer")).to_have_text("Layer 0: 1152 of 1536 kept, 67 % of them in B too.")
     page.keyboard.press("End")
@@ -216,13 +222,19 @@ INK = """canvas => {
 
 
 def test_a_prompt_that_is_known_says_so(opened: Open, url: str) -> None:
-    """The second reading is cheaper, so its first token cannot be compared: the page tells."""
+    """The second reading is cheaper, so its first token cannot be compared: the page tells. The first is the full
+    model's."""
     page = opened(url)
     page.get_by_label("Prompt", exact=True).fill("word " * 400)
     page.get_by_label("Most tokens").fill("2")
+    sparsities(page, 0, 0.5)
     run(page)
     both_done(page)
 
+    expect(pane(page, "A").locator("figcaption")).to_have_text("All 46,080 neurons were used.")
+    expect(pane(page, "A").locator(".counts")).to_have_text(
+        "97 MB a token (the full model), 134.5 M of 134.5 M parameters"
+    )
     expect(pane(page, "B").locator(".usage")).to_have_text(
         re.compile(r"256 of 40\d prompt tokens were known already, which brought the first token sooner.")
     )
@@ -247,7 +259,7 @@ def test_a_phone_and_both_schemes(opened: Open, url: str, scheme: str) -> None:
     page = opened(url, PHONE, scheme)
     assert fits(page)
     page.get_by_label("Most tokens").fill("8")
-    sparsities(page, 0.25, 0.5)
+    page.get_by_label("Method").select_option("griffin")
     run(page)
     both_done(page)
     expect(pane(page, "B").locator("canvas")).to_be_visible()
@@ -308,13 +320,13 @@ def test_all_by_keyboard(opened: Open) -> None:
         page = opened(url)
         names = []
         focused = "(e => e.labels?.[0]?.innerText.trim() || e.ariaLabel || e.innerText)(document.activeElement)"
-        for _ in range(13):
+        for _ in range(14):
             page.keyboard.press("Tab")
             names.append(page.evaluate(focused).splitlines()[0].strip())
         assert names == [
             "Example", "Prompt", "completion", "Most tokens", "Temperature", "Repetition penalty", "Seed",
-            "both at once, on a worker each", "Run Ctrl Enter", "Sparsity", "Sparsity of A as a number", "Answer A",
-            "Sparsity",
+            "Method", "both at once, on a worker each", "Run Ctrl Enter", "Sparsity", "Sparsity of A as a number",
+            "Answer A", "Sparsity",
         ]  # fmt: skip
         page.keyboard.press("ArrowRight")
         expect(page.get_by_label("Sparsity of B as a number")).to_have_value("0.55")
@@ -355,15 +367,16 @@ def test_both_at_once(opened: Open) -> None:
 
 def test_tokens_that_pick_what_they_read(opened: Open) -> None:
     """By method griffin+ there are no kept neurons to draw: a sentence says so, and a second run and a click go on."""
-    with served(ScriptedEngine(), method="griffin+") as url:
+    with served(ScriptedEngine()) as url:
         page = opened(url)
-        sparsities(page, 0.25, 0.5)
         page.get_by_label("Most tokens").fill("5")
         for _ in range(2):
             run(page)
             both_done(page)
             for name in "AB":
-                expect(pane(page, name)).to_contain_text("No neuron was left out: each token picked what it read.")
+                expect(pane(page, name)).to_contain_text(
+                    "on average 60 % of the gate, 50 % of the up and 25 % of the down matrix."
+                )
 
 
 def test_markup_of_a_model_stays_text(opened: Open) -> None:

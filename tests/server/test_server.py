@@ -42,14 +42,27 @@ def running_requests(url: str) -> float:
     return metric(url, "griffin_num_requests_running")
 
 
-def test_half_of_the_neurons(client: openai.OpenAI) -> None:
-    """SmolLM2 at 0.5 uses 94,701,888 of its 134,515,008 parameters, and says so."""
+def test_half_of_the_weights(client: openai.OpenAI) -> None:
+    """By default about as many parameters as were planned, 94,701,888, and says how many; no neuron is removed."""
     answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=8, extra_body={"sparsity": 0.5})
+    report = answer.griffin
+
+    planned = client.models.retrieve(f"{MODEL}@sparsity=0.5")
+    assert report["active_parameters"] == pytest.approx(planned.parameters["active"], rel=0.05)
+    assert report["bytes_per_token"] == pytest.approx(planned.bytes_per_token["active"], rel=0.05)
+    assert (report["method"], report["neurons_kept"], report["neurons_total"]) == ("griffin+", 46_080, 46_080)
+    assert sum(report["shares_read"].values()) / 3 == pytest.approx(0.5, abs=0.05)
+
+
+def test_half_of_the_neurons(client: openai.OpenAI) -> None:
+    """By the paper's method SmolLM2 at 0.5 uses 94,701,888 of its 134,515,008 parameters, and says so."""
+    half = {"sparsity": 0.5, "griffin": {"method": "griffin"}}
+    answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=8, extra_body=half)
     report = answer.griffin
 
     assert (report["active_parameters"], report["total_parameters"]) == (94_701_888, 134_515_008)
     read = client.models.retrieve(f"{MODEL}@sparsity=0.5").bytes_per_token
-    assert report["bytes_per_token"] == read["active"] == read["total"] - read["feed_forward"] / 2
+    assert report["bytes_per_token"] == read["total"] - read["feed_forward"] / 2
     assert (report["sparsity"], report["reason"]) == (0.5, "requested")
     assert (report["neurons_kept"], report["neurons_total"]) == (23_040, 46_080)
     assert len(report["expert_set"]) == 16
@@ -59,7 +72,8 @@ def test_half_of_the_neurons(client: openai.OpenAI) -> None:
 
 def test_the_neurons_of_an_answer_are_those_that_its_name_stands_for(server: ServerProcess) -> None:
     """Sorted, as many as were kept, and the name is made from them."""
-    report = httpx.post(f"{server.url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 2, "sparsity": 0.75})
+    body = {"prompt": PROMPT, "max_tokens": 2, "sparsity": 0.75, "griffin": {"method": "griffin"}}
+    report = httpx.post(f"{server.url}/v1/completions", json=body)
     griffin = report.json()["griffin"]
     answer = httpx.get(f"{server.url}/v1/griffin/experts/{griffin['expert_set']}").json()
     kept = torch.tensor(answer["kept"], dtype=torch.int32)

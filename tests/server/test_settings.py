@@ -15,6 +15,21 @@ def test_defaults() -> None:
     assert (settings.host, settings.port, settings.sparsity, settings.workers) == ("127.0.0.1", 8000, 0.0, 1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "method"),
+    [
+        ([], "griffin+"),
+        (["--ff-offload", "cpu"], "griffin"),
+        (["--ff-offload", "none"], "griffin+"),
+        (["--ff-offload", "cpu", "--method", "griffin+"], "griffin+"),
+        (["--method", "griffin"], "griffin"),
+    ],
+)
+def test_the_default_method(arguments: list[str], method: str) -> None:
+    """With weights that are streamed it is the one that can run there; a method that was named stays."""
+    assert read_settings(arguments).method == method
+
+
 def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both name the same setting."""
     monkeypatch.setenv("GRIFFIN_SPARSITY", "0.25")

@@ -80,7 +80,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
         )
     # One token more than is read: the last one read predicts it.
     windows = text.windows(longest + furthest + 1, arguments.windows, "--prompts, --generations", "--windows")
-    pruning = Pruning(arguments.sparsity)
+    pruning = Pruning(arguments.sparsity, method="griffin")
     losses_WMPG = torch.zeros(len(windows), 2, len(prompts), len(generations), dtype=torch.float64)
     with Progress(len(windows) * len(prompts)) as progress:
         for (number, window), (row, length) in product(enumerate(windows), enumerate(prompts)):

@@ -86,7 +86,7 @@ def engine_contestants(
     """The full model, then one contestant for each method, statistic of the paper's method, and sparsity."""
     ways: list[tuple[str, Pruning]] = []
     if "griffin" in methods:
-        ways += [(STATISTIC_NAMES[statistic], Pruning(statistic=statistic)) for statistic in statistics]
+        ways += [(STATISTIC_NAMES[each], Pruning(statistic=each, method="griffin")) for each in statistics]
     ways += [(method, Pruning(method=method)) for method in methods if method != "griffin"]
     pruned = [
         Contestant(name, sparsity, partial(_run_engine, engine, replace(way, sparsity=sparsity)))

@@ -62,7 +62,7 @@ class GriffinLM(HFLM):  # type: ignore[misc]
             GriffinError: the model cannot be loaded.
             ValueError: an invalid sparsity, statistic or selection.
         """
-        Pruning(float(sparsity), selection, statistic)
+        Pruning(float(sparsity), selection, statistic, method="griffin")
         study = open_model(pretrained, dtype, device or "auto", None, Path(out))
         self._begin(study, Variant("GRIFFIN", float(sparsity), statistic, selection), (), max_length)
 

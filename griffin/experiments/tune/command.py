@@ -38,9 +38,10 @@ from griffin.experiments.tune.presentation import LEGEND, draw, table
 from griffin.experiments.tune.prompts import Case, encode, read_entries
 from griffin.experiments.tune.regression import fit, sentence
 from griffin.method.auto import LossTable
+from griffin.method.methods import METHODS
 from griffin.method.preparation import losses_path
 from griffin.model.identity import identity
-from griffin.request import METHOD_NAMES, MethodName, Pruning
+from griffin.request import DEFAULT_METHOD, METHOD_NAMES, MethodName, Pruning
 
 ALL = "all"
 DEFAULTS: dict[str, Any] = {"tokens": 64, "limit": None, "rounds": 5}
@@ -84,10 +85,11 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
 def _add_judgement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sparsities", type=sparsity, nargs="+", metavar="S", default=[0.25, 0.5, 0.75],
-        help="fractions of neurons removed, 0 to below 1 (0.25 0.5 0.75); the full model always runs",
+        help="fractions of feed-forward weights that tokens leave out, 0 to below 1 (0.25 0.5 0.75); the full model "
+        "always runs",
     )  # fmt: skip
     parser.add_argument(
-        "--method", choices=METHOD_NAMES, default="griffin", help="how neurons are chosen (%(default)s)"
+        "--method", choices=METHOD_NAMES, default=DEFAULT_METHOD, help="by which tokens leave weights out (%(default)s)"
     )
     parser.add_argument(
         "--tolerance", type=positive, metavar="PERCENT", default=5.0,
@@ -165,7 +167,7 @@ def _found(study: Study, cases: Sequence[Case], arguments: argparse.Namespace, m
         "tolerance_percent": arguments.tolerance,
         "rounds": arguments.rounds,
         "threads": torch.get_num_threads(),
-        "rows": [_row(study, cell) for cell in measured.cells],
+        "rows": [_row(study, cell, arguments.method) for cell in measured.cells],
         "recommended": [
             {"sparsity": step.sparsity, "from_prompt_tokens": step.prompt_tokens} for step in advice.steps if step.pays
         ],
@@ -177,16 +179,16 @@ def _found(study: Study, cases: Sequence[Case], arguments: argparse.Namespace, m
     }
 
 
-def _row(study: Study, cell: Cell) -> dict[str, Any]:
-    accounting = study.accounting
+def _row(study: Study, cell: Cell, method: MethodName) -> dict[str, Any]:
+    active, _ = METHODS[method].reads(cell.sparsity, study.accounting)
     low, high = (None, None) if cell.error is None else cell.spread
     return {
         "prompt_tokens": cell.prompt_tokens,
         "sparsity": cell.sparsity,
         "prompts": cell.prompts,
         **asdict(cell.speed),
-        "active_parameters": accounting.active(accounting.kept(cell.sparsity)),
-        "parameters": accounting.total,
+        "active_parameters": active,
+        "parameters": study.accounting.total,
         "perplexity_percent": cell.increase * 100,
         "low_percent": None if low is None else low * 100,
         "high_percent": None if high is None else high * 100,

@@ -77,7 +77,7 @@ def losses(
     sparsities: Sequence[float],
     tokens: int,
     temperature: float,
-    method: MethodName = "griffin",
+    method: MethodName,
 ) -> dict[float, Loss]:
     """The loss at each sparsity, from the study's ledger where it has it. Empty if the continuation is a single token.
 

@@ -26,7 +26,7 @@ class Speed:
 
 def measure_speeds(
     engine: Engine, prompts: Sequence[Sequence[int]], sparsities: Sequence[float], tokens: int, rounds: int,
-    progress: Progress, method: MethodName = "griffin",
+    progress: Progress, method: MethodName,
 ) -> dict[float, Speed]:  # fmt: skip
     """The speed at each sparsity. The full model (0) always runs and comes first.
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from griffin import Checkpoint, Engine, Pruning, Sampling
+from griffin.request import DEFAULT_METHOD
 from tests.griffin import oracle
 
 PROSE = (Path(__file__).parents[1] / "prose.txt").read_text()
@@ -52,7 +53,7 @@ def test_half_is_the_masked_model(prompt: str, engine: Engine, smollm2: Checkpoi
 
 
 def test_quality_falls_with_sparsity_and_far_more_without_the_prompt(engine: Engine, smollm2: Checkpoint) -> None:
-    """Perplexity of prose: full < GRIFFIN 25 % < GRIFFIN 50 % << magnitude 50 %."""
+    """Perplexity of prose: full < griffin+ 50 % < GRIFFIN 25 % < GRIFFIN 50 % << magnitude 50 %."""
     ids = smollm2.tokenizer(PROSE).input_ids
     prompt, rest = ids[:512], ids[512:]
 
@@ -61,6 +62,7 @@ def test_quality_falls_with_sparsity_and_far_more_without_the_prompt(engine: Eng
 
     full, quarter, half = (perplexity(Pruning(sparsity)) for sparsity in (0.0, 0.25, 0.5))
     static = perplexity(Pruning(0.5, statistic="magnitude"))
+    plus = perplexity(Pruning(0.5, method=DEFAULT_METHOD))
 
-    assert full < quarter < half
+    assert full < plus < quarter < half
     assert half * 20 < static

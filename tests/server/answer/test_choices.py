@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from griffin import Verification
-from griffin.request import METHOD_NAMES, MODES
+from griffin.request import DEFAULT_METHOD, METHOD_NAMES, MODES
 from server.protocol.options import GriffinOptions
 from tests.server.client import post, stream
 from tests.server.scripted import THRESHOLDS, ScriptedEngine, served
@@ -32,13 +32,13 @@ def test_choices_reach_the_engine(griffin: dict[str, Any], expected: Verificatio
         answer = post(url, max_tokens=2, sparsity=0.5, griffin=griffin)
 
     ((pruning, verification),) = engine.asked
-    assert (pruning.sparsity, pruning.method, verification) == (0.5, "griffin", expected)
+    assert (pruning.sparsity, pruning.method, verification) == (0.5, DEFAULT_METHOD, expected)
     assert answer.json()["griffin"]["mode"] == expected.mode
 
 
 def test_the_servers_defaults_hold_where_a_request_says_nothing() -> None:
     """And who names a selection means the method that has them; who has a text scored, the mode that can."""
-    with served(engine := ScriptedEngine(), mode="guarded", method="griffin+", sparsity=0.5) as url:
+    with served(engine := ScriptedEngine(), mode="guarded", sparsity=0.5) as url:
         reports = [
             post(url, **body).json()["griffin"]
             for body in (
@@ -52,6 +52,8 @@ def test_the_servers_defaults_hold_where_a_request_says_nothing() -> None:
     assert [(report["method"], report["mode"]) for report in reports] == [
         ("griffin+", "guarded"), ("griffin", "fast"), ("griffin", "guarded"), ("griffin+", "fast"),
     ]  # fmt: skip
+    assert [report["selection"] for report in reports] == [None, "top_k", "sample", None]
+    assert [report["statistic"] for report in reports] == [None, "flocking", "flocking", None]
     assert [v and v.acceptance for _, v in engine.asked] == [0.5, 0.1, 0.1, 0.1]
     assert engine.asked[2][0].selection == "sample"
 

@@ -8,11 +8,22 @@ import pytest
 from tests.server.client import metric, post, stream
 from tests.server.scripted import ScriptedEngine, served, wait_until
 
+# What a report says of each method.
+PLUS: dict[str, Any] = {
+    "method": "griffin+", "selection": None, "statistic": None, "neurons_kept": 200,
+    "shares_read": {"gate": 0.6, "up": 0.5, "down": 0.25}, "active_parameters": 670, "bytes_per_token": 870,
+}  # fmt: skip
+PAPERS: dict[str, Any] = {
+    "method": "griffin", "selection": "top_k", "statistic": "flocking", "neurons_kept": 100,
+    "shares_read": {"gate": 0.5, "up": 0.5, "down": 0.5}, "active_parameters": 700, "bytes_per_token": 1000,
+}  # fmt: skip
 
-def test_one_object() -> None:
-    """The shape OpenAI's clients expect, with what was applied and how long it took."""
+
+@pytest.mark.parametrize(("griffin", "of_method"), [(None, PLUS), ({"method": "griffin"}, PAPERS)])
+def test_one_object(griffin: object, of_method: dict[str, Any]) -> None:
+    """The shape OpenAI's clients expect, with what was applied, by default griffin+, and how long it took."""
     with served(ScriptedEngine()) as url:
-        answer = post(url, max_tokens=4, sparsity=0.5).json()
+        answer = post(url, max_tokens=4, sparsity=0.5, griffin=griffin).json()
 
     assert answer["object"] == "text_completion"
     assert answer["choices"] == [{"index": 0, "text": "abcd", "logprobs": None, "finish_reason": "length"}]
@@ -24,10 +35,7 @@ def test_one_object() -> None:
     }
     assert answer["griffin"] == {
         "sparsity": 0.5, "requested_sparsity": 0.5, "reason": "requested", "auto": None,
-        "method": "griffin", "mode": "fast",
-        "selection": "top_k", "statistic": "flocking", "neurons_kept": 100, "neurons_total": 200,
-        "shares_read": {"gate": 0.5, "up": 0.5, "down": 0.5},
-        "active_parameters": 700, "total_parameters": 1000, "bytes_per_token": 1000, "prompt_tokens": 5,
+        **of_method, "mode": "fast", "neurons_total": 200, "total_parameters": 1000, "prompt_tokens": 5,
         "selection_ms": 2.0,
         "expert_set": "cafe", "expert_sets": None, "verification": None, "comparison": None,
         "max_tokens": 4, "max_tokens_each": None,
@@ -58,7 +66,7 @@ def test_stream_has_one_chunk_for_each_token() -> None:
         "total_tokens": 8,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
-    assert (usage["griffin"]["active_parameters"], usage["griffin"]["bytes_per_token"]) == (700, 1000)
+    assert (usage["griffin"]["active_parameters"], usage["griffin"]["bytes_per_token"]) == (670, 870)
     assert usage["metrics"]["time_to_first_token_ms"] > 0
 
 
@@ -67,8 +75,8 @@ def test_bytes_of_a_token_in_report_and_metrics() -> None:
     with served(ScriptedEngine()) as url:
         full = post(url, max_tokens=4, sparsity=0).json()["griffin"]
         last = metric(url, "griffin_bytes_per_token")
-        two = post(url, prompt=["a", "b"], max_tokens=4, sparsity=0.5).json()["griffin"]
-        plus = post(url, max_tokens=3, sparsity=0.5, griffin={"method": "griffin+"}).json()["griffin"]
+        two = post(url, prompt=["a", "b"], max_tokens=4, sparsity=0.5, griffin={"method": "griffin"}).json()["griffin"]
+        plus = post(url, max_tokens=3, sparsity=0.5).json()["griffin"]
         series = {
             "all": metric(url, "griffin_model_bytes_per_token"),
             "last": metric(url, "griffin_bytes_per_token"),

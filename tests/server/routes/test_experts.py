@@ -18,7 +18,7 @@ def selection(name: str) -> Selection:
 def test_the_neurons_of_an_answer() -> None:
     """By the name that the answer gives."""
     with served(ScriptedEngine()) as url:
-        name = post(url, max_tokens=3, sparsity=0.5).json()["griffin"]["expert_set"]
+        name = post(url, max_tokens=3, sparsity=0.5, griffin={"method": "griffin"}).json()["griffin"]["expert_set"]
         answer = httpx.get(f"{url}/v1/griffin/experts/{name}").json()
 
     assert answer == {

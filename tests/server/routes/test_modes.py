@@ -86,7 +86,7 @@ def test_reused_neurons_are_the_same_neurons(url: str) -> None:
 
 
 def test_a_method_that_reads_weights_where_they_are(folder: Path) -> None:
-    """Not with weights that are streamed: refused by name, before a stream begins; as the default, at the start."""
+    """Not with weights that are streamed, where the paper's is the default: refused by name, or at the start."""
     with running("--model", str(folder), "--dtype", "float32", "--ff-offload", "cpu", OMP_NUM_THREADS="1") as server:
         refusals = [
             post(server.url, prompt=PROMPT, sparsity=0.5, griffin={"method": "griffin+"}, stream=stream)
@@ -97,7 +97,7 @@ def test_a_method_that_reads_weights_where_they_are(folder: Path) -> None:
     assert [(refusal.status_code, refusal.json()["error"]["param"]) for refusal in refusals] == [
         (400, "griffin.method")
     ] * 2
-    assert paper.status_code == 200
+    assert paper.json()["griffin"]["method"] == "griffin"
     with pytest.raises(LoadError, match=r"^--method griffin\+ reads weights where they are, and --ff-offload"):
         load(Settings(model=str(folder), method="griffin+", device="cpu", ff_offload="cpu"))
 
@@ -110,7 +110,7 @@ def test_a_sparsity_that_needs_a_measured_model(url: str, folder: Path, stream: 
     assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "sparsity")
     assert "python -m griffin tune" in refusal.json()["error"]["message"]
     with pytest.raises(
-        LoadError, match=r"^--sparsity auto needs .* to be measured once with method griffin: python -m"
+        LoadError, match=r"^--sparsity auto needs .* to be measured once with method griffin\+: python -m"
     ):
         load(Settings(model=str(folder), sparsity="auto", device="cpu"))
 
@@ -122,7 +122,7 @@ def measured_url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     model = griffin.load(str(folder), dtype="float32", device="cpu", cache_dir=cache).model
     table = LossTable("griffin+", [0.5], [math.log(0.2)], 0.0, 0.0, 0.0, [8, 64], [0.0], 48, 0.1, 9)
     write_whole(losses_path(model, "griffin+", cache), table.packed(identity(model)))
-    flags = ("--method", "griffin+", "--sparsity", "auto", "--auto-tolerance", "10", "--cache-dir", str(cache))
+    flags = ("--sparsity", "auto", "--auto-tolerance", "10", "--cache-dir", str(cache))
     with running("--model", str(folder), "--dtype", "float32", *flags, OMP_NUM_THREADS="1") as server:
         yield server.url
 

@@ -11,7 +11,9 @@ PROMPT = "the cat sat on the mat and the dog sat on the cat and the mat " * 2
 
 
 def ask(url: str, prompt: str) -> Any:
-    answer = post(url, prompt=prompt, max_tokens=8, temperature=0, sparsity=0.5, logprobs=2)
+    """By the paper's method: griffin+ reads the last 128 tokens of each prompt again, and these are shorter."""
+    half = {"sparsity": 0.5, "griffin": {"method": "griffin"}}
+    answer = post(url, prompt=prompt, max_tokens=8, temperature=0, logprobs=2, **half)
     return answer.raise_for_status().json()
 
 

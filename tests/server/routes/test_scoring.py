@@ -42,7 +42,7 @@ def test_echo_scores_are_the_models(url: str, smollm2: Checkpoint) -> None:
 def test_the_papers_simulated_generation_is_the_default(url: str, smollm2: Checkpoint) -> None:
     """Only the last token is scored by kept neurons, those of all inputs before (5.1)."""
     ids = smollm2.tokenizer(TEXT).input_ids
-    dense, sparse = scores(url, TEXT), scores(url, TEXT, sparsity=0.5)
+    dense, sparse = scores(url, TEXT), scores(url, TEXT, sparsity=0.5, griffin={"method": "griffin"})
     expected = oracle.classify(smollm2.model, ids[:-1], 0.5).log_softmax(dim=0)[ids[-1]]
 
     assert sparse[1:-1] == pytest.approx(dense[1:-1], abs=1e-3)

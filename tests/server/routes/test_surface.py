@@ -430,20 +430,21 @@ def test_a_model_without_a_template_does_not_chat() -> None:
     assert "/v1/completions" in error["message"]
 
 
-def test_models_and_their_aliases() -> None:
-    """Sizes, context, and the model at other sparsities, each by its own name."""
-    with served(ScriptedEngine(), sparsity=0.25) as url:
+@pytest.mark.parametrize(("method", "quarter", "half"), [("griffin+", 1270, 954), ("griffin", 1300, 1000)])
+def test_models_and_their_aliases(method: str, quarter: int, half: int) -> None:
+    """Sizes, context, and the model at other sparsities, each by its own name; bytes as the default method plans."""
+    with served(ScriptedEngine(), method=method, sparsity=0.25) as url:
         model, *aliases = httpx.get(f"{url}/v1/models").json()["data"]
         one = httpx.get(f"{url}/v1/models/scripted@sparsity=0.5").json()
         missing = httpx.get(f"{url}/v1/models/other")
 
     assert (model["id"], model["max_model_len"], model["sparsity"]) == ("scripted", 1000, 0.25)
     assert model["parameters"] == {"total": 1000, "feed_forward": 600, "active": 850}
-    assert model["bytes_per_token"] == {"total": 1600, "feed_forward": 1200, "active": 1300}
+    assert model["bytes_per_token"] == {"total": 1600, "feed_forward": 1200, "active": quarter}
     assert [alias["id"] for alias in aliases] == model["aliases"]
     assert one == aliases[1]
     assert (one["root"], one["parent"], one["parameters"]["active"]) == ("scripted", "scripted", 700)
-    assert (one["bytes_per_token"]["total"], one["bytes_per_token"]["active"]) == (1600, 1000)
+    assert (one["bytes_per_token"]["total"], one["bytes_per_token"]["active"]) == (1600, half)
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
 
 

@@ -18,8 +18,9 @@ HELD_S = 0.3
 
 def test_a_report_sums_over_all_sequences() -> None:
     """Nine tokens after the first are three blocks of four drafts, three of which stay; two sequences, two prompts."""
-    with served(ScriptedEngine()) as url:
-        report = post(url, prompt=["a", "b"], n=2, max_tokens=10, sparsity=0.5, griffin=LOSSLESS).json()["griffin"]
+    asked = {"prompt": ["a", "b"], "n": 2, "max_tokens": 10, "sparsity": 0.5}
+    with served(ScriptedEngine(), method="griffin") as url:
+        report = post(url, **asked, griffin=LOSSLESS).json()["griffin"]
 
     assert report["verification"] == {
         "drafted_tokens": 48, "accepted_tokens": 36, "acceptance_rate": 0.75, "rollbacks": 12, "passes": 12,

@@ -35,7 +35,7 @@ from griffin.experiments.tune.speedup import Speed, measure_speeds, speed
 from griffin.method.auto import LossTable
 from griffin.model.loading import Checkpoint, load
 from griffin.neurons import Kept
-from griffin.request import Auto
+from griffin.request import DEFAULT_METHOD, Auto
 from tests.griffin import oracle
 from tests.griffin.experiments.words import BOS, word_tokenizer
 from tests.tiny import COMMON, CONFIGS, tiny_model
@@ -247,16 +247,16 @@ def tiny_study(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Study:
 def test_a_stopped_run_goes_on(tmp_path: Path, smollm2: Checkpoint) -> None:
     """What was found is not computed again, by no new process either; of more sparsities only the new ones are."""
     case = Case(tuple(range(3, 20)))
-    first = losses(tiny_study(tmp_path, smollm2.tokenizer), case, [0.25, 0.5], 6, 1.0)
+    first = losses(tiny_study(tmp_path, smollm2.tokenizer), case, [0.25, 0.5], 6, 1.0, DEFAULT_METHOD)
     again = tiny_study(tmp_path, smollm2.tokenizer)
     again.__dict__.update(engine=Untouched(), teacher=Untouched())
-    assert losses(again, case, [0.25, 0.5], 6, 1.0) == first
+    assert losses(again, case, [0.25, 0.5], 6, 1.0, DEFAULT_METHOD) == first
 
     more = tiny_study(tmp_path, smollm2.tokenizer)
     chosen: list[float] = []
     choose = more.teacher.choose
     more.teacher.choose = lambda pruning: (chosen.append(pruning.sparsity), choose(pruning))[1]  # type: ignore[method-assign]
-    found = losses(more, case, [0.25, 0.5, 0.75], 6, 1.0)
+    found = losses(more, case, [0.25, 0.5, 0.75], 6, 1.0, DEFAULT_METHOD)
 
     assert chosen == [0.75]
     assert {s: found[s] for s in first} == first
@@ -270,7 +270,9 @@ def test_what_an_answer_depends_on(tmp_path: Path, smollm2: Checkpoint) -> None:
         (Case(ids), 6, 1.0), (Case(ids[1:]), 6, 1.0), (Case(ids), 5, 1.0), (Case(ids), 6, 0.0),
         (Case(ids, (50, 51, 52)), 6, 1.0), (Case((*ids, 50), (51, 52)), 6, 1.0),
     ]  # fmt: skip
-    found = [losses(study, case, [0.5], tokens, temperature)[0.5] for case, tokens, temperature in settings]
+    found = [
+        losses(study, case, [0.5], tokens, temperature, DEFAULT_METHOD)[0.5] for case, tokens, temperature in settings
+    ]
 
     assert len({one.excess for one in found}) == len(settings)
     assert [one.tokens for one in found[-2:]] == [2, 1]
@@ -281,7 +283,7 @@ def test_an_answer_of_a_single_token_has_nothing_to_judge(tmp_path: Path, smollm
     study = tiny_study(tmp_path, smollm2.tokenizer)
     study.engine.eos_token_ids = frozenset(range(128))
 
-    assert losses(study, Case((5, 6, 7)), [0.5], 6, 1.0) == {}
+    assert losses(study, Case((5, 6, 7)), [0.5], 6, 1.0, DEFAULT_METHOD) == {}
 
 
 SPEED = Speed(100.0, 1.3, 1.2, 1.4)
@@ -427,7 +429,7 @@ def test_speeds_of_an_engine() -> None:
 
     engine.generate = slow_at_first  # type: ignore[method-assign]
     with Progress(4) as progress:
-        found = measure_speeds(engine, [range(3, 10), range(3, 20)], [0.5], 4, 1, progress)
+        found = measure_speeds(engine, [range(3, 10), range(3, 20)], [0.5], 4, 1, progress, DEFAULT_METHOD)
 
     assert list(found) == [0.0, 0.5]
     assert found[0.0].speedup == 1.0
@@ -512,12 +514,12 @@ def test_what_it_keeps_for_sparsity_auto(
 
     loaded = load(str(model_folder), dtype="float32", device="cpu")
 
-    assert "Kept for sparsity auto, with method griffin: losses of 10 prompts" in capsys.readouterr().out
+    assert "Kept for sparsity auto, with method griffin+: losses of 10 prompts" in capsys.readouterr().out
     losses_now = Preparation.read(loaded.model).losses
     assert list(losses_now) == [LossTable(**found["auto"])]
     by_sparsity = {row["sparsity"]: row["kl"] for row in found["rows"]}
     engine = Engine(loaded.model, losses=losses_now)
-    with engine.read(range(3, 60), Pruning(auto=Auto(10.0, 12))) as read:
+    with engine.read(range(3, 60), Pruning(auto=Auto(10.0, 12), method=DEFAULT_METHOD)) as read:
         assert read.outlook is not None
         assert read.outlook.sparsity == 0.5
         assert 0.2 < read.outlook.divergence / by_sparsity[0.5] < 5
@@ -532,7 +534,7 @@ def test_cache_dir_is_the_servers(model_folder: Path, tmp_path: Path, monkeypatc
     started(model_folder, prompts, *flags, quick=False)
 
     model = load(str(model_folder), dtype="float32", device="cpu").model
-    assert Preparation.read(model, cache_dir).measured == ["griffin"]
+    assert Preparation.read(model, cache_dir).measured == [DEFAULT_METHOD]
     assert Preparation.read(model).measured == []
 
 
@@ -549,14 +551,14 @@ def test_the_whole_command(
     row, full = rows[20, 0.5], rows[20, 0.0]
     ids, rest = (smollm2.tokenizer(text).input_ids for text in (LONG, " He slept."))
     engine = Engine(wide_model())
-    dense, sparse = (engine.score(ids[-20:], rest, Pruning(s))[1:].mean() for s in (0.0, 0.5))
+    dense, sparse = (engine.score(ids[-20:], rest, Pruning(s, method=DEFAULT_METHOD))[1:].mean() for s in (0.0, 0.5))
 
     assert list(rows) == [(20, 0.0), (20, 0.5), (None, 0.0), (None, 0.5)]
     assert row["perplexity_percent"] == pytest.approx((math.exp(dense - sparse) - 1) * 100, rel=1e-3)
     assert (row["prompts"], rows[None, 0.5]["prompts"], found["prompts"]) == (1, 2, 3)
     assert (full["perplexity_percent"], full["kl"], full["agreement"], full["speedup"]) == (0, 0, 1, 1)
-    # Three projections of 32 numbers and two biases go with each neuron of three layers.
-    assert full["active_parameters"] - row["active_parameters"] == 3 * 26 * (3 * 32 + 2)
+    # Half of three projections, of 52 neurons and 32 numbers each, in three layers; biases stay.
+    assert full["active_parameters"] - row["active_parameters"] == 3 * 26 * 3 * 32
     assert min(row["tokens_per_second"], row["kl"]) > 0
     assert (found["completions"], found["data"], found["tokens"]) == (1, "p.jsonl", 16)
     assert found["recommended"] == []
