@@ -114,6 +114,6 @@ def assemble(
         return make_decoder(name, Parts(trees.full, trees.weights, trees.twin, cache, context_length))
 
     # Streaming moves weights in and out of the full tree, but never in the origin's.
-    chooser = Chooser(feed_forwards(origin), origin.device, preparation.losses)
+    chooser = Chooser(feed_forwards(origin), origin.device, preparation.tables)
     state = SequenceState(trees, chooser, lambda cache: decoder(step, cache))
     return Assembly(trees, state, Prefill(trees, state, prefixes), decoder)
