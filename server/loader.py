@@ -72,7 +72,7 @@ def _require_prepared(prepared: Preparation, settings: Settings) -> None:
             f"--method {settings.method} reads weights where they are, and --ff-offload streams them; "
             "use --method griffin"
         )
-    if settings.sparsity == "auto" and settings.method not in prepared.measured:
+    if settings.sparsity == "auto" and settings.method not in prepared.tables:
         raise LoadError(
             f"--sparsity auto needs {settings.model} to be measured once with method {settings.method}: python -m "
             f"griffin tune --method {settings.method} --model {settings.model} --prompts FILE"

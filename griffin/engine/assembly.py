@@ -43,13 +43,13 @@ class Assembly:
     make_decoder: Callable[[StepName, KVCache], Decoder]
     threads: int = field(default_factory=torch.get_num_threads)
 
-    def begin(self, pruning: Pruning | None = None) -> None:
-        """Forget the sequence, for another one in this thread that may be pruned so."""
+    def begin(self, *prunings: Pruning) -> None:
+        """Forget the sequence, for another one in this thread that may be pruned in any of these ways."""
         make_current(self.trees.device)
         if self.trees.device.type == "cpu":
             # A thread that asks torch for the first time takes over a number that another has set for a moment.
             torch.set_num_threads(self.threads)
-        self.state.reset(pruning)
+        self.state.reset(*prunings)
 
     def verify(self, ids: Sequence[int]) -> None:
         """Compare the decoder's step with the model's own forward pass, and decode by that if they differ.
@@ -114,6 +114,6 @@ def assemble(
         return make_decoder(name, Parts(trees.full, trees.weights, trees.twin, cache, context_length))
 
     # Streaming moves weights in and out of the full tree, but never in the origin's.
-    chooser = Chooser(feed_forwards(origin), origin.device, preparation.losses)
+    chooser = Chooser(feed_forwards(origin), origin.device, preparation.tables)
     state = SequenceState(trees, chooser, lambda cache: decoder(step, cache))
     return Assembly(trees, state, Prefill(trees, state, prefixes), decoder)

@@ -158,8 +158,12 @@ class Engine:
         pruning: Pruning | None = None,
         scoring: Scoring | None = None,
         cancelled: Callable[[], bool] = never,
+        others: Sequence[Pruning] = (),
     ) -> Iterator[Prompt]:
         """Read a prompt once, to generate any number of sequences from it. The engine is busy until the block ends.
+
+        Args:
+            others: ways in which its sequences may be pruned too, see ``Prompt.prune``.
 
         Raises:
             InvalidRequest: see ``check``.
@@ -169,10 +173,11 @@ class Engine:
         """
         pruning = pruning or Pruning()
         self.check(prompt_ids, None, scoring)
-        self.require(pruning)
+        for each in (pruning, *others):
+            self.require(each)
         with self._claimed() as claim:
             assembly = self._assembly
-            assembly.begin(pruning)
+            assembly.begin(pruning, *others)
             prompt = Prompt(assembly, prompt_ids, pruning, self.eos_token_ids, claim)
             prompt.read(scoring, cancelled)
             yield prompt

@@ -124,6 +124,19 @@ class Prompt:
         if scores is not None:
             scores.add(logits_CV, self._state.length)
 
+    def prune(self, pruning: Pruning) -> None:
+        """Have the sequences that follow pruned in another way, without reading the prompt again.
+
+        Args:
+            pruning: with a sparsity that is known; one of those that the prompt was read for.
+
+        Raises:
+            ValueError: it needs more of the prompt than was kept, or the prompt's end was scored sparsely.
+        """
+        if self._first_sparse == 1 or pruning.auto is not None or not self._state.allows(pruning):
+            raise ValueError("the prompt was not read for this pruning; name it when the prompt is read")
+        self._neurons = PromptNeurons(self._state, pruning, len(self._ids))
+
     def generate(
         self, sampling: Sampling, cancelled: Callable[[], bool] = never, verification: Verification | None = None
     ) -> Iterator[Token]:

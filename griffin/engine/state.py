@@ -34,10 +34,10 @@ class SequenceState:
         """Tokens that the cache holds."""
         return self.cache.length
 
-    def reset(self, pruning: Pruning | None = None) -> None:
-        """Forget the sequence. The next one may be pruned so."""
+    def reset(self, *prunings: Pruning) -> None:
+        """Forget the sequence. The next one may be pruned in any of these ways."""
         self.cache.length = 0
-        self.latest = self._chooser.latest_tokens(pruning) if pruning else 0
+        self.latest = max((self._chooser.latest_tokens(pruning) for pruning in prunings), default=0)
         self.statistic.reset(self.latest)
 
     def rewind(self, length: int) -> None:
@@ -51,6 +51,10 @@ class SequenceState:
     def prunes(self, pruning: Pruning) -> bool:
         """Whether a generated token leaves out any neuron, see ``Pruning.prunes``."""
         return pruning.prunes(self._trees.accounting.width)
+
+    def allows(self, pruning: Pruning) -> bool:
+        """Whether enough is known of the sequence to prune it so."""
+        return self._chooser.latest_tokens(pruning) <= self.latest
 
     def outlook(self, pruning: Pruning) -> Outlook | None:
         """What sparsity auto comes to after what was read; None if the request names its sparsity."""

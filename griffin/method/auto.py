@@ -1,18 +1,21 @@
 """Sparsity auto: the largest sparsity whose predicted loss on a request stays within a limit.
 
-``griffin tune`` has measured this model on a user's prompts. From that follows a prediction of what a sparsity costs:
-the KL divergence of the pruned model from the full one, in nats per generated token, as a product of powers,
+The loss is the KL divergence of the pruned model from the full one, in nats per generated token. It is predicted as a
+product of powers,
 
     KL(sparsity) = exp(c) * prompt_tokens^a * position^b * removed^d,
 
 with a c for each measured sparsity. ``removed`` is what a method says that is lost on the prompt, see
 ``Method.removed``: little if a few neurons give nearly all. Between the measured sparsities, and from 0 at
 sparsity 0, the prediction is linear.
+
+``griffin tune`` finds c, a, b and d for one model, on a user's prompts. A method that loses about as much on every
+model and prompt has a table of usual losses besides, which needs no measurement.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,18 @@ class LossTable:
     tokens: int
     spread: float
     prompts: int
+
+    @classmethod
+    def usual(cls, method: str, divergences: Mapping[float, float], *, spread: float, prompts: int) -> "LossTable":
+        """Losses by sparsity alone, whatever the model and the prompt.
+
+        Args:
+            divergences: by sparsity, which rises.
+            spread: the standard deviation of log(found / predicted) on models that were left out.
+            prompts: of all models together.
+        """
+        constants = [math.log(divergence) for divergence in divergences.values()]
+        return cls(method, [*divergences], constants, 0, 0, 0, (1, 1), [1] * len(constants), 1, spread, prompts)
 
     def outlook(self, auto: Auto, prompt_tokens: int, removed: Sequence[float]) -> Outlook:
         """The largest multiple of ``STEP`` within the limit, or 0.

@@ -1,6 +1,6 @@
 """Chooser: what the tokens after a prompt read, by a request's choices and by what was counted of the prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -15,15 +15,17 @@ from griffin.request import Pruning
 class Chooser:
     """Chooses for one model by any method. Knows what is the same for all methods: reuse and sparsity auto."""
 
-    def __init__(self, blocks: Sequence[FeedForward], device: torch.device, losses: Sequence[LossTable] = ()) -> None:
+    def __init__(
+        self, blocks: Sequence[FeedForward], device: torch.device, tables: Mapping[str, LossTable] | None = None
+    ) -> None:
         """
         Args:
             blocks: the model's FF blocks, whose weights never move.
             device: where statistics are, and where the choice is needed.
-            losses: for sparsity auto, a table for each method that was measured.
+            tables: for sparsity auto, by method.
         """
         self._device, self._width = device, blocks[0].width
-        self._losses = {table.method: table for table in losses}
+        self._tables = tables or {}
         self._methods = {name: row(blocks, device) for name, row in METHODS.items()}
 
     def latest_tokens(self, pruning: Pruning) -> int:
@@ -36,7 +38,7 @@ class Chooser:
     def outlook(self, statistic: PromptStatistic, pruning: Pruning, prompt_tokens: int) -> Outlook:
         """What sparsity auto comes to for this prompt; ``pruning`` asks for it."""
         assert pruning.auto is not None
-        table = self._losses[pruning.method]
+        table = self._tables[pruning.method]
         return table.outlook(pruning.auto, prompt_tokens, self.removed(statistic, pruning, table.sparsities))
 
     @torch.inference_mode()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from griffin.method.auto import LossTable
 from griffin.method.statistic import PromptStatistic
 from griffin.model.accounting import Accounting
 from griffin.model.families import FeedForward
@@ -21,10 +22,12 @@ class Method(ABC):
 
     name: as requests write it.
     reads_in_place: whether tokens read the model's own weights, so that these must be on the device.
+    usual_losses: for sparsity auto where a model was not measured; None if models differ too much.
     """
 
     name: ClassVar[MethodName]
     reads_in_place: ClassVar[bool] = False
+    usual_losses: ClassVar[LossTable | None] = None
 
     def __init__(self, blocks: Sequence[FeedForward], device: torch.device) -> None:
         """

@@ -39,9 +39,10 @@ class Preparation:
         return cls([table for table in found if table is not None], HostWeights.of(model) is not None)
 
     @property
-    def measured(self) -> list[str]:
-        """The methods that sparsity auto can use."""
-        return [table.method for table in self.losses]
+    def tables(self) -> dict[str, LossTable]:
+        """What sparsity auto goes by, for each method that it can use: what was measured, else usual losses."""
+        usual = [row.usual_losses for row in METHODS.values() if row.usual_losses is not None]
+        return {table.method: table for table in (*usual, *self.losses)}
 
     def allows(self, method: MethodName) -> bool:
         """Whether this model can be pruned by a method."""
@@ -60,11 +61,11 @@ class Preparation:
                 "use method 'griffin'",
                 "griffin.method",
             )
-        if pruning.auto is not None and method not in self.measured:
-            other = "".join(f" (it was with {known}, but not with {method})" for known in self.measured)
+        if pruning.auto is not None and method not in self.tables:
+            able = ", ".join(f"'{name}'" for name in self.tables)
             raise InvalidRequest(
-                f"sparsity: 'auto' needs this model to be measured once{other}: "
-                f"python -m griffin tune --method {method} --model MODEL --prompts FILE",
+                f"sparsity: 'auto' with method '{method}' needs this model to be measured once: python -m griffin tune "
+                f"--method {method} --model MODEL --prompts FILE. It needs nothing with method {able}",
                 "sparsity",
             )
 

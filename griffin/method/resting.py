@@ -21,19 +21,28 @@ FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NEURONS = 64
 
 
-def resting_values(given_TF: Tensor, z_TF: Tensor, limits_F: Tensor) -> Tensor:
-    """The means of z over the tokens whose ``given``, in size, does not exceed a neuron's limit: fp32 ``(F,)``."""
-    native = _native() if given_TF.device.type == "cpu" and given_TF.dtype in FORMATS else None
-    if native is None or given_TF.dtype != z_TF.dtype or given_TF.stride(1) != 1 or z_TF.stride(1) != 1:
-        rests_TF = given_TF.abs().float() <= limits_F
+def resting_values(z_TF: Tensor, up_TF: Tensor | None, limits_F: Tensor) -> Tensor:
+    """The means of z over the tokens on which a neuron's gate is within its limit: fp32 ``(F,)``.
+
+    The gate's value is z / up, so it need not be computed again: |z| <= limit |up|.
+
+    Args:
+        up_TF: None in a block without a gate: there the limit is of z itself.
+    """
+    native = _native() if z_TF.device.type == "cpu" and z_TF.dtype in FORMATS else None
+    alike = up_TF is None or (up_TF.dtype == z_TF.dtype and up_TF.stride(1) == 1)
+    if native is None or not alike or z_TF.stride(1) != 1:
+        most_TF = limits_F if up_TF is None else limits_F * up_TF.abs().float()
+        rests_TF = z_TF.abs().float() <= most_TF
         return torch.where(rests_TF, z_TF.float(), 0).sum(dim=0) / (rests_TF.sum(dim=0) + FEW_TOKENS)
     limits_F, resting_F = limits_F.contiguous(), torch.empty(len(limits_F))
-    tokens, size, kind = len(given_TF), given_TF.element_size(), FORMATS[given_TF.dtype]
+    tokens, size, kind = len(z_TF), z_TF.element_size(), FORMATS[z_TF.dtype]
+    up, up_stride = (None, 0) if up_TF is None else (up_TF.data_ptr(), up_TF.stride(0) * size)
 
     def find(first: int, end: int) -> None:
         native(
-            resting_F.data_ptr(), given_TF.data_ptr(), given_TF.stride(0) * size, z_TF.data_ptr(),
-            z_TF.stride(0) * size, kind, tokens, limits_F.data_ptr(), float(FEW_TOKENS), first, end,
+            resting_F.data_ptr(), z_TF.data_ptr(), z_TF.stride(0) * size, up, up_stride, kind, tokens,
+            limits_F.data_ptr(), float(FEW_TOKENS), first, end,
         )  # fmt: skip
 
     spread(len(limits_F), NEURONS, find)

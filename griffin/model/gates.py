@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from griffin.model.matrix.matrix import Matrix
+from griffin.model.memory import Room
 
 # The attribute of a model's trees that holds its gates.
 ATTRIBUTE = "gates_by_input"
@@ -54,7 +55,8 @@ class GatesByInput:
         made_of = [_state(plane) for gate in gates for plane in gate.planes]
         with self._lock:
             if made_of != self._made_of:
-                self._matrices, self._made_of = [gate.transposed() for gate in gates], made_of
+                room = Room()
+                self._matrices, self._made_of = [gate.transposed(room) for gate in gates], made_of
             return self._matrices
 
 

@@ -11,6 +11,10 @@ from torch import Tensor
 
 # Of the processor's caches, in bytes.
 LINE = 64
+# A huge page lies at a multiple of its size.
+HUGE_PAGE = 2**21
+# What a ``Room`` asks for at least at once.
+PIECE = 2**26
 # Linux's MAP_NORESERVE, nameless in Python 3.11: one piece may be promised as much as many small ones would be.
 _NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
@@ -24,20 +28,38 @@ def untouched(sizes: Sequence[int]) -> list[Tensor]:
         MemoryError: the system does not promise as much.
     """
     starts = list(accumulate((-(-size // LINE) * LINE for size in sizes), initial=0))
+    # Whole huge pages from the first byte to the last.
+    spare = 2 * HUGE_PAGE if starts[-1] >= HUGE_PAGE else 0
     try:
-        memory = mmap.mmap(-1, max(starts[-1], 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+        memory = mmap.mmap(-1, max(starts[-1], 1) + spare, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
     except OSError as error:
         raise MemoryError(f"no {starts[-1] / 1e9:.1f} GB of memory: {error.strerror}") from error
     with suppress(AttributeError, OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
+    base = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE_PAGE if spare else 0
     return [
-        torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=start)
+        torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=base + start)
         if size
         else torch.empty(0, dtype=torch.uint8)
         for start, size in zip(starts[:-1], sizes, strict=True)
     ]
 
 
-def roomy(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """An empty matrix ``(rows, columns)`` in such memory, on the host."""
-    return untouched([rows * columns * dtype.itemsize])[0].view(dtype).view(rows, columns)
+class Room:
+    """Lays matrices that are read together next to each other. A small one alone would have no huge page."""
+
+    def __init__(self) -> None:
+        self._rest = torch.empty(0, dtype=torch.uint8)
+
+    def matrix(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """An empty one, ``(rows, columns)``, on the host.
+
+        Raises:
+            MemoryError: the system does not promise as much.
+        """
+        size = rows * columns * dtype.itemsize
+        taken = -(-size // LINE) * LINE
+        if taken > len(self._rest):
+            (self._rest,) = untouched([max(taken, PIECE)])
+        own, self._rest = self._rest[:size], self._rest[taken:]
+        return own.view(dtype).view(rows, columns)

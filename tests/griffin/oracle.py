@@ -223,8 +223,12 @@ def _thresholds(
         worth_TF, share = gate_TF[first:][-latest:].double().abs() * size_F, shares.up
     cut = highest(worth_TF, share)
     rests_TF = worth_TF <= cut
+    at_rest_TF = rests_TF
+    if up_TF is not None:
+        # The gate's value is z / up: in half precision that is not the same where it is at the limit.
+        at_rest_TF = z_TF.abs() <= cut * (1 + 1e-5) / size_F * up_TF[first:][-latest:].double().abs()
     # Four tokens more, on which it is 0.
-    resting_F = (z_TF * rests_TF).sum(0) / (rests_TF.sum(0) + 4)
+    resting_F = (z_TF * at_rest_TF).sum(0) / (at_rest_TF.sum(0) + 4)
     giving_TF = (z_TF - resting_F).abs() * norms_F
     if gate_TF is not None:
         giving_TF[rests_TF] = 0

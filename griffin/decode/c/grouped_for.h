@@ -9,18 +9,17 @@ typedef uint8_t KERNEL(Codes) __attribute__((vector_size(VECTOR_BYTES)));
 #define Codes KERNEL(Codes)
 #define Whole KERNEL(Whole)
 
-/* ---- Loads of a part of a vector; what lies behind the part is zero. ---- */
+/* ---- Loads of a part of a vector; what lies behind the part is zero. A mask costs time, so whole ones have none. ---- */
 
 INLINE Codes KERNEL(load_codes)(const void *at, int64_t lanes)
 {
     Codes codes = {0};
-#if VECTOR_BYTES == 64
-    __mmask16 mask = (__mmask16)((1u << lanes) - 1);
-    codes = (Codes)_mm512_maskz_loadu_epi32(mask, at);
-#else
     if (lanes >= LANES)
         memcpy(&codes, at, sizeof codes);
     else
+#if VECTOR_BYTES == 64
+        codes = (Codes)_mm512_maskz_loadu_epi32((__mmask16)((1u << lanes) - 1), at);
+#else
         memcpy(&codes, at, (size_t)lanes * 4);
 #endif
     return codes;
@@ -29,8 +28,9 @@ INLINE Codes KERNEL(load_codes)(const void *at, int64_t lanes)
 INLINE Vector KERNEL(load_halves)(const char *at, int64_t lanes)
 {
 #if VECTOR_BYTES == 64
-    __mmask16 mask = (__mmask16)((1u << lanes) - 1);
-    return (Vector)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at));
+    if (lanes >= LANES)
+        return (Vector)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
+    return (Vector)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)((1u << lanes) - 1), at));
 #else
     uint16_t halves[LANES] = {0};
     memcpy(halves, at, (size_t)(lanes < LANES ? lanes : LANES) * sizeof *halves);
@@ -48,8 +48,10 @@ INLINE Vector KERNEL(load_halves)(const char *at, int64_t lanes)
 INLINE Vector KERNEL(load_bytes)(const char *at, int64_t lanes)
 {
 #if VECTOR_BYTES == 64
-    __mmask16 mask = (__mmask16)((1u << lanes) - 1);
-    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, at)));
+    if (lanes >= LANES)
+        return __builtin_convertvector(KERNEL(widen_bytes)(at), Vector);
+    __m128i bytes = _mm_maskz_loadu_epi8((__mmask16)((1u << lanes) - 1), at);
+    return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
 #else
     int8_t bytes[LANES] = {0};
     memcpy(bytes, at, (size_t)(lanes < LANES ? lanes : LANES));
@@ -179,13 +181,52 @@ INLINE Vector KERNEL(close)(
     return result;
 }
 
+/* What the blocks ``first + h`` to ``first + h + lanes`` of a tile add to the results of some rows. */
+INLINE void KERNEL(dot_lanes)(
+    Vector *results, const Matrix *matrix, const int64_t *rows, int some, const Input *x, int64_t first, int64_t of_tile,
+    int64_t h, int64_t lanes, int bits)
+{
+    const Groups *groups = &matrix->groups;
+    int64_t halves = 32 / groups->size, at = first * halves + h, block = first + h;
+    Sums sums[PAIR][2] = {{{{0}, {0}}}};
+    const Codes *high = (const Codes *)(x->high + first * 32 + 4 * h);
+    const Codes *low = (const Codes *)(x->low + first * 32 + 4 * h);
+    const int step = 64 / VECTOR_BYTES;
+    _Pragma("GCC unroll 4") for (int quad = 0; quad < 4; quad++)
+    {
+        UNROLLED for (int k = 0; k < some; k++) {
+            Codes a, b;
+            const char *codes = matrix->codes + rows[k] + first * 4 * bits + 4 * h;
+            KERNEL(unpack)(&a, &b, codes, of_tile, lanes, quad, bits);
+            KERNEL(multiply)(&sums[k][0], a, high[step * quad], low[step * quad], bits);
+            KERNEL(multiply)(&sums[k][1], b, high[step * (quad + 4)], low[step * (quad + 4)], bits);
+        }
+    }
+    const float *scales = x->scales + first + h, *weighted = x->weighted + 3 * first + h;
+    const float *high_weighted = x->high_weighted + 3 * first + h;
+    UNROLLED for (int k = 0; k < some; k++) {
+        if (halves == 2) {
+            results[k] = KERNEL(close)(
+                results[k], KERNEL(total)(sums[k][0]), groups, rows[k], at, block, lanes, scales, weighted,
+                high_weighted, bits);
+            results[k] = KERNEL(close)(
+                results[k], KERNEL(total)(sums[k][1]), groups, rows[k], at + of_tile, block, lanes, scales,
+                weighted + 16, high_weighted + 16, bits);
+        } else {
+            Sums both = {sums[k][0].high + sums[k][1].high, sums[k][0].low + sums[k][1].low};
+            results[k] = KERNEL(close)(
+                results[k], KERNEL(total)(both), groups, rows[k], at, block, lanes, scales, weighted + 32,
+                high_weighted + 32, bits);
+        }
+    }
+}
+
 /* out_k = row k . x, of some rows at once. rows: where they begin; later: what is fetched meanwhile; in bytes. */
 INLINE void KERNEL(dot_grouped_rows)(
     float *out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, int some,
     const Input *x, int bits)
 {
-    const Groups *groups = &matrix->groups;
-    int64_t blocks = matrix->columns / 32, halves = 32 / groups->size;
+    int64_t blocks = matrix->columns / 32;
     Vector results[PAIR] = {{0}};
     for (int64_t first = 0; first < blocks; first += 16) {
         int64_t of_tile = blocks - first < 16 ? blocks - first : 16;
@@ -193,41 +234,14 @@ INLINE void KERNEL(dot_grouped_rows)(
         int64_t share = matrix->stride * first / blocks, end = matrix->stride * (first + of_tile) / blocks;
         UNROLLED for (int k = 0; k < some; k++)
             ask_for(matrix->codes + later[k] + share, end - share);
-        for (int64_t h = 0; h < of_tile; h += LANES) {
-            int64_t lanes = of_tile - h < LANES ? of_tile - h : LANES;
-            Sums sums[PAIR][2] = {{{{0}, {0}}}};
-            const Codes *high = (const Codes *)(x->high + first * 32 + 4 * h);
-            const Codes *low = (const Codes *)(x->low + first * 32 + 4 * h);
-            const int step = 64 / VECTOR_BYTES;
-            _Pragma("GCC unroll 4") for (int quad = 0; quad < 4; quad++)
-            {
-                UNROLLED for (int k = 0; k < some; k++) {
-                    Codes a, b;
-                    const char *codes = matrix->codes + rows[k] + first * 4 * bits + 4 * h;
-                    KERNEL(unpack)(&a, &b, codes, of_tile, lanes, quad, bits);
-                    KERNEL(multiply)(&sums[k][0], a, high[step * quad], low[step * quad], bits);
-                    KERNEL(multiply)(&sums[k][1], b, high[step * (quad + 4)], low[step * (quad + 4)], bits);
-                }
+        if (of_tile == 16)
+            for (int64_t h = 0; h < 16; h += LANES)
+                KERNEL(dot_lanes)(results, matrix, rows, some, x, first, 16, h, LANES, bits);
+        else
+            for (int64_t h = 0; h < of_tile; h += LANES) {
+                int64_t lanes = of_tile - h < LANES ? of_tile - h : LANES;
+                KERNEL(dot_lanes)(results, matrix, rows, some, x, first, of_tile, h, lanes, bits);
             }
-            const float *scales = x->scales + first + h, *weighted = x->weighted + 3 * first + h;
-            const float *high_weighted = x->high_weighted + 3 * first + h;
-            UNROLLED for (int k = 0; k < some; k++) {
-                int64_t at = first * halves + h, block = first + h;
-                if (halves == 2) {
-                    results[k] = KERNEL(close)(
-                        results[k], KERNEL(total)(sums[k][0]), groups, rows[k], at, block, lanes, scales, weighted,
-                        high_weighted, bits);
-                    results[k] = KERNEL(close)(
-                        results[k], KERNEL(total)(sums[k][1]), groups, rows[k], at + of_tile, block, lanes, scales,
-                        weighted + 16, high_weighted + 16, bits);
-                } else {
-                    Sums both = {sums[k][0].high + sums[k][1].high, sums[k][0].low + sums[k][1].low};
-                    results[k] = KERNEL(close)(
-                        results[k], KERNEL(total)(both), groups, rows[k], at, block, lanes, scales, weighted + 32,
-                        high_weighted + 32, bits);
-                }
-            }
-        }
     }
     UNROLLED for (int k = 0; k < some; k++)
         out[k * apart] = KERNEL(sum)(results[k]);
@@ -356,13 +370,16 @@ INLINE Record KERNEL(record)(const Groups *groups, int64_t group)
 INLINE void KERNEL(accumulate)(float *y, Vector change, int64_t lanes)
 {
 #if VECTOR_BYTES == 64
-    __mmask16 mask = (__mmask16)((1u << lanes) - 1);
-    _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), (__m512)change));
+    if (lanes < LANES) {
+        __mmask16 mask = (__mmask16)((1u << lanes) - 1);
+        _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), (__m512)change));
+        return;
+    }
 #else
     (void)lanes;
+#endif
     change += KERNEL(load)((const char *)y, 0, FLOAT32);
     memcpy(y, &change, sizeof change);
-#endif
 }
 
 /* y += scale (sum - zero) + minimum, for eight times up to LANES outputs, ``wide`` apart. */
@@ -393,11 +410,12 @@ INLINE void KERNEL(fetch)(
         ask_for(record + (groups->minimums - groups->scales) + start * groups->bytes, 128 * groups->bytes);
 }
 
-/* The outputs of one tile that begin at lane h. */
-INLINE void KERNEL(add_tile)(
-    float *y, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t h, int64_t lanes,
-    const char *const *rows, int64_t at, int64_t quads, const Weights *weights, int bits)
+/* The outputs of one tile that begin at lane h. output: the tile's first. */
+INLINE void KERNEL(add_lanes)(
+    float *y, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t h,
+    const char *const *rows, int64_t quads, const Weights *weights, int bits)
 {
+    int64_t lanes = wide < LANES ? wide : LANES, at = output * bits / 8;
     Sums sums[8] = {{{0}, {0}}};
     for (int64_t quad = 0; quad < quads; quad++) {
         const char *places[4];
@@ -418,6 +436,15 @@ INLINE void KERNEL(add_tile)(
         KERNEL(close_outputs)(y, sums, record, output, wide, lanes, weights, of_zero, false, false);
 }
 
+/* A tile of eight times ``wide`` outputs, 8 or 16: known where this is inlined. */
+INLINE void KERNEL(add_tile)(
+    float *y, const Groups *groups, const Record *record, int64_t output, int64_t wide, const char *const *rows,
+    int64_t quads, const Weights *weights, int bits)
+{
+    for (int64_t h = 0; h < wide; h += LANES)
+        KERNEL(add_lanes)(y, groups, record, output, wide, h, rows, quads, weights, bits);
+}
+
 /* y += sum over the rows of one group. later: rows to fetch meanwhile, so many. */
 INLINE void KERNEL(add_group)(
     float *y, const Matrix *matrix, const Group *group, const char *const *rows, const char *const *later,
@@ -428,11 +455,11 @@ INLINE void KERNEL(add_group)(
     const char *next = groups->scales + (group->number + 1) * groups->stride;
     int64_t quads = (group->count + 3) / 4;
     for (int64_t start = 0; start < matrix->columns; start += 128) {
-        int64_t wide = matrix->columns - start < 128 ? 8 : 16, lanes = wide < LANES ? wide : LANES;
         KERNEL(fetch)(groups, later, following, next, start, bits);
-        for (int64_t h = 0; h < wide; h += LANES)
-            KERNEL(add_tile)
-            (y, groups, &record, start, wide, h, lanes, rows, start * bits / 8, quads, &group->weights, bits);
+        if (matrix->columns - start >= 128)
+            KERNEL(add_tile)(y, groups, &record, start, 16, rows, quads, &group->weights, bits);
+        else
+            KERNEL(add_tile)(y, groups, &record, start, 8, rows, quads, &group->weights, bits);
     }
 }
 

@@ -108,9 +108,9 @@ typedef struct {
     float (*exponentials)(float *values, int64_t count, float highest);
     /* c tanh(x / c) */
     void (*cap)(float *values, int64_t count, float cap);
-    /* For some columns the mean of z over the rows where given is within a limit, in size, with some zeros more. */
+    /* For some columns the mean of z over the rows where |z| is within limit |up|, or the limit, with some zeros more. */
     void (*rest_means)(
-        float *resting, const Table *given, const Table *z, int64_t format, const float *limits, float extra,
+        float *resting, const Table *z, const Table *up, int64_t format, const float *limits, float extra,
         int64_t first, int64_t end);
 } Kernels;
 

@@ -369,15 +369,21 @@ static void KERNEL(cap)(float *values, int64_t count, float cap)
         values[i] = cap - 2 * cap / (1 + KERNEL(exponential)(2 / cap * values[i]));
 }
 
-/* Of up to LANES columns: the mean of z where given is within a limit, in size, with ``extra`` zeros more. */
-INLINE Vector KERNEL(mean_at_rest)(
-    const Table *given, const Table *z, int64_t column, Vector limits, float extra, int64_t format)
+INLINE Vector KERNEL(size)(Vector value)
 {
-    Vector sum = {0}, count = {0};
-    for (int64_t row = 0; row < given->rows; row++) {
-        Vector size = KERNEL(load)(given->at + row * given->stride, column, format);
-        Whole rests = (Vector)((Whole)size & 0x7fffffff) <= limits;
+    return (Vector)((Whole)value & 0x7fffffff);
+}
+
+/* Of up to LANES columns: the mean of z where its size is within limit times up's, with ``extra`` zeros more. */
+INLINE Vector KERNEL(mean_at_rest)(
+    const Table *z, const Table *up, int64_t column, Vector limits, float extra, int64_t format)
+{
+    Vector sum = {0}, count = {0}, most = limits;
+    for (int64_t row = 0; row < z->rows; row++) {
         Vector value = KERNEL(load)(z->at + row * z->stride, column, format);
+        if (up->at)
+            most = limits * KERNEL(size)(KERNEL(load)(up->at + row * up->stride, column, format));
+        Whole rests = KERNEL(size)(value) <= most;
         sum += (Vector)((Whole)value & rests);
         count -= __builtin_convertvector(rests, Vector);
     }
@@ -385,27 +391,30 @@ INLINE Vector KERNEL(mean_at_rest)(
 }
 
 static void KERNEL(rest_means)(
-    float *resting, const Table *given, const Table *z, int64_t format, const float *limits, float extra,
+    float *resting, const Table *z, const Table *up, int64_t format, const float *limits, float extra,
     int64_t first, int64_t end)
 {
     int64_t i = first;
     for (; i + LANES <= end; i += LANES) {
         Vector most = KERNEL(load)((const char *)limits, i, FLOAT32), means;
         if (format == BFLOAT16)
-            means = KERNEL(mean_at_rest)(given, z, i, most, extra, BFLOAT16);
+            means = KERNEL(mean_at_rest)(z, up, i, most, extra, BFLOAT16);
         else if (format == FLOAT16)
-            means = KERNEL(mean_at_rest)(given, z, i, most, extra, FLOAT16);
+            means = KERNEL(mean_at_rest)(z, up, i, most, extra, FLOAT16);
         else
-            means = KERNEL(mean_at_rest)(given, z, i, most, extra, FLOAT32);
+            means = KERNEL(mean_at_rest)(z, up, i, most, extra, FLOAT32);
         memcpy(resting + i, &means, sizeof means);
     }
     for (; i < end; i++) {
         float sum = 0, count = extra;
-        for (int64_t row = 0; row < given->rows; row++)
-            if (fabsf(load_number(given->at + row * given->stride, i, format)) <= limits[i]) {
-                sum += load_number(z->at + row * z->stride, i, format);
+        for (int64_t row = 0; row < z->rows; row++) {
+            float value = load_number(z->at + row * z->stride, i, format);
+            float factor = up->at ? fabsf(load_number(up->at + row * up->stride, i, format)) : 1;
+            if (fabsf(value) <= limits[i] * factor) {
+                sum += value;
                 count++;
             }
+        }
         resting[i] = sum / count;
     }
 }

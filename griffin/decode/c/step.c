@@ -763,11 +763,11 @@ API void griffin_rest(Step *step, const FeedForward *blocks)
 
 /* See resting.py in griffin/method: for neurons from first to end, tables of a row for each token. */
 API void griffin_resting(
-    float *resting, const char *given, int64_t given_stride, const char *z, int64_t z_stride, int64_t format,
+    float *resting, const char *z, int64_t z_stride, const char *up, int64_t up_stride, int64_t format,
     int64_t tokens, const float *limits, float extra, int64_t first, int64_t end)
 {
-    Table of_given = {given, given_stride, tokens}, of_z = {z, z_stride, tokens};
-    best_kernels()->rest_means(resting, &of_given, &of_z, format, limits, extra, first, end);
+    Table of_z = {z, z_stride, tokens}, of_up = {up, up_stride, tokens};
+    best_kernels()->rest_means(resting, &of_z, &of_up, format, limits, extra, first, end);
 }
 
 API void griffin_close(Step *step)

@@ -9,6 +9,7 @@ boolq           passage, question, label (1 is yes)
 xsum            document, summary (the same for cnn_dm)
 coqa            story, questions[], answers[][] (the accepted answers to each question)
 qasper          context, question, answers[]
+humaneval       prompt, test, entry_point
 wikitext        title, text (in wikitext2_raw_test.jsonl)
 books           title, text
 """
@@ -35,6 +36,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "cnn_dm": {"document": str, "summary": str},
     "coqa": {"story": str, "questions": list, "answers": list},
     "qasper": {"context": str, "question": str, "answers": list},
+    "humaneval": {"prompt": str, "test": str, "entry_point": str},
     "wikitext": {"title": str, "text": str},
     "books": {"title": str, "text": str},
 }

@@ -6,11 +6,12 @@ find the same token most probable. Bytes a token are the weights that these toke
 
 The text is WikiText-2, test, or a file of your own (--text). Make smaller quants with llama.cpp's quantiser, from the
 file of --model, and name them by --quants; they are read whole. The methods alone are also asked lm-eval's tasks, as in
-'classification' and 'generation'.
+'classification' and 'generation', and two more: HumanEval, whose answers are run in a sandbox, and word problems.
 
 examples:
   python -m griffin.experiments pareto --quick
   python -m griffin.experiments pareto --model model-Q4_K_M.gguf --quants model-Q3_K_M.gguf model-Q2_K.gguf
+  python -m griffin.experiments pareto --data data --windows 1 --sparsities 0.25 0.5 --tasks humaneval arithmetic
 
 Shapes: W windows.
 """
@@ -34,7 +35,7 @@ from griffin.experiments.common.texts import read_own_text, read_text
 from griffin.experiments.common.variants import FULL, Variant, griffin, plus
 from griffin.experiments.quality.closeness import Passage, closeness, row_of
 from griffin.experiments.quality.readers import FULL_MODEL, METHOD, QUANT, QuantReader, Reader, VariantReader
-from griffin.experiments.tasks.names import CLASSIFICATION, GENERATION
+from griffin.experiments.tasks.names import CLASSIFICATION, GENERATION, REASONING
 from griffin.experiments.tasks.scores import (
     TITLES,
     add_task_arguments,
@@ -72,8 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="GGUF files of the same model with fewer bits a weight, to compare with (none)",
     )  # fmt: skip
     parser.add_argument("--no-tasks", action="store_true", help="text only, no tasks")
-    add_task_arguments(parser, CLASSIFICATION + GENERATION)
-    parser.set_defaults(tasks=TASKS)
+    add_task_arguments(parser, CLASSIFICATION + GENERATION + REASONING, TASKS)
 
 
 def variants_at(sparsity: float) -> list[Variant]:

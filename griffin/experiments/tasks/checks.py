@@ -10,6 +10,7 @@ from griffin.experiments.common.samples import Sample
 # Fields whose text goes into the prompt.
 IN_THE_PROMPT = (
     "goal", "sol1", "sol2", "premise", "choice1", "choice2", "question", "passage", "document", "story", "context",
+    "prompt",
 )  # fmt: skip
 
 
@@ -27,6 +28,8 @@ def _wrong(sample: Sample) -> Iterator[str]:
     for field, value in sample.items():
         if field in IN_THE_PROMPT and not value.strip():
             yield f"the field '{field}' is empty"
+    if not sample.get("entry_point", "any").isidentifier():
+        yield f"the field 'entry_point' is '{sample['entry_point']}', not the name of a function"
     if ": " not in sample.get("ctx", ": "):
         yield "the field 'ctx' is not of the form 'activity: context'"
     if "choice1" in sample and sample["question"] not in ("cause", "effect"):

@@ -1,12 +1,14 @@
-"""Definitions of the paper's ten tasks for lm-eval, with items from local files or from the hub.
+"""Definitions of the tasks for lm-eval, with items from local files or from the hub.
 
-They are lm-eval's own definitions, with these exceptions:
+The paper's ten are lm-eval's own definitions, with these exceptions:
 
 - XSum and CNN/DailyMail (1-shot) are defined here. lm-eval has no XSum. Its CNN/DailyMail has another prompt and needs
   a BERT model. Our prompts are HELM's; ROUGE comes from rouge-score through lm-eval.
 - QASPER is lm-eval's SCROLLS task, which gets its scorer from the hub. Local items are scored by the same token F1
   (SQuAD's), which lm-eval has too.
 - In CoQA every question is an item. lm-eval 0.4.13 asks only the last one of each conversation.
+
+Two more are in ``humaneval`` and ``arithmetic``.
 """
 
 import contextlib
@@ -26,8 +28,10 @@ from lm_eval.tasks._yaml_loader import load_yaml  # type: ignore[import-untyped]
 
 from griffin.errors import GriffinError
 from griffin.experiments.common.samples import Sample, find, read_samples
-from griffin.experiments.tasks import records, squad
+from griffin.experiments.tasks import records, sandbox, squad
+from griffin.experiments.tasks.arithmetic import ARITHMETIC, WORKED
 from griffin.experiments.tasks.checks import require_usable
+from griffin.experiments.tasks.humaneval import HUMANEVAL
 from griffin.experiments.tasks.records import Docs
 
 # Before the import of tasks that need it.
@@ -39,24 +43,26 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """One of the paper's tasks.
+    """One task.
 
     metrics: lm-eval's names; values are from 0 to 1.
     items: how many are evaluated if no limit is given.
     split: the part of the data set where lm-eval looks for items.
-    docs: turns local samples into records of the data set.
+    docs: turns local samples into records of the data set; None where the definition brings its items.
     config: a file among lm-eval's tasks, or a definition of our own.
     shots: worked examples before each item.
     chance: the score of guessing, for multiple choice.
+    require: raises a GriffinError where it cannot be evaluated.
     """
 
     metrics: tuple[str, ...]
     items: int
     split: str
-    docs: Callable[[list[Sample]], Docs]
+    docs: Callable[[list[Sample]], Docs] | None
     config: str | Config
     shots: int = 0
     chance: float | None = None
+    require: Callable[[], None] | None = None
 
 
 class LocalQasper(Qasper):  # type: ignore[misc]
@@ -130,6 +136,8 @@ TASKS: dict[str, TaskSpec] = {
     "cnn_dm": TaskSpec(ROUGE, 25, "test", records.summaries, CNN_DM, shots=1),
     "coqa": TaskSpec(("f1", "em"), 100, "validation", records.coqa, "coqa/default.yaml"),
     "qasper": TaskSpec(("f1",), 40, "validation", records.qasper, "scrolls_qasper"),
+    "humaneval": TaskSpec(("pass@1",), 164, "test", records.programs, HUMANEVAL, require=sandbox.require),
+    "arithmetic": TaskSpec(("em",), 100, "test", None, ARITHMETIC, shots=len(WORKED)),
 }
 # Answers have a few words, and only the first line of a CoQA answer counts. lm-eval's 256 tokens would be a waste.
 SHORT_ANSWER = 64
@@ -150,9 +158,13 @@ def make_task(name: str, data: Path | None, manager: TaskManager) -> Task:
     """One of ``TASKS``, ready for evaluation. Without ``data`` its items come from the hub.
 
     Raises:
-        GriffinError: its data are missing or wrong; names the file and what is wrong.
+        GriffinError: its data are missing or wrong; names the file and what is wrong. Or this system cannot run it.
     """
     spec = TASKS[name]
+    if spec.require is not None:
+        spec.require()
+    if spec.docs is None:
+        return _loaded(_definition(name), manager)
     if data is None:
         return _from_hub(name, manager)
     path, samples = find(data, name), read_samples(data, name)
@@ -167,6 +179,10 @@ def make_task(name: str, data: Path | None, manager: TaskManager) -> Task:
     for key in ("training_split", "validation_split", "test_split"):
         if definition.get(key) not in made:
             definition[key] = None
+    return _loaded(definition, manager)
+
+
+def _loaded(definition: Config, manager: TaskManager) -> Task:
     (task,) = manager.load([definition])["tasks"].values()
     return task
 
@@ -198,9 +214,8 @@ def _from_hub(name: str, manager: TaskManager) -> Task:
     if name == "cnn_dm":
         definition["process_docs"] = lambda docs: docs.rename_columns({"article": "document", "highlights": "summary"})
     try:
-        (task,) = manager.load([definition])["tasks"].values()
+        return _loaded(definition, manager)
     except Exception as error:
         # A reader of data sets may raise anything. Its first line is enough for a user.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GriffinError(f"cannot get the data set of '{name}' from the hub: {reason}; give --data DIR") from error
-    return task

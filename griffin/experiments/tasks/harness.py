@@ -83,9 +83,10 @@ class GriffinLM(HFLM):  # type: ignore[misc]
         # lm-eval changes the tokenizer: it sets a padding token, for example.
         tokenizer = copy.deepcopy(study.tokenizer)
         longest = min(study.context_length, max_length or study.context_length)
-        super().__init__(
-            pretrained=share(study.checkpoint.model), tokenizer=tokenizer, batch_size=1, max_length=longest
-        )
+        model = share(study.checkpoint.model)
+        # lm-eval ties weights once more. They are tied, and a model of a file's own codes has none of that name.
+        model.tie_weights = _tied
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=longest)
         if self.eot_token_id is None:
             raise GriffinError(f"the tokenizer of '{study.name}' has no EOS token, which lm-eval needs")
         self._study, self._variant = study, variant
@@ -145,3 +146,7 @@ class GriffinLM(HFLM):  # type: ignore[misc]
     def _text(self, prompt: list[int], max_tokens: int, until: tuple[str, ...]) -> str:
         text = simulation.known_text(self._study, self._variant, prompt, max_tokens, until)
         return str(postprocess_generated_text(text, stop=list(until), think_end_token=None))
+
+
+def _tied() -> None:
+    """In place of the library's ``tie_weights``, where there is nothing to do."""

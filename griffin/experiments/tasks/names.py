@@ -1,4 +1,5 @@
-"""Names of the paper's tasks, in the order of its tables. ``definitions`` says what they are; it needs lm-eval."""
+"""Names of tasks: the paper's, in the order of its tables, and others. ``definitions`` says what they are."""
 
 CLASSIFICATION = ("hellaswag", "piqa", "copa", "arc_easy", "arc_challenge", "boolq")
 GENERATION = ("xsum", "cnn_dm", "coqa", "qasper")
+REASONING = ("humaneval", "arithmetic")

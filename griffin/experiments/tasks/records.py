@@ -99,5 +99,9 @@ def summaries(samples: list[Sample]) -> Docs:
     return [_picked(sample, "document", "summary") for sample in samples]
 
 
+def programs(samples: list[Sample]) -> Docs:
+    return [_picked(sample, "prompt", "test", "entry_point") for sample in samples]
+
+
 def _picked(sample: Sample, *fields: str) -> dict[str, Any]:
     return {field: sample[field] for field in fields}

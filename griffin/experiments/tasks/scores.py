@@ -22,23 +22,34 @@ Found = Mapping[str, Any]
 TITLES = {
     "hellaswag": "HellaSwag", "piqa": "PIQA", "copa": "COPA", "arc_easy": "ARC-e", "arc_challenge": "ARC-c",
     "boolq": "BoolQ", "xsum": "XSum", "cnn_dm": "CNN/DailyMail", "coqa": "CoQA", "qasper": "QASPER",
+    "humaneval": "HumanEval", "arithmetic": "Arithmetic",
 }  # fmt: skip
 ITEMS = (
     "In %; ± one standard error as if all items were independent: CoQA's share conversations and QASPER's papers, so "
     "those errors are too small"
 )
 CANNOT = "The full model can do none of these tasks."
-METRICS = {"acc": "accuracy", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "f1": "F1", "em": "EM"}
+METRICS = {
+    "acc": "accuracy", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "f1": "F1", "em": "EM",
+    "pass@1": "pass@1",
+}  # fmt: skip
 
 
-def add_task_arguments(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None:
+def add_task_arguments(
+    parser: argparse.ArgumentParser, tasks: Sequence[str], standard: Sequence[str] | None = None
+) -> None:
+    """Add the flags of a run.
+
+    Args:
+        standard: the tasks that are asked by default; None asks all.
+    """
     parser.add_argument(
         "--tasks",
         nargs="+",
         choices=tasks,
         metavar="TASK",
-        default=list(tasks),
-        help=f"some of {', '.join(tasks)} (all)",
+        default=list(standard or tasks),
+        help=f"some of {', '.join(tasks)} ({' '.join(standard) if standard else 'all'})",
     )
     parser.add_argument(
         "--limit", type=lambda text: whole(text, 0), metavar="N",

@@ -8,12 +8,14 @@ Several variants answer together, so that each text is read once. Answers in the
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from griffin.engine.prompt import Prompt
 from griffin.experiments.common.likelihood import target_logprobs
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.study import Study
@@ -104,11 +106,14 @@ def generate(
     ]
     with Progress(len(missing) * len(variants)) as progress:
         for prompt in missing:
-            for variant in variants:
-                progress.begin(f"{what}, {variant.name}")
-                question = _text_question(variant, prompt, max_tokens, until)
-                study.ledger.once(question, lambda: _text(study, variant, prompt, max_tokens, until))  # noqa: B023
-                progress.advance()
+            prunings = [variant.pruning(prompt) for variant in variants]
+            with study.engine.read(prompt, others=prunings) as read:
+                for variant, pruning in zip(variants, prunings, strict=True):
+                    progress.begin(f"{what}, {variant.name}")
+                    read.prune(pruning)
+                    question = _text_question(variant, prompt, max_tokens, until)
+                    study.ledger.once(question, partial(_text, study, read, max_tokens, until))
+                    progress.advance()
 
 
 def known_text(study: Study, variant: Variant, prompt: Ids, max_tokens: int, until: Sequence[str]) -> str:
@@ -122,11 +127,11 @@ def _text_question(variant: Variant, prompt: Ids, max_tokens: int, until: Sequen
     }  # fmt: skip
 
 
-def _text(study: Study, variant: Variant, prompt: Ids, max_tokens: int, until: Sequence[str]) -> str:
+def _text(study: Study, prompt: Prompt, max_tokens: int, until: Sequence[str]) -> str:
     ids: list[int] = []
     text = ""
     sampling = Sampling(max_tokens=max_tokens, temperature=0)
-    for token in study.engine.generate(prompt, sampling, variant.pruning(prompt)):
+    for token in prompt.generate(sampling):
         ids.append(token.id)
         text = str(study.tokenizer.decode(ids, skip_special_tokens=True))
         if any(stop in text for stop in until):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from griffin.model.matrix.matrix import Matrix
-from griffin.model.memory import roomy
+from griffin.model.memory import Room
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -57,11 +57,11 @@ class Dense(Matrix):
     def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
         return functional.linear(z, self.numbers_RC.to(z.dtype).t(), bias_C)
 
-    def transposed(self) -> "Dense":
+    def transposed(self, room: Room | None = None) -> "Dense":
         if self.device.type != "cpu":
             return Dense(self.numbers_RC.t().contiguous(), self._dtype)
-        room = roomy(self.columns, self.row_count, self.numbers_RC.dtype)
-        return Dense(room.copy_(self.numbers_RC.t()), self._dtype)
+        turned_CR = (room or Room()).matrix(self.columns, self.row_count, self.numbers_RC.dtype)
+        return Dense(turned_CR.copy_(self.numbers_RC.t()), self._dtype)
 
 
 def all_finite(values: Tensor) -> bool:

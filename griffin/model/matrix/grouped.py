@@ -22,7 +22,7 @@ from griffin.model.matrix.dense import Dense
 from griffin.model.matrix.grouping import COLUMN_UNIT, SUPER, Grouping, Layout
 from griffin.model.matrix.matrix import Matrix
 from griffin.model.matrix.native import address, library, spread
-from griffin.model.memory import roomy
+from griffin.model.memory import Room
 
 # Numbers that are made plain at once for a product: 16 MB in bfloat16. With fewer, products take longer.
 NUMBERS_AT_ONCE = 2**23
@@ -120,14 +120,15 @@ class GroupedRows(_Grouped):
     def weighted_rows(self, z: Tensor, bias_C: Tensor | None = None) -> Tensor:
         return functional.linear(z, self.dense(z.dtype).t(), bias_C)
 
-    def transposed(self) -> Matrix:
+    def transposed(self, room: Room | None = None) -> Matrix:
         rows, columns = self.columns, self.row_count
         if columns % COLUMN_UNIT:
             return Dense(self.dense(torch.float32).t().contiguous(), self._dtype)
         groups, supers = column_records(self.grouping, rows)
         layout = Layout.of_columns(self.grouping, columns)
         shapes = ((rows, layout.row_stride), (groups, layout.record_stride), (supers, layout.super_stride))
-        codes, records, second = (roomy(*shape, torch.uint8) for shape in shapes)
+        room = room or Room()
+        codes, records, second = (room.matrix(*shape, torch.uint8) for shape in shapes)
         turned = GroupedColumns(codes, None, records, second if supers else None, self.grouping, columns, self._dtype)
 
         def turn(first: int, end: int) -> None:
@@ -189,7 +190,7 @@ class GroupedColumns(_Grouped):
         neurons = torch.arange(self.row_count, dtype=torch.int32)
         return self.of((self.codes, neurons))
 
-    def transposed(self) -> Matrix:
+    def transposed(self, room: Room | None = None) -> Matrix:
         raise NotImplementedError("rows that share scales are for sums of weighted rows already")
 
     @property

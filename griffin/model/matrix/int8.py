@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from griffin.model.matrix.dense import all_finite
 from griffin.model.matrix.matrix import Matrix
-from griffin.model.memory import roomy
+from griffin.model.memory import Room
 
 LARGEST = 127
 # Rows that are widened at once for a product. All rows of a large vocabulary would take as much memory as the model.
@@ -75,9 +75,9 @@ class Int8(_Int8):
         ]).sum(dim=0)  # fmt: skip
         return (y if bias_C is None else y + bias_C.float()).to(z.dtype)
 
-    def transposed(self) -> "Int8Columns":
-        room = roomy(self.columns, self.row_count, torch.int8)
-        return Int8Columns(room.copy_(self.codes_RC.t()), self.scales, self._dtype)
+    def transposed(self, room: Room | None = None) -> "Int8Columns":
+        turned_CR = (room or Room()).matrix(self.columns, self.row_count, torch.int8)
+        return Int8Columns(turned_CR.copy_(self.codes_RC.t()), self.scales, self._dtype)
 
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(torch.split(self.codes_RC, ROWS_AT_ONCE), torch.split(self.scales, ROWS_AT_ONCE), strict=True)
@@ -107,7 +107,7 @@ class Int8Columns(_Int8):
         y = (z @ self.codes_RC.to(z.dtype)).float() * self.scales
         return (y if bias_C is None else y + bias_C.float()).to(z.dtype)
 
-    def transposed(self) -> Int8:
+    def transposed(self, room: Room | None = None) -> Int8:
         return Int8(self.codes_RC.t().contiguous(), self.scales, self._dtype)
 
 

@@ -10,6 +10,8 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
+from griffin.model.memory import Room
+
 
 class Matrix(ABC):
     """R rows of C numbers. Rows are what is gathered: of a feed-forward weight, a row belongs to one neuron.
@@ -123,8 +125,12 @@ class Matrix(ABC):
         """Whether every number is one, and none is infinite; told by what the codes are multiplied by."""
 
     @abstractmethod
-    def transposed(self) -> "Matrix":
-        """The transpose ``(C, R)``, in memory of its own, with the same values; in a format for weighted rows."""
+    def transposed(self, room: Room | None = None) -> "Matrix":
+        """The transpose ``(C, R)`` with the same values, in a format for weighted rows.
+
+        Args:
+            room: where it is made; by default in memory of its own.
+        """
 
     def row_norms(self) -> Tensor:
         """fp32 ``(R,)``."""

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from griffin import Engine, Pruning, Sampling, Scoring, build_engines
 from griffin.decode.steps import StepName
+from griffin.engine.prefixes import PrefixStore
 from griffin.engine.state import SequenceState
 from griffin.errors import (
     ContextLengthExceeded,
@@ -396,6 +397,23 @@ def test_several_sequences_from_one_reading(model: PreTrainedModel, prompts: Pro
         assert [token.logprobs.chosen for token in first] == pytest.approx(
             [t.logprobs.chosen for t in second], abs=1e-4
         )
+
+
+def test_several_prunings_from_one_reading(model: PreTrainedModel, prompts: Prompts) -> None:
+    """Each is what it would be alone, in any order; a prompt that was read for less refuses the method."""
+    engine = Engine(model, prefill_chunk=7, prefixes=PrefixStore(2**20, 7))
+    prompt, plus = prompts(26, 20), Pruning(0.5, method="griffin+")
+    prunings = [plus, Pruning(), Pruning(0.5), plus, Pruning(0.25)]
+    alone = [[token.id for token in engine.generate(prompt, greedy(9), pruning)] for pruning in prunings]
+    together = []
+    with engine.read(prompt, others=prunings) as read:
+        for pruning in prunings:
+            read.prune(pruning)
+            together.append([token.id for token in read.generate(greedy(9))])
+
+    assert together == alone
+    with engine.read(prompt, Pruning(0.5)) as read, pytest.raises(ValueError, match="was not read for this pruning"):
+        read.prune(plus)
 
 
 def test_prompt_scores_are_the_dense_models(model: PreTrainedModel, prompts: Prompts) -> None:

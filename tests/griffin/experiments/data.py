@@ -75,6 +75,18 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"context": "We train on ten thousand notes.", "question": "What is trained on?", "answers": ["notes"]},
         {"context": "We train on ten thousand notes.", "question": "Do we train?", "answers": ["Yes", "yes"]},
     ],
+    "humaneval": [
+        {
+            "prompt": 'def double(x: int) -> int:\n    """Twice as much."""\n',
+            "entry_point": "double",
+            "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(0) == 0\n",
+        },
+        {
+            "prompt": 'def shout(text: str) -> str:\n    """In capitals."""\n',
+            "entry_point": "shout",
+            "test": "def check(candidate):\n    assert candidate('a') == 'A'\n",
+        },
+    ],
 }
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from griffin.errors import InvalidRequest, LoadError
 from griffin.experiments.common.results import write_whole
 from griffin.method.auto import LossTable
 from griffin.method.chooser import Chooser
+from griffin.method.griffin_plus import GriffinPlus
 from griffin.method.statistic import PromptStatistic
 from griffin.method.strategies import STRATEGIES
 from griffin.model.families import feed_forwards
@@ -140,23 +142,43 @@ def test_the_engine_goes_by_it(prompts: Prompts) -> None:
     assert dense == [token.id for token in engine.generate(ids, GREEDY)]
 
 
-@pytest.mark.parametrize(
-    ("losses", "method", "expected"),
-    [
-        ([], "griffin", "needs this model to be measured once: python -m griffin tune --method griffin "),
-        ([TABLE], "griffin+", "it was with griffin, but not with griffin+"),
-    ],
-)
-def test_what_was_not_measured_is_refused(losses: list[LossTable], method: str, expected: str) -> None:
-    """With the command that measures it."""
-    engine = Engine(tiny_model("llama"), losses=losses)
+def test_what_was_not_measured_is_refused() -> None:
+    """With the command that measures it, and the method that does without."""
+    engine = Engine(tiny_model("llama"))
+    expected = r"measured once: python -m griffin tune --method griffin .* nothing with method 'griffin\+'"
 
     with (
-        pytest.raises(InvalidRequest, match="'auto'.*" + expected.replace("+", r"\+")) as refused,
-        engine.read([5, 6, 7], Pruning(method=method, auto=Auto(0.1))),  # type: ignore[arg-type]
+        pytest.raises(InvalidRequest, match=expected) as refused,
+        engine.read([5, 6, 7], Pruning(method="griffin", auto=Auto(0.1))),
     ):
         pass
     assert refused.value.param == "sparsity"
+
+
+@pytest.mark.parametrize(
+    ("percent", "sparsity", "divergence"), [(1, 0.15, 0.0083), (5, 0.35, 0.046), (15, 0.5, 0.136), (50, 0.6, 0.29)]
+)
+def test_usual_losses_need_no_measurement(prompts: Prompts, percent: int, sparsity: float, divergence: float) -> None:
+    """They are the same for every prompt: linear between the sparsities that they are known of, and not beyond."""
+    engine = Engine(tiny_model("llama"))
+
+    for length in (4, 60):
+        with engine.read(prompts(1, length), Pruning(method="griffin+", auto=Auto(math.log1p(percent / 100)))) as read:
+            assert read.outlook is not None
+            assert read.outlook.sparsity == sparsity
+            assert read.outlook.divergence == pytest.approx(divergence, rel=0.01)
+
+
+def test_what_was_measured_counts_more_than_usual_losses(prompts: Prompts) -> None:
+    """A table of the model at hand, which finds that it loses ten times as much."""
+    usual = GriffinPlus.usual_losses
+    assert usual is not None
+    measured = replace(usual, constants=[constant + math.log(10) for constant in usual.constants])
+
+    engine = Engine(tiny_model("llama"), losses=[measured])
+    with engine.read(prompts(1, 9), Pruning(method="griffin+", auto=Auto(0.046))) as read:
+        assert read.outlook is not None
+        assert read.outlook.sparsity == 0.05
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import mmap
 import pytest
 import torch
 
-from griffin.model.memory import untouched
+from griffin.model.memory import HUGE_PAGE, PIECE, Room, untouched
 
 
 @pytest.mark.parametrize("huge", [True, False])
@@ -35,3 +35,22 @@ def test_memory_that_is_refused() -> None:
     """Says how much it was."""
     with pytest.raises(MemoryError, match=r"no 4503599\.6 GB of memory: Cannot allocate memory"):
         untouched([1 << 52])
+
+
+def test_large_memory_begins_at_a_huge_page() -> None:
+    """And small one does not take one."""
+    first, second = untouched([HUGE_PAGE, 8])
+
+    assert first.data_ptr() % HUGE_PAGE == 0
+    assert second.data_ptr() == first.data_ptr() + HUGE_PAGE
+
+
+def test_a_room_lays_matrices_side_by_side() -> None:
+    """Until a piece is full; a larger one than a piece has its own."""
+    room = Room()
+    first, second = room.matrix(3, 5, torch.int8), room.matrix(2, 4, torch.bfloat16)
+    large, third = room.matrix(1, PIECE + 1, torch.uint8), room.matrix(0, 4, torch.float32)
+
+    assert second.data_ptr() == first.data_ptr() + 64
+    assert (first.shape, second.shape, second.dtype) == ((3, 5), (2, 4), torch.bfloat16)
+    assert (large.numel(), third.shape) == (PIECE + 1, (0, 4))

@@ -104,15 +104,18 @@ def test_a_method_that_reads_weights_where_they_are(folder: Path) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_sparsity_that_needs_a_measured_model(url: str, folder: Path, stream: bool) -> None:
-    """Is refused by name; and a server that would refuse every request does not start."""
-    refusal = post(url, sparsity="auto", stream=stream)
+    """Is refused by name; and a server that would refuse every request does not start. By default it needs nothing."""
+    refusal = post(url, sparsity="auto", stream=stream, griffin={"method": "griffin"})
 
     assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "sparsity")
     assert "python -m griffin tune" in refusal.json()["error"]["message"]
     with pytest.raises(
-        LoadError, match=r"^--sparsity auto needs .* to be measured once with method griffin\+: python -m"
+        LoadError, match=r"^--sparsity auto needs .* to be measured once with method griffin: python -m"
     ):
-        load(Settings(model=str(folder), sparsity="auto", device="cpu"))
+        load(Settings(model=str(folder), sparsity="auto", method="griffin", device="cpu"))
+    if not stream:
+        report = post(url, sparsity="auto").json()["griffin"]
+        assert report["auto"] == {"sparsity": 0.35, "predicted_perplexity_percent": 4.71, "tolerance_percent": 5.0}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What lm-eval asks, from local files: the very words of its own definitions."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from griffin.errors import GriffinError
-from griffin.experiments.tasks import squad
+from griffin.experiments.tasks import sandbox, squad
+from griffin.experiments.tasks.arithmetic import WORKED
 from griffin.experiments.tasks.definitions import make_manager, make_task, rouge
-from tests.griffin.experiments.data import STORY, write_data
+from griffin.experiments.tasks.word_problems import TEMPLATES, problems
+from tests.griffin.experiments.data import SAMPLES, STORY, write_data
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,71 @@ def test_questions_on_papers(tmp_path: Path, manager: TaskManager) -> None:
     assert task.process_results(three, [(-2.0, False), (-1.0, False)])["f1"] == 0
 
 
+def test_heads_of_functions(tmp_path: Path, manager: TaskManager, sandboxed: None) -> None:
+    """As lm-eval asks them, and a fence ends an answer too. Only what passes all of an item's tests counts."""
+    (text, options), _ = asked("humaneval", write_data(tmp_path), manager)
+    task = make_task("humaneval", tmp_path, manager)
+    double, shout = task.eval_docs
+
+    assert text == SAMPLES["humaneval"][0]["prompt"]
+    until = ["\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```"]
+    assert options == {"until": until, "max_gen_toks": 512, "do_sample": False}
+    for doc, body, passed in (
+        (double, "    return 2 * x", 1), (double, "    return 4", 0), (double, "    return 2 *", 0),
+        (shout, "    return text.upper()\n", 1), (shout, "    import sys; sys.exit(0)", 0), (shout, "", 0),
+    ):  # fmt: skip
+        assert task.process_results(doc, [body]) == {"pass@1": passed}
+
+
+def test_without_a_sandbox_nothing_is_asked(
+    tmp_path: Path, manager: TaskManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any answer is computed."""
+    monkeypatch.setattr(sandbox.sys, "platform", "darwin")
+    with pytest.raises(GriffinError, match="run in a sandbox that only Linux has"):
+        make_task("humaneval", write_data(tmp_path), manager)
+
+
+def test_word_problems(manager: TaskManager) -> None:
+    """They need no data, and follow the same four worked ones. What an answer says it is counts, or its last number."""
+    texts = [text for text, _ in asked("arithmetic", Path("nowhere"), manager)]
+    task = make_task("arithmetic", Path("nowhere"), manager)
+    head = "\n\n".join(f"Q: {question}\nA: {worked}" for question, worked in WORKED)
+    (question, answer), *_ = problems(1)
+
+    assert len(set(texts)) > 190
+    assert all(text.startswith(f"{head}\n\nQ: ") and text.endswith("?\nA:") for text in texts)
+    assert texts[0] == f"{head}\n\nQ: {question}\nA:"
+    for text, found in (
+        (f" 3 + 4 = {answer}.", 1), (f"The answer is ${answer}.00.", 1), (f"{answer}, not 7", 0), ("Many.", 0),
+        (f"1 + 1. The answer is {answer}. The answer is 7.", 1), (f"{answer}. The answer is none.", 0),
+    ):  # fmt: skip
+        assert task.process_results(task.eval_docs[0], [text]) == {"em": found}
+    assert task.process_results({"answer": 1200}, [" It is 1,200!"]) == {"em": 1}
+
+
+def test_word_problems_stay_the_same() -> None:
+    """Drawn by a seed: whatever the machine, and however many are asked. Answers are above zero."""
+    many = problems(40 * len(TEMPLATES))
+
+    assert many[:3] == problems(3)
+    assert many[1] == (
+        "Grace saves $6 every week for 5 weeks and then gets $30 from an aunt. After buying a book for $37, how many "
+        "dollars does Grace have?",
+        6 * 5 + 30 - 37,
+    )
+    assert min(answer for _, answer in many) > 0
+
+
+@pytest.mark.parametrize("worked", [answer for _, answer in WORKED])
+def test_worked_answers_are_right(worked: str) -> None:
+    """Each sum in them, and the last one is the answer."""
+    sums = re.findall(r"([\d +*-]+) = (\d+)", worked)
+
+    assert all(eval(left) == int(right) for left, right in sums)
+    assert worked.endswith(f"The answer is {sums[-1][1]}.")
+
+
 def test_rouge() -> None:
     """Overlap of words, of pairs of words, and the longest common subsequence, after stemming."""
     # Prediction: the cats sat down (4 words); reference: a cat sat (3). Common: cat, sat; one pair: cat sat.
@@ -177,10 +245,20 @@ COPA = {"premise": "p", "question": "cause", "choice1": "a", "choice2": "b", "la
         ("copa", [{**COPA, "choice2": " "}], r"item 1: the field 'choice2' is empty"),
         ("arc_easy", [{"question": "q", "choices": ["a"], "label": 0}], r"item 1: two choices or more are needed"),
         ("xsum", [{"document": "d", "summary": "s"}], r"2 or more items are needed"),
+        ("humaneval", [{"prompt": "p", "test": "t", "entry_point": "a b"}], r"item 1: .* not the name of a function"),
     ],
 )
-def test_bad_data(name: str, samples: list[dict[str, Any]], message: str, tmp_path: Path, manager: TaskManager) -> None:
+def test_bad_data(
+    name: str,
+    samples: list[dict[str, Any]],
+    message: str,
+    tmp_path: Path,
+    manager: TaskManager,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """One line that names the file, the item and what is wrong with it."""
+    if name == "humaneval":
+        monkeypatch.setattr(sandbox, "passes", lambda _: True)
     with pytest.raises(GriffinError, match=message):
         make_task(name, write_data(tmp_path, **{name: samples}), manager)
 

@@ -13,18 +13,19 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel
 
 from griffin.experiments.common.study import Study
-from griffin.experiments.common.variants import FULL, Variant, griffin, magnitude, name_of
-from griffin.experiments.tasks import simulation
+from griffin.experiments.common.variants import FULL, Variant, griffin, magnitude, name_of, plus
+from griffin.experiments.tasks import sandbox, simulation
 from griffin.experiments.tasks.definitions import TASKS, make_manager, make_task
 from griffin.experiments.tasks.evaluation import evaluate
 from griffin.experiments.tasks.harness import GriffinLM
+from griffin.experiments.tasks.names import CLASSIFICATION, GENERATION, REASONING
 from griffin.experiments.tasks.scores import score_table
 from griffin.method.statistic import magnitude as by_weight
 from griffin.model.families import feed_forwards
-from griffin.model.loading import Checkpoint
+from griffin.model.loading import Checkpoint, load
 from griffin.neurons import Kept
 from tests.griffin import oracle
-from tests.griffin.experiments.data import write_data
+from tests.griffin.experiments.data import SAMPLES, write_data
 from tests.tiny import tiny_model
 
 Prompts = Callable[[int, int], list[int]]
@@ -134,9 +135,20 @@ def test_the_full_model_is_lm_evals_own(words: Study) -> None:
     assert ours.generate_until(texts) == reference.generate_until(texts)
 
 
+def test_a_file_with_its_own_codes(smollm2: Checkpoint, tmp_path: Path) -> None:
+    """Its embedding is no parameter. Its likelihoods are near those of the same values in fp32."""
+    found = []
+    for number, checkpoint in enumerate((load(device="cpu"), smollm2)):
+        study = Study(checkpoint, None, tmp_path / str(number))
+        asker = GriffinLM.of(study, FULL)
+        found += asker.loglikelihood([Instance("loglikelihood", {}, ("The capital of France is", " Paris"), 0)])
+
+    assert found[0][0] == pytest.approx(found[1][0], abs=0.05)
+
+
 def test_scores_of_tasks_are_lm_evals_own(words: Study) -> None:
-    """evaluate() with the full model, against simple_evaluate() with hf, for all ten tasks."""
-    names = list(TASKS)
+    """evaluate() with the full model, against simple_evaluate() with hf, for the paper's ten tasks."""
+    names = CLASSIFICATION + GENERATION
     found = evaluate(words, names, [FULL, HALF], None, None)
     manager = make_manager(words.data)
     reference = HFLM(
@@ -151,6 +163,27 @@ def test_scores_of_tasks_are_lm_evals_own(words: Study) -> None:
             assert found["scores"][name]["full"][metric] == pytest.approx(expected, abs=1e-9), (name, metric)
         assert found["tasks"][name]["items"] == len(task.eval_docs)
     assert found["scores"]["hellaswag"]["full"]["acc_stderr"] >= 0
+
+
+def test_functions_and_word_problems(smollm2: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answered by every method and scored with errors; the paper's tasks are without them. Stopped runs go on."""
+    heads = [sample["prompt"] for sample in SAMPLES["humaneval"]]
+    monkeypatch.setattr(sandbox, "passes", lambda program: not program.startswith(heads[0]))
+    model = tiny_model("llama", vocab_size=49152, max_position_embeddings=1024)
+    study = Study(Checkpoint("tiny", model, smollm2.tokenizer), write_data(tmp_path / "data"), tmp_path / "tiny")
+    variants = [FULL, HALF, plus(0.5)]
+    found = evaluate(study, REASONING, variants, 2, None)
+    monkeypatch.setattr(simulation, "_text", None)
+    again = evaluate(Study(study.checkpoint, study.data, study.folder), REASONING, variants, 2, None)
+
+    assert again == found
+    assert not set(REASONING) & {*CLASSIFICATION, *GENERATION}
+    assert {task: facts["items"] for task, facts in found["tasks"].items()} == {"humaneval": 2, "arithmetic": 2}
+    for variant in variants:
+        scores = found["scores"]["humaneval"][variant.name]
+        assert (scores["pass@1"], scores["pass@1_stderr"]) == (0.5, pytest.approx(0.5))
+        assert set(found["scores"]["arithmetic"][variant.name]) >= {"em", "em_stderr"}
+    assert "HumanEval pass@1" in score_table(found).text()
 
 
 def test_how_likely_the_right_answers_are(words: Study) -> None:
