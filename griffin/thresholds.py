@@ -78,6 +78,17 @@ class Thresholds:
         """What a token reads of the FF weights, of F neurons in each layer; as it was planned."""
         return self.planned
 
+    def require(self, layers: int, width: int, neurons: int) -> None:
+        """
+        Raises:
+            ValueError: they are of a model of other sizes.
+        """
+        by_input = (self.means_LD, self.input_limits_LD)
+        by_neuron = (self.offsets_LF, self.resting_LF, self.output_limits_LF, self.gate_limits_LF)
+        for values, size in (*((v, width) for v in by_input), *((v, neurons) for v in by_neuron)):
+            if values is not None and values.shape != (layers, size):
+                raise ValueError(f"thresholds must be ({layers}, {size}), but are {tuple(values.shape)}")
+
     def layer(self, number: int, device: torch.device) -> "LayerThresholds":
         """Those of one layer, where its weights are."""
         gate_limits = None if self.gate_limits_LF is None else self.gate_limits_LF[number].to(device)

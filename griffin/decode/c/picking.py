@@ -59,15 +59,3 @@ class PickingBlocks:
         values = values.float().contiguous()
         self._held.append(values)
         return values.data_ptr()
-
-
-def require_fitting(thresholds: Thresholds, layers: int, width: int, neurons: int) -> None:
-    """
-    Raises:
-        ValueError: they are of another model.
-    """
-    by_input = (thresholds.means_LD, thresholds.input_limits_LD)
-    by_neuron = (thresholds.offsets_LF, thresholds.resting_LF, thresholds.output_limits_LF, thresholds.gate_limits_LF)
-    for values, size in (*((v, width) for v in by_input), *((v, neurons) for v in by_neuron)):
-        if values is not None and values.shape != (layers, size):
-            raise ValueError(f"thresholds must be ({layers}, {size}), but are {tuple(values.shape)}")

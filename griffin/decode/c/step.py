@@ -11,7 +11,7 @@ from torch import Tensor
 
 from griffin.decode.c.description import Description, supported
 from griffin.decode.c.library import CFeedForward, library
-from griffin.decode.c.picking import PickingBlocks, require_fitting
+from griffin.decode.c.picking import PickingBlocks
 from griffin.decode.c.room import Room
 from griffin.model.cache import KVCache
 from griffin.model.weights import Weights
@@ -91,7 +91,7 @@ class NativeStep:
 
     def _pick(self, handle: int, thresholds: Thresholds) -> None:
         weights, blocks = self._weights, self._description.blocks
-        require_fitting(thresholds, len(blocks), weights.width, int(blocks[0].gate.matrix.rows))
+        thresholds.require(len(blocks), weights.width, int(blocks[0].gate.matrix.rows))
         if self._picking is None:
             self._picking = PickingBlocks(weights, blocks)
         picking = self._picking.describe(thresholds)

@@ -57,7 +57,13 @@ class PickingBuffers:
         ]
 
     def load(self, thresholds: Thresholds) -> None:
-        """Tokens pick by these from now on. The host does not wait if they are on the device."""
+        """Tokens pick by these from now on. The host does not wait if they are on the device.
+
+        Raises:
+            ValueError: they are of a model of other sizes.
+        """
+        (layers, width), neurons = self._means_LD.shape, self._offsets_LF.shape[1]
+        thresholds.require(layers, width, neurons)
         self._means_LD.copy_(thresholds.means_LD)
         self._input_limits_LD.copy_(thresholds.input_limits_LD)
         self._offsets_LF.copy_(thresholds.offsets_LF)
