@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import griffin
 from griffin import Checkpoint, Engine, Preparation
 from griffin.errors import LoadError
+from griffin.method.methods import METHODS
 from server.settings import Settings, comma_separated
 from server.text.tokenizer import Tokenizer
 from server.work.job import EngineLike
@@ -40,6 +41,7 @@ def load(settings: Settings) -> Loaded:
     Raises:
         GriffinError: one line that says why there is no model.
     """
+    _require_possible(settings)
     checkpoints = griffin.load_each(
         settings.model,
         comma_separated(settings.devices) if settings.devices else [settings.device],
@@ -62,20 +64,27 @@ def load(settings: Settings) -> Loaded:
     return Loaded(name, checkpoint.tokenizer, engines, description, other_names, _defaults(checkpoint, settings))
 
 
+def _require_possible(settings: Settings) -> None:
+    """
+    Raises:
+        LoadError: no model could be served so; it need not be loaded to know.
+    """
+    if settings.ff_offload == "cpu" and METHODS[settings.method].reads_in_place:
+        raise LoadError(
+            f"--method {settings.method} reads weights where they are, and --ff-offload streams them; "
+            "use --method griffin"
+        )
+
+
 def _require_prepared(prepared: Preparation, settings: Settings) -> None:
     """
     Raises:
         LoadError: every request that leaves a choice to the settings would be refused.
     """
-    if not prepared.allows(settings.method):
-        raise LoadError(
-            f"--method {settings.method} reads weights where they are, and --ff-offload streams them; "
-            "use --method griffin"
-        )
     if settings.sparsity == "auto" and settings.method not in prepared.tables:
         raise LoadError(
             f"--sparsity auto needs {settings.model} to be measured once with method {settings.method}: python -m "
-            f"griffin tune --method {settings.method} --model {settings.model} --prompts FILE"
+            f"griffin tune --method {settings.method} --model {settings.model} --prompts FILE; or use --method griffin+"
         )
 
 

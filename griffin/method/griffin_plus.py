@@ -7,7 +7,8 @@ What the three stages are is said in ``griffin.thresholds``. Here the thresholds
 3. A neuron that got that far counts by |z_j - h_j| times the norm of its row of W_d.
 
 Each layer has one threshold a stage, which lets the stage's share pass on the latest tokens of the prompt. h_j is the
-mean of z_j over those of these tokens on which the neuron does not pass stage 2. Means leave out the first token.
+mean of z_j over those of these tokens on which the neuron does not pass stage 2. Means leave out the first token. They
+need two others: up to a prompt of two tokens m is 0.
 
 Stage 1 without means is WINA's criterion (Chen et al. 2025), stage 2 that of CATS (Lee et al. 2024) with a size of up.
 
@@ -78,6 +79,9 @@ class GriffinPlus(Method):
         z_LN, of_z_N = self._sample([known.z for known in latest])
         x_LN, z_LN = x_LN.float(), z_LN.float()
         far_LN = (x_LN - means_LD[:, of_x_N]).abs() * input_norms_LD[:, of_x_N]
+        if statistic.averaged:
+            # How far each token is from the mean of the others: so far will later tokens be.
+            far_LN *= statistic.averaged / (statistic.averaged - 1)
         input_limits_LD = _limits(cut(far_LN, shares.gate), input_norms_LD)
         if activation is None:
             # Nothing but z itself tells which neurons rest.

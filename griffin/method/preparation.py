@@ -62,10 +62,10 @@ class Preparation:
                 "griffin.method",
             )
         if pruning.auto is not None and method not in self.tables:
-            able = ", ".join(f"'{name}'" for name in self.tables)
+            able = [f"; or use method '{name}'" for name in METHOD_NAMES if name in self.tables and self.allows(name)]
             raise InvalidRequest(
                 f"sparsity: 'auto' with method '{method}' needs this model to be measured once: python -m griffin tune "
-                f"--method {method} --model MODEL --prompts FILE. It needs nothing with method {able}",
+                f"--method {method} --model MODEL --prompts FILE; or name a number{''.join(able)}",
                 "sparsity",
             )
 

@@ -185,17 +185,20 @@ class PromptStatistic:
         return self._sums.energy_LF.sqrt()
 
     def input_means(self) -> Tensor:
-        """The mean input of each layer: fp32 ``(L, D)``, without the first token; zeros if there is no other."""
-        return self._sums.inputs_LD / max(1, self._tokens - 1)
+        """The mean input of each layer: fp32 ``(L, D)``, without the first token.
+
+        Zeros if there are not two others: from a mean of one token, that token is no way off.
+        """
+        return self._sums.inputs_LD / self.averaged if self.averaged else torch.zeros_like(self._sums.inputs_LD)
 
     def gate_means(self) -> Tensor:
         """The mean of what enters each activation function, as ``input_means``: fp32 ``(L, F)``.
 
         It is what the gate's projection gives for the mean input, because that is linear: for zeros, its bias.
         """
-        if self._tokens < 2:
+        if not self.averaged:
             return torch.stack([_gate_bias(block).to(self._sums.gates_LF) for block in self._blocks])
-        return self._sums.gates_LF / (self._tokens - 1)
+        return self._sums.gates_LF / self.averaged
 
     def up_sizes(self) -> Tensor:
         """The usual size (rms) of what each gate is multiplied by, as ``input_means``: fp32 ``(L, F)``.
@@ -210,6 +213,11 @@ class PromptStatistic:
     def tokens(self) -> int:
         """How many were counted, with the first."""
         return self._tokens
+
+    @property
+    def averaged(self) -> int:
+        """How many tokens the means are of: at least 2, or 0."""
+        return self._tokens - 1 if self._tokens > 2 else 0
 
     def latest(self) -> Sequence[Activations]:
         """For each layer the activations of the latest tokens, without the first token unless it is the only one.

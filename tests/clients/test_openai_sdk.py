@@ -218,7 +218,7 @@ def test_messages_as_parts_and_as_the_sdks_own_objects(client: openai.OpenAI) ->
 
 def test_half_of_the_neurons(client: openai.OpenAI) -> None:
     """extra_body carries the field there; griffin and metrics are attributes of the answer."""
-    half = {"sparsity": 0.5}
+    half = {"sparsity": 0.5, "griffin": {"method": "griffin"}}
     answers = (
         client.completions.create(**GREEDY, prompt=PROMPT, max_tokens=8, extra_body=half),
         client.chat.completions.create(**GREEDY, messages=MESSAGES, max_tokens=8, extra_body=half),

@@ -286,14 +286,17 @@ def test_quantiles_are_those_of_the_load_test(observed: Observed) -> None:
 def test_what_a_token_reads_is_what_the_answers_say(
     observed: Observed, sparsity: str, counter: str, field: str
 ) -> None:
-    """What the panels divide: parameters or bytes read over tokens after the first, exactly."""
+    """What the panels divide: parameters or bytes read over tokens after the first.
+
+    Where tokens pick what they read, it is counted every few tokens, and answers differ a little.
+    """
     (read,) = observed.prometheus.now(
         f'{counter}{{sparsity="{label(sparsity)}"}}'
         f' / griffin_inter_token_latency_seconds_count{{sparsity="{label(sparsity)}"}}',
         observed.quiet,
     )
 
-    assert float(read["value"][1]) == observed.load[sparsity]["griffin"][field]
+    assert float(read["value"][1]) == pytest.approx(observed.load[sparsity]["griffin"][field], rel=0.02)
 
 
 def test_tokens_count_as_they_are_made(observed: Observed) -> None:

@@ -205,14 +205,17 @@ def _thresholds(
     tokens, neurons = z_TF.shape
     weight_FD, norms_F = gate_weight(expand, neurons).double(), rows(down).double().norm(dim=1)
     norms_D = weight_FD.norm(dim=0)
-    mean_D = x_TD[1:].double().sum(0) / max(1, tokens - 1)
+    averaged = tokens - 1 if tokens > 2 else 0
+    mean_D = x_TD[1:].double().sum(0) / averaged if averaged else torch.zeros(x_TD.shape[1], dtype=torch.float64)
     offset_F = weight_FD @ mean_D
     if expand.bias is not None:
         offset_F = offset_F + expand.bias[:neurons].double()
     # The first token is unlike all others, but may be the only one.
     first = 1 if tokens > 1 else 0
     x_TD, z_TF = x_TD[first:][-latest:].double(), z_TF[first:][-latest:].double()
-    input_limit_D = highest((x_TD - mean_D).abs() * norms_D, shares.gate) / norms_D
+    # Each token is this much further from the mean of the others.
+    further = averaged / (averaged - 1) if averaged else 1
+    input_limit_D = highest((x_TD - mean_D).abs() * norms_D * further, shares.gate) / norms_D
     if gate_TF is None or up_TF is None:
         size_F, worth_TF, share = norms_F, z_TF.abs() * norms_F, shares.down
     else:

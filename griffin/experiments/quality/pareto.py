@@ -175,17 +175,21 @@ def tables(found: Found) -> list[Table]:
 def _cells(found: Found, row: Found) -> list[str]:
     excess_W, is_full, ratio = excess(found, row), row["kind"] == FULL_MODEL, "-"
     if row["kind"] == METHOD:
-        ratio = "{:.2f} ± {:.2f}".format(*relative_excess(found, row["name"], row["sparsity"]))
+        ratio = _with_error(*relative_excess(found, row["name"], row["sparsity"]), digits=2)
     return [
         row["name"],
         percent(row["sparsity"]) if row["sparsity"] else "-",
         f"{row['bytes'] / 1e6:.1f}",
         f"{row['active'] / 1e6:.1f} M",
-        "-" if is_full else f"{float(excess_W.mean()):.3f} ± {_error(excess_W):.3f}",
+        "-" if is_full else _with_error(float(excess_W.mean()), _error(excess_W), digits=3),
         ratio,
         "-" if is_full else f"{row['kl']:.4f}",
         "-" if is_full else percent(row["same"], 1),
     ]
+
+
+def _with_error(value: float, error: float, digits: int) -> str:
+    return f"{value:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def _answers(found: Found, task: str) -> Table:

@@ -145,7 +145,7 @@ def test_the_engine_goes_by_it(prompts: Prompts) -> None:
 def test_what_was_not_measured_is_refused() -> None:
     """With the command that measures it, and the method that does without."""
     engine = Engine(tiny_model("llama"))
-    expected = r"measured once: python -m griffin tune --method griffin .* nothing with method 'griffin\+'"
+    expected = r"measured once: python -m griffin tune --method griffin .*; or name a number; or use .* 'griffin\+'$"
 
     with (
         pytest.raises(InvalidRequest, match=expected) as refused,

@@ -120,7 +120,10 @@ def test_thresholds_go_by_the_latest_tokens(prompts: Prompts, monkeypatch: pytes
 
 @SPARSITIES
 def test_the_prompts_own_tokens_read_as_planned(sparsity: float, some_model: PreTrainedModel, prompts: Prompts) -> None:
-    """In each layer, to a value or two: of what its block was given and gave on the prompt."""
+    """In each layer, to a value or two: of what its block was given and gave on the prompt.
+
+    Each token is taken to be as far from the mean as it is from that of the others.
+    """
     model, ids = some_model, prompts(4, 40)
     by, blocks = thresholds_of(model, ids, sparsity), feed_forwards(model)
     with oracle.inputs(model) as xs, oracle.recorded(model) as zs, oracle.gated(model) as gates, torch.no_grad():
@@ -128,7 +131,8 @@ def test_the_prompts_own_tokens_read_as_planned(sparsity: float, some_model: Pre
 
     for number in range(len(blocks)):
         layer, z_TF = by.layer(number, model.device), zs[number][1:]
-        layer.inputs(xs[number][1:])
+        further = (len(ids) - 1) / (len(ids) - 2)
+        layer.inputs(layer.means + (xs[number][1:] - layer.means) * further)
         layer.outputs(gates[number][1:] if gates else z_TF, z_TF)
         inputs, acting, giving, tokens = layer.reads.tolist()
 

@@ -56,7 +56,8 @@ def test_others_wait_while_engines_are_rebuilt(workers: int, caplog: pytest.LogC
                   for n in range(20)]  # fmt: skip
         others = [pool.submit(post, url, **body) for body in bodies]
         wait_until(lambda: metric(url, "griffin_num_requests_waiting") == len(others))
-        wrong = [post(url, prompt=[1] * 300), post(url, prompt=[999]), post(url, sparsity="auto")]
+        unmeasured = post(url, sparsity="auto", griffin={"method": "griffin"})
+        wrong = [post(url, prompt=[1] * 300), post(url, prompt=[999]), unmeasured]
         ready, models = httpx.get(f"{url}/ready"), httpx.get(f"{url}/v1/models")
         for engine in engines:
             engine.gate.set()

@@ -534,8 +534,8 @@ def test_cache_dir_is_the_servers(model_folder: Path, tmp_path: Path, monkeypatc
     started(model_folder, prompts, *flags, quick=False)
 
     model = load(str(model_folder), dtype="float32", device="cpu").model
-    assert Preparation.read(model, cache_dir).measured == [DEFAULT_METHOD]
-    assert Preparation.read(model).measured == []
+    assert [table.method for table in Preparation.read(model, cache_dir).losses] == [DEFAULT_METHOD]
+    assert not Preparation.read(model).losses
 
 
 def test_the_whole_command(
