@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     ] = 1
     sparsity: Annotated[
         Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"],
-        Field(description="used when a request names none; 0 is the dense model, auto finds one for each prompt"),
+        Field(description="used when a request names none; 0 is the dense model, auto finds one by a predicted loss"),
     ] = 0.0
     auto_tolerance: Annotated[
         float,

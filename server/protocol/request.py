@@ -122,7 +122,7 @@ class GenerationRequest(BaseModel):
     sparsity: SparsityChoice | None = Field(
         default=None,
         description="fraction of the feed-forward weights that generated tokens do not read; 0 is the dense model; "
-        "auto is the largest whose predicted loss on this prompt stays within the server's limit",
+        "auto is the largest whose predicted loss stays within the server's limit",
     )
     griffin: GriffinOptions | None = None
 
