@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import griffin
 from griffin import Checkpoint, Engine, Preparation
 from griffin.errors import LoadError
-from griffin.method.methods import METHODS
 from server.settings import Settings, comma_separated
 from server.text.tokenizer import Tokenizer
 from server.work.job import EngineLike
@@ -69,7 +68,7 @@ def _require_possible(settings: Settings) -> None:
     Raises:
         LoadError: no model could be served so; it need not be loaded to know.
     """
-    if settings.ff_offload == "cpu" and METHODS[settings.method].reads_in_place:
+    if not Preparation(streamed=settings.ff_offload == "cpu").allows(settings.method):
         raise LoadError(
             f"--method {settings.method} reads weights where they are, and --ff-offload streams them; "
             "use --method griffin"

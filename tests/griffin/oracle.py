@@ -143,6 +143,17 @@ def _read_inputs(by: Thresholds, layer: int, reads: Reads) -> object:
     return hook
 
 
+@torch.no_grad()
+def step_by_step(model: PreTrainedModel, ids: Tensor, prompt: int, chosen: Chosen | None) -> tuple[Tensor, Reads]:
+    """The logits after each of ``ids (T,)`` beyond a prompt of so many, ``(T - prompt, V)``, and what was read."""
+    # Without a configuration no layer forgets what its window hides.
+    cache = DynamicCache()
+    model(ids[None, :prompt], past_key_values=cache)
+    with masked(model, chosen) as reads:
+        logits = [model(id.view(1, 1), past_key_values=cache).logits[0, -1] for id in ids[prompt:]]
+    return torch.stack(logits), reads
+
+
 def _read_neurons(by: Thresholds, layer: int, reads: Reads) -> object:
     """Stages 2 and 3: all neurons but those that are read have their resting values."""
 

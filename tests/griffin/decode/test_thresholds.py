@@ -70,14 +70,8 @@ def decode(step: Step) -> Tensor:
     return torch.stack([step(int(id)).clone() for id in IDS[PROMPT:]]).float()
 
 
-@torch.no_grad()
 def expected(model: PreTrainedModel, chosen: Chosen | None) -> tuple[Tensor, oracle.Reads]:
-    # Without a configuration no layer forgets what its window hides.
-    cache = DynamicCache()
-    model(IDS[None, :PROMPT], past_key_values=cache)
-    with oracle.masked(model, chosen) as reads:
-        logits = [model(id.view(1, 1), past_key_values=cache).logits[0, -1] for id in IDS[PROMPT:]]
-    return torch.stack(logits), reads
+    return oracle.step_by_step(model, IDS, PROMPT, chosen)
 
 
 def distance(actual: Tensor, wanted: Tensor) -> float:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from griffin.decode.c import library
 from griffin.decode.c.picking import PickingBlocks
@@ -91,13 +91,8 @@ def decode(step: NativeStep) -> Tensor:
     return torch.stack([step(int(id)).clone() for id in IDS[PROMPT:]])
 
 
-@torch.no_grad()
 def expected(model: PreTrainedModel, by: Thresholds | None) -> tuple[Tensor, oracle.Reads]:
-    cache = DynamicCache()
-    model(IDS[None, :PROMPT], past_key_values=cache)
-    with oracle.masked(model, by) as reads:
-        logits = [model(id.view(1, 1), past_key_values=cache).logits[0, -1] for id in IDS[PROMPT:]]
-    return torch.stack(logits), reads
+    return oracle.step_by_step(model, IDS, PROMPT, by)
 
 
 def distance(actual: Tensor, wanted: Tensor) -> float:
