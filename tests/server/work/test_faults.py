@@ -205,7 +205,7 @@ ENDINGS = ("requests_accepted", "request_success", "client_disconnects", "reques
 
 def test_overload_is_refused_at_once_and_every_accepted_request_is_answered(tiny: Path) -> None:
     """10 x the places: 429 in OpenAI's form with Retry-After within 50 ms, and the numbers add up."""
-    accepted = {"prompt": "word", "max_tokens": 200, "n": 8, "ignore_eos": True, "temperature": 0}
+    accepted = {"prompt": "word", "max_tokens": 200, "n": 32, "ignore_eos": True, "temperature": 0}
     refused = {"prompt": "word " * 200, "max_tokens": 2}
 
     async def overload(url: str) -> list[httpx.Response]:

@@ -80,12 +80,15 @@ def decoded_shares(model: PreTrainedModel, prompt: list[int], rest: list[int], p
 
 
 def test_thresholds_on_codes(tmp_path: Path, prompts: Prompts) -> None:
-    """A file's own codes, by method griffin+: the engine's scores."""
-    model = load(str(mixed_file(tmp_path / "mixed.gguf", "qwen2")), device="cpu", cache_dir=tmp_path).model
+    """A file's own codes, by method griffin+: the engine's scores, but where a rounded value crosses a threshold."""
+    file = str(mixed_file(tmp_path / "mixed.gguf", "qwen2"))
+    model = load(file, device="cpu", dtype="float32", cache_dir=tmp_path).model
     prompt, rest, pruning = prompts(2, 30), prompts(3, 12), Pruning(0.5, method="griffin+")
     expected = Engine(model).score(prompt, rest, pruning)
 
-    torch.testing.assert_close(scored(Teacher(model), prompt, rest, pruning), expected, atol=0.05, rtol=0.02)
+    difference = (scored(Teacher(model), prompt, rest, pruning) - expected).abs()
+    assert difference.median() < 1e-4
+    assert difference.max() < 0.5
 
 
 def test_simulated_generation(model: PreTrainedModel, prompts: Prompts) -> None:
