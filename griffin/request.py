@@ -32,11 +32,17 @@ METHOD_FIELDS: dict[MethodName, tuple[str, ...]] = {"griffin": ("selection", "st
 # How the paper picks neurons; a request that names neither field means these.
 STANDARD = {"selection": "top_k", "statistic": "flocking"}
 ModeName = Literal["fast", "guarded", "lossless"]
-DraftName = Literal["pruned", "ngram", "both"]
+DraftName = Literal["none", "ngram", "pruned", "both"]
 MODES: tuple[ModeName, ...] = get_args(ModeName)
 DRAFTS: tuple[DraftName, ...] = get_args(DraftName)
 # In one block. The full model reads a block in one pass and holds all its logits at once.
 MOST_DRAFT_TOKENS = 64
+# Where drafts may come from in each mode. The last one is the default.
+MODE_DRAFTS: dict[ModeName, tuple[DraftName, ...]] = {
+    "fast": ("none", "ngram"),
+    "guarded": ("pruned", "ngram", "both"),
+    "lossless": ("pruned", "ngram", "both"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,26 +189,28 @@ class Pruning:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How the tokens of the kept neurons are checked by the full model.
+    """How tokens are drafted, and checked in passes over several tokens.
 
-    mode: what becomes of those tokens.
-        fast takes them unchecked (the paper).
+    mode: which model checks, and what becomes of the kept neurons' tokens.
+        fast takes them as they are (the paper). Only n-grams are drafted, and the kept neurons check them: the answer
+        is what it would have been without drafts.
         guarded has the full model read every few tokens in one pass. It keeps those that the full model finds
         acceptable and goes on from the first that it does not (Sirius, Zhou et al. 2024).
-        lossless keeps those that the full model would have drawn too: token by token the full model's own answer.
-        In float32 that is the answer of sparsity 0. In bfloat16 a pass over several tokens rounds its sums
-        differently, and answers may part at a token where two are nearly equally likely.
+        lossless keeps those that the full model would have drawn too: token by token the full model's own answer. With
+        the compiled step that is exactly the answer of sparsity 0. Other steps read a pass by the model's own code. It
+        rounds its sums differently below float32, and answers may part where two tokens are nearly equally likely.
         The passes of guarded and lossless also replace the tokens' keys and values by exact ones.
-    draft: where drafts come from. pruned: the kept neurons. ngram: what followed when the latest tokens occurred
-        before. both: ngram where it finds something, else pruned. n-grams are always checked as in lossless.
-    draft_tokens: how many tokens are checked at once, 1 to 64; None takes what measured best in each mode.
+    draft: where drafts come from. none: there are no drafts. ngram: what followed when the latest tokens occurred
+        before, where a pass over them is likely to save time. pruned: the kept neurons. both: ngram where it finds
+        something, else pruned. n-grams are always checked as in lossless. None takes ngram in mode fast, else both.
+    draft_tokens: how many tokens are checked at once, 1 to 64; None takes what measured best.
     acceptance: for guarded: a token is acceptable if the full model finds it at least this many times as probable
         as its most probable one, above 0 and at most 1.
     refresh: choose the neurons anew as the full model reads on, once enough of them would differ.
     """
 
     mode: ModeName = "fast"
-    draft: DraftName = "pruned"
+    draft: DraftName | None = None
     draft_tokens: int | None = None
     acceptance: float = 0.1
     refresh: bool = True
@@ -210,12 +218,26 @@ class Verification:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, but is {self.mode!r}")
-        if self.draft not in DRAFTS:
+        if self.draft is not None and self.draft not in DRAFTS:
             raise ValueError(f"draft must be one of {', '.join(DRAFTS)}, but is {self.draft!r}")
+        if self.draft not in (None, *MODE_DRAFTS[self.mode]):
+            raise ValueError(
+                f"draft must be one of {', '.join(MODE_DRAFTS[self.mode])} in mode {self.mode}, but is {self.draft!r}"
+            )
         if self.draft_tokens is not None and not 1 <= self.draft_tokens <= MOST_DRAFT_TOKENS:
             raise ValueError(f"draft_tokens must be 1 to {MOST_DRAFT_TOKENS}, but is {self.draft_tokens}")
         if not 0 < self.acceptance <= 1:
             raise ValueError(f"acceptance must be above 0 and at most 1, but is {self.acceptance}")
+
+    @property
+    def source(self) -> DraftName:
+        """Where drafts come from."""
+        return self.draft or MODE_DRAFTS[self.mode][-1]
+
+    @property
+    def full_alone(self) -> bool:
+        """Whether all tokens are the full model's, and no kept neurons draft."""
+        return self.mode != "fast" and self.source == "ngram"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from griffin.request import MODES
+
 # vLLM's steps, and finer where one token of a small or pruned model falls.
 ITL_BUCKETS = (
     0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.010, 0.012, 0.015, 0.020, 0.025, 0.030, 0.040, 0.050,
@@ -31,7 +33,6 @@ OTHER = "other"
 FINISHED_REASONS = ("stop", "length")
 PHASES = ("queue", "prefill", "decode")
 FAILURES = ("request_timeout", "internal_error", "out_of_memory", "engine_failed")
-VERIFYING_MODES = ("guarded", "lossless")
 SHADOW_OUTCOMES = ("compared", "dropped")
 REJECTIONS = ("queue_full", "model_loading", "server_draining", "engine_failed", "invalid_value", "invalid_api_key")
 
@@ -95,7 +96,7 @@ class Metrics:
         self.bytes_read = counter(
             "decode_bytes_read", "Bytes of weights read, summed over all tokens after the first.", BY_SPARSITY
         )
-        self.drafts = counter("spec_decode_num_drafts", "Passes of the full model over a block of drafts.", BY_MODE)
+        self.drafts = counter("spec_decode_num_drafts", "Passes over a block of drafts.", BY_MODE)
         self.draft_tokens = counter("spec_decode_num_draft_tokens", "Tokens that were drafted.", BY_MODE)
         self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "Drafted tokens that stayed.", BY_MODE)
         self.rollbacks = counter(
@@ -172,10 +173,10 @@ class Metrics:
             (self.success, FINISHED_REASONS),
             (self.failure, FAILURES),
             (self.disconnects, PHASES),
-            (self.drafts, VERIFYING_MODES),
-            (self.draft_tokens, VERIFYING_MODES),
-            (self.accepted_tokens, VERIFYING_MODES),
-            (self.rollbacks, VERIFYING_MODES),
+            (self.drafts, MODES),
+            (self.draft_tokens, MODES),
+            (self.accepted_tokens, MODES),
+            (self.rollbacks, MODES),
             (self.shadow_requests, SHADOW_OUTCOMES),
         ):
             for value in values:

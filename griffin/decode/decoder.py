@@ -1,6 +1,6 @@
 """What decodes a sequence, and the plain way to do it: a step, then a draw, with the host between them.
 
-Shapes: V vocabulary.
+Shapes: T tokens of a pass, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from griffin.decode.sampler import Drawn, Sampler
+from griffin.method.statistic import Activations
 from griffin.neurons import Chosen
 from griffin.request import Sampling
 from griffin.thresholds import Shares
@@ -33,17 +34,41 @@ class Step(Protocol):
         """The logits that follow a token, ``(V,)``, good until the next call."""
 
 
+class PassingStep(Step, Protocol):
+    """A step that takes several tokens in one pass, in less time than as many steps.
+
+    Each token's logits, keys and values are bit for bit those of a step of its own. All join the cache.
+    """
+
+    def read(self, ids: Sequence[int], *, full: bool = False) -> Tensor:
+        """The logits after each token, ``(T, V)``, good until the next call.
+
+        Args:
+            full: read with all neurons, whatever is kept. Such tokens are not counted in ``shares``.
+        """
+
+    def observe(self, ids: Sequence[int], wanted: int) -> tuple[Tensor, list[Activations]]:
+        """Read with all neurons.
+
+        Returns:
+            The logits ``(wanted, V)`` after the last ``wanted`` tokens, good until the next call; and for each layer
+            what all tokens gave in the FF block.
+        """
+
+
 class Decoder(Protocol):
     """Makes one sequence at a time. Whatever it compiles, captures or tunes, it does when it is made.
 
     name: of its step, as ``steps.STEPS`` has it.
     ahead: whether the device works on the next token before the host knows the one before.
     own_pass: whether a token without sparsity runs through the model's own forward pass.
+    passes: the step, if it takes several tokens in one pass.
     """
 
     name: str
     ahead: bool
     own_pass: bool
+    passes: PassingStep | None
 
     def keep(self, chosen: Chosen | None) -> None:
         """Read so from now on, or everything (None)."""
@@ -92,14 +117,15 @@ class StepDecoder:
         *,
         own_pass: bool = False,
         draws_alone: bool = False,
+        passes: PassingStep | None = None,
     ) -> None:
         """
         Args:
-            name, own_pass: see ``Decoder``.
+            name, own_pass, passes: see ``Decoder``.
             draws_alone: whether one thread draws. Threads of torch's that wake up for a draw would still spin while
                 the compiled step's own threads start.
         """
-        self.name, self.own_pass = name, own_pass
+        self.name, self.own_pass, self.passes = name, own_pass, passes
         self._step, self._draws_alone = step, draws_alone
         self._sampler = Sampler(vocabulary, device)
         self._logits_V: Tensor | None = None

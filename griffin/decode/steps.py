@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from griffin.decode.c.description import supported
 from griffin.decode.c.library import available
 from griffin.decode.c.step import NativeStep
-from griffin.decode.decoder import Decoder, Step, StepDecoder
+from griffin.decode.decoder import Decoder, PassingStep, Step, StepDecoder
 from griffin.decode.streamed import StreamedStep
 from griffin.decode.torch_step import LeanStep
 from griffin.decode.twin import DecodeTwin, TwinStep
@@ -74,12 +74,20 @@ class Parts:
     cache: KVCache
     context_length: int
 
-    def stepwise(self, name: StepName, step: Step, *, own_pass: bool = False, draws_alone: bool = False) -> Decoder:
+    def stepwise(
+        self,
+        name: StepName,
+        step: Step,
+        *,
+        own_pass: bool = False,
+        draws_alone: bool = False,
+        passes: PassingStep | None = None,
+    ) -> Decoder:
         """A decoder that takes such steps with the host between them. For the properties see ``StepDecoder``."""
         if HostWeights.of(self.model) is not None:
-            step, own_pass = StreamedStep(TwinStep(self.model, self.cache, self.twin), step), True
+            step, own_pass, passes = StreamedStep(TwinStep(self.model, self.cache, self.twin), step), True, None
         vocabulary, device = int(self.model.config.vocab_size), self.model.device
-        return StepDecoder(name, step, vocabulary, device, own_pass=own_pass, draws_alone=draws_alone)
+        return StepDecoder(name, step, vocabulary, device, own_pass=own_pass, draws_alone=draws_alone, passes=passes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +146,7 @@ def _not_native(placement: Placement, weights: Weights | None) -> str | None:
 def _native(parts: Parts) -> Decoder:
     assert parts.weights is not None
     step = NativeStep(parts.weights, parts.cache, torch.get_num_threads())
-    return parts.stepwise("native", step, draws_alone=True)
+    return parts.stepwise("native", step, draws_alone=True, passes=step)
 
 
 def _not_graph(placement: Placement, weights: Weights | None) -> str | None:

@@ -90,14 +90,12 @@ class Continuation:
     def verified(
         self, logits_V: Tensor, prompt_ids: list[int], make_verifier: Callable[[int], Verifier]
     ) -> Iterator[Token]:
-        """Tokens that the full model has checked.
+        """Tokens that were checked in passes: by the full model, or in mode fast by the kept neurons.
 
         Args:
             logits_V: the first token is drawn from these.
             make_verifier: of the first token, once another one is wanted.
         """
-        # From here on the verifier decides which neurons the decoder uses.
-        self._neurons.release()
         first = self._decoder.begin(logits_V, self._sampling, prompt_ids, self._end_ids)()
         block, verified, verifier, count = Block([first]), Verified(), None, 0
         while True:
@@ -107,7 +105,8 @@ class Continuation:
                     return
                 count += 1
                 reason = self._reason(drawn, count)
-                yield Token(drawn.id, drawn.logprobs, reason, self._neurons.report(chosen), verified)
+                selection = self._neurons.report(chosen)
+                yield Token(drawn.id, drawn.logprobs, reason, selection, verified, block.shares)
                 if reason or self._cancelled():
                     return
                 self._require()

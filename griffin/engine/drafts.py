@@ -1,15 +1,15 @@
 """Drafts: cheap guesses at the tokens that follow, for the full model to check."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from griffin.decode.sampler import Drawn
-from griffin.engine.ngrams import NGrams
+from griffin.engine.ngrams import Match, NGrams
 from griffin.engine.state import SequenceState
+from griffin.engine.throttle import Throttle
 from griffin.request import ModeName, Verification
 
-# How many drafts a block has where the request says nothing: from kept neurons by mode, and from n-grams.
-PRUNED_TOKENS: dict[ModeName, int] = {"guarded": 6, "lossless": 3}
-NGRAM_TOKENS = 8
+# How many drafts of kept neurons a block has where the request says nothing.
+PRUNED_TOKENS: dict[ModeName, int] = {"fast": 0, "guarded": 6, "lossless": 3}
 
 
 class Drafts:
@@ -19,29 +19,48 @@ class Drafts:
     """
 
     def __init__(
-        self, state: SequenceState, verification: Verification, ids: Sequence[int], end_ids: frozenset[int]
+        self,
+        state: SequenceState,
+        verification: Verification,
+        ngrams: NGrams | None,
+        throttle: Throttle,
+        end_ids: frozenset[int],
     ) -> None:
         """
         Args:
-            ids: the sequence so far.
+            ngrams: of the sequence so far; None if they are not asked.
+            throttle: says how many drafts from n-grams are worth a pass, where the request does not.
             end_ids: a draft ends after any of these.
         """
         self.steps = 0
         self._state, self._decoder, self._end_ids = state, state.decoder, end_ids
-        self._ngrams = None if verification.draft == "pruned" else NGrams(ids)
-        self._ngram_tokens = verification.draft_tokens or NGRAM_TOKENS
+        self._ngrams, self._throttle = ngrams, throttle
+        self._match = ngrams.find() if ngrams else None
+        self._ngram_tokens = verification.draft_tokens
         self._pruned_tokens = verification.draft_tokens or PRUNED_TOKENS[verification.mode]
 
     def extend(self, ids: Iterable[int]) -> None:
-        """Add the tokens that have followed."""
-        if self._ngrams is not None:
-            self._ngrams.extend(ids)
+        """Add the tokens that have followed. Each says how good the n-grams would have been here."""
+        if (ngrams := self._ngrams) is None:
+            return
+        for id in ids:
+            if self._match:
+                self._throttle.saw(self._match.length, ngrams.following(self._match, 1) == [id])
+            ngrams.extend(id)
+            self._match = ngrams.find()
 
     def looked_up(self, room: int) -> list[int]:
-        """At most ``room`` drafts from n-grams."""
-        ids = self._ngrams.draft(min(room, self._ngram_tokens)) if self._ngrams is not None else []
+        """At most ``room`` drafts from n-grams, as many as are worth a pass."""
+        if self._ngrams is None or self._match is None or room < 1:
+            return []
+        ids = self._ngrams.following(self._match, self._most(self._match, room))
         ends = (number for number, id in enumerate(ids, 1) if id in self._end_ids)
         return ids[: next(ends, len(ids))]
+
+    def _most(self, match: Match, room: int) -> int:
+        if self._ngram_tokens is not None:
+            return min(room, self._ngram_tokens)
+        return self._throttle.worth(match.length, room)
 
     def generated(self, room: int) -> list[int]:
         """At most ``room`` drafts of the kept neurons. The full model overwrites the keys and values they leave."""

@@ -10,6 +10,7 @@ from griffin.decode.logprobs import Logprobs
 from griffin.engine.assembly import Assembly
 from griffin.engine.comparison import Comparison, divergence
 from griffin.engine.continuation import Continuation, Token
+from griffin.engine.ngrams import NGrams, PromptNGrams
 from griffin.engine.prompt_neurons import PromptNeurons
 from griffin.engine.scores import Scores
 from griffin.engine.speculation import Verifier
@@ -66,6 +67,8 @@ class Prompt:
         self._logits_V: Tensor | None = None
         # The statistic of the prompt alone, once a sequence may have added to it.
         self._sums: Sums | None = None
+        # The prompt's n-grams, once a sequence has asked for them.
+        self._ngrams: PromptNGrams | None = None
         # The first token that kept neurons make. They make the very first one if they have scored the prompt's end.
         self._first_sparse = 2
         self.scores: list[Logprobs | None] | None = None
@@ -163,24 +166,40 @@ class Prompt:
     def _drafts(self, verification: Verification) -> bool:
         """Whether there is anything to verify."""
         if verification.mode == "fast":
-            return False
+            passes = self._state.decoder.passes is not None and self._first_sparse > 1
+            return passes and verification.source == "ngram"
         if self._first_sparse == 1:
             raise InvalidRequest(
                 f"griffin.mode {verification.mode} goes on from what the full model has read, but this prompt's end "
                 "was scored by kept neurons: score it by the full model, or choose mode fast",
                 "griffin.mode",
             )
-        return verification.draft != "pruned" or self._state.prunes(self._neurons.pruning)
+        return verification.source != "pruned" or self._state.prunes(self._neurons.pruning)
 
     def _make_verifier(self, verification: Verification, end_ids: frozenset[int], first_id: int) -> Verifier:
-        chosen = None if verification.draft == "ngram" else self._neurons.choose()
-        # Every sequence starts from the statistic of the prompt alone.
-        if self._sums is None:
-            self._sums = self._state.statistic.sums()
+        chosen = None if verification.full_alone else self._neurons.choose()
+        if verification.mode == "fast":
+            self._neurons.decode()
         else:
+            # From here on the verifier decides which neurons the decoder uses.
+            self._neurons.release()
+        # Every sequence starts from the statistic of the prompt alone.
+        if self._sums is not None:
             self._state.statistic.resume(self._sums)
-        ids, pruning = [*self._ids, first_id], self._neurons.pruning
-        return Verifier(self._trees, self._state, verification, pruning, chosen, ids, end_ids)
+        elif verification.mode != "fast":
+            self._sums = self._state.statistic.sums()
+        ngrams, pruning = (
+            self._ngrams_with(first_id) if verification.source != "pruned" else None,
+            self._neurons.pruning,
+        )
+        return Verifier(self._trees, self._state, verification, pruning, chosen, first_id, ngrams, end_ids)
+
+    def _ngrams_with(self, first_id: int) -> NGrams:
+        if self._ngrams is None:
+            self._ngrams = PromptNGrams(self._ids)
+        ngrams = NGrams(self._ngrams)
+        ngrams.extend(first_id)
+        return ngrams
 
     def compare(self, ids: Sequence[int], cancelled: Callable[[], bool] = never) -> Comparison | None:
         """Compare the kept neurons with the full model on tokens that were generated from this prompt.

@@ -1,13 +1,14 @@
 """Refresh: chooses neurons anew as the full model reads on, and takes them if enough of them differ."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from griffin.engine.pending import PendingSelection
 from griffin.engine.state import SequenceState
+from griffin.method.statistic import Activations
 from griffin.neurons import Chosen, Kept
 from griffin.request import Pruning
 
@@ -28,12 +29,20 @@ class Refresh:
         self._state, self._pruning, self._width = state, pruning, width
         self._unseen = 0
 
-    def reading(self) -> AbstractContextManager[Callable[[int], None]]:
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int], None]]:
         """While open, the full model reads a block. Pass the function how many of the block's tokens stay."""
-        return self._state.statistic.holding()
+        with self._state.statistic.holding() as held:
 
-    def seen(self, tokens: int) -> None:
-        """So many tokens were counted."""
+            def count(tokens: int) -> None:
+                held(tokens)
+                self._unseen += tokens
+
+            yield count
+
+    def count(self, seen_L: Sequence[Activations], tokens: int) -> None:
+        """The full model has read so many tokens that stay; this is what they gave, for each layer."""
+        self._state.statistic.count(seen_L)
         self._unseen += tokens
 
     def other(self, chosen: PendingSelection) -> PendingSelection | None:

@@ -1,15 +1,17 @@
-"""Verifier: the modes guarded and lossless. Tokens are drafted cheaply, and the full model reads them in one pass.
+"""Verifier: drafts are made cheaply, and a model reads them in one pass: the full one, or the kept neurons.
 
-A draw depends only on the logits, the request and the place in the sequence, see ``sampler``. So the full model's
-logits with the noise of a place give the token that the full model alone would have generated there with the same seed.
-A draft is right if it is that token (Daliri, Musco, Suresh 2024). So sampled tokens, too, have exactly the full model's
-distribution, with any penalties and filters. All this holds up to rounding, see ``request.Verification``.
+A draw depends only on the logits, the request and the place in the sequence, see ``sampler``. So a model's logits with
+the noise of a place give the token that this model alone would have generated there with the same seed. A draft is
+right if it is that token (Daliri, Musco, Suresh 2024). So sampled tokens, too, have exactly the model's distribution,
+with any penalties and filters. A pass of the compiled step gives the bits of single steps; for others see
+``request.Verification``.
 
 Shapes: B tokens of one block, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -18,12 +20,18 @@ from torch import Tensor
 
 from griffin.decode.sampler import Drawn
 from griffin.engine.drafts import Drafts
+from griffin.engine.ngrams import NGrams
 from griffin.engine.pending import PendingSelection
 from griffin.engine.refresh import Refresh
 from griffin.engine.state import SequenceState
+from griffin.engine.throttle import Throttle
 from griffin.engine.trees import Trees
 from griffin.model.forward import logits
 from griffin.request import Pruning, Verification
+from griffin.thresholds import Shares
+
+# The most that the throttle asks for: what a pass of the compiled step has room for.
+MOST_NGRAM_TOKENS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class Verified:
 
     tokens: generated ones, without the first, which comes from the prompt's pass.
     drafted, accepted: tokens that were proposed, and those of them that stayed.
-    passes: full-model passes over a block.
+    passes: over a block: the model reads its drafts and the token before them.
     rollbacks: passes after which some of the block was thrown away.
     refreshes: how often other neurons were taken.
     parameters_read, bytes_read: by all steps and passes, of weights; for the mean per token, divide by ``tokens``.
@@ -53,10 +61,12 @@ class Block:
     """The tokens that follow, at least one.
 
     chosen: the neurons that were taken for them, if others than before.
+    shares: what tokens have read, where kept neurons check, each token picks that and it is counted.
     """
 
     tokens: list[Drawn]
     chosen: PendingSelection | None = None
+    shares: Shares | None = None
 
 
 class Verifier:
@@ -72,20 +82,26 @@ class Verifier:
         verification: Verification,
         pruning: Pruning,
         chosen: PendingSelection | None,
-        ids: Sequence[int],
+        latest: int,
+        ngrams: NGrams | None,
         end_ids: frozenset[int],
     ) -> None:
         """
         Args:
-            state: has read all of ``ids`` but the last, which its decoder has just drawn.
-            chosen: the neurons that draft, chosen by ``pruning``; None: drafts come from n-grams alone.
+            state: has read the sequence but for its latest token, which its decoder has just drawn.
+            chosen: the neurons, chosen by ``pruning``; None if only the full model is used. In mode fast the decoder
+                uses them already.
+            ngrams: of the sequence, with the latest token; None if they do not draft.
             end_ids: no token follows any of these.
         """
         self.verified = Verified()
         self._trees, self._state, self._decoder = trees, state, state.decoder
-        self._verification, self._end_ids, self._id = verification, end_ids, ids[-1]
-        self._drafts = Drafts(state, verification, ids, end_ids)
-        refreshes = verification.refresh and chosen is not None and pruning.follows_text
+        self._verification, self._end_ids, self._id = verification, end_ids, latest
+        self._full = verification.mode != "fast"
+        way = pruning.method if chosen else "full", pruning.sparsity if chosen else 0.0, self._full
+        self._throttle = Throttle(state.costs.of(way, MOST_NGRAM_TOKENS + 1))
+        self._drafts = Drafts(state, verification, ngrams, self._throttle, end_ids)
+        refreshes = self._full and verification.refresh and chosen is not None and pruning.follows_text
         self._refresh = Refresh(state, pruning, trees.accounting.width) if refreshes else None
         self._chosen: PendingSelection | None = None
         # Neurons taken since the last block.
@@ -94,54 +110,64 @@ class Verifier:
 
     def block(self, room: int) -> Block:
         """The tokens that follow, at most ``room``. A token that ends the sequence is the last one."""
-        steps = self._drafts.steps
+        steps, started = self._drafts.steps, time.perf_counter()
         drafts = self._drafts.looked_up(room - 1)
         if drafts:
             tokens = self._read(drafts, guarded=False)
-        elif self._chosen is None:
+        elif self._chosen is None or not self._full:
             tokens = [self._drafts.advance()()]
         else:
             self._take_others(self._chosen)
             guarded = self._verification.mode == "guarded"
             tokens = self._read(self._drafts.generated(room - 1), guarded=guarded)
+        self._throttle.spent(len(drafts), len(tokens), time.perf_counter() - started)
         made = self._drafts.steps - steps
         self._count(tokens=len(tokens), parameters_read=made * self._active, bytes_read=made * self._step_bytes)
         self._id = tokens[-1].id
         self._drafts.extend(token.id for token in tokens)
         taken, self._taken = self._taken, None
-        return Block(tokens, taken)
+        return Block(tokens, taken, None if self._full else self._decoder.shares())
 
     def _read(self, drafts: list[int], guarded: bool) -> list[Drawn]:
-        """Run the latest token and the drafts through the full model.
+        """Run the latest token and the drafts through the model that checks.
 
         Returns:
-            The drafts that stay, and the full model's token after them.
+            The drafts that stay, and that model's token after them.
         """
-        length, ids_B = self._state.length, torch.tensor([self._id, *drafts], device=self._trees.device)
-        with self._refresh.reading() if self._refresh else nullcontext() as count:
-            rows_BV = logits(self._trees.full, ids_B, self._state.cache, len(ids_B))
-        fit = self._acceptable(rows_BV[:-1], ids_B[1:]) if guarded else [False] * len(drafts)
+        length, ids = self._state.length, [self._id, *drafts]
+        rows_BV, count = self._checked(ids)
+        fit = self._acceptable(rows_BV[:-1], drafts) if guarded else [False] * len(drafts)
         self._state.rewind(length)
         tokens = self._walk(rows_BV, drafts, fit)
-        if self._refresh and count:
-            count(len(tokens))
-            self._refresh.seen(len(tokens))
+        count(len(tokens))
         accepted = sum(token.id == draft for token, draft in zip(tokens, drafts, strict=False))
         self._count(
             drafted=len(drafts),
             accepted=accepted,
             passes=1,
             rollbacks=accepted < len(drafts),
-            parameters_read=self._trees.accounting.total,
-            bytes_read=self._trees.accounting.weight_bytes,
+            parameters_read=self._trees.accounting.total if self._full else self._active,
+            bytes_read=self._trees.accounting.weight_bytes if self._full else self._step_bytes,
         )
         return tokens
 
-    def _acceptable(self, rows_BV: Tensor, drafts_B: Tensor) -> list[bool]:
+    def _checked(self, ids: list[int]) -> tuple[Tensor, Callable[[int], None]]:
+        """The logits after each of these tokens, and a function: so many of the first ones count in the statistic."""
+        refresh, step = self._refresh, self._decoder.passes
+        if step is not None and refresh is not None:
+            rows_BV, seen_L = step.observe(ids, len(ids))
+            return rows_BV, lambda tokens: refresh.count([seen[:tokens] for seen in seen_L], tokens)
+        if step is not None:
+            return step.read(ids, full=self._full), lambda tokens: None
+        ids_B = torch.tensor(ids, device=self._trees.device)
+        with refresh.reading() if refresh else nullcontext(lambda tokens: None) as count:
+            return logits(self._trees.full, ids_B, self._state.cache, len(ids)), count
+
+    def _acceptable(self, rows_BV: Tensor, drafts: list[int]) -> list[bool]:
         """Whether the full model finds each draft probable enough beside its most probable token."""
-        if not len(drafts_B):
+        if not drafts:
             return []
-        rows_BV = rows_BV.float()
+        rows_BV, drafts_B = rows_BV.float(), torch.tensor(drafts, device=rows_BV.device)
         least_B = rows_BV.amax(dim=1) + math.log(self._verification.acceptance)
         found: list[bool] = (rows_BV.gather(1, drafts_B[:, None])[:, 0] >= least_B).tolist()
         return found
@@ -166,7 +192,8 @@ class Verifier:
             self._count(refreshes=1)
 
     def _use(self, chosen: PendingSelection | None) -> None:
-        self._state.decode_with(chosen)
+        if self._full:
+            self._state.decode_with(chosen)
         self._chosen = self._taken = chosen
         accounting = self._trees.accounting
         self._active = accounting.total if chosen is None else accounting.active_with(chosen.chosen)

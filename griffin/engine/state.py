@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from griffin.decode.decoder import Decoder
 from griffin.engine.pending import PendingSelection, Timer
+from griffin.engine.throttle import KnownCosts
 from griffin.engine.trees import Trees
 from griffin.method.auto import Outlook
 from griffin.method.chooser import Chooser
@@ -18,6 +19,7 @@ class SequenceState:
     cache: what the model has read.
     statistic: what was counted of it.
     decoder: draws the tokens that follow.
+    costs: what passes have cost so far, see ``throttle``.
     latest: how many of the last tokens' activations the sequence's method needs, see ``Method.latest_tokens``.
     """
 
@@ -25,7 +27,7 @@ class SequenceState:
         held = trees.weights.cache_dtype if trees.weights else None
         self.cache = KVCache(len(trees.blocks), [block.down.device for block in trees.blocks], held)
         self.statistic = PromptStatistic(trees.blocks)
-        self.latest = 0
+        self.latest, self.costs = 0, KnownCosts()
         self._trees, self._chooser = trees, chooser
         self.decoder = make_decoder(self.cache)
 

@@ -142,13 +142,21 @@ class PromptStatistic:
         """
         held_L: list[list[Activations]] = [[] for _ in self._blocks]
 
-        @torch.inference_mode()
         def count(tokens: int) -> None:
-            for layer, held in enumerate(held_L):
-                self._count(layer, Activations.joined(held)[:tokens])
+            self.count([Activations.joined(held)[:tokens] for held in held_L])
 
         with self._watching(lambda layer, seen: held_L[layer].append(seen)):
             yield count
+
+    @torch.inference_mode()
+    def count(self, seen_L: Sequence[Activations]) -> None:
+        """Count some tokens.
+
+        Args:
+            seen_L: what they gave, for each layer.
+        """
+        for layer, seen in enumerate(seen_L):
+            self._count(layer, seen)
 
     @contextmanager
     def _watching(self, seen: Callable[[int, Activations], None]) -> Iterator[None]:

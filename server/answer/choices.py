@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from griffin import Pruning, Verification
-from griffin.request import METHOD_FIELDS, STANDARD, Auto
+from griffin.request import METHOD_FIELDS, MODE_DRAFTS, STANDARD, Auto, DraftName, ModeName
 from server.errors import ExpertsNotFound, InvalidField
 from server.protocol.fields import SparsityChoice
 from server.protocol.options import GriffinOptions
@@ -40,7 +40,7 @@ def choose(
     if scored and options.compare:
         _refuse("compare", "not for texts that are scored (echo with logprobs)")
     verification = _verification(options, settings, scored)
-    if verification.draft == "ngram":
+    if verification.full_alone:
         _require_no_neurons(options, requested)
         pruning = Pruning(method=settings.method)
     elif options.expert_set is not None:
@@ -55,14 +55,17 @@ def choose(
 
 def _verification(options: GriffinOptions, settings: Settings, scored: bool) -> Verification:
     mode = options.mode or ("fast" if scored else settings.mode)
-    if mode == "fast":
-        for name in ("draft", "draft_tokens", "refresh"):
-            if getattr(options, name) is not None:
-                _refuse(name, "only with mode guarded or lossless")
-    elif scored:
+    if mode == "fast" and options.refresh is not None:
+        _refuse("refresh", "only with mode guarded or lossless")
+    if mode != "fast" and scored:
         _refuse("mode", "texts that are scored (echo with logprobs) are generated in mode fast; leave it out")
-    draft = options.draft or "pruned"
-    if options.acceptance is not None and (mode != "guarded" or draft == "ngram"):
+    if options.draft not in (None, *MODE_DRAFTS[mode]):
+        _refuse("draft", f"in mode {mode} it must be {' or '.join(MODE_DRAFTS[mode])}")
+    draft = options.draft or _draft(mode, settings)
+    source = draft or Verification(mode).source
+    if options.draft_tokens is not None and source == "none":
+        _refuse("draft_tokens", "not with draft none, or a server without drafts (--draft none); leave it out")
+    if options.acceptance is not None and (mode != "guarded" or source == "ngram"):
         _refuse("acceptance", "only with mode guarded, and a draft of kept neurons")
     given = {name: getattr(options, name) for name in ("acceptance", "refresh")}
     return Verification(
@@ -71,6 +74,13 @@ def _verification(options: GriffinOptions, settings: Settings, scored: bool) -> 
         draft_tokens=options.draft_tokens,
         **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def _draft(mode: ModeName, settings: Settings) -> DraftName | None:
+    """Where drafts come from if the request does not say; None: what the mode takes by itself."""
+    if settings.draft == "ngram":
+        return None
+    return "none" if mode == "fast" else "pruned"
 
 
 def _sparsity(requested: SparsityChoice | None, alone: bool, settings: Settings) -> SparsityChoice:

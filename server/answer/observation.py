@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prometheus_client import Counter, Histogram
 
-from griffin import Accounting, Pruning, Verification, Verified
+from griffin import Accounting, Pruning, Verified
 from griffin.neurons import Chosen
 from griffin.thresholds import Shares
 from server.answer.counts import Counts
@@ -20,26 +20,16 @@ COUNTED_EVERY = 16
 
 @dataclass(frozen=True, slots=True)
 class TokenMetrics:
-    """What each token adds to, looked up once for all tokens of a sparsity.
-
-    by_block: tokens are verified, and what they read is known for a block of them only.
-    """
+    """What each token adds to, looked up once for all tokens of a sparsity."""
 
     labels: tuple[str, str]
     generated: Counter
     inter_token_latency: Histogram
     parameters_read: Counter
     bytes_read: Counter
-    by_block: bool
 
     @classmethod
-    def of(
-        cls, metrics: Metrics, model_name: str, pruning: Pruning, verification: Verification, width: int
-    ) -> "TokenMetrics":
-        """
-        Args:
-            width: FF neurons in each layer.
-        """
+    def of(cls, metrics: Metrics, model_name: str, pruning: Pruning) -> "TokenMetrics":
         labels = model_name, sparsity_label(pruning.sparsity)
         return cls(
             labels,
@@ -47,7 +37,6 @@ class TokenMetrics:
             metrics.inter_token_latency.labels(*labels),
             metrics.parameters_read.labels(*labels),
             metrics.bytes_read.labels(*labels),
-            verification.mode != "fast" and (pruning.prunes(width) or verification.draft != "pruned"),
         )
 
 
@@ -99,7 +88,8 @@ class Observation:
             self._chosen(self._choice, token.shares)
         if gap_s is not None:
             self._tokens.inter_token_latency.observe(gap_s)
-            if not self._tokens.by_block:
+            # What checked tokens read is known for a block of them only.
+            if token.verified is None:
                 self._tokens.parameters_read.inc(self._active)
                 self._tokens.bytes_read.inc(self._bytes)
         if token.verified is not None:
@@ -127,9 +117,7 @@ class Observation:
         self._log(outcome)
 
     def _token_metrics(self) -> TokenMetrics:
-        verification = self._job.asks[0].verification
-        pruning, width = self._counts.pruning, self._accounting.width
-        return TokenMetrics.of(self._metrics, self._model_name, pruning, verification, width)
+        return TokenMetrics.of(self._metrics, self._model_name, self._counts.pruning)
 
     def _chosen(self, chosen: Chosen | None, shares: Shares | None = None) -> None:
         """Tokens read so; where they pick what they read, these shares on average, or as planned."""

@@ -76,7 +76,7 @@ class Report:
             selection_ms=milliseconds(sum(selection.seconds for selection in chosen)) if chosen else None,
             expert_set=sets[0],
             expert_sets=sets if len(sets) > 1 else None,
-            verification=_verification([each.verified for each in counts.answers.values() if each.verified]),
+            verification=_verification(self._verified()),
             comparison=_comparison(counts.comparisons),
             max_tokens=limits[0],
             max_tokens_each=limits if len(limits) > 1 else None,
@@ -98,6 +98,12 @@ class Report:
             tokens_per_second=round(times.gaps / times.gaps_s, 2) if times.gaps_s else None,
         )
 
+    def _verified(self) -> list[Verified]:
+        """Of all answers. In mode fast those without a draft were made as if there were no drafts."""
+        fast = self._job.asks[0].verification.mode == "fast"
+        found = (answer.verified for answer in self._counts.answers.values() if answer.verified)
+        return [verified for verified in found if verified.drafted or not fast]
+
     def _read(self) -> "_TokenReads":
         """What a token reads by the first prompt's choice. All figures of neurons go by that one."""
         accounting = self._accounting
@@ -109,7 +115,7 @@ class Report:
     def _reason(self) -> Reason:
         """Why this sparsity applied."""
         counts = self._counts
-        if self._job.asks[0].verification.draft == "ngram":
+        if self._job.asks[0].verification.full_alone:
             return "ngram_drafts"
         if counts.pruning.sparsity > 0 and not counts.selections:
             if not counts.pruning.prunes(self._accounting.width):

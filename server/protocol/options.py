@@ -33,16 +33,17 @@ class GriffinOptions(BaseModel):
     mode: ModeName | None = Field(
         default=None,
         description="fast takes what the sparse model generates; guarded has the full model replace what it finds too "
-        "unlikely; lossless is what the full model generates: sparsity 0's tokens in float32, but in bfloat16 "
-        "only until rounding decides between two nearly equally likely tokens. Absent, the server's default",
+        "unlikely; lossless is what the full model generates: sparsity 0's tokens, exactly on a CPU, elsewhere "
+        "until rounding decides between two nearly equally likely ones. Absent, the server's default",
     )
     draft: DraftName | None = Field(
         default=None,
-        description="of guarded and lossless: what the full model verifies, tokens of the sparse model, n-grams that "
-        "occurred before, or both; default pruned",
+        description="what is checked in one pass: ngram, what followed the latest tokens when they occurred before; "
+        "pruned, tokens of the sparse model, in guarded and lossless only; both of these; or none, in fast only. "
+        "Absent, ngram in fast and both elsewhere, or without n-grams what the server's --draft says",
     )
     draft_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFT_TOKENS), Whole] | None = Field(
-        default=None, description="how many are verified at once; default: what measured best in each mode"
+        default=None, description="how many are verified at once; default: as many as are likely to save time"
     )
     acceptance: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
         default=None,

@@ -28,13 +28,13 @@ class Usage(BaseModel):
 
 
 class VerificationReport(BaseModel):
-    """What the full model made of drafts, over all sequences of the request."""
+    """What became of drafts, over all sequences of the request."""
 
     drafted_tokens: int
     accepted_tokens: int
     acceptance_rate: float | None = Field(description="accepted over drafted; null where nothing was drafted")
     rollbacks: int = Field(description="passes after which some of a block was thrown away")
-    passes: int = Field(description="of the full model over a block of drafts")
+    passes: int = Field(description="over a block of drafts")
     refreshes: int = Field(description="how often the choice was made anew")
     active_parameters_per_token: int | None = Field(
         description="that all steps and passes read, over the tokens after the first of each answer"
@@ -99,7 +99,7 @@ class GriffinReport(BaseModel):
     )
     expert_set: str | None = Field(description="a name for exactly this choice; of several prompts the first's")
     expert_sets: list[str | None] | None = Field(description="one for each prompt, when there are several")
-    verification: VerificationReport | None = Field(description="null in mode fast, and where nothing is drafted")
+    verification: VerificationReport | None = Field(description="null where nothing is drafted")
     comparison: ComparisonReport | None = Field(description="if compare was asked for and anything was left out")
     max_tokens: int = Field(
         description="limit that applied to the answer: the request's, the default, or the rest of the context; 0 if "

@@ -120,16 +120,21 @@ class NativeStep:
         return self._run((id,), 1)[0]
 
     def read(self, ids: Sequence[int], *, full: bool = False) -> Tensor:
-        """Several tokens in one pass, see ``Step.read``: at most ``MOST_TOKENS``."""
+        """See ``PassingStep``. At most ``MOST_TOKENS`` go in one pass; more take several."""
+        if len(ids) > MOST_TOKENS:
+            first_TV = self.read(ids[:MOST_TOKENS], full=full).clone()
+            return torch.cat((first_TV, self.read(ids[MOST_TOKENS:], full=full)))
         return self._whole(ids, len(ids), None) if full else self._run(ids, len(ids))
 
     def observe(self, ids: Sequence[int], wanted: int) -> tuple[Tensor, list[Activations]]:
-        """Several tokens in one pass through all neurons.
-
-        Returns:
-            The logits ``(wanted, V)`` after the last ``wanted`` tokens, good until the next call; and for each layer
-            what all tokens gave in the FF block, in fp32.
-        """
+        """See ``PassingStep``: in fp32."""
+        if len(ids) > MOST_TOKENS:
+            first = len(ids) - MOST_TOKENS
+            logits, seen = self.observe(ids[:first], max(0, wanted - MOST_TOKENS))
+            logits = logits.clone()
+            own, rest = self.observe(ids[first:], min(wanted, MOST_TOKENS))
+            joined = [Activations.joined(pair) for pair in zip(seen, rest, strict=True)]
+            return torch.cat((logits, own)), joined
         layers, tokens, weights = len(self._weights.layers), len(ids), self._weights
         neurons, gated = weights.layers[0].feed_forward.contract.row_count, weights.layers[0].feed_forward.gated
         x_LTD = torch.empty(layers, tokens, weights.width)

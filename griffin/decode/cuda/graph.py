@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from griffin.decode.cuda.step import FusedStep, buckets
+from griffin.decode.decoder import PassingStep
 from griffin.decode.sampler import EVERYTHING, GREEDY, PLAIN, Drawn, Kind, Sampler
 from griffin.model.cache import KVCache
 from griffin.model.host import Mark
@@ -59,6 +60,7 @@ class GraphDecoder:
     name = "graph"
     ahead = True
     own_pass = False
+    passes: PassingStep | None = None
 
     def __init__(
         self,

@@ -2,7 +2,12 @@
 
 import pytest
 
-from griffin.engine.ngrams import NGrams
+from griffin.engine.ngrams import LONGEST, NGrams, PromptNGrams
+
+
+def drafted(ngrams: NGrams, most: int) -> list[int]:
+    match = ngrams.find()
+    return ngrams.following(match, most) if match else []
 
 
 @pytest.mark.parametrize(
@@ -25,14 +30,38 @@ from griffin.engine.ngrams import NGrams
     ],
 )
 def test_what_followed_last_time_is_drafted(ids: list[int], most: int, expected: list[int]) -> None:
-    """Whether the sequence comes at once or token by token."""
-    whole, grown = NGrams(ids), NGrams([])
-    for id in ids:
-        grown.extend([id])
+    """Whether it is a prompt, or comes token by token, or half of each."""
+    for prompt in range(len(ids) + 1):
+        ngrams = NGrams(PromptNGrams(ids[:prompt]))
+        for id in ids[prompt:]:
+            ngrams.extend(id)
 
-    assert whole.draft(most) == grown.draft(most) == expected
+        assert drafted(ngrams, most) == expected
 
 
 def test_an_n_gram_does_not_find_itself() -> None:
     """The last tokens have no continuation yet, and nothing else is like them."""
-    assert NGrams([1, 2, 3, 4, 5]).draft(4) == []
+    assert NGrams(PromptNGrams([1, 2, 3, 4, 5])).find() is None
+
+
+def test_how_much_is_alike() -> None:
+    """A match is followed backwards, to a limit."""
+    for length in (2, 3, 4, 7, 12, LONGEST, LONGEST + 5):
+        repeated = list(range(10, 10 + length))
+        match = NGrams(PromptNGrams([1, *repeated, 2, 3, *repeated])).find()
+
+        assert match is not None
+        assert (match.start, match.length) == (1 + length, min(length, LONGEST))
+
+
+def test_sequences_do_not_meet() -> None:
+    """What follows a prompt in one answer is no draft in another."""
+    prompt = PromptNGrams([1, 2, 3])
+    first, second = NGrams(prompt), NGrams(prompt)
+    for id in (7, 8, 9, 7, 8):
+        first.extend(id)
+    for id in (7, 8):
+        second.extend(id)
+
+    assert drafted(first, 1) == [9]
+    assert second.find() is None

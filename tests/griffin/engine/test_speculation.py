@@ -16,22 +16,25 @@ from griffin.decode.steps import StepName
 from griffin.engine import comparison as divergences
 from griffin.engine import refresh as refreshing
 from griffin.engine.drafts import Drafts
+from griffin.engine.ngrams import LONGEST
 from griffin.engine.prefixes import PrefixStore
 from griffin.engine.prompt import Prompt
 from griffin.engine.refresh import overlap
 from griffin.engine.speculation import Verifier
+from griffin.engine.throttle import Costs, Throttle
 from griffin.errors import Cancelled, EngineBusy, InvalidRequest
 from griffin.model.host import offload_
 from griffin.model.placement import spread_
 from griffin.neurons import Kept
-from griffin.request import DRAFTS, DraftName, ModeName
+from griffin.request import METHOD_NAMES, MODE_DRAFTS, DraftName, MethodName, ModeName
 from tests.griffin import oracle
 from tests.griffin.engine.test_smollm2 import PROSE
 from tests.tiny import tiny_model
 
 Prompts = Callable[[int, int], list[int]]
 CPU = torch.device("cpu")
-LOSSLESS, HALF = Verification("lossless"), Pruning(0.5)
+LOSSLESS, HALF = Verification("lossless", "pruned"), Pruning(0.5)
+DRAFTS = MODE_DRAFTS["lossless"]
 EVERYTHING = Sampling(
     seed=4, max_tokens=24, ignore_eos=True, temperature=0.8, top_p=0.95, top_k=60, min_p=0.001, logprobs=3,
     presence_penalty=0.5, frequency_penalty=0.4, repetition_penalty=1.1, logit_bias={9: 2.0}, min_tokens=20,
@@ -126,10 +129,10 @@ def surprise(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(
     ("verification", "like_the_dense_model"),
     [
-        (Verification("lossless", draft_tokens=2), True),
+        (Verification("lossless", "pruned", draft_tokens=2), True),
         (Verification("lossless", "both", draft_tokens=2), True),
         # Whatever was drafted is taken: this test can fail.
-        (Verification("guarded", draft_tokens=2, acceptance=1e-30), False),
+        (Verification("guarded", "pruned", draft_tokens=2, acceptance=1e-30), False),
     ],
     ids=["lossless", "n-grams too", "blind"],
 )
@@ -189,7 +192,7 @@ def test_guarded_keeps_what_is_acceptable_and_replaces_the_rest(scripted: list[l
     then = behind(model, [*prompt, first, second[1]])
     scripted.append([second[1], int(then.argmin()), 5, 6])
     gap = math.exp(chances[1] - chances[0])
-    guarded = Verification("guarded", acceptance=0.99 * gap)
+    guarded = Verification("guarded", "pruned", acceptance=0.99 * gap)
     tokens = run(Engine(model), prompt, replace(greedy(8), logprobs=0), 0.5, guarded)
 
     assert ids(tokens)[:3] == [first, second[1], int(then.argmax())]
@@ -208,7 +211,7 @@ def test_guarded_goes_on_where_the_full_model_would_draw_the_same(scripted: list
     sampling = Sampling(seed=1, temperature=3.0, max_tokens=8, ignore_eos=True)
     dense = ids(list(engine.generate(prompt, sampling)))
     scripted.append(dense[1:])
-    tokens = run(engine, prompt, sampling, 0.5, Verification("guarded", acceptance=1.0))
+    tokens = run(engine, prompt, sampling, 0.5, Verification("guarded", "pruned", acceptance=1.0))
 
     assert ids(tokens) == dense
     assert tokens[-1].verified.passes == 1
@@ -258,7 +261,9 @@ def test_the_cache_holds_what_the_full_model_leaves(mode: ModeName, prompts: Pro
     model, prompt = tiny_model("mistral"), prompts(10, 20)
     engine, reader = Engine(model, prefill_chunk=7), Engine(model, prefill_chunk=7)
     seen = list(prompt)
-    for token in engine.generate(prompt, greedy(20), Pruning(0.75), verification=Verification(mode, draft_tokens=5)):
+    for token in engine.generate(
+        prompt, greedy(20), Pruning(0.75), verification=Verification(mode, "pruned", draft_tokens=5)
+    ):
         seen.append(token.id)
         length = engine._assembly.state.cache.length
         if length != len(seen) - 1:
@@ -300,7 +305,7 @@ def test_without_sparsity_n_grams_draft_alone(prompts: Prompts) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verification", "sparsity"), [(Verification(), 0.5), (Verification("fast", "both"), 0.5), (LOSSLESS, 0.0)]
+    ("verification", "sparsity"), [(Verification("fast", "none"), 0.5), (Verification("lossless", "pruned"), 0.0)]
 )
 def test_nothing_is_verified_where_there_is_no_need(
     verification: Verification, sparsity: float, prompts: Prompts
@@ -435,7 +440,7 @@ def test_nothing_generated_is_kept_as_a_prompts_beginning(prompts: Prompts) -> N
 def test_a_stop_id_ends_within_a_block(mode: ModeName, prompts: Prompts) -> None:
     """Nothing comes behind it, wherever in a block it stands; and without it the sequence goes on."""
     engine, prompt = Engine(tiny_model("gemma2")), prompts(17, 20)
-    verification = Verification(mode, draft_tokens=6, acceptance=1.0)
+    verification = Verification(mode, "pruned", draft_tokens=6, acceptance=1.0)
     free = ids(run(engine, prompt, greedy(12), 0.5, verification))
     for stop in dict.fromkeys(free[:8]):
         sampling = replace(greedy(12), stop_token_ids=frozenset({stop}))
@@ -477,7 +482,11 @@ def test_cancelled_between_the_tokens_of_a_block(prompts: Prompts, monkeypatch: 
     cancelled: list[bool] = []
     engine = Engine(tiny_model("gemma2"))
     stream = engine.generate(
-        prompts(19, 20), greedy(40), Pruning(0.25), lambda: bool(cancelled), Verification("lossless", draft_tokens=8)
+        prompts(19, 20),
+        greedy(40),
+        Pruning(0.25),
+        lambda: bool(cancelled),
+        Verification("lossless", "pruned", draft_tokens=8),
     )
     tokens = [next(stream) for _ in range(3)]
     assert tokens[-1].verified.tokens > 2
@@ -615,3 +624,77 @@ def test_a_comparison_can_be_given_up(prompts: Prompts) -> None:
             read.compare(expected, lambda: next(asked))
 
         assert ids(list(read.generate(greedy(20)))) == expected
+
+
+ECHO = Sampling(temperature=0, max_tokens=40, ignore_eos=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sampling", [ECHO, replace(EVERYTHING, max_tokens=40)], ids=["greedy", "everything"])
+@pytest.mark.parametrize(
+    "pruning",
+    [Pruning(0.0), Pruning(0.5), Pruning(0.5, method="griffin+")],
+    ids=["full", "griffin", "griffin+"],
+)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "mistral"])
+def test_n_grams_change_no_token(
+    family: str,
+    pruning: Pruning,
+    sampling: Sampling,
+    dtype: torch.dtype,
+    prompts: Prompts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In mode fast the model at hand checks them: tokens and log-probabilities are to the bit what steps give."""
+    engine = Engine(tiny_model(family).to(dtype))
+    prompt = prompts(21, 30)
+    alone = list(engine.generate(prompt, sampling, pruning))
+
+    def looked_up(drafts: Drafts, room: int) -> list[int]:
+        """None, or up to three right ones and a wrong one."""
+        made = drafts._state.length - len(prompt) + 1
+        right = ids(alone)[made : made + made % 4]
+        return [*right, (right[-1] + 1) % 100][:room] if right else []
+
+    monkeypatch.setattr(Drafts, "looked_up", looked_up)
+    drafted = list(engine.generate(prompt, sampling, pruning, verification=Verification()))
+
+    assert [(token.id, token.logprobs, token.finish_reason) for token in drafted] == [
+        (token.id, token.logprobs, token.finish_reason) for token in alone
+    ]
+    assert drafted[-1].verified is not None
+    assert drafted[-1].verified.accepted > 5
+    if pruning.sparsity:
+        assert [bool(token.selection) for token in drafted[:3]] == [False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_lossless_is_exact_below_float32(method: MethodName, dtype: torch.dtype, prompts: Prompts) -> None:
+    """A pass of the compiled step gives the bits of steps, whichever neurons have drafted."""
+    engine, pruning = Engine(tiny_model("llama").to(dtype)), Pruning(0.75, method=method)
+    for seed, sampling in enumerate([greedy(40), Sampling(seed=5, max_tokens=40, ignore_eos=True)]):
+        prompt = prompts(22 + seed, 20)
+        dense = ids(list(engine.generate(prompt, sampling)))
+        for draft in DRAFTS:
+            tokens = list(engine.generate(prompt, sampling, pruning, verification=Verification("lossless", draft)))
+            assert ids(tokens) == dense
+
+
+def test_repetition_is_drafted_and_chance_is_not(prompts: Prompts) -> None:
+    """By what is accepted: a sequence that goes round is drafted more and more, one that does not hardly at all."""
+    throttle = Throttle(Costs(16))
+    for _ in range(20):
+        throttle.spent(0, 1, 0.01)
+    assert throttle.worth(LONGEST, 15) > 1
+    for _ in range(60):
+        throttle.saw(2, right=False)
+    assert throttle.worth(2, 15) == 0
+    for _ in range(60):
+        throttle.saw(2, right=True)
+    assert throttle.worth(2, 15) > 0
+    # Passes turn out to cost as much as steps.
+    for _ in range(60):
+        throttle.spent(0, 1, 0.01)
+        throttle.spent(7, 8, 0.08)
+    assert throttle.worth(LONGEST, 15) == 0

@@ -64,7 +64,9 @@ def test_the_servers_defaults_hold_where_a_request_says_nothing() -> None:
         ({"griffin": {"mode": "slow"}}, "griffin.mode"),
         ({"griffin": {"method": "griffin++"}}, "griffin.method"),
         ({"griffin": {"draft": "pruned"}}, "griffin.draft"),
-        ({"griffin": {"mode": "fast", "draft_tokens": 4}}, "griffin.draft_tokens"),
+        ({"griffin": {"mode": "fast", "draft": "both"}}, "griffin.draft"),
+        ({"griffin": {"mode": "lossless", "draft": "none"}}, "griffin.draft"),
+        ({"griffin": {"draft": "none", "draft_tokens": 4}}, "griffin.draft_tokens"),
         ({"griffin": {"mode": "lossless", "draft_tokens": 0}}, "griffin.draft_tokens"),
         ({"griffin": {"mode": "lossless", "draft_tokens": 65}}, "griffin.draft_tokens"),
         ({"griffin": {"refresh": False}}, "griffin.refresh"),
@@ -86,7 +88,6 @@ def test_the_servers_defaults_hold_where_a_request_says_nothing() -> None:
         ({"griffin": {**NGRAM, "refresh": True}}, "griffin.refresh"),
         ({"griffin": {"mode": "lossless"}, **SCORED}, "griffin.mode"),
         ({"griffin": {"compare": True}, **SCORED}, "griffin.compare"),
-        ({"griffin": {"draft": "ngram"}, **SCORED}, "griffin.draft"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(body: dict[str, Any], param: str) -> None:

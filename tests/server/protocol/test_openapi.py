@@ -144,7 +144,8 @@ def settled(case: schemathesis.Case, document: dict[str, Any]) -> schemathesis.C
         body["sparsity"] = 0.5
     if body.get("griffin"):
         body["griffin"] = _agreed(body)
-    if (body.get("griffin") or {}).get("draft") == "ngram":
+    griffin = body.get("griffin") or {}
+    if griffin.get("draft") == "ngram" and griffin.get("mode") in ("guarded", "lossless"):
         body["sparsity"] = 0
     if body.get("top_logprobs"):
         body["logprobs"] = True
@@ -159,12 +160,16 @@ def _agreed(body: dict[str, Any]) -> dict[str, Any]:
     griffin = {name: value for name, value in body["griffin"].items() if name != "expert_set"}
     if scored:
         griffin |= {"mode": "fast", "compare": False}
-    without = {"method"}
-    if griffin.get("mode") not in ("guarded", "lossless"):
-        without |= {"draft", "draft_tokens", "acceptance", "refresh"}
+    without, fast = {"method"}, griffin.get("mode") not in ("guarded", "lossless")
+    if fast:
+        without |= {"acceptance", "refresh"}
+    if (griffin.get("draft") in ("pruned", "both")) if fast else griffin.get("draft") == "none":
+        without |= {"draft"}
+    if fast and griffin.get("draft") == "none":
+        without |= {"draft_tokens"}
     if griffin.get("mode") != "guarded" or griffin.get("draft") == "ngram":
         without.add("acceptance")
-    if griffin.get("draft") == "ngram" and "draft" not in without:
+    if griffin.get("draft") == "ngram" and not fast:
         without |= {"selection", "statistic", "refresh"}
     if griffin.get("selection") or griffin.get("statistic"):
         without.add("refresh")
