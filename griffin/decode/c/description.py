@@ -9,6 +9,7 @@ from torch import Tensor
 from griffin.decode.c.library import (
     CACHE_FORMATS,
     FORMATS,
+    MOST_TOKENS,
     CFeedForward,
     CGroups,
     CLayer,
@@ -155,7 +156,7 @@ class Description:
 
     def _rotary(self, rotary: Rotary) -> CRotary:
         frequencies_R = rotary.frequencies_R
-        pointers = [self._float(tensor) for tensor in (frequencies_R, *torch.empty(2, len(frequencies_R)))]
+        pointers = [self._float(tensor) for tensor in (frequencies_R, *torch.empty(2, MOST_TOKENS, len(frequencies_R)))]
         return CRotary(*pointers, len(frequencies_R), rotary.scaling, rotary.interleaved)
 
     def _float(self, tensor: Tensor | None) -> int | None:

@@ -61,8 +61,13 @@ INLINE Vector KERNEL(load_bytes)(const char *at, int64_t lanes)
 
 /* ---- Arithmetic. ---- */
 
-/* sums + products of four neighbours; only the second have a sign. */
-INLINE Whole KERNEL(dot4)(Whole sums, Codes plain, Codes with_sign)
+/* sums + products of four neighbours; only the second have a sign. Many instructions without vectors, so not inlined. */
+#if VECTOR_BYTES > 16
+INLINE
+#else
+static __attribute__((noinline))
+#endif
+Whole KERNEL(dot4)(Whole sums, Codes plain, Codes with_sign)
 {
 #if VECTOR_BYTES == 64
     return (Whole)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)plain, (__m512i)with_sign);
@@ -164,87 +169,128 @@ INLINE Vector KERNEL(load_scales)(const char *scales, const char *supers, int64_
     return KERNEL(load_bytes)(scales, lanes) * super;
 }
 
-/* What the groups that ``sums`` are of add to a row's result. at: of their first one's scale. */
-INLINE Vector KERNEL(close)(
-    Vector result, Vector sums, const Groups *groups, int64_t record, int64_t at, int64_t block, int64_t lanes,
-    const float *scales, const float *weighted, const float *high_weighted, int bits)
+/* Of up to LANES groups. minimum: zeros where there are none. */
+typedef struct {
+    Vector scale, minimum;
+} KERNEL(Scales);
+#define Scales KERNEL(Scales)
+
+/* at: of the first one's scale. */
+INLINE Scales KERNEL(load_record)(const Groups *groups, int64_t record, int64_t at, int64_t block, int64_t lanes)
 {
+    Scales found = {{0}, {0}};
     const char *supers = groups->supers ? groups->supers + record + block / 8 * 2 : NULL;
-    Vector scale = KERNEL(load_scales)(groups->scales + record + at * groups->bytes, supers, lanes);
-    Vector of_ones = KERNEL(load)((const char *)weighted, 0, FLOAT32);
-    Vector of_zero = HALF_CENTRED(bits) ? KERNEL(load)((const char *)high_weighted, 0, FLOAT32) : of_ones;
-    result += scale * (KERNEL(load)((const char *)scales, 0, FLOAT32) * sums - groups->zero * of_zero);
+    found.scale = KERNEL(load_scales)(groups->scales + record + at * groups->bytes, supers, lanes);
     if (groups->minimums) {
         supers = groups->supers ? groups->super_minimums + record + block / 8 * 2 : NULL;
-        result += KERNEL(load_scales)(groups->minimums + record + at * groups->bytes, supers, lanes) * of_ones;
+        found.minimum = KERNEL(load_scales)(groups->minimums + record + at * groups->bytes, supers, lanes);
     }
-    return result;
+    return found;
 }
 
-/* What the blocks ``first + h`` to ``first + h + lanes`` of a tile add to the results of some rows. */
+/*
+ * What the groups that ``sums`` are of add to a row's result. at: where the activations' scales begin; sums_at: their
+ * sums. There are either minimums or codes of zero.
+ */
+INLINE Vector KERNEL(close)(
+    Vector result, Vector sums, Scales own, Vector zero, const Input *x, int64_t at, int64_t sums_at, int bits,
+    bool minimums)
+{
+    Vector product = KERNEL(load)((const char *)(x->scales + at), 0, FLOAT32) * sums;
+    if (minimums) {
+        Vector of_ones = KERNEL(load)((const char *)(x->weighted + sums_at), 0, FLOAT32);
+        return KERNEL(fused)(own.minimum, of_ones, KERNEL(fused)(own.scale, product, result));
+    }
+    const float *of_zero = (HALF_CENTRED(bits) ? x->high_weighted : x->weighted) + sums_at;
+    product = KERNEL(fused)(-zero, KERNEL(load)((const char *)of_zero, 0, FLOAT32), product);
+    return KERNEL(fused)(own.scale, product, result);
+}
+
+/*
+ * What the blocks ``first + h`` to ``first + h + lanes`` of a tile add to the results of some rows and tokens.
+ * halves: groups in a block; sums of whole numbers are exact, so the two halves of one group share theirs.
+ */
 INLINE void KERNEL(dot_lanes)(
-    Vector *results, const Matrix *matrix, const int64_t *rows, int some, const Input *x, int64_t first, int64_t of_tile,
-    int64_t h, int64_t lanes, int bits)
+    Vector results[PAIR][SOME_TOKENS], const Matrix *matrix, const int64_t *rows, int some, const Input *x, int tokens,
+    int64_t first, int64_t of_tile, int64_t h, int64_t lanes, int bits, int halves, bool minimums)
 {
     const Groups *groups = &matrix->groups;
-    int64_t halves = 32 / groups->size, at = first * halves + h, block = first + h;
-    Sums sums[PAIR][2] = {{{{0}, {0}}}};
-    const Codes *high = (const Codes *)(x->high + first * 32 + 4 * h);
-    const Codes *low = (const Codes *)(x->low + first * 32 + 4 * h);
+    Sums sums[PAIR][SOME_TOKENS][2] = {{{{{0}, {0}}}}};
     const int step = 64 / VECTOR_BYTES;
     _Pragma("GCC unroll 4") for (int quad = 0; quad < 4; quad++)
     {
+        Codes a[PAIR], b[PAIR];
         UNROLLED for (int k = 0; k < some; k++) {
-            Codes a, b;
             const char *codes = matrix->codes + rows[k] + first * 4 * bits + 4 * h;
-            KERNEL(unpack)(&a, &b, codes, of_tile, lanes, quad, bits);
-            KERNEL(multiply)(&sums[k][0], a, high[step * quad], low[step * quad], bits);
-            KERNEL(multiply)(&sums[k][1], b, high[step * (quad + 4)], low[step * (quad + 4)], bits);
+            KERNEL(unpack)(&a[k], &b[k], codes, of_tile, lanes, quad, bits);
+        }
+        UNROLLED for (int t = 0; t < tokens; t++) {
+            const Codes *high = (const Codes *)(x[t].high + first * 32 + 4 * h) + step * quad;
+            const Codes *low = (const Codes *)(x[t].low + first * 32 + 4 * h) + step * quad;
+            UNROLLED for (int k = 0; k < some; k++) {
+                KERNEL(multiply)(&sums[k][t][0], a[k], high[0], low[0], bits);
+                KERNEL(multiply)(&sums[k][t][halves - 1], b[k], high[step * 4], low[step * 4], bits);
+            }
         }
     }
-    const float *scales = x->scales + first + h, *weighted = x->weighted + 3 * first + h;
-    const float *high_weighted = x->high_weighted + 3 * first + h;
-    UNROLLED for (int k = 0; k < some; k++) {
-        if (halves == 2) {
-            results[k] = KERNEL(close)(
-                results[k], KERNEL(total)(sums[k][0]), groups, rows[k], at, block, lanes, scales, weighted,
-                high_weighted, bits);
-            results[k] = KERNEL(close)(
-                results[k], KERNEL(total)(sums[k][1]), groups, rows[k], at + of_tile, block, lanes, scales,
-                weighted + 16, high_weighted + 16, bits);
-        } else {
-            Sums both = {sums[k][0].high + sums[k][1].high, sums[k][0].low + sums[k][1].low};
-            results[k] = KERNEL(close)(
-                results[k], KERNEL(total)(both), groups, rows[k], at, block, lanes, scales, weighted + 32,
-                high_weighted + 32, bits);
+    Vector zero = (Vector){0} + groups->zero;
+    UNROLLED for (int k = 0; k < some; k++)
+        UNROLLED for (int half = 0; half < halves; half++) {
+            int64_t at = first * halves + h + half * of_tile, sums_at = 3 * first + h + (halves == 2 ? 16 * half : 32);
+            Scales own = KERNEL(load_record)(groups, rows[k], at, first + h, lanes);
+            UNROLLED for (int t = 0; t < tokens; t++)
+                results[k][t] = KERNEL(close)(
+                    results[k][t], KERNEL(total)(sums[k][t][half]), own, zero, &x[t], first + h, sums_at, bits,
+                    minimums);
         }
-    }
 }
 
-/* out_k = row k . x, of some rows at once. rows: where they begin; later: what is fetched meanwhile; in bytes. */
-INLINE void KERNEL(dot_grouped_rows)(
-    float *out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, int some,
-    const Input *x, int bits)
+/* ``rows_by_tokens`` where the number of halves is known, and whether there are minimums. */
+INLINE void KERNEL(dot_halves)(
+    Outputs out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, int some,
+    const Input *x, int tokens, int bits, int halves, bool minimums)
 {
     int64_t blocks = matrix->columns / 32;
-    Vector results[PAIR] = {{0}};
+    Vector results[PAIR][SOME_TOKENS] = {{{0}}};
     for (int64_t first = 0; first < blocks; first += 16) {
         int64_t of_tile = blocks - first < 16 ? blocks - first : 16;
         /* Scales follow the codes: each tile asks for its share of the whole record. */
         int64_t share = matrix->stride * first / blocks, end = matrix->stride * (first + of_tile) / blocks;
-        UNROLLED for (int k = 0; k < some; k++)
+        UNROLLED for (int k = 0; later && k < some; k++)
             ask_for(matrix->codes + later[k] + share, end - share);
         if (of_tile == 16)
             for (int64_t h = 0; h < 16; h += LANES)
-                KERNEL(dot_lanes)(results, matrix, rows, some, x, first, 16, h, LANES, bits);
+                KERNEL(dot_lanes)(results, matrix, rows, some, x, tokens, first, 16, h, LANES, bits, halves, minimums);
         else
             for (int64_t h = 0; h < of_tile; h += LANES) {
                 int64_t lanes = of_tile - h < LANES ? of_tile - h : LANES;
-                KERNEL(dot_lanes)(results, matrix, rows, some, x, first, of_tile, h, lanes, bits);
+                KERNEL(dot_lanes)(
+                    results, matrix, rows, some, x, tokens, first, of_tile, h, lanes, bits, halves, minimums);
             }
     }
     UNROLLED for (int k = 0; k < some; k++)
-        out[k * apart] = KERNEL(sum)(results[k]);
+        UNROLLED for (int t = 0; t < tokens; t++)
+            out.at[t * out.apart + k * apart] = KERNEL(sum)(results[k][t]);
+}
+
+/*
+ * out_k = row k . x, of some rows and tokens at once, rows' results that far apart. rows: where they begin; later: what
+ * is fetched meanwhile, or NULL; in bytes.
+ */
+INLINE void KERNEL(rows_by_tokens)(
+    Outputs out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, int some,
+    const Input *x, int tokens, int bits)
+{
+    bool minimums = matrix->groups.minimums;
+    if (matrix->groups.size == 32 && minimums)
+        KERNEL(dot_halves)(out, apart, matrix, rows, later, some, x, tokens, bits, 1, true);
+    else if (matrix->groups.size == 32)
+        KERNEL(dot_halves)(out, apart, matrix, rows, later, some, x, tokens, bits, 1, false);
+    else
+        /* Twice as many sums: half as many tokens. */
+        for (int t = 0, at_once = tokens > 2 ? 2 : tokens; t < tokens; t += at_once)
+            KERNEL(dot_halves)(
+                beyond(out, t, 0), apart, matrix, rows, t ? NULL : later, some, x + t, at_once, bits, 2, minimums);
 }
 
 /* ---- Sums of weighted rows: groups are of neighbouring rows. ---- */
@@ -324,33 +370,36 @@ INLINE Codes KERNEL(load_high)(const char *at, int64_t wide, int64_t h)
 #endif
 }
 
-/* Sums of one quad of rows, for the 8 LANES outputs of a tile from lane h on. */
-INLINE void KERNEL(add_quad)(
-    Sums *sums, const char *const *rows, int64_t wide, int64_t h, int64_t lanes, Codes high, Codes low, int bits)
+/*
+ * One quad of rows, for the 8 LANES outputs of a tile from lane h on: eight vectors of codes, or four of codes of 4 bits,
+ * two of which are in a byte. at: of the tile, in each row.
+ */
+INLINE void KERNEL(gather_quad)(
+    Codes *codes, const char *const *rows, int64_t at, int64_t wide, int64_t h, int64_t lanes, int bits)
 {
     Codes raw[4], quads[4] = {{0}}, more[4] = {{0}};
     UNROLLED for (int k = 0; k < 4; k++)
-        raw[k] = KERNEL(load_codes)(rows[k] + 4 * h, lanes);
+        raw[k] = KERNEL(load_codes)(rows[k] + at + 4 * h, lanes);
     KERNEL(interleave)(quads, raw);
     if (bits > 4) {
         UNROLLED for (int k = 0; k < 4; k++)
-            raw[k] = bits == 8 ? KERNEL(load_codes)(rows[k] + 4 * wide + 4 * h, lanes)
-                               : KERNEL(load_high)(rows[k] + 4 * wide, wide, h);
+            raw[k] = bits == 8 ? KERNEL(load_codes)(rows[k] + at + 4 * wide + 4 * h, lanes)
+                               : KERNEL(load_high)(rows[k] + at + 4 * wide, wide, h);
         KERNEL(interleave)(more, raw);
     }
     UNROLLED for (int v = 0; v < 4; v++) {
-        Codes first = quads[v], second = more[v];
-        if (bits != 8) {
-            first = quads[v] & 15;
-            second = quads[v] >> 4;
-        }
-        if (bits == 6) {
-            first |= more[v] << 4 & 48;
-            second |= more[v] << 2 & 48;
-        }
-        KERNEL(multiply)(&sums[v], first, high, low, bits);
-        KERNEL(multiply)(&sums[v + 4], second, high, low, bits);
+        codes[v] = bits == 6 ? (quads[v] & 15) | (more[v] << 4 & 48) : quads[v];
+        if (bits > 4)
+            codes[v + 4] = bits == 6 ? quads[v] >> 4 | (more[v] << 2 & 48) : more[v];
     }
+}
+
+/* Vector v of eight of a quad that is gathered. */
+INLINE Codes KERNEL(gathered)(const Codes *codes, int v, int bits)
+{
+    if (bits > 4)
+        return codes[v];
+    return v < 4 ? codes[v] & 15 : codes[v - 4] >> 4;
 }
 
 INLINE Vector KERNEL(load_output_scales)(const char *scales, const char *supers, int64_t output, int64_t lanes, bool two)
@@ -367,35 +416,58 @@ INLINE Record KERNEL(record)(const Groups *groups, int64_t group)
 }
 
 /* Only AVX512 has vectors that are longer than what may be left of a tile. */
-INLINE void KERNEL(accumulate)(float *y, Vector change, int64_t lanes)
+INLINE Vector KERNEL(load_outputs)(const float *y, int64_t lanes)
+{
+#if VECTOR_BYTES == 64
+    if (lanes < LANES)
+        return (Vector)_mm512_maskz_loadu_ps((__mmask16)((1u << lanes) - 1), y);
+#else
+    (void)lanes;
+#endif
+    return KERNEL(load)((const char *)y, 0, FLOAT32);
+}
+
+INLINE void KERNEL(store_outputs)(float *y, Vector values, int64_t lanes)
 {
 #if VECTOR_BYTES == 64
     if (lanes < LANES) {
-        __mmask16 mask = (__mmask16)((1u << lanes) - 1);
-        _mm512_mask_storeu_ps(y, mask, _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), (__m512)change));
+        _mm512_mask_storeu_ps(y, (__mmask16)((1u << lanes) - 1), (__m512)values);
         return;
     }
 #else
     (void)lanes;
 #endif
-    change += KERNEL(load)((const char *)y, 0, FLOAT32);
-    memcpy(y, &change, sizeof change);
+    memcpy(y, &values, sizeof values);
 }
 
-/* y += scale (sum - zero) + minimum, for eight times up to LANES outputs, ``wide`` apart. */
+/* Of eight times up to LANES outputs, ``wide`` apart. */
+INLINE void KERNEL(load_records)(
+    Scales *found, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t lanes)
+{
+    for (int v = 0; v < 8; v++) {
+        int64_t at = output + wide * v;
+        found[v].scale = KERNEL(load_output_scales)(record->scales, record->supers, at, lanes, groups->supers);
+        if (groups->minimums)
+            found[v].minimum = KERNEL(load_output_scales)(
+                record->minimums, record->super_minimums, at, lanes, groups->supers);
+    }
+}
+
+/* y += scale (sum - zero), or scale sum + minimum, for eight times up to LANES outputs, ``wide`` apart. */
 INLINE void KERNEL(close_outputs)(
-    float *y, const Sums *sums, const Record *record, int64_t output, int64_t wide, int64_t lanes,
-    const Weights *weights, float of_zero, bool two, bool minimums)
+    float *y, const Sums *sums, const Scales *own, int64_t wide, int64_t lanes, const Weights *weights, float zero,
+    int bits, bool minimums)
 {
     Vector factor = (Vector){0} + weights->scale, ones = (Vector){0} + weights->scale * weights->sum;
-    _Pragma("GCC unroll 8") for (int v = 0; v < 8; v++)
-    {
-        int64_t at = output + wide * v;
-        Vector scale = KERNEL(load_output_scales)(record->scales, record->supers, at, lanes, two);
-        Vector change = scale * ((KERNEL(total)(sums[v]) - of_zero) * factor);
+    float of_zero = zero * (HALF_CENTRED(bits) ? weights->high_sum : weights->sum);
+    UNROLLED_8 for (int v = 0; v < 8; v++) {
+        Vector sum = KERNEL(total)(sums[v]), before = KERNEL(load_outputs)(y + wide * v, lanes);
+        if (!minimums)
+            sum -= of_zero;
+        Vector after = KERNEL(fused)(own[v].scale, sum * factor, before);
         if (minimums)
-            change += KERNEL(load_output_scales)(record->minimums, record->super_minimums, at, lanes, two) * ones;
-        KERNEL(accumulate)(y + at, change, lanes);
+            after = KERNEL(fused)(own[v].minimum, ones, after);
+        KERNEL(store_outputs)(y + wide * v, after, lanes);
     }
 }
 
@@ -410,44 +482,54 @@ INLINE void KERNEL(fetch)(
         ask_for(record + (groups->minimums - groups->scales) + start * groups->bytes, 128 * groups->bytes);
 }
 
-/* The outputs of one tile that begin at lane h. output: the tile's first. */
+/*
+ * What a group's rows add to the outputs of one tile that begin at lane h, for each token. Codes are gathered once, and
+ * wait in the first cache if there are several tokens. output: the tile's first.
+ */
 INLINE void KERNEL(add_lanes)(
-    float *y, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t h,
-    const char *const *rows, int64_t quads, const Weights *weights, int bits)
+    Outputs y, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t h,
+    const char *const *rows, int64_t quads, const Group *group, int tokens, int bits)
 {
     int64_t lanes = wide < LANES ? wide : LANES, at = output * bits / 8;
-    Sums sums[8] = {{{0}, {0}}};
-    for (int64_t quad = 0; quad < quads; quad++) {
-        const char *places[4];
-        UNROLLED for (int k = 0; k < 4; k++)
-            places[k] = rows[4 * quad + k] + at;
-        Codes high = (Codes)((Whole){0} + weights->high[quad]), low = (Codes)((Whole){0} + weights->low[quad]);
-        KERNEL(add_quad)(sums, places, wide, h, lanes, high, low, bits);
+    Codes codes[RUN / 4][8];
+    Scales own[8] = {{{0}, {0}}};
+    for (int64_t quad = 0; tokens > 1 && quad < quads; quad++)
+        KERNEL(gather_quad)(codes[quad], rows + 4 * quad, at, wide, h, lanes, bits);
+    if (tokens > 1)
+        KERNEL(load_records)(own, groups, record, output + h, wide, lanes);
+    for (int t = 0; t < tokens; t++) {
+        const Weights *weights = &group[t].weights;
+        Sums sums[8] = {{{0}, {0}}};
+        for (int64_t quad = 0; quad < quads; quad++) {
+            Codes high = (Codes)((Whole){0} + weights->high[quad]), low = (Codes)((Whole){0} + weights->low[quad]);
+            Codes *these = tokens > 1 ? codes[quad] : codes[0];
+            if (tokens == 1)
+                KERNEL(gather_quad)(these, rows + 4 * quad, at, wide, h, lanes, bits);
+            UNROLLED_8 for (int v = 0; v < 8; v++)
+                KERNEL(multiply)(&sums[v], KERNEL(gathered)(these, v, bits), high, low, bits);
+        }
+        if (tokens == 1)
+            KERNEL(load_records)(own, groups, record, output + h, wide, lanes);
+        float *outputs = beyond(y, t, output + h).at;
+        if (groups->minimums)
+            KERNEL(close_outputs)(outputs, sums, own, wide, lanes, weights, groups->zero, bits, true);
+        else
+            KERNEL(close_outputs)(outputs, sums, own, wide, lanes, weights, groups->zero, bits, false);
     }
-    float of_zero = groups->zero * (HALF_CENTRED(bits) ? weights->high_sum : weights->sum);
-    output += h;
-    if (groups->supers && groups->minimums)
-        KERNEL(close_outputs)(y, sums, record, output, wide, lanes, weights, of_zero, true, true);
-    else if (groups->supers)
-        KERNEL(close_outputs)(y, sums, record, output, wide, lanes, weights, of_zero, true, false);
-    else if (groups->minimums)
-        KERNEL(close_outputs)(y, sums, record, output, wide, lanes, weights, of_zero, false, true);
-    else
-        KERNEL(close_outputs)(y, sums, record, output, wide, lanes, weights, of_zero, false, false);
 }
 
 /* A tile of eight times ``wide`` outputs, 8 or 16: known where this is inlined. */
 INLINE void KERNEL(add_tile)(
-    float *y, const Groups *groups, const Record *record, int64_t output, int64_t wide, const char *const *rows,
-    int64_t quads, const Weights *weights, int bits)
+    Outputs y, const Groups *groups, const Record *record, int64_t output, int64_t wide, const char *const *rows,
+    int64_t quads, const Group *group, int tokens, int bits)
 {
     for (int64_t h = 0; h < wide; h += LANES)
-        KERNEL(add_lanes)(y, groups, record, output, wide, h, rows, quads, weights, bits);
+        KERNEL(add_lanes)(y, groups, record, output, wide, h, rows, quads, group, tokens, bits);
 }
 
-/* y += sum over the rows of one group. later: rows to fetch meanwhile, so many. */
+/* y += sum over the rows of one group, which each token weights. later: rows to fetch meanwhile, so many. */
 INLINE void KERNEL(add_group)(
-    float *y, const Matrix *matrix, const Group *group, const char *const *rows, const char *const *later,
+    Outputs y, const Matrix *matrix, const Group *group, int tokens, const char *const *rows, const char *const *later,
     int64_t following, int bits)
 {
     const Groups *groups = &matrix->groups;
@@ -457,9 +539,9 @@ INLINE void KERNEL(add_group)(
     for (int64_t start = 0; start < matrix->columns; start += 128) {
         KERNEL(fetch)(groups, later, following, next, start, bits);
         if (matrix->columns - start >= 128)
-            KERNEL(add_tile)(y, groups, &record, start, 16, rows, quads, &group->weights, bits);
+            KERNEL(add_tile)(y, groups, &record, start, 16, rows, quads, group, tokens, bits);
         else
-            KERNEL(add_tile)(y, groups, &record, start, 8, rows, quads, &group->weights, bits);
+            KERNEL(add_tile)(y, groups, &record, start, 8, rows, quads, group, tokens, bits);
     }
 }
 
@@ -499,7 +581,7 @@ INLINE void KERNEL(locate)(
 }
 
 typedef void KERNEL(AddGroup)(
-    float *y, const Matrix *matrix, const Group *group, const char *const *rows, const char *const *later,
+    Outputs y, const Matrix *matrix, const Group *group, int tokens, const char *const *rows, const char *const *later,
     int64_t following);
 
 static void KERNEL(add_listed)(float *y, const Matrix *matrix, const List *list, KERNEL(AddGroup) *add_group)
@@ -511,23 +593,31 @@ static void KERNEL(add_listed)(float *y, const Matrix *matrix, const List *list,
     for (int64_t i = 0; i < list->group_count; i++) {
         const Group *group = &list->groups[i], *next = i + 1 < list->group_count ? group + 1 : &none;
         KERNEL(locate)(at[(i + 1) % 2], matrix, list->rows, 0, next);
-        add_group(y, matrix, group, at[i % 2], at[(i + 1) % 2], next->count);
+        add_group((Outputs){y, 0}, matrix, group, 1, at[i % 2], at[(i + 1) % 2], next->count);
     }
 }
 
-static void KERNEL(add_grouped)(
-    float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z, KERNEL(AddGroup) *add_group)
+/* The same group as each token weights it. */
+static void KERNEL(plan_tokens)(
+    Group *groups, const Matrix *matrix, int64_t start, int64_t i, int64_t count, Outputs z, int tokens)
 {
-    Group groups[2];
+    for (int t = 0; t < tokens; t++)
+        KERNEL(plan_group)(&groups[t], matrix, NULL, start, i, count, beyond(z, t, 0).at);
+}
+
+static void KERNEL(add_grouped)(
+    Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens, KERNEL(AddGroup) *add_group)
+{
+    Group groups[2][MOST_TOKENS];
     const char *at[2][RUN];
-    KERNEL(plan_group)(&groups[0], matrix, NULL, first, 0, count, z);
-    KERNEL(locate)(at[0], matrix, NULL, first, &groups[0]);
-    for (int turn = 0; groups[turn].count; turn = 1 - turn) {
-        const Group *group = &groups[turn];
-        Group *next = &groups[1 - turn];
-        KERNEL(plan_group)(next, matrix, NULL, first, group->first + group->count, count, z);
+    KERNEL(plan_tokens)(groups[0], matrix, first, 0, count, z, tokens);
+    KERNEL(locate)(at[0], matrix, NULL, first, groups[0]);
+    for (int turn = 0; groups[turn]->count; turn = 1 - turn) {
+        const Group *group = groups[turn];
+        Group *next = groups[1 - turn];
+        KERNEL(plan_tokens)(next, matrix, first, group->first + group->count, count, z, tokens);
         KERNEL(locate)(at[1 - turn], matrix, NULL, first, next);
-        add_group(y, matrix, group, at[turn], at[1 - turn], next->count);
+        add_group(y, matrix, group, tokens, at[turn], at[1 - turn], next->count);
     }
 }
 
@@ -567,23 +657,50 @@ static void KERNEL(make_whole)(Input *input, int64_t count)
 }
 
 typedef void KERNEL(Rows)(
-    float *out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, const Input *x);
+    Outputs out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, const Input *x);
+
+/* Of some rows: with one token's x, with two, with four; or NULL, for want of registers. */
+typedef struct {
+    KERNEL(Rows) *one, *two, *four;
+} KERNEL(ByTokens);
+#define ByTokens KERNEL(ByTokens)
+
+/* Pairs of rows, so many from number i on and those ``part`` further, with all tokens' x. */
+static void KERNEL(dot_pairs)(
+    Outputs out, const Matrix *matrix, int64_t first, int64_t i, int64_t pairs, int64_t part, const Input *x,
+    int tokens, const ByTokens *by)
+{
+    int64_t stride = matrix->stride;
+    for (int t = 0, some; t < tokens; t += some) {
+        KERNEL(Rows) *rows = by->one;
+        some = 1;
+        if (by->four && tokens - t >= 4) {
+            rows = by->four;
+            some = 4;
+        } else if (by->two && tokens - t >= 2) {
+            rows = by->two;
+            some = 2;
+        }
+        for (int64_t pair = i; pair < i + pairs; pair++) {
+            int64_t at[PAIR] = {(first + pair) * stride, (first + pair + part) * stride};
+            int64_t later[PAIR] = {at[0] + AHEAD_BYTES, at[1] + AHEAD_BYTES};
+            rows(beyond(out, t, pair), part, matrix, at, t ? NULL : later, x + t);
+        }
+    }
+}
 
 static void KERNEL(dot_all)(
-    float *out, const Matrix *matrix, int64_t first, int64_t count, const Input *x, KERNEL(Rows) *pair,
+    Outputs out, const Matrix *matrix, int64_t first, int64_t count, const Input *x, int tokens, const ByTokens *pairs,
     KERNEL(Rows) *one)
 {
-    int64_t stride = matrix->stride, part = count / PAIR, at[PAIR], later[PAIR];
-    for (int64_t i = 0; i < part; i++) {
-        for (int k = 0; k < PAIR; k++) {
-            at[k] = (first + i + k * part) * stride;
-            later[k] = at[k] + AHEAD_BYTES;
-        }
-        pair(out + i, part, matrix, at, later, x);
-    }
+    int64_t part = count / PAIR, at_once = tokens == 1 ? part : PAIRS_AT_ONCE;
+    for (int64_t i = 0; i < part; i += at_once)
+        KERNEL(dot_pairs)(
+            out, matrix, first, i, part - i < at_once ? part - i : at_once, part, x, tokens, pairs);
     for (int64_t i = PAIR * part; i < count; i++) {
-        at[0] = (first + i) * stride;
-        one(out + i, 0, matrix, at, at, x);
+        int64_t at = (first + i) * matrix->stride;
+        for (int t = 0; t < tokens; t++)
+            one(beyond(out, t, i), 0, matrix, &at, &at, x + t);
     }
 }
 
@@ -602,30 +719,44 @@ static void KERNEL(dot_numbered)(
             at[k] = rows[i + k * part] * stride;
             later[k] = rows[ahead + k * part] * stride;
         }
-        pair(out + i, part, matrix, at, later, x);
+        pair((Outputs){out + i, 0}, part, matrix, at, later, x);
     }
     for (int64_t i = PAIR * part; i < count; i++) {
         at[0] = rows[i] * stride;
-        one(out + i, 1, matrix, at, at, x);
+        one((Outputs){out + i, 0}, 1, matrix, at, at, x);
     }
 }
 
 /* The products of codes of so many bits. What is large is compiled once for each. */
+#define ROWS_BY_TOKENS(NAME, SOME, TOKENS, BITS)                                                                      \
+    static void KERNEL(NAME##BITS)(                                                                                   \
+        Outputs out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, const Input *x)  \
+    {                                                                                                                 \
+        KERNEL(rows_by_tokens)(out, apart, matrix, rows, later, SOME, x, TOKENS, BITS);                               \
+    }
+
+#if VECTOR_BYTES == 64
+#define PAIRS(BITS)                                                                                                   \
+    ROWS_BY_TOKENS(dot_pair_by_two, PAIR, 2, BITS)                                                                    \
+    ROWS_BY_TOKENS(dot_pair_by_four, PAIR, 4, BITS)                                                                   \
+    static const ByTokens KERNEL(pairs##BITS) = {                                                                     \
+        KERNEL(dot_pair##BITS), KERNEL(dot_pair_by_two##BITS), KERNEL(dot_pair_by_four##BITS)};
+#elif VECTOR_BYTES == 32
+#define PAIRS(BITS)                                                                                                   \
+    ROWS_BY_TOKENS(dot_pair_by_two, PAIR, 2, BITS)                                                                    \
+    static const ByTokens KERNEL(pairs##BITS) = {KERNEL(dot_pair##BITS), KERNEL(dot_pair_by_two##BITS), NULL};
+#else
+#define PAIRS(BITS) static const ByTokens KERNEL(pairs##BITS) = {KERNEL(dot_pair##BITS), NULL, NULL};
+#endif
+
 #define GROUPED_PRODUCTS(BITS)                                                                                        \
-    static void KERNEL(dot_pair##BITS)(                                                                               \
-        float *out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, const Input *x)   \
-    {                                                                                                                 \
-        KERNEL(dot_grouped_rows)(out, apart, matrix, rows, later, PAIR, x, BITS);                                     \
-    }                                                                                                                 \
-    static void KERNEL(dot_one##BITS)(                                                                                \
-        float *out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, const Input *x)   \
-    {                                                                                                                 \
-        KERNEL(dot_grouped_rows)(out, apart, matrix, rows, later, 1, x, BITS);                                        \
-    }                                                                                                                 \
+    ROWS_BY_TOKENS(dot_one, 1, 1, BITS)                                                                               \
+    ROWS_BY_TOKENS(dot_pair, PAIR, 1, BITS)                                                                           \
+    PAIRS(BITS)                                                                                                       \
     static void KERNEL(dot_grouped##BITS)(                                                                            \
-        float *out, const Matrix *matrix, int64_t first, int64_t count, const Input *x)                               \
+        Outputs out, const Matrix *matrix, int64_t first, int64_t count, const Input *x, int tokens)                  \
     {                                                                                                                 \
-        KERNEL(dot_all)(out, matrix, first, count, x, KERNEL(dot_pair##BITS), KERNEL(dot_one##BITS));                 \
+        KERNEL(dot_all)(out, matrix, first, count, x, tokens, &KERNEL(pairs##BITS), KERNEL(dot_one##BITS));           \
     }                                                                                                                 \
     static void KERNEL(dot_some_grouped##BITS)(                                                                       \
         float *out, const Matrix *matrix, const int32_t *rows, int64_t count, const Input *x)                         \
@@ -633,15 +764,19 @@ static void KERNEL(dot_numbered)(
         KERNEL(dot_numbered)(out, matrix, rows, count, x, KERNEL(dot_pair##BITS), KERNEL(dot_one##BITS));             \
     }                                                                                                                 \
     static void KERNEL(add_group##BITS)(                                                                              \
-        float *y, const Matrix *matrix, const Group *group, const char *const *rows, const char *const *later,        \
-        int64_t following)                                                                                            \
+        Outputs y, const Matrix *matrix, const Group *group, int tokens, const char *const *rows,                     \
+        const char *const *later, int64_t following)                                                                  \
     {                                                                                                                 \
-        KERNEL(add_group)(y, matrix, group, rows, later, following, BITS);                                            \
+        if (tokens > 2 && VECTOR_BYTES > 16)                                                                          \
+            KERNEL(add_group)(y, matrix, group, tokens, rows, later, following, BITS);                                \
+        else                                                                                                          \
+            for (int t = 0; t < tokens; t++)                                                                          \
+                KERNEL(add_group)(beyond(y, t, 0), matrix, &group[t], 1, rows, later, following, BITS);               \
     }                                                                                                                 \
     static void KERNEL(add_grouped##BITS)(                                                                            \
-        float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z)                                 \
+        Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens)                         \
     {                                                                                                                 \
-        KERNEL(add_grouped)(y, matrix, first, count, z, KERNEL(add_group##BITS));                                     \
+        KERNEL(add_grouped)(y, matrix, first, count, z, tokens, KERNEL(add_group##BITS));                             \
     }                                                                                                                 \
     static void KERNEL(add_list_grouped##BITS)(float *y, const Matrix *matrix, const List *list)                      \
     {                                                                                                                 \

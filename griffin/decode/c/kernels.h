@@ -10,6 +10,8 @@
 #include <string.h>
 #ifdef __x86_64__
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "../../model/matrix/c/halves.h"
@@ -25,6 +27,10 @@
 #define STREAMS 4
 /* Rows that are added to one sum, or meet x, at a time. More gain nothing, and leave over more at the end. */
 #define PAIR 2
+/* Tokens that some rows meet at once, at most: their sums lie in registers. */
+#define SOME_TOKENS 4
+/* Pairs of rows that meet some tokens before others: those tokens' activations then stay in the first cache. */
+#define PAIRS_AT_ONCE 4
 
 /* The most rows that share a scale. */
 #define RUN 32
@@ -79,12 +85,24 @@ typedef struct {
     const char *scales, *minimums, *supers, *super_minimums;
 } Record;
 
+/* One token's numbers, and so many floats further the next one's. */
+typedef struct {
+    float *at;
+    int64_t apart;
+} Outputs;
+
+/* From number i of token t on. */
+static inline Outputs beyond(Outputs outputs, int64_t t, int64_t i)
+{
+    return (Outputs){outputs.at + t * outputs.apart + i, outputs.apart};
+}
+
 /* What a format must be able to do. Another one is a row of products in kernels_for.h. */
 typedef struct {
-    /* out_i = row first + i . x */
-    void (*dot)(float *out, const Matrix *matrix, int64_t first, int64_t count, const Input *x);
-    /* y += sum over i of z_i row first + i */
-    void (*add)(float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z);
+    /* out_i = row first + i . x, for each token's x. A token's results are the same bits beside any others. */
+    void (*dot)(Outputs out, const Matrix *matrix, int64_t first, int64_t count, const Input *x, int tokens);
+    /* y += sum over i of z_i row first + i, for each token's y and z; likewise. */
+    void (*add)(Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens);
     /* The same of some rows by their numbers, which rise. A list is planned first, once for all products with it. */
     void (*dot_some)(float *out, const Matrix *matrix, const int32_t *rows, int64_t count, const Input *x);
     void (*plan)(List *list, const Matrix *matrix);

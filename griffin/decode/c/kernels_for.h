@@ -11,8 +11,25 @@ typedef int32_t KERNEL(Whole) __attribute__((vector_size(VECTOR_BYTES)));
 typedef int8_t KERNEL(Bytes) __attribute__((vector_size(VECTOR_BYTES / 4)));
 #define Vector KERNEL(Vector)
 #define INLINE static inline __attribute__((always_inline))
-/* Over rows whose number is known where this is inlined: what is held of each then lies in registers. */
+/* Over rows or tokens whose number is known where this is inlined: what is held of each then lies in registers. */
 #define UNROLLED _Pragma("GCC unroll 4")
+#define UNROLLED_8 _Pragma("GCC unroll 8")
+/* AVX512 has 32 registers for sums, others have 16. */
+#define TOKENS_AT_ONCE (VECTOR_BYTES == 64 ? SOME_TOKENS : 2)
+
+/* a b + c. By name, because a compiler that fuses where it likes would give a token other bits beside others. */
+INLINE Vector KERNEL(fused)(Vector a, Vector b, Vector c)
+{
+#if VECTOR_BYTES == 64
+    return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif VECTOR_BYTES == 32
+    return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (Vector)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
 
 /* To 32 bits each. The compiler itself needs four instructions for what the processor does in one. */
 INLINE KERNEL(Bits) KERNEL(widen)(KERNEL(Halves) halves)
@@ -86,40 +103,52 @@ INLINE float KERNEL(sum)(Vector vector)
 }
 
 /*
- * out_k = codes_k . x, of some rows at once, results that far apart; each is summed up alike, however many there are.
- * ahead: a row, or another place, for each of them, that is fetched meanwhile.
+ * out_k = codes_k . x, of some rows and tokens at once, rows' results that far apart; each is summed up alike, however
+ * many there are. ahead: a row, or another place, for each of them, that is fetched meanwhile; or NULL.
  */
 INLINE void KERNEL(dot_codes)(
-    float *out, int64_t apart, const char *const *codes, const char *const *ahead, int some, int64_t width,
-    const float *x, int64_t format)
+    Outputs out, int64_t apart, const char *const *codes, const char *const *ahead, int some, int64_t width,
+    const Input *x, int tokens, int64_t format)
 {
-    Vector even[STREAMS] = {{0}}, odd[STREAMS] = {{0}};
-    float rest[STREAMS] = {0};
+    Vector even[STREAMS][SOME_TOKENS] = {{{0}}}, odd[STREAMS][SOME_TOKENS] = {{{0}}};
+    float rest[STREAMS][SOME_TOKENS] = {{0}};
     int64_t size = code_bytes(format), i = 0;
     for (; i + 4 * LANES <= width; i += 4 * LANES) {
-        UNROLLED for (int k = 0; k < some; k++)
+        UNROLLED for (int k = 0; ahead && k < some; k++)
             ask_for(ahead[k] + i * size, 4 * LANES * size);
         for (int64_t at = i; at < i + 4 * LANES; at += 2 * LANES) {
-            Vector first = KERNEL(load)((const char *)x, at, FLOAT32);
-            Vector second = KERNEL(load)((const char *)x, at + LANES, FLOAT32);
+            Vector first[SOME_TOKENS], second[SOME_TOKENS];
+            UNROLLED for (int t = 0; t < tokens; t++) {
+                first[t] = KERNEL(load)((const char *)x[t].values, at, FLOAT32);
+                second[t] = KERNEL(load)((const char *)x[t].values, at + LANES, FLOAT32);
+            }
             UNROLLED for (int k = 0; k < some; k++) {
-                even[k] += KERNEL(load)(codes[k], at, format) * first;
-                odd[k] += KERNEL(load)(codes[k], at + LANES, format) * second;
+                Vector one = KERNEL(load)(codes[k], at, format), other = KERNEL(load)(codes[k], at + LANES, format);
+                UNROLLED for (int t = 0; t < tokens; t++) {
+                    even[k][t] = KERNEL(fused)(one, first[t], even[k][t]);
+                    odd[k][t] = KERNEL(fused)(other, second[t], odd[k][t]);
+                }
             }
         }
     }
     for (; i + LANES <= width; i += LANES)
-        UNROLLED for (int k = 0; k < some; k++)
-            even[k] += KERNEL(load)(codes[k], i, format) * KERNEL(load)((const char *)x, i, FLOAT32);
+        UNROLLED for (int k = 0; k < some; k++) {
+            Vector one = KERNEL(load)(codes[k], i, format);
+            UNROLLED for (int t = 0; t < tokens; t++)
+                even[k][t] = KERNEL(fused)(one, KERNEL(load)((const char *)x[t].values, i, FLOAT32), even[k][t]);
+        }
     for (; i < width; i++)
         UNROLLED for (int k = 0; k < some; k++)
-            rest[k] += load_number(codes[k], i, format) * x[i];
+            UNROLLED for (int t = 0; t < tokens; t++)
+                rest[k][t] += load_number(codes[k], i, format) * x[t].values[i];
     UNROLLED for (int k = 0; k < some; k++)
-        out[k * apart] = KERNEL(sum)(even[k] + odd[k]) + rest[k];
+        UNROLLED for (int t = 0; t < tokens; t++)
+            out.at[t * out.apart + k * apart] = KERNEL(sum)(even[k][t] + odd[k][t]) + rest[k][t];
 }
 
+/* Rows times one token's x. */
 INLINE void KERNEL(dot)(
-    float *out, const Matrix *matrix, int64_t first, int64_t count, const float *x, int64_t format)
+    Outputs out, const Matrix *matrix, int64_t first, int64_t count, const Input *x, int64_t format)
 {
     int64_t bytes = matrix->stride, width = matrix->columns, part = count / STREAMS;
     const char *row = matrix->codes + first * bytes, *at[STREAMS], *ahead[STREAMS];
@@ -128,15 +157,47 @@ INLINE void KERNEL(dot)(
             at[k] = row + k * part * bytes;
             ahead[k] = at[k] + AHEAD_BYTES;
         }
-        KERNEL(dot_codes)(out + i, part, at, ahead, STREAMS, width, x, format);
+        KERNEL(dot_codes)(beyond(out, 0, i), part, at, ahead, STREAMS, width, x, 1, format);
     }
     row += (STREAMS - 1) * part * bytes;
     for (int64_t i = STREAMS * part; i < count; i++, row += bytes) {
         const char *next = row + AHEAD_BYTES;
-        KERNEL(dot_codes)(out + i, 0, &row, &next, 1, width, x, format);
+        KERNEL(dot_codes)(beyond(out, 0, i), 0, &row, &next, 1, width, x, 1, format);
     }
-    for (int64_t i = 0; format == INT8 && i < count; i++)
-        out[i] *= matrix->scales[first + i];
+}
+
+/* Rows times several tokens' x: pairs of rows, from two halves of all. */
+INLINE void KERNEL(dot_tokens)(
+    Outputs out, const Matrix *matrix, int64_t first, int64_t count, const Input *x, int tokens, int64_t format)
+{
+    int64_t bytes = matrix->stride, width = matrix->columns, part = (count + 1) / PAIR;
+    const char *start = matrix->codes + first * bytes;
+    for (int64_t i = 0; i < part; i++) {
+        /* The last pair has one row only if their number is odd. */
+        int64_t other = i + part < count ? part : 0;
+        const char *at[PAIR] = {start + i * bytes, start + (i + other) * bytes};
+        const char *ahead[PAIR] = {at[0] + AHEAD_BYTES, at[1] + AHEAD_BYTES};
+        int t = 0;
+        for (; t + TOKENS_AT_ONCE <= tokens; t += TOKENS_AT_ONCE)
+            KERNEL(dot_codes)(
+                beyond(out, t, i), other, at, t ? NULL : ahead, PAIR, width, x + t, TOKENS_AT_ONCE, format);
+        for (; t + 2 <= tokens; t += 2)
+            KERNEL(dot_codes)(beyond(out, t, i), other, at, t ? NULL : ahead, PAIR, width, x + t, 2, format);
+        for (; t < tokens; t++)
+            KERNEL(dot_codes)(beyond(out, t, i), other, at, t ? NULL : ahead, PAIR, width, x + t, 1, format);
+    }
+}
+
+INLINE void KERNEL(dot_any)(
+    Outputs out, const Matrix *matrix, int64_t first, int64_t count, const Input *x, int tokens, int64_t format)
+{
+    if (tokens == 1)
+        KERNEL(dot)(out, matrix, first, count, x, format);
+    else
+        KERNEL(dot_tokens)(out, matrix, first, count, x, tokens, format);
+    for (int t = 0; format == INT8 && t < tokens; t++)
+        for (int64_t i = 0; i < count; i++)
+            beyond(out, t, i).at[0] *= matrix->scales[first + i];
 }
 
 /* Where the rows from number i on begin, and as many later ones of so many. */
@@ -151,28 +212,33 @@ INLINE void KERNEL(find)(
 }
 
 INLINE void KERNEL(dot_some)(
-    float *out, const Matrix *matrix, const int32_t *rows, int64_t i, int some, int64_t count, const float *x,
+    float *out, const Matrix *matrix, const int32_t *rows, int64_t i, int some, int64_t count, const Input *x,
     int64_t format)
 {
     const char *at[PAIR], *ahead[PAIR];
     KERNEL(find)(at, ahead, matrix, rows, i, some, count);
-    KERNEL(dot_codes)(out + i, 1, at, ahead, some, matrix->columns, x, format);
+    KERNEL(dot_codes)((Outputs){out + i, 0}, 1, at, ahead, some, matrix->columns, x, 1, format);
     UNROLLED for (int k = 0; format == INT8 && k < some; k++)
         out[i + k] *= matrix->scales[rows[i + k]];
 }
 
 INLINE void KERNEL(add_vectors)(
-    float *y, const char *const *codes, int some, int64_t at, const float *z, int64_t format)
+    Outputs y, const char *const *codes, int some, int64_t at, const float *z, int tokens, int64_t format)
 {
-    Vector sum = KERNEL(load)((const char *)y, at, FLOAT32);
+    Vector rows[PAIR];
     UNROLLED for (int k = 0; k < some; k++)
-        sum += z[k] * KERNEL(load)(codes[k], at, format);
-    memcpy(y + at, &sum, sizeof sum);
+        rows[k] = KERNEL(load)(codes[k], at, format);
+    for (int t = 0; t < tokens; t++) {
+        Vector sum = KERNEL(load)((const char *)(y.at + t * y.apart), at, FLOAT32);
+        UNROLLED for (int k = 0; k < some; k++)
+            sum = KERNEL(fused)((Vector){0} + z[PAIR * t + k], rows[k], sum);
+        memcpy(y.at + t * y.apart + at, &sum, sizeof sum);
+    }
 }
 
-/* y += sum over k of z_k codes_k, of some rows at once; ahead: as in dot_codes. */
+/* y += sum over k of z_k codes_k, of some rows at once, each token's z PAIR apart; ahead: as in dot_codes. */
 INLINE void KERNEL(add_codes)(
-    float *y, const char *const *codes, const char *const *ahead, int some, int64_t width, const float *z,
+    Outputs y, const char *const *codes, const char *const *ahead, int some, int64_t width, const float *z, int tokens,
     int64_t format)
 {
     int64_t size = code_bytes(format), i = 0;
@@ -180,36 +246,51 @@ INLINE void KERNEL(add_codes)(
         UNROLLED for (int k = 0; k < some; k++)
             ask_for(ahead[k] + i * size, 4 * LANES * size);
         for (int64_t at = i; at < i + 4 * LANES; at += LANES)
-            KERNEL(add_vectors)(y, codes, some, at, z, format);
+            KERNEL(add_vectors)(y, codes, some, at, z, tokens, format);
     }
     for (; i + LANES <= width; i += LANES)
-        KERNEL(add_vectors)(y, codes, some, i, z, format);
+        KERNEL(add_vectors)(y, codes, some, i, z, tokens, format);
     for (; i < width; i++)
-        UNROLLED for (int k = 0; k < some; k++)
-            y[i] += z[k] * load_number(codes[k], i, format);
+        for (int t = 0; t < tokens; t++)
+            UNROLLED for (int k = 0; k < some; k++)
+                y.at[t * y.apart + i] += z[PAIR * t + k] * load_number(codes[k], i, format);
+}
+
+/* Some rows ``part`` apart, the first of them number i of those from ``first`` on. */
+INLINE void KERNEL(add_rows)(
+    Outputs y, const Matrix *matrix, int64_t first, int64_t i, int64_t part, int some, Outputs z, int tokens,
+    int64_t format)
+{
+    const char *at[PAIR], *ahead[PAIR];
+    float factors[PAIR * MOST_TOKENS];
+    UNROLLED for (int k = 0; k < some; k++) {
+        int64_t row = i + k * part;
+        float scale = format == INT8 ? matrix->scales[first + row] : 1;
+        at[k] = matrix->codes + (first + row) * matrix->stride;
+        ahead[k] = at[k] + AHEAD_BYTES;
+        for (int t = 0; t < tokens; t++)
+            factors[PAIR * t + k] = format == INT8 ? beyond(z, t, row).at[0] * scale : beyond(z, t, row).at[0];
+    }
+    KERNEL(add_codes)(y, at, ahead, some, matrix->columns, factors, tokens, format);
 }
 
 INLINE void KERNEL(add)(
-    float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z, int64_t format)
+    Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens, int64_t format)
 {
-    int64_t bytes = matrix->stride, width = matrix->columns, part = count / PAIR;
-    const char *row = matrix->codes + first * bytes, *at[PAIR], *ahead[PAIR];
-    const float *scales = format == INT8 ? matrix->scales + first : NULL;
-    float factors[PAIR];
-    for (int64_t i = 0; i < part; i++, row += bytes) {
-        UNROLLED for (int k = 0; k < PAIR; k++) {
-            at[k] = row + k * part * bytes;
-            ahead[k] = at[k] + AHEAD_BYTES;
-            factors[k] = scales ? z[i + k * part] * scales[i + k * part] : z[i + k * part];
-        }
-        KERNEL(add_codes)(y, at, ahead, PAIR, width, factors, format);
-    }
-    row += (PAIR - 1) * part * bytes;
-    for (int64_t i = PAIR * part; i < count; i++, row += bytes) {
-        const char *next = row + AHEAD_BYTES;
-        float factor = scales ? z[i] * scales[i] : z[i];
-        KERNEL(add_codes)(y, &row, &next, 1, width, &factor, format);
-    }
+    int64_t part = count / PAIR;
+    for (int64_t i = 0; i < part; i++)
+        KERNEL(add_rows)(y, matrix, first, i, part, PAIR, z, tokens, format);
+    for (int64_t i = PAIR * part; i < count; i++)
+        KERNEL(add_rows)(y, matrix, first, i, 0, 1, z, tokens, format);
+}
+
+INLINE void KERNEL(add_any)(
+    Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens, int64_t format)
+{
+    if (tokens == 1)
+        KERNEL(add)(y, matrix, first, count, z, 1, format);
+    else
+        KERNEL(add)(y, matrix, first, count, z, tokens, format);
 }
 
 INLINE void KERNEL(add_some)(
@@ -220,7 +301,7 @@ INLINE void KERNEL(add_some)(
     KERNEL(find)(at, ahead, matrix, list->rows, i, some, list->count);
     UNROLLED for (int k = 0; k < some; k++)
         factors[k] = format == INT8 ? list->z[i + k] * matrix->scales[list->rows[i + k]] : list->z[i + k];
-    KERNEL(add_codes)(y, at, ahead, some, matrix->columns, factors, format);
+    KERNEL(add_codes)((Outputs){y, 0}, at, ahead, some, matrix->columns, factors, 1, format);
 }
 
 static void KERNEL(plan_nothing)(List *list, const Matrix *matrix)
@@ -231,22 +312,24 @@ static void KERNEL(plan_nothing)(List *list, const Matrix *matrix)
 
 /* The products of one format, for one instruction set. Both numbers of rows are known where they are inlined. */
 #define FORMAT_PRODUCTS(NAME, FORMAT)                                                                                 \
-    static void KERNEL(dot_##NAME)(float *out, const Matrix *matrix, int64_t first, int64_t count, const Input *x)    \
+    static void KERNEL(dot_##NAME)(                                                                                   \
+        Outputs out, const Matrix *matrix, int64_t first, int64_t count, const Input *x, int tokens)                  \
     {                                                                                                                 \
-        KERNEL(dot)(out, matrix, first, count, x->values, FORMAT);                                                    \
+        KERNEL(dot_any)(out, matrix, first, count, x, tokens, FORMAT);                                                \
     }                                                                                                                 \
-    static void KERNEL(add_##NAME)(float *y, const Matrix *matrix, int64_t first, int64_t count, const float *z)      \
+    static void KERNEL(add_##NAME)(                                                                                   \
+        Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens)                         \
     {                                                                                                                 \
-        KERNEL(add)(y, matrix, first, count, z, FORMAT);                                                              \
+        KERNEL(add_any)(y, matrix, first, count, z, tokens, FORMAT);                                                  \
     }                                                                                                                 \
     static void KERNEL(dot_some_##NAME)(                                                                              \
         float *out, const Matrix *matrix, const int32_t *rows, int64_t count, const Input *x)                         \
     {                                                                                                                 \
         int64_t i = 0;                                                                                                \
         for (; i + PAIR <= count; i += PAIR)                                                                          \
-            KERNEL(dot_some)(out, matrix, rows, i, PAIR, count, x->values, FORMAT);                                   \
+            KERNEL(dot_some)(out, matrix, rows, i, PAIR, count, x, FORMAT);                                           \
         for (; i < count; i++)                                                                                        \
-            KERNEL(dot_some)(out, matrix, rows, i, 1, count, x->values, FORMAT);                                      \
+            KERNEL(dot_some)(out, matrix, rows, i, 1, count, x, FORMAT);                                              \
     }                                                                                                                 \
     static void KERNEL(add_list_##NAME)(float *y, const Matrix *matrix, const List *list)                             \
     {                                                                                                                 \
@@ -441,12 +524,18 @@ static const Kernels KERNEL(kernels) = {
 
 #undef FORMAT_ROW
 #undef LANES
+#undef TOKENS_AT_ONCE
 #undef Vector
 #undef Whole
 #undef Codes
 #undef Sums
 #undef HALF_CENTRED
 #undef GROUPED_PRODUCTS
+#undef ROWS_BY_TOKENS
+#undef PAIRS
+#undef ByTokens
+#undef Scales
 #undef UNPACK
 #undef INLINE
 #undef UNROLLED
+#undef UNROLLED_8

@@ -14,6 +14,8 @@ logger = logging.getLogger("griffin")
 
 # Names of ``Matrix.format`` by their numbers in model.h.
 FORMATS = ("float32", "bfloat16", "float16", "int8", "grouped4", "grouped6", "grouped8")
+# A pass has at most so many.
+MOST_TOKENS = 16
 # Of these, the ones that keys and values can have.
 CACHE_FORMATS = ("float32", "bfloat16", "float16")
 
@@ -141,6 +143,15 @@ class CModel(ctypes.Structure):
     )
 
 
+class CObserved(ctypes.Structure):
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("gate", ctypes.c_void_p),
+        ("up", ctypes.c_void_p),
+        ("z", ctypes.c_void_p),
+    )
+
+
 LAYOUT = sum(
     ctypes.sizeof(part) << shift for part, shift in ((CModel, 40), (CLayer, 20), (CFeedForward, 8), (CRotary, 0))
 )
@@ -166,9 +177,10 @@ def _load(path: Path | None) -> ctypes.CDLL | None:
         blocks = ctypes.POINTER(CFeedForward)
         library.griffin_open.restype = ctypes.c_void_p
         library.griffin_open.argtypes = (ctypes.POINTER(CModel), ctypes.c_int)
-        library.griffin_step.restype = None
-        library.griffin_step.argtypes = (
-            ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p,
+        library.griffin_pass.restype = None
+        library.griffin_pass.argtypes = (
+            ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int,
+            ctypes.c_void_p, ctypes.POINTER(CObserved),
         )  # fmt: skip
         library.griffin_keep.restype = None
         library.griffin_keep.argtypes = (ctypes.c_void_p, blocks, blocks, ctypes.c_void_p)

@@ -10,6 +10,9 @@
 
 enum { SILU, GELU, GELU_TANH, RELU };
 
+/* A pass has at most so many. */
+#define MOST_TOKENS 16
+
 /* ---- What step.py hands over; it owns all memory pointed to. ---- */
 
 /* No norm if weight is NULL. */
@@ -63,7 +66,7 @@ typedef struct {
 } Projection;
 
 /*
- * cosines, sines: (pairs,), written at the beginning of each step.
+ * cosines, sines: (MOST_TOKENS, pairs), written at the beginning of each pass.
  * interleaved: pair i is elements 2i and 2i + 1 of a head; otherwise elements i and i + pairs.
  */
 typedef struct {
@@ -106,6 +109,15 @@ typedef struct {
     void *keys, *values;
     int64_t capacity;
 } Layer;
+
+/*
+ * Where a pass leaves what its tokens gave in the FF blocks, layer by layer and token by token: the input (D,); what
+ * enters the activation function, what its value is multiplied by, and what enters the contracting projection, (F,) each.
+ * x is NULL where nobody wants to know.
+ */
+typedef struct {
+    float *x, *gate, *up, *z;
+} Observed;
 
 /*
  * A cap of 0 is none.

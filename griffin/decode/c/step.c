@@ -1,5 +1,6 @@
 /*
- * One decode step of the common block (see weights.py), compiled: a token's id in, logits out.
+ * One decode step of the common block (see weights.py), compiled: a token's id in, logits out. Or a pass: several tokens
+ * that follow each other, for which each weight is read once. A token's results are the same bits either way.
  *
  * Decoding one token reads every weight once, so its speed is that of memory. A core reads memory fastest as a few
  * ascending streams, so each product walks its rows in the order in which they are stored, in several places at once. Kept
@@ -10,8 +11,9 @@
  * format of its own; keys and values are fp32, bfloat16 or float16.
  *
  * A team of threads decodes a token in four stages a layer, with a barrier after each. What is cheap (norms, the residual
- * sum) every thread computes for itself. Work is handed out in portions to whoever is free, yet no sum depends on
- * who took which, nor on how many threads there are: results are the same bits for any size of the team.
+ * sum) every thread computes for itself; in a pass it is handed out token by token, which takes some barriers more. Work
+ * is handed out in portions to whoever is free, yet no sum depends on who took which, nor on how many threads there are:
+ * results are the same bits for any size of the team.
  *
  * model.h: what is read. kernels.h: products, norms and functions, for each format and instruction set. team.h: the
  * threads. Here: the stages of a layer, and a step's life.
@@ -44,17 +46,26 @@
 /* A portion of work is not smaller, so that streams from memory stay long. */
 #define SMALLEST_PORTION_BYTES 16384
 
-/* What one thread has for itself. */
+/* One token on its way through the layers. */
 typedef struct {
     float *x, *normed, *change;
-    float *query, *key, *value, *scores;
-    float *gate, *up;
-    /* Where a token picks what it reads: its inputs, or neurons of a chunk. */
-    List list;
-    /* Of the inputs and neurons that a token picks: how many were read, stage by stage. */
-    int64_t reads[3];
-    /* What the product at hand is of. */
+    /* What the products at hand are of. */
     Input input;
+    /* Where it picks what it reads: its inputs. */
+    List list;
+} Token;
+
+/* What one thread has for itself. */
+typedef struct {
+    /* Of a step: each thread has its own. */
+    Token token;
+    float *room, *queries, *key, *value, *scores;
+    /* Of a chunk of neurons, for each token. */
+    Outputs gate, up;
+    /* Where tokens pick what they read: neurons of a chunk. */
+    List list;
+    /* Of the inputs and neurons that tokens pick: how many were read, stage by stage. */
+    int64_t reads[3];
 } Scratch;
 
 typedef struct {
@@ -64,12 +75,21 @@ typedef struct {
     const Kernels *kernels;
     Scratch *scratch;
     void *memory;
-    /* Shared: written in one stage, read in the next. */
-    float *query_key_value, *attended, *projected, *given, *partial_sums;
-    int64_t id, position;
-    /* Factor on this token's queries. */
-    float query_scale;
-    float *logits;
+    /* Of a pass: shared by all. And their inputs, as the products want them. */
+    Token tokens[MOST_TOKENS];
+    Input inputs[MOST_TOKENS];
+    /* Shared, for each token: written in one stage, read in the next. */
+    Outputs query_key_value, attended, projected, given, partial_sums;
+    const int64_t *ids;
+    /* Of the first token. */
+    int64_t position;
+    int count;
+    /* Factors on the tokens' queries. */
+    float query_scales[MOST_TOKENS];
+    /* Of the last ``wanted`` tokens. */
+    Outputs logits;
+    int wanted;
+    Observed observed;
     /* Of each layer: all neurons, room for kept ones, and which those are, one layer after the other. */
     const FeedForward *all, *kept;
     const int64_t *which;
@@ -139,24 +159,23 @@ static const Format *format_of(const Step *step, const Matrix *matrix)
 }
 
 static void dot_rows(
-    const Step *step, float *out, const Projection *weights, int64_t first, int64_t behind, const Input *x)
+    const Step *step, Outputs out, const Projection *weights, int64_t first, int64_t behind, const Input *x, int tokens)
 {
     const Matrix *matrix = &weights->matrix;
-    format_of(step, matrix)->dot(out, matrix, first, behind - first, x);
-    if (weights->bias)
-        accumulate(out, weights->bias + first, behind - first);
+    format_of(step, matrix)->dot(out, matrix, first, behind - first, x, tokens);
+    for (int t = 0; weights->bias && t < tokens; t++)
+        accumulate(beyond(out, t, 0).at, weights->bias + first, behind - first);
 }
 
-/* For products with some matrices: whole numbers too, if any of them is grouped. */
-static const Input *as_input(const Step *step, Scratch *scratch, const float *x, const Projection *weights, int count)
+/* Hand a token's numbers to products with some matrices: as whole numbers too, if any of them is grouped. */
+static void enter(const Step *step, Token *token, const float *x, const Projection *weights, int count)
 {
     bool whole = false;
     for (int i = 0; i < count; i++)
         whole = whole || is_grouped(&weights[i].matrix);
-    scratch->input.values = x;
+    token->input.values = x;
     if (whole)
-        step->kernels->make_whole(&scratch->input, weights->matrix.columns);
-    return &scratch->input;
+        step->kernels->make_whole(&token->input, weights->matrix.columns);
 }
 
 /* x itself where there is no norm. */
@@ -168,221 +187,89 @@ static const float *normed(const Step *step, const Norm *norm, const float *x, f
     return room;
 }
 
-/* ---- The stages. ---- */
+/* Where a layer's numbers of one token are left, so wide. */
+static float *observed_row(const Step *step, float *rows, const Layer *layer, int t, int64_t width)
+{
+    return rows + ((layer - step->model->layers) * step->count + t) * width;
+}
 
-static void embed(const Step *step, float *x)
+/* Leave the values of some neurons where somebody wants to know them. */
+static void observe(
+    const Step *step, float *rows, const Layer *layer, Outputs values, int64_t first, int64_t count)
+{
+    int64_t neurons = layer->feed_forward.gate.matrix.rows;
+    for (int t = 0; rows && t < step->count; t++) {
+        float *to = observed_row(step, rows, layer, t, neurons) + first;
+        memcpy(to, beyond(values, t, 0).at, (size_t)count * sizeof *to);
+    }
+}
+
+/* ---- What is done token by token. ---- */
+
+/* Something with one token, which reads what all threads see, and writes only to the token. */
+typedef void Each(Step *step, const Layer *layer, Token *token, int t);
+
+/* One token: every thread does it for itself, and nobody waits. Several are handed out, and all wait for each other. */
+static void each(Step *step, const Layer *layer, Scratch *scratch, Each *what)
+{
+    if (step->count == 1) {
+        what(step, layer, &scratch->token, 0);
+        return;
+    }
+    int64_t t, behind;
+    while (claim(&step->team, step->count, 1, &t, &behind))
+        for (; t < behind; t++) {
+            what(step, layer, &step->tokens[t], (int)t);
+            step->inputs[t] = step->tokens[t].input;
+        }
+    barrier(&step->team);
+}
+
+/* What the products are of: of each token. */
+static const Input *inputs_of(const Step *step, const Scratch *scratch)
+{
+    return step->count == 1 ? &scratch->token.input : step->inputs;
+}
+
+static void embed(Step *step, const Layer *layer, Token *token, int t)
 {
     const Model *model = step->model;
     int64_t width = model->width;
-    load_row(x, &model->embedding, step->id);
+    float *x = token->x;
+    (void)layer;
+    load_row(x, &model->embedding, step->ids[t]);
     for (int64_t i = 0; i < width; i++)
         x[i] *= (float)model->embedding_scale;
-    const char *positions = model->positions.codes + step->position * model->positions.stride;
+    const char *positions = model->positions.codes + (step->position + t) * model->positions.stride;
     for (int64_t i = 0; model->positions.codes && i < width; i++)
         x[i] += load_number(positions, i, model->positions.format);
 }
 
-static float query_scale(const Model *model, int64_t position)
+static void enter_attention(Step *step, const Layer *layer, Token *token, int t)
 {
-    int64_t contexts = position / model->query_context;
-    return (float)(model->scale * (1 + model->query_growth * log(1 + (double)contexts)));
+    (void)t;
+    const float *x = normed(step, &layer->before_attention, token->x, token->normed);
+    enter(step, token, x, layer->query_key_value, 3);
 }
 
-static void turn_rotaries(const Model *model, int64_t position)
+static void embed_and_enter(Step *step, const Layer *layer, Token *token, int t)
 {
-    for (int64_t number = 0; number < model->rotary_count; number++) {
-        Rotary *rotary = &model->rotaries[number];
-        for (int64_t i = 0; i < rotary->pairs; i++) {
-            float angle = rotary->frequencies[i] * (float)position;
-            rotary->cosines[i] = cosf(angle) * (float)rotary->scaling;
-            rotary->sines[i] = sinf(angle) * (float)rotary->scaling;
-        }
-    }
+    embed(step, layer, token, t);
+    enter_attention(step, layer, token, t);
 }
 
-/* The rows of some products with x, split over the team. */
-static void project(Step *step, float *out, const Projection *weights, int count, Scratch *scratch, const float *x)
+static void enter_output(Step *step, const Layer *layer, Token *token, int t)
 {
-    const Input *input = as_input(step, scratch, x, weights, count);
-    int64_t smallest = 1 + SMALLEST_PORTION_BYTES / weights->matrix.stride, total = 0, first, behind;
-    for (int i = 0; i < count; i++)
-        total += weights[i].matrix.rows;
-    while (claim(&step->team, total, smallest, &first, &behind)) {
-        int64_t start = 0;
-        for (int i = 0; i < count; start += weights[i++].matrix.rows) {
-            int64_t own = first > start ? first - start : 0, rows = weights[i].matrix.rows;
-            int64_t end = behind - start < rows ? behind - start : rows;
-            if (own < end)
-                dot_rows(step, out + start + own, &weights[i], own, end, input);
-        }
-    }
+    enter(step, token, beyond(step->attended, t, 0).at, &layer->output, 1);
 }
 
-static void turn_pair(float *first, float *second, float cosine, float sine)
+static void enter_head(Step *step, const Layer *layer, Token *token, int t)
 {
-    float x = *first, y = *second;
-    *first = x * cosine - y * sine;
-    *second = y * cosine + x * sine;
-}
-
-static void rotate(float *head, const Rotary *rotary)
-{
-    const float *cosines = rotary->cosines, *sines = rotary->sines;
-    if (rotary->interleaved) {
-        for (int64_t i = 0; i < rotary->pairs; i++)
-            turn_pair(head + 2 * i, head + 2 * i + 1, cosines[i], sines[i]);
-        return;
-    }
-    float *mate = head + rotary->pairs;
-    for (int64_t i = 0; i < rotary->pairs; i++)
-        turn_pair(head + i, mate + i, cosines[i], sines[i]);
-}
-
-/* One head of queries or keys, normed and rotated. heads: all of its kind; a norm as wide as those is over them. */
-static void prepare_head(
-    const Step *step, float *out, const float *heads, int64_t number, const Norm *norm, const Layer *layer, float *room)
-{
-    int64_t size = step->model->head_size;
-    const float *head = heads + number * size;
-    if (norm->weight && norm->width == size) {
-        step->kernels->norm(out, head, norm);
-    } else if (norm->weight) {
-        step->kernels->norm(room, heads, norm);
-        memcpy(out, room + number * size, (size_t)size * sizeof *out);
-    } else {
-        memcpy(out, head, (size_t)size * sizeof *out);
-    }
-    if (layer->rotary)
-        rotate(out, layer->rotary);
-}
-
-/* Softmax over positions block by block: earlier sums shrink whenever a higher score turns up. */
-typedef struct {
-    float *sum;
-    float highest, total;
-} Attention;
-
-static void attend_block(
-    const Step *step, Attention *attention, const Matrix *keys, const Matrix *values, int64_t first, int64_t count,
-    const float *query, float *scores)
-{
+    (void)layer;
+    (void)t;
     const Model *model = step->model;
-    const Kernels *kernels = step->kernels;
-    int64_t size = model->head_size;
-    Input input = {.values = query};
-    format_of(step, keys)->dot(scores, keys, first, count, &input);
-    if (model->score_cap != 0)
-        kernels->cap(scores, count, (float)model->score_cap);
-    float highest = attention->highest;
-    for (int64_t i = 0; i < count; i++)
-        highest = scores[i] > highest ? scores[i] : highest;
-    float shrink = expf(attention->highest - highest);
-    for (int64_t i = 0; i < size; i++)
-        attention->sum[i] *= shrink;
-    attention->total = attention->total * shrink + kernels->exponentials(scores, count, highest);
-    attention->highest = highest;
-    format_of(step, values)->add(attention->sum, values, first, count, scores);
+    enter(step, token, normed(step, &model->final_norm, token->x, token->normed), &model->head, 1);
 }
-
-/* What the cache will hold of one head's key or value. */
-static void round_head(const Model *model, float *head)
-{
-    for (int64_t i = 0; model->cache_format != FLOAT32 && i < model->head_size; i++)
-        head[i] = from_half(to_half(head[i], model->cache_format), model->cache_format);
-}
-
-/* One query head. The first of those that share a key writes it to the cache; all use their own copy. */
-static void attend_head(const Step *step, const Layer *layer, int64_t head, const Scratch *scratch)
-{
-    const Model *model = step->model;
-    int64_t size = model->head_size, shared = model->heads / model->kv_heads, group = head / shared;
-    const float *keys = step->query_key_value + model->heads * size;
-    const float *values = keys + model->kv_heads * size;
-    prepare_head(step, scratch->query, step->query_key_value, head, &layer->query_norm, layer, scratch->change);
-    prepare_head(step, scratch->key, keys, group, &layer->key_norm, layer, scratch->change);
-    memcpy(scratch->value, values + group * size, (size_t)size * sizeof *values);
-    round_head(model, scratch->key);
-    round_head(model, scratch->value);
-    for (int64_t i = 0; i < size; i++)
-        scratch->query[i] *= step->query_scale;
-
-    int64_t bytes = row_bytes(model->cache_format, size), start = group * layer->capacity * bytes;
-    Matrix cached_keys = {
-        .codes = (char *)layer->keys + start, .rows = layer->capacity, .columns = size, .stride = bytes,
-        .format = model->cache_format};
-    Matrix cached_values = cached_keys;
-    cached_values.codes = (char *)layer->values + start;
-    if (head % shared == 0) {
-        store(model, cached_keys.codes + step->position * bytes, scratch->key, size);
-        store(model, cached_values.codes + step->position * bytes, scratch->value, size);
-    }
-
-    Attention attention = {step->attended + head * size, -FLT_MAX, 0};
-    memset(attention.sum, 0, (size_t)size * sizeof *attention.sum);
-    Matrix own_key = {.codes = (char *)scratch->key, .rows = 1, .columns = size, .format = FLOAT32};
-    Matrix own_value = {.codes = (char *)scratch->value, .rows = 1, .columns = size, .format = FLOAT32};
-    attend_block(step, &attention, &own_key, &own_value, 0, 1, scratch->query, scratch->scores);
-    int64_t first = layer->window && step->position >= layer->window ? step->position + 1 - layer->window : 0;
-    for (; first < step->position; first += SCORES) {
-        int64_t left = step->position - first, count = left < SCORES ? left : SCORES;
-        attend_block(step, &attention, &cached_keys, &cached_values, first, count, scratch->query, scratch->scores);
-    }
-    for (int64_t i = 0; i < size; i++)
-        attention.sum[i] /= attention.total;
-}
-
-static void attend(Step *step, const Layer *layer, const Scratch *scratch)
-{
-    int64_t first, behind;
-    while (claim(&step->team, step->model->heads, 1, &first, &behind))
-        for (; first < behind; first++)
-            attend_head(step, layer, first, scratch);
-}
-
-static int64_t chunk_count(int64_t neurons)
-{
-    return neurons < CHUNKS ? neurons : CHUNKS;
-}
-
-/* The first neuron of a chunk. Groups of neighbours are not cut, unless some of their rows are missing anyway. */
-static int64_t chunk_start(const FeedForward *feed_forward, int64_t chunk)
-{
-    const Matrix *contract = &feed_forward->contract.matrix;
-    int64_t neurons = feed_forward->gate.matrix.rows, chunks = chunk_count(neurons);
-    int64_t start = neurons * chunk / chunks;
-    bool whole = is_grouped(contract) && !contract->groups.neurons && chunk < chunks;
-    return whole ? start / RUN * RUN : start;
-}
-
-/* One chunk of neurons, from input to their part of the output: nothing needs to be waited for in between. */
-static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, const Input *x, const Scratch *scratch)
-{
-    const Model *model = step->model;
-    const FeedForward *feed_forward = &layer->feed_forward;
-    int64_t first = chunk_start(feed_forward, chunk), behind = chunk_start(feed_forward, chunk + 1);
-    int64_t count = behind - first;
-    float *sum = step->partial_sums + chunk * model->width;
-    memset(sum, 0, (size_t)model->width * sizeof *sum);
-    dot_rows(step, scratch->gate, &feed_forward->gate, first, behind, x);
-    bool gated = feed_forward->up.matrix.codes;
-    if (gated)
-        dot_rows(step, scratch->up, &feed_forward->up, first, behind, x);
-    step->kernels->activate(scratch->gate, gated ? scratch->up : NULL, count, model->activation);
-    const Matrix *contract = &feed_forward->contract.matrix;
-    format_of(step, contract)->add(sum, contract, first, count, scratch->gate);
-}
-
-static void feed_all(Step *step, const Layer *layer, const float *x, Scratch *scratch)
-{
-    const Projection expand[] = {layer->feed_forward.gate, layer->feed_forward.up};
-    const Input *input = as_input(step, scratch, x, expand, 2);
-    int64_t first, behind;
-    while (claim(&step->team, chunk_count(layer->feed_forward.gate.matrix.rows), 1, &first, &behind))
-        for (; first < behind; first++)
-            feed_chunk(step, layer, first, input, scratch);
-}
-
-/* ---- An FF block of which each token picks what it reads. ---- */
 
 /* The values that are far enough from others: their numbers, and how far they are. */
 static void list_far(List *list, const float *values, const float *from, const float *limits, int64_t count)
@@ -397,6 +284,329 @@ static void list_far(List *list, const float *values, const float *from, const f
     }
     list->count = found;
 }
+
+/* The attention's output joins x, which then enters the FF block. */
+static void enter_feed_forward(Step *step, const Layer *layer, Token *token, int t)
+{
+    const Model *model = step->model;
+    const FeedForward *feed_forward = &layer->feed_forward;
+    const Thresholds *by = &feed_forward->thresholds;
+    const float *projected = beyond(step->projected, t, 0).at;
+    add_change(model, token->x, normed(step, &layer->after_attention, projected, token->normed));
+    const float *x = normed(step, &layer->before_feed_forward, token->x, token->normed);
+    const Projection expand[] = {feed_forward->gate, feed_forward->up};
+    /* By thresholds, the gate is read by input. */
+    enter(step, token, x, by->means ? &expand[1] : expand, by->means ? 1 : 2);
+    if (by->means) {
+        list_far(&token->list, x, by->means, by->input_limits, model->width);
+        format_of(step, &by->gate)->plan(&token->list, &by->gate);
+    }
+    if (step->observed.x)
+        memcpy(observed_row(step, step->observed.x, layer, t, model->width), x, (size_t)model->width * sizeof *x);
+}
+
+static int64_t chunk_count(int64_t neurons)
+{
+    return neurons < CHUNKS ? neurons : CHUNKS;
+}
+
+/* What the FF block gave joins x. */
+static void leave_feed_forward(Step *step, const Layer *layer, Token *token, int t)
+{
+    const Projection *contract = &layer->feed_forward.contract;
+    int64_t width = step->model->width;
+    const float *sums = beyond(step->partial_sums, t, 0).at;
+    if (contract->bias)
+        memcpy(token->change, contract->bias, (size_t)width * sizeof *contract->bias);
+    else
+        memset(token->change, 0, (size_t)width * sizeof *token->change);
+    for (int64_t chunk = 0; chunk < chunk_count(layer->feed_forward.gate.matrix.rows); chunk++)
+        accumulate(token->change, sums + chunk * width, width);
+    add_change(step->model, token->x, normed(step, &layer->after_feed_forward, token->change, token->normed));
+}
+
+static void leave_and_enter_next(Step *step, const Layer *layer, Token *token, int t)
+{
+    leave_feed_forward(step, layer, token, t);
+    enter_attention(step, layer + 1, token, t);
+}
+
+static void leave_and_enter_head(Step *step, const Layer *layer, Token *token, int t)
+{
+    leave_feed_forward(step, layer, token, t);
+    enter_head(step, layer, token, t);
+}
+
+/* ---- The stages. ---- */
+
+static float query_scale(const Model *model, int64_t position)
+{
+    int64_t contexts = position / model->query_context;
+    return (float)(model->scale * (1 + model->query_growth * log(1 + (double)contexts)));
+}
+
+static void turn_rotaries(const Model *model, int64_t position, int count)
+{
+    for (int64_t number = 0; number < model->rotary_count; number++) {
+        Rotary *rotary = &model->rotaries[number];
+        for (int64_t at = 0; at < count * rotary->pairs; at++) {
+            float angle = rotary->frequencies[at % rotary->pairs] * (float)(position + at / rotary->pairs);
+            rotary->cosines[at] = cosf(angle) * (float)rotary->scaling;
+            rotary->sines[at] = sinf(angle) * (float)rotary->scaling;
+        }
+    }
+}
+
+/* The rows of some products with x, split over the team. */
+static void project(Step *step, Outputs out, const Projection *weights, int count, const Scratch *scratch)
+{
+    const Input *input = inputs_of(step, scratch);
+    int64_t smallest = 1 + SMALLEST_PORTION_BYTES / weights->matrix.stride, total = 0, first, behind;
+    for (int i = 0; i < count; i++)
+        total += weights[i].matrix.rows;
+    while (claim(&step->team, total, smallest, &first, &behind)) {
+        int64_t start = 0;
+        for (int i = 0; i < count; start += weights[i++].matrix.rows) {
+            int64_t own = first > start ? first - start : 0, rows = weights[i].matrix.rows;
+            int64_t end = behind - start < rows ? behind - start : rows;
+            if (own < end)
+                dot_rows(step, beyond(out, 0, start + own), &weights[i], own, end, input, step->count);
+        }
+    }
+}
+
+static void turn_pair(float *first, float *second, float cosine, float sine)
+{
+    float x = *first, y = *second;
+    *first = x * cosine - y * sine;
+    *second = y * cosine + x * sine;
+}
+
+static void rotate(float *head, const Rotary *rotary, int t)
+{
+    const float *cosines = rotary->cosines + t * rotary->pairs, *sines = rotary->sines + t * rotary->pairs;
+    if (rotary->interleaved) {
+        for (int64_t i = 0; i < rotary->pairs; i++)
+            turn_pair(head + 2 * i, head + 2 * i + 1, cosines[i], sines[i]);
+        return;
+    }
+    float *mate = head + rotary->pairs;
+    for (int64_t i = 0; i < rotary->pairs; i++)
+        turn_pair(head + i, mate + i, cosines[i], sines[i]);
+}
+
+/* One head of a token's queries or keys, normed and rotated. heads: all of its kind; a norm as wide is over them. */
+static void prepare_head(
+    const Step *step, float *out, const float *heads, int64_t number, const Norm *norm, const Layer *layer, int t,
+    float *room)
+{
+    int64_t size = step->model->head_size;
+    const float *head = heads + number * size;
+    if (norm->weight && norm->width == size) {
+        step->kernels->norm(out, head, norm);
+    } else if (norm->weight) {
+        step->kernels->norm(room, heads, norm);
+        memcpy(out, room + number * size, (size_t)size * sizeof *out);
+    } else {
+        memcpy(out, head, (size_t)size * sizeof *out);
+    }
+    if (layer->rotary)
+        rotate(out, layer->rotary, t);
+}
+
+/* Softmax over positions block by block: earlier sums shrink whenever a higher score turns up. */
+typedef struct {
+    const float *query;
+    float *sum;
+    float highest, total;
+    /* The next position to look at. */
+    int64_t next;
+} Attention;
+
+static void attend_block(
+    const Step *step, Attention *attention, const Matrix *keys, const Matrix *values, int64_t first, int64_t count,
+    float *scores)
+{
+    const Model *model = step->model;
+    const Kernels *kernels = step->kernels;
+    int64_t size = model->head_size;
+    Input input = {.values = attention->query};
+    format_of(step, keys)->dot((Outputs){scores, 0}, keys, first, count, &input, 1);
+    if (model->score_cap != 0)
+        kernels->cap(scores, count, (float)model->score_cap);
+    float highest = attention->highest;
+    for (int64_t i = 0; i < count; i++)
+        highest = scores[i] > highest ? scores[i] : highest;
+    float shrink = expf(attention->highest - highest);
+    for (int64_t i = 0; i < size; i++)
+        attention->sum[i] *= shrink;
+    attention->total = attention->total * shrink + kernels->exponentials(scores, count, highest);
+    attention->highest = highest;
+    format_of(step, values)->add((Outputs){attention->sum, 0}, values, first, count, (Outputs){scores, 0}, 1);
+}
+
+/* What the cache will hold of one head's key or value. */
+static void round_head(const Model *model, float *head)
+{
+    for (int64_t i = 0; model->cache_format != FLOAT32 && i < model->head_size; i++)
+        head[i] = from_half(to_half(head[i], model->cache_format), model->cache_format);
+}
+
+/* Of one token: the key and value of a group of heads, as the cache will hold them, into the thread's scratch. */
+static void prepare_key_value(const Step *step, const Layer *layer, int64_t group, int t, const Scratch *scratch)
+{
+    const Model *model = step->model;
+    int64_t size = model->head_size;
+    const float *keys = beyond(step->query_key_value, t, model->heads * size).at;
+    const float *values = keys + model->kv_heads * size;
+    prepare_head(step, scratch->key, keys, group, &layer->key_norm, layer, t, scratch->room);
+    memcpy(scratch->value, values + group * size, (size_t)size * sizeof *values);
+    round_head(model, scratch->key);
+    round_head(model, scratch->value);
+}
+
+/* One group's keys or values in the cache: a row for each position. */
+static Matrix cached(const Step *step, const Layer *layer, void *cache, int64_t group)
+{
+    const Model *model = step->model;
+    int64_t bytes = row_bytes(model->cache_format, model->head_size);
+    return (Matrix){
+        .codes = (char *)cache + group * layer->capacity * bytes, .rows = layer->capacity, .columns = model->head_size,
+        .stride = bytes, .format = model->cache_format};
+}
+
+/* Into the cache: what ``prepare_key_value`` has left. */
+static void store_key_value(const Step *step, const Layer *layer, int64_t group, int t, const Scratch *scratch)
+{
+    const Model *model = step->model;
+    Matrix keys = cached(step, layer, layer->keys, group), values = cached(step, layer, layer->values, group);
+    store(model, keys.codes + (step->position + t) * keys.stride, scratch->key, model->head_size);
+    store(model, values.codes + (step->position + t) * values.stride, scratch->value, model->head_size);
+}
+
+/* The keys and values of all tokens of a pass: later ones attend to earlier ones. */
+static void store_all(Step *step, const Layer *layer, const Scratch *scratch)
+{
+    int64_t groups = step->model->kv_heads, at, behind;
+    while (claim(&step->team, groups * step->count, 1, &at, &behind))
+        for (; at < behind; at++) {
+            prepare_key_value(step, layer, at % groups, (int)(at / groups), scratch);
+            store_key_value(step, layer, at % groups, (int)(at / groups), scratch);
+        }
+    barrier(&step->team);
+}
+
+/* One query head of one token begins with the token's own key. */
+static Attention begin_attention(const Step *step, const Layer *layer, int64_t head, int t, const Scratch *scratch)
+{
+    const Model *model = step->model;
+    int64_t size = model->head_size, shared = model->heads / model->kv_heads, position = step->position + t;
+    float *query = scratch->queries + t * size;
+    const float *queries = beyond(step->query_key_value, t, 0).at;
+    prepare_head(step, query, queries, head, &layer->query_norm, layer, t, scratch->room);
+    for (int64_t i = 0; i < size; i++)
+        query[i] *= step->query_scales[t];
+    prepare_key_value(step, layer, head / shared, t, scratch);
+    /* The first of the heads that share a key writes it; all use their own copy. */
+    if (step->count == 1 && head % shared == 0)
+        store_key_value(step, layer, head / shared, t, scratch);
+    Attention attention = {query, beyond(step->attended, t, head * size).at, -FLT_MAX, 0, 0};
+    if (layer->window && position >= layer->window)
+        attention.next = position + 1 - layer->window;
+    memset(attention.sum, 0, (size_t)size * sizeof *attention.sum);
+    Matrix own_key = {.codes = (char *)scratch->key, .rows = 1, .columns = size, .format = FLOAT32};
+    Matrix own_value = {.codes = (char *)scratch->value, .rows = 1, .columns = size, .format = FLOAT32};
+    attend_block(step, &attention, &own_key, &own_value, 0, 1, scratch->scores);
+    return attention;
+}
+
+/* One query head. Tokens take turns at each block of positions, so that it is read from memory once. */
+static void attend_head(const Step *step, const Layer *layer, int64_t head, const Scratch *scratch)
+{
+    const Model *model = step->model;
+    int64_t size = model->head_size, group = head / (model->heads / model->kv_heads);
+    Matrix keys = cached(step, layer, layer->keys, group), values = cached(step, layer, layer->values, group);
+    Attention attentions[MOST_TOKENS];
+    for (int t = 0; t < step->count; t++)
+        attentions[t] = begin_attention(step, layer, head, t, scratch);
+    for (int left = step->count; left;) {
+        left = 0;
+        for (int t = 0; t < step->count; t++) {
+            Attention *attention = &attentions[t];
+            int64_t to_come = step->position + t - attention->next, count = to_come < SCORES ? to_come : SCORES;
+            if (count > 0)
+                attend_block(step, attention, &keys, &values, attention->next, count, scratch->scores);
+            attention->next += SCORES;
+            left += to_come > SCORES;
+        }
+    }
+    for (int t = 0; t < step->count; t++)
+        for (int64_t i = 0; i < size; i++)
+            attentions[t].sum[i] /= attentions[t].total;
+}
+
+static void attend(Step *step, const Layer *layer, const Scratch *scratch)
+{
+    int64_t first, behind;
+    if (step->count > 1)
+        store_all(step, layer, scratch);
+    while (claim(&step->team, step->model->heads, 1, &first, &behind))
+        for (; first < behind; first++)
+            attend_head(step, layer, first, scratch);
+}
+
+/* The first neuron of a chunk. Groups of neighbours are not cut, unless some of their rows are missing anyway. */
+static int64_t chunk_start(const FeedForward *feed_forward, int64_t chunk)
+{
+    const Matrix *contract = &feed_forward->contract.matrix;
+    int64_t neurons = feed_forward->gate.matrix.rows, chunks = chunk_count(neurons);
+    int64_t start = neurons * chunk / chunks;
+    bool whole = is_grouped(contract) && !contract->groups.neurons && chunk < chunks;
+    return whole ? start / RUN * RUN : start;
+}
+
+/* The partial sums of a chunk begin at zero. */
+static void clear_sums(const Step *step, int64_t chunk)
+{
+    int64_t width = step->model->width;
+    for (int t = 0; t < step->count; t++)
+        memset(beyond(step->partial_sums, t, chunk * width).at, 0, (size_t)width * sizeof(float));
+}
+
+/* One chunk of neurons, from input to their part of the output: nothing needs to be waited for in between. */
+static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, const Input *x, const Scratch *scratch)
+{
+    const Model *model = step->model;
+    const FeedForward *feed_forward = &layer->feed_forward;
+    int64_t first = chunk_start(feed_forward, chunk), behind = chunk_start(feed_forward, chunk + 1);
+    int64_t count = behind - first;
+    bool gated = feed_forward->up.matrix.codes;
+    dot_rows(step, scratch->gate, &feed_forward->gate, first, behind, x, step->count);
+    if (gated)
+        dot_rows(step, scratch->up, &feed_forward->up, first, behind, x, step->count);
+    observe(step, step->observed.gate, layer, scratch->gate, first, count);
+    if (gated)
+        observe(step, step->observed.up, layer, scratch->up, first, count);
+    for (int t = 0; t < step->count; t++) {
+        float *up = gated ? beyond(scratch->up, t, 0).at : NULL;
+        step->kernels->activate(beyond(scratch->gate, t, 0).at, up, count, model->activation);
+    }
+    observe(step, step->observed.z, layer, scratch->gate, first, count);
+    const Matrix *contract = &feed_forward->contract.matrix;
+    clear_sums(step, chunk);
+    Outputs sums = beyond(step->partial_sums, 0, chunk * model->width);
+    format_of(step, contract)->add(sums, contract, first, count, scratch->gate, step->count);
+}
+
+static void feed_all(Step *step, const Layer *layer, const Scratch *scratch)
+{
+    int64_t first, behind;
+    while (claim(&step->team, chunk_count(layer->feed_forward.gate.matrix.rows), 1, &first, &behind))
+        for (; first < behind; first++)
+            feed_chunk(step, layer, first, inputs_of(step, scratch), scratch);
+}
+
+/* ---- An FF block of which each token picks what it reads. ---- */
 
 /* Some columns of a matrix. first: a multiple of TILE. */
 static Matrix columns_of(const Matrix *matrix, int64_t first, int64_t behind)
@@ -417,13 +627,13 @@ static Matrix columns_of(const Matrix *matrix, int64_t first, int64_t behind)
     return part;
 }
 
-/* Stage 1, for some neurons: what their activation functions give, from the inputs that are listed. */
+/* Stage 1, for some neurons: what their activation functions give for a token, from the inputs that are listed. */
 static void give(
-    Step *step, const FeedForward *feed_forward, int64_t first, int64_t behind, const List *inputs)
+    Step *step, const FeedForward *feed_forward, int64_t first, int64_t behind, const List *inputs, int t)
 {
     const Thresholds *by = &feed_forward->thresholds;
     Matrix part = columns_of(&by->gate, first, behind);
-    float *given = step->given + first;
+    float *given = beyond(step->given, t, first).at;
     int64_t count = behind - first;
     memset(given, 0, (size_t)count * sizeof *given);
     format_of(step, &part)->add_list(given, &part, inputs);
@@ -434,18 +644,18 @@ static void give(
 }
 
 /* Stage 2, for a chunk of neurons: those that act. */
-static void list_acting(const Step *step, List *list, const float *limits, int64_t first, int64_t behind)
+static void list_acting(List *list, const float *given, const float *limits, int64_t first, int64_t behind)
 {
     int64_t found = 0;
     for (int64_t neuron = first; neuron < behind; neuron++) {
         list->rows[found] = (int32_t)neuron;
-        found += !limits || fabsf(step->given[neuron]) > limits[neuron];
+        found += !limits || fabsf(given[neuron]) > limits[neuron];
     }
     list->count = found;
 }
 
 /* Stage 3: of those that act, the ones that give something, and how far that is from their resting values. */
-static void list_giving(const Step *step, List *list, const FeedForward *feed_forward)
+static void list_giving(List *list, const float *given, const FeedForward *feed_forward)
 {
     const Thresholds *by = &feed_forward->thresholds;
     const Projection *up = &feed_forward->up;
@@ -453,7 +663,7 @@ static void list_giving(const Step *step, List *list, const FeedForward *feed_fo
     for (int64_t i = 0; i < list->count; i++) {
         int32_t neuron = list->rows[i];
         float factor = up->matrix.codes ? list->z[i] + (up->bias ? up->bias[neuron] : 0) : 1;
-        float distance = step->given[neuron] * factor - by->resting[neuron];
+        float distance = given[neuron] * factor - by->resting[neuron];
         list->rows[found] = neuron;
         list->z[found] = distance;
         found += fabsf(distance) > by->output_limits[neuron];
@@ -461,82 +671,81 @@ static void list_giving(const Step *step, List *list, const FeedForward *feed_fo
     list->count = found;
 }
 
-/* Stages 2 and 3, for one chunk of neurons. */
-static void feed_picked(Step *step, const Layer *layer, int64_t chunk, const Input *x, Scratch *scratch)
+/* Stages 2 and 3, for one chunk of neurons and one token. */
+static void feed_picked(Step *step, const Layer *layer, int64_t chunk, const Input *x, int t, Scratch *scratch)
 {
     const FeedForward *feed_forward = &layer->feed_forward;
     const Matrix *up = &feed_forward->up.matrix, *contract = &feed_forward->contract.matrix;
     int64_t first = chunk_start(feed_forward, chunk), behind = chunk_start(feed_forward, chunk + 1);
-    float *sum = step->partial_sums + chunk * step->model->width;
+    float *sum = beyond(step->partial_sums, t, chunk * step->model->width).at;
+    const float *given = beyond(step->given, t, 0).at;
     List *list = &scratch->list;
-    memset(sum, 0, (size_t)step->model->width * sizeof *sum);
-    list_acting(step, list, feed_forward->thresholds.gate_limits, first, behind);
+    list_acting(list, given, feed_forward->thresholds.gate_limits, first, behind);
     scratch->reads[1] += list->count;
     /* Most of the first ones will be wanted next. */
     for (int64_t i = 0; i < RUN / 2 && i < list->count; i++)
         ask_for(contract->codes + list->rows[i] * contract->stride, contract->stride);
     if (up->codes)
         format_of(step, up)->dot_some(list->z, up, list->rows, list->count, x);
-    list_giving(step, list, feed_forward);
+    list_giving(list, given, feed_forward);
     scratch->reads[2] += list->count;
     format_of(step, contract)->plan(list, contract);
     format_of(step, contract)->add_list(sum, contract, list);
 }
 
-static void feed_by_thresholds(Step *step, const Layer *layer, const float *x, Scratch *scratch)
+/* Stage 1, for some tiles of neurons: a tile is read from memory for the first token, and is near for the others. */
+static void give_tiles(Step *step, const FeedForward *feed_forward, int64_t first, int64_t behind, const Scratch *scratch)
+{
+    int64_t at_once = step->count == 1 ? behind - first : TILE;
+    for (; first < behind; first += at_once) {
+        int64_t end = behind - first < at_once ? behind : first + at_once;
+        for (int t = 0; t < step->count; t++) {
+            const Token *token = step->count == 1 ? &scratch->token : &step->tokens[t];
+            give(step, feed_forward, first, end, &token->list, t);
+        }
+    }
+}
+
+static void feed_by_thresholds(Step *step, const Layer *layer, Scratch *scratch)
 {
     const FeedForward *feed_forward = &layer->feed_forward;
-    const Thresholds *by = &feed_forward->thresholds;
-    List *inputs = &scratch->list;
-    int64_t neurons = by->gate.columns, first, behind;
-    list_far(inputs, x, by->means, by->input_limits, step->model->width);
-    if (scratch == step->scratch)
-        scratch->reads[0] += inputs->count;
-    format_of(step, &by->gate)->plan(inputs, &by->gate);
+    int64_t neurons = feed_forward->thresholds.gate.columns, first, behind;
     while (claim(&step->team, (neurons + TILE - 1) / TILE, SMALLEST_TILES, &first, &behind))
-        give(step, feed_forward, first * TILE, behind * TILE < neurons ? behind * TILE : neurons, inputs);
+        give_tiles(step, feed_forward, first * TILE, behind * TILE < neurons ? behind * TILE : neurons, scratch);
+    /* Each counts for all, so only one does. */
+    for (int t = 0; scratch == step->scratch && t < step->count; t++)
+        scratch->reads[0] += (step->count == 1 ? &scratch->token : &step->tokens[t])->list.count;
     barrier(&step->team);
-    const Input *input = as_input(step, scratch, x, &feed_forward->up, 1);
+    const Input *inputs = inputs_of(step, scratch);
     while (claim(&step->team, chunk_count(neurons), 1, &first, &behind))
-        for (; first < behind; first++)
-            feed_picked(step, layer, first, input, scratch);
+        for (; first < behind; first++) {
+            clear_sums(step, first);
+            for (int t = 0; t < step->count; t++)
+                feed_picked(step, layer, first, &inputs[t], t, scratch);
+        }
 }
 
-static void feed(Step *step, const Layer *layer, const float *x, Scratch *scratch)
+static void feed(Step *step, const Layer *layer, Scratch *scratch)
 {
     if (layer->feed_forward.thresholds.means)
-        feed_by_thresholds(step, layer, x, scratch);
+        feed_by_thresholds(step, layer, scratch);
     else
-        feed_all(step, layer, x, scratch);
+        feed_all(step, layer, scratch);
 }
 
-static void sum_chunks(const Step *step, const Layer *layer, float *out)
+static void decode_layer(Step *step, const Layer *layer, Scratch *scratch, bool last)
 {
-    int64_t width = step->model->width;
-    if (layer->feed_forward.contract.bias)
-        memcpy(out, layer->feed_forward.contract.bias, (size_t)width * sizeof *out);
-    else
-        memset(out, 0, (size_t)width * sizeof *out);
-    for (int64_t chunk = 0; chunk < chunk_count(layer->feed_forward.gate.matrix.rows); chunk++)
-        accumulate(out, step->partial_sums + chunk * width, width);
-}
-
-static void decode_layer(Step *step, const Layer *layer, Scratch *scratch)
-{
-    const Model *model = step->model;
-    const float *x = normed(step, &layer->before_attention, scratch->x, scratch->normed);
-    project(step, step->query_key_value, layer->query_key_value, 3, scratch, x);
+    project(step, step->query_key_value, layer->query_key_value, 3, scratch);
     barrier(&step->team);
     attend(step, layer, scratch);
     barrier(&step->team);
-    project(step, step->projected, &layer->output, 1, scratch, step->attended);
+    each(step, layer, scratch, enter_output);
+    project(step, step->projected, &layer->output, 1, scratch);
     barrier(&step->team);
-    add_change(model, scratch->x, normed(step, &layer->after_attention, step->projected, scratch->normed));
-    x = normed(step, &layer->before_feed_forward, scratch->x, scratch->normed);
-    feed(step, layer, x, scratch);
+    each(step, layer, scratch, enter_feed_forward);
+    feed(step, layer, scratch);
     barrier(&step->team);
-    sum_chunks(step, layer, scratch->change);
-    add_change(model, scratch->x, normed(step, &layer->after_feed_forward, scratch->change, scratch->normed));
+    each(step, layer, scratch, last ? leave_and_enter_head : leave_and_enter_next);
 }
 
 static void divide(float *values, int64_t count, float divisor)
@@ -545,18 +754,21 @@ static void divide(float *values, int64_t count, float divisor)
         values[i] /= divisor;
 }
 
-static void predict(Step *step, Scratch *scratch, const float *x)
+static void predict(Step *step, const Scratch *scratch)
 {
     const Model *model = step->model;
-    const Input *input = as_input(step, scratch, x, &model->head, 1);
+    const Input *inputs = inputs_of(step, scratch) + step->count - step->wanted;
     int64_t smallest = 1 + SMALLEST_PORTION_BYTES / model->head.matrix.stride;
     int64_t first, behind;
     while (claim(&step->team, model->head.matrix.rows, smallest, &first, &behind)) {
-        dot_rows(step, step->logits + first, &model->head, first, behind, input);
-        if (model->logit_divisor != 1)
-            divide(step->logits + first, behind - first, (float)model->logit_divisor);
-        if (model->logit_cap != 0)
-            step->kernels->cap(step->logits + first, behind - first, (float)model->logit_cap);
+        Outputs logits = beyond(step->logits, 0, first);
+        dot_rows(step, logits, &model->head, first, behind, inputs, step->wanted);
+        for (int t = 0; t < step->wanted; t++) {
+            if (model->logit_divisor != 1)
+                divide(beyond(logits, t, 0).at, behind - first, (float)model->logit_divisor);
+            if (model->logit_cap != 0)
+                step->kernels->cap(beyond(logits, t, 0).at, behind - first, (float)model->logit_cap);
+        }
     }
 }
 
@@ -565,10 +777,11 @@ static void decode(void *work, int member)
     Step *step = work;
     const Model *model = step->model;
     Scratch *scratch = &step->scratch[member];
-    embed(step, scratch->x);
+    each(step, model->layers, scratch, embed_and_enter);
     for (int64_t number = 0; number < model->layer_count; number++)
-        decode_layer(step, &model->layers[number], scratch);
-    predict(step, scratch, normed(step, &model->final_norm, scratch->x, scratch->normed));
+        decode_layer(step, &model->layers[number], scratch, number + 1 == model->layer_count);
+    if (step->wanted)
+        predict(step, scratch);
 }
 
 /* One row. Where the target has another format, whoever made it has filled it. */
@@ -627,8 +840,8 @@ static void rest(void *work, int member)
         for (; first < behind; first++) {
             const FeedForward *block = &step->all[first];
             const Matrix *contract = &block->contract.matrix;
-            format_of(step, contract)->add(
-                block->contract.bias, contract, 0, contract->rows, block->thresholds.resting);
+            Outputs bias = {block->contract.bias, 0}, resting = {(float *)block->thresholds.resting, 0};
+            format_of(step, contract)->add(bias, contract, 0, contract->rows, resting, 1);
         }
 }
 
@@ -648,6 +861,35 @@ static float *take(float *memory, size_t *used, int64_t count)
     return taken;
 }
 
+/* The same for each token of a pass. */
+static Outputs take_for_all(float *memory, size_t *used, int64_t count)
+{
+    int64_t line = ALIGNMENT / sizeof(float), apart = (count + line - 1) / line * line;
+    return (Outputs){take(memory, used, apart * MOST_TOKENS), apart};
+}
+
+static void take_list(List *list, float *memory, size_t *used, int64_t listed)
+{
+    list->rows = (int32_t *)take(memory, used, listed);
+    list->z = take(memory, used, listed);
+    list->groups = (Group *)take(memory, used, listed * (int64_t)sizeof(Group) / (int64_t)sizeof(float));
+}
+
+/* widest: of the vectors that it enters products with. */
+static void take_token(Token *token, float *memory, size_t *used, int64_t width, int64_t widest)
+{
+    int64_t tiles = (widest + 511) / 512;
+    token->x = take(memory, used, width);
+    token->normed = take(memory, used, width);
+    token->change = take(memory, used, width);
+    token->input.high = (int8_t *)take(memory, used, 128 * tiles);
+    token->input.low = (uint8_t *)take(memory, used, 128 * tiles);
+    token->input.scales = take(memory, used, 16 * tiles);
+    token->input.weighted = take(memory, used, 48 * tiles);
+    token->input.high_weighted = take(memory, used, 48 * tiles);
+    take_list(&token->list, memory, used, width + 1);
+}
+
 static size_t lay_out(Step *step, float *memory)
 {
     const Model *model = step->model;
@@ -655,33 +897,26 @@ static size_t lay_out(Step *step, float *memory)
     for (int64_t i = 0; i < model->layer_count; i++)
         neurons = largest(neurons, model->layers[i].feed_forward.gate.matrix.rows);
     size_t used = 0;
-    step->query_key_value = take(memory, &used, (model->heads + 2 * model->kv_heads) * size);
-    step->attended = take(memory, &used, model->heads * size);
-    step->projected = take(memory, &used, model->width);
-    step->given = take(memory, &used, neurons);
-    step->partial_sums = take(memory, &used, CHUNKS * model->width);
+    /* A chunk whose groups are not cut may have some neurons more. */
+    int64_t chunk = neurons / CHUNKS + 1 + RUN;
+    step->query_key_value = take_for_all(memory, &used, (model->heads + 2 * model->kv_heads) * size);
+    step->attended = take_for_all(memory, &used, model->heads * size);
+    step->projected = take_for_all(memory, &used, model->width);
+    step->given = take_for_all(memory, &used, neurons);
+    step->partial_sums = take_for_all(memory, &used, CHUNKS * model->width);
+    for (int t = 0; t < MOST_TOKENS; t++)
+        take_token(&step->tokens[t], memory, &used, model->width, widest);
     for (int i = 0; i < step->threads; i++) {
         Scratch *scratch = &step->scratch[i];
-        scratch->x = take(memory, &used, model->width);
-        scratch->normed = take(memory, &used, model->width);
-        scratch->change = take(memory, &used, widest);
-        scratch->query = take(memory, &used, size);
+        take_token(&scratch->token, memory, &used, model->width, widest);
+        scratch->room = take(memory, &used, widest);
+        scratch->queries = take(memory, &used, size * MOST_TOKENS);
         scratch->key = take(memory, &used, size);
         scratch->value = take(memory, &used, size);
         scratch->scores = take(memory, &used, SCORES);
-        /* A chunk whose groups are not cut may have some neurons more. */
-        scratch->gate = take(memory, &used, neurons / CHUNKS + 1 + RUN);
-        scratch->up = take(memory, &used, neurons / CHUNKS + 1 + RUN);
-        int64_t listed = largest(model->width, neurons / CHUNKS + 1 + RUN) + 1;
-        scratch->list.rows = (int32_t *)take(memory, &used, listed);
-        scratch->list.z = take(memory, &used, listed);
-        scratch->list.groups = (Group *)take(memory, &used, listed * (int64_t)sizeof(Group) / (int64_t)sizeof(float));
-        int64_t tiles = (widest + 511) / 512;
-        scratch->input.high = (int8_t *)take(memory, &used, 128 * tiles);
-        scratch->input.low = (uint8_t *)take(memory, &used, 128 * tiles);
-        scratch->input.scales = take(memory, &used, 16 * tiles);
-        scratch->input.weighted = take(memory, &used, 48 * tiles);
-        scratch->input.high_weighted = take(memory, &used, 48 * tiles);
+        scratch->gate = take_for_all(memory, &used, chunk);
+        scratch->up = take_for_all(memory, &used, chunk);
+        take_list(&scratch->list, memory, &used, chunk + 1);
     }
     return used;
 }
@@ -712,10 +947,14 @@ API Step *griffin_open(const Model *model, int threads)
     step->threads = threads;
     step->scratch = calloc((size_t)threads, sizeof *step->scratch);
     size_t bytes = step->scratch ? lay_out(step, NULL) * sizeof(float) : 0;
-    if (step->scratch && !posix_memalign(&step->memory, ALIGNMENT, bytes)) {
-        /* Vectors reach beyond a row's last blocks, with a weight of 0: what is there must be a number. */
-        memset(step->memory, 0, bytes);
-        lay_out(step, step->memory);
+    /*
+     * Zeros, because vectors reach beyond a row's last blocks, with a weight of 0: what is there must be a number. Most of
+     * it is for passes; pages that are never written to take no memory.
+     */
+    step->memory = step->scratch ? calloc(bytes + ALIGNMENT, 1) : NULL;
+    if (step->memory) {
+        uintptr_t aligned = ((uintptr_t)step->memory + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        lay_out(step, (float *)aligned);
         if (assemble(&step->team, threads, step))
             return step;
     }
@@ -724,16 +963,24 @@ API Step *griffin_open(const Model *model, int threads)
 }
 
 /*
- * One token. Its key and value are written at the position; logits: (V,).
+ * Tokens that follow each other, at most MOST_TOKENS. Their keys and values are written from the position on.
+ * logits: (wanted, V), of the last ``wanted`` tokens.
  * reads: where tokens pick what they read, how many inputs and neurons were read is added, for all layers, by stages.
+ * observed: of tokens that read everything; may be NULL.
  */
-API void griffin_step(Step *step, int64_t id, int64_t position, float *logits, int64_t *reads)
+API void griffin_pass(
+    Step *step, const int64_t *ids, int count, int64_t position, float *logits, int wanted, int64_t *reads,
+    const Observed *observed)
 {
-    step->id = id;
+    step->ids = ids;
+    step->count = count;
     step->position = position;
-    step->query_scale = query_scale(step->model, position);
-    step->logits = logits;
-    turn_rotaries(step->model, position);
+    step->logits = (Outputs){logits, step->model->head.matrix.rows};
+    step->wanted = wanted;
+    step->observed = observed ? *observed : (Observed){0};
+    for (int t = 0; t < count; t++)
+        step->query_scales[t] = query_scale(step->model, position + t);
+    turn_rotaries(step->model, position, count);
     for (int i = 0; i < step->threads; i++)
         memset(step->scratch[i].reads, 0, sizeof step->scratch[i].reads);
     run(&step->team, decode);

@@ -1,18 +1,20 @@
-"""NativeStep: one token through the compiled step, ``step.c``, which reads the weights in place.
+"""NativeStep: one token, or a pass of several, through the compiled step, ``step.c``, which reads the weights in place.
 
-Shapes: L layers, D model width, F feed-forward neurons, k of them kept, V vocabulary.
+Shapes: L layers, T tokens, D model width, F feed-forward neurons, k of them kept, V vocabulary.
 """
 
 import ctypes
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from griffin.decode.c.description import Description, supported
-from griffin.decode.c.library import CFeedForward, library
+from griffin.decode.c.library import MOST_TOKENS, CFeedForward, CObserved, library
 from griffin.decode.c.picking import PickingBlocks
 from griffin.decode.c.room import Room
+from griffin.method.statistic import Activations
 from griffin.model.cache import KVCache
 from griffin.model.weights import Weights
 from griffin.neurons import Chosen, Kept
@@ -42,6 +44,7 @@ class NativeStep:
         self._library, self._weights, self._cache = compiled, weights, cache
         self._cache_dtype = cache.dtype or weights.dtype
         self._description = Description(weights, self._cache_dtype)
+        self._in_use = self._description.blocks
         # Taken anew whenever the cache has moved.
         self._keys_values: list[tuple[Tensor, Tensor]] = []
         # Room for kept neurons, made at the first need; pages that nothing was written to take no memory.
@@ -51,7 +54,8 @@ class NativeStep:
         # Inputs and neurons that tokens have read by thresholds, and how many tokens.
         self._reads: Tensor | None = None
         self._unread, self._tokens = torch.zeros(3, dtype=torch.int64), 0
-        self._logits_V = torch.empty(weights.head.outputs, dtype=torch.float32)
+        # Pages of it that no pass has written to take no memory.
+        self._logits_TV = torch.empty(MOST_TOKENS, weights.head.outputs, dtype=torch.float32)
         self._handle: int | None = compiled.griffin_open(self._description.model, threads)
         if self._handle is None:
             raise MemoryError("no memory or no threads for the compiled decode step")
@@ -113,17 +117,57 @@ class NativeStep:
 
         The next call writes over them.
         """
-        handle, position = self._open(), self._cache.length
-        if not 0 <= id < self._weights.embedding.row_count:
-            raise IndexError(f"no token has the id {id}")
-        if self._weights.positions is not None and position >= len(self._weights.positions):
-            raise IndexError(f"no position embedding for position {position}")
-        self._follow(self._cache.reserve(position + 1))
+        return self._run((id,), 1)[0]
+
+    def read(self, ids: Sequence[int], *, full: bool = False) -> Tensor:
+        """Several tokens in one pass, see ``Step.read``: at most ``MOST_TOKENS``."""
+        return self._whole(ids, len(ids), None) if full else self._run(ids, len(ids))
+
+    def observe(self, ids: Sequence[int], wanted: int) -> tuple[Tensor, list[Activations]]:
+        """Several tokens in one pass through all neurons.
+
+        Returns:
+            The logits ``(wanted, V)`` after the last ``wanted`` tokens, good until the next call; and for each layer
+            what all tokens gave in the FF block, in fp32.
+        """
+        layers, tokens, weights = len(self._weights.layers), len(ids), self._weights
+        neurons, gated = weights.layers[0].feed_forward.contract.row_count, weights.layers[0].feed_forward.gated
+        x_LTD = torch.empty(layers, tokens, weights.width)
+        gate_LTF, z_LTF = torch.empty(2, layers, tokens, neurons)
+        up_LTF = torch.empty(layers, tokens, neurons) if gated else None
+        pointers = (None if values is None else values.data_ptr() for values in (x_LTD, gate_LTF, up_LTF, z_LTF))
+        logits = self._whole(ids, wanted, CObserved(*pointers))
+        ups = [None] * layers if up_LTF is None else up_LTF
+        return logits, [Activations(*each) for each in zip(x_LTD, z_LTF, gate_LTF, ups, strict=True)]
+
+    def _whole(self, ids: Sequence[int], wanted: int, observed: CObserved | None) -> Tensor:
+        """A pass through all neurons, which is not counted, whatever else is in use."""
+        in_use, tokens = self._in_use, self._tokens
+        self._use(self._description.blocks)
+        try:
+            return self._run(ids, wanted, observed)
+        finally:
+            self._use(in_use)
+            self._tokens = tokens
+
+    def _run(self, ids: Sequence[int], wanted: int, observed: CObserved | None = None) -> Tensor:
+        handle, position, count = self._open(), self._cache.length, len(ids)
+        if not 1 <= count <= MOST_TOKENS:
+            raise ValueError(f"a pass has 1 to {MOST_TOKENS} tokens, not {count}")
+        for id in ids:
+            if not 0 <= id < self._weights.embedding.row_count:
+                raise IndexError(f"no token has the id {id}")
+        if self._weights.positions is not None and position + count > len(self._weights.positions):
+            raise IndexError(f"no position embedding for position {position + count - 1}")
+        self._follow(self._cache.reserve(position + count))
         reads = self._unread if self._reads is None else self._reads
-        self._library.griffin_step(handle, id, position, self._logits_V.data_ptr(), reads.data_ptr())
-        self._tokens += 1
-        self._cache.length = position + 1
-        return self._logits_V
+        self._library.griffin_pass(
+            handle, (ctypes.c_int64 * count)(*ids), count, position, self._logits_TV.data_ptr(), wanted,
+            reads.data_ptr(), observed,
+        )  # fmt: skip
+        self._tokens += count
+        self._cache.length = position + count
+        return self._logits_TV[:wanted]
 
     def _open(self) -> int:
         if self._handle is None:
@@ -131,6 +175,9 @@ class NativeStep:
         return self._handle
 
     def _use(self, blocks: "ctypes.Array[CFeedForward]") -> None:
+        if blocks is self._in_use:
+            return
+        self._in_use = blocks
         for layer, block in zip(self._description.layers, blocks, strict=True):
             layer.feed_forward = block
 

@@ -41,7 +41,7 @@ static const Kind KINDS[] = {
     {"Q5_K", 13, 176, 6, 32, 1, 1, 0, {0, 2}},    {"Q6_K", 14, 210, 6, 16, 1, 0, 32, {208, -1}},
 };
 static const int64_t WIDTHS[] = {64, 192, 256, 320, 512, 576, 768};
-enum { ROWS = 37, NEURONS = 256 };
+enum { ROWS = 37, NEURONS = 256, TOKENS = 5 };
 
 static uint64_t state = 1;
 static int wrong = 0;
@@ -128,6 +128,15 @@ static void expect(double found, double wanted, double sizes, const char *what, 
     }
 }
 
+static void expect_same(
+    const float *found, const float *wanted, int64_t count, const char *what, const Kind *kind, int64_t columns)
+{
+    if (memcmp(found, wanted, (size_t)count * sizeof *found)) {
+        fprintf(stderr, "%s of %s, %d columns: other bits than of one\n", what, kind->name, (int)columns);
+        wrong = 1;
+    }
+}
+
 /* Every third row. */
 static int64_t some_rows(int32_t *rows, int64_t all)
 {
@@ -154,7 +163,13 @@ static void check_rows(const Kernels *kernels, const Kind *kind, int64_t columns
     int32_t rows[ROWS];
     int64_t count = some_rows(rows, ROWS);
     const Format *format = &kernels->formats[matrix.format];
-    format->dot(found, &matrix, 0, ROWS, &input);
+    /* A token's results are the same beside others. */
+    const Input inputs[TOKENS] = {input, input, input, input, input};
+    float beside[TOKENS][ROWS];
+    format->dot((Outputs){found, 0}, &matrix, 0, ROWS, &input, 1);
+    format->dot((Outputs){beside[0], ROWS}, &matrix, 0, ROWS, inputs, TOKENS);
+    for (int t = 0; t < TOKENS; t++)
+        expect_same(beside[t], found, ROWS, "rows times x of several tokens", kind, columns);
     format->dot_some(some, &matrix, rows, count, &input);
     float *widened = room(4 * ROWS * columns);
     griffin_widen_rows(widened, 0, columns, (uint8_t *)records, &layout, columns, 0, ROWS);
@@ -206,8 +221,14 @@ static void check_columns(const Kernels *kernels, const Kind *kind, int64_t colu
     const Format *format = &kernels->formats[matrix.format];
     for (int64_t row = 0; row < NEURONS; row++)
         z[row] = any_float();
-    format->add(found, &matrix, 0, NEURONS, z);
+    format->add((Outputs){found, 0}, &matrix, 0, NEURONS, (Outputs){z, 0}, 1);
     expect_sum(found, numbers, z, "weighted rows", kind, columns);
+    float *beside = room(4 * TOKENS * columns), weights[TOKENS][NEURONS];
+    for (int t = 0; t < TOKENS; t++)
+        memcpy(weights[t], z, sizeof z);
+    format->add((Outputs){beside, columns}, &matrix, 0, NEURONS, (Outputs){weights[0], NEURONS}, TOKENS);
+    for (int t = 0; t < TOKENS; t++)
+        expect_same(beside + t * columns, found, columns, "weighted rows of several tokens", kind, columns);
 
     int32_t rows[NEURONS];
     int64_t count = some_rows(rows, NEURONS);
@@ -227,9 +248,10 @@ static void check_columns(const Kernels *kernels, const Kind *kind, int64_t colu
     memset(found, 0, (size_t)columns * sizeof *found);
     matrix.codes = kept;
     matrix.groups.neurons = rows;
-    format->add(found, &matrix, 0, count, given);
+    format->add((Outputs){found, 0}, &matrix, 0, count, (Outputs){given, 0}, 1);
     expect_sum(found, numbers, z, "kept weighted rows", kind, columns);
     free(source), free(codes), free(records), free(supers), free(numbers), free(found), free(kept);
+    free(beside);
 }
 
 static void check_halves(void)

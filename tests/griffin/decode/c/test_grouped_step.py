@@ -17,6 +17,7 @@ from griffin.model.checkpoint.gguf_codes import GROUPINGS
 from griffin.model.weights import Weights, read_weights
 from griffin.neurons import Chosen, Kept
 from tests.griffin import oracle
+from tests.griffin.decode.c import passes
 from tests.griffin.instructions import EACH_FOR_STEPS, restricted
 from tests.griffin.method import thresholds
 from tests.griffin.model.coded import coded_model
@@ -150,6 +151,8 @@ def check_all_choices(coded: PreTrainedModel, exact: PreTrainedModel) -> None:
     for name, chosen in choices(exact).items():
         step.keep(chosen)
         found[name] = distance(decode(step), expected(exact, chosen))
+        step._cache.length = PROMPT
+        passes.check(step, chosen, (2, 7))
     step.close()
     assert max(found.values()) < NEAR, found
 

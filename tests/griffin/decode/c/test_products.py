@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[4]
 SOURCES = [ROOT / "tests/griffin/decode/c/products.c", ROOT / "griffin/model/matrix/c/grouped.c"]
-FLAGS = ["-std=gnu11", "-O1", "-pthread", "-static", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
+FLAGS = ["-std=gnu11", "-O1", "-ffp-contract=off", "-pthread", "-static", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
 
 
 def compiled(compiler: str, target: Path) -> Path:

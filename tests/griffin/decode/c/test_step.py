@@ -21,6 +21,7 @@ from griffin.decode.c.step import NativeStep
 from griffin.decode.torch_step import LeanStep
 from griffin.decode.twin import DecodeTwin
 from griffin.library import compiled
+from griffin.method.statistic import PromptStatistic
 from griffin.model.cache import SMALLEST_CAPACITY, KVCache
 from griffin.model.families import feed_forwards
 from griffin.model.layout import store_by_neuron_
@@ -29,6 +30,7 @@ from griffin.model.matrix.int8 import Int8
 from griffin.model.weights import Layer, Weights, read_weights
 from griffin.neurons import Kept
 from tests.griffin import oracle
+from tests.griffin.decode.c import passes
 from tests.griffin.decode.interleaved import MODELS, interleaved_model
 from tests.griffin.model.quantised import round_
 from tests.tiny import COMMON_BLOCK, tiny_model
@@ -197,6 +199,82 @@ def test_the_number_of_threads_changes_nothing(dtype: torch.dtype) -> None:
         assert torch.equal(decode(step), dense)
         step.keep(kept)
         assert torch.equal(decode(step), sparse)
+
+
+@pytest.mark.parametrize("kept", [None, RAGGED], ids=["dense", "ragged"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", COMMON_BLOCK)
+def test_a_pass_gives_the_bits_of_steps(family: str, dtype: torch.dtype, kept: Kept | None) -> None:
+    """Logits, keys and values, whatever the number of tokens and of threads, with and without a window."""
+    model = tiny_model(family).to(dtype)
+    weights = prepared(model)
+    for threads in (1, 3):
+        passes.check(NativeStep(weights, read_prompt(model), threads), kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pass_of_long_rows_and_many_positions(dtype: torch.dtype) -> None:
+    """Rows of all widths that loops know, positions in several blocks, and a cache that moves meanwhile."""
+    model = tiny_model("mistral", hidden_size=216, intermediate_size=1059).to(dtype)
+    cache = read_prompt(model)
+    step = NativeStep(prepared(model), cache, threads=2)
+    while cache.length < 2 * SMALLEST_CAPACITY - 5:
+        step(int(IDS[cache.length % PROMPT]))
+
+    passes.check(step, None)
+    passes.check(step, ragged(1059))
+
+
+def test_int8_gives_the_bits_of_steps() -> None:
+    """Rows have scales of their own."""
+    model = tiny_model("llama", hidden_size=216, intermediate_size=420)
+    round_(model, "int8")
+    passes.check(NativeStep(prepared(model), read_prompt(model), threads=2), ragged(420))
+
+
+def test_a_pass_through_all_neurons_leaves_what_is_kept(model: PreTrainedModel, step: NativeStep) -> None:
+    """Both are at hand, whichever was used last."""
+    dense = decode(step)
+    step.keep(RAGGED)
+    step._cache.length = PROMPT
+    kept = decode(step)
+    for _ in range(2):
+        step._cache.length = PROMPT
+        assert torch.equal(step.read(IDS[PROMPT:].tolist(), full=True), dense)
+        step._cache.length = PROMPT
+        assert torch.equal(step.read(IDS[PROMPT:].tolist()), kept)
+
+
+@pytest.mark.parametrize("family", COMMON_BLOCK)
+def test_observes_what_hooks_see(family: str) -> None:
+    """What tokens gave in each block is what the model's own forward pass gives there."""
+    model = tiny_model(family)
+    weights, ids = prepared(model), IDS[PROMPT:].tolist()
+    statistic = PromptStatistic(feed_forwards(model))
+    statistic.reset(TOKENS)
+    cache = read_prompt(model)
+    with statistic.collecting(), torch.no_grad():
+        wanted = model(IDS[None, PROMPT:], past_key_values=cache.cache).logits[0]
+    step = NativeStep(weights, read_prompt(model), threads=2)
+    step.keep(RAGGED)
+    logits, found = step.observe(ids, 2)
+
+    assert distance(logits, wanted[-2:]) < 1e-5
+    for layer, expected_here in enumerate(statistic.latest()):
+        for name in ("x", "gate", "up", "z"):
+            values, wanted_here = getattr(found[layer][1:], name), getattr(expected_here, name)
+            assert (values is None) == (wanted_here is None)
+            assert values is None or distance(values, wanted_here) < 1e-4
+
+
+def test_refuses_passes_of_no_token_and_of_too_many(step: NativeStep) -> None:
+    """The cache stays as it is."""
+    for count in (0, library.MOST_TOKENS + 1):
+        with pytest.raises(ValueError, match="tokens"):
+            step.read([3] * count)
+    with pytest.raises(IndexError, match="id"):
+        step.read([3, 128])
+    assert step._cache.length == PROMPT
 
 
 @pytest.mark.parametrize("kind", MODELS)
