@@ -84,12 +84,11 @@ def table(rows: Sequence[Row], caption: str) -> Table:
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
+    """Equal answers show nothing where nothing was drafted: then this is unsure."""
     wrong = [f"{row['name']}, {row['kind']}: {row['same']} of {row['answers']}" for row in rows if row["parted"]]
-    answers = sum(row["answers"] for row in rows)
-    return [
-        Claim(
-            "With drafts all tokens are those without; lossless ones are those of sparsity 0.",
-            not wrong,
-            (", ".join(wrong) or f"all {answers} answers") + ".",
-        )
-    ]
+    idle = [f"{row['name']}, {row['kind']}" for row in rows if not row["drafted"]]
+    here = f"differ: {'; '.join(wrong)}" if wrong else f"all {sum(row['answers'] for row in rows)} answers"
+    if idle:
+        here += f"; nothing was drafted: {'; '.join(idle)}"
+    statement = "With drafts all tokens are those without; lossless ones are those of sparsity 0."
+    return [Claim(statement, False if wrong else None if idle else True, f"{here}.")]

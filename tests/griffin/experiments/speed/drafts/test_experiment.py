@@ -14,7 +14,7 @@ from griffin.errors import GriffinError
 from griffin.experiments.common.experiment import conduct
 from griffin.experiments.common.results import Claim
 from griffin.experiments.common.study import Study
-from griffin.experiments.speed.drafts import experiment, parts, questions, turns, ways
+from griffin.experiments.speed.drafts import equality, experiment, parts, questions, turns, ways
 from tests.griffin.experiments.llama import install, pretended_file
 from tests.griffin.experiments.speed.drafts.conftest import asked
 
@@ -118,6 +118,23 @@ def test_rows_by_hand() -> None:
     assert (drafts["drafted"], drafts["accepted"], drafts["tokens"], drafts["same"]) == (8, 3, 6, 2)
     (line,) = turns.table([drafts], "", "without").rows
     assert line == ("a, drafts", "3.0", "3.00x", "2.00 - 4.00", "3 of 8", "50 %", "2 of 3")
+
+
+def test_equal_answers_show_something_only_where_drafts_were_made() -> None:
+    """One that differs is told with its place; without drafts the claim is unsure."""
+    way = ways.Way("a, drafts", "a", lambda prompt: ways.Answer(prompt, 1.0))
+    row = equality._row("greedy", way)
+    equality._compare(row, 0, ways.Answer([1, 2], 1.0), ways.Answer([1, 2], 1.0))
+    (idle,) = equality.claims([row])
+    equality._compare(row, 1, ways.Answer([1, 2], 1.0, 3, 1), ways.Answer([1, 2], 1.0))
+    (drafted,) = equality.claims([row])
+    equality._compare(row, 2, ways.Answer([1, 3, 5], 1.0), ways.Answer([1, 2, 5], 1.0))
+    (wrong,) = equality.claims([row])
+
+    assert (idle.holds, drafted.holds, wrong.holds) == (None, True, False)
+    assert idle.here == "all 1 answers; nothing was drafted: a, drafts, greedy."
+    assert wrong.here == "differ: a, drafts, greedy: 2 of 3."
+    assert row["parted"] == [[2, 1]]
 
 
 def test_what_is_asked(study: Study) -> None:
