@@ -17,6 +17,7 @@ from griffin.experiments.quality import acceptance, drift, fidelity, pareto
 from griffin.experiments.registry import EXPERIMENTS
 from griffin.experiments.report import command as report
 from griffin.experiments.speed import latency, offload, pace
+from griffin.experiments.speed.drafts import experiment as drafts
 from griffin.experiments.tune import COMMANDS as TUNE
 
 COMMANDS: dict[str, Runnable] = {
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Runnable] = {
     "drift": Command("drift", drift),
     "fidelity": Command("fidelity", fidelity),
     "pace": Command("pace", pace),
+    "drafts": Command("drafts", drafts),
     "latency": latency,
     "offload": offload,
     "report": report,

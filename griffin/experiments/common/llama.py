@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -116,9 +116,10 @@ class LlamaCpp:
         self._process.wait()
         self._said.close()
 
-    def timed(self, prompt: Sequence[int], tokens: int) -> Facts:
+    def timed(self, prompt: Sequence[int], tokens: int, lookup: int = 0, ends: Collection[int] = ()) -> Facts:
         """Read a prompt and follow it, see ``llama_program.Model.timed``."""
-        return self._ask({"kind": "timed", "prompt": list(prompt), "tokens": tokens})
+        asked = {"prompt": list(prompt), "tokens": tokens, "lookup": lookup, "ends": sorted(ends)}
+        return self._ask({"kind": "timed", **asked})
 
     def clear(self) -> None:
         """Forget the sequence."""

@@ -22,6 +22,7 @@ if __name__ == "__main__":
 
 import llama_cpp
 import numpy as np
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 # llama.cpp's lines that say where weights, keys and values are, and whether it found flash attention useful.
 BUFFER = re.compile(r"(\w+)\s+(\w+) buffer size =\s+([\d.]+ MiB)")
@@ -44,6 +45,39 @@ class Log:
         if level == ERROR:
             sys.stderr.write(told)
             sys.stderr.flush()
+
+
+class Drafts:
+    """Drafts for one sequence, by the package's prompt lookup as it is.
+
+    drafted, accepted: tokens that were proposed, and those of them that stayed.
+    """
+
+    def __init__(self, prompt: list[int], tokens: int, most: int) -> None:
+        """
+        Args:
+            tokens: at most so many follow the prompt.
+            most: drafts at once; 0 proposes nothing.
+        """
+        self.drafted = self.accepted = 0
+        self._lookup = LlamaPromptLookupDecoding(num_pred_tokens=most) if most else None
+        self._ids = np.empty(len(prompt) + tokens, dtype=np.intc)
+        self._ids[: len(prompt)] = prompt
+        self._start = len(prompt)
+        self._known = 0
+
+    def after(self, ids: list[int]) -> list[int]:
+        """Drafts that follow these tokens of the sequence, of which those given last time are the first."""
+        if self._lookup is None:
+            return []
+        end = self._start + len(ids)
+        self._ids[self._start + self._known : end] = ids[self._known :]
+        self._known = len(ids)
+        found: list[int] = self._lookup(self._ids[:end]).tolist()
+        # Beyond the last token nothing is needed.
+        found = found[: len(self._ids) - end - 1]
+        self.drafted += len(found)
+        return found
 
 
 class Model:
@@ -94,24 +128,42 @@ class Model:
         """Forget the sequence."""
         llama_cpp.llama_memory_clear(self._memory, False)
 
-    def timed(self, prompt: list[int], tokens: int) -> dict[str, Any]:
+    def timed(self, prompt: list[int], tokens: int, lookup: int = 0, ends: tuple[int, ...] = ()) -> dict[str, Any]:
         """Read a prompt as a new sequence and follow it by the most probable tokens.
+
+        Args:
+            lookup: at most so many drafts a pass, by the package's prompt lookup; 0 runs one token after the other.
+            ends: no token follows any of these.
 
         Returns:
             times: seconds from the start to each token. ids: the tokens. peak_bytes: of this process, so far.
+            drafted, accepted: tokens that were proposed, and those of them that stayed.
         """
         self.clear()
+        drafts = Drafts(prompt, tokens, min(lookup, self._batch - 1))
         times: list[float] = []
         ids: list[int] = []
         started = time.perf_counter()
-        self._extend(prompt)
-        while True:
-            ids.append(int(self._row(-1).argmax()))
+
+        def take(number: int) -> None:
+            ids.append(int(self._row(number).argmax()))
             times.append(time.perf_counter() - started)
-            if len(ids) == tokens:
-                break
-            self._extend(ids[-1:])
-        return {"times": times, "ids": ids, "peak_bytes": _peak_bytes()}
+
+        self._extend(prompt)
+        take(-1)
+        while len(ids) < tokens and ids[-1] not in ends:
+            drafted = drafts.after(ids)
+            self._extend([ids[-1], *drafted], all_logits=bool(drafted))
+            for number, draft in enumerate([*drafted, None]):
+                take(number if drafted else -1)
+                drafts.accepted += ids[-1] == draft
+                if ids[-1] != draft or len(ids) == tokens or draft in ends:
+                    break
+            if drafted:
+                # All but the latest token stay.
+                llama_cpp.llama_memory_seq_rm(self._memory, 0, len(prompt) + len(ids) - 1, -1)
+        counts = {"drafted": drafts.drafted, "accepted": drafts.accepted}
+        return {"times": times, "ids": ids, "peak_bytes": _peak_bytes(), **counts}
 
     def logits(self, ids: list[int], one_by_one: bool) -> Any:
         """Extend the sequence. The logits after each token, ``(T, V)`` in fp32.
@@ -171,7 +223,7 @@ def answer(model: Model, request: dict[str, Any]) -> tuple[dict[str, Any], bytes
     """The answer to one request, and the bytes that follow it."""
     kind = request["kind"]
     if kind == "timed":
-        return model.timed(request["prompt"], request["tokens"]), b""
+        return model.timed(request["prompt"], request["tokens"], request["lookup"], tuple(request["ends"])), b""
     if kind == "clear":
         model.clear()
         return {}, b""

@@ -10,6 +10,8 @@ xsum            document, summary (the same for cnn_dm)
 coqa            story, questions[], answers[][] (the accepted answers to each question)
 qasper          context, question, answers[]
 humaneval       prompt, test, entry_point
+functions       prompt, canonical_solution, entry_point (in humaneval.jsonl)
+chats           category, turns[] (in chat_prompts.jsonl)
 wikitext        title, text (in wikitext2_raw_test.jsonl)
 books           title, text
 """
@@ -24,7 +26,7 @@ from griffin.errors import GriffinError
 
 Sample = dict[str, Any]
 
-FILES = {"wikitext": "wikitext2_raw_test", "books": "books"}
+FILES = {"wikitext": "wikitext2_raw_test", "books": "books", "functions": "humaneval", "chats": "chat_prompts"}
 FIELDS: dict[str, dict[str, type]] = {
     "hellaswag": {"ctx": str, "endings": list, "label": int},
     "piqa": {"goal": str, "sol1": str, "sol2": str, "label": int},
@@ -37,6 +39,8 @@ FIELDS: dict[str, dict[str, type]] = {
     "coqa": {"story": str, "questions": list, "answers": list},
     "qasper": {"context": str, "question": str, "answers": list},
     "humaneval": {"prompt": str, "test": str, "entry_point": str},
+    "functions": {"prompt": str, "canonical_solution": str, "entry_point": str},
+    "chats": {"category": str, "turns": list},
     "wikitext": {"title": str, "text": str},
     "books": {"title": str, "text": str},
 }

@@ -7,7 +7,10 @@ import pytest
 PACKAGE = """
 import ctypes
 import os
+import sys
 import types
+
+import numpy as np
 
 __version__ = "9.9"
 VOCABULARY = int(os.environ["GRIFFIN_TEST_VOCABULARY"])
@@ -82,6 +85,24 @@ def llama_print_system_info():
 
 def llama_memory_clear(memory, data):
     now.ids.clear()
+
+
+def llama_memory_seq_rm(memory, sequence, first, last):
+    del now.ids[first:]
+    return True
+
+
+class LlamaPromptLookupDecoding:
+    # Its first draft is right, the others are not.
+
+    def __init__(self, num_pred_tokens):
+        self.most = num_pred_tokens
+
+    def __call__(self, ids):
+        return ids[-1] + 1 + 2 * np.arange(self.most)
+
+
+sys.modules["llama_cpp.llama_speculative"] = sys.modules["llama_cpp"]
 
 
 def llama_batch_get_one(tokens, count):

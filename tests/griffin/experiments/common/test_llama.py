@@ -24,6 +24,23 @@ def test_a_prompt_is_read_and_followed(tmp_path: Path, monkeypatch: pytest.Monke
         assert run["peak_bytes"] > 1e6
 
 
+def test_drafts_are_looked_up_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens are those without drafts, to the last one and to one that ends; each pass is rid of wrong drafts."""
+    install(tmp_path / "package", monkeypatch, 40)
+    with LlamaCpp(pretended_file(tmp_path / "a.gguf"), 64, 2) as llama_cpp:
+        plain, looked_up, ended = (llama_cpp.timed([1, 2, 3], 8, *rest) for rest in ((), (2,), (2, {7, 30})))
+        rows_1V = llama_cpp.logits([9], one_by_one=True)
+
+    assert plain["ids"] == looked_up["ids"] == list(range(4, 12))
+    assert (plain["drafted"], plain["accepted"]) == (0, 0)
+    # Passes after tokens 4, 6, 8 and 10. No draft can be the last token of all.
+    assert (looked_up["drafted"], looked_up["accepted"]) == (6, 3)
+    assert len(looked_up["times"]) == 8
+    assert ended["ids"] == [4, 5, 6, 7]
+    # All that stayed was the prompt and the tokens before the latest.
+    assert rows_1V.max() == 3 + 3 + 1
+
+
 @pytest.mark.parametrize("one_by_one", [True, False])
 def test_logits_of_given_tokens(one_by_one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row a token, that goes on from those before until the sequence is cleared."""
