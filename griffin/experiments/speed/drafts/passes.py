@@ -1,16 +1,12 @@
-"""Passes: how long the decoder takes to read several tokens at once, in units of a step.
-
-Shapes: V vocabulary.
-"""
+"""Passes: how long the decoder takes to read several tokens at once, in units of a step."""
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from griffin import Engine, Prompt, Pruning, Sampling
 from griffin.errors import GriffinError
@@ -24,12 +20,6 @@ SIZES = (1, 2, 4, 8, 16)
 GOALS = {2: 1.15, 4: 1.35, 8: 1.9, 16: 3.0}
 
 
-class Reads(Protocol):
-    """A decoder that reads several tokens in one pass: the logits after each, ``(len(ids), V)``."""
-
-    def read(self, ids: Sequence[int], *, full: bool = False) -> Tensor: ...
-
-
 class Reader:
     """An engine that has read a prompt and stands at its end, pruned in some way."""
 
@@ -39,9 +29,10 @@ class Reader:
             GriffinError: its decoder cannot read several tokens.
         """
         self._state, self._device = engine._assembly.state, engine.device
-        if not hasattr(self._state.decoder, "read"):
+        step = self._state.decoder.passes
+        if step is None:
             raise GriffinError(f"--parts passes: the {engine.step} step reads one token at a time")
-        self._decoder = cast(Reads, self._state.decoder)
+        self._step = step
         self._length = self._state.length
         # What it reads is what the model itself would say. Neurons are chosen meanwhile.
         sampling = Sampling(temperature=0, max_tokens=max(SIZES) + 1, ignore_eos=True)
@@ -54,11 +45,11 @@ class Reader:
         Args:
             shift: which size comes first.
         """
-        self._seconds(lambda: self._decoder.read(self._ids[:1]))
+        self._seconds(lambda: self._step.read(self._ids[:1]))
         self._state.decoder.take(self._ids[0], self._first_logits_V)()
         step = self._seconds(lambda: self._state.decoder.advance()())
         order = [(number + shift) % len(SIZES) for number in range(len(SIZES))]
-        found = {which: self._seconds(lambda: self._decoder.read(self._ids[: SIZES[which]])) for which in order}  # noqa: B023
+        found = {which: self._seconds(lambda: self._step.read(self._ids[: SIZES[which]])) for which in order}  # noqa: B023
         return step, [found[which] for which in range(len(SIZES))]
 
     def _seconds(self, run: Callable[[], object]) -> float:
