@@ -696,5 +696,6 @@ def test_repetition_is_drafted_and_chance_is_not(prompts: Prompts) -> None:
     # Passes turn out to cost as much as steps.
     for _ in range(60):
         throttle.spent(0, 1, 0.01)
-        throttle.spent(7, 8, 0.08)
+        for drafts in (1, 7):
+            throttle.spent(drafts, drafts + 1, 0.01 * (drafts + 1))
     assert throttle.worth(LONGEST, 15) == 0
