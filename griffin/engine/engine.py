@@ -18,7 +18,6 @@ from griffin.decode.steps import STEP_NAMES, StepName
 from griffin.engine.assembly import Assembly, assemble
 from griffin.engine.continuation import Token
 from griffin.engine.limits import Limits, model_context_length
-from griffin.engine.prefill import PassLimit
 from griffin.engine.prefixes import PrefixStore
 from griffin.engine.prompt import Claim, Prompt, never
 from griffin.errors import (
@@ -57,7 +56,6 @@ class Engine:
         context_length: int | None = None,
         prefill_chunk: int = 256,
         prefixes: PrefixStore | None = None,
-        passes: PassLimit | None = None,
         losses: Sequence[LossTable] = (),
         step: StepName = "auto",
         method: MethodName = "griffin",
@@ -68,7 +66,6 @@ class Engine:
             context_length: a limit below the model's own, in tokens.
             prefill_chunk: prompt tokens per forward pass, the bound on prefill's memory.
             prefixes: where the beginnings of prompts are kept, of the same chunk; None keeps none.
-            passes: up to how many tokens of a prompt go through the decoder's pass; ``warm_up`` measures it.
             losses: of this model, by method, for sparsity auto; a method without a table is refused there.
             step: how a token is run, see ``decode.steps``; auto takes the fastest.
             method: that most requests will use. ``warm_up`` prepares it; another one is prepared when it is first used.
@@ -94,9 +91,8 @@ class Engine:
         self._method: MethodName = method
         self._preparation = Preparation(losses, HostWeights.of(model) is not None)
         self._assemble = partial(
-            assemble, model, self.prefixes, self._preparation, passes or PassLimit(),
-            context_length=self.context_length, step=step,
-        )  # fmt: skip
+            assemble, model, self.prefixes, self._preparation, context_length=self.context_length, step=step
+        )
         self._made: Assembly | None = self._assemble()
         self.accounting = self._made.trees.accounting
 
@@ -134,8 +130,6 @@ class Engine:
         """Choose kernels and touch buffers, so that no request pays for that; and check that the step is right."""
         prompt = [id % self.vocabulary_size for id in range(min(8, self.context_length - 2))]
         self._assembly.verify(prompt)
-        self._assembly.begin()
-        self._assembly.prefill.measure(self.context_length)
         for _ in self.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5, method=self._method)):
             pass
 
@@ -271,7 +265,7 @@ def build_engines(
     """
     if model.device.type == "cpu" and count > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    prefixes, passes = PrefixStore(prefix_bytes, prefill_chunk), PassLimit()
+    prefixes = PrefixStore(prefix_bytes, prefill_chunk)
     engines: list[Engine] = []
     try:
         for _ in range(count):
@@ -280,7 +274,6 @@ def build_engines(
                 context_length=context_length,
                 prefill_chunk=prefill_chunk,
                 prefixes=prefixes,
-                passes=passes,
                 losses=losses,
                 method=method,
             )

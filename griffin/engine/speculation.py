@@ -27,11 +27,14 @@ from griffin.engine.state import SequenceState
 from griffin.engine.throttle import Throttle
 from griffin.engine.trees import Trees
 from griffin.model.forward import logits
+from griffin.neurons import Kept
 from griffin.request import Pruning, Verification
 from griffin.thresholds import Shares
 
 # The most that the throttle asks for: what a pass of the compiled step has room for.
 MOST_NGRAM_TOKENS = 15
+# What a step reads where each token picks it is taken over after the first block, and then after so many.
+COUNTED_EVERY = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,8 @@ class Verified:
     passes: over a block: the model reads its drafts and the token before them.
     rollbacks: passes after which some of the block was thrown away.
     refreshes: how often other neurons were taken.
-    parameters_read, bytes_read: by all steps and passes, of weights; for the mean per token, divide by ``tokens``.
+    parameters_read, bytes_read: by all steps and passes, of weights; for the mean per token, divide by ``tokens``. A
+        pass reads a weight once. Where each of its tokens picks what it reads, this is the most that it can have read.
     """
 
     tokens: int = 0
@@ -98,11 +102,13 @@ class Verifier:
         self._trees, self._state, self._decoder = trees, state, state.decoder
         self._verification, self._end_ids, self._id = verification, end_ids, latest
         self._full = verification.mode != "fast"
-        way = pruning.method if chosen else "full", pruning.sparsity if chosen else 0.0, self._full
-        self._throttle = Throttle(state.costs.of(way, MOST_NGRAM_TOKENS + 1))
+        way = f"{verification.mode} {pruning.method if chosen else ''}"
+        sparsity = pruning.sparsity if chosen else 0.0
+        self._throttle = Throttle(state.costs.of(way, sparsity, MOST_NGRAM_TOKENS + 1))
         self._drafts = Drafts(state, verification, ngrams, self._throttle, end_ids)
         refreshes = self._full and verification.refresh and chosen is not None and pruning.follows_text
         self._refresh = Refresh(state, pruning, trees.accounting.width) if refreshes else None
+        self._blocks = 0
         self._chosen: PendingSelection | None = None
         # Neurons taken since the last block.
         self._taken: PendingSelection | None = None
@@ -126,7 +132,15 @@ class Verifier:
         self._id = tokens[-1].id
         self._drafts.extend(token.id for token in tokens)
         taken, self._taken = self._taken, None
-        return Block(tokens, taken, None if self._full else self._decoder.shares())
+        return Block(tokens, taken, self._shares())
+
+    def _shares(self) -> Shares | None:
+        """What tokens have read so far, where it is counted. Now and then what a step reads is taken from it."""
+        shares = None if self._full else self._decoder.shares()
+        self._blocks += 1
+        if shares is not None and self._blocks % COUNTED_EVERY == 1:
+            self._account(shares)
+        return shares
 
     def _read(self, drafts: list[int], guarded: bool) -> list[Drawn]:
         """Run the latest token and the drafts through the model that checks.
@@ -146,10 +160,17 @@ class Verifier:
             accepted=accepted,
             passes=1,
             rollbacks=accepted < len(drafts),
-            parameters_read=self._trees.accounting.total if self._full else self._active,
-            bytes_read=self._trees.accounting.weight_bytes if self._full else self._step_bytes,
         )
+        self._count_pass(1 + len(drafts))
         return tokens
+
+    def _count_pass(self, tokens: int) -> None:
+        """A pass reads a weight once. Where each token picks what it reads: the sum of all, and at most everything."""
+        parameters, read = self._trees.accounting.total, self._trees.accounting.weight_bytes
+        if not self._full and self._chosen is not None:
+            times = 1 if isinstance(self._chosen.chosen, Kept) else tokens
+            parameters, read = min(parameters, times * self._active), min(read, times * self._step_bytes)
+        self._count(parameters_read=parameters, bytes_read=read)
 
     def _checked(self, ids: list[int]) -> tuple[Tensor, Callable[[int], None]]:
         """The logits after each of these tokens, and a function: so many of the first ones count in the statistic."""
@@ -195,9 +216,13 @@ class Verifier:
         if self._full:
             self._state.decode_with(chosen)
         self._chosen = self._taken = chosen
-        accounting = self._trees.accounting
-        self._active = accounting.total if chosen is None else accounting.active_with(chosen.chosen)
-        self._step_bytes = accounting.bytes_per_token(None if chosen is None else chosen.chosen)
+        self._account(None)
+
+    def _account(self, shares: Shares | None) -> None:
+        """What a step of the decoder reads, where tokens pick that: these shares, or as planned."""
+        accounting, chosen = self._trees.accounting, None if self._chosen is None else self._chosen.chosen
+        self._active = accounting.total if chosen is None else accounting.active_with(chosen, shares)
+        self._step_bytes = accounting.bytes_per_token(chosen, shares)
 
     def _count(self, **more: int) -> None:
         self.verified = replace(self.verified, **{name: getattr(self.verified, name) + n for name, n in more.items()})

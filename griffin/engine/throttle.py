@@ -82,8 +82,8 @@ class Costs:
         """So many tokens came without drafts."""
         if self._tokens:
             seconds = min(seconds, OUTLIER * tokens * self._seconds / self._tokens)
-        # The first token of all may wait for memory.
-        kept = TOKENS_KEPT if self.measured else 0.0
+        # The first token of all may wait for memory: the second one takes its place.
+        kept = TOKENS_KEPT if self.measured > 1 else 0.0
         self._seconds, self._tokens = kept * self._seconds + seconds, kept * self._tokens + tokens
         self.measured += 1
         self._counts = [FORGOTTEN_A_TOKEN**tokens * count for count in self._counts]
@@ -91,8 +91,11 @@ class Costs:
             self._ratios = self._estimated()
 
     def passed(self, tokens: int, seconds: float) -> None:
-        """A pass over so many tokens was made. It counts once a token without drafts was measured."""
-        if not self._seconds or tokens < 2:
+        """A pass over so many tokens was made. It counts once a token without drafts was measured.
+
+        A request may name more drafts than are tried here; such passes do not count.
+        """
+        if not self._seconds or not 2 <= tokens < len(self._ratios):
             return
         ratio = min(seconds * self._tokens / self._seconds, OUTLIER * self._ratios[tokens])
         count = self._counts[tokens] = PASSES_KEPT * self._counts[tokens] + 1
@@ -160,12 +163,13 @@ class KnownCosts:
     """The costs of each way to decode in which one engine has decoded so far."""
 
     def __init__(self) -> None:
-        self._costs: dict[tuple[object, ...], Costs] = {}
+        self._costs: dict[tuple[str, float, int], Costs] = {}
 
-    def of(self, way: tuple[object, ...], most: int) -> Costs:
+    def of(self, way: str, sparsity: float, most: int) -> Costs:
         """
         Args:
             way: its name. There should be few.
+            sparsity: to tenths, because clients may choose any number.
             most: the most tokens of a pass.
         """
-        return self._costs.setdefault((*way, most), Costs(most))
+        return self._costs.setdefault((way, round(sparsity, 1), most), Costs(most))

@@ -60,7 +60,7 @@ def _verification(options: GriffinOptions, settings: Settings, scored: bool) -> 
     if mode != "fast" and scored:
         _refuse("mode", "texts that are scored (echo with logprobs) are generated in mode fast; leave it out")
     if options.draft not in (None, *MODE_DRAFTS[mode]):
-        _refuse("draft", f"in mode {mode} it must be {' or '.join(MODE_DRAFTS[mode])}")
+        _refuse("draft", f"only {' or '.join(MODE_DRAFTS[mode])} in mode {mode}")
     draft = options.draft or _draft(mode, settings)
     source = draft or Verification(mode).source
     if options.draft_tokens is not None and source == "none":

@@ -60,7 +60,7 @@ def test_a_sparsity_that_rounds_to_all_neurons_is_dense_everywhere() -> None:
         assert not Shadows(1.0, Metrics(), "m").draws(Ask([1], [], pruning), engine.accounting.width)
         with engine.read(PROMPT, pruning, Scoring()) as read:
             assert read.selection is None
-            tokens = list(read.generate(sampling, verification=Verification("lossless")))
+            tokens = list(read.generate(sampling, verification=Verification("lossless", "pruned")))
             assert read.compare([token.id for token in tokens]) is None
         assert [token.id for token in tokens] == dense
         assert all(token.selection is None and token.verified is None for token in tokens)

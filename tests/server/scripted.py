@@ -85,6 +85,7 @@ class ScriptedEngine:
     whatever is compared. compare_gate: none is made before it is set. compare_failure: raised instead.
     outlook: what sparsity auto comes to. expert_set: what neurons are called. correction: of those of
     griffin+.
+    drafts: in mode fast as well, and without sparsity.
     asked: what each prompt was to be generated with. compared: what was given to comparisons that were begun.
     """
 
@@ -100,6 +101,7 @@ class ScriptedEngine:
     compare_failure: BaseException | None = None
     outlook: Outlook | None = None
     expert_set: str = "cafe"
+    drafts: bool = False
     asked: list[tuple[Pruning, Verification | None]] = field(default_factory=list)
     compared: list[tuple[list[int], list[int], Pruning]] = field(default_factory=list)
     accounting: Accounting = ACCOUNTING
@@ -180,7 +182,9 @@ class ScriptedPrompt:
 
     def _verified(self, before: int, limit: int, verification: Verification | None) -> Verified | None:
         """Of the whole block of a token with that many before it. A pass reads all, a draft the kept neurons."""
-        if not self._sparsity or verification is None or verification.mode == "fast":
+        if verification is None or not (self._sparsity or self._engine.drafts):
+            return None
+        if verification.mode == "fast" and not (self._engine.drafts and verification.source == "ngram"):
             return None
         blocks = -(-before // BLOCK)
         read = blocks * (ACCOUNTING.total + BLOCK * ACCOUNTING.active(EXPERTS.numel()))

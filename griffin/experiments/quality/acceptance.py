@@ -69,7 +69,7 @@ def ways(
     found = []
     for temperature in (0.0,) if greedy else (0.0, 1.0):
         for method, mode, sparsity in product(methods, modes, sparsities):
-            found.append(Way(method, sparsity, Verification(mode), temperature))
+            found.append(Way(method, sparsity, Verification(mode, "pruned"), temperature))
         if "lossless" in modes:
             found.append(Way("griffin", 0.0, Verification("lossless", draft="ngram"), temperature))
     return found

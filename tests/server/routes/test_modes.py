@@ -23,6 +23,7 @@ from tests.server.scripted import wait_until
 
 PROMPT = "the cat sat on the mat and the dog sat on the cat and the mat " * 2
 SHARE = ("--shadow-share", "1")
+DRAFTED = {"draft": "ngram", "draft_tokens": 20}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,21 @@ def test_lossless_is_the_full_models_answer(url: str, draft: str, temperature: i
     verification = lossless["griffin"]["verification"]
     assert verification["accepted_tokens"] <= verification["drafted_tokens"] == counted
     assert draft == "ngram" or verification["drafted_tokens"] > 0
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.5])
+@pytest.mark.parametrize("method", ["griffin", "griffin+"])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_drafts_change_no_answer(url: str, sparsity: float, method: str, temperature: int) -> None:
+    """However many are made, by the clock or by the request; greedy and drawn, of several samples."""
+    asked = {"sparsity": sparsity, "temperature": temperature, "n": 2, "logprobs": 2}
+    without, throttled, named = (
+        ask(url, **asked, griffin={"method": method, **griffin}) for griffin in ({"draft": "none"}, {}, DRAFTED)
+    )
+
+    assert without["griffin"]["verification"] is None
+    assert throttled["choices"] == named["choices"] == without["choices"]
+    assert named["usage"]["completion_tokens"] == without["usage"]["completion_tokens"]
 
 
 def test_an_answer_compared_at_once_and_in_idle_time(url: str) -> None:
@@ -134,9 +150,10 @@ def test_method_griffin_plus(measured_url: str) -> None:
     """No neuron is removed; what tokens read is counted, and is about as much as by the paper's method."""
     full = ask(measured_url, sparsity=0)["griffin"]
     paper = ask(measured_url, sparsity=0.5, griffin={"method": "griffin"})["griffin"]
-    plus = ask(measured_url, sparsity=0.5)
+    # How much is drafted goes by the clock, and what drafts read counts in the shares.
+    plus = ask(measured_url, sparsity=0.5, griffin={"draft": "none"})
     report = plus["griffin"]
-    again = ask(measured_url, griffin={"expert_set": report["expert_set"]})
+    again = ask(measured_url, griffin={"expert_set": report["expert_set"], "draft": "none"})
     known = httpx.get(f"{measured_url}/v1/griffin/experts/{report['expert_set']}").json()
 
     assert (report["method"], paper["method"]) == ("griffin+", "griffin")

@@ -52,6 +52,46 @@ def test_metrics_of_a_mode(mode: str) -> None:
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.5])
+def test_drafts_in_mode_fast(sparsity: float) -> None:
+    """By default; they are in the report and in the metrics of that mode, and nothing is read twice there."""
+    with served(ScriptedEngine(drafts=True)) as url:
+        before = metric(url, f"{SPEC}drafts_total", mode="fast")
+        report = post(url, max_tokens=10, sparsity=sparsity).json()["griffin"]
+        counted = [metric(url, f"{SPEC}{name}_total", mode="fast") for name in ("drafts", "draft_tokens", "rollbacks")]
+        read = metric(url, "griffin_decode_parameters_read_total", sparsity=f"{sparsity:g}")
+        off = post(url, max_tokens=10, sparsity=sparsity, griffin={"draft": "none"}).json()["griffin"]
+        after = metric(url, f"{SPEC}drafts_total", mode="fast")
+
+    assert (report["mode"], report["reason"]) == ("fast", "requested")
+    assert report["verification"]["drafted_tokens"] == 12
+    assert (before, counted, after) == (0, [3, 12, 3], 3)
+    assert read == 3 * (1000 + 4 * 700)
+    assert off["verification"] is None
+
+
+def test_a_server_without_drafts() -> None:
+    """A request may still ask for them, in each mode."""
+    asks = ({}, {"draft": "ngram"}, {"mode": "guarded"}, {"mode": "lossless", "draft": "both"})
+    with served(engine := ScriptedEngine(drafts=True), draft="none") as url:
+        reports = [post(url, max_tokens=5, sparsity=0.5, griffin=griffin).json()["griffin"] for griffin in asks]
+        refusal = post(url, griffin={"draft_tokens": 4})
+
+    assert [asked and asked.source for _, asked in engine.asked] == ["none", "ngram", "pruned", "both"]
+    assert [bool(report["verification"]) for report in reports] == [False, True, True, True]
+    assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "griffin.draft_tokens")
+
+
+def test_tokens_of_a_block_are_chunks_of_their_own() -> None:
+    """In order, although they are made together."""
+    with served(ScriptedEngine(drafts=True)) as url:
+        *chunks, usage = stream(url, max_tokens=10, stream_options=WITH_USAGE)
+
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == list("abcdefghij")
+    assert usage["usage"]["completion_tokens"] == 10
+    assert usage["griffin"]["verification"]["passes"] == 3
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.5])
 def test_a_mode_that_has_nothing_to_verify(sparsity: float) -> None:
     """Nothing removed, or an answer of one token: the mode is what was asked for, and parameters are all of them."""
     tokens = 1 if sparsity else 3
