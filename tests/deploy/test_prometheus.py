@@ -19,8 +19,9 @@ import httpx
 import pytest
 import yaml
 
+from griffin.request import MODES
 from server import errors
-from server.metrics import FAILURES, ITL_BUCKETS, REJECTIONS, REQUEST_BUCKETS, TTFT_BUCKETS, VERIFYING_MODES
+from server.metrics import FAILURES, ITL_BUCKETS, REJECTIONS, REQUEST_BUCKETS, TTFT_BUCKETS
 from tests.deploy.dashboards import annotation_queries, panel_queries
 from tests.deploy.prometheus import CONFIGURATION, Prometheus, scraping
 from tests.programs import require
@@ -95,7 +96,7 @@ def provoke(client: httpx.Client) -> int:
         How many were answered.
     """
     body = {"prompt": PROMPT, "max_tokens": 8, "sparsity": 0.5}
-    modes = [{**body, "griffin": {"mode": mode}} for mode in VERIFYING_MODES]
+    modes = [{**body, "griffin": {"mode": mode}} for mode in MODES]
     chat = {"messages": [{"role": "user", "content": "What is a lighthouse?"}], "max_tokens": 8}
     statuses = [client.post("/v1/completions", json=body).status_code]
     statuses += [client.post("/v1/completions", json=verified).status_code for verified in modes]

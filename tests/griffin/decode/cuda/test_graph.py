@@ -144,7 +144,7 @@ def test_the_context_can_be_filled_to_its_end(prompts: Prompts) -> None:
     [
         (SAMPLINGS[0], Verification("lossless", "pruned", 2)),
         (SAMPLINGS[2], Verification("lossless", "both", 3)),
-        (SAMPLINGS[1], Verification("lossless", "ngram")),
+        (SAMPLINGS[1], Verification("lossless", "ngram", 4)),
         (SAMPLINGS[2], Verification("guarded", "pruned", 3)),
     ],
     ids=["greedy", "everything", "n-grams", "guarded"],
