@@ -188,10 +188,8 @@ class Prompt:
             self._state.statistic.resume(self._sums)
         elif verification.mode != "fast":
             self._sums = self._state.statistic.sums()
-        ngrams, pruning = (
-            self._ngrams_with(first_id) if verification.source != "pruned" else None,
-            self._neurons.pruning,
-        )
+        ngrams = None if verification.source == "pruned" else self._ngrams_with(first_id)
+        pruning = self._neurons.pruning
         return Verifier(self._trees, self._state, verification, pruning, chosen, first_id, ngrams, end_ids)
 
     def _ngrams_with(self, first_id: int) -> NGrams:

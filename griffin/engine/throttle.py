@@ -172,4 +172,7 @@ class KnownCosts:
             sparsity: to tenths, because clients may choose any number.
             most: the most tokens of a pass.
         """
-        return self._costs.setdefault((way, round(sparsity, 1), most), Costs(most))
+        key = way, round(sparsity, 1), most
+        if key not in self._costs:
+            self._costs[key] = Costs(most)
+        return self._costs[key]

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from griffin import Engine, Pruning, Sampling
@@ -12,6 +12,7 @@ from griffin.experiments.common.results import Claim, Table
 from griffin.experiments.common.study import Study
 from griffin.experiments.speed.contestants import LLAMA_CPP, PAUSE
 from griffin.experiments.speed.drafts.questions import windows
+from griffin.experiments.speed.drafts.turns import rotated
 
 Row = dict[str, Any]
 LENGTHS = (8, 27, 64, 128)
@@ -44,7 +45,7 @@ def measure(
             times: dict[str, list[float]] = {name: [] for name in readers}
             for turn, prompt in enumerate(windows(study, length, rounds + 1)):
                 progress.begin(f"first-token, {length} tokens, round {turn}")
-                for name, reader in _rotated(readers, turn):
+                for name, reader in rotated(list(readers.items()), turn):
                     found = reader(prompt)
                     # The first round chooses kernels and touches memory.
                     if turn:
@@ -53,14 +54,6 @@ def measure(
             rows += [_row(name, length, own) for name, own in times.items()]
             kept(rows)
     return rows
-
-
-def _rotated(
-    readers: dict[str, Callable[[list[int]], float]], turn: int
-) -> Iterator[tuple[str, Callable[[list[int]], float]]]:
-    names = list(readers)
-    first = turn % len(names)
-    yield from ((name, readers[name]) for name in [*names[first:], *names[:first]])
 
 
 def _seconds(engine: Engine, prompt: Sequence[int], pruning: Pruning) -> float:

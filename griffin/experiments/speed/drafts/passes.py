@@ -13,6 +13,7 @@ from griffin.errors import GriffinError
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table
 from griffin.experiments.common.study import Study
+from griffin.experiments.speed.drafts.turns import rotated
 
 Row = dict[str, Any]
 SIZES = (1, 2, 4, 8, 16)
@@ -45,12 +46,14 @@ class Reader:
         Args:
             shift: which size comes first.
         """
-        self._seconds(lambda: self._step.read(self._ids[:1]))
+        self._pass_seconds(1)
         self._state.decoder.take(self._ids[0], self._first_logits_V)()
         step = self._seconds(lambda: self._state.decoder.advance()())
-        order = [(number + shift) % len(SIZES) for number in range(len(SIZES))]
-        found = {which: self._seconds(lambda: self._step.read(self._ids[: SIZES[which]])) for which in order}  # noqa: B023
-        return step, [found[which] for which in range(len(SIZES))]
+        found = {size: self._pass_seconds(size) for size in rotated(SIZES, shift)}
+        return step, [found[size] for size in SIZES]
+
+    def _pass_seconds(self, tokens: int) -> float:
+        return self._seconds(lambda: self._step.read(self._ids[:tokens]))
 
     def _seconds(self, run: Callable[[], object]) -> float:
         self._state.rewind(self._length)

@@ -2,15 +2,22 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Table, percent
 from griffin.experiments.speed.drafts.ways import Answer, Ids, Way
 
 Row = dict[str, Any]
+Item = TypeVar("Item")
 # The answers to each prompt, by the name of the way.
 Answers = list[dict[str, Answer]]
+
+
+def rotated(items: Sequence[Item], turn: int) -> list[Item]:
+    """All of them; another one begins at each turn."""
+    first = turn % len(items)
+    return [*items[first:], *items[:first]]
 
 
 def in_turns(ways: Sequence[Way], prompts: Sequence[Ids], what: str, kept: Callable[[list[Row]], None]) -> list[Row]:
@@ -25,9 +32,8 @@ def in_turns(ways: Sequence[Way], prompts: Sequence[Ids], what: str, kept: Calla
     answers: Answers = []
     with Progress(len(ways) * (len(prompts) + 1)) as progress:
         for number, prompt in enumerate([prompts[0], *prompts]):
-            first = number % len(ways)
             found = {}
-            for way in [*ways[first:], *ways[:first]]:
+            for way in rotated(ways, number):
                 progress.begin(f"{what}, prompt {number} of {len(prompts)}, {way.name}")
                 found[way.name] = way.run(prompt)
                 progress.advance()
