@@ -5,6 +5,8 @@ more for many. The two round differently. So all engines of a model share one li
 request.
 """
 
+import logging
+import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -12,12 +14,19 @@ import torch
 
 from griffin.engine.pending import Timer
 
+logger = logging.getLogger("griffin")
+
 # A limit that was measured is one of these, or 0. They lie so far apart that two starts on one machine rarely differ.
-STEPS = (16, 32, 48, 64, 96, 128)
+STEPS = (16, 32, 64, 128)
 # The numbers of tokens that are timed. The first one is one pass.
-FEW, MANY = 16, 64
+FEW, MANY = 16, 128
 # Each is timed so often, or until that has taken so many seconds.
-TIMES, ENOUGH_S = 3, 0.5
+TIMES, ENOUGH_S = 4, 1.0
+# Where other processes take processors, threads wait for each other, and the library's wait far longer. A time counts
+# if the threads ran for so much of it.
+RAN = 0.85
+# The limit on a machine that is too busy to tell: a single pass is hardly ever slower.
+BUSY = 16
 # Passes must promise to be so many times as fast.
 MARGIN = 1.1
 
@@ -46,14 +55,20 @@ class PassLimit:
 
 
 def measured(by_passes: Callable[[int], object], by_model: Callable[[int], object], device: torch.device) -> int:
-    """The limit, from timing both ways.
+    """The limit, from timing both ways. If other processes take the processors, it is ``BUSY``, and that is logged.
 
     Args:
         by_passes, by_model: each reads so many tokens from an empty cache.
         device: where they read.
     """
-    few, many = (_fastest(lambda tokens=tokens: by_model(tokens), device) for tokens in (FEW, MANY))  # type: ignore[misc]
-    return longest(_fastest(lambda: by_passes(FEW), device), few, many)
+    times: list[float] = []
+    for read, tokens in ((by_passes, FEW), (by_model, FEW), (by_model, MANY)):
+        fastest = _fastest(read, tokens, device)
+        if fastest is None:
+            logger.info("other processes take the processors, so the limit of short prompts was not measured")
+            return BUSY
+        times.append(fastest)
+    return longest(*times)
 
 
 def longest(one_pass: float, few: float, many: float) -> int:
@@ -72,12 +87,16 @@ def longest(one_pass: float, few: float, many: float) -> int:
     return found
 
 
-def _fastest(read: Callable[[], object], device: torch.device) -> float:
-    """In seconds. The first time is often slower, and another process may take a processor for a moment."""
-    times: list[float] = []
-    while len(times) < TIMES and sum(times) < ENOUGH_S:
-        timer = Timer(device)
-        read()
+def _fastest(read: Callable[[int], object], tokens: int, device: torch.device) -> float | None:
+    """In seconds; None if other processes took the processors each time. The first time is often slower."""
+    good: list[float] = []
+    spent, tries = 0.0, 0
+    while tries < TIMES and spent < ENOUGH_S:
+        timer, began = Timer(device), time.process_time()
+        read(tokens)
         timer.stop()
-        times.append(timer.seconds())
-    return min(times)
+        ran, seconds = time.process_time() - began, timer.seconds()
+        if device.type != "cpu" or ran > RAN * torch.get_num_threads() * seconds:
+            good.append(seconds)
+        spent, tries = spent + seconds, tries + 1
+    return min(good, default=None)

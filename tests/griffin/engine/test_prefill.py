@@ -1,5 +1,6 @@
 """Prompts, or what is left of them, in the decoder's passes: the same to rounding, and always the same way."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from griffin import Engine, Pruning, Sampling, Scoring, Token, build_engines
 from griffin.decode.c.library import available
-from griffin.engine import prefill
-from griffin.engine.pass_limit import FEW, MANY, PassLimit, longest, measured
+from griffin.engine import pass_limit, prefill
+from griffin.engine.pass_limit import BUSY, FEW, MANY, TIMES, PassLimit, longest, measured
 from griffin.engine.prefill import Prefill
 from griffin.engine.prefixes import PrefixStore
 from griffin.errors import Cancelled
@@ -119,10 +120,10 @@ def test_given_up_within_a_chunk(prompts: Prompts) -> None:
 @pytest.mark.parametrize(
     ("one_pass", "few", "many", "expected"),
     [
-        (16, 18, 72, 128),
-        (16, 15, 80, 0),
-        (32, 64, 112, 32),
-        (32, 100, 148, 64),
+        (16, 18, 144, 128),
+        (16, 17, 200, 0),
+        (32, 64, 176, 32),
+        (32, 100, 212, 64),
         (32, 500, 400, 128),
         (0, 0, 0, 128),
     ],
@@ -133,18 +134,39 @@ def test_the_limit_is_where_both_take_as_long(one_pass: float, few: float, many:
     assert longest(one_pass, few, many) == expected
 
 
-def test_both_ways_are_timed() -> None:
-    """Each at its numbers of tokens, several times."""
+def working(seconds: float) -> None:
+    """As a thread that is not interrupted."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_both_ways_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each at its numbers of tokens, several times. Here the model's own code takes twice as long for 16 tokens."""
+    monkeypatch.setattr(pass_limit, "RAN", 0.0)
     read = list[tuple[str, int]]()
-    found = measured(
-        lambda tokens: read.append(("passes", tokens)),
-        lambda tokens: read.append(("model", tokens)),
-        torch.device("cpu"),
-    )
+
+    def reading(name: str, seconds: float) -> Callable[[int], None]:
+        def reads(tokens: int) -> None:
+            read.append((name, tokens))
+            working(seconds)
+
+        return reads
+
+    found = measured(reading("passes", 0.01), reading("model", 0.025), torch.device("cpu"))
 
     assert set(read) == {("passes", FEW), ("model", FEW), ("model", MANY)}
-    assert len(read) == 9
-    assert found in (0, 16, 32, 48, 64, 96, 128)
+    assert len(read) == 3 * TIMES
+    assert found in (16, 32)
+
+
+def test_a_busy_machine_is_not_measured(caplog: pytest.LogCaptureFixture) -> None:
+    """A thread that waits instead of running is no measure. It is told, and the model's own code is not waited for."""
+    caplog.set_level("INFO", "griffin")
+    found = measured(lambda _: time.sleep(0.01), lambda _: pytest.fail("timed"), torch.device("cpu"))
+
+    assert found == BUSY
+    assert "other processes take the processors" in caplog.text
 
 
 def test_it_is_settled_once_for_all_engines(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
