@@ -127,6 +127,14 @@ class Settings(BaseSettings):
         int,
         Field(ge=0, description="memory in MiB for beginnings of prompts, which are not read again; 0 keeps none"),
     ] = 512
+    prompt_pass_tokens: Annotated[
+        Annotated[int, Field(ge=0)] | Literal["auto"],
+        Field(
+            description="a prompt, or what is left of it after whole chunks, goes through the compiled step if it has "
+            "at most so many tokens; auto measures up to where that is faster, a number makes all starts round alike, "
+            "0 is never"
+        ),
+    ] = "auto"
     max_model_len: Annotated[
         int | None, Field(ge=3, description="context limit in tokens; default: the model's own")
     ] = None

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from griffin.decode.decoder import Decoder
 from griffin.decode.steps import Parts, StepName, make_decoder
+from griffin.engine.pass_limit import PassLimit
 from griffin.engine.prefill import Prefill
 from griffin.engine.prefixes import PrefixStore
 from griffin.engine.state import SequenceState
@@ -95,12 +96,19 @@ def _error(found_V: Tensor, expected_V: Tensor) -> float:
 
 
 def assemble(
-    origin: PreTrainedModel, prefixes: PrefixStore, preparation: Preparation, *, context_length: int, step: StepName
+    origin: PreTrainedModel,
+    prefixes: PrefixStore,
+    limit: PassLimit,
+    preparation: Preparation,
+    *,
+    context_length: int,
+    step: StepName,
 ) -> Assembly:
     """
     Args:
         origin: the model, shared by several engines.
         prefixes: shared by them too; its chunk is the prompt tokens of one forward pass.
+        limit: shared by them too.
         step: auto takes the fastest.
 
     Raises:
@@ -116,4 +124,4 @@ def assemble(
     # Streaming moves weights in and out of the full tree, but never in the origin's.
     chooser = Chooser(feed_forwards(origin), origin.device, preparation.tables)
     state = SequenceState(trees, chooser, lambda cache: decoder(step, cache))
-    return Assembly(trees, state, Prefill(trees, state, prefixes), decoder)
+    return Assembly(trees, state, Prefill(trees, state, prefixes, limit), decoder)

@@ -9,6 +9,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from griffin.decode.steps import STEP_NAMES, StepName
 from griffin.engine.assembly import Assembly, assemble
 from griffin.engine.continuation import Token
 from griffin.engine.limits import Limits, model_context_length
+from griffin.engine.pass_limit import PassLimit
 from griffin.engine.prefixes import PrefixStore
 from griffin.engine.prompt import Claim, Prompt, never
 from griffin.errors import (
@@ -56,6 +58,7 @@ class Engine:
         context_length: int | None = None,
         prefill_chunk: int = 256,
         prefixes: PrefixStore | None = None,
+        limit: PassLimit | None = None,
         losses: Sequence[LossTable] = (),
         step: StepName = "auto",
         method: MethodName = "griffin",
@@ -66,6 +69,8 @@ class Engine:
             context_length: a limit below the model's own, in tokens.
             prefill_chunk: prompt tokens per forward pass, the bound on prefill's memory.
             prefixes: where the beginnings of prompts are kept, of the same chunk; None keeps none.
+            limit: which chunks the decoder's passes read; ``warm_up`` settles it, unless it is. None reads all by the
+                model's own code.
             losses: of this model, by method, for sparsity auto; a method without a table is refused there.
             step: how a token is run, see ``decode.steps``; auto takes the fastest.
             method: that most requests will use. ``warm_up`` prepares it; another one is prepared when it is first used.
@@ -83,6 +88,7 @@ class Engine:
         model.eval().requires_grad_(False)
         self._claim: Claim | None = None
         self.prefixes = PrefixStore(0, prefill_chunk) if prefixes is None else prefixes
+        self._limit = PassLimit() if limit is None else limit
         self.device = model.device
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = model_context_length(model, context_length)
@@ -91,7 +97,13 @@ class Engine:
         self._method: MethodName = method
         self._preparation = Preparation(losses, HostWeights.of(model) is not None)
         self._assemble = partial(
-            assemble, model, self.prefixes, self._preparation, context_length=self.context_length, step=step
+            assemble,
+            model,
+            self.prefixes,
+            self._limit,
+            self._preparation,
+            context_length=self.context_length,
+            step=step,
         )
         self._made: Assembly | None = self._assemble()
         self.accounting = self._made.trees.accounting
@@ -111,6 +123,11 @@ class Engine:
         """Which step runs a token, see ``decode.steps``."""
         return self._assembly.state.decoder.name
 
+    @property
+    def pass_tokens(self) -> int:
+        """Up to how many tokens a chunk of a prompt is read in passes, see ``PassLimit``; 0 if no step has passes."""
+        return self._limit.tokens if self._assembly.state.decoder.passes else 0
+
     def rebuild(self) -> None:
         """Start over after a failure: make everything but the weights anew, and warm it up.
 
@@ -127,11 +144,15 @@ class Engine:
         self.warm_up()
 
     def warm_up(self) -> None:
-        """Choose kernels and touch buffers, so that no request pays for that; and check that the step is right."""
+        """Choose kernels and touch buffers, so that no request pays for that; and check that the step is right.
+
+        It settles the limit of passes too, unless another engine has.
+        """
         prompt = [id % self.vocabulary_size for id in range(min(8, self.context_length - 2))]
         self._assembly.verify(prompt)
         for _ in self.generate(prompt, Sampling(max_tokens=2, ignore_eos=True), Pruning(0.5, method=self._method)):
             pass
+        self._assembly.prefill.settle(self.context_length)
 
     def check(
         self, prompt_ids: Sequence[int], sampling: Sampling | None = None, scoring: Scoring | None = None
@@ -253,6 +274,7 @@ def build_engines(
     context_length: int | None = None,
     prefill_chunk: int = 256,
     prefix_bytes: int = 0,
+    pass_tokens: int | Literal["auto"] = 0,
     losses: Sequence[LossTable] = (),
     method: MethodName = "griffin",
 ) -> list[Engine]:
@@ -260,12 +282,15 @@ def build_engines(
 
     On a CPU torch's threads are divided among them: more threads than cores cost far more than they bring.
 
+    Args:
+        pass_tokens: the limit of passes, see ``PassLimit``; auto measures it once for all.
+
     Raises:
         LoadError: the weights leave too little memory for so many engines.
     """
     if model.device.type == "cpu" and count > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    prefixes = PrefixStore(prefix_bytes, prefill_chunk)
+    prefixes, limit = PrefixStore(prefix_bytes, prefill_chunk), PassLimit(pass_tokens)
     engines: list[Engine] = []
     try:
         for _ in range(count):
@@ -274,6 +299,7 @@ def build_engines(
                 context_length=context_length,
                 prefill_chunk=prefill_chunk,
                 prefixes=prefixes,
+                limit=limit,
                 losses=losses,
                 method=method,
             )

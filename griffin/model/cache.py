@@ -101,6 +101,13 @@ class KVCache:
         for layer in self._layers:
             layer.length = length
 
+    def begin(self, groups: int, size: int, dtype: torch.dtype) -> None:
+        """Have buffers of this form in every layer that no token has given one yet. They have room for no token."""
+        for layer in self._layers:
+            if not layer.is_initialized:
+                states = torch.empty(1, groups, 0, size, dtype=dtype)
+                layer.lazy_initialization(states, states)
+
     def write(self, number: int, position: int, keys_GS: Tensor, values_GS: Tensor) -> tuple[Tensor, Tensor]:
         """Write one token's key and value in one layer.
 

@@ -14,8 +14,12 @@ from functools import partial
 START_S = 120
 
 
+# Tests compare answers of several starts, which would measure different limits.
+FIXED = {"PYTHONUNBUFFERED": "1", "GRIFFIN_PROMPT_PASS_TOKENS": "32"}
+
+
 class ServerProcess:
-    """``python -m server`` on a free port; what it logs is kept."""
+    """``python -m server`` on a free port; what it logs is kept. Prompts go the same way at each start."""
 
     def __init__(self, *arguments: str, files: int | None = None, **environment: str) -> None:
         """
@@ -26,7 +30,7 @@ class ServerProcess:
         self._ready = threading.Event()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "server", *(() if "--port" in arguments else ("--port", "0")), *arguments],
-            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            stderr=subprocess.PIPE, text=True, env={**os.environ, **FIXED, **environment},
             preexec_fn=None if files is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files)),
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)

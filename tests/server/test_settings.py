@@ -120,11 +120,20 @@ def test_an_empty_variable_is_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert (read_settings([]).cache_dir, read_settings([]).workers) == (None, 1)
 
 
+def test_the_limit_of_passes() -> None:
+    """Measured, or a number."""
+    found = [read_settings(each).prompt_pass_tokens for each in ([], ["--prompt-pass-tokens", "48"])]
+
+    assert found == ["auto", 48]
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "text"),
     [
         (["--sparsity", "1"], {}, "--sparsity: Input should be less than 1"),
         (["--sparsity", "nan"], {}, "--sparsity: Input should be"),
+        (["--prompt-pass-tokens=-1"], {}, "--prompt-pass-tokens: Input should be greater than or equal to 0"),
+        ([], {"GRIFFIN_PROMPT_PASS_TOKENS": "some"}, "GRIFFIN_PROMPT_PASS_TOKENS: Input should be a valid integer"),
         (["--api-keys", ","], {}, "--api-keys: names no key"),
         ([], {"GRIFFIN_API_KEYS": " , "}, "GRIFFIN_API_KEYS: names no key"),
         (["--drain-timeout", "9" * 400], {}, "--drain-timeout"),

@@ -164,6 +164,8 @@ class NativeStep:
                 raise IndexError(f"no token has the id {id}")
         if self._weights.positions is not None and position + count > len(self._weights.positions):
             raise IndexError(f"no position embedding for position {position + count - 1}")
+        if not position:
+            self._cache.begin(self._weights.kv_heads, self._weights.head_size, self._cache_dtype)
         self._follow(self._cache.reserve(position + count))
         reads = self._unread if self._reads is None else self._reads
         self._library.griffin_pass(

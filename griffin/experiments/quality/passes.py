@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from griffin.engine.assembly import assemble
+from griffin.engine.pass_limit import PassLimit
 from griffin.engine.prefixes import PrefixStore
 from griffin.engine.prompt import never
 from griffin.experiments.common.llama import LlamaCpp
@@ -65,7 +66,7 @@ class Served:
         self.name, self._by = f"here, {SPELLED[by]}", by
         model.eval().requires_grad_(False)
         self._assembly = assemble(
-            model, PrefixStore(0, CHUNK), Preparation(), context_length=context_length, step="auto"
+            model, PrefixStore(0, CHUNK), PassLimit(), Preparation(), context_length=context_length, step="auto"
         )
         # As an engine does: a step that is not right is replaced.
         self._assembly.verify(range(4))

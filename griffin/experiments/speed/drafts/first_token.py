@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from griffin import Engine, Pruning, Sampling
+from griffin.engine.pass_limit import PassLimit
 from griffin.experiments.common.llama import LlamaCpp
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table
@@ -31,7 +32,7 @@ def measure(
         kept: is told the rows so far after each length.
     """
     # Without beginnings of earlier prompts.
-    engine = Engine(study.checkpoint.model)
+    engine = Engine(study.checkpoint.model, limit=PassLimit("auto"))
     engine.warm_up()
     readers: dict[str, Callable[[list[int]], float]] = {
         name: lambda prompt, pruning=pruning: _seconds(engine, prompt, pruning)  # type: ignore[misc]
@@ -51,7 +52,7 @@ def measure(
                     if turn:
                         times[name].append(found)
                 progress.advance()
-            rows += [_row(name, length, own) for name, own in times.items()]
+            rows += [_row(name, length, own, engine.pass_tokens) for name, own in times.items()]
             kept(rows)
     return rows
 
@@ -72,10 +73,11 @@ def _peer_seconds(peer: LlamaCpp, prompt: Sequence[int]) -> float:
     return found
 
 
-def _row(name: str, length: int, times: Sequence[float]) -> Row:
+def _row(name: str, length: int, times: Sequence[float], pass_tokens: int) -> Row:
     return {
         "name": name,
         "length": length,
+        "passes": name != LLAMA_CPP and length <= pass_tokens,
         "seconds": statistics.median(times),
         "lowest": min(times),
         "highest": max(times),
@@ -83,11 +85,12 @@ def _row(name: str, length: int, times: Sequence[float]) -> Row:
 
 
 def table(rows: Sequence[Row], caption: str) -> Table:
-    heads = ("first token", "prompt", "ms", "lowest - highest", "x llama.cpp's")
+    heads = ("first token", "prompt", "in passes", "ms", "lowest - highest", "x llama.cpp's")
     cells = [
         (
             row["name"],
             str(row["length"]),
+            "yes" if row.get("passes") else "no",
             f"{row['seconds'] * 1e3:.1f}",
             f"{row['lowest'] * 1e3:.1f} - {row['highest'] * 1e3:.1f}",
             _over(row, rows),
