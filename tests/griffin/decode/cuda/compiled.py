@@ -105,7 +105,7 @@ def picking(gate_DF: Tensor, parts: int, D: int, F: int, *, gated: bool) -> kern
     return kernels.Picking(
         picks=integers(1), gate_DF=gate_DF, means_D=fp32(D), input_limits_D=fp32(D), offsets_F=fp32(F),
         gate_limits_F=fp32(F) if gated else None, resting_F=fp32(F), output_limits_F=fp32(F),
-        partial_PF=fp32(parts, F), reads=empty(4, dtype=torch.int64),
+        partial_MPF=fp32(parts, F), reads=empty(4, dtype=torch.int64),
     )  # fmt: skip
 
 
