@@ -1,15 +1,24 @@
 """Several tokens in one pass beside as many steps: the same bits, in logits, keys, values and counts."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
+from griffin.method.statistic import PromptStatistic
+from griffin.model.cache import KVCache
+from griffin.model.families import feed_forwards
+from griffin.model.layout import store_by_neuron_
+from griffin.model.weights import read_weights
 from griffin.neurons import Chosen
 from griffin.thresholds import Shares
 from tests.griffin.decode.cuda.test_step import CONTEXT, DEVICE, draw_kept, draw_thresholds, fused, tiny_weights
-from tests.tiny import COMMON_BLOCK
+from tests.tiny import COMMON_BLOCK, tiny_model
+
+passing = pytest.importorskip("griffin.decode.cuda.passes", reason="needs triton", exc_type=ImportError)
 
 PROMPT = 5
 IDS = torch.randint(3, 128, (PROMPT + 16,), generator=torch.Generator().manual_seed(2)).tolist()
@@ -131,3 +140,70 @@ def test_a_pass_at_the_contexts_end_writes_nothing_beyond_it() -> None:
     sequenced.step.run(CONTEXT, 8)
 
     assert torch.equal(sequenced.step.logits_MV[:2], expected_MV)
+
+
+class Passing:
+    """Passes of a model of one layer, with buckets of few tokens."""
+
+    BUCKETS = (8, 16, CONTEXT)
+
+    def __init__(self, family: str) -> None:
+        self.model = tiny_model(family, num_hidden_layers=1).to(DEVICE)
+        store_by_neuron_(feed_forwards(self.model))
+        weights = read_weights(self.model)
+        assert weights is not None
+        self.step, self.cache = fused.FusedStep(weights, CONTEXT), KVCache(1)
+        self.cache.adopt(self.step.keys, self.step.values)
+        recorded = {
+            (bucket, tokens): partial(self.step.run, bucket, tokens)
+            for bucket in self.BUCKETS
+            for tokens in fused.PASSES
+        }
+        self.passes = passing.GraphPasses(self.step, self.cache, self.BUCKETS, recorded)
+
+    def steps(self, ids: Sequence[int]) -> Tensor:
+        """The logits after each token from the sequence's beginning on."""
+        rows = []
+        self.step.position.zero_()
+        for place, id in enumerate(ids):
+            self.step.token_id.fill_(id)
+            self.step.run(next(bucket for bucket in self.BUCKETS if bucket > place))
+            rows.append(self.step.logits_V.clone())
+        return torch.stack(rows)
+
+
+def test_passes_end_where_buckets_do() -> None:
+    """A pass that crosses two of them, and is longer than the largest; then one token, and two."""
+    made, ids = Passing("llama"), [*IDS, *IDS[:4]]
+    expected_TV = made.steps(ids)
+    found = [made.passes.read(part).clone() for part in (ids[:22], ids[22:23], ids[23:25])]
+
+    assert torch.equal(torch.cat(found), expected_TV)
+    assert made.cache.length == 25
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2", "opt"])
+def test_what_a_pass_sees_is_what_the_model_counts(family: str) -> None:
+    """With gates and without, with a norm before the block and without; over two passes, while few neurons are kept."""
+    made, ids = Passing(family), IDS[:11]
+    blocks = feed_forwards(made.model)
+    ours, expected = PromptStatistic(blocks), PromptStatistic(blocks)
+    with torch.inference_mode(), expected.collecting():
+        own_TV = made.model(torch.tensor([ids], device=DEVICE), past_key_values=DynamicCache()).logits[0]
+    made.step.keep(draw_kept(5, device=DEVICE))
+    rows_TV, seen = made.passes.observe(ids, 3)
+    ours.count(seen)
+
+    torch.testing.assert_close(rows_TV, own_TV[-3:], atol=1e-4, rtol=1e-4)
+    assert ours.tokens == expected.tokens == 11
+    for found, wanted in zip(ours.sums().values, expected.sums().values, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pass_beyond_the_context_is_refused() -> None:
+    """The caches and positions end there."""
+    made = Passing("llama")
+    made.cache.length = CONTEXT - 1
+
+    with pytest.raises(IndexError, match="a pass of 2 tokens does not fit a context of 64 after 63"):
+        made.passes.read(IDS[:2])
