@@ -94,7 +94,7 @@ class GraphPasses:
         step, count = self._step, len(ids)
         step.position.fill_(self._cache.length)
         step.count.fill_(count)
-        step.ids_M[:count].copy_(torch.tensor(ids, dtype=torch.int64))
+        step.ids_M[:count].copy_(torch.tensor(ids, dtype=torch.int64), non_blocking=True)
         self._recorded[bucket, next(tokens for tokens in PASSES if tokens >= count)]()
         self._cache.length += count
         return step.logits_MV[:count]
