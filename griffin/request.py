@@ -197,8 +197,9 @@ class Verification:
         guarded has the full model read every few tokens in one pass. It keeps those that the full model finds
         acceptable and goes on from the first that it does not (Sirius, Zhou et al. 2024).
         lossless keeps those that the full model would have drawn too: token by token the full model's own answer. With
-        the compiled step that is exactly the answer of sparsity 0. Other steps read a pass by the model's own code. It
-        rounds its sums differently below float32, and answers may part where two tokens are nearly equally likely.
+        a step that reads several tokens in one pass, that is exactly the answer of sparsity 0. Other steps read a pass
+        by the model's own code. It rounds its sums differently below float32, and answers may part where two tokens are
+        nearly equally likely.
         The passes of guarded and lossless also replace the tokens' keys and values by exact ones.
     draft: where drafts come from. none: there are no drafts. ngram: what followed when the latest tokens occurred
         before, where a pass over them is likely to save time. pruned: the kept neurons. both: ngram where it finds

@@ -100,14 +100,15 @@ class Settings(BaseSettings):
         ModeName,
         Field(
             description="when a request names none; guarded and lossless have the full model verify answers; lossless "
-            "gives sparsity 0's tokens: exactly on a CPU, elsewhere until rounding decides between two likely ones"
+            "gives sparsity 0's tokens: exactly by the steps that read several tokens in one pass, elsewhere until "
+            "rounding decides between two likely ones"
         ),
     ] = "fast"
     draft: Annotated[
         Literal["ngram", "none"],
         Field(
-            description="ngram: on a CPU, what followed the latest tokens when they occurred before is checked in one "
-            "pass, where that saves time; answers stay what they are. none switches it off for requests that name none"
+            description="ngram: what followed the latest tokens when they occurred before is checked in one pass, "
+            "where that saves time; answers stay what they are. none switches it off for requests that name none"
         ),
     ] = "ngram"
     shadow_share: Annotated[

@@ -55,7 +55,8 @@ class Assembly:
     def verify(self, ids: Sequence[int]) -> None:
         """Compare the decoder's step with the model's own forward pass, and decode by that if they differ.
 
-        A configuration may ask for something that no step of ours knows. Its answers must be right, even if slower.
+        A configuration may ask for something that no step of ours knows. Its answers must be right, even if slower. A
+        step's passes are compared with the step: a device may round what it compiled for several tokens in another way.
 
         Args:
             ids: a few tokens to go on from.
@@ -79,8 +80,10 @@ class Assembly:
         decoder.advance()()
         found_V = decoder.logits().clone()
         self.state.rewind(len(ids))
+        passed_V = found_V if decoder.passes is None else decoder.passes.read((next_id, next_id))[0].clone()
+        self.state.rewind(len(ids))
         _, expected_TV = with_own_logits(model, torch.tensor([next_id], device=device), cache)
-        error = _error(found_V, expected_TV[-1])
+        error = max(_error(found_V, expected_TV[-1]), _error(passed_V, expected_TV[-1]))
         if error > TOLERANCES[model.dtype]:
             logger.warning(
                 "the %s step differs from this model's own by %.2g of its largest logit; decoding by the model's own",
@@ -88,6 +91,12 @@ class Assembly:
                 error,
             )
             self.state.decoder = self.make_decoder("twin", cache)
+        elif not torch.equal(passed_V, found_V):
+            logger.warning(
+                "passes of the %s step round differently from its steps on this device; answers with drafts may part "
+                "from those without where two tokens are nearly equally likely",
+                decoder.name,
+            )
 
 
 def _error(found_V: Tensor, expected_V: Tensor) -> float:

@@ -106,7 +106,10 @@ class Continuation:
                 count += 1
                 reason = self._reason(drawn, count)
                 selection = self._neurons.report(chosen)
-                yield Token(drawn.id, drawn.logprobs, reason, selection, verified, block.shares)
+                shares = block.shares
+                if reason and verifier and not shares:
+                    shares = verifier.shares()
+                yield Token(drawn.id, drawn.logprobs, reason, selection, verified, shares)
                 if reason or self._cancelled():
                     return
                 self._require()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from griffin.decode.sampler import Drawn
-from griffin.engine.ngrams import Match, NGrams
+from griffin.engine.ngrams import SHORTEST, Match, NGrams, longest_next
 from griffin.engine.state import SequenceState
 from griffin.engine.throttle import Throttle
 from griffin.request import ModeName, Verification
@@ -56,6 +56,15 @@ class Drafts:
         ids = self._ngrams.following(self._match, self._most(self._match, room))
         ends = (number for number, id in enumerate(ids, 1) if id in self._end_ids)
         return ids[: next(ends, len(ids))]
+
+    def may_follow(self, room: int) -> bool:
+        """Whether drafts from n-grams may be worth a pass after the next token, whatever that is."""
+        if self._ngrams is None or room < 1:
+            return False
+        if self._ngram_tokens is not None:
+            return True
+        lengths = range(SHORTEST, longest_next(self._match) + 1)
+        return any(self._throttle.worth(length, room) for length in lengths)
 
     def _most(self, match: Match, room: int) -> int:
         if self._ngram_tokens is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 # How many tokens must have occurred before, the longest first. Fewer than two match by chance.
 LENGTHS = (8, 5, 3, 2)
+SHORTEST = LENGTHS[-1]
 # A match is followed backwards to at most so many tokens. Longer ones are not more certain.
 LONGEST = 16
 
@@ -21,6 +22,17 @@ class Match:
 
     start: int
     length: int
+
+
+def longest_next(match: Match | None) -> int:
+    """How long the match after one more token can be, whatever token that is.
+
+    Another occurrence may have more tokens in common with the last ones than the latest has, but none has as many as
+    the next of ``LENGTHS``. With one token more it has at most that many.
+    """
+    if match is None:
+        return SHORTEST
+    return next((length for length in reversed(LENGTHS) if length > match.length), LONGEST)
 
 
 class PromptNGrams:

@@ -3,8 +3,8 @@
 A draw depends only on the logits, the request and the place in the sequence, see ``sampler``. So a model's logits with
 the noise of a place give the token that this model alone would have generated there with the same seed. A draft is
 right if it is that token (Daliri, Musco, Suresh 2024). So sampled tokens, too, have exactly the model's distribution,
-with any penalties and filters. A pass of the compiled step gives the bits of single steps; for others see
-``request.Verification``.
+with any penalties and filters. A pass of a step that has them gives the bits of single steps; for
+others see ``request.Verification``.
 
 Shapes: B tokens of one block, V vocabulary.
 """
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from griffin.decode.sampler import Drawn
+from griffin.engine.ahead import Ahead
 from griffin.engine.drafts import Drafts
 from griffin.engine.ngrams import NGrams
 from griffin.engine.pending import PendingSelection
@@ -33,7 +34,8 @@ from griffin.thresholds import Shares
 
 # The most that the throttle asks for: what a pass of the compiled step has room for.
 MOST_NGRAM_TOKENS = 15
-# What a step reads where each token picks it is taken over after the first block, and then after so many.
+# What a step reads where each token picks it is taken over after the first block, and then after so many. A device that
+# works ahead must be waited for to learn it. So it is asked no more often.
 COUNTED_EVERY = 16
 
 
@@ -65,7 +67,7 @@ class Block:
     """The tokens that follow, at least one.
 
     chosen: the neurons that were taken for them, if others than before.
-    shares: what tokens have read, where kept neurons check, each token picks that and it is counted.
+    shares: what tokens have read, where kept neurons check, each token picks that and it was asked for.
     """
 
     tokens: list[Drawn]
@@ -106,6 +108,7 @@ class Verifier:
         sparsity = pruning.sparsity if chosen else 0.0
         self._throttle = Throttle(state.costs.of(way, sparsity, MOST_NGRAM_TOKENS + 1))
         self._drafts = Drafts(state, verification, ngrams, self._throttle, end_ids)
+        self._single, self._ended = Ahead(state.decoder), 0.0
         refreshes = self._full and verification.refresh and chosen is not None and pruning.follows_text
         self._refresh = Refresh(state, pruning, trees.accounting.width) if refreshes else None
         self._blocks = 0
@@ -116,29 +119,41 @@ class Verifier:
 
     def block(self, room: int) -> Block:
         """The tokens that follow, at most ``room``. A token that ends the sequence is the last one."""
-        steps, started = self._drafts.steps, time.perf_counter()
-        drafts = self._drafts.looked_up(room - 1)
+        # What a device began before is timed from when it could begin.
+        waiting, steps = self._single.waiting, self._drafts.steps + self._single.taken
+        started = self._ended if waiting else time.perf_counter()
+        drafts = [] if waiting else self._drafts.looked_up(room - 1)
         if drafts:
             tokens = self._read(drafts, guarded=False)
         elif self._chosen is None or not self._full:
-            tokens = [self._drafts.advance()()]
+            tokens = [self._single.take(another=self._another(room - 1))]
         else:
             self._take_others(self._chosen)
             guarded = self._verification.mode == "guarded"
             tokens = self._read(self._drafts.generated(room - 1), guarded=guarded)
-        self._throttle.spent(len(drafts), len(tokens), time.perf_counter() - started)
-        made = self._drafts.steps - steps
+        self._ended = time.perf_counter()
+        self._throttle.spent(len(drafts), len(tokens), self._ended - started)
+        made = self._drafts.steps + self._single.taken - steps
         self._count(tokens=len(tokens), parameters_read=made * self._active, bytes_read=made * self._step_bytes)
         self._id = tokens[-1].id
         self._drafts.extend(token.id for token in tokens)
         taken, self._taken = self._taken, None
         return Block(tokens, taken, self._shares())
 
+    def shares(self) -> Shares | None:
+        """What tokens have read so far, where kept neurons check, each token picks that and it is counted."""
+        return None if self._full else self._decoder.shares()
+
+    def _another(self, room: int) -> bool:
+        """Whether a device that works ahead may begin another step, because no drafts will be tried after this one."""
+        return self._decoder.ahead and room > 0 and not self._drafts.may_follow(room - 1)
+
     def _shares(self) -> Shares | None:
-        """What tokens have read so far, where it is counted. Now and then what a step reads is taken from it."""
-        shares = None if self._full else self._decoder.shares()
+        """What tokens have read so far, where it is asked for. Now and then what a step reads is taken from it."""
         self._blocks += 1
-        if shares is not None and self._blocks % COUNTED_EVERY == 1:
+        due = self._blocks % COUNTED_EVERY == 1
+        shares = self.shares() if due or not self._decoder.ahead else None
+        if shares is not None and due:
             self._account(shares)
         return shares
 

@@ -33,7 +33,7 @@ class GriffinOptions(BaseModel):
     mode: ModeName | None = Field(
         default=None,
         description="fast takes what the sparse model generates; guarded has the full model replace what it finds too "
-        "unlikely; lossless is what the full model generates: sparsity 0's tokens, exactly on a CPU, elsewhere "
+        "unlikely; lossless is what the full model generates: sparsity 0's tokens, on a CPU exactly, elsewhere "
         "until rounding decides between two nearly equally likely ones. Absent, the server's default",
     )
     draft: DraftName | None = Field(

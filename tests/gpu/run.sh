@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# All that needs a CUDA device, in one go: tests of graphs and compiled kernels, then the paper's Table 3 with plots
-# and profiles in $OUT. PYTHON names an interpreter that has the package's dependencies and pytest.
+# All that needs a CUDA device, in one go: tests of graphs and compiled kernels, how many steps passes take, then the
+# paper's Table 3 with plots and profiles in $OUT. PYTHON names an interpreter that has the package's dependencies and pytest.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
 out=${OUT:-bench}
 minutes=${MINUTES:-7}
 failed=0
+mkdir -p "$out"
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo 'no CUDA device here' >&2; exit 1; }
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,power.limit --format=csv
 "$python" -m pytest -q -p no:cacheprovider tests/gpu tests/griffin/decode/cuda || failed=1
+"$python" -m tests.gpu.passes --shapes "${PASS_SHAPES:-llama-3-8b,llama-1.1b}" | tee "$out/passes.jsonl" || failed=1
 for shape in ${SHAPES:-llama-2-13b gemma-7b mistral-7b}; do
     "$python" -m griffin.experiments latency --shape "$shape" --dtype bfloat16 --device cuda \
         --lengths 2048+128 2048+2048 --statistics flocking --rounds 3 --minutes "$minutes" \

@@ -1,7 +1,7 @@
-"""A whole decode step as one CUDA graph, from the token's id to the next token's id.
+"""A whole decode step as one CUDA graph, from the token's id to the next token's id; and passes of several tokens.
 
 The host launches a step before it knows the token that the step before has drawn; it reads that one meanwhile,
-from a copy in pinned memory.
+from a copy in pinned memory. After a pass the host draws: which of its tokens stay depends on what is drawn.
 """
 
 import logging
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from griffin.decode.cuda.step import FusedStep, buckets
+from griffin.decode.cuda.passes import GraphPasses, Replay
+from griffin.decode.cuda.step import PASSES, FusedStep, buckets
 from griffin.decode.decoder import PassingStep
 from griffin.decode.sampler import EVERYTHING, GREEDY, PLAIN, Drawn, Kind, Sampler
 from griffin.model.cache import KVCache
@@ -23,7 +24,6 @@ from griffin.thresholds import Shares
 
 logger = logging.getLogger("griffin")
 
-Replay = Callable[[], None]
 # Kinds of sampling that have a graph of their own, cheapest first; the last one serves all.
 CAPTURED = (GREEDY, PLAIN, EVERYTHING)
 # Launched before a capture: what is compiled, loaded or allocated at a first launch cannot be captured.
@@ -53,6 +53,8 @@ class CudaCapture:
 class GraphDecoder:
     """Launches captured steps; one graph for each length bucket and kind of sampling, none for a method or sparsity.
 
+    So there are three graphs of steps for each bucket, and four of passes, one for each size.
+
     For method griffin+ it takes the gates by input when it is made: a third of the feed-forward weights' memory again,
     half of it where blocks have no gate. All engines of a model share them.
     """
@@ -60,7 +62,6 @@ class GraphDecoder:
     name = "graph"
     ahead = True
     own_pass = False
-    passes: PassingStep | None = None
 
     def __init__(
         self,
@@ -81,6 +82,8 @@ class GraphDecoder:
         self._sampler = Sampler(len(self._step.logits_V), device)
         self._buckets = buckets(context_length)
         self._graphs: dict[tuple[int, Kind], Replay] = {}
+        self._recorded: dict[tuple[int, int], Replay] = {}
+        self.passes: PassingStep | None = GraphPasses(self._step, cache, self._buckets, self._recorded)
         self._kind = EVERYTHING
         self._slots = [_Slot(self._sampler, device) for _ in range(2)]
         self._turn = 0
@@ -136,12 +139,14 @@ class GraphDecoder:
 
     def _capture_all(self) -> None:
         """Before any sequence: nothing is compiled or allocated in a request."""
-        started = time.perf_counter()
-        total = len(self._buckets) * len(CAPTURED)
+        started, total = time.perf_counter(), len(self._buckets) * (len(CAPTURED) + len(PASSES))
         for bucket in reversed(self._buckets):
             for kind in CAPTURED:
                 self._graphs[bucket, kind] = self._captured(bucket, kind)
-                logger.info("decode graphs: %d of %d captured", len(self._graphs), total)
+            for tokens in reversed(PASSES):
+                self._recorded[bucket, tokens] = self._captured_pass(bucket, tokens)
+            done = len(self._graphs) + len(self._recorded)
+            logger.info("decode graphs: %d of %d captured", done, total)
         logger.info("decode graphs: ready after %.1f s", time.perf_counter() - started)
 
     @torch.inference_mode()
@@ -154,6 +159,11 @@ class GraphDecoder:
         # Launches before the capture run for real, on the cache's first places: no sequence is there yet.
         self._step.position.zero_()
         return self._capture(body)
+
+    @torch.inference_mode()
+    def _captured_pass(self, bucket: int, tokens: int) -> Replay:
+        self._step.position.zero_()
+        return self._capture(lambda: self._step.run(bucket, tokens))
 
     def _fetch(self) -> Callable[[], Drawn]:
         self._turn = 1 - self._turn

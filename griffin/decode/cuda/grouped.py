@@ -225,10 +225,10 @@ def contract(z_R: Tensor, matrix: Columns, partial_PC: Tensor) -> None:
 
 def sum_inputs(x_D: Tensor, matrix: Columns, picking: Picking, *, norm: Norm | None = None) -> None:
     """As ``kernels.sum_inputs``, of this matrix ``(D, F)``; ``gate_DF`` is not read."""
-    P, BW, D = len(picking.partial_PF), words_tile(matrix.word_count), len(x_D)
+    P, BW, D = picking.partial_MPF.shape[-2], words_tile(matrix.word_count), len(x_D)
     _sum_rows[(triton.cdiv(matrix.word_count, BW), P)](
         x_D, picking.picks, picking.means_D, picking.input_limits_D,
-        matrix.words, matrix.records, matrix.supers, picking.partial_PF, picking.reads,
+        matrix.words, matrix.records, matrix.supers, picking.partial_MPF, picking.reads,
         *_norm_arguments(norm, x_D.dtype),
         matrix.layout, D, matrix.columns, matrix.word_count, P, GROUPS, _at_once(matrix), BW, column_tile(D, 4096),
         num_warps=GROUPS,

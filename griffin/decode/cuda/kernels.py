@@ -1,15 +1,19 @@
-"""The Triton kernels of one decode step, each with its launcher.
+"""The Triton kernels of a decode step, for one token or several, each with its launcher.
 
 A launcher writes into tensors that it is given, allocates nothing and reads no tensor on the host: a CUDA graph
-can record it. The device reads all that changes: which token, which position, which neurons, and whether tokens pick
+can record it. The device reads all that changes: which tokens, which position, which neurons, and whether tokens pick
 what they read. Sums are fp32 and in a fixed order. Values that the library holds in the model's dtype are rounded to
 that dtype here too, but for distances from means and from resting values.
 
-Shapes: D model width, N outputs of a projection, F feed-forward neurons, V vocabulary, H query heads, G key and
-value heads, S head size, R rotated pairs of a head, C context length, P parts of a sum that are reduced later.
-Tiles: B before the letter.
+Several tokens follow each other in a sequence. Each has the tiles and the sums of a token alone, in the same order. A
+program that reads weights multiplies each tile for a group of tokens at a time. It reads the tile again for the next
+group, while it is still in a cache. What is not a matrix product has programs of its own for each token.
+
+Shapes: M tokens of a pass, 1 in a step; D model width, N outputs of a projection, F feed-forward neurons, V vocabulary,
+H query heads, G key and value heads, S head size, R rotated pairs of a head, C context length, P parts of a sum that
+are reduced later. Dimension M may be missing where it is 1. Tiles: B before the letter; T tokens of a group.
 """
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped, assignment, misc, var-annotated"
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,6 +39,9 @@ KEY_TILE_BYTES = 16384
 ROWS_TILE = (16, 256)
 MOST_PARTS = 64
 REDUCE_COLUMNS = 32
+# Tokens of a group, by tokens of a pass. Each token of a group takes as many registers as a whole step: with four there
+# are few programs at a time, which pays only where tiles would be read again too often. To be measured on devices.
+GROUPED = {1: 1, 2: 2, 4: 2, 8: 4, 16: 4}
 
 
 class Norm(Protocol):
@@ -58,8 +65,9 @@ class Picking:
     gate_DF: the gate's matrix (the first one without a gate), with a row for each input.
     means_D, input_limits_D, offsets_F, resting_F, output_limits_F: fp32.
     gate_limits_F: likewise; None without a gate.
-    partial_PF: scratch, fp32: sums over parts of the inputs. P is ``row_splits(D, F)``.
+    partial_MPF: scratch, fp32: sums over parts of the inputs. P is ``row_splits(D, F)``.
     reads: int64 ``(4,)``. Each token adds its inputs, its neurons that act, those that give something, and 1.
+    count: int32 ``(1,)``: so many of a pass's first tokens are counted; None counts all.
     """
 
     picks: Tensor
@@ -70,8 +78,21 @@ class Picking:
     gate_limits_F: Tensor | None
     resting_F: Tensor
     output_limits_F: Tensor
-    partial_PF: Tensor
+    partial_MPF: Tensor
     reads: Tensor
+    count: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observed:
+    """Where the FF block of a pass leaves what it computes on the way; of one layer, in the model's dtype.
+
+    gate_MF: what enters the activation function.
+    up_MF: what that function's value is multiplied by; None in a block without a gate.
+    """
+
+    gate_MF: Tensor
+    up_MF: Tensor | None
 
 
 def weight_tile(rows: int, columns: int, largest: int = LARGEST_TILE) -> tuple[int, int]:
@@ -105,48 +126,56 @@ def row_splits(rows: int, columns: int) -> int:
 
 
 def embed(
-    token_id: Tensor, position: Tensor, embedding_VD: Tensor, scale: float, positions_CD: Tensor | None, x_D: Tensor
+    ids_M: Tensor, position: Tensor, embedding_VD: Tensor, scale: float, positions_CD: Tensor | None, x_MD: Tensor
 ) -> None:
     """x = a token's embedding times ``scale``, plus its position's where positions are learned.
 
-    token_id, position: int64 ``(1,)``. scale: already rounded to the model's dtype.
+    ids_M: int64. position: int64 ``(1,)``, of the first token. scale: already rounded to the model's dtype.
     """
-    D = embedding_VD.shape[1]
+    D, C = embedding_VD.shape[1], 0 if positions_CD is None else len(positions_CD)
     block = min(1024, triton.next_power_of_2(D))
-    _embed[(triton.cdiv(D, block),)](token_id, position, embedding_VD, scale, positions_CD, x_D, D, block)
+    _embed[(triton.cdiv(D, block), len(ids_M))](ids_M, position, embedding_VD, scale, positions_CD, x_MD, D, C, block)
 
 
 def project(
-    x_D: Tensor,
+    x_MD: Tensor,
     weight_ND: Tensor,
-    out_N: Tensor,
+    out_MN: Tensor,
     *,
     bias_N: Tensor | None = None,
     norm: Norm | None = None,
     factor: float | None = None,
-    residual_N: Tensor | None = None,
+    residual_MN: Tensor | None = None,
     cap: float | None = None,
+    normed_MD: Tensor | None = None,
 ) -> None:
-    """out = [residual +] cap tanh(factor (W norm(x) + bias) / cap), without what is None. out may be the residual."""
+    """out = [residual +] cap tanh(factor (W norm(x) + bias) / cap), without what is None. out may be the residual.
+
+    normed_MD: scratch in the model's dtype, for a norm of several tokens.
+    """
     N, D = weight_ND.shape
     BN, BD = weight_tile(N, D)
+    x_MD, norm = _normed_before(x_MD, norm, normed_MD, D, BD)
     _project[(triton.cdiv(N, BN),)](
-        x_D, weight_ND, bias_N, factor, residual_N, out_N, cap, *_norm_arguments(norm, x_D.dtype), N, D, BN, BD
-    )
+        x_MD, weight_ND, bias_N, factor, residual_MN, out_MN, cap, *_norm_arguments(norm, x_MD.dtype),
+        *_groups(x_MD, D), N, D, BN, BD,
+    )  # fmt: skip
 
 
-def normalise_add(x_D: Tensor, y_D: Tensor, norm: Norm, factor: float | None = None) -> None:
+def normalise_add(x_MD: Tensor, y_MD: Tensor, norm: Norm, factor: float | None = None) -> None:
     """x += factor norm(y)."""
-    D = len(x_D)
+    D = x_MD.shape[-1]
     block = triton.next_power_of_2(D)
     warps = max(1, min(16, block // 256))
-    _normalise_add[(1,)](x_D, y_D, factor, *_norm_arguments(norm, x_D.dtype), D, block, num_warps=warps)
+    _normalise_add[(_tokens(x_MD, D),)](
+        x_MD, y_MD, factor, *_norm_arguments(norm, x_MD.dtype), D, block, num_warps=warps
+    )
 
 
 def rotate_and_store(
     qkv: Tensor,
     position: Tensor,
-    q_HS: Tensor,
+    q_MHS: Tensor,
     keys: Tensor,
     values: Tensor,
     *,
@@ -157,21 +186,21 @@ def rotate_and_store(
     interleaved: bool = False,
     growth: QueryGrowth | None = None,
 ) -> None:
-    """Norm and rotate one token's queries into ``q_HS``, its keys into the cache, and copy its values there.
+    """Norm and rotate queries into ``q_MHS``, keys into the cache, and copy values there.
 
-    qkv: ``((H + 2 G) S,)``. keys, values: ``(1, G, C, S)``; nothing is written beyond them.
+    qkv: ``(M, (H + 2 G) S)``. position: of the first token. keys, values: ``(1, G, C, S)``; nothing is written beyond.
     interleaved: pair i is elements 2i and 2i + 1 of a head; otherwise elements i and i + R.
     growth: of the queries with their position.
     """
-    H, S = q_HS.shape
+    H, S = q_MHS.shape[-2:]
     G, C = keys.shape[1:3]
     R = 0 if frequencies_R is None else len(frequencies_R)
     query_weight, query_bias, query_eps, centred, round_twice = _norm_arguments(query_norm, qkv.dtype)
     key_weight, key_bias, key_eps, *_ = _norm_arguments(key_norm, qkv.dtype)
     block = triton.next_power_of_2(S)
     warps = 4 if max(_length(query_weight), _length(key_weight)) > S else max(1, block // 64)
-    _rotate_and_store[(H + 2 * G,)](
-        qkv, position, q_HS, keys, values,
+    _rotate_and_store[(H + 2 * G, _tokens(q_MHS, H * S))](
+        qkv, position, q_MHS, keys, values,
         query_weight, query_bias, query_eps, _length(query_weight),
         key_weight, key_bias, key_eps, _length(key_weight),
         frequencies_R, scaling, growth and growth.rate, growth and growth.context,
@@ -181,25 +210,25 @@ def rotate_and_store(
 
 
 def attend(
-    q_HS: Tensor,
+    q_MHS: Tensor,
     keys: Tensor,
     values: Tensor,
     position: Tensor,
-    partial_HPS: Tensor,
-    extremes_2HP: Tensor,
-    out_HS: Tensor,
+    partial_MHPS: Tensor,
+    extremes_M2HP: Tensor,
+    out_MHS: Tensor,
     *,
     bucket: int,
     scale: float,
     window: int | None = None,
     cap: float | None = None,
 ) -> None:
-    """Attention of the token at ``position`` (which must be below ``bucket``) to all up to it, itself too.
+    """Attention of each token to all up to it, itself too. The first one is at ``position``, all are below ``bucket``.
 
     window: to that many latest only. cap: of scores, c tanh(score / c).
-    partial_HPS, extremes_2HP: fp32 scratch, P being ``MOST_SPLITS`` at least.
+    partial_MHPS, extremes_M2HP: fp32 scratch, P being ``MOST_SPLITS`` at least.
     """
-    H, S = q_HS.shape
+    H, S = q_MHS.shape[-2:]
     G, C = keys.shape[1:3]
     group, block_S = H // G, max(16, triton.next_power_of_2(S))
     # One query head needs no tensor cores; for several, a tile of theirs has 16 rows at least.
@@ -208,98 +237,130 @@ def attend(
     longest = min(bucket, C, window or bucket)
     size = split_size(longest)
     splits = triton.cdiv(longest, size)
-    P = partial_HPS.shape[1]
+    P, M = partial_MHPS.shape[-2], _tokens(q_MHS, H * S)
     # The interpreter multiplies with numpy, which has no bf16.
     widen = triton.knobs.runtime.interpret
-    _attend[(G, splits)](
-        q_HS, keys, values, position, partial_HPS, extremes_2HP, scale, cap, window,
+    # Tokens come first: those that run side by side read the same keys.
+    _attend[(M, G, splits)](
+        q_MHS, keys, values, position, partial_MHPS, extremes_M2HP, scale, cap, window,
         H, S, C, P, size, group, block_group, block_S, block_C, widen,
         num_stages=2,
     )  # fmt: skip
-    _combine[(H,)](
-        partial_HPS, extremes_2HP, position, out_HS, window,
+    _combine[(H, M)](
+        partial_MHPS, extremes_M2HP, position, out_MHS, window,
         H, S, C, P, size, triton.next_power_of_2(splits), block_S,
         num_warps=8,
     )  # fmt: skip
 
 
-def sum_inputs(x_D: Tensor, picking: Picking, *, norm: Norm | None = None) -> None:
-    """Stage 1, where tokens pick: partial sums over the inputs that are read, into ``partial_PF``, for ``expand``.
+def sum_inputs(x_MD: Tensor, picking: Picking, *, norm: Norm | None = None) -> None:
+    """Stage 1, where tokens pick: partial sums over the inputs that are read, into ``partial_MPF``, for ``expand``.
 
     What is summed are rows of the gate's matrix, times how far the normed inputs are from their means.
     """
     D, F = picking.gate_DF.shape
     rows, columns = ROWS_TILE
     columns = min(columns, triton.next_power_of_2(F))
-    P = len(picking.partial_PF)
+    P = picking.partial_MPF.shape[-2]
     _sum_inputs[(triton.cdiv(F, columns), P)](
-        x_D, picking.picks, picking.gate_DF, picking.means_D, picking.input_limits_D, picking.partial_PF, picking.reads,
-        *_norm_arguments(norm, x_D.dtype), D, F, P, rows, columns, column_tile(D, LARGEST_TILE),
+        x_MD, picking.picks, picking.gate_DF, picking.means_D, picking.input_limits_D, picking.partial_MPF,
+        picking.reads, picking.count, *_norm_arguments(norm, x_MD.dtype),
+        *_groups(x_MD, D), D, F, P, rows, columns, column_tile(D, LARGEST_TILE),
     )  # fmt: skip
 
 
 def expand(
-    x_D: Tensor,
+    x_MD: Tensor,
     weight: Tensor,
     index_F: Tensor,
     kept: Tensor,
-    z_F: Tensor,
+    z_MF: Tensor,
     *,
     activation: str,
     bias: Tensor | None = None,
     norm: Norm | None = None,
     picking: Picking | None = None,
+    normed_MD: Tensor | None = None,
+    observed: Observed | None = None,
 ) -> None:
     """z_j = activation(gate) up of neuron ``index_j``, or activation(up) of plain blocks, for j < ``kept``.
 
     weight: ``(2 F, D)``, the gates first, or ``(F, D)``; bias likewise. index_F: int32, kept: int32 ``(1,)``.
-    z_F: fp32, values rounded to the model's dtype.
+    z_MF: fp32, values rounded to the model's dtype.
     picking: where tokens pick, the gates are those that ``sum_inputs`` has left in it, and rows of up are read of
         neurons whose gate gives enough. z_j is then the distance of neuron j from its resting value, or 0 where that
         is too near. All neurons must be kept, in their order.
+    normed_MD: see ``project``.
     """
-    F, D = len(z_F), weight.shape[1]
+    F, D = z_MF.shape[-1], weight.shape[1]
     gated = len(weight) == 2 * F
     # The tiles of gate and up share the registers. Half the neurons kept are the case to be quick in.
     BF, BD = weight_tile(F // 2, D, LARGEST_TILE // 2 if gated else LARGEST_TILE)
+    x_MD, norm = _normed_before(x_MD, norm, normed_MD, D, BD)
+    gate_MF, up_MF = (None, None) if observed is None else (observed.gate_MF, observed.up_MF)
     _expand[(triton.cdiv(F, BF),)](
-        x_D, weight, bias, index_F, kept, z_F, *_picking_arguments(picking),
-        *_norm_arguments(norm, x_D.dtype), F, D, gated, activation, BF, BD,
+        x_MD, weight, bias, index_F, kept, z_MF, gate_MF, up_MF, picking and picking.count,
+        *_picking_arguments(picking),
+        *_norm_arguments(norm, x_MD.dtype), *_groups(x_MD, D), F, D, gated, activation, BF, BD,
     )  # fmt: skip
 
 
 def contract(
-    z_F: Tensor,
+    z_MF: Tensor,
     index_F: Tensor,
     kept: Tensor,
     contract_FD: Tensor,
-    partial_PD: Tensor,
+    partial_MPD: Tensor,
     picks: Tensor | None = None,
 ) -> None:
-    """Partial sums over j < ``kept`` of z_j times row ``index_j``: fp32 ``(P, D)``, for ``reduce_add``.
+    """Partial sums over j < ``kept`` of z_j times row ``index_j``: fp32 ``(M, P, D)``, for ``reduce_add``.
 
-    picks: int32 ``(1,)``. If it is not 0, many z are 0, and their rows are not read.
+    picks: int32 ``(1,)``. If it is not 0, many z are 0, and rows are not read that they would multiply for all tokens.
     """
-    P, D = partial_PD.shape
+    P, D = partial_MPD.shape[-2:]
+    F = z_MF.shape[-1]
     rows, columns = ROWS_TILE
     columns = min(columns, triton.next_power_of_2(D))
-    _contract[(triton.cdiv(D, columns), P)](z_F, index_F, kept, contract_FD, partial_PD, picks, D, P, rows, columns)
+    _contract[(triton.cdiv(D, columns), P)](
+        z_MF, index_F, kept, contract_FD, partial_MPD, picks, *_groups(z_MF, F), F, D, P, rows, columns
+    )
 
 
 def reduce_add(
-    partial_PD: Tensor,
-    out_D: Tensor,
+    partial_MPD: Tensor,
+    out_MD: Tensor,
     *,
     bias_D: Tensor | None = None,
     factor: float | None = None,
-    residual_D: Tensor | None = None,
+    residual_MD: Tensor | None = None,
 ) -> None:
     """out = [residual +] factor (the sum of the parts + bias), without what is None. out may be the residual."""
-    P, D = partial_PD.shape
+    P, D = partial_MPD.shape[-2:]
     columns = min(REDUCE_COLUMNS, triton.next_power_of_2(D))
-    _reduce_add[(triton.cdiv(D, columns),)](
-        partial_PD, bias_D, factor, residual_D, out_D, D, P, triton.next_power_of_2(P), columns
+    _reduce_add[(triton.cdiv(D, columns), _tokens(out_MD, D))](
+        partial_MPD, bias_D, factor, residual_MD, out_MD, D, P, triton.next_power_of_2(P), columns
     )
+
+
+def _tokens(values: Tensor, size: int) -> int:
+    return values.numel() // size
+
+
+def _groups(values: Tensor, size: int) -> tuple[int, int]:
+    """How many groups of tokens, and tokens of each."""
+    tokens = _tokens(values, size)
+    return tokens // GROUPED[tokens], GROUPED[tokens]
+
+
+def _normed_before(
+    x_MD: Tensor, norm: Norm | None, normed_MD: Tensor | None, D: int, BD: int
+) -> tuple[Tensor, Norm | None]:
+    """Several tokens are normed once, not by each program; with the program's tile, for the same sums."""
+    if norm is None or _tokens(x_MD, D) == 1:
+        return x_MD, norm
+    assert normed_MD is not None
+    _normalise[(_tokens(x_MD, D),)](x_MD, normed_MD, *_norm_arguments(norm, x_MD.dtype), D, BD)
+    return normed_MD, None
 
 
 def _norm_arguments(norm: Norm | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, float, bool, bool]:
@@ -313,10 +374,10 @@ def _picking_arguments(picking: Picking | None) -> tuple[Tensor | int | None, ..
     """Those of ``_expand``, with the parts of its sums and the power of two that covers them."""
     if picking is None:
         return None, None, None, None, None, None, None, 1, 1
-    P = len(picking.partial_PF)
+    P = picking.partial_MPF.shape[-2]
     return (
         picking.picks,
-        picking.partial_PF,
+        picking.partial_MPF,
         picking.offsets_F,
         picking.gate_limits_F,
         picking.resting_F,
@@ -395,16 +456,45 @@ def _normed(
 
 
 @triton.jit
-def _embed(token_id, position, embedding_VD, scale, positions_CD, x_D, D: tl.constexpr, BD: tl.constexpr):
-    dtype = x_D.dtype.element_ty
+def _embed(
+    ids_M, position, embedding_VD, scale, positions_CD, x_MD, D: tl.constexpr, C: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    dtype = x_MD.dtype.element_ty
+    token = tl.program_id(1)
     columns = tl.program_id(0) * BD + tl.arange(0, BD)
     inside = columns < D
-    row = tl.load(token_id).to(tl.int64) * D
+    row = tl.load(ids_M + token).to(tl.int64) * D
     x = tl.load(embedding_VD + row + columns, mask=inside).to(tl.float32) * scale
     if positions_CD is not None:
-        row = tl.load(position).to(tl.int64) * D
+        # A pass may have more tokens than are wanted.
+        row = tl.minimum(tl.load(position) + token, C - 1).to(tl.int64) * D
         x = _rounded(x, dtype) + tl.load(positions_CD + row + columns, mask=inside).to(tl.float32)
-    tl.store(x_D + columns, x.to(dtype), mask=inside)
+    tl.store(x_MD + token * D + columns, x.to(dtype), mask=inside)
+
+
+@triton.jit
+def _normalise(
+    x_MD, normed_MD, norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    dtype: tl.constexpr = normed_MD.dtype.element_ty
+    x_D = x_MD + tl.program_id(0) * D
+    mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
+    for start in range(0, D, BD):
+        columns = start + tl.arange(0, BD)
+        inside = columns < D
+        x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+        x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+        tl.store(normed_MD + tl.program_id(0) * D + columns, x.to(dtype), mask=inside)
+
+
+@triton.jit
+def _zeros(T: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
+    """For each token of a group."""
+    zeros = ()
+    for _ in tl.static_range(T):
+        zeros += (tl.zeros((BR, BC), tl.float32),)
+    return zeros
 
 
 @triton.jit
@@ -424,36 +514,48 @@ def _store_projected(y, rows, bias_N, factor, residual_N, out_N, cap, N: tl.cons
 
 @triton.jit
 def _project(
-    x_D, weight_ND, bias_N, factor, residual_N, out_N, cap,
+    x_MD, weight_ND, bias_N, factor, residual_MN, out_MN, cap,
     norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
-    N: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    groups, T: tl.constexpr, N: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    dtype = out_N.dtype.element_ty
+    dtype = out_MN.dtype.element_ty
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
     offsets = rows.to(tl.int64) * D
-    if norm_weight_D is not None:
-        mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
-    products = tl.zeros((BN, BD), tl.float32)
-    for start in range(0, D, BD):
-        columns = start + tl.arange(0, BD)
-        inside = columns < D
-        tile = (rows < N)[:, None] & inside[None, :]
-        pointers = weight_ND + offsets[:, None] + columns[None, :]
-        w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
-        x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    for group in range(groups):
+        x_TD = x_MD + group * T * D
         if norm_weight_D is not None:
-            x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
-        products += w.to(tl.float32) * x[None, :]
-    _store_projected(tl.sum(products, 1), rows, bias_N, factor, residual_N, out_N, cap, N)
+            # Of a single token, see _normed_before.
+            mean, inverse = _statistics(x_TD, eps, D, CENTRED, BD)
+        products = _zeros(T, BN, BD)
+        for start in range(0, D, BD):
+            columns = start + tl.arange(0, BD)
+            inside = columns < D
+            tile = (rows < N)[:, None] & inside[None, :]
+            pointers = weight_ND + offsets[:, None] + columns[None, :]
+            w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
+            added = ()
+            for token in tl.static_range(T):
+                x_D = x_TD + token * D
+                x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+                if norm_weight_D is not None:
+                    x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+                added += (products[token] + w.to(tl.float32) * x[None, :],)
+            products = added
+        for token in tl.static_range(T):
+            first = (group * T + token) * N
+            residual_N = None if residual_MN is None else residual_MN + first
+            y = tl.sum(products[token], 1)
+            _store_projected(y, rows, bias_N, factor, residual_N, out_MN + first, cap, N)
 
 
 @triton.jit
 def _normalise_add(
-    x_D, y_D, factor,
+    x_MD, y_MD, factor,
     norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    dtype = x_D.dtype.element_ty
+    dtype = x_MD.dtype.element_ty
+    x_D, y_D = x_MD + tl.program_id(0) * D, y_MD + tl.program_id(0) * D
     mean, inverse = _statistics(y_D, eps, D, CENTRED, BD)
     columns = tl.arange(0, BD)
     inside = columns < D
@@ -509,17 +611,18 @@ def _rotated(
 
 @triton.jit
 def _rotate_and_store(
-    qkv, position, q_HS, keys, values,
+    qkv, position, q_MHS, keys, values,
     query_weight, query_bias, query_eps, QUERY_NORMED: tl.constexpr,
     key_weight, key_bias, key_eps, KEY_NORMED: tl.constexpr,
     frequencies_R, scaling, growth_rate, growth_context,
     H: tl.constexpr, G: tl.constexpr, S: tl.constexpr, C: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr,
     CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(0)
+    head, token = tl.program_id(0), tl.program_id(1)
+    qkv += token * (H + 2 * G) * S
     columns = tl.arange(0, BS)
     inside = columns < S
-    here = tl.load(position)
+    here = tl.load(position) + token
     angle_of = here.to(tl.float32)
     if head < H:
         q = _rotated(
@@ -530,7 +633,7 @@ def _rotate_and_store(
             contexts = (here // growth_context).to(tl.float32)
             growth = _rounded(1 + growth_rate * tl.log(1 + contexts), q.dtype)
             q = (q.to(tl.float32) * growth).to(q.dtype)
-        tl.store(q_HS + head * S + columns, q, mask=inside)
+        tl.store(q_MHS + (token * H + head) * S + columns, q, mask=inside)
     elif head < H + G:
         k = _rotated(
             qkv + H * S, head - H, angle_of, key_weight, key_bias, key_eps, KEY_NORMED,
@@ -545,9 +648,9 @@ def _rotate_and_store(
 
 
 @triton.jit
-def _attended(position, window, C: tl.constexpr):
+def _attended(position, token, window, C: tl.constexpr):
     """The first position to attend to, and the one after the last."""
-    stop = tl.minimum(tl.load(position) + 1, C).to(tl.int32)
+    stop = tl.minimum(tl.load(position) + token + 1, C).to(tl.int32)
     start = stop * 0
     if window is not None:
         start = tl.maximum(stop - window, 0)
@@ -556,13 +659,15 @@ def _attended(position, window, C: tl.constexpr):
 
 @triton.jit
 def _attend(
-    q_HS, keys, values, position, partial_HPS, extremes_2HP, scale, cap, window,
+    q_MHS, keys, values, position, partial_MHPS, extremes_M2HP, scale, cap, window,
     H: tl.constexpr, S: tl.constexpr, C: tl.constexpr, P: tl.constexpr, SIZE: tl.constexpr,
     GROUP: tl.constexpr, BH: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One split of one key head: all query heads that share it. Partial sums are relative to the split's maximum."""
-    group, split = tl.program_id(0), tl.program_id(1)
-    first, stop = _attended(position, window, C)
+    token, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    q_HS, extremes_2HP = q_MHS + token * H * S, extremes_M2HP + token * 2 * H * P
+    partial_HPS = partial_MHPS + token * H * P * S
+    first, stop = _attended(position, token, window, C)
     first += split * SIZE
     if first >= stop:
         return
@@ -614,13 +719,14 @@ def _attend(
 
 @triton.jit
 def _combine(
-    partial_HPS, extremes_2HP, position, out_HS, window,
+    partial_MHPS, extremes_M2HP, position, out_MHS, window,
     H: tl.constexpr, S: tl.constexpr, C: tl.constexpr, P: tl.constexpr, SIZE: tl.constexpr,
     BP: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """One query head: the splits that hold anything, brought to one maximum and added."""
-    head = tl.program_id(0)
-    start, stop = _attended(position, window, C)
+    head, token = tl.program_id(0), tl.program_id(1)
+    partial_HPS, extremes_2HP = partial_MHPS + token * H * P * S, extremes_M2HP + token * 2 * H * P
+    start, stop = _attended(position, token, window, C)
     splits = tl.arange(0, BP)
     columns = tl.arange(0, BS)
     used = start + splits * SIZE < stop
@@ -631,45 +737,77 @@ def _combine(
     tile = used[:, None] & (columns < S)[None, :]
     sums = tl.load(partial_HPS + parts[:, None] * S + columns[None, :], mask=tile, other=0.0)
     out = tl.sum(sums * shares[:, None], 0) / tl.sum(totals * shares, 0)
-    tl.store(out_HS + head * S + columns, out.to(out_HS.dtype.element_ty), mask=columns < S)
+    tl.store(out_MHS + (token * H + head) * S + columns, out.to(out_MHS.dtype.element_ty), mask=columns < S)
 
 
 @triton.jit
 def _sum_inputs(
-    x_D, picks, gate_DF, means_D, limits_D, partial_PF, reads,
+    x_MD, picks, gate_DF, means_D, limits_D, partial_MPF, reads, count,
     norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
+    groups, T: tl.constexpr,
     D: tl.constexpr, F: tl.constexpr, P: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     if tl.load(picks) == 0:
         return
 
-    if norm_weight_D is not None:
-        mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
+    dtype: tl.constexpr = x_MD.dtype.element_ty
     share = tl.cdiv(tl.cdiv(D, P), BR) * BR
     part = tl.program_id(1)
     stop = tl.minimum(D, (part + 1) * share)
     columns = tl.program_id(0) * BC + tl.arange(0, BC)
-    products = tl.zeros((BR, BC), tl.float32)
-    counts = tl.zeros((BR,), tl.int32)
-    for start in range(part * share, stop, BR):
-        inputs = start + tl.arange(0, BR)
-        inside = inputs < stop
-        x = tl.load(x_D + inputs, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    for group in range(groups):
+        x_TD = x_MD + group * T * D
+        statistics = ()
         if norm_weight_D is not None:
-            dtype: tl.constexpr = x_D.dtype.element_ty
-            x = _normed(x, inputs, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
-        far = x - tl.load(means_D + inputs, mask=inside, other=0.0)
-        read = inside & (tl.abs(far) > tl.load(limits_D + inputs, mask=inside, other=0.0))
-        tile = read[:, None] & (columns < F)[None, :]
-        pointers = gate_DF + inputs.to(tl.int64)[:, None] * F + columns[None, :]
-        w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
-        products += w.to(tl.float32) * tl.where(read, far, 0.0)[:, None]
-        counts += read.to(tl.int32)
-    tl.store(partial_PF + part * F + columns, tl.sum(products, 0), mask=columns < F)
-    if tl.program_id(0) == 0:
-        tl.atomic_add(reads, tl.sum(counts, 0).to(tl.int64))
-        if part == 0:
-            tl.atomic_add(reads + 3, tl.full((), 1, tl.int64))
+            for token in tl.static_range(T):
+                statistics += (_statistics(x_TD + token * D, eps, D, CENTRED, BD),)
+        products = _zeros(T, BR, BC)
+        counts = ()
+        for _ in tl.static_range(T):
+            counts += (tl.zeros((BR,), tl.int32),)
+        for start in range(part * share, stop, BR):
+            inputs = start + tl.arange(0, BR)
+            inside = inputs < stop
+            means = tl.load(means_D + inputs, mask=inside, other=0.0)
+            limits = tl.load(limits_D + inputs, mask=inside, other=0.0)
+            distances, more = (), ()
+            needed = inputs < 0
+            for token in tl.static_range(T):
+                x = tl.load(x_TD + token * D + inputs, mask=inside, other=0.0, eviction_policy="evict_last")
+                x = x.to(tl.float32)
+                if norm_weight_D is not None:
+                    mean, inverse = statistics[token]
+                    x = _normed(x, inputs, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+                far = x - means
+                read = inside & (tl.abs(far) > limits)
+                needed = needed | read
+                distances += (tl.where(read, far, 0.0),)
+                more += (counts[token] + read.to(tl.int32),)
+            counts = more
+            tile = needed[:, None] & (columns < F)[None, :]
+            pointers = gate_DF + inputs.to(tl.int64)[:, None] * F + columns[None, :]
+            w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
+            added = ()
+            for token in tl.static_range(T):
+                added += (products[token] + w.to(tl.float32) * distances[token][:, None],)
+            products = added
+        for token in tl.static_range(T):
+            number = group * T + token
+            partial_F = partial_MPF + (number * P + part) * F
+            tl.store(partial_F + columns, tl.sum(products[token], 0), mask=columns < F)
+            if tl.program_id(0) == 0 and _counted(number, count):
+                tl.atomic_add(reads, tl.sum(counts[token], 0).to(tl.int64))
+                if part == 0:
+                    tl.atomic_add(reads + 3, tl.full((), 1, tl.int64))
+
+
+@triton.jit
+def _counted(token, count):
+    """Whether it is one of those that are wanted."""
+    counted = token >= 0
+    if count is not None:
+        counted = token < tl.load(count)
+    return counted
 
 
 @triton.jit
@@ -689,12 +827,15 @@ def _acting(y, gate_limits_F, slots, present, dtype: tl.constexpr, ACTIVATION: t
 
 
 @triton.jit
-def _distances(z, resting_F, output_limits_F, slots, present, acts, reads):
+def _distances(z, resting_F, output_limits_F, slots, present, acts, reads, counted=None):
     """Stage 3: how far the z that give something are from their resting values, else 0. Both stages are counted."""
     z -= tl.load(resting_F + slots, mask=present, other=0.0)
     gives = acts & (tl.abs(z) > tl.load(output_limits_F + slots, mask=present, other=0.0))
     acting, giving = tl.sum(acts.to(tl.int64), 0), tl.sum(gives.to(tl.int64), 0)
-    if acting > 0:
+    counts = acting > 0
+    if counted is not None:
+        counts = counts & counted
+    if counts:
         tl.atomic_add(reads + 1, acting)
         tl.atomic_add(reads + 2, giving)
     return tl.where(gives, z, 0.0)
@@ -702,11 +843,11 @@ def _distances(z, resting_F, output_limits_F, slots, present, acts, reads):
 
 @triton.jit
 def _expand(
-    x_D, weight, bias, index_F, kept, z_F,
-    picks, partial_PF, offsets_F, gate_limits_F, resting_F, output_limits_F, reads,
+    x_MD, weight, bias, index_F, kept, z_MF, gate_MF, up_MF, count,
+    picks, partial_MPF, offsets_F, gate_limits_F, resting_F, output_limits_F, reads,
     P: tl.constexpr, BP: tl.constexpr,
     norm_weight_D, norm_bias_D, eps, CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr,
-    F: tl.constexpr, D: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
+    groups, T: tl.constexpr, F: tl.constexpr, D: tl.constexpr, GATED: tl.constexpr, ACTIVATION: tl.constexpr,
     BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     k = tl.load(kept)
@@ -714,98 +855,135 @@ def _expand(
     if first >= k:
         return
 
-    dtype = x_D.dtype.element_ty
+    dtype = x_MD.dtype.element_ty
     slots = first + tl.arange(0, BF)
     present = slots < k
     neurons = tl.load(index_F + slots, mask=present, other=0).to(tl.int64)
     offsets = neurons[:, None] * D
-    if norm_weight_D is not None:
-        mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
-    # Whose first rows are read, and whose rows of up.
+    # Whose first rows are read.
     expands = present
-    acts = present
-    y = tl.zeros((BF,), tl.float32)
     if picks is not None:
         picking = tl.load(picks) != 0
         expands = present & (picking == 0)
-        if picking:
-            y = _gates(partial_PF, offsets_F, slots, present, F, P, BP)
+    for group in range(groups):
+        x_TD = x_MD + group * T * D
+        if norm_weight_D is not None:
+            # Of a single token, see _normed_before.
+            mean, inverse = _statistics(x_TD, eps, D, CENTRED, BD)
+        # For each token what its gates give before their rows are read, and whose rows of up it reads.
+        gates, acts = (), ()
+        needed = expands
+        acting = slots < 0
+        for token in tl.static_range(T):
+            y = tl.zeros((BF,), tl.float32)
+            act = present
+            if picks is not None:  # noqa: SIM102 - what is known when compiling, and what is not
+                if picking:
+                    partial_PF = partial_MPF + (group * T + token) * P * F
+                    y = _gates(partial_PF, offsets_F, slots, present, F, P, BP)
+                    if GATED:
+                        act = _acting(y, gate_limits_F, slots, present, dtype, ACTIVATION)
+            gates += (y,)
+            acts += (act,)
             if GATED:
-                acts = _acting(y, gate_limits_F, slots, present, dtype, ACTIVATION)
-    needed = expands
-    if GATED:
-        needed = expands | acts
-    products = tl.zeros((BF, BD), tl.float32)
-    up_products = tl.zeros((BF, BD), tl.float32)
-    if tl.max(needed.to(tl.int32), 0) > 0:
-        for start in range(0, D, BD):
-            columns = start + tl.arange(0, BD)
-            inside = columns < D
-            pointers = weight + offsets + columns[None, :]
-            tile = expands[:, None] & inside[None, :]
-            w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
+                needed = needed | act
+                acting = acting | act
+        products, up_products = _zeros(T, BF, BD), _zeros(T, BF, BD)
+        if tl.max(needed.to(tl.int32), 0) > 0:
+            for start in range(0, D, BD):
+                columns = start + tl.arange(0, BD)
+                inside = columns < D
+                pointers = weight + offsets + columns[None, :]
+                tile = expands[:, None] & inside[None, :]
+                w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
+                if GATED:
+                    # The gate's rows come first, those of up F rows further on.
+                    tile = acting[:, None] & inside[None, :]
+                    up = tl.load(pointers + F * D, mask=tile, other=0.0, eviction_policy="evict_first")
+                added, up_added = (), ()
+                for token in tl.static_range(T):
+                    x_D = x_TD + token * D
+                    x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+                    if norm_weight_D is not None:
+                        x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+                    added += (products[token] + w.to(tl.float32) * x[None, :],)
+                    if GATED:
+                        up_added += (up_products[token] + up.to(tl.float32) * x[None, :],)
+                products = added
+                if GATED:
+                    up_products = up_added
+        for token in tl.static_range(T):
+            number = group * T + token
+            y = gates[token] + tl.sum(products[token], 1)
+            if bias is not None:
+                # Where tokens pick, the offsets hold it.
+                y += tl.load(bias + neurons, mask=expands, other=0.0).to(tl.float32)
+            if gate_MF is not None:
+                tl.store(gate_MF + number * F + slots, y.to(dtype), mask=present)
+            z = _rounded(_activated(_rounded(y, dtype), ACTIVATION), dtype)
             if GATED:
-                # The gate's rows come first, those of up F rows further on.
-                tile = acts[:, None] & inside[None, :]
-                up = tl.load(pointers + F * D, mask=tile, other=0.0, eviction_policy="evict_first")
-            x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-            if norm_weight_D is not None:
-                x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
-            products += w.to(tl.float32) * x[None, :]
-            if GATED:
-                up_products += up.to(tl.float32) * x[None, :]
-    y += tl.sum(products, 1)
-    if bias is not None:
-        # Where tokens pick, the offsets hold it.
-        y += tl.load(bias + neurons, mask=expands, other=0.0).to(tl.float32)
-    z = _rounded(_activated(_rounded(y, dtype), ACTIVATION), dtype)
-    if GATED:
-        y = tl.sum(up_products, 1)
-        if bias is not None:
-            y += tl.load(bias + F + neurons, mask=present, other=0.0).to(tl.float32)
-        z = _rounded(z * _rounded(y, dtype), dtype)
-    if picks is not None:  # noqa: SIM102 - what is known when compiling, and what is not
-        if picking:
-            z = _distances(z, resting_F, output_limits_F, slots, present, acts, reads)
-    tl.store(z_F + slots, z, mask=present)
+                y = tl.sum(up_products[token], 1)
+                if bias is not None:
+                    y += tl.load(bias + F + neurons, mask=present, other=0.0).to(tl.float32)
+                if up_MF is not None:
+                    tl.store(up_MF + number * F + slots, y.to(dtype), mask=present)
+                z = _rounded(z * _rounded(y, dtype), dtype)
+            if picks is not None:  # noqa: SIM102 - likewise
+                if picking:
+                    counted = _counted(number, count)
+                    z = _distances(z, resting_F, output_limits_F, slots, present, acts[token], reads, counted)
+            tl.store(z_MF + number * F + slots, z, mask=present)
 
 
 @triton.jit
 def _contract(
-    z_F, index_F, kept, contract_FD, partial_PD, picks,
-    D: tl.constexpr, P: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+    z_MF, index_F, kept, contract_FD, partial_MPD, picks, groups, T: tl.constexpr,
+    F: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     k = tl.load(kept)
     # Whatever k is, all parts have their share of it. A part without any writes zeros.
     share = tl.cdiv(tl.cdiv(k, P), BF) * BF
     part = tl.program_id(1)
     columns = tl.program_id(0) * BD + tl.arange(0, BD)
-    products = tl.zeros((BF, BD), tl.float32)
     stop = tl.minimum(k, (part + 1) * share)
     if picks is not None:
         picking = tl.load(picks) != 0
-    for start in range(part * share, stop, BF):
-        slots = start + tl.arange(0, BF)
-        neurons = tl.load(index_F + slots, mask=slots < stop, other=0).to(tl.int64)
-        z = tl.load(z_F + slots, mask=slots < stop, other=0.0)
-        wanted = slots < stop
-        if picks is not None:  # noqa: SIM102 - likewise
-            if picking:
-                # Only there: otherwise rows would wait for what they are multiplied by.
-                wanted = wanted & (z != 0)
-        tile = wanted[:, None] & (columns < D)[None, :]
-        pointers = contract_FD + neurons[:, None] * D + columns[None, :]
-        w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
-        products += w.to(tl.float32) * z[:, None]
-    tl.store(partial_PD + part * D + columns, tl.sum(products, 0), mask=columns < D)
+    for group in range(groups):
+        products = _zeros(T, BF, BD)
+        for start in range(part * share, stop, BF):
+            slots = start + tl.arange(0, BF)
+            neurons = tl.load(index_F + slots, mask=slots < stop, other=0).to(tl.int64)
+            given = ()
+            for token in tl.static_range(T):
+                given += (tl.load(z_MF + (group * T + token) * F + slots, mask=slots < stop, other=0.0),)
+            wanted = slots < stop
+            if picks is not None:  # noqa: SIM102 - what is known when compiling, and what is not
+                if picking:
+                    # Only there: otherwise rows would wait for what they are multiplied by.
+                    some = given[0] != 0
+                    for token in tl.static_range(1, T):
+                        some = some | (given[token] != 0)
+                    wanted = wanted & some
+            tile = wanted[:, None] & (columns < D)[None, :]
+            pointers = contract_FD + neurons[:, None] * D + columns[None, :]
+            w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
+            added = ()
+            for token in tl.static_range(T):
+                added += (products[token] + w.to(tl.float32) * given[token][:, None],)
+            products = added
+        for token in tl.static_range(T):
+            partial_D = partial_MPD + ((group * T + token) * P + part) * D
+            tl.store(partial_D + columns, tl.sum(products[token], 0), mask=columns < D)
 
 
 @triton.jit
 def _reduce_add(
-    partial_PD, bias_D, factor, residual_D, out_D,
+    partial_MPD, bias_D, factor, residual_MD, out_MD,
     D: tl.constexpr, P: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    dtype = out_D.dtype.element_ty
+    dtype = out_MD.dtype.element_ty
+    token = tl.program_id(1)
+    partial_PD = partial_MPD + token * P * D
     parts = tl.arange(0, BP)
     columns = tl.program_id(0) * BD + tl.arange(0, BD)
     inside = columns < D
@@ -816,6 +994,6 @@ def _reduce_add(
     y = _rounded(y, dtype)
     if factor is not None:
         y = _rounded(y * factor, dtype)
-    if residual_D is not None:
-        y += tl.load(residual_D + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_D + columns, y.to(dtype), mask=inside)
+    if residual_MD is not None:
+        y += tl.load(residual_MD + token * D + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_MD + token * D + columns, y.to(dtype), mask=inside)

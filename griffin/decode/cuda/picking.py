@@ -1,12 +1,13 @@
-"""PickingBuffers: where a recorded step finds a request's thresholds, and counts what tokens read by them.
+"""PickingBuffers: where recorded steps and passes find a request's thresholds, and count what tokens read by them.
 
-Shapes: L layers, D model width, F feed-forward neurons.
+Shapes: L layers, M tokens of the largest pass, D model width, F feed-forward neurons.
 """
 
 import torch
 from torch import Tensor
 
 from griffin.decode.cuda import kernels
+from griffin.decode.cuda.reading import Reading
 from griffin.model.weights import Weights
 from griffin.thresholds import Shares, Thresholds
 
@@ -14,14 +15,19 @@ from griffin.thresholds import Shares, Thresholds
 class PickingBuffers:
     """At fixed addresses, for all layers.
 
-    picks: int32 ``(1,)``, not 0 where tokens pick what they read.
+    step, several: for the kernels of a step and of a pass, a row for each layer.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, step: Reading, several: Reading, count: Tensor, tokens: int) -> None:
         """Takes the gates by input, because a recorded step must know where they are.
 
         They take as much memory as the gates: of gated blocks a third of the feed-forward weights again, of plain
         blocks half. All engines of a model share them.
+
+        Args:
+            step, several: say whether tokens pick, in a step and in a pass.
+            count: int32 ``(1,)``: so many of a pass's first tokens are counted.
+            tokens: M.
 
         Raises:
             torch.OutOfMemoryError
@@ -33,31 +39,33 @@ class PickingBuffers:
         def buffer(*shape: int) -> Tensor:
             return torch.zeros(layers, *shape, dtype=torch.float32, device=device)
 
-        self.picks = torch.zeros(1, dtype=torch.int32, device=device)
         self._means_LD, self._input_limits_LD = buffer(width), buffer(width)
         self._offsets_LF, self._resting_LF, self._output_limits_LF = buffer(neurons), buffer(neurons), buffer(neurons)
         self._gate_limits_LF = buffer(neurons) if self._gated else None
         self._in_use = False
         self._reads_L4 = torch.zeros(layers, 4, dtype=torch.int64, device=device)
-        partial_PF = buffer(kernels.row_splits(width, neurons), neurons)[0]
-        self.layers = [
-            kernels.Picking(
-                picks=self.picks,
-                gate_DF=gate_DF,
+        partial_MPF = torch.zeros(tokens, kernels.row_splits(width, neurons), neurons, device=device)
+
+        def layer(number: int, picks: Tensor, count: Tensor | None) -> kernels.Picking:
+            return kernels.Picking(
+                picks=picks,
+                gate_DF=gates[number],
                 means_D=self._means_LD[number],
                 input_limits_D=self._input_limits_LD[number],
                 offsets_F=self._offsets_LF[number],
                 gate_limits_F=None if self._gate_limits_LF is None else self._gate_limits_LF[number],
                 resting_F=self._resting_LF[number],
                 output_limits_F=self._output_limits_LF[number],
-                partial_PF=partial_PF,
+                partial_MPF=partial_MPF,
                 reads=self._reads_L4[number],
+                count=count,
             )
-            for number, gate_DF in enumerate(gates)
-        ]
+
+        self.step = [layer(number, step.picks, None) for number in range(layers)]
+        self.several = [layer(number, several.picks, count) for number in range(layers)]
 
     def load(self, thresholds: Thresholds) -> None:
-        """Tokens pick by these from now on. The host does not wait if they are on the device.
+        """Those that pick do so by these from now on. The host does not wait if they are on the device.
 
         Raises:
             ValueError: they are of a model of other sizes.
@@ -73,13 +81,11 @@ class PickingBuffers:
             assert thresholds.gate_limits_LF is not None
             self._gate_limits_LF.copy_(thresholds.gate_limits_LF)
         self._reads_L4.zero_()
-        self.picks.fill_(1)
         self._in_use = True
 
     def stop(self) -> None:
         """No token picks any more."""
         self._in_use = False
-        self.picks.zero_()
         self._reads_L4.zero_()
 
     def shares(self) -> Shares | None:
@@ -90,6 +96,6 @@ class PickingBuffers:
         if not self._in_use:
             return None
         *reads, tokens = self._reads_L4.sum(dim=0).tolist()
-        layers = len(self.layers)
+        layers = len(self._means_LD)
         inputs, neurons = self._means_LD.numel(), self._resting_LF.numel()
         return Shares.counted(reads, tokens // layers, inputs, neurons, gated=self._gated)

@@ -1,18 +1,29 @@
 """FusedStep: one decode step of the common block in few kernels, at fixed addresses, for a CUDA graph to record.
 
-Shapes: L layers, D model width, F feed-forward neurons, k of them kept, V vocabulary, H query heads, S head size.
+It runs one token, or a pass of several that follow each other. Each token of a pass has the step's sums in their order,
+see ``kernels``.
+
+Shapes: L layers, M tokens, D model width, F feed-forward neurons, V vocabulary, H query heads, S head size, P parts.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from griffin.decode.cuda import kernels
 from griffin.decode.cuda.picking import PickingBuffers
-from griffin.model.weights import Layer, Weights
+from griffin.decode.cuda.reading import Reading
+from griffin.method.statistic import Activations
+from griffin.model.weights import Layer, Norm, Projection, Weights
 from griffin.neurons import Chosen, Kept
-from griffin.thresholds import Shares, Thresholds
+from griffin.thresholds import Shares
 
 SMALLEST_BUCKET = 1024
+# Tokens of the passes that have kernels; a smaller number runs in the next larger pass.
+PASSES = (2, 4, 8, 16)
+MOST_TOKENS = PASSES[-1]
 
 
 def buckets(context_length: int) -> list[int]:
@@ -23,115 +34,185 @@ def buckets(context_length: int) -> list[int]:
     return [*sizes[:-1], context_length]
 
 
-class FusedStep:
-    """Everything that a step reads and writes.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Buffers:
+    """What the kernels hand to each other; a row for each token. Without a note in the model's dtype.
 
-    token_id, position: int64 ``(1,)``, the token that the next ``run`` decodes, and its position.
-    index_LF, kept_L: int32, the kept neurons: the first ``kept_L[layer]`` of each row.
-    contract_bias_LD: fp32, the contracting projections' own biases; where tokens pick, plus what neurons at rest give.
-    picking: a request's thresholds, where tokens pick by them what they read.
+    parts_MHPS, extremes_M2HP, contracted_MPD: fp32.
+    """
+
+    x_MD: Tensor
+    y_MD: Tensor
+    normed_MD: Tensor
+    qkv_MN: Tensor
+    q_MHS: Tensor
+    attended_MHS: Tensor
+    parts_MHPS: Tensor
+    extremes_M2HP: Tensor
+    contracted_MPD: Tensor
+    logits_MV: Tensor
+
+    def first(self, tokens: int) -> "_Buffers":
+        """Those of the first tokens."""
+        return _Buffers(*(getattr(self, field.name)[:tokens] for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """What a pass leaves of its FF blocks, see ``Activations``. Only ``z_LMF``, in fp32, is of a step too."""
+
+    x_LMD: Tensor
+    gate_LMF: Tensor
+    up_LMF: Tensor | None
+    z_LMF: Tensor
+
+    def layer(self, number: int, tokens: int) -> Activations:
+        up_MF = None if self.up_LMF is None else self.up_LMF[number, :tokens]
+        return Activations(
+            self.x_LMD[number, :tokens], self.z_LMF[number, :tokens], self.gate_LMF[number, :tokens], up_MF
+        )
+
+
+class FusedStep:
+    """Everything that a step or pass reads and writes.
+
+    token_id, position: int64 ``(1,)``, the token that the next step decodes, and its position.
+    ids_M, count: int64 and int32 ``(1,)``, the tokens that the next pass reads from ``position`` on. So many of them
+        are wanted. Those after them are ids too; what they leave is overwritten by later tokens.
     keys, values: per layer ``(1, G, context_length, S)``, filled up to ``position``.
-    logits_V: the logits after ``run``, in the model's dtype.
+    logits_MV: the logits after a pass, in the model's dtype; ``logits_V`` those after a step.
     """
 
     def __init__(self, weights: Weights, context_length: int) -> None:
         self.weights = weights
         self.context_length = context_length
         layers, heads, size, width = len(weights.layers), weights.heads, weights.head_size, weights.width
-        neurons = weights.layers[0].feed_forward.contract.row_count
+        feed_forward = weights.layers[0].feed_forward
+        neurons, parts = feed_forward.contract.row_count, kernels.MOST_SPLITS
         dtype, device = weights.dtype, weights.device
 
         def buffer(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
 
-        self.token_id = torch.zeros(1, dtype=torch.int64, device=device)
+        def rows(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return buffer(MOST_TOKENS, *shape, dtype=dtype)
+
+        def seen(columns: int, dtype: torch.dtype = dtype) -> Tensor:
+            return buffer(layers, MOST_TOKENS, columns, dtype=dtype)
+
+        self.ids_M = torch.zeros(MOST_TOKENS, dtype=torch.int64, device=device)
+        self.token_id = self.ids_M[:1]
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.index_LF = buffer(layers, neurons, dtype=torch.int32)
-        self.kept_L = buffer(layers, dtype=torch.int32)
-        self.picking = PickingBuffers(weights)
+        self.count = torch.full((1,), MOST_TOKENS, dtype=torch.int32, device=device)
         # Without a factor the kernels round once less.
         self._residual_factor = None if weights.residual_scale == 1 else weights.residual_scale
         self._logit_factor = None if weights.logit_divisor == 1 else 1 / weights.logit_divisor
-        self._own_bias_LD = weights.contract_bias()
-        self.contract_bias_LD = self._own_bias_LD.clone()
         self.keys = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
         self.values = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
-        self.logits_V = buffer(weights.head.matrix.row_count)
-        self._x_D = buffer(width)
-        self._y_D = buffer(width)
-        self._qkv = buffer((heads + 2 * weights.kv_heads) * size)
-        self._q_HS = buffer(heads, size)
-        self._attended_HS = buffer(heads, size)
-        self._attended_HPS = buffer(heads, kernels.MOST_SPLITS, size, dtype=torch.float32)
-        self._extremes_2HP = buffer(2, heads, kernels.MOST_SPLITS, dtype=torch.float32)
-        self._z_F = buffer(neurons, dtype=torch.float32)
-        self._contracted_PD = buffer(kernels.row_splits(neurons, width), width, dtype=torch.float32)
-        self._everything_F = torch.arange(neurons, dtype=torch.int32, device=device)
-        self.keep(None)
+        self._buffers = _Buffers(
+            x_MD=rows(width),
+            y_MD=rows(width),
+            normed_MD=rows(width),
+            qkv_MN=rows((heads + 2 * weights.kv_heads) * size),
+            q_MHS=rows(heads, size),
+            attended_MHS=rows(heads, size),
+            parts_MHPS=rows(heads, parts, size, dtype=torch.float32),
+            extremes_M2HP=rows(2, heads, parts, dtype=torch.float32),
+            contracted_MPD=rows(kernels.row_splits(neurons, width), width, dtype=torch.float32),
+            logits_MV=rows(weights.head.matrix.row_count),
+        )
+        up_LMF = seen(neurons) if feed_forward.gated else None
+        self._seen = _Seen(seen(width), seen(neurons), up_LMF, seen(neurons, torch.float32))
+        self.logits_MV = self._buffers.logits_MV
+        self.logits_V = self.logits_MV[0]
+        # A pass may read everything where steps do not.
+        self._own, self._several = Reading(weights), Reading(weights)
+        self._picking = PickingBuffers(weights, self._own, self._several, self.count, MOST_TOKENS)
+        # Whether passes read everything; None where they were not told since ``keep``.
+        self._full: bool | None = None
 
     @torch.inference_mode()
     def keep(self, chosen: Chosen | None) -> None:
         """Go through these neurons from now on, pick by these thresholds, or read everything (None)."""
-        self.picking.stop()
-        self.contract_bias_LD.copy_(self._own_bias_LD)
-        if isinstance(chosen, Kept):
-            for index_F, kept_k in zip(self.index_LF, chosen.layers, strict=True):
-                index_F[: len(kept_k)] = kept_k
-            self.kept_L.copy_(torch.tensor(chosen.counts, dtype=torch.int32))
-            return
-        self.index_LF.copy_(self._everything_F)
-        self.kept_L.fill_(len(self._everything_F))
-        if chosen is not None:
-            self._pick(chosen)
+        self._full = None
+        self._picking.stop()
+        if chosen is None:
+            self._own.everything()
+        elif isinstance(chosen, Kept):
+            self._own.keep(chosen)
+        else:
+            self._picking.load(chosen)
+            self._own.pick(chosen)
 
-    def _pick(self, thresholds: Thresholds) -> None:
-        for layer, bias_D, resting_F in zip(
-            self.weights.layers, self.contract_bias_LD, thresholds.resting_LF, strict=True
-        ):
-            bias_D.copy_(layer.feed_forward.at_rest(resting_F.to(bias_D.device)))
-        self.picking.load(thresholds)
+    @torch.inference_mode()
+    def have_passes_read(self, *, full: bool) -> None:
+        """Passes read everything from now on, or as steps do."""
+        if self._full == full:
+            return
+        if full:
+            self._several.everything()
+        else:
+            self._several.follow(self._own)
+        self._full = full
 
     def shares(self) -> Shares | None:
         """What tokens have read of the FF weights, on average since ``keep``; None without thresholds or tokens.
 
         It waits for the device.
         """
-        return self.picking.shares()
+        return self._picking.shares()
+
+    def seen(self, tokens: int) -> Sequence[Activations]:
+        """For each layer what the first tokens of the latest pass gave in the FF block, good until the next pass."""
+        return [self._seen.layer(number, tokens) for number in range(len(self.weights.layers))]
 
     @torch.inference_mode()
-    def run(self, bucket: int) -> None:
-        """Enqueue the step of ``token_id`` at ``position``, which must be below ``bucket``; then position += 1."""
-        weights = self.weights
+    def run(self, bucket: int, tokens: int = 1) -> None:
+        """Enqueue a step, or a pass of so many tokens of ``PASSES``, from ``position`` on. Then position += tokens.
+
+        The caller sets ``position`` again after a pass of which some tokens are not wanted.
+
+        Args:
+            bucket: all positions that are wanted must be below it.
+        """
+        weights, own = self.weights, self._buffers.first(tokens)
         kernels.embed(
-            self.token_id,
+            self.ids_M[:tokens],
             self.position,
             weights.embedding.dense(),
             weights.embedding_scale,
             weights.positions,
-            self._x_D,
+            own.x_MD,
         )
         for number, layer in enumerate(weights.layers):
-            self._attention(number, layer, bucket)
-            self._feed_forward(number, layer)
+            self._attention(number, layer, own, bucket)
+            self._feed_forward(number, layer, own, tokens)
         kernels.project(
-            self._x_D,
+            own.x_MD,
             weights.head.matrix.dense(),
-            self.logits_V,
+            own.logits_MV,
             bias_N=weights.head.bias,
             norm=weights.final_norm,
             factor=self._logit_factor,
             cap=weights.logit_cap,
+            normed_MD=own.normed_MD,
         )
-        self.position.add_(1)
+        self.position.add_(tokens)
 
-    def _attention(self, number: int, layer: Layer, bucket: int) -> None:
-        keys, values = self.keys[number], self.values[number]
-        merged, output = layer.query_key_value, layer.output
-        kernels.project(self._x_D, merged.matrix.dense(), self._qkv, bias_N=merged.bias, norm=layer.before_attention)
+    def _attention(self, number: int, layer: Layer, own: _Buffers, bucket: int) -> None:
+        keys, values, merged = self.keys[number], self.values[number], layer.query_key_value
+        kernels.project(
+            own.x_MD,
+            merged.matrix.dense(),
+            own.qkv_MN,
+            bias_N=merged.bias,
+            norm=layer.before_attention,
+            normed_MD=own.normed_MD,
+        )
         kernels.rotate_and_store(
-            self._qkv,
+            own.qkv_MN,
             self.position,
-            self._q_HS,
+            own.q_MHS,
             keys,
             values,
             query_norm=layer.query_norm,
@@ -142,54 +223,56 @@ class FusedStep:
             growth=self.weights.query_growth,
         )
         kernels.attend(
-            self._q_HS,
+            own.q_MHS,
             keys,
             values,
             self.position,
-            self._attended_HPS,
-            self._extremes_2HP,
-            self._attended_HS,
+            own.parts_MHPS,
+            own.extremes_M2HP,
+            own.attended_MHS,
             bucket=bucket,
             scale=self.weights.scale,
             window=layer.window,
             cap=self.weights.score_cap,
         )
-        attended = self._attended_HS.view(-1)
-        if layer.after_attention is None:
-            kernels.project(
-                attended,
-                output.matrix.dense(),
-                self._x_D,
-                bias_N=output.bias,
-                factor=self._residual_factor,
-                residual_N=self._x_D,
-            )
-        else:
-            kernels.project(attended, output.matrix.dense(), self._y_D, bias_N=output.bias)
-            kernels.normalise_add(self._x_D, self._y_D, layer.after_attention, self._residual_factor)
+        self._add_attended(own, layer.output, layer.after_attention)
 
-    def _feed_forward(self, number: int, layer: Layer) -> None:
-        feed_forward, index_F, kept = layer.feed_forward, self.index_LF[number], self.kept_L[number : number + 1]
-        bias_D, picking = self.contract_bias_LD[number], self.picking.layers[number]
-        kernels.sum_inputs(self._x_D, picking, norm=layer.before_feed_forward)
+    def _add_attended(self, own: _Buffers, output: Projection, norm: Norm | None) -> None:
+        attended, matrix, factor = own.attended_MHS.flatten(1), output.matrix.dense(), self._residual_factor
+        if norm is None:
+            kernels.project(attended, matrix, own.x_MD, bias_N=output.bias, factor=factor, residual_MN=own.x_MD)
+        else:
+            kernels.project(attended, matrix, own.y_MD, bias_N=output.bias)
+            kernels.normalise_add(own.x_MD, own.y_MD, norm, factor)
+
+    def _feed_forward(self, number: int, layer: Layer, own: _Buffers, tokens: int) -> None:
+        feed_forward, seen, single = layer.feed_forward, self._seen.layer(number, tokens), tokens == 1
+        reading = self._own if single else self._several
+        picking = (self._picking.step if single else self._picking.several)[number]
+        index_F, kept = reading.index_LF[number], reading.kept_L[number : number + 1]
+        kernels.sum_inputs(own.x_MD, picking, norm=layer.before_feed_forward)
         kernels.expand(
-            self._x_D,
+            own.x_MD,
             feed_forward.expand.matrix.dense(),
             index_F,
             kept,
-            self._z_F,
+            seen.z,
             activation=self.weights.activation,
             bias=feed_forward.expand.bias,
             norm=layer.before_feed_forward,
             picking=picking,
+            normed_MD=seen.x,
+            observed=None if single else kernels.Observed(seen.gate, seen.up),
         )
-        kernels.contract(
-            self._z_F, index_F, kept, feed_forward.contract.dense(), self._contracted_PD, self.picking.picks
-        )
-        if layer.after_feed_forward is None:
-            kernels.reduce_add(
-                self._contracted_PD, self._x_D, bias_D=bias_D, factor=self._residual_factor, residual_D=self._x_D
-            )
+        if layer.before_feed_forward is None and not single:
+            seen.x.copy_(own.x_MD)
+        kernels.contract(seen.z, index_F, kept, feed_forward.contract.dense(), own.contracted_MPD, reading.picks)
+        self._add_contracted(own, reading.contract_bias_LD[number], layer.after_feed_forward)
+
+    def _add_contracted(self, own: _Buffers, bias_D: Tensor, norm: Norm | None) -> None:
+        factor = self._residual_factor
+        if norm is None:
+            kernels.reduce_add(own.contracted_MPD, own.x_MD, bias_D=bias_D, factor=factor, residual_MD=own.x_MD)
         else:
-            kernels.reduce_add(self._contracted_PD, self._y_D, bias_D=bias_D)
-            kernels.normalise_add(self._x_D, self._y_D, layer.after_feed_forward, self._residual_factor)
+            kernels.reduce_add(own.contracted_MPD, own.y_MD, bias_D=bias_D)
+            kernels.normalise_add(own.x_MD, own.y_MD, norm, factor)

@@ -1,8 +1,10 @@
 """Drafts looked up in the sequence itself."""
 
+import random
+
 import pytest
 
-from griffin.engine.ngrams import LONGEST, NGrams, PromptNGrams
+from griffin.engine.ngrams import LONGEST, NGrams, PromptNGrams, longest_next
 
 
 def drafted(ngrams: NGrams, most: int) -> list[int]:
@@ -65,3 +67,18 @@ def test_sequences_do_not_meet() -> None:
 
     assert drafted(first, 1) == [9]
     assert second.find() is None
+
+
+def test_a_match_grows_by_as_much_as_is_said() -> None:
+    """Few tokens, so that matches of every length come and go."""
+    drawn = random.Random(3)
+    reached = set()
+    for alphabet in (2, 3, 5):
+        ngrams = NGrams(PromptNGrams([drawn.randrange(alphabet) for _ in range(20)]))
+        for _ in range(600):
+            most = longest_next(ngrams.find())
+            ngrams.extend(drawn.randrange(alphabet))
+            match = ngrams.find()
+            assert match is None or match.length <= most
+            reached.add((match.length if match else 0, most))
+    assert {(2, 2), (3, 3), (5, 5), (8, 8), (LONGEST, LONGEST)} <= reached

@@ -1,4 +1,4 @@
-"""Compiles the kernels of a decode step without a GPU, and says what registers they take: a line of JSON each.
+"""Compiles the kernels of steps and passes without a GPU, and says what registers they take: a line of JSON each.
 
 ``python -m tests.griffin.decode.cuda.compiled [--kinds Q4_K,Q6_K] [--shapes 4096x14336] [--targets 80,89,90]``
 from the repository's root. It must run where the variable TRITON_INTERPRET is not set.
@@ -35,13 +35,18 @@ HALF = torch.bfloat16
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one kernel takes. stack: bytes of a thread beside its registers."""
+    """What one kernel takes.
+
+    stack: bytes of a thread beside its registers.
+    sums: each reduction's axis, shape and layout, which say in what order it adds; sorted, each once.
+    """
 
     kernel: str
     case: str
     target: int
     registers: int
     stack: int
+    sums: tuple[str, ...]
 
 
 class Driver:
@@ -76,7 +81,7 @@ def compiled(case: str, target: int, launch: Callable[[], None]) -> Iterator[Com
     finally:
         JITFunction.__getitem__ = own
     for name, kernel in found:
-        yield Compiled(name, case, target, *_resources(kernel.asm["cubin"]))
+        yield Compiled(name, case, target, *_resources(kernel.asm["cubin"]), _sums(kernel.asm["ttgir"]))
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
@@ -87,6 +92,15 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack, local = (int(re.findall(rf"{name}:(\d+)", text)[-1]) for name in ("REG", "STACK", "LOCAL"))
     return registers, stack + local
+
+
+def _sums(text: str) -> tuple[str, ...]:
+    layouts = dict(re.findall(r"(#\w+) = (#ttg\.[^\n]+)", text))
+    found = re.findall(
+        r'"tt\.reduce"\(%[^)]*\) <\{axis = (\d)[^\n]*\}>.*?\}\) (?:\{[^}]*\} )?: \(([^)]*)\)', text, re.S
+    )
+    spelled = (f"{axis} " + re.sub(r"#\w+", lambda name: layouts.get(name[0], name[0]), shape) for axis, shape in found)
+    return tuple(sorted(set(spelled)))
 
 
 def empty(*shape: int, dtype: torch.dtype = HALF) -> Tensor:
@@ -101,23 +115,47 @@ def integers(*shape: int) -> Tensor:
     return empty(*shape, dtype=torch.int32)
 
 
-def picking(gate_DF: Tensor, parts: int, D: int, F: int, *, gated: bool) -> kernels.Picking:
+def picking(
+    gate_DF: Tensor, parts: int, D: int, F: int, *, gated: bool, tokens: int = 1
+) -> kernels.Picking:  # fmt: skip
     return kernels.Picking(
         picks=integers(1), gate_DF=gate_DF, means_D=fp32(D), input_limits_D=fp32(D), offsets_F=fp32(F),
         gate_limits_F=fp32(F) if gated else None, resting_F=fp32(F), output_limits_F=fp32(F),
-        partial_PF=fp32(parts, F), reads=empty(4, dtype=torch.int64),
+        partial_MPF=fp32(tokens, parts, F), reads=empty(4, dtype=torch.int64),
+        count=integers(1) if tokens > 1 else None,
     )  # fmt: skip
 
 
-def plain(D: int, F: int, *, gated: bool) -> None:
-    """An FF block of plain numbers."""
-    x_D, norm = empty(D), Norm(empty(D), None, 1e-5, False)
-    by = picking(empty(D, F), kernels.row_splits(D, F), D, F, gated=gated)
+def plain(D: int, F: int, *, gated: bool, tokens: int = 1) -> None:
+    """An FF block of plain numbers, for so many tokens."""
+    x_MD, normed_MD, norm = empty(tokens, D), empty(tokens, D), Norm(empty(D), None, 1e-5, False)
+    by = picking(empty(D, F), kernels.row_splits(D, F), D, F, gated=gated, tokens=tokens)
     weight, contract_FD = empty(2 * F if gated else F, D), empty(F, D)
-    partial_PD = fp32(kernels.row_splits(F, D), D)
-    kernels.sum_inputs(x_D, by, norm=norm)
-    kernels.expand(x_D, weight, integers(F), integers(1), fp32(F), activation="silu", norm=norm, picking=by)
-    kernels.contract(fp32(F), integers(F), integers(1), contract_FD, partial_PD, by.picks)
+    partial_MPD, index_F, kept = fp32(tokens, kernels.row_splits(F, D), D), integers(F), integers(1)
+    seen = kernels.Observed(empty(tokens, F), empty(tokens, F) if gated else None) if tokens > 1 else None
+    kernels.sum_inputs(x_MD, by, norm=norm)
+    kernels.expand(
+        x_MD, weight, index_F, kept, fp32(tokens, F),
+        activation="silu", norm=norm, picking=by, normed_MD=normed_MD, observed=seen,
+    )  # fmt: skip
+    kernels.contract(fp32(tokens, F), index_F, kept, contract_FD, partial_MPD, by.picks)
+
+
+def around(D: int, *, tokens: int = 1) -> None:
+    """All else of a layer, with heads of 128 elements, and the head over 128 256 tokens."""
+    H, G, S, C = max(2, D // 128), max(1, D // 512), 128, 4096
+    x_MD, y_MD, normed_MD = (empty(tokens, D) for _ in range(3))
+    norm, position, keys = Norm(empty(D), None, 1e-5, False), empty(1, dtype=torch.int64), empty(1, G, C, S)
+    qkv, q_MHS, logits_MV = empty(tokens, (H + 2 * G) * S), empty(tokens, H, S), empty(tokens, 128256)
+    parts = fp32(tokens, H, kernels.MOST_SPLITS, S), fp32(tokens, 2, H, kernels.MOST_SPLITS)
+    kernels.embed(empty(tokens, dtype=torch.int64), position, empty(1000, D), 1.0, None, x_MD)
+    kernels.project(x_MD, empty((H + 2 * G) * S, D), qkv, norm=norm, normed_MD=normed_MD)
+    kernels.rotate_and_store(qkv, position, q_MHS, keys, keys, frequencies_R=fp32(S // 2))
+    kernels.attend(q_MHS, keys, keys, position, *parts, q_MHS, bucket=C, scale=0.1)
+    kernels.project(q_MHS.flatten(1), empty(D, H * S), x_MD, residual_MN=x_MD)
+    kernels.reduce_add(fp32(tokens, 64, D), x_MD, residual_MD=x_MD)
+    kernels.normalise_add(x_MD, y_MD, norm)
+    kernels.project(x_MD, empty(128256, D), logits_MV, norm=norm, normed_MD=normed_MD)
 
 
 def rows(grouping: Grouping, count: int, columns: int) -> grouped.Rows:
@@ -158,8 +196,10 @@ def every(kinds: list[str], shapes: list[tuple[int, int]], targets: list[int]) -
     """Blocks of D inputs and F neurons; of these kinds of codes where a row is a multiple of their blocks."""
     for target, (D, F) in product(targets, shapes):
         size = f"{D}x{F}"
-        yield from compiled(f"gated {size}", target, partial(plain, D, F, gated=True))
-        yield from compiled(f"plain {size}", target, partial(plain, D, F, gated=False))
+        for tokens in kernels.GROUPED:
+            yield from compiled(f"gated {size} {tokens}", target, partial(plain, D, F, gated=True, tokens=tokens))
+            yield from compiled(f"plain {size} {tokens}", target, partial(plain, D, F, gated=False, tokens=tokens))
+            yield from compiled(f"around {size} {tokens}", target, partial(around, D, tokens=tokens))
         for kind in kinds:
             grouping = GROUPINGS[GGMLQuantizationType[kind]]
             if D % grouping.unit == F % grouping.unit == 0:

@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,21 +19,48 @@ KINDS = ("Q4_K", "Q5_0", "Q6_K", "Q8_0")
 TARGETS = (80, 89, 90)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_nothing_is_spilled(target: int, tmp_path: Path) -> None:
+BLOCKS = ("_sum_inputs", "_expand", "_contract")
+AROUND = ("_embed", "_project", "_rotate_and_store", "_attend", "_combine", "_reduce_add", "_normalise_add")
+
+
+@cache
+def compiled(target: int) -> list[dict[str, Any]]:
     """In a process of its own: here, kernels run in the interpreter."""
     settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     arguments = ["--kinds", ",".join(KINDS), "--shapes", "4096x14336", "--targets", str(target)]
-    ran = subprocess.run(
-        [sys.executable, "-m", "tests.griffin.decode.cuda.compiled", *arguments],
-        cwd=ROOT, env={**settings, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        ran = subprocess.run(
+            [sys.executable, "-m", "tests.griffin.decode.cuda.compiled", *arguments],
+            cwd=ROOT, env={**settings, "TRITON_CACHE_DIR": folder}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
-    found = [json.loads(line) for line in ran.stdout.splitlines()]
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_is_spilled(target: int) -> None:
+    """Of steps and of passes of every size."""
+    found = compiled(target)
 
     assert {(kernel["kernel"], kernel["case"].split()[0]) for kernel in found} == {
-        *((name, block) for name in ("_sum_inputs", "_expand", "_contract") for block in ("gated", "plain")),
+        *((name, block) for name in (*BLOCKS, "_normalise") for block in ("gated", "plain")),
+        *((name, "around") for name in (*AROUND, "_normalise")),
         *((name, kind) for name in ("_arrange", "_project", "_expand", "_sum_rows") for kind in KINDS),
     }
-    assert [kernel for kernel in found if kernel["stack"]] == []
+    # Sines of large angles take a little memory, however many tokens there are.
+    assert [kernel for kernel in found if kernel["stack"] and kernel["kernel"] != "_rotate_and_store"] == []
     assert all(kernel["target"] == target and 0 < kernel["registers"] < 256 for kernel in found)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_passes_add_in_the_order_of_steps(target: int) -> None:
+    """Each kernel sums tiles of the step's shape and layout. Norms of several tokens have a kernel of their own."""
+    sums: dict[tuple[str, str], set[str]] = {}
+    for kernel in compiled(target):
+        block, *size = kernel["case"].split()
+        if block in ("gated", "plain", "around"):
+            sums.setdefault((block, size[-1]), set()).update(kernel["sums"])
+
+    for block in ("gated", "plain", "around"):
+        assert len(sums[block, "1"]) > 2
+        assert all(sums[block, tokens] == sums[block, "1"] for tokens in ("2", "4", "8", "16"))

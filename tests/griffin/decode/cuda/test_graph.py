@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import astuple, replace
+from functools import cache
 
 import pytest
 import torch
@@ -37,7 +38,9 @@ def small(model_type: str) -> PreTrainedModel:
     return tiny_model(model_type, num_hidden_layers=1)
 
 
+@cache
 def graph_engine(model_type: str) -> Engine:
+    """One for all tests: passes of every size run when it is made, and the interpreter takes seconds for that."""
     engine = Engine(small(model_type), context_length=64, prefill_chunk=8, step="lean")
     trees, state = engine._assembly.trees, engine._assembly.state
     weights = read_weights(trees.full)
@@ -116,16 +119,82 @@ def test_the_next_step_is_launched_before_the_token_is_read(prompts: Prompts, mo
     assert events == ["launch", "read", "launch", "read", "read"]
 
 
-def test_nothing_is_captured_after_the_warm_up(prompts: Prompts) -> None:
-    """Every length and kind of sampling has its graph before the first request."""
+def test_nothing_is_captured_after_the_warm_up(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every length, kind of sampling and size of a pass has its graph before the first request."""
     engine = graph_engine("llama")
     decoder = engine._assembly.state.decoder
-    captured = dict(decoder._graphs)
-    decoder._capture = lambda body: pytest.fail("captured in a request")
+    captured, recorded = dict(decoder._graphs), dict(decoder._recorded)
+    monkeypatch.setattr(decoder, "_capture", lambda body: pytest.fail("captured in a request"))
     for sampling in SAMPLINGS:
         list(engine.generate(prompts(52, 40), replace(sampling, max_tokens=3), Pruning(0.5)))
+    lossless = Verification("lossless", "pruned", 2)
+    list(engine.generate(prompts(52, 40), SAMPLINGS[0], Pruning(0.5), verification=lossless))
 
-    assert decoder._graphs == captured
+    assert (decoder._graphs, decoder._recorded) == (captured, recorded)
+    assert sorted(recorded) == [(64, 2), (64, 4), (64, 8), (64, 16)]
+
+
+def test_passes_have_the_bits_of_steps(prompts: Prompts) -> None:
+    """Kept neurons after a prompt: what a pass leaves is what steps leave, and steps go on from there."""
+    engine, ids = graph_engine("llama"), prompts(57, 6)
+    state = engine._assembly.state
+    decoder, cache = state.decoder, state.cache
+    assert decoder.passes is not None
+    for pruning in (Pruning(0), Pruning(0.5), Pruning(0.5, method="griffin+")):
+        with engine.read(prompts(56, 9), pruning) as read:
+            list(read.generate(replace(SAMPLINGS[0], max_tokens=2)))
+            rows = []
+            for place, id in enumerate(ids):
+                cache.length = 9 + place
+                decoder.take(id, decoder.logits())()
+                decoder.advance()()
+                rows.append(decoder.logits().clone())
+            cache.length = 9
+            found_TV = decoder.passes.read(ids)
+
+        assert torch.equal(found_TV, torch.stack(rows))
+        assert cache.length == 15
+
+
+# Every pair of three tokens has occurred.
+PAIRS = [5, 5, 6, 6, 7, 7, 5, 7, 6, 5]
+
+
+@pytest.mark.parametrize("pruning", [Pruning(0), Pruning(0.5), Pruning(0.5, method="griffin+")])
+@pytest.mark.parametrize("sampling", SAMPLINGS[1:], ids=["seeded", "everything"])
+def test_n_grams_change_no_token(pruning: Pruning, sampling: Sampling) -> None:
+    """In mode fast, the kept neurons check them; the same bits, so the same tokens and log-probabilities."""
+    engine, few = graph_engine("llama"), {5: 90.0, 6: 90.0, 7: 90.0}
+    wanted = replace(sampling, max_tokens=12, logit_bias=few)
+    plain = list(engine.generate(PAIRS, wanted, pruning, verification=Verification("fast", "none")))
+    drafted = list(engine.generate(PAIRS, wanted, pruning, verification=Verification("fast", "ngram", 3)))
+
+    assert [token.id for token in drafted] == [token.id for token in plain]
+    assert [token.logprobs for token in drafted] == [token.logprobs for token in plain]
+    assert drafted[-1].verified.drafted > 0
+    assert (drafted[-1].shares is None) == (plain[-1].shares is None) == (pruning.method != "griffin+")
+
+
+def test_single_steps_between_drafts_run_ahead(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text that repeats nothing is decoded as without drafts: the next step before the token is read."""
+    engine = graph_engine("llama")
+    events: list[str] = []
+    decoder = engine._assembly.state.decoder
+    advance = decoder.advance
+
+    def noted() -> Callable[[], object]:
+        events.append("launch")
+        wait = advance()
+        return lambda: (events.append("read"), wait())[1]
+
+    monkeypatch.setattr(decoder, "advance", noted)
+    for _ in range(2):
+        events.clear()
+        wanted = replace(SAMPLINGS[0], max_tokens=4)
+        tokens = list(engine.generate(prompts(51, 9), wanted, Pruning(0.5), verification=Verification("fast")))
+
+    assert events == ["launch", "launch", "read", "launch", "read", "read"]
+    assert tokens[-1].verified.tokens == 3
 
 
 def test_the_context_can_be_filled_to_its_end(prompts: Prompts) -> None:

@@ -206,7 +206,7 @@ class Block:
             picks=scalar(1, torch.int32), gate_DF=nans(0), means_D=self.means_D, input_limits_D=self.input_limits_D,
             offsets_F=self.offsets_F, gate_limits_F=self.gate_limits_F if self.gated else None,
             resting_F=self.resting_F, output_limits_F=self.output_limits_F,
-            partial_PF=nans(grouped.row_splits(self.gate_by_input), F),
+            partial_MPF=nans(grouped.row_splits(self.gate_by_input), F),
             reads=torch.zeros(4, dtype=torch.int64, device=DEVICE),
         )  # fmt: skip
         everything_F, z_F = torch.arange(F, dtype=torch.int32, device=DEVICE), nans(F)

@@ -118,9 +118,9 @@ def test_project_caps_and_adds_in_place(dtype: torch.dtype) -> None:
     y_N = weight_ND.float() @ x_D.float()
     capped_N, summed_N = nans(37, dtype=dtype), residual_N.clone()
     kernels.project(x_D, weight_ND, capped_N, cap=30.0)
-    kernels.project(x_D, weight_ND, summed_N, residual_N=summed_N)
+    kernels.project(x_D, weight_ND, summed_N, residual_MN=summed_N)
     factored_N = residual_N.clone()
-    kernels.project(x_D, weight_ND, factored_N, factor=0.3, residual_N=factored_N)
+    kernels.project(x_D, weight_ND, factored_N, factor=0.3, residual_MN=factored_N)
 
     assert_near(capped_N, 30 * (y_N / 30).tanh(), dtype)
     assert_near(summed_N, y_N + residual_N.float(), dtype)
@@ -324,11 +324,11 @@ def test_contract_is_the_masked_sum(dtype: torch.dtype, k: int) -> None:
     assert_near(out_D, expected_D, dtype)
 
     summed_D = residual_D.clone()
-    kernels.reduce_add(partial_PD, summed_D, bias_D=bias_D, residual_D=summed_D)
+    kernels.reduce_add(partial_PD, summed_D, bias_D=bias_D, residual_MD=summed_D)
     assert_near(summed_D, expected_D + residual_D.float(), dtype)
 
     factored_D = residual_D.clone()
-    kernels.reduce_add(partial_PD, factored_D, bias_D=bias_D, factor=0.3, residual_D=factored_D)
+    kernels.reduce_add(partial_PD, factored_D, bias_D=bias_D, factor=0.3, residual_MD=factored_D)
     assert_near(factored_D, 0.3 * expected_D + residual_D.float(), dtype)
 
 

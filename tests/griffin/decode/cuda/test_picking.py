@@ -90,7 +90,7 @@ class Block:
             gate_limits_F=self.gate_limits_F if self.gated else None,
             resting_F=self.resting_F,
             output_limits_F=self.output_limits_F,
-            partial_PF=nans(kernels.row_splits(D, F), F),
+            partial_MPF=nans(kernels.row_splits(D, F), F),
             reads=self.reads,
         )
         weight = self.gate_FD if self.up_FD is None else torch.cat((self.gate_FD, self.up_FD))
