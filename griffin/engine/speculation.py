@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from griffin.decode.decoder import PASS_TOKENS
 from griffin.decode.sampler import Drawn
 from griffin.engine.drafts import Drafts
 from griffin.engine.ngrams import NGrams
@@ -31,8 +32,6 @@ from griffin.neurons import Kept
 from griffin.request import Pruning, Verification
 from griffin.thresholds import Shares
 
-# The most that the throttle asks for: what a pass of the compiled step has room for.
-MOST_NGRAM_TOKENS = 15
 # What a step reads where each token picks it is taken over after the first block, and then after so many.
 COUNTED_EVERY = 16
 
@@ -104,7 +103,7 @@ class Verifier:
         self._full = verification.mode != "fast"
         way = f"{verification.mode} {pruning.method if chosen else ''}"
         sparsity = pruning.sparsity if chosen else 0.0
-        self._throttle = Throttle(state.costs.of(way, sparsity, MOST_NGRAM_TOKENS + 1))
+        self._throttle = Throttle(state.costs.of(way, sparsity, PASS_TOKENS))
         self._drafts = Drafts(state, verification, ngrams, self._throttle, end_ids)
         refreshes = self._full and verification.refresh and chosen is not None and pruning.follows_text
         self._refresh = Refresh(state, pruning, trees.accounting.width) if refreshes else None
