@@ -1,12 +1,15 @@
 /*
  * Products with weights in groups (see Matrix in model.h), for one instruction set; kernels_for.h includes this file.
  *
- * Activations become whole numbers of 16 bits, 32 of them with a scale, in two halves: 256 high + low. Products of codes
- * and halves are summed up exactly in 32 bits, and meet scales once a group.
+ * Activations become whole numbers of 16 bits, 32 of them with a scale. Products with codes are summed up exactly in 32
+ * bits, and meet scales once a group. Processors multiply pairs of 16 bits: a lane of four codes becomes two pairs, of its
+ * even codes and of its odd ones.
  */
 
 typedef uint8_t KERNEL(Codes) __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t KERNEL(Pairs) __attribute__((vector_size(VECTOR_BYTES)));
 #define Codes KERNEL(Codes)
+#define Pairs KERNEL(Pairs)
 #define Whole KERNEL(Whole)
 
 /* ---- Loads of a part of a vector; what lies behind the part is zero. A mask costs time, so whole ones have none. ---- */
@@ -61,58 +64,49 @@ INLINE Vector KERNEL(load_bytes)(const char *at, int64_t lanes)
 
 /* ---- Arithmetic. ---- */
 
-/* sums + products of four neighbours; only the second have a sign. Many instructions without vectors, so not inlined. */
-#if VECTOR_BYTES > 16
-INLINE
-#else
-static __attribute__((noinline))
-#endif
-Whole KERNEL(dot4)(Whole sums, Codes plain, Codes with_sign)
+/* sums + the products of two neighbours. Both have a sign. */
+INLINE Whole KERNEL(add_products)(Whole sums, Pairs a, Pairs b)
 {
 #if VECTOR_BYTES == 64
-    return (Whole)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)plain, (__m512i)with_sign);
+    return (Whole)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
 #elif VECTOR_BYTES == 32
-    __m256i pairs = _mm256_maddubs_epi16((__m256i)plain, (__m256i)with_sign);
-    return sums + (Whole)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    return sums + (Whole)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return sums + (Whole)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#elif defined(__aarch64__)
+    int32x4_t first = vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
+    return sums + (Whole)vpaddq_s32(first, vmull_high_s16((int16x8_t)a, (int16x8_t)b));
 #else
-    for (int i = 0; i < LANES; i++)
-        for (int k = 4 * i; k < 4 * i + 4; k++)
-            sums[i] += plain[k] * (int8_t)with_sign[k];
+    for (int i = 0; i < 2 * LANES; i++)
+        sums[i / 2] += (int16_t)a[i] * (int16_t)b[i];
     return sums;
 #endif
 }
 
-/* Sums of codes times the high and the low half of activations. */
-typedef struct {
-    Whole high, low;
-} KERNEL(Sums);
-#define Sums KERNEL(Sums)
-
-/* AVX2 adds two products in 16 bits, which is too little for codes of 8 bits: they go by halves. */
-INLINE void KERNEL(multiply)(Sums *sums, Codes codes, Codes high, Codes low, int bits)
+/* Loaded once: a compiler would have each instruction load it again, and loads are as rare as products. */
+INLINE Pairs KERNEL(held)(Pairs pairs)
 {
-    if (bits < 8) {
-        sums->high = KERNEL(dot4)(sums->high, codes, high);
-        sums->low = KERNEL(dot4)(sums->low, low, codes);
-        return;
-    }
 #if VECTOR_BYTES == 64
-    sums->high = KERNEL(dot4)(sums->high, codes, high);
-    sums->low = KERNEL(dot4)(sums->low, low, codes ^ 128);
-#else
-    Codes first = codes & 15, second = codes >> 4;
-    Whole none = {0};
-    sums->high = KERNEL(dot4)(sums->high, first, high) + (KERNEL(dot4)(none, second, high) << 4);
-    sums->low = KERNEL(dot4)(sums->low, low, first) + (KERNEL(dot4)(none, low, second) << 4);
+    __asm__("" : "+v"(pairs));
 #endif
+    return pairs;
 }
 
-/* Whether ``multiply`` has taken 128 from the codes that meet low halves. */
-#define HALF_CENTRED(bits) ((bits) == 8 && VECTOR_BYTES == 64)
-
-INLINE Vector KERNEL(total)(Sums sums)
+/* Codes of 4 bits as pairs: the even and the odd ones in lower halves of bytes, then those in upper halves. */
+INLINE void KERNEL(split_halves)(Pairs *pairs, Codes codes)
 {
-    return __builtin_convertvector((sums.high << 8) + sums.low, Vector);
+    Pairs both = KERNEL(held)((Pairs)codes);
+    pairs[0] = both & 15;
+    pairs[1] = both >> 8 & 15;
+    pairs[2] = both >> 4 & 15;
+    pairs[3] = both >> 12;
+}
+
+/* Codes of a byte as pairs: the even and the odd ones. */
+INLINE void KERNEL(split)(Pairs *pairs, Codes codes)
+{
+    pairs[0] = (Pairs)codes & 255;
+    pairs[1] = (Pairs)codes >> 8;
 }
 
 /* The largest absolute value; not a number if any is none. As integers, floats without a sign have the same order. */
@@ -132,23 +126,23 @@ INLINE float KERNEL(highest)(const float *x, int64_t count)
 
 /* ---- Rows times x: groups lie along the rows. ---- */
 
-/* Of the blocks from ``codes`` on, the quads ``quad`` and ``quad + 4``. blocks: in this tile. */
-INLINE void KERNEL(unpack)(
-    Codes *first, Codes *second, const char *codes, int64_t blocks, int64_t lanes, int quad, int bits)
+/* Of the blocks from ``codes`` on, the quads ``quad`` and ``quad + 4``, two pairs each. blocks: in this tile. */
+INLINE void KERNEL(unpack)(Pairs *pairs, const char *codes, int64_t blocks, int64_t lanes, int quad, int bits)
 {
-    Codes both = KERNEL(load_codes)(codes + quad * 4 * blocks, lanes);
-    if (bits == 8) {
-        *first = both;
-        *second = KERNEL(load_codes)(codes + (quad + 4) * 4 * blocks, lanes);
+    Codes first = KERNEL(load_codes)(codes + quad * 4 * blocks, lanes), second;
+    if (bits == 4) {
+        KERNEL(split_halves)(pairs, first);
         return;
     }
-    *first = both & 15;
-    *second = both >> 4;
-    if (bits == 6) {
+    if (bits == 8)
+        second = KERNEL(load_codes)(codes + (quad + 4) * 4 * blocks, lanes);
+    else {
         Codes high = KERNEL(load_codes)(codes + (4 + quad / 2) * 4 * blocks, lanes) >> quad % 2 * 4;
-        *first |= high << 4 & 48;
-        *second |= high << 2 & 48;
+        second = first >> 4 | (high << 2 & 48);
+        first = (first & 15) | (high << 4 & 48);
     }
+    KERNEL(split)(pairs, first);
+    KERNEL(split)(pairs + 2, second);
 }
 
 /* Scales or minimums of up to LANES blocks; of two levels, a block's times its superblock's. */
@@ -193,43 +187,37 @@ INLINE Scales KERNEL(load_record)(const Groups *groups, int64_t record, int64_t 
  * sums. There are either minimums or codes of zero.
  */
 INLINE Vector KERNEL(close)(
-    Vector result, Vector sums, Scales own, Vector zero, const Input *x, int64_t at, int64_t sums_at, int bits,
-    bool minimums)
+    Vector result, Whole sums, Scales own, Vector zero, const Input *x, int64_t at, int64_t sums_at, bool minimums)
 {
-    Vector product = KERNEL(load)((const char *)(x->scales + at), 0, FLOAT32) * sums;
-    if (minimums) {
-        Vector of_ones = KERNEL(load)((const char *)(x->weighted + sums_at), 0, FLOAT32);
+    Vector product = KERNEL(load)((const char *)(x->scales + at), 0, FLOAT32) * __builtin_convertvector(sums, Vector);
+    Vector of_ones = KERNEL(load)((const char *)(x->weighted + sums_at), 0, FLOAT32);
+    if (minimums)
         return KERNEL(fused)(own.minimum, of_ones, KERNEL(fused)(own.scale, product, result));
-    }
-    const float *of_zero = (HALF_CENTRED(bits) ? x->high_weighted : x->weighted) + sums_at;
-    product = KERNEL(fused)(-zero, KERNEL(load)((const char *)of_zero, 0, FLOAT32), product);
-    return KERNEL(fused)(own.scale, product, result);
+    return KERNEL(fused)(own.scale, KERNEL(fused)(-zero, of_ones, product), result);
 }
 
 /*
  * What the blocks ``first + h`` to ``first + h + lanes`` of a tile add to the results of some rows and tokens.
- * halves: groups in a block; sums of whole numbers are exact, so the two halves of one group share theirs.
+ * halves: groups in a block.
  */
 INLINE void KERNEL(dot_lanes)(
     Vector results[PAIR][SOME_TOKENS], const Matrix *matrix, const int64_t *rows, int some, const Input *x, int tokens,
     int64_t first, int64_t of_tile, int64_t h, int64_t lanes, int bits, int halves, bool minimums)
 {
     const Groups *groups = &matrix->groups;
-    Sums sums[PAIR][SOME_TOKENS][2] = {{{{{0}, {0}}}}};
-    const int step = 64 / VECTOR_BYTES;
+    Whole sums[PAIR][SOME_TOKENS][2] = {{{{0}}}};
+    const int further = 64 / VECTOR_BYTES;
     _Pragma("GCC unroll 4") for (int quad = 0; quad < 4; quad++)
     {
-        Codes a[PAIR], b[PAIR];
-        UNROLLED for (int k = 0; k < some; k++) {
-            const char *codes = matrix->codes + rows[k] + first * 4 * bits + 4 * h;
-            KERNEL(unpack)(&a[k], &b[k], codes, of_tile, lanes, quad, bits);
-        }
+        Pairs codes[PAIR][4];
+        UNROLLED for (int k = 0; k < some; k++)
+            KERNEL(unpack)(codes[k], matrix->codes + rows[k] + first * 4 * bits + 4 * h, of_tile, lanes, quad, bits);
         UNROLLED for (int t = 0; t < tokens; t++) {
-            const Codes *high = (const Codes *)(x[t].high + first * 32 + 4 * h) + step * quad;
-            const Codes *low = (const Codes *)(x[t].low + first * 32 + 4 * h) + step * quad;
-            UNROLLED for (int k = 0; k < some; k++) {
-                KERNEL(multiply)(&sums[k][t][0], a[k], high[0], low[0], bits);
-                KERNEL(multiply)(&sums[k][t][halves - 1], b[k], high[step * 4], low[step * 4], bits);
+            const Pairs *pairs = (const Pairs *)(x[t].pairs + 16 * first + h) + 2 * quad * further;
+            UNROLLED for (int i = 0; i < 4; i++) {
+                Pairs these = KERNEL(held)(pairs[(i / 2 * 8 + i % 2) * further]);
+                UNROLLED for (int k = 0; k < some; k++)
+                    sums[k][t][i / 2] = KERNEL(add_products)(sums[k][t][i / 2], codes[k][i], these);
             }
         }
     }
@@ -240,8 +228,8 @@ INLINE void KERNEL(dot_lanes)(
             Scales own = KERNEL(load_record)(groups, rows[k], at, first + h, lanes);
             UNROLLED for (int t = 0; t < tokens; t++)
                 results[k][t] = KERNEL(close)(
-                    results[k][t], KERNEL(total)(sums[k][t][half]), own, zero, &x[t], first + h, sums_at, bits,
-                    minimums);
+                    results[k][t], halves == 2 ? sums[k][t][half] : sums[k][t][0] + sums[k][t][1], own, zero, &x[t],
+                    first + h, sums_at, minimums);
         }
 }
 
@@ -287,10 +275,7 @@ INLINE void KERNEL(rows_by_tokens)(
     else if (matrix->groups.size == 32)
         KERNEL(dot_halves)(out, apart, matrix, rows, later, some, x, tokens, bits, 1, false);
     else
-        /* Twice as many sums: half as many tokens. */
-        for (int t = 0, at_once = tokens > 2 ? 2 : tokens; t < tokens; t += at_once)
-            KERNEL(dot_halves)(
-                beyond(out, t, 0), apart, matrix, rows, t ? NULL : later, some, x + t, at_once, bits, 2, minimums);
+        KERNEL(dot_halves)(out, apart, matrix, rows, later, some, x, tokens, bits, 2, minimums);
 }
 
 /* ---- Sums of weighted rows: groups are of neighbouring rows. ---- */
@@ -299,24 +284,17 @@ INLINE void KERNEL(rows_by_tokens)(
 INLINE void KERNEL(prepare_weights)(Weights *weights, const float *z, int64_t count)
 {
     float padded[RUN] = {0};
-    int8_t high[RUN];
-    uint8_t low[RUN];
-    int32_t whole[RUN], sum = 0, high_sum = 0;
+    int32_t whole[RUN], sum = 0;
     memcpy(padded, z, (size_t)count * sizeof *z);
     float highest = KERNEL(highest)(padded, RUN), inverse = inverse_of(highest);
-    for (int i = 0; i < RUN; i++)
-        whole[i] = to_whole(padded[i] * inverse);
     for (int i = 0; i < RUN; i++) {
-        high[i] = (int8_t)(whole[i] >> 8);
-        low[i] = (uint8_t)whole[i];
+        whole[i] = to_whole(padded[i] * inverse);
         sum += whole[i];
-        high_sum += whole[i] >> 8;
     }
-    memcpy(weights->high, high, sizeof high);
-    memcpy(weights->low, low, sizeof low);
+    for (int i = 0; i < RUN / 2; i++)
+        weights->pairs[i] = pair_of(whole, i);
     weights->scale = highest / LARGEST;
     weights->sum = (float)sum;
-    weights->high_sum = (float)(high_sum * 256);
 }
 
 #if VECTOR_BYTES == 64
@@ -394,12 +372,15 @@ INLINE void KERNEL(gather_quad)(
     }
 }
 
-/* Vector v of eight of a quad that is gathered. */
-INLINE Codes KERNEL(gathered)(const Codes *codes, int v, int bits)
+/* Pairs of the vectors v and v + 4 of a quad that is gathered: of its even and of its odd rows, two each. */
+INLINE void KERNEL(gathered)(Pairs *pairs, const Codes *codes, int v, int bits)
 {
-    if (bits > 4)
-        return codes[v];
-    return v < 4 ? codes[v] & 15 : codes[v - 4] >> 4;
+    if (bits == 4) {
+        KERNEL(split_halves)(pairs, codes[v]);
+        return;
+    }
+    KERNEL(split)(pairs, codes[v]);
+    KERNEL(split)(pairs + 2, codes[v + 4]);
 }
 
 INLINE Vector KERNEL(load_output_scales)(const char *scales, const char *supers, int64_t output, int64_t lanes, bool two)
@@ -455,13 +436,13 @@ INLINE void KERNEL(load_records)(
 
 /* y += scale (sum - zero), or scale sum + minimum, for eight times up to LANES outputs, ``wide`` apart. */
 INLINE void KERNEL(close_outputs)(
-    float *y, const Sums *sums, const Scales *own, int64_t wide, int64_t lanes, const Weights *weights, float zero,
-    int bits, bool minimums)
+    float *y, const Whole *sums, const Scales *own, int64_t wide, int64_t lanes, const Weights *weights, float zero,
+    bool minimums)
 {
     Vector factor = (Vector){0} + weights->scale, ones = (Vector){0} + weights->scale * weights->sum;
-    float of_zero = zero * (HALF_CENTRED(bits) ? weights->high_sum : weights->sum);
+    float of_zero = zero * weights->sum;
     UNROLLED_8 for (int v = 0; v < 8; v++) {
-        Vector sum = KERNEL(total)(sums[v]), before = KERNEL(load_outputs)(y + wide * v, lanes);
+        Vector sum = __builtin_convertvector(sums[v], Vector), before = KERNEL(load_outputs)(y + wide * v, lanes);
         if (!minimums)
             sum -= of_zero;
         Vector after = KERNEL(fused)(own[v].scale, sum * factor, before);
@@ -483,39 +464,66 @@ INLINE void KERNEL(fetch)(
 }
 
 /*
- * What a group's rows add to the outputs of one tile that begin at lane h, for each token. Codes are gathered once, and
- * wait in the first cache if there are several tokens. output: the tile's first.
+ * What a group's rows add to the outputs of one tile that begin at lane h, for one token or two. output: the first of
+ * these. at: of the tile, in each row. gathered: the rows' codes, or NULL.
  */
+INLINE void KERNEL(add_tokens)(
+    Outputs y, const Groups *groups, const Record *record, int64_t output, int64_t at, int64_t wide, int64_t h,
+    const char *const *rows, int64_t quads, const Group *group, int some, Codes (*gathered)[8], int bits)
+{
+    int64_t lanes = wide < LANES ? wide : LANES;
+    Whole sums[2][8] = {{{0}}};
+    for (int64_t quad = 0; quad < quads; quad++) {
+        Codes own[8], *codes = gathered ? gathered[quad] : own;
+        if (!gathered)
+            KERNEL(gather_quad)(own, rows + 4 * quad, at, wide, h, lanes, bits);
+        Pairs even[2], odd[2];
+        UNROLLED for (int t = 0; t < some; t++) {
+            even[t] = (Pairs)((Whole){0} + group[t].weights.pairs[2 * quad]);
+            odd[t] = (Pairs)((Whole){0} + group[t].weights.pairs[2 * quad + 1]);
+        }
+        UNROLLED for (int v = 0; v < 4; v++) {
+            Pairs pairs[4];
+            KERNEL(gathered)(pairs, codes, v, bits);
+            UNROLLED for (int t = 0; t < some; t++) {
+                sums[t][v] = KERNEL(add_products)(sums[t][v], pairs[0], even[t]);
+                sums[t][v + 4] = KERNEL(add_products)(sums[t][v + 4], pairs[2], even[t]);
+                sums[t][v] = KERNEL(add_products)(sums[t][v], pairs[1], odd[t]);
+                sums[t][v + 4] = KERNEL(add_products)(sums[t][v + 4], pairs[3], odd[t]);
+            }
+        }
+    }
+    Scales own[8] = {{{0}, {0}}};
+    KERNEL(load_records)(own, groups, record, output, wide, lanes);
+    UNROLLED for (int t = 0; t < some; t++) {
+        float *outputs = beyond(y, t, output).at;
+        if (groups->minimums)
+            KERNEL(close_outputs)(outputs, sums[t], own, wide, lanes, &group[t].weights, groups->zero, true);
+        else
+            KERNEL(close_outputs)(outputs, sums[t], own, wide, lanes, &group[t].weights, groups->zero, false);
+    }
+}
+
+/* The same for each token. Codes are gathered once, and wait in the first cache if there are more than two tokens. */
 INLINE void KERNEL(add_lanes)(
     Outputs y, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t h,
     const char *const *rows, int64_t quads, const Group *group, int tokens, int bits)
 {
     int64_t lanes = wide < LANES ? wide : LANES, at = output * bits / 8;
     Codes codes[RUN / 4][8];
-    Scales own[8] = {{{0}, {0}}};
-    for (int64_t quad = 0; tokens > 1 && quad < quads; quad++)
-        KERNEL(gather_quad)(codes[quad], rows + 4 * quad, at, wide, h, lanes, bits);
-    if (tokens > 1)
-        KERNEL(load_records)(own, groups, record, output + h, wide, lanes);
-    for (int t = 0; t < tokens; t++) {
-        const Weights *weights = &group[t].weights;
-        Sums sums[8] = {{{0}, {0}}};
-        for (int64_t quad = 0; quad < quads; quad++) {
-            Codes high = (Codes)((Whole){0} + weights->high[quad]), low = (Codes)((Whole){0} + weights->low[quad]);
-            Codes *these = tokens > 1 ? codes[quad] : codes[0];
-            if (tokens == 1)
-                KERNEL(gather_quad)(these, rows + 4 * quad, at, wide, h, lanes, bits);
-            UNROLLED_8 for (int v = 0; v < 8; v++)
-                KERNEL(multiply)(&sums[v], KERNEL(gathered)(these, v, bits), high, low, bits);
-        }
-        if (tokens == 1)
-            KERNEL(load_records)(own, groups, record, output + h, wide, lanes);
-        float *outputs = beyond(y, t, output + h).at;
-        if (groups->minimums)
-            KERNEL(close_outputs)(outputs, sums, own, wide, lanes, weights, groups->zero, bits, true);
-        else
-            KERNEL(close_outputs)(outputs, sums, own, wide, lanes, weights, groups->zero, bits, false);
+    if (tokens == 1) {
+        KERNEL(add_tokens)(y, groups, record, output + h, at, wide, h, rows, quads, group, 1, NULL, bits);
+        return;
     }
+    for (int64_t quad = 0; quad < quads; quad++)
+        KERNEL(gather_quad)(codes[quad], rows + 4 * quad, at, wide, h, lanes, bits);
+    int t = 0;
+    for (; t + 2 <= tokens; t += 2)
+        KERNEL(add_tokens)(
+            beyond(y, t, 0), groups, record, output + h, at, wide, h, rows, quads, group + t, 2, codes, bits);
+    if (t < tokens)
+        KERNEL(add_tokens)(
+            beyond(y, t, 0), groups, record, output + h, at, wide, h, rows, quads, group + t, 1, codes, bits);
 }
 
 /* A tile of eight times ``wide`` outputs, 8 or 16: known where this is inlined. */
@@ -626,28 +634,19 @@ INLINE void KERNEL(make_block_whole)(Input *input, int64_t tile, int64_t block)
 {
     const float *x = input->values + 32 * (tile + block);
     float highest = KERNEL(highest)(x, 32), inverse = inverse_of(highest), scale = highest / LARGEST;
-    int32_t whole[32], sums[2] = {0, 0}, high_sums[2] = {0, 0};
+    int32_t whole[32], sums[2] = {0, 0};
     for (int i = 0; i < 32; i++)
         whole[i] = to_whole(x[i] * inverse);
     for (int half = 0; half < 2; half++)
-        for (int i = 16 * half; i < 16 * half + 16; i++) {
+        for (int i = 16 * half; i < 16 * half + 16; i++)
             sums[half] += whole[i];
-            high_sums[half] += whole[i] >> 8;
-        }
-    for (int quad = 0; quad < 8; quad++)
-        for (int i = 0; i < 4; i++) {
-            int64_t at = 32 * tile + 64 * quad + 4 * block + i;
-            input->high[at] = (int8_t)(whole[4 * quad + i] >> 8);
-            input->low[at] = (uint8_t)whole[4 * quad + i];
-        }
-    float *weighted = input->weighted + 3 * tile + block, *high = input->high_weighted + 3 * tile + block;
+    for (int i = 0; i < 16; i++)
+        input->pairs[16 * (tile + i) + block] = pair_of(whole, i);
+    float *weighted = input->weighted + 3 * tile + block;
     input->scales[tile + block] = scale;
     weighted[0] = scale * (float)sums[0];
     weighted[16] = scale * (float)sums[1];
     weighted[32] = scale * (float)(sums[0] + sums[1]);
-    high[0] = scale * 256 * (float)high_sums[0];
-    high[16] = scale * 256 * (float)high_sums[1];
-    high[32] = scale * 256 * (float)(high_sums[0] + high_sums[1]);
 }
 
 static void KERNEL(make_whole)(Input *input, int64_t count)
@@ -767,7 +766,7 @@ static void KERNEL(dot_numbered)(
         Outputs y, const Matrix *matrix, const Group *group, int tokens, const char *const *rows,                     \
         const char *const *later, int64_t following)                                                                  \
     {                                                                                                                 \
-        if (tokens > 2 && VECTOR_BYTES > 16)                                                                          \
+        if (VECTOR_BYTES > 16)                                                                                        \
             KERNEL(add_group)(y, matrix, group, tokens, rows, later, following, BITS);                                \
         else                                                                                                          \
             for (int t = 0; t < tokens; t++)                                                                          \

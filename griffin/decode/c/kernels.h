@@ -43,24 +43,21 @@
  * Activations, and the same as whole numbers where a grouped matrix is multiplied by them. ``values`` is all there is
  * otherwise.
  *
- * Blocks of 32 have a scale. Sixteen blocks are a tile; its bytes lie so that byte 4 b + i of 64 bytes number q is that of
- * activation 32 b + 4 q + i.
- * high, low: a whole number is 256 high + low.
+ * Blocks of 32 have a scale. Sixteen blocks are a tile, of sixteen times sixteen pairs: pair b of number 2 q + i has the
+ * activations 32 b + 4 q + i and 32 b + 4 q + i + 2.
  * scales: of each block.
  * weighted: of a tile, for each block: the sum of its first 16, of its second 16, and of all 32, times the scale.
- * high_weighted: the same of 256 high.
  */
 typedef struct {
     const float *values;
-    int8_t *high;
-    uint8_t *low;
-    float *scales, *weighted, *high_weighted;
+    int32_t *pairs;
+    float *scales, *weighted;
 } Input;
 
-/* Weights of the rows of one group, as whole numbers: quads of high and low halves, and their sums. */
+/* Weights of the rows of one group, as pairs of whole numbers, and their sum. */
 typedef struct {
-    int32_t high[RUN / 4], low[RUN / 4];
-    float scale, sum, high_sum;
+    int32_t pairs[RUN / 2];
+    float scale, sum;
 } Weights;
 
 /* Of a list of rows, those from number ``first`` on that belong to one group of the matrix. */
@@ -230,6 +227,13 @@ static inline float inverse_of(float highest)
 static inline int32_t to_whole(float value)
 {
     return (int32_t)rintf(value < LARGEST ? value : LARGEST);
+}
+
+/* Two of 16 bits each in one: number 2 q + i has those in the places 4 q + i and 4 q + i + 2. */
+static inline int32_t pair_of(const int32_t *whole, int number)
+{
+    int first = number / 2 * 4 + number % 2;
+    return (int32_t)((uint32_t)whole[first + 2] << 16 | (uint16_t)whole[first]);
 }
 
 #define PASTE_(a, b) a##_##b

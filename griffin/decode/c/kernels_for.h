@@ -528,8 +528,7 @@ static const Kernels KERNEL(kernels) = {
 #undef Vector
 #undef Whole
 #undef Codes
-#undef Sums
-#undef HALF_CENTRED
+#undef Pairs
 #undef GROUPED_PRODUCTS
 #undef ROWS_BY_TOKENS
 #undef PAIRS

@@ -882,11 +882,9 @@ static void take_token(Token *token, float *memory, size_t *used, int64_t width,
     token->x = take(memory, used, width);
     token->normed = take(memory, used, width);
     token->change = take(memory, used, width);
-    token->input.high = (int8_t *)take(memory, used, 128 * tiles);
-    token->input.low = (uint8_t *)take(memory, used, 128 * tiles);
+    token->input.pairs = (int32_t *)take(memory, used, 256 * tiles);
     token->input.scales = take(memory, used, 16 * tiles);
     token->input.weighted = take(memory, used, 48 * tiles);
-    token->input.high_weighted = take(memory, used, 48 * tiles);
     take_list(&token->list, memory, used, width + 1);
 }
 

@@ -155,8 +155,7 @@ static void check_rows(const Kernels *kernels, const Kind *kind, int64_t columns
     griffin_lay_rows((uint8_t *)records, source, &layout, kind->type, kind->block_bytes, columns, NULL, 0, ROWS);
     Matrix matrix = matrix_of(kind, &layout, records, records, records, ROWS, columns);
     float *x = room(4 * columns), *scales = room(64 * tiles), *weighted = room(192 * tiles), found[ROWS], some[ROWS];
-    float *high_weighted = room(192 * tiles);
-    Input input = {x, room(512 * tiles), room(512 * tiles), scales, weighted, high_weighted};
+    Input input = {x, room(1024 * tiles), scales, weighted};
     for (int64_t i = 0; i < columns; i++)
         x[i] = any_float();
     kernels->make_whole(&input, columns);
@@ -185,8 +184,8 @@ static void check_rows(const Kernels *kernels, const Kind *kind, int64_t columns
         if (row % 3 == 1)
             expect(some[row / 3], sum, sizes, "chosen row times x", kind, columns);
     }
-    free(source), free(records), free(x), free(scales), free(weighted), free(high_weighted);
-    free(input.high), free(input.low), free(widened);
+    free(source), free(records), free(x), free(scales), free(weighted);
+    free(input.pairs), free(widened);
 }
 
 /* The sum of rows weighted by z; rows that z is 0 for have no part in it. */
