@@ -17,6 +17,9 @@ from griffin.neurons import Chosen
 from griffin.request import Sampling
 from griffin.thresholds import Shares
 
+# The most tokens that every ``PassingStep`` reads in one pass.
+PASS_TOKENS = 16
+
 
 class Step(Protocol):
     """One token through the model, all of it or the kept neurons. It follows what the cache holds and joins it."""

@@ -1,10 +1,10 @@
 """How far the kept neurons' predictions are from the full model's, given the same preceding tokens.
 
-Shapes: T tokens, D model width, V vocabulary.
+Shapes: T tokens, C tokens of a piece, D model width, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,21 +38,25 @@ class Comparison:
 
 
 @torch.inference_mode()
-def divergence(model: PreTrainedModel, full_TD: Tensor, pruned_TD: Tensor, ids: Sequence[int]) -> Comparison:
-    """Compare both sides' last hidden states.
+def divergence(model: PreTrainedModel, full_TD: Tensor, pruned: Iterable[Tensor], ids: Sequence[int]) -> Comparison:
+    """Compare what both sides make of the same tokens.
 
     Args:
+        full_TD: the full model's last hidden states.
+        pruned: the kept neurons' logits after the same tokens, ``(C, V)`` in pieces of at most ``AT_ONCE``.
         ids: the token that follows each of them.
     """
     tokens, device = len(ids), full_TD.device
     kl, gap = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
-    agreed = torch.zeros((), dtype=torch.int64, device=device)
+    agreed, first = torch.zeros((), dtype=torch.int64, device=device), 0
     next_T = torch.tensor(ids, device=device)
-    for rows in (slice(first, first + AT_ONCE) for first in range(0, tokens, AT_ONCE)):
-        full, pruned = (head(model, hidden_TD[rows]).float().log_softmax(dim=1) for hidden_TD in (full_TD, pruned_TD))
-        kl += functional.kl_div(pruned, full, reduction="sum", log_target=True)
-        agreed += (full.argmax(dim=1) == pruned.argmax(dim=1)).sum()
-        gap += (pruned - full).gather(1, next_T[rows, None]).sum()
+    for pruned_CV in pruned:
+        rows = slice(first, first + len(pruned_CV))
+        first = rows.stop
+        full_CV, pruned_CV = (side.float().log_softmax(dim=1) for side in (head(model, full_TD[rows]), pruned_CV))
+        kl += functional.kl_div(pruned_CV, full_CV, reduction="sum", log_target=True)
+        agreed += (full_CV.argmax(dim=1) == pruned_CV.argmax(dim=1)).sum()
+        gap += (pruned_CV - full_CV).gather(1, next_T[rows, None]).sum()
     # For equal distributions, rounding may give a little less than 0.
     mean = max(0.0, float(kl) / tokens)
     return Comparison(

@@ -2,7 +2,7 @@
 
 The life of a sequence: the full model reads the prompt in chunks while the statistic adds up. The first token is drawn
 from the full model's logits. Then neurons are chosen, and the decoder makes all further tokens with those. To score a
-given text sparsely, neurons are chosen before its end, and the decode twin reads the rest.
+given text sparsely, neurons are chosen before its end, and read the rest, see ``reading``.
 """
 
 import gc

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from griffin.decode.decoder import PassingStep
+from griffin.decode.decoder import PASS_TOKENS, PassingStep
 from griffin.engine.pass_limit import MANY, PassLimit, measured
 from griffin.engine.prefixes import PrefixStore, SharedPrefix
 from griffin.engine.state import SequenceState
 from griffin.engine.trees import Trees
 from griffin.errors import Cancelled
 from griffin.model.forward import extend, logits
-
-# So many tokens of a prompt go in one pass. Between two passes it can be given up.
-PASS_TOKENS = 16
 
 
 class Prefill:

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from griffin.decode.logprobs import Logprobs
 from griffin.engine.assembly import Assembly
-from griffin.engine.comparison import Comparison, divergence
+from griffin.engine.comparison import AT_ONCE, Comparison, divergence
 from griffin.engine.continuation import Continuation, Token
 from griffin.engine.ngrams import NGrams, PromptNGrams
 from griffin.engine.prompt_neurons import PromptNeurons
+from griffin.engine.reading import Reading
 from griffin.engine.scores import Scores
 from griffin.engine.speculation import Verifier
 from griffin.errors import EngineBusy, InvalidRequest
@@ -103,10 +104,11 @@ class Prompt:
             chosen = self._neurons.choose(dense)
             assert chosen is not None
             self._first_sparse = 1
-            self._state.read_with(chosen)
-            self._neurons.report(chosen)
-            for logits_CV in self._prefill.read_sparse(ids, dense, length, logits_from, cancelled):
+            for logits_CV in self._reading(cancelled).logits(ids, dense, logits_from):
                 self._take(logits_CV, scores)
+            self._neurons.report(chosen)
+            # What a sequence reads is counted from its first token on.
+            self._neurons.release()
         self.scores = None if scores is None else scores.found
         self.outlook = self._state.outlook(self._neurons.pruning)
         if self.outlook:
@@ -123,7 +125,8 @@ class Prompt:
     def _take(self, logits_CV: Tensor, scores: Scores | None) -> None:
         """One chunk has been read; these are the logits of its last tokens, as many as are needed."""
         if len(logits_CV):
-            self._logits_V = logits_CV[-1]
+            # The next ones may write over them.
+            self._logits_V = logits_CV[-1].clone()
         if scores is not None:
             scores.add(logits_CV, self._state.length)
 
@@ -209,15 +212,15 @@ class Prompt:
             None for fewer than two tokens, or where no neurons are removed.
 
         Raises:
-            Cancelled: ``cancelled``, asked between chunks, was true.
+            Cancelled: ``cancelled``, asked between chunks and passes, was true.
             EngineBusy: another prompt has been read.
         """
         self._claim.require(self._claim.begin())
-        chosen = self._neurons.choose()
-        if chosen is None or len(ids) < 2:
+        if self._neurons.choose() is None or len(ids) < 2:
             return None
-        trees, start, read = self._trees, len(self._ids), [*self._ids, *ids[:-1]]
-        self._state.read_with(chosen)
-        full_TD = self._prefill.hidden(trees.full, read, start, cancelled)
-        pruned_TD = self._prefill.hidden(trees.twin.model, read, start, cancelled)
-        return divergence(trees.full, full_TD, pruned_TD, ids[1:])
+        full, start, read = self._trees.full, len(self._ids), [*self._ids, *ids[:-1]]
+        full_TD = self._prefill.hidden(full, read, start, cancelled)
+        return divergence(full, full_TD, self._reading(cancelled).pieces(read, start, AT_ONCE), ids[1:])
+
+    def _reading(self, cancelled: Callable[[], bool]) -> Reading:
+        return Reading(self._trees, self._state, self._prefill, self._neurons, cancelled)

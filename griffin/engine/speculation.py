@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from griffin.decode.decoder import PASS_TOKENS
 from griffin.decode.sampler import Drawn
 from griffin.engine.ahead import Ahead
 from griffin.engine.drafts import Drafts
@@ -32,8 +33,6 @@ from griffin.neurons import Kept
 from griffin.request import Pruning, Verification
 from griffin.thresholds import Shares
 
-# The most that the throttle asks for: what a pass of the compiled step has room for.
-MOST_NGRAM_TOKENS = 15
 # What a step reads where each token picks it is taken over after the first block, and then after so many. A device that
 # works ahead must be waited for to learn it. So it is asked no more often.
 COUNTED_EVERY = 16
@@ -106,7 +105,7 @@ class Verifier:
         self._full = verification.mode != "fast"
         way = f"{verification.mode} {pruning.method if chosen else ''}"
         sparsity = pruning.sparsity if chosen else 0.0
-        self._throttle = Throttle(state.costs.of(way, sparsity, MOST_NGRAM_TOKENS + 1))
+        self._throttle = Throttle(state.costs.of(way, sparsity, PASS_TOKENS))
         self._drafts = Drafts(state, verification, ngrams, self._throttle, end_ids)
         self._single, self._ended = Ahead(state.decoder), 0.0
         refreshes = self._full and verification.refresh and chosen is not None and pruning.follows_text

@@ -30,6 +30,8 @@ async function meet() {
     if (state.workers < 2) byId("at-once").checked = false;
     if (state.ready) {
       byId("method").value = state.method;
+      byId("drafts").disabled = state.drafts === null;
+      byId("drafts").value = state.drafts ?? "ngram";
       break;
     }
     byId("model").textContent = `Not ready: ${state.trouble}`;
@@ -63,7 +65,7 @@ function ask() {
     temperature: byId("temperature").valueAsNumber,
     repetition_penalty: byId("penalty").valueAsNumber,
     seed: byId("seed").valueAsNumber,
-    griffin: { method: byId("method").value },
+    griffin: { method: byId("method").value, ...(!byId("drafts").disabled && { draft: byId("drafts").value }) },
     stream: true,
     stream_options: { include_usage: true },
   };

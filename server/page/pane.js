@@ -154,6 +154,10 @@ export class Pane {
     const sentences = [known
       ? `${known} of ${all} prompt tokens were known already, which brought the first token sooner.`
       : `${plural(all, "prompt token")} ${all === 1 ? "was" : "were"} read.`];
+    const drafts = griffin.verification;
+    if (drafts?.drafted_tokens) {
+      sentences.push(`${drafts.accepted_tokens} of ${plural(drafts.drafted_tokens, "drafted token")} stayed.`);
+    }
     const waitedMs = metrics.queue_time_ms;
     if (waitedMs > NOTABLE_MS) sentences.push(`It waited ${(waitedMs / 1e3).toFixed(1)} s for its turn.`);
     this.#find(".usage").textContent = sentences.join(" ");

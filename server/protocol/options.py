@@ -43,7 +43,9 @@ class GriffinOptions(BaseModel):
         "Absent, ngram in fast and both elsewhere, or without n-grams what the server's --draft says",
     )
     draft_tokens: Annotated[int, Field(ge=1, le=MOST_DRAFT_TOKENS), Whole] | None = Field(
-        default=None, description="how many are verified at once; default: as many as are likely to save time"
+        default=None,
+        description="how many are verified at once. A number holds also where drafts are rarely right, which takes "
+        "longer than none; absent, as many as are likely to save time",
     )
     acceptance: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
         default=None,

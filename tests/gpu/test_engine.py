@@ -10,7 +10,7 @@ from griffin import Engine, Pruning, Sampling, Verification, build_engines
 from griffin.decode.steps import StepName
 from griffin.engine.prefixes import PrefixStore
 from griffin.model.host import offload_
-from griffin.request import DRAFTS, METHOD_NAMES, DraftName, MethodName
+from griffin.request import METHOD_NAMES, MODE_DRAFTS, DraftName, MethodName
 from tests.griffin import oracle
 from tests.tiny import COMMON_BLOCK, tiny_model
 
@@ -158,7 +158,7 @@ def test_offloaded_equals_resident(family: str, prompts: Prompts) -> None:
         assert ids(offloaded, prompts(4, 20), GREEDY, sparsity) == ids(resident, prompts(4, 20), GREEDY, sparsity)
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("draft", MODE_DRAFTS["lossless"])
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seeded", "everything"])
 def test_lossless_is_the_dense_model(family: str, prompts: Prompts, sampling: Sampling, draft: DraftName) -> None:
     """Drafted by graphs, or by the model's own step; read in blocks by the model. In fp32."""

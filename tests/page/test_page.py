@@ -240,6 +240,38 @@ def test_a_prompt_that_is_known_says_so(opened: Open, url: str) -> None:
     )
 
 
+def test_drafts_are_counted_and_can_be_left_out(opened: Open) -> None:
+    """Only where something was drafted. Nothing else is asked for."""
+    with served(engine := ScriptedEngine(drafts=True)) as url:
+        page = opened(url)
+        page.get_by_label("Most tokens").fill("9")
+        for choice, drafted in (("automatic", "6 of 8 drafted tokens stayed."), ("none", None)):
+            page.get_by_label("Drafts").select_option(choice)
+            run(page)
+            both_done(page)
+            for name in "AB":
+                usage = pane(page, name).locator(".usage")
+                expect(usage).to_contain_text(drafted or "prompt tokens were read.")
+                assert ("drafted" in usage.inner_text()) == bool(drafted)
+
+    assert [verification.source for _, verification in engine.asked] == ["ngram", "ngram", "none", "none"]
+
+
+@pytest.mark.parametrize(("flags", "value"), [({"draft": "none"}, "none"), ({"mode": "guarded"}, "ngram")])
+def test_the_servers_own_drafts_are_the_first_choice(opened: Open, flags: dict[str, Any], value: str) -> None:
+    """In a mode that drafts in its own way there is none to make, and nothing is asked for."""
+    with served(engine := ScriptedEngine(), **flags) as url:
+        page = opened(url)
+        drafts = page.get_by_label("Drafts")
+        expect(drafts).to_have_value(value)
+        assert drafts.is_disabled() == ("mode" in flags)
+        page.get_by_label("Most tokens").fill("8")
+        run(page)
+        both_done(page)
+
+    assert [verification.draft for _, verification in engine.asked] == [flags.get("draft")] * 2
+
+
 def test_an_impossible_request_is_a_sentence(opened: Open, url: str, watches: list[Watch]) -> None:
     """The server's own words, once, where the answer would have been; the other pane is not tried."""
     page = opened(url)
@@ -320,13 +352,13 @@ def test_all_by_keyboard(opened: Open) -> None:
         page = opened(url)
         names = []
         focused = "(e => e.labels?.[0]?.innerText.trim() || e.ariaLabel || e.innerText)(document.activeElement)"
-        for _ in range(14):
+        for _ in range(15):
             page.keyboard.press("Tab")
             names.append(page.evaluate(focused).splitlines()[0].strip())
         assert names == [
             "Example", "Prompt", "completion", "Most tokens", "Temperature", "Repetition penalty", "Seed",
-            "Method", "both at once, on a worker each", "Run Ctrl Enter", "Sparsity", "Sparsity of A as a number",
-            "Answer A", "Sparsity",
+            "Method", "Drafts", "both at once, on a worker each", "Run Ctrl Enter", "Sparsity",
+            "Sparsity of A as a number", "Answer A", "Sparsity",
         ]  # fmt: skip
         page.keyboard.press("ArrowRight")
         expect(page.get_by_label("Sparsity of B as a number")).to_have_value("0.55")

@@ -8,14 +8,15 @@ import logging
 from functools import cache
 from pathlib import Path
 
+from griffin.decode.decoder import PASS_TOKENS
 from griffin.library import compiled
 
 logger = logging.getLogger("griffin")
 
 # Names of ``Matrix.format`` by their numbers in model.h.
 FORMATS = ("float32", "bfloat16", "float16", "int8", "grouped4", "grouped6", "grouped8")
-# A pass has at most so many.
-MOST_TOKENS = 16
+# As in model.h: a pass has room for so many.
+MOST_TOKENS = PASS_TOKENS
 # Of these, the ones that keys and values can have.
 CACHE_FORMATS = ("float32", "bfloat16", "float16")
 
@@ -152,7 +153,8 @@ class CObserved(ctypes.Structure):
     )
 
 
-LAYOUT = sum(
+# What must be equal here and in model.h, see ``griffin_layout``.
+LAYOUT = MOST_TOKENS << 56 | sum(
     ctypes.sizeof(part) << shift for part, shift in ((CModel, 40), (CLayer, 20), (CFeedForward, 8), (CRotary, 0))
 )
 

@@ -929,8 +929,8 @@ static void forget(Step *step)
 /* Sizes of model.h's structures, for library.py to compare with its own: a library may be older than the package. */
 API int64_t griffin_layout(void)
 {
-    return (int64_t)sizeof(Model) << 40 | (int64_t)sizeof(Layer) << 20 | (int64_t)sizeof(FeedForward) << 8
-           | (int64_t)sizeof(Rotary);
+    return (int64_t)MOST_TOKENS << 56 | (int64_t)sizeof(Model) << 40 | (int64_t)sizeof(Layer) << 20
+           | (int64_t)sizeof(FeedForward) << 8 | (int64_t)sizeof(Rotary);
 }
 
 /* The model stays the caller's, and may change between steps in its layers' FF rows, keys, values and capacity. */

@@ -468,3 +468,18 @@ def test_goes_without_a_library(tmp_path: Path, caplog: pytest.LogCaptureFixture
         assert library._load(compiled(tmp_path)) is None
 
     assert "decoding without the compiled step" in caplog.text
+
+
+def test_goes_without_a_library_of_another_version(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One whose passes have room for fewer tokens counts as not available."""
+    path = compiled()
+    if path is None:
+        pytest.skip("the compiled step was not built")
+    assert library._load(path) is not None
+    monkeypatch.setattr(library, "LAYOUT", library.LAYOUT + (1 << 56))
+    with caplog.at_level(logging.WARNING):
+        assert library._load(path) is None
+
+    assert "is of another version" in caplog.text

@@ -2,57 +2,33 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from griffin import Checkpoint, Comparison, Engine, Pruning, Sampling, Scoring, Token, Verification, Verified
+from griffin import Checkpoint, Engine, Pruning, Sampling, Scoring, Verification, Verified
 from griffin.decode.steps import StepName
-from griffin.engine import comparison as divergences
 from griffin.engine import refresh as refreshing
 from griffin.engine.drafts import Drafts
 from griffin.engine.prefixes import PrefixStore
-from griffin.engine.prompt import Prompt
 from griffin.engine.refresh import overlap
 from griffin.engine.speculation import Verifier
-from griffin.engine.throttle import Throttle
-from griffin.errors import Cancelled, EngineBusy, InvalidRequest
+from griffin.errors import EngineBusy, InvalidRequest
 from griffin.model.host import offload_
 from griffin.model.placement import spread_
 from griffin.neurons import Kept
 from griffin.request import METHOD_NAMES, MODE_DRAFTS, DraftName, MethodName, ModeName
-from tests.griffin import oracle
+from tests.griffin.engine.sequences import EVERYTHING, HALF, Prompts, greedy, ids, run
 from tests.griffin.engine.test_smollm2 import PROSE
 from tests.tiny import tiny_model
 
-Prompts = Callable[[int, int], list[int]]
 CPU = torch.device("cpu")
-LOSSLESS, HALF = Verification("lossless", "pruned"), Pruning(0.5)
+LOSSLESS = Verification("lossless", "pruned")
 DRAFTS = MODE_DRAFTS["lossless"]
-EVERYTHING = Sampling(
-    seed=4, max_tokens=24, ignore_eos=True, temperature=0.8, top_p=0.95, top_k=60, min_p=0.001, logprobs=3,
-    presence_penalty=0.5, frequency_penalty=0.4, repetition_penalty=1.1, logit_bias={9: 2.0}, min_tokens=20,
-    stop_token_ids=frozenset(range(3, 30)),
-)  # fmt: skip
-
-
-def greedy(tokens: int = 24) -> Sampling:
-    return Sampling(temperature=0, max_tokens=tokens, ignore_eos=True)
-
-
-def ids(tokens: Sequence[Token]) -> list[int]:
-    return [token.id for token in tokens]
-
-
-def run(
-    engine: Engine, prompt: list[int], sampling: Sampling, sparsity: float, verification: Verification
-) -> list[Token]:
-    return list(engine.generate(prompt, sampling, Pruning(sparsity), verification=verification))
 
 
 def test_lossless_is_the_dense_model(model: PreTrainedModel, prompts: Prompts) -> None:
@@ -552,125 +528,6 @@ def test_the_default_model_lossless(smollm2: Checkpoint) -> None:
     assert tokens[-1].verified.accepted > 0
 
 
-@torch.no_grad()
-def compared(model: PreTrainedModel, prompt: list[int], read: Prompt, tokens: list[int]) -> Comparison:
-    """The same from whole forward passes, the neurons that are gone masked."""
-    text, count = torch.tensor([[*prompt, *tokens[:-1]]]), len(tokens) - 1
-    full = model(text).logits[0, -count:].log_softmax(dim=1)
-    cache = DynamicCache(config=model.config)
-    model(text[:, : len(prompt)], past_key_values=cache)
-    with oracle.masked(model, Kept([kept_k.long() for kept_k in read.selection.chosen.layers])):
-        pruned = model(text[:, len(prompt) :], past_key_values=cache).logits[0].log_softmax(dim=1)
-    targets = torch.tensor(tokens[1:])[:, None]
-    losses = [-side.gather(1, targets).mean() for side in (full, pruned)]
-    return Comparison(
-        count,
-        float((full.exp() * (full - pruned)).sum(dim=1).mean()),
-        float((full.argmax(dim=1) == pruned.argmax(dim=1)).float().mean()),
-        float(losses[0].exp() / losses[1].exp()),
-    )
-
-
-def test_comparison_with_the_full_model(
-    model: PreTrainedModel, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Against whole passes of the masked model; in chunks, and between sequences, which are not disturbed."""
-    monkeypatch.setattr(divergences, "AT_ONCE", 4)
-    engine, prompt, sampling = (
-        Engine(model, prefill_chunk=7),
-        prompts(23, 17),
-        replace(greedy(14), seed=1, temperature=1),
-    )
-    with engine.read(prompt, HALF) as read:
-        tokens = ids(list(read.generate(sampling)))
-        before = engine._assembly.state.statistic.sums()
-        found = read.compare(tokens)
-        again = ids(list(read.generate(sampling)))
-        expected = compared(model, prompt, read, tokens)
-
-    assert found.tokens == 13
-    assert found.kl == pytest.approx(expected.kl, abs=1e-4, rel=1e-4)
-    assert found.top1_agreement == pytest.approx(expected.top1_agreement)
-    assert found.perplexity_ratio == pytest.approx(expected.perplexity_ratio, rel=1e-3)
-    assert again == tokens
-    after = engine._assembly.state.statistic.sums()
-    assert all(found.equal(was) for found, was in zip(after.values, before.values, strict=True))
-
-
-def test_comparison_needs_no_sequence_before_it(prompts: Prompts) -> None:
-    """An answer from earlier, with the very neurons that it came from."""
-    engine, prompt = Engine(tiny_model("llama")), prompts(24, 17)
-    with engine.read(prompt, HALF) as read:
-        tokens = ids(list(read.generate(greedy(10))))
-        selection, expected = read.selection, read.compare(tokens)
-    with engine.read(prompt, Pruning(0.5, reuse=selection)) as read:
-        assert read.compare(tokens) == expected
-
-
-@pytest.mark.parametrize(("sparsity", "tokens"), [(0.0, [5, 6, 7]), (0.5, [5]), (0.5, [])])
-def test_nothing_to_compare(sparsity: float, tokens: list[int], prompts: Prompts) -> None:
-    """All neurons, or no token that the kept ones made."""
-    with Engine(tiny_model("llama")).read(prompts(25, 17), Pruning(sparsity)) as read:
-        assert read.compare(tokens) is None
-
-
-def test_a_comparison_can_be_given_up(prompts: Prompts) -> None:
-    """Between chunks; the prompt is still good."""
-    asked = iter([False, False, True])
-    with Engine(tiny_model("llama"), prefill_chunk=4).read(prompts(26, 17), HALF) as read:
-        expected = ids(list(read.generate(greedy(20))))
-        with pytest.raises(Cancelled):
-            read.compare(expected, lambda: next(asked))
-
-        assert ids(list(read.generate(greedy(20)))) == expected
-
-
-ECHO = Sampling(temperature=0, max_tokens=40, ignore_eos=True)
-
-
-def looks_up(monkeypatch: pytest.MonkeyPatch, prompt: int, answer: list[int]) -> None:
-    """Of an answer to a prompt of so many tokens: nothing, or up to three right drafts and a wrong one."""
-
-    def looked_up(drafts: Drafts, room: int) -> list[int]:
-        made = drafts._state.length - prompt + 1
-        right = answer[made : made + made % 4]
-        return [*right, (right[-1] + 1) % 100][:room] if right else []
-
-    monkeypatch.setattr(Drafts, "looked_up", looked_up)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sampling", [ECHO, replace(EVERYTHING, max_tokens=40)], ids=["greedy", "everything"])
-@pytest.mark.parametrize(
-    "pruning",
-    [Pruning(0.0), Pruning(0.5), Pruning(0.5, method="griffin+")],
-    ids=["full", "griffin", "griffin+"],
-)
-@pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "mistral"])
-def test_n_grams_change_no_token(
-    family: str,
-    pruning: Pruning,
-    sampling: Sampling,
-    dtype: torch.dtype,
-    prompts: Prompts,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """In mode fast the model at hand checks them: tokens and log-probabilities are to the bit what steps give."""
-    engine = Engine(tiny_model(family).to(dtype))
-    prompt = prompts(21, 30)
-    alone = list(engine.generate(prompt, sampling, pruning))
-    looks_up(monkeypatch, len(prompt), ids(alone))
-    drafted = list(engine.generate(prompt, sampling, pruning, verification=Verification()))
-
-    assert [(token.id, token.logprobs, token.finish_reason) for token in drafted] == [
-        (token.id, token.logprobs, token.finish_reason) for token in alone
-    ]
-    assert drafted[-1].verified is not None
-    assert drafted[-1].verified.accepted > 5
-    if pruning.sparsity:
-        assert [bool(token.selection) for token in drafted[:3]] == [False, True, False]
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_lossless_is_exact_below_float32(method: MethodName, dtype: torch.dtype, prompts: Prompts) -> None:
@@ -682,114 +539,3 @@ def test_lossless_is_exact_below_float32(method: MethodName, dtype: torch.dtype,
         for draft in DRAFTS:
             tokens = list(engine.generate(prompt, sampling, pruning, verification=Verification("lossless", draft)))
             assert ids(tokens) == dense
-
-
-FAST = Verification()
-
-
-def test_n_grams_draft_by_themselves(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is scripted: where a model repeats itself, most tokens come from passes, and none is another."""
-    monkeypatch.setattr(Throttle, "worth", lambda self, length, most: most)
-    engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)
-    for pruning in (Pruning(), HALF):
-        alone = ids(list(engine.generate(prompt, greedy(60), pruning)))
-        tokens = list(engine.generate(prompt, greedy(60), pruning, verification=FAST))
-
-        assert ids(tokens) == alone
-        assert tokens[-1].verified.accepted > 20
-
-
-@pytest.mark.parametrize("pruning", [Pruning(), HALF], ids=["full", "griffin"])
-def test_a_drafted_answer_ends_where_it_would_have(
-    pruning: Pruning, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At a stop id or max_tokens, wherever in a block: nothing after it is drawn, counted, or left in the cache."""
-    prompt = prompts(24, 20)
-    alone = ids(list(Engine(tiny_model("llama")).generate(prompt, greedy(24), pruning)))
-    looks_up(monkeypatch, len(prompt), alone)
-    for most in range(1, 13):
-        engine = Engine(tiny_model("llama", max_position_embeddings=20 + most))
-        for sampling in (greedy(most), replace(greedy(most), stop_token_ids=frozenset({alone[most // 2]}))):
-            expected = ids(list(engine.generate(prompt, sampling, pruning)))
-            tokens = list(engine.generate(prompt, sampling, pruning, verification=FAST))
-
-            assert ids(tokens) == expected
-            assert [bool(token.finish_reason) for token in tokens] == [False] * (len(tokens) - 1) + [True]
-            assert tokens[-1].verified.tokens == len(tokens) - 1
-            assert engine._assembly.state.length == len(prompt) + len(tokens) - 1
-
-
-def test_a_drafted_answer_can_be_cancelled_in_a_block(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No further token of the block comes, and nothing more is computed."""
-    engine, prompt, cancelled = Engine(tiny_model("gemma2")), prompts(25, 20), list[bool]()
-    alone = ids(list(engine.generate(prompt, greedy(24))))
-    looks_up(monkeypatch, len(prompt), alone)
-    stream = engine.generate(prompt, greedy(24), None, lambda: bool(cancelled), FAST)
-    tokens = [next(stream) for _ in range(4)]
-    # Its block has one more.
-    assert tokens[-1].verified.tokens > 3
-    cancelled.append(True)
-    monkeypatch.setattr(Verifier, "block", lambda *_: pytest.fail("computed for nobody"))
-
-    assert list(stream) == []
-    assert ids(tokens) == alone[:4]
-
-
-def test_samples_with_drafts_do_not_disturb_each_other(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one prompt, in every order of modes, and neurons are reported as without drafts."""
-    monkeypatch.setattr(Throttle, "worth", lambda self, length, most: most)
-    engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)
-    samplings = [Sampling(seed=seed, temperature=0.3, max_tokens=30, ignore_eos=True) for seed in (1, 2)]
-    modes = (FAST, None, Verification("lossless"), FAST, Verification("guarded"), None)
-    for sampling in samplings:
-        alone = ids(list(engine.generate(prompt, sampling, HALF)))
-        with engine.read(prompt, HALF) as read:
-            answers = [list(read.generate(sampling, verification=mode)) for mode in modes]
-
-        fast = [tokens for tokens, mode in zip(answers, modes, strict=True) if mode in (FAST, None)]
-        assert [ids(tokens) for tokens in fast] == [alone] * 4
-        assert [[bool(token.selection) for token in tokens[:3]] for tokens in fast] == [[False, True, False]] * 4
-
-
-def test_a_pass_that_fails_fails_its_sequence_alone(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one is as ever."""
-    engine, prompt = Engine(tiny_model("llama")), prompts(26, 20)
-    alone = ids(list(engine.generate(prompt, greedy(12), HALF)))
-    looks_up(monkeypatch, len(prompt), alone)
-    with monkeypatch.context() as broken:
-        broken.setattr(Verifier, "_walk", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
-        with pytest.raises(RuntimeError, match="broken"):
-            list(engine.generate(prompt, greedy(12), HALF, verification=FAST))
-
-    assert ids(list(engine.generate(prompt, greedy(12), HALF, verification=FAST))) == alone
-
-
-@pytest.mark.parametrize("mode", ["fast", "lossless"])
-@pytest.mark.parametrize("step", ["native", "lean"])
-@pytest.mark.parametrize("drafts", [15, 16, 64])
-def test_more_drafts_than_one_pass_has_room_for(mode: ModeName, step: StepName, drafts: int, prompts: Prompts) -> None:
-    """They take several."""
-    engine, prompt = Engine(tiny_model("llama"), step=step), prompts(27, 5) * 5
-    dense = ids(list(engine.generate(prompt, greedy(80))))
-    tokens = list(engine.generate(prompt, greedy(80), verification=Verification(mode, "ngram", drafts)))
-
-    assert ids(tokens) == dense
-    assert (step == "lean" and mode == "fast") or tokens[-1].verified.drafted >= drafts
-
-
-def test_what_a_pass_of_the_model_at_hand_reads(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept neurons once. Where each token picks what it reads, at most the sum of all, and at most everything."""
-    engine, prompt = Engine(tiny_model("llama")), prompts(28, 20)
-    accounting = engine.accounting
-    for pruning in (Pruning(), HALF, Pruning(0.5, method="griffin+")):
-        alone = ids(list(engine.generate(prompt, greedy(3), pruning)))
-        monkeypatch.setattr(Drafts, "looked_up", lambda self, room, alone=alone: alone[1:3][:room])
-        found = list(engine.generate(prompt, greedy(3), pruning, verification=FAST))[-1].verified
-
-        assert (found.tokens, found.passes, found.accepted) == (2, 1, 1)
-        if pruning.method == "griffin":
-            assert found.bytes_read == accounting.bytes_per_token_at(pruning.sparsity)
-            assert found.parameters_read == accounting.active(accounting.kept(pruning.sparsity))
-        else:
-            assert accounting.bytes_per_token_at(0.5) < found.bytes_read <= accounting.weight_bytes
-            assert accounting.active(accounting.kept(0.5)) < found.parameters_read <= accounting.total

@@ -1,0 +1,85 @@
+"""Reading: given tokens through a prompt's kept neurons, as if those had generated them.
+
+Where the decoder's step takes several tokens in a pass, it reads them: a token's logits are then to the bit those that
+it would be generated from. Elsewhere the decode twin reads many at once, which rounds differently. Where a number lies
+at a threshold, such a difference decides what a token reads.
+
+Shapes: C tokens of a piece, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from griffin.decode.decoder import PASS_TOKENS, PassingStep
+from griffin.engine.prefill import Prefill
+from griffin.engine.prompt_neurons import PromptNeurons
+from griffin.engine.state import SequenceState
+from griffin.engine.trees import Trees
+from griffin.errors import Cancelled
+from griffin.model.forward import head
+
+
+class Reading:
+    """Reads tokens after those that the cache holds; their keys and values join it."""
+
+    def __init__(
+        self,
+        trees: Trees,
+        state: SequenceState,
+        prefill: Prefill,
+        neurons: PromptNeurons,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        """
+        Args:
+            neurons: chosen already.
+            cancelled: asked before each pass, or each of the twin's chunks.
+        """
+        self._trees, self._state, self._prefill = trees, state, prefill
+        self._neurons, self._cancelled = neurons, cancelled
+
+    def logits(self, ids: Sequence[int], start: int, logits_from: int) -> Iterator[Tensor]:
+        """Read a prompt's tokens from ``start`` on, once the decoder or the twin has the neurons.
+
+        Yields:
+            After each pass or chunk, the logits ``(C, V)`` of its tokens from ``logits_from`` on; C may be 0. The next
+            ones may write over them.
+
+        Raises:
+            Cancelled: between passes or chunks.
+        """
+        step = self._ready()
+        if step is None:
+            yield from self._prefill.read_sparse(ids, start, len(ids), logits_from, self._cancelled)
+            return
+        for first, after in self._passes(start, len(ids)):
+            yield step.read(ids[first:after])[max(0, logits_from - first) :]
+
+    def pieces(self, ids: Sequence[int], start: int, most: int) -> Iterator[Tensor]:
+        """As ``logits``, after going back to ``start``: the logits of all tokens, in pieces of at most ``most``."""
+        step = self._ready()
+        if step is None:
+            hidden_TD = self._prefill.hidden(self._trees.twin.model, ids, start, self._cancelled)
+            yield from (head(self._trees.full, hidden_CD) for hidden_CD in torch.split(hidden_TD, most))
+            return
+        self._state.rewind(start)
+        for first in range(start, len(ids), most):
+            passes = self._passes(first, min(first + most, len(ids)))
+            yield torch.cat([step.read(ids[a:b]).clone() for a, b in passes])
+
+    def _ready(self) -> PassingStep | None:
+        """The step that reads in passes, if there is one. It, or else the twin, has the neurons."""
+        step = self._state.decoder.passes
+        if step is not None:
+            self._neurons.decode()
+        elif (chosen := self._neurons.choose()) is not None:
+            self._state.read_with(chosen)
+        return step
+
+    def _passes(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        for first in range(start, end, PASS_TOKENS):
+            if self._cancelled():
+                raise Cancelled("the text was given up")
+            yield first, min(first + PASS_TOKENS, end)
