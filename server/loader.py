@@ -65,7 +65,7 @@ def load(settings: Settings) -> Loaded:
     if settings.max_model_len and context < settings.max_model_len:
         logger.warning("--max-model-len %d is more than the model has: %d", settings.max_model_len, context)
     if settings.prompt_pass_tokens == "auto" and (limit := engines[0].pass_tokens):
-        told = "prompts of up to %d tokens go through the %s step, as measured; --prompt-pass-tokens %d fixes that"
+        told = "prompts of up to %d tokens go through the %s step; --prompt-pass-tokens %d makes every start do so"
         logger.info(told, limit, engines[0].step, limit)
     name, *other_names = settings.served_names or [checkpoint.name]
     description = f"{checkpoint.model.device}, {checkpoint.formats}, {engines[0].step} decode step"
