@@ -100,7 +100,7 @@ class Continuation:
         block, verified, verifier, count = Block([first]), Verified(), None, 0
         while True:
             chosen = block.chosen
-            for drawn in block.tokens:
+            for number, drawn in enumerate(block.tokens, 1):
                 if self._cancelled():
                     return
                 count += 1
@@ -109,7 +109,9 @@ class Continuation:
                 shares = block.shares
                 if reason and verifier and not shares:
                     shares = verifier.shares()
-                yield Token(drawn.id, drawn.logprobs, reason, selection, verified, shares)
+                # A stop string may end the answer here, within the block.
+                counts = verified.without(*block.after(number))
+                yield Token(drawn.id, drawn.logprobs, reason, selection, counts, shares)
                 if reason or self._cancelled():
                     return
                 self._require()

@@ -60,18 +60,28 @@ class Verified:
     parameters_read: int = 0
     bytes_read: int = 0
 
+    def without(self, tokens: int, accepted: int) -> "Verified":
+        """The same for a sequence that ends so many tokens earlier, so many of which were accepted drafts."""
+        return replace(self, tokens=self.tokens - tokens, accepted=self.accepted - accepted)
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """The tokens that follow, at least one.
 
+    accepted: how many of the first ones were drafts.
     chosen: the neurons that were taken for them, if others than before.
     shares: what tokens have read, where kept neurons check, each token picks that and it was asked for.
     """
 
     tokens: list[Drawn]
+    accepted: int = 0
     chosen: PendingSelection | None = None
     shares: Shares | None = None
+
+    def after(self, number: int) -> tuple[int, int]:
+        """How many tokens follow the first ``number``, and how many of those were drafts."""
+        return len(self.tokens) - number, max(0, self.accepted - number)
 
 
 class Verifier:
@@ -121,7 +131,7 @@ class Verifier:
         # What a device began before is timed from when it could begin.
         waiting, steps = self._single.waiting, self._drafts.steps + self._single.taken
         started = self._ended if waiting else time.perf_counter()
-        drafts = [] if waiting else self._drafts.looked_up(room - 1)
+        drafts, before = [] if waiting else self._drafts.looked_up(room - 1), self.verified.accepted
         if drafts:
             tokens = self._read(drafts, guarded=False)
         elif self._chosen is None or not self._full:
@@ -130,6 +140,7 @@ class Verifier:
             self._take_others(self._chosen)
             guarded = self._verification.mode == "guarded"
             tokens = self._read(self._drafts.generated(room - 1), guarded=guarded)
+        accepted = self.verified.accepted - before
         self._ended = time.perf_counter()
         self._throttle.spent(len(drafts), len(tokens), self._ended - started)
         made = self._drafts.steps + self._single.taken - steps
@@ -137,7 +148,7 @@ class Verifier:
         self._id = tokens[-1].id
         self._drafts.extend(token.id for token in tokens)
         taken, self._taken = self._taken, None
-        return Block(tokens, taken, self._shares())
+        return Block(tokens, accepted, taken, self._shares())
 
     def shares(self) -> Shares | None:
         """What tokens have read so far, where kept neurons check, each token picks that and it is counted."""

@@ -99,10 +99,11 @@ class Report:
         )
 
     def _verified(self) -> list[Verified]:
-        """Of all answers. In mode fast those without a draft were made as if there were no drafts."""
-        fast = self._job.asks[0].verification.mode == "fast"
+        """Of all answers. Where n-grams alone draft, those without a draft were made as if there were no drafts."""
+        verification = self._job.asks[0].verification
+        alone = verification.mode == "fast" or verification.full_alone
         found = (answer.verified for answer in self._counts.answers.values() if answer.verified)
-        return [verified for verified in found if verified.drafted or not fast]
+        return [verified for verified in found if verified.drafted or not alone]
 
     def _read(self) -> "_TokenReads":
         """What a token reads by the first prompt's choice. All figures of neurons go by that one."""

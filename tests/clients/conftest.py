@@ -15,7 +15,7 @@ from tests.server.process import running
 @pytest.fixture(scope="package")
 def url() -> Iterator[str]:
     """The server's address."""
-    with running("--dtype", "float32") as process:
+    with running("--dtype", "float32", "--prompt-pass-tokens", "0") as process:
         yield process.url
 
 

@@ -205,7 +205,7 @@ def test_what_verification_took_is_counted(scripted: list[list[int]], prompts: P
     assert ids(tokens) == dense
     assert [token.verified for token in tokens] == [
         Verified(),
-        *[Verified(4, 3, 3, 1, 0, 0, total, read)] * 4,
+        *[Verified(made, 3, min(made, 3), 1, 0, 0, total, read) for made in range(1, 5)],
         Verified(5, 5, 3, 2, 1, 0, 2 * total, 2 * read),
         Verified(6, 5, 3, 3, 1, 0, 3 * total, 3 * read),
         Verified(7, 5, 3, 4, 1, 0, 4 * total, 4 * read),
@@ -464,7 +464,6 @@ def test_cancelled_between_the_tokens_of_a_block(prompts: Prompts, monkeypatch: 
         Verification("lossless", "pruned", draft_tokens=8),
     )
     tokens = [next(stream) for _ in range(3)]
-    assert tokens[-1].verified.tokens > 2
     cancelled.append(True)
     monkeypatch.setattr(Verifier, "block", lambda *_: pytest.fail("computed for nobody"))
 
