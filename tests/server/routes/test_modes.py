@@ -57,6 +57,10 @@ def test_lossless_is_the_full_models_answer(url: str, draft: str, temperature: i
 
     assert lossless["choices"] == dense["choices"]
     verification = lossless["griffin"]["verification"]
+    if verification is None:
+        # Of n-grams none was worth a pass.
+        assert (draft, counted) == ("ngram", 0)
+        return
     assert verification["accepted_tokens"] <= verification["drafted_tokens"] == counted
     assert draft == "ngram" or verification["drafted_tokens"] > 0
 
