@@ -456,6 +456,26 @@ def _normed(
 
 
 @triton.jit
+def _statistics_for(norm_weight_D, x_D, eps, D: tl.constexpr, CENTRED: tl.constexpr, BD: tl.constexpr):
+    """Those that ``_entering`` takes: nothing is computed without a norm."""
+    mean, inverse = 0.0, 0.0
+    if norm_weight_D is not None:
+        mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
+    return mean, inverse
+
+
+@triton.jit
+def _entering(
+    x_D, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype: tl.constexpr, ROUND_TWICE: tl.constexpr
+):  # fmt: skip
+    """x at these columns in fp32, normed if there is a norm."""
+    x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    if norm_weight_D is not None:
+        x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+    return x
+
+
+@triton.jit
 def _embed(
     ids_M, position, embedding_VD, scale, positions_CD, x_MD, D: tl.constexpr, C: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
@@ -483,8 +503,7 @@ def _normalise(
     for start in range(0, D, BD):
         columns = start + tl.arange(0, BD)
         inside = columns < D
-        x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-        x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+        x = _entering(x_D, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
         tl.store(normed_MD + tl.program_id(0) * D + columns, x.to(dtype), mask=inside)
 
 
@@ -523,9 +542,8 @@ def _project(
     offsets = rows.to(tl.int64) * D
     for group in range(groups):
         x_TD = x_MD + group * T * D
-        if norm_weight_D is not None:
-            # Of a single token, see _normed_before.
-            mean, inverse = _statistics(x_TD, eps, D, CENTRED, BD)
+        # Of a single token, see _normed_before.
+        mean, inverse = _statistics_for(norm_weight_D, x_TD, eps, D, CENTRED, BD)
         products = _zeros(T, BN, BD)
         for start in range(0, D, BD):
             columns = start + tl.arange(0, BD)
@@ -536,9 +554,7 @@ def _project(
             added = ()
             for token in tl.static_range(T):
                 x_D = x_TD + token * D
-                x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-                if norm_weight_D is not None:
-                    x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+                x = _entering(x_D, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
                 added += (products[token] + w.to(tl.float32) * x[None, :],)
             products = added
         for token in tl.static_range(T):
@@ -758,9 +774,8 @@ def _sum_inputs(
     for group in range(groups):
         x_TD = x_MD + group * T * D
         statistics = ()
-        if norm_weight_D is not None:
-            for token in tl.static_range(T):
-                statistics += (_statistics(x_TD + token * D, eps, D, CENTRED, BD),)
+        for token in tl.static_range(T):
+            statistics += (_statistics_for(norm_weight_D, x_TD + token * D, eps, D, CENTRED, BD),)
         products = _zeros(T, BR, BC)
         counts = ()
         for _ in tl.static_range(T):
@@ -773,11 +788,9 @@ def _sum_inputs(
             distances, more = (), ()
             needed = inputs < 0
             for token in tl.static_range(T):
-                x = tl.load(x_TD + token * D + inputs, mask=inside, other=0.0, eviction_policy="evict_last")
-                x = x.to(tl.float32)
-                if norm_weight_D is not None:
-                    mean, inverse = statistics[token]
-                    x = _normed(x, inputs, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+                mean, inverse = statistics[token]
+                x_D = x_TD + token * D
+                x = _entering(x_D, inputs, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
                 far = x - means
                 read = inside & (tl.abs(far) > limits)
                 needed = needed | read
@@ -867,9 +880,8 @@ def _expand(
         expands = present & (picking == 0)
     for group in range(groups):
         x_TD = x_MD + group * T * D
-        if norm_weight_D is not None:
-            # Of a single token, see _normed_before.
-            mean, inverse = _statistics(x_TD, eps, D, CENTRED, BD)
+        # Of a single token, see _normed_before.
+        mean, inverse = _statistics_for(norm_weight_D, x_TD, eps, D, CENTRED, BD)
         # For each token what its gates give before their rows are read, and whose rows of up it reads.
         gates, acts = (), ()
         needed = expands
@@ -903,9 +915,7 @@ def _expand(
                 added, up_added = (), ()
                 for token in tl.static_range(T):
                     x_D = x_TD + token * D
-                    x = tl.load(x_D + columns, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-                    if norm_weight_D is not None:
-                        x = _normed(x, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
+                    x = _entering(x_D, columns, inside, mean, inverse, norm_weight_D, norm_bias_D, dtype, ROUND_TWICE)
                     added += (products[token] + w.to(tl.float32) * x[None, :],)
                     if GATED:
                         up_added += (up_products[token] + up.to(tl.float32) * x[None, :],)

@@ -9,7 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from griffin.decode.cuda.step import MOST_TOKENS, PASSES, FusedStep
+from griffin.decode.cuda.step import PASSES, FusedStep
+from griffin.decode.decoder import PASS_TOKENS
 from griffin.method.statistic import Activations
 from griffin.model.cache import KVCache
 from griffin.neurons import Chosen
@@ -86,8 +87,8 @@ class GraphPasses:
         if not ids or end > self._buckets[-1]:
             raise IndexError(f"a pass of {len(ids)} tokens does not fit a context of {self._buckets[-1]} after {start}")
         for first, bucket in pairwise((0, *self._buckets)):
-            for begin in range(max(first, start), min(bucket, end), MOST_TOKENS):
-                stop = min(begin + MOST_TOKENS, bucket, end)
+            for begin in range(max(first, start), min(bucket, end), PASS_TOKENS):
+                stop = min(begin + PASS_TOKENS, bucket, end)
                 yield bucket, ids[begin - start : stop - start]
 
     def _run(self, bucket: int, ids: Sequence[int]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from griffin.decode.cuda import kernels
 from griffin.decode.cuda.picking import PickingBuffers
 from griffin.decode.cuda.reading import Reading
+from griffin.decode.decoder import PASS_TOKENS
 from griffin.method.statistic import Activations
 from griffin.model.weights import Layer, Norm, Projection, Weights
 from griffin.neurons import Chosen, Kept
@@ -22,8 +23,7 @@ from griffin.thresholds import Shares
 
 SMALLEST_BUCKET = 1024
 # Tokens of the passes that have kernels; a smaller number runs in the next larger pass.
-PASSES = (2, 4, 8, 16)
-MOST_TOKENS = PASSES[-1]
+PASSES = (2, 4, 8, PASS_TOKENS)
 
 
 def buckets(context_length: int) -> list[int]:
@@ -95,15 +95,15 @@ class FusedStep:
             return torch.empty(shape, dtype=dtype, device=device)
 
         def rows(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            return buffer(MOST_TOKENS, *shape, dtype=dtype)
+            return buffer(PASS_TOKENS, *shape, dtype=dtype)
 
         def seen(columns: int, dtype: torch.dtype = dtype) -> Tensor:
-            return buffer(layers, MOST_TOKENS, columns, dtype=dtype)
+            return buffer(layers, PASS_TOKENS, columns, dtype=dtype)
 
-        self.ids_M = torch.zeros(MOST_TOKENS, dtype=torch.int64, device=device)
+        self.ids_M = torch.zeros(PASS_TOKENS, dtype=torch.int64, device=device)
         self.token_id = self.ids_M[:1]
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
-        self.count = torch.full((1,), MOST_TOKENS, dtype=torch.int32, device=device)
+        self.count = torch.full((1,), PASS_TOKENS, dtype=torch.int32, device=device)
         # Without a factor the kernels round once less.
         self._residual_factor = None if weights.residual_scale == 1 else weights.residual_scale
         self._logit_factor = None if weights.logit_divisor == 1 else 1 / weights.logit_divisor
@@ -127,7 +127,7 @@ class FusedStep:
         self.logits_V = self.logits_MV[0]
         # A pass may read everything where steps do not.
         self._own, self._several = Reading(weights), Reading(weights)
-        self._picking = PickingBuffers(weights, self._own, self._several, self.count, MOST_TOKENS)
+        self._picking = PickingBuffers(weights, self._own, self._several, self.count, PASS_TOKENS)
         # Whether passes read everything; None where they were not told since ``keep``.
         self._full: bool | None = None
 
