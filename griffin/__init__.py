@@ -4,6 +4,7 @@ from griffin.decode.logprobs import Logprobs
 from griffin.engine.comparison import Comparison
 from griffin.engine.continuation import Token
 from griffin.engine.engine import Engine, build_engines
+from griffin.engine.pass_limit import PassLimit
 from griffin.engine.prompt import Prompt
 from griffin.engine.speculation import Verified
 from griffin.errors import GriffinError
@@ -20,6 +21,7 @@ __all__ = [
     "Engine",
     "GriffinError",
     "Logprobs",
+    "PassLimit",
     "Preparation",
     "Prompt",
     "Pruning",

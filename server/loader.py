@@ -4,10 +4,9 @@ import gc
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import griffin
-from griffin import Checkpoint, Engine, Preparation
+from griffin import Checkpoint, Engine, PassLimit, Preparation
 from griffin.errors import LoadError
 from server.settings import Settings, comma_separated
 from server.text.tokenizer import Tokenizer
@@ -52,21 +51,18 @@ def load(settings: Settings) -> Loaded:
     )
     prepared = Preparation.read(checkpoints[0].model, settings.cache_dir)
     _require_prepared(prepared, settings)
-    engines: list[Engine] = []
-    for checkpoint in checkpoints:
-        limit = settings.prompt_pass_tokens
-        # What the first copy of the model has measured holds for all: they must round alike.
-        limit = engines[0].pass_tokens if engines and limit == "auto" else limit
-        engines += _engines(checkpoint, prepared, settings, limit)
+    # What the first copy of the model measures holds for all: they must round alike.
+    limit = PassLimit(settings.prompt_pass_tokens)
+    engines = [engine for checkpoint in checkpoints for engine in _engines(checkpoint, prepared, settings, limit)]
     # All there is now stays: the collector need not walk through it again and again while a large body is parsed.
     gc.collect()
     gc.freeze()
     checkpoint, context = checkpoints[0], engines[0].context_length
     if settings.max_model_len and context < settings.max_model_len:
         logger.warning("--max-model-len %d is more than the model has: %d", settings.max_model_len, context)
-    if settings.prompt_pass_tokens == "auto" and (limit := engines[0].pass_tokens):
+    if settings.prompt_pass_tokens == "auto" and (tokens := engines[0].pass_tokens):
         told = "prompts of up to %d tokens go through the %s step; --prompt-pass-tokens %d makes every start do so"
-        logger.info(told, limit, engines[0].step, limit)
+        logger.info(told, tokens, engines[0].step, tokens)
     name, *other_names = settings.served_names or [checkpoint.name]
     description = f"{checkpoint.model.device}, {checkpoint.formats}, {engines[0].step} decode step"
     return Loaded(name, checkpoint.tokenizer, engines, description, other_names, _defaults(checkpoint, settings))
@@ -96,9 +92,7 @@ def _require_prepared(prepared: Preparation, settings: Settings) -> None:
         )
 
 
-def _engines(
-    checkpoint: Checkpoint, prepared: Preparation, settings: Settings, pass_tokens: int | Literal["auto"]
-) -> Sequence[Engine]:
+def _engines(checkpoint: Checkpoint, prepared: Preparation, settings: Settings, limit: PassLimit) -> Sequence[Engine]:
     """One for each worker of the checkpoint's device."""
     return griffin.build_engines(
         checkpoint.model,
@@ -106,7 +100,7 @@ def _engines(
         context_length=settings.max_model_len,
         prefill_chunk=settings.prefill_chunk,
         prefix_bytes=settings.prefix_cache_mb * 2**20,
-        pass_tokens=pass_tokens,
+        limit=limit,
         losses=prepared.losses,
         method=settings.method,
     )

@@ -9,7 +9,6 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -274,7 +273,7 @@ def build_engines(
     context_length: int | None = None,
     prefill_chunk: int = 256,
     prefix_bytes: int = 0,
-    pass_tokens: int | Literal["auto"] = 0,
+    limit: PassLimit | None = None,
     losses: Sequence[LossTable] = (),
     method: MethodName = "griffin",
 ) -> list[Engine]:
@@ -283,14 +282,14 @@ def build_engines(
     On a CPU torch's threads are divided among them: more threads than cores cost far more than they bring.
 
     Args:
-        pass_tokens: the limit of passes, see ``PassLimit``; auto measures it once for all.
+        limit: see ``Engine``; what is measured counts for all that share it.
 
     Raises:
         LoadError: the weights leave too little memory for so many engines.
     """
     if model.device.type == "cpu" and count > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    prefixes, limit = PrefixStore(prefix_bytes, prefill_chunk), PassLimit(pass_tokens)
+    prefixes, limit = PrefixStore(prefix_bytes, prefill_chunk), limit or PassLimit()
     engines: list[Engine] = []
     try:
         for _ in range(count):

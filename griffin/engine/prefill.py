@@ -125,9 +125,7 @@ class Prefill:
         logits_from: int,
         cancelled: Callable[[], bool],
     ) -> Iterator[Tensor]:
-        for first in range(start, end, PASS_TOKENS):
-            _require_wanted(cancelled)
-            after = min(first + PASS_TOKENS, end)
+        for first, after in passes(start, end, cancelled):
             logits_CV, seen_L = step.observe(ids[first:after], max(0, after - max(first, logits_from)))
             self._state.statistic.count(seen_L)
             # The step's next call writes over them.
@@ -140,6 +138,17 @@ class Prefill:
             return logits(model, ids_T, self._state.cache, wanted)
         extend(model, ids_T, self._state.cache)
         return torch.empty(0, 0, device=self._trees.device)
+
+
+def passes(start: int, end: int, cancelled: Callable[[], bool]) -> Iterator[tuple[int, int]]:
+    """Where each pass over the tokens from ``start`` to ``end`` begins and ends.
+
+    Raises:
+        Cancelled: before a pass.
+    """
+    for first in range(start, end, PASS_TOKENS):
+        _require_wanted(cancelled)
+        yield first, min(first + PASS_TOKENS, end)
 
 
 def _require_wanted(cancelled: Callable[[], bool]) -> None:

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from griffin.decode.decoder import PASS_TOKENS, PassingStep
-from griffin.engine.prefill import Prefill
+from griffin.decode.decoder import PassingStep
+from griffin.engine.prefill import Prefill, passes
 from griffin.engine.prompt_neurons import PromptNeurons
 from griffin.engine.state import SequenceState
 from griffin.engine.trees import Trees
-from griffin.errors import Cancelled
 from griffin.model.forward import head
 
 
@@ -54,7 +53,7 @@ class Reading:
         if step is None:
             yield from self._prefill.read_sparse(ids, start, len(ids), logits_from, self._cancelled)
             return
-        for first, after in self._passes(start, len(ids)):
+        for first, after in passes(start, len(ids), self._cancelled):
             yield step.read(ids[first:after])[max(0, logits_from - first) :]
 
     def pieces(self, ids: Sequence[int], start: int, most: int) -> Iterator[Tensor]:
@@ -66,8 +65,8 @@ class Reading:
             return
         self._state.rewind(start)
         for first in range(start, len(ids), most):
-            passes = self._passes(first, min(first + most, len(ids)))
-            yield torch.cat([step.read(ids[a:b]).clone() for a, b in passes])
+            pieces = passes(first, min(first + most, len(ids)), self._cancelled)
+            yield torch.cat([step.read(ids[a:b]).clone() for a, b in pieces])
 
     def _ready(self) -> PassingStep | None:
         """The step that reads in passes, if there is one. It, or else the twin, has the neurons."""
@@ -77,9 +76,3 @@ class Reading:
         elif (chosen := self._neurons.choose()) is not None:
             self._state.read_with(chosen)
         return step
-
-    def _passes(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        for first in range(start, end, PASS_TOKENS):
-            if self._cancelled():
-                raise Cancelled("the text was given up")
-            yield first, min(first + PASS_TOKENS, end)

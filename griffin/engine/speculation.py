@@ -3,8 +3,8 @@
 A draw depends only on the logits, the request and the place in the sequence, see ``sampler``. So a model's logits with
 the noise of a place give the token that this model alone would have generated there with the same seed. A draft is
 right if it is that token (Daliri, Musco, Suresh 2024). So sampled tokens, too, have exactly the model's distribution,
-with any penalties and filters. A pass of a step that has them gives the bits of single steps; for
-others see ``request.Verification``.
+with any penalties and filters. A pass of a step that has passes gives the bits of single steps; for others see
+``request.Verification``.
 
 Shapes: B tokens of one block, V vocabulary.
 """

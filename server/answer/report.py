@@ -100,8 +100,7 @@ class Report:
 
     def _verified(self) -> list[Verified]:
         """Of all answers. Where n-grams alone draft, those without a draft were made as if there were no drafts."""
-        verification = self._job.asks[0].verification
-        alone = verification.mode == "fast" or verification.full_alone
+        alone = self._job.asks[0].verification.source in ("none", "ngram")
         found = (answer.verified for answer in self._counts.answers.values() if answer.verified)
         return [verified for verified in found if verified.drafted or not alone]
 

@@ -504,7 +504,7 @@ INLINE void KERNEL(add_tokens)(
     }
 }
 
-/* The same for each token. Codes are gathered once, and wait in the first cache if there are more than two tokens. */
+/* The same for each token. Codes are gathered once, and wait in the first cache if there are several tokens. */
 INLINE void KERNEL(add_lanes)(
     Outputs y, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t h,
     const char *const *rows, int64_t quads, const Group *group, int tokens, int bits)

@@ -181,7 +181,7 @@ def test_it_is_settled_once_for_all_engines(prompts: Prompts, monkeypatch: pytes
 
     monkeypatch.setattr(prefill, "measured", measure)
     model, prompt = tiny_model("llama"), prompts(7, 40)
-    engines = build_engines(model, 2, pass_tokens="auto")
+    engines = build_engines(model, 2, limit=PassLimit("auto"))
     answers = [told(list(engine.generate(prompt, GREEDY, PLUS))) for engine in engines]
     engines[0].rebuild()
     answers += [
