@@ -37,7 +37,11 @@ class Settings(BaseSettings):
     )
 
     model: Annotated[
-        str, Field(min_length=1, description="hub id, model directory, .gguf file, or the embedded default")
+        str,
+        Field(
+            min_length=1,
+            description="hub id, OWNER/NAME:QUANTISATION, model directory, .gguf file, or the embedded default",
+        ),
     ] = "SmolLM2-135M-Instruct"
     served_model_name: Annotated[
         str | None,

@@ -18,7 +18,7 @@ from griffin.model.checkpoint import packed_model, quantised
 from griffin.model.checkpoint.defaults import sampling_defaults
 from griffin.model.checkpoint.ends import settle_ends, token_ids, tokenizer_ends
 from griffin.model.checkpoint.gguf import load_dequantised, load_in_place
-from griffin.model.checkpoint.hub import downloaded
+from griffin.model.checkpoint.hub import brought, with_weights
 from griffin.model.checkpoint.numbers import require_numbers
 from griffin.model.checkpoint.packed import Scheme
 from griffin.model.checkpoint.refusals import first_words, require_files, require_plain
@@ -84,8 +84,9 @@ def load_each(
     """Load a model, ready to run on each of several devices. Fewer come back where it fits only across them.
 
     Args:
-        source: a hub id, a directory with ``config.json`` and safetensors, a ``.gguf`` file, or
-            ``SmolLM2-135M-Instruct``, the default that comes as a Python package.
+        source: a hub id, alone or with a GGUF file's or quantisation's name (``OWNER/NAME:Q4_K_M``), a directory with
+            ``config.json`` and safetensors, a ``.gguf`` file, or ``SmolLM2-135M-Instruct``, the default that comes
+            as a Python package.
         dtype: float32, bfloat16, float16, or auto: bfloat16 where it measures faster, else float32. A quantised
             checkpoint's own codes are kept by auto, on a CPU and without ``ff_offload``; activations then have that
             dtype. int8 is an older spelling of ``quantize="int8"``.
@@ -118,6 +119,8 @@ def load_each(
     wanted = _Wanted(torch_dtype, kind, dtype == "auto" and on_cpu and not ff_offload, ff_offload and on_cpu, cache_dir)
     try:
         found = locate(source)
+        if found.hub_id is not None:
+            found = brought(found)
         if kind:
             _require_quantisable(found, source)
         with whole_while_read(source):
@@ -181,7 +184,7 @@ def _load_checkpoint(found: Source, source: str, wanted: _Wanted) -> tuple[PreTr
     require_numbers(served, source, part.told_by_shapes if part else ())
     if scheme:
         _require_packed_alone(scheme, source, wanted, multimodal=part is not None)
-    folder = found.path or downloaded(str(found.hub_id))
+    folder = with_weights(found) if found.hub_id is not None else _path(found)
     require_files(folder, source)
     if scheme:
         model, tokenizer = packed_model.read(folder, source, scheme, wanted.dtype, in_place=wanted.in_place)
@@ -208,9 +211,14 @@ def _require_packed_alone(scheme: Scheme, source: str, wanted: _Wanted, *, multi
 
 
 def _config_of(found: Source) -> Mapping[str, Any]:
-    """The contents of the ``config.json`` of a directory or hub id."""
-    config: Mapping[str, Any] = PreTrainedConfig.get_config_dict(found.path or str(found.hub_id))[0]
+    """The contents of a directory's ``config.json``."""
+    config: Mapping[str, Any] = PreTrainedConfig.get_config_dict(_path(found))[0]
     return config
+
+
+def _path(found: Source) -> Path:
+    assert found.path is not None, "what is on a hub has been brought here"
+    return found.path
 
 
 def _kind(quantize: str, groups: Sequence[Sequence[torch.device]], ff_offload: bool) -> Kind:
