@@ -23,11 +23,13 @@ from griffin.model.checkpoint.numbers import require_numbers
 from griffin.model.checkpoint.packed import Scheme
 from griffin.model.checkpoint.refusals import first_words, require_files, require_plain
 from griffin.model.checkpoint.source import EMBEDDED_MODEL, Source, locate
+from griffin.model.checkpoint.stored import source_identity
 from griffin.model.checkpoint.whole import require_finite
 from griffin.model.dtype import parse_dtype
 from griffin.model.families import feed_forwards, require_supported, text_part
 from griffin.model.guard import whole_while_read
 from griffin.model.host import HostWeights
+from griffin.model.identity import identity
 from griffin.model.matrix.modules import matrices
 from griffin.model.placement import distribute, parse_device
 from griffin.model.quantise import KINDS, Kind, require_possible
@@ -39,6 +41,7 @@ logger = logging.getLogger("griffin")
 class Checkpoint:
     """A loaded model, its tokenizer, and a short name for it.
 
+    path: the file or directory that it was read from.
     sampling_defaults: values of ``Sampling`` that its maker recommends, see ``defaults``; engines do not apply them.
     """
 
@@ -46,6 +49,13 @@ class Checkpoint:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def identity(self) -> str:
+        """A name for exactly these weights, as they are held; read from the files, so take it soon."""
+        files = source_identity(self.path) if self.path else ""
+        return f"{files} {identity(self.model)} {self.formats}"
 
     @property
     def formats(self) -> str:
@@ -128,7 +138,7 @@ def load_each(
                 loaded = load_in_place(found.path, torch_dtype) if wanted.in_place else None
                 if loaded is not None:
                     defaults = sampling_defaults(loaded[0].generation_config)
-                    return [Checkpoint(found.name, *loaded, defaults)]
+                    return [Checkpoint(found.name, *loaded, defaults, found.path)]
                 model, tokenizer = load_dequantised(found.path, torch_dtype, cache_dir, wanted.map_from)
             else:
                 model, tokenizer = _load_checkpoint(found, source, wanted)
@@ -136,13 +146,13 @@ def load_each(
         require_finite(model, source)
         if HostWeights.of(model) is not None:
             _own_(model)
-            return [Checkpoint(found.name, model, tokenizer, defaults)]
+            return [Checkpoint(found.name, model, tokenizer, defaults, found.path)]
         models = distribute(model, groups, ff_offload=ff_offload)
         with whole_while_read(source):
             # Codes are in memory of their own already.
             for each in models if not matrices(model) else ():
                 _own_(each)
-        return [Checkpoint(found.name, model, tokenizer, defaults) for model in models]
+        return [Checkpoint(found.name, model, tokenizer, defaults, found.path) for model in models]
     except GriffinError:
         raise
     except Exception as error:
