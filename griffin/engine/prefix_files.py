@@ -5,10 +5,12 @@ so it is whole or not there; its checksum tells damage. The folder is the index:
 and several processes may share it.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import threading
 import time
@@ -32,6 +34,9 @@ logger = logging.getLogger("griffin")
 # Raised when what is written changes; older files are then left to age.
 FORMAT = 1
 ENDING = ".safetensors"
+# Only folders and files that are called so are ever removed: the user may have named a folder that holds others.
+FOLDER = "prefixes-"
+OURS = re.compile(r"(probe|[0-9a-f]+)(-[0-9a-f-]+\.partial|\.safetensors)")
 # A file that is being written. One of that age was left by a process that has ended.
 PARTIAL, STALE_S = ".partial", 600
 # Between two lines in the log about a disk that takes nothing.
@@ -83,12 +88,13 @@ class PrefixFiles:
         """
         self._root, self._budget_bytes, self._pending_bytes = folder, budget_bytes, pending_bytes
         made_of = f"{FORMAT} {torch.__version__} {model}"
-        self._folder = folder / hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()
+        self._folder = folder / (FOLDER + hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest())
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._probe()
         except OSError as error:
-            raise LoadError(f"prefixes cannot be kept in {folder}: {error.strerror or error}") from None
+            # A disk that is full may have room again.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise LoadError(f"prefixes cannot be kept in {folder}: {error.strerror or error}") from None
         self._waiting: deque[_Pending] = deque()
         self._waiting_bytes, self._closed, self._complained = 0, False, float("-inf")
         self._changed = threading.Condition()
@@ -126,7 +132,9 @@ class PrefixFiles:
     def add(self, name: bytes, chunk: Chunk) -> None:
         """Have a chunk written, soon. If too many wait already, it is not."""
         with self._changed:
-            if self._closed or self._waiting_bytes + chunk.bytes > self._pending_bytes:
+            if self._closed:
+                return
+            if self._waiting_bytes + chunk.bytes > self._pending_bytes:
                 self._complain("the disk is slower than the prompts")
                 return
             self._waiting.append(_Pending.of(name, chunk))
@@ -145,7 +153,11 @@ class PrefixFiles:
     def _path(self, name: bytes) -> Path:
         return self._folder / f"{name.hex()}{ENDING}"
 
+    def _make_folder(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def _probe(self) -> None:
+        self._make_folder()
         place = self._folder / f"probe-{secrets.token_hex(4)}{PARTIAL}"
         _new_file(place).close()
         place.unlink()
@@ -178,7 +190,7 @@ class PrefixFiles:
         partial = path.with_name(f"{path.stem}-{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
         self._make_room(len(content))
         try:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self._make_folder()
             with _new_file(partial) as file:
                 file.write(content)
             # Not forced to the disk: what a power cut leaves half written, the checksum tells.
@@ -199,13 +211,11 @@ class PrefixFiles:
         self._remove_empty_folders()
 
     def _remove_empty_folders(self) -> None:
-        for folder in self._root.iterdir():
-            if folder != self._folder and folder.is_dir() and not any(folder.iterdir()):
-                try:
+        for folder in self._root.glob(f"{FOLDER}*/"):
+            # It fails for one that is not empty.
+            if folder != self._folder:
+                with suppress(OSError):
                     folder.rmdir()
-                except OSError:
-                    # Another process has just written to it.
-                    continue
 
     def _complain(self, why: object) -> None:
         if time.monotonic() - self._complained >= REPEAT_S:
@@ -222,13 +232,13 @@ class _File:
 
 def _files(root: Path) -> Iterator[_File]:
     """All files of all models, those that are being written too."""
-    for path in root.glob("*/*"):
+    for path in root.glob(f"{FOLDER}*/*"):
         try:
             found = path.stat()
         except OSError:
             # Another process has just removed it.
             continue
-        if path.suffix in (ENDING, PARTIAL):
+        if OURS.fullmatch(path.name):
             yield _File(path, found.st_size, found.st_mtime_ns)
 
 

@@ -119,7 +119,7 @@ def test_what_a_process_left_half_written_is_removed_once_it_is_old(opened: Open
     """A younger one may be another process's, at work."""
     files = opened()
     (folder,) = (tmp_path / "kept").iterdir()
-    old, young = folder / "a-1-x.partial", folder / "b-1-x.partial"
+    old, young = folder / "aa-1-ff.partial", folder / "bb-1-ff.partial"
     for path in (old, young):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 3600, time.time() - 3600))
@@ -127,6 +127,21 @@ def test_what_a_process_left_half_written_is_removed_once_it_is_old(opened: Open
 
     assert young in kept(tmp_path)
     assert old not in kept(tmp_path)
+
+
+def test_only_its_own_files_are_ever_removed(opened: Open, tmp_path: Path) -> None:
+    """A folder of models is not where prefixes should be, and is left as it is."""
+    others = [tmp_path / "kept" / "llama" / "model.safetensors", tmp_path / "kept" / "prefixes-of-mine" / "notes.txt"]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x" * 10_000)
+        os.utime(path, (0, 0))
+    (tmp_path / "kept" / "empty").mkdir()
+    written(opened(budget=2000), *(bytes([number]) for number in range(5)), floats=1)
+
+    assert all(path.is_file() for path in others)
+    assert (tmp_path / "kept" / "empty").is_dir()
+    assert 0 < len(kept(tmp_path)) - len(others) < 5
 
 
 def test_a_full_disk_is_told_once_and_stops_nothing(
