@@ -5,6 +5,7 @@ from griffin.engine.comparison import Comparison
 from griffin.engine.continuation import Token
 from griffin.engine.engine import Engine, build_engines
 from griffin.engine.pass_limit import PassLimit
+from griffin.engine.prefix_files import PrefixFiles
 from griffin.engine.prompt import Prompt
 from griffin.engine.speculation import Verified
 from griffin.errors import GriffinError
@@ -22,6 +23,7 @@ __all__ = [
     "GriffinError",
     "Logprobs",
     "PassLimit",
+    "PrefixFiles",
     "Preparation",
     "Prompt",
     "Pruning",

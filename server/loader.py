@@ -2,11 +2,11 @@
 
 import gc
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import griffin
-from griffin import Checkpoint, Engine, PassLimit, Preparation
+from griffin import Checkpoint, Engine, PassLimit, PrefixFiles, Preparation
 from griffin.errors import LoadError
 from server.settings import Settings, comma_separated
 from server.text.tokenizer import Tokenizer
@@ -24,6 +24,7 @@ class Loaded:
     description: of device, dtype and step, for the log.
     other_names: clients may use them as well.
     sampling_defaults: see ``griffin.Checkpoint``.
+    close: called at the end, with the seconds that it may take.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Loaded:
     description: str = ""
     other_names: Sequence[str] = ()
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    close: Callable[[float], None] = lambda seconds: None
 
 
 def load(settings: Settings) -> Loaded:
@@ -53,7 +55,10 @@ def load(settings: Settings) -> Loaded:
     _require_prepared(prepared, settings)
     # What the first copy of the model measures holds for all: they must round alike.
     limit = PassLimit(settings.prompt_pass_tokens)
-    engines = [engine for checkpoint in checkpoints for engine in _engines(checkpoint, prepared, settings, limit)]
+    files = _prefix_files(checkpoints[0], settings)
+    engines = [
+        engine for checkpoint in checkpoints for engine in _engines(checkpoint, prepared, settings, limit, files)
+    ]
     # All there is now stays: the collector need not walk through it again and again while a large body is parsed.
     gc.collect()
     gc.freeze()
@@ -65,7 +70,8 @@ def load(settings: Settings) -> Loaded:
         logger.info(told, tokens, engines[0].step, tokens)
     name, *other_names = settings.served_names or [checkpoint.name]
     description = f"{checkpoint.model.device}, {checkpoint.formats}, {engines[0].step} decode step"
-    return Loaded(name, checkpoint.tokenizer, engines, description, other_names, _defaults(checkpoint, settings))
+    loaded = Loaded(name, checkpoint.tokenizer, engines, description, other_names, _defaults(checkpoint, settings))
+    return replace(loaded, close=files.close) if files else loaded
 
 
 def _require_possible(settings: Settings) -> None:
@@ -92,7 +98,28 @@ def _require_prepared(prepared: Preparation, settings: Settings) -> None:
         )
 
 
-def _engines(checkpoint: Checkpoint, prepared: Preparation, settings: Settings, limit: PassLimit) -> Sequence[Engine]:
+def _prefix_files(checkpoint: Checkpoint, settings: Settings) -> PrefixFiles | None:
+    """Where beginnings of prompts are kept beyond the process, if they are to be.
+
+    Raises:
+        LoadError: the folder cannot be written to.
+    """
+    if settings.prefix_cache_dir is None:
+        return None
+    device = checkpoint.model.device.type
+    # All that a chunk's numbers depend on, down to how they are rounded.
+    model = f"{checkpoint.identity} {device} {settings.prefill_chunk} {settings.prompt_pass_tokens}"
+    disk_bytes = int(settings.prefix_cache_disk_gb * 10**9)
+    return PrefixFiles(settings.prefix_cache_dir, disk_bytes, settings.prefix_cache_mb * 2**20, model)
+
+
+def _engines(
+    checkpoint: Checkpoint,
+    prepared: Preparation,
+    settings: Settings,
+    limit: PassLimit,
+    files: PrefixFiles | None,
+) -> Sequence[Engine]:
     """One for each worker of the checkpoint's device."""
     return griffin.build_engines(
         checkpoint.model,
@@ -100,6 +127,7 @@ def _engines(checkpoint: Checkpoint, prepared: Preparation, settings: Settings, 
         context_length=settings.max_model_len,
         prefill_chunk=settings.prefill_chunk,
         prefix_bytes=settings.prefix_cache_mb * 2**20,
+        prefix_files=files,
         limit=limit,
         losses=prepared.losses,
         method=settings.method,

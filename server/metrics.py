@@ -88,6 +88,9 @@ class Metrics:
         # In tokens, as vLLM counts them.
         self.prefix_queries = counter("prefix_cache_queries", "Tokens of prompts that were read or looked up.", MODEL)
         self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that were known and not read again.", MODEL)
+        self.prefix_file_hits = counter(
+            "prefix_cache_file_hits", "Those of the hits that came from --prefix-cache-dir.", MODEL
+        )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of started requests.", MODEL)
         self.generation_tokens = counter("generation_tokens", "Generated tokens.", BY_SPARSITY)
         self.parameters_read = counter(
@@ -167,7 +170,14 @@ class Metrics:
 
     def _begin_at_zero(self, model: str) -> None:
         """Make the series now. If one appeared with its first event, Prometheus would see no increase at that event."""
-        for metric in (self.accepted, self.worker_restarts, self.prefix_queries, self.prefix_hits, self.prompt_tokens):
+        for metric in (
+            self.accepted,
+            self.worker_restarts,
+            self.prefix_queries,
+            self.prefix_hits,
+            self.prefix_file_hits,
+            self.prompt_tokens,
+        ):
             metric.labels(model)
         for labelled, values in (
             (self.success, FINISHED_REASONS),

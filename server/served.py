@@ -11,6 +11,7 @@ from server.errors import InvalidField, ModelNotFound
 from server.loader import Loaded
 from server.protocol.fields import SparsityChoice
 from server.settings import ALIAS
+from server.text.infill import Infill
 from server.text.logprobs import Vocabulary
 from server.text.tokenizer import Tokenizer
 from server.work.experts import RecentExperts
@@ -32,6 +33,7 @@ class ServedModel:
     names: all that clients may use; the first stands in metrics.
     workers: run its engines.
     vocabulary: how its tokens are spelled.
+    infill: how it is asked for the text between two others; None if it has no marks for that.
     sampling_defaults: apply where a request names no value.
     experts: the neurons that recent requests ran with.
     created: in Unix seconds.
@@ -42,6 +44,7 @@ class ServedModel:
     workers: Workers
     vocabulary: Vocabulary
     sampling_defaults: Mapping[str, float]
+    infill: Infill | None = None
     experts: RecentExperts = field(default_factory=RecentExperts)
     created: int = field(default_factory=lambda: int(time()))
     _one_at_a_time: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
@@ -49,7 +52,8 @@ class ServedModel:
     @classmethod
     def of(cls, loaded: Loaded, workers: Workers) -> "ServedModel":
         names = (loaded.name, *loaded.other_names)
-        return cls(names, loaded.tokenizer, workers, Vocabulary(loaded.tokenizer), loaded.sampling_defaults)
+        tokenizer, defaults = loaded.tokenizer, loaded.sampling_defaults
+        return cls(names, tokenizer, workers, Vocabulary(tokenizer), defaults, Infill.of(tokenizer))
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
 """What all routes share: the settings, the metrics, and the model once it is loaded."""
 
+from collections.abc import Callable
 from time import monotonic
 
 from server.errors import ApiError, ModelLoading, ServerDraining
@@ -11,6 +12,8 @@ from server.settings import Settings
 from server.work.shadow import Shadows
 from server.work.workers import Workers
 
+# For the chunks of prompts that wait to be written.
+WRITE_S = 3
 # How long a start from a warm cache takes, about.
 LOADING_RETRY_S = 5
 
@@ -23,6 +26,7 @@ class Service:
         self.metrics = Metrics()
         self.loaded: ServedModel | None = None
         self.failure: str | None = None
+        self._close_files: Callable[[float], None] = lambda seconds: None
         self._drains_since: float | None = None
         # Whether requests that were not finished have been given up.
         self.closed = False
@@ -37,7 +41,7 @@ class Service:
         shadows = Shadows(self.settings.shadow_share, self.metrics, loaded.name)
         workers = Workers(loaded.engines, self.settings.queue_size, restarted.inc, shadows)
         accounting = workers.engine.accounting
-        self.loaded = ServedModel.of(loaded, workers)
+        self.loaded, self._close_files = ServedModel.of(loaded, workers), loaded.close
         self.metrics.watch(
             loaded.name,
             accounting.total,
@@ -128,6 +132,7 @@ class Service:
             self.loaded.workers.close()
 
     def join(self, timeout_s: float) -> None:
-        """After ``close``: wait for the workers' threads."""
+        """After ``close``: wait for the workers' threads, and have written what is to be kept."""
         if self.loaded is not None:
             self.loaded.workers.join(timeout_s)
+        self._close_files(WRITE_S)

@@ -37,7 +37,11 @@ class Settings(BaseSettings):
     )
 
     model: Annotated[
-        str, Field(min_length=1, description="hub id, model directory, .gguf file, or the embedded default")
+        str,
+        Field(
+            min_length=1,
+            description="hub id, OWNER/NAME:QUANTISATION, model directory, .gguf file, or the embedded default",
+        ),
     ] = "SmolLM2-135M-Instruct"
     served_model_name: Annotated[
         str | None,
@@ -128,6 +132,16 @@ class Settings(BaseSettings):
         int,
         Field(ge=0, description="memory in MiB for beginnings of prompts, which are not read again; 0 keeps none"),
     ] = 512
+    prefix_cache_dir: Annotated[
+        Path | None,
+        Field(
+            description="a folder in which beginnings of prompts outlive the server; whoever may read it can tell what "
+            "the prompts were; default: they are kept in memory only"
+        ),
+    ] = None
+    prefix_cache_disk_gb: Annotated[
+        float, Field(gt=0, le=1e6, allow_inf_nan=False, description="disk space in GB for --prefix-cache-dir")
+    ] = 4.0
     prompt_pass_tokens: Annotated[
         Annotated[int, Field(ge=0)] | Literal["auto"],
         Field(
@@ -266,6 +280,13 @@ class Settings(BaseSettings):
         if len(set(names)) < len(names):
             raise ValueError(f"names {next(name for name in names if names.count(name) > 1)} twice")
         return ",".join(copy.replace(" ", "") for copy in copies)
+
+    @field_validator("prefix_cache_dir")
+    @classmethod
+    def _with_memory(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("prefix_cache_mb") == 0:
+            raise ValueError("needs memory too: prefix_cache_mb is 0")
+        return value
 
     @field_validator("api_keys")
     @classmethod

@@ -12,7 +12,7 @@ from server.answer.choices import Choices, choose
 from server.answer.counts import Counts
 from server.answer.generation import Generation
 from server.answer.observation import Observation
-from server.answer.prompts import tokenize
+from server.answer.prompts import Prompt, require_infill, tokenize
 from server.answer.report import Report
 from server.answer.texts import Delivery
 from server.errors import InvalidField
@@ -40,7 +40,7 @@ class Intake:
     arrived: float
     request: Request
 
-    async def queue(self, prompts: Sequence[str | list[int]], add_special_tokens: bool, opens: bool) -> Generation:
+    async def queue(self, prompts: Sequence[Prompt], add_special_tokens: bool, opens: bool) -> Generation:
         """Tokenize the prompts and submit them. A place in the queue is taken first: tokenizing costs more than a
         refusal.
 
@@ -84,6 +84,9 @@ class Intake:
             tokens = limit if (body.token_limit() or 0) > 0 else None
             pruning = replace(pruning, auto=replace(pruning.auto, tokens=tokens))
         samplings = body.samplings(limit, defaults)
+        if body.fills and not body.ignore_eos:
+            ends = require_infill(self.model).ends
+            samplings = tuple(replace(each, stop_token_ids=each.stop_token_ids | ends) for each in samplings)
         return Ask(prompt_ids, samplings, pruning, body.scoring(), choices.verification, choices.compare)
 
     def _require_few_scores(self, asks: Sequence[Ask]) -> None:
@@ -102,7 +105,7 @@ class Intake:
         return Generation(job, model, counts, report, observation, delivery)
 
     async def _delivery(
-        self, prompts: Sequence[str | list[int]], ids: Sequence[list[int]], asks: Sequence[Ask], opens: bool
+        self, prompts: Sequence[Prompt], ids: Sequence[list[int]], asks: Sequence[Ask], opens: bool
     ) -> Delivery:
         body = self.body
         return Delivery(
@@ -119,9 +122,7 @@ class Intake:
             min_tokens=body.min_tokens or 0,
         )
 
-    async def _echoes(
-        self, prompts: Sequence[str | list[int]], ids: Sequence[list[int]], asks: Sequence[Ask]
-    ) -> list[str]:
+    async def _echoes(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], asks: Sequence[Ask]) -> list[str]:
         """The prompts as texts. A text that was not truncated is echoed as it came; all else is spelled, special tokens
         included: ``skip_special_tokens`` is about what is generated."""
         # The tokens of a text may have others before them, which the tokenizer has added: not all of them are spelled.

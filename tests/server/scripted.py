@@ -145,7 +145,7 @@ class ScriptedPrompt:
     def __init__(self, engine: ScriptedEngine, ids: list[int], pruning: Pruning, scoring: Scoring | None) -> None:
         self._engine, self._ids, self._pruning = engine, ids, pruning
         self.selection = self._selection(len(ids)) if scoring and pruning.sparsity else None
-        self.cached_tokens = 0
+        self.cached_tokens = self.cached_in_files = 0
         self.outlook = engine.outlook if pruning.auto else None
         self.pruning = replace(pruning, sparsity=self.outlook.sparsity, auto=None) if self.outlook else pruning
         self._sparsity = self.pruning.sparsity
