@@ -11,7 +11,9 @@ from griffin.engine.speculation import Verified
 from griffin.errors import GriffinError
 from griffin.method.preparation import Preparation
 from griffin.model.accounting import Accounting
+from griffin.model.checkpoint.source import locate
 from griffin.model.loading import Checkpoint, load, load_each
+from griffin.model.memory import give_memory_back, memory_in_use
 from griffin.neurons import Selection
 from griffin.request import Pruning, Sampling, Scoring, Verification
 
@@ -34,6 +36,9 @@ __all__ = [
     "Verification",
     "Verified",
     "build_engines",
+    "give_memory_back",
     "load",
     "load_each",
+    "locate",
+    "memory_in_use",
 ]

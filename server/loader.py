@@ -16,6 +16,14 @@ logger = logging.getLogger("griffin")
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """A model before it is loaded: all its names, and the bytes of its files; 0 where they are not here."""
+
+    names: Sequence[str]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """What a loader returns.
 
@@ -23,6 +31,7 @@ class Loaded:
     engines: one for each worker.
     description: of device, dtype and step, for the log.
     other_names: clients may use them as well.
+    bytes: of memory, with all that the model may keep; 0 where that is not known.
     sampling_defaults: see ``griffin.Checkpoint``.
     close: called at the end, with the seconds that it may take.
     """
@@ -32,6 +41,7 @@ class Loaded:
     engines: Sequence[EngineLike]
     description: str = ""
     other_names: Sequence[str] = ()
+    bytes: int = 0
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
     close: Callable[[float], None] = lambda seconds: None
 
@@ -43,6 +53,7 @@ def load(settings: Settings) -> Loaded:
         GriffinError: one line that says why there is no model.
     """
     _require_possible(settings)
+    before = griffin.memory_in_use()
     checkpoints = griffin.load_each(
         settings.model,
         comma_separated(settings.devices) if settings.devices else [settings.device],
@@ -70,8 +81,20 @@ def load(settings: Settings) -> Loaded:
         logger.info(told, tokens, engines[0].step, tokens)
     name, *other_names = settings.served_names or [checkpoint.name]
     description = f"{checkpoint.model.device}, {checkpoint.formats}, {engines[0].step} decode step"
-    loaded = Loaded(name, checkpoint.tokenizer, engines, description, other_names, _defaults(checkpoint, settings))
+    taken = max(0, griffin.memory_in_use() - before) + settings.prefix_cache_mb * 2**20
+    defaults = _defaults(checkpoint, settings)
+    loaded = Loaded(name, checkpoint.tokenizer, engines, description, other_names, taken, defaults)
     return replace(loaded, close=files.close) if files else loaded
+
+
+def find(settings: Settings) -> Found:
+    """Where the real loader would look, and under which names the model would be served.
+
+    Raises:
+        LoadError: nothing is there, or it is no checkpoint.
+    """
+    source = griffin.locate(settings.model)
+    return Found(tuple(settings.served_names or [source.name]), source.bytes)
 
 
 def _require_possible(settings: Settings) -> None:

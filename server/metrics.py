@@ -73,8 +73,9 @@ class Metrics:
         self.drain_timeout = gauge("drain_timeout_seconds", "That running requests get once it was.", ())
         self.queue_size = gauge("queue_size", "Requests that may wait.", ())
         self.workers = gauge("workers", "Requests that can be generated at the same time.")
+        self.model_loaded = gauge("model_loaded", "1 while the model is loaded, 0 while it waits to be asked for.")
         self.running = gauge("num_requests_running", "Requests that a worker is generating.")
-        self.waiting = gauge("num_requests_waiting", "Requests in the queue.")
+        self.waiting = gauge("num_requests_waiting", "Requests in the queue, or until their model is loaded.")
         self.accepted = counter("requests_accepted", "Requests put into the queue.", MODEL)
         self.success = counter("request_success", "Requests answered in full.", (*MODEL, "finished_reason"))
         self.failure = counter("request_failure", "Accepted requests that ended in an error.", (*MODEL, "reason"))
@@ -158,6 +159,7 @@ class Metrics:
         workers: int,
         running: Callable[[], int],
         waiting: Callable[[], int],
+        loaded: Callable[[], bool],
     ) -> None:
         """From a loaded model on: its size, and what its workers are doing."""
         self.model_parameters.labels(model, "total").set(total)
@@ -166,6 +168,7 @@ class Metrics:
         self.workers.labels(model).set(workers)
         self.running.labels(model).set_function(running)
         self.waiting.labels(model).set_function(waiting)
+        self.model_loaded.labels(model).set_function(loaded)
         self._begin_at_zero(model)
 
     def _begin_at_zero(self, model: str) -> None:

@@ -40,9 +40,15 @@ class Settings(BaseSettings):
         str,
         Field(
             min_length=1,
-            description="hub id, OWNER/NAME:QUANTISATION, model directory, .gguf file, or the embedded default",
+            description="hub id, OWNER/NAME:QUANTISATION, model directory, .gguf file, or the embedded default; "
+            "NAME=... gives it a name; may be given more than once (in the variable, comma-separated): the first is "
+            "loaded at the start, the others when a request asks for them",
         ),
     ] = "SmolLM2-135M-Instruct"
+    memory_limit: Annotated[
+        float | None,
+        Field(gt=0, description="of several models, in GiB; default: one is loaded at a time"),
+    ] = None
     served_model_name: Annotated[
         str | None,
         Field(description="comma-separated names in the API, the first in metrics; default: the model's own"),
@@ -216,6 +222,19 @@ class Settings(BaseSettings):
         return self.workers * len(comma_separated(self.devices or "one"))
 
     @property
+    def memory_limit_bytes(self) -> float | None:
+        """For all models together; None where one is loaded at a time."""
+        return None if self.memory_limit is None else self.memory_limit * 2**30
+
+    @property
+    def each_model(self) -> list["Settings"]:
+        """For each of the models, the settings that a server of this model alone would have."""
+        return [
+            self.model_copy(update={"model": place, "served_model_name": name or self.served_model_name})
+            for name, place in map(_named, models_of(self.model))
+        ]
+
+    @property
     def served_names(self) -> list[str]:
         """Names in the API; none where the model's own is used."""
         return comma_separated(self.served_model_name or "")
@@ -250,6 +269,19 @@ class Settings(BaseSettings):
         if not all(map(str.isprintable, names)):
             raise ValueError("a name holds a character that cannot be printed")
         return ",".join(names)
+
+    @model_validator(mode="after")
+    def _names_of_models(self) -> Self:
+        """
+        Raises:
+            ValueError: names that could not be told apart, or that no model could have.
+        """
+        named = [name for name, _ in map(_named, models_of(self.model)) if name]
+        if self.served_model_name is not None and (named or len(models_of(self.model)) > 1):
+            raise ValueError("served_model_name is for one model without a name of its own; use --model NAME=MODEL")
+        for name in named:
+            self._distinct_names(name)
+        return self
 
     @field_validator("cors_origins")
     @classmethod
@@ -302,6 +334,20 @@ class Settings(BaseSettings):
         return value
 
 
+def models_of(value: str) -> list[str]:
+    """The models that a value of ``model`` names, between line ends or commas. A path may have a comma in it."""
+    lines = filter(None, map(str.strip, value.splitlines()))
+    return [model for line in lines for model in ([line] if Path(line).exists() else comma_separated(line))]
+
+
+def _named(model: str) -> tuple[str | None, str]:
+    """A name and a place of NAME=PLACE; no name where there is none. A path may have = in it."""
+    name, mark, place = model.partition("=")
+    if not mark or "/" in name or not place or Path(model).exists():
+        return None, model
+    return name.strip(), place.strip()
+
+
 def comma_separated(value: str) -> list[str]:
     """Parts between commas or line ends, as in a file."""
     return [part for part in map(str.strip, value.replace("\n", ",").split(",")) if part]
@@ -314,6 +360,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         SettingsInvalid: naming the flag, or the variable, and what is wrong with it.
     """
     _require_values(arguments)
+    arguments = _models_as_one(arguments)
     try:
         # pydantic-settings' own keyword
         return settings_with(_cli_parse_args=list(arguments))
@@ -324,6 +371,21 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         raise SettingsInvalid(f"{error.filename} cannot be read: {error.strerror}") from None
     except SettingsError as error:
         raise SettingsInvalid(str(error)) from None
+
+
+def _models_as_one(arguments: Sequence[str]) -> list[str]:
+    """All values of ``--model`` as one, a line each. A flag that stands twice otherwise means its last value."""
+    models, others = [], list[str]()
+    rest = iter(arguments)
+    for argument in rest:
+        flag, mark, value = argument.partition("=")
+        if flag != "--model":
+            others.append(argument)
+        elif value := value if mark else next(rest, ""):
+            models.append(value)
+        else:
+            return list(arguments)
+    return [*others, "--model", "\n".join(models)] if models else others
 
 
 def _require_values(arguments: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """From a valid body to a queued job: the model, the sparsity, the ids of each prompt."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from fastapi import Request
@@ -141,24 +141,38 @@ class Intake:
         return await self.model.worked_out(sum(len(ask.prompt_ids) for ask in asks), spelled)
 
 
-def begin(body: GenerationRequest, request: Request, prompts: int) -> Intake:
-    """Find out which model and which choices a body asks for.
+@asynccontextmanager
+async def begin(body: GenerationRequest, request: Request, prompts: int) -> AsyncIterator[Intake]:
+    """Find out which model and which choices a body asks for. The model stays loaded until the end: queue it before.
 
     Args:
         prompts: how many the body has.
 
     Raises:
-        ModelNotFound, ModelLoading, ServerDraining: see ``Service.resolve``.
+        ModelNotFound, ModelLoading, ModelUnavailable, ServerDraining: see ``Service.resolve``.
         InvalidField: model name, header and body do not name the same sparsity; or see ``choose``.
         ExpertsNotFound: see ``choose``.
     """
     service: Service = request.app.state.service
-    model, alias_sparsity = service.resolve(body.model)
-    header = request.headers.get(SPARSITY_HEADER)
+    arrived = time.monotonic()
+    async with service.resolve(body.model) as (model, alias_sparsity):
+        requested = _requested_sparsity(body, request.headers.get(SPARSITY_HEADER), alias_sparsity)
+        choices = choose(body, requested, prompts, service.settings, model)
+        yield Intake(service, model, body, requested, choices, arrived, request)
+
+
+def _requested_sparsity(
+    body: GenerationRequest, header: str | None, alias: SparsityChoice | None
+) -> SparsityChoice | None:
+    """The sparsity that a request names, in one way or another; None where it names none.
+
+    Raises:
+        InvalidField: it names two.
+    """
     named = {
         "sparsity": body.sparsity,
         SPARSITY_HEADER: None if header is None else parse_sparsity(header, SPARSITY_HEADER),
-        "model": alias_sparsity,
+        "model": alias,
     }
     given = {where: sparsity for where, sparsity in named.items() if sparsity is not None}
     if len(set(given.values())) > 1:
@@ -166,6 +180,4 @@ def begin(body: GenerationRequest, request: Request, prompts: int) -> Intake:
             f"{where}: {sparsity if sparsity == 'auto' else f'{sparsity:g}'}" for where, sparsity in given.items()
         )
         raise InvalidField(f"sparsity: the request names different ones ({listed})", "sparsity")
-    requested = next(iter(given.values()), None)
-    choices = choose(body, requested, prompts, service.settings, model)
-    return Intake(service, model, body, requested, choices, time.monotonic(), request)
+    return next(iter(given.values()), None)

@@ -17,8 +17,8 @@ router = GeneratingRouter()
 @router.generates("/v1/completions", CompletionResponse, COMPLETION_STREAM)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Complete prompts, with ``sparsity`` of the feed-forward neurons left out."""
-    intake, headers = begin(body, request, len(body.prompt)), ignored_header(body)
-    prompts = with_gaps(intake.model, body.prompt, body.suffix)
-    generation = await intake.queue(prompts, body.add_special_tokens is not False, opens=False)
+    async with begin(body, request, len(body.prompt)) as intake:
+        prompts = with_gaps(intake.model, body.prompt, body.suffix)
+        generation = await intake.queue(prompts, body.add_special_tokens is not False, opens=False)
     format = CompletionFormat(generation, body)
-    return await deliver(generation, format, request, stream=bool(body.stream), headers=headers)
+    return await deliver(generation, format, request, stream=bool(body.stream), headers=ignored_header(body))

@@ -230,7 +230,7 @@ def served(
     known = Settings(**settings)
     app = create_app(known, loader=loader or (lambda _: loaded))
     with listening(app, max_connections=known.max_connections, header_timeout=known.header_timeout) as url:
-        wait_until(lambda: loader is not None or app.state.service.loaded is not None)
+        wait_until(lambda: loader is not None or app.state.service.models.started)
         yield url
 
 

@@ -1,5 +1,6 @@
 """Where a checkpoint is, and its name, from any spelling that a shell, a hub or a container may pass."""
 
+import glob
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -45,6 +46,19 @@ class Source:
     def is_gguf(self) -> bool:
         """Whether it is a GGUF file."""
         return self.path is not None and self.path.is_file()
+
+    @property
+    def bytes(self) -> int:
+        """Of its weights' files; 0 where they are not here yet."""
+        if self.path is None:
+            return 0
+        files = self._parts() if self.is_gguf else [*self.path.glob("*.safetensors"), *self.path.glob("*.bin")]
+        return sum(file.stat().st_size for file in files)
+
+    def _parts(self) -> list[Path]:
+        assert self.path is not None
+        part = PART.fullmatch(self.path.stem)
+        return [self.path] if part is None else [*self.path.parent.glob(f"{glob.escape(part[1])}-*-of-{part[3]}.gguf")]
 
 
 def locate(spelling: str) -> Source:
