@@ -223,6 +223,9 @@ class Models:
         workers = Workers(loaded.engines, self._settings.queue_size, restarted.inc, shadows)
         slot.served, slot.used = ServedModel.of(loaded, workers), time.monotonic()
         slot.names, slot.bytes = slot.served.names, loaded.bytes or slot.bytes
+        if loaded.pass_tokens is not None:
+            # Loaded again, it must round as before.
+            slot.settings = slot.settings.model_copy(update={"prompt_pass_tokens": loaded.pass_tokens})
         accounting = workers.engine.accounting
         self._metrics.watch(
             loaded.name,
