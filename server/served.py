@@ -13,6 +13,7 @@ from server.protocol.fields import SparsityChoice
 from server.settings import ALIAS
 from server.text.logprobs import Vocabulary
 from server.text.tokenizer import Tokenizer
+from server.text.tool_prompt import ToolSupport
 from server.work.experts import RecentExperts
 from server.work.job import EngineLike
 from server.work.workers import Workers
@@ -33,6 +34,7 @@ class ServedModel:
     workers: run its engines.
     vocabulary: how its tokens are spelled.
     sampling_defaults: apply where a request names no value.
+    tools: how it is told of tools, and calls them.
     experts: the neurons that recent requests ran with.
     created: in Unix seconds.
     """
@@ -42,6 +44,7 @@ class ServedModel:
     workers: Workers
     vocabulary: Vocabulary
     sampling_defaults: Mapping[str, float]
+    tools: ToolSupport
     experts: RecentExperts = field(default_factory=RecentExperts)
     created: int = field(default_factory=lambda: int(time()))
     _one_at_a_time: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
@@ -49,7 +52,9 @@ class ServedModel:
     @classmethod
     def of(cls, loaded: Loaded, workers: Workers) -> "ServedModel":
         names = (loaded.name, *loaded.other_names)
-        return cls(names, loaded.tokenizer, workers, Vocabulary(loaded.tokenizer), loaded.sampling_defaults)
+        tokenizer = loaded.tokenizer
+        tools = ToolSupport.of(tokenizer)
+        return cls(names, tokenizer, workers, Vocabulary(tokenizer), loaded.sampling_defaults, tools)
 
     @property
     def name(self) -> str:

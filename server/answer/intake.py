@@ -20,6 +20,7 @@ from server.protocol.fields import SparsityChoice
 from server.protocol.request import GenerationRequest
 from server.served import ServedModel, parse_sparsity
 from server.service import Service
+from server.text.tool_calls import CallReading
 from server.work.job import Ask, Job
 
 SPARSITY_HEADER = "x-griffin-sparsity"
@@ -40,12 +41,18 @@ class Intake:
     arrived: float
     request: Request
 
-    async def queue(self, prompts: Sequence[str | list[int]], add_special_tokens: bool, opens: bool) -> Generation:
+    async def queue(
+        self,
+        prompts: Sequence[str | list[int]],
+        add_special_tokens: bool,
+        opens: bool,
+        calls: CallReading | None = None,
+    ) -> Generation:
         """Tokenize the prompts and submit them. A place in the queue is taken first: tokenizing costs more than a
         refusal.
 
         Args:
-            opens: see ``Delivery``.
+            opens, calls: see ``Delivery``.
 
         Raises:
             QueueFull, ServerDraining, EngineFailed: see ``Queue.reserve``.
@@ -58,7 +65,7 @@ class Intake:
                 asks = tuple(map(self._ask, ids))
                 self.model.workers.check(asks)
             self._require_few_scores(asks)
-            generation = self._generation(asks, await self._delivery(prompts, ids, asks, opens))
+            generation = self._generation(asks, await self._delivery(prompts, ids, asks, opens, calls))
             generation.submit()
         self.request.state.accepted = True
         return generation
@@ -102,7 +109,12 @@ class Intake:
         return Generation(job, model, counts, report, observation, delivery)
 
     async def _delivery(
-        self, prompts: Sequence[str | list[int]], ids: Sequence[list[int]], asks: Sequence[Ask], opens: bool
+        self,
+        prompts: Sequence[str | list[int]],
+        ids: Sequence[list[int]],
+        asks: Sequence[Ask],
+        opens: bool,
+        calls: CallReading | None,
     ) -> Delivery:
         body = self.body
         return Delivery(
@@ -117,6 +129,7 @@ class Intake:
             include_stop=bool(body.include_stop_str_in_output),
             skip_special_tokens=body.skip_special_tokens is not False,
             min_tokens=body.min_tokens or 0,
+            calls=calls,
         )
 
     async def _echoes(

@@ -27,7 +27,7 @@ def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
         return InvalidField(f"{param} is not a field of {param.partition('.')[0]}", param, "unknown_parameter")
     message = f"{param}: {str(first['msg']).removeprefix('Value error, ')} (got {short(first['input'])})"
     # A list of plain values is one field; which of them is wrong stands in the text.
-    listed = isinstance(first["loc"][-1], int) and not param.startswith("messages")
+    listed = isinstance(first["loc"][-1], int) and not param.startswith(("messages", "tools"))
     return InvalidField(message, param.rpartition("[")[0] if listed else param)
 
 

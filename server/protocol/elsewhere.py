@@ -73,10 +73,8 @@ REFUSED: Mapping[str, Refused] = {
     "guided_grammar": _NO_TEXT,
     "n_indent": _ZERO,
     # Tools, other media, other sources.
-    "tools": _NO_LIST,
-    "tool_choice": Refused(("none", "auto")),
-    "functions": _NO_LIST,
-    "function_call": Refused(("none", "auto")),
+    "functions": Refused(([],), "tools, in a conversation"),
+    "function_call": Refused(("none", "auto"), "tool_choice, in a conversation"),
     "modalities": Refused((["text"],)),
     "audio": _NEVER,
     "images": _NO_LIST,
@@ -225,6 +223,9 @@ REFUSED_IN_CHAT: Mapping[str, Refused] = {
 }
 
 REFUSED_IN_COMPLETIONS: Mapping[str, Refused] = {
+    "tools": Refused(([],), "chat completions"),
+    "tool_choice": Refused(("none", "auto"), "chat completions"),
+    "parallel_tool_calls": Refused((True, False)),
     "messages": Refused(([],), "prompt, or /v1/chat/completions"),
     "suffix": _NO_TEXT,
     "top_logprobs": Refused((0,), "logprobs"),
@@ -232,7 +233,7 @@ REFUSED_IN_COMPLETIONS: Mapping[str, Refused] = {
 }
 
 REFUSED_IN_TOKENIZE: Mapping[str, Refused] = {
-    "tools": _NO_LIST,
+    "tools": Refused(([],), "messages beside it"),
     "documents": _NO_LIST,
     "chat_template": _NO_TEXT,
     "mm_processor_kwargs": _NO_OBJECT,
@@ -251,8 +252,7 @@ REFUSED_IN_DETOKENIZE: Mapping[str, Refused] = {
 
 # Of one message: what no template is given here, and marks that other servers read as continue_final_message.
 REFUSED_IN_MESSAGES: Mapping[str, Refused] = {
-    "tool_calls": _NO_LIST,
-    "function_call": _NO_OBJECT,
+    "function_call": Refused(({},), "tool_calls"),
     "audio": _NO_OBJECT,
     "images": _NO_LIST,
     "prefix": Refused((False,), "continue_final_message"),
@@ -281,7 +281,7 @@ TUNING: Mapping[str, Tuning] = {
 # Who asks, where it is stored or billed, what is kept between requests, how fast it should go.
 HARMLESS = frozenset({
     "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "prompt_cache_options", "prediction", "parallel_tool_calls", "stream_obfuscation",
+    "prompt_cache_options", "prediction", "stream_obfuscation",
     "priority", "request_id", "rid", "custom_labels", "stream_interval",
     "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "backend_sampling", "sse_ping_interval",
     "keep_alive", "ttl", "draft_model", "prompt_lookup_num_tokens", "static_cache",

@@ -133,6 +133,8 @@ def _master(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("name", "value"), REFUSED_VALUES)
 def test_values_that_ask_for_something_are_refused(path: str, name: str, value: object) -> None:
     """Whichever server they come from."""
+    if (path, name) == (CHAT, "tool_choice"):
+        pytest.skip("a field of chat")
     assert refusal(path, {**BASES[path], "repeat_penalty": 1.1, name: value}) == (name, "unsupported_parameter")
 
 
