@@ -11,6 +11,7 @@ from server.errors import InvalidField, ModelNotFound
 from server.loader import Loaded
 from server.protocol.fields import SparsityChoice
 from server.settings import ALIAS
+from server.text.grammars import Grammars
 from server.text.logprobs import Vocabulary
 from server.text.tokenizer import Tokenizer
 from server.work.experts import RecentExperts
@@ -32,6 +33,7 @@ class ServedModel:
     names: all that clients may use; the first stands in metrics.
     workers: run its engines.
     vocabulary: how its tokens are spelled.
+    grammars: of its tokens.
     sampling_defaults: apply where a request names no value.
     experts: the neurons that recent requests ran with.
     created: in Unix seconds.
@@ -41,6 +43,7 @@ class ServedModel:
     tokenizer: Tokenizer
     workers: Workers
     vocabulary: Vocabulary
+    grammars: Grammars
     sampling_defaults: Mapping[str, float]
     experts: RecentExperts = field(default_factory=RecentExperts)
     created: int = field(default_factory=lambda: int(time()))
@@ -48,8 +51,9 @@ class ServedModel:
 
     @classmethod
     def of(cls, loaded: Loaded, workers: Workers) -> "ServedModel":
-        names = (loaded.name, *loaded.other_names)
-        return cls(names, loaded.tokenizer, workers, Vocabulary(loaded.tokenizer), loaded.sampling_defaults)
+        names, tokenizer, engine = (loaded.name, *loaded.other_names), loaded.tokenizer, workers.engine
+        grammars = Grammars(tokenizer, engine.vocabulary_size, engine.eos_token_ids)
+        return cls(names, tokenizer, workers, Vocabulary(tokenizer), grammars, loaded.sampling_defaults)
 
     @property
     def name(self) -> str:

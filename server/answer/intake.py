@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 from fastapi import Request
 
+from griffin.constraint import Grammar
 from griffin.errors import InvalidRequest
 from server.answer.choices import Choices, choose
+from server.answer.constraining import grammar_of
 from server.answer.counts import Counts
 from server.answer.generation import Generation
 from server.answer.observation import Observation
@@ -49,13 +51,14 @@ class Intake:
 
         Raises:
             QueueFull, ServerDraining, EngineFailed: see ``Queue.reserve``.
-            InvalidRequest, InvalidField: a prompt that no engine could take.
+            InvalidRequest, InvalidField: a prompt that no engine could take, or a form that answers cannot be held to.
         """
         shortened = bool(self.body.truncate_prompt_tokens)
         with self.model.workers.queue.reserve():
             with self._errors_by_field():
                 ids = await tokenize(self.model, prompts, add_special_tokens, shortened=shortened)
-                asks = tuple(map(self._ask, ids))
+                grammar = await grammar_of(self.body.form(), self.model.grammars)
+                asks = tuple(self._ask(prompt_ids, grammar) for prompt_ids in ids)
                 self.model.workers.check(asks)
             self._require_few_scores(asks)
             generation = self._generation(asks, await self._delivery(prompts, ids, asks, opens))
@@ -72,7 +75,7 @@ class Intake:
             refusal.param = self.body.field_name(refusal.param)
             raise
 
-    def _ask(self, prompt_ids: list[int]) -> Ask:
+    def _ask(self, prompt_ids: list[int], grammar: Grammar | None) -> Ask:
         body, context, defaults = self.body, self.model.engine.context_length, self.model.sampling_defaults
         clamp = self.service.settings.overlong_max_tokens == "clamp"
         if kept := body.truncate_prompt_tokens:
@@ -83,7 +86,7 @@ class Intake:
             # A request without a limit is not expected to fill the context.
             tokens = limit if (body.token_limit() or 0) > 0 else None
             pruning = replace(pruning, auto=replace(pruning.auto, tokens=tokens))
-        samplings = body.samplings(limit, defaults)
+        samplings = body.samplings(limit, defaults, grammar)
         return Ask(prompt_ids, samplings, pruning, body.scoring(), choices.verification, choices.compare)
 
     def _require_few_scores(self, asks: Sequence[Ask]) -> None:
