@@ -11,6 +11,7 @@ from server.errors import InvalidField, ModelNotFound
 from server.loader import Loaded
 from server.protocol.fields import SparsityChoice
 from server.settings import ALIAS
+from server.text.grammars import Grammars
 from server.text.logprobs import Vocabulary
 from server.text.tokenizer import Tokenizer
 from server.text.tool_prompt import ToolSupport
@@ -33,6 +34,7 @@ class ServedModel:
     names: all that clients may use; the first stands in metrics.
     workers: run its engines.
     vocabulary: how its tokens are spelled.
+    grammars: of its tokens.
     sampling_defaults: apply where a request names no value.
     tools: how it is told of tools, and calls them.
     experts: the neurons that recent requests ran with.
@@ -43,6 +45,7 @@ class ServedModel:
     tokenizer: Tokenizer
     workers: Workers
     vocabulary: Vocabulary
+    grammars: Grammars
     sampling_defaults: Mapping[str, float]
     tools: ToolSupport
     experts: RecentExperts = field(default_factory=RecentExperts)
@@ -51,10 +54,9 @@ class ServedModel:
 
     @classmethod
     def of(cls, loaded: Loaded, workers: Workers) -> "ServedModel":
-        names = (loaded.name, *loaded.other_names)
-        tokenizer = loaded.tokenizer
-        tools = ToolSupport.of(tokenizer)
-        return cls(names, tokenizer, workers, Vocabulary(tokenizer), loaded.sampling_defaults, tools)
+        names, tokenizer, engine = (loaded.name, *loaded.other_names), loaded.tokenizer, workers.engine
+        grammars, tools = Grammars(tokenizer, engine.vocabulary_size, engine.eos_token_ids), ToolSupport.of(tokenizer)
+        return cls(names, tokenizer, workers, Vocabulary(tokenizer), grammars, loaded.sampling_defaults, tools)
 
     @property
     def name(self) -> str:

@@ -126,6 +126,7 @@ class Service:
         self.closed = True
         if self.loaded is not None:
             self.loaded.workers.close()
+            self.loaded.grammars.close()
 
     def join(self, timeout_s: float) -> None:
         """After ``close``: wait for the workers' threads."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 from fastapi import Request
 
+from griffin.constraint import Grammar
 from griffin.errors import InvalidRequest
 from server.answer.choices import Choices, choose
+from server.answer.constraining import grammar_of
 from server.answer.counts import Counts
 from server.answer.generation import Generation
 from server.answer.observation import Observation
@@ -18,6 +20,7 @@ from server.answer.texts import Delivery
 from server.errors import InvalidField
 from server.protocol.fields import SparsityChoice
 from server.protocol.request import GenerationRequest
+from server.protocol.tool import Offered
 from server.served import ServedModel, parse_sparsity
 from server.service import Service
 from server.text.tool_calls import CallReading
@@ -46,26 +49,28 @@ class Intake:
         prompts: Sequence[str | list[int]],
         add_special_tokens: bool,
         opens: bool,
-        calls: CallReading | None = None,
+        offered: Offered | None = None,
     ) -> Generation:
         """Tokenize the prompts and submit them. A place in the queue is taken first: tokenizing costs more than a
         refusal.
 
         Args:
-            opens, calls: see ``Delivery``.
+            opens: see ``Delivery``.
+            offered: the tools that answers may call.
 
         Raises:
             QueueFull, ServerDraining, EngineFailed: see ``Queue.reserve``.
-            InvalidRequest, InvalidField: a prompt that no engine could take.
+            InvalidRequest, InvalidField: a prompt that no engine could take, or a form that answers cannot be held to.
         """
         shortened = bool(self.body.truncate_prompt_tokens)
         with self.model.workers.queue.reserve():
             with self._errors_by_field():
                 ids = await tokenize(self.model, prompts, add_special_tokens, shortened=shortened)
-                asks = tuple(map(self._ask, ids))
+                grammar = await grammar_of(self.body.form(), offered, self.model)
+                asks = tuple(self._ask(prompt_ids, grammar) for prompt_ids in ids)
                 self.model.workers.check(asks)
             self._require_few_scores(asks)
-            generation = self._generation(asks, await self._delivery(prompts, ids, asks, opens, calls))
+            generation = self._generation(asks, await self._delivery(prompts, ids, asks, opens, offered))
             generation.submit()
         self.request.state.accepted = True
         return generation
@@ -79,7 +84,7 @@ class Intake:
             refusal.param = self.body.field_name(refusal.param)
             raise
 
-    def _ask(self, prompt_ids: list[int]) -> Ask:
+    def _ask(self, prompt_ids: list[int], grammar: Grammar | None) -> Ask:
         body, context, defaults = self.body, self.model.engine.context_length, self.model.sampling_defaults
         clamp = self.service.settings.overlong_max_tokens == "clamp"
         if kept := body.truncate_prompt_tokens:
@@ -90,7 +95,7 @@ class Intake:
             # A request without a limit is not expected to fill the context.
             tokens = limit if (body.token_limit() or 0) > 0 else None
             pruning = replace(pruning, auto=replace(pruning.auto, tokens=tokens))
-        samplings = body.samplings(limit, defaults)
+        samplings = body.samplings(limit, defaults, grammar)
         return Ask(prompt_ids, samplings, pruning, body.scoring(), choices.verification, choices.compare)
 
     def _require_few_scores(self, asks: Sequence[Ask]) -> None:
@@ -114,7 +119,7 @@ class Intake:
         ids: Sequence[list[int]],
         asks: Sequence[Ask],
         opens: bool,
-        calls: CallReading | None,
+        offered: Offered | None,
     ) -> Delivery:
         body = self.body
         return Delivery(
@@ -129,7 +134,7 @@ class Intake:
             include_stop=bool(body.include_stop_str_in_output),
             skip_special_tokens=body.skip_special_tokens is not False,
             min_tokens=body.min_tokens or 0,
-            calls=calls,
+            calls=CallReading(self.model.tools.form, offered.names, offered.single) if offered else None,
         )
 
     async def _echoes(

@@ -99,10 +99,13 @@ class Report:
         )
 
     def _verified(self) -> list[Verified]:
-        """Of all answers. Where n-grams alone draft, those without a draft were made as if there were no drafts."""
+        """Of all answers. Where n-grams alone draft, those without a draft were made as if there were no drafts.
+
+        Tokens that a grammar forced, and that were read in a pass, count too.
+        """
         alone = self._job.asks[0].verification.source in ("none", "ngram")
         found = (answer.verified for answer in self._counts.answers.values() if answer.verified)
-        return [verified for verified in found if verified.drafted or not alone]
+        return [verified for verified in found if verified.drafted or verified.forced or not alone]
 
     def _read(self) -> "_TokenReads":
         """What a token reads by the first prompt's choice. All figures of neurons go by that one."""
@@ -177,6 +180,7 @@ def _verification(answers: Sequence[Verified]) -> VerificationReport | None:
         acceptance_rate=round(total.accepted / total.drafted, 4) if total.drafted else None,
         rollbacks=total.rollbacks,
         passes=total.passes,
+        forced_tokens=total.forced,
         refreshes=total.refreshes,
         active_parameters_per_token=round(total.parameters_read / total.tokens) if total.tokens else None,
         bytes_per_token=round(total.bytes_read / total.tokens) if total.tokens else None,

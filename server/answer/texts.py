@@ -96,8 +96,8 @@ class Texts:
         """A token's text, or, with the last token, all text that is left."""
         key, token, delivery = (made.prompt, made.sample), made.token, self._delivery
         stream = self._streams[key]
-        # The token that ends a text is not part of it, unless it was asked for.
-        hidden = token.finish_reason == "stop" and not delivery.include_stop
+        # A token that ends a text is not part of it, unless it was asked for, or the text's grammar ended with it.
+        hidden = token.finish_reason == "stop" and not (delivery.include_stop or token.complete)
         text = "" if hidden else stream.feed(token.id)
         if stream.stopped or token.finish_reason:
             # What was held back may hold a stop string.

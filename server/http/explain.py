@@ -44,4 +44,5 @@ def _path(location: Sequence[str | int]) -> str:
 
 
 def _joined(path: str, name: str) -> str:
-    return path + name if name.startswith("[") or not path else f"{path}.{name}"
+    """A name of nothing is the path itself."""
+    return path + name if not name or name.startswith("[") or not path else f"{path}.{name}"

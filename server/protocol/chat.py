@@ -108,7 +108,10 @@ class ChatRequest(TemplateRequest, GenerationRequest):
 
     @model_validator(mode="after")
     def _chat_rules(self) -> Self:
-        self.offered()
+        if (offered := self.offered()) and offered.mode != "auto":
+            for name in ("min_tokens", "ignore_eos"):
+                if getattr(self, name):
+                    refuse(name, "not with calls that must come (tool_choice), whose text has an end; leave it out")
         if self.top_logprobs and not self.logprobs:
             refuse("top_logprobs", "only with logprobs=true")
         if self.griffin and self.griffin.prompt_tokens is not None:

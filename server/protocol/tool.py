@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
@@ -57,7 +57,19 @@ class Function(Extensible):
         default=None,
         description=f"a JSON schema of an object; at most {MAX_PARAMETER_NODES} names and values; absent, it has none",
     )
-    strict: bool | None = Field(default=None, description="hold a call that must come to the schema, as is done anyway")
+    strict: bool | None = Field(
+        default=None, description="accepted; calls that must come are held to the schema in any case, others are not"
+    )
+
+    @model_validator(mode="after")
+    def _of_an_object(self) -> Self:
+        """Arguments are an object, always."""
+        if self.parameters and self.parameters.get("type", "object") != "object":
+            refuse("parameters.type", "must be object")
+        return self
+
+    def schema_of_arguments(self) -> dict[str, Any]:
+        return NO_PARAMETERS if self.parameters is None else self.parameters
 
 
 class Tool(Extensible):
@@ -70,8 +82,8 @@ class Tool(Extensible):
         """As chat templates expect it."""
         one = self.function
         described = {} if one.description is None else {"description": one.description}
-        parameters = NO_PARAMETERS if one.parameters is None else one.parameters
-        return {"type": "function", "function": {"name": one.name, **described, "parameters": parameters}}
+        function = {"name": one.name, **described, "parameters": one.schema_of_arguments()}
+        return {"type": "function", "function": function}
 
     def ignored(self) -> list[str]:
         return [*self.unknown(), *(f"function.{name}" for name in self.function.unknown())]
@@ -154,10 +166,12 @@ class Offered:
     """The tools that an answer may call.
 
     mode: auto: it may; required: it must, once at least; named: it must call the only one.
+    places: of these tools in the request's list.
     single: at most one call.
     """
 
     tools: Sequence[Tool]
+    places: Sequence[int]
     mode: Literal["auto", "required", "named"]
     single: bool
 
@@ -190,8 +204,8 @@ def offered(tools: Sequence[Tool], choice: Choice, parallel: bool) -> Offered | 
     known = {tool.function.name for tool in tools}
     if unknown := [name for name in choice.names or () if name not in known]:
         refuse("tool_choice", f"{unknown[0][:64]!r} is none of tools")
-    kept = [tool for tool in tools if choice.names is None or tool.function.name in choice.names]
-    return Offered(kept, choice.mode, choice.mode == "named" or not parallel)
+    places = [i for i, tool in enumerate(tools) if choice.names is None or tool.function.name in choice.names]
+    return Offered([tools[i] for i in places], places, choice.mode, choice.mode == "named" or not parallel)
 
 
 class CalledFunction(Extensible):

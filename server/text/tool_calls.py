@@ -8,35 +8,50 @@ from typing import TypeAlias
 from server.text.json_value import SPACE, NoJson
 from server.text.tool_call import CallPart, CallText
 
+NAMED_MARKS = ("[CALL_ID]", "[ARGS]")
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """How a family of models marks calls. Between the marks there is a JSON object, or a list of them.
 
     opens: marks after which a call must come. closes: marks that may come after it.
-    named: the tool's name may stand before the arguments, as in ``[TOOL_CALLS]name[ARGS]{...}``.
+    named: the tool's name may stand before the arguments, with marks inside, as in ``[TOOL_CALLS]name[ARGS]{...}``.
+    first, last: around all calls, where calls must be written. call: one of them. between: two of them; None: there is
+    only one.
     """
 
     name: str
     opens: tuple[str, ...] = ()
     closes: tuple[str, ...] = ()
     named: bool = False
+    first: str = ""
+    call: str = '{"name": "NAME", "arguments": ARGUMENTS}'
+    between: str | None = None
+    last: str = ""
 
     @property
     def marks(self) -> tuple[str, ...]:
-        return self.opens + self.closes
+        return self.opens + self.closes + (NAMED_MARKS if self.named else ())
 
 
 # The first one counts whose opening mark a model's template or vocabulary has.
-HERMES = Form("hermes", ("<tool_call>",), ("</tool_call>",))
+HERMES = Form(
+    "hermes", ("<tool_call>",), ("</tool_call>",),
+    first="<tool_call>\n", between="\n</tool_call>\n<tool_call>\n", last="\n</tool_call>",
+)  # fmt: skip
 PLAIN = Form("json")
 FORMS = (
     HERMES,
-    Form("mistral", ("[TOOL_CALLS]",), named=True),
-    Form("granite", ("<|tool_call|>",), ("<|/tool_call|>",)),
-    Form("llama", ("<|python_tag|>",)),
+    Form("mistral", ("[TOOL_CALLS]",), named=True, first="[TOOL_CALLS][", between=", ", last="]"),
+    Form("granite", ("<|tool_call|>",), ("<|/tool_call|>",), first="<|tool_call|>[", between=", ", last="]"),
+    Form("llama", ("<|python_tag|>",), call='{"name": "NAME", "parameters": ARGUMENTS}'),
     PLAIN,
 )
+# Of Mistral's newer models.
+NAMED_FORM = Form(
+    "mistral", ("[TOOL_CALLS]",), named=True, call="[TOOL_CALLS]NAME[ARGS]ARGUMENTS", between=""
+)  # fmt: skip
 # What models put around a call instead of their own marks. It counts at the beginning of a line.
 TAGS = ("<tool_call>", "<tools>", "<function_call>", "<response>", "<json>", "<JSON>", "<xml>")
 FENCE = re.compile(r"```\w*\s*")
@@ -70,6 +85,8 @@ def form_of(template: str, special: Iterable[str]) -> Form:
         special: its special tokens.
     """
     known = set(special)
+    if "[ARGS]" in template or "[ARGS]" in known:
+        return NAMED_FORM
     return next(form for form in FORMS if form is PLAIN or any(m in template or m in known for m in form.opens))
 
 

@@ -109,6 +109,7 @@ class ScriptedEngine:
     accounting: Accounting = ACCOUNTING
     context_length: int = 1000
     vocabulary_size: int = 0x110001
+    eos_token_ids: frozenset[int] = frozenset({0x110000})
     generated: int = 0
     rebuilt: int = 0
     reads: list[int] = field(default_factory=list)

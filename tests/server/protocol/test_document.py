@@ -49,6 +49,13 @@ RULES: dict[str, tuple[str, str]] = {
     "a choice of no tool": ("tool_choice", r"only with tools|is none of tools"),
     "an answer begun and not begun": ("continue_final_message", r"not together with add_generation_prompt"),
     "more scores than an answer holds": ("logprobs", r"ask for less"),
+    "a form that no answer can be held to": (r"(response_format|structured_outputs)\b.*", r"not with this model"),
+    "a schema that strict mode refuses": ("response_format", r"invalid schema"),
+    "two forms, or one that is not named": (
+        r"response_format\.json_schema|structured_outputs",
+        r"leave .* out|only with|is required",
+    ),
+    "a form that may end before": ("min_tokens|ignore_eos", r"not with (response_format|structured_outputs)"),
     "two sparsities, or one for several": ("sparsity", r"auto|draft ngram|expert_set"),
     "choices about neurons": (r"griffin\.\w+", r"only |not with |not for |leave it out"),
     "a mechanism of other servers": (r"mirostat_\w+|xtc_\w+|dry_\w+|dynatemp_\w+|\w+_curve|adaptive_\w+", "turn"),

@@ -366,7 +366,7 @@ def test_chat_continues_a_message() -> None:
         ({}, "messages"),
         ({"messages": HI, "tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
         ({"messages": HI, "tool_choice": "required"}, "tool_choice"),
-        ({"messages": HI, "response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": HI, "response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"messages": HI, "reasoning_effort": "low"}, "reasoning_effort"),
         ({"messages": HI, "modalities": ["audio"]}, "modalities"),
         ({"messages": HI, "top_logprobs": 2}, "top_logprobs"),
