@@ -13,7 +13,8 @@ from server.protocol.fields import SparsityChoice
 from server.settings import ALIAS
 from server.text.grammars import Grammars
 from server.text.logprobs import Vocabulary
-from server.text.tokenizer import Tokenizer
+from server.text.reasoning import Marks, marks_of
+from server.text.tokenizer import Tokenizer, special_tokens, template_text
 from server.text.tool_prompt import ToolSupport
 from server.work.experts import RecentExperts
 from server.work.job import EngineLike
@@ -37,6 +38,7 @@ class ServedModel:
     grammars: of its tokens.
     sampling_defaults: apply where a request names no value.
     tools: how it is told of tools, and calls them.
+    thoughts: what stands around its thoughts, if it thinks before it answers.
     experts: the neurons that recent requests ran with.
     created: in Unix seconds.
     """
@@ -48,6 +50,7 @@ class ServedModel:
     grammars: Grammars
     sampling_defaults: Mapping[str, float]
     tools: ToolSupport
+    thoughts: Marks | None
     experts: RecentExperts = field(default_factory=RecentExperts)
     created: int = field(default_factory=lambda: int(time()))
     _one_at_a_time: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
@@ -56,7 +59,10 @@ class ServedModel:
     def of(cls, loaded: Loaded, workers: Workers) -> "ServedModel":
         names, tokenizer, engine = (loaded.name, *loaded.other_names), loaded.tokenizer, workers.engine
         grammars, tools = Grammars(tokenizer, engine.vocabulary_size, engine.eos_token_ids), ToolSupport.of(tokenizer)
-        return cls(names, tokenizer, workers, Vocabulary(tokenizer), grammars, loaded.sampling_defaults, tools)
+        thoughts = marks_of(template_text(tokenizer), special_tokens(tokenizer).values())
+        return cls(
+            names, tokenizer, workers, Vocabulary(tokenizer), grammars, loaded.sampling_defaults, tools, thoughts
+        )
 
     @property
     def name(self) -> str:

@@ -23,6 +23,8 @@ from server.protocol.request import GenerationRequest
 from server.protocol.tool import Offered
 from server.served import ServedModel, parse_sparsity
 from server.service import Service
+from server.text.reading import Reading
+from server.text.reasoning import is_begun
 from server.text.tool_calls import CallReading
 from server.work.job import Ask, Job
 
@@ -134,8 +136,17 @@ class Intake:
             include_stop=bool(body.include_stop_str_in_output),
             skip_special_tokens=body.skip_special_tokens is not False,
             min_tokens=body.min_tokens or 0,
-            calls=CallReading(self.model.tools.form, offered.names, offered.single) if offered else None,
+            reading=self._reading(prompts[0], offered, asks) if opens else None,
         )
+
+    def _reading(self, prompt: str | list[int], offered: Offered | None, asks: Sequence[Ask]) -> Reading | None:
+        """How a conversation's answers are read; None: as they are."""
+        marks, held = self.model.thoughts, any(one.grammar for ask in asks for one in ask.samplings)
+        begun = marks is not None and isinstance(prompt, str) and is_begun(marks, prompt)
+        # An answer that is held to a form has no thought.
+        marks = None if held else marks
+        calls = CallReading(self.model.tools.form, offered.names, offered.single) if offered else None
+        return Reading(marks, begun, calls) if marks or calls else None
 
     async def _echoes(
         self, prompts: Sequence[str | list[int]], ids: Sequence[list[int]], asks: Sequence[Ask]
