@@ -271,7 +271,7 @@ class Models:
                 await asyncio.sleep(POLL_S)
                 if self._drains.is_set():
                     raise ServerDraining()
-            slot.served.workers.close()
+            slot.served.close()
             await asyncio.to_thread(slot.served.join, LAST_TOKEN_S)
             slot.served = None
         finally:
