@@ -20,4 +20,4 @@ async def grammar_of(form: Form | None, grammars: Grammars) -> Grammar | None:
         case "choice":
             return await grammars.of_choice(form.value, form.param)
         case "grammar":
-            return await grammars.of_lark(form.value, form.param)
+            return await grammars.of_grammar(form.value, form.param)
