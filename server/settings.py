@@ -347,10 +347,14 @@ def _secrets() -> list[Path]:
 
 def fault(error: ValidationError) -> tuple[str, str]:
     """The first field that is wrong, and what is wrong with it; never a key."""
-    first = error.errors(include_url=False)[0]
+    first, *others = error.errors(include_url=False)
     name = str(first["loc"][0]) if first["loc"] else "settings"
     got = "" if name == "api_keys" else f" (got {first['input']!r})"
-    return name, first["msg"].removeprefix("Value error, ") + got
+    # A number or a word: pydantic reports each kind by itself.
+    words = [
+        each["ctx"]["expected"] for each in others if each["loc"][:1] == (name,) and each["type"] == "literal_error"
+    ]
+    return name, ", or ".join([first["msg"].removeprefix("Value error, "), *words]) + got
 
 
 def _source(name: str, arguments: Sequence[str]) -> str:
