@@ -33,6 +33,8 @@ class Grammars:
         self._tokenizer, self._vocabulary_size, self._end_ids = tokenizer, vocabulary_size, end_ids
         self._checker: GrammarChecker | None = None
         self._vocabulary: LLTokenizer | None = None
+        # Why there is none.
+        self._refusal: TokenizerRefused | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -88,6 +90,8 @@ class Grammars:
     def _compile(self, key: str, kind: str, value: Any) -> LLMatcher:
         """One at a time: no crowd of forms takes the processor from the engine."""
         with self._lock:
+            if self._refusal is not None:
+                raise self._refusal
             if key not in self._compiled:
                 checker = self._running_checker()
                 # Read here while the checker reads it.
@@ -113,7 +117,8 @@ class Grammars:
             try:
                 self._vocabulary = LLTokenizer(self._spelled(), n_vocab=self._vocabulary_size, eos_token=ends)
             except ValueError as error:
-                raise TokenizerRefused(" ".join(str(error).split())[:200]) from None
+                self._refusal = TokenizerRefused(" ".join(str(error).split())[:200])
+                raise self._refusal from None
         return self._vocabulary
 
     def _spelled(self) -> str:

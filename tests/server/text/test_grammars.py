@@ -11,7 +11,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, normalizers
 from transformers import LlamaForCausalLM
 
 from griffin import Checkpoint, Engine, Pruning, Sampling, Verification
@@ -185,3 +187,52 @@ def test_a_tokenizer_without_known_bytes_is_refused() -> None:
     """By a sentence about the model, not about the form."""
     with pytest.raises(InvalidRequest, match=r"schema: not with this model.*fast kind"):
         of_schema(Grammars(CharacterTokenizer(), 0x110001, {0x110000}), {"type": "object"})
+
+
+class Wrapped(CharacterTokenizer):
+    """A tokenizer of the tokenizers package, of any kind."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.backend_tokenizer = backend
+
+
+def sentencepiece() -> tokenizers.Tokenizer:
+    """As Llama's and Gemma's: a mark for spaces, and bytes for all that is no piece."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *'{}":,abcde0123', '{"', '":']
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            {piece: id for id, piece in enumerate(pieces)}, [("{", '"'), ('"', ":")], byte_fallback=True,
+            unk_token="<unk>",
+        )
+    )  # fmt: skip
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens(["<s>", "</s>"])
+    return backend
+
+
+def test_pieces_with_bytes_for_the_rest() -> None:
+    """A letter that is no piece is spelled in bytes, and spaces are spaces."""
+    backend = sentencepiece()
+    grammars = Grammars(Wrapped(backend), backend.get_vocab_size(), {2})
+    schema = {"type": "object", "properties": {"aü": {"enum": [1, 2]}}, "required": ["aü"]}
+    schema["additionalProperties"] = False
+    constraint = of_schema(grammars, schema).begin()
+    ids: list[int] = []
+    while not constraint.ended:
+        forced, bits = constraint.forced(), int.from_bytes(constraint.mask(), "little")
+        ids.append(forced[0] if forced else (bits & -bits).bit_length() - 1)
+        constraint.advance(ids[-1])
+    grammars.close()
+
+    assert json.loads(backend.decode(ids)) in ({"aü": 1}, {"aü": 2})
+
+
+def test_pieces_without_bytes_are_refused() -> None:
+    """What such tokens spell depends on their neighbours."""
+    backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    grammars = Grammars(Wrapped(backend), 3, {0})
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="schema: not with this model"):
+            of_schema(grammars, {"type": "object"})
+    grammars.close()
