@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from torch import Generator
 
+from griffin.constraint import Grammar
 from griffin.neurons import Selection, kept_count
 from griffin.thresholds import Shares
 
@@ -62,6 +63,7 @@ class Sampling:
     stop_token_ids: end after any of these, besides the model's own end-of-sequence ids.
     ignore_eos: go on through end-of-sequence ids, for runs of a fixed length.
     logprobs: report each token's log-probability and those of this many most probable tokens; None reports none.
+    grammar: the answer is held to it, and ends where it ends. None holds it to nothing.
     """
 
     temperature: float = 1.0
@@ -78,6 +80,7 @@ class Sampling:
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         self._require("temperature", 0 <= self.temperature <= LARGEST, f"0 to {LARGEST:g}")
@@ -92,6 +95,8 @@ class Sampling:
         self._require("stop_token_ids", min(self.stop_token_ids, default=0) >= 0, "ids from 0")
         self._require("max_tokens", self.max_tokens >= 1, "1 or more")
         self._require("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens")
+        self._require("min_tokens", not (self.grammar and self.min_tokens), "0 with a grammar, which may end before")
+        self._require("ignore_eos", not (self.grammar and self.ignore_eos), "False with a grammar, which ends")
         wanted = 0 if self.logprobs is None else self.logprobs
         self._require("logprobs", 0 <= wanted <= MOST_LOGPROBS, f"None, or 0 to {MOST_LOGPROBS}")
 

@@ -33,6 +33,7 @@ class Loaded:
     other_names: clients may use them as well.
     bytes: of memory, with all that the model may keep; 0 where that is not known.
     sampling_defaults: see ``griffin.Checkpoint``.
+    pass_tokens: what --prompt-pass-tokens came to; None where that is not known.
     close: called at the end, with the seconds that it may take.
     """
 
@@ -43,6 +44,7 @@ class Loaded:
     other_names: Sequence[str] = ()
     bytes: int = 0
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    pass_tokens: int | None = None
     close: Callable[[float], None] = lambda seconds: None
 
 
@@ -83,7 +85,9 @@ def load(settings: Settings) -> Loaded:
     description = f"{checkpoint.model.device}, {checkpoint.formats}, {engines[0].step} decode step"
     taken = max(0, griffin.memory_in_use() - before) + settings.prefix_cache_mb * 2**20
     defaults = _defaults(checkpoint, settings)
-    loaded = Loaded(name, checkpoint.tokenizer, engines, description, other_names, taken, defaults)
+    loaded = Loaded(
+        name, checkpoint.tokenizer, engines, description, other_names, taken, defaults, engines[0].pass_tokens
+    )
     return replace(loaded, close=files.close) if files else loaded
 
 

@@ -223,6 +223,9 @@ class Models:
         workers = Workers(loaded.engines, self._settings.queue_size, restarted.inc, shadows)
         slot.served, slot.used = ServedModel.of(loaded, workers), time.monotonic()
         slot.names, slot.bytes = slot.served.names, loaded.bytes or slot.bytes
+        if loaded.pass_tokens is not None:
+            # Loaded again, it must round as before.
+            slot.settings = slot.settings.model_copy(update={"prompt_pass_tokens": loaded.pass_tokens})
         accounting = workers.engine.accounting
         self._metrics.watch(
             loaded.name,
@@ -268,7 +271,7 @@ class Models:
                 await asyncio.sleep(POLL_S)
                 if self._drains.is_set():
                     raise ServerDraining()
-            slot.served.workers.close()
+            slot.served.close()
             await asyncio.to_thread(slot.served.join, LAST_TOKEN_S)
             slot.served = None
         finally:

@@ -10,9 +10,12 @@ from server.errors import InvalidField
 from server.loader import Loaded
 from server.protocol.fields import SparsityChoice
 from server.settings import ALIAS
+from server.text.grammars import Grammars
 from server.text.infill import Infill
 from server.text.logprobs import Vocabulary
-from server.text.tokenizer import Tokenizer
+from server.text.reasoning import Marks, marks_of
+from server.text.tokenizer import Tokenizer, special_tokens, template_text
+from server.text.tool_prompt import ToolSupport
 from server.work.experts import RecentExperts
 from server.work.job import EngineLike
 from server.work.workers import Workers
@@ -35,7 +38,10 @@ class ServedModel:
     workers: run its engines.
     vocabulary: how its tokens are spelled.
     infill: how it is asked for the text between two others; None if it has no marks for that.
+    grammars: of its tokens.
     sampling_defaults: apply where a request names no value.
+    tools: how it is told of tools, and calls them.
+    thoughts: what stands around its thoughts, if it thinks before it answers.
     experts: the neurons that recent requests ran with.
     close_files: writes what is to outlive the process, in the seconds that it is given.
     """
@@ -44,18 +50,30 @@ class ServedModel:
     tokenizer: Tokenizer
     workers: Workers
     vocabulary: Vocabulary
+    grammars: Grammars
     sampling_defaults: Mapping[str, float]
-    infill: Infill | None = None
+    infill: Infill | None
+    tools: ToolSupport
+    thoughts: Marks | None
     experts: RecentExperts = field(default_factory=RecentExperts)
     close_files: Callable[[float], None] = lambda seconds: None
     _one_at_a_time: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     @classmethod
     def of(cls, loaded: Loaded, workers: Workers) -> "ServedModel":
-        names = (loaded.name, *loaded.other_names)
-        tokenizer, defaults = loaded.tokenizer, loaded.sampling_defaults
-        vocabulary, infill = Vocabulary(tokenizer), Infill.of(tokenizer)
-        return cls(names, tokenizer, workers, vocabulary, defaults, infill, close_files=loaded.close)
+        names, tokenizer, engine = (loaded.name, *loaded.other_names), loaded.tokenizer, workers.engine
+        return cls(
+            names=names,
+            tokenizer=tokenizer,
+            workers=workers,
+            vocabulary=Vocabulary(tokenizer),
+            grammars=Grammars(tokenizer, engine.vocabulary_size, engine.eos_token_ids),
+            sampling_defaults=loaded.sampling_defaults,
+            infill=Infill.of(tokenizer),
+            tools=ToolSupport.of(tokenizer),
+            thoughts=marks_of(template_text(tokenizer), special_tokens(tokenizer).values()),
+            close_files=loaded.close,
+        )
 
     @property
     def name(self) -> str:
@@ -65,6 +83,11 @@ class ServedModel:
     def engine(self) -> EngineLike:
         """Any of the workers' engines, for what they all have in common: sizes and limits."""
         return self.workers.engine
+
+    def close(self) -> None:
+        """Give up requests that are not finished."""
+        self.workers.close()
+        self.grammars.close()
 
     def join(self, timeout_s: float) -> None:
         """After the workers were closed: wait for their threads, and have written what is to be kept."""

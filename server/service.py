@@ -127,7 +127,7 @@ class Service:
         self.closed = True
         self.models.drain()
         for model in self.models.loaded:
-            model.workers.close()
+            model.close()
 
     def join(self, timeout_s: float) -> None:
         """After ``close``: wait for the workers' threads, and have written what is to be kept."""

@@ -14,8 +14,8 @@ OURS = ("griffin", "server", "loadtest")
 # Top to bottom: a folder or module may import itself and those below it. ``__init__`` is what others import.
 LAYERS = {
     "griffin": (
-        "__main__", "experiments", "__init__", "engine", "decode", "method", "model", "request", "neurons",
-        "thresholds", "library", "errors",
+        "__main__", "experiments", "__init__", "engine", "decode", "method", "model", "request", "constraint",
+        "neurons", "thresholds", "library", "errors",
     ),
     "server": (
         "__main__", "process", "app", "routes", "answer", "service", "models", "served", "loader", "work", "text",
@@ -27,7 +27,10 @@ EXPERIMENTS = (
     ("__main__",), ("report",), ("registry",), ("paper", "quality", "tune"), ("speed", "tasks"), ("common",),
 )  # fmt: skip
 # Inside griffin/ they can be read first, and alone.
-LEAVES = {"griffin": ("errors", "thresholds", "library"), "server": ("settings", "metrics", "log", "jsonwire")}
+LEAVES = {
+    "griffin": ("errors", "constraint", "thresholds", "library"),
+    "server": ("settings", "metrics", "log", "jsonwire"),
+}
 
 
 @cache

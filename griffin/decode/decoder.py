@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from griffin.constraint import Constraint
 from griffin.decode.sampler import Drawn, Sampler
 from griffin.method.statistic import Activations
 from griffin.neurons import Chosen
@@ -63,15 +64,21 @@ class Decoder(Protocol):
     """Makes one sequence at a time. Whatever it compiles, captures or tunes, it does when it is made.
 
     name: of its step, as ``steps.STEPS`` has it.
-    ahead: whether the device works on the next token before the host knows the one before.
+    ahead: whether the device works on the next token of this sequence before the host knows the one before.
     own_pass: whether a token without sparsity runs through the model's own forward pass.
     passes: the step, if it takes several tokens in one pass.
+    constraint: of the sequence at hand, if it has a grammar. All that is drawn or taken is told to it.
     """
 
     name: str
-    ahead: bool
     own_pass: bool
     passes: PassingStep | None
+
+    @property
+    def ahead(self) -> bool: ...
+
+    @property
+    def constraint(self) -> Constraint | None: ...
 
     def keep(self, chosen: Chosen | None) -> None:
         """Read so from now on, or everything (None)."""
@@ -134,6 +141,10 @@ class StepDecoder:
         self._logits_V: Tensor | None = None
         self._drawn: Drawn | None = None
 
+    @property
+    def constraint(self) -> Constraint | None:
+        return self._sampler.constraint
+
     def keep(self, chosen: Chosen | None) -> None:
         self._step.keep(chosen)
 
@@ -148,6 +159,7 @@ class StepDecoder:
 
     def advance(self) -> Callable[[], Drawn]:
         assert self._drawn is not None
+        self._sampler.prepare()
         return self.draw(self._step(self._drawn.id))
 
     def logits(self) -> Tensor:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from griffin.constraint import Constraint
 from griffin.decode.logprobs import Logprobs
+from griffin.decode.masks import Masks
 from griffin.request import MOST_LOGPROBS, Sampling
 
 # The nucleus of top_p is looked for among so many highest tokens first, which is faster than sorting all.
@@ -54,14 +56,18 @@ class Drawn:
     """A token on the host.
 
     logprobs: if they were asked for.
+    complete: whether the sequence's grammar has ended with it, so that nothing may follow.
     """
 
     id: int
     logprobs: Logprobs | None = None
+    complete: bool = False
 
 
 class Sampler:
     """Draws the tokens of one sequence after another.
+
+    Where the sequence has a grammar, the host waits for each token, and tells its constraint.
 
     id: int64 ``(1,)``, the latest token.
     kind: the operations that the sequence at hand needs.
@@ -73,6 +79,7 @@ class Sampler:
 
         self.id = scalar(torch.int64)
         self.kind = GREEDY
+        self._masks = Masks(vocabulary, device)
         self._top = 0
         self._count = scalar(torch.int64)
         self._keys = torch.zeros(2, dtype=torch.int64, device=device)
@@ -91,6 +98,11 @@ class Sampler:
         self._top_ids = torch.zeros(min(MOST_LOGPROBS, vocabulary), dtype=torch.int64, device=device)
         self._top_logprobs = torch.zeros(len(self._top_ids), dtype=torch.float32, device=device)
 
+    @property
+    def constraint(self) -> Constraint | None:
+        """Of the sequence at hand, if it has a grammar."""
+        return self._masks.constraint
+
     @torch.inference_mode()
     def load(self, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]) -> None:
         """Begin a sequence.
@@ -99,6 +111,7 @@ class Sampler:
             prompt_ids: repetition_penalty counts these as seen from the start.
             end_ids: min_tokens keeps these from being drawn too soon.
         """
+        self._masks.begin(sampling.grammar)
         self._count.zero_()
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         self._keys.copy_(torch.tensor(_keys(seed)))
@@ -138,18 +151,29 @@ class Sampler:
             ends = sorted(id for id in end_ids if id < len(self._ranks_V))
             self._ends_V[torch.tensor(ends, dtype=torch.long, device=device)] = True
 
+    def prepare(self) -> None:
+        """Find out which tokens may come next while something else computes. ``draw`` or ``take`` must follow."""
+        self._masks.prepare()
+
     @torch.inference_mode()
     def draw(self, logits_V: Tensor, kind: Kind | None = None) -> None:
         """Draw the next token into ``id``, and its log-probabilities beside it. The host does not wait for the device.
+
+        What a grammar forces is taken instead. It counts as a draw: further draws are the same in either case.
 
         Args:
             logits_V: any float dtype; they are not changed.
             kind: the operations to run, for a graph that serves many requests; it covers ``self.kind``. None runs
                 those that are needed.
         """
+        if (forced := self._masks.forced()) is not None:
+            self.take(forced, logits_V)
+            return
         kind, captured = kind or self.kind, kind is not None
-        own_V = logits_V.float()
+        own_V, allowed_V = logits_V.float(), self._masks.allowed()
         scores_V = self._adjusted(own_V) if kind.adjusted else own_V
+        if allowed_V is not None:
+            scores_V = scores_V.masked_fill(~allowed_V, -math.inf)
         if kind.sampled:
             scores_V = (scores_V - scores_V.max()) / self._temperature
         if not kind.sampled:
@@ -172,12 +196,16 @@ class Sampler:
     @torch.inference_mode()
     def mark(self) -> None:
         """Remember this place for ``back``; an earlier mark is forgotten. The host does not wait for the device."""
+        if self.constraint is not None:
+            self.constraint.mark()
         for marked, state in zip(self._marked, self._state(), strict=True):
             marked.copy_(state)
 
     @torch.inference_mode()
     def back(self) -> None:
         """Undo what was drawn and taken since the mark. The next draw is the one that would have come there."""
+        if self.constraint is not None:
+            self.constraint.back()
         for marked, state in zip(self._marked, self._state(), strict=True):
             state.copy_(marked)
 
@@ -192,6 +220,8 @@ class Sampler:
             self._seen_V[self.id] = True
         if kind.logprobs:
             self._report(logits_V, len(self._top_ids) if captured else min(self._top, len(self._top_ids)))
+        if self.constraint is not None:
+            self.constraint.advance(int(self.id))
 
     def drawn(self) -> Drawn:
         """The latest token. The host waits for it."""
@@ -209,11 +239,11 @@ class Sampler:
 
     def read(self, results: Sequence[Tensor]) -> Drawn:
         """The token that ``results`` of this sequence, or copies of them, hold."""
-        id = int(results[0])
+        id, complete = int(results[0]), self.constraint is not None and self.constraint.ended
         if len(results) == 1:
-            return Drawn(id)
+            return Drawn(id, complete=complete)
         top = zip(results[2][: self._top].tolist(), results[3][: self._top].tolist(), strict=True)
-        return Drawn(id, Logprobs(float(results[1]), tuple(top)))
+        return Drawn(id, Logprobs(float(results[1]), tuple(top)), complete)
 
     def _adjusted(self, logits_V: Tensor) -> Tensor:
         # In vLLM's order: bias, then repetition, frequency and presence.

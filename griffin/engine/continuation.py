@@ -31,6 +31,8 @@ class Token:
     selection: set on the first token that kept neurons alone have made, and again when others take their place.
     verified: where verification was asked for: what it has done so far, including this token's whole block.
     shares: what tokens have read of the FF weights so far, on average, where each token picks that and it is counted.
+    complete: whether the sequence ends because its grammar does. Then this token is part of the text, unlike one that
+        ends a sequence by itself.
     """
 
     id: int
@@ -39,6 +41,7 @@ class Token:
     selection: Selection | None = None
     verified: Verified | None = None
     shares: Shares | None = None
+    complete: bool = False
 
 
 class Continuation:
@@ -80,7 +83,8 @@ class Continuation:
             drawn = pending()
             reason = self._reason(drawn, count)
             selection = self._neurons.report(self._neurons.chosen) if count == reported else None
-            yield Token(drawn.id, drawn.logprobs, reason, selection, shares=self._shares(count, last=bool(reason)))
+            shares = self._shares(count, last=bool(reason))
+            yield Token(drawn.id, drawn.logprobs, reason, selection, None, shares, self._complete(drawn))
             # Asked again right after the token was handed out, so that no token is computed in vain.
             if reason or cancelled():
                 return
@@ -110,8 +114,8 @@ class Continuation:
                 if reason and verifier and not shares:
                     shares = verifier.shares()
                 # A stop string may end the answer here, within the block.
-                counts = verified.without(*block.after(number))
-                yield Token(drawn.id, drawn.logprobs, reason, selection, counts, shares)
+                counts = block.first(number, verified)
+                yield Token(drawn.id, drawn.logprobs, reason, selection, counts, shares, self._complete(drawn))
                 if reason or self._cancelled():
                     return
                 self._require()
@@ -131,6 +135,10 @@ class Continuation:
         return self._decoder.shares()
 
     def _reason(self, drawn: Drawn, count: int) -> FinishReason | None:
-        if drawn.id in self._end_ids:
+        if drawn.id in self._end_ids or drawn.complete:
             return "stop"
         return "length" if count == self._sampling.max_tokens else None
+
+    def _complete(self, drawn: Drawn) -> bool:
+        """Whether the grammar ends the sequence. An end token that the model drew is no part of the text."""
+        return drawn.complete and drawn.id not in self._end_ids

@@ -161,17 +161,17 @@ class Prompt:
         end_ids = sampling.stop_token_ids | (frozenset() if sampling.ignore_eos else self._end_ids)
         self._state.rewind(len(self._ids))
         following = Continuation(self._state.decoder, self._neurons, sampling, end_ids, cancelled, require)
-        if verification is not None and self._drafts(verification):
+        if verification is not None and self._drafts(verification, sampling):
             make_verifier = partial(self._make_verifier, verification, end_ids)
             yield from following.verified(self._logits_V, self._ids, make_verifier)
         else:
             yield from following.unverified(self._logits_V, self._ids, reported=self._first_sparse)
 
-    def _drafts(self, verification: Verification) -> bool:
-        """Whether there is anything to verify."""
+    def _drafts(self, verification: Verification, sampling: Sampling) -> bool:
+        """Whether there is anything to verify, or tokens that a grammar forces and a pass can read."""
         if verification.mode == "fast":
             passes = self._state.decoder.passes is not None and self._first_sparse > 1
-            return passes and verification.source == "ngram"
+            return passes and (verification.source == "ngram" or sampling.grammar is not None)
         if self._first_sparse == 1:
             raise InvalidRequest(
                 f"griffin.mode {verification.mode} goes on from what the full model has read, but this prompt's end "
@@ -192,7 +192,7 @@ class Prompt:
             self._state.statistic.resume(self._sums)
         elif verification.mode != "fast":
             self._sums = self._state.statistic.sums()
-        ngrams = None if verification.source == "pruned" else self._ngrams_with(first_id)
+        ngrams = self._ngrams_with(first_id) if verification.source in ("ngram", "both") else None
         pruning = self._neurons.pruning
         return Verifier(self._trees, self._state, verification, pruning, chosen, first_id, ngrams, end_ids)
 

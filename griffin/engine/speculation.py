@@ -44,7 +44,8 @@ class Verified:
 
     tokens: generated ones, without the first, which comes from the prompt's pass.
     drafted, accepted: tokens that were proposed, and those of them that stayed.
-    passes: over a block: the model reads its drafts and the token before them.
+    forced: tokens that the sequence's grammar forced and that were read in a pass. They are none of the drafted ones.
+    passes: over a block: the model reads its drafts and the token before them. Those over forced tokens do not count.
     rollbacks: passes after which some of the block was thrown away.
     refreshes: how often other neurons were taken.
     parameters_read, bytes_read: by all steps and passes, of weights; for the mean per token, divide by ``tokens``. A
@@ -59,29 +60,36 @@ class Verified:
     refreshes: int = 0
     parameters_read: int = 0
     bytes_read: int = 0
-
-    def without(self, tokens: int, accepted: int) -> "Verified":
-        """The same for a sequence that ends so many tokens earlier, so many of which were accepted drafts."""
-        return replace(self, tokens=self.tokens - tokens, accepted=self.accepted - accepted)
+    forced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """The tokens that follow, at least one.
 
-    accepted: how many of the first ones were drafts.
+    accepted, forced: how many of the first ones were drafts, or were forced. Only one of both is not 0.
     chosen: the neurons that were taken for them, if others than before.
     shares: what tokens have read, where kept neurons check, each token picks that and it was asked for.
     """
 
     tokens: list[Drawn]
     accepted: int = 0
+    forced: int = 0
     chosen: PendingSelection | None = None
     shares: Shares | None = None
 
-    def after(self, number: int) -> tuple[int, int]:
-        """How many tokens follow the first ``number``, and how many of those were drafts."""
-        return len(self.tokens) - number, max(0, self.accepted - number)
+    def first(self, number: int, verified: Verified) -> Verified:
+        """What verification did for a sequence that ends after the first so many tokens of this block.
+
+        Args:
+            verified: the same with all of them.
+        """
+        return replace(
+            verified,
+            tokens=verified.tokens - (len(self.tokens) - number),
+            accepted=verified.accepted - max(0, self.accepted - number),
+            forced=verified.forced - max(0, self.forced - number),
+        )
 
 
 class Verifier:
@@ -131,8 +139,12 @@ class Verifier:
         # What a device began before is timed from when it could begin.
         waiting, steps = self._single.waiting, self._drafts.steps + self._single.taken
         started = self._ended if waiting else time.perf_counter()
-        drafts, before = [] if waiting else self._drafts.looked_up(room - 1), self.verified.accepted
-        if drafts:
+        before = self.verified
+        forced = [] if waiting else self._drafts.forced(room - 1)
+        drafts = forced if forced or waiting else self._drafts.looked_up(room - 1)
+        if forced:
+            tokens = self._read_forced(forced)
+        elif drafts:
             tokens = self._read(drafts, guarded=False)
         elif self._chosen is None or not self._full:
             tokens = [self._single.take(another=self._another(room - 1))]
@@ -140,7 +152,7 @@ class Verifier:
             self._take_others(self._chosen)
             guarded = self._verification.mode == "guarded"
             tokens = self._read(self._drafts.generated(room - 1), guarded=guarded)
-        accepted = self.verified.accepted - before
+        accepted, forced_now = self.verified.accepted - before.accepted, self.verified.forced - before.forced
         self._ended = time.perf_counter()
         self._throttle.spent(len(drafts), len(tokens), self._ended - started)
         made = self._drafts.steps + self._single.taken - steps
@@ -148,7 +160,7 @@ class Verifier:
         self._id = tokens[-1].id
         self._drafts.extend(token.id for token in tokens)
         taken, self._taken = self._taken, None
-        return Block(tokens, accepted, taken, self._shares())
+        return Block(tokens, accepted, forced_now, taken, self._shares())
 
     def shares(self) -> Shares | None:
         """What tokens have read so far, where kept neurons check, each token picks that and it is counted."""
@@ -167,18 +179,23 @@ class Verifier:
             self._account(shares)
         return shares
 
+    def _read_forced(self, forced: list[int]) -> list[Drawn]:
+        """Run the latest token and those that the grammar forces through the model that checks: all of them stay.
+
+        Returns:
+            They, and that model's token after them.
+        """
+        tokens = self._settle(forced, guarded=False)
+        self._count(forced=len(forced))
+        return tokens
+
     def _read(self, drafts: list[int], guarded: bool) -> list[Drawn]:
         """Run the latest token and the drafts through the model that checks.
 
         Returns:
             The drafts that stay, and that model's token after them.
         """
-        length, ids = self._state.length, [self._id, *drafts]
-        rows_BV, count = self._checked(ids)
-        fit = self._acceptable(rows_BV[:-1], drafts) if guarded else [False] * len(drafts)
-        self._state.rewind(length)
-        tokens = self._walk(rows_BV, drafts, fit)
-        count(len(tokens))
+        tokens = self._settle(drafts, guarded)
         accepted = sum(token.id == draft for token, draft in zip(tokens, drafts, strict=False))
         self._count(
             drafted=len(drafts),
@@ -186,7 +203,17 @@ class Verifier:
             passes=1,
             rollbacks=accepted < len(drafts),
         )
-        self._count_pass(1 + len(drafts))
+        return tokens
+
+    def _settle(self, drafts: list[int], guarded: bool) -> list[Drawn]:
+        """A pass over the latest token and the drafts; then token by token what stays, and one more."""
+        length, ids = self._state.length, [self._id, *drafts]
+        rows_BV, count = self._checked(ids)
+        fit = self._acceptable(rows_BV[:-1], drafts) if guarded else [False] * len(drafts)
+        self._state.rewind(length)
+        tokens = self._walk(rows_BV, drafts, fit)
+        count(len(tokens))
+        self._count_pass(len(ids))
         return tokens
 
     def _count_pass(self, tokens: int) -> None:
@@ -226,7 +253,7 @@ class Verifier:
             self._state.accept()
             settled = self._decoder.take(draft, row_V) if taken and draft is not None else self._decoder.draw(row_V)
             tokens.append(settled())
-            if tokens[-1].id != draft or draft in self._end_ids:
+            if tokens[-1].id != draft or draft in self._end_ids or tokens[-1].complete:
                 break
         return tokens
 

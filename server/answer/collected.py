@@ -6,6 +6,17 @@ from dataclasses import dataclass, field
 from server.answer.texts import Piece
 from server.protocol.report import FinishReason
 from server.text.logprobs import ScoredToken
+from server.text.reasoning import Thought
+from server.text.tool_call import CallPart
+from server.text.tool_calls import NoCall, Part
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of a tool, its arguments in JSON."""
+
+    name: str
+    arguments: str = ""
 
 
 @dataclass(slots=True)
@@ -13,12 +24,13 @@ class Answer:
     """All pieces of one answer.
 
     echo: the opening, if there was one; its tokens are the prompt's.
-    texts, tokens, ids: of all pieces, in order.
+    texts, parts, tokens, ids: of all pieces, in order.
     """
 
     prompt: int
     echo: Piece | None = None
     texts: list[str] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     tokens: list[ScoredToken] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -29,12 +41,34 @@ class Answer:
         else:
             self.tokens += piece.tokens
         self.texts.append(piece.text)
+        self.parts += piece.parts
         self.ids += piece.ids
         self.finish_reason = piece.finish_reason
 
     @property
     def text(self) -> str:
         return "".join(self.texts)
+
+    @property
+    def thought(self) -> str:
+        """What the model thought before."""
+        return "".join(part.text for part in self.parts if isinstance(part, Thought))
+
+    def said(self) -> tuple[str, list[Call]]:
+        """Content and calls. What began like a call and is none is content."""
+        if not self.parts:
+            return self.text, []
+        content: list[str] = []
+        calls: dict[int, Call] = {}
+        for part in self.parts:
+            if isinstance(part, CallPart):
+                call = calls.setdefault(part.index, Call(part.name or ""))
+                call.arguments += part.arguments
+            elif not isinstance(part, Thought):
+                content.append(part.text)
+            if isinstance(part, NoCall):
+                del calls[part.index]
+        return "".join(content), list(calls.values())
 
     @property
     def mean_logprob(self) -> float:

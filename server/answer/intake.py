@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 from fastapi import Request
 
+from griffin.constraint import Grammar
 from griffin.errors import InvalidRequest
 from server.answer.choices import Choices, choose
+from server.answer.constraining import grammar_of
 from server.answer.counts import Counts
 from server.answer.generation import Generation
 from server.answer.observation import Observation
@@ -18,8 +20,12 @@ from server.answer.texts import Delivery
 from server.errors import InvalidField
 from server.protocol.fields import SparsityChoice
 from server.protocol.request import GenerationRequest
+from server.protocol.tool import Offered
 from server.served import ServedModel, parse_sparsity
 from server.service import Service
+from server.text.reading import Reading
+from server.text.reasoning import is_begun
+from server.text.tool_calls import CallReading
 from server.work.job import Ask, Job
 
 SPARSITY_HEADER = "x-griffin-sparsity"
@@ -40,25 +46,29 @@ class Intake:
     arrived: float
     request: Request
 
-    async def queue(self, prompts: Sequence[Prompt], add_special_tokens: bool, opens: bool) -> Generation:
+    async def queue(
+        self, prompts: Sequence[Prompt], add_special_tokens: bool, opens: bool, offered: Offered | None = None
+    ) -> Generation:
         """Tokenize the prompts and submit them. A place in the queue is taken first: tokenizing costs more than a
         refusal.
 
         Args:
             opens: see ``Delivery``.
+            offered: the tools that answers may call.
 
         Raises:
             QueueFull, ServerDraining, EngineFailed: see ``Queue.reserve``.
-            InvalidRequest, InvalidField: a prompt that no engine could take.
+            InvalidRequest, InvalidField: a prompt that no engine could take, or a form that answers cannot be held to.
         """
         shortened = bool(self.body.truncate_prompt_tokens)
         with self.model.workers.queue.reserve():
             with self._errors_by_field():
                 ids = await tokenize(self.model, prompts, add_special_tokens, shortened=shortened)
-                asks = tuple(map(self._ask, ids))
+                grammar = await grammar_of(self.body.form(), offered, self.model)
+                asks = tuple(self._ask(prompt_ids, grammar) for prompt_ids in ids)
                 self.model.workers.check(asks)
             self._require_few_scores(asks)
-            generation = self._generation(asks, await self._delivery(prompts, ids, asks, opens))
+            generation = self._generation(asks, await self._delivery(prompts, ids, asks, opens, offered))
             generation.submit()
         self.request.state.accepted = True
         return generation
@@ -72,7 +82,7 @@ class Intake:
             refusal.param = self.body.field_name(refusal.param)
             raise
 
-    def _ask(self, prompt_ids: list[int]) -> Ask:
+    def _ask(self, prompt_ids: list[int], grammar: Grammar | None) -> Ask:
         body, context, defaults = self.body, self.model.engine.context_length, self.model.sampling_defaults
         clamp = self.service.settings.overlong_max_tokens == "clamp"
         if kept := body.truncate_prompt_tokens:
@@ -83,7 +93,7 @@ class Intake:
             # A request without a limit is not expected to fill the context.
             tokens = limit if (body.token_limit() or 0) > 0 else None
             pruning = replace(pruning, auto=replace(pruning.auto, tokens=tokens))
-        samplings = body.samplings(limit, defaults)
+        samplings = body.samplings(limit, defaults, grammar)
         if body.fills and not body.ignore_eos:
             ends = require_infill(self.model).ends
             samplings = tuple(replace(each, stop_token_ids=each.stop_token_ids | ends) for each in samplings)
@@ -101,11 +111,18 @@ class Intake:
         job = Job(asks, self.arrived, self.arrived + limit_s, state.request_id)
         accounting, counts = model.engine.accounting, Counts(asks)
         report = Report(job, counts, accounting, self.requested_sparsity)
-        observation = Observation(job, counts, report, accounting, self.service.metrics, model.name, state.log)
+        form, metrics = self.body.form(), self.service.metrics
+        kind = form.kind if form else None
+        observation = Observation(job, counts, report, accounting, metrics, model.name, state.log, kind)
         return Generation(job, model, counts, report, observation, delivery)
 
     async def _delivery(
-        self, prompts: Sequence[Prompt], ids: Sequence[list[int]], asks: Sequence[Ask], opens: bool
+        self,
+        prompts: Sequence[Prompt],
+        ids: Sequence[list[int]],
+        asks: Sequence[Ask],
+        opens: bool,
+        offered: Offered | None,
     ) -> Delivery:
         body = self.body
         return Delivery(
@@ -120,7 +137,17 @@ class Intake:
             include_stop=bool(body.include_stop_str_in_output),
             skip_special_tokens=body.skip_special_tokens is not False,
             min_tokens=body.min_tokens or 0,
+            reading=self._reading(prompts[0], offered, asks) if opens else None,
         )
+
+    def _reading(self, prompt: Prompt, offered: Offered | None, asks: Sequence[Ask]) -> Reading | None:
+        """How a conversation's answers are read; None: as they are."""
+        marks, held = self.model.thoughts, any(one.grammar for ask in asks for one in ask.samplings)
+        begun = marks is not None and isinstance(prompt, str) and is_begun(marks, prompt)
+        # An answer that is held to a form has no thought.
+        marks = None if held else marks
+        calls = CallReading(self.model.tools.form, offered.names, offered.single) if offered else None
+        return Reading(marks, begun, calls) if marks or calls else None
 
     async def _echoes(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], asks: Sequence[Ask]) -> list[str]:
         """The prompts as texts. A text that was not truncated is echoed as it came; all else is spelled, special tokens

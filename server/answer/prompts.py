@@ -15,6 +15,8 @@ Prompt = str | list[int] | Gap
 # In characters: no vocabulary in use has a longer token. A text of more than so many characters for each token of the
 # context cannot fit, and would cost seconds and gigabytes to tokenize.
 LONGEST_TOKEN = 128
+# Characters of a tool, about.
+TOOL = 1_000
 
 
 async def render(model: ServedModel, body: TemplateRequest) -> str:
@@ -28,10 +30,15 @@ async def render(model: ServedModel, body: TemplateRequest) -> str:
             f"messages: {model.name} has no chat template; send a prompt to /v1/completions", "messages",
             "no_chat_template",
         )  # fmt: skip
-    conversation = body.conversation()
-    size = sum(len(message["content"]) for message in conversation)
+    offered = body.offered()
+    tools = offered.for_template() if offered else []
+    conversation = model.tools.prepared(body.conversation(), tools)
+    options = body.template_options()
+    if tools and model.tools.takes_tools:
+        options["tools"] = tools
+    size = sum(len(message["content"]) for message in conversation) + TOOL * len(tools)
     try:
-        return await model.worked_out(size, render_chat, model.tokenizer, conversation, body.template_options())
+        return await model.worked_out(size, render_chat, model.tokenizer, conversation, options)
     except TemplateFailed as refusal:
         raise InvalidField(f"messages: the model's chat template refuses them: {refusal}", "messages") from None
 

@@ -14,6 +14,7 @@ from server.protocol.fields import SparsityChoice
 from server.protocol.report import (
     AutoReport,
     ComparisonReport,
+    CompletionTokensDetails,
     GriffinReport,
     PromptTokensDetails,
     Reason,
@@ -42,13 +43,18 @@ class Report:
     def usage(self) -> Usage:
         """All prompts and all answers together."""
         cached = sum(prompt.cached_tokens for prompt in self._counts.prompts)
-        return _usage(sum(len(ask.prompt_ids) for ask in self._job.asks), self._counts.tokens, cached)
+        return _usage(
+            sum(len(ask.prompt_ids) for ask in self._job.asks),
+            self._counts.tokens,
+            cached,
+            self._counts.reasoning_tokens,
+        )
 
     def usage_of(self, prompt: int, sample: int) -> Usage:
         """One answer so far, and its prompt."""
         answer = self._counts.answers.get((prompt, sample))
         read, cached = len(self._job.asks[prompt].prompt_ids), self._counts.prompts[prompt].cached_tokens
-        return _usage(read, answer.tokens if answer else 0, cached)
+        return _usage(read, answer.tokens if answer else 0, cached, answer.reasoning_tokens if answer else 0)
 
     def griffin(self) -> GriffinReport:
         """What was applied, and why."""
@@ -99,10 +105,13 @@ class Report:
         )
 
     def _verified(self) -> list[Verified]:
-        """Of all answers. Where n-grams alone draft, those without a draft were made as if there were no drafts."""
+        """Of all answers. Where n-grams alone draft, those without a draft were made as if there were no drafts.
+
+        Tokens that a grammar forced, and that were read in a pass, count too.
+        """
         alone = self._job.asks[0].verification.source in ("none", "ngram")
         found = (answer.verified for answer in self._counts.answers.values() if answer.verified)
-        return [verified for verified in found if verified.drafted or not alone]
+        return [verified for verified in found if verified.drafted or verified.forced or not alone]
 
     def _read(self) -> "_TokenReads":
         """What a token reads by the first prompt's choice. All figures of neurons go by that one."""
@@ -158,12 +167,13 @@ def _shares(shares: Shares, *, gated: bool) -> SharesReport:
     )
 
 
-def _usage(prompt: int, made: int, cached: int) -> Usage:
+def _usage(prompt: int, made: int, cached: int, reasoning: int) -> Usage:
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=made,
         total_tokens=prompt + made,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning) if reasoning else None,
     )
 
 
@@ -177,6 +187,7 @@ def _verification(answers: Sequence[Verified]) -> VerificationReport | None:
         acceptance_rate=round(total.accepted / total.drafted, 4) if total.drafted else None,
         rollbacks=total.rollbacks,
         passes=total.passes,
+        forced_tokens=total.forced,
         refreshes=total.refreshes,
         active_parameters_per_token=round(total.parameters_read / total.tokens) if total.tokens else None,
         bytes_per_token=round(total.bytes_read / total.tokens) if total.tokens else None,

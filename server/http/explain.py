@@ -27,7 +27,7 @@ def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
         return InvalidField(f"{param} is not a field of {param.partition('.')[0]}", param, "unknown_parameter")
     message = f"{param}: {str(first['msg']).removeprefix('Value error, ')} (got {short(first['input'])})"
     # A list of plain values is one field; which of them is wrong stands in the text.
-    listed = isinstance(first["loc"][-1], int) and not param.startswith("messages")
+    listed = isinstance(first["loc"][-1], int) and not param.startswith(("messages", "tools"))
     return InvalidField(message, param.rpartition("[")[0] if listed else param)
 
 
@@ -44,4 +44,5 @@ def _path(location: Sequence[str | int]) -> str:
 
 
 def _joined(path: str, name: str) -> str:
-    return path + name if name.startswith("[") or not path else f"{path}.{name}"
+    """A name of nothing is the path itself."""
+    return path + name if not name or name.startswith("[") or not path else f"{path}.{name}"

@@ -7,9 +7,10 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from server.protocol.elsewhere import REFUSED, REFUSED_IN_CHAT
 from server.protocol.fields import MAX_LOGPROBS, MAX_NODES, PositiveLimit, Whole, refuse, small
-from server.protocol.message import Message
+from server.protocol.message import Message, require_answered
 from server.protocol.report import FinishReason, GriffinReport, TimingReport, Usage
 from server.protocol.request import GenerationRequest
+from server.protocol.tool import MAX_TOOLS, Choice, MadeCall, Offered, ToolChoice, Tools, offered, require_distinct
 
 MAX_MESSAGES = 2048
 # What the rendering itself is told; a client's template, above all, would be a program of the client's.
@@ -35,6 +36,10 @@ class TemplateRequest(BaseModel):
     messages: Annotated[
         list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES), BeforeValidator(_a_list)
     ]
+    tools: Tools | None = Field(
+        default=None,
+        description=f"functions that the model may call, at most {MAX_TOOLS}; the template tells it of them",
+    )
     add_generation_prompt: bool | None = Field(default=True, description="end the prompt where the answer begins")
     continue_final_message: bool | None = Field(default=False, description="go on with the last message instead")
     chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(small)] = Field(
@@ -51,11 +56,18 @@ class TemplateRequest(BaseModel):
             self.add_generation_prompt = False
         if self.continue_final_message and self.add_generation_prompt:
             refuse("continue_final_message", "not together with add_generation_prompt")
+        require_answered(self.messages)
+        require_distinct(self.tools or ())
         return self
 
-    def ignored_in_messages(self) -> list[str]:
-        """Keys of messages that mean nothing here, by their path."""
-        return [f"messages[{index}].{name}" for index, one in enumerate(self.messages) for name in one.ignored()]
+    def ignored_inside(self) -> list[str]:
+        """Keys of messages and tools that mean nothing here, by their path."""
+        said = [f"messages[{index}].{name}" for index, one in enumerate(self.messages) for name in one.ignored()]
+        return said + [f"tools[{index}].{name}" for index, one in enumerate(self.tools or ()) for name in one.ignored()]
+
+    def offered(self) -> Offered | None:
+        """The tools that an answer may call, if there are any."""
+        return offered(self.tools or (), Choice("auto"), parallel=True)
 
     def conversation(self) -> list[dict[str, Any]]:
         return [message.for_template() for message in self.messages]
@@ -87,19 +99,33 @@ class ChatRequest(TemplateRequest, GenerationRequest):
         default=None, description="and of that many most probable ones; needs logprobs=true"
     )
 
+    tool_choice: ToolChoice | None = Field(
+        default=None,
+        description="auto, the default with tools: the answer may call them; none: the model is not told of them; "
+        "required: it calls one at least; or one tool by its name; or, as allowed_tools, some of them",
+    )
+    parallel_tool_calls: bool | None = Field(default=True, description="false: at most one call")
+
     @model_validator(mode="after")
     def _chat_rules(self) -> Self:
+        if (offered := self.offered()) and offered.mode != "auto":
+            for name in ("min_tokens", "ignore_eos"):
+                if getattr(self, name):
+                    refuse(name, "not with calls that must come (tool_choice), whose text has an end; leave it out")
         if self.top_logprobs and not self.logprobs:
             refuse("top_logprobs", "only with logprobs=true")
         if self.griffin and self.griffin.prompt_tokens is not None:
             refuse("griffin.prompt_tokens", "only in /v1/completions, with echo and logprobs")
         return self
 
+    def offered(self) -> Offered | None:
+        return offered(self.tools or (), self.tool_choice or Choice("auto"), self.parallel_tool_calls is not False)
+
     def default_limit(self, room: int, defaults: Mapping[str, float]) -> int:
         return min(room, int(defaults.get("max_tokens", room)))
 
     def ignored(self) -> list[str]:
-        return [*super().ignored(), *self.ignored_in_messages()]
+        return [*super().ignored(), *self.ignored_inside()]
 
     def field_name(self, param: str) -> str:
         return "messages" if param == "prompt" else super().field_name(param)
@@ -123,17 +149,22 @@ class ChatLogprobs(BaseModel):
     refusal: None
 
 
+ChatFinishReason = FinishReason | Literal["tool_calls"]
+
+
 class AssistantMessage(BaseModel):
     role: Literal["assistant"]
-    content: str
+    content: str | None = Field(description="null if there are only calls")
     refusal: None
+    reasoning_content: str | None = Field(default=None, description="what the model thought before, if it does")
+    tool_calls: list[MadeCall] | None = Field(default=None, description="if there are any")
 
 
 class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     token_ids: list[int] | None = Field(default=None, description="if return_token_ids")
 
 

@@ -4,10 +4,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.protocol.chat import ChatLogprobs
+from server.protocol.chat import ChatFinishReason, ChatLogprobs
 from server.protocol.completion import CompletionChoice
-from server.protocol.report import ErrorResponse, FinishReason, GriffinReport, TimingReport, Usage
+from server.protocol.report import ErrorResponse, GriffinReport, TimingReport, Usage
 from server.protocol.stream import Stream
+from server.protocol.tool import DeltaCall
 
 
 class Chunk(BaseModel):
@@ -35,17 +36,19 @@ class CompletionChunk(Chunk):
 
 
 class Delta(BaseModel):
-    """role in the first chunk of an answer, then content piece by piece."""
+    """role in the first chunk of an answer, then thought, content and calls piece by piece."""
 
     role: Literal["assistant"] | None = None
-    content: str
+    reasoning_content: str | None = None
+    content: str | None = None
+    tool_calls: list[DeltaCall] | None = None
 
 
 class ChatChunkChoice(BaseModel):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     token_ids: list[int] | None = Field(default=None, description="if return_token_ids")
 
 

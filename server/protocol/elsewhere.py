@@ -56,27 +56,26 @@ _NO_TEXT = Refused(("", []))
 
 REFUSED: Mapping[str, Refused] = {
     # The form of the answer.
-    "response_format": Refused(({"type": "text"},)),
-    "format": _NO_TEXT,
-    "grammar": _NO_TEXT,
-    "grammar_string": _NO_TEXT,
+    "format": Refused(("", []), "response_format"),
+    "grammar": Refused(("", []), "structured_outputs.grammar"),
+    "grammar_string": Refused(("", []), "structured_outputs.grammar"),
     "grammar_lazy": _OFF,
     "grammar_triggers": _NO_LIST,
-    "json_schema": _NO_TEXT,
-    "regex": _NO_TEXT,
-    "ebnf": _NO_TEXT,
-    "structural_tag": _NONE,
-    "structured_outputs": _NO_OBJECT,
-    "guided_json": _NO_TEXT,
-    "guided_regex": _NO_TEXT,
-    "guided_choice": _NO_LIST,
-    "guided_grammar": _NO_TEXT,
+    "json_schema": Refused(("", []), "response_format"),
+    "regex": Refused(("", []), "structured_outputs.regex"),
+    "ebnf": Refused(("", []), "structured_outputs.grammar"),
+    "structural_tag": Refused(("", [], {}), "structured_outputs.grammar"),
+    "guided_json": Refused(("", []), "structured_outputs.json"),
+    "guided_regex": Refused(("", []), "structured_outputs.regex"),
+    "guided_choice": Refused(([],), "structured_outputs.choice"),
+    "guided_grammar": Refused(("", []), "structured_outputs.grammar"),
+    "guided_json_object": Refused((False,), "structured_outputs.json_object"),
+    "guided_whitespace_pattern": Refused(("",), "structured_outputs.json, whose JSON has one line"),
+    "guided_decoding_backend": _NO_TEXT,
     "n_indent": _ZERO,
     # Tools, other media, other sources.
-    "tools": _NO_LIST,
-    "tool_choice": Refused(("none", "auto")),
-    "functions": _NO_LIST,
-    "function_call": Refused(("none", "auto")),
+    "functions": Refused(([],), "tools, in a conversation"),
+    "function_call": Refused(("none", "auto"), "tool_choice, in a conversation"),
     "modalities": Refused((["text"],)),
     "audio": _NEVER,
     "images": _NO_LIST,
@@ -225,13 +224,16 @@ REFUSED_IN_CHAT: Mapping[str, Refused] = {
 }
 
 REFUSED_IN_COMPLETIONS: Mapping[str, Refused] = {
+    "tools": Refused(([],), "chat completions"),
+    "tool_choice": Refused(("none", "auto"), "chat completions"),
+    "parallel_tool_calls": Refused((True, False)),
     "messages": Refused(([],), "prompt, or /v1/chat/completions"),
     "top_logprobs": Refused((0,), "logprobs"),
     "max_completion_tokens": Refused((), "max_tokens"),
 }
 
 REFUSED_IN_TOKENIZE: Mapping[str, Refused] = {
-    "tools": _NO_LIST,
+    "tools": Refused(([],), "messages beside it"),
     "documents": _NO_LIST,
     "chat_template": _NO_TEXT,
     "mm_processor_kwargs": _NO_OBJECT,
@@ -250,8 +252,7 @@ REFUSED_IN_DETOKENIZE: Mapping[str, Refused] = {
 
 # Of one message: what no template is given here, and marks that other servers read as continue_final_message.
 REFUSED_IN_MESSAGES: Mapping[str, Refused] = {
-    "tool_calls": _NO_LIST,
-    "function_call": _NO_OBJECT,
+    "function_call": Refused(({},), "tool_calls"),
     "audio": _NO_OBJECT,
     "images": _NO_LIST,
     "prefix": Refused((False,), "continue_final_message"),
@@ -280,7 +281,7 @@ TUNING: Mapping[str, Tuning] = {
 # Who asks, where it is stored or billed, what is kept between requests, how fast it should go.
 HARMLESS = frozenset({
     "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "prompt_cache_options", "prediction", "parallel_tool_calls", "stream_obfuscation",
+    "prompt_cache_options", "prediction", "stream_obfuscation",
     "priority", "request_id", "rid", "custom_labels", "stream_interval",
     "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "backend_sampling", "sse_ping_interval",
     "keep_alive", "ttl", "draft_model", "prompt_lookup_num_tokens", "static_cache",

@@ -112,15 +112,15 @@ def few_keys(value: Any) -> Any:
     return value
 
 
-def small(value: Any) -> Any:
-    """Refuse a free value that is large, or that cannot be written in UTF-8."""
+def small(value: Any, most: int = MAX_NODES) -> Any:
+    """Refuse a free value of more than so many names and values, or that cannot be written in UTF-8."""
     pending, count = [value], 0
     while pending:
         item = pending.pop()
         inside = [*item, *item.values()] if isinstance(item, dict) else item if isinstance(item, list) else ()
         count += len(inside) + 1
-        if count > MAX_NODES:
-            raise ValueError(f"has more than {MAX_NODES} names and values")
+        if count > most:
+            raise ValueError(f"has more than {most} names and values")
         require_unicode(item)
         pending += inside
     return value

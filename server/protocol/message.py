@@ -1,5 +1,6 @@
 """One message of a conversation, and the parts of its content."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
 
 from server.protocol.elsewhere import REFUSED_IN_MESSAGES, require_supported
 from server.protocol.fields import MAX_KEYS, Text, few_keys, refuse, require_unicode
+from server.protocol.tool import Calls
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -85,17 +87,26 @@ def _content_schema(*kinds: str) -> dict[str, Any]:
 
 
 def _by_role(schema: dict[str, Any]) -> None:
-    """The schema: only an assistant's message may lack content."""
-    common = {name: field for name, field in schema.pop("properties").items() if name not in ("role", "content")}
+    """The schema: only an assistant's message may lack content, and have calls; only a tool's answers one."""
+    properties = schema.pop("properties")
+    calls, answered = properties["tool_calls"], properties["tool_call_id"]
+    common = {name: properties[name] for name in ("name", "reasoning_content")}
     common |= {name: {"enum": [None, *field.nothing]} for name, field in REFUSED_IN_MESSAGES.items()}
     said = _content_schema(*TEXTS)
     said["anyOf"].append({"type": "null"})
+    no_calls: dict[str, Any] = {"tool_calls": {"enum": [None, []]}}
+    no_answer: dict[str, Any] = {"tool_call_id": {"enum": [None, ""]}}
+    text = _content_schema("text")
+    others = {"role": {"enum": ["system", "developer", "user"]}, "content": text, **no_calls, **no_answer}
+    tool = {"role": {"const": "tool"}, "content": text, **no_calls}
+    tool["tool_call_id"] = {"type": "string", "minLength": 1, "description": answered["description"]}
     assistant = {"role": {"const": "assistant"}, "content": said, "refusal": {"type": ["string", "null"]}}
-    others = {"role": {"enum": [role for role in ROLES if role != "assistant"]}, "content": _content_schema("text")}
+    assistant |= {"tool_calls": calls, **no_answer}
     schema |= {
         "maxProperties": MAX_KEYS,
         "anyOf": [
             {"title": "Turn", "properties": {**others, **common}, "required": ["role", "content"]},
+            {"title": "ToolTurn", "properties": {**tool, **common}, "required": ["role", "content", "tool_call_id"]},
             {"title": "AssistantTurn", "properties": {**assistant, **common}, "required": ["role"]},
         ],
     }
@@ -113,6 +124,10 @@ class Message(BaseModel):
     reasoning_content: Text | None = Field(
         default=None, description="of an earlier answer; given to the model's chat template, which may leave it out"
     )
+    tool_calls: Calls | None = Field(
+        default=None, description="of an earlier answer; messages of role tool answer them"
+    )
+    tool_call_id: Text | None = Field(default=None, description="of role tool: the call that it answers")
 
     @model_validator(mode="before")
     @classmethod
@@ -130,6 +145,12 @@ class Message(BaseModel):
             refuse("content", "is required", "missing_required_parameter")
         if self.role == "assistant" and not self.content:
             self.content = self._refusal()
+        if self.role == "tool" and not self.tool_call_id:
+            refuse("tool_call_id", "is required: the id of the call that it answers", "missing_required_parameter")
+        if self.role != "tool" and self.tool_call_id:
+            refuse("tool_call_id", "only in messages of role tool")
+        if self.role != "assistant" and self.tool_calls:
+            refuse("tool_calls", "only in messages of role assistant")
         return self
 
     def _refusal(self) -> str:
@@ -143,10 +164,41 @@ class Message(BaseModel):
     def for_template(self) -> dict[str, Any]:
         """The form that chat templates expect, with one text. developer is OpenAI's newer word for system."""
         message = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-        others = {"name": self.name, "reasoning_content": self.reasoning_content}
+        others = {
+            "name": self.name,
+            "reasoning_content": self.reasoning_content,
+            "tool_calls": [call.for_template() for call in self.tool_calls or ()],
+            "tool_call_id": self.tool_call_id,
+        }
         return message | {name: value for name, value in others.items() if value}
 
     def ignored(self) -> list[str]:
         """Keys that have no meaning here, if they have a value."""
         sent = {name for name, value in (self.model_extra or {}).items() if value not in (None, "", [], {}, False)}
         return sorted(sent - set(REFUSED_IN_MESSAGES) - {"refusal"})
+
+
+def require_answered(messages: Sequence[Message]) -> None:
+    """Refuse a call without an answer, and an answer without a call. Answers follow the calls at once, in any order.
+
+    Raises:
+        PydanticCustomError: by the message at fault.
+    """
+    asked, pending = 0, set[str]()
+    for index, message in enumerate(messages):
+        if message.role == "tool":
+            if message.tool_call_id not in pending:
+                refuse(f"messages[{index}].tool_call_id", "answers no call of the assistant's message before it")
+            pending.discard(message.tool_call_id)
+            continue
+        _require_none(pending, asked)
+        asked, pending = index, {call.id for call in message.tool_calls or ()}
+        if len(pending) < len(message.tool_calls or ()):
+            refuse(f"messages[{index}].tool_calls", "two calls have the same id")
+    _require_none(pending, asked)
+
+
+def _require_none(pending: set[str], asked: int) -> None:
+    if pending:
+        why = f"no message of role tool after it answers {min(pending)[:64]!r}; each call must have one"
+        refuse(f"messages[{asked}].tool_calls", why)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, NoReturn, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from griffin import Sampling, Scoring
+from griffin.constraint import Grammar
 from griffin.errors import ContextLengthExceeded
 from server.protocol.elsewhere import REFUSED, Refused, documented, require_supported, require_untuned, unknown
 from server.protocol.fields import (
@@ -31,6 +32,7 @@ from server.protocol.fields import (
     refuse,
 )
 from server.protocol.options import GriffinOptions
+from server.protocol.structured import Form, ResponseFormat, StructuredOutputs, refuse_beside
 
 # Names of other servers for fields of ours, beside those of the limit.
 TWINS = {"repeat_penalty": "repetition_penalty", "no_stop_trim": "include_stop_str_in_output"}
@@ -113,6 +115,10 @@ class GenerationRequest(BaseModel):
         default=None, description="keep that many tokens of the prompt's end; -1: as many as fit"
     )
     return_token_ids: bool | None = Field(default=False, description="add token_ids and prompt_token_ids")
+    response_format: ResponseFormat | None = Field(default=None, description="the form of the answer, as OpenAI has it")
+    structured_outputs: StructuredOutputs | None = Field(
+        default=None, description="the form of the answer, as vLLM has it; not together with response_format"
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
@@ -139,7 +145,28 @@ class GenerationRequest(BaseModel):
         limit = self.token_limit()
         if self.min_tokens and limit is not None and 0 <= limit < self.min_tokens:
             refuse("min_tokens", f"must not be more than the limit of {limit} tokens")
+        self._require_one_form()
         return self
+
+    def _require_one_form(self) -> None:
+        if (form := self.form()) is None:
+            return
+        if (
+            self.response_format
+            and self.response_format.form()
+            and self.structured_outputs
+            and self.structured_outputs.form()
+        ):
+            refuse("structured_outputs", "not together with response_format; leave one of them out")
+        if self.min_tokens:
+            refuse_beside(form, "min_tokens", "whose text may end before")
+        if self.ignore_eos:
+            refuse_beside(form, "ignore_eos", "whose text has an end")
+
+    def form(self) -> Form | None:
+        """The form that every answer is held to."""
+        named = self.response_format.form() if self.response_format else None
+        return named or (self.structured_outputs.form() if self.structured_outputs else None)
 
     def _sent(self) -> dict[str, Any]:
         """Keys that are no fields of ours, without those that narrow a penalty which there is not."""
@@ -256,12 +283,15 @@ class GenerationRequest(BaseModel):
         """Whether the answer begins with the prompt."""
         return False
 
-    def samplings(self, limit: int, defaults: Mapping[str, float]) -> Sequence[Sampling]:
+    def samplings(
+        self, limit: int, defaults: Mapping[str, float], grammar: Grammar | None = None
+    ) -> Sequence[Sampling]:
         """One for each sequence; none when nothing is to be generated.
 
         Args:
             limit: tokens of each, see ``limit_within``.
             defaults: the model's own, for fields that the request leaves out.
+            grammar: of the request's ``form``.
         """
         if limit == 0:
             return ()
@@ -287,6 +317,7 @@ class GenerationRequest(BaseModel):
             stop_token_ids=frozenset(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
             logprobs=self.wanted_logprobs(),
+            grammar=grammar,
         )
         if self.seed is None:
             return (first,) * self.sequences

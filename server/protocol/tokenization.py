@@ -47,12 +47,14 @@ class TokenizeText(Extensible):
 
 
 class TokenizeMessages(TemplateRequest, Extensible):
+    refused: ClassVar = {name: field for name, field in REFUSED_IN_TOKENIZE.items() if name != "tools"}
+
     model: ModelName = None
     add_special_tokens: bool | None = False
     return_token_strs: bool | None = False
 
     def ignored(self) -> list[str]:
-        return [*super().ignored(), *self.ignored_in_messages()]
+        return [*super().ignored(), *self.ignored_inside()]
 
 
 # Which of the two is meant is seen before either is validated: an error is about the one that was meant.

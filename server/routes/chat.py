@@ -20,6 +20,6 @@ async def create_chat_completion(body: ChatRequest, request: Request) -> Respons
     async with begin(body, request, 1) as intake:
         prompt = await render(intake.model, body)
         # The template has written the special tokens already.
-        generation = await intake.queue([prompt], bool(body.add_special_tokens), opens=True)
+        generation = await intake.queue([prompt], bool(body.add_special_tokens), opens=True, offered=body.offered())
     format = ChatFormat(generation, body)
     return await deliver(generation, format, request, stream=bool(body.stream), headers=ignored_header(body))

@@ -1,5 +1,6 @@
 """Text to ids, and ids back to text piece by piece. No I/O."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -143,15 +144,23 @@ class StopStrings:
         return taken
 
 
-def special_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[int, str]:
-    """Which of these texts are special tokens, by id. Their text is empty where special tokens are left out."""
-    wanted = set(texts)
-    if not wanted:
-        return {}
+def template_text(tokenizer: Tokenizer) -> str:
+    """The chat template, or all of them where it is one of several by name."""
+    template = tokenizer.chat_template or ""
+    return template if isinstance(template, str) else json.dumps(template, default=str)
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:
+    """All of them, by id. Their text is empty where special tokens are left out."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     ids = {*tokenizer.all_special_ids, *(id for id, token in added.items() if token.special)}
-    spelled = zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True)
-    return {id: text for id, text in spelled if text in wanted}
+    return dict(zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True))
+
+
+def special_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[int, str]:
+    """Which of these texts are special tokens, by id."""
+    wanted = set(texts)
+    return {id: text for id, text in special_tokens(tokenizer).items() if text in wanted} if wanted else {}
 
 
 class TextStream:
@@ -165,16 +174,19 @@ class TextStream:
         *,
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        shown: Sequence[str] = (),
         min_tokens: int = 0,
     ) -> None:
         """
         Args:
             include_stop: the text ends after the stop string, instead of before it.
+            shown: special tokens that are not left out.
             min_tokens: a stop string among the first so many tokens does not count.
         """
         self._detokenizer = Detokenizer(tokenizer, prompt_ids, skip_special_tokens)
         self._stops = StopStrings(stops, include_stop)
         self._special_stops = special_ids(tokenizer, stops)
+        self._shown = special_ids(tokenizer, shown) if skip_special_tokens else {}
         self._include = include_stop
         self._unstoppable, self._bypassed = min_tokens, False
         # Whether the text ends with a special token that it would otherwise leave out.
@@ -188,7 +200,7 @@ class TextStream:
     def feed(self, id: int) -> str:
         if id in self._special_stops and not self._unstoppable:
             return self._stop_at(id)
-        text = self._detokenizer.feed(id)
+        text = self._detokenizer.flush() + self._shown[id] if id in self._shown else self._detokenizer.feed(id)
         self._bypassed = self._unstoppable > 0
         if self._bypassed:
             self._unstoppable -= 1

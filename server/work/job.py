@@ -47,6 +47,7 @@ class EngineLike(Protocol):
     accounting: Accounting
     context_length: int
     vocabulary_size: int
+    eos_token_ids: frozenset[int]
 
     def check(self, prompt_ids: Sequence[int], sampling: Sampling | None, scoring: Scoring | None) -> None: ...
 

@@ -45,6 +45,7 @@ EXPERTS = torch.stack([torch.arange(0, 100, 2), torch.arange(1, 100, 2)]).int()
 _ZEROS = torch.zeros(2, 100)
 THRESHOLDS = Thresholds(Shares(0.5, 0.5, 0.5), _ZEROS, _ZEROS, _ZEROS, _ZEROS, _ZEROS, _ZEROS)
 COUNTED = Shares(0.6, 0.5, 0.25)
+END = 0x110000
 # Of tokens after the first, where they are verified: each block is four drafts, three of which are accepted.
 BLOCK = 4
 COMPARISON = Comparison(tokens=4, kl=0.25, top1_agreement=0.75, perplexity_ratio=1.5)
@@ -54,7 +55,7 @@ class CharacterTokenizer:
     """One token for each character, its id the code point. Ids from 0x110000 on are special."""
 
     chat_template: str | None = "roles and texts"
-    all_special_ids: ClassVar[list[int]] = [0x110000]
+    all_special_ids: ClassVar[list[int]] = [END]
     eos_token = "<end>"
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
@@ -69,7 +70,7 @@ class CharacterTokenizer:
 
     def apply_chat_template(self, conversation: list[dict[str, Any]], *, tokenize: bool, **options: Any) -> str:
         if any(message["role"] == "tool" for message in conversation):
-            raise ValueError("tools are unknown here")
+            raise ValueError("the role tool is unknown here")
         said = "".join(f"{message['role']}:{message['content']};" for message in conversation)
         return said + ("assistant:" if options["add_generation_prompt"] else "")
 
@@ -85,7 +86,7 @@ class ScriptedEngine:
     whatever is compared. compare_gate: none is made before it is set. compare_failure: raised instead.
     outlook: what sparsity auto comes to. expert_set: what neurons are called. correction: of those of
     griffin+.
-    drafts: in mode fast as well, and without sparsity.
+    drafts: in mode fast as well, and without sparsity. once: the text ends with an end token.
     asked: what each prompt was to be generated with. compared: what was given to comparisons that were begun.
     """
 
@@ -102,11 +103,13 @@ class ScriptedEngine:
     outlook: Outlook | None = None
     expert_set: str = "cafe"
     drafts: bool = False
+    once: bool = False
     asked: list[tuple[Pruning, Verification | None]] = field(default_factory=list)
     compared: list[tuple[list[int], list[int], Pruning]] = field(default_factory=list)
     accounting: Accounting = ACCOUNTING
     context_length: int = 1000
     vocabulary_size: int = 0x110001
+    eos_token_ids: frozenset[int] = frozenset({0x110000})
     generated: int = 0
     rebuilt: int = 0
     reads: list[int] = field(default_factory=list)
@@ -165,6 +168,9 @@ class ScriptedPrompt:
                 selection = self._selection(5) if count == 2 and self._sparsity else None
                 last = count == sampling.max_tokens
                 engine.generated += 1
+                if engine.once and count > len(engine.text):
+                    yield Token(END, None, "stop", selection)
+                    return
                 # With a seed, the text begins there: what another seed says is another text.
                 id = ord(engine.text[(count - 1 + (sampling.seed or 0)) % len(engine.text)])
                 logprobs = None if sampling.logprobs is None else self._score(count, id, sampling.logprobs)

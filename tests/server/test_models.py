@@ -32,6 +32,7 @@ class Shelf:
         self.sizes, self.loads, self.broken = sizes, list[str](), set[str]()
         self.engines = {place: ScriptedEngine(text=place) for place in sizes}
         self.gates: dict[str, threading.Event] = {}
+        self.pass_tokens: list[int | str] = []
 
     def find(self, settings: Settings) -> Found:
         return Found(tuple(settings.served_names or [settings.model]), self.sizes[settings.model])
@@ -43,9 +44,9 @@ class Shelf:
             assert gate.wait(20)
         if place in self.broken:
             raise LoadError(f"'{place}' does not exist")
-        return Loaded(
-            self.find(settings).names[0], CharacterTokenizer(), [self.engines[place]], bytes=self.sizes[place]
-        )
+        self.pass_tokens.append(settings.prompt_pass_tokens)
+        name, size = self.find(settings).names[0], self.sizes[place]
+        return Loaded(name, CharacterTokenizer(), [self.engines[place]], bytes=size, pass_tokens=48)
 
 
 @contextmanager
@@ -76,6 +77,8 @@ def test_the_model_field_chooses_and_one_is_loaded_at_a_time() -> None:
         assert loaded(url) == {"alpha": True, "beta": False}
         assert [said(url, name) for name in (None, "alpha", "beta", "beta@sparsity=0.5", None)] == list("aabba")
         assert shelf.loads == ["alpha", "beta", "alpha"]
+        # Measured once, or the same text would not give the same answer again.
+        assert shelf.pass_tokens == ["auto", "auto", 48]
         assert loaded(url) == {"alpha": True, "beta": False}
         assert metric(url, "griffin_model_loaded", model_name="alpha") == 1
         assert metric(url, "griffin_model_loaded", model_name="beta") == 0

@@ -178,7 +178,7 @@ BAD: list[tuple[object, int, str | None]] = [
     ({"prompt": "a", "griffin": {"selection": "best"}}, 400, "griffin.selection"),
     ({"prompt": "a", "griffin": {"statistics": "flocking"}}, 400, "griffin.statistics"),
     ({"prompt": "a", "suffix": "b"}, 400, "suffix"),
-    ({"prompt": "a", "response_format": {"type": "json_object"}}, 400, "response_format"),
+    ({"prompt": "a", "response_format": {"type": "json"}}, 400, "response_format.type"),
     ({"prompt": "a", "prompt_logprobs": 0}, 400, "prompt_logprobs"),
     ({"prompt": "a", "n": 0}, 400, "n"),
     ({"prompt": "a", "n": 129}, 400, "n"),

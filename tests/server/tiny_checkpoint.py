@@ -23,14 +23,16 @@ CONFIG = LlamaConfig(
 )
 
 
-def write(folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+def write(folder: Path, tokenizer: PreTrainedTokenizerBase | None = None, context: int | None = None) -> Path:
     """Save the same weights each time into ``folder``, after which a server names the model.
 
     Args:
         tokenizer: the default model's, chat template and all; loaded when it is not at hand.
+        context: its length, if it is to be another one.
     """
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIG)
+    model.config.max_position_embeddings = context or CONFIG.max_position_embeddings
     with torch.no_grad():
         # Larger than usual, so that tokens differ well in probability.
         model.lm_head.weight.normal_(std=0.5)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from griffin.constraint import Constraint
 from griffin.decode.cuda.passes import GraphPasses, Replay
 from griffin.decode.cuda.step import PASSES, FusedStep, buckets
 from griffin.decode.decoder import PassingStep
@@ -55,12 +56,13 @@ class GraphDecoder:
 
     So there are three graphs of steps for each bucket, and four of passes, one for each size.
 
+    A sequence with a grammar is not worked ahead on: the host draws each token, after a pass of one.
+
     For method griffin+ it takes the gates by input when it is made: a third of the feed-forward weights' memory again,
     half of it where blocks have no gate. All engines of a model share them.
     """
 
     name = "graph"
-    ahead = True
     own_pass = False
 
     def __init__(
@@ -83,11 +85,20 @@ class GraphDecoder:
         self._buckets = buckets(context_length)
         self._graphs: dict[tuple[int, Kind], Replay] = {}
         self._recorded: dict[tuple[int, int], Replay] = {}
-        self.passes: PassingStep | None = GraphPasses(self._step, cache, self._buckets, self._recorded)
+        self._passes = GraphPasses(self._step, cache, self._buckets, self._recorded)
+        self.passes: PassingStep | None = self._passes
         self._kind = EVERYTHING
         self._slots = [_Slot(self._sampler, device) for _ in range(2)]
         self._turn = 0
         self._capture_all()
+
+    @property
+    def ahead(self) -> bool:
+        return self.constraint is None
+
+    @property
+    def constraint(self) -> Constraint | None:
+        return self._sampler.constraint
 
     def keep(self, chosen: Chosen | None) -> None:
         self._step.keep(chosen)
@@ -105,6 +116,10 @@ class GraphDecoder:
 
     @torch.inference_mode()
     def advance(self) -> Callable[[], Drawn]:
+        if self.constraint is not None:
+            logits_V = self._passes(int(self._sampler.id))
+            self._sampler.prepare()
+            return self.draw(logits_V)
         self._cache.length += 1
         bucket = next(bucket for bucket in self._buckets if bucket >= self._cache.length)
         self._graphs[bucket, self._kind]()
@@ -130,7 +145,8 @@ class GraphDecoder:
         self._sampler.take(id, logits_V)
         self._follow()
         # Nothing else is to be waited for.
-        return self._fetch() if self._sampler.kind.logprobs else lambda: Drawn(id)
+        waits = self._sampler.kind.logprobs or self.constraint is not None
+        return self._fetch() if waits else lambda: Drawn(id)
 
     def _follow(self) -> None:
         """The next step runs the sampler's token, behind what the cache holds."""

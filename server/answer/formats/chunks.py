@@ -41,8 +41,8 @@ class ChunkFormat(ABC):
         self._no_usage: dict[str, Any] = {"usage": None} if self._include_usage else {}
 
     @abstractmethod
-    def chunk(self, piece: Piece) -> dict[str, Any]:
-        """The fields of a chunk that are about a piece."""
+    def chunks(self, piece: Piece) -> Sequence[dict[str, Any]]:
+        """The fields of chunks, one or more, that are about a piece."""
 
     @abstractmethod
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class ChunkFormat(ABC):
         return b""
 
     def piece(self, piece: Piece) -> bytes:
-        return event({**self._frame, **self.chunk(piece), **self._usage(piece)})
+        return b"".join(event({**self._frame, **chunk, **self._usage(piece)}) for chunk in self.chunks(piece))
 
     def close(self) -> bytes:
         last = event({**self._frame, "choices": [], **self._reports()}) if self._include_usage else b""

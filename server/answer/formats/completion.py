@@ -24,7 +24,7 @@ class CompletionFormat(ChunkFormat):
         # Answers that have begun; with log-probabilities, their arrays go on from piece to piece.
         self._begun: dict[tuple[int, int], LegacyForm | None] = {}
 
-    def chunk(self, piece: Piece) -> dict[str, Any]:
+    def chunks(self, piece: Piece) -> Sequence[dict[str, Any]]:
         first = piece.answer not in self._begun
         if first:
             self._begun[piece.answer] = self._legacy_form(piece.prompt) if self._logprobs else None
@@ -38,7 +38,7 @@ class CompletionFormat(ChunkFormat):
             choice["token_ids"] = piece.ids
         if self._delivery.token_ids and first:
             choice["prompt_token_ids"] = self._prompt_ids(piece.prompt)
-        return {"choices": [choice]}
+        return [{"choices": [choice]}]
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         choice = {

@@ -20,8 +20,11 @@ from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served
 
 POSTS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
 DRAWN = 80
-CONTEXT = 400
+CONTEXT = 2000
 HI = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+ANSWER = {"role": "tool", "tool_call_id": "1", "content": "42"}
 # What no schema of a body can say, by the error's field and words: what a model has, what a server has been asked
 # before, and which fields go together.
 RULES: dict[str, tuple[str, str]] = {
@@ -41,8 +44,18 @@ RULES: dict[str, tuple[str, str]] = {
     "the best of a stream": ("best_of", r"at the end only"),
     "alternatives without log-probabilities": ("top_logprobs", r"only with logprobs=true"),
     "options of no stream": ("stream_options", r"only with stream=true"),
+    "calls without answers, answers without calls": (r"messages\[\d+\]\.tool_\w+", r"answers|the same id"),
+    "tools of one name": (r"tools\[\d+\]\.function\.name", r"stands twice"),
+    "a choice of no tool": ("tool_choice", r"only with tools|is none of tools"),
     "an answer begun and not begun": ("continue_final_message", r"not together with add_generation_prompt"),
     "more scores than an answer holds": ("logprobs", r"ask for less"),
+    "a form that no answer can be held to": (r"(response_format|structured_outputs)\b.*", r"not with this model"),
+    "a schema that strict mode refuses": ("response_format", r"invalid schema"),
+    "two forms, or one that is not named": (
+        r"response_format\.json_schema|structured_outputs",
+        r"leave .* out|only with|is required",
+    ),
+    "a form that may end before": ("min_tokens|ignore_eos", r"not with (response_format|structured_outputs)"),
     "two sparsities, or one for several": ("sparsity", r"auto|draft ngram|expert_set"),
     "choices about neurons": (r"griffin\.\w+", r"only |not with |not for |leave it out"),
     "a mechanism of other servers": (r"mirostat_\w+|xtc_\w+|dry_\w+|dynatemp_\w+|\w+_curve|adaptive_\w+", "turn"),
@@ -213,6 +226,13 @@ def test_errors_in_streams_are_what_the_document_says(document: dict[str, Any], 
         (POSTS[1], {"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}]}, False),
         (POSTS[1], {"messages": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}]}, True),
         (POSTS[1], {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, False),
+        (POSTS[1], {"messages": [*HI, {"role": "assistant", "tool_calls": [CALL]}, ANSWER]}, True),
+        (POSTS[1], {"messages": [{**HI[0], "tool_calls": [CALL]}]}, False),
+        (POSTS[1], {"messages": [{**HI[0], "tool_call_id": "1"}]}, False),
+        (POSTS[1], {"messages": HI, "tools": [TOOL], "tool_choice": "auto", "parallel_tool_calls": False}, True),
+        (POSTS[1], {"messages": HI, "tools": [TOOL], "tool_choice": "any"}, False),
+        (POSTS[1], {"messages": HI, "tools": [{"type": "custom", "custom": {"name": "f"}}]}, False),
+        (POSTS[1], {"messages": HI, "tools": [{"type": "function", "function": {"name": "a b"}}]}, False),
         (POSTS[1], {"messages": HI, "chat_template_kwargs": {"tokenize": True}}, False),
         ("/tokenize", {"prompt": "hi", "parse_special": False}, False),
         ("/detokenize", {"tokens": [104.0]}, True),

@@ -66,7 +66,7 @@ REFUSED_VALUES: list[tuple[str, Any]] = [
     ("truncation_side", "right"), ("mirostat", 2), ("mirostat_mode", 1), ("mirostat_tau", 3), ("xtc_probability", 0.5),
     ("xtc_threshold", 0.3), ("dry_multiplier", 0.8), ("dry_base", 2), ("stop_regex", "a+"), ("stop_regex", ["a+"]),
     ("documents", [{"text": "x"}]), ("thinking_token_budget", 10), ("prompt_token_ids", [1, 2]), ("cache_salt", "a"),
-    ("do_sample", False), ("typical_p", 0.9), ("samplers", ["top_k"]), ("response_format", {"type": "json_object"}),
+    ("do_sample", False), ("typical_p", 0.9), ("samplers", ["top_k"]), ("guided_json", {"type": "object"}),
     ("reasoning_effort", "low"), ("think", True), ("options", {"temperature": 0}), ("num_predict", 5), ("n_cmpl", 2),
     ("t_max_predict_ms", 100), ("top_n_sigma", 1.5), ("dynatemp_range", 0.5), ("use_beam_search", True),
     ("bad_words", ["x"]), ("allowed_token_ids", [1]), ("prompt_logprobs", 0), ("prompt_logprobs", True),
@@ -133,6 +133,8 @@ def _master(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("name", "value"), REFUSED_VALUES)
 def test_values_that_ask_for_something_are_refused(path: str, name: str, value: object) -> None:
     """Whichever server they come from."""
+    if (path, name) == (CHAT, "tool_choice"):
+        pytest.skip("a field of chat")
     assert refusal(path, {**BASES[path], "repeat_penalty": 1.1, name: value}) == (name, "unsupported_parameter")
 
 

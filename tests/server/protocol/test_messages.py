@@ -66,7 +66,7 @@ def refusal(messages: object, request: Any = ChatRequest) -> InvalidField:
         ([USER, {"role": "user", "content": [TEXT, IMAGE]}], "messages[1].content[1]", "images are not supported"),
         ([{**USER, "name": 7}], "messages[0].name", "valid string"),
         ([{**USER, "images": ["x"]}], "messages[0].images", "is not supported"),
-        ([USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}], "messages[1].tool_calls", "is not supported"),
+        ([USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}], "messages[1].tool_calls[0].type", "is required"),
         ([USER, {"role": "assistant", "function_call": {"name": "f"}}], "messages[1].function_call", "is not"),
         ([USER, {"role": "assistant", "audio": {"id": "1"}}], "messages[1].audio", "is not supported"),
         ([USER, {"role": "assistant", "prefix": 0}], "messages[1].prefix", "is not supported"),
@@ -124,7 +124,12 @@ def test_what_an_assistant_has_said(turn: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize("content", ["", []])
 def test_an_empty_text_is_a_text(role: str, content: object) -> None:
     """For every role."""
-    assert ChatRequest(messages=[{"role": role, "content": content}]).conversation()[0]["content"] == ""
+    called = {"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    before = [{"role": "assistant", "tool_calls": [called]}] if role == "tool" else []
+    answer = {"tool_call_id": "1"} if role == "tool" else {}
+
+    request = ChatRequest(messages=[*before, {"role": role, "content": content, **answer}])
+    assert request.conversation()[-1]["content"] == ""
 
 
 def test_a_client_names_nothing_that_the_renderer_is_told() -> None:

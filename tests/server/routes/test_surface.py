@@ -362,11 +362,11 @@ def test_chat_continues_a_message() -> None:
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content[0]",
         ),
-        ({"messages": [{"role": "tool", "content": "42"}]}, "messages"),
+        ({"messages": [{"role": "tool", "content": "42"}]}, "messages[0].tool_call_id"),
         ({}, "messages"),
-        ({"messages": HI, "tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"messages": HI, "tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
         ({"messages": HI, "tool_choice": "required"}, "tool_choice"),
-        ({"messages": HI, "response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": HI, "response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"messages": HI, "reasoning_effort": "low"}, "reasoning_effort"),
         ({"messages": HI, "modalities": ["audio"]}, "modalities"),
         ({"messages": HI, "top_logprobs": 2}, "top_logprobs"),
@@ -459,7 +459,7 @@ def test_tokenize_and_detokenize() -> None:
         neither = post(url, "/tokenize", text="hi")
         info = httpx.get(f"{url}/tokenizer_info").json()
         misspelt = post(url, "/tokenize", prompt="hi", add_special_token=False)
-        tools = post(url, "/tokenize", messages=HI, tools=[{"type": "function"}])
+        tools = post(url, "/tokenize", prompt="hi", tools=[{"type": "function"}])
 
     assert tokens == {"count": 2, "max_model_len": 1000, "tokens": [104, 105], "token_strs": None}
     assert (strings, chat, text) == (["h", "i"], len("user:hi;assistant:"), {"prompt": "hi"})

@@ -24,7 +24,7 @@ def test_a_report_sums_over_all_sequences() -> None:
 
     assert report["verification"] == {
         "drafted_tokens": 48, "accepted_tokens": 36, "acceptance_rate": 0.75, "rollbacks": 12, "passes": 12,
-        "refreshes": 0, "active_parameters_per_token": round(3 * (1000 + 4 * 700) / 9),
+        "forced_tokens": 0, "refreshes": 0, "active_parameters_per_token": round(3 * (1000 + 4 * 700) / 9),
         "bytes_per_token": round(3 * (1600 + 4 * 1000) / 9),
     }  # fmt: skip
     assert report["active_parameters"] == 700

@@ -1,0 +1,53 @@
+"""A request's form and tools become the grammar that its answers are held to."""
+
+from griffin.constraint import Grammar
+from griffin.errors import InvalidRequest
+from server.errors import InvalidField
+from server.protocol.structured import Form
+from server.protocol.tool import Offered
+from server.served import ServedModel
+from server.text.grammars import Grammars
+from server.text.tool_grammar import calls_grammar, mark_ids
+
+
+async def grammar_of(form: Form | None, offered: Offered | None, model: ServedModel) -> Grammar | None:
+    """
+    Raises:
+        InvalidRequest: the form cannot be compiled, or takes too much; names the form's field, or the tool's.
+        InvalidField: the form does not go with tools.
+    """
+    if offered and (offered.mode != "auto" or form):
+        return await _calls(form, offered, model)
+    return await _form(form, model.grammars) if form else None
+
+
+async def _form(form: Form, grammars: Grammars) -> Grammar:
+    match form.kind:
+        case "json_object" | "json_schema":
+            return await grammars.of_schema(form.value, form.param)
+        case "regex":
+            return await grammars.of_regex(form.value, form.param)
+        case "choice":
+            return await grammars.of_choice(form.value, form.param)
+        case "grammar":
+            return await grammars.of_grammar(form.value, form.param)
+
+
+async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Grammar:
+    """Calls; where they need not come, JSON of the form instead."""
+    instead = None
+    if form and offered.mode == "auto":
+        if form.kind not in ("json_object", "json_schema"):
+            raise InvalidField(f"{form.param} not together with tools; leave one of them out", form.param)
+        await _form(form, model.grammars)
+        instead = form.value if form.kind == "json_schema" else {"type": "object"}
+    schemas = [(tool.function.name, tool.function.schema_of_arguments()) for tool in offered.tools]
+    style, ids = model.tools.form, mark_ids(model.tokenizer, model.tools.form)
+    grammar = calls_grammar(style, schemas, ids, single=offered.single, instead=instead)
+    try:
+        return await model.grammars.of_calls(grammar, "tools")
+    except InvalidRequest:
+        # Which of them is at fault?
+        for place, (_, schema) in zip(offered.places, schemas, strict=True):
+            await model.grammars.of_schema(schema, f"tools[{place}].function.parameters")
+        raise

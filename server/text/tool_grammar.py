@@ -1,0 +1,71 @@
+"""The grammar of answers that must call tools, in the model's own form, with arguments by the tools' schemas."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.text.grammar_program import JSON
+from server.text.tokenizer import Tokenizer
+from server.text.tool_calls import Form
+
+MOST_CALLS = 16
+# With these a schema says itself what else an object may have.
+OPEN = ("additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref", "if")
+
+
+def mark_ids(tokenizer: Tokenizer, form: Form) -> dict[str, int]:
+    """Marks that are a token as a whole, special or not. A grammar must name them by their ids."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {str(token): id for id, token in added.items() if str(token) in form.marks}
+
+
+def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What arguments are held to: an object, with no other keys than it describes, unless the schema speaks of them."""
+    closed = {} if any(key in parameters for key in OPEN) else {"additionalProperties": False}
+    return {"type": "object", **closed, **parameters}
+
+
+def calls_grammar(
+    form: Form,
+    tools: Sequence[tuple[str, Mapping[str, Any]]],
+    tokens: Mapping[str, int],
+    *,
+    single: bool,
+    instead: Mapping[str, Any] | None = None,
+) -> str:
+    """In Lark's form, as llguidance has it.
+
+    Args:
+        tools: names and parameters.
+        tokens: see ``mark_ids``.
+        single: exactly one call; else up to MOST_CALLS where the form has room for several.
+        instead: the answer may be JSON of this schema instead.
+    """
+    several = "" if single or form.between is None else f" ({_text(form.between, tokens)} call){{0,{MOST_CALLS - 1}}}"
+    rules = [
+        "start: calls | instead" if instead is not None else "start: calls",
+        f"calls: {_text(form.first, tokens)} call{several} {_text(form.last, tokens)}",
+        "call: " + " | ".join(f"call_{index}" for index in range(len(tools))),
+    ]
+    for index, (name, parameters) in enumerate(tools):
+        before, _, after = form.call.replace("NAME", name).partition("ARGUMENTS")
+        schema = _json(arguments_schema(parameters))
+        rules.append(f"call_{index}: {_text(before, tokens)} {schema} {_text(after, tokens)}")
+    if instead is not None:
+        rules.append(f"instead: {_json(instead)}")
+    return "\n".join(rules)
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    return "%json " + json.dumps({**schema, "x-guidance": JSON})
+
+
+def _text(text: str, tokens: Mapping[str, int]) -> str:
+    """A text as a sequence of tokens and strings."""
+    marks = [mark for mark in tokens if mark in text]
+    if not marks:
+        return json.dumps(text, ensure_ascii=False) if text else ""
+    pieces = re.split("(" + "|".join(map(re.escape, sorted(marks, key=len, reverse=True))) + ")", text)
+    written = (f"<[{tokens[piece]}]>" if piece in tokens else json.dumps(piece) for piece in pieces if piece)
+    return " ".join(written)

@@ -1,0 +1,160 @@
+"""Sequences with a grammar: held to it in every mode, the same with passes as without, ended where it ends."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from griffin import Engine, Pruning, Sampling, Token, Verification
+from griffin.decode.steps import StepName
+from griffin.engine.speculation import Verifier
+from griffin.request import DraftName, ModeName
+from tests.griffin.engine.sequences import EVERYTHING, HALF, Prompts, ids
+from tests.griffin.grammars import Slots
+from tests.tiny import tiny_model
+
+# Three tokens that are forced, then two that are not, over and over.
+RECORD = tuple(frozenset(place) for place in ((40,), (41,), (42,), range(50, 60), range(3, 120)))
+FORM = Slots(RECORD * 6)
+GREEDY = Sampling(temperature=0, max_tokens=64, grammar=FORM)
+SAMPLINGS = {
+    "greedy": GREEDY,
+    "seeded": Sampling(seed=3, max_tokens=64, grammar=FORM),
+    "everything": replace(
+        EVERYTHING, max_tokens=64, ignore_eos=False, min_tokens=0, stop_token_ids=frozenset(), grammar=FORM
+    ),
+}
+PASSES = Verification("fast", "none")
+
+
+def fits(tokens: list[Token], form: Slots = FORM) -> bool:
+    return all(id in place for id, place in zip(ids(tokens), form.places, strict=False))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_every_family_holds_to_it(family: str, sampling: Sampling, prompts: Prompts) -> None:
+    """From the first token to the last, after which nothing follows."""
+    tokens = list(Engine(tiny_model(family)).generate(prompts(1, 12), sampling, HALF))
+
+    assert len(tokens) == len(FORM.places)
+    assert fits(tokens)
+    assert (tokens[-1].finish_reason, tokens[-1].complete) == ("stop", True)
+    assert not any(token.finish_reason or token.complete for token in tokens[:-1])
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("sparsity", [0, 0.5])
+@pytest.mark.parametrize("verification", [PASSES, Verification(), Verification(draft="ngram", draft_tokens=4)], ids=str)
+def test_passes_change_no_token(
+    sampling: Sampling, sparsity: float, verification: Verification, prompts: Prompts
+) -> None:
+    """What is forced is read in passes, and n-grams are checked; the tokens are those of single steps."""
+    engine, prompt = Engine(tiny_model("llama")), prompts(2, 20)
+    stepped = list(engine.generate(prompt, sampling, Pruning(sparsity)))
+    passed = list(engine.generate(prompt, sampling, Pruning(sparsity), verification=verification))
+
+    assert ids(passed) == ids(stepped)
+    assert [token.logprobs for token in passed] == [token.logprobs for token in stepped]
+    # Of the first record, two tokens follow the first one.
+    assert passed[-1].verified.forced + passed[-1].verified.accepted >= 2 + 5 * 3 - 1
+    assert passed[-1].complete
+
+
+def test_forced_tokens_cost_no_step(prompts: Prompts) -> None:
+    """Of 30 tokens 18 are forced: after the first, six passes and six steps."""
+    engine, prompt = Engine(tiny_model("llama")), prompts(3, 20)
+    last = list(engine.generate(prompt, GREEDY, verification=PASSES))[-1]
+
+    assert last.verified.forced == 2 + 5 * 3
+    assert (last.verified.passes, last.verified.drafted) == (0, 0)
+    assert last.verified.bytes_read == 12 * engine.accounting.weight_bytes
+
+
+@pytest.mark.parametrize(("mode", "draft"), list(product(("guarded", "lossless"), ("pruned", "ngram", "both"))))
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_verified_modes_hold_to_it(mode: ModeName, draft: DraftName, sampling: Sampling, prompts: Prompts) -> None:
+    """Lossless is the dense model under the same grammar."""
+    engine, prompt = Engine(tiny_model("llama")), prompts(4, 20)
+    tokens = list(engine.generate(prompt, sampling, Pruning(0.5), verification=Verification(mode, draft)))
+
+    assert len(tokens) == len(FORM.places)
+    assert fits(tokens)
+    assert tokens[-1].complete
+    if mode == "lossless":
+        assert ids(tokens) == ids(list(engine.generate(prompt, sampling)))
+
+
+@pytest.mark.parametrize("step", ["native", "lean", "twin"])
+def test_with_every_step(step: StepName, prompts: Prompts) -> None:
+    """Also with those that have no passes."""
+    tokens = list(Engine(tiny_model("llama"), step=step).generate(prompts(5, 20), GREEDY, HALF, verification=PASSES))
+
+    assert fits(tokens)
+    assert tokens[-1].complete
+
+
+def test_answers_to_one_prompt_begin_anew(prompts: Prompts) -> None:
+    """A grammar serves any number of sequences."""
+    sampling = SAMPLINGS["seeded"]
+    with Engine(tiny_model("llama")).read(prompts(6, 20)) as prompt:
+        first, second = (list(prompt.generate(sampling, verification=Verification())) for _ in range(2))
+
+    assert ids(first) == ids(second)
+
+
+def test_the_limit_cuts_it_off(prompts: Prompts) -> None:
+    """In the middle of what is forced, too."""
+    engine = Engine(tiny_model("llama"))
+    for most in (1, 2, 6, 7, 12):
+        tokens = list(engine.generate(prompts(7, 20), replace(GREEDY, max_tokens=most), verification=Verification()))
+
+        assert len(tokens) == most
+        assert fits(tokens)
+        assert (tokens[-1].finish_reason, tokens[-1].complete) == ("length", False)
+    # The last token of the grammar is its end, whatever the limit says.
+    whole = list(engine.generate(prompts(7, 20), replace(GREEDY, max_tokens=len(FORM.places))))
+    assert whole[-1].finish_reason == "stop"
+
+
+def test_an_end_token_ends_it_where_it_may(prompts: Prompts) -> None:
+    """It is no part of the text. Before the grammar allows it, it is not drawn, however probable it is."""
+    form = Slots((frozenset(range(3, 60)),) * 20, least=5, end_id=2)
+    sampling = replace(GREEDY, grammar=form, logit_bias={2: 100.0})
+    tokens = list(Engine(tiny_model("llama")).generate(prompts(8, 20), sampling, verification=Verification()))
+
+    assert len(tokens) == 6
+    assert (tokens[-1].id, tokens[-1].finish_reason, tokens[-1].complete) == (2, "stop", False)
+
+
+def test_log_probabilities_are_the_models_own(prompts: Prompts) -> None:
+    """As if nothing had been masked: the most probable tokens need not be allowed."""
+    engine, prompt = Engine(tiny_model("llama")), prompts(9, 20)
+    free = next(engine.generate(prompt, replace(GREEDY, grammar=None, logprobs=2)))
+    held = next(engine.generate(prompt, replace(GREEDY, logprobs=2)))
+
+    assert held.id == 40 != free.id
+    assert held.logprobs.top == free.logprobs.top
+    assert held.logprobs.chosen < free.logprobs.chosen
+
+
+def test_drafts_are_cut_where_they_are_refused(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pass reads a token that the grammar refuses."""
+    read: list[list[int]] = []
+    settle = Verifier._settle
+    monkeypatch.setattr(Verifier, "_settle", lambda self, ids, guarded: read.append(ids) or settle(self, ids, guarded))
+    places = (*RECORD[:3], frozenset({50}), frozenset(range(3, 120))) * 4
+    form = Slots((frozenset(range(43, 60)), *places))
+    # The prompt has a record that goes on as the grammar does not allow.
+    prompt = [*prompts(10, 8), 40, 41, 42, 50, 60, 99, 98, 97]
+    verification = Verification(draft="ngram", draft_tokens=8)
+    list(Engine(tiny_model("llama")).generate(prompt, replace(GREEDY, grammar=form), verification=verification))
+
+    assert read
+    assert not {99, 98, 97} & {id for ids in read for id in ids}
+
+
+@pytest.mark.parametrize("changes", [{"min_tokens": 2}, {"ignore_eos": True}])
+def test_what_no_grammar_can_keep_is_refused(changes: dict[str, int]) -> None:
+    """A grammar may end before, and ends at its end."""
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        replace(GREEDY, **changes)

@@ -1,0 +1,117 @@
+"""Calls that must come, over HTTP: a real engine, a real tokenizer, random weights that would say anything else."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.server import tiny_checkpoint
+from tests.server.client import post, stream
+from tests.server.process import running
+from tests.server.routes.test_tools import put_together
+
+CHAT = "/v1/chat/completions"
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city"],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS, "strict": True}},
+    {"type": "function", "function": {"name": "now"}},
+]
+NOW = {"type": "function", "function": {"name": "now"}}
+ASKED = {"messages": [{"role": "user", "content": "Hi"}], "tools": TOOLS, "max_tokens": 400, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tiny_checkpoint.write(tmp_path_factory.mktemp("tools") / "tiny", context=2048)
+    with running("--model", str(folder), "--dtype", "float32", OMP_NUM_THREADS="1") as server:
+        yield server.url
+
+
+def require_calls(calls: list[dict[str, Any]]) -> None:
+    for call in calls:
+        arguments = json.loads(call["arguments"])
+        if call["name"] == "weather":
+            jsonschema.validate(arguments, {**PARAMETERS, "additionalProperties": False})
+        else:
+            assert (call["name"], arguments) == ("now", {})
+
+
+@pytest.mark.parametrize("griffin", [{"draft": "none"}, {}, {"mode": "guarded"}, {"mode": "lossless"}], ids=str)
+@pytest.mark.parametrize("sparsity", [0, 0.5])
+def test_required_calls_come(url: str, sparsity: float, griffin: dict[str, Any]) -> None:
+    """Several answers, in every mode, whole and in a stream."""
+    asked = {**ASKED, "tool_choice": "required", "n": 2, "sparsity": sparsity, "griffin": griffin}
+    whole = post(url, CHAT, **asked).raise_for_status().json()["choices"]
+    events = stream(url, CHAT, **asked)
+
+    for index, choice in enumerate(whole):
+        calls = [call["function"] for call in choice["message"]["tool_calls"]]
+        require_calls(calls)
+        assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+        content, streamed, reason = put_together(events, index)
+        assert (content, reason) == ("", "tool_calls")
+        assert [(call["name"], call["arguments"]) for call in streamed] == [
+            (call["name"], call["arguments"]) for call in calls
+        ]
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "reason"),
+    [
+        (NOW, {"now"}, "stop"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NOW]}}, {"now"}, "tool_calls"),
+    ],
+)
+def test_a_named_tool_is_called(url: str, choice: dict[str, Any], names: set[str], reason: str) -> None:
+    """And no other. As with OpenAI, the reason is stop where just that was asked for."""
+    [answer] = post(url, CHAT, **ASKED, tool_choice=choice, logprobs=True).raise_for_status().json()["choices"]
+
+    calls = answer["message"]["tool_calls"]
+    assert {call["function"]["name"] for call in calls} == names
+    assert answer["finish_reason"] == reason
+    assert (len(calls) == 1) or choice is not NOW
+
+
+def test_one_call_at_most(url: str) -> None:
+    """Without parallel ones."""
+    for seed in range(4):
+        asked = {**ASKED, "seed": seed, "tool_choice": "required", "parallel_tool_calls": False}
+        [answer] = post(url, CHAT, **asked).raise_for_status().json()["choices"]
+        assert len(answer["message"]["tool_calls"]) == 1
+
+
+def test_calls_beside_a_form(url: str) -> None:
+    """The answer is one or the other."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "hello"}}}
+    for seed in range(6):
+        asked = {**ASKED, "seed": seed, "response_format": form, "temperature": 2}
+        [answer] = post(url, CHAT, **asked).raise_for_status().json()["choices"]
+        message = answer["message"]
+        assert message["content"] in (None, '"hello"')
+        assert (message["content"] is None) == bool(message.get("tool_calls"))
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs.regex", "not together with tools"),
+        ({"tool_choice": "required", "min_tokens": 2}, "min_tokens", "tool_choice"),
+        ({"tool_choice": NOW, "ignore_eos": True}, "ignore_eos", "tool_choice"),
+        ({"tool_choice": "required", "tools": [*TOOLS, {"type": "function", "function": {
+            "name": "f", "parameters": {"type": "object", "properties": {"a": {"format": "nope"}}}}}]},
+         "tools[2].function.parameters", "properties.a"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
+         "tools[0].function.parameters.type", "must be object"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_calls(url: str, body: dict[str, Any], param: str, words: str) -> None:
+    """By name."""
+    error = post(url, CHAT, **{**ASKED, **body}).json()["error"]
+
+    assert (error["param"], words in error["message"]) == (param, True), error

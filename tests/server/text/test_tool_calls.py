@@ -1,0 +1,210 @@
+"""Answers with calls in them, in every form, cut into pieces at every position."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from server.text.json_value import JsonValue, NoJson
+from server.text.tool_call import CallPart
+from server.text.tool_calls import FORMS, HERMES, PLAIN, Content, Form, NoCall, Part, ToolCallReader, form_of, joined
+
+MISTRAL, GRANITE, LLAMA = FORMS[1:4]
+TOOLS = frozenset({"f", "get_weather"})
+# What is wanted of an answer: texts, and calls as (name, arguments).
+Wanted = Sequence[str | tuple[str, str]]
+
+
+def read(pieces: Sequence[str], form: Form = HERMES, *, cut: bool = False, single: bool = False) -> list[Part]:
+    reader = ToolCallReader(form, TOOLS, single=single)
+    parts = [part for piece in pieces for part in reader.feed(piece)]
+    return joined([*parts, *reader.end(cut=cut)])
+
+
+def said(parts: Sequence[Part]) -> Wanted:
+    """Parts put together as a client would."""
+    whole: list[str | tuple[str, str]] = []
+    for part in parts:
+        if isinstance(part, CallPart) and part.name is not None:
+            assert part.arguments == ""
+            whole.append((part.name, ""))
+        elif isinstance(part, CallPart):
+            name, arguments = whole[-1]
+            whole[-1] = (name, arguments + part.arguments)
+        else:
+            assert isinstance(part, Content)
+            whole.append(part.text)
+    return whole
+
+
+F = '{"name": "f", "arguments": {"a": 1}}'
+CALL = ("f", '{"a": 1}')
+ANSWERS: list[tuple[str, Form, Wanted]] = [
+    (f"<tool_call>\n{F}\n</tool_call>", HERMES, [CALL]),
+    (f"Hm.\n\n<tool_call>\n{F}\n</tool_call>\n<tool_call>{F}</tool_call>\n", HERMES, ["Hm.", CALL, CALL]),
+    (f"a <tool_call>{F}</tool_call> b", HERMES, ["a", CALL, "b"]),
+    ('<tool_call>{"name": "f"}</tool_call>', HERMES, [("f", "{}")]),
+    ('<tool_call>{"name": "f", "arguments": null}</tool_call>', HERMES, [("f", "{}")]),
+    ('<tool_call>{"why": [1, {"name": "x"}], "arguments": {"a": 1}, "name": "f"}</tool_call>', HERMES, [CALL]),
+    ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', HERMES, [CALL]),
+    (f"<tool_call>\n```json\n{F}\n```\n</tool_call>", HERMES, [CALL]),
+    (f"<tool_call>\n{F}\n{F}\n</tool_call>", HERMES, [CALL, CALL]),
+    (f"<tool_call>[{F}, {F}]</tool_call>", HERMES, [CALL, CALL]),
+    ('<tool_call>{"name": "f", "arguments": {"a": 1}', HERMES, [CALL]),
+    (f"```json\n{F}\n```", HERMES, [CALL]),
+    (f"Sure:\n```\n{F}\n{F}\n```\nDone.", HERMES, ["Sure:", CALL, CALL, "Done."]),
+    (f"<tools>\n{F}\n</tools>", HERMES, [CALL]),
+    (F, PLAIN, [CALL]),
+    (f"[{F}, {F}]", PLAIN, [CALL, CALL]),
+    (f'{{"type": "function", "function": {F}}}', PLAIN, [CALL]),
+    (F.replace("arguments", "parameters"), LLAMA, [CALL]),
+    (f"<|python_tag|>{F}; {F}", LLAMA, [CALL, CALL]),
+    (f"[TOOL_CALLS][{F},{F}]", MISTRAL, [CALL, CALL]),
+    (f"[TOOL_CALLS] [{F}]", MISTRAL, [CALL]),
+    ('[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]f[CALL_ID]abc123def[ARGS]{"a": 1}', MISTRAL, [CALL, CALL]),
+    ('Hm.[TOOL_CALLS]f{"a": 1}', MISTRAL, ["Hm.", CALL]),
+    (f"<|tool_call|>[{F}]<|/tool_call|>", GRANITE, [CALL]),
+    ('{"name": "f", "arguments": {"a": "x\ny\t"}}', PLAIN, [("f", '{"a": "x\\ny\\t"}')]),
+    ('{"name": "f", "arguments": {"a": "\\u00e9\\\\\\"}<tool_call>"}}', HERMES,
+     [("f", '{"a": "\\u00e9\\\\\\"}<tool_call>"}')]),
+]  # fmt: skip
+TEXTS = [
+    "", " ", "\n", "Hello.\n", "  indented\n\n", "a < b <c> [1](x) `d` {e}", "```python\nprint({})\n```\n", "<tool",
+    '{"city": "Paris"}', '{"name": "Anna", "arguments": {}}', '[{"name": "Anna"}]', "[]", "{}", "[", "{", "```",
+    "```json", '{"name": "f"}', '{"name": "f", "description": "a", "parameters": {}}',
+    '{"name": "f", "arguments": [1]}',
+    '<tool_call>\n{"name": "nope", "arguments": {}}\n</tool_call>', "<tool_call>\nf(1)\n</tool_call>", "<tool_call>",
+    '<tool_call>{"arguments": {}}</tool_call>', '<tool_call>{"name": "f", "arguments": 7}</tool_call>', "<tool_call>[]",
+    '{"name": "f", "arguments": ', f"in a line: {F}", '{"type": "function"', "1. one\n2. two", "```json\n[1]\n```",
+    '<tool_call>{"name": "f", "arguments": "no"}</tool_call>',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "form", "wanted"), ANSWERS)
+def test_calls_are_found_however_the_text_is_cut(text: str, form: Form, wanted: Wanted) -> None:
+    """In two pieces at every position, and character by character; nothing of the marks is content."""
+    cuts = [[text[:place], text[place:]] for place in range(len(text))]
+
+    for pieces in (*cuts, list(text)):
+        assert said(read(pieces, form)) == wanted
+    for _, arguments in (part for part in wanted if isinstance(part, tuple)):
+        assert isinstance(json.loads(arguments), dict)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_all_else_is_text(text: str, form: Form) -> None:
+    """To the last character, however it is cut."""
+    wanted = [text] if text else []
+    cuts = [[text[:place], text[place:]] for place in range(len(text))]
+
+    for pieces in (*cuts, list(text)):
+        assert said(read(pieces, form)) == wanted
+
+
+def test_content_is_given_at_once() -> None:
+    """Only what may begin a call, and space that may stand before one, is held back."""
+    reader = ToolCallReader(HERMES, TOOLS)
+
+    given = ["".join(part.text for part in reader.feed(character)) for character in "Hi, <b>\n<tool_x {"]  # type: ignore[union-attr]
+    assert given == ["H", "i", ",", "", "", " <b", ">", "", *[""] * 6, "\n<tool_x", "", " {"]
+
+
+def test_arguments_are_given_as_they_come() -> None:
+    """The name once they begin, and then every character."""
+    reader = ToolCallReader(HERMES, TOOLS)
+
+    assert reader.feed('<tool_call>{"name": "f", "arguments": ') == []
+    assert reader.feed("{") == [CallPart(0, "f", ""), CallPart(0, None, "{")]
+    assert reader.feed('"a"') == [CallPart(0, None, '"a"')]
+    assert reader.feed(": 1}}</tool") == [CallPart(0, None, ": 1}")]
+    assert reader.calls == 1
+    assert reader.feed("_call>") == reader.end(cut=False) == []
+
+
+@pytest.mark.parametrize("end", ["", "}}</tool_call>", "</tool_call> and more"])
+def test_a_call_whose_json_breaks_is_taken_back(end: str) -> None:
+    """What has been given of it stays with who has read it; all of its text is there for who has not."""
+    text = '<tool_call>{"name": "f", "arguments": {"a": tru' + end
+
+    for pieces in ([text], list(text)):
+        *_, broken = parts = [part for part in read(pieces) if not isinstance(part, Content)]
+        assert isinstance(broken, NoCall)
+        assert parts[0] == CallPart(0, "f", "")
+        rest = "".join(part.text for part in read(pieces) if isinstance(part, Content))
+        assert broken.text + rest == text
+
+
+def test_a_call_may_come_after_one_that_breaks() -> None:
+    """With an index of its own."""
+    parts = read([f'<tool_call>{{"name": "f", "arguments": {{]}}}}</tool_call>\n<tool_call>{F}</tool_call>'])
+
+    assert parts[-2:] == [CallPart(1, "f", ""), CallPart(1, None, '{"a": 1}')]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('a<tool_call>{"name": "f", "arguments": {"a": "x', ["a", ("f", '{"a": "x')]),
+        ('a<tool_call>\n{"na', ["a"]),
+        (f"<tool_call>{F}</tool_", [CALL]),
+        (f"<tool_call>{F}", [CALL]),
+        ('{"na', ['{"na']),
+        ("a <tool_c", ["a <tool_c"]),
+    ],
+)
+def test_an_answer_that_was_cut_off(text: str, wanted: Wanted) -> None:
+    """A call stays as far as it has come, and its marks are no content."""
+    assert said(read([text], cut=True)) == said(read(list(text), cut=True)) == wanted
+
+
+def test_a_single_call() -> None:
+    """Nothing after it is read."""
+    reader = ToolCallReader(HERMES, TOOLS, single=True)
+
+    parts = reader.feed(f"<tool_call>{F}</tool_call>\n<tool_call>{F}</tool_call> more")
+    assert reader.done
+    assert said([*parts, *reader.end(cut=False)]) == [CALL]
+
+
+@pytest.mark.parametrize(
+    ("template", "special", "form"),
+    [
+        ("{{ '<tool_call>' }}", (), HERMES),
+        ("{{ '[TOOL_CALLS]' }}", ("</s>",), MISTRAL),
+        ("{{ tools }}", ("<|python_tag|>",), LLAMA),
+        ("<|tool_call|>", (), GRANITE),
+        ("{{ tools }}", ("</s>",), PLAIN),
+    ],
+)
+def test_a_model_has_one_form(template: str, special: Sequence[str], form: Form) -> None:
+    """By its template, or its special tokens."""
+    assert form_of(template, special) is form
+
+
+VALUES = [{"a": [1, -2.5e3, True, None, 'x"\\/\u00e9\n'], "b": {}, "c": []}, [], "", 0, -1.5, False, [[["x"]], {"": 1}]]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_value_ends_where_it_ends(value: object, indent: int | None) -> None:
+    """Whatever comes after it."""
+    text = json.dumps(value, indent=indent)
+    reader = JsonValue()
+
+    taken = [reader.take(character) for character in f" {text} ,rest"]
+    assert "".join(filter(None, taken)) == reader.text == text
+    assert reader.ended
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "{1", "{a", '{"a" 1', '{"a": }', "[,", "[1 2", "01 ", "1. ", "tru ", "nul,", '"\\x', '"\\u12g', "[}", "{]",
+     '{"a": 1,}', "[1,]", "-,", "[" * 101, "'a'", "--1,", "1" * 2000],
+)  # fmt: skip
+def test_what_is_no_json_is_noticed(text: str) -> None:
+    """At the character that says so."""
+    reader = JsonValue()
+
+    with pytest.raises(NoJson):
+        list(map(reader.take, text))

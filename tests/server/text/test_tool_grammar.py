@@ -1,0 +1,107 @@
+"""Whatever the grammar of calls allows, the reader of the same form finds: tokens drawn at random, in every form."""
+
+import asyncio
+import copy
+import json
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import jsonschema
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from griffin.errors import InvalidRequest
+from griffin.model.loading import Checkpoint
+from server.text.grammars import Grammars
+from server.text.tokenizer import TextStream
+from server.text.tool_calls import FORMS, HERMES, NAMED_FORM, Form
+from server.text.tool_grammar import MOST_CALLS, arguments_schema, calls_grammar, mark_ids
+from tests.server.text.test_tool_calls import read, said
+
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["a b", 'c"d', 7, None]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["kind"],
+}
+TOOLS: list[tuple[str, Mapping[str, Any]]] = [("f", PARAMETERS), ("get_weather", {"type": "object", "properties": {}})]
+SCHEMAS = dict(TOOLS)
+ALL_FORMS = [*FORMS, NAMED_FORM]
+MARKS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|tool_call|>"]
+
+
+@pytest.fixture(scope="module", params=["marks are text", "marks are tokens", "marks are special"])
+def tokenizer(request: pytest.FixtureRequest, smollm2: Checkpoint) -> PreTrainedTokenizerBase:
+    found: PreTrainedTokenizerBase = copy.deepcopy(smollm2.tokenizer)
+    if request.param != "marks are text":
+        found.add_tokens(MARKS, special_tokens=request.param == "marks are special")
+    return found
+
+
+def drawn(tokenizer: Any, grammar: str, form: Form, seed: int) -> str:
+    """A text that the grammar allows, from tokens drawn among those of its masks, as a client sees it."""
+    grammars = Grammars(tokenizer, len(tokenizer), {tokenizer.eos_token_id})
+    try:
+        constraint = asyncio.run(grammars.of_calls(grammar, "tools")).begin()
+    finally:
+        grammars.close()
+    draw, stream, text = random.Random(seed), TextStream(tokenizer, [], [], shown=form.marks), ""
+    while not constraint.ended:
+        bits = int.from_bytes(constraint.mask(), "little")
+        allowed = [id for id in range(len(tokenizer)) if bits >> id & 1]
+        # An answer ends as soon as it may, half of the time.
+        ends = tokenizer.eos_token_id in allowed
+        id = tokenizer.eos_token_id if ends and draw.random() < 0.5 else draw.choice(allowed)
+        if id == tokenizer.eos_token_id:
+            break
+        constraint.advance(id)
+        text += stream.feed(id)
+    return text + stream.flush()
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: form.call[:12])
+def test_what_is_allowed_is_read(tokenizer: PreTrainedTokenizerBase, form: Form, single: bool) -> None:
+    """Nothing but calls of the tools, each by its schema."""
+    grammar = calls_grammar(form, TOOLS, mark_ids(tokenizer, form), single=single)
+
+    for seed in range(3):
+        calls = said_by(drawn(tokenizer, grammar, form, seed), form)
+        assert 1 <= len(calls) <= (1 if single or form.between is None else MOST_CALLS)
+        for name, arguments in calls:
+            jsonschema.validate(json.loads(arguments), arguments_schema(SCHEMAS[name]))
+
+
+def said_by(text: str, form: Form) -> list[tuple[str, str]]:
+    calls = said(read(list(text), form))
+    assert all(isinstance(part, tuple) for part in calls), text
+    return [part for part in calls if isinstance(part, tuple)]
+
+
+def test_json_may_come_instead(smollm2: Checkpoint) -> None:
+    """Where calls need not come, and the answer has a form of its own."""
+    tokenizer, instead = smollm2.tokenizer, {"type": "object", "properties": {"x": {"const": 1}}, "required": ["x"]}
+    grammar = calls_grammar(HERMES, TOOLS[1:], {}, single=True, instead={**instead, "additionalProperties": False})
+
+    texts = {drawn(tokenizer, grammar, HERMES, seed) for seed in range(12)}
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {}}\n</tool_call>'
+    assert texts == {'{"x": 1}', call}
+
+
+def test_arguments_have_no_other_keys() -> None:
+    """Unless the schema says so itself."""
+    assert arguments_schema({})["additionalProperties"] is False
+    assert arguments_schema(PARAMETERS)["additionalProperties"] is False
+    assert arguments_schema({"additionalProperties": True})["additionalProperties"] is True
+    assert "additionalProperties" not in arguments_schema({"$ref": "#/$defs/a"})
+
+
+def test_a_schema_that_cannot_be_compiled(smollm2: Checkpoint) -> None:
+    """Is refused."""
+    grammar = calls_grammar(HERMES, [("f", {"properties": {"a": {"format": "nope"}}})], {}, single=True)
+
+    with pytest.raises(InvalidRequest, match="tools: "):
+        drawn(smollm2.tokenizer, grammar, HERMES, 0)
