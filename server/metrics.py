@@ -31,6 +31,7 @@ OTHER = "other"
 
 # Values of other labels that Prometheus must see before their first event. There may be more.
 FINISHED_REASONS = ("stop", "length")
+FORM_KINDS = ("json_object", "json_schema", "regex", "choice", "grammar")
 PHASES = ("queue", "prefill", "decode")
 FAILURES = ("request_timeout", "internal_error", "out_of_memory", "engine_failed")
 SHADOW_OUTCOMES = ("compared", "dropped")
@@ -81,6 +82,10 @@ class Metrics:
         self.rejected = counter("requests_rejected", "Requests refused before they were queued.", ("reason",))
         for reason in REJECTIONS:
             self.rejected.labels(reason)
+        self.structured = counter(
+            "structured_requests", "Accepted requests whose answers are held to a form.", (*MODEL, "kind")
+        )
+        self.forced_tokens = counter("forced_tokens", "Tokens that a form forced and that took no step.", MODEL)
         self.disconnects = counter(
             "client_disconnects", "Requests given up because the client left or the server stopped.", (*MODEL, "phase")
         )
@@ -167,7 +172,10 @@ class Metrics:
 
     def _begin_at_zero(self, model: str) -> None:
         """Make the series now. If one appeared with its first event, Prometheus would see no increase at that event."""
-        for metric in (self.accepted, self.worker_restarts, self.prefix_queries, self.prefix_hits, self.prompt_tokens):
+        for metric in (
+            self.accepted, self.worker_restarts, self.prefix_queries, self.prefix_hits, self.prompt_tokens,
+            self.forced_tokens,
+        ):  # fmt: skip
             metric.labels(model)
         for labelled, values in (
             (self.success, FINISHED_REASONS),
@@ -178,6 +186,7 @@ class Metrics:
             (self.accepted_tokens, MODES),
             (self.rollbacks, MODES),
             (self.shadow_requests, SHADOW_OUTCOMES),
+            (self.structured, FORM_KINDS),
         ):
             for value in values:
                 labelled.labels(model, value)

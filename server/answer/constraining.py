@@ -30,7 +30,7 @@ async def _form(form: Form, grammars: Grammars) -> Grammar:
         case "choice":
             return await grammars.of_choice(form.value, form.param)
         case "grammar":
-            return await grammars.of_lark(form.value, form.param)
+            return await grammars.of_grammar(form.value, form.param)
 
 
 async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Grammar:
@@ -45,7 +45,7 @@ async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Gra
     style, ids = model.tools.form, mark_ids(model.tokenizer, model.tools.form)
     grammar = calls_grammar(style, schemas, ids, single=offered.single, instead=instead)
     try:
-        return await model.grammars.of_calls(grammar, "tools")
+        return await model.grammars.of_lark(grammar, "tools")
     except InvalidRequest:
         # Which of them is at fault?
         for place, (_, schema) in zip(offered.places, schemas, strict=True):

@@ -112,7 +112,9 @@ class Intake:
         job = Job(asks, self.arrived, self.arrived + limit_s, state.request_id)
         accounting, counts = model.engine.accounting, Counts(asks)
         report = Report(job, counts, accounting, self.requested_sparsity)
-        observation = Observation(job, counts, report, accounting, self.service.metrics, model.name, state.log)
+        form, metrics = self.body.form(), self.service.metrics
+        kind = form.kind if form else None
+        observation = Observation(job, counts, report, accounting, metrics, model.name, state.log, kind)
         return Generation(job, model, counts, report, observation, delivery)
 
     async def _delivery(

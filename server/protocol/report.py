@@ -47,7 +47,7 @@ class VerificationReport(BaseModel):
     accepted_tokens: int
     acceptance_rate: float | None = Field(description="accepted over drafted; null where nothing was drafted")
     rollbacks: int = Field(description="passes after which some of a block was thrown away")
-    passes: int = Field(description="over a block of drafts, or of tokens that the answer's form forced")
+    passes: int = Field(description="over a block of drafts")
     forced_tokens: int = Field(description="that the answer's form forced, and that took no step of their own")
     refreshes: int = Field(description="how often the choice was made anew")
     active_parameters_per_token: int | None = Field(
