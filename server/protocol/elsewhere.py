@@ -228,7 +228,6 @@ REFUSED_IN_COMPLETIONS: Mapping[str, Refused] = {
     "tool_choice": Refused(("none", "auto"), "chat completions"),
     "parallel_tool_calls": Refused((True, False)),
     "messages": Refused(([],), "prompt, or /v1/chat/completions"),
-    "suffix": _NO_TEXT,
     "top_logprobs": Refused((0,), "logprobs"),
     "max_completion_tokens": Refused((), "max_tokens"),
 }
