@@ -45,7 +45,7 @@ async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Gra
     style, ids = model.tools.form, mark_ids(model.tokenizer, model.tools.form)
     grammar = calls_grammar(style, schemas, ids, single=offered.single, instead=instead)
     try:
-        return await model.grammars.of_calls(grammar, "tools")
+        return await model.grammars.of_lark(grammar, "tools")
     except InvalidRequest:
         # Which of them is at fault?
         for place, (_, schema) in zip(offered.places, schemas, strict=True):

@@ -68,10 +68,6 @@ class Grammars:
         """Texts of a client's grammar, in Lark's form or in GBNF; else like ``of_schema``."""
         return await self._of("grammar", grammar, param)
 
-    async def of_calls(self, grammar: str, param: str) -> Grammar:
-        """Calls of tools, see ``tool_grammar``; else like ``of_schema``."""
-        return await self._of("lark", grammar, param)
-
     def close(self) -> None:
         """End the checker's process; a further form would start it anew."""
         with self._lock:

@@ -45,7 +45,7 @@ def drawn(tokenizer: Any, grammar: str, form: Form, seed: int) -> str:
     """A text that the grammar allows, from tokens drawn among those of its masks, as a client sees it."""
     grammars = Grammars(tokenizer, len(tokenizer), {tokenizer.eos_token_id})
     try:
-        constraint = asyncio.run(grammars.of_calls(grammar, "tools")).begin()
+        constraint = asyncio.run(grammars.of_lark(grammar, "tools")).begin()
     finally:
         grammars.close()
     draw, stream, text = random.Random(seed), TextStream(tokenizer, [], [], shown=form.marks), ""
