@@ -74,8 +74,9 @@ class Metrics:
         self.drain_timeout = gauge("drain_timeout_seconds", "That running requests get once it was.", ())
         self.queue_size = gauge("queue_size", "Requests that may wait.", ())
         self.workers = gauge("workers", "Requests that can be generated at the same time.")
+        self.model_loaded = gauge("model_loaded", "1 while the model is loaded, 0 while it waits to be asked for.")
         self.running = gauge("num_requests_running", "Requests that a worker is generating.")
-        self.waiting = gauge("num_requests_waiting", "Requests in the queue.")
+        self.waiting = gauge("num_requests_waiting", "Requests in the queue, or until their model is loaded.")
         self.accepted = counter("requests_accepted", "Requests put into the queue.", MODEL)
         self.success = counter("request_success", "Requests answered in full.", (*MODEL, "finished_reason"))
         self.failure = counter("request_failure", "Accepted requests that ended in an error.", (*MODEL, "reason"))
@@ -93,6 +94,9 @@ class Metrics:
         # In tokens, as vLLM counts them.
         self.prefix_queries = counter("prefix_cache_queries", "Tokens of prompts that were read or looked up.", MODEL)
         self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that were known and not read again.", MODEL)
+        self.prefix_file_hits = counter(
+            "prefix_cache_file_hits", "Those of the hits that came from --prefix-cache-dir.", MODEL
+        )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of started requests.", MODEL)
         self.generation_tokens = counter("generation_tokens", "Generated tokens.", BY_SPARSITY)
         self.parameters_read = counter(
@@ -160,6 +164,7 @@ class Metrics:
         workers: int,
         running: Callable[[], int],
         waiting: Callable[[], int],
+        loaded: Callable[[], bool],
     ) -> None:
         """From a loaded model on: its size, and what its workers are doing."""
         self.model_parameters.labels(model, "total").set(total)
@@ -168,14 +173,20 @@ class Metrics:
         self.workers.labels(model).set(workers)
         self.running.labels(model).set_function(running)
         self.waiting.labels(model).set_function(waiting)
+        self.model_loaded.labels(model).set_function(loaded)
         self._begin_at_zero(model)
 
     def _begin_at_zero(self, model: str) -> None:
         """Make the series now. If one appeared with its first event, Prometheus would see no increase at that event."""
         for metric in (
-            self.accepted, self.worker_restarts, self.prefix_queries, self.prefix_hits, self.prompt_tokens,
+            self.accepted,
+            self.worker_restarts,
+            self.prefix_queries,
+            self.prefix_hits,
+            self.prefix_file_hits,
+            self.prompt_tokens,
             self.forced_tokens,
-        ):  # fmt: skip
+        ):
             metric.labels(model)
         for labelled, values in (
             (self.success, FINISHED_REASONS),

@@ -1,8 +1,8 @@
 """From a valid body to a queued job: the model, the sparsity, the ids of each prompt."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from fastapi import Request
@@ -14,7 +14,7 @@ from server.answer.constraining import grammar_of
 from server.answer.counts import Counts
 from server.answer.generation import Generation
 from server.answer.observation import Observation
-from server.answer.prompts import tokenize
+from server.answer.prompts import Prompt, require_infill, tokenize
 from server.answer.report import Report
 from server.answer.texts import Delivery
 from server.errors import InvalidField
@@ -42,7 +42,7 @@ class Intake:
     arrived: float
     request: Request
 
-    async def queue(self, prompts: Sequence[str | list[int]], add_special_tokens: bool, opens: bool) -> Generation:
+    async def queue(self, prompts: Sequence[Prompt], add_special_tokens: bool, opens: bool) -> Generation:
         """Tokenize the prompts and submit them. A place in the queue is taken first: tokenizing costs more than a
         refusal.
 
@@ -87,6 +87,9 @@ class Intake:
             tokens = limit if (body.token_limit() or 0) > 0 else None
             pruning = replace(pruning, auto=replace(pruning.auto, tokens=tokens))
         samplings = body.samplings(limit, defaults, grammar)
+        if body.fills and not body.ignore_eos:
+            ends = require_infill(self.model).ends
+            samplings = tuple(replace(each, stop_token_ids=each.stop_token_ids | ends) for each in samplings)
         return Ask(prompt_ids, samplings, pruning, body.scoring(), choices.verification, choices.compare)
 
     def _require_few_scores(self, asks: Sequence[Ask]) -> None:
@@ -107,7 +110,7 @@ class Intake:
         return Generation(job, model, counts, report, observation, delivery)
 
     async def _delivery(
-        self, prompts: Sequence[str | list[int]], ids: Sequence[list[int]], asks: Sequence[Ask], opens: bool
+        self, prompts: Sequence[Prompt], ids: Sequence[list[int]], asks: Sequence[Ask], opens: bool
     ) -> Delivery:
         body = self.body
         return Delivery(
@@ -124,9 +127,7 @@ class Intake:
             min_tokens=body.min_tokens or 0,
         )
 
-    async def _echoes(
-        self, prompts: Sequence[str | list[int]], ids: Sequence[list[int]], asks: Sequence[Ask]
-    ) -> list[str]:
+    async def _echoes(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], asks: Sequence[Ask]) -> list[str]:
         """The prompts as texts. A text that was not truncated is echoed as it came; all else is spelled, special tokens
         included: ``skip_special_tokens`` is about what is generated."""
         # The tokens of a text may have others before them, which the tokenizer has added: not all of them are spelled.
@@ -145,24 +146,38 @@ class Intake:
         return await self.model.worked_out(sum(len(ask.prompt_ids) for ask in asks), spelled)
 
 
-def begin(body: GenerationRequest, request: Request, prompts: int) -> Intake:
-    """Find out which model and which choices a body asks for.
+@asynccontextmanager
+async def begin(body: GenerationRequest, request: Request, prompts: int) -> AsyncIterator[Intake]:
+    """Find out which model and which choices a body asks for. The model stays loaded until the end: queue it before.
 
     Args:
         prompts: how many the body has.
 
     Raises:
-        ModelNotFound, ModelLoading, ServerDraining: see ``Service.resolve``.
+        ModelNotFound, ModelLoading, ModelUnavailable, ServerDraining: see ``Service.resolve``.
         InvalidField: model name, header and body do not name the same sparsity; or see ``choose``.
         ExpertsNotFound: see ``choose``.
     """
     service: Service = request.app.state.service
-    model, alias_sparsity = service.resolve(body.model)
-    header = request.headers.get(SPARSITY_HEADER)
+    arrived = time.monotonic()
+    async with service.resolve(body.model) as (model, alias_sparsity):
+        requested = _requested_sparsity(body, request.headers.get(SPARSITY_HEADER), alias_sparsity)
+        choices = choose(body, requested, prompts, service.settings, model)
+        yield Intake(service, model, body, requested, choices, arrived, request)
+
+
+def _requested_sparsity(
+    body: GenerationRequest, header: str | None, alias: SparsityChoice | None
+) -> SparsityChoice | None:
+    """The sparsity that a request names, in one way or another; None where it names none.
+
+    Raises:
+        InvalidField: it names two.
+    """
     named = {
         "sparsity": body.sparsity,
         SPARSITY_HEADER: None if header is None else parse_sparsity(header, SPARSITY_HEADER),
-        "model": alias_sparsity,
+        "model": alias,
     }
     given = {where: sparsity for where, sparsity in named.items() if sparsity is not None}
     if len(set(given.values())) > 1:
@@ -170,6 +185,4 @@ def begin(body: GenerationRequest, request: Request, prompts: int) -> Intake:
             f"{where}: {sparsity if sparsity == 'auto' else f'{sparsity:g}'}" for where, sparsity in given.items()
         )
         raise InvalidField(f"sparsity: the request names different ones ({listed})", "sparsity")
-    requested = next(iter(given.values()), None)
-    choices = choose(body, requested, prompts, service.settings, model)
-    return Intake(service, model, body, requested, choices, time.monotonic(), request)
+    return next(iter(given.values()), None)

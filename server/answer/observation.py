@@ -84,6 +84,7 @@ class Observation:
             self._chosen(read.selection.chosen)
         self._metrics.prefix_queries.labels(self._model_name).inc(len(self._job.asks[read.prompt].prompt_ids))
         self._metrics.prefix_hits.labels(self._model_name).inc(read.cached_tokens)
+        self._metrics.prefix_file_hits.labels(self._model_name).inc(read.cached_in_files)
 
     def made(self, made: Made) -> None:
         """A token was made. Metrics hear of it now: at the end, a long answer would look like silence, then a burst."""

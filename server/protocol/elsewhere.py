@@ -227,7 +227,6 @@ REFUSED_IN_CHAT: Mapping[str, Refused] = {
 
 REFUSED_IN_COMPLETIONS: Mapping[str, Refused] = {
     "messages": Refused(([],), "prompt, or /v1/chat/completions"),
-    "suffix": _NO_TEXT,
     "top_logprobs": Refused((0,), "logprobs"),
     "max_completion_tokens": Refused((), "max_tokens"),
 }
