@@ -30,7 +30,7 @@ from server.jsonwire import Json
 from server.loader import Loaded, load
 from server.protocol import stream
 from server.protocol.stream import Stream
-from server.routes import chat, completions, experts, models, operations, tokenization
+from server.routes import chat, completions, experts, models, operations, responses, tokenization
 from server.routes.generating import GeneratingRouter
 from server.routes.page import PageRoutes
 from server.service import Service
@@ -99,7 +99,7 @@ def create_app(
     )
     app.state.service = Service(settings)
     faults.install(app)
-    routers = [group.router for group in (completions, chat, models, experts, tokenization, operations)]
+    routers = [group.router for group in (completions, chat, responses, models, experts, tokenization, operations)]
     streams = {
         path: each
         for router in routers

@@ -9,6 +9,7 @@ ApiError
 ├── Unauthorized          401, says how to present a key
 ├── ModelNotFound         404
 ├── ExpertsNotFound       404
+├── ResponseNotFound      404, says that none is kept
 ├── HeaderTimeout         408
 ├── BodyTimeout           408
 ├── BodyTooLarge          413
@@ -80,6 +81,16 @@ class ExpertsNotFound(ApiError):
     def __init__(self, asked: str, param: str = "expert_set") -> None:
         super().__init__(
             f"expert set {short(asked)} is not known here; only those of the latest requests are kept", param
+        )
+
+
+class ResponseNotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "response_not_found"
+
+    def __init__(self, asked: str) -> None:
+        super().__init__(
+            f"response {short(asked)} is not here: this server keeps no responses; send all items so far as input",
+            "response_id",
         )
 
 

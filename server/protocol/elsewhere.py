@@ -54,6 +54,12 @@ _NONE = Refused(("", [], {}))
 # An empty schema asks for something: for any JSON.
 _NO_TEXT = Refused(("", []))
 
+
+def _but(table: Mapping[str, Refused], *names: str) -> Mapping[str, Refused]:
+    """Without those that are fields of an endpoint."""
+    return {name: field for name, field in table.items() if name not in names}
+
+
 REFUSED: Mapping[str, Refused] = {
     # The form of the answer.
     "format": Refused(("", []), "response_format"),
@@ -231,6 +237,33 @@ REFUSED_IN_COMPLETIONS: Mapping[str, Refused] = {
     "suffix": _NO_TEXT,
     "top_logprobs": Refused((0,), "logprobs"),
     "max_completion_tokens": Refused((), "max_tokens"),
+}
+
+REFUSED_IN_RESPONSES: Mapping[str, Refused] = {
+    **_but(REFUSED, "input", "instructions", "max_output_tokens"),
+    "previous_response_id": Refused(("",), "input with all items so far; this server keeps none"),
+    "conversation": Refused(("",), "input with all items so far; this server keeps none"),
+    "store": Refused((False,), "store false; this server keeps no answers"),
+    "background": _OFF,
+    "background_options": _NO_OBJECT,
+    "prompt": Refused((), "input and instructions"),
+    "context_management": _NO_LIST,
+    "access_programs": _NEVER,
+    "image": _NEVER,
+    "messages": Refused(([],), "input"),
+    "response_format": Refused(({"type": "text"},), "text.format"),
+    "max_tokens": Refused((), "max_output_tokens"),
+    "max_completion_tokens": Refused((), "max_output_tokens"),
+    "n_predict": Refused((), "max_output_tokens"),
+    "max_new_tokens": Refused((), "max_output_tokens"),
+    "logprobs": Refused((False,), "include"),
+    "n": _ONE,
+    "best_of": _ONE,
+    "echo": _OFF,
+    "suffix": _NO_TEXT,
+    "return_token_ids": _OFF,
+    "add_generation_prompt": _ON,
+    "continue_final_message": _OFF,
 }
 
 REFUSED_IN_TOKENIZE: Mapping[str, Refused] = {
