@@ -46,6 +46,7 @@ class Piece:
     ids: of generated tokens.
     finish_reason: on the answer's last piece.
     parts: content and calls in their order, if there can be calls; ``text`` is the content then.
+    stop: the stop string that ended the answer, if one did.
     """
 
     prompt: int
@@ -56,6 +57,7 @@ class Piece:
     ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     parts: Sequence[Part] = ()
+    stop: str | None = None
 
     @property
     def answer(self) -> tuple[int, int]:
@@ -102,7 +104,8 @@ class Texts:
         if stream.stopped or token.finish_reason:
             # What was held back may hold a stop string.
             text += stream.flush()
-        finish_reason = "stop" if stream.stopped else token.finish_reason
+        stop = stream.stopped
+        finish_reason = "stop" if stop else token.finish_reason
         parts: list[Part] = []
         if reader := self._readers.get(key):
             parts = _read(reader, text, finish_reason)
@@ -111,7 +114,7 @@ class Texts:
         if finish_reason:
             del self._streams[key]
         tokens = [ScoredToken(token.id, token.logprobs, hidden, stream.shows_special)] if delivery.logprobs else []
-        return Piece(made.prompt, made.sample, text, False, tokens, [token.id], finish_reason, parts)
+        return Piece(made.prompt, made.sample, text, False, tokens, [token.id], finish_reason, parts, stop)
 
     def _stream(self, ask: Ask) -> TextStream:
         delivery = self._delivery

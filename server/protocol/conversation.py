@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from server.protocol.fields import refuse
 from server.protocol.message import Message, Role
 from server.protocol.tool import CalledFunction, Offered, ToolCall
 
@@ -33,11 +34,13 @@ class Conversation:
 
 
 class Turns:
-    """Messages as they are put together, one after the other."""
+    """Messages as they are put together, one after the other. Each call has an answer after it."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self._reasoning = ""
+        # Calls without an answer so far, and the field that names each.
+        self._pending: dict[str, str] = {}
 
     def say(self, role: Role, text: str) -> None:
         """A message of its own."""
@@ -47,8 +50,18 @@ class Turns:
         """Before the assistant's next message: how it came to it."""
         self._reasoning += text
 
-    def call(self, id: str, name: str, arguments: str) -> None:
-        """In the assistant's message before it, or in a new one."""
+    def call(self, id: str, name: str, arguments: str, where: str) -> None:
+        """In the assistant's message before it, or in a new one.
+
+        Args:
+            where: the field with the id.
+
+        Raises:
+            PydanticCustomError: a call before it has the same id, and no answer.
+        """
+        if id in self._pending:
+            refuse(where, "two calls have the same")
+        self._pending[id] = where
         last = self.messages[-1] if self.messages else None
         if last is None or last.role != "assistant" or self._reasoning:
             self.say("assistant", "")
@@ -57,9 +70,20 @@ class Turns:
         made = ToolCall.model_construct(id=id, type="function", function=function)
         last.tool_calls = [*(last.tool_calls or ()), made]
 
-    def answer(self, id: str, text: str) -> None:
-        """What a call gave."""
+    def answer(self, id: str, text: str, where: str) -> None:
+        """What a call gave.
+
+        Raises:
+            PydanticCustomError: there is no such call before it.
+        """
+        if self._pending.pop(id, None) is None:
+            refuse(where, "answers no call before it")
         self._add(Message.model_construct(role="tool", content=text, tool_call_id=id))
+
+    def require_answered(self) -> None:
+        """Raises PydanticCustomError where a call has no answer."""
+        for id, where in self._pending.items():
+            refuse(where, f"nothing after it answers {id[:64]!r}; each call must have an answer")
 
     def _add(self, message: Message) -> None:
         if message.role == "assistant" and self._reasoning:

@@ -266,6 +266,31 @@ REFUSED_IN_RESPONSES: Mapping[str, Refused] = {
     "continue_final_message": _OFF,
 }
 
+REFUSED_IN_ANTHROPIC: Mapping[str, Refused] = {
+    **_but(REFUSED, "system", "stop_sequences"),
+    "container": _NEVER,
+    "context_management": _NEVER,
+    "inference_geo": _NEVER,
+    "mcp_servers": _NO_LIST,
+    "output_format": Refused((), "output_config.format"),
+    "prompt": Refused(("", []), "messages"),
+    "response_format": Refused(({"type": "text"},), "output_config.format"),
+    "max_completion_tokens": Refused((), "max_tokens"),
+    "n_predict": Refused((), "max_tokens"),
+    "max_new_tokens": Refused((), "max_tokens"),
+    "parallel_tool_calls": Refused((True,), "tool_choice.disable_parallel_tool_use"),
+    "stream_options": Refused(({},)),
+    "logprobs": Refused((False,)),
+    "top_logprobs": _ZERO,
+    "n": _ONE,
+    "best_of": _ONE,
+    "echo": _OFF,
+    "suffix": _NO_TEXT,
+    "return_token_ids": _OFF,
+    "add_generation_prompt": _ON,
+    "continue_final_message": Refused((), "a message of the assistant at the end"),
+}
+
 REFUSED_IN_TOKENIZE: Mapping[str, Refused] = {
     "tools": Refused(([],), "messages beside it"),
     "documents": _NO_LIST,
@@ -318,6 +343,7 @@ HARMLESS = frozenset({
     "prompt_cache_options", "prediction", "stream_obfuscation",
     "priority", "request_id", "rid", "custom_labels", "stream_interval",
     "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "backend_sampling", "sse_ping_interval",
+    "max_tool_calls", "cache_control", "speed", "diagnostics", "user_profile_id", "workspace_id",
     "keep_alive", "ttl", "draft_model", "prompt_lookup_num_tokens", "static_cache",
 })  # fmt: skip
 

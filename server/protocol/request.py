@@ -41,7 +41,7 @@ PENALTY_WINDOWS = ("repeat_last_n", "repetition_penalty_range")
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
 
 
-def _with_refused(schema: dict[str, Any], request: type[Any]) -> None:
+def with_refused(schema: dict[str, Any], request: type[Any]) -> None:
     documented(schema, request.refused)
     schema["maxProperties"] = MAX_KEYS
 
@@ -63,7 +63,7 @@ class StreamOptions(BaseModel):
 class GenerationRequest(BaseModel):
     """Fields of every request that generates. null is the same as leaving a field out."""
 
-    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=_with_refused)
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=with_refused)
     # What is not honoured, in this endpoint.
     refused: ClassVar[Mapping[str, Refused]] = REFUSED
     # Fields that name the same limit of tokens; the first that is given counts. Those that may be another one then.

@@ -37,7 +37,7 @@ def _input(value: Any) -> Conversation:
     items = Items(turns)
     for index, item in enumerate(value):
         items.add(item, f"[{index}]")
-    items.require_answered()
+    turns.require_answered()
     return Conversation(turns.messages, items.ignored)
 
 
@@ -47,8 +47,6 @@ class Items:
     def __init__(self, turns: Turns) -> None:
         self.ignored: list[str] = []
         self._turns = turns
-        # Calls without an answer yet, and where they stand.
-        self._pending: dict[str, str] = {}
 
     def add(self, item: Any, where: str) -> None:
         """
@@ -81,11 +79,6 @@ class Items:
                 refuse(f"{where}.type", why, "unsupported_parameter")
         self.ignored += strangers(item, KNOWN[kind], f"input{where}")
 
-    def require_answered(self) -> None:
-        """Raises PydanticCustomError where a call has no answer."""
-        for id, where in self._pending.items():
-            refuse(f"{where}.call_id", f"no function_call_output after it answers {id[:64]!r}; each call must have one")
-
     def _message(self, item: dict[str, Any], where: str) -> None:
         role = item.get("role")
         if role not in ROLES:
@@ -94,17 +87,12 @@ class Items:
         self._turns.say(role, _text(item, "content", where, texts))
 
     def _call(self, item: dict[str, Any], where: str) -> None:
-        id = _name(item, "call_id", where)
-        if id in self._pending:
-            refuse(f"{where}.call_id", "two calls have the same")
-        self._pending[id] = where
-        self._turns.call(id, _name(item, "name", where), text_field(item, "arguments", where))
+        id, name = _name(item, "call_id", where), _name(item, "name", where)
+        self._turns.call(id, name, text_field(item, "arguments", where), f"{where}.call_id")
 
     def _answer(self, item: dict[str, Any], where: str) -> None:
-        id = _name(item, "call_id", where)
-        if self._pending.pop(id, None) is None:
-            refuse(f"{where}.call_id", "answers no function_call before it")
-        self._turns.answer(id, _text(item, "output", where, SAID))
+        id, text = _name(item, "call_id", where), _text(item, "output", where, SAID)
+        self._turns.answer(id, text, f"{where}.call_id")
 
 
 def _name(item: dict[str, Any], name: str, where: str) -> str:

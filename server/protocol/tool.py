@@ -33,7 +33,7 @@ def a_function(value: Any) -> Any:
     return few_keys(value)
 
 
-def _small(value: Any) -> Any:
+def small_parameters(value: Any) -> Any:
     return small(value, MAX_PARAMETER_NODES)
 
 
@@ -53,7 +53,7 @@ class Function(Extensible):
 
     name: Annotated[str, Field(pattern=NAME), Unicode]
     description: Text | None = None
-    parameters: Annotated[dict[str, Any], BeforeValidator(_small)] | None = Field(
+    parameters: Annotated[dict[str, Any], BeforeValidator(small_parameters)] | None = Field(
         default=None,
         description=f"a JSON schema of an object; at most {MAX_PARAMETER_NODES} names and values; absent, it has none",
     )

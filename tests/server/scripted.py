@@ -87,7 +87,7 @@ class ScriptedEngine:
     outlook: what sparsity auto comes to. expert_set: what neurons are called. correction: of those of
     griffin+.
     drafts: in mode fast as well, and without sparsity. once: the text ends with an end token.
-    asked: what each prompt was to be generated with. prompts, grammars: each prompt, each answer's form.
+    asked: what each prompt was to be generated with. prompts: each prompt's text.
     compared: what was given to comparisons that were begun.
     """
 
@@ -107,7 +107,6 @@ class ScriptedEngine:
     once: bool = False
     asked: list[tuple[Pruning, Verification | None]] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
-    grammars: list[Any] = field(default_factory=list)
     compared: list[tuple[list[int], list[int], Pruning]] = field(default_factory=list)
     accounting: Accounting = ACCOUNTING
     context_length: int = 1000
@@ -163,7 +162,6 @@ class ScriptedPrompt:
     ) -> Iterator[Token]:
         engine, count = self._engine, 0
         engine.asked.append((self._pruning, verification))
-        engine.grammars.append(sampling.grammar)
         try:
             for count in range(1, sampling.max_tokens + 1):
                 if cancelled():

