@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -28,7 +27,7 @@ from server.http.middleware import (
     RequestLog,
 )
 from server.jsonwire import Json
-from server.loader import Loaded, load
+from server.loader import Found, Loaded, find, load
 from server.protocol import stream
 from server.protocol.stream import Stream
 from server.routes import anthropic, chat, completions, experts, models, operations, responses, tokenization
@@ -46,45 +45,38 @@ LAST_TOKEN_S = 5
 def create_app(
     settings: Settings,
     loader: Callable[[Settings], Loaded] = load,
+    finder: Callable[[Settings], Found] = find,
     on_ready: Callable[[Loaded], None] = lambda loaded: None,
     on_failure: Callable[[str], None] = lambda reason: None,
 ) -> FastAPI:
     """The service. It answers /health at once, and completions as soon as the loader has returned.
 
     Args:
-        loader: gives the model; runs in a thread of its own.
+        loader: gives a model; runs in a thread of its own.
+        finder: finds the models where there are several; runs there too.
         on_ready, on_failure: called on the event loop when the loader has returned, or failed and why.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service: Service = app.state.service
-        loop = asyncio.get_running_loop()
-
-        def succeed(loaded: Loaded) -> None:
-            service.serve(loaded)
-            on_ready(loaded)
 
         def fail(reason: str) -> None:
             service.failure = reason
             on_failure(reason)
 
-        def load_model() -> None:
-            # The loop may have closed meanwhile; then nobody needs the model.
-            with suppress(RuntimeError):
-                try:
-                    loaded = loader(settings)
-                except GriffinError as error:
-                    loop.call_soon_threadsafe(fail, str(error))
-                except Exception as error:
-                    logger.exception("the model could not be loaded")
-                    loop.call_soon_threadsafe(fail, f"{type(error).__name__} while loading; see above")
-                else:
-                    loop.call_soon_threadsafe(succeed, loaded)
+        async def start() -> None:
+            try:
+                on_ready(await service.models.start())
+            except GriffinError as error:
+                fail(str(error))
+            except Exception as error:
+                logger.exception("the model could not be loaded")
+                fail(f"{type(error).__name__} while loading; see above")
 
-        # A daemon: a server told to stop does not wait for a checkpoint.
-        threading.Thread(target=load_model, name="loader", daemon=True).start()
+        starting = asyncio.create_task(start())
         yield
+        starting.cancel()
         service.close()
         await asyncio.to_thread(service.join, LAST_TOKEN_S)
 
@@ -98,7 +90,7 @@ def create_app(
         redirect_slashes=False,
         default_response_class=Json,
     )
-    app.state.service = Service(settings)
+    app.state.service = Service(settings, loader, finder)
     faults.install(app)
     routers = [
         group.router for group in (completions, chat, responses, anthropic, models, experts, tokenization, operations)

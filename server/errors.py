@@ -19,6 +19,7 @@ ApiError
 ├── InternalError         500, not worth a retry
 ├── OutOfMemory           500, not worth a retry
 ├── ModelLoading          503, with Retry-After
+├── ModelUnavailable      503, with Retry-After
 ├── ServerDraining        503, with Retry-After
 ├── EngineFailed          503, with Retry-After
 ├── TooManyConnections    503, with Retry-After
@@ -110,6 +111,15 @@ class QueueFull(_Unavailable):
 
 class ModelLoading(_Unavailable):
     status, type, code = 503, "server_error", "model_loading"
+
+
+class ModelUnavailable(_Unavailable):
+    """One of several models could not be loaded. The next request for it tries again."""
+
+    status, type, code = 503, "server_error", "model_unavailable"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"model {short(name)} could not be loaded; the cause is in the server's log", 30)
 
 
 class ServerDraining(_Unavailable):

@@ -2,17 +2,25 @@
 
 import gc
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import griffin
-from griffin import Checkpoint, Engine, PassLimit, Preparation
+from griffin import Checkpoint, Engine, PassLimit, PrefixFiles, Preparation
 from griffin.errors import LoadError
 from server.settings import Settings, comma_separated
 from server.text.tokenizer import Tokenizer
 from server.work.job import EngineLike
 
 logger = logging.getLogger("griffin")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model before it is loaded: all its names, and the bytes of its files; 0 where they are not here."""
+
+    names: Sequence[str]
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +31,10 @@ class Loaded:
     engines: one for each worker.
     description: of device, dtype and step, for the log.
     other_names: clients may use them as well.
+    bytes: of memory, with all that the model may keep; 0 where that is not known.
     sampling_defaults: see ``griffin.Checkpoint``.
+    pass_tokens: what --prompt-pass-tokens came to; None where that is not known.
+    close: called at the end, with the seconds that it may take.
     """
 
     name: str
@@ -31,7 +42,10 @@ class Loaded:
     engines: Sequence[EngineLike]
     description: str = ""
     other_names: Sequence[str] = ()
+    bytes: int = 0
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    pass_tokens: int | None = None
+    close: Callable[[float], None] = lambda seconds: None
 
 
 def load(settings: Settings) -> Loaded:
@@ -41,6 +55,7 @@ def load(settings: Settings) -> Loaded:
         GriffinError: one line that says why there is no model.
     """
     _require_possible(settings)
+    before = griffin.memory_in_use()
     checkpoints = griffin.load_each(
         settings.model,
         comma_separated(settings.devices) if settings.devices else [settings.device],
@@ -53,7 +68,10 @@ def load(settings: Settings) -> Loaded:
     _require_prepared(prepared, settings)
     # What the first copy of the model measures holds for all: they must round alike.
     limit = PassLimit(settings.prompt_pass_tokens)
-    engines = [engine for checkpoint in checkpoints for engine in _engines(checkpoint, prepared, settings, limit)]
+    files = _prefix_files(checkpoints[0], settings)
+    engines = [
+        engine for checkpoint in checkpoints for engine in _engines(checkpoint, prepared, settings, limit, files)
+    ]
     # All there is now stays: the collector need not walk through it again and again while a large body is parsed.
     gc.collect()
     gc.freeze()
@@ -65,7 +83,22 @@ def load(settings: Settings) -> Loaded:
         logger.info(told, tokens, engines[0].step, tokens)
     name, *other_names = settings.served_names or [checkpoint.name]
     description = f"{checkpoint.model.device}, {checkpoint.formats}, {engines[0].step} decode step"
-    return Loaded(name, checkpoint.tokenizer, engines, description, other_names, _defaults(checkpoint, settings))
+    taken = max(0, griffin.memory_in_use() - before) + settings.prefix_cache_mb * 2**20
+    defaults = _defaults(checkpoint, settings)
+    loaded = Loaded(
+        name, checkpoint.tokenizer, engines, description, other_names, taken, defaults, engines[0].pass_tokens
+    )
+    return replace(loaded, close=files.close) if files else loaded
+
+
+def find(settings: Settings) -> Found:
+    """Where the real loader would look, and under which names the model would be served.
+
+    Raises:
+        LoadError: nothing is there, or it is no checkpoint.
+    """
+    source = griffin.locate(settings.model)
+    return Found(tuple(settings.served_names or [source.name]), source.bytes)
 
 
 def _require_possible(settings: Settings) -> None:
@@ -92,7 +125,28 @@ def _require_prepared(prepared: Preparation, settings: Settings) -> None:
         )
 
 
-def _engines(checkpoint: Checkpoint, prepared: Preparation, settings: Settings, limit: PassLimit) -> Sequence[Engine]:
+def _prefix_files(checkpoint: Checkpoint, settings: Settings) -> PrefixFiles | None:
+    """Where beginnings of prompts are kept beyond the process, if they are to be.
+
+    Raises:
+        LoadError: the folder cannot be written to.
+    """
+    if settings.prefix_cache_dir is None:
+        return None
+    device = checkpoint.model.device.type
+    # All that a chunk's numbers depend on, down to how they are rounded.
+    model = f"{checkpoint.identity} {device} {settings.prefill_chunk} {settings.prompt_pass_tokens}"
+    disk_bytes = int(settings.prefix_cache_disk_gb * 10**9)
+    return PrefixFiles(settings.prefix_cache_dir, disk_bytes, settings.prefix_cache_mb * 2**20, model)
+
+
+def _engines(
+    checkpoint: Checkpoint,
+    prepared: Preparation,
+    settings: Settings,
+    limit: PassLimit,
+    files: PrefixFiles | None,
+) -> Sequence[Engine]:
     """One for each worker of the checkpoint's device."""
     return griffin.build_engines(
         checkpoint.model,
@@ -100,6 +154,7 @@ def _engines(checkpoint: Checkpoint, prepared: Preparation, settings: Settings, 
         context_length=settings.max_model_len,
         prefill_chunk=settings.prefill_chunk,
         prefix_bytes=settings.prefix_cache_mb * 2**20,
+        prefix_files=files,
         limit=limit,
         losses=prepared.losses,
         method=settings.method,

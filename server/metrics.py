@@ -31,6 +31,7 @@ OTHER = "other"
 
 # Values of other labels that Prometheus must see before their first event. There may be more.
 FINISHED_REASONS = ("stop", "length")
+FORM_KINDS = ("json_object", "json_schema", "regex", "choice", "grammar")
 PHASES = ("queue", "prefill", "decode")
 FAILURES = ("request_timeout", "internal_error", "out_of_memory", "engine_failed")
 SHADOW_OUTCOMES = ("compared", "dropped")
@@ -73,14 +74,19 @@ class Metrics:
         self.drain_timeout = gauge("drain_timeout_seconds", "That running requests get once it was.", ())
         self.queue_size = gauge("queue_size", "Requests that may wait.", ())
         self.workers = gauge("workers", "Requests that can be generated at the same time.")
+        self.model_loaded = gauge("model_loaded", "1 while the model is loaded, 0 while it waits to be asked for.")
         self.running = gauge("num_requests_running", "Requests that a worker is generating.")
-        self.waiting = gauge("num_requests_waiting", "Requests in the queue.")
+        self.waiting = gauge("num_requests_waiting", "Requests in the queue, or until their model is loaded.")
         self.accepted = counter("requests_accepted", "Requests put into the queue.", MODEL)
         self.success = counter("request_success", "Requests answered in full.", (*MODEL, "finished_reason"))
         self.failure = counter("request_failure", "Accepted requests that ended in an error.", (*MODEL, "reason"))
         self.rejected = counter("requests_rejected", "Requests refused before they were queued.", ("reason",))
         for reason in REJECTIONS:
             self.rejected.labels(reason)
+        self.structured = counter(
+            "structured_requests", "Accepted requests whose answers are held to a form.", (*MODEL, "kind")
+        )
+        self.forced_tokens = counter("forced_tokens", "Tokens that a form forced and that took no step.", MODEL)
         self.disconnects = counter(
             "client_disconnects", "Requests given up because the client left or the server stopped.", (*MODEL, "phase")
         )
@@ -88,6 +94,9 @@ class Metrics:
         # In tokens, as vLLM counts them.
         self.prefix_queries = counter("prefix_cache_queries", "Tokens of prompts that were read or looked up.", MODEL)
         self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that were known and not read again.", MODEL)
+        self.prefix_file_hits = counter(
+            "prefix_cache_file_hits", "Those of the hits that came from --prefix-cache-dir.", MODEL
+        )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of started requests.", MODEL)
         self.generation_tokens = counter("generation_tokens", "Generated tokens.", BY_SPARSITY)
         self.parameters_read = counter(
@@ -155,6 +164,7 @@ class Metrics:
         workers: int,
         running: Callable[[], int],
         waiting: Callable[[], int],
+        loaded: Callable[[], bool],
     ) -> None:
         """From a loaded model on: its size, and what its workers are doing."""
         self.model_parameters.labels(model, "total").set(total)
@@ -163,11 +173,15 @@ class Metrics:
         self.workers.labels(model).set(workers)
         self.running.labels(model).set_function(running)
         self.waiting.labels(model).set_function(waiting)
+        self.model_loaded.labels(model).set_function(loaded)
         self._begin_at_zero(model)
 
     def _begin_at_zero(self, model: str) -> None:
         """Make the series now. If one appeared with its first event, Prometheus would see no increase at that event."""
-        for metric in (self.accepted, self.worker_restarts, self.prefix_queries, self.prefix_hits, self.prompt_tokens):
+        for metric in (
+            self.accepted, self.worker_restarts, self.prefix_queries, self.prefix_hits, self.prefix_file_hits,
+            self.prompt_tokens, self.forced_tokens,
+        ):  # fmt: skip
             metric.labels(model)
         for labelled, values in (
             (self.success, FINISHED_REASONS),
@@ -178,6 +192,7 @@ class Metrics:
             (self.accepted_tokens, MODES),
             (self.rollbacks, MODES),
             (self.shadow_requests, SHADOW_OUTCOMES),
+            (self.structured, FORM_KINDS),
         ):
             for value in values:
                 labelled.labels(model, value)

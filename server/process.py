@@ -106,7 +106,7 @@ def serve(settings: Settings) -> int:
     # and the default action would end the process with another exit code than 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
-    logger.info("loading %s ...", settings.model)
+    logger.info("loading %s ...", settings.each_model[0].model)
     try:
         server.run()
     except SystemExit:

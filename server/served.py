@@ -4,16 +4,17 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import time
 from typing import Any, TypeVar
 
-from server.errors import InvalidField, ModelNotFound
+from server.errors import InvalidField
 from server.loader import Loaded
 from server.protocol.fields import SparsityChoice
 from server.settings import ALIAS
 from server.text.grammars import Grammars
+from server.text.infill import Infill
 from server.text.logprobs import Vocabulary
-from server.text.tokenizer import Tokenizer
+from server.text.reasoning import Marks, marks_of
+from server.text.tokenizer import Tokenizer, special_tokens, template_text
 from server.text.tool_prompt import ToolSupport
 from server.work.experts import RecentExperts
 from server.work.job import EngineLike
@@ -25,6 +26,8 @@ NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE]-?[0-9]{1,3})?")
 LISTED_SPARSITIES = (0.25, 0.5, 0.75)
 # In characters or tokens. More takes the tokenizer milliseconds, in which no other request's token could be sent.
 LONG_TEXT = 20_000
+# For the chunks of prompts that wait to be written.
+WRITE_S = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,13 @@ class ServedModel:
     names: all that clients may use; the first stands in metrics.
     workers: run its engines.
     vocabulary: how its tokens are spelled.
+    infill: how it is asked for the text between two others; None if it has no marks for that.
     grammars: of its tokens.
     sampling_defaults: apply where a request names no value.
     tools: how it is told of tools, and calls them.
+    thoughts: what stands around its thoughts, if it thinks before it answers.
     experts: the neurons that recent requests ran with.
-    created: in Unix seconds.
+    close_files: writes what is to outlive the process, in the seconds that it is given.
     """
 
     names: Sequence[str]
@@ -47,16 +52,28 @@ class ServedModel:
     vocabulary: Vocabulary
     grammars: Grammars
     sampling_defaults: Mapping[str, float]
+    infill: Infill | None
     tools: ToolSupport
+    thoughts: Marks | None
     experts: RecentExperts = field(default_factory=RecentExperts)
-    created: int = field(default_factory=lambda: int(time()))
+    close_files: Callable[[float], None] = lambda seconds: None
     _one_at_a_time: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     @classmethod
     def of(cls, loaded: Loaded, workers: Workers) -> "ServedModel":
         names, tokenizer, engine = (loaded.name, *loaded.other_names), loaded.tokenizer, workers.engine
-        grammars, tools = Grammars(tokenizer, engine.vocabulary_size, engine.eos_token_ids), ToolSupport.of(tokenizer)
-        return cls(names, tokenizer, workers, Vocabulary(tokenizer), grammars, loaded.sampling_defaults, tools)
+        return cls(
+            names=names,
+            tokenizer=tokenizer,
+            workers=workers,
+            vocabulary=Vocabulary(tokenizer),
+            grammars=Grammars(tokenizer, engine.vocabulary_size, engine.eos_token_ids),
+            sampling_defaults=loaded.sampling_defaults,
+            infill=Infill.of(tokenizer),
+            tools=ToolSupport.of(tokenizer),
+            thoughts=marks_of(template_text(tokenizer), special_tokens(tokenizer).values()),
+            close_files=loaded.close,
+        )
 
     @property
     def name(self) -> str:
@@ -67,19 +84,15 @@ class ServedModel:
         """Any of the workers' engines, for what they all have in common: sizes and limits."""
         return self.workers.engine
 
-    def sparsity_of(self, name: str | None) -> SparsityChoice | None:
-        """The sparsity that one of the names or an alias stands for; None where it stands for none.
+    def close(self) -> None:
+        """Give up requests that are not finished."""
+        self.workers.close()
+        self.grammars.close()
 
-        Raises:
-            ModelNotFound: the name is another model's.
-            InvalidField: an alias whose sparsity is none.
-        """
-        if name is None or name in self.names:
-            return None
-        base, mark, number = name.rpartition(ALIAS)
-        if not mark or base not in self.names:
-            raise ModelNotFound(name, "', '".join(self.names))
-        return parse_sparsity(number, "model")
+    def join(self, timeout_s: float) -> None:
+        """After the workers were closed: wait for their threads, and have written what is to be kept."""
+        self.workers.join(timeout_s)
+        self.close_files(WRITE_S)
 
     async def worked_out(self, size: int, work: Callable[..., T], *arguments: Any) -> T:
         """Tokenizing and the like: at once if it is little, in a thread if it would keep all others waiting.

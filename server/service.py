@@ -1,27 +1,34 @@
 """What all routes share: the settings, the metrics, and the model once it is loaded."""
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from time import monotonic
 
 from server.errors import ApiError, ModelLoading, ServerDraining
-from server.loader import Loaded
+from server.loader import Found, Loaded, find, load
 from server.metrics import Metrics
+from server.models import LOADING_RETRY_S, Models
 from server.protocol.fields import SparsityChoice
 from server.served import ServedModel
 from server.settings import Settings
-from server.work.shadow import Shadows
-from server.work.workers import Workers
-
-# How long a start from a warm cache takes, about.
-LOADING_RETRY_S = 5
 
 
 class Service:
-    """One for each app. The model is ``loaded``, or has not been yet, or there is a ``failure`` that says why not."""
+    """One for each app. Its first model is loaded, or has not been yet, or there is a ``failure`` that says why not."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        loader: Callable[[Settings], Loaded] = load,
+        finder: Callable[[Settings], Found] = find,
+    ) -> None:
+        """
+        Args:
+            loader, finder: see ``Models``.
+        """
         self.settings = settings
         self.metrics = Metrics()
-        self.loaded: ServedModel | None = None
+        self.models = Models(settings, self.metrics, loader, finder)
         self.failure: str | None = None
         self._drains_since: float | None = None
         # Whether requests that were not finished have been given up.
@@ -31,68 +38,61 @@ class Service:
         self.metrics.drain_timeout.set(settings.drain_timeout)
         self.metrics.queue_size.set(settings.queue_size)
 
-    def serve(self, loaded: Loaded) -> None:
-        """From now on the model answers."""
-        restarted = self.metrics.worker_restarts.labels(loaded.name)
-        shadows = Shadows(self.settings.shadow_share, self.metrics, loaded.name)
-        workers = Workers(loaded.engines, self.settings.queue_size, restarted.inc, shadows)
-        accounting = workers.engine.accounting
-        self.loaded = ServedModel.of(loaded, workers)
-        self.metrics.watch(
-            loaded.name,
-            accounting.total,
-            accounting.feed_forward,
-            accounting.weight_bytes,
-            len(loaded.engines),
-            running=lambda: workers.queue.running,
-            waiting=lambda: workers.queue.waiting,
-        )
-
-    def model(self) -> ServedModel:
-        """The model that takes requests.
+    def require_open(self) -> None:
+        """Whether requests are taken at all.
 
         Raises:
             ServerDraining: the server is on its way down.
-            ModelLoading: the model is not there yet.
+            ModelLoading: the first model is not there yet.
         """
         if self.draining:
             raise ServerDraining()
-        return self.known()
+        self.require_started()
 
-    def known(self) -> ServedModel:
-        """The model, also after it has stopped taking requests: for questions about what it did.
-
-        Raises:
-            ModelLoading: the model is not there yet.
+    def require_started(self) -> None:
         """
-        if self.loaded is None:
+        Raises:
+            ModelLoading: the first model is not there yet.
+        """
+        if not self.models.started:
             raise ModelLoading("the model is still loading; try again in a few seconds", LOADING_RETRY_S)
-        return self.loaded
 
     def require_room(self) -> None:
-        """Raises like ``model``, or QueueFull or EngineFailed: whether a request can be queued at all."""
-        self.model().workers.queue.require_room()
+        """Raises like ``require_open``, or QueueFull or EngineFailed: whether a request can be queued at all.
 
-    def resolve(self, name: str | None) -> tuple[ServedModel, SparsityChoice | None]:
-        """The model that a request asks for by one of its names or an alias, and the sparsity of an alias.
+        With several models only the request itself tells which queue it needs.
+        """
+        self.require_open()
+        self.models.require_room_to_wait()
+        if len(self.models.slots) == 1:
+            self.models.loaded[0].workers.queue.require_room()
+
+    @asynccontextmanager
+    async def resolve(self, name: str | None) -> AsyncIterator[tuple[ServedModel, SparsityChoice | None]]:
+        """The model that a request asks for by one of its names or an alias, and the sparsity of an alias. It stays
+        loaded until the end, and as long as a job is in its queue.
 
         Raises:
-            ServerDraining, ModelLoading: see ``model``.
-            ModelNotFound, InvalidField: see ``ServedModel.sparsity_of``.
+            ServerDraining, ModelLoading: see ``require_open``.
+            ModelNotFound, InvalidField: see ``Models.find``.
+            ModelUnavailable: see ``Models.use``.
         """
-        model = self.model()
-        return model, model.sparsity_of(name)
+        self.require_open()
+        slot, sparsity = self.models.find(name)
+        async with self.models.use(slot) as model:
+            yield model, sparsity
 
     def require_ready(self) -> str:
-        """The name of the model that answers; raises like ``model``, or EngineFailed."""
-        model = self.model()
-        model.workers.recovery.require_health()
-        return model.name
+        """The name of the model that answered last; raises like ``require_open``, or EngineFailed."""
+        self.require_open()
+        for model in self.models.loaded:
+            model.workers.recovery.require_health()
+        return next((model.name for model in self.models.loaded), self.models.slots[0].name)
 
     def require_hope(self) -> None:
         """Raises EngineFailed: only a new process may help."""
-        if self.loaded is not None:
-            self.loaded.workers.recovery.require_hope()
+        for model in self.models.loaded:
+            model.workers.recovery.require_hope()
 
     def _is_ready(self) -> bool:
         try:
@@ -113,22 +113,23 @@ class Service:
     @property
     def idle(self) -> bool:
         """Nothing is being generated and nothing waits."""
-        return self.loaded is None or self.loaded.workers.queue.idle
+        return all(model.workers.queue.idle for model in self.models.loaded)
 
     def drain(self) -> None:
         """Refuse new requests; finish those that were accepted."""
         self._drains_since = monotonic()
-        if self.loaded is not None:
-            self.loaded.workers.queue.drain()
+        self.models.drain()
+        for model in self.models.loaded:
+            model.workers.queue.drain()
 
     def close(self) -> None:
         """Give up requests that are not finished."""
         self.closed = True
-        if self.loaded is not None:
-            self.loaded.workers.close()
-            self.loaded.grammars.close()
+        self.models.drain()
+        for model in self.models.loaded:
+            model.close()
 
     def join(self, timeout_s: float) -> None:
-        """After ``close``: wait for the workers' threads."""
-        if self.loaded is not None:
-            self.loaded.workers.join(timeout_s)
+        """After ``close``: wait for the workers' threads, and have written what is to be kept."""
+        for model in self.models.loaded:
+            model.join(timeout_s)

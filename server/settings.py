@@ -37,8 +37,18 @@ class Settings(BaseSettings):
     )
 
     model: Annotated[
-        str, Field(min_length=1, description="hub id, model directory, .gguf file, or the embedded default")
+        str,
+        Field(
+            min_length=1,
+            description="hub id, OWNER/NAME:QUANTISATION, model directory, .gguf file, or the embedded default; "
+            "NAME=... gives it a name; may be given more than once (in the variable, comma-separated): the first is "
+            "loaded at the start, the others when a request asks for them",
+        ),
     ] = "SmolLM2-135M-Instruct"
+    memory_limit: Annotated[
+        float | None,
+        Field(gt=0, description="of several models, in GiB; default: one is loaded at a time"),
+    ] = None
     served_model_name: Annotated[
         str | None,
         Field(description="comma-separated names in the API, the first in metrics; default: the model's own"),
@@ -128,6 +138,16 @@ class Settings(BaseSettings):
         int,
         Field(ge=0, description="memory in MiB for beginnings of prompts, which are not read again; 0 keeps none"),
     ] = 512
+    prefix_cache_dir: Annotated[
+        Path | None,
+        Field(
+            description="a folder in which beginnings of prompts outlive the server; whoever may read it can tell what "
+            "the prompts were; default: they are kept in memory only"
+        ),
+    ] = None
+    prefix_cache_disk_gb: Annotated[
+        float, Field(gt=0, le=1e6, allow_inf_nan=False, description="disk space in GB for --prefix-cache-dir")
+    ] = 4.0
     prompt_pass_tokens: Annotated[
         Annotated[int, Field(ge=0)] | Literal["auto"],
         Field(
@@ -202,6 +222,19 @@ class Settings(BaseSettings):
         return self.workers * len(comma_separated(self.devices or "one"))
 
     @property
+    def memory_limit_bytes(self) -> float | None:
+        """For all models together; None where one is loaded at a time."""
+        return None if self.memory_limit is None else self.memory_limit * 2**30
+
+    @property
+    def each_model(self) -> list["Settings"]:
+        """For each of the models, the settings that a server of this model alone would have."""
+        return [
+            self.model_copy(update={"model": place, "served_model_name": name or self.served_model_name})
+            for name, place in map(_named, models_of(self.model))
+        ]
+
+    @property
     def served_names(self) -> list[str]:
         """Names in the API; none where the model's own is used."""
         return comma_separated(self.served_model_name or "")
@@ -237,6 +270,19 @@ class Settings(BaseSettings):
             raise ValueError("a name holds a character that cannot be printed")
         return ",".join(names)
 
+    @model_validator(mode="after")
+    def _names_of_models(self) -> Self:
+        """
+        Raises:
+            ValueError: names that could not be told apart, or that no model could have.
+        """
+        named = [name for name, _ in map(_named, models_of(self.model)) if name]
+        if self.served_model_name is not None and (named or len(models_of(self.model)) > 1):
+            raise ValueError("served_model_name is for one model without a name of its own; use --model NAME=MODEL")
+        for name in named:
+            self._distinct_names(name)
+        return self
+
     @field_validator("cors_origins")
     @classmethod
     def _some_origins(cls, value: str | None) -> str | None:
@@ -267,6 +313,13 @@ class Settings(BaseSettings):
             raise ValueError(f"names {next(name for name in names if names.count(name) > 1)} twice")
         return ",".join(copy.replace(" ", "") for copy in copies)
 
+    @field_validator("prefix_cache_dir")
+    @classmethod
+    def _with_memory(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("prefix_cache_mb") == 0:
+            raise ValueError("needs memory too: prefix_cache_mb is 0")
+        return value
+
     @field_validator("api_keys")
     @classmethod
     def _some_keys(cls, value: SecretStr | None) -> SecretStr | None:
@@ -281,6 +334,20 @@ class Settings(BaseSettings):
         return value
 
 
+def models_of(value: str) -> list[str]:
+    """The models that a value of ``model`` names, between line ends or commas. A path may have a comma in it."""
+    lines = filter(None, map(str.strip, value.splitlines()))
+    return [model for line in lines for model in ([line] if Path(line).exists() else comma_separated(line))]
+
+
+def _named(model: str) -> tuple[str | None, str]:
+    """A name and a place of NAME=PLACE; no name where there is none. A path may have = in it."""
+    name, mark, place = model.partition("=")
+    if not mark or "/" in name or not place or Path(model).exists():
+        return None, model
+    return name.strip(), place.strip()
+
+
 def comma_separated(value: str) -> list[str]:
     """Parts between commas or line ends, as in a file."""
     return [part for part in map(str.strip, value.replace("\n", ",").split(",")) if part]
@@ -293,6 +360,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         SettingsInvalid: naming the flag, or the variable, and what is wrong with it.
     """
     _require_values(arguments)
+    arguments = _models_as_one(arguments)
     try:
         # pydantic-settings' own keyword
         return settings_with(_cli_parse_args=list(arguments))
@@ -303,6 +371,21 @@ def read_settings(arguments: Sequence[str]) -> Settings:
         raise SettingsInvalid(f"{error.filename} cannot be read: {error.strerror}") from None
     except SettingsError as error:
         raise SettingsInvalid(str(error)) from None
+
+
+def _models_as_one(arguments: Sequence[str]) -> list[str]:
+    """All values of ``--model`` as one, a line each. A flag that stands twice otherwise means its last value."""
+    models, others = [], list[str]()
+    rest = iter(arguments)
+    for argument in rest:
+        flag, mark, value = argument.partition("=")
+        if flag != "--model":
+            others.append(argument)
+        elif value := value if mark else next(rest, ""):
+            models.append(value)
+        else:
+            return list(arguments)
+    return [*others, "--model", "\n".join(models)] if models else others
 
 
 def _require_values(arguments: Sequence[str]) -> None:
@@ -347,10 +430,14 @@ def _secrets() -> list[Path]:
 
 def fault(error: ValidationError) -> tuple[str, str]:
     """The first field that is wrong, and what is wrong with it; never a key."""
-    first = error.errors(include_url=False)[0]
+    first, *others = error.errors(include_url=False)
     name = str(first["loc"][0]) if first["loc"] else "settings"
     got = "" if name == "api_keys" else f" (got {first['input']!r})"
-    return name, first["msg"].removeprefix("Value error, ") + got
+    # A number or a word: pydantic reports each kind by itself.
+    words = [
+        each["ctx"]["expected"] for each in others if each["loc"][:1] == (name,) and each["type"] == "literal_error"
+    ]
+    return name, ", or ".join([first["msg"].removeprefix("Value error, "), *words]) + got
 
 
 def _source(name: str, arguments: Sequence[str]) -> str:

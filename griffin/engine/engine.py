@@ -19,6 +19,7 @@ from griffin.engine.assembly import Assembly, assemble
 from griffin.engine.continuation import Token
 from griffin.engine.limits import Limits, model_context_length
 from griffin.engine.pass_limit import PassLimit
+from griffin.engine.prefix_files import PrefixFiles
 from griffin.engine.prefixes import PrefixStore
 from griffin.engine.prompt import Claim, Prompt, never
 from griffin.errors import (
@@ -273,6 +274,7 @@ def build_engines(
     context_length: int | None = None,
     prefill_chunk: int = 256,
     prefix_bytes: int = 0,
+    prefix_files: PrefixFiles | None = None,
     limit: PassLimit | None = None,
     losses: Sequence[LossTable] = (),
     method: MethodName = "griffin",
@@ -282,6 +284,8 @@ def build_engines(
     On a CPU torch's threads are divided among them: more threads than cores cost far more than they bring.
 
     Args:
+        prefix_bytes: memory for the store.
+        prefix_files: where it keeps prefixes beyond the process.
         limit: see ``Engine``; what is measured counts for all that share it.
 
     Raises:
@@ -289,7 +293,7 @@ def build_engines(
     """
     if model.device.type == "cpu" and count > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    prefixes, limit = PrefixStore(prefix_bytes, prefill_chunk), limit or PassLimit()
+    prefixes, limit = PrefixStore(prefix_bytes, prefill_chunk, prefix_files), limit or PassLimit()
     engines: list[Engine] = []
     try:
         for _ in range(count):

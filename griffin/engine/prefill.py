@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from griffin.decode.decoder import PASS_TOKENS, PassingStep
 from griffin.engine.pass_limit import MANY, PassLimit, measured
-from griffin.engine.prefixes import PrefixStore, SharedPrefix
+from griffin.engine.prefixes import Known, PrefixStore, SharedPrefix
 from griffin.engine.state import SequenceState
 from griffin.engine.trees import Trees
 from griffin.errors import Cancelled
@@ -30,7 +30,7 @@ class Prefill:
         self._trees, self._state, self._chunk, self._limit = trees, state, prefixes.chunk, limit
         self._prefix = SharedPrefix(prefixes, state)
 
-    def resume(self, ids: Sequence[int], limit: int, dense: int) -> int:
+    def resume(self, ids: Sequence[int], limit: int, dense: int) -> Known:
         """Take over what is known of a prompt's beginning, at most its first ``limit`` tokens.
 
         Args:
@@ -38,7 +38,7 @@ class Prefill:
                 activations are not kept.
 
         Returns:
-            How many tokens need not be read.
+            How much need not be read.
         """
         return self._prefix.resume(ids, min(limit, dense - self._state.latest))
 

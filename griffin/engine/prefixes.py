@@ -10,44 +10,40 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from torch import Tensor
-
+from griffin.engine.prefix_chunk import Chunk
+from griffin.engine.prefix_files import PrefixFiles
 from griffin.engine.state import SequenceState
 from griffin.errors import is_out_of_memory
-from griffin.method.statistic import Sums
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Chunk:
-    """What reading one chunk of a prompt left, after the chunks before it.
+class Known(NamedTuple):
+    """What is known of a prompt's beginning, in tokens.
 
-    keys_values: ``(layers, 2, G, chunk, S)``.
-    sums: the statistic up to the chunk's end.
+    of_files: how many of them came from files, not from memory.
     """
 
-    keys_values: Tensor
-    sums: Sums
-
-    @property
-    def bytes(self) -> int:
-        return self.keys_values.nbytes + self.sums.bytes
+    tokens: int
+    of_files: int
 
 
 class PrefixStore:
     """Chunks of recent prompts within a budget of memory. The chunk that was not used for longest goes first.
 
-    Several engines on one device may share a store, each in a thread of its own.
+    What files hold is read from there when it is first needed. Several engines on one device may share a store, each in
+    a thread of its own.
     """
 
-    def __init__(self, budget_bytes: int, chunk: int) -> None:
+    def __init__(self, budget_bytes: int, chunk: int, files: PrefixFiles | None = None) -> None:
         """
         Args:
             budget_bytes: 0 keeps nothing.
             chunk: tokens in each chunk.
+            files: where chunks are kept beyond the process; None keeps them in memory only.
         """
         self.budget_bytes, self.chunk = budget_bytes, chunk
+        self._files = files
         self.bytes = 0
         self._chunks: OrderedDict[bytes, Chunk] = OrderedDict()
         self._lock = threading.Lock()
@@ -65,16 +61,28 @@ class PrefixStore:
             names.append(digest.digest())
         return names
 
-    def longest(self, names: Sequence[bytes]) -> list[Chunk]:
-        """The known chunks among these names, from the first on, up to one that is not known."""
-        found = []
+    def longest(self, names: Sequence[bytes]) -> tuple[list[Chunk], int]:
+        """The known chunks among these names, from the first on, up to one that is not known.
+
+        Returns:
+            The chunks, and how many of them came from files.
+        """
+        found: list[Chunk] = []
+        of_files = 0
+        for name in names:
+            with self._lock:
+                chunk = self._chunks.get(name)
+            if chunk is None and self._files is not None and (chunk := self._files.get(name)) is not None:
+                of_files += 1
+                self._keep(names[: len(found) + 1], chunk)
+            if chunk is None:
+                break
+            found.append(chunk)
         with self._lock:
-            for name in names:
-                if name not in self._chunks:
-                    break
-                found.append(self._chunks[name])
             self._use(names[: len(found)])
-        return found
+        if self._files is not None:
+            self._files.use(names[: len(found)])
+        return found, of_files
 
     def wants(self, name: bytes) -> bool:
         """Whether a chunk is not there yet."""
@@ -86,6 +94,11 @@ class PrefixStore:
         Args:
             names: of all chunks of the prompt up to this one.
         """
+        self._keep(names, chunk)
+        if self._files is not None:
+            self._files.add(names[-1], chunk)
+
+    def _keep(self, names: Sequence[bytes], chunk: Chunk) -> None:
         if chunk.bytes > self.budget_bytes:
             return
         with self._lock:
@@ -98,6 +111,7 @@ class PrefixStore:
                 self.bytes -= self._chunks.popitem(last=False)[1].bytes
 
     def clear(self) -> None:
+        """Forget what memory holds. Files stay."""
         with self._lock:
             self._chunks.clear()
             self.bytes = 0
@@ -117,15 +131,15 @@ class SharedPrefix:
         # One for each whole chunk of the prompt.
         self._names: list[bytes] = []
 
-    def resume(self, ids: Sequence[int], limit: int) -> int:
-        """Begin a prompt with what is known of its first ``limit`` tokens; returns how many tokens that is."""
+    def resume(self, ids: Sequence[int], limit: int) -> Known:
+        """Begin a prompt with what is known of its first ``limit`` tokens; returns how much that is."""
         self._names = self._store.names(ids)
-        chunks = self._store.longest(self._names[: max(0, limit) // self._store.chunk])
+        chunks, of_files = self._store.longest(self._names[: max(0, limit) // self._store.chunk])
         for chunk in chunks:
             self._state.cache.append(chunk.keys_values)
         if chunks:
             self._state.statistic.resume(chunks[-1].sums)
-        return len(chunks) * self._store.chunk
+        return Known(len(chunks) * self._store.chunk, of_files * self._store.chunk)
 
     def remember(self, end: int) -> None:
         """Keep the chunk that ends there, if it is a whole one and there is room."""

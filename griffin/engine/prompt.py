@@ -56,6 +56,7 @@ class Prompt:
 
     scores: for each token of the prompt; None for the first, which nothing predicts. None unless asked for.
     cached_tokens: how many of its tokens an earlier prompt had in common, so that they were not read again.
+    cached_in_files: how many of those came from files.
     outlook: what sparsity auto has come to, where it was asked for.
     """
 
@@ -73,7 +74,7 @@ class Prompt:
         # The first token that kept neurons make. They make the very first one if they have scored the prompt's end.
         self._first_sparse = 2
         self.scores: list[Logprobs | None] | None = None
-        self.cached_tokens = 0
+        self.cached_tokens = self.cached_in_files = 0
         self.outlook: Outlook | None = None
 
     @property
@@ -96,7 +97,7 @@ class Prompt:
         # The last token that the full model reads must be read here, for its logits. So must all tokens with scores.
         start = length if scoring is None else min(scoring.start, dense)
         logits_from = length - 1 if scoring is None else min(max(0, scoring.start - 1), length - 1)
-        self.cached_tokens = self._prefill.resume(ids, start - 1, dense)
+        self.cached_tokens, self.cached_in_files = self._prefill.resume(ids, start - 1, dense)
         scores = None if scoring is None else Scores(ids, scoring, self.cached_tokens)
         for logits_CV in self._prefill.read_dense(ids, self.cached_tokens, dense, logits_from, cancelled):
             self._take(logits_CV, scores)

@@ -45,7 +45,7 @@ class Verified:
     tokens: generated ones, without the first, which comes from the prompt's pass.
     drafted, accepted: tokens that were proposed, and those of them that stayed.
     forced: tokens that the sequence's grammar forced and that were read in a pass. They are none of the drafted ones.
-    passes: over a block: the model reads its drafts and the token before them.
+    passes: over a block: the model reads its drafts and the token before them. Those over forced tokens do not count.
     rollbacks: passes after which some of the block was thrown away.
     refreshes: how often other neurons were taken.
     parameters_read, bytes_read: by all steps and passes, of weights; for the mean per token, divide by ``tokens``. A
@@ -186,7 +186,7 @@ class Verifier:
             They, and that model's token after them.
         """
         tokens = self._settle(forced, guarded=False)
-        self._count(forced=len(forced), passes=1)
+        self._count(forced=len(forced))
         return tokens
 
     def _read(self, drafts: list[int], guarded: bool) -> list[Drawn]:

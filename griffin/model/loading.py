@@ -18,16 +18,18 @@ from griffin.model.checkpoint import packed_model, quantised
 from griffin.model.checkpoint.defaults import sampling_defaults
 from griffin.model.checkpoint.ends import settle_ends, token_ids, tokenizer_ends
 from griffin.model.checkpoint.gguf import load_dequantised, load_in_place
-from griffin.model.checkpoint.hub import downloaded
+from griffin.model.checkpoint.hub import brought, with_weights
 from griffin.model.checkpoint.numbers import require_numbers
 from griffin.model.checkpoint.packed import Scheme
 from griffin.model.checkpoint.refusals import first_words, require_files, require_plain
 from griffin.model.checkpoint.source import EMBEDDED_MODEL, Source, locate
+from griffin.model.checkpoint.stored import source_identity
 from griffin.model.checkpoint.whole import require_finite
 from griffin.model.dtype import parse_dtype
 from griffin.model.families import feed_forwards, require_supported, text_part
 from griffin.model.guard import whole_while_read
 from griffin.model.host import HostWeights
+from griffin.model.identity import identity
 from griffin.model.matrix.modules import matrices
 from griffin.model.placement import distribute, parse_device
 from griffin.model.quantise import KINDS, Kind, require_possible
@@ -39,6 +41,7 @@ logger = logging.getLogger("griffin")
 class Checkpoint:
     """A loaded model, its tokenizer, and a short name for it.
 
+    path: the file or directory that it was read from.
     sampling_defaults: values of ``Sampling`` that its maker recommends, see ``defaults``; engines do not apply them.
     """
 
@@ -46,6 +49,13 @@ class Checkpoint:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def identity(self) -> str:
+        """A name for exactly these weights, as they are held; read from the files, so take it soon."""
+        files = source_identity(self.path) if self.path else ""
+        return f"{files} {identity(self.model)} {self.formats}"
 
     @property
     def formats(self) -> str:
@@ -84,8 +94,9 @@ def load_each(
     """Load a model, ready to run on each of several devices. Fewer come back where it fits only across them.
 
     Args:
-        source: a hub id, a directory with ``config.json`` and safetensors, a ``.gguf`` file, or
-            ``SmolLM2-135M-Instruct``, the default that comes as a Python package.
+        source: a hub id, alone or with a GGUF file's or quantisation's name (``OWNER/NAME:Q4_K_M``), a directory with
+            ``config.json`` and safetensors, a ``.gguf`` file, or ``SmolLM2-135M-Instruct``, the default that comes
+            as a Python package.
         dtype: float32, bfloat16, float16, or auto: bfloat16 where it measures faster, else float32. A quantised
             checkpoint's own codes are kept by auto, on a CPU and without ``ff_offload``; activations then have that
             dtype. int8 is an older spelling of ``quantize="int8"``.
@@ -118,6 +129,8 @@ def load_each(
     wanted = _Wanted(torch_dtype, kind, dtype == "auto" and on_cpu and not ff_offload, ff_offload and on_cpu, cache_dir)
     try:
         found = locate(source)
+        if found.hub_id is not None:
+            found = brought(found)
         if kind:
             _require_quantisable(found, source)
         with whole_while_read(source):
@@ -125,7 +138,7 @@ def load_each(
                 loaded = load_in_place(found.path, torch_dtype) if wanted.in_place else None
                 if loaded is not None:
                     defaults = sampling_defaults(loaded[0].generation_config)
-                    return [Checkpoint(found.name, *loaded, defaults)]
+                    return [Checkpoint(found.name, *loaded, defaults, found.path)]
                 model, tokenizer = load_dequantised(found.path, torch_dtype, cache_dir, wanted.map_from)
             else:
                 model, tokenizer = _load_checkpoint(found, source, wanted)
@@ -133,13 +146,13 @@ def load_each(
         require_finite(model, source)
         if HostWeights.of(model) is not None:
             _own_(model)
-            return [Checkpoint(found.name, model, tokenizer, defaults)]
+            return [Checkpoint(found.name, model, tokenizer, defaults, found.path)]
         models = distribute(model, groups, ff_offload=ff_offload)
         with whole_while_read(source):
             # Codes are in memory of their own already.
             for each in models if not matrices(model) else ():
                 _own_(each)
-        return [Checkpoint(found.name, model, tokenizer, defaults) for model in models]
+        return [Checkpoint(found.name, model, tokenizer, defaults, found.path) for model in models]
     except GriffinError:
         raise
     except Exception as error:
@@ -181,7 +194,7 @@ def _load_checkpoint(found: Source, source: str, wanted: _Wanted) -> tuple[PreTr
     require_numbers(served, source, part.told_by_shapes if part else ())
     if scheme:
         _require_packed_alone(scheme, source, wanted, multimodal=part is not None)
-    folder = found.path or downloaded(str(found.hub_id))
+    folder = with_weights(found) if found.hub_id is not None else _path(found)
     require_files(folder, source)
     if scheme:
         model, tokenizer = packed_model.read(folder, source, scheme, wanted.dtype, in_place=wanted.in_place)
@@ -208,9 +221,14 @@ def _require_packed_alone(scheme: Scheme, source: str, wanted: _Wanted, *, multi
 
 
 def _config_of(found: Source) -> Mapping[str, Any]:
-    """The contents of the ``config.json`` of a directory or hub id."""
-    config: Mapping[str, Any] = PreTrainedConfig.get_config_dict(found.path or str(found.hub_id))[0]
+    """The contents of a directory's ``config.json``."""
+    config: Mapping[str, Any] = PreTrainedConfig.get_config_dict(_path(found))[0]
     return config
+
+
+def _path(found: Source) -> Path:
+    assert found.path is not None, "what is on a hub has been brought here"
+    return found.path
 
 
 def _kind(quantize: str, groups: Sequence[Sequence[torch.device]], ff_offload: bool) -> Kind:

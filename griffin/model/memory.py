@@ -1,10 +1,14 @@
-"""Memory that is asked for in one piece, in huge pages where the system has them."""
+"""Memory: asked for in one piece, in huge pages where the system has them; how much is in use; given back."""
 
+import ctypes
+import gc
 import mmap
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import accumulate
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -63,3 +67,23 @@ class Room:
             (self._rest,) = untouched([max(taken, PIECE)])
         own, self._rest = self._rest[:size], self._rest[taken:]
         return own.view(dtype).view(rows, columns)
+
+
+def memory_in_use() -> int:
+    """Bytes of this process, on the host and on all CUDA devices. 0 where the system does not say."""
+    devices = sum(map(torch.cuda.memory_allocated, range(torch.cuda.device_count())))
+    with suppress(OSError, ValueError, IndexError):
+        return devices + int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return devices
+
+
+def give_memory_back() -> None:
+    """What nothing refers to any more goes back to the system and the devices, also what was taken out of the garbage
+    collector's sight."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

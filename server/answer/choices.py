@@ -1,6 +1,7 @@
 """A request's sparsity and its ``griffin`` object become an engine's choices. The settings fill in the rest."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -60,7 +61,7 @@ def _verification(options: GriffinOptions, settings: Settings, scored: bool) -> 
     if mode != "fast" and scored:
         _refuse("mode", "texts that are scored (echo with logprobs) are generated in mode fast; leave it out")
     if options.draft not in (None, *MODE_DRAFTS[mode]):
-        _refuse("draft", f"only {' or '.join(MODE_DRAFTS[mode])} in mode {mode}")
+        _refuse("draft", f"only {_any_of(MODE_DRAFTS[mode])} in mode {mode} (got {options.draft!r})")
     draft = options.draft or _draft(mode, settings)
     source = draft or Verification(mode).source
     if options.draft_tokens is not None and source == "none":
@@ -155,6 +156,12 @@ def _require_no_neurons(options: GriffinOptions, requested: SparsityChoice | Non
         raise InvalidField(
             "sparsity: draft ngram uses the full model alone; leave sparsity out, or take draft both", "sparsity"
         )
+
+
+def _any_of(names: Sequence[str]) -> str:
+    """Names as a sentence lists them: none or ngram; pruned, ngram or both."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _first_named(options: GriffinOptions, *names: str) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from server.answer.texts import Piece
 from server.protocol.report import FinishReason
 from server.text.logprobs import ScoredToken
+from server.text.reasoning import Thought
 from server.text.tool_call import CallPart
 from server.text.tool_calls import NoCall, Part
 
@@ -60,6 +61,11 @@ class Answer:
         """Which of the calls that began are none."""
         return frozenset(part.index for part in self.parts if isinstance(part, NoCall))
 
+    @property
+    def thought(self) -> str:
+        """What the model thought before."""
+        return "".join(part.text for part in self.parts if isinstance(part, Thought))
+
     def said(self) -> tuple[str, list[Call]]:
         """Content and calls. What began like a call and is none is content."""
         if not (parts := self.parts):
@@ -70,7 +76,7 @@ class Answer:
             if isinstance(part, CallPart):
                 call = calls.setdefault(part.index, Call(part.name or ""))
                 call.arguments += part.arguments
-            else:
+            elif not isinstance(part, Thought):
                 content.append(part.text)
             if isinstance(part, NoCall):
                 del calls[part.index]

@@ -30,7 +30,7 @@ async def _form(form: Form, grammars: Grammars) -> Grammar:
         case "choice":
             return await grammars.of_choice(form.value, form.param)
         case "grammar":
-            return await grammars.of_lark(form.value, form.param)
+            return await grammars.of_grammar(form.value, form.param)
 
 
 async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Grammar:

@@ -27,12 +27,13 @@ class PromptCounts:
 class AnswerCounts:
     """One answer so far.
 
-    tokens: generated.
+    tokens: generated. reasoning_tokens: those of them that belong to thoughts.
     last_at: when the last of them was made, in seconds of ``time.monotonic``.
     verified: what verification did; None where nothing is verified.
     """
 
     tokens: int = 0
+    reasoning_tokens: int = 0
     last_at: float | None = None
     verified: Verified | None = None
 
@@ -72,6 +73,11 @@ class Counts:
     def tokens(self) -> int:
         """Generated, in all answers."""
         return sum(answer.tokens for answer in self.answers.values())
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Of thoughts, in all answers."""
+        return sum(answer.reasoning_tokens for answer in self.answers.values())
 
     @property
     def selections(self) -> list[Selection]:

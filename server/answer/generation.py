@@ -25,7 +25,7 @@ class Generation:
             counts: what ``observation`` counts, and ``report`` tells.
         """
         self.job, self.model, self.report, self.delivery = job, model, report, delivery
-        self._observation = observation
+        self._observation, self._counts = observation, counts
         self._texts = Texts(model.tokenizer, job.asks, delivery)
         self._traces = Traces(job.asks[0], counts, model.experts, model.workers.comparisons)
         self._outcome = Outcome(job, delivery.sequences)
@@ -82,7 +82,9 @@ class Generation:
         elif self._texts.goes_on(event):
             self._observation.made(event)
             self._traces.made(event)
-            yield self._texts.add(event)
+            piece = self._texts.add(event)
+            self._counts.answers[piece.answer].reasoning_tokens += piece.thinking
+            yield piece
 
     def _end(self, piece: Piece, finish_reason: FinishReason) -> None:
         self.job.end(piece.prompt, piece.sample)

@@ -1,8 +1,8 @@
 """From a valid body to a queued job: the model, the sparsity, the ids of each prompt."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from fastapi import Request
@@ -14,7 +14,7 @@ from server.answer.constraining import grammar_of
 from server.answer.counts import Counts
 from server.answer.generation import Generation
 from server.answer.observation import Observation
-from server.answer.prompts import tokenize
+from server.answer.prompts import Prompt, require_infill, tokenize
 from server.answer.report import Report
 from server.answer.texts import Delivery
 from server.errors import InvalidField
@@ -23,6 +23,8 @@ from server.protocol.request import GenerationRequest
 from server.protocol.tool import Offered
 from server.served import ServedModel, parse_sparsity
 from server.service import Service
+from server.text.reading import Reading
+from server.text.reasoning import is_begun
 from server.text.tool_calls import CallReading
 from server.work.job import Ask, Job
 
@@ -45,11 +47,7 @@ class Intake:
     request: Request
 
     async def queue(
-        self,
-        prompts: Sequence[str | list[int]],
-        add_special_tokens: bool,
-        opens: bool,
-        offered: Offered | None = None,
+        self, prompts: Sequence[Prompt], add_special_tokens: bool, opens: bool, offered: Offered | None = None
     ) -> Generation:
         """Tokenize the prompts and submit them. A place in the queue is taken first: tokenizing costs more than a
         refusal.
@@ -96,6 +94,9 @@ class Intake:
             tokens = limit if (body.token_limit() or 0) > 0 else None
             pruning = replace(pruning, auto=replace(pruning.auto, tokens=tokens))
         samplings = body.samplings(limit, defaults, grammar)
+        if body.fills and not body.ignore_eos:
+            ends = require_infill(self.model).ends
+            samplings = tuple(replace(each, stop_token_ids=each.stop_token_ids | ends) for each in samplings)
         return Ask(prompt_ids, samplings, pruning, body.scoring(), choices.verification, choices.compare)
 
     def _require_few_scores(self, asks: Sequence[Ask]) -> None:
@@ -110,12 +111,14 @@ class Intake:
         job = Job(asks, self.arrived, self.arrived + limit_s, state.request_id)
         accounting, counts = model.engine.accounting, Counts(asks)
         report = Report(job, counts, accounting, self.requested_sparsity)
-        observation = Observation(job, counts, report, accounting, self.service.metrics, model.name, state.log)
+        form, metrics = self.body.form(), self.service.metrics
+        kind = form.kind if form else None
+        observation = Observation(job, counts, report, accounting, metrics, model.name, state.log, kind)
         return Generation(job, model, counts, report, observation, delivery)
 
     async def _delivery(
         self,
-        prompts: Sequence[str | list[int]],
+        prompts: Sequence[Prompt],
         ids: Sequence[list[int]],
         asks: Sequence[Ask],
         opens: bool,
@@ -134,12 +137,19 @@ class Intake:
             include_stop=bool(body.include_stop_str_in_output),
             skip_special_tokens=body.skip_special_tokens is not False,
             min_tokens=body.min_tokens or 0,
-            calls=CallReading(self.model.tools.form, offered.names, offered.single) if offered else None,
+            reading=self._reading(prompts[0], offered, asks) if opens else None,
         )
 
-    async def _echoes(
-        self, prompts: Sequence[str | list[int]], ids: Sequence[list[int]], asks: Sequence[Ask]
-    ) -> list[str]:
+    def _reading(self, prompt: Prompt, offered: Offered | None, asks: Sequence[Ask]) -> Reading | None:
+        """How a conversation's answers are read; None: as they are."""
+        marks, held = self.model.thoughts, any(one.grammar for ask in asks for one in ask.samplings)
+        begun = marks is not None and isinstance(prompt, str) and is_begun(marks, prompt)
+        # An answer that is held to a form has no thought.
+        marks = None if held else marks
+        calls = CallReading(self.model.tools.form, offered.names, offered.single) if offered else None
+        return Reading(marks, begun, calls) if marks or calls else None
+
+    async def _echoes(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], asks: Sequence[Ask]) -> list[str]:
         """The prompts as texts. A text that was not truncated is echoed as it came; all else is spelled, special tokens
         included: ``skip_special_tokens`` is about what is generated."""
         # The tokens of a text may have others before them, which the tokenizer has added: not all of them are spelled.
@@ -158,24 +168,38 @@ class Intake:
         return await self.model.worked_out(sum(len(ask.prompt_ids) for ask in asks), spelled)
 
 
-def begin(body: GenerationRequest, request: Request, prompts: int) -> Intake:
-    """Find out which model and which choices a body asks for.
+@asynccontextmanager
+async def begin(body: GenerationRequest, request: Request, prompts: int) -> AsyncIterator[Intake]:
+    """Find out which model and which choices a body asks for. The model stays loaded until the end: queue it before.
 
     Args:
         prompts: how many the body has.
 
     Raises:
-        ModelNotFound, ModelLoading, ServerDraining: see ``Service.resolve``.
+        ModelNotFound, ModelLoading, ModelUnavailable, ServerDraining: see ``Service.resolve``.
         InvalidField: model name, header and body do not name the same sparsity; or see ``choose``.
         ExpertsNotFound: see ``choose``.
     """
     service: Service = request.app.state.service
-    model, alias_sparsity = service.resolve(body.model)
-    header = request.headers.get(SPARSITY_HEADER)
+    arrived = time.monotonic()
+    async with service.resolve(body.model) as (model, alias_sparsity):
+        requested = _requested_sparsity(body, request.headers.get(SPARSITY_HEADER), alias_sparsity)
+        choices = choose(body, requested, prompts, service.settings, model)
+        yield Intake(service, model, body, requested, choices, arrived, request)
+
+
+def _requested_sparsity(
+    body: GenerationRequest, header: str | None, alias: SparsityChoice | None
+) -> SparsityChoice | None:
+    """The sparsity that a request names, in one way or another; None where it names none.
+
+    Raises:
+        InvalidField: it names two.
+    """
     named = {
         "sparsity": body.sparsity,
         SPARSITY_HEADER: None if header is None else parse_sparsity(header, SPARSITY_HEADER),
-        "model": alias_sparsity,
+        "model": alias,
     }
     given = {where: sparsity for where, sparsity in named.items() if sparsity is not None}
     if len(set(given.values())) > 1:
@@ -183,6 +207,4 @@ def begin(body: GenerationRequest, request: Request, prompts: int) -> Intake:
             f"{where}: {sparsity if sparsity == 'auto' else f'{sparsity:g}'}" for where, sparsity in given.items()
         )
         raise InvalidField(f"sparsity: the request names different ones ({listed})", "sparsity")
-    requested = next(iter(given.values()), None)
-    choices = choose(body, requested, prompts, service.settings, model)
-    return Intake(service, model, body, requested, choices, time.monotonic(), request)
+    return next(iter(given.values()), None)

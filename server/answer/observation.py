@@ -12,6 +12,7 @@ from griffin.thresholds import Shares
 from server.answer.counts import Counts
 from server.answer.report import Report
 from server.metrics import Metrics, sparsity_label
+from server.protocol.structured import FormKind
 from server.work.job import Compared, Job, Made, Read
 
 # What tokens have read by thresholds is taken over after so many of them.
@@ -52,13 +53,16 @@ class Observation:
         metrics: Metrics,
         model_name: str,
         log_fields: MutableMapping[str, object],
+        form: FormKind | None = None,
     ) -> None:
         """
         Args:
             log_fields: of the request's log line; ``end`` adds to them.
+            form: the kind of form that answers are held to.
         """
         self._job, self._counts, self._report, self._accounting = job, counts, report, accounting
         self._metrics, self._model_name, self._log_fields = metrics, model_name, log_fields
+        self._form = form
         self._tokens = self._token_metrics()
         # What the next token reads: everything, until neurons are chosen.
         self._active, self._bytes = accounting.total, accounting.weight_bytes
@@ -67,6 +71,8 @@ class Observation:
     def accepted(self) -> None:
         """The job is in the queue. It will end in success, disconnect or failure."""
         self._metrics.accepted.labels(self._model_name).inc()
+        if self._form is not None:
+            self._metrics.structured.labels(self._model_name, self._form).inc()
 
     def read(self, read: Read) -> None:
         """A prompt was read, and its neurons may be chosen already."""
@@ -78,6 +84,7 @@ class Observation:
             self._chosen(read.selection.chosen)
         self._metrics.prefix_queries.labels(self._model_name).inc(len(self._job.asks[read.prompt].prompt_ids))
         self._metrics.prefix_hits.labels(self._model_name).inc(read.cached_tokens)
+        self._metrics.prefix_file_hits.labels(self._model_name).inc(read.cached_in_files)
 
     def made(self, made: Made) -> None:
         """A token was made. Metrics hear of it now: at the end, a long answer would look like silence, then a burst."""
@@ -140,6 +147,7 @@ class Observation:
         metrics.draft_tokens.labels(*labels).inc(verified.drafted - before.drafted)
         metrics.accepted_tokens.labels(*labels).inc(verified.accepted - before.accepted)
         metrics.rollbacks.labels(*labels).inc(verified.rollbacks - before.rollbacks)
+        metrics.forced_tokens.labels(self._model_name).inc(verified.forced - before.forced)
 
     def _phase(self) -> str:
         if self._job.started is None:

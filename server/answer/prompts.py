@@ -6,7 +6,11 @@ from griffin.errors import ContextLengthExceeded
 from server.errors import InvalidField
 from server.protocol.conversation import Templated
 from server.served import ServedModel
+from server.text.infill import Gap, Infill
 from server.text.tokenizer import TemplateFailed, encode, render_chat
+
+# A text, ids, or two texts with a gap between them.
+Prompt = str | list[int] | Gap
 
 # In characters: no vocabulary in use has a longer token. A text of more than so many characters for each token of the
 # context cannot fit, and would cost seconds and gigabytes to tokenize.
@@ -40,10 +44,46 @@ async def render(model: ServedModel, body: Templated) -> str:
         raise InvalidField(f"{said_in}: the model's chat template refuses it: {refusal}", said_in) from None
 
 
+def require_thoughts(model: ServedModel, wanted: bool, param: str) -> None:
+    """
+    Raises:
+        InvalidField: the model is asked to think, and does not.
+    """
+    if wanted and model.thoughts is None:
+        raise InvalidField(f"{param}: {model.name} does not think; leave it out", param, "unsupported_parameter")
+
+
+def with_gaps(model: ServedModel, prompts: Sequence[str | list[int]], suffix: str | None) -> Sequence[Prompt]:
+    """Prompts of a request, each with the gap before its ``suffix`` if it has one.
+
+    Raises:
+        InvalidField: the model does not fill gaps.
+    """
+    if not suffix:
+        return prompts
+    require_infill(model)
+    return [Gap(prompt, suffix) for prompt in prompts if isinstance(prompt, str)]
+
+
+def require_infill(model: ServedModel) -> Infill:
+    """
+    Raises:
+        InvalidField: the model does not fill gaps.
+    """
+    if model.infill is None:
+        raise InvalidField(
+            f"suffix: {model.name} does not fill in the middle: its tokenizer has no marks for that; leave suffix out, "
+            "or serve a model such as Qwen2.5-Coder",
+            "suffix",
+            "unsupported_parameter",
+        )
+    return model.infill
+
+
 async def tokenize(
-    model: ServedModel, prompts: Sequence[str | list[int]], add_special_tokens: bool, *, shortened: bool = False
+    model: ServedModel, prompts: Sequence[Prompt], add_special_tokens: bool, *, shortened: bool = False
 ) -> list[list[int]]:
-    """Texts become ids; ids stay.
+    """Texts become ids, and so do texts with a gap; ids stay.
 
     Args:
         shortened: only the last ids of each will be kept.
@@ -53,17 +93,32 @@ async def tokenize(
     """
     context = model.engine.context_length
     longest, size = context * LONGEST_TOKEN, 0
-    cut: list[str | list[int]] = [prompt[-longest:] if shortened else prompt for prompt in prompts]
+    cut: list[Prompt] = [
+        prompt[-longest:] if shortened and not isinstance(prompt, Gap) else prompt for prompt in prompts
+    ]
     for prompt in cut:
-        if isinstance(prompt, str) and len(prompt) > longest:
+        characters = _characters(prompt)
+        if characters > longest:
             raise ContextLengthExceeded(
-                f"this model's context is {context} tokens, and {len(prompt)} characters are surely more; "
+                f"this model's context is {context} tokens, and {characters} characters are surely more; "
                 "shorten the prompt",
                 "prompt",
             )
-        size += len(prompt) if isinstance(prompt, str) else 0
+        size += characters
 
     def encoded() -> list[list[int]]:
-        return [encode(model.tokenizer, p, add_special_tokens) if isinstance(p, str) else p for p in cut]
+        return [_encoded(model, prompt, add_special_tokens) for prompt in cut]
 
     return await model.worked_out(size, encoded)
+
+
+def _characters(prompt: Prompt) -> int:
+    if isinstance(prompt, Gap):
+        return len(prompt.before) + len(prompt.after)
+    return len(prompt) if isinstance(prompt, str) else 0
+
+
+def _encoded(model: ServedModel, prompt: Prompt, add_special_tokens: bool) -> list[int]:
+    if isinstance(prompt, Gap):
+        return require_infill(model).encode(prompt, add_special_tokens)
+    return encode(model.tokenizer, prompt, add_special_tokens) if isinstance(prompt, str) else prompt

@@ -14,6 +14,7 @@ from server.protocol.fields import SparsityChoice
 from server.protocol.report import (
     AutoReport,
     ComparisonReport,
+    CompletionTokensDetails,
     GriffinReport,
     PromptTokensDetails,
     Reason,
@@ -42,13 +43,18 @@ class Report:
     def usage(self) -> Usage:
         """All prompts and all answers together."""
         cached = sum(prompt.cached_tokens for prompt in self._counts.prompts)
-        return _usage(sum(len(ask.prompt_ids) for ask in self._job.asks), self._counts.tokens, cached)
+        return _usage(
+            sum(len(ask.prompt_ids) for ask in self._job.asks),
+            self._counts.tokens,
+            cached,
+            self._counts.reasoning_tokens,
+        )
 
     def usage_of(self, prompt: int, sample: int) -> Usage:
         """One answer so far, and its prompt."""
         answer = self._counts.answers.get((prompt, sample))
         read, cached = len(self._job.asks[prompt].prompt_ids), self._counts.prompts[prompt].cached_tokens
-        return _usage(read, answer.tokens if answer else 0, cached)
+        return _usage(read, answer.tokens if answer else 0, cached, answer.reasoning_tokens if answer else 0)
 
     def griffin(self) -> GriffinReport:
         """What was applied, and why."""
@@ -161,12 +167,13 @@ def _shares(shares: Shares, *, gated: bool) -> SharesReport:
     )
 
 
-def _usage(prompt: int, made: int, cached: int) -> Usage:
+def _usage(prompt: int, made: int, cached: int, reasoning: int) -> Usage:
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=made,
         total_tokens=prompt + made,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning) if reasoning else None,
     )
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from server.protocol.report import FinishReason
 from server.text.logprobs import ScoredToken
+from server.text.reading import AnswerReader, Reading
 from server.text.tokenizer import REPLACEMENT, TextStream, Tokenizer
-from server.text.tool_calls import CallReading, Content, Part, ToolCallReader, joined
+from server.text.tool_calls import Content, Part, joined
 from server.work.job import Ask, Made, Read
 
 
@@ -20,7 +21,7 @@ class Delivery:
     prompts: the texts that answers begin with (``echo``), one for each prompt.
     logprobs, token_ids: what pieces have beside their text.
     stops, include_stop, min_tokens: where the text ends, see ``TextStream``.
-    calls: how calls of tools are read out of the text, if there can be any.
+    reading: how thoughts and calls are read out of the text, if there can be any.
     """
 
     model_name: str
@@ -34,7 +35,7 @@ class Delivery:
     include_stop: bool = False
     skip_special_tokens: bool = True
     min_tokens: int = 0
-    calls: CallReading | None = None
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Piece:
     tokens: with log-probabilities, if they are wanted. In an opening that echoes the prompt, the prompt's.
     ids: of generated tokens.
     finish_reason: on the answer's last piece.
-    parts: content and calls in their order, if there can be calls; ``text`` is the content then.
+    parts: thoughts, content and calls in their order, if it is read for them; ``text`` is the content then.
+    thinking: it belongs to a thought.
     stop: the stop string that ended the answer, if one did.
     """
 
@@ -57,6 +59,7 @@ class Piece:
     ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     parts: Sequence[Part] = ()
+    thinking: bool = False
     stop: str | None = None
 
     @property
@@ -71,7 +74,7 @@ class Texts:
     def __init__(self, tokenizer: Tokenizer, asks: Sequence[Ask], delivery: Delivery) -> None:
         self._tokenizer, self._asks, self._delivery = tokenizer, asks, delivery
         self._streams: dict[tuple[int, int], TextStream] = {}
-        self._readers: dict[tuple[int, int], ToolCallReader] = {}
+        self._readers: dict[tuple[int, int], AnswerReader] = {}
 
     def goes_on(self, made: Made) -> bool:
         """False for a token that was made while the end of its text was being found."""
@@ -87,8 +90,8 @@ class Texts:
         for sample in range(delivery.sequences):
             if not finish_reason:
                 stream = self._streams[read.prompt, sample] = self._stream(ask)
-                if delivery.calls:
-                    self._readers[read.prompt, sample] = delivery.calls.reader()
+                if delivery.reading:
+                    self._readers[read.prompt, sample] = delivery.reading.reader()
                 # The first generated token will spell that character whole.
                 text = text.rstrip(REPLACEMENT) if stream.begins_in_character else text
             if delivery.opens or delivery.prompts or finish_reason:
@@ -107,14 +110,17 @@ class Texts:
         stop = stream.stopped
         finish_reason = "stop" if stop else token.finish_reason
         parts: list[Part] = []
+        thinking = False
         if reader := self._readers.get(key):
+            thinking = reader.thinking
             parts = _read(reader, text, finish_reason)
             text = "".join(part.text for part in parts if isinstance(part, Content))
+            thinking = thinking or reader.thinking
             finish_reason = "stop" if reader.done else finish_reason
         if finish_reason:
             del self._streams[key]
         tokens = [ScoredToken(token.id, token.logprobs, hidden, stream.shows_special)] if delivery.logprobs else []
-        return Piece(made.prompt, made.sample, text, False, tokens, [token.id], finish_reason, parts, stop)
+        return Piece(*key, text, False, tokens, [token.id], finish_reason, parts, thinking, stop)
 
     def _stream(self, ask: Ask) -> TextStream:
         delivery = self._delivery
@@ -124,11 +130,11 @@ class Texts:
             delivery.stops,
             include_stop=delivery.include_stop,
             skip_special_tokens=delivery.skip_special_tokens,
-            shown=delivery.calls.form.marks if delivery.calls else (),
+            shown=delivery.reading.shown if delivery.reading else (),
             min_tokens=delivery.min_tokens,
         )
 
 
-def _read(reader: ToolCallReader, text: str, finish_reason: FinishReason | None) -> list[Part]:
+def _read(reader: AnswerReader, text: str, finish_reason: FinishReason | None) -> list[Part]:
     parts = reader.feed(text)
     return joined([*parts, *reader.end(cut=finish_reason == "length")]) if finish_reason else parts

@@ -9,7 +9,7 @@ from server.protocol.anthropic_input import Said, System
 from server.protocol.anthropic_tool import ClientToolChoice, ClientTools
 from server.protocol.conversation import instructed
 from server.protocol.elsewhere import REFUSED_IN_ANTHROPIC, require_supported, unknown
-from server.protocol.fields import ModelName, PositiveLimit, Stop, few_keys, refuse
+from server.protocol.fields import MAX_KEYS, ModelName, PositiveLimit, Stop, few_keys, refuse
 from server.protocol.request import TWINS, GenerationRequest, with_refused
 from server.protocol.structured import Form, JsonSchema
 from server.protocol.template import TemplateOptions
@@ -42,6 +42,16 @@ class OutputConfig(BaseModel):
     effort: None = None
 
 
+class Thinking(BaseModel):
+    """Whether a model thinks before it answers."""
+
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"maxProperties": MAX_KEYS})
+
+    _few_keys = model_validator(mode="before")(few_keys)
+
+    type: Literal["enabled", "adaptive", "disabled"]
+
+
 class Asked(TemplateOptions):
     """What becomes a prompt."""
 
@@ -55,6 +65,9 @@ class Asked(TemplateOptions):
         default=None,
         description="auto, the default with tools: the answer may call them; none: the model is not told of them; "
         "any: it calls one at least; tool: the one of this name",
+    )
+    thinking: Thinking | None = Field(
+        default=None, description="told to the model's template as enable_thinking; absent, the template decides"
     )
     output_config: Annotated[OutputConfig | None, BeforeValidator(_no_effort)] = Field(
         default=None, description="the form of the answer: output_config.format"
@@ -83,9 +96,18 @@ class Asked(TemplateOptions):
         begun = self.messages.messages[-1].role == "assistant"
         return {**super().template_options(), "add_generation_prompt": not begun, "continue_final_message": begun}
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the request asks for thoughts."""
+        return self.thinking is not None and self.thinking.type != "disabled"
+
+    def thinking_options(self) -> dict[str, Any]:
+        return {"enable_thinking": self.thinks} if self.thinking else {}
+
     def ignored_inside(self) -> list[str]:
         tools = [f"tools[{i}].{name}" for i, tool in enumerate(self.tools or ()) for name in tool.unknown()]
-        return [*self.messages.ignored, *tools]
+        thoughts = [f"thinking.{name}" for name in sorted((self.thinking and self.thinking.model_extra) or {})]
+        return [*self.messages.ignored, *tools, *thoughts]
 
 
 class MessagesRequest(Asked, GenerationRequest):

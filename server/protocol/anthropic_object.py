@@ -23,11 +23,17 @@ class AnswerToolUse(BaseModel):
     input: dict[str, Any] = Field(description="{} where max_tokens cut it off")
 
 
-AnswerBlock = AnswerText | AnswerToolUse
+class AnswerThinking(BaseModel):
+    type: Literal["thinking"]
+    thinking: str
+    signature: str = Field(description="empty")
+
+
+AnswerBlock = AnswerText | AnswerToolUse | AnswerThinking
 
 
 class AnthropicUsage(BaseModel):
-    input_tokens: int = Field(description="that were read for this request; in message_start, all of the prompt")
+    input_tokens: int = Field(description="that were read for this request")
     cache_creation_input_tokens: int = Field(description="0; nothing is charged for")
     cache_read_input_tokens: int = Field(description="that an earlier prompt began with too, and were not read again")
     output_tokens: int
@@ -70,6 +76,11 @@ class TextDelta(BaseModel):
     text: str
 
 
+class ThinkingDelta(BaseModel):
+    type: Literal["thinking_delta"]
+    thinking: str
+
+
 class InputDelta(BaseModel):
     type: Literal["input_json_delta"]
     partial_json: str
@@ -78,7 +89,7 @@ class InputDelta(BaseModel):
 class BlockDelta(_Event):
     type: Literal["content_block_delta"]
     index: int
-    delta: TextDelta | InputDelta
+    delta: TextDelta | InputDelta | ThinkingDelta
 
 
 class BlockStop(_Event):

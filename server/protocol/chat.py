@@ -150,6 +150,7 @@ class AssistantMessage(BaseModel):
     role: Literal["assistant"]
     content: str | None = Field(description="null if there are only calls")
     refusal: None
+    reasoning_content: str | None = Field(default=None, description="what the model thought before, if it does")
     tool_calls: list[MadeCall] | None = Field(default=None, description="if there are any")
 
 

@@ -36,9 +36,10 @@ class CompletionChunk(Chunk):
 
 
 class Delta(BaseModel):
-    """role in the first chunk of an answer, then content and calls piece by piece."""
+    """role in the first chunk of an answer, then thought, content and calls piece by piece."""
 
     role: Literal["assistant"] | None = None
+    reasoning_content: str | None = None
     content: str | None = None
     tool_calls: list[DeltaCall] | None = None
 

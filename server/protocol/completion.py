@@ -7,7 +7,17 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, model_va
 
 from griffin import Scoring
 from server.protocol.elsewhere import REFUSED, REFUSED_IN_COMPLETIONS
-from server.protocol.fields import MAX_CHOICES, MAX_LOGPROBS, MAX_PROMPTS, Limit, Prompts, Whole, refuse
+from server.protocol.fields import (
+    EMPTY_PROMPT,
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_PROMPTS,
+    Limit,
+    Prompts,
+    Text,
+    Whole,
+    refuse,
+)
 from server.protocol.report import FinishReason, GriffinReport, TimingReport, Usage
 from server.protocol.request import ChoicesRequest
 
@@ -23,6 +33,10 @@ class CompletionRequest(ChoicesRequest):
 
     prompt: Prompts = Field(
         description=f"a text, a list of texts, token ids, or a list of lists of them; up to {MAX_PROMPTS}"
+    )
+    suffix: Text | None = Field(
+        default=None,
+        description="the text that follows the answer, for models that fill in the middle; empty is none",
     )
     max_tokens: Limit | None = Field(
         default=None, description=f"default {DEFAULT_MAX_TOKENS}; 0 only with echo; -1: the rest of the context"
@@ -41,6 +55,20 @@ class CompletionRequest(ChoicesRequest):
         description="log-probabilities of each token and of that many most probable ones; false is none, as in chat",
     )
     echo: bool | None = Field(default=False, description="begin the answer with the prompt; with logprobs, scored")
+
+    @model_validator(mode="after")
+    def _infill_rules(self) -> Self:
+        if not self.suffix:
+            if "" in self.prompt:
+                refuse("prompt", EMPTY_PROMPT)
+            return self
+        if not all(isinstance(prompt, str) for prompt in self.prompt):
+            refuse("suffix", "only with a prompt of text, not of token ids")
+        if self.echo:
+            refuse("echo", "not with suffix; leave one of them out")
+        if self.truncate_prompt_tokens:
+            refuse("truncate_prompt_tokens", "not with suffix: shorten the prompt and the suffix")
+        return self
 
     @model_validator(mode="after")
     def _completion_rules(self) -> Self:
@@ -64,6 +92,10 @@ class CompletionRequest(ChoicesRequest):
     @property
     def sequences(self) -> int:
         return self.best_of or self.choices
+
+    @property
+    def fills(self) -> bool:
+        return bool(self.suffix)
 
     @property
     def echoes(self) -> bool:

@@ -234,13 +234,12 @@ REFUSED_IN_COMPLETIONS: Mapping[str, Refused] = {
     "tool_choice": Refused(("none", "auto"), "chat completions"),
     "parallel_tool_calls": Refused((True, False)),
     "messages": Refused(([],), "prompt, or /v1/chat/completions"),
-    "suffix": _NO_TEXT,
     "top_logprobs": Refused((0,), "logprobs"),
     "max_completion_tokens": Refused((), "max_tokens"),
 }
 
 REFUSED_IN_RESPONSES: Mapping[str, Refused] = {
-    **_but(REFUSED, "input", "instructions", "max_output_tokens"),
+    **_but(REFUSED, "input", "instructions", "max_output_tokens", "reasoning"),
     "previous_response_id": Refused(("",), "input with all items so far; this server keeps none"),
     "conversation": Refused(("",), "input with all items so far; this server keeps none"),
     "store": Refused((False,), "store false; this server keeps no answers"),
@@ -267,7 +266,7 @@ REFUSED_IN_RESPONSES: Mapping[str, Refused] = {
 }
 
 REFUSED_IN_ANTHROPIC: Mapping[str, Refused] = {
-    **_but(REFUSED, "system", "stop_sequences"),
+    **_but(REFUSED, "system", "stop_sequences", "thinking"),
     "container": _NEVER,
     "context_management": _NEVER,
     "inference_geo": _NEVER,

@@ -17,6 +17,7 @@ MAX_NODES = 1024
 # More than any context has tokens: what is above it means the same, and fits wherever it is counted.
 MAX_COUNT = 2**31 - 1
 UNLIMITED = -1
+EMPTY_PROMPT = "must not be empty, nor may any of its parts"
 
 
 def refuse(param: str, why: str, code: str = "invalid_value") -> NoReturn:
@@ -58,8 +59,9 @@ def _prompts(value: Any) -> list[str | list[int]]:
         is_ids = isinstance(prompt, list) and all(type(item) is int for item in prompt)
         if not isinstance(prompt, str) and not is_ids:
             raise ValueError("must be a text, a list of texts, a list of token ids, or a list of such lists")
-        if not prompt:
-            raise ValueError("must not be empty, nor may any of its parts")
+        # Whether an empty text is one depends on the request's other fields.
+        if prompt == []:
+            raise ValueError(EMPTY_PROMPT)
         require_unicode(prompt)
     return prompts
 

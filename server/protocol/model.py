@@ -43,11 +43,15 @@ class ModelCard(BaseModel):
     owned_by: str = "griffin"
     root: str = Field(description="the model's first name")
     parent: str | None = Field(description="of an alias, the name that it is an alias of")
-    max_model_len: int
+    loaded: bool = Field(description="whether it is in memory now; else the first request loads it")
+    max_model_len: int | None = Field(
+        default=None,
+        description="null while it is not loaded, and so are sampling_defaults, parameters and bytes_per_token",
+    )
     sparsity: SparsityChoice = Field(description="of requests under this name that say nothing else")
-    sampling_defaults: SamplingDefaults
-    parameters: Parameters
-    bytes_per_token: TokenBytes
+    sampling_defaults: SamplingDefaults | None = None
+    parameters: Parameters | None = None
+    bytes_per_token: TokenBytes | None = None
     aliases: list[str] = Field(description="this name at other sparsities; any from 0 to below 1 works")
 
 

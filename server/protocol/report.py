@@ -1,8 +1,8 @@
 """What every answer says of itself: tokens used, what GRIFFIN applied, how long things took; and errors."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from griffin.request import MethodName, ModeName, StatisticName, StrategyName
 from server.protocol.fields import SparsityChoice
@@ -18,6 +18,10 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int = Field(description="that an earlier prompt began with too, and that were not read again")
 
 
+class CompletionTokensDetails(BaseModel):
+    reasoning_tokens: int = Field(description="of thoughts, their marks counted")
+
+
 class Usage(BaseModel):
     """Each prompt counts once; every generated token counts, those of best_of too."""
 
@@ -25,6 +29,15 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = Field(
+        default=None, description="where answers have thoughts"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Details that there are not are left out."""
+        written: dict[str, Any] = write(self)
+        return {name: value for name, value in written.items() if value is not None}
 
 
 class VerificationReport(BaseModel):
@@ -34,7 +47,7 @@ class VerificationReport(BaseModel):
     accepted_tokens: int
     acceptance_rate: float | None = Field(description="accepted over drafted; null where nothing was drafted")
     rollbacks: int = Field(description="passes after which some of a block was thrown away")
-    passes: int = Field(description="over a block of drafts, or of tokens that the answer's form forced")
+    passes: int = Field(description="over a block of drafts")
     forced_tokens: int = Field(description="that the answer's form forced, and that took no step of their own")
     refreshes: int = Field(description="how often the choice was made anew")
     active_parameters_per_token: int | None = Field(

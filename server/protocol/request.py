@@ -266,6 +266,11 @@ class GenerationRequest(BaseModel):
         return False
 
     @property
+    def fills(self) -> bool:
+        """Whether the answer is the text between two others."""
+        return False
+
+    @property
     def echoes(self) -> bool:
         """Whether the answer begins with the prompt."""
         return False

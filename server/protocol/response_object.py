@@ -36,7 +36,22 @@ class FunctionCallItem(BaseModel):
     arguments: str = Field(description="JSON, as the model wrote it")
 
 
-OutputItem = MessageItem | FunctionCallItem
+class ReasoningText(BaseModel):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(BaseModel):
+    """What the model thought before."""
+
+    id: str
+    type: Literal["reasoning"]
+    status: ItemStatus
+    summary: list[Any] = Field(description="none")
+    content: list[ReasoningText]
+
+
+OutputItem = MessageItem | FunctionCallItem | ReasoningItem
 
 
 class InputTokensDetails(BaseModel):
@@ -128,7 +143,7 @@ class PartEvent(Event):
     item_id: str
     output_index: int
     content_index: int
-    part: OutputText
+    part: OutputText | ReasoningText
 
 
 class TextDeltaEvent(Event):
@@ -147,6 +162,22 @@ class TextDoneEvent(Event):
     content_index: int
     text: str
     logprobs: Sequence[TokenLogprob]
+
+
+class ReasoningDeltaEvent(Event):
+    type: Literal["response.reasoning_text.delta"]
+    item_id: str
+    output_index: int
+    content_index: int
+    delta: str
+
+
+class ReasoningDoneEvent(Event):
+    type: Literal["response.reasoning_text.done"]
+    item_id: str
+    output_index: int
+    content_index: int
+    text: str
 
 
 class ArgumentsDeltaEvent(Event):
@@ -176,6 +207,7 @@ class FaultEvent(Event):
 RESPONSE_STREAM = Stream(
     (
         ResponseEvent, ItemEvent, PartEvent, TextDeltaEvent, TextDoneEvent, ArgumentsDeltaEvent, ArgumentsDoneEvent,
+        ReasoningDeltaEvent, ReasoningDoneEvent,
         FaultEvent,
     ),
     "a line `event: ` with the type, a line `data: ` with the event; response.completed, response.incomplete or "

@@ -7,7 +7,17 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from server.protocol.conversation import instructed
 from server.protocol.elsewhere import REFUSED_IN_RESPONSES
-from server.protocol.fields import MAX_LOGPROBS, MAX_NODES, PositiveLimit, Text, Whole, few_keys, refuse, small
+from server.protocol.fields import (
+    MAX_KEYS,
+    MAX_LOGPROBS,
+    MAX_NODES,
+    PositiveLimit,
+    Text,
+    Whole,
+    few_keys,
+    refuse,
+    small,
+)
 from server.protocol.request import GenerationRequest
 from server.protocol.response_input import Input
 from server.protocol.response_tool import FunctionChoice, FunctionTools
@@ -64,6 +74,22 @@ class TextOptions(BaseModel):
     verbosity: Literal["medium"] | None = Field(default=None, description="medium; nothing else is supported")
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
+class Reasoning(BaseModel):
+    """How much a model thinks before it answers."""
+
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"maxProperties": MAX_KEYS})
+
+    _few_keys = model_validator(mode="before")(few_keys)
+
+    effort: Effort | None = Field(
+        default=None,
+        description="told to the model's template, as reasoning_effort, and with none as enable_thinking false",
+    )
+
+
 class ResponsesStreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -118,6 +144,7 @@ class ResponsesRequest(TemplateOptions, GenerationRequest):
     text: Annotated[TextOptions | None, BeforeValidator(_verbose)] = Field(
         default=None, description="the form of the answer: text.format"
     )
+    reasoning: Reasoning | None = Field(default=None, description="of models that think")
     include: Annotated[list[str], Field(max_length=16), AfterValidator(_included)] | None = Field(
         default=None,
         description=f"{LOGPROBS}: log-probabilities of each token of the text",
@@ -147,6 +174,17 @@ class ResponsesRequest(TemplateOptions, GenerationRequest):
         return "input"
 
     @property
+    def reasons(self) -> bool:
+        """Whether the request asks for thoughts."""
+        return self.reasoning is not None and self.reasoning.effort not in (None, "none")
+
+    def thinking_options(self) -> dict[str, Any]:
+        effort = self.reasoning.effort if self.reasoning else None
+        if effort is None:
+            return {}
+        return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+
+    @property
     def choice(self) -> Choice:
         return self.tool_choice or Choice("auto")
 
@@ -169,7 +207,9 @@ class ResponsesRequest(TemplateOptions, GenerationRequest):
 
     def ignored(self) -> list[str]:
         inside = [f"tools[{i}].{name}" for i, tool in enumerate(self.tools or ()) for name in tool.unknown()]
-        return [*super().ignored(), *self.input.ignored, *inside]
+        reasoning = (self.reasoning.model_extra if self.reasoning else None) or {}
+        thoughts = [f"reasoning.{name}" for name in sorted(reasoning) if reasoning[name] is not None]
+        return [*super().ignored(), *self.input.ignored, *inside, *thoughts]
 
     def wanted_logprobs(self) -> int | None:
         return self.top_logprobs or (0 if self.include else None)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn, Self, get_args
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -14,7 +14,6 @@ from server.protocol.strict import fault
 MAX_FORM = 2**17
 
 FormKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
-FORM_KINDS: tuple[FormKind, ...] = get_args(FormKind)
 # What is asked for elsewhere and does not go here, and what to send instead.
 NOT_HERE: Mapping[str, str] = {
     "whitespace_pattern": "is not supported; JSON is written on one line, with a space after , and :",

@@ -32,7 +32,10 @@ class TemplateOptions(BaseModel):
             refuse("chat_template_kwargs", f"{min(reserved)} is not the template's to know")
         return self
 
+    def thinking_options(self) -> dict[str, Any]:
+        """What the template is told of thinking, by fields of the API's own."""
+        return {}
+
     def template_options(self) -> dict[str, Any]:
-        return {
-            **(self.chat_template_kwargs or {}), "add_generation_prompt": True, "continue_final_message": False
-        }  # fmt: skip
+        ends = {"add_generation_prompt": True, "continue_final_message": False}
+        return {**self.thinking_options(), **(self.chat_template_kwargs or {}), **ends}

@@ -17,9 +17,9 @@ router = GeneratingRouter()
 @router.generates("/v1/chat/completions", ChatResponse, CHAT_STREAM)
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation, put to the model by its own chat template."""
-    intake, headers = begin(body, request, 1), ignored_header(body)
-    prompt = await render(intake.model, body)
-    # The template has written the special tokens already.
-    generation = await intake.queue([prompt], bool(body.add_special_tokens), opens=True, offered=body.offered())
+    async with begin(body, request, 1) as intake:
+        prompt = await render(intake.model, body)
+        # The template has written the special tokens already.
+        generation = await intake.queue([prompt], bool(body.add_special_tokens), opens=True, offered=body.offered())
     format = ChatFormat(generation, body)
-    return await deliver(generation, format, request, stream=bool(body.stream), headers=headers)
+    return await deliver(generation, format, request, stream=bool(body.stream), headers=ignored_header(body))

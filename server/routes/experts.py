@@ -17,8 +17,10 @@ router = APIRouter()
 async def experts(expert_set: str, request: Request) -> Response:
     """The neurons that a recent request ran with, by the `expert_set` of its answer."""
     service: Service = request.app.state.service
-    model = service.known()
-    if (known := model.experts.find(expert_set)) is None:
+    service.require_started()
+    found = ((model, known) for model in service.models.loaded if (known := model.experts.find(expert_set)))
+    model, known = next(found, (None, None))
+    if model is None or known is None:
         raise ExpertsNotFound(expert_set)
     # Written here, not by FastAPI, which would do it on the event loop: a large model keeps half a million.
     chosen = known.selection.chosen

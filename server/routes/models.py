@@ -1,5 +1,7 @@
 """GET /v1/models"""
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 
 from griffin import Sampling
@@ -16,37 +18,48 @@ router = APIRouter()
 
 @router.get("/v1/models", responses=documented(*ASKED))
 async def list_models(request: Request) -> ModelList:
-    """The one model that is served, by each of its names, and the aliases of the first."""
+    """Each model that is served, by each of its names, and the aliases of the first."""
     service: Service = request.app.state.service
-    model = service.model()
-    return ModelList(data=[_card(service, name) for name in (*model.names, *aliases(model.name))])
+    service.require_open()
+    names = [name for slot in service.models.slots for name in (*slot.names, *aliases(slot.name))]
+    return ModelList(data=[_card(service, name) for name in names])
 
 
 @router.get("/v1/models/{name:path}", responses=documented(400, 404, *ASKED))
 async def retrieve_model(name: str, request: Request) -> ModelCard:
-    """The model by one of its names, or an alias of it at any sparsity."""
-    return _card(request.app.state.service, name)
+    """A model by one of its names, or an alias of it at any sparsity. Does not load it."""
+    service: Service = request.app.state.service
+    service.require_open()
+    return _card(service, name)
 
 
 def _card(service: Service, name: str) -> ModelCard:
-    model, alias_sparsity = service.resolve(name)
+    slot, alias_sparsity = service.models.find(name)
     own = name if alias_sparsity is None else name.rpartition(ALIAS)[0]
     sparsity = service.settings.sparsity if alias_sparsity is None else alias_sparsity
-    accounting, (active, active_bytes) = model.engine.accounting, _reads(service, model, sparsity)
     return ModelCard(
         id=name,
-        created=model.created,
-        root=model.name,
+        created=slot.created,
+        root=slot.name,
         parent=None if alias_sparsity is None else own,
-        max_model_len=model.engine.context_length,
+        loaded=slot.served is not None,
         sparsity=sparsity,
-        sampling_defaults=_sampling_defaults(model),
-        parameters=Parameters(total=accounting.total, feed_forward=accounting.feed_forward, active=active),
-        bytes_per_token=TokenBytes(
+        aliases=aliases(own),
+        **({} if slot.served is None else _size(service, slot.served, sparsity)),
+    )
+
+
+def _size(service: Service, model: ServedModel, sparsity: SparsityChoice) -> dict[str, Any]:
+    """What only a loaded model tells."""
+    accounting, (active, active_bytes) = model.engine.accounting, _reads(service, model, sparsity)
+    return {
+        "max_model_len": model.engine.context_length,
+        "sampling_defaults": _sampling_defaults(model),
+        "parameters": Parameters(total=accounting.total, feed_forward=accounting.feed_forward, active=active),
+        "bytes_per_token": TokenBytes(
             total=accounting.weight_bytes, feed_forward=accounting.feed_forward_bytes, active=active_bytes
         ),
-        aliases=aliases(own),
-    )
+    }
 
 
 def _sampling_defaults(model: ServedModel) -> SamplingDefaults:

@@ -27,39 +27,39 @@ router = APIRouter(route_class=JsonRoute)
 async def tokenize_text(body: TokenizeRequest, request: Request) -> Response:
     """The ids of a text, or of messages as the chat template puts them."""
     service: Service = request.app.state.service
-    model, _ = service.resolve(body.model)
-    if isinstance(body, TokenizeText):
-        text, special = body.prompt, body.add_special_tokens is not False
-    else:
-        text, special = await render(model, body), bool(body.add_special_tokens)
-    (ids,) = await tokenize(model, [text], special)
+    async with service.resolve(body.model) as (model, _):
+        if isinstance(body, TokenizeText):
+            text, special = body.prompt, body.add_special_tokens is not False
+        else:
+            text, special = await render(model, body), bool(body.add_special_tokens)
+        (ids,) = await tokenize(model, [text], special)
 
-    def answer() -> bytes:
-        strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
-        context = model.engine.context_length
-        counted = TokenizeResponse(count=len(ids), max_model_len=context, tokens=ids, token_strs=strings)
-        return encode_model(counted)
+        def answer() -> bytes:
+            strings = model.tokenizer.convert_ids_to_tokens(ids) if body.return_token_strs else None
+            context = model.engine.context_length
+            counted = TokenizeResponse(count=len(ids), max_model_len=context, tokens=ids, token_strs=strings)
+            return encode_model(counted)
 
-    content = await model.worked_out(len(ids), answer)
-    return Response(content, media_type="application/json", headers=ignored_header(body))
+        content = await model.worked_out(len(ids), answer)
+        return Response(content, media_type="application/json", headers=ignored_header(body))
 
 
 @router.post("/detokenize", responses=documented(*POSTED))
 async def detokenize(body: DetokenizeRequest, request: Request, response: Response) -> DetokenizeResponse:
     """The text of ids, special tokens included."""
     service: Service = request.app.state.service
-    model, _ = service.resolve(body.model)
-    highest = model.engine.vocabulary_size - 1
-    if max(body.tokens, default=0) > highest:
-        raise InvalidField(f"tokens: this model has ids 0 to {highest}", "tokens")
-    response.headers.update(ignored_header(body))
-    decode = partial(model.tokenizer.decode, skip_special_tokens=False)
-    return DetokenizeResponse(prompt=await model.worked_out(len(body.tokens), decode, body.tokens))
+    async with service.resolve(body.model) as (model, _):
+        highest = model.engine.vocabulary_size - 1
+        if max(body.tokens, default=0) > highest:
+            raise InvalidField(f"tokens: this model has ids 0 to {highest}", "tokens")
+        response.headers.update(ignored_header(body))
+        decode = partial(model.tokenizer.decode, skip_special_tokens=False)
+        return DetokenizeResponse(prompt=await model.worked_out(len(body.tokens), decode, body.tokens))
 
 
-@router.get("/tokenizer_info", responses=documented(*ASKED))
-async def tokenizer_info(request: Request) -> TokenizerInfo:
-    """What a client needs to know to build prompts of its own."""
+@router.get("/tokenizer_info", responses=documented(400, 404, *ASKED))
+async def tokenizer_info(request: Request, model: str | None = None) -> TokenizerInfo:
+    """What a client needs to know to build prompts of its own, for the first model or the named one."""
     service: Service = request.app.state.service
-    model = service.model()
-    return TokenizerInfo(**info_of(model.tokenizer), model_max_length=model.engine.context_length)
+    async with service.resolve(model) as (served, _):
+        return TokenizerInfo(**info_of(served.tokenizer), model_max_length=served.engine.context_length)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ PROGRAM = Path(__file__).with_name("grammar_program.py")
 # For each form. The limits stand in docs/api.md.
 CPU_S = 0.5
 MEMORY = 2**30
-# Of the compiler, and of a step of the parser: some milliseconds.
-PARSER_LIMITS = {
-    "initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_lexer_states": 50_000,
-    "max_grammar_size": 200_000, "verbose_errors": False,
+# Of the compiler, and of a step of the parser: some milliseconds, seldom a tenth of a second.
+PARSER_LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_items_in_row": 2_000,
+    "max_lexer_states": 20_000, "max_grammar_size": 200_000, "precompute_large_lexemes": False,
+    "verbose_errors": False,
 }  # fmt: skip
 
 
@@ -22,65 +23,68 @@ class FormRefused(ValueError):
     """A form that cannot be compiled; the text says why."""
 
 
-class GrammarChecker:
-    """Starts its process with the first form, and again after one that ended it. Several threads may use it."""
+class TokenizerRefused(ValueError):
+    """A tokenizer whose tokens' bytes cannot be told; the text says why."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+
+class GrammarChecker:
+    """One process for one tokenizer. One thread at a time may use it."""
+
+    def __init__(self, tokenizer: str, vocabulary_size: int, end_ids: Collection[int]) -> None:
+        """Start the process. It reads the tokenizer, about a second, while other things can be done.
+
+        Args:
+            tokenizer: as the tokenizers package writes it.
+        """
+        # A session of its own: the terminal's signals are the server's.
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", PROGRAM.read_text()], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+        )  # fmt: skip
+        self._ready = False
+        self._send({
+            "tokenizer": tokenizer, "vocabulary_size": vocabulary_size, "end_ids": sorted(end_ids), "cpu_s": CPU_S,
+            "memory": MEMORY, "parser": PARSER_LIMITS,
+        })  # fmt: skip
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
 
     def grammar(self, kind: str, value: Any) -> str:
         """The grammar of a form.
 
         Raises:
             FormRefused: there is none, or it takes too much to find it.
+            TokenizerRefused: there is none with this tokenizer.
         """
-        with self._lock:
-            answer = self._asked({"kind": kind, "value": value})
-        if "error" in answer:
+        if not self._ready:
+            if "error" in (answer := self._answer()):
+                raise TokenizerRefused(answer["error"])
+            self._ready = True
+        self._send({"kind": kind, "value": value})
+        if "error" in (answer := self._answer()):
             raise FormRefused(answer["error"])
         return answer["grammar"]
 
     def close(self) -> None:
-        """End the process. Another form starts it anew."""
-        with self._lock:
-            self._end()
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
 
-    def _asked(self, form: dict[str, Any]) -> dict[str, str]:
-        process = self._started()
-        assert process.stdin is not None
-        assert process.stdout is not None
+    def _send(self, value: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
         try:
-            process.stdin.write(json.dumps(form) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
+            self._process.stdin.write(json.dumps(value) + "\n")
+            self._process.stdin.flush()
         except BrokenPipeError:
-            line = ""
-        if line:
-            answer: dict[str, str] = json.loads(line)
-            return answer
-        self._end()
-        raise FormRefused(
-            f"it takes more than {CPU_S:g} s or {MEMORY // 2**30} GiB to compile; make it smaller: less depth, fewer "
-            "and shorter alternatives and repetitions"
-        )
+            # There will be no answer either.
+            pass
 
-    def _started(self) -> "subprocess.Popen[str]":
-        if self._process is not None and self._process.poll() is not None:
-            self._end()
-        if self._process is None:
-            # A session of its own: the terminal's signals are the server's.
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", PROGRAM.read_text()], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-            )  # fmt: skip
-            assert self._process.stdin is not None
-            limits = {"cpu_s": CPU_S, "memory": MEMORY, "parser": PARSER_LIMITS}
-            self._process.stdin.write(json.dumps(limits) + "\n")
-        return self._process
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+    def _answer(self) -> dict[str, str]:
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            self.close()
+            raise FormRefused("could not be compiled: the process for that has ended; try again")
+        answer: dict[str, str] = json.loads(line)
+        return answer

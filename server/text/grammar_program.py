@@ -1,18 +1,24 @@
-"""The inside of the checker: forms become grammars, each within limits.
+"""The inside of the checker: forms become grammars, each in a process of its own, within limits.
 
 ``grammar_checker`` starts it by ``python -I -c``; it imports nothing of this project. Standard input is JSON, one value
-a line: first the limits, then forms. Standard output has a line for each form: the grammar, or what is wrong with it.
-A form that takes too much time or memory ends the process.
+a line: first the tokenizer and the limits, then forms. Standard output has a line for each: ``{}`` once the tokenizer
+was read, then the grammar of each form; or what is wrong with it.
+
+A form is compiled just as the server will do it, to the mask of the first token. A fork does it, so what hurts it hurts
+nothing else, and the tokenizer is read once.
 """
 
+import gc
 import json
+import os
 import resource
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 # One way to write JSON, that of Python's ``json.dumps``: all of it that is not a value is forced.
@@ -24,30 +30,65 @@ LONGEST_ERROR = 300
 
 
 def main() -> None:
-    limits = json.loads(sys.stdin.readline())
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
+    setup = json.loads(sys.stdin.readline())
+    try:
+        tokenizer = LLTokenizer(
+            setup["tokenizer"], n_vocab=setup["vocabulary_size"], eos_token=setup["end_ids"] or None
+        )
+    except Exception as refusal:
+        print(json.dumps({"error": short(str(refusal))}), flush=True)
+        return
+    print("{}", flush=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    parser = LLParserLimits(**limits["parser"])
+    # A fork copies the pages that the collector would write to.
+    gc.freeze()
     for line in sys.stdin:
-        form = json.loads(line)
-        # The signal's default action ends the process, wherever it is.
-        signal.setitimer(signal.ITIMER_PROF, limits["cpu_s"])
-        answer = check(form["kind"], form["value"], parser)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(answer), flush=True)
+        if not (child := os.fork()):
+            limit(setup["cpu_s"], setup["memory"])
+            answer = json.dumps(checked(json.loads(line), tokenizer, LLParserLimits(**setup["parser"])))
+            sys.stdout.write(answer + "\n")
+            sys.stdout.flush()
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code:
+            print(json.dumps({"error": ended(code, setup["cpu_s"], setup["memory"])}), flush=True)
 
 
-def check(kind: str, value: Any, limits: LLParserLimits) -> dict[str, str]:
+def limit(cpu_s: float, memory: int) -> None:
+    """What this process may use beyond what it has. The signals' default actions end it, wherever it is."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+
+
+def ended(code: int, cpu_s: float, memory: int) -> str:
+    """What it means that a fork ended so."""
+    what = f"{cpu_s:g} s of the processor" if code == -signal.SIGPROF else f"{memory // 2**20} MiB of memory"
+    return f"takes more than {what} to compile; use less depth, and fewer and shorter alternatives and repetitions"
+
+
+def checked(form: dict[str, Any], tokenizer: LLTokenizer, limits: LLParserLimits) -> dict[str, str]:
+    kind, value = form["kind"], form["value"]
     try:
         grammar = made(kind, value)
-        failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=limits)
-        if not failed:
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        if not matcher.is_error() and not (matcher.is_stopped() and not matcher.is_accepting()):
             return {"grammar": grammar}
-        error = messages[0]
+        error = matcher.get_error() if not matcher.is_stopped() or "NoExt" not in matcher.get_error() else ""
+    except MemoryError:
+        os.abort()
     except Exception as refusal:
         error = str(refusal)
     where = place(value, error) if kind == "json_schema" else ""
-    return {"error": (f"at {where}: " if where else "") + " ".join(error.split())[:LONGEST_ERROR]}
+    return {"error": (f"at {where}: " if where else "") + short(error or "no text has this form")}
+
+
+def short(error: str) -> str:
+    return " ".join(error.replace("<non-verbose/>", "").split())[:LONGEST_ERROR]
 
 
 def made(kind: str, value: Any) -> str:
@@ -60,7 +101,9 @@ def made(kind: str, value: Any) -> str:
     if kind == "regex":
         return LLMatcher.grammar_from_regex(value)
     if kind == "choice":
-        return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(x, ensure_ascii=False) for x in value))
+        # In one lexeme: as many alternatives of the parser would take far longer.
+        texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
     return LLMatcher.grammar_from_lark(value if kind == "lark" else any_to_lark(value))
 
 
@@ -84,7 +127,7 @@ def place(schema: Any, error: str) -> str:
         for path, one in objects(schema)
         if quoted <= {*one} or any(isinstance(own, str) and own in quoted for own in one.values())
     ]
-    return found[0] if len(found) == 1 else ""
+    return found[0][:LONGEST_ERROR] if len(found) == 1 else ""
 
 
 if __name__ == "__main__":

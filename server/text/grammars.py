@@ -11,11 +11,11 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from griffin.constraint import Grammar
 from griffin.errors import InvalidRequest
-from server.text.grammar_checker import PARSER_LIMITS, FormRefused, GrammarChecker
+from server.text.grammar_checker import PARSER_LIMITS, FormRefused, GrammarChecker, TokenizerRefused
 from server.text.tokenizer import Tokenizer
 
 # So many compiled forms are kept, the latest used.
-KEPT = 32
+KEPT = 16
 
 
 class Grammars:
@@ -31,8 +31,10 @@ class Grammars:
             end_ids: end an answer; they may follow wherever a grammar may end.
         """
         self._tokenizer, self._vocabulary_size, self._end_ids = tokenizer, vocabulary_size, end_ids
-        self._checker = GrammarChecker()
+        self._checker: GrammarChecker | None = None
         self._vocabulary: LLTokenizer | None = None
+        # Why there is none.
+        self._refusal: TokenizerRefused | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -56,10 +58,14 @@ class Grammars:
         return await self._of("choice", texts, param)
 
     async def of_lark(self, grammar: str, param: str) -> Grammar:
-        """Texts of a grammar in Lark's form, as llguidance has it, or in GBNF; else like ``of_schema``.
+        """Texts of a grammar in Lark's form, as llguidance has it; else like ``of_schema``.
 
         A special token is written as it is spelled: ``start: <|tool_call|> %json {...}``.
         """
+        return await self._of("lark", grammar, param)
+
+    async def of_grammar(self, grammar: str, param: str) -> Grammar:
+        """Texts of a client's grammar, in Lark's form or in GBNF; else like ``of_schema``."""
         return await self._of("grammar", grammar, param)
 
     async def of_calls(self, grammar: str, param: str) -> Grammar:
@@ -67,8 +73,10 @@ class Grammars:
         return await self._of("lark", grammar, param)
 
     def close(self) -> None:
-        """End the checker's process."""
-        self._checker.close()
+        """End the checker's process; a further form would start it anew."""
+        with self._lock:
+            if self._checker is not None:
+                self._checker.close()
 
     async def _of(self, kind: str, value: Any, param: str) -> Grammar:
         key = f"{kind} {json.dumps(value)}"
@@ -78,39 +86,52 @@ class Grammars:
             return _TokenGrammar(await asyncio.to_thread(self._compile, key, kind, value), param)
         except FormRefused as refusal:
             raise InvalidRequest(f"{param}: {refusal}", param) from None
+        except TokenizerRefused as refusal:
+            raise InvalidRequest(
+                f"{param}: not with this model: the bytes of its tokenizer's tokens are not known ({refusal})", param
+            ) from None
 
     def _compile(self, key: str, kind: str, value: Any) -> LLMatcher:
         """One at a time: no crowd of forms takes the processor from the engine."""
         with self._lock:
+            if self._refusal is not None:
+                raise self._refusal
             if key not in self._compiled:
-                grammar = self._checker.grammar(kind, value)
-                matcher = LLMatcher(self._known_vocabulary(), grammar, log_level=0, limits=_limits())
+                checker = self._running_checker()
+                # Read here while the checker reads it.
+                vocabulary = self._known_vocabulary()
+                grammar = checker.grammar(kind, value)
+                matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(**PARSER_LIMITS))
                 if matcher.is_error():
-                    raise FormRefused(matcher.get_error().partition("\n")[0][:300])
+                    raise FormRefused(" ".join(matcher.get_error().split())[:300])
                 self._compiled[key] = matcher
             self._compiled.move_to_end(key)
             while len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
             return self._compiled[key]
 
+    def _running_checker(self) -> GrammarChecker:
+        if self._checker is None or not self._checker.runs:
+            self._checker = GrammarChecker(self._spelled(), self._vocabulary_size, self._end_ids)
+        return self._checker
+
     def _known_vocabulary(self) -> LLTokenizer:
         if self._vocabulary is None:
-            backend = getattr(self._tokenizer, "backend_tokenizer", None)
-            if backend is None:
-                raise FormRefused("not with this model: its tokenizer has no fast form, which is needed to hold to it")
             ends = sorted(self._end_ids) or None
             try:
-                self._vocabulary = LLTokenizer(backend.to_str(), n_vocab=self._vocabulary_size, eos_token=ends)
+                self._vocabulary = LLTokenizer(self._spelled(), n_vocab=self._vocabulary_size, eos_token=ends)
             except ValueError as error:
-                raise FormRefused(
-                    "not with this model: the bytes of its tokenizer's tokens are not known "
-                    f"({str(error).partition(chr(10))[0][:200]})"
-                ) from None
+                self._refusal = TokenizerRefused(" ".join(str(error).split())[:200])
+                raise self._refusal from None
         return self._vocabulary
 
-
-def _limits() -> LLParserLimits:
-    return LLParserLimits(**PARSER_LIMITS)  # type: ignore[arg-type]
+    def _spelled(self) -> str:
+        """The tokenizer, as the tokenizers package writes it."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise TokenizerRefused("it is not of the fast kind")
+        text: str = backend.to_str()
+        return text
 
 
 class _TokenGrammar:
@@ -171,5 +192,5 @@ class _TokenConstraint:
             InvalidRequest: the parser has given up.
         """
         if self._matcher.is_error():
-            why = " ".join(self._matcher.get_error().split())[:200]
-            raise InvalidRequest(f"{self._param}: holding the answer to it takes too much ({why})", self._param)
+            why = " ".join(self._matcher.get_error().removesuffix("<non-verbose/>").split())[:200]
+            raise InvalidRequest(f"{self._param}: the answer cannot be held to it any further ({why})", self._param)

@@ -1,5 +1,6 @@
 """Text to ids, and ids back to text piece by piece. No I/O."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -141,6 +142,12 @@ class StopStrings:
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
         return taken
+
+
+def template_text(tokenizer: Tokenizer) -> str:
+    """The chat template, or all of them where it is one of several by name."""
+    template = tokenizer.chat_template or ""
+    return template if isinstance(template, str) else json.dumps(template, default=str)
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[int, str]:

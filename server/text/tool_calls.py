@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from server.text.json_value import SPACE, NoJson
+from server.text.reasoning import Thought
 from server.text.tool_call import CallPart, CallText
 
 NAMED_MARKS = ("[CALL_ID]", "[ARGS]")
@@ -74,7 +75,7 @@ class NoCall:
     text: str
 
 
-Part: TypeAlias = Content | CallPart | NoCall
+Part: TypeAlias = Content | Thought | CallPart | NoCall
 
 
 def form_of(template: str, special: Iterable[str]) -> Form:
@@ -374,9 +375,9 @@ def joined(parts: Sequence[Part]) -> list[Part]:
     result: list[Part] = []
     for part in parts:
         last = result[-1] if result else None
-        if isinstance(part, Content):
-            if isinstance(last, Content):
-                result[-1] = Content(last.text + part.text)
+        if isinstance(part, Content | Thought):
+            if isinstance(last, Content | Thought) and type(last) is type(part):
+                result[-1] = type(part)(last.text + part.text)
             elif part.text:
                 result.append(part)
         elif isinstance(part, CallPart) and part.name is None and isinstance(last, CallPart) and last.name is None:

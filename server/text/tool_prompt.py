@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.text.tokenizer import TemplateFailed, Tokenizer, render_chat, special_tokens
+from server.text.tokenizer import TemplateFailed, Tokenizer, render_chat, special_tokens, template_text
 from server.text.tool_calls import HERMES, Form, form_of
 
 Message = dict[str, Any]
@@ -46,8 +46,7 @@ class ToolSupport:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "ToolSupport":
-        template = tokenizer.chat_template or ""
-        text = template if isinstance(template, str) else json.dumps(template, default=str)
+        text = template_text(tokenizer)
         asked = [{"role": "user", "content": "Hi"}]
         takes_tools = bool(text) and _shows(tokenizer, asked, tools=[_TOOL])
         takes_system = bool(text) and _shows(tokenizer, [{"role": "system", "content": PROBE}, *asked])

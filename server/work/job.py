@@ -25,6 +25,7 @@ class PromptLike(Protocol):
 
     scores: list[Logprobs | None] | None
     cached_tokens: int
+    cached_in_files: int
     outlook: Outlook | None
 
     @property
@@ -81,6 +82,7 @@ class Read:
     scores: one for each token of the prompt, or None.
     selection: the neurons that were chosen on it, if they are chosen already.
     cached_tokens: how many of its tokens were known from an earlier prompt.
+    cached_in_files: how many of those came from files, not from memory.
     pruning: the choices that its answers are generated with. Where sparsity auto was asked for, this is the only place
         that has the number: what was asked for (``Ask``) does not change.
     outlook: what sparsity auto predicted, if it was asked for.
@@ -92,6 +94,7 @@ class Read:
     cached_tokens: int
     pruning: Pruning
     outlook: Outlook | None = None
+    cached_in_files: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +170,7 @@ class Job:
         """All prompts, one after the other, on the worker's thread."""
         for prompt, ask in enumerate(self.asks):
             with engine.read(ask.prompt_ids, ask.pruning, ask.scoring, self.cancelled) as read:
-                self.mailbox.post(
-                    Read(prompt, read.scores, read.selection, read.cached_tokens, read.pruning, read.outlook)
-                )
+                self.mailbox.post(_event(prompt, read))
                 for sample, sampling in enumerate(ask.samplings):
                     ids = self._generate(read, prompt, sample, sampling, ask.verification)
                     if ask.compare and not self.cancelled():
@@ -197,3 +198,16 @@ class Job:
             elif time.monotonic() - since > LONGEST_STALL_S:
                 self.mailbox.post(RequestTimeout(f"nothing of the answer was read for {LONGEST_STALL_S:g} s"))
                 self.cancel()
+
+
+def _event(prompt: int, read: PromptLike) -> Read:
+    """What is told of a prompt that was read."""
+    return Read(
+        prompt,
+        read.scores,
+        read.selection,
+        read.cached_tokens,
+        read.pruning,
+        read.outlook,
+        cached_in_files=read.cached_in_files,
+    )

@@ -2,13 +2,14 @@
 
 import asyncio
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI, OpenAI
+from pydantic import BaseModel, Field
 
 from tests.clients.common import MESSAGES, MODEL, PROMPT, tokens_at
 
@@ -149,6 +150,39 @@ def test_sparsity_of_a_chat(server: dict[str, Any], url: str) -> None:
     steps = {after - before for before, after in itertools.pairwise(counts)}
 
     assert steps in ({7.0}, {8.0})
+
+
+class Weather(BaseModel):
+    """The weather in a city."""
+
+    city: Literal["Paris", "Rome"] = Field(description="where")
+
+
+def test_tools(server: dict[str, Any]) -> None:
+    """bind_tools; the chunks of a stream add up to the same call, and its answer is understood."""
+    llm = ChatOpenAI(**server, max_tokens=200).bind_tools([Weather], tool_choice="any", parallel_tool_calls=False)
+    answer = llm.invoke(QUESTION)
+    first, *chunks = llm.stream(QUESTION)
+    total = first
+    for chunk in chunks:
+        total += chunk
+
+    assert isinstance(answer, AIMessage)
+    [call] = answer.tool_calls
+    assert call["name"] == "Weather"
+    assert Weather(**call["args"])
+    assert answer.response_metadata["finish_reason"] == "tool_calls"
+    assert [(each["name"], each["args"]) for each in total.tool_calls] == [(call["name"], call["args"])]
+    again = llm.invoke([HumanMessage(QUESTION), answer, ToolMessage("sunny", tool_call_id=call["id"])])
+    assert again.tool_calls
+
+
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
+def test_structured_output(server: dict[str, Any], method: Any) -> None:
+    """By a named tool, and by a form of the answer."""
+    llm = ChatOpenAI(**server, max_tokens=60).with_structured_output(Weather, method=method)
+
+    assert isinstance(llm.invoke(QUESTION), Weather)
 
 
 def test_a_chain(server: dict[str, Any]) -> None:

@@ -84,6 +84,26 @@ def test_streamed_chat(answers: dict[str, Any]) -> None:
     assert answers["helper"]["choices"][0]["message"]["content"] == message["content"]
 
 
+def test_tool_calls(answers: dict[str, Any]) -> None:
+    """Whole, and as the helper puts a stream together."""
+    messages = [answers[name]["choices"][0] for name in ("toolCall", "streamedToolCall")]
+
+    [call], [same] = (choice["message"]["tool_calls"] for choice in messages)
+    assert [choice["finish_reason"] for choice in messages] == ["tool_calls"] * 2
+    assert call["function"] == same["function"]
+    assert json.loads(call["function"]["arguments"])["city"] in ("Paris", "Rome")
+
+
+def test_functions_are_run(answers: dict[str, Any]) -> None:
+    """By the helper, which finds them by name and answers with their results."""
+    for name in ("run", "streamedRun"):
+        _, called, result, *_ = answers[name]
+        assert called["tool_calls"][0]["id"] == result["tool_call_id"]
+        assert (result["role"], result["content"]) == ("tool", "sunny")
+    assert set(answers["asked"]) <= {"Paris", "Rome"}
+    assert len(answers["asked"]) == 2
+
+
 def test_errors(answers: dict[str, Any]) -> None:
     """The SDK's own classes, with the field at fault and the request's name."""
     request_ids = [answers[name].pop("requestID") for name in ("badField", "badModel")]

@@ -151,7 +151,7 @@ class ScriptedPrompt:
     def __init__(self, engine: ScriptedEngine, ids: list[int], pruning: Pruning, scoring: Scoring | None) -> None:
         self._engine, self._ids, self._pruning = engine, ids, pruning
         self.selection = self._selection(len(ids)) if scoring and pruning.sparsity else None
-        self.cached_tokens = 0
+        self.cached_tokens = self.cached_in_files = 0
         self.outlook = engine.outlook if pruning.auto else None
         self.pruning = replace(pruning, sparsity=self.outlook.sparsity, auto=None) if self.outlook else pruning
         self._sparsity = self.pruning.sparsity
@@ -239,7 +239,7 @@ def served(
     known = Settings(**settings)
     app = create_app(known, loader=loader or (lambda _: loaded))
     with listening(app, max_connections=known.max_connections, header_timeout=known.header_timeout) as url:
-        wait_until(lambda: loader is not None or app.state.service.loaded is not None)
+        wait_until(lambda: loader is not None or app.state.service.models.started)
         yield url
 
 

@@ -130,7 +130,8 @@ def test_the_limit_of_passes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "text"),
     [
-        (["--sparsity", "1"], {}, "--sparsity: Input should be less than 1"),
+        (["--sparsity", "1"], {}, "--sparsity: Input should be less than 1, or 'auto'"),
+        (["--prompt-pass-tokens", "x"], {}, "--prompt-pass-tokens: Input should be a valid integer"),
         (["--sparsity", "nan"], {}, "--sparsity: Input should be"),
         (["--prompt-pass-tokens=-1"], {}, "--prompt-pass-tokens: Input should be greater than or equal to 0"),
         ([], {"GRIFFIN_PROMPT_PASS_TOKENS": "some"}, "GRIFFIN_PROMPT_PASS_TOKENS: Input should be a valid integer"),

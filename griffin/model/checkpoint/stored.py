@@ -7,6 +7,7 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
+from griffin.model.checkpoint.gguf_file import parts
 from griffin.model.checkpoint.whole import weight_files
 from griffin.model.guard import state
 
@@ -19,6 +20,13 @@ def folder_identity(folder: Path) -> str:
     files = sorted([*weight_files(folder), folder / "config.json"])
     states = [(file.name, state(file.stat())) for file in files]
     return blake2b(f"{folder.resolve()} {states}".encode(), digest_size=6).hexdigest()
+
+
+def source_identity(path: Path) -> str:
+    """A name for a checkpoint: a folder, or a GGUF file with its parts."""
+    if path.is_dir():
+        return folder_identity(path)
+    return blake2b(f"{[file_identity(part) for part in parts(path)]}".encode(), digest_size=6).hexdigest()
 
 
 def file_identity(path: Path) -> str:

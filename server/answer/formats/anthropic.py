@@ -31,12 +31,14 @@ class AnthropicFormat:
         }
 
     def open(self) -> bytes:
-        # How many tokens of the prompt are known is found out later.
-        begun: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": self._usage()}
-        return _written("message_start", message={**self._frame, **begun})
+        return b""
 
     def piece(self, piece: Piece) -> bytes:
         self._last = piece
+        if piece.opening:
+            # Only now is it known which tokens of the prompt were read.
+            begun: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": self._usage()}
+            return _written("message_start", message={**self._frame, **begun})
         return b"".join(map(self._event, self._blocks.add(piece)))
 
     def close(self) -> bytes:
@@ -66,6 +68,8 @@ class AnthropicFormat:
         """A block without what it says."""
         if block.kind == "text":
             return {"type": "text", "text": "", "citations": None}
+        if block.kind == "thought":
+            return {"type": "thinking", "thinking": "", "signature": ""}
         id = self._ids.setdefault(block.index, f"toolu_{uuid.uuid4().hex[:24]}")
         return {"type": "tool_use", "id": id, "name": block.name, "input": {}}
 
@@ -104,12 +108,16 @@ def _written(name: str, **data: Any) -> bytes:
 def _delta(block: Block, text: str) -> dict[str, Any]:
     if block.kind == "text":
         return {"type": "text_delta", "text": text}
+    if block.kind == "thought":
+        return {"type": "thinking_delta", "thinking": text}
     return {"type": "input_json_delta", "partial_json": text}
 
 
 def _filled(block: Block) -> dict[str, Any]:
     if block.kind == "text":
         return {"text": block.text}
+    if block.kind == "thought":
+        return {"thinking": block.text}
     # What is cut off is no object.
     return {"input": _object(block.text) if block.complete else {}}
 

@@ -1,4 +1,4 @@
-"""What newer APIs make of an answer: blocks, each a stretch of text or a call, one after the other."""
+"""What newer APIs make of an answer: blocks, each a thought, a stretch of text or a call, one after the other."""
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
@@ -7,9 +7,10 @@ from typing import Literal, TypeAlias
 from server.answer.collected import Answer
 from server.answer.texts import Piece
 from server.text.logprobs import ScoredToken
+from server.text.reasoning import Thought
 from server.text.tool_calls import Content, NoCall, Part
 
-BlockKind = Literal["text", "call"]
+BlockKind = Literal["thought", "text", "call"]
 
 
 @dataclass(slots=True)
@@ -59,7 +60,7 @@ class Blocks:
         """
         Args:
             none: calls that are known to be none; they are text.
-            some: an empty answer has a block as well, without text.
+            some: an answer of nothing, or of a thought, has a block of text as well, which is empty.
         """
         self.all: list[Block] = []
         self._none, self._some = none, some
@@ -82,31 +83,35 @@ class Blocks:
         for part in piece.parts or ([Content(piece.text)] if piece.text else []):
             yield from self._part(part)
         if piece.finish_reason:
-            if self._some and not self.all:
+            if self._some and all(block.kind == "thought" for block in self.all):
                 yield from self._begin("text")
             yield from self._end(complete=piece.finish_reason != "length")
 
     def _part(self, part: Part) -> Iterator[Step]:
-        if isinstance(part, Content):
-            yield from self._text(part.text)
+        if isinstance(part, Thought):
+            yield from self._say("thought", part.text)
+        elif isinstance(part, Content):
+            yield from self._say("text", part.text)
         elif isinstance(part, NoCall):
             if part.index in self._none:
-                yield from self._text(part.text)
+                yield from self._say("text", part.text)
             else:
                 # It has been told, and the rest of it follows as text.
                 yield from self._end(complete=False)
         elif part.index not in self._none:
-            # A call's tokens are not reported.
+            # A call's tokens are not reported, and neither are a thought's.
             self._tokens = []
             if part.name is not None:
                 yield from self._begin("call", part.name)
             yield from self._grow(part.arguments, [])
 
-    def _text(self, text: str) -> Iterator[Step]:
-        if self._open is None or self._open.kind != "text":
-            yield from self._begin("text")
+    def _say(self, kind: Literal["thought", "text"], text: str) -> Iterator[Step]:
+        if not text:
+            return
+        if self._open is None or self._open.kind != kind:
+            yield from self._begin(kind)
         tokens, self._tokens = self._tokens, []
-        yield from self._grow(text, tokens)
+        yield from self._grow(text, tokens if kind == "text" else [])
 
     def _begin(self, kind: BlockKind, name: str = "") -> Iterator[Step]:
         yield from self._end(complete=True)

@@ -11,6 +11,7 @@ from server.answer.texts import Piece
 from server.protocol.chat import ChatFinishReason, ChatRequest
 from server.protocol.report import FinishReason
 from server.text.logprobs import ScoredToken, chat_form
+from server.text.reasoning import Thought
 from server.text.tool_calls import Content, NoCall, Part
 
 
@@ -24,7 +25,6 @@ class ChatFormat(ChunkFormat):
     def __init__(self, generation: Generation, body: ChatRequest) -> None:
         super().__init__(generation, body.stream_options)
         offered = body.offered()
-        self._has_tools = offered is not None
         # As with OpenAI: that the tool was called which had to be is no news.
         self._told_by_reason = offered is not None and offered.mode != "named"
         # The calls of answers that have begun.
@@ -49,6 +49,8 @@ class ChatFormat(ChunkFormat):
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         content, calls = answer.said()
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if thought := answer.thought:
+            message["reasoning_content"] = thought
         if calls:
             message["content"] = content or None
             message["tool_calls"] = [_call(call.name, call.arguments) for call in calls]
@@ -64,7 +66,7 @@ class ChatFormat(ChunkFormat):
         """One at least."""
         if piece.opening:
             return [{"role": "assistant", "content": ""}]
-        if not self._has_tools:
+        if not self._delivery.reading:
             return [{"content": piece.text}]
         return [delta for part in piece.parts if (delta := self._delta(piece, part))] or [{}]
 
@@ -72,6 +74,8 @@ class ChatFormat(ChunkFormat):
         called = self._called.setdefault(piece.answer, set())
         if isinstance(part, Content):
             return {"content": part.text}
+        if isinstance(part, Thought):
+            return {"reasoning_content": part.text}
         if isinstance(part, NoCall):
             called.discard(part.index)
             return {}

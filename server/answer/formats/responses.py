@@ -17,7 +17,9 @@ from server.protocol.response_tool import echoed
 from server.protocol.responses import ResponsesRequest
 from server.text.logprobs import ScoredToken, chat_form
 
-PREFIXES = {"text": "msg_", "call": "fc_"}
+PREFIXES = {"thought": "rs_", "text": "msg_", "call": "fc_"}
+# What events of a block's text are called.
+NAMES = {"thought": "reasoning_text", "text": "output_text"}
 # How a response ends.
 STATUSES: dict[FinishReason, str] = {"stop": "completed", "length": "incomplete"}
 Event = tuple[str, dict[str, Any]]
@@ -68,7 +70,7 @@ class ResponsesFormat:
     def _events(self, step: Step) -> Iterator[Event]:
         block = step.block
         place = {"item_id": self._id(block), "output_index": block.index}
-        if block.kind == "text":
+        if block.kind != "call":
             yield from self._text_events(step, {**place, "content_index": 0})
         else:
             yield from self._call_events(step, place)
@@ -79,11 +81,12 @@ class ResponsesFormat:
             yield self._item_event("added", block, {**self._item(block), "status": "in_progress", "content": []})
             yield "response.content_part.added", {**place, "part": self._part(block)}
         elif isinstance(step, Grew):
-            logprobs = self._logprobs(step.tokens)
-            yield "response.output_text.delta", {**place, "delta": step.text, "logprobs": logprobs}
+            scored = {} if block.kind == "thought" else {"logprobs": self._logprobs(step.tokens)}
+            yield f"response.{NAMES[block.kind]}.delta", {**place, "delta": step.text, **scored}
         else:
             part = self._part(block)
-            yield "response.output_text.done", {**place, "text": block.text, "logprobs": part["logprobs"]}
+            scored = {} if block.kind == "thought" else {"logprobs": part["logprobs"]}
+            yield f"response.{NAMES[block.kind]}.done", {**place, "text": block.text, **scored}
             yield "response.content_part.done", {**place, "part": part}
             yield self._item_event("done", block, self._item(block))
 
@@ -103,6 +106,9 @@ class ResponsesFormat:
 
     def _item(self, block: Block) -> dict[str, Any]:
         status = "completed" if block.complete else "incomplete"
+        if block.kind == "thought":
+            named = {"id": self._id(block), "type": "reasoning", "status": status, "summary": []}
+            return {**named, "content": [self._part(block)]}
         if block.kind == "text":
             named = {"id": self._id(block), "type": "message", "status": status, "role": "assistant"}
             return {**named, "content": [self._part(block)]}
@@ -111,6 +117,8 @@ class ResponsesFormat:
         return {**named, "name": block.name, "arguments": block.text}
 
     def _part(self, block: Block) -> dict[str, Any]:
+        if block.kind == "thought":
+            return {"type": "reasoning_text", "text": block.text}
         logprobs = self._logprobs(block.tokens)
         return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": logprobs}
 
@@ -126,6 +134,7 @@ class ResponsesFormat:
         response["incomplete_details"] = {"reason": "max_output_tokens"} if reason == "length" else None
         response["completed_at"] = int(time.time()) if reason == "stop" else None
         usage = report.usage()
+        details = usage.completion_tokens_details
         response["usage"] = {
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {
@@ -133,7 +142,7 @@ class ResponsesFormat:
                 "cache_write_tokens": 0,
             },
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": details.reasoning_tokens if details else 0},
             "total_tokens": usage.total_tokens,
         }
         return response | {"griffin": report.griffin().model_dump(), "metrics": report.timing().model_dump()}
@@ -163,7 +172,7 @@ class ResponsesFormat:
             "output": [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
             "service_tier": "default",
             "store": False,
             "temperature": sampling.temperature,

@@ -7,7 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from griffin import Engine, Pruning, Sampling, Scoring
-from griffin.engine.prefixes import Chunk, PrefixStore
+from griffin.engine.prefix_chunk import Chunk
+from griffin.engine.prefixes import PrefixStore
 from griffin.method.statistic import Sums
 from tests.tiny import tiny_model
 
@@ -97,7 +98,7 @@ def test_engines_share_a_store(prompts: Prompts) -> None:
 
 
 def found(store: PrefixStore, ids: list[int]) -> int:
-    return len(store.longest(store.names(ids)))
+    return len(store.longest(store.names(ids))[0])
 
 
 def test_the_budget_holds_and_the_oldest_go_first() -> None:
@@ -124,7 +125,7 @@ def test_no_budget_keeps_nothing() -> None:
     store = PrefixStore(0, 2)
 
     assert store.names([1, 2, 3]) == []
-    assert store.longest([]) == []
+    assert store.longest([]) == ([], 0)
 
 
 def test_the_same_chunk_behind_another_beginning_is_another() -> None:

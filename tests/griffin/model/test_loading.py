@@ -284,7 +284,7 @@ def test_file_that_is_no_gguf(tmp_path: Path) -> None:
 
 def test_hub_id_without_a_network() -> None:
     """A hub id goes to the hub; offline that fails in one line."""
-    with pytest.raises(LoadError, match=r"cannot load 'no-such-owner/no-such-model'"):
+    with pytest.raises(LoadError, match=r"'no-such-owner/no-such-model' is not in the hub's cache"):
         load("no-such-owner/no-such-model", device="cpu")
 
 

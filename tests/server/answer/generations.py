@@ -12,7 +12,7 @@ from server.work.job import Job
 
 def generation_of(job: Job, service: Service, requested: SparsityChoice | None = None) -> Generation:
     """One answer to one prompt, without any of the options."""
-    model, counts = service.model(), Counts(job.asks)
+    model, counts = service.models.loaded[0], Counts(job.asks)
     accounting = model.workers.engine.accounting
     report = Report(job, counts, accounting, requested)
     observation = Observation(job, counts, report, accounting, service.metrics, model.name, {})

@@ -131,12 +131,14 @@ def test_what_was_asked_for_does_not_change() -> None:
 
     async def scenario() -> None:
         service = Service(Settings())
-        service.serve(Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(outlook=FOUND)]))
+        service.models.serve(
+            service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(outlook=FOUND)])
+        )
         now, asked = time.monotonic(), Pruning(auto=Auto(0.1))
         ask = Ask([1, 2], [Sampling(max_tokens=3)], asked)
         job = Job((ask,), now, now + 60)
-        with service.model().workers.queue.reserve():
-            service.model().workers.queue.submit(job)
+        with service.models.loaded[0].workers.queue.reserve():
+            service.models.loaded[0].workers.queue.submit(job)
         generation = generation_of(job, service, requested="auto")
         pieces = [piece async for piece in generation.pieces()]
         service.close()

@@ -51,12 +51,12 @@ def answered(engine: ScriptedEngine, *, stream: bool) -> str:
 
     async def scenario() -> str:
         service = Service(Settings())
-        service.serve(Loaded("scripted", CharacterTokenizer(), [engine]))
+        service.models.serve(service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [engine]))
         now = time.monotonic()
         job = Job((Ask([1], [Sampling(max_tokens=3)], Pruning()),), now, now + 60)
         generation, request = generation_of(job, service), Request({"type": "http"}, receive)
-        with service.model().workers.queue.reserve():
-            service.model().workers.queue.submit(job)
+        with service.models.loaded[0].workers.queue.reserve():
+            service.models.loaded[0].workers.queue.submit(job)
         if stream:
             parts = [part async for part in events(generation, NamedEvents(), request, 15)]
         else:

@@ -32,8 +32,10 @@ def test_a_stream_that_never_started_is_given_up() -> None:
 
     async def scenario() -> None:
         service = Service(Settings())
-        service.serve(Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(gate=gate)]))
-        model = service.model()
+        service.models.serve(
+            service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(gate=gate)])
+        )
+        model = service.models.loaded[0]
         now = time.monotonic()
         job = Job((Ask([1], [Sampling()], Pruning()),), now, now + 60)
         model.workers.queue.submit(job)

@@ -117,7 +117,10 @@ def settled(case: schemathesis.Case, document: dict[str, Any]) -> schemathesis.C
     known = fields(document, case.operation.path)
     body = {name: value for name, value in case.body.items() if name in known} | {"model": MODEL}
     if "messages" in body:
+        # A tool's message would need a call, and tools more room than there is.
         said = [(message["role"], message.get("content") or "Hi") for message in body["messages"][:2]]
+        said = [("user" if role == "tool" else role, content) for role, content in said]
+        body = {name: value for name, value in body.items() if name not in ("tools", "tool_choice")}
         body["messages"] = [{"role": role, "content": content} for role, content in said]
     for name in {"prompt", "tokens", "stop_token_ids"} & set(body):
         body[name] = _small(body[name])

@@ -123,7 +123,7 @@ def server(engine: Engine) -> Iterator[httpx.Client]:
     loaded = Loaded("tiny", griffin.load().tokenizer, [engine])
     app = create_app(Settings(), loader=lambda _: loaded)
     with listening(app) as url, httpx.Client(base_url=url, timeout=60) as client:
-        wait_until(lambda: app.state.service.loaded is not None)
+        wait_until(lambda: app.state.service.models.started)
         yield client
 
 

@@ -194,7 +194,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [TOOL], "tool_choice": "auto"}, "tool_choice"),
     ({"tools": [{"name": "f", "input_schema": {"properties": {"a": {"type": "x"}}}}], "tool_choice": {"type": "any"}},
      "tools[0].input_schema"),
-    ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
+    ({"thinking": {"type": "maybe"}}, "thinking.type"),
     ({"output_config": {"effort": "low"}}, "output_config.effort"),
     ({"stop": "a", "stop_sequences": ["b"]}, "stop_sequences"),
     ({"mcp_servers": [{"name": "x"}]}, "mcp_servers"),

@@ -2,14 +2,16 @@
 
 import json
 import re
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
 import pytest
 
 from tests.server import tiny_checkpoint
-from tests.server.client import post, stream
+from tests.server.client import metric, post, stream
 from tests.server.process import running
 
 CHAT = "/v1/chat/completions"
@@ -198,3 +200,35 @@ def test_what_asks_for_no_form_is_no_form(url: str) -> None:
 
     for body in ({"response_format": {"type": "text"}}, {"structured_outputs": {}}, {"response_format": None}):
         assert completed(url, **body, max_tokens=5) == free
+
+
+def test_hurtful_forms_keep_nobody_waiting(url: str) -> None:
+    """Each is a 400 that says so; meanwhile others are answered."""
+    completed(url, structured_outputs={"regex": "a"})
+    many = {"properties": {f"p{number}": {} for number in range(3000)}}
+    with ThreadPoolExecutor(4) as pool:
+        hurtful = [
+            pool.submit(refused, url, structured_outputs={"json": {**many, "title": str(number)}})
+            for number in range(3)
+        ]
+        began, free = time.monotonic(), 0
+        while not all(one.done() for one in hurtful):
+            completed(url, max_tokens=2)
+            free += 1
+
+    assert {one.result()[0] for one in hurtful} == {"structured_outputs.json"}
+    assert all("takes more than 0.5 s of the processor" in one.result()[1] for one in hurtful)
+    # Several in each second that the refusals took.
+    assert free > 2 * (time.monotonic() - began)
+
+
+def test_metrics(url: str) -> None:
+    """Requests by the kind of form, and what was forced."""
+    names = [("griffin_structured_requests_total", "json_schema"), ("griffin_structured_requests_total", "regex")]
+    before = [metric(url, name, kind=kind) for name, kind in names]
+    forced = metric(url, "griffin_forced_tokens_total")
+    answer = post(url, response_format=STRICT, max_tokens=100, seed=1).raise_for_status().json()
+
+    assert [metric(url, name, kind=kind) for name, kind in names] == [before[0] + 1, before[1]]
+    counted = metric(url, "griffin_forced_tokens_total") - forced
+    assert counted == answer["griffin"]["verification"]["forced_tokens"] > 0

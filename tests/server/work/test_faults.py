@@ -520,8 +520,9 @@ def test_sigterm_under_load(tiny: Path) -> None:
     assert server.log.count("outcome=length") == statuses.count(200)
 
 
-def test_memory_stays_flat_over_2000_requests(server: ServerProcess) -> None:
-    """Of all kinds, among them refused ones and clients that leave: the second thousand costs nothing more."""
+def test_memory_comes_to_rest(server: ServerProcess) -> None:
+    """Requests of all kinds, among them refused ones. Caches fill and the allocator rounds up: that grows in some
+    hundreds of requests. A leak grows in all of them."""
     url, process = server.url, psutil.Process(server.process.pid)
     dice = random.Random(1)
 
@@ -544,13 +545,16 @@ def test_memory_stays_flat_over_2000_requests(server: ServerProcess) -> None:
         answer = client.post(f"{url}/v1/completions", json=body, headers=headers, timeout=30)
         assert answer.status_code == (400 if kind == 2 else 200), answer.text
 
+    used = [process.memory_info().rss]
     with httpx.Client() as client:
-        used: list[int] = []
-        for number in range(2000):
-            if number % 500 == 0:
-                used.append(process.memory_info().rss)
-            ask(client, number)
-        used.append(process.memory_info().rss)
-    growth_mb = (used[4] - used[2]) / 2**20
+        while len(used) < 9 and not at_rest(used):
+            for number in range(500):
+                ask(client, number + 500 * len(used))
+            used.append(process.memory_info().rss)
 
-    assert growth_mb < 16, [value // 2**20 for value in used]
+    assert at_rest(used), [value // 2**20 for value in used]
+
+
+def at_rest(used: list[int]) -> bool:
+    """Whether the last thousand requests cost less than 2 kB each: less than what a request says and is told."""
+    return len(used) > 2 and used[-1] - used[-3] < 2 * 2**20

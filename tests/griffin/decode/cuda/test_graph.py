@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from griffin import Engine, Pruning, Sampling, Verification
 from griffin.model.weights import read_weights
+from tests.griffin.grammars import Slots
 from tests.tiny import tiny_model
 
 graph = pytest.importorskip("griffin.decode.cuda.graph", reason="Triton is not installed")
@@ -83,6 +84,26 @@ def test_tokens_pick_in_graphs_as_in_plain_steps(model_type: str, prompts: Promp
         if shares[0] is not None:
             # One step too many was launched.
             assert astuple(shares[0]) == pytest.approx(astuple(shares[1]), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "verification", [None, Verification("fast", "none"), Verification("lossless", "pruned")], ids=str
+)
+def test_sequences_with_a_grammar_are_not_worked_ahead_on(verification: Verification | None, prompts: Prompts) -> None:
+    """The same tokens as plain steps, the forced ones in passes; and the next sequence runs ahead again."""
+    ours, plain = graph_engine("llama"), Engine(small("llama"), prefill_chunk=8, step="lean")
+    places = tuple(frozenset(place) for place in ((40,), (41,), range(50, 60), range(3, 120))) * 2
+    for sampling in (Sampling(temperature=0, max_tokens=9, logprobs=1), Sampling(seed=3, max_tokens=9, top_p=0.9)):
+        held = replace(sampling, grammar=Slots(places))
+        found = list(ours.generate(prompts(45, 9), held, Pruning(0.5), verification=verification))
+        sparsity = Pruning(0 if verification and verification.mode == "lossless" else 0.5)
+        expected = list(plain.generate(prompts(45, 9), held, sparsity))
+
+        assert [token.id for token in found] == [token.id for token in expected]
+        assert found[-1].complete
+    assert ours._assembly.state.decoder.ahead is False
+    list(ours.generate(prompts(45, 9), SAMPLINGS[0]))
+    assert ours._assembly.state.decoder.ahead is True
 
 
 def test_the_step_ahead_is_thrown_away(prompts: Prompts) -> None:

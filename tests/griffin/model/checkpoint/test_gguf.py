@@ -465,6 +465,24 @@ def test_ends_by_key_and_by_name(meta: Meta, expected: set[int], tmp_path: Path)
         assert set(model.generation_config.eos_token_id) == expected
 
 
+@pytest.mark.parametrize(
+    "keys", [("fim_pre", "fim_suf", "fim_mid"), ("prefix", "suffix", "middle"), ("fim_pre", "fim_suf")]
+)
+def test_marks_for_gaps_by_key(keys: tuple[str, ...], tmp_path: Path) -> None:
+    """The tokenizer has those that the file names, by newer and older keys, also when read from the cache; or none."""
+
+    def meta(writer: GGUFWriter) -> None:
+        for offset, key in enumerate(keys):
+            writer.add_uint32(f"tokenizer.ggml.{key}_token_id", FIRST_CONTROL + 1 + offset)
+
+    path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False), meta)
+    for _ in range(2):
+        tokenizer = load(str(path), device="cpu", dtype="float32", cache_dir=tmp_path / "cache").tokenizer
+        marks = [getattr(tokenizer, f"fim_{name}_token", None) for name in ("prefix", "suffix", "middle")]
+
+        assert marks == (CONTROL[1:] if len(keys) == 3 else [None] * 3)
+
+
 def test_a_name_that_is_no_control_token_is_no_end(tmp_path: Path) -> None:
     """Text may spell anything."""
 

@@ -154,6 +154,24 @@ def test_hub_ids(spelling: str, hub_id: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("spelling", "name", "file"),
+    [
+        ("org/name:Q4_K_M", "org/name:Q4_K_M", "Q4_K_M"),
+        ("hf.co/org/name:Q4_K_M", "org/name:Q4_K_M", "Q4_K_M"),
+        ("org/name/model-q4.gguf", "model-q4", "model-q4.gguf"),
+        ("hf.co/org/name/BF16/model.gguf", "model", "BF16/model.gguf"),
+        ("https://huggingface.co/org/name/resolve/main/model.gguf?download=true", "model", "model.gguf"),
+        ("https://huggingface.co/org/name/blob/main/BF16/model.gguf", "model", "BF16/model.gguf"),
+    ],
+)
+def test_files_of_a_hub(spelling: str, name: str, file: str) -> None:
+    """By a quantisation, after a colon; by a file's name, with its folder; by its page."""
+    found = locate(spelling)
+
+    assert (found.name, found.hub_id, found.hub_file, found.path) == (name, "org/name", file, None)
+
+
+@pytest.mark.parametrize(
     ("spelling", "words"),
     [
         ("", "is empty"),
@@ -161,8 +179,8 @@ def test_hub_ids(spelling: str, hub_id: str) -> None:
         ('""', "is empty"),
         ("$MODELS/llama", "a variable in it was not replaced"),
         ("C:\\models\\llama", "write the path with / instead of"),
-        ("org/name:Q4_K_M", "hf download org/name FILE.gguf"),
-        ("hf.co/org/name/model-q4.gguf", "hf download org/name FILE.gguf"),
+        ("org/name:Q4 K", "name a GGUF file's quantisation"),
+        ("name/model-q4.gguf", "does not exist"),
         ("org/name@main", "names a revision"),
         ("a/b/c", "it is no hub id"),
         ("https://example.com/model", "an address that is not known here"),

@@ -1,0 +1,100 @@
+"""What a model thinks before it answers, split off from the answer, piece by piece."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What stands before and after a thought."""
+
+    open: str
+    close: str
+
+
+MARKS = (Marks("<think>", "</think>"), Marks("[THINK]", "[/THINK]"))
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """Text that is no answer yet."""
+
+    text: str
+
+
+def marks_of(template: str, special: Iterable[str]) -> Marks | None:
+    """Those of a model, by its template or its special tokens; None where it does not think."""
+    known = set(special)
+    return next((marks for marks in MARKS if marks.close in template or marks.close in known), None)
+
+
+def is_begun(marks: Marks, prompt: str) -> bool:
+    """Whether the prompt itself has opened a thought, with which the answer goes on."""
+    return prompt.rstrip().endswith(marks.open)
+
+
+class ThoughtReader:
+    """Takes a thought off the beginning of an answer. Space around it is left out.
+
+    thinking: the answer has not got beyond its thought.
+    """
+
+    def __init__(self, marks: Marks, *, begun: bool) -> None:
+        """
+        Args:
+            begun: see ``is_begun``.
+        """
+        self._marks = marks
+        self._state = "thought" if begun else "beginning"
+        self._held, self._told = "", False
+
+    @property
+    def thinking(self) -> bool:
+        return self._state == "thought"
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """What is new of the thought, and of the text after it."""
+        if self._state == "text":
+            return "", text
+        self._held += text
+        thought = ""
+        if self._state == "beginning":
+            self._begin()
+        if self._state == "thought":
+            thought = self._think()
+        if self._state == "space":
+            self._held = self._held.lstrip()
+            self._state = "text" if self._held else "space"
+        return thought, self._take(len(self._held)) if self._state == "text" else ""
+
+    def end(self) -> tuple[str, str]:
+        """What was held back, when the answer has ended."""
+        held = self._take(len(self._held))
+        if self._state == "beginning":
+            return "", held
+        return (held.rstrip(), "") if self._state == "thought" else ("", "")
+
+    def _begin(self) -> None:
+        text = self._held.lstrip()
+        if text.startswith(self._marks.open):
+            self._held, self._state = text[len(self._marks.open) :], "thought"
+        elif not self._marks.open.startswith(text):
+            self._state = "text"
+
+    def _think(self) -> str:
+        if not self._told:
+            self._held = self._held.lstrip()
+        before, closed, after = self._held.partition(self._marks.close)
+        if closed:
+            self._held, self._state = after, "space"
+            return before.rstrip()
+        # The end may be the beginning of the mark; space before the mark is left out.
+        close = self._marks.close
+        undecided = next((n for n in range(len(close) - 1, 0, -1) if self._held.endswith(close[:n])), 0)
+        ready = self._held[: len(self._held) - undecided].rstrip()
+        self._told = self._told or bool(ready)
+        return self._take(len(ready))
+
+    def _take(self, length: int) -> str:
+        taken, self._held = self._held[:length], self._held[length:]
+        return taken

@@ -1,0 +1,186 @@
+"""Models by their names on a hub: which files are meant, what is downloaded, and what needs no network."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+from griffin.errors import LoadError
+from griffin.model.checkpoint.hub_files import chosen
+from griffin.model.loading import load
+from tests.griffin.model.checkpoint.files import text_model, write_directory, write_gguf
+from tests.griffin.model.checkpoint.hub_server import Repositories, hub
+from tests.server.process import running
+from tests.server.scripted import wait_until
+
+GGUFS = ["README.md", "config.json", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "mmproj-F16.gguf", "m.imatrix.gguf"]
+SPLIT = ["BF16/m-BF16-00001-of-00002.gguf", "BF16/m-BF16-00002-of-00002.gguf", "m.IQ4_XS.gguf"]
+CHECKPOINT = ["config.json", "model.safetensors", "tokenizer.json"]
+
+# Finds each place that is named, and prints its name and path, or the error.
+FIND = """
+import json, sys
+from griffin.errors import LoadError
+from griffin.model.checkpoint.hub import brought, with_weights
+from griffin.model.checkpoint.source import locate
+for spelling in sys.argv[1:]:
+    try:
+        found = brought(locate(spelling))
+        path = found.path if found.is_gguf else with_weights(found)
+        print(json.dumps([found.name, str(path)]))
+    except LoadError as error:
+        print(json.dumps([str(error)]))
+"""
+
+
+def found(endpoint: str, home: Path, *spellings: str, **environment: str) -> list[list[str]]:
+    """Name and path of each, or its error, by a process of its own: the library reads its settings once."""
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", **environment}
+    run = subprocess.run(
+        [sys.executable, "-c", FIND, *spellings], env={**os.environ, **settings}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "files"),
+    [
+        (GGUFS, "Q4_K_M", ["m-Q4_K_M.gguf"]),
+        (GGUFS, "q8_0", ["m-Q8_0.gguf"]),
+        (GGUFS, "m-q8_0.GGUF", ["m-Q8_0.gguf"]),
+        (SPLIT, "bf16", SPLIT[:2]),
+        (SPLIT, "IQ4_XS", SPLIT[2:]),
+        (SPLIT, SPLIT[0], SPLIT[:2]),
+        (GGUFS[:3], None, ["m-Q4_K_M.gguf"]),
+        (SPLIT[:2], None, SPLIT[:2]),
+        ([*CHECKPOINT, *GGUFS], None, []),
+        ([*CHECKPOINT, *GGUFS], "Q8_0", ["m-Q8_0.gguf"]),
+        (["a-Q4_K_M.gguf", "a-Q4_K.gguf", "a-Q4_K_S.gguf"], "Q4_K", ["a-Q4_K.gguf"]),
+    ],
+)
+def test_files_that_are_meant(names: Sequence[str], wanted: str | None, files: list[str]) -> None:
+    """By a quantisation or a file in any case, all parts of a split model; a checkpoint where none is named."""
+    assert chosen(names, "o/r", wanted) == files
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "words"),
+    [
+        (GGUFS, None, "'o/r' has 2 GGUF models; add a colon and one of Q4_K_M, Q8_0"),
+        (GGUFS, "Q2_K", "no GGUF file there is called Q2_K; name one of Q4_K_M, Q8_0"),
+        (["a-Q8_0.gguf", "b-Q8_0.gguf"], "Q8_0", "2 GGUF files are called Q8_0; name one of a-Q8_0.gguf, b-Q8_0.gguf"),
+        (["a-Q8_0.gguf", "b-Q8_0.gguf"], "Q4_0", "is called Q4_0; name one of a-Q8_0.gguf, b-Q8_0.gguf"),
+        (
+            ["README.md", "model.onnx"],
+            None,
+            "no GGUF file and no config.json with safetensors; it has README.md, model",
+        ),
+        ([], None, "it has no files"),
+        (CHECKPOINT, "Q4_0", "has no GGUF file; it has config.json, model.safetensors"),
+        (["mmproj-F16.gguf"], None, "has no GGUF file"),
+        (GGUFS, "mmproj-F16.gguf", "is the vision or audio part of a model, not a language model"),
+        (GGUFS, "other.gguf", "no such file in the repository; its GGUF files are m-Q4_K_M.gguf, m-Q8_0.gguf"),
+        (CHECKPOINT, "other.gguf", "it has no GGUF file, but config.json"),
+        (SPLIT, SPLIT[1], f"is not the first part of the model; name {SPLIT[0]}"),
+        (SPLIT[:1], "BF16", f"is one of 00002 parts, and {SPLIT[1]} is not there"),
+    ],
+)
+def test_nothing_and_several_are_told_with_what_there_is(names: Sequence[str], wanted: str | None, words: str) -> None:
+    """One line that says what to name instead."""
+    with pytest.raises(LoadError) as failure:
+        chosen(names, "o/r", wanted)
+
+    assert words in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> Repositories:
+    """A GGUF repository with two quantisations, one of them in parts, and a checkpoint."""
+    place = tmp_path_factory.mktemp("files")
+    model = write_gguf(place / "tiny.gguf", text_model("llama", mlp_bias=False)).read_bytes()
+    folder = write_directory(place / "checkpoint", load(str(place / "tiny.gguf"), device="cpu").tokenizer)
+    checkpoint = {file.name: file.read_bytes() for file in folder.iterdir()}
+    parts = {f"Q8_0/tiny-Q8_0-0000{number}-of-00002.gguf": model for number in (1, 2)}
+    return {
+        "org/tiny-GGUF": {"tiny-Q4_K_M.gguf": model, "mmproj-F16.gguf": b"GGUF", **parts},
+        "org/tiny": checkpoint,
+        "org/none": {"README.md": b"words"},
+    }
+
+
+def test_each_spelling_is_downloaded_once(repositories: Repositories, tmp_path: Path) -> None:
+    """Only the files that are meant; the second time nothing is asked for, and without a network it is the same."""
+    spellings = ["org/tiny-GGUF:q4_k_m", "org/tiny-GGUF/tiny-Q4_K_M.gguf", "hf.co/org/tiny-GGUF:Q8_0", "org/tiny",
+                 "https://huggingface.co/org/tiny-GGUF/blob/main/tiny-Q4_K_M.gguf"]  # fmt: skip
+    with hub(repositories) as server:
+        first = found(server.url, tmp_path, *spellings)
+        asked = len(server.asked)
+        second = found(server.url, tmp_path, *spellings)
+        assert len(server.asked) == asked
+    third = found(server.url, tmp_path, *spellings, HF_HUB_OFFLINE="1")
+
+    assert first == second == third
+    assert [name for name, _ in first] == ["org/tiny-GGUF:q4_k_m", "tiny-Q4_K_M", "org/tiny-GGUF:Q8_0", "org/tiny",
+                                           "tiny-Q4_K_M"]  # fmt: skip
+    assert [Path(path).name for _, path in first[:3]] == [
+        "tiny-Q4_K_M.gguf", "tiny-Q4_K_M.gguf", "tiny-Q8_0-00001-of-00002.gguf",
+    ]  # fmt: skip
+    assert Path(first[2][1]).with_name("tiny-Q8_0-00002-of-00002.gguf").is_file()
+    assert (Path(first[3][1]) / "model.safetensors").is_file()
+    assert not any("mmproj" in path for path in server.asked if "/resolve/" in path)
+
+
+def test_what_cannot_be_had_says_why(repositories: Repositories, tmp_path: Path) -> None:
+    """Unknown and gated repositories, unknown quantisations, and no network; each in one line."""
+    with hub(repositories) as server:
+        errors = found(server.url, tmp_path, "org/no-such", "gated/model", "org/tiny-GGUF", "org/none", "a/b/c.gguf")
+    offline = found(server.url, tmp_path, "org/tiny-GGUF:Q4_K_M", HF_HUB_OFFLINE="1")
+    before = time.monotonic()
+    refused = found(server.url, tmp_path, "org/tiny")
+
+    assert time.monotonic() - before < 30
+    assert "is neither here nor on the hub" in errors[0][0]
+    assert "accepted its terms" in errors[1][0]
+    assert "add a colon and one of Q4_K_M, Q8_0" in errors[2][0]
+    assert "it has README.md" in errors[3][0]
+    assert "is neither here nor on the hub" in errors[4][0]
+    assert "HF_HUB_OFFLINE keeps it from being downloaded" in offline[0][0]
+    assert f"{server.url} cannot be reached" in refused[0][0]
+
+
+def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path: Path) -> None:
+    """After seconds, not after rounds of tries."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        before = time.monotonic()
+        ((error,),) = found(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, "org/tiny")
+
+    assert "cannot be reached" in error
+    assert time.monotonic() - before < 30
+
+
+def test_a_server_starts_by_quantisation_and_again_without_a_network(
+    repositories: Repositories, tmp_path: Path
+) -> None:
+    """It is called as it was named; the second start meets a hub that never answers, and asks it nothing."""
+    settings = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "GRIFFIN_MODEL": "org/tiny-GGUF:Q4_K_M"}
+    with hub(repositories) as server, running(**settings, HF_ENDPOINT=server.url) as process:
+        first = httpx.get(f"{process.url}/v1/models").json()["data"][0]["id"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with running(**settings, HF_ENDPOINT=endpoint) as process:
+            second = httpx.get(f"{process.url}/v1/models").json()["data"][0]["id"]
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+
+    assert first == second == "org/tiny-GGUF:Q4_K_M"
+    wait_until(lambda: "from the hub's cache" in process.log)

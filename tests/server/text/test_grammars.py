@@ -1,0 +1,238 @@
+"""Grammars over a real tokenizer: answers of random weights fit their schemas, and hurtful forms harm nothing."""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import jsonschema
+import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, normalizers
+from transformers import LlamaForCausalLM
+
+from griffin import Checkpoint, Engine, Pruning, Sampling, Verification
+from griffin.constraint import Grammar
+from griffin.errors import InvalidRequest
+from server.text.grammars import KEPT, Grammars
+from server.text.tokenizer import Tokenizer
+from tests.server.scripted import CharacterTokenizer
+from tests.server.text.schemas import KINDS
+from tests.server.tiny_checkpoint import CONFIG, VOCABULARY
+
+EACH = 55
+# Times may have a leap second, which this package does not know.
+FORMATS = jsonschema.FormatChecker(("date", "email", "uuid", "ipv4"))
+WAYS = (
+    (Pruning(0), None), (Pruning(0.5), Verification()), (Pruning(0), Verification(draft="ngram", draft_tokens=4)),
+    (Pruning(0.5), Verification("guarded")), (Pruning(0.5), Verification("lossless")),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Checkpoint) -> Tokenizer:
+    found: Tokenizer = smollm2.tokenizer
+    return found
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    """Of random weights, with room for long answers."""
+    torch.manual_seed(0)
+    config = type(CONFIG)(**{**CONFIG.to_dict(), "max_position_embeddings": 1024})
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=0.5)
+    return Engine(model)
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Tokenizer, engine: Engine) -> Iterator[Grammars]:
+    found = Grammars(tokenizer, VOCABULARY, engine.eos_token_ids)
+    yield found
+    found.close()
+
+
+def of_schema(grammars: Grammars, schema: Any) -> Grammar:
+    return asyncio.run(grammars.of_schema(schema, "schema"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_fit_schemas_of_many_kinds(kind: str, grammars: Grammars, engine: Engine, tokenizer: Tokenizer) -> None:
+    """In every mode, with drafts and without. Nothing but noise would come without a grammar."""
+    # Quotes and brackets come soon, or the limit would come first.
+    closing = [
+        tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in ('"', '",', '"}', "]", "}", "null")
+    ]
+    free = Sampling(max_tokens=400, logit_bias=dict.fromkeys(closing, 6.0))
+    finished = 0
+    for number in range(EACH):
+        schema = KINDS[kind](Random(f"{kind} {number}"))
+        pruning, verification = WAYS[number % len(WAYS)]
+        sampling = replace(free, seed=number, temperature=number % 3 / 2, grammar=of_schema(grammars, schema))
+        tokens = list(engine.generate([number + 3, 7, 9], sampling, pruning, verification=verification))
+        ids = [token.id for token in tokens if token.complete or token.finish_reason != "stop"]
+        text = tokenizer.decode(ids, skip_special_tokens=False)
+        if tokens[-1].finish_reason == "stop":
+            jsonschema.validate(json.loads(text), schema, format_checker=FORMATS)
+            finished += 1
+
+    assert finished > 0.9 * EACH
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_forced_text_and_drafts_change_no_answer(
+    temperature: float, grammars: Grammars, engine: Engine, tokenizer: Tokenizer
+) -> None:
+    """Token by token those of single steps; the forced ones are the tokenizer's own spelling."""
+    for number in range(12):
+        grammar = of_schema(grammars, KINDS["records"](Random(number)))
+        sampling = Sampling(max_tokens=80, temperature=temperature, seed=number, grammar=grammar, logprobs=1)
+        stepped = list(engine.generate([5, 6, 7], sampling))
+        for verification in (Verification("fast", "none"), Verification(), Verification("lossless", "ngram")):
+            passed = list(engine.generate([5, 6, 7], sampling, verification=verification))
+
+            assert [(token.id, token.logprobs) for token in passed] == [(token.id, token.logprobs) for token in stepped]
+
+
+def test_forced_text_is_spelled_as_the_tokenizer_does(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """Names, quotes and separators in one run of tokens."""
+    schema = {"type": "object", "properties": {"first": {"const": "a b"}, "second": {"type": "boolean"}},
+              "required": ["first", "second"], "additionalProperties": False}  # fmt: skip
+    forced = of_schema(grammars, schema).begin().forced()
+    text = '{"first": "a b", "second": true}'
+
+    assert tokenizer.decode(list(forced), skip_special_tokens=False) in text
+    assert len(forced) > 8
+    assert list(forced) == tokenizer(text, add_special_tokens=False)["input_ids"][: len(forced)]
+
+
+def nested(depth: int) -> Any:
+    schema: Any = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+FANS = {f"a{level}": {"anyOf": [{"$ref": f"#/$defs/a{level + 1}"}] * 2} for level in range(40)}
+HURTFUL = {
+    "deep": ("schema", nested(90)),
+    "a million items": ("schema", {"type": "array", "items": {"type": "integer"}, "minItems": 10**9}),
+    "a long text": ("schema", {"type": "string", "minLength": 10**9}),
+    "a huge enum": ("schema", {"enum": [f"value-{number}" for number in range(9000)]}),
+    "a large multiple": ("schema", {"type": "integer", "multipleOf": 9_999_991}),
+    "many optional properties": ("schema", {"properties": {f"p{number}": {} for number in range(3000)}}),
+    "references that fan out": ("schema", {"$defs": {**FANS, "a40": {"type": "string"}}, "$ref": "#/$defs/a0"}),
+    "a reference to itself": ("schema", {"$ref": "#"}),
+    "all of any of": (
+        "schema",
+        {"allOf": [{"anyOf": [{"properties": {f"p{i}{j}": {}}} for j in range(6)]} for i in range(12)]},
+    ),
+    "repeated repeats": ("regex", "(((a{1,200}){1,200}){1,200}){1,200}b"),
+    "an exponential automaton": ("regex", "(a|b)*a(a|b){3000}"),
+    "an intersection": ("lark", "start: A\nA: /(.*a.*){40}/ & /(.*b.*){40}/ & /(.*c.*){40}/"),
+    "much memory": (
+        "lark",
+        "start: " + " ".join(f"r{i}" for i in range(3000))
+        + "".join(f'\nr{i}: "a{i}" | r{(i + 1) % 3000} "b"' for i in range(3000)),
+    ),
+    "ambiguity": ("lark", 'start: s\ns: s s | s s s | "a" | '),
+    "brackets": ("grammar", "root ::= " + "(" * 5000 + '"a"' + ")" * 5000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HURTFUL)
+def test_hurtful_forms_are_harmless(name: str, grammars: Grammars) -> None:
+    """Refused soon, or followed at a fair pace; and an ordinary form is compiled right after."""
+    asyncio.run(grammars.of_regex("a", "regex"))
+    kind, form = HURTFUL[name]
+    before = time.process_time()
+    with suppress(InvalidRequest):
+        constraint = asyncio.run(getattr(grammars, f"of_{kind}")(form, "form")).begin()
+        for _ in range(10):
+            if constraint.ended:
+                break
+            bits, forced = int.from_bytes(constraint.mask(), "little"), constraint.forced()
+            constraint.advance(forced[0] if forced else (bits & -bits).bit_length() - 1)
+    # Of this process: the checker's own limit is half a second.
+    assert time.process_time() - before < 1
+    of_schema(grammars, {"type": "object", "title": name})
+
+
+def test_a_known_form_is_compiled_once(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest ones stay."""
+    compiled: list[str] = []
+    make = Grammars._compile
+    monkeypatch.setattr(Grammars, "_compile", lambda self, *form: compiled.append(form[2]) or make(self, *form))
+    for regex in ("x", "x", *(f"x{number}" for number in range(KEPT)), "x"):
+        asyncio.run(grammars.of_regex(regex, "regex"))
+
+    assert compiled.count("x") == 2
+
+
+def test_a_checker_that_ended_is_started_anew(grammars: Grammars) -> None:
+    """The next form goes on as ever."""
+    asyncio.run(grammars.of_regex("q", "regex"))
+    grammars.close()
+
+    asyncio.run(grammars.of_regex("qq", "regex"))
+
+
+def test_a_tokenizer_without_known_bytes_is_refused() -> None:
+    """By a sentence about the model, not about the form."""
+    with pytest.raises(InvalidRequest, match=r"schema: not with this model.*fast kind"):
+        of_schema(Grammars(CharacterTokenizer(), 0x110001, {0x110000}), {"type": "object"})
+
+
+class Wrapped(CharacterTokenizer):
+    """A tokenizer of the tokenizers package, of any kind."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.backend_tokenizer = backend
+
+
+def sentencepiece() -> tokenizers.Tokenizer:
+    """As Llama's and Gemma's: a mark for spaces, and bytes for all that is no piece."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *'{}":,abcde0123', '{"', '":']
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            {piece: id for id, piece in enumerate(pieces)}, [("{", '"'), ('"', ":")], byte_fallback=True,
+            unk_token="<unk>",
+        )
+    )  # fmt: skip
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens(["<s>", "</s>"])
+    return backend
+
+
+def test_pieces_with_bytes_for_the_rest() -> None:
+    """A letter that is no piece is spelled in bytes, and spaces are spaces."""
+    backend = sentencepiece()
+    grammars = Grammars(Wrapped(backend), backend.get_vocab_size(), {2})
+    schema = {"type": "object", "properties": {"aü": {"enum": [1, 2]}}, "required": ["aü"]}
+    schema["additionalProperties"] = False
+    constraint = of_schema(grammars, schema).begin()
+    ids: list[int] = []
+    while not constraint.ended:
+        forced, bits = constraint.forced(), int.from_bytes(constraint.mask(), "little")
+        ids.append(forced[0] if forced else (bits & -bits).bit_length() - 1)
+        constraint.advance(ids[-1])
+    grammars.close()
+
+    assert json.loads(backend.decode(ids)) in ({"aü": 1}, {"aü": 2})
+
+
+def test_pieces_without_bytes_are_refused() -> None:
+    """What such tokens spell depends on their neighbours."""
+    backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    grammars = Grammars(Wrapped(backend), 3, {0})
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="schema: not with this model"):
+            of_schema(grammars, {"type": "object"})
+    grammars.close()
