@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
 from griffin.errors import GriffinError
 from server import errors
@@ -29,7 +30,7 @@ from server.jsonwire import Json
 from server.loader import Found, Loaded, find, load
 from server.protocol import stream
 from server.protocol.stream import Stream
-from server.routes import chat, completions, experts, models, operations, tokenization
+from server.routes import anthropic, chat, completions, experts, models, operations, responses, tokenization
 from server.routes.generating import GeneratingRouter
 from server.routes.page import PageRoutes
 from server.service import Service
@@ -91,12 +92,21 @@ def create_app(
     )
     app.state.service = Service(settings, loader, finder)
     faults.install(app)
-    routers = [group.router for group in (completions, chat, models, experts, tokenization, operations)]
+    routers = [
+        group.router for group in (completions, chat, responses, anthropic, models, experts, tokenization, operations)
+    ]
     streams = {
         path: each
         for router in routers
         if isinstance(router, GeneratingRouter)
         for path, each in router.streams.items()
+    }
+    app.state.error_shapes = {
+        route.path: router.errors
+        for router in routers
+        if isinstance(router, GeneratingRouter)
+        for route in router.routes
+        if isinstance(route, Route)
     }
     page = PageRoutes() if settings.page else None
     for router in (*routers, *([page.router] if page else [])):

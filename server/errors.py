@@ -9,6 +9,7 @@ ApiError
 ├── Unauthorized          401, says how to present a key
 ├── ModelNotFound         404
 ├── ExpertsNotFound       404
+├── ResponseNotFound      404, says that none is kept
 ├── HeaderTimeout         408
 ├── BodyTimeout           408
 ├── BodyTooLarge          413
@@ -24,17 +25,20 @@ ApiError
 ├── TooManyConnections    503, with Retry-After
 └── RequestTimeout        504, not worth a retry
 
-The body is OpenAI's: {"error": {"message", "type", "param", "code"}}.
+The body is OpenAI's: {"error": {"message", "type", "param", "code"}}; or Anthropic's, see ``Shape``.
 """
 
 import logging
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel
 
 from griffin import errors as griffin_errors
 from griffin.errors import ContextLengthExceeded, InvalidRequest
-from server.protocol.report import ErrorResponse
+from server.protocol.report import AnthropicError, ErrorResponse
 
 logger = logging.getLogger("griffin")
 
@@ -52,6 +56,7 @@ class ApiError(Exception):
         self.param = param
 
     def body(self) -> dict[str, Any]:
+        """OpenAI's object."""
         return {"error": {"message": str(self), "type": self.type, "param": self.param, "code": self.code}}
 
 
@@ -81,6 +86,16 @@ class ExpertsNotFound(ApiError):
     def __init__(self, asked: str, param: str = "expert_set") -> None:
         super().__init__(
             f"expert set {short(asked)} is not known here; only those of the latest requests are kept", param
+        )
+
+
+class ResponseNotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "response_not_found"
+
+    def __init__(self, asked: str) -> None:
+        super().__init__(
+            f"response {short(asked)} is not here: this server keeps no responses; send all items so far as input",
+            "response_id",
         )
 
 
@@ -228,9 +243,40 @@ STATUSES = {
 }
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: the errors that an endpoint may answer with."""
-    return {status: {"model": ErrorResponse, "description": STATUSES[status]} for status in statuses}
+# Anthropic's words for them.
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How an API writes an error.
+
+    body: the object. model: what it is, for OpenAPI.
+    """
+
+    body: Callable[[ApiError], dict[str, Any]]
+    model: type[BaseModel]
+
+    def documented(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
+        """For OpenAPI: the errors that an endpoint may answer with."""
+        return {status: {"model": self.model, "description": STATUSES[status]} for status in statuses}
+
+
+def _anthropic(error: ApiError) -> dict[str, Any]:
+    kind = ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
+OPENAI, ANTHROPIC = Shape(ApiError.body, ErrorResponse), Shape(_anthropic, AnthropicError)
+documented = OPENAI.documented
 
 
 ASKED = (401, 500, 503)

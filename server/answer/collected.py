@@ -21,33 +21,45 @@ class Call:
 
 @dataclass(slots=True)
 class Answer:
-    """All pieces of one answer.
+    """All pieces of one answer, in order.
 
     echo: the opening, if there was one; its tokens are the prompt's.
-    texts, parts, tokens, ids: of all pieces, in order.
     """
 
     prompt: int
     echo: Piece | None = None
-    texts: list[str] = field(default_factory=list)
-    parts: list[Part] = field(default_factory=list)
-    tokens: list[ScoredToken] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
+    pieces: list[Piece] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
         if piece.opening:
             self.echo = piece
-        else:
-            self.tokens += piece.tokens
-        self.texts.append(piece.text)
-        self.parts += piece.parts
-        self.ids += piece.ids
-        self.finish_reason = piece.finish_reason
+        self.pieces.append(piece)
 
     @property
     def text(self) -> str:
-        return "".join(self.texts)
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for piece in self.pieces for part in piece.parts]
+
+    @property
+    def tokens(self) -> list[ScoredToken]:
+        """Generated ones, if log-probabilities were wanted."""
+        return [token for piece in self.pieces if not piece.opening for token in piece.tokens]
+
+    @property
+    def ids(self) -> list[int]:
+        return [id for piece in self.pieces for id in piece.ids]
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self.pieces[-1].finish_reason if self.pieces else None
+
+    @property
+    def no_calls(self) -> frozenset[int]:
+        """Which of the calls that began are none."""
+        return frozenset(part.index for part in self.parts if isinstance(part, NoCall))
 
     @property
     def thought(self) -> str:
@@ -56,11 +68,11 @@ class Answer:
 
     def said(self) -> tuple[str, list[Call]]:
         """Content and calls. What began like a call and is none is content."""
-        if not self.parts:
+        if not (parts := self.parts):
             return self.text, []
         content: list[str] = []
         calls: dict[int, Call] = {}
-        for part in self.parts:
+        for part in parts:
             if isinstance(part, CallPart):
                 call = calls.setdefault(part.index, Call(part.name or ""))
                 call.arguments += part.arguments

@@ -49,5 +49,5 @@ async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Gra
     except InvalidRequest:
         # Which of them is at fault?
         for place, (_, schema) in zip(offered.places, schemas, strict=True):
-            await model.grammars.of_schema(schema, f"tools[{place}].function.parameters")
+            await model.grammars.of_schema(schema, f"tools[{place}].{offered.parameters}")
         raise

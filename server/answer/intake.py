@@ -132,7 +132,7 @@ class Intake:
             opens=opens,
             prompts=await self._echoes(prompts, ids, asks) if body.echoes else None,
             logprobs=body.wanted_logprobs() is not None,
-            token_ids=bool(body.return_token_ids),
+            token_ids=body.tells_ids,
             stops=body.stop,
             include_stop=bool(body.include_stop_str_in_output),
             skip_special_tokens=body.skip_special_tokens is not False,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from griffin.errors import ContextLengthExceeded
 from server.errors import InvalidField
-from server.protocol.chat import TemplateRequest
+from server.protocol.conversation import Templated
 from server.served import ServedModel
 from server.text.infill import Gap, Infill
 from server.text.tokenizer import TemplateFailed, encode, render_chat
@@ -19,15 +19,16 @@ LONGEST_TOKEN = 128
 TOOL = 1_000
 
 
-async def render(model: ServedModel, body: TemplateRequest) -> str:
+async def render(model: ServedModel, body: Templated) -> str:
     """Messages as one prompt, by the model's chat template.
 
     Raises:
         InvalidField: the model has no chat template, or it refuses these messages.
     """
+    said_in = body.said_in
     if not model.tokenizer.chat_template:
         raise InvalidField(
-            f"messages: {model.name} has no chat template; send a prompt to /v1/completions", "messages",
+            f"{said_in}: {model.name} has no chat template; send a prompt to /v1/completions", said_in,
             "no_chat_template",
         )  # fmt: skip
     offered = body.offered()
@@ -40,7 +41,16 @@ async def render(model: ServedModel, body: TemplateRequest) -> str:
     try:
         return await model.worked_out(size, render_chat, model.tokenizer, conversation, options)
     except TemplateFailed as refusal:
-        raise InvalidField(f"messages: the model's chat template refuses them: {refusal}", "messages") from None
+        raise InvalidField(f"{said_in}: the model's chat template refuses it: {refusal}", said_in) from None
+
+
+def require_thoughts(model: ServedModel, wanted: bool, param: str) -> None:
+    """
+    Raises:
+        InvalidField: the model is asked to think, and does not.
+    """
+    if wanted and model.thoughts is None:
+        raise InvalidField(f"{param}: {model.name} does not think; leave it out", param, "unsupported_parameter")
 
 
 def with_gaps(model: ServedModel, prompts: Sequence[str | list[int]], suffix: str | None) -> Sequence[Prompt]:

@@ -48,6 +48,7 @@ class Piece:
     finish_reason: on the answer's last piece.
     parts: thoughts, content and calls in their order, if it is read for them; ``text`` is the content then.
     thinking: it belongs to a thought.
+    stop: the stop string that ended the answer, if one did.
     """
 
     prompt: int
@@ -59,6 +60,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     parts: Sequence[Part] = ()
     thinking: bool = False
+    stop: str | None = None
 
     @property
     def answer(self) -> tuple[int, int]:
@@ -105,7 +107,8 @@ class Texts:
         if stream.stopped or token.finish_reason:
             # What was held back may hold a stop string.
             text += stream.flush()
-        finish_reason = "stop" if stream.stopped else token.finish_reason
+        stop = stream.stopped
+        finish_reason = "stop" if stop else token.finish_reason
         parts: list[Part] = []
         thinking = False
         if reader := self._readers.get(key):
@@ -117,7 +120,7 @@ class Texts:
         if finish_reason:
             del self._streams[key]
         tokens = [ScoredToken(token.id, token.logprobs, hidden, stream.shows_special)] if delivery.logprobs else []
-        return Piece(made.prompt, made.sample, text, False, tokens, [token.id], finish_reason, parts, thinking)
+        return Piece(*key, text, False, tokens, [token.id], finish_reason, parts, thinking, stop)
 
     def _stream(self, ask: Ask) -> TextStream:
         delivery = self._delivery

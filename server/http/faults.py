@@ -1,4 +1,4 @@
-"""Every failure of a request becomes an answer in OpenAI's form, a word in the log line, and a count."""
+"""Every failure of a request becomes an answer in its API's form, a word in the log line, and a count."""
 
 import asyncio
 from http import HTTPStatus
@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ApiError, InvalidField, ServerDraining, as_api_error
+from server.errors import OPENAI, ApiError, InvalidField, ServerDraining, Shape, as_api_error
 from server.http.explain import explain
 from server.jsonwire import Json
 
@@ -41,7 +41,7 @@ class Faults:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every failure of the app in OpenAI's form."""
+    """Answer every failure of the app: in OpenAI's form, unless ``app.state.error_shapes`` has another for the path."""
 
     async def validation(request: Request, error: Exception) -> Json:
         assert isinstance(error, RequestValidationError)
@@ -69,7 +69,8 @@ def _answer(scope: Scope, error: ApiError) -> Json:
     scope["state"]["log"].update(code=error.code, param=error.param)
     if scope["method"] == "POST" and not scope["state"].get("accepted"):
         scope["app"].state.service.metrics.rejected.labels(error.code).inc()
-    return Json(error.body(), error.status, error.headers)
+    shape: Shape = scope["app"].state.error_shapes.get(scope["path"], OPENAI)
+    return Json(shape.body(error), error.status, error.headers)
 
 
 def _code(error: HTTPException) -> str:

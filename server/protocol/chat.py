@@ -6,22 +6,22 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from server.protocol.elsewhere import REFUSED, REFUSED_IN_CHAT
-from server.protocol.fields import MAX_LOGPROBS, MAX_NODES, PositiveLimit, Whole, refuse, small
-from server.protocol.message import Message, require_answered
+from server.protocol.fields import MAX_LOGPROBS, PositiveLimit, Whole, refuse
+from server.protocol.message import MAX_MESSAGES, Message, require_answered
 from server.protocol.report import FinishReason, GriffinReport, TimingReport, Usage
-from server.protocol.request import GenerationRequest
-from server.protocol.tool import MAX_TOOLS, Choice, MadeCall, Offered, ToolChoice, Tools, offered, require_distinct
-
-MAX_MESSAGES = 2048
-# What the rendering itself is told; a client's template, above all, would be a program of the client's.
-NOT_THE_TEMPLATES = {
-    "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
-    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
-    "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "messages", "self", "chat",
-    "conversation", "conversations", "sanitize_control_tokens",
-}  # fmt: skip
-# For the JSON schema of chat_template_kwargs.
-RESERVED: dict[str, Any] = {"propertyNames": {"not": {"enum": sorted(NOT_THE_TEMPLATES)}}}
+from server.protocol.request import ChoicesRequest
+from server.protocol.template import TemplateOptions
+from server.protocol.tool import (
+    MAX_TOOLS,
+    Choice,
+    MadeCall,
+    Offered,
+    ToolChoice,
+    Tools,
+    offered,
+    require_distinct,
+    require_no_least,
+)
 
 
 def _a_list(value: object) -> object:
@@ -30,7 +30,7 @@ def _a_list(value: object) -> object:
     return value
 
 
-class TemplateRequest(BaseModel):
+class TemplateRequest(TemplateOptions):
     """How messages become a prompt; /tokenize does it too."""
 
     messages: Annotated[
@@ -42,16 +42,9 @@ class TemplateRequest(BaseModel):
     )
     add_generation_prompt: bool | None = Field(default=True, description="end the prompt where the answer begins")
     continue_final_message: bool | None = Field(default=False, description="go on with the last message instead")
-    chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(small)] = Field(
-        default=None,
-        description=f"passed to the model's template; at most {MAX_NODES} names and values",
-        json_schema_extra=RESERVED,
-    )
 
     @model_validator(mode="after")
     def _template_rules(self) -> Self:
-        if reserved := NOT_THE_TEMPLATES & set(self.chat_template_kwargs or {}):
-            refuse("chat_template_kwargs", f"{min(reserved)} is not the template's to know")
         if self.continue_final_message and "add_generation_prompt" not in self.model_fields_set:
             self.add_generation_prompt = False
         if self.continue_final_message and self.add_generation_prompt:
@@ -59,6 +52,10 @@ class TemplateRequest(BaseModel):
         require_answered(self.messages)
         require_distinct(self.tools or ())
         return self
+
+    @property
+    def said_in(self) -> str:
+        return "messages"
 
     def ignored_inside(self) -> list[str]:
         """Keys of messages and tools that mean nothing here, by their path."""
@@ -74,13 +71,13 @@ class TemplateRequest(BaseModel):
 
     def template_options(self) -> dict[str, Any]:
         return {
-            **(self.chat_template_kwargs or {}),
+            **super().template_options(),
             "add_generation_prompt": self.add_generation_prompt is not False,
             "continue_final_message": bool(self.continue_final_message),
         }
 
 
-class ChatRequest(TemplateRequest, GenerationRequest):
+class ChatRequest(TemplateRequest, ChoicesRequest):
     """Body of POST /v1/chat/completions."""
 
     refused: ClassVar = {**REFUSED, **REFUSED_IN_CHAT}
@@ -108,10 +105,7 @@ class ChatRequest(TemplateRequest, GenerationRequest):
 
     @model_validator(mode="after")
     def _chat_rules(self) -> Self:
-        if (offered := self.offered()) and offered.mode != "auto":
-            for name in ("min_tokens", "ignore_eos"):
-                if getattr(self, name):
-                    refuse(name, "not with calls that must come (tool_choice), whose text has an end; leave it out")
+        require_no_least(self.offered(), self.min_tokens, self.ignore_eos)
         if self.top_logprobs and not self.logprobs:
             refuse("top_logprobs", "only with logprobs=true")
         if self.griffin and self.griffin.prompt_tokens is not None:

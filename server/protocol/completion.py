@@ -19,14 +19,14 @@ from server.protocol.fields import (
     refuse,
 )
 from server.protocol.report import FinishReason, GriffinReport, TimingReport, Usage
-from server.protocol.request import GenerationRequest
+from server.protocol.request import ChoicesRequest
 
 DEFAULT_MAX_TOKENS = 16
 # Log-probabilities of prompts in one answer, counted with their alternatives. About a second's work.
 MAX_SCORES = 2**20
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(ChoicesRequest):
     """Body of POST /v1/completions."""
 
     refused: ClassVar = {**REFUSED, **REFUSED_IN_COMPLETIONS}

@@ -54,6 +54,12 @@ _NONE = Refused(("", [], {}))
 # An empty schema asks for something: for any JSON.
 _NO_TEXT = Refused(("", []))
 
+
+def _but(table: Mapping[str, Refused], *names: str) -> Mapping[str, Refused]:
+    """Without those that are fields of an endpoint."""
+    return {name: field for name, field in table.items() if name not in names}
+
+
 REFUSED: Mapping[str, Refused] = {
     # The form of the answer.
     "format": Refused(("", []), "response_format"),
@@ -232,6 +238,58 @@ REFUSED_IN_COMPLETIONS: Mapping[str, Refused] = {
     "max_completion_tokens": Refused((), "max_tokens"),
 }
 
+REFUSED_IN_RESPONSES: Mapping[str, Refused] = {
+    **_but(REFUSED, "input", "instructions", "max_output_tokens", "reasoning"),
+    "previous_response_id": Refused(("",), "input with all items so far; this server keeps none"),
+    "conversation": Refused(("",), "input with all items so far; this server keeps none"),
+    "store": Refused((False,), "store false; this server keeps no answers"),
+    "background": _OFF,
+    "background_options": _NO_OBJECT,
+    "prompt": Refused((), "input and instructions"),
+    "context_management": _NO_LIST,
+    "access_programs": _NEVER,
+    "image": _NEVER,
+    "messages": Refused(([],), "input"),
+    "response_format": Refused(({"type": "text"},), "text.format"),
+    "max_tokens": Refused((), "max_output_tokens"),
+    "max_completion_tokens": Refused((), "max_output_tokens"),
+    "n_predict": Refused((), "max_output_tokens"),
+    "max_new_tokens": Refused((), "max_output_tokens"),
+    "logprobs": Refused((False,), "include"),
+    "n": _ONE,
+    "best_of": _ONE,
+    "echo": _OFF,
+    "suffix": _NO_TEXT,
+    "return_token_ids": _OFF,
+    "add_generation_prompt": _ON,
+    "continue_final_message": _OFF,
+}
+
+REFUSED_IN_ANTHROPIC: Mapping[str, Refused] = {
+    **_but(REFUSED, "system", "stop_sequences", "thinking"),
+    "container": _NEVER,
+    "context_management": _NEVER,
+    "inference_geo": _NEVER,
+    "mcp_servers": _NO_LIST,
+    "output_format": Refused((), "output_config.format"),
+    "prompt": Refused(("", []), "messages"),
+    "response_format": Refused(({"type": "text"},), "output_config.format"),
+    "max_completion_tokens": Refused((), "max_tokens"),
+    "n_predict": Refused((), "max_tokens"),
+    "max_new_tokens": Refused((), "max_tokens"),
+    "parallel_tool_calls": Refused((True,), "tool_choice.disable_parallel_tool_use"),
+    "stream_options": Refused(({},)),
+    "logprobs": Refused((False,)),
+    "top_logprobs": _ZERO,
+    "n": _ONE,
+    "best_of": _ONE,
+    "echo": _OFF,
+    "suffix": _NO_TEXT,
+    "return_token_ids": _OFF,
+    "add_generation_prompt": _ON,
+    "continue_final_message": Refused((), "a message of the assistant at the end"),
+}
+
 REFUSED_IN_TOKENIZE: Mapping[str, Refused] = {
     "tools": Refused(([],), "messages beside it"),
     "documents": _NO_LIST,
@@ -284,6 +342,7 @@ HARMLESS = frozenset({
     "prompt_cache_options", "prediction", "stream_obfuscation",
     "priority", "request_id", "rid", "custom_labels", "stream_interval",
     "cache_prompt", "id_slot", "n_cache_reuse", "n_keep", "n_discard", "backend_sampling", "sse_ping_interval",
+    "max_tool_calls", "cache_control", "speed", "diagnostics", "user_profile_id", "workspace_id",
     "keep_alive", "ttl", "draft_model", "prompt_lookup_num_tokens", "static_cache",
 })  # fmt: skip
 

@@ -1,6 +1,6 @@
 """One message of a conversation, and the parts of its content."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -20,13 +20,15 @@ from server.protocol.tool import Calls
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
+MAX_MESSAGES = 2048
 MAX_PARTS = 1024
 # What parts of a content carry elsewhere, by type.
 MEDIA = {
     "image_url": "images", "image": "images", "input_image": "images", "image_file": "images",
     "input_audio": "audio", "audio_url": "audio", "audio": "audio", "video_url": "videos", "video": "videos",
-    "file": "files", "input_file": "files",
+    "file": "files", "input_file": "files", "document": "documents",
 }  # fmt: skip
+# Types of parts, of an assistant; and where the text of each is.
 TEXTS = {"text": "text", "refusal": "refusal"}
 
 
@@ -37,37 +39,69 @@ def _role(value: object) -> object:
 
 
 def _content(value: object, info: ValidationInfo) -> str | None:
-    """One text. pydantic would list every error of a million parts, so they are looked at here."""
-    if value is None or isinstance(value, str):
-        require_unicode(value)
-        return value
+    """One text."""
+    return text_of(value, TEXTS if info.data.get("role") == "assistant" else {"text": "text"})
+
+
+def text_of(value: object, texts: Mapping[str, str], where: str = "") -> str | None:
+    """The text of a content: a text itself, or parts put together. None stays None.
+
+    pydantic would list every error of a million parts, so they are looked at here.
+
+    Args:
+        texts: types of parts that may be, the usual one first, and the key of each one's text.
+
+    Raises:
+        PydanticCustomError: it is neither. It names the part at fault, from ``where`` on.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return unicode_at(value, where)
+    usual = next(iter(texts))
     if not isinstance(value, list):
-        raise ValueError("must be a text, or a list of parts of type text")
+        refuse(where, f"must be a text, or a list of parts of type {usual}")
     if len(value) > MAX_PARTS:
-        raise ValueError(f"has {len(value)} parts; at most {MAX_PARTS} are supported")
-    return "".join(_part(part, f"[{index}]", info.data.get("role")) for index, part in enumerate(value))
+        refuse(where, f"has {len(value)} parts; at most {MAX_PARTS} are supported")
+    return "".join(part_text(part, f"{where}[{index}]", texts) for index, part in enumerate(value))
 
 
-def _part(part: object, where: str, role: object) -> str:
+def part_text(part: object, where: str, texts: Mapping[str, str]) -> str:
+    """The text of one part; see ``text_of``."""
+    usual = next(iter(texts))
     if not isinstance(part, dict):
-        refuse(where, 'must be a part, such as {"type": "text", "text": "Hi"}')
+        refuse(where, f'must be a part, such as {{"type": "{usual}", "text": "Hi"}}')
     kind = part.get("type")
     if kind is None:
-        refuse(f"{where}.type", "is required: text", "missing_required_parameter")
+        refuse(f"{where}.type", f"is required: {usual}", "missing_required_parameter")
     if isinstance(kind, str) and kind in MEDIA:
         why = f"is of type {kind}: {MEDIA[kind]} are not supported; this server serves text models: send parts of "
-        refuse(where, f"{why}type text", "unsupported_parameter")
-    if kind != "text" and (kind, role) != ("refusal", "assistant"):
-        refuse(f"{where}.type", "must be text")
-    name = TEXTS[kind]
-    if (text := part.get(name)) is None:
-        refuse(f"{where}.{name}", "is required", "missing_required_parameter")
+        refuse(where, f"{why}type {usual}", "unsupported_parameter")
+    if not isinstance(kind, str) or kind not in texts:
+        refuse(f"{where}.type", f"must be {usual}")
+    return text_field(part, texts[kind], where)
+
+
+def text_field(value: Mapping[str, Any], name: str, where: str) -> str:
+    """A text that must be there.
+
+    Raises:
+        PydanticCustomError: it is not, or is no text.
+    """
+    path = f"{where}.{name}" if where else name
+    if (text := value.get(name)) is None:
+        refuse(path, "is required", "missing_required_parameter")
     if not isinstance(text, str):
-        refuse(f"{where}.{name}", "must be a text")
+        refuse(path, "must be a text")
+    return unicode_at(text, path)
+
+
+def unicode_at(text: str, where: str) -> str:
+    """Raises PydanticCustomError with the field's name, see ``require_unicode``."""
     try:
         require_unicode(text)
     except ValueError as error:
-        refuse(f"{where}.{name}", str(error))
+        refuse(where, str(error))
     return text
 
 

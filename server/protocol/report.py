@@ -144,3 +144,15 @@ class ErrorResponse(BaseModel):
     """OpenAI's error object, for every status from 400 on."""
 
     error: ErrorDetail
+
+
+class AnthropicErrorDetail(BaseModel):
+    type: str
+    message: str
+
+
+class AnthropicError(BaseModel):
+    """Anthropic's error object, for every status from 400 on."""
+
+    type: Literal["error"]
+    error: AnthropicErrorDetail

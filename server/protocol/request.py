@@ -1,4 +1,4 @@
-"""What completions and chat completions have in common."""
+"""What all requests that generate have in common, and what completions and chat completions have beside."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,6 @@ from server.protocol.fields import (
 from server.protocol.options import GriffinOptions
 from server.protocol.structured import Form, ResponseFormat, StructuredOutputs, refuse_beside
 
-# Names of other servers for fields of ours, beside those of the limit.
 TWINS = {"repeat_penalty": "repetition_penalty", "no_stop_trim": "include_stop_str_in_output"}
 # How many of the last tokens a penalty looks at; here it is all.
 PENALTY_WINDOWS = ("repeat_last_n", "repetition_penalty_range")
@@ -42,7 +41,7 @@ PENALTY_WINDOWS = ("repeat_last_n", "repetition_penalty_range")
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
 
 
-def _with_refused(schema: dict[str, Any], request: type[Any]) -> None:
+def with_refused(schema: dict[str, Any], request: type[Any]) -> None:
     documented(schema, request.refused)
     schema["maxProperties"] = MAX_KEYS
 
@@ -64,12 +63,14 @@ class StreamOptions(BaseModel):
 class GenerationRequest(BaseModel):
     """Fields of every request that generates. null is the same as leaving a field out."""
 
-    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=_with_refused)
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=with_refused)
     # What is not honoured, in this endpoint.
     refused: ClassVar[Mapping[str, Refused]] = REFUSED
     # Fields that name the same limit of tokens; the first that is given counts. Those that may be another one then.
-    limits: ClassVar[Sequence[str]] = ("max_tokens", "n_predict", "max_new_tokens")
+    limits: ClassVar[Sequence[str]] = ()
     overridden: ClassVar[Sequence[str]] = ()
+    # Names of other servers for fields of ours, beside those of the limit.
+    twins: ClassVar[Mapping[str, str]] = TWINS
 
     model: ModelName = Field(default=None, description="the served model's name, or NAME@sparsity=0.5; may be left out")
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
@@ -80,9 +81,6 @@ class GenerationRequest(BaseModel):
         default=None, description="0, -1, or more than there are keep all tokens"
     )
     min_p: Fraction | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = Field(
-        default=1, description="answers to each prompt, one after the other, from one reading of it"
-    )
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = Field(
@@ -96,9 +94,6 @@ class GenerationRequest(BaseModel):
         default=None,
         description="the same seed draws the same tokens; answer i of several draws with seed + i; -1 is none",
     )
-    max_tokens: Limit | None = None
-    n_predict: Limit | None = Field(default=None, description="max_tokens, as llama.cpp calls it")
-    max_new_tokens: Limit | None = Field(default=None, description="max_tokens, as TGI calls it")
     min_tokens: Count | None = Field(default=0, description="no end-of-sequence and no stop before that many")
     stop: Stop = Field(
         default_factory=list, description=f"up to {MAX_STOP_STRINGS}; the text ends before the first that appears"
@@ -110,17 +105,13 @@ class GenerationRequest(BaseModel):
     no_stop_trim: bool | None = Field(default=None, description="include_stop_str_in_output, as SGLang calls it")
     ignore_eos: bool | None = Field(default=False, description="go on to max_tokens, for runs of a fixed length")
     skip_special_tokens: bool | None = Field(default=True, description="leave special tokens out of the text")
-    add_special_tokens: bool | None = Field(default=None, description="put a begin-of-sequence token before texts")
     truncate_prompt_tokens: Kept | None = Field(
         default=None, description="keep that many tokens of the prompt's end; -1: as many as fit"
     )
-    return_token_ids: bool | None = Field(default=False, description="add token_ids and prompt_token_ids")
-    response_format: ResponseFormat | None = Field(default=None, description="the form of the answer, as OpenAI has it")
     structured_outputs: StructuredOutputs | None = Field(
-        default=None, description="the form of the answer, as vLLM has it; not together with response_format"
+        default=None, description="the form of the answer, as vLLM has it; not together with any other field for it"
     )
     stream: bool | None = False
-    stream_options: StreamOptions | None = None
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         default=None, description="seconds until the request is given up; the server's own limit holds in any case"
     )
@@ -138,9 +129,6 @@ class GenerationRequest(BaseModel):
     def _rules(self) -> Self:
         require_supported(self._sent(), self.refused)
         require_untuned(self._sent())
-        options = self.stream_options
-        if options and not self.stream and (options.include_usage or options.continuous_usage_stats):
-            refuse("stream_options", "only with stream=true")
         self._settle_twins()
         limit = self.token_limit()
         if self.min_tokens and limit is not None and 0 <= limit < self.min_tokens:
@@ -151,13 +139,9 @@ class GenerationRequest(BaseModel):
     def _require_one_form(self) -> None:
         if (form := self.form()) is None:
             return
-        if (
-            self.response_format
-            and self.response_format.form()
-            and self.structured_outputs
-            and self.structured_outputs.form()
-        ):
-            refuse("structured_outputs", "not together with response_format; leave one of them out")
+        named = self.named_form()
+        if named and self.structured_outputs and self.structured_outputs.form():
+            refuse("structured_outputs", f"not together with {named.param}; leave one of them out")
         if self.min_tokens:
             refuse_beside(form, "min_tokens", "whose text may end before")
         if self.ignore_eos:
@@ -165,8 +149,11 @@ class GenerationRequest(BaseModel):
 
     def form(self) -> Form | None:
         """The form that every answer is held to."""
-        named = self.response_format.form() if self.response_format else None
-        return named or (self.structured_outputs.form() if self.structured_outputs else None)
+        return self.named_form() or (self.structured_outputs.form() if self.structured_outputs else None)
+
+    def named_form(self) -> Form | None:
+        """The form that the API's own field for it names."""
+        return None
 
     def _sent(self) -> dict[str, Any]:
         """Keys that are no fields of ours, without those that narrow a penalty which there is not."""
@@ -183,7 +170,7 @@ class GenerationRequest(BaseModel):
         for name, value in given[1:]:
             if value != given[0][1] and name not in self.overridden:
                 refuse(name, f"differs from {given[0][0]}; leave one of them out")
-        for name, own in TWINS.items():
+        for name, own in self.twins.items():
             foreign, value = getattr(self, name), getattr(self, own)
             if foreign is None:
                 continue
@@ -266,12 +253,17 @@ class GenerationRequest(BaseModel):
     @property
     def choices(self) -> int:
         """Answers returned for each prompt."""
-        return self.n or 1
+        return 1
 
     @property
     def sequences(self) -> int:
         """Answers generated for each prompt."""
         return self.choices
+
+    @property
+    def tells_ids(self) -> bool:
+        """Whether the answer has the ids of its tokens."""
+        return False
 
     @property
     def fills(self) -> bool:
@@ -329,3 +321,38 @@ class GenerationRequest(BaseModel):
     def scoring(self) -> Scoring | None:
         """How the prompt's own tokens are scored, if they are."""
         return None
+
+
+class ChoicesRequest(GenerationRequest):
+    """What OpenAI's two older endpoints have in common: answers are ``choices``, one or more."""
+
+    limits: ClassVar[Sequence[str]] = ("max_tokens", "n_predict", "max_new_tokens")
+
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = Field(
+        default=1, description="answers to each prompt, one after the other, from one reading of it"
+    )
+    max_tokens: Limit | None = None
+    n_predict: Limit | None = Field(default=None, description="max_tokens, as llama.cpp calls it")
+    max_new_tokens: Limit | None = Field(default=None, description="max_tokens, as TGI calls it")
+    add_special_tokens: bool | None = Field(default=None, description="put a begin-of-sequence token before texts")
+    return_token_ids: bool | None = Field(default=False, description="add token_ids and prompt_token_ids")
+    response_format: ResponseFormat | None = Field(default=None, description="the form of the answer, as OpenAI has it")
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _stream_rules(self) -> Self:
+        options = self.stream_options
+        if options and not self.stream and (options.include_usage or options.continuous_usage_stats):
+            refuse("stream_options", "only with stream=true")
+        return self
+
+    def named_form(self) -> Form | None:
+        return self.response_format.form() if self.response_format else None
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def tells_ids(self) -> bool:
+        return bool(self.return_token_ids)

@@ -21,7 +21,7 @@ Unicode = BeforeValidator(unicode_text)
 Mode = Literal["none", "auto", "required", "named"]
 
 
-def _a_function(value: Any) -> Any:
+def a_function(value: Any) -> Any:
     """Refuse other kinds by their name, and say what one looks like."""
     if not isinstance(value, dict):
         raise ValueError('must be an object, such as {"type": "function", "function": {"name": ...}}')
@@ -33,7 +33,7 @@ def _a_function(value: Any) -> Any:
     return few_keys(value)
 
 
-def _small(value: Any) -> Any:
+def small_parameters(value: Any) -> Any:
     return small(value, MAX_PARAMETER_NODES)
 
 
@@ -53,7 +53,7 @@ class Function(Extensible):
 
     name: Annotated[str, Field(pattern=NAME), Unicode]
     description: Text | None = None
-    parameters: Annotated[dict[str, Any], BeforeValidator(_small)] | None = Field(
+    parameters: Annotated[dict[str, Any], BeforeValidator(small_parameters)] | None = Field(
         default=None,
         description=f"a JSON schema of an object; at most {MAX_PARAMETER_NODES} names and values; absent, it has none",
     )
@@ -73,7 +73,7 @@ class Function(Extensible):
 
 
 class Tool(Extensible):
-    _is_function = model_validator(mode="before")(_a_function)
+    _is_function = model_validator(mode="before")(a_function)
 
     type: Literal["function"]
     function: Function
@@ -168,12 +168,14 @@ class Offered:
     mode: auto: it may; required: it must, once at least; named: it must call the only one.
     places: of these tools in the request's list.
     single: at most one call.
+    parameters: where a tool of the request's list has its schema.
     """
 
     tools: Sequence[Tool]
     places: Sequence[int]
     mode: Literal["auto", "required", "named"]
     single: bool
+    parameters: str = "function.parameters"
 
     @property
     def names(self) -> frozenset[str]:
@@ -183,15 +185,21 @@ class Offered:
         return [tool.for_template() for tool in self.tools]
 
 
-def require_distinct(tools: Sequence[Tool]) -> None:
-    """Raises PydanticCustomError where two tools have one name."""
+def require_distinct(tools: Sequence[Tool], named_in: str = "function.name") -> None:
+    """Raises PydanticCustomError where two tools have one name.
+
+    Args:
+        named_in: where a tool of the request's list has its name.
+    """
     names = [tool.function.name for tool in tools]
     for index, name in enumerate(names):
         if name in names[:index]:
-            refuse(f"tools[{index}].function.name", f"stands twice: {name}")
+            refuse(f"tools[{index}].{named_in}", f"stands twice: {name}")
 
 
-def offered(tools: Sequence[Tool], choice: Choice, parallel: bool) -> Offered | None:
+def offered(
+    tools: Sequence[Tool], choice: Choice, parallel: bool, parameters: str = "function.parameters"
+) -> Offered | None:
     """What a request's fields come to together. None: an answer is text.
 
     Raises:
@@ -205,7 +213,14 @@ def offered(tools: Sequence[Tool], choice: Choice, parallel: bool) -> Offered | 
     if unknown := [name for name in choice.names or () if name not in known]:
         refuse("tool_choice", f"{unknown[0][:64]!r} is none of tools")
     places = [i for i, tool in enumerate(tools) if choice.names is None or tool.function.name in choice.names]
-    return Offered([tools[i] for i in places], places, choice.mode, choice.mode == "named" or not parallel)
+    return Offered([tools[i] for i in places], places, choice.mode, choice.mode == "named" or not parallel, parameters)
+
+
+def require_no_least(offered: Offered | None, min_tokens: int | None, ignore_eos: bool | None) -> None:
+    """Raises PydanticCustomError where calls must come, and the answer may not end after them."""
+    for name, value in (("min_tokens", min_tokens), ("ignore_eos", ignore_eos)):
+        if value and offered and offered.mode != "auto":
+            refuse(name, "not with calls that must come (tool_choice), whose text has an end; leave it out")
 
 
 class CalledFunction(Extensible):
@@ -220,7 +235,7 @@ class CalledFunction(Extensible):
 class ToolCall(Extensible):
     """A call of an earlier answer."""
 
-    _is_function = model_validator(mode="before")(_a_function)
+    _is_function = model_validator(mode="before")(a_function)
 
     id: Annotated[str, Field(min_length=1), Unicode]
     type: Literal["function"]

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from server.errors import GENERATED, documented
+from server.errors import GENERATED, OPENAI, Shape
 from server.http.jsonbody import JsonRoute
 from server.protocol.stream import Stream
 
@@ -14,11 +14,12 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 class GeneratingRouter(APIRouter):
-    """A router of routes that generate. ``streams``: what they stream, by path."""
+    """A router of routes that generate. ``streams``: what they stream, by path. ``errors``: how all routes err."""
 
-    def __init__(self) -> None:
+    def __init__(self, errors: Shape = OPENAI) -> None:
         super().__init__(route_class=JsonRoute)
         self.streams: dict[str, Stream] = {}
+        self.errors = errors
 
     def generates(self, path: str, answer: type[BaseModel], stream: Stream) -> Callable[[Endpoint], Endpoint]:
         """Declare an endpoint: POST ``path`` takes a place in the queue, and may be answered by a stream.
@@ -27,4 +28,6 @@ class GeneratingRouter(APIRouter):
             answer: the shape of a response that is not streamed.
         """
         self.streams[path] = stream
-        return self.post(path, response_model=answer, responses={200: stream.documented(), **documented(*GENERATED)})
+        return self.post(
+            path, response_model=answer, responses={200: stream.documented(), **self.errors.documented(*GENERATED)}
+        )

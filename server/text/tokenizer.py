@@ -116,21 +116,21 @@ class StopStrings:
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
         self._stops, self._include = stops, include
         self._held = ""
-        self.found = False
+        # The first one.
+        self.found: str | None = None
 
     def feed(self, text: str) -> str:
-        if not self._stops or self.found:
-            return "" if self.found else text
+        if not self._stops or self.found is not None:
+            return text if self.found is None else ""
         self._held += text
         found = [(start, stop) for stop in self._stops if (start := self._held.find(stop)) >= 0]
         if found:
-            self.found = True
-            start, stop = min(found)
-            return self._take(start + len(stop) if self._include else start)
+            start, self.found = min(found)
+            return self._take(start + len(self.found) if self._include else start)
         return self._take(len(self._held) - self._undecided())
 
     def flush(self) -> str:
-        return "" if self.found else self._take(len(self._held))
+        return self._take(len(self._held)) if self.found is None else ""
 
     def _undecided(self) -> int:
         """Length of the longest end of the text that is the beginning of a stop string."""
@@ -194,7 +194,8 @@ class TextStream:
         self.begins_in_character = self._detokenizer.holding
 
     @property
-    def stopped(self) -> bool:
+    def stopped(self) -> str | None:
+        """The stop string that the text ended at."""
         return self._stops.found
 
     def feed(self, id: int) -> str:
@@ -211,8 +212,8 @@ class TextStream:
         """A special token that is a stop string: found whether or not the text shows it."""
         text = self.flush()
         # The text that was held back may contain another stop string, which came first.
-        if not self._stops.found:
-            self._stops.found = True
+        if self._stops.found is None:
+            self._stops.found = self._special_stops[id]
             self.shows_special = self._include
             text += self._special_stops[id] if self._include else ""
         self._bypassed = False

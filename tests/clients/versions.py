@@ -5,6 +5,6 @@ from importlib.metadata import version
 # The newest that runs on Node 20; from 7 on the package asks for Node 22.
 NPM_OPENAI = "6.49.0"
 
-TESTED = {name: version(name) for name in ("openai", "litellm", "langchain-openai", "lm-eval")} | {
+TESTED = {name: version(name) for name in ("openai", "anthropic", "litellm", "langchain-openai", "lm-eval")} | {
     "npm openai": NPM_OPENAI
 }

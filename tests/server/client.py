@@ -24,6 +24,18 @@ def stream(url: str, path: str = "/v1/completions", **body: Any) -> list[Any]:
     return [json.loads(event.removeprefix("data: ")) for event in events[:-1] if not event.startswith(":")]
 
 
+def events_of(response: httpx.Response) -> list[tuple[str, Any]]:
+    """Names and data of a stream's events, of APIs that name them."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = []
+    for event in response.text.removesuffix("\n\n").split("\n\n"):
+        if not event.startswith(":"):
+            name, data = event.split("\n")
+            found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
 def metric(url: str, name: str, **labels: str) -> float:
     """The sum of a metric over all label sets that have these labels."""
     lines = httpx.get(f"{url}/metrics").text.splitlines()

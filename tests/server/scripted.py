@@ -87,7 +87,8 @@ class ScriptedEngine:
     outlook: what sparsity auto comes to. expert_set: what neurons are called. correction: of those of
     griffin+.
     drafts: in mode fast as well, and without sparsity. once: the text ends with an end token.
-    asked: what each prompt was to be generated with. compared: what was given to comparisons that were begun.
+    asked: what each prompt was to be generated with. prompts: each prompt's text.
+    compared: what was given to comparisons that were begun.
     """
 
     text: str = "abcdefghij"
@@ -105,6 +106,7 @@ class ScriptedEngine:
     drafts: bool = False
     once: bool = False
     asked: list[tuple[Pruning, Verification | None]] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
     compared: list[tuple[list[int], list[int], Pruning]] = field(default_factory=list)
     accounting: Accounting = ACCOUNTING
     context_length: int = 1000
@@ -128,6 +130,7 @@ class ScriptedEngine:
         self, prompt_ids: Sequence[int], pruning: Pruning, scoring: Scoring | None, cancelled: Callable[[], bool]
     ) -> Iterator["ScriptedPrompt"]:
         self.reads.append(len(prompt_ids))
+        self.prompts.append("".join(chr(id) for id in prompt_ids if id < END))
         ready_at = time.monotonic() + self.prefill_s
         while time.monotonic() < ready_at or (self.gate and not self.gate.is_set()):
             time.sleep(0.01)

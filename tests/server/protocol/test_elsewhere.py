@@ -5,38 +5,51 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+from anthropic.types import message_count_tokens_params, message_create_params
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 from pydantic import TypeAdapter, ValidationError
 
 from server.http.explain import explain
+from server.protocol.anthropic import CountTokensRequest, MessagesRequest
 from server.protocol.chat import ChatRequest
 from server.protocol.completion import CompletionRequest
 from server.protocol.elsewhere import (
     HARMLESS,
     REFUSED,
+    REFUSED_IN_ANTHROPIC,
     REFUSED_IN_CHAT,
     REFUSED_IN_COMPLETIONS,
     REFUSED_IN_DETOKENIZE,
+    REFUSED_IN_RESPONSES,
     REFUSED_IN_TOKENIZE,
     TUNING,
 )
+from server.protocol.responses import ResponsesRequest
 from server.protocol.tokenization import DetokenizeRequest, TokenizeRequest
 from tests.server.client import post
 from tests.server.scripted import ScriptedEngine, served
 
 API = (Path(__file__).parents[3] / "docs/api.md").read_text()
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+RESPONSES, MESSAGES, COUNT = "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"
 HI = [{"role": "user", "content": "hi"}]
 TABLES = {
     COMPLETIONS: {**REFUSED, **REFUSED_IN_COMPLETIONS},
     CHAT: {**REFUSED, **REFUSED_IN_CHAT},
+    RESPONSES: REFUSED_IN_RESPONSES,
+    MESSAGES: REFUSED_IN_ANTHROPIC,
+    COUNT: REFUSED_IN_ANTHROPIC,
     "/tokenize": REFUSED_IN_TOKENIZE,
     "/detokenize": REFUSED_IN_DETOKENIZE,
 }
 BASES: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"prompt": "hi", "max_tokens": 3},
     CHAT: {"messages": HI, "max_tokens": 3},
+    RESPONSES: {"input": "hi", "max_output_tokens": 3},
+    MESSAGES: {"messages": HI, "max_tokens": 3},
+    COUNT: {"messages": HI},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [104]},
 }
@@ -78,6 +91,9 @@ REFUSED_VALUES: list[tuple[str, Any]] = [
 ADAPTERS: dict[str, TypeAdapter[Any]] = {
     COMPLETIONS: TypeAdapter(CompletionRequest),
     CHAT: TypeAdapter(ChatRequest),
+    RESPONSES: TypeAdapter(ResponsesRequest),
+    MESSAGES: TypeAdapter(MessagesRequest),
+    COUNT: TypeAdapter(CountTokensRequest),
     "/tokenize": TypeAdapter(TokenizeRequest),
     "/detokenize": TypeAdapter(DetokenizeRequest),
 }
@@ -106,7 +122,7 @@ def test_each_value_that_asks_for_nothing_is_accepted(path: str) -> None:
 @pytest.mark.parametrize("path", TABLES)
 def test_each_field_that_is_not_honoured_is_refused_by_name(path: str) -> None:
     """With a value that asks for something."""
-    penalty = {} if path.endswith("tokenize") else {"repeat_penalty": 1.1}
+    penalty = {} if path.endswith(("tokenize", "count_tokens")) else {"repeat_penalty": 1.1}
     found = {name: refusal(path, {**BASES[path], **penalty, name: SOMETHING}) for name in TABLES[path]}
 
     assert found == {name: (name, "unsupported_parameter") for name in TABLES[path]}
@@ -217,10 +233,13 @@ def test_a_seed_of_minus_one_is_none() -> None:
     [
         (CompletionRequest, completion_create_params.CompletionCreateParamsBase),
         (ChatRequest, chat_create_params.CompletionCreateParamsBase),
+        (ResponsesRequest, response_create_params.ResponseCreateParamsBase),
+        (MessagesRequest, message_create_params.MessageCreateParamsBase),
+        (CountTokensRequest, message_count_tokens_params.MessageCountTokensParams),
     ],
 )
 def test_every_field_of_the_sdk_is_known(request_type: Any, params: Any) -> None:
-    """Of OpenAI's SDK as it is installed: a new one is honoured, refused or known to be harmless."""
+    """Of both SDKs as they are installed: a new one is honoured, refused or known to be harmless."""
     known = set(request_type.model_fields) | set(request_type.refused) | HARMLESS
 
     assert set(get_type_hints(params)) - known == set()
@@ -228,9 +247,10 @@ def test_every_field_of_the_sdk_is_known(request_type: Any, params: Any) -> None
 
 def test_no_field_is_two_things() -> None:
     """The tables do not overlap, nor with fields of ours."""
-    for request_type in (CompletionRequest, ChatRequest):
-        tables = [set(request_type.refused), set(TUNING), set(HARMLESS)]
-        fields = set(request_type.model_fields) - {"user"}
+    for request_type in (CompletionRequest, ChatRequest, ResponsesRequest, MessagesRequest, CountTokensRequest):
+        # Elsewhere store has no effect; there it means that an answer can be asked for again.
+        tables = [set(request_type.refused) - {"store"}, set(TUNING), set(HARMLESS)]
+        fields = set(request_type.model_fields) - {"user", "metadata"}
         assert sum(map(len, [*tables, fields])) == len(set().union(*tables, fields))
     assert all(master in REFUSED for tuning in TUNING.values() for master in tuning.of)
 

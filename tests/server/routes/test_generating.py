@@ -9,13 +9,19 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.routes import chat, completions
+from server.routes import anthropic, chat, completions, responses
 from server.settings import Settings
 from tests.server.client import metric
 from tests.server.scripted import ScriptedEngine, served, wait_until
 
 ROOT = Path(__file__).parents[3]
-GENERATING = ("/v1/completions", "/v1/chat/completions")
+FILES = {
+    "/v1/completions": "completions.py",
+    "/v1/chat/completions": "chat.py",
+    "/v1/responses": "responses.py",
+    "/v1/messages": "anthropic.py",
+}
+GENERATING = tuple(FILES)
 
 
 def literals(path: Path) -> set[str]:
@@ -27,7 +33,7 @@ def literals(path: Path) -> set[str]:
     return {node.value for node in constants if isinstance(node.value, str)}
 
 
-@pytest.mark.parametrize(("path", "file"), [(GENERATING[0], "completions.py"), (GENERATING[1], "chat.py")])
+@pytest.mark.parametrize(("path", "file"), FILES.items())
 def test_a_path_stands_in_one_file(path: str, file: str) -> None:
     """As a value of its own; sentences may name it."""
     assert [each for each in (ROOT / "server").rglob("*.py") if path in literals(each)] == [
@@ -37,7 +43,10 @@ def test_a_path_stands_in_one_file(path: str, file: str) -> None:
 
 def test_the_routers_know_them() -> None:
     """Each with what it streams."""
-    assert (*completions.router.streams, *chat.router.streams) == GENERATING
+    assert (
+        tuple(path for module in (completions, chat, responses, anthropic) for path in module.router.streams)
+        == GENERATING
+    )
 
 
 @pytest.mark.parametrize("path", GENERATING)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.client import post, stream
+from tests.server.client import events_of, post, stream
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served
 
 CHAT = "/v1/chat/completions"
@@ -47,3 +47,53 @@ def test_a_thought_stands_beside_the_content(
     assert "".join(delta.get("content", "") for delta in deltas) == (content or "")
     for usage in (whole["usage"], last["usage"]):
         assert usage.get("completion_tokens_details") == ({"reasoning_tokens": counted} if counted else None)
+
+
+def test_a_thought_is_an_item_of_a_response() -> None:
+    """Before the message; effort is told to the template, and a model that does not think refuses it."""
+    thought = "<think>Hm.</think>\nYes."
+    with served(engine := ScriptedEngine(thought, once=True), tokenizer=Thinking()) as url:
+        whole = post(url, "/v1/responses", input="hi", reasoning={"effort": "low", "summary": "auto"})
+        events = events_of(post(url, "/v1/responses", input="hi", stream=True))
+        [reasoning, message] = whole.json()["output"]
+        again = [reasoning, message, {"role": "user", "content": "Why?"}]
+        assert post(url, "/v1/responses", input=again, max_output_tokens=1).status_code == 200
+    with served(ScriptedEngine()) as url:
+        plain = post(url, "/v1/responses", input="hi", reasoning={"effort": "low"})
+        none = post(url, "/v1/responses", input="hi", reasoning={"effort": "none"}, max_output_tokens=1)
+
+    assert (reasoning["type"], reasoning["id"][:3], reasoning["summary"]) == ("reasoning", "rs_", [])
+    assert reasoning["content"] == [{"type": "reasoning_text", "text": "Hm."}]
+    assert message["content"][0]["text"] == "Yes."
+    assert whole.json()["usage"]["output_tokens_details"] == {"reasoning_tokens": len("Hm.</think>") + 1}
+    assert whole.json()["reasoning"]["effort"] == "low"
+    assert whole.headers["x-griffin-ignored"] == "reasoning.summary"
+    assert engine.prompts[-1] == "assistant:Yes.;user:Why?;assistant:"
+    names = [name.removeprefix("response.") for name, _ in events]
+    assert names[2:4] == ["output_item.added", "content_part.added"]
+    ended = names.index("reasoning_text.done")
+    assert set(names[4:ended]) == {"reasoning_text.delta"}
+    assert names[ended : ended + 4] == [
+        "reasoning_text.done", "content_part.done", "output_item.done", "output_item.added",
+    ]  # fmt: skip
+    assert (plain.json()["error"]["param"], none.status_code) == ("reasoning.effort", 200)
+
+
+def test_a_thought_is_a_block_of_a_message() -> None:
+    """Before the text; whether to think is told to the template."""
+    asked = {"messages": HI, "max_tokens": 100, "thinking": {"type": "enabled", "budget_tokens": 50}}
+    with served(ScriptedEngine("Hm.</think>\nYes.", once=True), tokenizer=Thinking()) as url:
+        whole = post(url, "/v1/messages", **asked)
+        events = [event for _, event in events_of(post(url, "/v1/messages", **asked, stream=True))]
+    with served(ScriptedEngine()) as url:
+        plain = post(url, "/v1/messages", **asked)
+
+    thought, text = whole.json()["content"]
+    assert thought == {"type": "thinking", "thinking": "Hm.", "signature": ""}
+    assert text["text"] == "Yes."
+    assert whole.headers["x-griffin-ignored"] == "thinking.budget_tokens"
+    starts = [event["content_block"]["type"] for event in events if event["type"] == "content_block_start"]
+    assert starts == ["thinking", "text"]
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    assert "".join(delta.get("thinking", "") for delta in deltas) == "Hm."
+    assert plain.json()["error"]["message"].startswith("thinking: ")

@@ -61,6 +61,23 @@ def test_a_chat_answers_by_its_schema(url: str, sparsity: float, griffin: dict[s
         assert answer["griffin"]["verification"]["forced_tokens"] > 4
 
 
+def test_newer_apis_answer_by_a_schema(url: str) -> None:
+    """Each has a field of its own for it, and errors name that field."""
+    format = {"type": "json_schema", "name": "person", "strict": True, "schema": SCHEMA}
+    answer = post(url, "/v1/responses", input="Who?", seed=1, text={"format": format}).raise_for_status().json()
+    jsonschema.validate(json.loads(answer["output"][0]["content"][0]["text"]), SCHEMA)
+    assert answer["text"]["format"] == format
+
+    asked = {"messages": ASKED["messages"], "max_tokens": 120, "seed": 1}
+    config = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    message = post(url, "/v1/messages", **asked, output_config=config).raise_for_status().json()
+    jsonschema.validate(json.loads(message["content"][0]["text"]), SCHEMA)
+
+    wrong = {"type": "json_schema", "name": "x", "schema": {"type": "strange"}}
+    error = post(url, "/v1/responses", input="Who?", text={"format": wrong}).json()["error"]
+    assert error["param"].startswith("text.format")
+
+
 def test_a_stream_adds_up_to_the_same(url: str) -> None:
     """Piece by piece, the last token of the form among them."""
     whole = post(url, CHAT, **ASKED, response_format=STRICT).raise_for_status().json()["choices"][0]

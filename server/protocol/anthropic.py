@@ -1,0 +1,170 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from server.protocol.anthropic_input import Said, System
+from server.protocol.anthropic_tool import ClientToolChoice, ClientTools
+from server.protocol.conversation import instructed
+from server.protocol.elsewhere import REFUSED_IN_ANTHROPIC, require_supported, unknown
+from server.protocol.fields import MAX_KEYS, ModelName, PositiveLimit, Stop, few_keys, refuse
+from server.protocol.request import TWINS, GenerationRequest, with_refused
+from server.protocol.structured import Form, JsonSchema
+from server.protocol.template import TemplateOptions
+from server.protocol.tool import MAX_TOOLS, Choice, Offered, offered, require_distinct, require_no_least
+
+
+class OutputFormat(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    _few_keys = model_validator(mode="before")(few_keys)
+
+    type: Literal["json_schema"]
+    schema_: JsonSchema = Field(alias="schema")
+
+
+def _no_effort(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("effort") is not None:
+        refuse("effort", "is not supported; leave it out", "unsupported_parameter")
+    return value
+
+
+class OutputConfig(BaseModel):
+    """What an answer is like."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    _few_keys = model_validator(mode="before")(few_keys)
+
+    format: OutputFormat | None = None
+    effort: None = None
+
+
+class Thinking(BaseModel):
+    """Whether a model thinks before it answers."""
+
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"maxProperties": MAX_KEYS})
+
+    _few_keys = model_validator(mode="before")(few_keys)
+
+    type: Literal["enabled", "adaptive", "disabled"]
+
+
+class Asked(TemplateOptions):
+    """What becomes a prompt."""
+
+    messages: Said = Field(description="of the user and the assistant: texts, calls of tools and their results")
+    system: System | None = Field(default=None, description="a text, or blocks of type text")
+    tools: ClientTools | None = Field(
+        default=None,
+        description=f"tools that the model may call, at most {MAX_TOOLS}; the template tells it of them",
+    )
+    tool_choice: ClientToolChoice | None = Field(
+        default=None,
+        description="auto, the default with tools: the answer may call them; none: the model is not told of them; "
+        "any: it calls one at least; tool: the one of this name",
+    )
+    thinking: Thinking | None = Field(
+        default=None, description="told to the model's template as enable_thinking; absent, the template decides"
+    )
+    output_config: Annotated[OutputConfig | None, BeforeValidator(_no_effort)] = Field(
+        default=None, description="the form of the answer: output_config.format"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        require_distinct([tool.tool() for tool in self.tools or ()], "name")
+        self.offered()
+        return self
+
+    @property
+    def said_in(self) -> str:
+        return "messages"
+
+    def offered(self) -> Offered | None:
+        tools = [tool.tool() for tool in self.tools or ()]
+        choice = self.tool_choice.choice if self.tool_choice else Choice("auto")
+        return offered(tools, choice, self.tool_choice is None or self.tool_choice.parallel, "input_schema")
+
+    def conversation(self) -> list[dict[str, Any]]:
+        return instructed(self.system or "", self.messages.messages)
+
+    def template_options(self) -> dict[str, Any]:
+        """An assistant's message at the end is the beginning of the answer."""
+        begun = self.messages.messages[-1].role == "assistant"
+        return {**super().template_options(), "add_generation_prompt": not begun, "continue_final_message": begun}
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the request asks for thoughts."""
+        return self.thinking is not None and self.thinking.type != "disabled"
+
+    def thinking_options(self) -> dict[str, Any]:
+        return {"enable_thinking": self.thinks} if self.thinking else {}
+
+    def ignored_inside(self) -> list[str]:
+        tools = [f"tools[{i}].{name}" for i, tool in enumerate(self.tools or ()) for name in tool.unknown()]
+        thoughts = [f"thinking.{name}" for name in sorted((self.thinking and self.thinking.model_extra) or {})]
+        return [*self.messages.ignored, *tools, *thoughts]
+
+
+class MessagesRequest(Asked, GenerationRequest):
+    """Body of POST /v1/messages."""
+
+    refused: ClassVar = REFUSED_IN_ANTHROPIC
+    limits: ClassVar = ("max_tokens",)
+    twins: ClassVar = {**TWINS, "stop_sequences": "stop"}
+
+    max_tokens: PositiveLimit = Field(description="as in Anthropic's API, there is no default; -1: all that fit")
+    temperature: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        default=None, description="0 is greedy; default: the model's, else 1"
+    )
+    stop_sequences: Stop | None = Field(default=None, description="stop, as Anthropic calls it")
+
+    @model_validator(mode="after")
+    def _messages_rules(self) -> Self:
+        require_no_least(self.offered(), self.min_tokens, self.ignore_eos)
+        if self.griffin and self.griffin.prompt_tokens is not None:
+            refuse("griffin.prompt_tokens", "only in /v1/completions, with echo and logprobs")
+        return self
+
+    def named_form(self) -> Form | None:
+        format = self.output_config.format if self.output_config else None
+        return Form("json_schema", format.schema_, "output_config.format") if format else None
+
+    def default_limit(self, room: int, defaults: Mapping[str, float]) -> int:
+        return room
+
+    def field_name(self, param: str) -> str:
+        return "messages" if param == "prompt" else super().field_name(param)
+
+    def ignored(self) -> list[str]:
+        return [*super().ignored(), *self.ignored_inside()]
+
+    def wanted_logprobs(self) -> int | None:
+        return None
+
+
+class CountTokensRequest(Asked):
+    """Body of POST /v1/messages/count_tokens."""
+
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=with_refused)
+    refused: ClassVar = REFUSED_IN_ANTHROPIC
+
+    model: ModelName = None
+
+    _few_keys = model_validator(mode="before")(few_keys)
+
+    @model_validator(mode="after")
+    def _supported(self) -> Self:
+        require_supported(self.model_extra or {}, self.refused)
+        return self
+
+    def ignored(self) -> list[str]:
+        return [*unknown(self.model_extra or {}, self.refused), *self.ignored_inside()]
+
+
+class CountedTokens(BaseModel):
+    input_tokens: int

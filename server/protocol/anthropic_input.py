@@ -1,0 +1,172 @@
+"""``messages`` and ``system`` of POST /v1/messages: texts, or blocks."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import PlainValidator, WithJsonSchema
+
+from server.protocol.conversation import Conversation, Turns, strangers
+from server.protocol.fields import MAX_KEYS, MAX_NODES, few_keys, refuse, small
+from server.protocol.message import MAX_MESSAGES, MAX_PARTS, part_text, text_field, text_of, unicode_at
+
+TEXT = {"text": "text"}
+# Of all blocks. Prompts that begin alike are not read again, whether or not they are marked.
+_COMMON = frozenset({"type", "cache_control"})
+KNOWN = {
+    "text": _COMMON | {"text", "citations"},
+    "tool_use": _COMMON | {"id", "name", "input", "caller"},
+    "tool_result": _COMMON | {"tool_use_id", "content", "is_error"},
+    "thinking": _COMMON | {"thinking", "signature"},
+    # Nobody here can read it.
+    "redacted_thinking": _COMMON,
+}
+OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use", "thinking", "redacted_thinking")}
+
+
+def _messages(value: Any) -> Conversation:
+    if not isinstance(value, list):
+        raise ValueError('must be a list of objects, such as [{"role": "user", "content": "Hi"}]')
+    if not 0 < len(value) <= MAX_MESSAGES:
+        raise ValueError(f"has {len(value)} messages; 1 to {MAX_MESSAGES} are supported")
+    said = Messages()
+    for index, message in enumerate(value):
+        said.add(message, f"[{index}]")
+    said.turns.require_answered()
+    return Conversation(said.turns.messages, said.ignored)
+
+
+class Messages:
+    """Messages become turns: answers to calls are turns of their own, before what else the user says."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+        self.ignored: list[str] = []
+
+    def add(self, message: Any, where: str) -> None:
+        """
+        Raises:
+            PydanticCustomError: it is no message, or has a block that is not supported.
+        """
+        if not isinstance(message, dict):
+            refuse(where, 'must be an object with a role and a content, such as {"role": "user", "content": "Hi"}')
+        few_keys(message)
+        role, content = message.get("role"), message.get("content")
+        if role == "system":
+            refuse(f"{where}.role", "is system; use the field system", "unsupported_parameter")
+        if role not in OF_ROLE:
+            refuse(f"{where}.role", "must be user or assistant")
+        self.ignored += strangers(message, frozenset({"role", "content"}), f"messages{where}")
+        if isinstance(content, str):
+            self.turns.say(role, unicode_at(content, f"{where}.content"))
+            return
+        if not isinstance(content, list):
+            refuse(f"{where}.content", "must be a text, or a list of blocks")
+        if len(content) > MAX_PARTS:
+            refuse(f"{where}.content", f"has {len(content)} blocks; at most {MAX_PARTS} are supported")
+        self._blocks(role, content, f"{where}.content")
+
+    def _blocks(self, role: str, blocks: list[Any], where: str) -> None:
+        said: list[str] = []
+        calls: list[Callable[[], None]] = []
+        for index, block in enumerate(blocks):
+            path = f"{where}[{index}]"
+            kind = block.get("type") if isinstance(block, dict) else None
+            if not isinstance(kind, str) or kind not in OF_ROLE[role] or kind == "text":
+                said.append(self._text(role, block, path))
+            elif kind == "tool_result":
+                self._result(block, path)
+            elif kind == "tool_use":
+                calls.append(self._call(block, path))
+            elif kind == "thinking":
+                self.turns.think(text_field(block, "thinking", path))
+            if isinstance(block, dict) and kind in KNOWN:
+                self.ignored += strangers(block, KNOWN[kind], f"messages{path}")
+        if role == "assistant":
+            self.turns.say("assistant", "".join(said))
+        elif said or not blocks:
+            self.turns.say("user", "".join(said))
+        for call in calls:
+            call()
+
+    def _text(self, role: str, block: Any, path: str) -> str:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind in KNOWN and kind not in OF_ROLE[role]:
+            refuse(f"{path}.type", f"is {kind}, which no {role} says")
+        return part_text(block, path, TEXT)
+
+    def _call(self, block: dict[str, Any], path: str) -> Callable[[], None]:
+        id, name, given = _name(block, "id", path), _name(block, "name", path), block.get("input", {})
+        if not isinstance(given, dict):
+            refuse(f"{path}.input", "must be an object")
+        small(given, MAX_NODES * 8)
+        return lambda: self.turns.call(id, name, json.dumps(given, ensure_ascii=False), f"{path}.id")
+
+    def _result(self, block: dict[str, Any], path: str) -> None:
+        id, failed = _name(block, "tool_use_id", path), block.get("is_error")
+        if failed not in (None, True, False):
+            refuse(f"{path}.is_error", "must be true or false")
+        text = text_of(block.get("content"), TEXT, f"{path}.content") or ""
+        if failed and not text.lower().startswith("error"):
+            # No template has another place for it.
+            text = f"Error: {text}"
+        self.turns.answer(id, text, f"{path}.tool_use_id")
+
+
+def _name(block: Mapping[str, Any], name: str, where: str) -> str:
+    return text_field(block, name, where) or refuse(f"{where}.{name}", "must not be empty")
+
+
+def _system(value: Any) -> str:
+    if not isinstance(value, str | list):
+        raise ValueError("must be a text, or a list of blocks of type text")
+    if isinstance(value, str):
+        return unicode_at(value, "")
+    return "\n\n".join(filter(None, (part_text(block, f"[{index}]", TEXT) for index, block in enumerate(value))))
+
+
+def _block(kind: str, required: list[str], **properties: Any) -> dict[str, Any]:
+    return {
+        "title": kind,
+        "type": "object",
+        "properties": {"type": {"const": kind}, **properties},
+        "required": ["type", *required],
+    }
+
+
+_STRING = {"type": "string"}
+_ID = {"type": "string", "minLength": 1}
+_TEXT_BLOCK = _block("text", ["text"], text=_STRING)
+_TEXTS: dict[str, Any] = {"type": "array", "items": _TEXT_BLOCK, "maxItems": MAX_PARTS}
+_OF_USER = [
+    _TEXT_BLOCK,
+    _block("tool_result", ["tool_use_id"], tool_use_id=_ID, is_error={"type": ["boolean", "null"]},
+           content={"anyOf": [_STRING, _TEXTS, {"type": "null"}]}),
+]  # fmt: skip
+_OF_ASSISTANT = [
+    _TEXT_BLOCK,
+    _block("tool_use", ["id", "name"], id=_ID, name=_ID, input={"type": "object"}),
+    _block("thinking", ["thinking"], thinking=_STRING),
+    _block("redacted_thinking", []),
+]
+
+
+def _turn(role: str, blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    content = {"anyOf": [_STRING, {"type": "array", "items": {"anyOf": blocks}, "maxItems": MAX_PARTS}]}
+    properties = {"role": {"const": role}, "content": content}
+    return {"type": "object", "properties": properties, "required": ["role", "content"], "maxProperties": MAX_KEYS}
+
+
+Said = Annotated[
+    Conversation,
+    PlainValidator(_messages),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"anyOf": [_turn("user", _OF_USER), _turn("assistant", _OF_ASSISTANT)]},
+            "minItems": 1,
+            "maxItems": MAX_MESSAGES,
+        }
+    ),
+]
+System = Annotated[str, PlainValidator(_system), WithJsonSchema({"anyOf": [_STRING, _TEXTS]})]

@@ -1,0 +1,215 @@
+"""POST /v1/responses, without a memory between requests."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from server.protocol.conversation import instructed
+from server.protocol.elsewhere import REFUSED_IN_RESPONSES
+from server.protocol.fields import (
+    MAX_KEYS,
+    MAX_LOGPROBS,
+    MAX_NODES,
+    PositiveLimit,
+    Text,
+    Whole,
+    few_keys,
+    refuse,
+    small,
+)
+from server.protocol.request import GenerationRequest
+from server.protocol.response_input import Input
+from server.protocol.response_tool import FunctionChoice, FunctionTools
+from server.protocol.strict import fault
+from server.protocol.structured import Form, JsonSchema
+from server.protocol.template import TemplateOptions
+from server.protocol.tool import MAX_TOOLS, Choice, Offered, offered, require_distinct, require_no_least
+
+LOGPROBS = "message.output_text.logprobs"
+
+
+class TextFormat(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    _few_keys = model_validator(mode="before")(few_keys)
+
+    type: Literal["text", "json_object", "json_schema"] = Field(
+        description="json_object: any JSON object; the input should ask for JSON"
+    )
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] | None = None
+    description: Text | None = Field(default=None, description="accepted; has no effect")
+    schema_: JsonSchema | None = Field(default=None, alias="schema")
+    strict: bool | None = Field(
+        default=None,
+        description="true demands a schema of OpenAI's strict mode; the answer is held to the schema in any case",
+    )
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        given = {"name": self.name, "schema": self.schema_}
+        for name, value in given.items():
+            if self.type == "json_schema" and value is None:
+                refuse(name, "is required with type json_schema", "missing_required_parameter")
+            if self.type != "json_schema" and value is not None:
+                refuse(name, "only with type json_schema")
+        if self.strict and self.schema_ is not None and (found := fault(self.schema_)):
+            refuse("", f"invalid schema for text.format '{self.name}': {found}")
+        return self
+
+    def form(self) -> Form | None:
+        if self.type == "text":
+            return None
+        return Form(self.type, self.schema_, "text.format")
+
+
+class TextOptions(BaseModel):
+    """What the text of an answer is like."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    _few_keys = model_validator(mode="before")(few_keys)
+
+    format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = Field(default=None, description="medium; nothing else is supported")
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
+class Reasoning(BaseModel):
+    """How much a model thinks before it answers."""
+
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"maxProperties": MAX_KEYS})
+
+    _few_keys = model_validator(mode="before")(few_keys)
+
+    effort: Effort | None = Field(
+        default=None,
+        description="told to the model's template, as reasoning_effort, and with none as enable_thinking false",
+    )
+
+
+class ResponsesStreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    _few_keys = model_validator(mode="before")(few_keys)
+
+    include_obfuscation: bool | None = Field(default=None, description="accepted; has no effect")
+
+
+def _included(names: list[str]) -> list[str]:
+    for index, name in enumerate(names):
+        if name != LOGPROBS:
+            refuse(
+                f"[{index}]", f"is {name[:64]!r}: only {LOGPROBS} is supported; leave it out", "unsupported_parameter"
+            )
+    return names
+
+
+def _verbose(value: Any) -> Any:
+    """Each model has one way to talk."""
+    if isinstance(value, dict) and value.get("verbosity") not in (None, "medium"):
+        refuse("verbosity", "is not supported; leave it out", "unsupported_parameter")
+    return value
+
+
+def _not_truncated(value: Any) -> Any:
+    if value == "auto":
+        refuse("", "is not supported; use truncate_prompt_tokens, which keeps the input's end", "unsupported_parameter")
+    return value
+
+
+class ResponsesRequest(TemplateOptions, GenerationRequest):
+    """Body of POST /v1/responses."""
+
+    refused: ClassVar = REFUSED_IN_RESPONSES
+    limits: ClassVar = ("max_output_tokens",)
+
+    input: Input = Field(description="a text of the user's, or items: messages, calls and their outputs, reasoning")
+    instructions: Text | None = Field(default=None, description="a message of the system, before the input")
+    max_output_tokens: PositiveLimit | None = Field(
+        default=None, description="default: the rest of the context, as with -1"
+    )
+    tools: FunctionTools | None = Field(
+        default=None,
+        description=f"functions that the model may call, at most {MAX_TOOLS}; the template tells it of them",
+    )
+    tool_choice: FunctionChoice | None = Field(
+        default=None,
+        description="auto, the default with tools: the answer may call them; none: the model is not told of them; "
+        "required: it calls one at least; or one tool by its name; or, as allowed_tools, some of them",
+    )
+    parallel_tool_calls: bool | None = Field(default=True, description="false: at most one call")
+    text: Annotated[TextOptions | None, BeforeValidator(_verbose)] = Field(
+        default=None, description="the form of the answer: text.format"
+    )
+    reasoning: Reasoning | None = Field(default=None, description="of models that think")
+    include: Annotated[list[str], Field(max_length=16), AfterValidator(_included)] | None = Field(
+        default=None,
+        description=f"{LOGPROBS}: log-probabilities of each token of the text",
+        json_schema_extra={"items": {"const": LOGPROBS}},
+    )
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = Field(
+        default=None, description="and of that many most probable ones; above 0, include is not needed"
+    )
+    truncation: Annotated[Literal["disabled"] | None, BeforeValidator(_not_truncated)] = Field(
+        default=None, description="disabled: an input that does not fit is refused; see truncate_prompt_tokens"
+    )
+    stream_options: ResponsesStreamOptions | None = None
+    metadata: Annotated[dict[str, Any] | None, BeforeValidator(small)] = Field(
+        default=None, description=f"repeated in the answer; at most {MAX_NODES} names and values"
+    )
+
+    @model_validator(mode="after")
+    def _responses_rules(self) -> Self:
+        require_distinct([tool.tool() for tool in self.tools or ()], "name")
+        require_no_least(self.offered(), self.min_tokens, self.ignore_eos)
+        if self.griffin and self.griffin.prompt_tokens is not None:
+            refuse("griffin.prompt_tokens", "only in /v1/completions, with echo and logprobs")
+        return self
+
+    @property
+    def said_in(self) -> str:
+        return "input"
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the request asks for thoughts."""
+        return self.reasoning is not None and self.reasoning.effort not in (None, "none")
+
+    def thinking_options(self) -> dict[str, Any]:
+        effort = self.reasoning.effort if self.reasoning else None
+        if effort is None:
+            return {}
+        return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+
+    @property
+    def choice(self) -> Choice:
+        return self.tool_choice or Choice("auto")
+
+    def offered(self) -> Offered | None:
+        tools = [tool.tool() for tool in self.tools or ()]
+        return offered(tools, self.choice, self.parallel_tool_calls is not False, "parameters")
+
+    def conversation(self) -> list[dict[str, Any]]:
+        return instructed(self.instructions or "", self.input.messages)
+
+    def named_form(self) -> Form | None:
+        return self.text.format.form() if self.text and self.text.format else None
+
+    def default_limit(self, room: int, defaults: Mapping[str, float]) -> int:
+        return min(room, int(defaults.get("max_tokens", room)))
+
+    def field_name(self, param: str) -> str:
+        names = {"prompt": "input", "max_tokens": "max_output_tokens"}
+        return names.get(param, param)
+
+    def ignored(self) -> list[str]:
+        inside = [f"tools[{i}].{name}" for i, tool in enumerate(self.tools or ()) for name in tool.unknown()]
+        reasoning = (self.reasoning.model_extra if self.reasoning else None) or {}
+        thoughts = [f"reasoning.{name}" for name in sorted(reasoning) if reasoning[name] is not None]
+        return [*super().ignored(), *self.input.ignored, *inside, *thoughts]
+
+    def wanted_logprobs(self) -> int | None:
+        return self.top_logprobs or (0 if self.include else None)

@@ -1,0 +1,41 @@
+"""What a chat template is told beside messages and tools."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+from server.protocol.fields import MAX_NODES, refuse, small
+
+# What the rendering itself is told; a client's template, above all, would be a program of the client's.
+NOT_THE_TEMPLATES = {
+    "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+    "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "messages", "self", "chat",
+    "conversation", "conversations", "sanitize_control_tokens",
+}  # fmt: skip
+# For the JSON schema of chat_template_kwargs.
+RESERVED: dict[str, Any] = {"propertyNames": {"not": {"enum": sorted(NOT_THE_TEMPLATES)}}}
+
+
+class TemplateOptions(BaseModel):
+    """A prompt ends where the answer begins, unless a body says otherwise."""
+
+    chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(small)] = Field(
+        default=None,
+        description=f"passed to the model's template; at most {MAX_NODES} names and values",
+        json_schema_extra=RESERVED,
+    )
+
+    @model_validator(mode="after")
+    def _only_the_templates(self) -> Self:
+        if reserved := NOT_THE_TEMPLATES & set(self.chat_template_kwargs or {}):
+            refuse("chat_template_kwargs", f"{min(reserved)} is not the template's to know")
+        return self
+
+    def thinking_options(self) -> dict[str, Any]:
+        """What the template is told of thinking, by fields of the API's own."""
+        return {}
+
+    def template_options(self) -> dict[str, Any]:
+        ends = {"add_generation_prompt": True, "continue_final_message": False}
+        return {**self.thinking_options(), **(self.chat_template_kwargs or {}), **ends}

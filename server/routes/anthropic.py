@@ -1,0 +1,39 @@
+"""POST /v1/messages, POST /v1/messages/count_tokens"""
+
+from fastapi import Request, Response
+
+from server.answer.formats.anthropic import AnthropicFormat
+from server.answer.ignored import ignored_header
+from server.answer.intake import begin
+from server.answer.prompts import render, require_thoughts, tokenize
+from server.answer.streaming import deliver
+from server.errors import ANTHROPIC, POSTED
+from server.protocol.anthropic import CountedTokens, CountTokensRequest, MessagesRequest
+from server.protocol.anthropic_object import ANTHROPIC_STREAM, AnthropicMessage
+from server.routes.generating import GeneratingRouter
+from server.service import Service
+
+router = GeneratingRouter(ANTHROPIC)
+
+
+@router.generates("/v1/messages", AnthropicMessage, ANTHROPIC_STREAM)
+async def create_message(body: MessagesRequest, request: Request) -> Response:
+    """Answer a conversation: Anthropic's API."""
+    async with begin(body, request, 1) as intake:
+        require_thoughts(intake.model, body.thinks, "thinking")
+        prompt = await render(intake.model, body)
+        # The template has written the special tokens already.
+        generation = await intake.queue([prompt], add_special_tokens=False, opens=True, offered=body.offered())
+    format = AnthropicFormat(generation)
+    return await deliver(generation, format, request, stream=bool(body.stream), headers=ignored_header(body))
+
+
+@router.post("/v1/messages/count_tokens", responses=ANTHROPIC.documented(*POSTED))
+async def count_tokens(body: CountTokensRequest, request: Request, response: Response) -> CountedTokens:
+    """How long the prompt of a conversation is."""
+    service: Service = request.app.state.service
+    async with service.resolve(body.model) as (model, _):
+        require_thoughts(model, body.thinks, "thinking")
+        (ids,) = await tokenize(model, [await render(model, body)], add_special_tokens=False)
+    response.headers.update(ignored_header(body))
+    return CountedTokens(input_tokens=len(ids))
