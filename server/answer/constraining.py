@@ -3,10 +3,13 @@
 from griffin.constraint import Grammar
 from griffin.errors import InvalidRequest
 from server.errors import InvalidField
+from server.protocol.request import GenerationRequest
 from server.protocol.structured import Form
 from server.protocol.tool import Offered
 from server.served import ServedModel
 from server.text.grammars import Grammars
+from server.text.reasoning import Thoughts
+from server.text.thought_budget import NoBudget, ThoughtBudget
 from server.text.tool_grammar import calls_grammar, mark_ids
 
 
@@ -19,6 +22,32 @@ async def grammar_of(form: Form | None, offered: Offered | None, model: ServedMo
     if offered and (offered.mode != "auto" or form):
         return await _calls(form, offered, model)
     return await _form(form, model.grammars) if form else None
+
+
+def budget_of(body: GenerationRequest, thoughts: Thoughts | None, model: ServedModel) -> Grammar | None:
+    """The grammar that ends a thought after the tokens that the request gives it; None where it names no number.
+
+    Args:
+        thoughts: those that answers may begin with, if any.
+
+    Raises:
+        InvalidField: the model does not think, its marks are no tokens, or a field does not go with a budget.
+    """
+    if (budget := body.thought_budget()) is None:
+        return None
+    tokens, field = budget
+    if model.thoughts is None:
+        raise InvalidField(f"{field}: {model.name} does not think; leave it out", field, "unsupported_parameter")
+    for name in ("min_tokens", "ignore_eos"):
+        if getattr(body, name, None):
+            raise InvalidField(f"{field}: not together with {name}; leave one of them out", field)
+    if thoughts is None:
+        return None
+    size = model.engine.vocabulary_size
+    try:
+        return ThoughtBudget(model.tokenizer, thoughts.marks, tokens, size, begun=thoughts.begun)
+    except NoBudget as refusal:
+        raise InvalidField(f"{field}: not with this model: {refusal}", field, "unsupported_parameter") from None
 
 
 async def _form(form: Form, grammars: Grammars) -> Grammar:

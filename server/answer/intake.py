@@ -10,7 +10,7 @@ from fastapi import Request
 from griffin.constraint import Grammar
 from griffin.errors import InvalidRequest
 from server.answer.choices import Choices, choose
-from server.answer.constraining import grammar_of
+from server.answer.constraining import budget_of, grammar_of
 from server.answer.counts import Counts
 from server.answer.generation import Generation
 from server.answer.observation import Observation
@@ -24,7 +24,7 @@ from server.protocol.tool import Offered
 from server.served import ServedModel, parse_sparsity
 from server.service import Service
 from server.text.reading import Reading
-from server.text.reasoning import is_begun
+from server.text.reasoning import Thoughts, is_begun
 from server.text.tool_calls import CallReading
 from server.work.job import Ask, Job
 
@@ -65,10 +65,14 @@ class Intake:
             with self._errors_by_field():
                 ids = await tokenize(self.model, prompts, add_special_tokens, shortened=shortened)
                 grammar = await grammar_of(self.body.form(), offered, self.model)
+                # An answer that is held to a form has no thought.
+                thoughts = None if grammar or not opens else self._thoughts(prompts[0])
+                grammar = grammar or (budget_of(self.body, thoughts, self.model) if opens else None)
                 asks = tuple(self._ask(prompt_ids, grammar) for prompt_ids in ids)
                 self.model.workers.check(asks)
             self._require_few_scores(asks)
-            generation = self._generation(asks, await self._delivery(prompts, ids, asks, opens, offered))
+            reading = self._reading(thoughts, offered)
+            generation = self._generation(asks, await self._delivery(prompts, ids, asks, opens, reading))
             generation.submit()
         self.request.state.accepted = True
         return generation
@@ -122,7 +126,7 @@ class Intake:
         ids: Sequence[list[int]],
         asks: Sequence[Ask],
         opens: bool,
-        offered: Offered | None,
+        reading: Reading | None,
     ) -> Delivery:
         body = self.body
         return Delivery(
@@ -137,17 +141,18 @@ class Intake:
             include_stop=bool(body.include_stop_str_in_output),
             skip_special_tokens=body.skip_special_tokens is not False,
             min_tokens=body.min_tokens or 0,
-            reading=self._reading(prompts[0], offered, asks) if opens else None,
+            reading=reading,
         )
 
-    def _reading(self, prompt: Prompt, offered: Offered | None, asks: Sequence[Ask]) -> Reading | None:
+    def _thoughts(self, prompt: Prompt) -> Thoughts | None:
+        """How the thoughts of a conversation's answers are told, if the model has any."""
+        marks = self.model.thoughts
+        return Thoughts(marks, is_begun(marks, prompt)) if marks is not None and isinstance(prompt, str) else None
+
+    def _reading(self, thoughts: Thoughts | None, offered: Offered | None) -> Reading | None:
         """How a conversation's answers are read; None: as they are."""
-        marks, held = self.model.thoughts, any(one.grammar for ask in asks for one in ask.samplings)
-        begun = marks is not None and isinstance(prompt, str) and is_begun(marks, prompt)
-        # An answer that is held to a form has no thought.
-        marks = None if held else marks
         calls = CallReading(self.model.tools.form, offered.names, offered.single) if offered else None
-        return Reading(marks, begun, calls) if marks or calls else None
+        return Reading(thoughts, calls) if thoughts or calls else None
 
     async def _echoes(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], asks: Sequence[Ask]) -> list[str]:
         """The prompts as texts. A text that was not truncated is echoed as it came; all else is spelled, special tokens

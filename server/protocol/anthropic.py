@@ -12,7 +12,7 @@ from server.protocol.elsewhere import REFUSED_IN_ANTHROPIC, require_supported, u
 from server.protocol.fields import MAX_KEYS, ModelName, PositiveLimit, Stop, few_keys, refuse
 from server.protocol.request import TWINS, GenerationRequest, with_refused
 from server.protocol.structured import Form, JsonSchema
-from server.protocol.template import TemplateOptions
+from server.protocol.template import ReasoningTokens, TemplateOptions
 from server.protocol.tool import MAX_TOOLS, Choice, Offered, offered, require_distinct, require_no_least
 
 
@@ -50,6 +50,7 @@ class Thinking(BaseModel):
     _few_keys = model_validator(mode="before")(few_keys)
 
     type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: ReasoningTokens | None = Field(default=None, description="after so many tokens the thought is ended")
 
 
 class Asked(TemplateOptions):
@@ -100,6 +101,10 @@ class Asked(TemplateOptions):
     def thinks(self) -> bool:
         """Whether the request asks for thoughts."""
         return self.thinking is not None and self.thinking.type != "disabled"
+
+    def thought_budget(self) -> tuple[int, str] | None:
+        tokens = self.thinking.budget_tokens if self.thinking and self.thinks else None
+        return None if tokens is None else (tokens, "thinking.budget_tokens")
 
     def thinking_options(self) -> dict[str, Any]:
         return {"enable_thinking": self.thinks} if self.thinking else {}

@@ -10,7 +10,7 @@ from server.protocol.fields import MAX_LOGPROBS, PositiveLimit, Whole, refuse
 from server.protocol.message import MAX_MESSAGES, Message, require_answered
 from server.protocol.report import FinishReason, GriffinReport, TimingReport, Usage
 from server.protocol.request import ChoicesRequest
-from server.protocol.template import TemplateOptions
+from server.protocol.template import Effort, ReasoningTokens, TemplateOptions, effort_options
 from server.protocol.tool import (
     MAX_TOOLS,
     Choice,
@@ -102,6 +102,12 @@ class ChatRequest(TemplateRequest, ChoicesRequest):
         "required: it calls one at least; or one tool by its name; or, as allowed_tools, some of them",
     )
     parallel_tool_calls: bool | None = Field(default=True, description="false: at most one call")
+    reasoning_effort: Effort | None = Field(
+        default=None, description="told to the model's template, and with none as enable_thinking false"
+    )
+    max_reasoning_tokens: ReasoningTokens | None = Field(
+        default=None, description="after so many tokens the thought is ended; of models that think"
+    )
 
     @model_validator(mode="after")
     def _chat_rules(self) -> Self:
@@ -114,6 +120,16 @@ class ChatRequest(TemplateRequest, ChoicesRequest):
 
     def offered(self) -> Offered | None:
         return offered(self.tools or (), self.tool_choice or Choice("auto"), self.parallel_tool_calls is not False)
+
+    @property
+    def thinks(self) -> bool:
+        return self.reasoning_effort not in (None, "none")
+
+    def thinking_options(self) -> dict[str, Any]:
+        return effort_options(self.reasoning_effort)
+
+    def thought_budget(self) -> tuple[int, str] | None:
+        return None if self.max_reasoning_tokens is None else (self.max_reasoning_tokens, "max_reasoning_tokens")
 
     def default_limit(self, room: int, defaults: Mapping[str, float]) -> int:
         return min(room, int(defaults.get("max_tokens", room)))

@@ -155,6 +155,10 @@ class GenerationRequest(BaseModel):
         """The form that the API's own field for it names."""
         return None
 
+    def thought_budget(self) -> tuple[int, str] | None:
+        """How many tokens a thought may have, and the field that says so."""
+        return None
+
     def _sent(self) -> dict[str, Any]:
         """Keys that are no fields of ours, without those that narrow a penalty which there is not."""
         sent = self.model_extra or {}

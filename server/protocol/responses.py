@@ -23,7 +23,7 @@ from server.protocol.response_input import Input
 from server.protocol.response_tool import FunctionChoice, FunctionTools
 from server.protocol.strict import fault
 from server.protocol.structured import Form, JsonSchema
-from server.protocol.template import TemplateOptions
+from server.protocol.template import Effort, ReasoningTokens, TemplateOptions, effort_options
 from server.protocol.tool import MAX_TOOLS, Choice, Offered, offered, require_distinct, require_no_least
 
 LOGPROBS = "message.output_text.logprobs"
@@ -72,9 +72,6 @@ class TextOptions(BaseModel):
 
     format: TextFormat | None = None
     verbosity: Literal["medium"] | None = Field(default=None, description="medium; nothing else is supported")
-
-
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class Reasoning(BaseModel):
@@ -145,6 +142,9 @@ class ResponsesRequest(TemplateOptions, GenerationRequest):
         default=None, description="the form of the answer: text.format"
     )
     reasoning: Reasoning | None = Field(default=None, description="of models that think")
+    max_reasoning_tokens: ReasoningTokens | None = Field(
+        default=None, description="after so many tokens the thought is ended; of models that think"
+    )
     include: Annotated[list[str], Field(max_length=16), AfterValidator(_included)] | None = Field(
         default=None,
         description=f"{LOGPROBS}: log-probabilities of each token of the text",
@@ -174,15 +174,14 @@ class ResponsesRequest(TemplateOptions, GenerationRequest):
         return "input"
 
     @property
-    def reasons(self) -> bool:
-        """Whether the request asks for thoughts."""
+    def thinks(self) -> bool:
         return self.reasoning is not None and self.reasoning.effort not in (None, "none")
 
     def thinking_options(self) -> dict[str, Any]:
-        effort = self.reasoning.effort if self.reasoning else None
-        if effort is None:
-            return {}
-        return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+        return effort_options(self.reasoning.effort if self.reasoning else None)
+
+    def thought_budget(self) -> tuple[int, str] | None:
+        return None if self.max_reasoning_tokens is None else (self.max_reasoning_tokens, "max_reasoning_tokens")
 
     @property
     def choice(self) -> Choice:

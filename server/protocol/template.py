@@ -1,10 +1,10 @@
 """What a chat template is told beside messages and tools."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from server.protocol.fields import MAX_NODES, refuse, small
+from server.protocol.fields import MAX_NODES, Whole, refuse, small
 
 # What the rendering itself is told; a client's template, above all, would be a program of the client's.
 NOT_THE_TEMPLATES = {
@@ -15,6 +15,10 @@ NOT_THE_TEMPLATES = {
 }  # fmt: skip
 # For the JSON schema of chat_template_kwargs.
 RESERVED: dict[str, Any] = {"propertyNames": {"not": {"enum": sorted(NOT_THE_TEMPLATES)}}}
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+ReasoningTokens = Annotated[int, Field(ge=0), Whole]
 
 
 class TemplateOptions(BaseModel):
@@ -32,6 +36,11 @@ class TemplateOptions(BaseModel):
             refuse("chat_template_kwargs", f"{min(reserved)} is not the template's to know")
         return self
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the request asks for thoughts."""
+        return False
+
     def thinking_options(self) -> dict[str, Any]:
         """What the template is told of thinking, by fields of the API's own."""
         return {}
@@ -39,3 +48,10 @@ class TemplateOptions(BaseModel):
     def template_options(self) -> dict[str, Any]:
         ends = {"add_generation_prompt": True, "continue_final_message": False}
         return {**self.thinking_options(), **(self.chat_template_kwargs or {}), **ends}
+
+
+def effort_options(effort: Effort | None) -> dict[str, Any]:
+    """What the template is told of an effort of reasoning."""
+    if effort is None:
+        return {}
+    return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}

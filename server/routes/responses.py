@@ -21,7 +21,7 @@ router = GeneratingRouter()
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
     """Answer an input: OpenAI's newer API. Nothing is kept, so each request brings all that was said."""
     async with begin(body, request, 1) as intake:
-        require_thoughts(intake.model, body.reasons, "reasoning.effort")
+        require_thoughts(intake.model, body.thinks, "reasoning.effort")
         prompt = await render(intake.model, body)
         # The template has written the special tokens already.
         generation = await intake.queue([prompt], add_special_tokens=False, opens=True, offered=body.offered())

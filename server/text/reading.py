@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from server.text.reasoning import Marks, Thought, ThoughtReader
+from server.text.reasoning import Thought, ThoughtReader, Thoughts
 from server.text.tool_calls import CallReading, Content, Part, joined
 
 
@@ -10,18 +10,16 @@ from server.text.tool_calls import CallReading, Content, Part, joined
 class Reading:
     """For the answers to a request.
 
-    marks: of thoughts; None where there are none. begun: the prompt has opened one.
-    calls: None where there are none.
+    thoughts, calls: None where there are none.
     """
 
-    marks: Marks | None = None
-    begun: bool = False
+    thoughts: Thoughts | None = None
     calls: CallReading | None = None
 
     @property
     def shown(self) -> tuple[str, ...]:
         """Special tokens that must be seen."""
-        marks = (self.marks.open, self.marks.close) if self.marks else ()
+        marks = (self.thoughts.marks.open, self.thoughts.marks.close) if self.thoughts else ()
         return marks + (self.calls.form.marks if self.calls else ())
 
     def reader(self) -> "AnswerReader":
@@ -36,7 +34,8 @@ class AnswerReader:
     """
 
     def __init__(self, reading: Reading) -> None:
-        self._thoughts = ThoughtReader(reading.marks, begun=reading.begun) if reading.marks else None
+        thoughts = reading.thoughts
+        self._thoughts = ThoughtReader(thoughts.marks, begun=thoughts.begun) if thoughts else None
         self._calls = reading.calls.reader() if reading.calls else None
 
     @property

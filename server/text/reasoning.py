@@ -12,6 +12,17 @@ class Marks:
     close: str
 
 
+@dataclass(frozen=True, slots=True)
+class Thoughts:
+    """Those that answers to a request may begin with.
+
+    begun: the prompt has opened one.
+    """
+
+    marks: Marks
+    begun: bool
+
+
 MARKS = (Marks("<think>", "</think>"), Marks("[THINK]", "[/THINK]"))
 
 

@@ -1,5 +1,6 @@
 """A checkpoint directory for real server processes: a tiny random llama that reads the default model's tokens."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -31,7 +32,9 @@ def write(folder: Path, tokenizer: PreTrainedTokenizerBase | None = None, contex
         context: its length, if it is to be another one.
     """
     torch.manual_seed(0)
-    model = LlamaForCausalLM(CONFIG)
+    config = copy.deepcopy(CONFIG)
+    config.vocab_size = max(VOCABULARY, len(tokenizer or ()))
+    model = LlamaForCausalLM(config)
     model.config.max_position_embeddings = context or CONFIG.max_position_embeddings
     with torch.no_grad():
         # Larger than usual, so that tokens differ well in probability.

@@ -80,7 +80,7 @@ REFUSED_VALUES: list[tuple[str, Any]] = [
     ("xtc_threshold", 0.3), ("dry_multiplier", 0.8), ("dry_base", 2), ("stop_regex", "a+"), ("stop_regex", ["a+"]),
     ("documents", [{"text": "x"}]), ("thinking_token_budget", 10), ("prompt_token_ids", [1, 2]), ("cache_salt", "a"),
     ("do_sample", False), ("typical_p", 0.9), ("samplers", ["top_k"]), ("guided_json", {"type": "object"}),
-    ("reasoning_effort", "low"), ("think", True), ("options", {"temperature": 0}), ("num_predict", 5), ("n_cmpl", 2),
+    ("think", True), ("options", {"temperature": 0}), ("num_predict", 5), ("n_cmpl", 2),
     ("t_max_predict_ms", 100), ("top_n_sigma", 1.5), ("dynatemp_range", 0.5), ("use_beam_search", True),
     ("bad_words", ["x"]), ("allowed_token_ids", [1]), ("prompt_logprobs", 0), ("prompt_logprobs", True),
     ("use_beam_search", 0), ("length_penalty", True), ("verbosity", "low"), ("tool_choice", "required"),

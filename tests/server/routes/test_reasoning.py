@@ -1,10 +1,15 @@
 """Thoughts over HTTP: beside the content, whole and in a stream, and counted."""
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from griffin import Checkpoint
+from tests.server import tiny_checkpoint
 from tests.server.client import events_of, post, stream
+from tests.server.process import running
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served
 
 CHAT = "/v1/chat/completions"
@@ -81,7 +86,7 @@ def test_a_thought_is_an_item_of_a_response() -> None:
 
 def test_a_thought_is_a_block_of_a_message() -> None:
     """Before the text; whether to think is told to the template."""
-    asked = {"messages": HI, "max_tokens": 100, "thinking": {"type": "enabled", "budget_tokens": 50}}
+    asked = {"messages": HI, "max_tokens": 100, "thinking": {"type": "enabled", "display": "x"}}
     with served(ScriptedEngine("Hm.</think>\nYes.", once=True), tokenizer=Thinking()) as url:
         whole = post(url, "/v1/messages", **asked)
         events = [event for _, event in events_of(post(url, "/v1/messages", **asked, stream=True))]
@@ -91,9 +96,83 @@ def test_a_thought_is_a_block_of_a_message() -> None:
     thought, text = whole.json()["content"]
     assert thought == {"type": "thinking", "thinking": "Hm.", "signature": ""}
     assert text["text"] == "Yes."
-    assert whole.headers["x-griffin-ignored"] == "thinking.budget_tokens"
+    assert whole.headers["x-griffin-ignored"] == "thinking.display"
     starts = [event["content_block"]["type"] for event in events if event["type"] == "content_block_start"]
     assert starts == ["thinking", "text"]
     deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
     assert "".join(delta.get("thinking", "") for delta in deltas) == "Hm."
     assert plain.json()["error"]["message"].startswith("thinking: ")
+
+
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}{{ reasoning_effort }}<think>\n"
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory, smollm2: Checkpoint) -> Iterator[str]:
+    """A real server of a model whose tokenizer has the marks."""
+    tokenizer = copy.deepcopy(smollm2.tokenizer)
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
+    tokenizer.chat_template = TEMPLATE
+    folder = tiny_checkpoint.write(tmp_path_factory.mktemp("thinker"), tokenizer)
+    with running("--model", str(folder), "--dtype", "float32") as server:
+        yield server.url
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"sparsity": 0.5}, {"griffin": {"mode": "lossless"}}, {"temperature": 1, "seed": 3}]
+)
+def test_a_thought_ends_with_its_budget(thinker: str, more: dict[str, Any]) -> None:
+    """Its first tokens are those without a budget, and so are those of an answer whose budget is large."""
+    asked = {"messages": HI, "max_tokens": 24, "temperature": 0, "return_token_ids": True} | more
+    free, held, wide = (
+        post(thinker, CHAT, **asked, **budget).json()
+        for budget in ({}, {"max_reasoning_tokens": 5}, {"max_reasoning_tokens": 24})
+    )
+    ids = [each["choices"][0]["token_ids"] for each in (free, held, wide)]
+
+    assert ids[0] == ids[2]
+    assert ids[0][:5] == ids[1][:5]
+    assert len(ids[1]) == 24
+    assert held["choices"][0]["message"]["content"]
+    # The budget, a line's end and the mark.
+    assert held["usage"]["completion_tokens_details"]["reasoning_tokens"] == 7
+    assert free["usage"]["completion_tokens_details"]["reasoning_tokens"] == 24
+
+
+def test_budgets_of_the_other_apis_and_efforts(thinker: str) -> None:
+    message = post(
+        thinker, "/v1/messages", messages=HI, max_tokens=24, temperature=0,
+        thinking={"type": "enabled", "budget_tokens": 3},
+    ).json()  # fmt: skip
+    response = post(thinker, "/v1/responses", input="hi", max_output_tokens=24, max_reasoning_tokens=3).json()
+    plain, low = (post(thinker, CHAT, messages=HI, max_tokens=1, **more).json() for more in ({}, EFFORT))
+
+    assert [block["type"] for block in message["content"]] == ["thinking", "text"]
+    assert response["usage"]["output_tokens_details"]["reasoning_tokens"] == 5
+    assert low["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
+
+
+EFFORT = {"reasoning_effort": "low"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"max_reasoning_tokens": -1}, "max_reasoning_tokens"),
+        ({"max_reasoning_tokens": 3, "min_tokens": 2}, "max_reasoning_tokens"),
+        ({"max_reasoning_tokens": 3, "ignore_eos": True}, "max_reasoning_tokens"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
+        ({"thinking_token_budget": 3}, "thinking_token_budget"),
+    ],
+)
+def test_budgets_that_cannot_be_meant(thinker: str, body: dict[str, Any], param: str) -> None:
+    answer = post(thinker, CHAT, messages=HI, **body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_a_model_that_does_not_think_has_no_budget() -> None:
+    with served(ScriptedEngine()) as url:
+        refused = [post(url, CHAT, messages=HI, **body) for body in ({"max_reasoning_tokens": 3}, EFFORT)]
+        taken = post(url, CHAT, messages=HI, max_tokens=1, reasoning_effort="none")
+    assert [answer.json()["error"]["param"] for answer in refused] == ["max_reasoning_tokens", "reasoning_effort"]
+    assert taken.status_code == 200

@@ -368,6 +368,7 @@ def test_chat_continues_a_message() -> None:
         ({"messages": HI, "tool_choice": "required"}, "tool_choice"),
         ({"messages": HI, "response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"messages": HI, "reasoning_effort": "low"}, "reasoning_effort"),
+        ({"messages": HI, "max_reasoning_tokens": 9}, "max_reasoning_tokens"),
         ({"messages": HI, "modalities": ["audio"]}, "modalities"),
         ({"messages": HI, "top_logprobs": 2}, "top_logprobs"),
         ({"messages": HI, "logprobs": 2}, "logprobs"),

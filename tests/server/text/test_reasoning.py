@@ -3,7 +3,7 @@
 import pytest
 
 from server.text.reading import Reading
-from server.text.reasoning import MARKS, Thought, is_begun, marks_of
+from server.text.reasoning import MARKS, Thought, Thoughts, is_begun, marks_of
 from server.text.tool_call import CallPart
 from server.text.tool_calls import HERMES, CallReading, Content, Part, joined
 
@@ -39,7 +39,7 @@ def read(pieces: list[str], reading: Reading, *, cut: bool = False) -> list[Part
 )
 def test_a_thought_is_split_off(text: str, begun: bool, wanted: list[Part]) -> None:
     """At the beginning only; a call in it is none."""
-    reading = Reading(THINK, begun, CALLS)
+    reading = Reading(Thoughts(THINK, begun), CALLS)
 
     cuts = [[text[:place], text[place:]] for place in range(len(text) + 1)]
     for pieces in (*cuts, list(text)):
@@ -48,7 +48,7 @@ def test_a_thought_is_split_off(text: str, begun: bool, wanted: list[Part]) -> N
 
 def test_a_thought_is_given_as_it_comes() -> None:
     """All but what may be its mark, or space before that."""
-    reader = Reading(THINK).reader()
+    reader = Reading(Thoughts(THINK, begun=False)).reader()
 
     assert [reader.feed(piece) for piece in ("<think>", "\nSo", " it", " is </", "b> ", "</think>", "\n", "Yes")] == [
         [], [Thought("So")], [Thought(" it")], [Thought(" is")], [Thought(" </b>")], [], [], [Content("Yes")],
