@@ -16,6 +16,8 @@ from server.text.tokenizer import Tokenizer
 
 # So many compiled forms are kept, the latest used.
 KEPT = 16
+# Forms whose texts are all spelled. A grammar may name special tokens.
+SPELLED = ("json_schema", "regex", "choice")
 
 
 class Grammars:
@@ -96,6 +98,8 @@ class Grammars:
                 checker = self._running_checker()
                 # Read here while the checker reads it.
                 vocabulary = self._known_vocabulary()
+                if kind in SPELLED:
+                    self._require_no_special(value, vocabulary)
                 grammar = checker.grammar(kind, value)
                 matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(**PARSER_LIMITS))
                 if matcher.is_error():
@@ -105,6 +109,17 @@ class Grammars:
             while len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
             return self._compiled[key]
+
+    def _require_no_special(self, value: Any, vocabulary: LLTokenizer) -> None:
+        """The parser would spell the text of a special token by that token, and not take it then.
+
+        Raises:
+            FormRefused: a form has such text.
+        """
+        text = json.dumps(value, ensure_ascii=False)
+        for id, token in getattr(self._tokenizer, "added_tokens_decoder", {}).items():
+            if token.content in text and vocabulary.is_special_token(id):
+                raise FormRefused(f"has {token.content} in it, which is a special token of this model; leave it out")
 
     def _running_checker(self) -> GrammarChecker:
         if self._checker is None or not self._checker.runs:

@@ -1,7 +1,9 @@
 """Grammars over a real tokenizer: answers of random weights fit their schemas, and hurtful forms harm nothing."""
 
 import asyncio
+import copy
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -173,6 +175,24 @@ def test_a_known_form_is_compiled_once(grammars: Grammars, monkeypatch: pytest.M
         asyncio.run(grammars.of_regex(regex, "regex"))
 
     assert compiled.count("x") == 2
+
+
+@pytest.mark.parametrize("spelled", ["<|im_end|>", "<tool_call>"])
+def test_text_of_a_special_token_is_refused(spelled: str, tokenizer: Tokenizer) -> None:
+    """Flagged as special or not: the parser would get stuck in the middle of an answer."""
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens(["<tool_call>"], special_tokens=False)  # type: ignore[attr-defined]  # of the library's
+    grammars = Grammars(own, VOCABULARY + 1, [2])
+    try:
+        for form in (
+            grammars.of_regex(f"a{spelled}", "regex"),
+            grammars.of_choice(["a", spelled], "choice"),
+            grammars.of_schema({"const": spelled}, "schema"),
+        ):
+            with pytest.raises(InvalidRequest, match=f"has {re.escape(spelled)} in it, which is a special token"):
+                asyncio.run(form)
+    finally:
+        grammars.close()
 
 
 def test_a_checker_that_ended_is_started_anew(grammars: Grammars) -> None:
