@@ -61,7 +61,7 @@ RULES: dict[str, tuple[str, str]] = {
     "an answer begun and not begun": ("continue_final_message", r"not together with add_generation_prompt"),
     "more scores than an answer holds": ("logprobs", r"ask for less"),
     "a form that no answer can be held to": (
-        r"(response_format|structured_outputs|text\.format|output_config\.format)\b.*",
+        r"(response_format|structured_outputs|text\.format|output_config\.format)\b.*|tools\[\d+\]\..*",
         r"not with this model",
     ),
     "a schema that strict mode refuses": (r"response_format|text\.format", r"invalid schema"),
