@@ -54,7 +54,7 @@ class Messages:
         role, content = message.get("role"), message.get("content")
         if role == "system":
             refuse(f"{where}.role", "is system; use the field system", "unsupported_parameter")
-        if role not in OF_ROLE:
+        if role != "user" and role != "assistant":
             refuse(f"{where}.role", "must be user or assistant")
         self.ignored += strangers(message, frozenset({"role", "content"}), f"messages{where}")
         if isinstance(content, str):
@@ -71,8 +71,8 @@ class Messages:
         calls: list[Callable[[], None]] = []
         for index, block in enumerate(blocks):
             path = f"{where}[{index}]"
-            kind = block.get("type") if isinstance(block, dict) else None
-            if not isinstance(kind, str) or kind not in OF_ROLE[role] or kind == "text":
+            kind = _kind(block)
+            if kind not in OF_ROLE[role] or kind == "text":
                 said.append(self._text(role, block, path))
             elif kind == "tool_result":
                 self._result(block, path)
@@ -80,7 +80,7 @@ class Messages:
                 calls.append(self._call(block, path))
             elif kind == "thinking":
                 self.turns.think(text_field(block, "thinking", path))
-            if isinstance(block, dict) and kind in KNOWN:
+            if kind in KNOWN:
                 self.ignored += strangers(block, KNOWN[kind], f"messages{path}")
         if role == "assistant":
             self.turns.say("assistant", "".join(said))
@@ -90,7 +90,7 @@ class Messages:
             call()
 
     def _text(self, role: str, block: Any, path: str) -> str:
-        kind = block.get("type") if isinstance(block, dict) else None
+        kind = _kind(block)
         if kind in KNOWN and kind not in OF_ROLE[role]:
             refuse(f"{path}.type", f"is {kind}, which no {role} says")
         return part_text(block, path, TEXT)
@@ -111,6 +111,12 @@ class Messages:
             # No template has another place for it.
             text = f"Error: {text}"
         self.turns.answer(id, text, f"{path}.tool_use_id")
+
+
+def _kind(block: Any) -> str:
+    """The type of a block; empty where it is none."""
+    kind = block.get("type") if isinstance(block, dict) else None
+    return kind if isinstance(kind, str) else ""
 
 
 def _name(block: Mapping[str, Any], name: str, where: str) -> str:

@@ -83,9 +83,12 @@ def _choice(value: Any) -> ClientChoice:
         refuse("type", f"must be one of {', '.join(MODES)}")
     if alone not in (None, True, False):
         refuse("disable_parallel_tool_use", "must be true or false")
+    name = value.get("name")
+    if name is not None and not isinstance(name, str):
+        refuse("name", "must be a text")
     if kind != "tool":
         return ClientChoice(Choice(MODES[kind]), not alone)
-    if not isinstance(name := value.get("name"), str):
+    if name is None:
         refuse("name", "is required: the name of one of tools", "missing_required_parameter")
     return ClientChoice(Choice("named", (name,)), not alone)
 
@@ -98,7 +101,7 @@ ClientToolChoice = Annotated[
             "type": "object",
             "properties": {
                 "type": {"enum": list(MODES)},
-                "name": {"type": "string"},
+                "name": {"type": ["string", "null"]},
                 "disable_parallel_tool_use": {"type": ["boolean", "null"]},
             },
             "required": ["type"],

@@ -56,7 +56,9 @@ class Items:
         if not isinstance(item, dict):
             refuse(where, 'must be an item, such as {"role": "user", "content": "Hi"}')
         few_keys(item)
-        kind = item.get("type") or ("message" if "role" in item else None)
+        kind = item.get("type")
+        if kind is None and "role" in item:
+            kind = "message"
         match kind:
             case "message":
                 self._message(item, where)
@@ -123,7 +125,7 @@ def _item(kind: str, required: list[str], **properties: Any) -> dict[str, Any]:
     return {
         "title": kind,
         "type": "object",
-        "properties": {"type": {"const": kind}, **properties},
+        "properties": {"type": {"const": kind} if "type" in required else {"enum": [kind, None]}, **properties},
         "required": required,
         "maxProperties": MAX_KEYS,
     }

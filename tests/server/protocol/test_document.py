@@ -15,10 +15,17 @@ from schemathesis.config import GenerationConfig
 
 from server.app import create_app
 from server.settings import Settings
-from tests.server.client import post, stream
+from tests.server.client import events_of, post, stream
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served
 
-POSTS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
+POSTS = (
+    "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/responses", "/v1/messages",
+    "/v1/messages/count_tokens",
+)  # fmt: skip
+NAMED = {
+    "/v1/responses": {"input": "hi", "max_output_tokens": 3},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3},
+}
 DRAWN = 80
 CONTEXT = 2000
 HI = [{"role": "user", "content": "hi"}]
@@ -31,8 +38,8 @@ RULES: dict[str, tuple[str, str]] = {
     "another model is served": ("model", r"does not exist here"),
     "an id is not in the vocabulary": ("tokens", r"this model has ids"),
     "neurons of no recent answer": (r"griffin\.expert_set", r"not known here"),
-    "a prompt longer than the context": ("prompt|messages", r"too long|surely more"),
-    "the template refuses the conversation": ("messages", r"chat template refuses"),
+    "a prompt longer than the context": ("prompt|messages|input", r"too long|surely more"),
+    "the template refuses the conversation": ("messages|input", r"chat template refuses"),
     "more names than a template can need": ("chat_template_kwargs", r"has more than"),
     "more tokens than the context": ("max_tokens|min_tokens|n_predict|.*_tokens", r"too long|do not fit"),
     "fewer tokens than the least": ("min_tokens", r"must not be more than the limit"),
@@ -44,18 +51,29 @@ RULES: dict[str, tuple[str, str]] = {
     "the best of a stream": ("best_of", r"at the end only"),
     "alternatives without log-probabilities": ("top_logprobs", r"only with logprobs=true"),
     "options of no stream": ("stream_options", r"only with stream=true"),
-    "calls without answers, answers without calls": (r"messages\[\d+\]\.tool_\w+", r"answers|the same id"),
-    "tools of one name": (r"tools\[\d+\]\.function\.name", r"stands twice"),
+    "calls without answers, answers without calls": (
+        r"(messages|input)\[\d+\]\.(tool_\w+|call_id|content\[\d+\]\.\w+)",
+        r"answers|the same",
+    ),
+    "a model that does not think": (r"reasoning\.effort|thinking", r"does not think"),
+    "tools of one name": (r"tools\[\d+\]\.(function\.)?name", r"stands twice"),
     "a choice of no tool": ("tool_choice", r"only with tools|is none of tools"),
     "an answer begun and not begun": ("continue_final_message", r"not together with add_generation_prompt"),
     "more scores than an answer holds": ("logprobs", r"ask for less"),
-    "a form that no answer can be held to": (r"(response_format|structured_outputs)\b.*", r"not with this model"),
-    "a schema that strict mode refuses": ("response_format", r"invalid schema"),
+    "a form that no answer can be held to": (
+        r"(response_format|structured_outputs|text\.format|output_config\.format)\b.*|tools\[\d+\]\..*",
+        r"not with this model",
+    ),
+    "a schema that strict mode refuses": (r"response_format|text\.format", r"invalid schema"),
     "two forms, or one that is not named": (
-        r"response_format\.json_schema|structured_outputs",
+        r"response_format\.json_schema|structured_outputs|text\.format\.\w+",
         r"leave .* out|only with|is required",
     ),
-    "a form that may end before": ("min_tokens|ignore_eos", r"not with (response_format|structured_outputs)"),
+    "a form that may end before": (
+        "min_tokens|ignore_eos",
+        r"not with (response_format|structured_outputs|text|output_config)",
+    ),
+    "stop strings under two names": ("stop_sequences", r"differs from"),
     "two sparsities, or one for several": ("sparsity", r"auto|draft ngram|expert_set"),
     "choices about neurons": (r"griffin\.\w+", r"only |not with |not for |leave it out"),
     "a mechanism of other servers": (r"mirostat_\w+|xtc_\w+|dry_\w+|dynatemp_\w+|\w+_curve|adaptive_\w+", "turn"),
@@ -79,6 +97,10 @@ class Characters(CharacterTokenizer):
         return "".join(message["content"] for message in conversation)
 
 
+class Thinks(Characters):
+    chat_template = "<think></think>"
+
+
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with served(ScriptedEngine(context_length=CONTEXT), tokenizer=Characters()) as url:
@@ -96,7 +118,9 @@ def shorter(body: Any) -> Any:
 
 
 def rule_of(error: dict[str, Any]) -> str | None:
-    """Which of the rules an error is about."""
+    """Which of the rules an error is about. Anthropic's has no field of its own for the one at fault."""
+    if "param" not in error:
+        return next((name for name, (param, words) in RULES.items() if _told(param, words, error["message"])), None)
     return next(
         (
             name
@@ -105,6 +129,11 @@ def rule_of(error: dict[str, Any]) -> str | None:
         ),
         None,
     )
+
+
+def _told(param: str, words: str, message: str) -> bool:
+    begins = re.match(rf"({param})\b", message) or message.startswith("too long") or "surely more" in message
+    return bool(begins and re.search(words, message))
 
 
 def post_raw(client: httpx.Client, path: str, body: Any) -> httpx.Response:
@@ -183,6 +212,34 @@ def test_streams_are_what_the_document_says(
     assert ("usage" in events[-1]) == ("stream_options" in asked)
 
 
+@pytest.mark.parametrize("path", NAMED)
+@pytest.mark.parametrize(
+    "text", ["Hm.", '<tool_call>{"name": "f", "arguments": {}}</tool_call>', "<think>Hm.</think>Yes."]
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_named_events_are_what_the_document_says(document: dict[str, Any], path: str, text: str, fails: bool) -> None:
+    """Each has one of the schemas, and so has a whole answer, and nothing that is changed."""
+    tool = {"type": "function", "name": "f"} if path == "/v1/responses" else {"name": "f", "input_schema": {}}
+    limit = {name: 100 for name in NAMED[path] if name.startswith("max_")}
+    body = {**NAMED[path], **limit, "tools": [tool]}
+    validator = jsonschema_rs.validator_for(event_schema(document, path))
+    content = document["paths"][path]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    whole = jsonschema_rs.validator_for({**content, "components": document["components"]})
+    engine = ScriptedEngine(text, once=True, fail_after=1 if fails else None)
+    with served(engine, tokenizer=Thinks()) as url:
+        events = events_of(post(url, path, **body, stream=True))
+        answer = post(url, path, **body)
+
+    for name, event in events:
+        assert name == event["type"]
+        validator.validate(event)
+        assert not validator.is_valid({**event, "other": 1}) or name == "error"
+        assert not validator.is_valid({**event, "type": "other"})
+    assert answer.status_code == (500 if fails else 200)
+    if not fails:
+        whole.validate(answer.json())
+
+
 @pytest.mark.parametrize("path", POSTS[:2])
 def test_errors_in_streams_are_what_the_document_says(document: dict[str, Any], path: str) -> None:
     """A fault after the first token ends the stream with the error object."""
@@ -234,6 +291,24 @@ def test_errors_in_streams_are_what_the_document_says(document: dict[str, Any], 
         (POSTS[1], {"messages": HI, "tools": [{"type": "custom", "custom": {"name": "f"}}]}, False),
         (POSTS[1], {"messages": HI, "tools": [{"type": "function", "function": {"name": "a b"}}]}, False),
         (POSTS[1], {"messages": HI, "chat_template_kwargs": {"tokenize": True}}, False),
+        (POSTS[4], {"input": "hi", "max_output_tokens": 3, "store": False}, True),
+        (POSTS[4], {"input": "hi", "store": True}, False),
+        (POSTS[4], {"input": []}, False),
+        (POSTS[4], {"input": [{"role": "user", "content": "hi"}], "max_output_tokens": 3}, True),
+        (POSTS[4], {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, False),
+        (POSTS[4], {"input": [{"type": "item_reference", "id": "x"}]}, False),
+        (POSTS[4], {"input": "hi", "text": {"verbosity": "low"}}, False),
+        (POSTS[4], {"input": "hi", "include": ["reasoning.encrypted_content"]}, False),
+        (POSTS[4], {"input": "hi", "tools": [{"type": "web_search"}]}, False),
+        (POSTS[4], {"input": "hi", "max_tokens": 3}, False),
+        (POSTS[5], {"messages": HI, "max_tokens": 3}, True),
+        (POSTS[5], {"messages": HI}, False),
+        (POSTS[5], {"messages": HI, "max_tokens": 3, "temperature": 1.5}, False),
+        (POSTS[5], {"messages": [{"role": "user", "content": [{"type": "image"}]}], "max_tokens": 3}, False),
+        (POSTS[5], {"messages": [{"role": "system", "content": "x"}], "max_tokens": 3}, False),
+        (POSTS[5], {"messages": HI, "max_tokens": 3, "tool_choice": {"type": "any"}, "tools": [{"name": "f"}]}, False),
+        (POSTS[6], {"messages": HI}, True),
+        (POSTS[6], {"messages": HI, "mcp_servers": [{}]}, False),
         ("/tokenize", {"prompt": "hi", "parse_special": False}, False),
         ("/detokenize", {"tokens": [104.0]}, True),
         ("/detokenize", {"tokens": [-1]}, False),

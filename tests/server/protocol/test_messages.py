@@ -9,10 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from server.errors import InvalidField
 from server.http.explain import explain
-from server.protocol.chat import NOT_THE_TEMPLATES, ChatRequest
+from server.protocol.chat import ChatRequest
 from server.protocol.completion import CompletionRequest
 from server.protocol.elsewhere import TUNING
 from server.protocol.message import MEDIA, ROLES
+from server.protocol.template import NOT_THE_TEMPLATES
 from server.protocol.tokenization import TokenizeRequest
 from tests.server.client import post
 from tests.server.scripted import ScriptedEngine, served

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from griffin.errors import OutOfMemory
 from server.loader import Loaded
 from server.settings import Settings
 from tests.server import tiny_checkpoint
-from tests.server.client import metric, post, stream
+from tests.server.client import events_of, metric, post, stream
 from tests.server.process import ServerProcess, running
 from tests.server.scripted import ScriptedEngine, leave_early, served, wait_until
 
@@ -432,6 +432,33 @@ def test_a_request_has_a_deadline(phase: str, streaming: bool) -> None:
         assert metric(url, "griffin_worker_restarts_total") == 0
         assert post(url, max_tokens=1).status_code == 200
     assert max(engine.ended) < 300
+
+
+NEWER = {
+    "/v1/responses": {"input": "hi", "max_output_tokens": 900},
+    "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 900},
+}
+
+
+@pytest.mark.parametrize("path", NEWER)
+def test_newer_apis_have_deadlines_and_clients_that_leave(path: str) -> None:
+    """As the older ones: the engine stops, and each end is counted."""
+    engine = ScriptedEngine(step_s=0.02)
+    with served(engine) as url:
+        whole = post(url, path, **NEWER[path], timeout=0.3)
+        events = events_of(post(url, path, **NEWER[path], timeout=0.3, stream=True))
+        assert metric(url, "griffin_request_failure_total", reason="request_timeout") == 2
+        for streaming in (False, True):
+            with suppress(httpx.ReadTimeout):
+                body = {**NEWER[path], "stream": streaming}
+                with httpx.stream("POST", f"{url}{path}", json=body, timeout=0.3) as response:
+                    next(response.iter_lines())
+            wait_until(lambda count=1 + streaming: metric(url, "griffin_client_disconnects_total") == count)
+        wait_until(lambda: metric(url, "griffin_num_requests_running") == 0)
+
+    assert (whole.status_code, whole.headers["x-should-retry"]) == (504, "false")
+    assert "error" in [name for name, _ in events]
+    assert max(engine.ended) < 100
 
 
 def test_the_servers_own_deadline_holds_in_any_case() -> None:
