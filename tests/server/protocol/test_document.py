@@ -55,7 +55,10 @@ RULES: dict[str, tuple[str, str]] = {
         r"(messages|input)\[\d+\]\.(tool_\w+|call_id|content\[\d+\]\.\w+)",
         r"answers|the same",
     ),
-    "a model that does not think": (r"reasoning\.effort|thinking", r"does not think"),
+    "a model that does not think": (
+        r"reasoning\.effort|reasoning_effort|max_reasoning_tokens|thinking(\.budget_tokens)?",
+        r"does not think",
+    ),
     "tools of one name": (r"tools\[\d+\]\.(function\.)?name", r"stands twice"),
     "a choice of no tool": ("tool_choice", r"only with tools|is none of tools"),
     "an answer begun and not begun": ("continue_final_message", r"not together with add_generation_prompt"),
