@@ -56,7 +56,7 @@ RULES: dict[str, tuple[str, str]] = {
         r"answers|the same",
     ),
     "a model that does not think": (
-        r"reasoning\.effort|reasoning_effort|max_reasoning_tokens|thinking(\.budget_tokens)?",
+        r"reasoning(\.|_)effort|max_reasoning_tokens|thinking(\.budget_tokens)?",
         r"does not think",
     ),
     "tools of one name": (r"tools\[\d+\]\.(function\.)?name", r"stands twice"),
