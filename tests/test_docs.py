@@ -111,7 +111,7 @@ def test_every_endpoint_is_documented() -> None:
 def test_the_client_table_is_what_was_tested() -> None:
     """Each client, in the version that the tests run."""
     table = README.split("## Clients")[1].split("\n\n")[2]
-    found = dict(re.findall(r"^\| [^|]*?(npm `openai`|`[\w-]+`) \| ([\d.]+) \|", table, re.MULTILINE))
+    found = dict(re.findall(r"^\| [^|]*?((?:npm )?`[\w-]+`) \| ([\d.]+) \|", table, re.MULTILINE))
 
     assert {name.replace("`", ""): version for name, version in found.items()} == TESTED
 

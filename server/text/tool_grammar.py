@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server.text.closing import closed
 from server.text.grammar_program import JSON
 from server.text.tokenizer import Tokenizer
 from server.text.tool_calls import Form
@@ -21,9 +22,12 @@ def mark_ids(tokenizer: Tokenizer, form: Form) -> dict[str, int]:
 
 
 def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What arguments are held to: an object, with no other keys than it describes, unless the schema speaks of them."""
-    closed = {} if any(key in parameters for key in OPEN) else {"additionalProperties": False}
-    return {"type": "object", **closed, **parameters}
+    """What arguments are held to: an object, with no other keys than it describes, unless the schema speaks of them.
+
+    So are the objects inside it, as far as ``closed`` can tell.
+    """
+    others = {} if any(key in parameters for key in OPEN) else {"additionalProperties": False}
+    return {"type": "object", **others, **closed(parameters)}
 
 
 def calls_grammar(

@@ -3,6 +3,7 @@
 from tests.server.client import metric
 
 MODEL = "SmolLM2-135M-Instruct"
+CODER = "qwen2.5-coder-1.5b"
 PROMPT = (
     "Photosynthesis is the process by which green plants use sunlight to make food from carbon dioxide and water. "
     "In short, plants need sunlight because"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.models import coder
 from tests.server.process import running
 
 
@@ -16,6 +17,13 @@ from tests.server.process import running
 def url() -> Iterator[str]:
     """The server's address."""
     with running("--dtype", "float32", "--prompt-pass-tokens", "0") as process:
+        yield process.url
+
+
+@pytest.fixture(scope="module")
+def coder_url() -> Iterator[str]:
+    """The address of a server with a model that was trained to call functions."""
+    with running("--model", str(coder("1.5b"))) as process:
         yield process.url
 
 

@@ -185,6 +185,29 @@ def test_structured_output(server: dict[str, Any], method: Any) -> None:
     assert isinstance(llm.invoke(QUESTION), Weather)
 
 
+# LangChain writes out an object whose type the SDK's class leaves open.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
+def test_structured_output_in_a_stream(server: dict[str, Any], method: Any) -> None:
+    """It ends with what invoke gives, beside the raw message."""
+    llm = ChatOpenAI(**server, max_tokens=60).with_structured_output(Weather, method=method, include_raw=True)
+    whole = llm.invoke(QUESTION)
+    *_, last = (part["parsed"] for part in llm.stream(QUESTION) if "parsed" in part)
+
+    assert isinstance(whole["raw"], AIMessage)
+    assert whole["parsing_error"] is None
+    assert last == whole["parsed"] == Weather(city=last.city)
+
+
+def test_any_object(server: dict[str, Any]) -> None:
+    """OpenAI's older JSON mode: the schema is not sent, so a model may miss it, and LangChain tells."""
+    llm = ChatOpenAI(**server, max_tokens=40).with_structured_output(Weather, method="json_mode", include_raw=True)
+    answer = llm.invoke(QUESTION)
+
+    assert answer["raw"].content.startswith("{")
+    assert (answer["parsed"] is None) == (answer["parsing_error"] is not None)
+
+
 def test_a_chain(server: dict[str, Any]) -> None:
     """A template, the model, and batch: requests side by side, answers in order."""
     prompt = ChatPromptTemplate.from_messages([("user", "What is the capital of {country}? Answer in one sentence.")])

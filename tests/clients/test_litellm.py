@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 # Before the import: the package's own price list is enough, none is to be fetched.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -11,6 +11,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import httpx
 import litellm
 import pytest
+from pydantic import BaseModel
 
 from tests.clients.common import MESSAGES, MODEL, PROMPT, tokens_at
 
@@ -157,6 +158,40 @@ def test_asyncio(server: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert text.choices[0].text
     assert chat.choices[0].message.content == streamed != ""
+
+
+class Weather(BaseModel):
+    """The weather in a city."""
+
+    city: Literal["Paris", "Rome"]
+
+
+WEATHER = {"name": "weather", "description": "The weather in a city.", "parameters": Weather.model_json_schema()}
+TOOLS: dict[str, Any] = {"tools": [{"type": "function", "function": WEATHER}], "tool_choice": "required"}
+
+
+def test_tools(server: dict[str, Any]) -> None:
+    """Whole, put together from a stream, and as a history that goes on."""
+    ask = {**TOOLS, "model": CHAT, "parallel_tool_calls": False, "temperature": 0, "max_tokens": 200, **server}
+    [choice] = litellm.completion(messages=MESSAGES, **ask).choices
+    chunks = list(litellm.completion(messages=MESSAGES, stream=True, **ask))
+    [streamed] = litellm.stream_chunk_builder(chunks).choices
+
+    [call], [same] = choice.message.tool_calls, streamed.message.tool_calls
+    assert (choice.finish_reason, streamed.finish_reason) == ("tool_calls", "tool_calls")
+    assert call.function.name == same.function.name == "weather"
+    assert Weather.model_validate_json(call.function.arguments)
+    assert same.function.arguments == call.function.arguments
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    again = litellm.completion(messages=[*MESSAGES, choice.message, result], **ask)
+    assert again.choices[0].message.tool_calls
+
+
+def test_structured_output(server: dict[str, Any]) -> None:
+    """A model of pydantic's is sent as a strict schema."""
+    answer = litellm.completion(model=CHAT, messages=MESSAGES, response_format=Weather, max_tokens=40, **server)
+
+    assert Weather.model_validate_json(answer.choices[0].message.content)
 
 
 def test_errors_are_litellms_own(server: dict[str, Any]) -> None:

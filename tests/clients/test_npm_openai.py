@@ -1,37 +1,24 @@
 """OpenAI's SDK for JavaScript, from npm, in node."""
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.common import MODEL, PROMPT
+from tests.clients.node import install, run
 from tests.clients.versions import NPM_OPENAI
-from tests.programs import require
 
 SCRIPT = Path(__file__).with_suffix(".mjs")
 
 
 @pytest.fixture(scope="module")
 def answers(url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the script prints. node looks for packages beside the script, so it is copied to them."""
-    node, npm = require("node"), require("npm")
+    """What the script prints."""
     folder = tmp_path_factory.mktemp("npm")
-    install = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", "--prefix", "."]
-    installed = subprocess.run(
-        [*install, f"openai@{NPM_OPENAI}"], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    assert installed.returncode == 0, installed.stderr
-    script = shutil.copy(SCRIPT, folder)
-    done = subprocess.run(
-        [node, script, f"{url}/v1", MODEL, PROMPT], cwd=folder, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    parsed: dict[str, Any] = json.loads(done.stdout)
-    return parsed
+    install(folder, {"openai": NPM_OPENAI})
+    return run(SCRIPT, folder, f"{url}/v1", MODEL, PROMPT)
 
 
 def joined(chunks: list[dict[str, Any]]) -> str:

@@ -2,17 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.clients.common import MESSAGES, MODEL
-from tests.server.process import running
+from tests.clients.common import CODER, MESSAGES, MODEL
 
-CODER = Path("~/.cache/griffin-models/qwen2.5-coder-1.5b.gguf").expanduser()
 MOST_TURNS = 6
 
 
@@ -93,14 +90,9 @@ def test_a_history_goes_on(strict: openai.OpenAI) -> None:
 
 
 @pytest.fixture(scope="module")
-def coder() -> Iterator[openai.OpenAI]:
+def coder(coder_url: str) -> Iterator[openai.OpenAI]:
     """A client of a model that was trained to call functions."""
-    if not CODER.exists():
-        pytest.skip(f"{CODER.name} is not there")
-    with (
-        running("--model", str(CODER)) as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
+    with openai.OpenAI(base_url=f"{coder_url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -142,7 +134,7 @@ def test_an_agent_calls_two_tools(coder: openai.OpenAI, ask_once: Callable[..., 
     called: list[tuple[str, dict[str, Any]]] = []
     content: str | None = None
     for _ in range(MOST_TURNS):
-        ask = {"model": CODER.stem, "messages": messages, "tools": AGENT_TOOLS, "temperature": 0, "max_tokens": 200}
+        ask = {"model": CODER, "messages": messages, "tools": AGENT_TOOLS, "temperature": 0, "max_tokens": 200}
         content, calls, reason = ask_once(coder, {**ask, "extra_body": {"sparsity": sparsity}})
         assert reason == ("tool_calls" if calls else "stop")
         if not calls:

@@ -99,6 +99,17 @@ def test_arguments_have_no_other_keys() -> None:
     assert "additionalProperties" not in arguments_schema({"$ref": "#/$defs/a"})
 
 
+def test_nor_have_objects_inside_them(smollm2: Checkpoint) -> None:
+    """Whatever is drawn."""
+    home = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+    parameters = {"$defs": {"home": home}, "properties": {"home": {"$ref": "#/$defs/home"}}, "required": ["home"]}
+    grammar = calls_grammar(HERMES, [("f", parameters)], {}, single=True)
+
+    for seed in range(4):
+        [(_, arguments)] = said_by(drawn(smollm2.tokenizer, grammar, HERMES, seed), HERMES)
+        assert json.loads(arguments) in ({"home": {"city": "Paris"}}, {"home": {"city": "Rome"}})
+
+
 def test_a_schema_that_cannot_be_compiled(smollm2: Checkpoint) -> None:
     """Is refused."""
     grammar = calls_grammar(HERMES, [("f", {"properties": {"a": {"format": "nope"}}})], {}, single=True)

@@ -1,0 +1,34 @@
+"""Scripts for node, with packages from npm."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.programs import require
+
+INSTALL_S = 300
+SCRIPT_S = 600
+
+
+def install(folder: Path, packages: Mapping[str, str]) -> None:
+    """Put these versions, by name, into a folder."""
+    command = [require("npm"), "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+    named = [f"{name}@{version}" for name, version in packages.items()]
+    done = subprocess.run(
+        [*command, "--prefix", ".", *named], cwd=folder, capture_output=True, text=True, timeout=INSTALL_S
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def run(script: Path, folder: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON that a script prints. node looks for packages beside the script, so it is copied to them."""
+    copy = shutil.copy(script, folder)
+    done = subprocess.run(
+        [require("node"), copy, *arguments], cwd=folder, capture_output=True, text=True, timeout=SCRIPT_S
+    )
+    assert done.returncode == 0, done.stderr
+    answers: dict[str, Any] = json.loads(done.stdout)
+    return answers

@@ -1,0 +1,85 @@
+"""Objects are closed where nothing is lost by it."""
+
+import copy
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from server.text.closing import closed
+from server.text.tool_grammar import arguments_schema
+
+
+class Home(BaseModel):
+    city: str
+
+
+class Person(BaseModel):
+    name: str
+    home: Home
+    others: list[Home] = []
+    office: Home | None = None
+    by_year: dict[str, Home] = {}
+
+
+def test_all_objects_of_a_model_of_pydantic() -> None:
+    """The schema that instructor and others send for it, with what is nested in definitions."""
+    schema = Person.model_json_schema()
+    before = copy.deepcopy(schema)
+    made = closed(schema)
+
+    assert made["additionalProperties"] is False
+    assert made["$defs"]["Home"]["additionalProperties"] is False
+    assert made["properties"]["by_year"] == before["properties"]["by_year"]
+    assert schema == before
+
+
+INNER: dict[str, Any] = {"type": "object", "properties": {"a": {}}}
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        {"items": INNER},
+        {"prefixItems": [INNER]},
+        {"anyOf": [INNER, {"type": "null"}]},
+        {"additionalProperties": INNER},
+        {"properties": {"properties": INNER, "allOf": {}}, "additionalProperties": True},
+    ],
+    ids=str,
+)
+def test_wherever_it_lies(outer: dict[str, Any]) -> None:
+    """Names of properties are no keywords."""
+    assert str(closed(outer)) == str(outer).replace("{'a': {}}", "{'a': {}}, 'additionalProperties': False")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"properties": {"a": {}}, "additionalProperties": {"type": "string"}},
+        {"properties": {"a": {}}, "patternProperties": {"^x": {}}},
+        {"properties": {"a": {}}, "required": ["a", "b"]},
+        {"properties": {"a": {}}, "required": [[]]},
+        {"properties": {"a": {}}, "minProperties": 2},
+        {"allOf": [{"$ref": "#/$defs/x"}, {"properties": {"b": {}}}], "$defs": {"x": INNER}},
+        {"properties": {"b": {}}, "$ref": "#/$defs/x", "$defs": {"x": INNER}},
+        {"properties": {"b": {}}, "anyOf": [INNER, {"required": ["c"]}]},
+        {"required": ["c"], "anyOf": [INNER, {"properties": {"c": {}}}]},
+        {"oneOf": [INNER, {"properties": {"b": {}}}]},
+        {"properties": 1, "anyOf": 2, "items": [3]},
+    ],
+    ids=str,
+)
+def test_what_stays_open(schema: dict[str, Any]) -> None:
+    """What speaks of other keys or needs them; and where values have several schemas, which may complete each other."""
+    assert closed(schema) == schema
+
+
+def test_arguments_are_closed_within() -> None:
+    """And outside, also where nothing within can be."""
+    inner_open = {"allOf": [INNER]}
+
+    assert arguments_schema({"properties": {"b": INNER}})["properties"]["b"]["additionalProperties"] is False
+    made = arguments_schema({"properties": {"b": inner_open}})
+    assert (made["properties"]["b"], made["additionalProperties"]) == (inner_open, False)
