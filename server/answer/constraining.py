@@ -7,6 +7,7 @@ from server.protocol.request import GenerationRequest
 from server.protocol.structured import Form
 from server.protocol.tool import Offered
 from server.served import ServedModel
+from server.text.closing import closed
 from server.text.grammars import Grammars
 from server.text.reasoning import Thoughts
 from server.text.thought_budget import NoBudget, ThoughtBudget
@@ -53,7 +54,7 @@ def budget_of(body: GenerationRequest, thoughts: Thoughts | None, model: ServedM
 async def _form(form: Form, grammars: Grammars) -> Grammar:
     match form.kind:
         case "json_object" | "json_schema":
-            return await grammars.of_schema(form.value, form.param)
+            return await grammars.of_schema(form.value and closed(form.value), form.param)
         case "regex":
             return await grammars.of_regex(form.value, form.param)
         case "choice":
@@ -69,7 +70,7 @@ async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Gra
         if form.kind not in ("json_object", "json_schema"):
             raise InvalidField(f"{form.param} not together with tools; leave one of them out", form.param)
         await _form(form, model.grammars)
-        instead = form.value if form.kind == "json_schema" else {"type": "object"}
+        instead = closed(form.value) if form.kind == "json_schema" else {"type": "object"}
     schemas = [(tool.function.name, tool.function.schema_of_arguments()) for tool in offered.tools]
     style, ids = model.tools.form, mark_ids(model.tokenizer, model.tools.form)
     grammar = calls_grammar(style, schemas, ids, single=offered.single, instead=instead)

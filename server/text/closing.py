@@ -24,7 +24,11 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """
     if any(_combined(one) for one in _within(schema)):
         return dict(schema)
-    made: dict[str, Any] = _closed(schema)
+    try:
+        made: dict[str, Any] = _closed(schema)
+    except RecursionError:
+        # The compiler has a limit of its own for that, and says so.
+        return dict(schema)
     return made
 
 

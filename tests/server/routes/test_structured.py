@@ -107,6 +107,15 @@ def test_every_form_in_completions(url: str, form: dict[str, Any], fits: Any) ->
         assert choice["finish_reason"] == "stop"
 
 
+def test_an_object_has_the_properties_that_are_listed(url: str) -> None:
+    """As a schema of pydantic's means it, which does not say so; with sparsity and without."""
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    for sparsity in (0, 0.5):
+        for choice in completed(url, n=3, response_format=form, sparsity=sparsity):
+            assert set(json.loads(choice["text"])) == {"a"}
+
+
 def test_any_object(url: str) -> None:
     """Both spellings of it; an answer that is cut off is a beginning."""
     for body in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}):

@@ -76,6 +76,13 @@ def test_what_stays_open(schema: dict[str, Any]) -> None:
     assert closed(schema) == schema
 
 
+def test_a_deep_schema_is_left_to_the_compiler() -> None:
+    schema: dict[str, Any] = INNER
+    for _ in range(5000):
+        schema = {"items": schema}
+    assert closed(schema)["items"] is schema["items"]
+
+
 def test_arguments_are_closed_within() -> None:
     """And outside, also where nothing within can be."""
     inner_open = {"allOf": [INNER]}
