@@ -81,7 +81,7 @@ def _choice(value: Any) -> ClientChoice:
     kind, alone = value.get("type"), value.get("disable_parallel_tool_use")
     if not isinstance(kind, str) or kind not in MODES:
         refuse("type", f"must be one of {', '.join(MODES)}")
-    if alone not in (None, True, False):
+    if not (alone is None or isinstance(alone, bool)):
         refuse("disable_parallel_tool_use", "must be true or false")
     name = value.get("name")
     if name is not None and not isinstance(name, str):

@@ -47,7 +47,10 @@ class TokenizeText(Extensible):
 
 
 class TokenizeMessages(TemplateRequest, Extensible):
-    refused: ClassVar = {name: field for name, field in REFUSED_IN_TOKENIZE.items() if name != "tools"}
+    refused: ClassVar = {
+        **{name: field for name, field in REFUSED_IN_TOKENIZE.items() if name != "tools"},
+        "prompt": Refused((), "a request of its own"),
+    }
 
     model: ModelName = None
     add_special_tokens: bool | None = False
