@@ -13,7 +13,7 @@ from griffin.method.preparation import Preparation
 from griffin.model.accounting import Accounting
 from griffin.model.checkpoint.source import locate
 from griffin.model.loading import Checkpoint, load, load_each
-from griffin.model.memory import give_memory_back, memory_in_use
+from griffin.model.memory import give_memory_back, memory_in_use, threads_at_first
 from griffin.neurons import Selection
 from griffin.request import Pruning, Sampling, Scoring, Verification
 
@@ -41,4 +41,5 @@ __all__ = [
     "load_each",
     "locate",
     "memory_in_use",
+    "threads_at_first",
 ]

@@ -16,6 +16,7 @@ ApiError
 ├── UnsupportedEncoding   415
 ├── UnsupportedMediaType  415
 ├── QueueFull             429, with Retry-After
+├── ClientLeft            499, which nobody reads
 ├── InternalError         500, not worth a retry
 ├── OutOfMemory           500, not worth a retry
 ├── ModelLoading          503, with Retry-After
@@ -120,6 +121,15 @@ class ModelUnavailable(_Unavailable):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"model {short(name)} could not be loaded; the cause is in the server's log", 30)
+
+
+class ClientLeft(ApiError):
+    """Nobody reads this; 499 is what proxies log for a client that left."""
+
+    status, type, code = 499, "server_error", "client_left"
+
+    def __init__(self) -> None:
+        super().__init__("the client has left")
 
 
 class ServerDraining(_Unavailable):

@@ -55,6 +55,8 @@ def load(settings: Settings) -> Loaded:
         GriffinError: one line that says why there is no model.
     """
     _require_possible(settings)
+    # Asked before anything divides them: a model that is loaded later gets no share of a share.
+    griffin.threads_at_first()
     before = griffin.memory_in_use()
     checkpoints = griffin.load_each(
         settings.model,
@@ -135,9 +137,16 @@ def _prefix_files(checkpoint: Checkpoint, settings: Settings) -> PrefixFiles | N
         return None
     device = checkpoint.model.device.type
     # All that a chunk's numbers depend on, down to how they are rounded.
-    model = f"{checkpoint.identity} {device} {settings.prefill_chunk} {settings.prompt_pass_tokens}"
+    model = f"{checkpoint.identity} {device} {settings.prefill_chunk} {_passes_of_chunks(settings)}"
     disk_bytes = int(settings.prefix_cache_disk_gb * 10**9)
     return PrefixFiles(settings.prefix_cache_dir, disk_bytes, settings.prefix_cache_mb * 2**20, model)
+
+
+def _passes_of_chunks(settings: Settings) -> str:
+    """What tells whether whole chunks go through the decoder's passes. ``auto`` never takes longer ones."""
+    tokens = settings.prompt_pass_tokens
+    longest = griffin.PassLimit.LARGEST_MEASURED if tokens == "auto" else tokens
+    return "none" if longest < settings.prefill_chunk else str(tokens)
 
 
 def _engines(
@@ -158,6 +167,7 @@ def _engines(
         limit=limit,
         losses=prepared.losses,
         method=settings.method,
+        threads=griffin.threads_at_first(),
     )
 
 

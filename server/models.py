@@ -4,14 +4,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import griffin
 from griffin.errors import GriffinError
-from server.errors import ModelLoading, ModelNotFound, ModelUnavailable, ServerDraining
+from server.errors import ClientLeft, ModelLoading, ModelNotFound, ModelUnavailable, RequestTimeout, ServerDraining
 from server.loader import Found, Loaded
 from server.metrics import Metrics
 from server.protocol.fields import SparsityChoice
@@ -30,6 +30,8 @@ LOADING_RETRY_S = 5
 POLL_S = 0.02
 # For the threads of a model that is unloaded: each ends within one token or one prompt chunk.
 LAST_TOKEN_S = 60
+# Before a model that could not be loaded is tried again.
+BROKEN_S = 30
 
 
 @dataclass(eq=False, slots=True)
@@ -44,6 +46,7 @@ class Slot:
     leaving: it takes no further requests, and is unloaded when its last one has ended.
     takers: requests that wait until it is loaded.
     users: requests that have it and are not in its queue yet.
+    broken_until: it could not be loaded, and is not tried before, in seconds of ``time.monotonic``.
     created: in Unix seconds.
     """
 
@@ -55,6 +58,7 @@ class Slot:
     leaving: bool = False
     takers: int = 0
     users: int = 0
+    broken_until: float = 0.0
     coming: "asyncio.Task[None] | None" = None
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -98,6 +102,7 @@ class Models:
         # Models come and go one at a time, in the order in which they were asked for.
         self._one_change = asyncio.Lock()
         self._drains = asyncio.Event()
+        self._trimming: asyncio.Task[None] | None = None
 
     async def start(self) -> Loaded:
         """Find all models, and load the first.
@@ -141,20 +146,30 @@ class Models:
         return slot, parse_sparsity(number, "model")
 
     @asynccontextmanager
-    async def use(self, slot: Slot) -> AsyncIterator[ServedModel]:
+    async def use(
+        self, slot: Slot, deadline: float, gone: Callable[[], Awaitable[object]]
+    ) -> AsyncIterator[ServedModel]:
         """The model, loaded. It stays so until the end, and as long as a job is in its queue.
+
+        Args:
+            deadline: in seconds of ``time.monotonic``.
+            gone: returns when nobody waits for it any more.
 
         Raises:
             ModelLoading: too many requests wait for a model already.
-            ModelUnavailable: it could not be loaded.
+            ModelUnavailable: it could not be loaded, just now or a short time ago.
+            RequestTimeout: it was not loaded in time.
+            ClientLeft: nobody waits any more.
             ServerDraining: the server is on its way down.
         """
         while not slot.available:
-            self.require_room_to_wait()
+            self._require_room_to_wait()
+            if time.monotonic() < slot.broken_until:
+                raise ModelUnavailable(slot.name)
             slot.takers += 1
             try:
                 slot.coming = slot.coming or asyncio.create_task(self._change_to(slot))
-                await self._until(slot.coming)
+                await self._until(slot.coming, deadline, gone)
             finally:
                 slot.takers -= 1
         assert slot.served is not None
@@ -165,7 +180,7 @@ class Models:
         finally:
             slot.users -= 1
 
-    def require_room_to_wait(self) -> None:
+    def _require_room_to_wait(self) -> None:
         """
         Raises:
             ModelLoading: as many requests wait for models as may.
@@ -184,32 +199,53 @@ class Models:
     def _named(self, name: str) -> Slot | None:
         return next((slot for slot in self.slots if name in slot.names), None)
 
-    async def _until(self, coming: "asyncio.Task[None]") -> None:
+    async def _until(
+        self, coming: "asyncio.Task[None]", deadline: float, gone: Callable[[], Awaitable[object]]
+    ) -> None:
         """Wait for a change to a model, which other requests may wait for too."""
-        drains = asyncio.ensure_future(self._drains.wait())
+        started = time.monotonic()
+        drains, left = asyncio.ensure_future(self._drains.wait()), asyncio.ensure_future(gone())
         try:
-            await asyncio.wait((coming, drains), return_when=asyncio.FIRST_COMPLETED)
+            ends = (coming, drains, left)
+            await asyncio.wait(ends, timeout=deadline - started, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done():
+                coming.result()
+            elif drains.done():
+                raise ServerDraining()
+            elif left.done():
+                raise ClientLeft()
+            else:
+                waited = deadline - started
+                raise RequestTimeout(f"the model was not loaded within {waited:.0f} s, as long as the request may take")
         finally:
             drains.cancel()
-        if not coming.done():
-            raise ServerDraining()
-        coming.result()
+            left.cancel()
 
     async def _change_to(self, slot: Slot) -> None:
         try:
             async with self._one_change:
                 await self._make_room(slot)
                 await self._load(slot)
-        except GriffinError as error:
-            logger.error("%s could not be loaded: %s", slot.name, error)
-            raise ModelUnavailable(slot.name) from None
         except (ServerDraining, asyncio.CancelledError):
             raise
-        except Exception:
-            logger.exception("%s could not be loaded", slot.name)
+        except Exception as error:
+            if isinstance(error, GriffinError):
+                logger.error("%s could not be loaded: %s", slot.name, error)
+            else:
+                logger.exception("%s could not be loaded", slot.name)
+            # Each try may cost another model its place.
+            slot.broken_until = time.monotonic() + BROKEN_S
             raise ModelUnavailable(slot.name) from None
         finally:
             slot.coming = None
+        if self._victim(slot) is not None:
+            # It takes more than its files told. Whoever waits for it need not wait for that.
+            self._trimming = asyncio.create_task(self._trim(slot))
+
+    async def _trim(self, slot: Slot) -> None:
+        with suppress(ServerDraining):
+            async with self._one_change:
+                await self._make_room(slot)
 
     async def _load(self, slot: Slot) -> Loaded:
         loaded = await _in_thread("loader", self._loader, slot.settings)
@@ -252,9 +288,11 @@ class Models:
             raise ServerDraining()
 
     def _victim(self, slot: Slot) -> Slot | None:
-        others = [each for each in self.slots if each.served is not None]
+        others = [each for each in self.slots if each.served is not None and each is not slot]
         limit = self._settings.memory_limit_bytes
-        if not others or (limit is not None and sum(each.bytes for each in (*others, slot)) <= limit):
+        # Of a model whose files are not here yet nothing is known.
+        known = slot.bytes > 0 and limit is not None
+        if not others or (known and sum(each.bytes for each in (*others, slot)) <= (limit or 0)):
             return None
         return min(others, key=lambda each: each.used)
 
@@ -267,7 +305,7 @@ class Models:
         try:
             assert slot.served is not None
             queue = slot.served.workers.queue
-            while slot.users or queue.busy():
+            while slot.users or slot.served.answers or queue.busy():
                 await asyncio.sleep(POLL_S)
                 if self._drains.is_set():
                     raise ServerDraining()

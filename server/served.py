@@ -43,6 +43,7 @@ class ServedModel:
     tools: how it is told of tools, and calls them.
     thoughts: what stands around its thoughts, if it thinks before it answers.
     experts: the neurons that recent requests ran with.
+    answers: those that have not been read to their end yet, by id; each keeps the model in memory.
     close_files: writes what is to outlive the process, in the seconds that it is given.
     """
 
@@ -56,6 +57,7 @@ class ServedModel:
     tools: ToolSupport
     thoughts: Marks | None
     experts: RecentExperts = field(default_factory=RecentExperts)
+    answers: set[int] = field(default_factory=set)
     close_files: Callable[[float], None] = lambda seconds: None
     _one_at_a_time: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 

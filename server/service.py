@@ -1,6 +1,7 @@
 """What all routes share: the settings, the metrics, and the model once it is loaded."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
 
@@ -11,6 +12,11 @@ from server.models import LOADING_RETRY_S, Models
 from server.protocol.fields import SparsityChoice
 from server.served import ServedModel
 from server.settings import Settings
+
+
+async def never() -> None:
+    """Wait for ever."""
+    await asyncio.Event().wait()
 
 
 class Service:
@@ -63,23 +69,33 @@ class Service:
         With several models only the request itself tells which queue it needs.
         """
         self.require_open()
-        self.models.require_room_to_wait()
         if len(self.models.slots) == 1:
             self.models.loaded[0].workers.queue.require_room()
 
     @asynccontextmanager
-    async def resolve(self, name: str | None) -> AsyncIterator[tuple[ServedModel, SparsityChoice | None]]:
+    async def resolve(
+        self,
+        name: str | None,
+        deadline: float | None = None,
+        gone: Callable[[], Awaitable[object]] = never,
+    ) -> AsyncIterator[tuple[ServedModel, SparsityChoice | None]]:
         """The model that a request asks for by one of its names or an alias, and the sparsity of an alias. It stays
         loaded until the end, and as long as a job is in its queue.
+
+        Args:
+            deadline, gone: see ``Models.use``; None: ``--request-timeout`` from now.
 
         Raises:
             ServerDraining, ModelLoading: see ``require_open``.
             ModelNotFound, InvalidField: see ``Models.find``.
             ModelUnavailable: see ``Models.use``.
+            RequestTimeout, ClientLeft: see ``Models.use``.
         """
         self.require_open()
         slot, sparsity = self.models.find(name)
-        async with self.models.use(slot) as model:
+        if deadline is None:
+            deadline = monotonic() + self.settings.request_timeout
+        async with self.models.use(slot, deadline, gone) as model:
             yield model, sparsity
 
     def require_ready(self) -> str:

@@ -278,6 +278,7 @@ def build_engines(
     limit: PassLimit | None = None,
     losses: Sequence[LossTable] = (),
     method: MethodName = "griffin",
+    threads: int | None = None,
 ) -> list[Engine]:
     """Engines that share one model and one store of prefixes, warmed up, each for a thread of its own.
 
@@ -287,12 +288,13 @@ def build_engines(
         prefix_bytes: memory for the store.
         prefix_files: where it keeps prefixes beyond the process.
         limit: see ``Engine``; what is measured counts for all that share it.
+        threads: torch's, for all of them together; None: as many as it has now.
 
     Raises:
         LoadError: the weights leave too little memory for so many engines.
     """
-    if model.device.type == "cpu" and count > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    if model.device.type == "cpu" and (count > 1 or threads):
+        torch.set_num_threads(max(1, (threads or torch.get_num_threads()) // count))
     prefixes, limit = PrefixStore(prefix_bytes, prefill_chunk, prefix_files), limit or PassLimit()
     engines: list[Engine] = []
     try:

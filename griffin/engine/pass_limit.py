@@ -8,7 +8,7 @@ request.
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -36,7 +36,10 @@ class PassLimit:
 
     tokens: the limit; 0 reads every prompt through the model's own code.
     settled: whether it stays.
+    LARGEST_MEASURED: auto comes to no more.
     """
+
+    LARGEST_MEASURED: ClassVar = STEPS[-1]
 
     def __init__(self, tokens: int | Literal["auto"] = 0) -> None:
         """

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -67,6 +68,12 @@ class Room:
             (self._rest,) = untouched([max(taken, PIECE)])
         own, self._rest = self._rest[:size], self._rest[taken:]
         return own.view(dtype).view(rows, columns)
+
+
+@cache
+def threads_at_first() -> int:
+    """Torch's threads when this was asked for the first time. Later they may be those of one engine alone."""
+    return torch.get_num_threads()
 
 
 def memory_in_use() -> int:

@@ -1,5 +1,6 @@
 """One request on its way to the client: a job's events become pieces of text."""
 
+import weakref
 from collections.abc import AsyncGenerator, Iterator
 
 from server.answer.counts import Counts
@@ -30,6 +31,9 @@ class Generation:
         self._traces = Traces(job.asks[0], counts, model.experts, model.workers.comparisons)
         self._outcome = Outcome(job, delivery.sequences)
         self._closed = False
+        # Whoever still holds this, such as a stream to a slow reader, holds the model too.
+        model.answers.add(id(self))
+        weakref.finalize(self, model.answers.discard, id(self))
 
     def submit(self) -> None:
         """Queue the job; raises like ``Queue.submit``. From here on the request is counted, however it ends."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fastapi import Request
 
@@ -12,6 +13,7 @@ from griffin.errors import InvalidRequest
 from server.answer.choices import Choices, choose
 from server.answer.constraining import budget_of, grammar_of
 from server.answer.counts import Counts
+from server.answer.disconnect import disconnected
 from server.answer.generation import Generation
 from server.answer.observation import Observation
 from server.answer.prompts import Prompt, require_infill, tokenize
@@ -111,7 +113,7 @@ class Intake:
 
     def _generation(self, asks: tuple[Ask, ...], delivery: Delivery) -> Generation:
         model, settings, state = self.model, self.service.settings, self.request.state
-        limit_s = min(self.body.timeout or settings.request_timeout, settings.request_timeout)
+        limit_s = self.body.longest_s(settings.request_timeout)
         job = Job(asks, self.arrived, self.arrived + limit_s, state.request_id)
         accounting, counts = model.engine.accounting, Counts(asks)
         report = Report(job, counts, accounting, self.requested_sparsity)
@@ -181,13 +183,14 @@ async def begin(body: GenerationRequest, request: Request, prompts: int) -> Asyn
         prompts: how many the body has.
 
     Raises:
-        ModelNotFound, ModelLoading, ModelUnavailable, ServerDraining: see ``Service.resolve``.
+        ModelNotFound, ModelLoading, ModelUnavailable, ServerDraining, RequestTimeout: see ``Service.resolve``.
         InvalidField: model name, header and body do not name the same sparsity; or see ``choose``.
         ExpertsNotFound: see ``choose``.
     """
     service: Service = request.app.state.service
     arrived = time.monotonic()
-    async with service.resolve(body.model) as (model, alias_sparsity):
+    deadline = arrived + body.longest_s(service.settings.request_timeout)
+    async with service.resolve(body.model, deadline, partial(disconnected, request)) as (model, alias_sparsity):
         requested = _requested_sparsity(body, request.headers.get(SPARSITY_HEADER), alias_sparsity)
         choices = choose(body, requested, prompts, service.settings, model)
         yield Intake(service, model, body, requested, choices, arrived, request)

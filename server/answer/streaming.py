@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import Request, Response
@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.answer.collected import Collected
+from server.answer.disconnect import disconnected
 from server.answer.formats.format import Format
 from server.answer.generation import Generation
 from server.errors import as_api_error
@@ -25,8 +26,6 @@ SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 KEEP_ALIVE = b": keep-alive\n\n"
 # For a reader who is slow to take the last words, beyond the request's deadline.
 LAST_WORDS_S = 5
-# Between looks for a disconnect that could have gone unseen.
-FIRST_LOOK_S, LONGEST_LOOK_S = 1.0, 8.0
 # Tokens that take so long to write that the event loop must not do it.
 MUCH = 2_000
 PART_BYTES = 2**16
@@ -108,19 +107,11 @@ async def _parts(body: bytes) -> AsyncGenerator[bytes, None]:
 
 @asynccontextmanager
 async def _cancelled_when_gone(request: Request, job: Job) -> AsyncIterator[None]:
-    """Cancel the job when the client disconnects: the framework does so for streams only, and not in all versions."""
+    """Cancel the job when the client disconnects."""
 
     async def watch() -> None:
-        patience_s = FIRST_LOOK_S
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    if (await request.receive())["type"] == "http.disconnect":
-                        job.cancel()
-                        return
-            # When bytes come after a request, uvicorn stops reading, and then sees no disconnect either. Asking again
-            # makes it read on. Seldom: what it reads, it keeps.
-            patience_s = min(2 * patience_s, LONGEST_LOOK_S)
+        await disconnected(request)
+        job.cancel()
 
     watcher = asyncio.create_task(watch())
     try:

@@ -155,6 +155,10 @@ class GenerationRequest(BaseModel):
         """The form that the API's own field for it names."""
         return None
 
+    def longest_s(self, limit_s: float) -> float:
+        """The seconds that the request may take, of the server's."""
+        return min(self.timeout or limit_s, limit_s)
+
     def thought_budget(self) -> tuple[int, str] | None:
         """How many tokens a thought may have, and the field that says so."""
         return None

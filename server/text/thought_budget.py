@@ -6,6 +6,7 @@ from server.text.reasoning import Marks
 from server.text.tokenizer import Tokenizer, encode
 
 ALLOWED = b"\xff"
+BLANKS = (" ", "\n", "\n\n", " \n", "\r\n", "\t")
 
 
 class NoBudget(ValueError):
@@ -31,6 +32,8 @@ class ThoughtBudget:
         if self.close_id not in self.closing:
             raise NoBudget(f"its tokenizer does not keep {marks.close} apart")
         self.tokens, self.begun = tokens, begun
+        # Space may stand before a thought.
+        self.blanks = {ids[0] for blank in BLANKS if len(ids := encode(tokenizer, blank, False)) == 1}
         self.mask = ALLOWED * -(-vocabulary_size // 8)
 
     def begin(self) -> "_Thought":
@@ -79,7 +82,8 @@ class _Thought:
     def advance(self, id: int) -> None:
         if self._left is None:
             # A thought stands at the beginning, or there is none.
-            self._left = self._budget.tokens if id == self._budget.open_id else -1
+            if id not in self._budget.blanks:
+                self._left = self._budget.tokens if id == self._budget.open_id else -1
         elif self._left == 0:
             self._closing = self._closing[1:]
             self._left = 0 if self._closing else -1

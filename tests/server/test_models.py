@@ -10,13 +10,14 @@ import httpx
 import pytest
 
 from griffin.errors import LoadError
+from server import models
 from server.app import create_app
 from server.loader import Found, Loaded
 from server.settings import Settings, SettingsInvalid, read_settings
 from tests.server import tiny_checkpoint
 from tests.server.client import metric, post
 from tests.server.process import running
-from tests.server.scripted import CharacterTokenizer, ScriptedEngine, listening, wait_until
+from tests.server.scripted import CharacterTokenizer, ScriptedEngine, leave_early, listening, wait_until
 
 GIB = 2**30
 
@@ -64,6 +65,10 @@ def said(url: str, model: str | None, **body: object) -> str:
     answer = post(url, max_tokens=1, **named, **body)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["text"])
+
+
+def waiting(url: str) -> float:
+    return metric(url, "griffin_num_requests_waiting", model_name="beta")
 
 
 def loaded(url: str) -> dict[str, bool]:
@@ -132,18 +137,64 @@ def test_too_many_wait_for_a_model() -> None:
     assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("model_loading", "5")
 
 
-def test_a_model_that_cannot_be_loaded_is_tried_again() -> None:
-    """Its requests get 503; the others go on."""
+def test_a_model_that_cannot_be_loaded_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its requests get 503, and the others go on: it does not take their place again and again."""
     shelf = Shelf(alpha=1, beta=1)
     shelf.broken.add("beta")
     with several(shelf) as url:
         refused = post(url, model="beta")
         assert said(url, "alpha") == "a"
+        assert post(url, model="beta").json() == refused.json()
+        assert shelf.loads == ["alpha", "beta", "alpha"]
+    shelf.loads.clear()
+    monkeypatch.setattr(models, "BROKEN_S", 0)
+    with several(shelf) as url:
+        assert post(url, model="beta").status_code == 503
         shelf.broken.clear()
         assert said(url, "beta") == "b"
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "model_unavailable"
     assert "retry-after" in refused.headers
+
+
+def test_who_waits_for_a_model_has_a_deadline_and_may_leave() -> None:
+    """Neither takes a place for long, and the model at hand goes on."""
+    shelf = Shelf(alpha=1, beta=1)
+    shelf.gates["beta"] = threading.Event()
+    with several(shelf, queue_size=1, memory_limit=1) as url:
+        late = post(url, model="beta", timeout=0.2)
+        leave_early(url, 0.2, model="beta", prompt="x")
+        wait_until(lambda: metric(url, "griffin_num_requests_waiting", model_name="alpha") == 0)
+        wait_until(lambda: waiting(url) == 0)
+        assert said(url, "alpha") == "a"
+        shelf.gates["beta"].set()
+        assert said(url, "beta") == "b"
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "request_timeout")
+
+
+def test_a_model_whose_files_are_not_here_shares_with_none() -> None:
+    """Of a hub's model nothing is known before it is loaded; then what is too much leaves."""
+    shelf = Shelf(alpha=GIB, beta=0)
+    with several(shelf, memory_limit=2) as url:
+        assert said(url, "beta") == "b"
+        assert loaded(url) == {"alpha": False, "beta": True}
+
+
+def test_a_reader_who_is_slow_keeps_the_model() -> None:
+    """Its memory would not be free: the other one waits until the answer has been read."""
+    shelf = Shelf(alpha=1, beta=1)
+    with several(shelf) as url, ThreadPoolExecutor() as pool:
+        body = {"model": "alpha", "prompt": "x", "max_tokens": 900, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as answer:
+            lines = answer.iter_raw(64)
+            next(lines)
+            other = pool.submit(said, url, "beta")
+            wait_until(lambda: metric(url, "griffin_num_requests_running", model_name="alpha") == 0)
+            finished = shelf.loads == ["alpha"]
+            for _ in lines:
+                pass
+        assert other.result(20) == "b"
+    assert finished
 
 
 def test_an_unknown_model_is_told_all_names() -> None:
@@ -187,17 +238,17 @@ def test_models_that_no_request_could_have(sizes: dict[str, int], settings: dict
 
 
 def test_names_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def models(*arguments: str) -> list[tuple[str, list[str]]]:
+    def read(*arguments: str) -> list[tuple[str, list[str]]]:
         return [(each.model, each.served_names) for each in read_settings(arguments).each_model]
 
     odd = tmp_path / "a=b,c.gguf"
     odd.touch()
-    assert models("--model", "x", "--port", "1", "--model=small=y/z") == [("x", []), ("y/z", ["small"])]
-    assert models("--model", str(odd)) == [(str(odd), [])]
-    assert models("--model", str(odd), "--model", "x") == [(str(odd), []), ("x", [])]
-    assert models("--model", "x", "--served-model-name", "a,b") == [("x", ["a", "b"])]
+    assert read("--model", "x", "--port", "1", "--model=small=y/z") == [("x", []), ("y/z", ["small"])]
+    assert read("--model", str(odd)) == [(str(odd), [])]
+    assert read("--model", str(odd), "--model", "x") == [(str(odd), []), ("x", [])]
+    assert read("--model", "x", "--served-model-name", "a,b") == [("x", ["a", "b"])]
     monkeypatch.setenv("GRIFFIN_MODEL", "big=org/name:Q4_K_M, small=org/other")
-    assert models() == [("org/name:Q4_K_M", ["big"]), ("org/other", ["small"])]
+    assert read() == [("org/name:Q4_K_M", ["big"]), ("org/other", ["small"])]
 
 
 @pytest.mark.parametrize(

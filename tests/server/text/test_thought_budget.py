@@ -40,6 +40,7 @@ def test_a_thought_is_ended_after_its_tokens() -> None:
     assert run(3, [70, 71, 72, 73, 74], begun=True) == [70, 71, 72, *CLOSING, 73, 74]
     assert run(2, [OPEN, 70, 71, 72]) == [OPEN, 70, 71, *CLOSING, 72]
     assert run(0, [70], begun=True) == [*CLOSING, 70]
+    assert run(1, [LINE, OPEN, 70, 71]) == [LINE, OPEN, 70, *CLOSING, 71]
 
 
 def test_what_is_no_thought_or_short_is_left_alone() -> None:
