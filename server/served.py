@@ -89,10 +89,10 @@ class ServedModel:
     def close(self) -> None:
         """Give up requests that are not finished."""
         self.workers.close()
-        self.grammars.close()
 
     def join(self, timeout_s: float) -> None:
-        """After the workers were closed: wait for their threads, and have written what is to be kept."""
+        """After the workers were closed, in a thread: wait for all that runs, and have written what is to be kept."""
+        self.grammars.close()
         self.workers.join(timeout_s)
         self.close_files(WRITE_S)
 

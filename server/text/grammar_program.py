@@ -1,8 +1,9 @@
 """The inside of the checker: forms become grammars, each in a process of its own, within limits.
 
-``grammar_checker`` starts it by ``python -I -c``; it imports nothing of this project. Standard input is JSON, one value
-a line: first the tokenizer and the limits, then forms. Standard output has a line for each: ``{}`` once the tokenizer
-was read, then the grammar of each form; or what is wrong with it.
+``grammar_checker`` starts it by ``python -I -c``, with the server's own paths; it imports nothing of this project.
+Standard input is JSON, one value a line: first the tokenizer and the limits, then forms. Standard output has a line for
+each: ``{}`` once the tokenizer was read, then the grammar of each form; or what is wrong with it. Nobody reads standard
+error after the first line.
 
 A form is compiled just as the server will do it, to the mask of the first token. A fork does it, so what hurts it hurts
 nothing else, and the tokenizer is read once.
@@ -38,6 +39,7 @@ def main() -> None:
     except Exception as refusal:
         print(json.dumps({"error": short(str(refusal))}), flush=True)
         return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     print("{}", flush=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # A fork copies the pages that the collector would write to.

@@ -5,6 +5,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -39,6 +40,8 @@ class Grammars:
         self._refusal: TokenizerRefused | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
+        # Before a thread is taken: others need those of the pool.
+        self._turn = asyncio.Lock()
 
     async def of_schema(self, schema: Mapping[str, Any] | None, param: str) -> Grammar:
         """JSON that a schema describes, in one line; None is any object.
@@ -48,6 +51,7 @@ class Grammars:
 
         Raises:
             InvalidRequest: it cannot be compiled, or takes too much.
+            CheckerFailed: no form can be, by a fault of the server.
         """
         return await self._of("json_object" if schema is None else "json_schema", schema, param)
 
@@ -71,17 +75,17 @@ class Grammars:
         return await self._of("grammar", grammar, param)
 
     def close(self) -> None:
-        """End the checker's process; a further form would start it anew."""
+        """End the checker's process, after the form that it reads; a further form would start it anew."""
         with self._lock:
             if self._checker is not None:
                 self._checker.close()
 
     async def _of(self, kind: str, value: Any, param: str) -> Grammar:
         key = f"{kind} {json.dumps(value)}"
-        if (known := self._compiled.get(key)) is not None:
+        if (known := self._known(key)) is not None:
             return _TokenGrammar(known, param)
         try:
-            return _TokenGrammar(await asyncio.to_thread(self._compile, key, kind, value), param)
+            return _TokenGrammar(await self._in_turn(key, kind, value), param)
         except FormRefused as refusal:
             raise InvalidRequest(f"{param}: {refusal}", param) from None
         except TokenizerRefused as refusal:
@@ -89,8 +93,24 @@ class Grammars:
                 f"{param}: not with this model: the bytes of its tokenizer's tokens are not known ({refusal})", param
             ) from None
 
+    def _known(self, key: str) -> LLMatcher | None:
+        """One that is compiled, which is now the latest used."""
+        with suppress(KeyError):
+            # A thread may drop it at any time.
+            self._compiled.move_to_end(key)
+            return self._compiled[key]
+        return None
+
+    async def _in_turn(self, key: str, kind: str, value: Any) -> LLMatcher:
+        """One at a time: no crowd of forms takes the processor from the engine, or the pool's threads."""
+        await self._turn.acquire()
+        work = asyncio.ensure_future(asyncio.to_thread(self._compile, key, kind, value))
+        # A thread goes on when its request is given up, and so does its turn.
+        work.add_done_callback(lambda _: self._turn.release())
+        return await asyncio.shield(work)
+
     def _compile(self, key: str, kind: str, value: Any) -> LLMatcher:
-        """One at a time: no crowd of forms takes the processor from the engine."""
+        """In a thread."""
         with self._lock:
             if self._refusal is not None:
                 raise self._refusal

@@ -108,6 +108,9 @@ class CallText:
         self._value.take(character)
         if self._value.ended:
             self._key, self._state = json.loads(self._value.text), "colon"
+            if self._key in ARGUMENTS and self.arguments:
+                # Which of the two is meant, nobody can tell.
+                raise NoJson
             if not self._sure and not self.arguments and self._key not in (*NAMES, *ARGUMENTS, *BESIDE):
                 raise NoJson
 
@@ -144,16 +147,30 @@ class CallText:
 
     def _argued(self, value: object) -> None:
         if isinstance(value, str):
-            # JSON inside of JSON.
-            try:
-                value = json.loads(value) if value.strip() else {}
-            except (ValueError, RecursionError):
-                raise NoJson from None
-            if isinstance(value, dict):
-                self.arguments = json.dumps(value, ensure_ascii=False)
+            self.arguments = _object(value)
         elif value is None:
-            value, self.arguments = {}, "{}"
-        if not isinstance(value, dict):
+            self.arguments = "{}"
+        elif not isinstance(value, dict):
             raise NoJson
-        self.arguments = self.arguments or "{}"
         self.complete = bool(self.name)
+
+
+def _object(text: str) -> str:
+    """JSON inside of JSON: the text of an object, which may be missing.
+
+    Raises:
+        NoJson: it is none.
+    """
+    value, text = JsonValue(), text.strip() or "{}"
+    for character in text:
+        if value.take(character) is None:
+            raise NoJson
+    value.finish()
+    if value.first != "{":
+        raise NoJson
+    try:
+        value.text.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair.
+        raise NoJson from None
+    return value.text

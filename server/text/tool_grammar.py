@@ -53,7 +53,8 @@ def calls_grammar(
         "call: " + " | ".join(f"call_{index}" for index in range(len(tools))),
     ]
     for index, (name, parameters) in enumerate(tools):
-        before, _, after = form.call.replace("NAME", name).partition("ARGUMENTS")
+        # Apart first: a tool may be called ARGUMENTS.
+        before, _, after = (part.replace("NAME", name) for part in form.call.partition("ARGUMENTS"))
         schema = _json(arguments_schema(parameters))
         rules.append(f"call_{index}: {_text(before, tokens)} {schema} {_text(after, tokens)}")
     if instead is not None:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIs
 
 from griffin.errors import LoadError
 from griffin.model.checkpoint.hub_files import chosen, is_checkpoint
-from griffin.model.checkpoint.refusals import first_words, require_config
+from griffin.model.checkpoint.refusals import TOKENIZERS, first_words, require_config
 from griffin.model.checkpoint.source import HUB_FOLDER, Source
 from griffin.model.checkpoint.whole import weight_files
 
@@ -25,31 +25,34 @@ SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
 OTHERS = ("consolidated*", "*/*")
 
 
+class _Unreachable(LoadError):
+    """The hub does not answer, or may not be asked. What the cache has may still do."""
+
+
 def brought(source: Source) -> Source:
     """A place on a hub becomes one on this machine: a GGUF file, or a directory, as yet perhaps without its weights.
 
-    What the cache has is taken as it is. Only else the hub is asked.
+    What the cache has is taken as it is. Only else the hub is asked. A GGUF file that only its repository is named for
+    is taken only if the hub has no other model there, or cannot be reached. So is a checkpoint without a tokenizer.
 
     Raises:
         LoadError: the repository does not have what is named, or there is no way to it.
     """
-    hub_id = str(source.hub_id)
-    folder = _snapshot(hub_id)
+    folder = _snapshot(str(source.hub_id))
     if folder and (path := _cached(folder, source)):
-        logger.info("%s: from the hub's cache, %s; hf download brings a newer one", source.name, path)
-        return replace(source, path=path)
-    names = _names(hub_id, source.name)
-    if files := chosen(names, source.name, source.hub_file):
-        return replace(source, path=_download(hub_id, [glob.escape(name) for name in files]) / files[0])
-    folder = _download(hub_id, SMALL)
-    require_config(folder, source.name)
-    return replace(source, path=folder)
+        return _from_cache(source, path)
+    try:
+        return _from_hub(source, folder)
+    except _Unreachable:
+        if folder and (path := _cached(folder, source, alone=True)):
+            return _from_cache(source, path)
+        raise
 
 
 def with_weights(source: Source) -> Path:
     """The whole directory of a repository that ``brought`` has found."""
     assert source.path is not None
-    if not _is_whole(source.path):
+    if not _has_weights(source.path):
         hub_id = str(source.hub_id)
         _download(hub_id, ["*.safetensors"])
         if not weight_files(source.path):
@@ -67,11 +70,40 @@ def _snapshot(hub_id: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _cached(folder: Path, source: Source) -> Path | None:
-    """What is meant in a snapshot, if all of it is there."""
+def _from_cache(source: Source, path: Path) -> Source:
+    logger.info("%s: from the hub's cache, %s; hf download brings a newer one", source.name, path)
+    return replace(source, path=path)
+
+
+def _from_hub(source: Source, folder: Path | None) -> Source:
+    """
+    Args:
+        folder: what the cache has of it.
+    """
+    hub_id = str(source.hub_id)
+    files = chosen(_names(hub_id, source.name), source.name, source.hub_file)
+    if files and folder and all((folder / name).is_file() for name in files):
+        return _from_cache(source, folder / files[0])
+    if files:
+        return replace(source, path=_download(hub_id, [glob.escape(name) for name in files]) / files[0])
+    folder = _download(hub_id, SMALL)
+    require_config(folder, source.name)
+    return replace(source, path=folder)
+
+
+def _cached(folder: Path, source: Source, *, alone: bool = False) -> Path | None:
+    """What is meant in a snapshot, if all of it is there.
+
+    Args:
+        alone: there is nothing else to be had, so what is likely meant will do: the only GGUF model that is there, or
+            weights without a tokenizer, which the loader speaks about.
+    """
     names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
     if source.hub_file is None and is_checkpoint(names):
-        return folder if _is_whole(folder) else None
+        return folder if _has_weights(folder) and (alone or _has_tokenizer(folder)) else None
+    if source.hub_file is None and not alone:
+        # The hub may have a checkpoint, or other quantisations.
+        return None
     try:
         files = chosen(names, source.name, source.hub_file)
     except LoadError:
@@ -80,10 +112,15 @@ def _cached(folder: Path, source: Source) -> Path | None:
     return folder / files[0] if files else None
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether all weights are there. They are brought last, so all else is too."""
+def _has_weights(folder: Path) -> bool:
+    """Whether all weights are there, and what they mean. They are brought last."""
     files = weight_files(folder) if (folder / "config.json").is_file() else []
     return bool(files) and all(file.is_file() for file in files)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """Other programs fill the cache too, some with weights alone."""
+    return any((folder / name).is_file() for name in TOKENIZERS)
 
 
 def _names(hub_id: str, name: str) -> list[str]:
@@ -114,12 +151,14 @@ def _download(hub_id: str, patterns: Sequence[str]) -> Path:
 
 def _refuse(error: Exception, hub_id: str, name: str) -> NoReturn:
     where = f"{constants.ENDPOINT}/{hub_id}"
+    if isinstance(error, GatedRepoError):
+        why = f"can be downloaded by those only who have accepted its terms: accept them at {where} and set HF_TOKEN"
+        raise LoadError(f"'{name}' {why}") from None
+    if isinstance(error, RepositoryNotFoundError):
+        why = f"is neither here nor on the hub ({where}); of a private repository, set HF_TOKEN"
+        raise LoadError(f"'{name}' {why}") from None
     if isinstance(error, OfflineModeIsEnabled):
         why = f"is not in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE keeps it from being downloaded"
-    elif isinstance(error, GatedRepoError):
-        why = f"can be downloaded by those only who have accepted its terms: accept them at {where} and set HF_TOKEN"
-    elif isinstance(error, RepositoryNotFoundError):
-        why = f"is neither here nor on the hub ({where}); of a private repository, set HF_TOKEN"
     elif isinstance(error, HfHubHTTPError):
         why = f"cannot be downloaded from {where}: {first_words(error)}"
     else:
@@ -127,4 +166,4 @@ def _refuse(error: Exception, hub_id: str, name: str) -> NoReturn:
             f"is not in the hub's cache ({constants.HF_HUB_CACHE}), and {constants.ENDPOINT} cannot be reached "
             f"({first_words(error)}); name a directory or a GGUF file"
         )
-    raise LoadError(f"'{name}' {why}") from None
+    raise _Unreachable(f"'{name}' {why}") from None

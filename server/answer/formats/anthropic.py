@@ -123,9 +123,18 @@ def _filled(block: Block) -> dict[str, Any]:
 
 
 def _object(arguments: str) -> dict[str, Any]:
-    """A call's arguments, which have been read as JSON once. A number beyond all floats becomes the largest."""
-    found: dict[str, Any] = json.loads(arguments, strict=False, parse_float=_finite)
-    return found
+    """A call's arguments, which have been read as JSON once.
+
+    It never fails, as the rest of the answer is worth more: a number beyond all floats becomes the largest, half of a
+    surrogate pair the replacement character, and what is no object after all an empty one.
+    """
+    try:
+        found = json.loads(arguments, strict=False, parse_float=_finite)
+        text = json.dumps(found, ensure_ascii=False, allow_nan=False)
+        found = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _finite(digits: str) -> float:

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,9 +22,12 @@ from transformers import LlamaForCausalLM
 from griffin import Checkpoint, Engine, Pruning, Sampling, Verification
 from griffin.constraint import Grammar
 from griffin.errors import InvalidRequest
+from server.loader import Loaded
+from server.service import Service
+from server.settings import Settings
 from server.text.grammars import KEPT, Grammars
 from server.text.tokenizer import Tokenizer
-from tests.server.scripted import CharacterTokenizer
+from tests.server.scripted import CharacterTokenizer, ScriptedEngine
 from tests.server.text.schemas import KINDS
 from tests.server.tiny_checkpoint import CONFIG, VOCABULARY
 
@@ -175,6 +179,70 @@ def test_a_known_form_is_compiled_once(grammars: Grammars, monkeypatch: pytest.M
         asyncio.run(grammars.of_regex(regex, "regex"))
 
     assert compiled.count("x") == 2
+
+
+def test_the_latest_used_forms_stay(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the latest compiled ones."""
+    compiled: list[str] = []
+    make = Grammars._compile
+    monkeypatch.setattr(Grammars, "_compile", lambda self, *form: compiled.append(form[2]) or make(self, *form))
+    for number in range(KEPT):
+        for regex in ("often", f"y{number}"):
+            asyncio.run(grammars.of_regex(regex, "regex"))
+
+    assert compiled.count("often") == 1
+
+
+def test_a_crowd_of_forms_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where requests are given up while they wait or are compiled: whatever else needs a thread has one."""
+    counting, now, most = threading.Lock(), 0, 0
+
+    def compile(*_: object) -> object:
+        nonlocal now, most
+        with counting:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        with counting:
+            now -= 1
+        return object()
+
+    monkeypatch.setattr(Grammars, "_compile", compile)
+    grammars = Grammars(CharacterTokenizer(), 3, {2})
+
+    async def scenario() -> list[Grammar | BaseException]:
+        crowd = [asyncio.ensure_future(grammars.of_regex(f"a{number}", "regex")) for number in range(60)]
+        await asyncio.sleep(0.03)
+        for one in crowd[:20]:
+            one.cancel()
+        await asyncio.wait_for(asyncio.to_thread(time.sleep, 0), 0.5)
+        assert not all(one.done() for one in crowd)
+        return await asyncio.gather(*crowd, return_exceptions=True)
+
+    ended = asyncio.run(scenario())
+    assert most == 1
+    assert not any(isinstance(one, BaseException) for one in ended[20:])
+
+
+def test_a_server_that_closes_does_not_wait_for_a_form() -> None:
+    """On the event loop. The thread that waits for the workers waits for it."""
+    service = Service(Settings())
+    service.models.serve(service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [ScriptedEngine([])]))
+    [model] = service.models.loaded
+    joining = threading.Thread(target=service.join, args=(5,))
+    with model.grammars._lock:
+        closing = threading.Thread(target=service.close, daemon=True)
+        closing.start()
+        closing.join(5)
+        closed = not closing.is_alive()
+        joining.start()
+        joining.join(0.1)
+        joined = not joining.is_alive()
+    joining.join(20)
+
+    assert closed
+    assert not joined
+    assert not joining.is_alive()
 
 
 @pytest.mark.parametrize("spelled", ["<|im_end|>", "<tool_call>"])

@@ -1,12 +1,13 @@
 """Answers with calls in them, in every form, cut into pieces at every position."""
 
+import itertools
 import json
 from collections.abc import Sequence
 
 import pytest
 
 from server.text.json_value import JsonValue, NoJson
-from server.text.tool_call import CallPart
+from server.text.tool_call import ARGUMENTS, CallPart
 from server.text.tool_calls import FORMS, HERMES, PLAIN, Content, Form, NoCall, Part, ToolCallReader, form_of, joined
 
 MISTRAL, GRANITE, LLAMA = FORMS[1:4]
@@ -47,6 +48,8 @@ ANSWERS: list[tuple[str, Form, Wanted]] = [
     ('<tool_call>{"name": "f", "arguments": null}</tool_call>', HERMES, [("f", "{}")]),
     ('<tool_call>{"why": [1, {"name": "x"}], "arguments": {"a": 1}, "name": "f"}</tool_call>', HERMES, [CALL]),
     ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', HERMES, [CALL]),
+    ('<tool_call>{"name": "f", "arguments": " "}</tool_call>', HERMES, [("f", "{}")]),
+    ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1e999}"}</tool_call>', HERMES, [("f", '{"a": 1e999}')]),
     (f"<tool_call>\n```json\n{F}\n```\n</tool_call>", HERMES, [CALL]),
     (f"<tool_call>\n{F}\n{F}\n</tool_call>", HERMES, [CALL, CALL]),
     (f"<tool_call>[{F}, {F}]</tool_call>", HERMES, [CALL, CALL]),
@@ -77,6 +80,12 @@ TEXTS = [
     '<tool_call>{"arguments": {}}</tool_call>', '<tool_call>{"name": "f", "arguments": 7}</tool_call>', "<tool_call>[]",
     '{"name": "f", "arguments": ', f"in a line: {F}", '{"type": "function"', "1. one\n2. two", "```json\n[1]\n```",
     '<tool_call>{"name": "f", "arguments": "no"}</tool_call>',
+    '<tool_call>{"name": "f", "arguments": "{} {}"}</tool_call>',
+    '<tool_call>{"name": "f", "arguments": "{\\"a\\": NaN}"}</tool_call>',
+    '<tool_call>{"name": "f", "arguments": "{\\"a\\": \\"\\ud800\\"}"}</tool_call>',
+    '<tool_call>{"name": "f", "arguments": "' + 200 * '{\\"a\\": ' + "1" + 200 * "}" + '"}</tool_call>',
+    '{"arguments": {}, "parameters": {"a": 1}, "name": "f"}',
+    '<tool_call>{"arguments": null, "arguments": {"a": 1}, "name": "f"}</tool_call>',
 ]  # fmt: skip
 
 
@@ -133,6 +142,25 @@ def test_a_call_whose_json_breaks_is_taken_back(end: str) -> None:
         assert parts[0] == CallPart(0, "f", "")
         rest = "".join(part.text for part in read(pieces) if isinstance(part, Content))
         assert broken.text + rest == text
+
+
+GIVEN = ["{}", '{"b": [2]}', "null", '"{}"', '" "']
+
+
+@pytest.mark.parametrize("keys", [(a, b) for a in ARGUMENTS for b in ARGUMENTS])
+@pytest.mark.parametrize("form", [HERMES, PLAIN, LLAMA])
+def test_a_call_with_arguments_twice_is_none(keys: tuple[str, str], form: Form) -> None:
+    """Whatever they are, with the name before, between or behind them, in a function of its own or not."""
+    for first, second in itertools.product(GIVEN, GIVEN):
+        pairs = [f'"{key}": {value}' for key, value in zip(keys, (first, second), strict=True)]
+        for place in range(3):
+            call = "{" + ", ".join([*pairs[:place], '"name": "f"', *pairs[place:]]) + "}"
+            for text in (call, f'{{"type": "function", "function": {call}}}'):
+                for pieces in ([text], list(text)):
+                    reader = ToolCallReader(form, TOOLS)
+                    parts = [part for piece in pieces for part in reader.feed(piece)] + reader.end(cut=False)
+                    assert reader.calls == 0
+                    assert isinstance(parts[-1], Content)
 
 
 def test_a_call_may_come_after_one_that_breaks() -> None:

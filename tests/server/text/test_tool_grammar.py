@@ -15,7 +15,7 @@ from griffin.errors import InvalidRequest
 from griffin.model.loading import Checkpoint
 from server.text.grammars import Grammars
 from server.text.tokenizer import TextStream
-from server.text.tool_calls import FORMS, HERMES, NAMED_FORM, Form
+from server.text.tool_calls import FORMS, HERMES, NAMED_FORM, Form, ToolCallReader, joined
 from server.text.tool_grammar import MOST_CALLS, arguments_schema, calls_grammar, mark_ids
 from tests.server.text.test_tool_calls import read, said
 
@@ -73,6 +73,17 @@ def test_what_is_allowed_is_read(tokenizer: PreTrainedTokenizerBase, form: Form,
         assert 1 <= len(calls) <= (1 if single or form.between is None else MOST_CALLS)
         for name, arguments in calls:
             jsonschema.validate(json.loads(arguments), arguments_schema(SCHEMAS[name]))
+
+
+@pytest.mark.parametrize("form", [HERMES, NAMED_FORM], ids=lambda form: form.call[:12])
+@pytest.mark.parametrize("name", ["ARGUMENTS", "RENAME_NAMES", "NAME_ARGUMENTS"])
+def test_a_tool_may_have_any_name(smollm2: Checkpoint, name: str, form: Form) -> None:
+    """Also one of the words that stand for a call's parts."""
+    grammar = calls_grammar(form, [(name, {"properties": {}})], {}, single=True)
+
+    text = drawn(smollm2.tokenizer, grammar, form, 0)
+    reader = ToolCallReader(form, {name})
+    assert said(joined([*reader.feed(text), *reader.end(cut=False)])) == [(name, "{}")]
 
 
 def said_by(text: str, form: Form) -> list[tuple[str, str]]:

@@ -157,6 +157,44 @@ def test_what_cannot_be_had_says_why(repositories: Repositories, tmp_path: Path)
     assert f"{server.url} cannot be reached" in refused[0][0]
 
 
+def test_one_gguf_file_in_the_cache_is_not_the_repository(repositories: Repositories, tmp_path: Path) -> None:
+    """By the repository's name it is served only if the hub has no other, or cannot be asked."""
+    gguf = repositories["org/tiny-GGUF"]["tiny-Q4_K_M.gguf"]
+    others = {"org/both": repositories["org/tiny"], "org/two": {"t-Q8_0.gguf": gguf}, "org/one": {}}
+    with hub({name: {"t-Q4_K_M.gguf": gguf, **files} for name, files in others.items()}) as server:
+        named = [path for _, path in found(server.url, tmp_path, *(f"{name}:Q4_K_M" for name in others))]
+        offline = found(server.url, tmp_path, *others, HF_HUB_OFFLINE="1")
+        asked = len(server.asked)
+        both, (two,), one = found(server.url, tmp_path, *others)
+        downloads = [path for path in server.asked[asked:] if "/resolve/" in path]
+    unreachable = found(server.url, tmp_path, *others)
+
+    assert offline == [[name, path] for name, path in zip(others, named, strict=True)]
+    assert (Path(both[1]) / "model.safetensors").is_file()
+    assert "has 2 GGUF models; add a colon and one of Q4_K_M, Q8_0" in two
+    assert one == ["org/one", named[2]]
+    assert not any("gguf" in path for path in downloads)
+    # A checkpoint that is there now is what is meant.
+    assert unreachable == [both, *offline[1:]]
+
+
+def test_a_checkpoint_without_a_tokenizer_is_completed(repositories: Repositories, tmp_path: Path) -> None:
+    """As other programs leave it. Its weights are not brought again; without a hub, it is taken as it is."""
+    with hub(repositories) as server:
+        ((_, path),) = found(server.url, tmp_path, "org/tiny")
+        for file in Path(path).iterdir():
+            if file.name not in ("config.json", "model.safetensors"):
+                file.unlink()
+        offline = found(server.url, tmp_path, "org/tiny", HF_HUB_OFFLINE="1")
+        asked = len(server.asked)
+        again = found(server.url, tmp_path, "org/tiny")
+        downloads = [each for each in server.asked[asked:] if "/resolve/" in each]
+
+    assert offline == again == [["org/tiny", path]]
+    assert (Path(path) / "tokenizer.json").is_file()
+    assert not any("safetensors" in each for each in downloads)
+
+
 def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path: Path) -> None:
     """After seconds, not after rounds of tries."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
