@@ -2,6 +2,7 @@
 
 from griffin.constraint import Grammar
 from griffin.errors import InvalidRequest
+from server.answer.prompts import require_thoughts
 from server.errors import InvalidField
 from server.protocol.request import GenerationRequest
 from server.protocol.structured import Form
@@ -37,8 +38,7 @@ def budget_of(body: GenerationRequest, thoughts: Thoughts | None, model: ServedM
     if (budget := body.thought_budget()) is None:
         return None
     tokens, field = budget
-    if model.thoughts is None:
-        raise InvalidField(f"{field}: {model.name} does not think; leave it out", field, "unsupported_parameter")
+    require_thoughts(model, field)
     for name in ("min_tokens", "ignore_eos"):
         if getattr(body, name, None):
             raise InvalidField(f"{field}: not together with {name}; leave one of them out", field)

@@ -69,7 +69,7 @@ class Intake:
                 grammar = await grammar_of(self.body.form(), offered, self.model)
                 # An answer that is held to a form has no thought.
                 thoughts = None if grammar or not opens else self._thoughts(prompts[0])
-                grammar = grammar or (budget_of(self.body, thoughts, self.model) if opens else None)
+                grammar = grammar or budget_of(self.body, thoughts, self.model)
                 asks = tuple(self._ask(prompt_ids, grammar) for prompt_ids in ids)
                 self.model.workers.check(asks)
             self._require_few_scores(asks)

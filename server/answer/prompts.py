@@ -23,9 +23,11 @@ async def render(model: ServedModel, body: Templated) -> str:
     """Messages as one prompt, by the model's chat template.
 
     Raises:
-        InvalidField: the model has no chat template, or it refuses these messages.
+        InvalidField: the model has no chat template, is to think and does not, or its template refuses these messages.
     """
     said_in = body.said_in
+    if body.thinks:
+        require_thoughts(model, body.thinking_field)
     if not model.tokenizer.chat_template:
         raise InvalidField(
             f"{said_in}: {model.name} has no chat template; send a prompt to /v1/completions", said_in,
@@ -44,12 +46,12 @@ async def render(model: ServedModel, body: Templated) -> str:
         raise InvalidField(f"{said_in}: the model's chat template refuses it: {refusal}", said_in) from None
 
 
-def require_thoughts(model: ServedModel, wanted: bool, param: str) -> None:
+def require_thoughts(model: ServedModel, param: str) -> None:
     """
     Raises:
-        InvalidField: the model is asked to think, and does not.
+        InvalidField: the model, which is asked to think by that field, does not.
     """
-    if wanted and model.thoughts is None:
+    if model.thoughts is None:
         raise InvalidField(f"{param}: {model.name} does not think; leave it out", param, "unsupported_parameter")
 
 

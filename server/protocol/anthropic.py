@@ -8,11 +8,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from server.protocol.anthropic_input import Said, System
 from server.protocol.anthropic_tool import ClientToolChoice, ClientTools
 from server.protocol.conversation import instructed
-from server.protocol.elsewhere import REFUSED_IN_ANTHROPIC, require_supported, unknown
+from server.protocol.elsewhere import REFUSED_IN_ANTHROPIC
 from server.protocol.fields import MAX_KEYS, ModelName, PositiveLimit, Stop, few_keys, refuse
-from server.protocol.request import TWINS, GenerationRequest, with_refused
+from server.protocol.request import TWINS, GenerationRequest
 from server.protocol.structured import Form, JsonSchema
 from server.protocol.template import ReasoningTokens, TemplateOptions
+from server.protocol.tokenization import Extensible
 from server.protocol.tool import MAX_TOOLS, Choice, Offered, offered, require_distinct, require_no_least
 
 
@@ -55,6 +56,8 @@ class Thinking(BaseModel):
 
 class Asked(TemplateOptions):
     """What becomes a prompt."""
+
+    thinking_field: ClassVar = "thinking"
 
     messages: Said = Field(description="of the user and the assistant: texts, calls of tools and their results")
     system: System | None = Field(default=None, description="a text, or blocks of type text")
@@ -152,23 +155,15 @@ class MessagesRequest(Asked, GenerationRequest):
         return None
 
 
-class CountTokensRequest(Asked):
+class CountTokensRequest(Asked, Extensible):
     """Body of POST /v1/messages/count_tokens."""
 
-    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=with_refused)
     refused: ClassVar = REFUSED_IN_ANTHROPIC
 
     model: ModelName = None
 
-    _few_keys = model_validator(mode="before")(few_keys)
-
-    @model_validator(mode="after")
-    def _supported(self) -> Self:
-        require_supported(self.model_extra or {}, self.refused)
-        return self
-
     def ignored(self) -> list[str]:
-        return [*unknown(self.model_extra or {}, self.refused), *self.ignored_inside()]
+        return [*super().ignored(), *self.ignored_inside()]
 
 
 class CountedTokens(BaseModel):

@@ -81,6 +81,7 @@ class ChatRequest(TemplateRequest, ChoicesRequest):
     """Body of POST /v1/chat/completions."""
 
     refused: ClassVar = {**REFUSED, **REFUSED_IN_CHAT}
+    thinking_field: ClassVar = "reasoning_effort"
     limits: ClassVar = ("max_completion_tokens", "max_tokens", "n_predict", "max_new_tokens")
     # OpenAI's older name may differ from its newer one, as with vLLM.
     overridden: ClassVar = ("max_tokens",)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from server.protocol.fields import refuse
 from server.protocol.message import Message, Role
@@ -10,7 +10,15 @@ from server.protocol.tool import CalledFunction, Offered, ToolCall
 
 
 class Templated(Protocol):
-    """A body that a chat template makes a prompt of. ``said_in``: its field with what was said."""
+    """A body that a chat template makes a prompt of.
+
+    said_in: its field with what was said. thinks: it asks for thoughts, by ``thinking_field``.
+    """
+
+    thinking_field: ClassVar[str]
+
+    @property
+    def thinks(self) -> bool: ...
 
     @property
     def said_in(self) -> str: ...

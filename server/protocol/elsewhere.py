@@ -239,6 +239,16 @@ REFUSED_IN_COMPLETIONS: Mapping[str, Refused] = {
     "max_completion_tokens": Refused((), "max_tokens"),
 }
 
+# Of the older APIs, whose answers are choices.
+_OF_CHOICES: Mapping[str, Refused] = {
+    "n": _ONE,
+    "best_of": _ONE,
+    "echo": _OFF,
+    "suffix": _NO_TEXT,
+    "return_token_ids": _OFF,
+    "add_generation_prompt": _ON,
+}
+
 REFUSED_IN_RESPONSES: Mapping[str, Refused] = {
     **_but(REFUSED, "input", "instructions", "max_output_tokens", "reasoning"),
     "previous_response_id": Refused(("",), "input with all items so far; this server keeps none"),
@@ -258,12 +268,7 @@ REFUSED_IN_RESPONSES: Mapping[str, Refused] = {
     "n_predict": Refused((), "max_output_tokens"),
     "max_new_tokens": Refused((), "max_output_tokens"),
     "logprobs": Refused((False,), "include"),
-    "n": _ONE,
-    "best_of": _ONE,
-    "echo": _OFF,
-    "suffix": _NO_TEXT,
-    "return_token_ids": _OFF,
-    "add_generation_prompt": _ON,
+    **_OF_CHOICES,
     "continue_final_message": _OFF,
 }
 
@@ -285,12 +290,7 @@ REFUSED_IN_ANTHROPIC: Mapping[str, Refused] = {
     "stream_options": Refused(({},)),
     "logprobs": Refused((False,)),
     "top_logprobs": _ZERO,
-    "n": _ONE,
-    "best_of": _ONE,
-    "echo": _OFF,
-    "suffix": _NO_TEXT,
-    "return_token_ids": _OFF,
-    "add_generation_prompt": _ON,
+    **_OF_CHOICES,
     "continue_final_message": Refused((), "a message of the assistant at the end"),
 }
 

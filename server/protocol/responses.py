@@ -121,6 +121,7 @@ class ResponsesRequest(TemplateOptions, GenerationRequest):
     """Body of POST /v1/responses."""
 
     refused: ClassVar = REFUSED_IN_RESPONSES
+    thinking_field: ClassVar = "reasoning.effort"
     limits: ClassVar = ("max_output_tokens",)
 
     input: Input = Field(description="a text of the user's, or items: messages, calls and their outputs, reasoning")

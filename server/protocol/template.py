@@ -1,6 +1,6 @@
 """What a chat template is told beside messages and tools."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
@@ -35,6 +35,9 @@ class TemplateOptions(BaseModel):
         if reserved := NOT_THE_TEMPLATES & set(self.chat_template_kwargs or {}):
             refuse("chat_template_kwargs", f"{min(reserved)} is not the template's to know")
         return self
+
+    # The field by which a request asks for thoughts.
+    thinking_field: ClassVar = ""
 
     @property
     def thinks(self) -> bool:

@@ -1,7 +1,7 @@
 """POST /tokenize and /detokenize, GET /tokenizer_info, in vLLM's shapes."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -10,22 +10,17 @@ from server.protocol.elsewhere import (
     REFUSED_IN_DETOKENIZE,
     REFUSED_IN_TOKENIZE,
     Refused,
-    documented,
     require_supported,
     unknown,
 )
-from server.protocol.fields import MAX_KEYS, ModelName, Text, TokenIds, few_keys
-
-
-def _with_refused(schema: dict[str, Any], request: type[Any]) -> None:
-    documented(schema, request.refused)
-    schema["maxProperties"] = MAX_KEYS
+from server.protocol.fields import ModelName, Text, TokenIds, few_keys
+from server.protocol.request import with_refused
 
 
 class Extensible(BaseModel):
     """Keys that no field answers to are accepted, and named in the answer's header."""
 
-    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=_with_refused)
+    model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=with_refused)
     refused: ClassVar[Mapping[str, Refused]] = REFUSED_IN_TOKENIZE
 
     _few_keys = model_validator(mode="before")(few_keys)

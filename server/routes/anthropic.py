@@ -5,7 +5,7 @@ from fastapi import Request, Response
 from server.answer.formats.anthropic import AnthropicFormat
 from server.answer.ignored import ignored_header
 from server.answer.intake import begin
-from server.answer.prompts import render, require_thoughts, tokenize
+from server.answer.prompts import render, tokenize
 from server.answer.streaming import deliver
 from server.errors import ANTHROPIC, POSTED
 from server.protocol.anthropic import CountedTokens, CountTokensRequest, MessagesRequest
@@ -20,7 +20,6 @@ router = GeneratingRouter(ANTHROPIC)
 async def create_message(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation: Anthropic's API."""
     async with begin(body, request, 1) as intake:
-        require_thoughts(intake.model, body.thinks, "thinking")
         prompt = await render(intake.model, body)
         # The template has written the special tokens already.
         generation = await intake.queue([prompt], add_special_tokens=False, opens=True, offered=body.offered())
@@ -33,7 +32,6 @@ async def count_tokens(body: CountTokensRequest, request: Request, response: Res
     """How long the prompt of a conversation is."""
     service: Service = request.app.state.service
     async with service.resolve(body.model) as (model, _):
-        require_thoughts(model, body.thinks, "thinking")
         (ids,) = await tokenize(model, [await render(model, body)], add_special_tokens=False)
     response.headers.update(ignored_header(body))
     return CountedTokens(input_tokens=len(ids))

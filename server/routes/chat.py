@@ -5,7 +5,7 @@ from fastapi import Request, Response
 from server.answer.formats.chat import ChatFormat
 from server.answer.ignored import ignored_header
 from server.answer.intake import begin
-from server.answer.prompts import render, require_thoughts
+from server.answer.prompts import render
 from server.answer.streaming import deliver
 from server.protocol.chat import ChatRequest, ChatResponse
 from server.protocol.chunk import CHAT_STREAM
@@ -18,7 +18,6 @@ router = GeneratingRouter()
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation, put to the model by its own chat template."""
     async with begin(body, request, 1) as intake:
-        require_thoughts(intake.model, body.thinks, "reasoning_effort")
         prompt = await render(intake.model, body)
         # The template has written the special tokens already.
         generation = await intake.queue([prompt], bool(body.add_special_tokens), opens=True, offered=body.offered())

@@ -7,7 +7,7 @@ from fastapi import Request, Response
 from server.answer.formats.responses import ResponsesFormat
 from server.answer.ignored import ignored_header
 from server.answer.intake import begin
-from server.answer.prompts import render, require_thoughts
+from server.answer.prompts import render
 from server.answer.streaming import deliver
 from server.errors import ResponseNotFound
 from server.protocol.response_object import RESPONSE_STREAM, ResponseObject
@@ -21,7 +21,6 @@ router = GeneratingRouter()
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
     """Answer an input: OpenAI's newer API. Nothing is kept, so each request brings all that was said."""
     async with begin(body, request, 1) as intake:
-        require_thoughts(intake.model, body.thinks, "reasoning.effort")
         prompt = await render(intake.model, body)
         # The template has written the special tokens already.
         generation = await intake.queue([prompt], add_special_tokens=False, opens=True, offered=body.offered())
