@@ -177,8 +177,9 @@ class Message(BaseModel):
         require_supported(self.model_extra or {}, REFUSED_IN_MESSAGES)
         if self.role != "assistant" and self.content is None:
             refuse("content", "is required", "missing_required_parameter")
-        if self.role == "assistant" and not self.content:
-            self.content = self._refusal()
+        if self.role == "assistant":
+            refusal = self._refusal()
+            self.content = self.content or refusal
         if self.role == "tool" and not self.tool_call_id:
             refuse("tool_call_id", "is required: the id of the call that it answers", "missing_required_parameter")
         if self.role != "tool" and self.tool_call_id:

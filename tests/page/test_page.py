@@ -127,6 +127,12 @@ def run(page: Page) -> None:
     page.get_by_role("button", name="Run").click()
 
 
+def until_running(url: str, count: int) -> None:
+    """Wait until so many requests have a worker: a page asks a moment before the server has it."""
+    running = f'griffin_num_requests_running{{model_name="scripted"}} {count}.0'
+    wait_until(lambda: running in httpx.get(f"{url}/metrics").text)
+
+
 def both_done(page: Page) -> None:
     expect(page.locator("#status")).to_have_text("Done.")
 
@@ -391,6 +397,7 @@ def test_both_at_once(opened: Open) -> None:
         run(page)
         for name in "AB":
             expect(state(page, name)).to_have_text("Reading the prompt …")
+        until_running(url, 2)
         gate.set()
         both_done(page)
         expect(page.locator("#agreement")).to_have_text("Both answers are the same, word for word.")
@@ -422,6 +429,7 @@ def test_markup_of_a_model_stays_text(opened: Open) -> None:
         page.get_by_label("both at once").check()
         run(page)
         expect(state(page, "B")).to_have_text("Reading the prompt …")
+        until_running(url, 2)
         gate.set()
         both_done(page)
 
@@ -446,9 +454,7 @@ def test_a_busy_server(opened: Open, watches: list[Watch]) -> None:
         page = opened(url)
         other = threading.Thread(target=httpx.post, args=(f"{url}/v1/completions",), kwargs={"json": {"prompt": "a"}})
         other.start()
-        wait_until(
-            lambda: 'griffin_num_requests_running{model_name="scripted"} 1.0' in httpx.get(f"{url}/metrics").text
-        )
+        until_running(url, 1)
         with refused(page, watches, 429):
             run(page)
             expect(pane(page, "A").get_by_role("alert")).to_have_text(

@@ -72,6 +72,7 @@ def refusal(messages: object, request: Any = ChatRequest) -> InvalidField:
         ([USER, {"role": "assistant", "audio": {"id": "1"}}], "messages[1].audio", "is not supported"),
         ([USER, {"role": "assistant", "prefix": 0}], "messages[1].prefix", "is not supported"),
         ([USER, {"role": "assistant", "refusal": 7}], "messages[1].refusal", "must be a text"),
+        ([USER, {"role": "assistant", "content": "a", "refusal": 7}], "messages[1].refusal", "must be a text"),
         ([USER, {"role": "assistant", "content": "a", "prefix": True}], "messages[1].prefix", "continue_final_message"),
         ([USER, {"role": "assistant", "content": "a", "partial": True}], "messages[1].partial", "is not supported"),
         ([USER, {f"key{n}": 1 for n in range(300)} | USER], "messages[1]", "302 keys"),
