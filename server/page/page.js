@@ -2,7 +2,7 @@
 
 import { Api, sentence } from "./api.js";
 import { Models } from "./models.js";
-import { plural } from "./numbers.js";
+import { explain } from "./neurons.js";
 import { Pane } from "./pane.js";
 import { verdict } from "./verdict.js";
 import { compare, summary } from "./words.js";
@@ -68,8 +68,9 @@ async function introduce() {
 async function describe() {
   const model = models.chosen;
   for (const pane of [A, B]) pane.know(model);
-  const info = model.loaded ? await api.get(`tokenizer_info?model=${encodeURIComponent(model.id)}`) : null;
-  hasChat = info === null || info.chat_template !== null;
+  const asked = model.loaded ? api.get(`tokenizer_info?model=${encodeURIComponent(model.id)}`) : null;
+  const info = await asked?.catch(() => null);
+  hasChat = !info || info.chat_template !== null;
   byId("model").textContent = models.description;
   arrange();
 }
@@ -150,7 +151,7 @@ async function run() {
   }
   outcome += remember(said);
   finish();
-  await picture(prompt);
+  await explain(api, panes(), prompt, () => running !== null);
   if (!running) say(outcome);
 }
 
@@ -211,32 +212,6 @@ function finish() {
 function judge(found, agreement) {
   byId("verdict").textContent = found;
   byId("agreement").textContent = agreement;
-}
-
-/** Which neurons each pane used; asked for when nothing is being timed any more. */
-async function picture(prompt) {
-  const shown = panes();
-  const sets = await Promise.all(shown.map(({ griffin }) => experts(griffin?.expert_set)));
-  shown.forEach(({ griffin, flock }, i) => {
-    if (running || !griffin) return;
-    if (sets[i] instanceof Error) flock.explain(sentence(sets[i]));
-    else if (sets[i] && !sets[i].kept) flock.explain(picked(griffin.shares_read));
-    else if (sets[i]) flock.show(sets[i], sets[1 - i]?.kept ? sets[1 - i] : null, prompt);
-    else flock.explain(`All ${plural(griffin.neurons_total, "neuron")} were used.`);
-  });
-}
-
-/** By method griffin+ there are no kept neurons to draw. `up` is null in a model without a gate. */
-function picked({ gate, up, down }) {
-  const of = (share, matrix) => `${Math.round(100 * share)} % of ${matrix}`;
-  const shares = up === null
-    ? `${of(gate, "the first feed-forward matrix")} and ${of(down, "the second")}`
-    : `${of(gate, "the gate")}, ${of(up, "the up")} and ${of(down, "the down matrix")}`;
-  return `Each token picked the weights that it read: on average ${shares}.`;
-}
-
-async function experts(/** @type {?string} */ name) {
-  return name ? api.get(`v1/griffin/experts/${name}`).catch((error) => error) : null;
 }
 
 function say(text) {

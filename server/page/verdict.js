@@ -26,8 +26,10 @@ export function verdict(/** @type {Outcome} */ a, /** @type {Outcome} */ b, time
   if (less.agreement !== null) parts.push(`picks the same next token as the full model ${timesIn100(less.agreement)}`);
   const sentences = parts.length ? [`${less.name} ${listed(parts)}.`] : [];
   if (more.agreement !== null) sentences.push(`${more.name} picks the full model’s ${timesIn100(more.agreement)}.`);
-  for (const { name, drafted, tokens } of [a, b]) {
-    if (drafted > 0) sentences.push(`Drafts brought ${drafted} of ${name}’s ${tokens} tokens sooner.`);
+  const helped = [a, b].filter(({ drafted }) => drafted > 0);
+  if (helped.length) {
+    const shares = helped.map(({ name, drafted, tokens }) => `${drafted} of ${name}’s ${tokens} tokens`);
+    sentences.push(`Drafts brought ${listed(shares)} sooner; choose none to compare without them.`);
   }
   return sentences.join(" ");
 }

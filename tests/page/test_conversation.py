@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from server.loader import Loaded
 from server.settings import Settings
-from tests.page.window import Open, Watch, answer, both_done, pane, refused, run, state
+from tests.page.window import PHONE, Open, Watch, answer, both_done, fits, pane, refused, run, state
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served
 from tests.server.test_models import Shelf, several
 
@@ -120,14 +120,15 @@ def test_an_answer_that_breaks_off(opened: Open) -> None:
 
 
 def test_markup_in_a_conversation_stays_text(opened: Open) -> None:
-    """Of both sides, in what was said before too."""
+    """Of both sides, in what was said before too. A phone shows it whole, also a word without an end."""
     with served(ScriptedEngine(text="<b>x</b> ")) as url:
-        page = opened(url)
+        page = opened(url, PHONE)
         page.get_by_label("chat").check()
         page.get_by_label("Seed").fill("0")
         page.get_by_label("Most tokens").fill("9")
         send(page, "<i>hello</i>")
-        send(page, "more")
+        send(page, "more" * 100)
+        assert fits(page)
         assert said(page, "A")[:2] == ["You<i>hello</i>", "Model<b>x</b> "]
         assert page.locator(".talk b, .talk i").count() == 0
 

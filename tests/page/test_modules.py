@@ -77,7 +77,8 @@ B = {**A, "name": "B", "bytes": 672e6, "rate": 31.0}
             {**B, "rate": None, "agreement": 0.5, "drafted": 7},
             True,
             "B reads 672 MB a token instead of 1,005 MB and picks the same next token as the full model 50 times in "
-            "100. A picks the full model\u2019s every time. Drafts brought 7 of B\u2019s 100 tokens sooner.",
+            "100. A picks the full model\u2019s every time. Drafts brought 7 of B\u2019s 100 tokens sooner; choose "
+            "none to compare without them.",
         ),
     ],
 )  # fmt: skip
