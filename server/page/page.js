@@ -84,7 +84,8 @@ function arrange() {
   byId("stop").disabled = !busy;
   for (const part of [completion, byId("two"), byId("models")]) part.disabled = busy;
   chat.disabled = busy || !hasChat;
-  byId("at-once").disabled = busy || !two || workers < 2;
+  byId("at-once-field").hidden = workers < 2;
+  byId("at-once").disabled = busy || !two;
   byId("compare").disabled = atOnce();
   byId("anew").disabled = busy || A.turns.count === 0;
   B.hidden = !two;

@@ -307,7 +307,7 @@ def test_tokens_that_pick_what_they_read(opened: Open) -> None:
 def test_one_worker_has_nothing_to_share(opened: Open) -> None:
     """Both at once would be one after the other: the second's first token would come behind the first's last."""
     with served(ScriptedEngine()) as url:
-        expect(opened(url).get_by_label("both at once")).to_be_disabled()
+        expect(opened(url).get_by_label("both at once")).to_be_hidden()
 
 
 def test_both_at_once(opened: Open) -> None:
