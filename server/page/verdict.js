@@ -4,6 +4,8 @@ import { size, timesIn100 } from "./numbers.js";
 
 // Of fewer tokens, times say little.
 const FEWEST_TOKENS = 16;
+// A smaller share of drafts hardly changes the speed.
+const FEW_DRAFTED = 0.05;
 
 /**
  * @typedef {object} Outcome
@@ -26,7 +28,7 @@ export function verdict(/** @type {Outcome} */ a, /** @type {Outcome} */ b, time
   if (less.agreement !== null) parts.push(`picks the same next token as the full model ${timesIn100(less.agreement)}`);
   const sentences = parts.length ? [`${less.name} ${listed(parts)}.`] : [];
   if (more.agreement !== null) sentences.push(`${more.name} picks the full model’s ${timesIn100(more.agreement)}.`);
-  const helped = [a, b].filter(({ drafted }) => drafted > 0);
+  const helped = [a, b].filter(({ drafted, tokens }) => drafted > FEW_DRAFTED * tokens);
   if (helped.length) {
     const shares = helped.map(({ name, drafted, tokens }) => `${drafted} of ${name}’s ${tokens} tokens`);
     sentences.push(`Drafts brought ${listed(shares)} sooner; choose none to compare without them.`);

@@ -73,7 +73,7 @@ B = {**A, "name": "B", "bytes": 672e6, "rate": 31.0}
         (A, {**B, "bytes": A["bytes"]}, True, "B is 1.24 times as fast as A."),
         (A, {**A, "name": "B", "rate": None}, True, ""),
         (
-            {**A, "agreement": 0.998},
+            {**A, "agreement": 0.998, "drafted": 5},
             {**B, "rate": None, "agreement": 0.5, "drafted": 7},
             True,
             "B reads 672 MB a token instead of 1,005 MB and picks the same next token as the full model 50 times in "
