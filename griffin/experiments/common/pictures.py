@@ -18,10 +18,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e0
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
 # The colour map for anything in an order, such as layers.
 SEQUENCE = "viridis"
-NEEDED = (
-    "pictures need matplotlib, of the extra 'experiments'; run, in the clone: "
-    "pip install -c deploy/constraints.txt -e '.[experiments]'"
-)
+INSTALL = "run, in the clone: pip install -c deploy/constraints.txt -e '.[experiments]'"
+NEEDED = f"pictures need matplotlib, of the extra 'experiments'; {INSTALL}"
 
 
 def can_draw() -> bool:
