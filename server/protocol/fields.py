@@ -63,8 +63,6 @@ def _prompts(value: Any) -> list[str | list[int]]:
         if prompt == []:
             raise ValueError(EMPTY_PROMPT)
         require_unicode(prompt)
-    if len({type(prompt) for prompt in prompts}) > 1:
-        raise ValueError("has texts and lists of token ids; send them in two requests")
     return prompts
 
 
@@ -163,9 +161,8 @@ Prompts = Annotated[
         {
             "anyOf": [
                 _TEXT,
-                {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_PROMPTS},
                 _IDS,
-                {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MAX_PROMPTS},
+                {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1, "maxItems": MAX_PROMPTS},
             ]
         }
     ),
