@@ -153,7 +153,9 @@ class Intake:
 
     def _reading(self, thoughts: Thoughts | None, offered: Offered | None) -> Reading | None:
         """How a conversation's answers are read; None: as they are."""
-        calls = CallReading(self.model.tools.form, offered.names, offered.single) if offered else None
+        calls = None
+        if offered:
+            calls = CallReading(self.model.tools.form, offered.names, offered.single, offered.mode != "auto")
         return Reading(thoughts, calls) if thoughts or calls else None
 
     async def _echoes(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], asks: Sequence[Ask]) -> list[str]:
