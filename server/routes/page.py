@@ -90,6 +90,5 @@ async def _state(request: Request) -> dict[str, object]:
         "needs_key": service.settings.api_keys is not None,
         "workers": service.settings.all_workers,
         "method": service.settings.method,
-        # Of mode fast alone: other modes draft in ways of their own.
-        "drafts": service.settings.draft if service.settings.mode == "fast" else None,
+        "mode": service.settings.mode,
     }

@@ -53,8 +53,10 @@ def render_chat(tokenizer: Tokenizer, conversation: list[dict[str, Any]], option
 def tokenizer_info(tokenizer: Tokenizer) -> dict[str, Any]:
     """Its special tokens and its chat template, as a tokenizer_config.json has them."""
     names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
-    # A template may be one of several by name; clients expect a text.
     values = {name: getattr(tokenizer, name, None) for name in names}
+    if isinstance(templates := values["chat_template"], dict):
+        # Several by name; clients expect a text, and conversations go by this one.
+        values["chat_template"] = templates.get("default")
     texts = {name: value if isinstance(value, str) else None for name, value in values.items()}
     return {"tokenizer_class": type(tokenizer).__name__, **texts}
 
