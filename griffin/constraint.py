@@ -13,10 +13,18 @@ class Constraint(Protocol):
     Everything depends on the tokens so far alone, so a sequence that is made in another way is the same sequence.
 
     ended: whether no token may follow. A grammar that could go on has not ended.
+    free: whether any token may follow here, so that no mask is needed.
+    done: whether any token may follow from here on. Then tokens need not be told, until ``back``.
     """
 
     @property
     def ended(self) -> bool: ...
+
+    @property
+    def free(self) -> bool: ...
+
+    @property
+    def done(self) -> bool: ...
 
     def forced(self) -> Sequence[int]:
         """The tokens that must follow next, whatever the model predicts; maybe none.

@@ -67,7 +67,8 @@ class Decoder(Protocol):
     ahead: whether the device works on the next token of this sequence before the host knows the one before.
     own_pass: whether a token without sparsity runs through the model's own forward pass.
     passes: the step, if it takes several tokens in one pass.
-    constraint: of the sequence at hand, if it has a grammar. All that is drawn or taken is told to it.
+    constraint: of the sequence at hand, as long as it has a grammar that may refuse a token. All that is drawn or taken
+        is told to it.
     """
 
     name: str

@@ -13,13 +13,10 @@ from griffin.constraint import Constraint, Grammar
 
 
 class Masks:
-    """The constraint of one sequence after the other.
-
-    constraint: of the sequence at hand; None where any token may follow.
-    """
+    """The constraint of one sequence after the other."""
 
     def __init__(self, vocabulary: int, device: torch.device) -> None:
-        self.constraint: Constraint | None = None
+        self._constraint: Constraint | None = None
         self._vocabulary, self._device = vocabulary, device
         # Its thread starts with the first mask.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
@@ -28,18 +25,33 @@ class Masks:
     def begin(self, grammar: Grammar | None) -> None:
         """A new sequence."""
         self._pending = None
-        self.constraint = None if grammar is None else grammar.begin()
+        self._constraint = None if grammar is None else grammar.begin()
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """Of the sequence at hand; None where any token may follow from here on."""
+        return None if self._constraint is None or self._constraint.done else self._constraint
+
+    def mark(self) -> None:
+        """See ``Constraint.mark``."""
+        if self._constraint is not None:
+            self._constraint.mark()
+
+    def back(self) -> None:
+        """See ``Constraint.back``. It may hold again what was done."""
+        if self._constraint is not None:
+            self._constraint.back()
 
     def prepare(self) -> None:
         """Begin to find the next token's mask, in a thread. The next call must be ``forced`` or ``allowed``."""
-        if self.constraint is not None and not self.constraint.forced():
-            self._pending = self._thread.submit(self._mask, self.constraint)
+        if (constraint := self.constraint) is not None and not constraint.free and not constraint.forced():
+            self._pending = self._thread.submit(self._mask, constraint)
 
     def forced(self) -> int | None:
         """The next token, if the grammar forces one."""
-        if self.constraint is None or self._pending is not None:
+        if (constraint := self.constraint) is None or self._pending is not None:
             return None
-        return next(iter(self.constraint.forced()), None)
+        return next(iter(constraint.forced()), None)
 
     def allowed(self) -> Tensor | None:
         """Whether each token may follow, ``(V,)`` on the device; None if any may.
@@ -47,10 +59,10 @@ class Masks:
         Raises:
             InvalidRequest: see ``Constraint.mask``.
         """
-        if self.constraint is None:
+        if (constraint := self.constraint) is None or constraint.free:
             return None
         pending, self._pending = self._pending, None
-        allowed_V = self._mask(self.constraint) if pending is None else pending.result()
+        allowed_V = self._mask(constraint) if pending is None else pending.result()
         return allowed_V.to(self._device)
 
     def _mask(self, constraint: Constraint) -> Tensor:

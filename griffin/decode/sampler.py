@@ -67,7 +67,7 @@ class Drawn:
 class Sampler:
     """Draws the tokens of one sequence after another.
 
-    Where the sequence has a grammar, the host waits for each token, and tells its constraint.
+    Where the sequence has a grammar, the host waits for each token, and tells its constraint, until that is done.
 
     id: int64 ``(1,)``, the latest token.
     kind: the operations that the sequence at hand needs.
@@ -100,7 +100,7 @@ class Sampler:
 
     @property
     def constraint(self) -> Constraint | None:
-        """Of the sequence at hand, if it has a grammar."""
+        """Of the sequence at hand, as long as its grammar, if it has one, may refuse a token."""
         return self._masks.constraint
 
     @torch.inference_mode()
@@ -196,16 +196,14 @@ class Sampler:
     @torch.inference_mode()
     def mark(self) -> None:
         """Remember this place for ``back``; an earlier mark is forgotten. The host does not wait for the device."""
-        if self.constraint is not None:
-            self.constraint.mark()
+        self._masks.mark()
         for marked, state in zip(self._marked, self._state(), strict=True):
             marked.copy_(state)
 
     @torch.inference_mode()
     def back(self) -> None:
         """Undo what was drawn and taken since the mark. The next draw is the one that would have come there."""
-        if self.constraint is not None:
-            self.constraint.back()
+        self._masks.back()
         for marked, state in zip(self._marked, self._state(), strict=True):
             state.copy_(marked)
 

@@ -1,5 +1,9 @@
 """A request's form and tools become the grammar that its answers are held to."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
 from griffin.constraint import Grammar
 from griffin.errors import InvalidRequest
 from server.answer.prompts import require_thoughts
@@ -11,8 +15,14 @@ from server.served import ServedModel
 from server.text.closing import closed
 from server.text.grammars import Grammars
 from server.text.reasoning import Thoughts
+from server.text.strict_calls import AfterThought, OpenedCalls
 from server.text.thought_budget import NoBudget, ThoughtBudget
-from server.text.tool_grammar import calls_grammar, mark_ids
+from server.text.tool_grammar import calls_grammar, mark_ids, opened_grammar, opening_mark
+
+# Arguments of a tool that is not strict.
+ANY_OBJECT = {"type": "object", "additionalProperties": True}
+# More tokens than any thought has.
+UNLIMITED = 2**62
 
 
 async def grammar_of(form: Form | None, offered: Offered | None, model: ServedModel) -> Grammar | None:
@@ -24,6 +34,36 @@ async def grammar_of(form: Form | None, offered: Offered | None, model: ServedMo
     if offered and (offered.mode != "auto" or form):
         return await _calls(form, offered, model)
     return await _form(form, model.grammars) if form else None
+
+
+async def strict_calls_of(form: Form | None, offered: Offered | None, model: ServedModel) -> Grammar | None:
+    """What holds calls of strict tools to their schemas where the model may call or not.
+
+    None without such tools, and where a call has no mark that opens it and is a token.
+
+    Raises:
+        InvalidRequest: a schema cannot be compiled, or takes too much; names the tool's field.
+    """
+    if form or not offered or offered.mode != "auto" or not any(tool.function.strict for tool in offered.tools):
+        return None
+    style, ids = model.tools.form, mark_ids(model.tokenizer, model.tools.form)
+    if (mark := opening_mark(style, ids)) is None:
+        return None
+    schemas = [
+        (tool.function.name, tool.function.schema_of_arguments() if tool.function.strict else ANY_OBJECT)
+        for tool in offered.tools
+    ]
+    grammar = opened_grammar(style, schemas, ids, mark, single=offered.single)
+    return OpenedCalls(ids[mark], await _compiled(grammar, schemas, offered, model))
+
+
+def after_thought(calls: Grammar, budget: Grammar | None, thoughts: Thoughts | None, model: ServedModel) -> Grammar:
+    """Calls after the thought that an answer may begin with, whose marks must be tokens to be told."""
+    if budget is None and thoughts is not None:
+        with suppress(NoBudget):
+            size = model.engine.vocabulary_size
+            budget = ThoughtBudget(model.tokenizer, thoughts.marks, UNLIMITED, size, begun=thoughts.begun)
+    return calls if budget is None else AfterThought(budget, calls)
 
 
 def budget_of(body: GenerationRequest, thoughts: Thoughts | None, model: ServedModel) -> Grammar | None:
@@ -73,7 +113,14 @@ async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Gra
         instead = closed(form.value) if form.kind == "json_schema" else {"type": "object"}
     schemas = [(tool.function.name, tool.function.schema_of_arguments()) for tool in offered.tools]
     style, ids = model.tools.form, mark_ids(model.tokenizer, model.tools.form)
-    grammar = calls_grammar(style, schemas, ids, single=offered.single, instead=instead)
+    return await _compiled(
+        calls_grammar(style, schemas, ids, single=offered.single, instead=instead), schemas, offered, model
+    )
+
+
+async def _compiled(
+    grammar: str, schemas: Sequence[tuple[str, Mapping[str, Any]]], offered: Offered, model: ServedModel
+) -> Grammar:
     try:
         return await model.grammars.of_lark(grammar, "tools")
     except InvalidRequest:

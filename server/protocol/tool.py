@@ -58,7 +58,9 @@ class Function(Extensible):
         description=f"a JSON schema of an object; at most {MAX_PARAMETER_NODES} names and values; absent, it has none",
     )
     strict: bool | None = Field(
-        default=None, description="accepted; calls that must come are held to the schema in any case, others are not"
+        default=None,
+        description="true holds calls to the schema also where none must come, with models whose calls begin with a "
+        "token of their own",
     )
 
     @model_validator(mode="after")

@@ -4,12 +4,11 @@ from fastapi import Request, Response
 
 from server.answer.formats.anthropic import AnthropicFormat
 from server.answer.ignored import ignored_header
-from server.answer.intake import begin
 from server.answer.prompts import render, tokenize
-from server.answer.streaming import deliver
 from server.errors import ANTHROPIC, POSTED
 from server.protocol.anthropic import CountedTokens, CountTokensRequest, MessagesRequest
 from server.protocol.anthropic_object import ANTHROPIC_STREAM, AnthropicMessage
+from server.routes.conversation import answer
 from server.routes.generating import GeneratingRouter
 from server.service import Service
 
@@ -19,12 +18,7 @@ router = GeneratingRouter(ANTHROPIC)
 @router.generates("/v1/messages", AnthropicMessage, ANTHROPIC_STREAM)
 async def create_message(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation: Anthropic's API."""
-    async with begin(body, request, 1) as intake:
-        prompt = await render(intake.model, body)
-        # The template has written the special tokens already.
-        generation = await intake.queue([prompt], add_special_tokens=False, opens=True, offered=body.offered())
-    format = AnthropicFormat(generation)
-    return await deliver(generation, format, request, stream=bool(body.stream), headers=ignored_header(body))
+    return await answer(body, request, AnthropicFormat)
 
 
 @router.post("/v1/messages/count_tokens", responses=ANTHROPIC.documented(*POSTED))

@@ -5,13 +5,10 @@ from typing import NoReturn
 from fastapi import Request, Response
 
 from server.answer.formats.responses import ResponsesFormat
-from server.answer.ignored import ignored_header
-from server.answer.intake import begin
-from server.answer.prompts import render
-from server.answer.streaming import deliver
 from server.errors import ResponseNotFound
 from server.protocol.response_object import RESPONSE_STREAM, ResponseObject
 from server.protocol.responses import ResponsesRequest
+from server.routes.conversation import answer
 from server.routes.generating import GeneratingRouter
 
 router = GeneratingRouter()
@@ -20,12 +17,7 @@ router = GeneratingRouter()
 @router.generates("/v1/responses", ResponseObject, RESPONSE_STREAM)
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
     """Answer an input: OpenAI's newer API. Nothing is kept, so each request brings all that was said."""
-    async with begin(body, request, 1) as intake:
-        prompt = await render(intake.model, body)
-        # The template has written the special tokens already.
-        generation = await intake.queue([prompt], add_special_tokens=False, opens=True, offered=body.offered())
-    format = ResponsesFormat(generation, body)
-    return await deliver(generation, format, request, stream=bool(body.stream), headers=ignored_header(body))
+    return await answer(body, request, lambda made: ResponsesFormat(made, body))
 
 
 @router.get("/v1/responses/{response_id}", include_in_schema=False, response_model=None)

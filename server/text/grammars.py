@@ -178,6 +178,8 @@ class _TokenGrammar:
 class _TokenConstraint:
     """``griffin.constraint.Constraint``"""
 
+    free = done = False
+
     def __init__(self, matcher: LLMatcher, param: str) -> None:
         self._matcher, self._param = matcher, param
         # Tokens that must follow; None: not known yet. Those that a longer run had left are never spelled anew.

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from server.text.reasoning import Marks
 from server.text.tokenizer import Tokenizer, encode
 
-ALLOWED = b"\xff"
 BLANKS = (" ", "\n", "\n\n", " \n", "\r\n", "\t")
 
 
@@ -34,7 +33,7 @@ class ThoughtBudget:
         self.tokens, self.begun = tokens, begun
         # Space may stand before a thought.
         self.blanks = {ids[0] for blank in BLANKS if len(ids := encode(tokenizer, blank, False)) == 1}
-        self.mask = ALLOWED * -(-vocabulary_size // 8)
+        self.mask_bytes = -(-vocabulary_size // 8)
 
     def begin(self) -> "_Thought":
         return _Thought(self)
@@ -59,6 +58,14 @@ class _Thought:
         self._closing = budget.closing
         self._marked = self._state()
 
+    @property
+    def free(self) -> bool:
+        return self._left != 0
+
+    @property
+    def done(self) -> bool:
+        return self._left is not None and self._left < 0
+
     def forced(self) -> Sequence[int]:
         return self._closing if self._left == 0 else ()
 
@@ -73,11 +80,11 @@ class _Thought:
         return count
 
     def mask(self) -> bytes:
-        if forced := self.forced():
-            bits = bytearray(len(self._budget.mask))
-            bits[forced[0] // 8] |= 1 << forced[0] % 8
-            return bytes(bits)
-        return self._budget.mask
+        if not (forced := self.forced()):
+            return b"\xff" * self._budget.mask_bytes
+        bits = bytearray(self._budget.mask_bytes)
+        bits[forced[0] // 8] |= 1 << forced[0] % 8
+        return bytes(bits)
 
     def advance(self, id: int) -> None:
         if self._left is None:

@@ -97,13 +97,14 @@ class ToolCallReader:
     calls: how many are complete. done: nothing more is wanted, as with ``single`` after one call.
     """
 
-    def __init__(self, form: Form, tools: Set[str], *, single: bool = False) -> None:
+    def __init__(self, form: Form, tools: Set[str], *, single: bool = False, required: bool = False) -> None:
         """
         Args:
             tools: names that a call may have.
             single: at most one call.
+            required: the text is held to calls, so that whatever is held back is the beginning of one.
         """
-        self._form, self._tools, self._single = form, tools, single
+        self._form, self._tools, self._single, self._required = form, tools, single, required
         self._held, self._raw, self._lead_at = "", "", 0
         self._state = "text"
         self._begins_line, self._sure, self._listed = True, False, False
@@ -142,6 +143,8 @@ class ToolCallReader:
                 self._give_up(parts, cut)
         elif self._state in ("begin", "item"):
             self._give_up(parts, cut)
+        elif cut and self._required:
+            pass
         elif self._state == "text" or not any(close.startswith(self._held.strip()) for close in self._closes):
             parts.append(Content(self._held))
         return joined(parts)
@@ -150,7 +153,7 @@ class ToolCallReader:
         if self._told:
             if not cut:
                 parts.append(NoCall(self._index, self._raw))
-        elif not (cut and self._sure):
+        elif not (cut and (self._sure or self._required)):
             parts.append(Content(self._raw + self._held))
 
     # Each state takes what it can of the held text. False: it needs more.
@@ -364,10 +367,11 @@ class CallReading:
     form: Form
     tools: frozenset[str]
     single: bool
+    required: bool = False
 
     def reader(self) -> ToolCallReader:
         """For one answer."""
-        return ToolCallReader(self.form, self.tools, single=self.single)
+        return ToolCallReader(self.form, self.tools, single=self.single, required=self.required)
 
 
 def joined(parts: Sequence[Part]) -> list[Part]:

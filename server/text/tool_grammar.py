@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from server.text.closing import closed
@@ -46,9 +47,49 @@ def calls_grammar(
         single: exactly one call; else up to MOST_CALLS where the form has room for several.
         instead: the answer may be JSON of this schema instead.
     """
+    rules = ["start: calls | instead" if instead is not None else "start: calls", *_rules(form, tools, tokens, single)]
+    if instead is not None:
+        rules.append(f"instead: {_json(instead)}")
+    return "\n".join(rules)
+
+
+def opening_mark(form: Form, tokens: Mapping[str, int]) -> str | None:
+    """The mark that begins every call of the form, if it is a token; None where calls may come without one.
+
+    Args:
+        tokens: see ``mark_ids``.
+    """
+    return next((mark for mark in form.opens if mark in tokens and (form.first + form.call).startswith(mark)), None)
+
+
+def opened_grammar(
+    form: Form,
+    tools: Sequence[tuple[str, Mapping[str, Any]]],
+    tokens: Mapping[str, int],
+    mark: str,
+    *,
+    single: bool,
+) -> str:
+    """What comes after one opening mark: a call, or as many as may stand between marks. Else as ``calls_grammar``.
+
+    Args:
+        mark: see ``opening_mark``.
+    """
+    if form.first:
+        inside = replace(form, first=form.first.removeprefix(mark))
+    else:
+        inside = replace(form, call=form.call.removeprefix(mark))
+    if not form.first or mark in (form.between or ""):
+        # Another call has another mark.
+        inside = replace(inside, between=None)
+    return "\n".join(["start: calls", *_rules(inside, tools, tokens, single)])
+
+
+def _rules(
+    form: Form, tools: Sequence[tuple[str, Mapping[str, Any]]], tokens: Mapping[str, int], single: bool
+) -> list[str]:
     several = "" if single or form.between is None else f" ({_text(form.between, tokens)} call){{0,{MOST_CALLS - 1}}}"
     rules = [
-        "start: calls | instead" if instead is not None else "start: calls",
         f"calls: {_text(form.first, tokens)} call{several} {_text(form.last, tokens)}",
         "call: " + " | ".join(f"call_{index}" for index in range(len(tools))),
     ]
@@ -57,9 +98,7 @@ def calls_grammar(
         before, _, after = (part.replace("NAME", name) for part in form.call.partition("ARGUMENTS"))
         schema = _json(arguments_schema(parameters))
         rules.append(f"call_{index}: {_text(before, tokens)} {schema} {_text(after, tokens)}")
-    if instead is not None:
-        rules.append(f"instead: {_json(instead)}")
-    return "\n".join(rules)
+    return rules
 
 
 def _json(schema: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.models import coder
+from tests.server import tiny_checkpoint
 from tests.server.process import running
 
 
@@ -25,6 +26,14 @@ def coder_url() -> Iterator[str]:
     """The address of a server with a model that was trained to call functions."""
     with running("--model", str(coder("1.5b"))) as process:
         yield process.url
+
+
+@pytest.fixture(scope="module")
+def tiny_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server whose model, of random weights, does only what it is held to."""
+    model = tiny_checkpoint.write(tmp_path_factory.mktemp("model") / "tiny", context=2048)
+    with running("--model", str(model), "--dtype", "float32", OMP_NUM_THREADS="1") as server:
+        yield server.url
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """The AI SDK, from npm, in node: by chat completions in its two ways, and by responses."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,6 @@ import pytest
 from tests.clients.common import CODER, tokens_at
 from tests.clients.node import install, run
 from tests.clients.versions import NPM_AI
-from tests.server import tiny_checkpoint
-from tests.server.process import running
 
 SCRIPT = Path(__file__).with_suffix(".mjs")
 PROMPT = "Ann (31) lives in Rome, and likes red and blue. Describe her in JSON."
@@ -23,14 +20,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("npm")
     install(made, NPM_AI)
     return made
-
-
-@pytest.fixture(scope="module")
-def tiny_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server whose model, of random weights, does only what it is held to."""
-    model = tiny_checkpoint.write(tmp_path_factory.mktemp("model") / "tiny", context=2048)
-    with running("--model", str(model), "--dtype", "float32", OMP_NUM_THREADS="1") as server:
-        yield server.url
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,13 @@
-"""Tools by OpenAI's own SDK: its helpers with the embedded model, and an agent with one that knows how to call."""
+"""Tools by OpenAI's own SDK: its helpers with the embedded model."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.clients.common import CODER, MESSAGES, MODEL
-
-MOST_TURNS = 6
+from tests.clients.common import MESSAGES, MODEL
 
 
 class Weather(BaseModel):
@@ -84,69 +81,3 @@ def test_a_history_goes_on(strict: openai.OpenAI) -> None:
         strict.chat.completions.create(model=MODEL, messages=history[:-1], tools=TOOLS)
 
     assert refused.value.param == "messages[1].tool_calls"
-
-
-# An agent.
-
-
-@pytest.fixture(scope="module")
-def coder(coder_url: str) -> Iterator[openai.OpenAI]:
-    """A client of a model that was trained to call functions."""
-    with openai.OpenAI(base_url=f"{coder_url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-def function(name: str, description: str, **parameters: str) -> Any:
-    properties = {parameter: {"type": kind} for parameter, kind in parameters.items()}
-    schema = {"type": "object", "properties": properties, "required": list(properties)}
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
-
-
-AGENT_TOOLS = [
-    function("get_temperature", "The current temperature in a city, in degrees Celsius.", city="string"),
-    function("get_population", "How many people live in a city.", city="string"),
-]
-RESULTS = {"get_temperature": "-7 degrees Celsius", "get_population": "717710 people"}
-INSTRUCTIONS = (
-    "You call functions to find facts. Once you have all the results you need, answer the user in plain words and call "
-    "nothing more."
-)
-QUESTION = "What is the temperature in Oslo, and how many people live there?"
-
-
-def whole(client: openai.OpenAI, ask: dict[str, Any]) -> tuple[str | None, list[tuple[str, str, str]], str]:
-    [choice] = client.chat.completions.create(**ask).choices
-    calls = [(call.id, call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()]
-    return choice.message.content, calls, choice.finish_reason
-
-
-def streamed(client: openai.OpenAI, ask: dict[str, Any]) -> tuple[str | None, list[tuple[str, str, str]], str]:
-    with client.chat.completions.stream(**ask) as stream:
-        [choice] = stream.get_final_completion().choices
-    calls = [(call.id, call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()]
-    return choice.message.content, calls, choice.finish_reason
-
-
-@pytest.mark.parametrize(("ask_once", "sparsity"), [(whole, 0), (streamed, 0.25)])
-def test_an_agent_calls_two_tools(coder: openai.OpenAI, ask_once: Callable[..., Any], sparsity: float) -> None:
-    """Until it has what it needs to answer, by its own choice."""
-    messages: list[Any] = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": QUESTION}]
-    called: list[tuple[str, dict[str, Any]]] = []
-    content: str | None = None
-    for _ in range(MOST_TURNS):
-        ask = {"model": CODER, "messages": messages, "tools": AGENT_TOOLS, "temperature": 0, "max_tokens": 200}
-        content, calls, reason = ask_once(coder, {**ask, "extra_body": {"sparsity": sparsity}})
-        assert reason == ("tool_calls" if calls else "stop")
-        if not calls:
-            break
-        made = [
-            {"id": id, "type": "function", "function": {"name": name, "arguments": text}} for id, name, text in calls
-        ]
-        messages.append({"role": "assistant", "content": content, "tool_calls": made})
-        messages += [{"role": "tool", "tool_call_id": id, "content": RESULTS[name]} for id, name, _ in calls]
-        called += [(name, json.loads(text)) for _, name, text in calls]
-
-    assert called == [("get_temperature", {"city": "Oslo"}), ("get_population", {"city": "Oslo"})]
-    assert content
-    assert "-7" in content
-    assert "717710" in content.replace(",", "")

@@ -2,6 +2,8 @@
 
 from importlib.metadata import version
 
+from tests.clients.python import pinned
+
 # The newest that run on Node 20; later ones ask for Node 22.
 NPM_OPENAI = "6.49.0"
 # The AI SDK, with its two ways to servers of OpenAI's kind, and what schemas are written in.
@@ -15,4 +17,5 @@ NPM_AI = {
 TESTED = {name: version(name) for name in ("openai", "anthropic", "litellm", "langchain-openai", "lm-eval")} | {
     "npm openai": NPM_OPENAI,
     "npm ai": NPM_AI["ai"],
+    **{name: pinned(name) for name in ("instructor", "llama-index-llms-openai-like")},
 }

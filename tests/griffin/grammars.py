@@ -9,11 +9,13 @@ class Slots:
     """One token for each place, from the ids that are allowed there. A place with one id is forced.
 
     end_id: may come once ``least`` places are filled, and is no place; None: the last place ends it.
+    goes_on: any token may follow the last place, and is not to be told.
     """
 
     places: tuple[frozenset[int], ...]
     least: int = 10**9
     end_id: int | None = None
+    goes_on: bool = False
 
     def begin(self) -> "Filling":
         return Filling(self)
@@ -22,12 +24,18 @@ class Slots:
 class Filling:
     """Where a sequence is in its places. ``begun``: what it has got so far."""
 
+    free = False
+
     def __init__(self, slots: Slots) -> None:
         self._slots, self.begun, self._marked = slots, list[int](), 0
 
     @property
     def ended(self) -> bool:
-        return self._allowed(self.begun) == frozenset()
+        return not self.done and self._allowed(self.begun) == frozenset()
+
+    @property
+    def done(self) -> bool:
+        return self._slots.goes_on and len(self.begun) >= len(self._slots.places)
 
     def forced(self) -> Sequence[int]:
         found: list[int] = []
@@ -37,6 +45,8 @@ class Filling:
 
     def taken(self, ids: Sequence[int]) -> int:
         for count, id in enumerate(ids):
+            if self._slots.goes_on and len(self.begun) + count >= len(self._slots.places):
+                break
             if id not in self._allowed([*self.begun, *ids[:count]]):
                 return count
         return len(ids)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from griffin.errors import LoadError
-from server import models
+from server import room
 from server.app import create_app
 from server.loader import Found, Loaded
 from server.settings import Settings, SettingsInvalid, read_settings
@@ -147,7 +147,7 @@ def test_a_model_that_cannot_be_loaded_is_tried_again_later(monkeypatch: pytest.
         assert post(url, model="beta").json() == refused.json()
         assert shelf.loads == ["alpha", "beta", "alpha"]
     shelf.loads.clear()
-    monkeypatch.setattr(models, "BROKEN_S", 0)
+    monkeypatch.setattr(room, "BROKEN_S", 0)
     with several(shelf) as url:
         assert post(url, model="beta").status_code == 503
         shelf.broken.clear()

@@ -56,7 +56,7 @@ class GraphDecoder:
 
     So there are three graphs of steps for each bucket, and four of passes, one for each size.
 
-    A sequence with a grammar is not worked ahead on: the host draws each token, after a pass of one.
+    A sequence is not worked ahead on while its grammar may refuse a token: the host draws each, after a pass of one.
 
     For method griffin+ it takes the gates by input when it is made: a third of the feed-forward weights' memory again,
     half of it where blocks have no gate. All engines of a model share them.

@@ -3,6 +3,7 @@
 import glob
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -33,7 +34,8 @@ def brought(source: Source) -> Source:
     """A place on a hub becomes one on this machine: a GGUF file, or a directory, as yet perhaps without its weights.
 
     What the cache has is taken as it is. Only else the hub is asked. A GGUF file that only its repository is named for
-    is taken only if the hub has no other model there, or cannot be reached. So is a checkpoint without a tokenizer.
+    is taken only if the hub has no other model there, which is asked once for each snapshot, or cannot be reached. A
+    checkpoint without a tokenizer is taken only if the hub cannot be reached.
 
     Raises:
         LoadError: the repository does not have what is named, or there is no way to it.
@@ -83,9 +85,12 @@ def _from_hub(source: Source, folder: Path | None) -> Source:
     hub_id = str(source.hub_id)
     files = chosen(_names(hub_id, source.name), source.name, source.hub_file)
     if files and folder and all((folder / name).is_file() for name in files):
+        _remember_it_is_alone(source, folder)
         return _from_cache(source, folder / files[0])
     if files:
-        return replace(source, path=_download(hub_id, [glob.escape(name) for name in files]) / files[0])
+        folder = _download(hub_id, [glob.escape(name) for name in files])
+        _remember_it_is_alone(source, folder)
+        return replace(source, path=folder / files[0])
     folder = _download(hub_id, SMALL)
     require_config(folder, source.name)
     return replace(source, path=folder)
@@ -101,7 +106,7 @@ def _cached(folder: Path, source: Source, *, alone: bool = False) -> Path | None
     names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
     if source.hub_file is None and is_checkpoint(names):
         return folder if _has_weights(folder) and (alone or _has_tokenizer(folder)) else None
-    if source.hub_file is None and not alone:
+    if source.hub_file is None and not alone and not _alone(folder).is_file():
         # The hub may have a checkpoint, or other quantisations.
         return None
     try:
@@ -110,6 +115,21 @@ def _cached(folder: Path, source: Source, *, alone: bool = False) -> Path | None
         # The hub may have more.
         return None
     return folder / files[0] if files else None
+
+
+def _alone(folder: Path) -> Path:
+    """A file beside a repository's snapshots: the hub had no other model there than the GGUF model of this one."""
+    return folder.parents[1] / "griffin" / folder.name
+
+
+def _remember_it_is_alone(source: Source, folder: Path) -> None:
+    """What the hub has told need not be asked again, of this snapshot."""
+    if source.hub_file is None:
+        note = _alone(folder)
+        # A cache that cannot be written is one that is asked for again.
+        with suppress(OSError):
+            note.parent.mkdir(exist_ok=True)
+            note.touch()
 
 
 def _has_weights(folder: Path) -> bool:

@@ -4,8 +4,10 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+import torch
 
 from griffin import Engine, Pruning, Sampling, Token, Verification
+from griffin.decode.masks import Masks
 from griffin.decode.steps import StepName
 from griffin.engine.speculation import Verifier
 from griffin.request import DraftName, ModeName
@@ -124,6 +126,51 @@ def test_an_end_token_ends_it_where_it_may(prompts: Prompts) -> None:
 
     assert len(tokens) == 6
     assert (tokens[-1].id, tokens[-1].finish_reason, tokens[-1].complete) == (2, "stop", False)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize(
+    "verification",
+    [None, PASSES, Verification(draft="ngram", draft_tokens=4), Verification("lossless", "both")],
+    ids=str,
+)
+def test_what_is_done_is_asked_and_told_nothing(
+    sampling: Sampling, verification: Verification | None, prompts: Prompts
+) -> None:
+    """From then on any token may follow: as by a grammar that allows all of them, but drawn without masks."""
+    engine, prompt = Engine(tiny_model("llama")), prompts(10, 20)
+    anything = (frozenset(range(engine.vocabulary_size)),) * 20
+    tokens, expected = (
+        list(engine.generate(prompt, replace(sampling, max_tokens=25, grammar=form), HALF, verification=verification))
+        for form in (Slots(RECORD, goes_on=True), Slots(RECORD + anything))
+    )
+
+    assert ids(tokens) == ids(expected)
+    assert [token.logprobs for token in tokens] == [token.logprobs for token in expected]
+    assert len(tokens) == 25
+
+
+def test_a_place_before_it_was_done_can_be_gone_back_to() -> None:
+    """Then it holds again; a place behind that is done needs no mark of its own."""
+    masks = Masks(8, torch.device("cpu"))
+    masks.begin(Slots((frozenset({1, 2}),) * 2, goes_on=True))
+    for id in (1, 2):
+        assert masks.constraint is not None
+        if id == 2:
+            masks.mark()
+        masks.constraint.advance(id)
+    assert masks.constraint is None
+    assert masks.allowed() is None
+    masks.back()
+
+    allowed = masks.allowed()
+    assert allowed is not None
+    assert allowed.tolist() == [id in (1, 2) for id in range(8)]
+    assert masks.constraint is not None
+    masks.constraint.advance(1)
+    masks.mark()
+    masks.back()
+    assert masks.constraint is None
 
 
 def test_log_probabilities_are_the_models_own(prompts: Prompts) -> None:

@@ -131,7 +131,7 @@ def test_what_was_asked_for_does_not_change() -> None:
 
     async def scenario() -> None:
         service = Service(Settings())
-        service.models.serve(
+        service.models.room.serve(
             service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(outlook=FOUND)])
         )
         now, asked = time.monotonic(), Pruning(auto=Auto(0.1))

@@ -51,7 +51,7 @@ def answered(engine: ScriptedEngine, *, stream: bool) -> str:
 
     async def scenario() -> str:
         service = Service(Settings())
-        service.models.serve(service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [engine]))
+        service.models.room.serve(service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [engine]))
         now = time.monotonic()
         job = Job((Ask([1], [Sampling(max_tokens=3)], Pruning()),), now, now + 60)
         generation, request = generation_of(job, service), Request({"type": "http"}, receive)

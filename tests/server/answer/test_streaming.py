@@ -32,7 +32,7 @@ def test_a_stream_that_never_started_is_given_up() -> None:
 
     async def scenario() -> None:
         service = Service(Settings())
-        service.models.serve(
+        service.models.room.serve(
             service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [ScriptedEngine(gate=gate)])
         )
         model = service.models.loaded[0]

@@ -61,6 +61,38 @@ def test_required_calls_come(url: str, sparsity: float, griffin: dict[str, Any])
         ]
 
 
+@pytest.mark.parametrize("most", range(1, 24, 2))
+@pytest.mark.parametrize("choice", ["required", NOW], ids=str)
+def test_a_beginning_of_a_call_is_no_content(url: str, most: int, choice: str | dict[str, Any]) -> None:
+    """Wherever the limit cuts it: marks of the model's form never reach a client, as with OpenAI."""
+    asked = {**ASKED, "tool_choice": choice, "max_tokens": most}
+    [whole] = post(url, CHAT, **asked).raise_for_status().json()["choices"]
+    content, streamed, reason = put_together(stream(url, CHAT, **asked), 0)
+
+    assert not whole["message"]["content"]
+    assert content == ""
+    assert whole["finish_reason"] == reason
+    # The longest limits let the shortest call end.
+    assert reason == "length" or (choice == NOW and most > 15)
+    calls = [call["function"] for call in whole["message"].get("tool_calls", ())]
+    assert [(call["name"], call["arguments"]) for call in calls] == [
+        (call["name"], call["arguments"]) for call in streamed
+    ]
+
+
+def test_a_beginning_of_a_call_is_no_text_elsewhere(url: str) -> None:
+    """In newer APIs likewise."""
+    said = {"model": "tiny", "temperature": 0}
+    function = {"type": "function", "name": "now", "parameters": {"type": "object"}}
+    response = {**said, "input": "Hi", "tools": [function], "tool_choice": "required", "max_output_tokens": 2}
+    tool = {"name": "now", "input_schema": {"type": "object"}}
+    message = {**said, "messages": ASKED["messages"], "tools": [tool], "tool_choice": {"type": "any"}, "max_tokens": 2}
+    [item] = post(url, "/v1/responses", **response).raise_for_status().json()["output"]
+
+    assert [part["text"] for part in item["content"]] == [""]
+    assert post(url, "/v1/messages", **message).raise_for_status().json()["content"] == []
+
+
 @pytest.mark.parametrize(
     ("choice", "names", "reason"),
     [

@@ -227,7 +227,7 @@ def test_a_crowd_of_forms_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_server_that_closes_does_not_wait_for_a_form() -> None:
     """On the event loop. The thread that waits for the workers waits for it."""
     service = Service(Settings())
-    service.models.serve(service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [ScriptedEngine([])]))
+    service.models.room.serve(service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [ScriptedEngine([])]))
     [model] = service.models.loaded
     joining = threading.Thread(target=service.join, args=(5,))
     with model.grammars._lock:

@@ -31,6 +31,7 @@ def run(tokens: int, ids: list[int], *, begun: bool = False) -> list[int]:
             id = left.pop(0)
         mask = constraint.mask()
         assert mask[id // 8] >> id % 8 & 1
+        assert constraint.free == (not constraint.forced())
         constraint.advance(id)
         said.append(id)
     return said
@@ -41,6 +42,24 @@ def test_a_thought_is_ended_after_its_tokens() -> None:
     assert run(2, [OPEN, 70, 71, 72]) == [OPEN, 70, 71, *CLOSING, 72]
     assert run(0, [70], begun=True) == [*CLOSING, 70]
     assert run(1, [LINE, OPEN, 70, 71]) == [LINE, OPEN, 70, *CLOSING, 71]
+
+
+@pytest.mark.parametrize(
+    ("begun", "ids", "places"), [(True, [70, CLOSE, 71], [1]), (False, [70, 71], [0]), (True, [70, 71, *CLOSING], [5])]
+)
+def test_it_is_done_after_the_thought(begun: bool, ids: list[int], places: list[int]) -> None:
+    """Ended by the model, never begun, or ended by force; and it can be gone back to."""
+    constraint = budget(2, begun=begun).begin()
+    done = []
+    for place, id in enumerate(ids):
+        constraint.mark()
+        constraint.advance(id)
+        done += [place] if constraint.done else []
+
+    assert done[:1] == places
+    if done == [len(ids) - 1]:
+        constraint.back()
+        assert not constraint.done
 
 
 def test_what_is_no_thought_or_short_is_left_alone() -> None:

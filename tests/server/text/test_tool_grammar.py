@@ -16,7 +16,7 @@ from griffin.model.loading import Checkpoint
 from server.text.grammars import Grammars
 from server.text.tokenizer import TextStream
 from server.text.tool_calls import FORMS, HERMES, NAMED_FORM, Form, ToolCallReader, joined
-from server.text.tool_grammar import MOST_CALLS, arguments_schema, calls_grammar, mark_ids
+from server.text.tool_grammar import MOST_CALLS, arguments_schema, calls_grammar, mark_ids, opened_grammar, opening_mark
 from tests.server.text.test_tool_calls import read, said
 
 PARAMETERS: dict[str, Any] = {
@@ -71,6 +71,25 @@ def test_what_is_allowed_is_read(tokenizer: PreTrainedTokenizerBase, form: Form,
     for seed in range(3):
         calls = said_by(drawn(tokenizer, grammar, form, seed), form)
         assert 1 <= len(calls) <= (1 if single or form.between is None else MOST_CALLS)
+        for name, arguments in calls:
+            jsonschema.validate(json.loads(arguments), arguments_schema(SCHEMAS[name]))
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: form.call[:12])
+def test_what_may_follow_an_opening_mark_is_read(tokenizer: PreTrainedTokenizerBase, form: Form, single: bool) -> None:
+    """Where calls begin with a token of their own: one call, or those of a list."""
+    ids = mark_ids(tokenizer, form)
+    mark = opening_mark(form, ids)
+    assert (mark is None) == (not ids or form.name in ("llama", "json"))
+    if mark is None:
+        return
+    grammar = opened_grammar(form, TOOLS, ids, mark, single=single)
+
+    for seed in range(3):
+        calls = said_by(mark + drawn(tokenizer, grammar, form, seed), form)
+        listed = form.first.endswith("[") and not single
+        assert 1 <= len(calls) <= (MOST_CALLS if listed else 1)
         for name, arguments in calls:
             jsonschema.validate(json.loads(arguments), arguments_schema(SCHEMAS[name]))
 

@@ -107,6 +107,21 @@ def test_sequences_with_a_grammar_are_not_worked_ahead_on(verification: Verifica
     assert ours._assembly.state.decoder.ahead is True
 
 
+def test_work_ahead_begins_where_a_grammar_is_done(prompts: Prompts) -> None:
+    """After a thought's end, say: the same tokens as plain steps."""
+    ours, plain = graph_engine("llama"), Engine(small("llama"), prefill_chunk=8, step="lean")
+    places = tuple(frozenset(place) for place in (range(50, 60), (40,), (41,)))
+    for sampling in (Sampling(temperature=0, max_tokens=9), Sampling(seed=3, max_tokens=9, top_p=0.9)):
+        held = replace(sampling, grammar=Slots(places, goes_on=True))
+        found, ahead = list[int](), list[bool]()
+        for token in ours.generate(prompts(46, 9), held, Pruning(0.5)):
+            found.append(token.id)
+            ahead.append(ours._assembly.state.decoder.ahead)
+
+        assert found == [token.id for token in plain.generate(prompts(46, 9), held, Pruning(0.5))]
+        assert ahead == [False, False] + [True] * 7
+
+
 def test_the_step_ahead_is_thrown_away(prompts: Prompts) -> None:
     """A sequence that ends has had one step too many launched; the next one, and the same prompt's, do not see it."""
     engine = graph_engine("llama")

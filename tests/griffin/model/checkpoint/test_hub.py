@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from huggingface_hub import scan_cache_dir
 
 from griffin.errors import LoadError
 from griffin.model.checkpoint.hub_files import chosen
@@ -176,6 +177,22 @@ def test_one_gguf_file_in_the_cache_is_not_the_repository(repositories: Reposito
     assert not any("gguf" in path for path in downloads)
     # A checkpoint that is there now is what is meant.
     assert unreachable == [both, *offline[1:]]
+
+
+def test_the_only_gguf_file_of_a_repository_is_asked_for_once(repositories: Repositories, tmp_path: Path) -> None:
+    """Downloaded by the repository's name, or by the file's before; hf counts and removes the cache as before."""
+    gguf = repositories["org/tiny-GGUF"]["tiny-Q4_K_M.gguf"]
+    with hub({name: {"t-Q4_K_M.gguf": gguf} for name in ("org/one", "org/first")}) as server:
+        found(server.url, tmp_path, "org/first:Q4_K_M")
+        first = found(server.url, tmp_path, "org/one", "org/first")
+        asked = len(server.asked)
+        second = found(server.url, tmp_path, "org/one", "org/first")
+        assert len(server.asked) == asked
+    cache = scan_cache_dir(tmp_path / "hub")
+
+    assert first == second
+    assert not cache.warnings
+    assert sorted(repository.repo_id for repository in cache.repos) == ["org/first", "org/one"]
 
 
 def test_a_checkpoint_without_a_tokenizer_is_completed(repositories: Repositories, tmp_path: Path) -> None:

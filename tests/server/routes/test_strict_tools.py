@@ -1,0 +1,99 @@
+"""Strict tools where the model may call or not: a real engine, and random weights that are made to open a call."""
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+
+from griffin import Checkpoint
+from tests.server import tiny_checkpoint
+from tests.server.client import post, stream
+from tests.server.process import running
+from tests.server.routes.test_forced_tools import CHAT, PARAMETERS
+from tests.server.routes.test_tools import put_together
+
+MARKS = ["<tool_call>", "</tool_call>"]
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS, "strict": True}}
+NOW = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def opening(smollm2: Checkpoint) -> dict[str, int]:
+    """A bias by which a call is opened wherever that is allowed."""
+    return {str(len(smollm2.tokenizer)): 100}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory, smollm2: Checkpoint) -> Iterator[str]:
+    tokenizer = copy.deepcopy(smollm2.tokenizer)
+    tokenizer.add_tokens(MARKS, special_tokens=False)
+    folder = tiny_checkpoint.write(tmp_path_factory.mktemp("strict") / "tiny", tokenizer, context=2048)
+    with running("--model", str(folder), "--dtype", "float32", OMP_NUM_THREADS="1") as server:
+        yield server.url
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"griffin": {"draft": "none"}}, {"sparsity": 0.5}, {"griffin": {"mode": "guarded"}}, {"temperature": 0}],
+    ids=str,
+)
+def test_an_opened_call_is_held_to_its_schema(url: str, opening: dict[str, int], more: dict[str, Any]) -> None:
+    """Several, one after the other, each opened by the model itself; the same in a stream."""
+    asked = {"messages": HI, "tools": [WEATHER], "max_tokens": 160, "seed": 2, "logit_bias": opening, **more}
+    [whole] = post(url, CHAT, **asked).raise_for_status().json()["choices"]
+    _, streamed, _ = put_together(stream(url, CHAT, **asked), 0)
+
+    calls = [call["function"] for call in whole["message"]["tool_calls"]]
+    assert len(calls) > 2
+    for call in calls[:-1]:
+        assert call["name"] == "weather"
+        jsonschema.validate(json.loads(call["arguments"]), {**PARAMETERS, "additionalProperties": False})
+    assert [call["arguments"] for call in streamed] == [call["arguments"] for call in calls]
+
+
+def test_lossless_is_the_full_model(url: str, opening: dict[str, int]) -> None:
+    """Drafts open calls too, and are cut where the grammar refuses them."""
+    asked = {"messages": HI, "tools": [WEATHER, NOW], "max_tokens": 120, "temperature": 0, "logit_bias": opening}
+    dense, lossless = (
+        post(url, CHAT, **asked, **more).raise_for_status().json()["choices"][0]["message"]["tool_calls"]
+        for more in ({"griffin": {"draft": "none"}}, {"sparsity": 0.5, "griffin": {"mode": "lossless"}})
+    )
+
+    assert [call["function"] for call in lossless] == [call["function"] for call in dense]
+
+
+def test_text_is_free(url: str) -> None:
+    """Without a call the answer is token by token what it is with a tool that is not strict."""
+    ask = {"messages": HI, "max_tokens": 24, "temperature": 0, "return_token_ids": True}
+    ask["logit_bias"] = {"1": 1}
+    loose = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
+    strict, free = (post(url, CHAT, **ask, tools=[tool]).json()["choices"][0]["token_ids"] for tool in (WEATHER, loose))
+
+    assert strict == free
+
+
+def test_one_call_ends_the_answer(url: str, opening: dict[str, int]) -> None:
+    """Where no more are wanted; by the other APIs likewise."""
+    asked = {"messages": HI, "tools": [WEATHER], "parallel_tool_calls": False, "max_tokens": 400}
+    [choice] = post(url, CHAT, **asked, logit_bias=opening).raise_for_status().json()["choices"]
+    flat = {"type": "function", **WEATHER["function"]}
+    response = {"input": "Hi", "tools": [flat], "parallel_tool_calls": False, "logit_bias": opening}
+    item = post(url, "/v1/responses", **response).raise_for_status().json()["output"][0]
+
+    assert (choice["finish_reason"], len(choice["message"]["tool_calls"])) == ("tool_calls", 1)
+    jsonschema.validate(json.loads(item["arguments"]), PARAMETERS)
+
+
+def test_a_schema_that_cannot_be_compiled_is_refused(url: str) -> None:
+    """Because nothing could be held to it. Of a tool that is not strict nobody asks."""
+    parameters = {"type": "object", "properties": {"a": {"type": "string", "format": "nope"}}}
+    for strict, status in ((True, 400), (False, 200)):
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters, "strict": strict}}
+        answer = post(url, CHAT, messages=HI, tools=[WEATHER, tool] if strict else [tool], max_tokens=1)
+        assert answer.status_code == status, answer.text
+        if strict:
+            assert answer.json()["error"]["param"] == "tools[1].function.parameters"
