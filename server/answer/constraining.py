@@ -18,8 +18,8 @@ from server.text.tool_grammar import calls_grammar, mark_ids
 async def grammar_of(form: Form | None, offered: Offered | None, model: ServedModel) -> Grammar | None:
     """
     Raises:
-        InvalidRequest: the form cannot be compiled, or takes too much; names the form's field, or the tool's.
-        InvalidField: the form does not go with tools.
+        InvalidRequest: the form cannot be compiled, or costs too much; the error names the form's or tool's field.
+        InvalidField: the form cannot be combined with tools.
     """
     if offered and (offered.mode != "auto" or form):
         return await _calls(form, offered, model)
@@ -27,13 +27,13 @@ async def grammar_of(form: Form | None, offered: Offered | None, model: ServedMo
 
 
 def budget_of(body: GenerationRequest, thoughts: Thoughts | None, model: ServedModel) -> Grammar | None:
-    """The grammar that ends a thought after the tokens that the request gives it; None where it names no number.
+    """The grammar that ends a thought at the request's token budget; None if the request sets no budget.
 
     Args:
-        thoughts: those that answers may begin with, if any.
+        thoughts: how answers begin with a thought, if they can.
 
     Raises:
-        InvalidField: the model does not think, its marks are no tokens, or a field does not go with a budget.
+        InvalidField: the model does not think, its marks are not single tokens, or another field excludes a budget.
     """
     if (budget := body.thought_budget()) is None:
         return None
@@ -64,7 +64,7 @@ async def _form(form: Form, grammars: Grammars) -> Grammar:
 
 
 async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Grammar:
-    """Calls; where they need not come, JSON of the form instead."""
+    """The grammar of calls; if a call is optional, JSON of the form is allowed instead."""
     instead = None
     if form and offered.mode == "auto":
         if form.kind not in ("json_object", "json_schema"):
@@ -77,7 +77,7 @@ async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Gra
     try:
         return await model.grammars.of_lark(grammar, "tools")
     except InvalidRequest:
-        # Which of them is at fault?
+        # Compile each tool alone to find the one at fault.
         for place, (_, schema) in zip(offered.places, schemas, strict=True):
             await model.grammars.of_schema(schema, f"tools[{place}].{offered.parameters}")
         raise

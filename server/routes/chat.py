@@ -16,7 +16,7 @@ router = GeneratingRouter()
 
 @router.generates("/v1/chat/completions", ChatResponse, CHAT_STREAM)
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
-    """Answer a conversation, put to the model by its own chat template."""
+    """Answer a conversation. The model's own chat template makes the prompt."""
     async with begin(body, request, 1) as intake:
         prompt = await render(intake.model, body)
         # The template has written the special tokens already.

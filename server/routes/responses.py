@@ -1,4 +1,4 @@
-"""POST /v1/responses, and what asks for a response again"""
+"""POST /v1/responses; GET and DELETE of a response, which are always 404."""
 
 from typing import NoReturn
 
@@ -19,7 +19,7 @@ router = GeneratingRouter()
 
 @router.generates("/v1/responses", ResponseObject, RESPONSE_STREAM)
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
-    """Answer an input: OpenAI's newer API. Nothing is kept, so each request brings all that was said."""
+    """Answer an input: OpenAI's newer API. The server keeps nothing, so each request sends the whole conversation."""
     async with begin(body, request, 1) as intake:
         prompt = await render(intake.model, body)
         # The template has written the special tokens already.
