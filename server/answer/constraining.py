@@ -41,7 +41,7 @@ def budget_of(body: GenerationRequest, thoughts: Thoughts | None, model: ServedM
     require_thoughts(model, field)
     for name in ("min_tokens", "ignore_eos"):
         if getattr(body, name, None):
-            raise InvalidField(f"{field}: not together with {name}; leave one of them out", field)
+            raise InvalidField(f"{field}: cannot be combined with {name}; leave one of them out", field)
     if thoughts is None:
         return None
     size = model.engine.vocabulary_size
@@ -68,7 +68,7 @@ async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Gra
     instead = None
     if form and offered.mode == "auto":
         if form.kind not in ("json_object", "json_schema"):
-            raise InvalidField(f"{form.param} not together with tools; leave one of them out", form.param)
+            raise InvalidField(f"{form.param}: cannot be combined with tools; leave one of them out", form.param)
         await _form(form, model.grammars)
         instead = closed(form.value) if form.kind == "json_schema" else {"type": "object"}
     schemas = [(tool.function.name, tool.function.schema_of_arguments()) for tool in offered.tools]

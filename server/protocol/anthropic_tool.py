@@ -20,12 +20,12 @@ from server.protocol.tool import (
 )
 
 MODES: dict[str, Mode] = {"none": "none", "auto": "auto", "any": "required", "tool": "named"}
-# Accepted without effect: no answer depends on them.
+# Accepted without effect: they do not change any answer.
 HARMLESS = frozenset({"cache_control", "eager_input_streaming"})
 
 
 def _a_tool(value: Any) -> Any:
-    """Refuse tools of the other server's own, by their name."""
+    """Refuse tools that Anthropic's servers run themselves, by name."""
     if not isinstance(value, dict):
         raise ValueError('must be an object, such as {"name": ..., "input_schema": {"type": "object"}}')
     if (kind := value.get("type")) not in (None, "custom"):
@@ -45,7 +45,7 @@ class ClientTool(Extensible):
         description=f"a JSON schema of an object; at most {MAX_PARAMETER_NODES} names and values"
     )
     strict: bool | None = Field(
-        default=None, description="accepted; calls that must come are held to the schema in any case, others are not"
+        default=None, description="accepted; forced calls always follow the schema, other calls need not"
     )
 
     @model_validator(mode="after")
@@ -69,7 +69,7 @@ ClientTools = Annotated[list[ClientTool], Field(fail_fast=True, max_length=MAX_T
 
 @dataclass(frozen=True, slots=True)
 class ClientChoice:
-    """What is wanted of the tools, and whether several may be called."""
+    """Whether tools must be called, and whether several may be."""
 
     choice: Choice
     parallel: bool
