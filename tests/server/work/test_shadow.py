@@ -276,7 +276,8 @@ def test_a_comparison_that_fails_hurts_nobody(caplog: pytest.LogCaptureFixture) 
     lines = [record.getMessage() for record in caplog.records]
     failed = "worker-0 failed (RuntimeError, while comparing an answer); rebuilding it"
     assert sorted(lines) == [
-        f"{FAILURES} comparisons with the full model failed in a row; comparisons are switched off", *[failed] * FAILURES,
+        f"{FAILURES} comparisons with the full model failed in a row; comparisons are switched off",
+        *[failed] * FAILURES,
     ]  # fmt: skip
     assert not any(record.exc_info for record in caplog.records)
 

@@ -276,7 +276,7 @@ def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
     ("second", "words"),
     [
         (b"", r"m-00002-of-00002\.gguf' is empty; download it again"),
-        (b"<html>", r"m-00002-of-00002\.gguf' is no GGUF file, whatever its name says"),
+        (b"<html>", r"m-00002-of-00002\.gguf' is not a GGUF file, despite its name"),
         (None, r"one of 2 parts, and m-00002-of-00002\.gguf is not beside it; download all"),
     ],
 )

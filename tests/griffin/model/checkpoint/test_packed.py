@@ -190,8 +190,8 @@ def test_damaged_projections(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"quantize": "int4"}, "quantised by GPTQ; leave --quantize out, and its own codes are used"),
-        ({"ff_offload": True}, "quantised by GPTQ, which does not go together with ff-offload on a CPU"),
+        ({"quantize": "int4"}, "quantised by GPTQ; leave --quantize out to use its own codes"),
+        ({"ff_offload": True}, "quantised by GPTQ, which cannot be combined with ff-offload on a CPU"),
     ],
 )
 def test_options_that_codes_do_not_allow(

@@ -165,7 +165,7 @@ def test_directories_with_a_configuration(kind: str, tmp_path: Path, smollm2: Ch
         ("notes.txt", "hello", r"neither a model directory nor a \.gguf file"),
         ("model.safetensors", "hello", "a file of weights; name a model directory"),
         ("config.json", "{}", "name its directory: --model"),
-        ("model.gguf", "<html>404</html>", "no GGUF file, whatever its name says"),
+        ("model.gguf", "<html>404</html>", "not a GGUF file, despite its name"),
         ("model.gguf", "", "is empty; download it again"),
         ("model.gguf", "version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs"),
         ("model.tar", "hello", "an archive"),
