@@ -96,7 +96,7 @@ def test_a_step_that_computes_something_else_is_not_used(
     expected, _ = oracle.generate(model, prompts(37, 20), 0.5, 12)
 
     assert (right.step, wrong.step) == (step, "twin")
-    assert f"the {step} step differs from this model's own" in caplog.text
+    assert f"the {step} step differs from the model's own code" in caplog.text
     assert [token.id for token in wrong.generate(prompts(37, 20), greedy(12), Pruning(0.5))] == expected
 
 

@@ -142,7 +142,10 @@ WITH_CONFIG: dict[str, tuple[Kind, str]] = {
     "a classifier": (config(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
     "a reward model": (config(architectures=["LlamaForRewardModel2"]), "LlamaForRewardModel2"),
     "both directions": (config(is_causal=False), "attends in both directions"),
-    "no object": (lambda folder: void((folder / "config.json").write_text("[]")), "config.json holds no JSON object"),
+    "no object": (
+        lambda folder: void((folder / "config.json").write_text("[]")),
+        "config.json does not contain a JSON object",
+    ),
     "another type": (config(model_type="bert"), "'bert' is not supported"),
 }  # fmt: skip
 

@@ -80,7 +80,7 @@ def test_a_snapshot_is_called_as_on_the_hub(hub: Path, monkeypatch: pytest.Monke
 def test_a_repository_with_several_snapshots(hub: Path) -> None:
     """Which one is meant cannot be guessed."""
     (hub / "snapshots" / ("a" * 40)).mkdir()
-    with pytest.raises(LoadError, match="holds 2 snapshots"):
+    with pytest.raises(LoadError, match="has 2 snapshots"):
         locate(str(hub))
 
 
@@ -188,7 +188,7 @@ def test_files_of_a_hub(spelling: str, name: str, file: str) -> None:
         ("ollama://llama3", "is an unknown address"),
         ("llama3:8b", "another program's store"),
         ("models--org--name", "as a hub id it is org/name"),
-        ("/dev/zero", "is no regular file"),
+        ("/dev/zero", "is not a regular file"),
         ("my model", "it is not a hub id"),
         ("file:///no/such/model", "does not exist"),
         ("/no/such/model", "does not exist"),
