@@ -70,9 +70,7 @@ class Assembly:
         hidden_TD, own_TV = with_own_logits(model, torch.tensor(ids, device=device), cache)
         read_V = head(model, hidden_TD[-1:])[0]
         if _error(read_V, own_TV[-1]) > TOLERANCES[model.dtype]:
-            raise UnsupportedModel(
-                f"this '{model.config.model_type}' model computes its logits in a way that is not known here"
-            )
+            raise UnsupportedModel(f"this '{model.config.model_type}' model computes its logits in an unknown way")
         if decoder.own_pass:
             return
         decoder.keep(None)

@@ -28,7 +28,7 @@ class Limits:
         self._check_id(lowest if lowest < 0 else highest, "", "prompt")
         if scoring and scoring.prompt_tokens is not None and not 1 <= scoring.prompt_tokens <= len(prompt_ids):
             raise InvalidRequest(
-                f"griffin.prompt_tokens: {scoring.prompt_tokens} is not between 1 and the prompt's {len(prompt_ids)} tokens",
+                f"griffin.prompt_tokens: {scoring.prompt_tokens} is not from 1 to {len(prompt_ids)} (the prompt)",
                 "griffin.prompt_tokens",
             )
         if sampling:

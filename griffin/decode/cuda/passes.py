@@ -27,7 +27,7 @@ class GraphPasses:
     ) -> None:
         """
         Args:
-            step: decodes the same sequence, and must be told its position after a pass.
+            step: decodes the same sequence, but must be told its position after a pass.
             cache: in the step's buffers.
             buckets: ascending; the last one is the context length.
             recorded: by bucket and number of tokens; it may be filled later.

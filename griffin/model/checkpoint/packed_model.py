@@ -47,7 +47,7 @@ def read(
     with ExitStack() as stack:
         reader = _Reader(folder, source, scheme, dtype, stack)
         if in_place and (why := reader.obstacle()):
-            logger.warning("%s: its weights are made plain numbers, which are slower to read: %s", source, why)
+            logger.warning("%s: its weights become plain numbers, which are slower: %s", source, why)
             in_place = False
         model = reader.in_place() if in_place else reader.dequantised()
     require_rows(model, tokenizer, source)

@@ -160,7 +160,7 @@ def require_readable(folder: Path, text: str) -> None:
         content = _require_object(folder / name, text)
         ends = content.get("eos_token_id") if name == "generation_config.json" else None
         if any(type(id) is not int for id in (ends if isinstance(ends, list) else [ends or 0])):
-            raise LoadError(f"'{text}': eos_token_id in {name} is {str(ends)[:40]}, and must be a token id or several")
+            raise LoadError(f"'{text}': eos_token_id in {name} is {str(ends)[:40]}, but must be a token id or several")
 
 
 def _require_object(file: Path, text: str) -> Mapping[str, Any]:

@@ -113,7 +113,7 @@ def test_logits_that_are_made_in_an_unknown_way_are_refused(step: StepName) -> N
     """Neither a prompt's logits nor those of any step would be the model's own."""
     model = tiny_model("llama", unknown_logit_scale=0.25)
     model.__class__ = ScaledLogits
-    with pytest.raises(UnsupportedModel, match="'llama' model computes its logits in a way that is not known"):
+    with pytest.raises(UnsupportedModel, match="'llama' model computes its logits in an unknown way"):
         Engine(model, step=step).warm_up()
 
     model.config.unknown_logit_scale = 1.0

@@ -112,14 +112,14 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "a product that overflows": (with_tensors(tensor(shape=(2**32, 2**32, 1, 1))), r"t \(F32\) ends at byte"),
     "a product that overflows to nothing": (with_tensors(tensor(shape=(HUGE, 2, HUGE))), r"t \(F32\) ends at byte"),
     "a width of part of a block": (with_tensors(tensor(shape=(100, 3), kind=Kind.Q4_K)), "rows of 100 .* of 256"),
-    "a type": (with_tensors(tensor(kind=99)), "tensor t has the type 99, which is not known here"),
-    "a type that was removed": (with_tensors(tensor(kind=4)), "tensor t has the type 4, which is not known here"),
+    "a type": (with_tensors(tensor(kind=99)), "tensor t has the type 99, which is unknown"),
+    "a type that was removed": (with_tensors(tensor(kind=4)), "tensor t has the type 4, which is unknown"),
     "an offset past the end": (with_tensors(tensor(offset=64)), r"tensor t \(F32\) ends at byte 3264 of 3200"),
     "an offset that overflows": (with_tensors(tensor(offset=2**64 - 32)), r"tensor t \(F32\) ends at byte"),
-    "an offset between": (with_tensors(tensor(offset=8)), r"t \(F32\) begins at 8, no multiple .* alignment 32"),
+    "an offset between": (with_tensors(tensor(offset=8)), r"t \(F32\) begins at 8, not a multiple .* alignment 32"),
     "a tensor twice": (with_tensors(tensor(), tensor()), "its tensor t is there twice"),
-    "no alignment": (with_keys(numbered("general.alignment", 0)), "general.alignment is 0, and must be a power of two"),
-    "an odd alignment": (with_keys(numbered("general.alignment", 48)), "general.alignment is 48, and must be"),
+    "no alignment": (with_keys(numbered("general.alignment", 0)), "general.alignment is 0, but must be a power of two"),
+    "an odd alignment": (with_keys(numbered("general.alignment", 48)), "general.alignment is 48, but must be"),
     "an alignment in words": (
         with_keys(key("general.alignment", STRING, string("32"))),
         "general.alignment is 32, and",
@@ -252,14 +252,14 @@ def test_types_that_cannot_be_read(tmp_path: Path) -> None:
     file.require_readable(frozenset(Kind))
     file.require_readable({Kind.F32, Kind.F16, Kind.Q4_0, Kind.Q8_0, Kind.IQ4_XS})
     with pytest.raises(
-        LoadError, match=r"model\.gguf: tensor IQ4_XS has the type IQ4_XS, which is not read here; take"
+        LoadError, match=r"model\.gguf: tensor IQ4_XS has the type IQ4_XS, which cannot be read here; take"
     ):
         file.require_readable({Kind.F32, Kind.F16, Kind.Q4_0, Kind.Q8_0})
     with pytest.raises(
         LoadError, match=r"tensor Q4_0 .* as has one more tensor; .* the same model \(F32, F16, Q8_0\), or make"
     ):
         file.require_readable({Kind.Q8_0, Kind.F16, Kind.F32})
-    with pytest.raises(LoadError, match=r"tensor plain has the type F32, which is not read here, as have 4 more"):
+    with pytest.raises(LoadError, match=r"tensor plain has the type F32, which cannot be read here, as have 4 more"):
         file.require_readable({Kind.Q4_0})
 
 

@@ -124,7 +124,7 @@ WITH_CONFIG: dict[str, tuple[Kind, str]] = {
     "a link to a blob that is not there": (dangling, "model.safetensors is a link to ../../blobs/0a1b"),
     "GPTQ": (
         config(quantization_config={"quant_method": "gptq", "bits": 8}),
-        "quantised by GPTQ with 8 bits; read are 4 bits in the layout gptq or gptq_v2",
+        "quantised by GPTQ with 8 bits; supported: 4 bits in the layout gptq or gptq_v2",
     ),
     "GPTQ for a kernel": (
         config(quantization_config={"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}),
@@ -132,7 +132,7 @@ WITH_CONFIG: dict[str, tuple[Kind, str]] = {
     ),
     "AWQ": (
         config(quantization_config={"quant_method": "awq", "bits": 4, "version": "gemv"}),
-        "quantised by AWQ with the layout 'gemv'; read are 4 bits in the layout gemm",
+        "quantised by AWQ with the layout 'gemv'; supported: 4 bits in the layout gemm",
     ),
     "bitsandbytes": (config(quantization_config={"quant_method": "bitsandbytes"}), "quantised by bitsandbytes"),
     "bitsandbytes, older": (config(quantization_config={"load_in_4bit": True}), "quantised by bitsandbytes"),
