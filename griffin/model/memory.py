@@ -77,7 +77,7 @@ def threads_at_first() -> int:
 
 
 def memory_in_use() -> int:
-    """Bytes of this process, on the host and on all CUDA devices. 0 where the system does not say."""
+    """Bytes of this process, on the host and on all CUDA devices; 0 if the system does not say."""
     devices = sum(map(torch.cuda.memory_allocated, range(torch.cuda.device_count())))
     with suppress(OSError, ValueError, IndexError):
         return devices + int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -85,8 +85,8 @@ def memory_in_use() -> int:
 
 
 def give_memory_back() -> None:
-    """What nothing refers to any more goes back to the system and the devices, also what was taken out of the garbage
-    collector's sight."""
+    """Return unused memory to the system and the devices, including objects that were hidden from the garbage
+    collector."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
