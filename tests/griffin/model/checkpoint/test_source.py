@@ -186,7 +186,7 @@ def test_files_of_a_hub(spelling: str, name: str, file: str) -> None:
         ("https://example.com/model", "is an unknown address"),
         ("s3://bucket/model", "is an unknown address"),
         ("ollama://llama3", "is an unknown address"),
-        ("llama3:8b", "another program's store"),
+        ("llama3:8b", "another program's name for a model"),
         ("models--org--name", "as a hub id it is org/name"),
         ("/dev/zero", "is not a regular file"),
         ("my model", "it is not a hub id"),
