@@ -1,4 +1,4 @@
-"""The models that this server has: which of them are loaded, and how one makes room for another."""
+"""The models of this server: which of them are loaded, and how one makes room for another."""
 
 import asyncio
 import logging
@@ -24,13 +24,13 @@ logger = logging.getLogger("griffin")
 
 T = TypeVar("T")
 
-# How long a start from a warm cache takes, about.
+# Approximate seconds of a start from a warm cache.
 LOADING_RETRY_S = 5
-# Between looks whether a model's last request has ended.
+# Seconds between checks whether a model's last request has ended.
 POLL_S = 0.02
-# For the threads of a model that is unloaded: each ends within one token or one prompt chunk.
+# Seconds for the threads of a model that is unloaded: each ends within one token or one prompt chunk.
 LAST_TOKEN_S = 60
-# Before a model that could not be loaded is tried again.
+# Seconds before a model that could not be loaded is tried again.
 BROKEN_S = 30
 
 

@@ -103,8 +103,8 @@ INLINE float KERNEL(sum)(Vector vector)
 }
 
 /*
- * out_k = codes_k . x, for some rows and tokens at once; the rows' results have the given distance. Each sum is computed
- * in the same way, however many there are. ahead: a row, or another place, to prefetch for each of them; or NULL.
+ * out_k = codes_k . x, for some rows and tokens at once; the rows' results have the given distance. Each sum is
+ * computed in the same way, however many there are. ahead: a row, or another place, to prefetch for each of them; or NULL.
  */
 INLINE void KERNEL(dot_codes)(
     Outputs out, int64_t apart, const char *const *codes, const char *const *ahead, int some, int64_t width,

@@ -2,10 +2,10 @@
  * One decode step of the common block (see weights.py), compiled: a token's id in, logits out. Or a pass: several
  * successive tokens, for which each weight is read once. A token's results have the same bits in both cases.
  *
- * Decoding one token reads every weight once, so the speed of memory is the limit. A core reads memory fastest as few
- * ascending streams, so each product reads its rows in storage order, in several places at once. Kept neurons are copied
- * next to each other once for each request. If each token picks what it reads, rows are skipped in place: half of them
- * take 0.65 to 0.8 of the time of all. Weights are prefetched, because the processor's own prefetching is too late and
+ * Decoding one token reads every weight once, so the speed of memory is the limit. A core reads memory fastest as a
+ * few ascending streams, so each product reads its rows in storage order, in several places at once. Kept neurons are
+ * copied next to each other once for each request. If each token picks what it reads, rows are skipped in place: half of
+ * them take 0.65 to 0.8 of the time of all. Weights are prefetched, because the processor's own prefetching is too late and
  * restarts on each page.
  * Activations are fp32; for products with codes in groups they first become whole numbers of 16 bits. Each matrix has
  * its own format; keys and values are fp32, bfloat16 or float16.
