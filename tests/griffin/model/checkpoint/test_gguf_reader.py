@@ -128,7 +128,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "the first version": (whole(version=1), "has version 1 of the GGUF format, and 2 and 3 are read"),
     "a version of the future": (whole(version=4), "has version 4 of the GGUF format"),
     "the other byte order": (whole(version=3 << 24), "a GGUF file for big-endian machines"),
-    "an architecture that is no text": (whole([numbered("general.architecture", 1)]), "architecture is no text"),
+    "an architecture that is no text": (whole([numbered("general.architecture", 1)]), "architecture is not a text"),
     "no architecture": (whole([]), "general.architecture is missing"),
     "no tensors": (whole(tensors=()), "holds no tensors"),
     "parts in words": (with_keys(key("split.count", STRING, string("two"))), "its key split.count is two"),
