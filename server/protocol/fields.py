@@ -63,6 +63,8 @@ def _prompts(value: Any) -> list[str | list[int]]:
         if prompt == []:
             raise ValueError(EMPTY_PROMPT)
         require_unicode(prompt)
+    if len({type(prompt) for prompt in prompts}) > 1:
+        raise ValueError("has texts and lists of token ids; send them in two requests")
     return prompts
 
 

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from typing import NoReturn, Protocol
 
 from griffin.errors import GriffinError, is_out_of_memory
+from griffin.experiments.common.pictures import INSTALL
+
+# Packages that only the extra 'experiments' installs.
+OF_THE_EXTRA = ("datasets", "lm_eval", "markdown_it", "matplotlib")
 
 
 class Runnable(Protocol):
@@ -54,6 +58,11 @@ def run(arguments: argparse.Namespace, commands: Mapping[str, Runnable]) -> int:
         commands[arguments.name].run(arguments)
     except (GriffinError, ValueError) as error:
         print(f"griffin: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OF_THE_EXTRA:
+            raise
+        print(f"griffin: this needs {error.name}, of the extra 'experiments'; {INSTALL}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("griffin: stopped; run the same command again to go on", file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from griffin.experiments.common.pictures import require_matplotlib, save
+from griffin.experiments.common.pictures import NEEDED, can_draw, save
 from griffin.experiments.common.results import Claim, Table, write_json
 from griffin.experiments.common.study import Study, add_study_arguments, open_study
 
@@ -69,7 +69,6 @@ class Command:
         Raises:
             GriffinError, ValueError: one line for the user. Everything computed so far is kept.
         """
-        require_matplotlib()
         study = open_study(arguments)
         if arguments.quick:
             hasten(self._experiment, arguments)
@@ -77,6 +76,8 @@ class Command:
         for table in self._experiment.tables(found):
             print(table.text(), end="\n\n")
         print(f"results: {', '.join(str(path) for path in written(self.name, study.folder))}")
+        if not can_draw():
+            print(f"no picture was drawn: {NEEDED}")
 
 
 def defaults(experiment: Experiment) -> argparse.Namespace:
@@ -120,7 +121,7 @@ def spelled(
 
 
 def conduct(name: str, experiment: Experiment, study: Study, arguments: argparse.Namespace) -> Found:
-    """Measure, and write NAME.json and NAME.svg into the study's folder.
+    """Measure, and write NAME.json and, with matplotlib, NAME.svg into the study's folder.
 
     Returns:
         The contents of NAME.json.
@@ -128,8 +129,11 @@ def conduct(name: str, experiment: Experiment, study: Study, arguments: argparse
     facts = {"experiment": name, "command": command_line(name, experiment, arguments), **study.facts()}
     found = {**facts, **experiment.measure(study, arguments)}
     write_json(study.folder / f"{name}.json", found)
-    if figure := experiment.draw(found):
-        save(figure, study.folder / f"{name}.svg")
+    picture = study.folder / f"{name}.svg"
+    # A picture of an earlier run would not fit these figures.
+    picture.unlink(missing_ok=True)
+    if can_draw() and (figure := experiment.draw(found)):
+        save(figure, picture)
     return found
 
 

@@ -18,6 +18,13 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e0
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
 # The colour map for anything in an order, such as layers.
 SEQUENCE = "viridis"
+INSTALL = "run, in the clone: pip install -c deploy/constraints.txt -e '.[experiments]'"
+NEEDED = f"pictures need matplotlib, of the extra 'experiments'; {INSTALL}"
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed. The plain installation has none."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def require_matplotlib() -> None:
@@ -25,8 +32,8 @@ def require_matplotlib() -> None:
     Raises:
         GriffinError: matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise GriffinError("pictures need matplotlib; run: pip install 'griffin-server[experiments]'")
+    if not can_draw():
+        raise GriffinError(NEEDED)
 
 
 def new_figure(width: float, height: float) -> "Figure":

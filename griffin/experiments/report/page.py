@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from griffin.errors import GriffinError
-from griffin.experiments.common.pictures import BLUE, DARK, GRID, INK, MUTED, PAPER, SKY
+from griffin.experiments.common.pictures import BLUE, DARK, GRID, INK, INSTALL, MUTED, PAPER, SKY
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -59,7 +59,7 @@ def require_markdown_it() -> None:
         GriffinError: markdown-it is not installed.
     """
     if importlib.util.find_spec("markdown_it") is None:
-        raise GriffinError("a report needs markdown-it; run: pip install 'griffin-server[experiments]'")
+        raise GriffinError(f"a report needs markdown-it, of the extra 'experiments'; {INSTALL}")
 
 
 def _table_open(*_: Any) -> str:

@@ -1,11 +1,22 @@
 """The figures of ``latency`` as a picture: one bar for each contestant."""
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from griffin.errors import GriffinError
-from griffin.experiments.common.pictures import BLUE, GREEN, INK, PAPER, RED, SKY, new_figure, panels, save
+from griffin.experiments.common.pictures import (
+    BLUE,
+    GREEN,
+    INK,
+    NEEDED,
+    PAPER,
+    RED,
+    SKY,
+    can_draw,
+    new_figure,
+    panels,
+    save,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,8 +31,8 @@ def require_plot() -> None:
     Raises:
         GriffinError: matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise GriffinError("--plot needs matplotlib; run: pip install matplotlib")
+    if not can_draw():
+        raise GriffinError(f"--plot: {NEEDED}")
 
 
 def plot_latency(report: dict[str, Any], path: Path) -> None:

@@ -4,8 +4,8 @@ The full model continues each prompt, unless the prompt brings its own completio
 same continuation, token by token, and their predictions are compared with the full model's. Prompts are measured
 whole, and cut to their last tokens: a longer prompt chooses better neurons (the paper's Figure 5).
 
-The result is a table, a picture and a recommendation. The losses are also kept for requests with sparsity "auto": the
-server finds them in its cache directory at its next start. (Not with --quick.)
+The result is a table, a recommendation and, with matplotlib, a picture. The losses are also kept for requests with
+sparsity "auto": the server finds them in its cache directory at its next start. (Not with --quick.)
 
 The full model generates once for each prompt and length, and each sparsity reads the result once. With 30 prompts and
 the default model (135 million parameters) this takes some minutes on two CPU cores; with ten times the parameters, ten
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from griffin.experiments.common.kinds import add_cache_dir, count, file, positive, sparsity, whole
-from griffin.experiments.common.pictures import require_matplotlib, save
+from griffin.experiments.common.pictures import NEEDED, can_draw, save
 from griffin.experiments.common.results import write_json, write_whole
 from griffin.experiments.common.study import Study, add_model_arguments, open_model
 from griffin.experiments.tune.advice import Cell, advise, sentences
@@ -111,12 +111,11 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a table and a recommendation. Write both, with a picture.
+    """Print a table and a recommendation. Write both, with a picture if matplotlib is installed.
 
     Raises:
         GriffinError, ValueError: one line for the user. Everything computed so far is kept.
     """
-    require_matplotlib()
     load_average = os.getloadavg()[0]
     _settle(arguments)
     entries = read_entries(arguments.prompts)[: arguments.limit]
@@ -130,13 +129,20 @@ def run(arguments: argparse.Namespace) -> None:
         path = _keep_for_auto(study, arguments.method, LossTable(**found["auto"]), arguments.cache_dir)
         found["advice"].append(f"It is in {path}; the server finds it there at its next start.")
     write_json(study.folder / "tune.json", found)
-    save(draw(found), study.folder / "tune.svg")
+    picture = study.folder / "tune.svg"
+    # A picture of an earlier run would not fit these figures.
+    picture.unlink(missing_ok=True)
+    if can_draw():
+        save(draw(found), picture)
     print(_heading(found, cases), table(found).text(), LEGEND, "\n".join(found["advice"]), sep="\n\n")
     if study.checkpoint.model.device.type == "cpu" and load_average > BUSY * (os.cpu_count() or 1):
         print(
             f"\nThe machine was busy before this began (load average {load_average:.1f}); speeds differ on an idle one."
         )
-    print(f"\nresults: {study.folder / 'tune.json'}, {study.folder / 'tune.svg'}")
+    if can_draw():
+        print(f"\nresults: {study.folder / 'tune.json'}, {picture}")
+    else:
+        print(f"\nresults: {study.folder / 'tune.json'}; no picture was drawn: {NEEDED}")
 
 
 def _settle(arguments: argparse.Namespace) -> None:

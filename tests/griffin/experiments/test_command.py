@@ -52,6 +52,22 @@ def checkpoint(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+def test_a_package_of_the_extra_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line says what to install; any other missing module is a fault, and stays one."""
+
+    def run_without(name: str) -> int:
+        def fail(_: argparse.Namespace) -> None:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+        command = cast(commandline.Runnable, SimpleNamespace(run=fail))
+        return commandline.run(argparse.Namespace(name="x"), {"x": command})
+
+    assert run_without("lm_eval.api") == 1
+    assert capsys.readouterr().err.startswith("griffin: this needs lm_eval.api, of the extra 'experiments'; run")
+    with pytest.raises(ModuleNotFoundError):
+        run_without("elsewhere")
+
+
 def test_help_teaches(run: Run) -> None:
     """Each command with a line on what it is; each flag of each command with a meaning."""
     code, out, _ = run("--help")

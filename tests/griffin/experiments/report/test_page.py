@@ -140,5 +140,5 @@ def test_a_missing_picture_is_one_line(folder: Path, address: str) -> None:
 def test_markdown_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its absence is told with the remedy."""
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(GriffinError, match=r"pip install 'griffin-server\[experiments\]'"):
+    with pytest.raises(GriffinError, match=r"pip install .* '\.\[experiments\]'"):
         page("a", "t", tmp_path)

@@ -181,6 +181,6 @@ def test_errors_are_one_line(
 
 def test_a_plot_needs_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its absence is told with the remedy."""
-    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(GriffinError, match="pip install matplotlib"):
+    monkeypatch.setattr(plots, "can_draw", lambda: False)
+    with pytest.raises(GriffinError, match=r"--plot: pictures need matplotlib.*pip install"):
         plots.require_plot()

@@ -571,6 +571,20 @@ def test_the_whole_command(
     assert "tolerance 5 %" in picture.read_text()
 
 
+def test_without_matplotlib(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plain installation measures and recommends; instead of the picture it says what to install."""
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("\n".join((LONG, SHORT)))
+    monkeypatch.setattr(tune, "can_draw", lambda: False)
+    found = started(model_folder, prompts, "--prompt-lengths", "all")
+
+    assert found["rows"]
+    assert not list((tmp_path / "results").rglob("*.svg"))
+    assert "no picture was drawn: pictures need matplotlib, of the extra 'experiments'" in capsys.readouterr().out
+
+
 def test_the_whole_command_again(model_folder: Path, tmp_path: Path) -> None:
     """A second run asks the ledger for everything but the speed, and finds the same."""
     prompts = tmp_path / "p.txt"
