@@ -121,7 +121,7 @@ class Cursor:
         if self._end < len(self._data):
             return self.damaged(f"its header, read up to {what}, is longer than {HEADER_LIMIT >> 20} MiB")
         return LoadError(
-            f"{self._name} is not a complete GGUF file: {what} runs past its end; is the download complete?"
+            f"{self._name} is not a complete GGUF file: {what} runs past the end of the file; is the download complete?"
         )
 
 

@@ -80,20 +80,26 @@ def with_tensors(*tensors: bytes) -> bytes:
 
 HUGE = 2**63
 FAULTS: dict[str, tuple[bytes, str]] = {
-    "cut in the counts": (whole()[:20], r"the number of keys runs past its end"),
-    "cut in a key": (whole()[:40], r"the name of its key 1 of 1 runs past its end"),
-    "cut in a value": (whole()[:58], r"key general\.architecture runs past its end"),
-    "cut in the table": (whole()[:90], r"entry of tensor t runs past its end"),
+    "cut in the counts": (whole()[:20], r"the number of keys runs past the end of the file"),
+    "cut in a key": (whole()[:40], r"the name of its key 1 of 1 runs past the end of the file"),
+    "cut in a value": (whole()[:58], r"key general\.architecture runs past the end of the file"),
+    "cut in the table": (whole()[:90], r"entry of tensor t runs past the end of the file"),
     "cut in the data": (whole()[:-1], r"tensor t \(F32\) ends at byte 3200 of 3199"),
-    "a name's length": (whole([u64(HUGE) + b"x"]), "the name of its key 1 of 1 runs past its end"),
-    "a text's length": (with_keys(key("a", STRING, u64(2**64 - 1))), "its key a runs past its end"),
-    "an array's length": (with_keys(key("a", ARRAY, u32(U32) + u64(HUGE))), "its key a runs past its end"),
-    "a length of texts": (with_keys(key("a", ARRAY, u32(STRING) + u64(2**40))), "its key a runs past its end"),
-    "a length of arrays": (with_keys(key("a", ARRAY, u32(ARRAY) + u64(2**40))), "its key a runs past its end"),
+    "a name's length": (whole([u64(HUGE) + b"x"]), "the name of its key 1 of 1 runs past the end of the file"),
+    "a text's length": (with_keys(key("a", STRING, u64(2**64 - 1))), "its key a runs past the end of the file"),
+    "an array's length": (with_keys(key("a", ARRAY, u32(U32) + u64(HUGE))), "its key a runs past the end of the file"),
+    "a length of texts": (
+        with_keys(key("a", ARRAY, u32(STRING) + u64(2**40))),
+        "its key a runs past the end of the file",
+    ),
+    "a length of arrays": (
+        with_keys(key("a", ARRAY, u32(ARRAY) + u64(2**40))),
+        "its key a runs past the end of the file",
+    ),
     "a text in an array": (with_keys(key("a", ARRAY, u32(STRING) + u64(2) + string("x") + u64(HUGE))), "key a runs"),
     "an inner array's length": (
         with_keys(key("a", ARRAY, u32(ARRAY) + u64(1) + u32(U8) + u64(HUGE))),
-        "its key a runs past its end",
+        "its key a runs past the end of the file",
     ),
     "arrays without end": (with_keys(key("a", ARRAY, nested(5000))), "its key a is an array of arrays, more than 4"),
     "a value's type": (with_keys(key("a", 13, bytes(8))), "its key a has the value type 13"),
