@@ -1,5 +1,7 @@
 /** The server's API as far as the page needs it: JSON, server-sent events, and errors as sentences. */
 
+import { plural } from "./numbers.js";
+
 const BROKEN_OFF = "the server broke off in the middle of the answer";
 
 /** An answer other than the one asked for, in the server's words. `status` is 0 when none came at all. */
@@ -95,8 +97,4 @@ export function sentence(/** @type {Error} */ error) {
     return `The server is busy, and its queue is full. Try again in ${plural(error.retryAfter ?? 1, "second")}.`;
   }
   return error.status === 503 ? `${Said}.` : `The server refused this: ${said}.`;
-}
-
-export function plural(/** @type {number} */ count, /** @type {string} */ noun) {
-  return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 }

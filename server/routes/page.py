@@ -90,6 +90,5 @@ async def _state(request: Request) -> dict[str, object]:
         "needs_key": service.settings.api_keys is not None,
         "workers": service.settings.all_workers,
         "method": service.settings.method,
-        # Figures of mode fast only: other modes use other drafts.
-        "drafts": service.settings.draft if service.settings.mode == "fast" else None,
+        "mode": service.settings.mode,
     }

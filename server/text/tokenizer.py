@@ -53,8 +53,10 @@ def render_chat(tokenizer: Tokenizer, conversation: list[dict[str, Any]], option
 def tokenizer_info(tokenizer: Tokenizer) -> dict[str, Any]:
     """Its special tokens and chat template, as in a tokenizer_config.json."""
     names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
-    # A tokenizer may have several templates with names; clients expect one text.
     values = {name: getattr(tokenizer, name, None) for name in names}
+    if isinstance(templates := values["chat_template"], dict):
+        # A tokenizer may have several templates with names. Clients expect one text: the one for conversations.
+        values["chat_template"] = templates.get("default")
     texts = {name: value if isinstance(value, str) else None for name, value in values.items()}
     return {"tokenizer_class": type(tokenizer).__name__, **texts}
 

@@ -471,6 +471,14 @@ def test_tokenize_and_detokenize() -> None:
     assert (info["eos_token"], info["chat_template"]) == ("<end>", "roles and texts")
 
 
+def test_one_of_several_chat_templates() -> None:
+    """The one that conversations go by, as a text."""
+    tokenizer = CharacterTokenizer()
+    tokenizer.chat_template = {"default": "roles and texts", "tool_use": "tools"}
+    with served(ScriptedEngine(), tokenizer=tokenizer) as url:
+        assert httpx.get(f"{url}/tokenizer_info").json()["chat_template"] == "roles and texts"
+
+
 def test_health_readiness_and_version() -> None:
     """Load balancers ask with HEAD."""
     with served(ScriptedEngine()) as url:

@@ -240,7 +240,7 @@ BOUNDS: dict[str, tuple[str, str, Meta, str]] = {
         ("llama", "llama.attention.head_count_kv", whole, 3, "", "is 3, which does not divide attention.head_count, 4"),
         ("llama", "llama.attention.key_length", text, "x", "", "is x, but must be a number above 0"),
         ("gpt2", "gpt2.attention.key_length", whole, 7, "", "is 7, but should be 8"),
-        ("llama", "llama.attention.layer_norm_rms_epsilon", number, 1e30, "", "and must be at most 1"),
+        ("llama", "llama.attention.layer_norm_rms_epsilon", number, 1e30, "", "but must be at most 1"),
         ("gemma3_text", "gemma3.final_logit_softcapping", number, -1.0, "", "is -1.0, but must be a number above 0"),
     ]
 }

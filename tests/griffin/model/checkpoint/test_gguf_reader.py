@@ -128,7 +128,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "an odd alignment": (with_keys(numbered("general.alignment", 48)), "general.alignment is 48, but must be"),
     "an alignment in words": (
         with_keys(key("general.alignment", STRING, string("32"))),
-        "general.alignment is 32, and",
+        "general.alignment is 32, but",
     ),
     "an alignment beyond all": (with_keys(key("general.alignment", 10, u64(HUGE))), r"t \(F32\) ends at byte"),
     "the first version": (whole(version=1), "has version 1 of the GGUF format, and 2 and 3 are read"),
