@@ -1,4 +1,4 @@
-"""GRIFFIN as a library: feed-forward neurons chosen per sequence, from its prompt (Dong, Chen, Chi 2024)."""
+"""GRIFFIN as a library: each sequence chooses its feed-forward neurons from its prompt (Dong, Chen, Chi 2024)."""
 
 from griffin.decode.logprobs import Logprobs
 from griffin.engine.comparison import Comparison

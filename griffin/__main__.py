@@ -1,6 +1,6 @@
 """Prepare a model for requests that need it: ``python -m griffin tune``.
 
-tune  run it with your own prompts: it recommends a sparsity, and requests with sparsity "auto" need it
+tune  measures your own prompts: it recommends a sparsity, and requests with sparsity "auto" use its results
 
 The server is started by 'python -m server'. The paper's experiments are 'python -m griffin.experiments'.
 

@@ -1,6 +1,6 @@
-"""The project's C, compiled at installation: where it lies.
+"""Finds the project's C library, which is compiled at installation.
 
-Only ``decode/c`` and ``model/guard.py`` load it. Both go without it where no C compiler was found.
+Only ``decode/c`` and ``model/guard.py`` load it. Both work without it if there was no C compiler.
 """
 
 import importlib.machinery

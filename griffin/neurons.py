@@ -1,4 +1,4 @@
-"""Which feed-forward (FF) neurons stay for a request, and how the choice for one prompt is reported.
+"""The feed-forward (FF) neurons that stay for a request, and how the choice for one prompt is reported.
 
 Shapes: L layers, k kept neurons of one layer.
 """
@@ -20,10 +20,10 @@ def kept_count(width: int, sparsity: float) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
-    """The neurons that stay for a request. Of all others no token reads anything.
+    """The neurons that stay for a request. No token reads anything of the others.
 
-    layers: for each layer the indices of its neurons, sorted, ``(k,)``, at least one; k may differ. int64 where they
-        are used, int32 in a ``Selection``.
+    layers: for each layer the sorted indices of its neurons, ``(k,)``, at least one; k may differ between layers.
+        int64 while in use, int32 in a ``Selection``.
     """
 
     layers: Sequence[Tensor]
@@ -35,7 +35,7 @@ class Kept:
 
     @property
     def count(self) -> int:
-        """How many neurons stay in all layers."""
+        """Number of neurons that stay, over all layers."""
         return sum(self.counts)
 
     @property
@@ -43,16 +43,16 @@ class Kept:
         return sum(kept_k.nbytes for kept_k in self.layers)
 
     def shares(self, width: int) -> Shares:
-        """What a token reads of the FF weights, of F neurons in each layer."""
+        """The shares of the FF weights that a token reads, of ``width`` = F neurons in each layer."""
         share = self.count / (width * len(self.layers))
         return Shares(share, share, share)
 
     def to(self, device: torch.device) -> "Kept":
-        """On another device, for a step."""
+        """A copy on another device, for a step."""
         return Kept([kept_k.to(device, torch.int64) for kept_k in self.layers])
 
     def to_host(self) -> "Kept":
-        """A copy in memory of the host's own, int32; on CUDA it arrives later, see ``pending``."""
+        """A copy in the host's memory, int32. From CUDA it arrives later, see ``pending``."""
         indices = torch.cat(tuple(self.layers)).to(torch.int32).to("cpu", non_blocking=True)
         return Kept(torch.split(indices, self.counts))
 
@@ -60,22 +60,22 @@ class Kept:
         return Kept(torch.split(torch.cat(tuple(self.layers)), self.counts))
 
     def name(self) -> str:
-        """Equal for equal sets; on the host."""
+        """A name that is equal for equal sets; call it on the host."""
         digest = hashlib.sha256(torch.cat(tuple(self.layers)).to(torch.int32).numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
-# What was chosen on a prompt: neurons that stay, or thresholds by which each token picks what it reads.
+# The choice for a prompt: neurons that stay, or thresholds with which each token picks what it reads.
 Chosen = Kept | Thresholds
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What was chosen on one prompt, as it is reported and can be used again.
+    """The choice for one prompt, for reports and for reuse.
 
     seconds: from the finished prompt to weights that are ready to decode with.
-    expert_set: a name for exactly this choice, equal for equal ones.
-    prompt_tokens: how many tokens it was chosen on.
+    expert_set: a name for exactly this choice; equal choices have equal names.
+    prompt_tokens: number of tokens on which it was chosen.
     chosen: the neurons or thresholds, on the host.
     """
 

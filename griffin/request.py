@@ -1,6 +1,6 @@
 """What a request may choose: how tokens are drawn, which neurons stay, what is verified, what is scored.
 
-The checks here need no model. A field that the HTTP API has too is named as it is there.
+The checks here need no model. Fields that the HTTP API also has keep their name.
 """
 
 from collections.abc import Mapping
@@ -13,31 +13,31 @@ from griffin.constraint import Grammar
 from griffin.neurons import Selection, kept_count
 from griffin.thresholds import Shares
 
-# Differences of logits, divided by a smaller temperature, leave the range of fp32.
+# Divided by a smaller temperature, differences of logits exceed the range of fp32.
 GREEDY_BELOW = 1e-5
-# With larger values, penalties times counts or logits over a temperature leave the range of fp32.
+# Larger values would take penalties times counts, or logits over a temperature, out of the range of fp32.
 LARGEST = 1e30
-# The most alternatives that can be reported for one token. Buffers have room for this many.
+# The most alternatives that one token can report. Buffers have room for so many.
 MOST_LOGPROBS = 20
 
 MethodName = Literal["griffin", "griffin+"]
 METHOD_NAMES: tuple[MethodName, ...] = get_args(MethodName)
-# Where nobody names one: of the server and of ``tune``. A ``Pruning`` that names none is the paper's.
+# The default of the server and of ``tune``. A ``Pruning`` that names no method uses the paper's.
 DEFAULT_METHOD: MethodName = "griffin+"
 StatisticName = Literal["flocking", "magnitude"]
 STATISTICS: tuple[StatisticName, ...] = get_args(StatisticName)
 StrategyName = Literal["top_k", "sample", "top_k_sample"]
 STRATEGY_NAMES: tuple[StrategyName, ...] = get_args(StrategyName)
-# The fields of ``Pruning`` that tell a method how to choose. What a method does is in ``griffin.method.methods``.
+# The fields of ``Pruning`` that configure a method. ``griffin.method.methods`` has the methods.
 METHOD_FIELDS: dict[MethodName, tuple[str, ...]] = {"griffin": ("selection", "statistic"), "griffin+": ()}
-# How the paper picks neurons; a request that names neither field means these.
+# How the paper picks neurons; the default for both fields.
 STANDARD = {"selection": "top_k", "statistic": "flocking"}
 ModeName = Literal["fast", "guarded", "lossless"]
 DraftName = Literal["none", "ngram", "pruned", "both"]
 MODES: tuple[ModeName, ...] = get_args(ModeName)
-# In one block. The full model reads a block in one pass and holds all its logits at once.
+# Most draft tokens of one block. The full model reads a block in one pass and holds all its logits at once.
 MOST_DRAFT_TOKENS = 64
-# Where drafts may come from in each mode. The last one is the default.
+# Sources of drafts in each mode. The last one is the default.
 MODE_DRAFTS: dict[ModeName, tuple[DraftName, ...]] = {
     "fast": ("none", "ngram"),
     "guarded": ("pruned", "ngram", "both"),
@@ -50,20 +50,20 @@ class Sampling:
     """How the tokens of one sequence are drawn. Names and meanings are those of OpenAI and vLLM.
 
     temperature: 0 (or below 1e-5) is greedy; otherwise logits are divided by it.
-    top_p: keep the smallest set of tokens whose probabilities reach it, 0 to 1; one token always stays.
-    top_k: keep that many tokens; 0 keeps all, and so does a number above the vocabulary.
-    min_p: keep tokens at least that fraction as probable as the most probable one.
+    top_p: keep the smallest set of tokens whose probabilities add up to it, 0 to 1; one token always stays.
+    top_k: keep so many tokens; 0, or a number above the vocabulary, keeps all.
+    min_p: keep tokens whose probability is at least this fraction of the highest one.
     presence_penalty: subtracted once from the logit of each token generated so far.
-    frequency_penalty: subtracted from it for each time the token was generated.
-    repetition_penalty: logits of tokens in the prompt or generated are divided by it, negative ones multiplied.
+    frequency_penalty: subtracted from the logit once for each time the token was generated.
+    repetition_penalty: positive logits of tokens in the prompt or answer are divided by it, negative ones multiplied.
     logit_bias: added to the logits of single tokens, by id.
     seed: any integer; makes draws repeatable. None draws differently each time.
-    max_tokens: at most that many tokens are generated.
-    min_tokens: nothing ends the sequence before it has that many.
-    stop_token_ids: end after any of these, besides the model's own end-of-sequence ids.
-    ignore_eos: go on through end-of-sequence ids, for runs of a fixed length.
-    logprobs: report each token's log-probability and those of this many most probable tokens; None reports none.
-    grammar: the answer is held to it, and ends where it ends. None holds it to nothing.
+    max_tokens: most tokens to generate.
+    min_tokens: the sequence does not end before it has so many.
+    stop_token_ids: ids that end the sequence, besides the model's own end-of-sequence ids.
+    ignore_eos: continue after end-of-sequence ids, for runs of a fixed length.
+    logprobs: report the log-probability of each token and of so many most probable tokens; None reports none.
+    grammar: the answer follows it, and ends where it ends. None allows any answer.
     """
 
     temperature: float = 1.0
@@ -95,8 +95,8 @@ class Sampling:
         self._require("stop_token_ids", min(self.stop_token_ids, default=0) >= 0, "ids from 0")
         self._require("max_tokens", self.max_tokens >= 1, "1 or more")
         self._require("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens")
-        self._require("min_tokens", not (self.grammar and self.min_tokens), "0 with a grammar, which may end before")
-        self._require("ignore_eos", not (self.grammar and self.ignore_eos), "False with a grammar, which ends")
+        self._require("min_tokens", not (self.grammar and self.min_tokens), "0 with a grammar, which may end earlier")
+        self._require("ignore_eos", not (self.grammar and self.ignore_eos), "False with a grammar, which has an end")
         wanted = 0 if self.logprobs is None else self.logprobs
         self._require("logprobs", 0 <= wanted <= MOST_LOGPROBS, f"None, or 0 to {MOST_LOGPROBS}")
 
@@ -106,7 +106,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most probable token is taken, and nothing is drawn."""
+        """Whether the most probable token is taken, so that nothing is drawn."""
         return self.temperature < GREEDY_BELOW
 
 
@@ -114,9 +114,8 @@ class Sampling:
 class Auto:
     """Sparsity auto: the largest sparsity whose predicted loss stays within a limit.
 
-    limit: the largest allowed KL divergence from the full model, predicted as a mean over the generated tokens, in
-        nats.
-    tokens: the most tokens that will be generated; None assumes answers as long as those that were measured.
+    limit: the largest allowed KL divergence from the full model in nats, predicted as a mean over the generated tokens.
+    tokens: most tokens that will be generated; None assumes answers as long as the measured ones.
     """
 
     limit: float
@@ -129,13 +128,13 @@ class Pruning:
 
     sparsity: the fraction of FF weights that a generated token does not read, 0 <= sparsity < 1; 0 is the dense model.
     selection: the strategy that picks neurons by the statistic.
-    statistic: what they are picked by.
+    statistic: the statistic that ranks neurons.
     seed: for strategies that draw; None draws differently each time.
-    method: griffin is the paper to the letter; griffin+ loses less for as many active parameters, see
-        ``method.griffin_plus``. Here the default is griffin, which has a selection and a statistic and runs on
-        weights that are streamed too. Servers have a default of their own.
-    reuse: what was chosen for another prompt; it is taken as it is.
-    auto: find the sparsity once the prompt has been read.
+    method: griffin is the paper's method; griffin+ loses less with the same number of active parameters, see
+        ``method.griffin_plus``. The default here is griffin, which has a selection and a statistic and also runs on
+        streamed weights. Servers have their own default.
+    reuse: the choice for another prompt, used unchanged.
+    auto: find the sparsity after the prompt was read.
     """
 
     sparsity: float = 0.0
@@ -158,15 +157,15 @@ class Pruning:
         if not set(self._not_standard()) <= set(METHOD_FIELDS[self.method]):
             raise ValueError(f"method {self.method} chooses by itself: leave out selection and statistic")
         if self.auto and (self.sparsity or self.reuse or self._not_standard()):
-            raise ValueError("auto goes by the prompt's statistic: leave out sparsity, selection, statistic and reuse")
+            raise ValueError("auto uses the prompt's statistic: leave out sparsity, selection, statistic and reuse")
 
     def _not_standard(self) -> list[str]:
         return [name for name, value in STANDARD.items() if getattr(self, name) != value]
 
     def prunes(self, width: int) -> bool:
-        """Whether a generated token leaves out any neuron. The one place where this is decided.
+        """Whether a generated token leaves out any neuron. Only this function decides it.
 
-        A small sparsity may round to all neurons. While auto has not found its sparsity, the answer is yes.
+        A small sparsity may round to all neurons. Before auto has found its sparsity, the answer is True.
 
         Args:
             width: F, the FF neurons in each layer of the model.
@@ -177,16 +176,16 @@ class Pruning:
 
     @property
     def follows_text(self) -> bool:
-        """Whether the text alone decides which neurons are kept, so that they can be chosen anew as it goes on."""
+        """Whether the text alone decides which neurons are kept, so that they can be chosen again as it grows."""
         return self.reuse is None and not self._not_standard()
 
     def generator(self) -> Generator:
-        """Random numbers, the same on every device: repeatable with a seed, different each time without."""
+        """A generator with the same numbers on every device: repeatable with a seed, otherwise different each time."""
         generator = Generator()
         if self.seed is None:
             generator.seed()
         else:
-            # torch takes 64 bits, so any integer is mapped onto those. It uses the lower 32 here.
+            # torch takes 64 bits, so any integer is mapped to 64 bits. Here torch uses the lower 32.
             generator.manual_seed(self.seed % 2**63)
         return generator
 
@@ -195,24 +194,24 @@ class Pruning:
 class Verification:
     """How tokens are drafted, and checked in passes over several tokens.
 
-    mode: which model checks, and what becomes of the kept neurons' tokens.
-        fast takes them as they are (the paper). Only n-grams are drafted, and the kept neurons check them: the answer
-        is what it would have been without drafts.
-        guarded has the full model read every few tokens in one pass. It keeps those that the full model finds
-        acceptable and goes on from the first that it does not (Sirius, Zhou et al. 2024).
-        lossless keeps those that the full model would have drawn too: token by token the full model's own answer. With
-        a step that reads several tokens in one pass, that is exactly the answer of sparsity 0. Other steps read a pass
-        by the model's own code. It rounds its sums differently below float32, and answers may part where two tokens are
-        nearly equally likely.
+    mode: which model checks drafts, and what becomes of the kept neurons' tokens.
+        fast accepts them as they are (the paper). Drafts are n-grams only, and the kept neurons check them: the answer
+        is the same as without drafts.
+        guarded: the full model reads every few tokens in one pass. It keeps those that it finds acceptable and
+        continues from the first one that it does not (Sirius, Zhou et al. 2024).
+        lossless keeps those that the full model would have drawn too: token by token the full model's own answer. If
+        the step reads several tokens in one pass, this is exactly the answer of sparsity 0. Other steps use the
+        model's own code for a pass. Below float32 it rounds sums differently, and answers may differ from a token on
+        where two tokens are nearly equally likely.
         The passes of guarded and lossless also replace the tokens' keys and values by exact ones.
-    draft: where drafts come from. none: there are no drafts. ngram: what followed when the latest tokens occurred
-        before, where a pass over them is likely to save time. pruned: the kept neurons. both: ngram where it finds
-        something, else pruned. n-grams are always checked as in lossless. None takes ngram in mode fast, else both.
-    draft_tokens: how many tokens are checked at once, 1 to 64. A number holds wherever n-grams match, also where
-        drafts are rarely right, which takes longer than none. None drafts as many as are likely to save time.
-    acceptance: for guarded: a token is acceptable if the full model finds it at least this many times as probable
-        as its most probable one, above 0 and at most 1.
-    refresh: choose the neurons anew as the full model reads on, once enough of them would differ.
+    draft: the source of drafts. none: no drafts. ngram: if the latest tokens occurred before, the tokens that followed
+        them, where a pass over them is likely to save time. pruned: the kept neurons. both: ngram if it finds
+        something, else pruned. n-grams are always checked as in lossless. None: ngram in mode fast, else both.
+    draft_tokens: number of tokens checked at once, 1 to 64. A number applies wherever n-grams match, even if drafts
+        are rarely right, which is slower than no drafts. None drafts as many as are likely to save time.
+    acceptance: for guarded: a token is acceptable if its probability in the full model is at least this fraction of
+        the highest one, above 0 and at most 1.
+    refresh: choose the neurons again as the full model reads on, once enough of them would differ.
     """
 
     mode: ModeName = "fast"
@@ -234,12 +233,12 @@ class Verification:
 
     @property
     def source(self) -> DraftName:
-        """Where drafts come from."""
+        """The source of drafts."""
         return self.draft or MODE_DRAFTS[self.mode][-1]
 
     @property
     def full_alone(self) -> bool:
-        """Whether all tokens are the full model's, and no kept neurons draft."""
+        """Whether the full model makes all tokens, and no kept neurons draft."""
         return self.mode != "fast" and self.source == "ngram"
 
 
@@ -247,12 +246,12 @@ class Verification:
 class Scoring:
     """How a prompt's own tokens are scored.
 
-    top: report this many most probable tokens at each position, besides the token itself.
-    prompt_tokens: with a sparsity, the full model reads this many tokens and neurons are chosen on them. The kept
+    top: report so many most probable tokens at each position, besides the token itself.
+    prompt_tokens: with a sparsity, the full model reads so many tokens, and neurons are chosen on them. The kept
         neurons read all further tokens, as if they had been generated. None: all inputs but the last, the paper's
-        simulated generation for classification (5.1). A scored text's last token is no input to its own score, so
-        this is two less than the text has.
-    start: tokens before this one need no score, and may be left without.
+        simulated generation for classification (5.1). A scored text's last token is not an input to its own score, so
+        this is two less than the text's length.
+    start: tokens before this one need no score and may get none.
     """
 
     top: int = 0
@@ -260,5 +259,5 @@ class Scoring:
     start: int = 0
 
     def read_dense(self, length: int) -> int:
-        """How many tokens of a text of this length the full model reads."""
+        """Number of tokens of a text of this length that the full model reads."""
         return max(1, length - 2) if self.prompt_tokens is None else self.prompt_tokens

@@ -1,12 +1,12 @@
-"""Thresholds: what a token reads of each feed-forward (FF) block, as method griffin+ has fixed it on a prompt.
+"""Thresholds: what a token reads of each feed-forward (FF) block. Method griffin+ fixes them on a prompt.
 
-A block computes g = act(W_g x), z = g (W_u x), y = W_d z; all biases are implied. A token reads of it, in three stages:
+A block computes g = act(W_g x), z = g (W_u x), y = W_d z; all biases are implied. A token reads it in three stages:
 
-1. of W_g, the inputs i whose x_i is far enough from its mean m_i. All others count with their mean:
-   g = act(W_g m + sum over those of W_g[:, i] (x_i - m_i)).
-2. of W_u, the neurons j whose |g_j| is large enough.
-3. of W_d, those of them whose z_j is far enough from its resting value h_j. All others give that:
-   y = W_d h + sum over those of W_d[:, j] (z_j - h_j).
+1. W_g: the inputs i whose x_i is far enough from its mean m_i. All other inputs count with their mean:
+   g = act(W_g m + sum over the far i of W_g[:, i] (x_i - m_i)).
+2. W_u: the neurons j whose |g_j| is large enough.
+3. W_d: among these, the neurons whose z_j is far enough from its resting value h_j. All others count with h_j:
+   y = W_d h + sum over the far j of W_d[:, j] (z_j - h_j).
 
 A block without a gate, y = W_d act(W_1 x), has W_1 in the place of W_g, and no stage 2.
 
@@ -23,10 +23,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The fraction of its weights that a token reads, for each kind of FF matrix.
+    """The fraction of the weights that a token reads, for each kind of FF matrix.
 
     gate: W_g; in blocks without a gate, W_1.
-    up: W_u; in blocks without a gate it means nothing.
+    up: W_u; without meaning in blocks without a gate.
     down: W_d.
     """
 
@@ -36,11 +36,11 @@ class Shares:
 
     @classmethod
     def counted(cls, reads: Sequence[int], tokens: int, inputs: int, neurons: int, *, gated: bool) -> "Shares | None":
-        """What tokens have read on average, by counts; None if there was no token.
+        """The mean shares that tokens have read, from counts; None if there was no token.
 
         Args:
-            reads: inputs that stage 1 read, and neurons that stages 2 and 3 read, in all layers.
-            inputs, neurons: how many all layers have.
+            reads: inputs read in stage 1, and neurons read in stages 2 and 3, over all layers.
+            inputs, neurons: numbers over all layers.
         """
         if not tokens:
             return None
@@ -53,13 +53,13 @@ class Shares:
 class Thresholds:
     """The thresholds of one prompt. All tensors are fp32 and on one device.
 
-    planned: what they let a token read, on average, by the tokens that they were found on.
+    planned: mean shares that the thresholds let a token read, on the tokens on which they were found.
     means_LD: m.
-    input_limits_LD: an input is read where |x - m| exceeds this.
-    offsets_LF: W_g m and the gate's bias.
-    gate_limits_LF: a neuron goes on where |g| exceeds this; None without a gate.
+    input_limits_LD: an input is read if |x - m| exceeds this.
+    offsets_LF: W_g m plus the gate's bias.
+    gate_limits_LF: a neuron passes stage 2 if |g| exceeds this; None without a gate.
     resting_LF: h.
-    output_limits_LF: a neuron gives something where |z - h| exceeds this as well.
+    output_limits_LF: a neuron passes stage 3 if |z - h| exceeds this as well.
     """
 
     planned: Shares
@@ -75,13 +75,13 @@ class Thresholds:
         return sum(values.nbytes for values in self._present())
 
     def shares(self, width: int) -> Shares:
-        """What a token reads of the FF weights, of F neurons in each layer; as it was planned."""
+        """The planned shares of the FF weights that a token reads, of ``width`` = F neurons in each layer."""
         return self.planned
 
     def require(self, layers: int, width: int, neurons: int) -> None:
         """
         Raises:
-            ValueError: they are of a model of other sizes.
+            ValueError: the thresholds belong to a model of other sizes.
         """
         by_input = (self.means_LD, self.input_limits_LD)
         by_neuron = (self.offsets_LF, self.resting_LF, self.output_limits_LF, self.gate_limits_LF)
@@ -90,7 +90,7 @@ class Thresholds:
                 raise ValueError(f"thresholds must be ({layers}, {size}), but are {tuple(values.shape)}")
 
     def layer(self, number: int, device: torch.device) -> "LayerThresholds":
-        """Those of one layer, where its weights are."""
+        """The thresholds of one layer, on the device of its weights."""
         gate_limits = None if self.gate_limits_LF is None else self.gate_limits_LF[number].to(device)
         return LayerThresholds(
             means=self.means_LD[number].to(device),
@@ -106,14 +106,14 @@ class Thresholds:
         return self._each(lambda values: values.to(device))
 
     def to_host(self) -> "Thresholds":
-        """On the host; from CUDA they arrive later, see ``pending``."""
+        """A copy on the host; from CUDA it arrives later, see ``pending``."""
         return self._each(lambda values: values.to("cpu", non_blocking=True))
 
     def clone(self) -> "Thresholds":
         return self._each(torch.clone)
 
     def name(self) -> str:
-        """Equal for equal thresholds; on the host."""
+        """A name that is equal for equal thresholds; call it on the host."""
         digest = hashlib.sha256()
         for values in self._present():
             digest.update(values.contiguous().numpy().tobytes())
@@ -137,12 +137,12 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerThresholds:
-    """The thresholds of one layer: ``(D,)`` and ``(F,)``. Names mean what they mean in ``Thresholds``.
+    """The thresholds of one layer: ``(D,)`` and ``(F,)``. Names have the meaning of ``Thresholds``.
 
-    The three functions take any number of tokens, ``(..., D)`` or ``(..., F)``. They mask, and skip nothing: for
-    steps in plain torch. They compute in fp32, and return the dtype that they were given.
+    The three functions take any number of tokens, ``(..., D)`` or ``(..., F)``. They mask and skip nothing, for steps
+    in plain torch. They compute in fp32 and return the dtype of their input.
 
-    reads: counted so far: inputs that stage 1 read, neurons that stages 2 and 3 read, and tokens; int64 ``(4,)``.
+    reads: counts so far: inputs read in stage 1, neurons read in stages 2 and 3, and tokens; int64 ``(4,)``.
     """
 
     means: Tensor
@@ -154,7 +154,7 @@ class LayerThresholds:
     reads: Tensor
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Stage 1: how far the inputs that are read are from their means; 0 for all others."""
+        """Stage 1: distance of the inputs that are read from their means; 0 for all others."""
         far = x.float() - self.means
         read = far.abs() > self.input_limits
         self.reads[0] += read.sum()
@@ -162,14 +162,14 @@ class LayerThresholds:
         return torch.where(read, far, 0).to(x.dtype)
 
     def gate(self, product: Tensor) -> Tensor:
-        """Before its activation function, from what W_g times ``inputs`` is."""
+        """The gate before its activation function, given W_g times ``inputs``."""
         return (product.float() + self.offsets).to(product.dtype)
 
     def outputs(self, given: Tensor, z: Tensor) -> Tensor:
-        """Stages 2 and 3: how far the z of neurons that give something are from their resting values; else 0.
+        """Stages 2 and 3: distance of the z of passing neurons from their resting values; 0 for all others.
 
         Args:
-            given: what the activation function gives; in a block without a gate that is z.
+            given: the activation function's value; in a block without a gate that is z.
         """
         far = z.float() - self.resting
         gives = far.abs() > self.output_limits
@@ -182,7 +182,7 @@ class LayerThresholds:
 
 
 def shares_read(layers: Sequence[LayerThresholds]) -> Shares | None:
-    """What tokens have read on average, over all layers; None if there was none."""
+    """Mean shares that tokens have read, over all layers; None if there was no token."""
     *reads, tokens = (sum(column) for column in zip(*(layer.reads.tolist() for layer in layers), strict=True))
     first, count = layers[0], len(layers)
     inputs, neurons, gated = count * len(first.means), count * len(first.resting), first.gate_limits is not None

@@ -10,10 +10,10 @@ from loadtest.target import PATHS
 DESCRIPTION = """\
 Load an OpenAI-compatible server over HTTP, and show how fast it answers at each sparsity.
 
-Sparsities take turns, request by request, so that all see the same state of the machine. By default requests arrive at
-random, --rate a second, whether or not earlier ones were answered, and latencies count from when a request was due
-(open loop). With --concurrency N there are N users instead, each of whom waits for an answer before the next request
-(closed loop). A table and, as the last line, one JSON object go to stdout. Everything else goes to stderr.
+Sparsities take turns, request by request, so that all meet the same state of the machine. By default, requests arrive
+at random times, --rate a second, whether or not earlier ones were answered. Latencies count from when a request was due
+(open loop). With --concurrency N there are N users instead; each waits for an answer before the next request (closed
+loop). A table and, as the last line, one JSON object go to stdout. Everything else goes to stderr.
 """
 EXAMPLES = """\
 examples:

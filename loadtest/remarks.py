@@ -97,9 +97,9 @@ def _overload(samples: Sequence[Sample]) -> list[str]:
 def _sparsity(by_sparsity: Mapping[str, Mapping[str, Any]]) -> list[str]:
     asked = {name: row for name, row in by_sparsity.items() if name != "none" and row["answered"]}
     if asked and all(row["griffin"] is None for row in asked.values()):
-        return ["the server says nothing of sparsity and may not know it; --no-griffin sends none"]
+        return ["the server does not report sparsity and may not know it; --no-griffin sends none"]
     return [
-        f"sparsity {name} was asked for, {row['griffin']['sparsity']:g} applied "
+        f"sparsity {name} was requested, but {row['griffin']['sparsity']:g} applied "
         f"({', '.join(row['griffin']['reasons'])})"
         for name, row in asked.items()
         if row["griffin"] and abs((row["griffin"]["sparsity"] or 0.0) - float(name)) > 1e-6
@@ -119,7 +119,7 @@ def _shortened(by_sparsity: Mapping[str, Mapping[str, Any]], fixed_length: int |
     if fixed_length is None or not counts or longest >= fixed_length:
         return []
     return [
-        f"answers have at most {longest:g} tokens instead of the {fixed_length} that were asked for: the server "
+        f"answers have at most {longest:g} tokens instead of the requested {fixed_length}: the server "
         "shortens answers that do not fit into its context"
     ]
 

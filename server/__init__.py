@@ -1,1 +1,1 @@
-"""The service: OpenAI's API over one engine per worker."""
+"""The service: OpenAI's API; each worker has one engine."""

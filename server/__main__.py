@@ -4,8 +4,8 @@ import gc
 
 
 def serve() -> None:
-    """Import everything, and serve until told to stop."""
-    # All that imports make stays. Looking for garbage in it again and again takes a fifth of their time.
+    """Import everything, then serve until the process is told to stop."""
+    # Imported objects stay alive. Collecting garbage among them takes a fifth of the import time.
     gc.disable()
     from server.process import leave, main
 

@@ -38,7 +38,7 @@ from server.settings import Settings, comma_separated
 
 logger = logging.getLogger("griffin")
 
-# For the workers' threads to end, which they do within one token.
+# Seconds for the workers' threads to end; each ends within one token.
 LAST_TOKEN_S = 5
 
 
@@ -49,12 +49,12 @@ def create_app(
     on_ready: Callable[[Loaded], None] = lambda loaded: None,
     on_failure: Callable[[str], None] = lambda reason: None,
 ) -> FastAPI:
-    """The service. It answers /health at once, and completions as soon as the loader has returned.
+    """The service. It answers /health at once, and completions when the loader has returned.
 
     Args:
-        loader: gives a model; runs in a thread of its own.
-        finder: finds the models where there are several; runs there too.
-        on_ready, on_failure: called on the event loop when the loader has returned, or failed and why.
+        loader: loads a model; runs in its own thread.
+        finder: finds the models if there are several; runs in its own thread.
+        on_ready, on_failure: called on the event loop when the loader has returned, or has failed with a reason.
     """
 
     @asynccontextmanager
@@ -117,7 +117,7 @@ def create_app(
 
 
 def _guard(app: FastAPI, settings: Settings, generating: Collection[str], page_paths: Sequence[str]) -> None:
-    """From the innermost to the outermost: each is added around those before."""
+    """Add the middleware from the innermost to the outermost: each one wraps those added before it."""
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout)
     app.add_middleware(Admission, generating=generating)
     if settings.api_keys is not None:
@@ -133,7 +133,7 @@ def _guard(app: FastAPI, settings: Settings, generating: Collection[str], page_p
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=[REQUEST_ID, IGNORED_HEADER, "retry-after", *errors.NO_RETRY],
-            # For pages on the open web that call a server on a private network; browsers ask for that separately.
+            # Pages on the open web that call a server in a private network; browsers ask for this separately.
             allow_private_network=True,
         )
     app.add_middleware(RequestLog, routine=(*operations.PATHS, *page_paths))
@@ -142,8 +142,8 @@ def _guard(app: FastAPI, settings: Settings, generating: Collection[str], page_p
 def _openapi(
     generate: Callable[[], dict[str, Any]], settings: Settings, streams: Mapping[str, Stream]
 ) -> dict[str, Any]:
-    """FastAPI's document, with the events of streams and the ways to send a key, and without its 422: that is a 400
-    here."""
+    """FastAPI's document, plus the events of streams and the ways to send a key. Its 422 is removed: invalid bodies
+    get 400 here."""
     document = generate()
     for path in document["paths"].values():
         for operation in path.values():
@@ -161,7 +161,7 @@ def _describe_keys(document: dict[str, Any], open_paths: Sequence[str]) -> None:
         name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS
     }
     document["components"]["securitySchemes"] = schemes
-    # One of them is enough.
+    # Any one of them is enough.
     document["security"] = [{name: []} for name in schemes]
     for path in open_paths:
         for operation in document["paths"][path].values():

@@ -45,7 +45,7 @@ logger = logging.getLogger("griffin")
 
 
 class ApiError(Exception):
-    """An answer that is an error. Its text is for the client."""
+    """An answer that is an error. Its text is written for the client."""
 
     status = 500
     type = "server_error"
@@ -115,7 +115,7 @@ class ModelLoading(_Unavailable):
 
 
 class ModelUnavailable(_Unavailable):
-    """One of several models could not be loaded. The next request for it tries again."""
+    """A model could not be loaded. The next request for it tries again."""
 
     status, type, code = 503, "server_error", "model_unavailable"
 
@@ -124,7 +124,7 @@ class ModelUnavailable(_Unavailable):
 
 
 class ClientLeft(ApiError):
-    """Nobody reads this; 499 is what proxies log for a client that left."""
+    """Nobody reads this answer; proxies log 499 for a client that left."""
 
     status, type, code = 499, "server_error", "client_left"
 
@@ -143,7 +143,7 @@ class TooManyConnections(_Unavailable):
     status, type, code = 503, "server_error", "too_many_connections"
 
     def __init__(self) -> None:
-        super().__init__("as many connections are open as this server serves; try again soon", 1)
+        super().__init__("all connections of the server are in use; try again soon", 1)
         self.headers = {**self.headers, "Connection": "close"}
 
 
@@ -193,7 +193,7 @@ class UnsupportedMediaType(ApiError):
     headers: Mapping[str, str] = {"Accept": "application/json"}
 
 
-# OpenAI's SDKs repeat a request that ends in 408 or 5xx; the fault would be repeated too.
+# OpenAI's SDKs repeat a request after 408 or 5xx, but the same error would come again.
 NO_RETRY = {"x-should-retry": "false"}
 
 
@@ -203,7 +203,7 @@ class RequestTimeout(ApiError):
 
 
 class InternalError(ApiError):
-    """A fault of ours: its cause is in the log, not in the answer."""
+    """A fault of the server. Its cause is in the log, not in the answer."""
 
     status, type = 500, "server_error"
     code = "internal_error"
@@ -218,7 +218,7 @@ class OutOfMemory(InternalError):
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told about any exception."""
+    """The error that a client gets for any exception."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InvalidRequest):
@@ -231,7 +231,7 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def reason(error: Exception) -> str:
-    """A short word for an error, from a short list of them."""
+    """One word for an error, from a short list."""
     if isinstance(error, ApiError):
         return error.code or InternalError.code
     if isinstance(error, InvalidRequest):
@@ -269,14 +269,14 @@ ANTHROPIC_TYPES = {
 class Shape:
     """How an API writes an error.
 
-    body: the object. model: what it is, for OpenAPI.
+    body: the error as a JSON object. model: its type, for OpenAPI.
     """
 
     body: Callable[[ApiError], dict[str, Any]]
     model: type[BaseModel]
 
     def documented(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
-        """For OpenAPI: the errors that an endpoint may answer with."""
+        """For OpenAPI: the errors that an endpoint may return."""
         return {status: {"model": self.model, "description": STATUSES[status]} for status in statuses}
 
 
@@ -295,7 +295,7 @@ GENERATED = (*POSTED, 429, 504)
 
 
 def short(value: object) -> str:
-    """A value of a client's, short enough for an error's text."""
+    """A client's value, cut short for an error text."""
     printer = reprlib.Repr()
     printer.maxstring = printer.maxother = printer.maxlong = 60
     printer.maxlist = printer.maxdict = 3

@@ -1,7 +1,7 @@
-"""JSON as it leaves the server: the one place that turns a value into bytes.
+"""JSON as the server sends it: the only place that turns a value into bytes.
 
-JSON lets some characters stand in a string that other rules take for the end of a line. Python's ``str.splitlines``,
-and every client that splits server-sent events with it, breaks at them. They leave as ``\\uXXXX``: the same text.
+JSON allows characters inside strings that other programs treat as the end of a line. Python's ``str.splitlines``, and
+each client that splits server-sent events with it, breaks there. These characters are sent as ``\\uXXXX``.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-# All that ``str.splitlines`` splits at and JSON does not escape anyhow. Outside of strings JSON is ASCII.
+# All characters that ``str.splitlines`` splits at and JSON does not escape. Outside strings, JSON is ASCII.
 LINE_ENDS = {
     "\x85".encode(): rb"\u0085",
     "\u2028".encode(): rb"\u2028",
@@ -29,14 +29,14 @@ def encode_model(value: BaseModel) -> bytes:
 
 
 def one_line(content: bytes) -> bytes:
-    """JSON in which no reader finds the end of a line."""
+    """The same JSON, with no character that a reader could take for the end of a line."""
     for raw, escaped in LINE_ENDS.items():
         content = content.replace(raw, escaped)
     return content
 
 
 class Json(JSONResponse):
-    """What routes and errors answer with."""
+    """The response class of routes and errors."""
 
     def render(self, content: Any) -> bytes:
         return encode(content)

@@ -1,4 +1,4 @@
-"""The model that the settings name becomes a tokenizer and engines. Takes seconds to minutes."""
+"""Loads the model that the settings name: a tokenizer and engines. Takes seconds to minutes."""
 
 import gc
 import logging
@@ -17,7 +17,7 @@ logger = logging.getLogger("griffin")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model before it is loaded: all its names, and the bytes of its files; 0 where they are not here."""
+    """A model before it is loaded: all its names, and the bytes of its files (0 if they are not here)."""
 
     names: Sequence[str]
     bytes: int
@@ -27,13 +27,13 @@ class Found:
 class Loaded:
     """What a loader returns.
 
-    name: in metrics, and in the API.
+    name: the model's name in metrics and in the API.
     engines: one for each worker.
-    description: of device, dtype and step, for the log.
-    other_names: clients may use them as well.
-    bytes: of memory, with all that the model may keep; 0 where that is not known.
+    description: device, dtype and step, for the log.
+    other_names: further names for clients.
+    bytes: memory of the model and of all it may cache; 0 if unknown.
     sampling_defaults: see ``griffin.Checkpoint``.
-    pass_tokens: what --prompt-pass-tokens came to; None where that is not known.
+    pass_tokens: the value of --prompt-pass-tokens, measured if it is auto; None if unknown.
     close: called at the end, with the seconds that it may take.
     """
 
@@ -55,7 +55,7 @@ def load(settings: Settings) -> Loaded:
         GriffinError: one line that says why there is no model.
     """
     _require_possible(settings)
-    # Asked before anything divides them: a model that is loaded later gets no share of a share.
+    # Counted before anything is divided: a model that is loaded later must not get a share of a share.
     griffin.threads_at_first()
     before = griffin.memory_in_use()
     checkpoints = griffin.load_each(
@@ -68,20 +68,22 @@ def load(settings: Settings) -> Loaded:
     )
     prepared = Preparation.read(checkpoints[0].model, settings.cache_dir)
     _require_prepared(prepared, settings)
-    # What the first copy of the model measures holds for all: they must round alike.
+    # All copies of the model use what the first copy measures, so that they round alike.
     limit = PassLimit(settings.prompt_pass_tokens)
     files = _prefix_files(checkpoints[0], settings)
     engines = [
         engine for checkpoint in checkpoints for engine in _engines(checkpoint, prepared, settings, limit, files)
     ]
-    # All there is now stays: the collector need not walk through it again and again while a large body is parsed.
+    # These objects stay alive. Freezing them spares the collector from visiting them while a large body is parsed.
     gc.collect()
     gc.freeze()
     checkpoint, context = checkpoints[0], engines[0].context_length
     if settings.max_model_len and context < settings.max_model_len:
-        logger.warning("--max-model-len %d is more than the model has: %d", settings.max_model_len, context)
+        logger.warning("--max-model-len %d is more than the model's context: %d", settings.max_model_len, context)
     if settings.prompt_pass_tokens == "auto" and (tokens := engines[0].pass_tokens):
-        told = "prompts of up to %d tokens go through the %s step; --prompt-pass-tokens %d makes every start do so"
+        told = (
+            "prompts of up to %d tokens go through the %s step; with --prompt-pass-tokens %d every start does the same"
+        )
         logger.info(told, tokens, engines[0].step, tokens)
     name, *other_names = settings.served_names or [checkpoint.name]
     description = f"{checkpoint.model.device}, {checkpoint.formats}, {engines[0].step} decode step"
@@ -94,10 +96,10 @@ def load(settings: Settings) -> Loaded:
 
 
 def find(settings: Settings) -> Found:
-    """Where the real loader would look, and under which names the model would be served.
+    """Where ``load`` would find the model, and the names under which it would be served.
 
     Raises:
-        LoadError: nothing is there, or it is no checkpoint.
+        LoadError: there is nothing at the place, or it is not a checkpoint.
     """
     source = griffin.locate(settings.model)
     return Found(tuple(settings.served_names or [source.name]), source.bytes)
@@ -106,19 +108,18 @@ def find(settings: Settings) -> Found:
 def _require_possible(settings: Settings) -> None:
     """
     Raises:
-        LoadError: no model could be served so; it need not be loaded to know.
+        LoadError: the settings exclude each other; this is known before the model is loaded.
     """
     if not Preparation(streamed=settings.ff_offload == "cpu").allows(settings.method):
         raise LoadError(
-            f"--method {settings.method} reads weights where they are, and --ff-offload streams them; "
-            "use --method griffin"
+            f"--method {settings.method} reads weights in place, but --ff-offload streams them; use --method griffin"
         )
 
 
 def _require_prepared(prepared: Preparation, settings: Settings) -> None:
     """
     Raises:
-        LoadError: every request that leaves a choice to the settings would be refused.
+        LoadError: requests that leave the choice to the settings would all be refused.
     """
     if settings.sparsity == "auto" and settings.method not in prepared.tables:
         raise LoadError(
@@ -128,7 +129,7 @@ def _require_prepared(prepared: Preparation, settings: Settings) -> None:
 
 
 def _prefix_files(checkpoint: Checkpoint, settings: Settings) -> PrefixFiles | None:
-    """Where beginnings of prompts are kept beyond the process, if they are to be.
+    """The folder that keeps beginnings of prompts after the process ends, if the settings name one.
 
     Raises:
         LoadError: the folder cannot be written to.
@@ -136,14 +137,14 @@ def _prefix_files(checkpoint: Checkpoint, settings: Settings) -> PrefixFiles | N
     if settings.prefix_cache_dir is None:
         return None
     device = checkpoint.model.device.type
-    # All that a chunk's numbers depend on, down to how they are rounded.
+    # Everything that the numbers of a chunk depend on, including their rounding.
     model = f"{checkpoint.identity} {device} {settings.prefill_chunk} {_passes_of_chunks(settings)}"
     disk_bytes = int(settings.prefix_cache_disk_gb * 10**9)
     return PrefixFiles(settings.prefix_cache_dir, disk_bytes, settings.prefix_cache_mb * 2**20, model)
 
 
 def _passes_of_chunks(settings: Settings) -> str:
-    """What tells whether whole chunks go through the decoder's passes. ``auto`` never takes longer ones."""
+    """Tells whether whole chunks go through the compiled step. ``auto`` never takes such long prompts."""
     tokens = settings.prompt_pass_tokens
     longest = griffin.PassLimit.LARGEST_MEASURED if tokens == "auto" else tokens
     return "none" if longest < settings.prefill_chunk else str(tokens)
@@ -172,9 +173,9 @@ def _engines(
 
 
 def _defaults(checkpoint: Checkpoint, settings: Settings) -> Mapping[str, float]:
-    """The model's own sampling values, if they are to apply."""
+    """The model's own sampling values, if the settings use them."""
     defaults = checkpoint.sampling_defaults if settings.generation_config == "auto" else {}
     if defaults:
         listed = ", ".join(f"{field} {value:g}" for field, value in defaults.items())
-        logger.info("where a request names no other: %s (the model's; --generation-config none drops them)", listed)
+        logger.info("the model's defaults for requests: %s (--generation-config none ignores them)", listed)
     return defaults

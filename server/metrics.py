@@ -1,4 +1,4 @@
-"""Every Prometheus metric, declared once, with help and unit. vLLM's suffixes, so that its panels port by prefix."""
+"""Every Prometheus metric, declared once with help and unit. Names are vLLM's with another prefix, for its panels."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from griffin.request import MODES
 
-# vLLM's steps, and finer where one token of a small or pruned model falls.
+# vLLM's buckets, with finer ones where a token of a small or pruned model falls.
 ITL_BUCKETS = (
     0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.010, 0.012, 0.015, 0.020, 0.025, 0.030, 0.040, 0.050,
     0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5,
@@ -29,7 +29,7 @@ RATIO_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SPARSITIES = (0.0, 0.25, 0.5, 0.75)
 OTHER = "other"
 
-# Values of other labels that Prometheus must see before their first event. There may be more.
+# Label values that Prometheus must see before their first event. There may be more.
 FINISHED_REASONS = ("stop", "length")
 FORM_KINDS = ("json_object", "json_schema", "regex", "choice", "grammar")
 PHASES = ("queue", "prefill", "decode")
@@ -43,7 +43,7 @@ BY_MODE = ("model_name", "mode")
 
 
 def sparsity_label(sparsity: float) -> str:
-    """A label from a short list. A client could choose any number, and each would be a new series."""
+    """A label from a short list. Clients could send any number, and each would become a series."""
     return next((f"{known:g}" for known in SPARSITIES if known == sparsity), OTHER)
 
 
@@ -69,14 +69,14 @@ class Metrics:
             self._by_sparsity.append(metric)
             return metric
 
-        self.ready = gauge("ready", "1 when requests are taken, as /ready says, else 0.", ())
-        self.draining = gauge("draining_seconds", "Since the server was told to stop; 0 before that.", ())
-        self.drain_timeout = gauge("drain_timeout_seconds", "That running requests get once it was.", ())
+        self.ready = gauge("ready", "1 while requests are accepted (as /ready says), else 0.", ())
+        self.draining = gauge("draining_seconds", "Seconds since the server was told to stop; 0 before.", ())
+        self.drain_timeout = gauge("drain_timeout_seconds", "Seconds that running requests have after that.", ())
         self.queue_size = gauge("queue_size", "Requests that may wait.", ())
         self.workers = gauge("workers", "Requests that can be generated at the same time.")
-        self.model_loaded = gauge("model_loaded", "1 while the model is loaded, 0 while it waits to be asked for.")
+        self.model_loaded = gauge("model_loaded", "1 while the model is loaded, 0 while it is not.")
         self.running = gauge("num_requests_running", "Requests that a worker is generating.")
-        self.waiting = gauge("num_requests_waiting", "Requests in the queue, or until their model is loaded.")
+        self.waiting = gauge("num_requests_waiting", "Requests in the queue, or waiting for their model to load.")
         self.accepted = counter("requests_accepted", "Requests put into the queue.", MODEL)
         self.success = counter("request_success", "Requests answered in full.", (*MODEL, "finished_reason"))
         self.failure = counter("request_failure", "Accepted requests that ended in an error.", (*MODEL, "reason"))
@@ -84,18 +84,18 @@ class Metrics:
         for reason in REJECTIONS:
             self.rejected.labels(reason)
         self.structured = counter(
-            "structured_requests", "Accepted requests whose answers are held to a form.", (*MODEL, "kind")
+            "structured_requests", "Accepted requests whose answers must have a form.", (*MODEL, "kind")
         )
-        self.forced_tokens = counter("forced_tokens", "Tokens that a form forced and that took no step.", MODEL)
+        self.forced_tokens = counter("forced_tokens", "Tokens that a form forced, without a step.", MODEL)
         self.disconnects = counter(
-            "client_disconnects", "Requests given up because the client left or the server stopped.", (*MODEL, "phase")
+            "client_disconnects", "Requests cancelled because the client left or the server stopped.", (*MODEL, "phase")
         )
         self.worker_restarts = counter("worker_restarts", "Engines rebuilt after a failure.", MODEL)
         # In tokens, as vLLM counts them.
         self.prefix_queries = counter("prefix_cache_queries", "Tokens of prompts that were read or looked up.", MODEL)
-        self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that were known and not read again.", MODEL)
+        self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens reused instead of read again.", MODEL)
         self.prefix_file_hits = counter(
-            "prefix_cache_file_hits", "Those of the hits that came from --prefix-cache-dir.", MODEL
+            "prefix_cache_file_hits", "Part of the hits that came from --prefix-cache-dir.", MODEL
         )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of started requests.", MODEL)
         self.generation_tokens = counter("generation_tokens", "Generated tokens.", BY_SPARSITY)
@@ -107,15 +107,15 @@ class Metrics:
         )
         self.drafts = counter("spec_decode_num_drafts", "Passes over a block of drafts.", BY_MODE)
         self.draft_tokens = counter("spec_decode_num_draft_tokens", "Tokens that were drafted.", BY_MODE)
-        self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "Drafted tokens that stayed.", BY_MODE)
+        self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "Drafted tokens that were accepted.", BY_MODE)
         self.rollbacks = counter(
-            "spec_decode_num_rollbacks", "Passes after which some of a block was thrown away.", BY_MODE
+            "spec_decode_num_rollbacks", "Passes that rejected part of a block of drafts.", BY_MODE
         )
         self.time_to_first_token = histogram(
             "time_to_first_token_seconds", "From arrival to the first token.", TTFT_BUCKETS
         )
         self.inter_token_latency = histogram(
-            "inter_token_latency_seconds", "Between one token and the next.", ITL_BUCKETS
+            "inter_token_latency_seconds", "Seconds between one token and the next.", ITL_BUCKETS
         )
         self.time_per_output_token = histogram(
             "request_time_per_output_token_seconds", "Mean inter-token latency of a request.", ITL_BUCKETS
@@ -130,13 +130,13 @@ class Metrics:
             "neuron_selection_seconds", "From the finished prompt to decode-ready weights.", SELECTION_BUCKETS
         )
         self.shadow_requests = counter(
-            "shadow_requests", "Answers that were to be compared with the full model.", (*MODEL, "outcome")
+            "shadow_requests", "Answers chosen for a comparison with the full model.", (*MODEL, "outcome")
         )
         self.shadow_kl = plain_histogram(
             "shadow_kl_nats", "Kullback-Leibler divergence of pruned answers from the full model.", KL_BUCKETS
         )
         self.shadow_top1_agreement = plain_histogram(
-            "shadow_top1_agreement_ratio", "How often both find the same token most probable.", AGREEMENT_BUCKETS
+            "shadow_top1_agreement_ratio", "How often both models find the same token most probable.", AGREEMENT_BUCKETS
         )
         self.shadow_perplexity_ratio = plain_histogram(
             "shadow_perplexity_ratio", "The full model's perplexity on pruned answers over the pruned model's.",
@@ -166,7 +166,7 @@ class Metrics:
         waiting: Callable[[], int],
         loaded: Callable[[], bool],
     ) -> None:
-        """From a loaded model on: its size, and what its workers are doing."""
+        """Watch a loaded model: its size, and what its workers are doing."""
         self.model_parameters.labels(model, "total").set(total)
         self.model_parameters.labels(model, "feed_forward").set(feed_forward)
         self.model_bytes_per_token.labels(model).set(bytes_per_token)
@@ -177,7 +177,7 @@ class Metrics:
         self._begin_at_zero(model)
 
     def _begin_at_zero(self, model: str) -> None:
-        """Make the series now. If one appeared with its first event, Prometheus would see no increase at that event."""
+        """Create the series now. A series that appears with its first event shows Prometheus no increase then."""
         for metric in (
             self.accepted, self.worker_restarts, self.prefix_queries, self.prefix_hits, self.prefix_file_hits,
             self.prompt_tokens, self.forced_tokens,
@@ -201,7 +201,7 @@ class Metrics:
                 by_sparsity.labels(model, sparsity)
 
     def begin_shadows(self, model: str) -> None:
-        """The same for comparisons with the full model, if there are any: these series make a scrape a third longer."""
+        """Create the series of shadow comparisons, if there are any: they make a scrape a third longer."""
         for by_sparsity in (self.shadow_kl, self.shadow_top1_agreement, self.shadow_perplexity_ratio):
             for sparsity in (*(sparsity_label(sparsity) for sparsity in SPARSITIES if sparsity), OTHER):
                 by_sparsity.labels(model, sparsity)

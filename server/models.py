@@ -15,7 +15,7 @@ from server.served import ServedModel, parse_sparsity
 from server.settings import ALIAS, Settings
 from server.slot import Slot
 
-# How long a start from a warm cache takes, about.
+# Approximate seconds of a start from a warm cache.
 LOADING_RETRY_S = 5
 
 

@@ -1,4 +1,4 @@
-"""The server's process: settings, then uvicorn, signals, and the exit code."""
+"""The server's process: settings, uvicorn, signals, and the exit code."""
 
 import asyncio
 import json
@@ -24,9 +24,9 @@ from server.settings import Settings, SettingsInvalid, comma_separated, names_no
 
 logger = logging.getLogger("griffin")
 
-# Between looks whether a drain has ended.
+# Seconds between checks whether a drain has ended.
 POLL_S = 0.05
-# After the drain timeout, for the answers that tell clients so.
+# Seconds after the drain timeout, so that clients receive the error.
 ANSWER_S = 2
 
 PROMPT = (
@@ -36,7 +36,7 @@ PROMPT = (
 
 
 class Server(BoundedServer):
-    """uvicorn with our drain. uvicorn itself waits for connections to end, and cuts them off after the timeout."""
+    """uvicorn with our drain. uvicorn itself waits for connections to end, then cuts them off after the timeout."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         settings = service.settings
@@ -46,11 +46,11 @@ class Server(BoundedServer):
         self._draining_on: asyncio.AbstractEventLoop | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal begins a drain. The second ends it at once, with an error for every client that waits."""
+        """The first signal begins a drain. The second ends the drain at once; every waiting client gets an error."""
         if self._draining_on is None or self._service.closed:
             super().handle_exit(sig, frame)
         else:
-            # Not in this handler: the locks that this needs may be taken.
+            # Not inside this handler: the interrupted code may hold the locks that this needs.
             self._draining_on.call_soon_threadsafe(self._service.close)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
@@ -58,18 +58,18 @@ class Server(BoundedServer):
         service.drain()
         self._draining_on = asyncio.get_running_loop()
         self._draining_on.call_later(timeout_s, service.close)
-        # The server listens until the drain has ended: /ready tells a balancer to go elsewhere, Prometheus reads how
-        # far the drain is, and a new request is told to come again.
+        # The server listens until the drain has ended: /ready tells a balancer to go elsewhere, Prometheus reads the
+        # progress, and a new request is told to try again.
         while not (service.idle or service.closed or self.force_exit):
             await asyncio.sleep(POLL_S)
-        # For answers on their way to a slow reader.
+        # Time for answers on their way to a slow reader.
         left_s = 0.0 if service.closed else max(0.0, timeout_s - service.draining_s)
         self.config.timeout_graceful_shutdown = math.ceil(left_s) + ANSWER_S
         await super().shutdown(sockets)
 
 
 def main() -> int:
-    """Serve until told to stop. The exit code: 0 when told to, 1 when it cannot serve, 2 for wrong flags."""
+    """Serve until told to stop. Exit code: 0 when told to stop, 1 when it cannot serve, 2 for wrong flags."""
     try:
         settings = read_settings(sys.argv[1:])
     except SettingsInvalid as error:
@@ -88,7 +88,7 @@ def serve(settings: Settings) -> int:
 
     def ready(loaded: Loaded) -> None:
         if server.should_exit:
-            # The server was told to stop meanwhile, and has no address any more.
+            # The server was told to stop in the meantime and has no address any more.
             return
         seconds = time.monotonic() - started
         url = address(server, settings)
@@ -102,8 +102,8 @@ def serve(settings: Settings) -> int:
 
     app = create_app(settings, on_ready=ready, on_failure=failed)
     server = Server(configuration(app, settings.port), app.state.service)
-    # These handlers count before uvicorn has set its own, and after it has drained: then it raises the signal again,
-    # and the default action would end the process with another exit code than 0.
+    # These handlers apply before uvicorn sets its own, and after it has drained: uvicorn then raises the signal again,
+    # and the default action would end the process with an exit code other than 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     logger.info("loading %s ...", settings.each_model[0].model)
@@ -123,21 +123,21 @@ def address(server: uvicorn.Server, settings: Settings) -> str:
         for bound in listener.sockets:
             port = bound.getsockname()[1]
     host = comma_separated(settings.host)[0].strip("[]")
-    # These mean every address, which is none that a browser could go to.
+    # These mean "every address"; a browser needs a single one.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{port}"
 
 
 def curl_line(model: str, url: str, keyed: bool) -> str:
-    """A first request, to copy. ``keyed``: it needs a key, and shows where to put it."""
+    """A first request, to copy. ``keyed``: show where the API key goes."""
     body = {"model": model, "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "sparsity": 0.25}
     key = " -H 'Authorization: Bearer KEY'" if keyed else ""
     return f"curl {url}/v1/completions{key} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
 
 
 def leave(code: int) -> NoReturn:
-    """Exit, also when a thread is deep inside torch: the interpreter's own way out would abort on it."""
+    """Exit even if a thread is deep inside torch, where the interpreter's normal exit would abort."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

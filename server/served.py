@@ -1,4 +1,4 @@
-"""The model that answers: its names, what it reads and writes text with, and the workers that run it."""
+"""The model that answers: its names, its tokenizer and grammars, and the workers that run it."""
 
 import asyncio
 import re
@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE]-?[0-9]{1,3})?")
 LISTED_SPARSITIES = (0.25, 0.5, 0.75)
-# In characters or tokens. More takes the tokenizer milliseconds, in which no other request's token could be sent.
+# Characters or tokens. Longer texts take the tokenizer milliseconds, during which no other token could be sent.
 LONG_TEXT = 20_000
-# For the chunks of prompts that wait to be written.
+# Seconds for prompt chunks that wait to be written.
 WRITE_S = 3
 
 
@@ -34,17 +34,17 @@ WRITE_S = 3
 class ServedModel:
     """A model that answers.
 
-    names: all that clients may use; the first stands in metrics.
+    names: all names that clients may use; metrics use the first.
     workers: run its engines.
     vocabulary: how its tokens are spelled.
-    infill: how it is asked for the text between two others; None if it has no marks for that.
-    grammars: of its tokens.
-    sampling_defaults: apply where a request names no value.
-    tools: how it is told of tools, and calls them.
-    thoughts: what stands around its thoughts, if it thinks before it answers.
-    experts: the neurons that recent requests ran with.
-    answers: those that have not been read to their end yet, by id; each keeps the model in memory.
-    close_files: writes what is to outlive the process, in the seconds that it is given.
+    infill: how to ask it for the text between two others; None if its tokenizer has no marks for that.
+    grammars: compile forms for its tokens.
+    sampling_defaults: values for requests that name none.
+    tools: how tools are described to it, and how it writes calls.
+    thoughts: the marks around its thoughts; None if it does not think.
+    experts: the neurons of recent requests.
+    answers: ids of answers that have not been read to their end; each keeps the model in memory.
+    close_files: writes what must survive the process, within the given seconds.
     """
 
     names: Sequence[str]
@@ -83,26 +83,26 @@ class ServedModel:
 
     @property
     def engine(self) -> EngineLike:
-        """Any of the workers' engines, for what they all have in common: sizes and limits."""
+        """Any of the workers' engines, to read what all of them share: sizes and limits."""
         return self.workers.engine
 
     def close(self) -> None:
-        """Give up requests that are not finished."""
+        """Cancel requests that are not finished."""
         self.workers.close()
 
     def join(self, timeout_s: float) -> None:
-        """After the workers were closed, in a thread: wait for all that runs, and have written what is to be kept."""
+        """Call in a thread after ``close``: wait for what still runs, and write what is to be kept."""
         self.grammars.close()
         self.workers.join(timeout_s)
         self.close_files(WRITE_S)
 
     async def worked_out(self, size: int, work: Callable[..., T], *arguments: Any) -> T:
-        """Tokenizing and the like: at once if it is little, in a thread if it would keep all others waiting.
+        """Run work such as tokenizing: small work at once, large work in a thread so that other requests do not wait.
 
-        One at a time there, so that no crowd of long texts takes the processor from the engine.
+        The thread does one piece at a time, so that many long texts cannot take the processor from the engine.
 
         Args:
-            size: of the text, in characters or tokens.
+            size: characters or tokens of the text.
         """
         if size < LONG_TEXT:
             return work(*arguments)
@@ -111,18 +111,18 @@ class ServedModel:
 
 
 def aliases(name: str) -> list[str]:
-    """Those of a model's name that are listed; every sparsity has one."""
+    """The aliases of a model's name that are listed; every sparsity has an alias."""
     return [f"{name}{ALIAS}{sparsity:g}" for sparsity in LISTED_SPARSITIES]
 
 
 def parse_sparsity(text: str, where: str) -> SparsityChoice:
-    """A sparsity that does not come as JSON.
+    """A sparsity that arrives as text, not as JSON.
 
     Args:
-        where: the name of the field that it was found in.
+        where: the name of the field that contains it.
 
     Raises:
-        InvalidField: it is none.
+        InvalidField: it is not a sparsity.
     """
     if text == "auto":
         return "auto"

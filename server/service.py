@@ -15,12 +15,12 @@ from server.settings import Settings
 
 
 async def never() -> None:
-    """Wait for ever."""
+    """Wait forever."""
     await asyncio.Event().wait()
 
 
 class Service:
-    """One for each app. Its first model is loaded, or has not been yet, or there is a ``failure`` that says why not."""
+    """One for each app. Its first model is loading, or is loaded, or ``failure`` says why it cannot be."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Service:
         self.models = Models(settings, self.metrics, loader, finder)
         self.failure: str | None = None
         self._drains_since: float | None = None
-        # Whether requests that were not finished have been given up.
+        # Whether unfinished requests have been cancelled.
         self.closed = False
         self.metrics.ready.set_function(self._is_ready)
         self.metrics.draining.set_function(lambda: self.draining_s)
@@ -45,11 +45,11 @@ class Service:
         self.metrics.queue_size.set(settings.queue_size)
 
     def require_open(self) -> None:
-        """Whether requests are taken at all.
+        """Check that the server accepts requests.
 
         Raises:
-            ServerDraining: the server is on its way down.
-            ModelLoading: the first model is not there yet.
+            ServerDraining: the server is shutting down.
+            ModelLoading: the first model is not loaded yet.
         """
         if self.draining:
             raise ServerDraining()
@@ -58,15 +58,15 @@ class Service:
     def require_started(self) -> None:
         """
         Raises:
-            ModelLoading: the first model is not there yet.
+            ModelLoading: the first model is not loaded yet.
         """
         if not self.models.started:
             raise ModelLoading("the model is still loading; try again in a few seconds", LOADING_RETRY_S)
 
     def require_room(self) -> None:
-        """Raises like ``require_open``, or QueueFull or EngineFailed: whether a request can be queued at all.
+        """Check that a request can be queued. Raises like ``require_open``, or QueueFull or EngineFailed.
 
-        With several models only the request itself tells which queue it needs.
+        With several models, the queue is known only once the request is read.
         """
         self.require_open()
         if len(self.models.slots) == 1:
@@ -79,11 +79,11 @@ class Service:
         deadline: float | None = None,
         gone: Callable[[], Awaitable[object]] = never,
     ) -> AsyncIterator[tuple[ServedModel, SparsityChoice | None]]:
-        """The model that a request asks for by one of its names or an alias, and the sparsity of an alias. It stays
-        loaded until the end, and as long as a job is in its queue.
+        """The model that a request names, directly or by an alias, and the alias's sparsity. The model stays loaded
+        until the block ends, and as long as a job is in its queue.
 
         Args:
-            deadline, gone: see ``Models.use``; None: ``--request-timeout`` from now.
+            deadline, gone: see ``Models.use``; a deadline of None: ``--request-timeout`` from now.
 
         Raises:
             ServerDraining, ModelLoading: see ``require_open``.
@@ -99,14 +99,14 @@ class Service:
             yield model, sparsity
 
     def require_ready(self) -> str:
-        """The name of the model that answered last; raises like ``require_open``, or EngineFailed."""
+        """The name of the model used last. Raises like ``require_open``, or EngineFailed."""
         self.require_open()
         for model in self.models.loaded:
             model.workers.recovery.require_health()
         return next((model.name for model in self.models.loaded), self.models.slots[0].name)
 
     def require_hope(self) -> None:
-        """Raises EngineFailed: only a new process may help."""
+        """Raises EngineFailed if only a restart of the process may help."""
         for model in self.models.loaded:
             model.workers.recovery.require_hope()
 
@@ -128,7 +128,7 @@ class Service:
 
     @property
     def idle(self) -> bool:
-        """Nothing is being generated and nothing waits."""
+        """Whether no request runs or waits."""
         return all(model.workers.queue.idle for model in self.models.loaded)
 
     def drain(self) -> None:
@@ -139,13 +139,13 @@ class Service:
             model.workers.queue.drain()
 
     def close(self) -> None:
-        """Give up requests that are not finished."""
+        """Cancel requests that are not finished."""
         self.closed = True
         self.models.drain()
         for model in self.models.loaded:
             model.close()
 
     def join(self, timeout_s: float) -> None:
-        """After ``close``: wait for the workers' threads, and have written what is to be kept."""
+        """Call after ``close``: wait for the workers' threads, and write what is to be kept."""
         for model in self.models.loaded:
             model.join(timeout_s)

@@ -11,15 +11,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from griffin.request import DEFAULT_METHOD, MethodName, ModeName
 
 PREFIX = "GRIFFIN_"
-# Where Docker and Kubernetes mount secrets: a file griffin_api_keys there is as good as the variable.
+# Where Docker and Kubernetes mount secrets: a file griffin_api_keys there replaces the variable.
 SECRETS = Path("/run/secrets")
-# NAME@sparsity=0.5 is the model at that sparsity, for clients that can add no field.
+# NAME@sparsity=0.5 is the model at that sparsity, for clients that cannot add a field.
 ALIAS = "@sparsity="
 EMPTY = "is empty; give it a value, or leave it out"
 
 
 class SettingsInvalid(Exception):
-    """A flag or environment variable is wrong; the text is one line for a user."""
+    """A flag or environment variable is wrong. The text is one line for the user."""
 
 
 class Settings(BaseSettings):
@@ -40,55 +40,74 @@ class Settings(BaseSettings):
         str,
         Field(
             min_length=1,
-            description="hub id, OWNER/NAME:QUANTISATION, model directory, .gguf file, or the embedded default; "
-            "NAME=... gives it a name; may be given more than once (in the variable, comma-separated): the first is "
-            "loaded at the start, the others when a request asks for them",
+            description="the model: a hub id, OWNER/NAME:QUANTISATION, a model directory, a .gguf file, or the "
+            "embedded default. NAME=MODEL gives it a name. The flag may be repeated (in the variable: "
+            "separate models by commas). The first model is loaded at the start, each other one when a "
+            "request asks for it",
         ),
     ] = "SmolLM2-135M-Instruct"
     memory_limit: Annotated[
         float | None,
-        Field(gt=0, description="of several models, in GiB; default: one is loaded at a time"),
+        Field(
+            gt=0,
+            description="GiB of memory that all loaded models may take together. Default: one model is loaded at a "
+            "time",
+        ),
     ] = None
     served_model_name: Annotated[
         str | None,
-        Field(description="comma-separated names in the API, the first in metrics; default: the model's own"),
+        Field(
+            description="names of the model in the API, comma-separated; metrics show the first. Default: the model's"
+            " own name"
+        ),
     ] = None
     host: Annotated[
-        str, Field(description="addresses to listen on, comma-separated; :: is every address, of IPv4 too")
+        str, Field(description="addresses to listen on, comma-separated; :: listens on all IPv6 and IPv4 addresses")
     ] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
     device: Annotated[str, Field(description="auto (CUDA when there is one), cpu, cuda or cuda:N")] = "auto"
     devices: Annotated[
         str | None,
         Field(
-            description="instead of one device: comma-separated, a copy of the model and its workers on each; "
-            "cuda:0+cuda:1 is one copy across two"
+            description="replaces --device: devices, comma-separated. Each gets a copy of the model and its own "
+            "workers; cuda:0+cuda:1 splits one copy over two devices"
         ),
     ] = None
     ff_offload: Annotated[
         Literal["none", "cpu"],
-        Field(description="cpu keeps feed-forward weights on the host, mapped from a file if the device is the CPU"),
+        Field(
+            description="cpu: keep feed-forward weights in the host's memory. If --device is the CPU, they are mapped"
+            " from a file instead"
+        ),
     ] = "none"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16", "int8"],
         Field(
-            description="of the weights; auto keeps a GGUF file's own on a CPU, and is else bfloat16 where it measures "
-            "faster, or float32; int8 is an older spelling of --quantize int8"
+            description="type of the weights. auto: on a CPU, a GGUF file keeps its own types; otherwise bfloat16 "
+            "where it measures faster, else float32. int8 is an older spelling of --quantize int8"
         ),
     ] = "auto"
     quantize: Annotated[
         Literal["none", "int8", "int4"],
         Field(
-            description="rounds the weights of a directory or hub id once and caches them, on a CPU: int4 in blocks of "
-            "32 with a scale and a minimum, int8 with a scale for each row"
+            description="round the weights of a directory or hub id once, and cache the result (CPU only). int4: "
+            "blocks of 32 weights with a scale and a minimum; int8: one scale a row"
         ),
     ] = "none"
     workers: Annotated[
-        int, Field(ge=1, le=64, description="requests generated at the same time; they share the weights")
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="requests that are generated at the same time on each device; they share the weights",
+        ),
     ] = 1
     sparsity: Annotated[
         Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"],
-        Field(description="used when a request names none; 0 is the dense model, auto finds one by a predicted loss"),
+        Field(
+            description="sparsity of requests that name none. 0 is the dense model; auto chooses one from a predicted"
+            " loss"
+        ),
     ] = 0.0
     auto_tolerance: Annotated[
         float,
@@ -96,29 +115,32 @@ class Settings(BaseSettings):
             gt=0,
             le=1_000,
             allow_inf_nan=False,
-            description="of sparsity auto: percent that the perplexity may rise above the full model's, as predicted",
+            description="for sparsity auto: how many percent above the full model's perplexity the predicted "
+            "perplexity may be",
         ),
     ] = 5.0
     method: Annotated[
         MethodName,
         Field(
-            description="of choosing what tokens read, when a request names none; griffin is the paper's, and the "
-            "default with --ff-offload"
+            description="method of requests that name none: how neurons are chosen. griffin is the paper's method, "
+            "and the default with --ff-offload"
         ),
     ] = DEFAULT_METHOD
     mode: Annotated[
         ModeName,
         Field(
-            description="when a request names none; guarded and lossless have the full model verify answers; lossless "
-            "gives sparsity 0's tokens: exactly by the steps that read several tokens in one pass, elsewhere until "
-            "rounding decides between two likely ones"
+            description="mode of requests that name none. fast: the pruned model answers alone. guarded and lossless:"
+            " the full model verifies the answer. lossless gives the tokens of sparsity 0: exactly where "
+            "the compiled step reads several tokens in one pass, otherwise until rounding decides between"
+            " two nearly equal tokens"
         ),
     ] = "fast"
     draft: Annotated[
         Literal["ngram", "none"],
         Field(
-            description="ngram: what followed the latest tokens when they occurred before is checked in one pass, "
-            "where that saves time; answers stay what they are. none switches it off for requests that name none"
+            description="drafts of requests that name none. ngram: if the latest tokens occurred earlier, the tokens "
+            "that followed them are checked in one pass where that saves time. Answers do not change. "
+            "none: no drafts"
         ),
     ] = "ngram"
     shadow_share: Annotated[
@@ -127,22 +149,26 @@ class Settings(BaseSettings):
             ge=0,
             le=1,
             allow_inf_nan=False,
-            description="fraction of pruned answers that is compared with the full model in idle time, for metrics",
+            description="fraction of pruned answers that are compared with the full model in idle time, for metrics",
         ),
     ] = 0.0
     queue_size: Annotated[int, Field(ge=0, description="requests that may wait; more are refused with 429")] = 32
     prefill_chunk: Annotated[
-        int, Field(ge=1, description="prompt tokens per forward pass, and per chunk that is reused")
+        int, Field(ge=1, description="prompt tokens in one forward pass; reused prompt beginnings are multiples of it")
     ] = 256
     prefix_cache_mb: Annotated[
         int,
-        Field(ge=0, description="memory in MiB for beginnings of prompts, which are not read again; 0 keeps none"),
+        Field(
+            ge=0,
+            description="memory in MiB for the beginnings of prompts, so that they are not computed again; 0 keeps "
+            "none",
+        ),
     ] = 512
     prefix_cache_dir: Annotated[
         Path | None,
         Field(
-            description="a folder in which beginnings of prompts outlive the server; whoever may read it can tell what "
-            "the prompts were; default: they are kept in memory only"
+            description="folder that keeps the beginnings of prompts after the server stops. Anyone who can read it "
+            "can find out what the prompts were. Default: they are kept in memory only"
         ),
     ] = None
     prefix_cache_disk_gb: Annotated[
@@ -151,84 +177,104 @@ class Settings(BaseSettings):
     prompt_pass_tokens: Annotated[
         Annotated[int, Field(ge=0)] | Literal["auto"],
         Field(
-            description="a prompt, or what is left of it after whole chunks, goes through the compiled step if it has "
-            "at most so many tokens; auto measures up to where that is faster, a number makes all starts round alike, "
-            "0 is never"
+            description="the compiled step reads a prompt, or the rest after whole chunks, if it has at most this "
+            "many tokens. auto: measure at the start up to which length that is faster; a number gives "
+            "the same rounding at every start; 0: never"
         ),
     ] = "auto"
     max_model_len: Annotated[
-        int | None, Field(ge=3, description="context limit in tokens; default: the model's own")
+        int | None, Field(ge=3, description="context limit in tokens. Default: the model's own limit")
     ] = None
     generation_config: Annotated[
         Literal["auto", "none"],
         Field(
-            description="auto: where a request names no temperature, top_p and so on, those of the model's "
-            "generation_config.json apply; none ignores them"
+            description="auto: fields that a request leaves out, such as temperature and top_p, come from the model's"
+            " generation_config.json; none: ignore that file"
         ),
     ] = "auto"
     overlong_max_tokens: Annotated[
         Literal["clamp", "refuse"],
         Field(
-            description="max_tokens beyond the rest of the context: clamp shortens it to the rest, refuse answers 400"
+            description="when max_tokens is more than the rest of the context. clamp: shorten it to the rest; refuse:"
+            " answer 400"
         ),
     ] = "clamp"
     request_timeout: Annotated[
-        float, Field(gt=0, le=86_400, allow_inf_nan=False, description="seconds until a request is given up with 504")
+        float,
+        Field(
+            gt=0, le=86_400, allow_inf_nan=False, description="seconds that a request may take; then it ends with 504"
+        ),
     ] = 600
     keep_alive: Annotated[
         float,
-        Field(ge=0.1, le=3_600, allow_inf_nan=False, description="seconds of silence before a stream gets a comment"),
+        Field(
+            ge=0.1,
+            le=3_600,
+            allow_inf_nan=False,
+            description="seconds without data after which a stream gets a comment line",
+        ),
     ] = 15
     max_connections: Annotated[
-        int, Field(ge=1, le=1_000_000, description="open at a time; more are refused with 503, or wait")
+        int,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="connections open at the same time; further ones are refused with 503, or wait",
+        ),
     ] = 512
     header_timeout: Annotated[
         float,
-        Field(gt=0, le=3_600, allow_inf_nan=False, description="seconds that a request's headers may take to arrive"),
+        Field(gt=0, le=3_600, allow_inf_nan=False, description="seconds within which a request's headers must arrive"),
     ] = 10
-    max_body_bytes: Annotated[int, Field(ge=1024, description="larger request bodies are refused with 413")] = 2 * 2**20
+    max_body_bytes: Annotated[
+        int, Field(ge=1024, description="bytes that a request body may have; larger ones are refused with 413")
+    ] = 2 * 2**20
     body_timeout: Annotated[
-        float, Field(gt=0, le=3_600, allow_inf_nan=False, description="seconds that a request body may take to arrive")
+        float, Field(gt=0, le=3_600, allow_inf_nan=False, description="seconds within which a request body must arrive")
     ] = 30
     page: Annotated[bool, Field(description="GET / answers with a page to try and compare sparsities")] = True
     api_keys: Annotated[
         SecretStr | None,
-        Field(description="comma-separated; requests need one of them, as a bearer token, X-API-Key or api-key"),
+        Field(
+            description="keys, comma-separated. A request must send one of them, as a bearer token, X-API-Key or "
+            "api-key. Default: no key is needed"
+        ),
     ] = None
     open_operations: Annotated[bool, Field(description="/health, /ready and /metrics need no key")] = True
     cors_origins: Annotated[
-        str | None, Field(description="comma-separated origins whose web pages may call the API, or *; default: none")
+        str | None,
+        Field(description="origins, comma-separated, whose web pages may call the API; * allows all. Default: none"),
     ] = None
     drain_timeout: Annotated[
-        int, Field(ge=0, le=86_400, description="seconds that running requests get to finish after SIGTERM")
+        int, Field(ge=0, le=86_400, description="seconds that running requests have to finish after SIGTERM")
     ] = 30
     cache_dir: Annotated[
         Path | None,
         Field(
-            description="for GGUF weights made plain, quantised ones, those that ff-offload maps, and what tune has "
-            "found; default: the user's cache (XDG)"
+            description="folder for converted GGUF weights, quantised weights, weights that --ff-offload maps, and "
+            "results of tune. Default: the user's cache (XDG)"
         ),
     ] = None
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="least severe message that is logged")
+        Literal["debug", "info", "warning", "error"], Field(description="least severe level that is logged")
     ] = "info"
     log_format: Annotated[
-        Literal["text", "json"], Field(description="one line a record, for people or for machines")
+        Literal["text", "json"], Field(description="one line a record: text for people, json for machines")
     ] = "text"
 
     @property
     def all_workers(self) -> int:
-        """On all devices."""
+        """Workers of all devices together."""
         return self.workers * len(comma_separated(self.devices or "one"))
 
     @property
     def memory_limit_bytes(self) -> float | None:
-        """For all models together; None where one is loaded at a time."""
+        """Memory of all models together, in bytes; None if one model is loaded at a time."""
         return None if self.memory_limit is None else self.memory_limit * 2**30
 
     @property
     def each_model(self) -> list["Settings"]:
-        """For each of the models, the settings that a server of this model alone would have."""
+        """For each model, the settings of a server that serves only this model."""
         return [
             self.model_copy(update={"model": place, "served_model_name": name or self.served_model_name})
             for name, place in map(_named, models_of(self.model))
@@ -236,20 +282,20 @@ class Settings(BaseSettings):
 
     @property
     def served_names(self) -> list[str]:
-        """Names in the API; none where the model's own is used."""
+        """Names in the API; empty if the model's own name is used."""
         return comma_separated(self.served_model_name or "")
 
     @field_validator("*", mode="before")
     @classmethod
     def _not_empty(cls, value: Any, info: ValidationInfo) -> Any:
-        # An empty variable counts as absent and does not come here. Keys have a message of their own.
+        # An empty variable counts as absent and is not validated. Keys have their own message.
         if isinstance(value, str) and not value.strip() and info.field_name != "api_keys":
             raise ValueError(EMPTY)
         return value
 
     @model_validator(mode="after")
     def _method_of_streamed_weights(self) -> Self:
-        """The default there is the one that can run there. A method that was named is checked with the model."""
+        """With --ff-offload only griffin can run, so it is the default. A named method is checked with the model."""
         if self.ff_offload != "none" and "method" not in self.model_fields_set:
             self.method = "griffin"
         return self
@@ -267,14 +313,14 @@ class Settings(BaseSettings):
         if any(ALIAS in name for name in names):
             raise ValueError(f"a name cannot contain {ALIAS}, which clients add to ask for a sparsity")
         if not all(map(str.isprintable, names)):
-            raise ValueError("a name holds a character that cannot be printed")
+            raise ValueError("a name contains a character that cannot be printed")
         return ",".join(names)
 
     @model_validator(mode="after")
     def _names_of_models(self) -> Self:
         """
         Raises:
-            ValueError: names that could not be told apart, or that no model could have.
+            ValueError: names are equal, or a name is not allowed.
         """
         named = [name for name, _ in map(_named, models_of(self.model)) if name]
         if self.served_model_name is not None and (named or len(models_of(self.model)) > 1):
@@ -305,7 +351,7 @@ class Settings(BaseSettings):
         if info.data.get("device", "auto") != "auto":
             raise ValueError("device is set too; set one of them")
         copies = comma_separated(value)
-        # cuda is the first of them.
+        # "cuda" means the first CUDA device.
         names = ["cuda:0" if name == "cuda" else name for copy in copies for name in map(str.strip, copy.split("+"))]
         if not all(names) or not names:
             raise ValueError("names no device")
@@ -317,7 +363,7 @@ class Settings(BaseSettings):
     @classmethod
     def _with_memory(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("prefix_cache_mb") == 0:
-            raise ValueError("needs memory too: prefix_cache_mb is 0")
+            raise ValueError("needs memory too, but prefix_cache_mb is 0")
         return value
 
     @field_validator("api_keys")
@@ -326,22 +372,22 @@ class Settings(BaseSettings):
         if value is None:
             return None
         keys = comma_separated(value.get_secret_value())
-        # With an empty list no request, or every request, would be allowed. Neither can be meant.
+        # An empty list would allow no request or every request; the user means neither.
         if not keys:
             raise ValueError("names no key")
         if not all(map(str.isprintable, keys)):
-            raise ValueError("a key holds a character that no header can carry")
+            raise ValueError("a key contains a character that no header can carry")
         return value
 
 
 def models_of(value: str) -> list[str]:
-    """The models that a value of ``model`` names, between line ends or commas. A path may have a comma in it."""
+    """The models in a value of ``model``, split at line ends and commas. An existing path may contain a comma."""
     lines = filter(None, map(str.strip, value.splitlines()))
     return [model for line in lines for model in ([line] if Path(line).exists() else comma_separated(line))]
 
 
 def _named(model: str) -> tuple[str | None, str]:
-    """A name and a place of NAME=PLACE; no name where there is none. A path may have = in it."""
+    """The name and the place in NAME=PLACE; the name may be missing. An existing path may contain =."""
     name, mark, place = model.partition("=")
     if not mark or "/" in name or not place or Path(model).exists():
         return None, model
@@ -349,15 +395,15 @@ def _named(model: str) -> tuple[str | None, str]:
 
 
 def comma_separated(value: str) -> list[str]:
-    """Parts between commas or line ends, as in a file."""
+    """Parts between commas or line ends; files have a part a line."""
     return [part for part in map(str.strip, value.replace("\n", ",").split(",")) if part]
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:
-    """From the command line, the environment, and files in ``SECRETS``, in this order.
+    """Read the command line, the environment, and files in ``SECRETS``; the earlier source wins.
 
     Raises:
-        SettingsInvalid: naming the flag, or the variable, and what is wrong with it.
+        SettingsInvalid: names the flag or the variable, and says what is wrong.
     """
     _require_values(arguments)
     arguments = _models_as_one(arguments)
@@ -374,7 +420,7 @@ def read_settings(arguments: Sequence[str]) -> Settings:
 
 
 def _models_as_one(arguments: Sequence[str]) -> list[str]:
-    """All values of ``--model`` as one, a line each. A flag that stands twice otherwise means its last value."""
+    """Join all values of ``--model`` into one value with a line each. Of other flags the last value counts."""
     models, others = [], list[str]()
     rest = iter(arguments)
     for argument in rest:
@@ -389,10 +435,10 @@ def _models_as_one(arguments: Sequence[str]) -> list[str]:
 
 
 def _require_values(arguments: Sequence[str]) -> None:
-    """Refuse a flag with an empty value: pydantic-settings takes it as absent, and would use the default.
+    """Refuse a flag with an empty value: pydantic-settings would ignore the flag and use the default.
 
     Raises:
-        SettingsInvalid: naming the flag.
+        SettingsInvalid: names the flag.
     """
     for before, argument in zip(["", *arguments], arguments, strict=False):
         flag, mark, value = argument.partition("=")
@@ -403,18 +449,18 @@ def _require_values(arguments: Sequence[str]) -> None:
 
 
 def settings_with(**values: Any) -> Settings:
-    """Settings from these values, the environment, and files in ``SECRETS``, in this order.
+    """Settings from these values, the environment, and files in ``SECRETS``; the earlier source wins.
 
     Raises:
-        ValidationError: by field.
-        SettingsInvalid: a secret is there that cannot be read.
+        ValidationError: a setting is wrong; names it.
+        SettingsInvalid: a secret cannot be read.
     """
     if not SECRETS.is_dir():
         return Settings(**values)
     for entry in _secrets():
-        # pydantic-settings ignores an entry that is no file, or lies elsewhere. The server would run without keys.
+        # pydantic-settings ignores folders and links to elsewhere. The server would then run without keys.
         if not (entry.is_file() and entry.resolve().is_relative_to(SECRETS.resolve())):
-            raise SettingsInvalid(f"{entry}: a secret is a file in this folder; was there something to mount?")
+            raise SettingsInvalid(f"{entry}: a secret is a file in this folder, but this is not; check what is mounted")
         try:
             entry.read_text()
         except UnicodeDecodeError:
@@ -423,17 +469,17 @@ def settings_with(**values: Any) -> Settings:
 
 
 def _secrets() -> list[Path]:
-    """Entries of the folder that are named like settings, whatever they are."""
+    """Entries of the secrets folder that are named like settings: files, folders or links."""
     entries = SECRETS.iterdir() if SECRETS.is_dir() else ()
     return [entry for entry in entries if entry.name.lower().startswith(PREFIX.lower())]
 
 
 def fault(error: ValidationError) -> tuple[str, str]:
-    """The first field that is wrong, and what is wrong with it; never a key."""
+    """The first wrong field and what is wrong with it. The text never contains an API key."""
     first, *others = error.errors(include_url=False)
     name = str(first["loc"][0]) if first["loc"] else "settings"
     got = "" if name == "api_keys" else f" (got {first['input']!r})"
-    # A number or a word: pydantic reports each kind by itself.
+    # For a setting that takes a number or a word, pydantic reports each kind separately.
     words = [
         each["ctx"]["expected"] for each in others if each["loc"][:1] == (name,) and each["type"] == "literal_error"
     ]
@@ -441,7 +487,7 @@ def fault(error: ValidationError) -> tuple[str, str]:
 
 
 def _source(name: str, arguments: Sequence[str]) -> str:
-    """Where a setting's value comes from, as its user knows it."""
+    """The flag, variable or file that gave a setting its value."""
     flag, variable, file = f"--{name.replace('_', '-')}", f"{PREFIX}{name.upper()}", SECRETS / f"{PREFIX}{name}".lower()
     if any(argument.split("=")[0] == flag for argument in arguments):
         return flag
@@ -451,12 +497,12 @@ def _source(name: str, arguments: Sequence[str]) -> str:
 
 
 def names_no_key(settings: Settings) -> bool:
-    """Whether the variable for keys is there and empty. It counts as absent then, which is easily missed."""
+    """Whether the variable for keys is set but empty. It then counts as absent, which is easily missed."""
     return f"{PREFIX}API_KEYS" in os.environ and settings.api_keys is None
 
 
 def unknown_variables() -> list[str]:
-    """Environment variables, and secrets by their path, that look like settings and are none."""
+    """Environment variables, and paths of secrets, that look like settings but are not."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     variables = [name for name in os.environ if name.startswith(PREFIX) and name not in known]
     return sorted(variables + [str(entry) for entry in _secrets() if entry.name.upper() not in known])

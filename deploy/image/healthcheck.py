@@ -1,6 +1,6 @@
-"""Whether the server in this container answers: exit code 0 when ``/ready`` says yes, 1 otherwise.
+"""Check whether the server in this container answers: exit code 0 when ``/ready`` says yes, otherwise 1.
 
-It asks as a client would, by the port and keys of the server's variables (flags it does not know).
+It asks as a client would, with the port and keys from the server's variables. It does not know the server's flags.
 """
 
 import http.client
@@ -13,7 +13,7 @@ KEYS_FILE = Path("/run/secrets/griffin_api_keys")
 
 
 def main() -> int:
-    # http.client, because urllib would ask a proxy that the environment names.
+    # http.client, because urllib would use a proxy that the environment names.
     connection = http.client.HTTPConnection("127.0.0.1", int(os.environ.get("GRIFFIN_PORT") or 8000), TIMEOUT_S)
     try:
         connection.request("GET", "/ready", headers=authorization())
@@ -26,7 +26,7 @@ def main() -> int:
 
 
 def authorization() -> dict[str, str]:
-    """A header with the first API key, which ``/ready`` wants when operations are not open."""
+    """A header with the first API key, which ``/ready`` needs if operations are not open."""
     keys = os.environ.get("GRIFFIN_API_KEYS") or (KEYS_FILE.read_text() if KEYS_FILE.is_file() else "")
     key = next(filter(None, map(str.strip, keys.split(","))), "")
     return {"Authorization": f"Bearer {key}"} if key else {}

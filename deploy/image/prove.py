@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Prove the Dockerfile where there is no Docker: build it with buildah, start what was built, ask it, stop it.
+"""Prove the Dockerfile without Docker: build it with buildah, start the result, send a request, stop it.
 
-As root on Debian, with buildah, debootstrap and util-linux (apt-get install buildah debootstrap). Takes some ten
-minutes and 12 GB of disk, and leaves nothing behind unless told to. What stands in for the real thing is said in the
-output. pip's index in the build is the one that pip has here; it does not end up in the image.
+Run as root on Debian, with buildah, debootstrap and util-linux (apt-get install buildah debootstrap). It takes about
+ten minutes and 12 GB of disk, and leaves nothing behind unless --keep is given. The output names each stand-in for the
+real thing. The build uses this machine's pip index; the index does not end up in the image.
 
-With Docker: docker compose up, and see.
+With Docker, run docker compose up instead.
 """
 
 import argparse
@@ -54,11 +54,11 @@ REQUEST = {
 
 
 class Failed(Exception):
-    """What was to be proved is not so, or cannot be tried; the text is for a person."""
+    """The proof failed, or cannot be tried; the text is for a person."""
 
 
 def main() -> int:
-    """The exit code: 0 if all is proved, 1 if not."""
+    """The exit code: 0 if everything is proved, otherwise 1."""
     arguments = parser().parse_args()
     started = time.monotonic()
     folder: Path | None = None
@@ -87,9 +87,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--base", metavar="IMAGE", help="a base image that buildah can pull; default: a stand-in")
     made.add_argument("--mirror", metavar="URL", help="Debian mirror for the stand-in; default: debootstrap's own")
-    made.add_argument("--build-arg", metavar="NAME=VALUE", action="append", default=[], help="of the Dockerfile; again")
+    made.add_argument(
+        "--build-arg", metavar="NAME=VALUE", action="append", default=[], help="as in docker build; repeatable"
+    )
     made.add_argument("--work", metavar="DIR", default="/var/tmp", help="where to work (default: %(default)s)")
-    made.add_argument("--keep", action="store_true", help="leave images and root there, and say where")
+    made.add_argument("--keep", action="store_true", help="keep the images and the root folder, and print where")
     return made
 
 
@@ -159,7 +161,7 @@ def check_process(container: "Container") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What of an image's configuration a container runtime uses."""
+    """The parts of an image's configuration that a container runtime uses."""
 
     command: list[str]
     environment: list[str]
@@ -181,7 +183,7 @@ class Image:
 
 
 class Builder:
-    """buildah, with storage of its own in one folder."""
+    """buildah, with its own storage in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -196,7 +198,7 @@ class Builder:
         ]
 
     def stand_in(self, dockerfile: str, mirror: str | None) -> str:
-        """Debian with its own Python, for Docker's image of Python on the same Debian."""
+        """Debian with its own Python, instead of Docker's Python image on the same Debian."""
         found = re.search(r"^ARG PYTHON_IMAGE=(python:(3\.\d+)\S*-slim-(\w+))$", dockerfile, re.MULTILINE)
         if not found:
             raise Failed("the Dockerfile names no PYTHON_IMAGE of the form python:3.N.N-slim-SUITE")
@@ -238,11 +240,11 @@ class Builder:
         return Image.of(json.loads(self("inspect", "--type", "image", IMAGE))["Docker"]["config"])
 
     def root(self) -> Path:
-        """The image's files, as a container of it would see them."""
+        """The image's files, as its container would see them."""
         return Path(self("mount", self("from", "--pull-never", IMAGE)))
 
     def layers(self, name: str) -> list[int]:
-        """Bytes of each layer of an image, unpacked, the lowest first."""
+        """Bytes of each layer of an image, unpacked, lowest layer first."""
         known = json.loads((self.storage / "vfs-layers/layers.json").read_text())
         sizes = {layer["diff-digest"]: layer["diff-size"] for layer in known if "diff-digest" in layer}
         digests = json.loads(self("inspect", "--type", "image", name))["Docker"]["rootfs"]["diff_ids"]
@@ -257,7 +259,7 @@ class Builder:
 
 
 class Container:
-    """A started image: its files under a read-only root, in namespaces of its own, without any capability."""
+    """A started image: its files under a read-only root, in its own namespaces, without any capability."""
 
     def __init__(self, image: Image, root: Path, volume: Path, log: Path) -> None:
         self.image, self._root, self._log = image, root, log
@@ -280,14 +282,14 @@ class Container:
             self._process = subprocess.Popen(["unshare", *namespaces, "sh", "-c", script], stdout=file, stderr=file)
 
     def _as_user(self) -> list[str]:
-        """As a runtime starts a process: the image's user, environment and folder, and nothing else."""
+        """How a runtime starts a process: with the image's user, environment and folder, and nothing else."""
         user, _, group = self.image.user.partition(":")
         return ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "--no-new-privs",
                 "--bounding-set=-all", "--inh-caps=-all", "env", "--ignore-environment", f"--chdir={self.image.folder}",
                 "HOME=/cache", *self.image.environment]  # fmt: skip
 
     def execute(self, command: Sequence[str], standard_input: str = "") -> str:
-        """What ``docker exec`` does; what the command prints.
+        """Run a command as ``docker exec`` does; returns what it prints.
 
         Raises:
             Failed: its exit code is not 0.
@@ -315,7 +317,7 @@ class Container:
                 return time.monotonic() - self._started
 
     def stop(self) -> tuple[int, float]:
-        """SIGTERM to its first process; the exit code, and the seconds it took."""
+        """Send SIGTERM to its first process; the exit code, and the seconds until it ended."""
         asked = time.monotonic()
         os.kill(self._first(), signal.SIGTERM)
         try:
@@ -354,7 +356,7 @@ def describe(image: Image, root: Path, builder: Builder) -> None:
 
 
 def check_root(image: Image, root: Path) -> None:
-    """Raises Failed if something is in the image that should not be, or the other way round."""
+    """Raises Failed if the image contains something that it should not, or lacks something."""
     folders = [root / folder.lstrip("/") for folder in ("/usr/bin", "/usr/local/bin", "/opt/venv/bin")]
     found = [str(folder / name) for folder in folders for name in COMPILERS if (folder / name).exists()]
     if found:
@@ -376,7 +378,7 @@ def check_root(image: Image, root: Path) -> None:
 
 
 def pip_configuration() -> dict[str, str]:
-    """pip's global options here, from its files and the environment, which wins."""
+    """pip's global options on this machine, from its files and the environment; the environment wins."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
     if listed.returncode:
         print(f"{sys.executable} has no pip here: the build asks pip's default index")
@@ -389,14 +391,14 @@ def pip_configuration() -> dict[str, str]:
 
 
 def local_paths(configuration: dict[str, str]) -> list[str]:
-    """Files and folders of this machine that pip's configuration names; of an index, what its pages link to as well."""
+    """Files and folders of this machine in pip's configuration; for an index, also those that its pages link to."""
     words = [word for value in configuration.values() for word in value.split()]
     indexes = [Path(word.removeprefix("file://")).parent for word in words if word.startswith("file:///")]
     return sorted({str(path) for path in [*indexes, *map(Path, words)] if path.is_absolute() and path.exists()})
 
 
 def watch(command: Sequence[str | Path], log: Path, pattern: str, **environment: str) -> None:
-    """Run, with the lines that match as progress.
+    """Run a command, and show its matching lines as progress.
 
     Raises:
         Failed: its exit code is not 0.
@@ -423,7 +425,7 @@ def watch(command: Sequence[str | Path], log: Path, pattern: str, **environment:
 
 
 def progress(seconds: float, text: str, end: str = "") -> None:
-    """A line that the next one replaces; where the output is no terminal, a line."""
+    """Print a line that the next one replaces; if the output is not a terminal, an ordinary line."""
     line = f"  {seconds:5.0f} s  {' '.join(text.split())[:100]}"
     print(f"\r\x1b[K{line}" if sys.stdout.isatty() else line, end=end if sys.stdout.isatty() else "\n", flush=True)
 
@@ -445,7 +447,7 @@ def megabytes(count: int) -> str:
 
 
 def require_programs() -> None:
-    """Raises Failed if something is missing that the proof needs."""
+    """Raises Failed if a program that the proof needs is missing."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing:
         raise Failed(f"not installed: {', '.join(missing)} (Debian: apt-get install buildah debootstrap iproute2)")
@@ -458,7 +460,7 @@ def leave(folder: Path, *, keep: bool) -> None:
         options = f"--root {folder}/storage --runroot {folder}/run --storage-driver vfs"
         print(f"\nkept: {folder}; its images: buildah {options} images")
         return
-    # Not beyond what is mounted there, should something still be.
+    # Do not cross file systems, in case something is still mounted there.
     subprocess.run(["rm", "-rf", "--one-file-system", folder])
 
 

@@ -1,8 +1,8 @@
 """Triton's cache in an image that has no C compiler.
 
-On the first use of a GPU Triton compiles a small C module, its link to the CUDA driver. Here that is done while the
-image is built, where there is a compiler and no GPU: ``python triton_cache.py``. At run time ``ImageCache`` finds
-the module in the image, whatever is mounted over the cache directory. The kernels themselves need no C compiler.
+On the first use of a GPU, Triton compiles a small C module that links to the CUDA driver. Here this is done during the
+image's build, which has a compiler and no GPU: ``python triton_cache.py``. At run time ``ImageCache`` finds the module
+in the image, even if something is mounted over the cache folder. The kernels themselves need no C compiler.
 """
 # mypy: disable-error-code="import-untyped"
 
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 if importlib.util.find_spec("triton") is None:
-    # torch for the CPU comes without it.
+    # torch for the CPU comes without Triton.
     print("triton is not installed: nothing to compile")
     sys.exit(0)
 
@@ -27,24 +27,24 @@ BUILT = Path(__file__).parent / f"triton-{triton.__version__}"
 
 
 class ImageCache(FileCacheManager):  # type: ignore[misc]  # untyped in triton
-    """The cache directory, and behind it what the image brings. Named by TRITON_CACHE_MANAGER."""
+    """The cache folder, and after it the image's own module. TRITON_CACHE_MANAGER names this class."""
 
     def get_file(self, filename: str) -> str | None:
         cached: str | None = super().get_file(filename)
-        # By name: the key is of one machine (it differs where the program `file` is installed).
+        # Found by name: the key differs between machines (it depends on where the program `file` is installed).
         built = BUILT / filename
         return cached or (str(built) if built.is_file() else None)
 
 
 def compile_driver_module() -> None:
-    """Into ``BUILT``, by Triton itself.
+    """Let Triton compile the module into ``BUILT``.
 
     Raises:
         subprocess.CalledProcessError: the C compiler failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"TRITON_CACHE_DIR": folder, "TRITON_LIBCUDA_PATH": folder}
-        # Stands in for the driver, when the module is linked and when it is loaded; nothing of it is called here.
+        # A stand-in for the driver, when the module is linked and loaded; none of its functions is called here.
         stub = Path(folder, "libcuda.so.1")
         command = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-o", str(stub), "-x", "c", os.devnull]
         subprocess.run(command, check=True)

@@ -27,42 +27,42 @@ from server.settings import Settings, SettingsInvalid, fault, names_no_key, sett
 logger = logging.getLogger("griffin")
 
 REPLICA, REQUEST_ID = "x-griffin-replica", "x-request-id"
-# Not arguments: the proxies listen, not the replicas; and arguments can be read on Ray's dashboard.
+# Settings that cannot be arguments: the proxies listen, not the replicas; and Ray's dashboard shows arguments.
 ELSEWHERE = {
     "host": "the proxies listen; set http_options.host in the config file",
     "port": "the proxies listen; set http_options.port in the config file",
     "api_keys": "arguments are shown on Ray's dashboard; set GRIFFIN_API_KEYS where Ray is started",
 }
 
-# Running and waiting requests per worker at which a replica counts as busy enough: on average there are two when a
-# worker that takes one at a time, about equally long ones, is busy three quarters of the time.
+# Running and waiting requests per worker at which a replica counts as busy. A worker that takes one request at a time,
+# of about equal length, has two on average when it is busy three quarters of the time.
 TARGET_PER_WORKER = 2
-# A replica has the next request at hand when a worker is done. All others wait at the proxies, so many at each: there
-# any replica takes the next one, a new one too, and no replica's end is theirs.
+# A replica has the next request ready when a worker is done. All other requests wait at the proxies, so many at each.
+# From there any replica can take the next request, and no request is lost when a replica ends.
 QUEUE_SIZE, MOST_QUEUED = 1, 64
-# A new replica takes as long as a model takes to load: soon up, slowly down.
+# A new replica needs the time to load a model: scale up fast, scale down slowly.
 UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 10, 600
-# Beyond the drain timeout, for Ray to notice that all is done.
+# Seconds beyond the drain timeout, in which Ray notices that all requests are done.
 NOTICE_S = 10
-# That a node's replicas may take for their metrics: more than a node has GPUs.
+# Ports for the metrics of a node's replicas: more than a node has GPUs.
 METRICS_PORTS = 64
 
 
 class Scale(BaseModel):
-    """How many replicas there are, and what each of them has to itself."""
+    """The number of replicas, and what each of them has for itself."""
 
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[int, Field(ge=1)] = 1
-    # None is one, unless the device is the CPU.
+    # None means one, but none if the device is the CPU.
     gpus: Annotated[float | None, Field(ge=0)] = None
-    # Of its threads, too: Ray sets OMP_NUM_THREADS to it.
+    # Also the number of threads: Ray sets OMP_NUM_THREADS to it.
     cpus: Annotated[int, Field(ge=1)] = 1
-    # The first of a node's replicas takes this one, the next the one after it; 0 is none at all.
+    # The first replica of a node takes this port, the next one the port after it; 0: no metrics port.
     metrics_port: Annotated[int, Field(ge=0, le=65535 - METRICS_PORTS)] = 9400
 
 
 def application(arguments: dict[str, Any]) -> Application:
-    """What Ray Serve runs; arguments may be strings.
+    """The application for Ray Serve; arguments may be strings.
 
     Raises:
         click.UsageError: names the argument that is wrong.
@@ -107,7 +107,7 @@ def _gpus(scale: Scale, settings: Settings) -> float:
 
 @serve.ingress()
 class Replica:
-    """One server: a model on its own device, its own queue and its own metrics. The proxies in front are Ray's."""
+    """One server: a model on its own device, its own queue and its own metrics. Ray's proxies are in front of it."""
 
     def __init__(self, settings: Mapping[str, Any], metrics_port: int) -> None:
         self._settings, self._metrics_port = settings_with(**settings), metrics_port
@@ -119,8 +119,8 @@ class Replica:
             logger.warning("%s is not a setting and is ignored; see python -m server --help", name)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Ray, which runs the app's lifespan next."""
-        # Brings torch, which whoever only describes the application can do without.
+        """Called by Ray, which then runs the app's lifespan."""
+        # Imports torch, which a process that only describes the application does not need.
         from server.app import create_app
 
         app = create_app(
@@ -134,11 +134,11 @@ class Replica:
         return app
 
     async def check_health(self) -> None:
-        """Called by Ray: the first time before the replica gets requests, which is when the model is there.
+        """Called by Ray. The first call returns once the model is loaded; then the replica gets requests.
 
         Raises:
             RuntimeError: the model cannot be loaded.
-            ApiError: the server is not ready; three times in a row, and Ray replaces the replica.
+            ApiError: the server is not ready; after three times in a row, Ray replaces the replica.
         """
         await self._decided.wait()
         if self._service.failure is not None:
@@ -146,7 +146,7 @@ class Replica:
         self._service.require_ready()
 
     def _expose(self, registry: CollectorRegistry) -> None:
-        """To Prometheus, on a port of this replica's own: the first that is free."""
+        """Serve metrics to Prometheus, on the first free port for this replica."""
         if not self._metrics_port or not self._settings.open_operations:
             return
         address: str = get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray's own has no types
@@ -158,12 +158,14 @@ class Replica:
             logger.info("metrics are at http://%s:%d/metrics", address, port)
             return
         logger.warning(
-            "metrics_port: %d and the %d after it are taken; there are none", self._metrics_port, METRICS_PORTS
+            "metrics_port: %d and the %d after it are in use; this replica serves no metrics",
+            self._metrics_port,
+            METRICS_PORTS,
         )
 
 
 class Ingress:
-    """What is different behind Ray's proxies: who answered, one request id, metrics elsewhere."""
+    """The differences behind Ray's proxies: who answered, one request id, metrics elsewhere."""
 
     def __init__(self, app: ASGIApp, replica: str) -> None:
         self._app, self._replica = app, replica
@@ -173,13 +175,13 @@ class Ingress:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers[REPLICA] = self._replica
-                # The proxy has given the request its id, and adds it to the answer itself.
+                # The proxy has given the request its id and adds it to the answer itself.
                 del headers[REQUEST_ID]
             await send(message)
 
         if scope["type"] == "http" and scope["path"] == "/metrics":
-            # One replica's, another one's each time, would be worse than none.
-            message = "each replica has metrics of its own, on its own port; its log says which"
+            # Metrics of a different replica each time would be worse than none.
+            message = "each replica has its own metrics, on its own port; the replica's log names the port"
             error = {"message": message, "type": "invalid_request_error", "param": None, "code": "not_found"}
             await JSONResponse({"error": error}, 404)(scope, receive, named)
         else:

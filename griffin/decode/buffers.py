@@ -1,4 +1,4 @@
-"""Where the decode twin puts the weights of kept neurons: buffers of one layer, by one of two policies.
+"""Buffers in which the decode twin gathers the weights of kept neurons of one layer, with two policies.
 
 Shapes: D model width, k kept neurons; parts is 2 where gated, 1 otherwise.
 """
@@ -17,8 +17,8 @@ from griffin.model.matrix.matrix import Matrix
 class Buffers:
     """Room for some neurons of one layer.
 
-    expand: ``(parts k, D)``; or, where these cannot be in one, a matrix ``(k, D)`` for each part.
-    bias: ``(parts k,)``, or None where the expanding projections have none.
+    expand: ``(parts k, D)``; or a matrix ``(k, D)`` for each part, if their format does not allow one matrix.
+    bias: ``(parts k,)``; None if the expanding projections have none.
     contract: ``(k, D)``, one row for each neuron.
     """
 
@@ -31,7 +31,7 @@ class Buffers:
         return self.contract.row_count
 
 
-# Makes buffers for so many neurons.
+# Makes buffers for a number of neurons.
 Allocate = Callable[[int], Buffers]
 
 
@@ -48,25 +48,25 @@ class Room(ABC):
 
     @abstractmethod
     def is_short(self, kept: int) -> bool:
-        """Whether there are buffers, but too small ones, which ``release`` must give up before ``take``."""
+        """Whether the existing buffers are too small; ``release`` must then free them before ``take``."""
 
     @abstractmethod
     def take(self, kept: int) -> Buffers:
         """Buffers for at least so many neurons.
 
         Raises:
-            MemoryError, torch.OutOfMemoryError: there is no room for them.
+            MemoryError, torch.OutOfMemoryError: there is not enough memory.
         """
 
     def release(self) -> None:
-        """Give the buffers up."""
+        """Free the buffers."""
         self.buffers = None
 
 
 class FullRoom(Room):
-    """Room for all neurons, made once: nothing is allocated from request to request.
+    """Room for all neurons, made once, so that requests allocate nothing.
 
-    For a CPU: on Linux the pages that no request has needed yet take no memory.
+    For a CPU: on Linux, pages that no request has used take no memory.
     """
 
     def is_short(self, kept: int) -> bool:
@@ -81,7 +81,7 @@ class FullRoom(Room):
 class GrowingRoom(Room):
     """Room for the largest request so far.
 
-    For memory that is taken at once, as a GPU's, and for models that are larger than the memory.
+    For memory that is taken at once, such as a GPU's, and for models larger than the memory.
     """
 
     def is_short(self, kept: int) -> bool:
@@ -99,6 +99,6 @@ def room_for(device: torch.device, *, on_host: bool) -> type[Room]:
     """The policy for kept weights on a device.
 
     Args:
-        on_host: the model's FF weights stay on the host, because the device has no room for all of them.
+        on_host: the model's FF weights stay on the host, because they do not fit on the device.
     """
     return FullRoom if device.type == "cpu" and not on_host else GrowingRoom

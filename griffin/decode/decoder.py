@@ -1,4 +1,4 @@
-"""What decodes a sequence, and the plain way to do it: a step, then a draw, with the host between them.
+"""The interfaces of steps and decoders, and the plain decoder: a step, then a draw, with the host between them.
 
 Shapes: T tokens of a pass, V vocabulary.
 """
@@ -18,53 +18,54 @@ from griffin.neurons import Chosen
 from griffin.request import Sampling
 from griffin.thresholds import Shares
 
-# The most tokens that every ``PassingStep`` reads in one pass.
+# Tokens that every ``PassingStep`` can read in one pass.
 PASS_TOKENS = 16
 
 
 class Step(Protocol):
-    """One token through the model, all of it or the kept neurons. It follows what the cache holds and joins it."""
+    """Runs one token through the whole model or the kept neurons. The token follows the cache and is added to it."""
 
     def keep(self, chosen: Chosen | None) -> None:
-        """Read so from now on, or everything (None)."""
+        """Read only this from here on, or everything (None)."""
 
     def shares(self) -> Shares | None:
-        """What tokens have read of the FF weights, on average since ``keep``.
+        """Mean shares of the FF weights that tokens have read since ``keep``.
 
-        None where that is fixed, or not counted, or before the first token.
+        None if the shares are fixed or not counted, or before the first token.
         """
 
     def __call__(self, id: int) -> Tensor:
-        """The logits that follow a token, ``(V,)``, good until the next call."""
+        """The logits that follow a token, ``(V,)``, valid until the next call."""
 
 
 class PassingStep(Step, Protocol):
-    """A step that takes several tokens in one pass, in less time than as many steps.
+    """A step that takes several tokens in one pass, faster than as many single steps.
 
-    Each token's logits, keys and values are bit for bit those of a step of its own. All join the cache.
+    Each token's logits, keys and values have the same bits as those of a single step. All tokens are added to the
+    cache.
     """
 
     def read(self, ids: Sequence[int], *, full: bool = False) -> Tensor:
-        """The logits after each token, ``(T, V)``, good until the next call.
+        """The logits after each token, ``(T, V)``, valid until the next call.
 
         Args:
-            full: read with all neurons, whatever is kept. Such tokens are not counted in ``shares``.
+            full: read with all neurons, whatever is kept. These tokens are not counted in ``shares``.
         """
 
     def observe(self, ids: Sequence[int], wanted: int) -> tuple[Tensor, list[Activations]]:
         """Read with all neurons.
 
         Returns:
-            The logits ``(wanted, V)`` after the last ``wanted`` tokens, good until the next call; and for each layer
-            what all tokens gave in the FF block.
+            The logits ``(wanted, V)`` after the last ``wanted`` tokens, valid until the next call; and for each layer
+            the FF activations of all tokens.
         """
 
 
 class Decoder(Protocol):
-    """Makes one sequence at a time. Whatever it compiles, captures or tunes, it does when it is made.
+    """Makes one sequence at a time. It compiles, captures and tunes everything when it is created.
 
-    name: of its step, as ``steps.STEPS`` has it.
-    ahead: whether the device works on the next token of this sequence before the host knows the one before.
+    name: its step's name, as in ``steps.STEPS``.
+    ahead: whether the device works on the next token of this sequence before the host knows the previous one.
     own_pass: whether a token without sparsity runs through the model's own forward pass.
     passes: the step, if it takes several tokens in one pass.
     constraint: of the sequence at hand, as long as it has a grammar that may refuse a token. All that is drawn or taken
@@ -82,24 +83,24 @@ class Decoder(Protocol):
     def constraint(self) -> Constraint | None: ...
 
     def keep(self, chosen: Chosen | None) -> None:
-        """Read so from now on, or everything (None)."""
+        """Read only this from here on, or everything (None)."""
 
     def shares(self) -> Shares | None:
-        """What tokens have read of the FF weights, on average since ``keep``.
+        """Mean shares of the FF weights that tokens have read since ``keep``.
 
-        None where that is fixed, or not counted, or before the first token.
+        None if the shares are fixed or not counted, or before the first token.
         """
 
     def begin(
         self, logits_V: Tensor, sampling: Sampling, prompt_ids: Sequence[int], end_ids: Iterable[int]
     ) -> Callable[[], Drawn]:
-        """Begin a sequence and draw its first token. The function returned waits for the token; call it once."""
+        """Begin a sequence and draw its first token. The returned function waits for the token; call it once."""
 
     def advance(self) -> Callable[[], Drawn]:
-        """Run the latest token through the model and draw the next one. Returns as ``begin`` does."""
+        """Run the latest token through the model and draw the next one. Returns the same as ``begin``."""
 
     def logits(self) -> Tensor:
-        """The logits that the latest token was drawn from, ``(V,)``."""
+        """The logits from which the latest token was drawn, ``(V,)``."""
 
     def mark(self) -> None:
         """Remember this place in the sequence, for ``back``."""
@@ -108,10 +109,10 @@ class Decoder(Protocol):
         """Forget the tokens drawn since the mark; then call ``draw`` or ``take``."""
 
     def draw(self, logits_V: Tensor) -> Callable[[], Drawn]:
-        """Draw the next token from logits that something else computed. It follows what the cache holds."""
+        """Draw the next token from logits computed elsewhere. It follows the tokens in the cache."""
 
     def take(self, id: int, logits_V: Tensor) -> Callable[[], Drawn]:
-        """Let this be the next token, as if it had been drawn from such logits."""
+        """Use this as the next token, as if it had been drawn from these logits."""
 
 
 class StepDecoder:
@@ -133,8 +134,8 @@ class StepDecoder:
         """
         Args:
             name, own_pass, passes: see ``Decoder``.
-            draws_alone: whether one thread draws. Threads of torch's that wake up for a draw would still spin while
-                the compiled step's own threads start.
+            draws_alone: draw with one thread. If a draw woke torch's threads, they would still spin while the compiled
+                step's own threads start.
         """
         self.name, self.own_pass, self.passes = name, own_pass, passes
         self._step, self._draws_alone = step, draws_alone

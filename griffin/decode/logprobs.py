@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, in the form in which they are reported.
+"""Log-probabilities of tokens, in the form of reports.
 
 Shapes: C positions, V vocabulary.
 """
@@ -21,9 +21,9 @@ class Logprobs:
 
 
 def logprobs(logits_CV: Tensor, ids_C: Tensor, top: int) -> list[Logprobs]:
-    """For each of C positions: its token's log-probability and those of the ``top`` most probable ones.
+    """For each of C positions: the log-probability of its token, and those of the ``top`` most probable tokens.
 
-    Equal logits give equal floats, so a token is recognised among the most probable ones by equality.
+    Equal logits give equal floats, so equality finds a token among the most probable ones.
     """
     logits_CV = logits_CV.float()
     normalisers_C1 = logits_CV.logsumexp(dim=1, keepdim=True)

@@ -1,8 +1,8 @@
 """Tokens drawn from logits on the device, without the host.
 
-All choices of a request lie in tensors that never move. So the same operations, once captured in a CUDA graph, draw for
-any request. A draw depends only on seed, place in the sequence and logits. The device makes no difference, and neither
-does a graph.
+All choices of a request are in tensors at fixed addresses. So the same operations, captured once in a CUDA graph, draw
+for any request. A draw depends only on the seed, the place in the sequence and the logits, not on the device or on
+graphs.
 
 Shapes: V vocabulary.
 """
@@ -20,7 +20,7 @@ from griffin.decode.logprobs import Logprobs
 from griffin.decode.masks import Masks
 from griffin.request import MOST_LOGPROBS, Sampling
 
-# The nucleus of top_p is looked for among so many highest tokens first, which is faster than sorting all.
+# top_p is applied to so many highest tokens first, which is faster than sorting all tokens.
 NUCLEUS = 1024
 LOW_32_BITS = 0xFFFFFFFF
 # More than any context holds, and within the range of the tensors that count tokens.
@@ -29,7 +29,7 @@ MOST_TOKENS = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Which operations a request needs. A kind with more operations serves it too, at their cost."""
+    """The operations that a request needs. A kind with more operations serves it too, at their cost."""
 
     adjusted: bool = True
     sampled: bool = True
@@ -55,8 +55,8 @@ EVERYTHING = Kind()
 class Drawn:
     """A token on the host.
 
-    logprobs: if they were asked for.
-    complete: whether the sequence's grammar has ended with it, so that nothing may follow.
+    logprobs: if requested.
+    complete: whether the grammar has ended with this token, so that no token may follow.
     """
 
     id: int
@@ -70,7 +70,7 @@ class Sampler:
     Where the sequence has a grammar, the host waits for each token, and tells its constraint, until that is done.
 
     id: int64 ``(1,)``, the latest token.
-    kind: the operations that the sequence at hand needs.
+    kind: the operations that the current sequence needs.
     """
 
     def __init__(self, vocabulary: int, device: torch.device) -> None:
@@ -108,8 +108,8 @@ class Sampler:
         """Begin a sequence.
 
         Args:
-            prompt_ids: repetition_penalty counts these as seen from the start.
-            end_ids: min_tokens keeps these from being drawn too soon.
+            prompt_ids: repetition_penalty counts these as seen.
+            end_ids: min_tokens forbids these at first.
         """
         self._masks.begin(sampling.grammar)
         self._count.zero_()
@@ -120,7 +120,7 @@ class Sampler:
         vocabulary = len(self._ranks_V)
         top_k = min(sampling.top_k, vocabulary)
         self._top_k.fill_(top_k or vocabulary)
-        # Because of rounding, the sum of all probabilities may exceed 1 a little.
+        # Because of rounding, the sum of all probabilities may be slightly above 1.
         self._top_p.fill_(sampling.top_p if sampling.top_p < 1 else math.inf)
         self._min_p.fill_(sampling.min_p)
         self._load_adjustments(sampling, prompt_ids, end_ids)
@@ -159,12 +159,12 @@ class Sampler:
     def draw(self, logits_V: Tensor, kind: Kind | None = None) -> None:
         """Draw the next token into ``id``, and its log-probabilities beside it. The host does not wait for the device.
 
-        What a grammar forces is taken instead. It counts as a draw: further draws are the same in either case.
+        A token that a grammar forces is taken instead. It counts as a draw, so that further draws are the same.
 
         Args:
             logits_V: any float dtype; they are not changed.
-            kind: the operations to run, for a graph that serves many requests; it covers ``self.kind``. None runs
-                those that are needed.
+            kind: the operations to run, for a graph that serves many requests; it must cover ``self.kind``. None runs
+                only those that are needed.
         """
         if (forced := self._masks.forced()) is not None:
             self.take(forced, logits_V)
@@ -189,7 +189,7 @@ class Sampler:
 
     @torch.inference_mode()
     def take(self, id: int, logits_V: Tensor) -> None:
-        """Let this be the next token, as if it had been drawn from these logits."""
+        """Use this as the next token, as if it had been drawn from these logits."""
         self.id.fill_(id)
         self._settle(logits_V.float() if self.kind.logprobs else logits_V, self.kind, captured=False)
 
@@ -211,7 +211,7 @@ class Sampler:
         return self.id, self._count, self._counts_V, self._seen_V
 
     def _settle(self, logits_V: Tensor, kind: Kind, captured: bool) -> None:
-        """Count ``id`` as the next token, and report it if that is wanted."""
+        """Count ``id`` as the next token, and report it if requested."""
         self._count += 1
         if kind.adjusted:
             self._counts_V[self.id] += 1
@@ -229,7 +229,7 @@ class Sampler:
         """The tensors in which ``draw`` leaves its results.
 
         Args:
-            everything: all that any sequence may need; otherwise what this one needs.
+            everything: all that any sequence may need; otherwise what the current one needs.
         """
         if not self.kind.logprobs and not everything:
             return (self.id,)
@@ -258,7 +258,7 @@ class Sampler:
         return scores.masked_fill(self._ranks_V >= self._top_k, -math.inf), order
 
     def _highest(self, scores_V: Tensor) -> tuple[Tensor, Tensor]:
-        """At least as many of the highest tokens as the filters can leave. Here the host may wait for the device."""
+        """At least as many highest tokens as the filters can leave. The host may wait for the device here."""
         top_k, top_p, min_p = self._limits
         if 0 < top_k <= NUCLEUS:
             return scores_V.topk(min(top_k, len(scores_V)))
@@ -286,7 +286,7 @@ class Sampler:
         # A counter-based stream: the count is mixed into the key, then each token's number is hashed with the key.
         key = _hashed(self._count + self._keys[0], self._keys[1])
         bits_V = _hashed(self._ranks_V + key, self._keys[0]) >> 9
-        # The half keeps the number above 0 and below 1 in fp32.
+        # Adding a half keeps the number above 0 and below 1 in fp32.
         uniform_V = (bits_V.float() + 0.5) * 2.0**-23
         return -torch.log(-torch.log(uniform_V)) * self._noise_scale
 

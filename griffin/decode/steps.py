@@ -1,13 +1,13 @@
-"""The steps that can run a token, the fastest first, and the choice between them.
+"""The steps that can run a token, fastest first, and the choice between them.
 
 native   compiled C, on a CPU                                  (griffin/decode/c/step.py)
 graph    Triton kernels, in one CUDA graph with the sampler    (griffin/decode/cuda/)
 lean     plain torch, for the common block anywhere            (griffin/decode/torch_step.py)
 twin     the model's own forward pass, for every family        (griffin/decode/twin.py)
 
-A step on a CPU copies the kept neurons next to each other: read where they lie, half of them take most of the time of
-all, because the hardware fetches what lies between them as well. The graph reads them in place, through an index. Where
-each token picks what it reads, all steps read in place; the lean step and the twin only mask, and save nothing.
+A step on a CPU copies the kept neurons next to each other. Reading half of them in place would take nearly as long as
+reading all, because the hardware also fetches what lies between them. The graph reads them in place, by index. If each
+token picks what it reads, all steps read in place; the lean step and the twin only mask, and save nothing.
 """
 
 import logging
@@ -37,15 +37,15 @@ STEP_NAMES: tuple[StepName, ...] = get_args(StepName)
 
 
 class CannotRun(Exception):
-    """A step was to be made, and this machine has not what it needs. The text says why."""
+    """A step cannot be made on this machine. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a model lies.
+    """Where a model is.
 
-    model_type: as the configuration names it.
-    device: where it computes; the first device of several.
+    model_type: the name in its configuration.
+    device: where it computes; the first one of several devices.
     on_host: its FF weights stay on the host.
     across_devices: its layers are on several devices.
     """
@@ -62,7 +62,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
-    """What a step is made of.
+    """Everything from which a step is made.
 
     weights: the model's, merged; None if its blocks do not have the common form.
     context_length: in tokens, for steps with buffers of a fixed size.
@@ -83,7 +83,7 @@ class Parts:
         draws_alone: bool = False,
         passes: PassingStep | None = None,
     ) -> Decoder:
-        """A decoder that takes such steps with the host between them. For the properties see ``StepDecoder``."""
+        """A decoder that runs such steps with the host between them. For the properties see ``StepDecoder``."""
         if HostWeights.of(self.model) is not None:
             step, own_pass, passes = StreamedStep(TwinStep(self.model, self.cache, self.twin), step), True, None
         vocabulary, device = int(self.model.config.vocab_size), self.model.device
@@ -95,7 +95,7 @@ class Row:
     """One step.
 
     obstacle: why it cannot run a model with this placement and these weights; None if it can.
-    make: its decoder, which may turn out to be impossible.
+    make: makes its decoder; may raise CannotRun.
     """
 
     name: StepName
@@ -107,10 +107,10 @@ class Row:
 
 
 def make_decoder(name: StepName, parts: Parts) -> Decoder:
-    """The decoder of this name, or (auto) the fastest that this model, device and installation have.
+    """The decoder of this name, or with auto the fastest one for this model, device and installation.
 
     Raises:
-        ValueError: the step was named, and cannot run here.
+        ValueError: the named step cannot run here.
     """
     placement = Placement.of(parts.model)
     for row in STEPS:
@@ -160,7 +160,7 @@ def _not_graph(placement: Placement, weights: Weights | None) -> str | None:
 def _graph(parts: Parts) -> Decoder:
     assert parts.weights is not None
     try:
-        # Only here: without CUDA, Triton may be missing.
+        # Imported only here: without CUDA, Triton may be missing.
         from griffin.decode.cuda.graph import GraphDecoder
 
         return GraphDecoder(parts.weights, parts.cache, parts.context_length)
@@ -180,7 +180,7 @@ def _twin(parts: Parts) -> Decoder:
     return parts.stepwise("twin", TwinStep(parts.model, parts.cache, parts.twin), own_pass=True)
 
 
-# The first that can run is taken.
+# The first step that can run is used.
 STEPS = (
     Row("native", _not_native, _native),
     Row("graph", _not_graph, _graph),

@@ -1,4 +1,4 @@
-"""The step of a model whose FF weights stay on the host: two steps, one for all neurons and one for the kept ones."""
+"""The step of a model whose FF weights stay on the host: one step for all neurons, one for the kept ones."""
 
 import logging
 
@@ -12,7 +12,7 @@ logger = logging.getLogger("griffin")
 
 
 class StreamedStep:
-    """Reads kept neurons on the device. All neurons together are read from the host again for each token."""
+    """Reads kept neurons on the device. All neurons together are copied from the host again for each token."""
 
     def __init__(self, streaming: Step, resident: Step) -> None:
         """
@@ -25,7 +25,7 @@ class StreamedStep:
         self._told = False
 
     def keep(self, chosen: Chosen | None) -> None:
-        """Read so from now on, or everything."""
+        """Read only this from here on, or everything (None)."""
         self._step = self._streaming if chosen is None else self._resident
         if chosen is None and not self._told:
             self._told = True

@@ -1,7 +1,7 @@
 """The common block's decode step in plain torch: only the operations that one token needs.
 
-transformers' own step spends as much time around its matrix products as in them. This one computes the same
-products, merged where they share an input. It runs on any device and in any dtype.
+transformers' own step spends as much time around its matrix products as in them. This step computes the same products,
+merged if they share an input. It runs on any device and in any dtype.
 
 Shapes: D model width, F feed-forward neurons, k of them kept, H query heads, G key and value heads, S head size.
 """
@@ -27,14 +27,14 @@ class LeanStep:
         """
         self._weights, self._cache, self._twin = weights, cache, twin
         self._kept: list[FeedForwardWeights] | None = None
-        # Of each layer, and what its second projection gives where all neurons rest.
+        # For each layer, also the output of the second projection when all neurons rest.
         self._thresholds: list[tuple[LayerThresholds, Tensor]] | None = None
         self._rotaries = {id(layer.rotary): layer.rotary for layer in weights.layers if layer.rotary is not None}
 
     @torch.inference_mode()
     def keep(self, chosen: Chosen | None) -> None:
-        """Read so from now on, or everything."""
-        # The old weights go first: they may be in the way of the new ones.
+        """Read only this from here on, or everything (None)."""
+        # Free the old weights first, because there may be no room for both.
         self._kept = self._thresholds = None
         if isinstance(chosen, Kept):
             self._kept = self._twin.load(chosen)
@@ -44,12 +44,12 @@ class LeanStep:
             self._thresholds = [(own, layer.at_rest(own.resting)) for own, layer in zip(found, layers, strict=True)]
 
     def shares(self) -> Shares | None:
-        """What tokens have read of the FF weights on average since then; None where that is fixed."""
+        """Mean shares of the FF weights that tokens have read since ``keep``; None if they are fixed."""
         return None if self._thresholds is None else shares_read([own for own, _ in self._thresholds])
 
     @torch.inference_mode()
     def __call__(self, id: int) -> Tensor:
-        """The logits that follow a token, ``(V,)``; its key and value join the cache."""
+        """The logits that follow a token, ``(V,)``; its key and value are added to the cache."""
         weights, position = self._weights, self._cache.length
         x_1D = weights.embedding.part(id, id + 1).dense()
         if weights.embedding_scale != 1:
@@ -95,7 +95,7 @@ class LeanStep:
         keys, values = self._cache.write(number, position, qk_NS[heads:], qkv_NS[heads + groups :])
         if layer.window is not None and position >= layer.window:
             keys, values = keys[:, :, position + 1 - layer.window :], values[:, :, position + 1 - layer.window :]
-        # The query heads that share a key head become rows of one product; none of them needs a mask.
+        # The query heads that share a key head become rows of one product, so no mask is needed.
         q = qk_NS[:heads].view(1, groups, heads // groups, size)
         if weights.query_growth is not None:
             q = q * q.new_tensor(weights.query_growth.factor(position))
@@ -109,7 +109,7 @@ class LeanStep:
 
 
 def feed(feed_forward: FeedForwardWeights, x_1D: Tensor, activation: Activation) -> Tensor:
-    """The FF block, with the neurons that ``feed_forward`` has."""
+    """The FF block with the neurons in ``feed_forward``."""
     hidden = feed_forward.expand(x_1D)
     if feed_forward.gated:
         gate_1k, up_1k = hidden.chunk(2, dim=1)
@@ -126,10 +126,10 @@ def feed_by(
     x_1D: Tensor,
     activation: Activation,
 ) -> Tensor:
-    """The FF block where each token picks what it reads.
+    """The FF block when each token picks what it reads.
 
     Args:
-        at_rest_D: what it gives where all neurons rest.
+        at_rest_D: the block's output when all neurons rest.
     """
     gate, *up = feed_forward.expanding()
     given_1F = _activated(thresholds.gate(gate.matrix.product(thresholds.inputs(x_1D))), activation)
@@ -166,7 +166,7 @@ def _head_norm(x_NS: Tensor, norm: Norm) -> Tensor:
 
 
 def _angles(rotary: Rotary, position: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine for each of the 2R elements that turn; a pair's first element has the negative sine."""
+    """Cosine and sine for each of the 2R rotated elements; the first element of a pair has the negative sine."""
     angles_R = rotary.frequencies_R * position
     cosine_R, sine_R = angles_R.cos() * rotary.scaling, angles_R.sin() * rotary.scaling
     pair_dim = 1 if rotary.interleaved else 0

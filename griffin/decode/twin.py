@@ -1,4 +1,4 @@
-"""DecodeTwin: the model's module tree again, tensors shared, its FF projections reading kept neurons only.
+"""DecodeTwin: a second module tree of the model with shared tensors; its FF projections read kept neurons only.
 
 Shapes: L layers, D model width, F feed-forward neurons, k of them kept.
 """
@@ -21,16 +21,16 @@ from griffin.thresholds import LayerThresholds, Shares, shares_read
 
 
 class DecodeTwin:
-    """Runs tokens through the kept neurons of the request at hand.
+    """Runs tokens through the current request's kept neurons.
 
-    The kept weights are gathered into buffers, see ``buffers``, and read through views of their beginnings. So any
-    request may keep any number of neurons.
+    The kept weights are gathered into buffers, see ``buffers``, and read through views of the buffers' beginnings. So
+    each request may keep any number of neurons.
     """
 
     def __init__(self, model: PreTrainedModel, room: type[Room] | None = None) -> None:
         """
         Args:
-            model: its projections' tensors are kept from now on: whatever moves them must have done so.
+            model: its projections' tensors are held from here on, so they must not be moved later.
             room: the policy of the buffers; by default the one for the model's device.
         """
         self.model = share(model)
@@ -40,13 +40,13 @@ class DecodeTwin:
 
     @torch.inference_mode()
     def load(self, chosen: Chosen) -> list[FeedForwardWeights]:
-        """Read so from now on; neurons or thresholds are on the model's device.
+        """Use these neurons or thresholds from here on; they are on the model's device.
 
         Returns:
-            Each layer's gathered weights, good until the next call; none where thresholds read them in place.
+            Each layer's gathered weights, valid until the next call; empty for thresholds, which read in place.
 
         Raises:
-            MemoryError, torch.OutOfMemoryError: there is no room for them. No neurons are loaded then.
+            MemoryError, torch.OutOfMemoryError: there is not enough memory. No neurons are loaded then.
         """
         self._thresholds = []
         if isinstance(chosen, Kept):
@@ -57,11 +57,11 @@ class DecodeTwin:
         return []
 
     def shares(self) -> Shares | None:
-        """What tokens have read of the FF weights on average since then; None where that is fixed."""
+        """Mean shares of the FF weights that tokens have read since ``load``; None if they are fixed."""
         return shares_read(self._thresholds) if self._thresholds else None
 
     def _gathered(self, kept: Kept) -> list[FeedForwardWeights]:
-        # Small buffers go before any larger one is made, because there may not be room for both.
+        # Free small buffers before making larger ones, because there may be no room for both.
         for layer, count in zip(self._layers, kept.counts, strict=True):
             layer.make_way(count)
         loaded: list[FeedForwardWeights] = []
@@ -72,7 +72,7 @@ class DecodeTwin:
             else:
                 self._load_from(self._host, kept, loaded)
         except BaseException:
-            # Out of memory, most likely. What was loaded is of no use, and a smaller request may need the room.
+            # Most likely out of memory. What was loaded is useless, and a smaller request may need the memory.
             loaded.clear()
             for layer in self._layers:
                 layer.release()
@@ -80,7 +80,7 @@ class DecodeTwin:
         return loaded
 
     def _load_from(self, host: HostWeights, kept: Kept, loaded: list[FeedForwardWeights]) -> None:
-        """Gather on the host, layer by layer; the next layer is fetched meanwhile."""
+        """Gather on the host, layer by layer; the next layer is fetched in the meantime."""
         staged, rows = Gather(host), [kept_k.cpu() for kept_k in kept.layers]
 
         def gather(rows: Matrix, kept_k: Tensor, to: Matrix) -> None:
@@ -94,21 +94,21 @@ class DecodeTwin:
 
 
 class TwinStep:
-    """A token by the forward pass of transformers, through the model or its decode twin."""
+    """Runs a token with the forward pass of transformers, through the model or its decode twin."""
 
     def __init__(self, model: PreTrainedModel, cache: KVCache, twin: DecodeTwin) -> None:
         self._model, self._cache, self._twin = model, cache, twin
         self._tree = model
 
     def keep(self, chosen: Chosen | None) -> None:
-        """Read so from now on, or everything."""
+        """Read only this from here on, or everything (None)."""
         self._tree = self._model
         if chosen is not None:
             self._twin.load(chosen)
             self._tree = self._twin.model
 
     def shares(self) -> Shares | None:
-        """What tokens have read of the FF weights on average since then; None where that is fixed."""
+        """Mean shares of the FF weights that tokens have read since ``keep``; None if they are fixed."""
         return None if self._tree is self._model else self._twin.shares()
 
     def __call__(self, id: int) -> Tensor:
@@ -125,14 +125,14 @@ class _CompactFeedForward:
 
     def __init__(self, block: FeedForward, host: HostWeights | None, room: type[Room] | None) -> None:
         width, self._fused = block.width, block.names.fused
-        # One part for each matrix, also where several are stacked in one projection.
+        # One part for each matrix, even if several are stacked in one projection.
         self._parts = block.parts_FD
         biases = [_bias(p) for p in block.expand]
         self._biases_F = [part for bias in biases if bias is not None for part in torch.split(bias, width)]
-        # The bias of the contracting projection belongs to no neuron and stays whole.
+        # The bias of the contracting projection belongs to no neuron, so it is always used whole.
         self._down, self._contract_bias = block.down, _bias(block.contract)
         merged = len({part.format for part in self._parts}) == 1 and self._parts[0].merges
-        # What is gathered into one buffer: all parts where their format allows it.
+        # The parts that are gathered into one buffer: all of them if their format allows it.
         self._stacks = [self._parts] if merged else [[part] for part in self._parts]
         self.device = host.device if host else self._down.device
         policy = room or room_for(self.device, on_host=host is not None)
@@ -152,7 +152,7 @@ class _CompactFeedForward:
         """
         Args:
             rows_k: ``kept_k`` on the device of the model's matrices.
-            gather: copies rows of a matrix, by such indices, into a buffer.
+            gather: copies rows of a matrix, given such indices, into a buffer.
         """
         parts, kept, buffers = len(self._parts), len(kept_k), self.room.take(len(kept_k))
         kept_k, rows_k = kept_k.to(self.device), rows_k.to(self._down.device)
@@ -180,12 +180,12 @@ class _CompactFeedForward:
         self._contract_slot.bias = at_rest_D
 
     def make_way(self, kept: int) -> None:
-        """Give up buffers that have no room for so many neurons."""
+        """Free buffers that are too small for so many neurons."""
         if self.room.is_short(kept):
             self.release()
 
     def release(self) -> None:
-        """Give up the buffers, and every view of them."""
+        """Free the buffers, and drop every view of them."""
         self.room.release()
         for slot in (*self._expand_slots, self._contract_slot):
             slot.matrices = ()
@@ -211,9 +211,9 @@ class _CompactFeedForward:
 
 
 class _Slot(nn.Module):
-    """Takes the place of a projection in the twin. Its tensors are views that change with each request.
+    """Replaces a projection in the twin. Its tensors are views that change with each request.
 
-    thresholds: by which each token picks what it reads; None where it reads all that there is.
+    thresholds: for tokens that pick what they read; None if they read everything that is there.
     """
 
     matrices: Sequence[Matrix] = ()
@@ -226,7 +226,7 @@ class _Slot(nn.Module):
 
 
 class _Expand(_Slot):
-    """An expanding projection. The first one has the gate, and thresholds."""
+    """An expanding projection. The first one has the gate and the thresholds."""
 
     _gate: Tensor | None = None
 
@@ -241,7 +241,7 @@ class _Expand(_Slot):
         return torch.cat((self._gate, Projection(others, bias)(x)), dim=-1)
 
     def take_gate(self) -> Tensor:
-        """What enters the activation function, which is then forgotten."""
+        """The input of the activation function; it is then forgotten."""
         gate, self._gate = self._gate, None
         assert gate is not None
         return gate
@@ -257,7 +257,7 @@ class _Contract(_Slot):
             activation: the gate's function; None in a block without a gate.
         """
         super().__init__(bias)
-        # No module of this one.
+        # Not registered as a submodule of this one.
         self._first, self._activation = (first,), activation
 
     def forward(self, z: Tensor) -> Tensor:

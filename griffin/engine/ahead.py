@@ -1,4 +1,4 @@
-"""Ahead: single steps of a decoder, the next one launched before the token of this one is known."""
+"""Ahead: single steps of a decoder. A device may start the next step before the host knows this step's token."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,9 @@ from griffin.decode.sampler import Drawn
 
 
 class Ahead:
-    """Takes one token after the other. A device that works ahead has the next one on its way meanwhile.
+    """Takes one token after the other. A device that works ahead computes the next one in the meantime.
 
-    taken: how many tokens so far.
+    taken: number of tokens taken so far.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -19,14 +19,14 @@ class Ahead:
 
     @property
     def waiting(self) -> bool:
-        """Whether a step was launched whose token was not taken. Only ``take`` may follow."""
+        """Whether a step was started whose token was not taken. Only ``take`` may follow."""
         return self._launched is not None
 
     def take(self, *, another: bool) -> Drawn:
         """The next token.
 
         Args:
-            another: a single step follows, whatever this token is. A device that works ahead begins it now.
+            another: a single step follows, whatever this token is. A device that works ahead starts it at once.
         """
         pending = self._launched or self._decoder.advance()
         self._launched = self._decoder.advance() if another and self._decoder.ahead else None

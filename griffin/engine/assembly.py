@@ -1,4 +1,4 @@
-"""Assembly: what an engine runs sequences with. A rebuild makes all of it anew, except the weights."""
+"""Assembly: everything an engine needs to run sequences. A rebuild makes all of it again, except the weights."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -26,16 +26,16 @@ from griffin.request import Pruning, Sampling
 
 logger = logging.getLogger("griffin")
 
-# The largest difference between a step and the model's own forward pass, relative to the largest logit. Rounding stays
-# far below, a different computation far above.
+# Largest allowed difference between a step and the model's own forward pass, relative to the largest logit. Rounding
+# stays far below it; a different computation is far above it.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assembly:
-    """The trees of one engine, the state of its sequence, and what reads prompts into that.
+    """The module trees of one engine, the state of its sequence, and the parts that read prompts.
 
-    threads: that torch had when it was made.
+    threads: torch's number of threads at creation.
     """
 
     trees: Trees
@@ -45,34 +45,32 @@ class Assembly:
     threads: int = field(default_factory=torch.get_num_threads)
 
     def begin(self, *prunings: Pruning) -> None:
-        """Forget the sequence, for another one in this thread that may be pruned in any of these ways."""
+        """Forget the sequence. The next one runs in this thread and may be pruned in any of these ways."""
         make_current(self.trees.device)
         if self.trees.device.type == "cpu":
-            # A thread that asks torch for the first time takes over a number that another has set for a moment.
+            # A thread that uses torch for the first time may take a number of threads that another thread set briefly.
             torch.set_num_threads(self.threads)
         self.state.reset(*prunings)
 
     def verify(self, ids: Sequence[int]) -> None:
-        """Compare the decoder's step with the model's own forward pass, and decode by that if they differ.
+        """Compare the decoder's step with the model's own forward pass, and decode with the latter if they differ.
 
-        A configuration may ask for something that no step of ours knows. Its answers must be right, even if slower. A
-        step's passes are compared with the step: a device may round what it compiled for several tokens in another way.
+        A configuration may contain something that our steps do not know. Answers must be right even then, if slower. A
+        step's passes are compared with the step, because a device may round several tokens differently from one.
 
         Args:
-            ids: a few tokens to go on from.
+            ids: a few tokens to continue from.
 
         Raises:
-            UnsupportedModel: the model makes logits of its hidden states in a way that is not known here. No step
-                would be right then, nor would the logits of a prompt.
+            UnsupportedModel: the model computes logits from its hidden states in an unknown way. Then neither a step
+                nor the logits of a prompt would be right.
         """
         decoder, model, cache, device = self.state.decoder, self.trees.full, self.state.cache, self.trees.device
         self.begin()
         hidden_TD, own_TV = with_own_logits(model, torch.tensor(ids, device=device), cache)
         read_V = head(model, hidden_TD[-1:])[0]
         if _error(read_V, own_TV[-1]) > TOLERANCES[model.dtype]:
-            raise UnsupportedModel(
-                f"this '{model.config.model_type}' model computes its logits in a way that is not known here"
-            )
+            raise UnsupportedModel(f"this '{model.config.model_type}' model computes its logits in an unknown way")
         if decoder.own_pass:
             return
         decoder.keep(None)
@@ -86,15 +84,15 @@ class Assembly:
         error = max(_error(found_V, expected_TV[-1]), _error(passed_V, expected_TV[-1]))
         if error > TOLERANCES[model.dtype]:
             logger.warning(
-                "the %s step differs from this model's own by %.2g of its largest logit; decoding by the model's own",
+                "the %s step differs from the model's own code by %.2g of the largest logit; using the model's code",
                 decoder.name,
                 error,
             )
             self.state.decoder = self.make_decoder("twin", cache)
         elif not torch.equal(passed_V, found_V):
             logger.warning(
-                "passes of the %s step round differently from its steps on this device; answers with drafts may part "
-                "from those without where two tokens are nearly equally likely",
+                "passes of the %s step round differently from its steps on this device; drafts may change an answer "
+                "where two tokens are nearly equally likely",
                 decoder.name,
             )
 
@@ -116,13 +114,13 @@ def assemble(
     """
     Args:
         origin: the model, shared by several engines.
-        prefixes: shared by them too; its chunk is the prompt tokens of one forward pass.
+        prefixes: shared by them too; its chunk size is that of the prompt phase.
         limit: shared by them too.
-        step: auto takes the fastest.
+        step: auto takes the fastest one.
 
     Raises:
         UnsupportedModel: see ``families.feed_forwards``.
-        ValueError: a step that cannot run here.
+        ValueError: the step cannot run here.
     """
     make_current(origin.device)
     trees = lay_out(origin)
@@ -130,7 +128,7 @@ def assemble(
     def decoder(name: StepName, cache: KVCache) -> Decoder:
         return make_decoder(name, Parts(trees.full, trees.weights, trees.twin, cache, context_length))
 
-    # Streaming moves weights in and out of the full tree, but never in the origin's.
+    # Streaming moves weights in and out of the full tree, but never out of the origin's.
     chooser = Chooser(feed_forwards(origin), origin.device, preparation.tables)
     state = SequenceState(trees, chooser, lambda cache: decoder(step, cache))
     return Assembly(trees, state, Prefill(trees, state, prefixes, limit), decoder)

@@ -1,4 +1,4 @@
-"""How far the kept neurons' predictions are from the full model's, given the same preceding tokens.
+"""Compares the kept neurons' predictions with the full model's, given the same preceding tokens.
 
 Shapes: T tokens, C tokens of a piece, D model width, V vocabulary.
 """
@@ -14,19 +14,19 @@ from transformers import PreTrainedModel
 
 from griffin.model.forward import head
 
-# Logits of this many tokens are held at once, from both sides.
+# Logits of so many tokens are held at once, from both models.
 AT_ONCE = 64
-# In nats per token. The exponential of more is no float. The exponential of its negative is 0, which has no logarithm.
+# Nats per token. The exponential of a larger number is not a float; that of its negative is 0, without a logarithm.
 MOST_NATS = 700.0
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Kept neurons beside the full model on tokens that they generated, given the same preceding tokens.
+    """The kept neurons beside the full model, on tokens that they generated, with the same preceding tokens.
 
-    tokens: how many were compared: all but the first, which is the full model's.
+    tokens: number of compared tokens: all but the first, which the full model made.
     kl: mean Kullback-Leibler divergence of the pruned distribution from the full one, in nats.
-    top1_agreement: how often both find the same token most probable, 0 to 1.
+    top1_agreement: how often both models find the same token most probable, 0 to 1.
     perplexity_ratio: the full model's perplexity on these tokens over the pruned model's; above 1, the full model
         finds them less likely.
     """
@@ -39,7 +39,7 @@ class Comparison:
 
 @torch.inference_mode()
 def divergence(model: PreTrainedModel, full_TD: Tensor, pruned: Iterable[Tensor], ids: Sequence[int]) -> Comparison:
-    """Compare what both sides make of the same tokens.
+    """Compare the predictions of both models for the same tokens.
 
     Args:
         full_TD: the full model's last hidden states.
@@ -57,7 +57,7 @@ def divergence(model: PreTrainedModel, full_TD: Tensor, pruned: Iterable[Tensor]
         kl += functional.kl_div(pruned_CV, full_CV, reduction="sum", log_target=True)
         agreed += (full_CV.argmax(dim=1) == pruned_CV.argmax(dim=1)).sum()
         gap += (pruned_CV - full_CV).gather(1, next_T[rows, None]).sum()
-    # For equal distributions, rounding may give a little less than 0.
+    # For equal distributions, rounding may give slightly less than 0.
     mean = max(0.0, float(kl) / tokens)
     return Comparison(
         tokens, mean, int(agreed) / tokens, math.exp(max(-MOST_NATS, min(MOST_NATS, float(gap) / tokens)))

@@ -15,8 +15,8 @@ from griffin.neurons import Selection
 from griffin.request import Sampling
 from griffin.thresholds import Shares
 
-# A device that works ahead must be waited for to learn what tokens have read. So it is asked after so many tokens, and
-# after the last one.
+# To learn what tokens have read, the host must wait for a device that works ahead. So it asks only after every so many
+# tokens, and after the last one.
 SHARES_EVERY = 32
 
 FinishReason = Literal["stop", "length"]
@@ -26,13 +26,13 @@ FinishReason = Literal["stop", "length"]
 class Token:
     """One generated token.
 
-    logprobs: if the sampling asks for them.
+    logprobs: set if the sampling asks for them.
     finish_reason: set on the last token only. An end-of-sequence token is yielded too.
-    selection: set on the first token that kept neurons alone have made, and again when others take their place.
-    verified: where verification was asked for: what it has done so far, including this token's whole block.
-    shares: what tokens have read of the FF weights so far, on average, where each token picks that and it is counted.
-    complete: whether the sequence ends because its grammar does. Then this token is part of the text, unlike one that
-        ends a sequence by itself.
+    selection: set on the first token made by kept neurons alone, and again when other neurons replace them.
+    verified: if verification was requested: its figures so far, including this token's whole block.
+    shares: mean shares of the FF weights read so far, if each token picks what it reads and it is counted.
+    complete: whether the sequence ends because its grammar does. Then this token is part of the text, unlike a token
+        that ends a sequence by itself.
     """
 
     id: int
@@ -58,34 +58,34 @@ class Continuation:
     ) -> None:
         """
         Args:
-            decoder: stands at the prompt's end.
-            end_ids: any of these ends the sequence.
-            cancelled: asked between tokens; once true, the sequence ends.
-            require: raises if the engine has gone on to another sequence; asked between tokens.
+            decoder: its cache ends where the prompt ends.
+            end_ids: each of these ids ends the sequence.
+            cancelled: asked between tokens; once True, the sequence ends.
+            require: asked between tokens; raises if the engine runs another sequence.
         """
         self._decoder, self._neurons, self._sampling, self._end_ids = decoder, neurons, sampling, end_ids
         self._cancelled, self._require = cancelled, require
 
     def unverified(self, logits_V: Tensor, prompt_ids: list[int], reported: int) -> Iterator[Token]:
-        """Tokens as the kept neurons make them.
+        """Tokens from the kept neurons, without verification.
 
         Args:
             logits_V: the first token is drawn from these.
-            reported: the number of the token that reports the neurons; the first token is 1.
+            reported: the number of the token that reports the neurons; the first token has number 1.
         """
         decoder, most, cancelled = self._decoder, self._sampling.max_tokens, self._cancelled
         pending = decoder.begin(logits_V, self._sampling, prompt_ids, self._end_ids)
         for count in range(1, most + 1):
             if cancelled():
                 return
-            # A device works on the next token while the host looks at this one.
+            # A device works on the next token while the host handles this one.
             following = self._advance() if decoder.ahead and count < most else None
             drawn = pending()
             reason = self._reason(drawn, count)
             selection = self._neurons.report(self._neurons.chosen) if count == reported else None
             shares = self._shares(count, last=bool(reason))
             yield Token(drawn.id, drawn.logprobs, reason, selection, None, shares, self._complete(drawn))
-            # Asked again right after the token was handed out, so that no token is computed in vain.
+            # Asked again after the token was handed out, so that no token is computed in vain.
             if reason or cancelled():
                 return
             self._require()
@@ -94,11 +94,11 @@ class Continuation:
     def verified(
         self, logits_V: Tensor, prompt_ids: list[int], make_verifier: Callable[[int], Verifier]
     ) -> Iterator[Token]:
-        """Tokens that were checked in passes: by the full model, or in mode fast by the kept neurons.
+        """Tokens checked in passes: by the full model, or in mode fast by the kept neurons.
 
         Args:
             logits_V: the first token is drawn from these.
-            make_verifier: of the first token, once another one is wanted.
+            make_verifier: makes the verifier from the first token, once another token is wanted.
         """
         first = self._decoder.begin(logits_V, self._sampling, prompt_ids, self._end_ids)()
         block, verified, verifier, count = Block([first]), Verified(), None, 0
@@ -113,7 +113,7 @@ class Continuation:
                 shares = block.shares
                 if reason and verifier and not shares:
                     shares = verifier.shares()
-                # A stop string may end the answer here, within the block.
+                # A stop string may end the answer here, inside the block.
                 counts = block.first(number, verified)
                 yield Token(drawn.id, drawn.logprobs, reason, selection, counts, shares, self._complete(drawn))
                 if reason or self._cancelled():
@@ -129,7 +129,7 @@ class Continuation:
         return self._decoder.advance()
 
     def _shares(self, count: int, *, last: bool) -> Shares | None:
-        """What tokens have read, after so many. The first is drawn before the decoder reads as the request wants."""
+        """Shares that tokens have read, after ``count`` tokens. The first token is drawn from the prompt's logits."""
         if count == 1 or (self._decoder.ahead and not last and count % SHARES_EVERY):
             return None
         return self._decoder.shares()
@@ -140,5 +140,5 @@ class Continuation:
         return "length" if count == self._sampling.max_tokens else None
 
     def _complete(self, drawn: Drawn) -> bool:
-        """Whether the grammar ends the sequence. An end token that the model drew is no part of the text."""
+        """Whether the grammar ends the sequence. An end token that the model drew is not part of the text."""
         return drawn.complete and drawn.id not in self._end_ids

@@ -1,8 +1,8 @@
 """Engine: token ids in, token ids out, one sequence at a time. It knows nothing of text.
 
 The life of a sequence: the full model reads the prompt in chunks while the statistic adds up. The first token is drawn
-from the full model's logits. Then neurons are chosen, and the decoder makes all further tokens with those. To score a
-given text sparsely, neurons are chosen before its end, and read the rest, see ``reading``.
+from the full model's logits. Then neurons are chosen, and the decoder makes all further tokens with them. To score a
+given text sparsely, neurons are chosen before its end and read the rest, see ``reading``.
 """
 
 import gc
@@ -44,11 +44,11 @@ class Engine:
     buffers.
 
     accounting: parameters and bytes of the model.
-    prefixes: the store of recent prompts' beginnings.
+    prefixes: stores the beginnings of recent prompts.
     device: where the model computes.
-    vocabulary_size: token ids are below it.
+    vocabulary_size: all token ids are below it.
     context_length: in tokens.
-    eos_token_ids: end a sequence, unless its sampling says otherwise.
+    eos_token_ids: ids that end a sequence, unless its sampling says otherwise.
     """
 
     def __init__(
@@ -65,19 +65,19 @@ class Engine:
     ) -> None:
         """
         Args:
-            model: a causal language model; its weights are laid out anew in place, their values unchanged.
+            model: a causal language model. Its weights get a new layout in place; their values do not change.
             context_length: a limit below the model's own, in tokens.
-            prefill_chunk: prompt tokens per forward pass, the bound on prefill's memory.
-            prefixes: where the beginnings of prompts are kept, of the same chunk; None keeps none.
-            limit: which chunks the decoder's passes read; ``warm_up`` settles it, unless it is. None reads all by the
-                model's own code.
-            losses: of this model, by method, for sparsity auto; a method without a table is refused there.
-            step: how a token is run, see ``decode.steps``; auto takes the fastest.
-            method: that most requests will use. ``warm_up`` prepares it; another one is prepared when it is first used.
+            prefill_chunk: prompt tokens per forward pass, which limits the memory of the prompt phase.
+            prefixes: stores the beginnings of prompts, with the same chunk size; None stores none.
+            limit: decides which chunks the decoder's passes read; ``warm_up`` settles it if it is open. None: the
+                model's own code reads all chunks.
+            losses: the model's measured losses, by method, for sparsity auto; auto is refused for other methods.
+            step: how a token is run, see ``decode.steps``; auto takes the fastest one.
+            method: the method of most requests. ``warm_up`` prepares it; others are prepared at their first use.
 
         Raises:
             UnsupportedModel: see ``families.feed_forwards``.
-            ValueError: a step that cannot run here.
+            ValueError: the step cannot run here.
         """
         if prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be 1 or more, but is {prefill_chunk}")
@@ -93,7 +93,7 @@ class Engine:
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         self.context_length = model_context_length(model, context_length)
         self.eos_token_ids = configured_ends(model)
-        # Requests are checked against these while the rest is being made anew.
+        # During a rebuild, requests are checked against these.
         self._method: MethodName = method
         self._preparation = Preparation(losses, HostWeights.of(model) is not None)
         self._assemble = partial(
@@ -112,7 +112,7 @@ class Engine:
     def _assembly(self) -> Assembly:
         """
         Raises:
-            EngineBusy: it is being made anew, or that has failed.
+            EngineBusy: it is being rebuilt, or a rebuild has failed.
         """
         if self._made is None:
             raise EngineBusy("this engine is being rebuilt; wait until that has ended")
@@ -120,20 +120,20 @@ class Engine:
 
     @property
     def step(self) -> str:
-        """Which step runs a token, see ``decode.steps``."""
+        """The step that runs a token, see ``decode.steps``."""
         return self._assembly.state.decoder.name
 
     @property
     def pass_tokens(self) -> int:
-        """Up to how many tokens a chunk of a prompt is read in passes, see ``PassLimit``; 0 if no step has passes."""
+        """Most tokens of a prompt chunk that is read in passes, see ``PassLimit``; 0 if the step has no passes."""
         return self._limit.tokens if self._assembly.state.decoder.passes else 0
 
     def rebuild(self) -> None:
-        """Start over after a failure: make everything but the weights anew, and warm it up.
+        """Start over after a failure: make everything but the weights again, and warm it up.
 
-        Meanwhile ``check``, ``require``, ``accounting`` and the sizes work as always, in any thread.
+        During a rebuild ``check``, ``require``, ``accounting`` and the sizes work as always, in any thread.
         """
-        # Free the old memory first, also that of an attempt that ended half-way.
+        # Free the old memory first, including that of a rebuild that failed half-way.
         self._made = None
         gc.collect()
         if self.device.type == "cuda":
@@ -144,9 +144,9 @@ class Engine:
         self.warm_up()
 
     def warm_up(self) -> None:
-        """Choose kernels and touch buffers, so that no request pays for that; and check that the step is right.
+        """Choose kernels and touch buffers, so that no request waits for that, and check that the step is right.
 
-        It settles the limit of passes too, unless another engine has.
+        This also settles the limit of passes, unless another engine has done so.
         """
         prompt = [id % self.vocabulary_size for id in range(min(8, self.context_length - 2))]
         self._assembly.verify(prompt)
@@ -157,10 +157,10 @@ class Engine:
     def check(
         self, prompt_ids: Sequence[int], sampling: Sampling | None = None, scoring: Scoring | None = None
     ) -> None:
-        """Check that a prompt can be read and scored so, and continued so; ``sampling`` None means not continued.
+        """Check that a prompt can be read, scored and continued in this way; ``sampling`` None: not continued.
 
         Raises:
-            InvalidRequest: an empty prompt, an id that the model does not have, or scoring from beyond the prompt.
+            InvalidRequest: the prompt is empty, an id is not in the vocabulary, or scoring starts beyond the prompt.
             ContextLengthExceeded: prompt and ``max_tokens`` together exceed the context.
         """
         Limits(self.vocabulary_size, self.context_length).check(prompt_ids, sampling, scoring)
@@ -168,7 +168,7 @@ class Engine:
     def require(self, pruning: Pruning) -> None:
         """
         Raises:
-            InvalidRequest: this model cannot be pruned so, because it is streamed or was not measured.
+            InvalidRequest: this model cannot be pruned in this way: it is streamed, or was not measured.
         """
         self._preparation.require(pruning)
 
@@ -181,16 +181,16 @@ class Engine:
         cancelled: Callable[[], bool] = never,
         others: Sequence[Pruning] = (),
     ) -> Iterator[Prompt]:
-        """Read a prompt once, to generate any number of sequences from it. The engine is busy until the block ends.
+        """Read a prompt once, then generate any number of sequences from it. The engine is busy until the block ends.
 
         Args:
-            others: ways in which its sequences may be pruned too, see ``Prompt.prune``.
+            others: further ways in which its sequences may be pruned, see ``Prompt.prune``.
 
         Raises:
             InvalidRequest: see ``check``.
             EngineBusy: another prompt's block has not ended.
-            Cancelled: ``cancelled``, asked before each prompt chunk, was true.
-            OutOfMemory: from here or from within the block.
+            Cancelled: ``cancelled``, asked before each prompt chunk, returned True.
+            OutOfMemory: raised here or inside the block.
         """
         pruning = pruning or Pruning()
         self.check(prompt_ids, None, scoring)
@@ -213,11 +213,11 @@ class Engine:
     ) -> Iterator[Token]:
         """Yield the tokens that follow a prompt.
 
-        Closing the iterator ends the generation. ``cancelled`` is asked between prompt chunks and between
-        tokens; once true, the iterator simply ends.
+        Closing the iterator ends the generation. ``cancelled`` is asked between prompt chunks and between tokens; once
+        it returns True, the iterator ends.
 
         Raises:
-            InvalidRequest: at once, see ``check``.
+            InvalidRequest: raised at once, see ``check``.
             EngineBusy, OutOfMemory: from ``next``, see ``read``.
         """
         sampling = sampling or Sampling()
@@ -238,8 +238,8 @@ class Engine:
     def score(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int], pruning: Pruning) -> Tensor:
         """Log-probabilities of a given continuation, teacher-forced: fp32 ``(len(continuation_ids),)``.
 
-        The full model reads the prompt and predicts the first token of the continuation. The kept neurons predict the
-        rest, as in the paper's simulated generation (5.1, 5.3).
+        The full model reads the prompt and predicts the continuation's first token. The kept neurons predict the rest,
+        as in the paper's simulated generation (5.1, 5.3).
         """
         if not prompt_ids or not continuation_ids:
             raise InvalidRequest("both a prompt and a continuation are needed", "prompt")
@@ -262,7 +262,7 @@ class Engine:
             raise
         finally:
             claim.holds = False
-            # After a rebuild, another claim may be there already.
+            # After a rebuild there may already be another claim.
             if self._claim is claim:
                 self._claim = None
 
@@ -282,13 +282,13 @@ def build_engines(
 ) -> list[Engine]:
     """Engines that share one model and one store of prefixes, warmed up, each for a thread of its own.
 
-    On a CPU torch's threads are divided among them: more threads than cores cost far more than they bring.
+    On a CPU torch's threads are divided among them, because more threads than cores cost far more than they gain.
 
     Args:
         prefix_bytes: memory for the store.
-        prefix_files: where it keeps prefixes beyond the process.
-        limit: see ``Engine``; what is measured counts for all that share it.
-        threads: torch's, for all of them together; None: as many as it has now.
+        prefix_files: keeps prefixes after the process ends.
+        limit: see ``Engine``; all engines that share it use what one measures.
+        threads: torch's threads for all engines together; None: as many as torch has.
 
     Raises:
         LoadError: the weights leave too little memory for so many engines.
@@ -314,7 +314,7 @@ def build_engines(
         if not is_out_of_memory(error):
             raise
         raise LoadError(
-            f"the weights fit on {model.device}, but not what workers={count} need beside them (on CUDA the KV cache "
-            "of a whole context each); choose a shorter context (max-model-len) or fewer workers"
+            f"the weights fit on {model.device}, but not all that workers={count} need (on CUDA each has the KV cache "
+            "of a whole context); choose a shorter context (max-model-len) or fewer workers"
         ) from error
     return engines

@@ -1,4 +1,4 @@
-"""What a model can read and continue: its token ids, and how many of them."""
+"""The limits of a model: its token ids, and the length of its context."""
 
 import reprlib
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from griffin.request import Sampling, Scoring
 @dataclass(frozen=True, slots=True)
 class Limits:
     """
-    vocabulary_size: token ids are below it.
-    context_length: the most tokens of prompt and answer together.
+    vocabulary_size: all token ids are below it.
+    context_length: most tokens of prompt and answer together.
     """
 
     vocabulary_size: int
@@ -28,7 +28,7 @@ class Limits:
         self._check_id(lowest if lowest < 0 else highest, "", "prompt")
         if scoring and scoring.prompt_tokens is not None and not 1 <= scoring.prompt_tokens <= len(prompt_ids):
             raise InvalidRequest(
-                f"griffin.prompt_tokens: {scoring.prompt_tokens} is not within the prompt of {len(prompt_ids)} tokens",
+                f"griffin.prompt_tokens: {scoring.prompt_tokens} is not from 1 to {len(prompt_ids)} (the prompt)",
                 "griffin.prompt_tokens",
             )
         if sampling:
@@ -61,18 +61,18 @@ class Limits:
 
 
 def model_context_length(model: PreTrainedModel, limit: int | None = None) -> int:
-    """The most tokens that a model can attend to, or fewer if ``limit`` says so.
+    """The most tokens that a model can attend to, or ``limit`` if it is lower.
 
     Model cards describe YaRN as a factor beside an unchanged ``max_position_embeddings``: the context is then the
-    original length times the factor (as in vLLM). Linear scaling is written both ways, so the configured length holds
-    unless a limit asks for more, up to the factor.
+    original length times the factor (as in vLLM). Linear scaling is written in both ways, so the configured length
+    applies unless ``limit`` asks for more, up to the factor.
     """
     config = model.config
     own = most = int(config.max_position_embeddings)
     rope = getattr(config, "rope_parameters", None) or {}
     kind, factor = rope.get("rope_type"), float(rope.get("factor") or 1.0)
     if kind == "longrope":
-        # For a longer sequence all earlier keys would have to be rotated anew, which a cache cannot do.
+        # A longer sequence would need all earlier keys rotated again, which a cache cannot do.
         own = most = min(own, int(rope["original_max_position_embeddings"]))
     elif kind == "yarn":
         own = most = max(own, int(float(rope.get("original_max_position_embeddings") or own) * factor))

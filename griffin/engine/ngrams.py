@@ -1,12 +1,12 @@
-"""Drafts that read no weights: what followed when the last tokens of a sequence occurred before (prompt lookup)."""
+"""Drafts that read no weights: the tokens that followed the last tokens of a sequence earlier (prompt lookup)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# How many tokens must have occurred before, the longest first. Fewer than two match by chance.
+# Numbers of tokens that must have occurred before, largest first. Fewer than two match by chance.
 LENGTHS = (8, 5, 3, 2)
 SHORTEST = LENGTHS[-1]
-# A match is followed backwards to at most so many tokens. Longer ones are not more certain.
+# A match is followed backwards for at most so many tokens. Longer matches are not more reliable.
 LONGEST = 16
 
 Place = dict[tuple[int, ...], int]
@@ -16,8 +16,8 @@ Place = dict[tuple[int, ...], int]
 class Match:
     """An earlier occurrence of the last tokens.
 
-    start: the place after it.
-    length: how many tokens it has in common with the last ones, 2 to ``LONGEST``.
+    start: the position after it.
+    length: number of tokens in common with the last ones, 2 to ``LONGEST``.
     """
 
     start: int
@@ -25,10 +25,10 @@ class Match:
 
 
 def longest_next(match: Match | None) -> int:
-    """How long the match after one more token can be, whatever token that is.
+    """The largest possible length of the match after one more token, whatever that token is.
 
-    Another occurrence may have more tokens in common with the last ones than the latest has, but none has as many as
-    the next of ``LENGTHS``. With one token more it has at most that many.
+    Another occurrence may share more tokens with the last ones than the latest occurrence does, but none shares as many
+    as the next of ``LENGTHS``. With one more token it shares at most that many.
     """
     if match is None:
         return SHORTEST
@@ -36,11 +36,11 @@ def longest_next(match: Match | None) -> int:
 
 
 class PromptNGrams:
-    """Where each n-gram of a prompt occurred last. Made once, shared by the sequences that follow the prompt.
+    """The last occurrence of each n-gram of a prompt. Made once, shared by the sequences that follow the prompt.
 
     ids: the prompt.
-    after: for each of ``LENGTHS``, the place after each n-gram. The prompt's last tokens are not there: no token has
-        followed them yet.
+    after: for each of ``LENGTHS``, the position after each n-gram. The prompt's last tokens are missing, because no
+        token follows them yet.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
@@ -53,7 +53,7 @@ class PromptNGrams:
 
 
 class NGrams:
-    """A prompt and what has followed it. A token costs a few look-ups at any length."""
+    """A prompt and the tokens after it. A token costs a few look-ups, however long the sequence is."""
 
     def __init__(self, prompt: PromptNGrams) -> None:
         self._ids = prompt.ids.copy()
@@ -64,14 +64,14 @@ class NGrams:
     def extend(self, id: int) -> None:
         """Add the token that follows."""
         ids = self._ids
-        # An n-gram is noted once a token follows it, because it must not find itself.
+        # An n-gram is added once a token follows it, so that it does not find itself.
         for length, places, _ in self._after:
             if len(ids) >= length:
                 places[tuple(ids[-length:])] = len(ids)
         ids.append(id)
 
     def find(self) -> Match | None:
-        """The latest earlier occurrence of as many of the last tokens as possible."""
+        """The latest earlier occurrence that shares the most last tokens."""
         for length, places, of_prompt in self._after:
             last = tuple(self._ids[-length:])
             start = places.get(last) or of_prompt.get(last)
@@ -80,9 +80,9 @@ class NGrams:
         return None
 
     def following(self, match: Match, most: int) -> list[int]:
-        """The ``most`` tokens after an occurrence. At the end of the sequence they go round.
+        """The ``most`` tokens after an occurrence. At the end of the sequence they start again from the occurrence.
 
-        A repetition is expected to go on.
+        A repetition is expected to continue.
         """
         period = len(self._ids) - match.start
         return [self._ids[match.start + place % period] for place in range(most)]

@@ -1,8 +1,7 @@
-"""PassLimit: which prompts go through the decoder's passes, and which through the model's own code.
+"""PassLimit: which prompts the decoder's passes read, and which the model's own code reads.
 
-The model's own code takes a while for its weights, however few the tokens are. Passes take less for few tokens, and
-more for many. The two round differently. So all engines of a model share one limit, which is settled before the first
-request.
+The model's own code needs much time for its weights, even for few tokens. Passes are faster for few tokens and slower
+for many. The two round differently. So all engines of a model share one limit, settled before the first request.
 """
 
 import logging
@@ -16,27 +15,27 @@ from griffin.engine.pending import Timer
 
 logger = logging.getLogger("griffin")
 
-# A limit that was measured is one of these, or 0. They lie so far apart that two starts on one machine rarely differ.
+# A measured limit is one of these, or 0. Their distances are so large that two starts on one machine rarely differ.
 STEPS = (16, 32, 64, 128)
-# The numbers of tokens that are timed. The first one is one pass.
+# Numbers of tokens that are timed. The first number is one pass.
 FEW, MANY = 16, 128
-# Each is timed so often, or until that has taken so many seconds.
+# Each is timed so often, or for so many seconds.
 TIMES, ENOUGH_S = 4, 0.6
-# Where other processes take processors, threads wait for each other, and the library's wait far longer. A time counts
-# if the threads ran for so much of it.
+# If other processes use the processors, threads wait for each other, and the library's threads wait much longer. A time
+# counts only if the threads ran for this share of it.
 RAN = 0.85
-# The limit on a machine that is too busy to tell: a single pass is hardly ever slower.
+# The limit on a machine that is too busy to measure: a single pass is rarely slower.
 BUSY = 16
-# Passes must promise to be so many times as fast.
+# Passes must be expected to be so many times as fast.
 MARGIN = 1.1
 
 
 class PassLimit:
-    """Up to how many tokens a chunk of a prompt is read in the decoder's passes. One for all engines of a model.
+    """The most tokens of a prompt chunk that the decoder's passes read. All engines of a model share it.
 
-    tokens: the limit; 0 reads every prompt through the model's own code.
-    settled: whether it stays.
-    LARGEST_MEASURED: auto comes to no more.
+    tokens: the limit; 0: the model's own code reads every prompt.
+    settled: whether it is final.
+    LARGEST_MEASURED: the largest limit that auto chooses.
     """
 
     LARGEST_MEASURED: ClassVar = STEPS[-1]
@@ -44,10 +43,10 @@ class PassLimit:
     def __init__(self, tokens: int | Literal["auto"] = 0) -> None:
         """
         Args:
-            tokens: auto is 0 until it is settled.
+            tokens: auto counts as 0 until it is settled.
 
         Raises:
-            ValueError: a negative number.
+            ValueError: the number is negative.
         """
         if tokens != "auto" and tokens < 0:
             raise ValueError(f"pass_tokens must be auto, or 0 or more, but is {tokens}")
@@ -58,17 +57,17 @@ class PassLimit:
 
 
 def measured(by_passes: Callable[[int], object], by_model: Callable[[int], object], device: torch.device) -> int:
-    """The limit, from timing both ways. If other processes take the processors, it is ``BUSY``, and that is logged.
+    """The limit, found by timing both ways. If other processes use the processors, it is ``BUSY``, and this is logged.
 
     Args:
-        by_passes, by_model: each reads so many tokens from an empty cache.
+        by_passes, by_model: read a number of tokens from an empty cache.
         device: where they read.
     """
     times: list[float] = []
     for read, tokens in ((by_passes, FEW), (by_model, FEW), (by_model, MANY)):
         fastest = _fastest(read, tokens, device)
         if fastest is None:
-            logger.info("other processes take the processors, so the limit of short prompts was not measured")
+            logger.info("other processes use the processors, so the limit of short prompts was not measured")
             return BUSY
         times.append(fastest)
     return longest(*times)
@@ -79,8 +78,8 @@ def longest(one_pass: float, few: float, many: float) -> int:
 
     Args:
         one_pass: seconds that a pass of ``FEW`` tokens takes.
-        few, many: seconds that the model's own code takes for ``FEW`` and ``MANY`` tokens. Other numbers of tokens
-            are taken to lie on the line through both.
+        few, many: seconds that the model's own code takes for ``FEW`` and ``MANY`` tokens. Times of other numbers are
+            assumed to lie on the line through both.
     """
     found, each = 0, max(0.0, many - few) / (MANY - FEW)
     for tokens in STEPS:
@@ -91,7 +90,7 @@ def longest(one_pass: float, few: float, many: float) -> int:
 
 
 def _fastest(read: Callable[[int], object], tokens: int, device: torch.device) -> float | None:
-    """In seconds; None if other processes took the processors each time. The first time is often slower."""
+    """The time in seconds; None if other processes used the processors each time. The first time is often slower."""
     good: list[float] = []
     spent, tries = 0.0, 0
     while tries < TIMES and spent < ENOUGH_S:

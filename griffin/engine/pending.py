@@ -1,4 +1,4 @@
-"""PendingSelection: what was chosen on a prompt, in use on the device, and its report, which comes later."""
+"""PendingSelection: the choice for a prompt, already used on the device; its report comes later."""
 
 import time
 
@@ -8,7 +8,7 @@ from griffin.neurons import Chosen, Selection
 
 
 class Timer:
-    """Measures from its making to ``stop``. On a GPU the device measures, and the host does not wait for it."""
+    """Measures from its creation to ``stop``. On a GPU the device measures, so the host does not wait for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []  # type: ignore[no-untyped-call]
@@ -16,12 +16,12 @@ class Timer:
         self._mark(0)
 
     def stop(self) -> None:
-        """The first call counts; later ones do nothing."""
+        """Stop measuring; later calls do nothing."""
         if not self._times[1]:
             self._mark(1)
 
     def seconds(self) -> float:
-        """Waits for the device."""
+        """The measured seconds. Waits for the device."""
         if not self._events:
             return self._times[1] - self._times[0]
         self._events[1].synchronize()
@@ -34,7 +34,7 @@ class Timer:
 
 
 class PendingSelection:
-    """What was chosen, in use on the device. The host learns what it is when it is reported.
+    """A choice used on the device. The host learns its values when it is reported.
 
     chosen: the neurons or thresholds.
     timer: stopped once the decoder is ready to use them.
@@ -43,12 +43,12 @@ class PendingSelection:
     def __init__(self, chosen: Chosen, prompt_tokens: int, timer: Timer) -> None:
         self.chosen, self.timer = chosen, timer
         self._prompt_tokens = prompt_tokens
-        # A copy that the host does not wait for. It has arrived when the timer has stopped.
+        # The host does not wait for this copy. It is complete when the timer has stopped.
         self._on_host = chosen.to_host()
 
     def selection(self) -> Selection:
-        """Waits for the device."""
+        """The report. Waits for the device."""
         seconds = self.timer.seconds()
-        # A clone, because copies from CUDA are page-locked memory, and selections are held for a while.
+        # Cloned, because copies from CUDA are page-locked memory and selections are kept for some time.
         chosen = self._on_host.clone()
         return Selection(seconds, chosen.name(), self._prompt_tokens, chosen)

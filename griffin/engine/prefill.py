@@ -1,4 +1,4 @@
-"""Prefill: reads prompts in chunks, as far as possible from what is kept of earlier prompts.
+"""Prefill: reads prompts in chunks, and reuses what is kept of earlier prompts.
 
 Shapes: C tokens of a chunk, T tokens, D model width, V vocabulary.
 """
@@ -19,26 +19,26 @@ from griffin.model.forward import extend, logits
 
 
 class Prefill:
-    """Runs tokens through one of the trees, in chunks, into the sequence at hand."""
+    """Runs tokens through one of the trees, in chunks, as part of the current sequence."""
 
     def __init__(self, trees: Trees, state: SequenceState, prefixes: PrefixStore, limit: PassLimit) -> None:
         """
         Args:
-            prefixes: of the same chunk size.
-            limit: how long a chunk may be that the decoder's passes read.
+            prefixes: with the same chunk size.
+            limit: longest chunk that the decoder's passes read.
         """
         self._trees, self._state, self._chunk, self._limit = trees, state, prefixes.chunk, limit
         self._prefix = SharedPrefix(prefixes, state)
 
     def resume(self, ids: Sequence[int], limit: int, dense: int) -> Known:
-        """Take over what is known of a prompt's beginning, at most its first ``limit`` tokens.
+        """Reuse what is known of a prompt's beginning, at most its first ``limit`` tokens.
 
         Args:
-            dense: how many tokens the full model will read. The latest of them must be read here, because their
+            dense: number of tokens that the full model will read. The latest of them must be read again, because their
                 activations are not kept.
 
         Returns:
-            How much need not be read.
+            The number of tokens that need not be read.
         """
         return self._prefix.resume(ids, min(limit, dense - self._state.latest))
 
@@ -47,8 +47,8 @@ class Prefill:
     ) -> Iterator[Tensor]:
         """Run tokens of a prompt through the full model, and count them in the statistic.
 
-        A chunk within the limit goes through passes. That depends on where it begins and ends, which is the same
-        whatever was known of the prompt before.
+        A chunk within the limit goes through passes. This depends only on where the chunk begins and ends, which is
+        the same whatever was known of the prompt.
 
         Yields:
             After each chunk, or pass, the logits ``(C, V)`` of its tokens from ``logits_from`` on; C may be 0.

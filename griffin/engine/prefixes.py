@@ -1,8 +1,8 @@
-"""Beginnings of recent prompts, so that a prompt that shares one need not read it again.
+"""Beginnings of recent prompts, so that a prompt with the same beginning need not read it again.
 
-Whole chunks of the prompt phase are kept, each cut where any prompt's chunk would be. So everything after them is
-computed bit for bit as it would be without them. A chunk has keys and values, and the statistic up to its end, which is
-a running sum; so the neurons chosen are the same too.
+Whole chunks of the prompt phase are kept, cut at the same positions for every prompt. So everything after them is
+computed with the same bits as without them. A chunk has keys and values, and the statistic up to its end. The statistic
+is a running sum, so the chosen neurons are the same too.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from griffin.errors import is_out_of_memory
 class Known(NamedTuple):
     """What is known of a prompt's beginning, in tokens.
 
-    of_files: how many of them came from files, not from memory.
+    of_files: how many of the tokens came from files, not from memory.
     """
 
     tokens: int
@@ -29,10 +29,10 @@ class Known(NamedTuple):
 
 
 class PrefixStore:
-    """Chunks of recent prompts within a budget of memory. The chunk that was not used for longest goes first.
+    """Chunks of recent prompts within a memory budget. The least recently used chunk is dropped first.
 
-    What files hold is read from there when it is first needed. Several engines on one device may share a store, each in
-    a thread of its own.
+    Chunks in files are read when they are first needed. Several engines on one device may share a store, each in its
+    own thread.
     """
 
     def __init__(self, budget_bytes: int, chunk: int, files: PrefixFiles | None = None) -> None:
@@ -40,7 +40,7 @@ class PrefixStore:
         Args:
             budget_bytes: 0 keeps nothing.
             chunk: tokens in each chunk.
-            files: where chunks are kept beyond the process; None keeps them in memory only.
+            files: keeps chunks after the process ends; None: chunks are kept in memory only.
         """
         self.budget_bytes, self.chunk = budget_bytes, chunk
         self._files = files
@@ -62,7 +62,7 @@ class PrefixStore:
         return names
 
     def longest(self, names: Sequence[bytes]) -> tuple[list[Chunk], int]:
-        """The known chunks among these names, from the first on, up to one that is not known.
+        """The known chunks among these names, from the first one on, up to the first unknown one.
 
         Returns:
             The chunks, and how many of them came from files.
@@ -85,14 +85,14 @@ class PrefixStore:
         return found, of_files
 
     def wants(self, name: bytes) -> bool:
-        """Whether a chunk is not there yet."""
+        """Whether a chunk is still missing."""
         return name not in self._chunks
 
     def add(self, names: Sequence[bytes], chunk: Chunk) -> None:
         """Keep a chunk if the memory allows.
 
         Args:
-            names: of all chunks of the prompt up to this one.
+            names: the names of all chunks of the prompt up to this one.
         """
         self._keep(names, chunk)
         if self._files is not None:
@@ -111,20 +111,20 @@ class PrefixStore:
                 self.bytes -= self._chunks.popitem(last=False)[1].bytes
 
     def clear(self) -> None:
-        """Forget what memory holds. Files stay."""
+        """Drop the chunks in memory. Files stay."""
         with self._lock:
             self._chunks.clear()
             self.bytes = 0
 
     def _use(self, names: Sequence[bytes]) -> None:
-        # The first chunk is the last to go: without it, no later one can be found.
+        # The first chunk is dropped last, because later ones cannot be found without it.
         for name in reversed(names):
             if name in self._chunks:
                 self._chunks.move_to_end(name)
 
 
 class SharedPrefix:
-    """What the prompt at hand has in common with recent ones, and what it leaves for later ones."""
+    """What the current prompt shares with recent ones, and what it leaves for later ones."""
 
     def __init__(self, store: PrefixStore, state: SequenceState) -> None:
         self._store, self._state = store, state
@@ -132,7 +132,7 @@ class SharedPrefix:
         self._names: list[bytes] = []
 
     def resume(self, ids: Sequence[int], limit: int) -> Known:
-        """Begin a prompt with what is known of its first ``limit`` tokens; returns how much that is."""
+        """Begin a prompt with what is known of its first ``limit`` tokens; returns how many are known."""
         self._names = self._store.names(ids)
         chunks, of_files = self._store.longest(self._names[: max(0, limit) // self._store.chunk])
         for chunk in chunks:
@@ -142,18 +142,18 @@ class SharedPrefix:
         return Known(len(chunks) * self._store.chunk, of_files * self._store.chunk)
 
     def remember(self, end: int) -> None:
-        """Keep the chunk that ends there, if it is a whole one and there is room."""
+        """Keep the chunk that ends at ``end``, if it is a whole chunk and there is room."""
         number, rest = divmod(end, self._store.chunk)
         if rest or number > len(self._names) or not self._store.wants(self._names[number - 1]):
             return
         try:
             keys_values = self._state.cache.copy(end - self._store.chunk, end)
-            # Without the latest tokens' activations, which are larger than everything else about a token.
+            # Without the latest tokens' activations, which are much larger than the rest.
             chunk = Chunk(keys_values, self._state.statistic.sums(latest=False))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            # Keeping it is a convenience. The request goes on, and later requests have the room.
+            # Keeping a chunk is optional: the request continues, and later requests get the memory.
             self._store.clear()
             return
         self._store.add(self._names[:number], chunk)

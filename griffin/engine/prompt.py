@@ -1,4 +1,4 @@
-"""Prompt: read once, scored if that is wanted, and continued as often as wanted."""
+"""Prompt: read once, scored if requested, and continued any number of times."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,8 +26,8 @@ from griffin.request import Pruning, Sampling, Scoring, Verification
 class Claim:
     """The right to use an engine alone.
 
-    holds: until it is taken back.
-    sequence: the sequence that has been started last.
+    holds: False once it is taken back.
+    sequence: the sequence that was started last.
     """
 
     holds: bool = True
@@ -41,7 +41,7 @@ class Claim:
     def require(self, sequence: object) -> None:
         """
         Raises:
-            EngineBusy: the sequence is not the latest, or the claim has been taken back.
+            EngineBusy: the sequence is not the latest one, or the claim was taken back.
         """
         if not self.holds or self.sequence is not sequence:
             raise EngineBusy("the engine has gone on to another sequence; read the prompt again")
@@ -54,10 +54,10 @@ def never() -> bool:
 class Prompt:
     """A prompt that an engine has read. It can be used within the engine's ``read`` block, for one sequence at a time.
 
-    scores: for each token of the prompt; None for the first, which nothing predicts. None unless asked for.
-    cached_tokens: how many of its tokens an earlier prompt had in common, so that they were not read again.
+    scores: one for each token of the prompt; None for the first token, which has no prediction. None unless requested.
+    cached_tokens: number of its tokens that were reused from an earlier prompt.
     cached_in_files: how many of those came from files.
-    outlook: what sparsity auto has come to, where it was asked for.
+    outlook: what sparsity auto decided, if it was requested.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Prompt:
         self._ids, self._end_ids, self._claim = list(ids), end_ids, claim
         self._neurons = PromptNeurons(self._state, pruning, len(ids))
         self._logits_V: Tensor | None = None
-        # The statistic of the prompt alone, once a sequence may have added to it.
+        # The statistic of the prompt alone; set once a sequence may have added to it.
         self._sums: Sums | None = None
-        # The prompt's n-grams, once a sequence has asked for them.
+        # The prompt's n-grams, once a sequence has used them.
         self._ngrams: PromptNGrams | None = None
-        # The first token that kept neurons make. They make the very first one if they have scored the prompt's end.
+        # The first token that kept neurons make. It is the very first token if they have scored the prompt's end.
         self._first_sparse = 2
         self.scores: list[Logprobs | None] | None = None
         self.cached_tokens = self.cached_in_files = 0
@@ -79,22 +79,22 @@ class Prompt:
 
     @property
     def pruning(self) -> Pruning:
-        """The choices that apply. After ``read``, sparsity auto is a number among them."""
+        """The choices that apply. After ``read``, sparsity auto has become a number."""
         return self._neurons.pruning
 
     @property
     def selection(self) -> Selection | None:
-        """The neurons that were chosen on it, once they were reported."""
+        """The neurons chosen for it, once they were reported."""
         return self._neurons.selection
 
     def read(self, scoring: Scoring | None, cancelled: Callable[[], bool]) -> None:
-        """Run it through the full model; if it is scored sparsely, only its beginning.
+        """Run the prompt through the full model; if it is scored sparsely, only its beginning.
 
         Raises:
             Cancelled: between two chunks.
         """
         ids, length, dense = self._ids, len(self._ids), self._dense_tokens(scoring)
-        # The last token that the full model reads must be read here, for its logits. So must all tokens with scores.
+        # The last token that the full model reads must be read here, to get its logits. So must all scored tokens.
         start = length if scoring is None else min(scoring.start, dense)
         logits_from = length - 1 if scoring is None else min(max(0, scoring.start - 1), length - 1)
         self.cached_tokens, self.cached_in_files = self._prefill.resume(ids, start - 1, dense)
@@ -116,7 +116,7 @@ class Prompt:
             self._neurons.pruning = replace(self._neurons.pruning, sparsity=self.outlook.sparsity, auto=None)
 
     def _dense_tokens(self, scoring: Scoring | None) -> int:
-        """How many of its tokens the full model reads."""
+        """Number of its tokens that the full model reads."""
         length, pruning = len(self._ids), self._neurons.pruning
         # Auto finds its sparsity after the whole prompt.
         if scoring is None or pruning.auto is not None or not self._state.prunes(pruning):
@@ -124,18 +124,18 @@ class Prompt:
         return min(length, scoring.read_dense(length))
 
     def _take(self, logits_CV: Tensor, scores: Scores | None) -> None:
-        """One chunk has been read; these are the logits of its last tokens, as many as are needed."""
+        """Take the needed logits of a chunk that was read: those of its last tokens."""
         if len(logits_CV):
-            # The next ones may write over them.
+            # The next logits may overwrite these.
             self._logits_V = logits_CV[-1].clone()
         if scores is not None:
             scores.add(logits_CV, self._state.length)
 
     def prune(self, pruning: Pruning) -> None:
-        """Have the sequences that follow pruned in another way, without reading the prompt again.
+        """Prune the following sequences in another way, without reading the prompt again.
 
         Args:
-            pruning: with a sparsity that is known; one of those that the prompt was read for.
+            pruning: has a known sparsity, and is one of the prunings for which the prompt was read.
 
         Raises:
             ValueError: it needs more of the prompt than was kept, or the prompt's end was scored sparsely.
@@ -147,13 +147,13 @@ class Prompt:
     def generate(
         self, sampling: Sampling, cancelled: Callable[[], bool] = never, verification: Verification | None = None
     ) -> Iterator[Token]:
-        """Yield the tokens that follow. Sequences come one after the other, each from the prompt's end.
+        """Yield the tokens that follow. Several sequences come one after the other, each from the prompt's end.
 
-        ``cancelled`` is asked between tokens; once true, the iterator simply ends.
+        ``cancelled`` is asked between tokens; once it returns True, the iterator ends.
 
         Raises:
-            EngineBusy: another sequence has been started meanwhile, or another prompt been read.
-            InvalidRequest: a mode that needs the full model's reading of the prompt, whose end was scored sparsely.
+            EngineBusy: another sequence was started, or another prompt was read.
+            InvalidRequest: the mode needs the full model's reading of the prompt, but its end was scored sparsely.
         """
         require = partial(self._claim.require, self._claim.begin())
         require()
@@ -168,13 +168,13 @@ class Prompt:
             yield from following.unverified(self._logits_V, self._ids, reported=self._first_sparse)
 
     def _drafts(self, verification: Verification, sampling: Sampling) -> bool:
-        """Whether there is anything to verify, or tokens that a grammar forces and a pass can read."""
+        """Whether there are drafts to verify, or tokens that a grammar forces and a pass can read."""
         if verification.mode == "fast":
             passes = self._state.decoder.passes is not None and self._first_sparse > 1
             return passes and (verification.source == "ngram" or sampling.grammar is not None)
         if self._first_sparse == 1:
             raise InvalidRequest(
-                f"griffin.mode {verification.mode} goes on from what the full model has read, but this prompt's end "
+                f"griffin.mode {verification.mode} continues from what the full model has read, but this prompt's end "
                 "was scored by kept neurons: score it by the full model, or choose mode fast",
                 "griffin.mode",
             )
@@ -206,15 +206,15 @@ class Prompt:
     def compare(self, ids: Sequence[int], cancelled: Callable[[], bool] = never) -> Comparison | None:
         """Compare the kept neurons with the full model on tokens that were generated from this prompt.
 
-        Both read them after the prompt, one after the other, so it takes about as long as a prompt of twice as many
-        tokens. The sequence that they come from has ended by then; others may follow.
+        Both models read them after the prompt, one after the other, which takes about as long as a prompt of twice as
+        many tokens. The sequence with these tokens has ended by then; others may follow.
 
         Returns:
-            None for fewer than two tokens, or where no neurons are removed.
+            None for fewer than two tokens, or if no neurons are removed.
 
         Raises:
-            Cancelled: ``cancelled``, asked between chunks and passes, was true.
-            EngineBusy: another prompt has been read.
+            Cancelled: ``cancelled``, asked between chunks and passes, returned True.
+            EngineBusy: another prompt was read.
         """
         self._claim.require(self._claim.begin())
         if self._neurons.choose() is None or len(ids) < 2:

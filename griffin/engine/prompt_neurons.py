@@ -1,4 +1,4 @@
-"""PromptNeurons: chosen when they are first needed, put to use, and reported once."""
+"""PromptNeurons: a prompt's neurons, chosen when they are first needed and reported once."""
 
 from griffin.engine.pending import PendingSelection
 from griffin.engine.state import SequenceState
@@ -10,14 +10,14 @@ class PromptNeurons:
     """The neurons of one prompt.
 
     pruning: how they are chosen.
-    chosen: the neurons; None before they are needed, and where all stay.
-    selection: the report of them, once there is one.
+    chosen: the neurons; None until they are needed, and if all stay.
+    selection: their report, once there is one.
     """
 
     def __init__(self, state: SequenceState, pruning: Pruning, tokens: int) -> None:
         """
         Args:
-            tokens: how many the prompt has.
+            tokens: number of tokens in the prompt.
         """
         self.pruning, self._state, self._tokens = pruning, state, tokens
         self.chosen: PendingSelection | None = None
@@ -28,24 +28,24 @@ class PromptNeurons:
         """Choose the neurons at the first call.
 
         Args:
-            tokens: how many of the prompt's tokens have been read, if not all.
+            tokens: number of the prompt's tokens that were read, if not all.
         """
         if self.chosen is None:
             self.chosen = self._state.choose(self.pruning, tokens or self._tokens)
         return self.chosen
 
     def decode(self) -> None:
-        """Have the decoder use these neurons, if it does not yet."""
+        """Switch the decoder to these neurons, if it does not use them yet."""
         if not self._in_use:
             self._state.decode_with(self.choose())
             self._in_use = True
 
     def release(self) -> None:
-        """From now on something else decides which neurons the decoder uses."""
+        """Stop deciding which neurons the decoder uses; something else decides from here on."""
         self._in_use = False
 
     def report(self, chosen: PendingSelection | None) -> Selection | None:
-        """The report of these neurons, or of others that took their place. Waits for the device at the first call."""
+        """The report of these neurons, or of others that replaced them. The first call waits for the device."""
         if chosen is None:
             return None
         if chosen is not self.chosen:

@@ -1,8 +1,8 @@
-"""Reading: given tokens through a prompt's kept neurons, as if those had generated them.
+"""Reading: runs given tokens through a prompt's kept neurons, as if these had generated them.
 
-Where the decoder's step takes several tokens in a pass, it reads them: a token's logits are then to the bit those that
-it would be generated from. Elsewhere the decode twin reads many at once, which rounds differently. Where a number lies
-at a threshold, such a difference decides what a token reads.
+If the decoder's step takes several tokens in a pass, it reads them: a token's logits then have the same bits as in a
+generation. Otherwise the decode twin reads many tokens at once, which rounds differently. Such a difference can decide
+what a token reads, if a number lies at a threshold.
 
 Shapes: C tokens of a piece, V vocabulary.
 """
@@ -21,7 +21,7 @@ from griffin.model.forward import head
 
 
 class Reading:
-    """Reads tokens after those that the cache holds; their keys and values join it."""
+    """Reads tokens after those in the cache; their keys and values are added to it."""
 
     def __init__(
         self,
@@ -33,8 +33,8 @@ class Reading:
     ) -> None:
         """
         Args:
-            neurons: chosen already.
-            cancelled: asked before each pass, or each of the twin's chunks.
+            neurons: must be chosen already.
+            cancelled: asked before each pass, or before each of the twin's chunks.
         """
         self._trees, self._state, self._prefill = trees, state, prefill
         self._neurons, self._cancelled = neurons, cancelled
@@ -44,7 +44,7 @@ class Reading:
 
         Yields:
             After each pass or chunk, the logits ``(C, V)`` of its tokens from ``logits_from`` on; C may be 0. The next
-            ones may write over them.
+            logits may overwrite them.
 
         Raises:
             Cancelled: between passes or chunks.
@@ -57,7 +57,7 @@ class Reading:
             yield step.read(ids[first:after])[max(0, logits_from - first) :]
 
     def pieces(self, ids: Sequence[int], start: int, most: int) -> Iterator[Tensor]:
-        """As ``logits``, after going back to ``start``: the logits of all tokens, in pieces of at most ``most``."""
+        """Like ``logits``, after going back to ``start``: the logits of all tokens, in pieces of at most ``most``."""
         step = self._ready()
         if step is None:
             hidden_TD = self._prefill.hidden(self._trees.twin.model, ids, start, self._cancelled)
@@ -69,7 +69,7 @@ class Reading:
             yield torch.cat([step.read(ids[a:b]).clone() for a, b in pieces])
 
     def _ready(self) -> PassingStep | None:
-        """The step that reads in passes, if there is one. It, or else the twin, has the neurons."""
+        """The step that reads in passes, if there is one. It, or otherwise the twin, uses the neurons."""
         step = self._state.decoder.passes
         if step is not None:
             self._neurons.decode()

@@ -1,4 +1,4 @@
-"""Refresh: chooses neurons anew as the full model reads on, and takes them if enough of them differ."""
+"""Refresh: chooses neurons again as the full model reads on, and uses them if enough of them differ."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +12,14 @@ from griffin.method.statistic import Activations
 from griffin.neurons import Chosen, Kept
 from griffin.request import Pruning
 
-# The full model reads this many tokens before neurons are chosen anew.
+# The full model reads so many tokens before neurons are chosen again.
 REFRESH_TOKENS = 64
-# New neurons are taken if less than this fraction of them is the same as before.
+# New neurons are used if less than this fraction of them is the same.
 SAME_ENOUGH = 0.9
 
 
 class Refresh:
-    """Watches one sequence. For neurons that follow the text, see ``Pruning.follows_text``."""
+    """Watches one sequence. Only for neurons that follow the text, see ``Pruning.follows_text``."""
 
     def __init__(self, state: SequenceState, pruning: Pruning, width: int) -> None:
         """
@@ -31,7 +31,7 @@ class Refresh:
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[int], None]]:
-        """While open, the full model reads a block. Pass the function how many of the block's tokens stay."""
+        """While open, the full model reads a block. Call the function with how many of its tokens stay."""
         with self._state.statistic.holding() as held:
 
             def count(tokens: int) -> None:
@@ -41,12 +41,16 @@ class Refresh:
             yield count
 
     def count(self, seen_L: Sequence[Activations], tokens: int) -> None:
-        """The full model has read so many tokens that stay; this is what they gave, for each layer."""
+        """Count tokens that the full model has read and that stay.
+
+        Args:
+            seen_L: their activations, for each layer.
+        """
         self._state.statistic.count(seen_L)
         self._unseen += tokens
 
     def other(self, chosen: PendingSelection) -> PendingSelection | None:
-        """Neurons to take instead; None if it is too early, or most would be the same."""
+        """Neurons to use instead; None if it is too early, or most would be the same."""
         if self._unseen < REFRESH_TOKENS:
             return None
         self._unseen = 0
@@ -57,17 +61,17 @@ class Refresh:
 
 
 def _alike(other: Chosen, before: Chosen, width: int) -> bool:
-    """Whether it is not worth while to take the others. Thresholds copy no weights, and are always taken."""
+    """Whether the change is too small. Thresholds copy no weights, so new thresholds are always used."""
     if isinstance(other, Kept) and isinstance(before, Kept):
         return overlap(other.layers, before.layers, width) >= SAME_ENOUGH
     return False
 
 
 def overlap(first: Sequence[Tensor], second: Sequence[Tensor], width: int) -> float:
-    """The Jaccard similarity of two sets of neurons, over all layers: the size of what both have over what either has.
+    """The Jaccard similarity of two sets of neurons, over all layers: size of the intersection over size of the union.
 
-    Any two sets of most neurons have most in common. For those it is the similarity of the neurons that they leave
-    out, and 0 if they leave out none.
+    Two sets of more than half of the neurons always share many. For them it is the similarity of the neurons that they
+    leave out, and 0 if they leave out none.
 
     Args:
         first, second: for each layer sorted indices, ``(k,)``.

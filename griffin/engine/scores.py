@@ -15,19 +15,19 @@ from griffin.request import Scoring
 class Scores:
     """The log-probability of each token given those before it.
 
-    found: for each token so far; None for the first, which nothing predicts, and for those that were not wanted.
+    found: one for each token so far; None for the first token, which has no prediction, and for unwanted scores.
     """
 
     def __init__(self, ids: Sequence[int], scoring: Scoring, known: int) -> None:
         """
         Args:
-            known: how many tokens an earlier prompt had in common; their logits are not computed.
+            known: number of tokens reused from an earlier prompt; their logits are not computed.
         """
         self._ids, self._top = ids, scoring.top
         self.found: list[Logprobs | None] = [None] * (known + 1)
 
     def add(self, logits_CV: Tensor, end: int) -> None:
-        """Add what the logits of the last C tokens of a chunk that ends at ``end`` predict."""
+        """Add the scores that a chunk's logits predict: those of its last C tokens; the chunk ends at ``end``."""
         first = end - len(logits_CV)
         self.found += [None] * (first + 1 - len(self.found))
         targets = torch.tensor(self._ids[first + 1 : end + 1], device=logits_CV.device)

@@ -1,9 +1,9 @@
-"""Verifier: drafts are made cheaply, and a model reads them in one pass: the full one, or the kept neurons.
+"""Verifier: drafts are made cheaply, then a model reads them in one pass: the full model, or the kept neurons.
 
-A draw depends only on the logits, the request and the place in the sequence, see ``sampler``. So a model's logits with
-the noise of a place give the token that this model alone would have generated there with the same seed. A draft is
-right if it is that token (Daliri, Musco, Suresh 2024). So sampled tokens, too, have exactly the model's distribution,
-with any penalties and filters. A pass of a step that has passes gives the bits of single steps; for others see
+A draw depends only on the logits, the request and the place in the sequence, see ``sampler``. So a model's logits and
+the noise of a place give the token that this model would have generated there with the same seed. A draft is right if
+it is that token (Daliri, Musco, Suresh 2024). So sampled tokens also have exactly the model's distribution, with any
+penalties and filters. If a step has passes, a pass gives the same bits as single steps; for other steps see
 ``request.Verification``.
 
 Shapes: B tokens of one block, V vocabulary.
@@ -33,8 +33,8 @@ from griffin.neurons import Kept
 from griffin.request import Pruning, Verification
 from griffin.thresholds import Shares
 
-# What a step reads where each token picks it is taken over after the first block, and then after so many. A device that
-# works ahead must be waited for to learn it. So it is asked no more often.
+# If each token picks what it reads, the amount is asked for after the first block, and then after every so many. The
+# host must wait for a device that works ahead to learn it, so it does not ask more often.
 COUNTED_EVERY = 16
 
 
@@ -42,14 +42,14 @@ COUNTED_EVERY = 16
 class Verified:
     """What verification did for one sequence so far.
 
-    tokens: generated ones, without the first, which comes from the prompt's pass.
+    tokens: generated tokens, without the first, which comes from reading the prompt.
     drafted, accepted: tokens that were proposed, and those of them that stayed.
-    forced: tokens that the sequence's grammar forced and that were read in a pass. They are none of the drafted ones.
-    passes: over a block: the model reads its drafts and the token before them. Those over forced tokens do not count.
-    rollbacks: passes after which some of the block was thrown away.
-    refreshes: how often other neurons were taken.
-    parameters_read, bytes_read: by all steps and passes, of weights; for the mean per token, divide by ``tokens``. A
-        pass reads a weight once. Where each of its tokens picks what it reads, this is the most that it can have read.
+    forced: tokens that the sequence's grammar forced and that a pass read. They do not count as drafted.
+    passes: passes over a block: the drafts and the token before them. Passes over forced tokens do not count.
+    rollbacks: passes that rejected part of their block.
+    refreshes: how often other neurons were used.
+    parameters_read, bytes_read: weights read by all steps and passes; divide by ``tokens`` for the mean per token. A
+        pass reads a weight once. If each of its tokens picks what it reads, this is the most that it can have read.
     """
 
     tokens: int = 0
@@ -67,9 +67,9 @@ class Verified:
 class Block:
     """The tokens that follow, at least one.
 
-    accepted, forced: how many of the first ones were drafts, or were forced. Only one of both is not 0.
-    chosen: the neurons that were taken for them, if others than before.
-    shares: what tokens have read, where kept neurons check, each token picks that and it was asked for.
+    accepted, forced: how many of the first tokens were drafts, or were forced. At most one of the two is not 0.
+    chosen: the neurons used for the block, if they differ from the previous ones.
+    shares: what tokens have read, if kept neurons check, each token picks what it reads, and this was asked for.
     """
 
     tokens: list[Drawn]
@@ -79,10 +79,10 @@ class Block:
     shares: Shares | None = None
 
     def first(self, number: int, verified: Verified) -> Verified:
-        """What verification did for a sequence that ends after the first so many tokens of this block.
+        """The figures of a sequence that ends after the first ``number`` tokens of this block.
 
         Args:
-            verified: the same with all of them.
+            verified: the figures with all tokens of the block.
         """
         return replace(
             verified,
@@ -111,10 +111,10 @@ class Verifier:
     ) -> None:
         """
         Args:
-            state: has read the sequence but for its latest token, which its decoder has just drawn.
-            chosen: the neurons, chosen by ``pruning``; None if only the full model is used. In mode fast the decoder
+            state: has read the sequence except for its latest token, which its decoder has just drawn.
+            chosen: the neurons chosen by ``pruning``; None if only the full model is used. In mode fast the decoder
                 uses them already.
-            ngrams: of the sequence, with the latest token; None if they do not draft.
+            ngrams: of the sequence with the latest token; None if they do not draft.
             end_ids: no token follows any of these.
         """
         self.verified = Verified()
@@ -130,13 +130,13 @@ class Verifier:
         self._refresh = Refresh(state, pruning, trees.accounting.width) if refreshes else None
         self._blocks = 0
         self._chosen: PendingSelection | None = None
-        # Neurons taken since the last block.
+        # Neurons that replaced others since the last block.
         self._taken: PendingSelection | None = None
         self._use(chosen)
 
     def block(self, room: int) -> Block:
-        """The tokens that follow, at most ``room``. A token that ends the sequence is the last one."""
-        # What a device began before is timed from when it could begin.
+        """The next tokens, at most ``room``. A token that ends the sequence is the last one."""
+        # Work that a device began earlier is timed from when it could begin.
         waiting, steps = self._single.waiting, self._drafts.steps + self._single.taken
         started = self._ended if waiting else time.perf_counter()
         before = self.verified
@@ -163,15 +163,15 @@ class Verifier:
         return Block(tokens, accepted, forced_now, taken, self._shares())
 
     def shares(self) -> Shares | None:
-        """What tokens have read so far, where kept neurons check, each token picks that and it is counted."""
+        """What tokens have read so far, if kept neurons check, each token picks what it reads, and it is counted."""
         return None if self._full else self._decoder.shares()
 
     def _another(self, room: int) -> bool:
-        """Whether a device that works ahead may begin another step, because no drafts will be tried after this one."""
+        """Whether a device that works ahead may start another step, because no drafts will follow this token."""
         return self._decoder.ahead and room > 0 and not self._drafts.may_follow(room - 1)
 
     def _shares(self) -> Shares | None:
-        """What tokens have read so far, where it is asked for. Now and then what a step reads is taken from it."""
+        """What tokens have read so far, if it is asked for. The step's counts are fetched only now and then."""
         self._blocks += 1
         due = self._blocks % COUNTED_EVERY == 1
         shares = self.shares() if due or not self._decoder.ahead else None
@@ -180,10 +180,10 @@ class Verifier:
         return shares
 
     def _read_forced(self, forced: list[int]) -> list[Drawn]:
-        """Run the latest token and those that the grammar forces through the model that checks: all of them stay.
+        """Run the latest token and the forced ones through the model that checks: all of them stay.
 
         Returns:
-            They, and that model's token after them.
+            The forced tokens, and that model's token after them.
         """
         tokens = self._settle(forced, guarded=False)
         self._count(forced=len(forced))
@@ -206,7 +206,7 @@ class Verifier:
         return tokens
 
     def _settle(self, drafts: list[int], guarded: bool) -> list[Drawn]:
-        """A pass over the latest token and the drafts; then token by token what stays, and one more."""
+        """A pass over the latest token and the drafts; then the tokens that stay, and one more."""
         length, ids = self._state.length, [self._id, *drafts]
         rows_BV, count = self._checked(ids)
         fit = self._acceptable(rows_BV[:-1], drafts) if guarded else [False] * len(drafts)
@@ -217,7 +217,7 @@ class Verifier:
         return tokens
 
     def _count_pass(self, tokens: int) -> None:
-        """A pass reads a weight once. Where each token picks what it reads: the sum of all, and at most everything."""
+        """Count a pass, which reads a weight once. If tokens pick what they read: their sum, at most everything."""
         parameters, read = self._trees.accounting.total, self._trees.accounting.weight_bytes
         if not self._full and self._chosen is not None:
             times = 1 if isinstance(self._chosen.chosen, Kept) else tokens
@@ -225,7 +225,7 @@ class Verifier:
         self._count(parameters_read=parameters, bytes_read=read)
 
     def _checked(self, ids: list[int]) -> tuple[Tensor, Callable[[int], None]]:
-        """The logits after each of these tokens, and a function: so many of the first ones count in the statistic."""
+        """The logits after each token, and a function that counts the first tokens in the statistic."""
         refresh, step = self._refresh, self._decoder.passes
         if step is not None and refresh is not None:
             rows_BV, seen_L = step.observe(ids, len(ids))
@@ -237,7 +237,7 @@ class Verifier:
             return logits(self._trees.full, ids_B, self._state.cache, len(ids)), count
 
     def _acceptable(self, rows_BV: Tensor, drafts: list[int]) -> list[bool]:
-        """Whether the full model finds each draft probable enough beside its most probable token."""
+        """For each draft, whether the full model finds it probable enough beside its most probable token."""
         if not drafts:
             return []
         rows_BV, drafts_B = rows_BV.float(), torch.tensor(drafts, device=rows_BV.device)
@@ -246,7 +246,7 @@ class Verifier:
         return found
 
     def _walk(self, rows_BV: Tensor, drafts: list[int], fit: list[bool]) -> list[Drawn]:
-        """Settle token by token, until one differs from its draft. The last row follows all drafts."""
+        """Decide token by token, until one differs from its draft. The last row follows all drafts."""
         tokens: list[Drawn] = []
         for row_V, draft, taken in zip(rows_BV, [*drafts, None], [*fit, False], strict=True):
             # The token before this row stays, with its keys and values.
@@ -258,7 +258,7 @@ class Verifier:
         return tokens
 
     def _take_others(self, chosen: PendingSelection) -> None:
-        """Other neurons, if the text calls for them by now."""
+        """Use other neurons, if the text has changed enough."""
         other = self._refresh.other(chosen) if self._refresh else None
         if other is not None:
             self._use(other)
@@ -271,7 +271,7 @@ class Verifier:
         self._account(None)
 
     def _account(self, shares: Shares | None) -> None:
-        """What a step of the decoder reads, where tokens pick that: these shares, or as planned."""
+        """Set what a step of the decoder reads: ``shares`` if tokens pick what they read, else the plan."""
         accounting, chosen = self._trees.accounting, None if self._chosen is None else self._chosen.chosen
         self._active = accounting.total if chosen is None else accounting.active_with(chosen, shares)
         self._step_bytes = accounting.bytes_per_token(chosen, shares)

@@ -1,4 +1,4 @@
-"""SequenceState: everything an engine knows of the sequence at hand."""
+"""SequenceState: everything an engine knows of the current sequence."""
 
 from collections.abc import Callable
 
@@ -16,11 +16,11 @@ from griffin.request import Pruning
 class SequenceState:
     """The keys and values of one sequence, its statistic, its decoder, and the neurons in use.
 
-    cache: what the model has read.
-    statistic: what was counted of it.
-    decoder: draws the tokens that follow.
-    costs: what passes have cost so far, see ``throttle``.
-    latest: how many of the last tokens' activations the sequence's method needs, see ``Method.latest_tokens``.
+    cache: the keys and values of what the model has read.
+    statistic: the counts over it.
+    decoder: draws the next tokens.
+    costs: measured costs of passes, see ``throttle``.
+    latest: number of last tokens whose activations the sequence's method needs, see ``Method.latest_tokens``.
     """
 
     def __init__(self, trees: Trees, chooser: Chooser, make_decoder: Callable[[KVCache], Decoder]) -> None:
@@ -33,7 +33,7 @@ class SequenceState:
 
     @property
     def length(self) -> int:
-        """Tokens that the cache holds."""
+        """Number of tokens in the cache."""
         return self.cache.length
 
     def reset(self, *prunings: Pruning) -> None:
@@ -43,11 +43,11 @@ class SequenceState:
         self.statistic.reset(self.latest)
 
     def rewind(self, length: int) -> None:
-        """Forget the keys and values after so many tokens; the statistic stays."""
+        """Drop the keys and values after the first ``length`` tokens; the statistic stays."""
         self.cache.length = length
 
     def accept(self) -> None:
-        """The token after the cache's end stays, whose keys and values a pass has left there."""
+        """Keep the token after the cache's end, whose keys and values a pass has written there."""
         self.cache.length += 1
 
     def prunes(self, pruning: Pruning) -> bool:
@@ -55,18 +55,18 @@ class SequenceState:
         return pruning.prunes(self._trees.accounting.width)
 
     def allows(self, pruning: Pruning) -> bool:
-        """Whether enough is known of the sequence to prune it so."""
+        """Whether enough is known of the sequence for this pruning."""
         return self._chooser.latest_tokens(pruning) <= self.latest
 
     def outlook(self, pruning: Pruning) -> Outlook | None:
-        """What sparsity auto comes to after what was read; None if the request names its sparsity."""
+        """What sparsity auto decides after what was read; None if the request names a sparsity."""
         return None if pruning.auto is None else self._chooser.outlook(self.statistic, pruning, self.length)
 
     def choose(self, pruning: Pruning, prompt_tokens: int) -> PendingSelection | None:
         """Choose neurons by the statistic so far; None if all stay.
 
         Args:
-            prompt_tokens: how many tokens they are chosen on, for the report.
+            prompt_tokens: number of tokens on which they are chosen, for the report.
         """
         if not self.prunes(pruning):
             return None
@@ -76,12 +76,12 @@ class SequenceState:
         return PendingSelection(self._chooser.choose(self.statistic, pruning), prompt_tokens, timer)
 
     def decode_with(self, chosen: PendingSelection | None) -> None:
-        """Decode so from now on, or with all neurons."""
+        """Decode with this choice from here on, or with all neurons."""
         self.decoder.keep(chosen.chosen if chosen else None)
         if chosen:
             chosen.timer.stop()
 
     def read_with(self, chosen: PendingSelection) -> None:
-        """Have the twin's tree, which reads several tokens at once, ready to read so."""
+        """Prepare the twin, which reads several tokens at once, for this choice."""
         self._trees.twin.load(chosen.chosen)
         chosen.timer.stop()

@@ -12,16 +12,16 @@ from griffin.engine.ngrams import LONGEST
 FURTHER_COST = 0.3
 # How much this prior weighs, in passes.
 COST_WEIGHT = 0.5
-# A measurement counts at most so many times what was expected: another process may have stopped this one.
+# A measurement counts at most so many times the expected cost, because another process may have interrupted it.
 OUTLIER = 3.0
-# What was measured loses weight, so that a machine that has become faster or slower is noticed.
+# Old measurements lose weight, so that a change of the machine's speed is noticed.
 TOKENS_KEPT = 0.95
 PASSES_KEPT = 0.9
 FORGOTTEN_A_TOKEN = 0.998
-# So many tokens without drafts come first, and one after so many passes: passes are measured against these.
+# So many tokens without drafts come first, then one after every so many passes; passes are compared with these.
 FIRST_TOKENS = 3
 PASSES_IN_A_ROW = 64
-# A pass must promise so many times as many tokens as the same time brings without.
+# A pass must be expected to give so many times the tokens that the same time gives without drafts.
 MARGIN = 1.05
 # Of a match's length: how much its prior weighs, in tokens, and how much of what was seen stays at each further one.
 CHANCE_WEIGHT = 2.0

@@ -1,7 +1,7 @@
-"""The module trees of one engine over a model's weights, and the order in which they must be made.
+"""The module trees of one engine over a model's weights, and the order in which they are made.
 
-Each class takes the one before it, so the order cannot be mistaken: weights are laid out by neuron, then merged for the
-steps, then the twin gathers from them, and at last the full tree streams what is not on its device.
+Each class takes the one before it, so the order cannot be wrong: weights are laid out by neuron, then merged for the
+steps, then the twin gathers from them, and last the full tree streams weights that are not on its device.
 """
 
 from transformers import PreTrainedModel
@@ -17,17 +17,17 @@ from griffin.model.weights import read_weights
 
 
 class ByNeuron:
-    """A tree of its own, because hooks sit on modules and engines must not see each other's. FF weights by neuron."""
+    """The engine's own tree, because hooks sit on modules and engines must not share them. FF weights by neuron."""
 
     def __init__(self, origin: PreTrainedModel) -> None:
         """
         Args:
-            origin: its weights are laid out anew in place; their values stay.
+            origin: its weights get a new layout in place; their values stay.
 
         Raises:
             UnsupportedModel: see ``families.feed_forwards``.
         """
-        # Shared by all trees that are copied from now on.
+        # All trees copied from here on share these weights.
         GatesByInput.of(origin)
         self.model = share(origin)
         self.blocks = feed_forwards(self.model)
@@ -35,10 +35,10 @@ class ByNeuron:
 
 
 class Merged:
-    """The same tree, with weights that read the same input merged.
+    """The same tree, with weights merged if they read the same input.
 
     weights: for the steps; None if the model's blocks do not have the common form.
-    accounting: counted while each layer still has weights of its own.
+    accounting: counted while each layer still has its own weights.
     """
 
     def __init__(self, tree: ByNeuron) -> None:
@@ -60,7 +60,7 @@ class Trees:
         self.weights, self.accounting = merged.weights, merged.accounting
         self.device = self.full.device
         self.twin = DecodeTwin(self.full)
-        # The twin is a copy of the full tree, and must not copy the hooks that stream.
+        # The twin is a copy of the full tree and must not copy the hooks that stream.
         stream(self.full, self.blocks)
 
 

@@ -1,4 +1,4 @@
-"""Which neurons stay for a request: the statistics, the strategies, the methods, and sparsity auto.
+"""Which neurons tokens use: the statistics, the strategies, the methods, and sparsity auto.
 
 May import: model, and what model may import.
 """

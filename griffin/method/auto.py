@@ -5,12 +5,12 @@ product of powers,
 
     KL(sparsity) = exp(c) * prompt_tokens^a * position^b * removed^d,
 
-with a c for each measured sparsity. ``removed`` is what a method says that is lost on the prompt, see
-``Method.removed``: little if a few neurons give nearly all. Between the measured sparsities, and from 0 at
-sparsity 0, the prediction is linear.
+with one c for each measured sparsity. ``removed`` is the loss that a method sees on the prompt, see ``Method.removed``;
+it is small if a few neurons produce nearly all of the output. Between measured sparsities, and down to 0 at sparsity 0,
+the prediction is linear.
 
-``griffin tune`` finds c, a, b and d for one model, on a user's prompts. A method that loses about as much on every
-model and prompt has a table of usual losses besides, which needs no measurement.
+``griffin tune`` fits c, a, b and d for one model, on a user's prompts. A method that loses about the same on every
+model and prompt also has a table of usual losses, which needs no measurement.
 """
 
 import json
@@ -23,21 +23,21 @@ from typing import Any
 from griffin.errors import LoadError
 from griffin.request import Auto
 
-# Raised when older files would be read wrongly.
+# Raise this when older files would be read wrongly.
 EDITION = 3
-# Chosen sparsities are multiples of this, so that metrics by sparsity stay few.
+# Chosen sparsities are multiples of this, so that metrics have few series.
 STEP = 0.05
-# The logarithm of a smaller value is taken as that of this one: a statistic may be all on the kept neurons.
+# Smaller values count as this one before taking the logarithm: kept neurons may hold the whole statistic.
 LEAST_REMOVED = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What was decided for one prompt.
+    """The decision for one prompt.
 
-    sparsity: the largest within the limit.
+    sparsity: the largest one within the limit.
     divergence: the KL divergence predicted for it, in nats per token.
-    limit: that the request set, in nats per token.
+    limit: the request's limit, in nats per token.
     """
 
     sparsity: float
@@ -47,17 +47,17 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class LossTable:
-    """What was measured of one model with one method.
+    """Losses measured for one model with one method.
 
-    method: its name.
-    sparsities: rising, above 0.
+    method: the method's name.
+    sparsities: ascending, above 0.
     constants: c for each sparsity.
     length, position, removed: the powers a, b and d.
-    prompt_tokens: how many the shortest and the longest measured prompt had.
-    least_removed: for each sparsity the smallest ``removed`` of any measured prompt.
-    tokens: how many the longest measured answer had.
-    spread: the standard deviation of log(found / predicted) on prompts that were left out of the fit.
-    prompts: how many were measured.
+    prompt_tokens: tokens of the shortest and of the longest measured prompt.
+    least_removed: for each sparsity, the smallest ``removed`` of all measured prompts.
+    tokens: tokens of the longest measured answer.
+    spread: standard deviation of log(found / predicted), on prompts that the fit did not use.
+    prompts: number of measured prompts.
     """
 
     method: str
@@ -74,18 +74,18 @@ class LossTable:
 
     @classmethod
     def usual(cls, method: str, divergences: Mapping[float, float], *, spread: float, prompts: int) -> "LossTable":
-        """Losses by sparsity alone, whatever the model and the prompt.
+        """A table that predicts by sparsity alone, for any model and prompt.
 
         Args:
-            divergences: by sparsity, which rises.
-            spread: the standard deviation of log(found / predicted) on models that were left out.
-            prompts: of all models together.
+            divergences: KL divergence by sparsity; sparsities ascend.
+            spread: standard deviation of log(found / predicted), on models that the fit did not use.
+            prompts: number of prompts of all models together.
         """
         constants = [math.log(divergence) for divergence in divergences.values()]
         return cls(method, [*divergences], constants, 0, 0, 0, (1, 1), [1] * len(constants), 1, spread, prompts)
 
     def outlook(self, auto: Auto, prompt_tokens: int, removed: Sequence[float]) -> Outlook:
-        """The largest multiple of ``STEP`` within the limit, or 0.
+        """The largest multiple of ``STEP`` within the limit; 0 if none is.
 
         Args:
             removed: for each of ``sparsities``, on this prompt.
@@ -100,10 +100,10 @@ class LossTable:
         return Outlook(0.0, 0.0, auto.limit)
 
     def divergences(self, prompt_tokens: int, tokens: int, removed: Sequence[float]) -> list[float]:
-        """The predicted divergence for each of ``sparsities``, a mean over so many generated tokens; never falling."""
-        # A prompt beyond the measured ones, longer or more concentrated, is not expected to do better than those.
+        """The predicted divergence at each sparsity, a mean over ``tokens`` generated tokens; never falling."""
+        # A prompt longer or more concentrated than the measured ones is not expected to do better than they did.
         length = self.length * math.log(max(1, min(prompt_tokens, self.prompt_tokens[1])))
-        # The mean of t^b for t up to the number of tokens.
+        # The mean of t^b over t = 1 to the number of tokens.
         position = self.position * math.log(max(1, tokens)) - math.log1p(self.position)
         found: list[float] = []
         for constant, share, least in zip(self.constants, removed, self.least_removed, strict=True):
@@ -120,12 +120,12 @@ class LossTable:
         return math.inf
 
     def packed(self, model: str) -> bytes:
-        """The bytes of a file, for the model of this ``model.identity``."""
+        """The table as the bytes of a file, for the model with this ``model.identity``."""
         return json.dumps({"edition": EDITION, "model": model, **asdict(self)}, indent=1).encode()
 
     @classmethod
     def read(cls, path: Path, model: str) -> "LossTable | None":
-        """The table in a file; None if there is no file, or it is another model's.
+        """The table in a file; None if there is no file, or the file is for another model.
 
         Raises:
             LoadError: the file is damaged.

@@ -1,13 +1,13 @@
-"""How method griffin+ spends a request's budget: what share of each FF matrix a token reads, by sparsity.
+"""How method griffin+ divides a request's budget: the share of each FF matrix that a token reads, by sparsity.
 
-Found by search on texts that no result is reported on; see docs/log/griffin_plus.md.
+Found by a search on texts on which no result is reported; see docs/log/griffin_plus.md.
 """
 
 from itertools import pairwise
 
 from griffin.thresholds import Shares
 
-# Sparsity, and the shares of W_g, W_u and W_d; between two rows they are linear. Their mean is 1 - sparsity.
+# Sparsity, and the shares of W_g, W_u and W_d, linear between rows. The mean of the shares is 1 - sparsity.
 GATED = (
     (0.0, (1.0, 1.0, 1.0)),
     (0.1, (0.92, 0.96, 0.82)),
@@ -18,7 +18,7 @@ GATED = (
     (0.9, (0.16, 0.09, 0.05)),
     (1.0, (0.0, 0.0, 0.0)),
 )
-# Without a gate: the shares of W_1 and W_d. Found on a gated model whose gates were left out: a first guess.
+# Without a gate: the shares of W_1 and W_d. A first guess, found on a gated model without its gates.
 PLAIN = (
     (0.0, (1.0, 1.0)),
     (0.1, (0.94, 0.86)),
@@ -31,7 +31,7 @@ PLAIN = (
 
 
 def shares(sparsity: float, *, gated: bool) -> Shares:
-    """What a token reads of each matrix at a sparsity, 0 <= sparsity < 1."""
+    """The shares of each matrix that a token reads at a sparsity, 0 <= sparsity < 1."""
     if gated:
         return Shares(*_between(GATED, sparsity))
     first, down = _between(PLAIN, sparsity)

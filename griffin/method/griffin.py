@@ -1,4 +1,4 @@
-"""Method griffin, the paper to the letter: the same number of neurons in every layer, by one statistic.
+"""Method griffin, exactly as in the paper: every layer keeps the same number of neurons, chosen by one statistic.
 
 Shapes: L layers, F feed-forward neurons, k of them kept.
 """
@@ -18,7 +18,7 @@ from griffin.request import Pruning
 
 
 class Griffin(Method):
-    """Keeps the same k in every layer, which a strategy picks by the flocking statistic or by weight magnitude."""
+    """Keeps k neurons in every layer. A strategy picks them by the flocking statistic or by weight magnitude."""
 
     name = "griffin"
 
@@ -42,7 +42,7 @@ class Griffin(Method):
         return Kept(tuple(STRATEGIES[pruning.selection](scores_LF, kept, pruning.generator())))
 
     def removed(self, statistic: PromptStatistic, pruning: Pruning, sparsities: Sequence[float]) -> list[float]:
-        """Of the tokens' relative energy, the share of the neurons that go: in each layer the lowest."""
+        """The share of the tokens' relative energy that the removed neurons have: the lowest ones of each layer."""
         energy_LF = statistic.value().square()
         worth_LF = energy_LF / energy_LF.sum().clamp_min(torch.finfo(torch.float32).tiny)
         lost_LF = worth_LF.sort(dim=-1).values.cumsum(dim=-1)
@@ -54,7 +54,7 @@ class Griffin(Method):
         return values
 
     def _magnitude(self) -> Tensor:
-        # At the first request that needs it: it reads half of all weights.
+        # Computed at the first request that needs it, because it reads half of all weights.
         if self._magnitude_LF is None:
             self._magnitude_LF = magnitude(self._blocks).to(self._device)
         return self._magnitude_LF

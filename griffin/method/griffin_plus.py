@@ -1,16 +1,17 @@
-"""Method griffin+: the prompt fixes thresholds and means, and each token picks by them what it reads.
+"""Method griffin+: the prompt fixes thresholds and means, and each token picks with them what it reads.
 
-What the three stages are is said in ``griffin.thresholds``. Here the thresholds are found:
+``griffin.thresholds`` defines the three stages. Here the thresholds are found:
 
-1. An input counts by |x_i - m_i| times the norm of its column of W_g.
-2. A neuron counts by |g_j| times the usual size of its up projection (rms over the prompt).
-3. A neuron that got that far counts by |z_j - h_j| times the norm of its row of W_d.
+1. An input is ranked by |x_i - m_i| times the norm of its column of W_g.
+2. A neuron is ranked by |g_j| times the usual size of its up projection (rms over the prompt).
+3. A neuron that passes stage 2 is ranked by |z_j - h_j| times the norm of its row of W_d.
 
-Each layer has one threshold a stage, which lets the stage's share pass on the latest tokens of the prompt. h_j is the
-mean of z_j over those of these tokens on which the neuron does not pass stage 2. Means leave out the first token. They
-need two others: up to a prompt of two tokens m is 0.
+Each layer has one threshold for each stage, which passes the stage's share on the latest tokens of the prompt. h_j is
+the mean of z_j over those of these tokens on which the neuron does not pass stage 2. Means leave out the first token
+and need two others: for a prompt of up to two tokens m is 0.
 
-Stage 1 without means is WINA's criterion (Chen et al. 2025), stage 2 that of CATS (Lee et al. 2024) with a size of up.
+Stage 1 without means is WINA's criterion (Chen et al. 2025). Stage 2 is the criterion of CATS (Lee et al. 2024) with
+the size of the up projection.
 
 Shapes: L layers, T tokens, D model width, F feed-forward neurons.
 """
@@ -32,21 +33,21 @@ from griffin.model.accounting import Accounting
 from griffin.request import Pruning
 from griffin.thresholds import Thresholds
 
-# The tokens of a prompt that thresholds and resting values are found on.
+# Number of last tokens of a prompt on which thresholds and resting values are found.
 LATEST_TOKENS = 128
-# KL by sparsity after 62 prompts of all kinds on four models: geometric means, see docs/log/griffin_plus.md. Models
-# differ from it by a factor of 1.5 to 1.8, and prompts of one model by 1.4.
+# KL by sparsity: geometric means over 62 prompts of all kinds on four models, see docs/log/griffin_plus.md. Models
+# differ from it by a factor of 1.5 to 1.8, prompts of one model by 1.4.
 USUAL_LOSSES = {0.25: 0.0138, 0.4: 0.0621, 0.5: 0.136, 0.6: 0.29}
-# A threshold is found on about so many values, evenly spaced among all.
+# A threshold is found on about so many values, at even distances.
 VALUES = 2**13
-# So many of them are neighbours: a line of the processor's cache in 16 bits.
+# So many sampled values are neighbours: a cache line of the processor, in 16 bits.
 RUN = 32
-# Between the largest value that does not pass and the threshold, relative to it.
+# Relative distance between the threshold and the largest value that does not pass.
 MARGIN = 1e-5
 
 
 class GriffinPlus(Method):
-    """Thresholds for what a token reads."""
+    """Chooses thresholds for what a token reads."""
 
     name = "griffin+"
     reads_in_place = True
@@ -72,7 +73,7 @@ class GriffinPlus(Method):
         latest, means_LD, reach_LF = statistic.latest(), statistic.input_means(), statistic.up_sizes()
         activation = self._blocks[0].activation
         if self._gated and not reach_LF.any():
-            # A prompt of one token.
+            # The prompt has one token.
             reach_LF = torch.stack([_rms(known.up).to(self._device) for known in latest])
         input_norms_LD, output_norms_LF = self._weight_norms()
         x_LN, of_x_N = self._sample([known.x for known in latest])
@@ -80,15 +81,15 @@ class GriffinPlus(Method):
         x_LN, z_LN = x_LN.float(), z_LN.float()
         far_LN = (x_LN - means_LD[:, of_x_N]).abs() * input_norms_LD[:, of_x_N]
         if statistic.averaged:
-            # How far each token is from the mean of the others: so far will later tokens be.
+            # The distance of each token from the mean of the others, as it will be for later tokens.
             far_LN *= statistic.averaged / (statistic.averaged - 1)
         input_limits_LD = _limits(cut(far_LN, shares.gate), input_norms_LD)
         if activation is None:
-            # Nothing but z itself tells which neurons rest.
+            # Only z itself shows which neurons rest.
             gate_limits_LF = _limits(cut(z_LN.abs() * output_norms_LF[:, of_z_N], shares.down), output_norms_LF)
             rests_LN = torch.zeros_like(z_LN, dtype=torch.bool)
         else:
-            # In the model's own dtype, as in ``_resting``.
+            # In the model's own dtype, like ``_resting``.
             given_LN = activation(self._sample([known.gate for known in latest])[0]).abs().float()
             gate_limits_LF = _limits(cut(given_LN * reach_LF[:, of_z_N], shares.up), reach_LF)
             rests_LN = given_LN <= gate_limits_LF[:, of_z_N]
@@ -106,7 +107,7 @@ class GriffinPlus(Method):
         )
 
     def removed(self, statistic: PromptStatistic, pruning: Pruning, sparsities: Sequence[float]) -> list[float]:
-        """What share of the energy of z, times the norms of W_d's rows, stage 3 leaves out on the latest tokens."""
+        """Energy of z times the norms of W_d's rows: the share that stage 3 leaves out on the latest tokens."""
         _, output_norms_LF = self._weight_norms()
         z_LN, of_z_N = self._sample([known.z for known in statistic.latest()])
         gives_LN = z_LN.float().abs() * output_norms_LF[:, of_z_N]
@@ -119,16 +120,16 @@ class GriffinPlus(Method):
         return values
 
     def _sample(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """About ``VALUES`` of each layer's values ``(T, C)``: ``(L, N)``, and the columns that they are of.
+        """About ``VALUES`` of each layer's values ``(T, C)``: ``(L, N)``, and the columns from which they come.
 
-        They are in runs of neighbours, which cost one read of memory. Runs are evenly spaced, and at the same places of
-        all tensors of one shape.
+        They are runs of neighbours, which memory reads at once. Runs have even distances, and the same places in all
+        tensors of one shape.
         """
         count, columns = values[0].numel(), values[0].shape[1]
         run = gcd(columns, RUN)
         step = max(1, count // VALUES)
         while gcd(step, columns // run) > 1:
-            # It would meet the same few columns again and again.
+            # Otherwise the runs would fall on the same few columns again and again.
             step += 1
         runs = columns // run
         numbers = torch.arange(0, count // run, step)
@@ -147,7 +148,7 @@ class GriffinPlus(Method):
     def _weight_norms(self) -> tuple[Tensor, Tensor]:
         """The norms of W_g's columns ``(L, D)``, and of W_d's rows by neuron ``(L, F)``."""
         if self._norms is None:
-            # At the first request that needs them: it reads two thirds of the FF weights.
+            # Computed at the first request that needs them, because they read two thirds of the FF weights.
             inputs = [block.parts_FD[0].column_norms().to(self._device) for block in self._blocks]
             outputs = [block.down.row_norms().to(self._device) for block in self._blocks]
             self._norms = torch.stack(inputs), torch.stack(outputs)
@@ -159,7 +160,7 @@ class GriffinPlus(Method):
 
 
 def cut(values_LN: Tensor, share: float) -> Tensor:
-    """What this share of each row's values exceeds: ``(L, 1)``. No value is so near that rounding could decide."""
+    """Thresholds ``(L, 1)`` that this share of each row's values exceeds. Rounding cannot decide about any value."""
     count = round((1 - share) * values_LN.shape[1])
     if not count:
         return values_LN.new_full((len(values_LN), 1), -1)
@@ -167,7 +168,7 @@ def cut(values_LN: Tensor, share: float) -> Tensor:
 
 
 def _limits(limit_L1: Tensor, factors_LC: Tensor) -> Tensor:
-    """What values must exceed for value times factor to exceed a limit; infinite where the factor is 0."""
+    """The limits of values such that value times factor exceeds a limit; infinite where the factor is 0."""
     return torch.where(factors_LC > 0, limit_L1 / factors_LC, torch.inf)
 
 

@@ -1,4 +1,4 @@
-"""Method: one way to choose what a request's tokens read, as a row of ``methods.METHODS``.
+"""Method: the interface for a way to choose what a request's tokens read. ``methods.METHODS`` lists all methods.
 
 Shapes: L layers, F feed-forward neurons.
 """
@@ -18,11 +18,11 @@ from griffin.request import MethodName, Pruning
 
 
 class Method(ABC):
-    """Chooses for one model. What depends on no prompt is computed at its first use.
+    """Chooses for one model. Values that depend on no prompt are computed at their first use.
 
-    name: as requests write it.
-    reads_in_place: whether tokens read the model's own weights, so that these must be on the device.
-    usual_losses: for sparsity auto where a model was not measured; None if models differ too much.
+    name: the name that requests use.
+    reads_in_place: tokens read the model's own weights, so these must be on the device.
+    usual_losses: for sparsity auto on models that were not measured; None if models differ too much.
     """
 
     name: ClassVar[MethodName]
@@ -33,34 +33,34 @@ class Method(ABC):
         """
         Args:
             blocks: the model's FF blocks, whose weights never move.
-            device: where statistics are, and where the choice is needed.
+            device: where statistics are, and where the choice is used.
         """
         self._blocks, self._device = blocks, device
 
     @classmethod
     @abstractmethod
     def latest_tokens(cls, pruning: Pruning) -> int:
-        """How many of a prompt's last tokens' activations it needs, besides the sums over all tokens."""
+        """Number of last tokens of a prompt whose activations are needed, besides the sums over all tokens."""
 
     @classmethod
     @abstractmethod
     def settings(cls, pruning: Pruning) -> list[Any]:
-        """What its choice depends on besides sparsity and text, as JSON values that differ from any other method's."""
+        """Everything besides sparsity and text that the choice depends on, as JSON values unlike any other method's."""
 
     @classmethod
     @abstractmethod
     def reads(cls, sparsity: float, accounting: Accounting) -> tuple[int, int]:
-        """How many parameters and bytes of weights a token reads at a sparsity, as planned before any prompt."""
+        """Planned parameters and bytes of weights that a token reads at a sparsity, before any prompt is known."""
 
     @abstractmethod
     def choose(self, statistic: PromptStatistic, pruning: Pruning) -> Chosen:
-        """What the tokens after a prompt read.
+        """Choose what the tokens after a prompt read.
 
         Args:
-            statistic: of the prompt.
-            pruning: leaves something out.
+            statistic: the prompt's statistic.
+            pruning: must leave something out.
         """
 
     @abstractmethod
     def removed(self, statistic: PromptStatistic, pruning: Pruning, sparsities: Sequence[float]) -> list[float]:
-        """What each of these sparsities would lose on this prompt, for sparsity auto; between 0 and 1."""
+        """The loss (0 to 1) of each of these sparsities on this prompt, for sparsity auto."""

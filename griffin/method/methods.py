@@ -1,4 +1,4 @@
-"""Every method, by name. A new one is a class of ``interface.Method`` and a row here."""
+"""All methods by name. To add one, write a class of ``interface.Method`` and add a row here."""
 
 from griffin.method.griffin import Griffin
 from griffin.method.griffin_plus import GriffinPlus

@@ -1,4 +1,4 @@
-"""What was measured once of a model and is kept in the user's cache: what sparsities cost it, for sparsity auto."""
+"""Measurements of a model that the user's cache keeps: the losses at each sparsity, for sparsity auto."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from griffin.thresholds import Thresholds
 @dataclass(frozen=True, slots=True)
 class Preparation:
     """
-    losses: for sparsity auto, a table for each method that was measured.
-    streamed: whether the model's FF weights stay on the host. Kept neurons can be brought to the device, but the next
-        token's choice of griffin+ cannot.
+    losses: for sparsity auto, one table for each measured method.
+    streamed: the model's FF weights stay on the host. Kept neurons can be copied to the device before decoding, but
+        the choice of griffin+ changes with each token.
     """
 
     losses: Sequence[LossTable] = ()
@@ -29,10 +29,10 @@ class Preparation:
 
     @classmethod
     def read(cls, model: PreTrainedModel, cache_dir: Path | None = None) -> "Preparation":
-        """What the cache holds for a model.
+        """The measurements that the cache holds for a model.
 
         Raises:
-            LoadError: a file there is damaged.
+            LoadError: a file in the cache is damaged.
         """
         name = identity(model)
         found = [LossTable.read(losses_path(model, method, cache_dir), name) for method in METHOD_NAMES]
@@ -40,24 +40,24 @@ class Preparation:
 
     @property
     def tables(self) -> dict[str, LossTable]:
-        """What sparsity auto goes by, for each method that it can use: what was measured, else usual losses."""
+        """The loss table of each method that sparsity auto can use: the measured one, else the usual one."""
         usual = [row.usual_losses for row in METHODS.values() if row.usual_losses is not None]
         return {table.method: table for table in (*usual, *self.losses)}
 
     def allows(self, method: MethodName) -> bool:
-        """Whether this model can be pruned by a method."""
+        """Whether a method can prune this model."""
         return not (self.streamed and METHODS[method].reads_in_place)
 
     def require(self, pruning: Pruning) -> None:
         """
         Raises:
-            InvalidRequest: this model cannot be pruned so.
+            InvalidRequest: this model cannot be pruned in this way.
         """
         method = pruning.method
         picked = pruning.reuse is not None and isinstance(pruning.reuse.chosen, Thresholds)
         if not self.allows(method) or (picked and self.streamed):
             raise InvalidRequest(
-                "griffin.method: 'griffin+' reads weights where they are, and this server streams them (--ff-offload); "
+                "griffin.method: 'griffin+' reads weights in place, but this server streams them (--ff-offload); "
                 "use method 'griffin'",
                 "griffin.method",
             )
@@ -71,6 +71,6 @@ class Preparation:
 
 
 def losses_path(model: PreTrainedModel, method: MethodName, cache_dir: Path | None = None) -> Path:
-    """Where the table of a model's losses by a method is kept."""
+    """The file with a model's losses by a method."""
     folder = (cache_dir or platformdirs.user_cache_path("griffin")) / "losses"
     return folder / f"{identity(model)}-{method}.json"

@@ -1,4 +1,4 @@
-"""Resting values: what a neuron gives, on average, on the tokens on which its gate is within its limit.
+"""Resting values: a neuron's mean output over the tokens on which its gate is within its limit.
 
 Shapes: T tokens, F feed-forward neurons.
 """
@@ -13,9 +13,9 @@ from torch import Tensor
 from griffin.library import compiled
 from griffin.model.matrix.native import spread
 
-# A resting value counts so many tokens with the value 0 besides: few tokens make a poor mean.
+# A resting value also counts so many tokens with value 0, because few tokens give a poor mean.
 FEW_TOKENS = 4
-# Of the compiled function: how numbers are held, see decode/c/model.h.
+# Number formats of the compiled function, see decode/c/model.h.
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # Threads begin at multiples of so many neurons.
 NEURONS = 64
@@ -24,10 +24,10 @@ NEURONS = 64
 def resting_values(z_TF: Tensor, up_TF: Tensor | None, limits_F: Tensor) -> Tensor:
     """The means of z over the tokens on which a neuron's gate is within its limit: fp32 ``(F,)``.
 
-    The gate's value is z / up, so it need not be computed again: |z| <= limit |up|.
+    The gate's value is z / up, so it is not computed again: |z| <= limit |up|.
 
     Args:
-        up_TF: None in a block without a gate: there the limit is of z itself.
+        up_TF: None in a block without a gate, whose limit applies to z itself.
     """
     native = _native() if z_TF.device.type == "cpu" and z_TF.dtype in FORMATS else None
     alike = up_TF is None or (up_TF.dtype == z_TF.dtype and up_TF.stride(1) == 1)
@@ -51,7 +51,7 @@ def resting_values(z_TF: Tensor, up_TF: Tensor | None, limits_F: Tensor) -> Tens
 
 @cache
 def _native() -> "Callable[..., None] | None":
-    """The compiled function; None where there was no C compiler at installation, or it is of another version."""
+    """The compiled function; None if there was no C compiler at installation, or the library has another version."""
     path = compiled()
     try:
         function = ctypes.CDLL(str(path)).griffin_resting if path else None

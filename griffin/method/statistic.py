@@ -1,4 +1,4 @@
-"""Statistics of a prompt: what its tokens' feed-forward (FF) activations say of neurons and inputs.
+"""Statistics of a prompt, computed from its tokens' feed-forward (FF) activations and inputs.
 
 Shapes: L layers, T tokens, D model width, F feed-forward neurons.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from griffin.model.families import FeedForward
 
-# Of a prompt of few tokens, a mean for one neuron is worth little. So many average tokens are counted with them.
+# With few tokens, the mean of one neuron is unreliable. So many average tokens are added.
 FEW_TOKENS = 4
 
 
@@ -26,20 +26,20 @@ def relative_energy(z_TF: Tensor) -> Tensor:
     copied = z_TF.dtype != torch.float32
     z_TF = z_TF.float()
     norms_T = torch.linalg.vector_norm(z_TF, dim=1)
-    # The square of the reciprocal is infinite for numbers whose own square is not a normal number.
+    # The square of the reciprocal is infinite if a number's own square is not a normal number.
     inverse_T = torch.where(norms_T > torch.finfo(torch.float32).tiny ** 0.5, norms_T.reciprocal(), 0.0)
-    # In place where it is a copy: most of the cost is touching new memory.
+    # In place if it is a copy: most of the cost is writing to new memory.
     return inverse_T.square() @ (z_TF.square_() if copied else z_TF.square())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activations:
-    """What some tokens gave in one layer's FF block.
+    """Activations of some tokens in one layer's FF block.
 
-    x: its input, ``(T, D)``.
-    z: what enters the contracting projection, ``(T, F)``.
-    gate: what enters the activation function, ``(T, F)``.
-    up: what that function's value is multiplied by, ``(T, F)``; None in a block without a gate.
+    x: the block's input, ``(T, D)``.
+    z: the input of the contracting projection, ``(T, F)``.
+    gate: the input of the activation function, ``(T, F)``.
+    up: the factor on the activation function's value, ``(T, F)``; None in a block without a gate.
     """
 
     x: Tensor
@@ -54,7 +54,7 @@ class Activations:
         return len(self.x)
 
     def copied(self) -> "Activations":
-        """In memory of its own: a view would hold the whole chunk."""
+        """A copy in its own memory: a view would keep the whole chunk alive."""
         return self._each(torch.clone)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Activations":
@@ -63,7 +63,7 @@ class Activations:
 
     @staticmethod
     def joined(pieces: Sequence["Activations"]) -> "Activations":
-        """One after the other. A single piece, the usual case, is not copied."""
+        """The pieces joined in order. A single piece, the usual case, is not copied."""
         if len(pieces) == 1:
             return pieces[0]
         columns = zip(*((piece.x, piece.z, piece.gate, piece.up) for piece in pieces), strict=True)
@@ -72,14 +72,14 @@ class Activations:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
-    """Everything that was counted of a sequence's tokens, fp32. Sums are additive over any split of them.
+    """All counts of a sequence's tokens, fp32. The sums are additive over any split of the tokens.
 
     energy_LF: the relative energy of each neuron's activation, see ``relative_energy``.
-    inputs_LD: the sum of the inputs. This and the next two leave out the first token, which is unlike all others.
-    gates_LF: the sum of what enters the activation functions.
-    squares_LF: the sum of the squares of what those are multiplied by; zeros in blocks without a gate.
-    tokens: how many were counted, with the first.
-    latest: for each layer the latest tokens' activations, where they are kept; these are not additive.
+    inputs_LD: sum of the inputs. This and the next two leave out the first token, which is unlike all others.
+    gates_LF: sum of the inputs of the activation functions.
+    squares_LF: sum of the squares of the factors ``up``; zeros in blocks without a gate.
+    tokens: number of counted tokens, including the first.
+    latest: for each layer the activations of the latest tokens, if they are kept; these are not additive.
     """
 
     energy_LF: Tensor
@@ -91,7 +91,7 @@ class Sums:
 
     @property
     def bytes(self) -> int:
-        """Without the latest tokens."""
+        """Bytes of the sums, without the latest tokens."""
         return sum(values.nbytes for values in self.values)
 
     @property
@@ -100,7 +100,7 @@ class Sums:
 
 
 class PromptStatistic:
-    """The running sums of one sequence, and the activations of its latest tokens where a request needs them."""
+    """The running sums of one sequence, and the activations of its latest tokens if a request needs them."""
 
     def __init__(self, blocks: Sequence[FeedForward]) -> None:
         device, layers = blocks[0].down.device, len(blocks)
@@ -112,17 +112,17 @@ class PromptStatistic:
         width = blocks[0].width
         self._sums = Sums(zeros(width), zeros(blocks[0].down.columns), zeros(width), zeros(width), 0)
         self._tokens, self._kept_tokens = 0, 0
-        # Of the layer and chunk that run now: the block's input, and the outputs of its expanding projections.
+        # For the current layer and chunk: the block's input, and the outputs of its expanding projections.
         self._input: Tensor | None = None
         self._expanded: list[Tensor] = []
-        # For each layer the latest tokens' activations, in pieces as they came.
+        # For each layer the latest tokens' activations, in the pieces in which they came.
         self._latest: list[list[Activations]] = [[] for _ in blocks]
 
     def reset(self, latest: int = 0) -> None:
         """Begin another sequence.
 
         Args:
-            latest: keep the activations of so many of its latest tokens.
+            latest: number of latest tokens whose activations are kept.
         """
         for sums in self._sums.values:
             sums.zero_()
@@ -136,9 +136,9 @@ class PromptStatistic:
 
     @contextmanager
     def holding(self) -> Iterator[Callable[[int], None]]:
-        """As ``collecting``, but no token is counted yet. Call the function with how many of the first tokens count.
+        """Like ``collecting``, but tokens are counted only when the function is called, with how many to count.
 
-        It can be called after the block has ended.
+        The function may be called after the block has ended.
         """
         held_L: list[list[Activations]] = [[] for _ in self._blocks]
 
@@ -153,7 +153,7 @@ class PromptStatistic:
         """Count some tokens.
 
         Args:
-            seen_L: what they gave, for each layer.
+            seen_L: their activations, for each layer.
         """
         for layer, seen in enumerate(seen_L):
             self._count(layer, seen)
@@ -174,14 +174,14 @@ class PromptStatistic:
 
     @torch.inference_mode()
     def sums(self, *, latest: bool = True) -> Sums:
-        """A copy of everything that was counted, with the latest tokens' activations if ``latest``."""
+        """A copy of all counts, with the latest tokens' activations if ``latest``."""
         known = self.latest() if latest else ()
         energy_LF, inputs_LD, gates_LF, squares_LF = (values.clone() for values in self._sums.values)
         return Sums(energy_LF, inputs_LD, gates_LF, squares_LF, self._tokens, known)
 
     @torch.inference_mode()
     def resume(self, sums: Sums) -> None:
-        """Go on from such a copy."""
+        """Continue from such a copy."""
         for own, known in zip(self._sums.values, sums.values, strict=True):
             own.copy_(known)
         self._tokens, self._latest = sums.tokens, [[] for _ in self._blocks]
@@ -195,23 +195,23 @@ class PromptStatistic:
     def input_means(self) -> Tensor:
         """The mean input of each layer: fp32 ``(L, D)``, without the first token.
 
-        Zeros if there are not two others: from a mean of one token, that token is no way off.
+        Zeros if there are fewer than two others: a single token does not differ from its own mean.
         """
         return self._sums.inputs_LD / self.averaged if self.averaged else torch.zeros_like(self._sums.inputs_LD)
 
     def gate_means(self) -> Tensor:
-        """The mean of what enters each activation function, as ``input_means``: fp32 ``(L, F)``.
+        """The mean input of each activation function, see ``input_means``: fp32 ``(L, F)``.
 
-        It is what the gate's projection gives for the mean input, because that is linear: for zeros, its bias.
+        Since the gate's projection is linear, this is its output for the mean input; for zeros, its bias.
         """
         if not self.averaged:
             return torch.stack([_gate_bias(block).to(self._sums.gates_LF) for block in self._blocks])
         return self._sums.gates_LF / self.averaged
 
     def up_sizes(self) -> Tensor:
-        """The usual size (rms) of what each gate is multiplied by, as ``input_means``: fp32 ``(L, F)``.
+        """The usual size (rms) of the factor on each gate, see ``input_means``: fp32 ``(L, F)``.
 
-        A few tokens more are counted, on which all neurons of a layer have its mean.
+        A few tokens are added, on which all neurons of a layer have the layer's mean.
         """
         tokens = max(1, self._tokens - 1)
         mean_L1 = self._sums.squares_LF.mean(dim=1, keepdim=True) / tokens
@@ -219,12 +219,12 @@ class PromptStatistic:
 
     @property
     def tokens(self) -> int:
-        """How many were counted, with the first."""
+        """Number of counted tokens, including the first."""
         return self._tokens
 
     @property
     def averaged(self) -> int:
-        """How many tokens the means are of: at least 2, or 0."""
+        """Number of tokens in the means: at least 2, or 0."""
         return self._tokens - 1 if self._tokens > 2 else 0
 
     def latest(self) -> Sequence[Activations]:
@@ -255,7 +255,7 @@ class PromptStatistic:
 
     def _hold(self, pieces: list[Activations], seen: Activations) -> None:
         if self._tokens == 1:
-            # The first token was all there was.
+            # There is only the first token.
             pieces.clear()
         pieces.append(seen[-self._kept_tokens :].copied())
         if sum(map(len, pieces)) > 2 * self._kept_tokens:
@@ -278,13 +278,13 @@ class PromptStatistic:
 
 
 def _gate_bias(block: FeedForward) -> Tensor:
-    """``(F,)``, zeros where there is none."""
+    """``(F,)``; zeros if there is no bias."""
     bias = block.expand[0].bias
     return bias[: block.width] if isinstance(bias, Tensor) else torch.zeros(block.width)
 
 
 def _by_token(values: Tensor) -> Tensor:
-    """Some families flatten to ``(T, F)`` before a projection, others keep ``(1, T, F)``."""
+    """Activations as ``(T, F)``: some families flatten before a projection, others keep ``(1, T, F)``."""
     return values.detach().reshape(-1, values.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""Strategies: how k neurons are picked by a statistic. They return sorted indices for each layer.
+"""Strategies: ways to pick k neurons by a statistic. Each returns sorted indices for each layer.
 
 Shapes: L layers, F feed-forward neurons, k of them kept.
 """
@@ -24,7 +24,7 @@ def sample(statistic_LF: Tensor, k: int, generator: Generator) -> Tensor:
 
 
 def top_k_sample(statistic_LF: Tensor, k: int, generator: Generator) -> Tensor:
-    """Half of k by rank, the others drawn from the rest, weighted by the statistic (paper, 5.3). int64 ``(L, k)``."""
+    """Half of k by rank, the rest drawn from the others, weighted by the statistic (paper, 5.3). int64 ``(L, k)``."""
     ranked = _highest(statistic_LF, (k + 1) // 2)
     drawn = _highest(_race(statistic_LF, generator).masked_fill(ranked, -1.0), k - (k + 1) // 2)
     return _indices(ranked | drawn, k)
@@ -45,7 +45,7 @@ def _highest(scores_LF: Tensor, k: int) -> Tensor:
         return torch.zeros_like(scores_LF, dtype=torch.bool)
     # Even with a broken activation (NaN), a row must have k neurons.
     scores_LF = scores_LF.nan_to_num(nan=0.0)
-    # Finding the k-th highest alone is several times faster than finding all k.
+    # Finding only the k-th highest is several times faster than finding all k.
     cut_L1 = scores_LF.kthvalue(scores_LF.shape[1] - k + 1, dim=1, keepdim=True).values
     above = scores_LF > cut_L1
     equal = scores_LF == cut_L1
@@ -56,7 +56,7 @@ def _highest(scores_LF: Tensor, k: int) -> Tensor:
 def _indices(mask_LF: Tensor, k: int) -> Tensor:
     if mask_LF.device.type == "cpu":
         return mask_LF.nonzero()[:, 1].view(-1, k)
-    # nonzero would make the host wait for the number of neurons, which is known here.
+    # nonzero would make the host wait for a count that is known here.
     width = mask_LF.shape[1]
     numbers_LF = torch.arange(width, device=mask_LF.device).masked_fill(~mask_LF, width)
     return numbers_LF.sort(dim=1).values[:, :k].contiguous()

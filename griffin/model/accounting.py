@@ -1,6 +1,6 @@
-"""What a token costs: how many parameters it uses, and how many bytes of weights, keys and values it reads.
+"""What a token costs: the parameters that it uses, and the bytes of weights, keys and values that it reads.
 
-All of them, or those left when neurons are removed.
+For the full model, or with some neurons removed.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from griffin.thresholds import Shares
 
 @dataclass(frozen=True, slots=True)
 class BlockBytes:
-    """What a token reads of one layer's FF block. Layers may hold their weights in different formats.
+    """Bytes that a token reads of one layer's FF block. Layers may hold their weights in different formats.
 
-    gate: codes of the gate's matrix; in a block without a gate, of the one expanding matrix.
-    gate_scales: the rest of that matrix. Where inputs are skipped, scales are read whole.
+    gate: codes of the gate's matrix; in a block without a gate, of the only expanding matrix.
+    gate_scales: the rest of that matrix. If inputs are skipped, scales are still read completely.
     up: the other expanding matrix.
     down: the contracting matrix, without what its rows share.
     biases: of the expanding projections.
@@ -44,11 +44,11 @@ class BlockBytes:
 
     @property
     def by_neuron(self) -> int:
-        """All that belongs to some neuron."""
+        """Bytes that belong to some neuron."""
         return self.gate + self.gate_scales + self.up + self.down + self.biases
 
     def skipped(self, shares: Shares) -> float:
-        """What is not read of that, where each token picks these shares."""
+        """Bytes that are not read if each token picks these shares."""
         return (1 - shares.gate) * self.gate + (1 - shares.up) * self.up + (1 - shares.down) * self.down
 
 
@@ -60,14 +60,14 @@ class Accounting:
     layers, width: L and F.
     per_neuron: parameters that one neuron of one layer owns: its row of each expanding projection,
         their biases, and its column of the contracting one.
-    per_bias: those of them that are biases.
+    per_bias: how many of them are biases.
     gated: whether blocks have a gate.
-    weight_bytes: what the full model reads for one token: all but the tables of which it looks up one row.
-        An embedding that is the head as well is read whole.
+    weight_bytes: bytes that the full model reads for one token: everything except tables from which it reads one row.
+        An embedding that is also the head is read completely.
         Parts of a matrix that its rows share are always read.
-    block_bytes: what is read of the FF block, for each layer.
+    block_bytes: bytes read of the FF block, for each layer.
     kv_bytes: keys and values of one token in one layer.
-    windows: for each layer, how many latest tokens it attends to; None for all.
+    windows: for each layer, the number of latest tokens that it attends to; None: all.
     """
 
     total: int
@@ -103,47 +103,47 @@ class Accounting:
 
     @property
     def neurons(self) -> int:
-        """FF neurons of all layers."""
+        """Number of FF neurons, over all layers."""
         return self.layers * self.width
 
     @property
     def feed_forward(self) -> int:
-        """Parameters that belong to some neuron."""
+        """Number of parameters that belong to some neuron."""
         return self.neurons * self.per_neuron
 
     @property
     def feed_forward_bytes(self) -> int:
-        """Of those parameters."""
+        """Bytes of the parameters that belong to some neuron."""
         return sum(each.by_neuron for each in self.block_bytes)
 
     def kept(self, sparsity: float) -> int:
-        """FF neurons of all layers that stay when the fraction ``sparsity`` is removed."""
+        """Number of FF neurons that stay, over all layers, when the fraction ``sparsity`` is removed."""
         return self.layers * kept_count(self.width, sparsity)
 
     def active(self, kept: int) -> int:
-        """Parameters that take part in a token when all layers together keep that many neurons."""
+        """Parameters that a token uses when all layers together keep so many neurons."""
         return self.total - (self.neurons - kept) * self.per_neuron
 
     def active_at(self, shares: Shares) -> int:
-        """The same where each token picks these shares of the FF matrices. Biases always take part."""
+        """Parameters that a token uses when it picks these shares of the FF matrices. Biases are always used."""
         matrices = 3 if self.gated else 2
         width = (self.per_neuron - self.per_bias) // matrices
         skipped = (1 - shares.gate) + (1 - shares.up) * self.gated + (1 - shares.down)
         return self.total - round(self.neurons * width * skipped)
 
     def active_with(self, chosen: Chosen, shares: Shares | None = None) -> int:
-        """Parameters that take part in a token of such a choice.
+        """Parameters that a token uses with such a choice.
 
         Args:
-            shares: what tokens have read by the thresholds; None: as planned.
+            shares: shares that tokens have read by thresholds; None: as planned.
         """
         return self.active(chosen.count) if isinstance(chosen, Kept) else self.active_at(shares or chosen.planned)
 
     def bytes_per_token(self, chosen: Chosen | None, shares: Shares | None = None) -> int:
-        """Bytes of weights that one token of such a choice reads, on average; None is the full model.
+        """Bytes of weights that one token reads with such a choice, on average; None is the full model.
 
         Args:
-            shares: what tokens have read by the thresholds; None: as planned.
+            shares: shares that tokens have read by thresholds; None: as planned.
         """
         if chosen is None:
             return self.weight_bytes
@@ -155,18 +155,18 @@ class Accounting:
         return self.bytes_at(shares or chosen.planned)
 
     def bytes_at(self, shares: Shares) -> int:
-        """The same where each token picks these shares of the FF matrices."""
+        """Bytes of weights when each token picks these shares of the FF matrices."""
         return self.weight_bytes - round(sum(each.skipped(shares) for each in self.block_bytes))
 
     def bytes_per_token_at(self, sparsity: float) -> int:
-        """The same where every layer keeps the same number of neurons."""
+        """Bytes of weights when every layer keeps the same number of neurons."""
         return self._weights_read(self.kept(sparsity))
 
     def bytes_per_step(self, kept: int, context_tokens: int) -> int:
-        """The least that one decode step has to read: its weights, and the keys and values of its context.
+        """The fewest bytes that one decode step must read: its weights, and the keys and values of its context.
 
         Args:
-            kept: neurons of all layers together, as many in each.
+            kept: neurons of all layers together, the same number in each.
         """
         attended = sum(min(context_tokens, window or context_tokens) for window in self.windows)
         return self._weights_read(kept) + self.kv_bytes * attended
@@ -176,7 +176,7 @@ class Accounting:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Numbers of a model; tied ones count once. Of a matrix that is stored in fewer bits, the numbers it stands for."""
+    """Parameters of a model; tied ones count once. A matrix of codes counts the numbers that they represent."""
     stored = sum(matrix.row_count * matrix.columns for matrix in matrices(model))
     # parameters() yields a tied tensor once.
     return stored + sum(parameter.numel() for parameter in model.parameters())
@@ -187,7 +187,7 @@ def _all_bytes(model: nn.Module) -> int:
 
 
 def _bytes_not_looked_up(model: PreTrainedModel) -> int:
-    """Of token and position tables that are no head: all rows but one."""
+    """Bytes of token and position tables that are not the head: all rows but one."""
     head = model.get_output_embeddings()
     read_whole = weight_key(head) if head is not None else None
     tables = {weight_key(m): table(m) for m in model.modules() if isinstance(m, nn.Embedding | MatrixEmbedding)}

@@ -1,4 +1,4 @@
-"""The KV cache of one sequence at a time, in place, shared by everything that decodes it."""
+"""The KV cache of one sequence at a time, written in place and shared by everything that decodes the sequence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-# Room for at least so many tokens, and for half as many again as are needed: copies are then rare.
+# Room for at least so many tokens, and half as many again as needed, so that copies are rare.
 SMALLEST_CAPACITY = 512
 HEADROOM = 1.5
 
@@ -15,8 +15,8 @@ HEADROOM = 1.5
 class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transformers
     """Keys and values of one layer, written in place. Attention sees only the filled part.
 
-    The library's own layers are slower: DynamicLayer copies the whole cache for every token, and StaticLayer attends to
-    its unfilled part too. Sliding-window layers keep all positions here; the model's mask hides the old ones.
+    The layers of transformers are slower: DynamicLayer copies the whole cache for every token, and StaticLayer attends
+    to its unfilled part too. Sliding-window layers keep all positions here; the model's mask hides the old ones.
     """
 
     is_sliding = False
@@ -27,7 +27,7 @@ class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transfor
         self._device, self._dtype = device, dtype
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        # A prompt that is resumed brings keys and values from the device where they are stored.
+        # A resumed prompt brings keys and values from the device on which they are stored.
         self.keys, self.values = (
             states[:, :, :0].to(self._device or states.device, self._dtype or states.dtype)
             for states in (key_states, value_states)
@@ -53,7 +53,7 @@ class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # untyped in transfor
         return self.length
 
     def get_max_length(self) -> int:
-        # For the library this means: grows as needed.
+        # In transformers this means: the size is not fixed.
         return -1
 
     def get_max_cache_shape(self) -> int:
@@ -77,7 +77,7 @@ def _of_capacity(buffer: Tensor, filled: int, capacity: int) -> Tensor:
 
 
 class KVCache:
-    """The cache of one sequence at a time. Its memory grows to the longest sequence so far, and is kept."""
+    """The cache of one sequence at a time. Its memory grows to the longest sequence so far and is kept."""
 
     def __init__(
         self, layers: int, devices: Sequence[torch.device] | None = None, dtype: torch.dtype | None = None
@@ -85,7 +85,7 @@ class KVCache:
         """
         Args:
             devices: one for each layer; by default the device of its first keys.
-            dtype: of keys and values as they are held; by default that of the first ones.
+            dtype: of the stored keys and values; by default that of the first ones.
         """
         self.dtype = dtype
         self._layers = [_CacheLayer(devices[number] if devices else None, dtype) for number in range(layers)]
@@ -93,7 +93,7 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """How many tokens it holds."""
+        """Number of tokens in the cache."""
         return self._layers[0].length
 
     @length.setter
@@ -102,7 +102,7 @@ class KVCache:
             layer.length = length
 
     def begin(self, groups: int, size: int, dtype: torch.dtype) -> None:
-        """Have buffers of this form in every layer that no token has given one yet. They have room for no token."""
+        """Create buffers of this form, without room, in every layer that has none yet."""
         for layer in self._layers:
             if not layer.is_initialized:
                 states = torch.empty(1, groups, 0, size, dtype=dtype)
@@ -111,7 +111,7 @@ class KVCache:
     def write(self, number: int, position: int, keys_GS: Tensor, values_GS: Tensor) -> tuple[Tensor, Tensor]:
         """Write one token's key and value in one layer.
 
-        The length stays; set it once for all layers.
+        The length does not change; set it once for all layers.
 
         Returns:
             All keys and all values up to the token, ``(1, G, position + 1, S)`` each.
@@ -128,13 +128,13 @@ class KVCache:
         """Make room for so many tokens in every layer.
 
         Returns:
-            Each layer's keys and values, ``(1, G, capacity, S)``, of the same capacity in all layers. They are the same
-            tensors as before unless more room was needed.
+            Each layer's keys and values, ``(1, G, capacity, S)``, with the same capacity in all layers. They are the
+            same tensors as before unless more room was needed.
         """
         for layer in self._layers:
             layer.keys = _with_room(layer.keys, layer.length, length)
             layer.values = _with_room(layer.values, layer.length, length)
-        # A growth that ran out of memory may have left some layers with more room than others.
+        # An earlier growth that ran out of memory may have left some layers with more room than others.
         capacity = max(max(layer.keys.shape[2], layer.values.shape[2]) for layer in self._layers)
         for layer in self._layers:
             layer.keys = _of_capacity(layer.keys, layer.length, capacity)
@@ -142,7 +142,7 @@ class KVCache:
         return [(layer.keys, layer.values) for layer in self._layers]
 
     def adopt(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Use these buffers from now on, ``(1, G, capacity, S)`` for each layer. No sequence may be longer."""
+        """Use these buffers from here on, ``(1, G, capacity, S)`` for each layer. No sequence may be longer."""
         for layer, own_keys, own_values in zip(self._layers, keys, values, strict=True):
             layer.keys, layer.values, layer.is_initialized = own_keys, own_values, True
 
@@ -158,6 +158,6 @@ class KVCache:
 
     @torch.inference_mode()
     def append(self, copied: Tensor) -> None:
-        """Add a result of ``copy`` after what the cache holds."""
+        """Append a result of ``copy`` to the cache."""
         for layer, keys_values in zip(self._layers, copied, strict=True):
             layer.update(keys_values[0][None], keys_values[1][None])

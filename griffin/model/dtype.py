@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def parse_dtype(name: str, device: torch.device) -> torch.dtype:
-    """A dtype by name, or (auto) the fastest of the device.
+    """A dtype by name, or with auto the fastest one of the device.
 
     Raises:
         LoadError: no such dtype.
@@ -29,11 +29,11 @@ def parse_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where it is faster than float32, float32 otherwise. Takes about 0.1 s on a CPU.
+    """bfloat16 if it is faster than float32, otherwise float32. Takes about 0.1 s on a CPU.
 
     Every CPU reads half the bytes in half the time. But a CPU without bfloat16 units emulates the products of a prompt,
-    many times slower, so those products are timed. bfloat16 takes 0.25 times as long with such units, and more than
-    twice as long without: a busy machine does not choose differently from one start to the next.
+    many times slower, so these products are timed. bfloat16 takes a quarter of the time with such units, and more than
+    twice the time without them. The difference is so large that a busy machine gives the same result at each start.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32

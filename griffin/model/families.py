@@ -1,4 +1,4 @@
-"""What each supported model type is made of: one row of data per ``model_type``.
+"""The parts of each supported model type: one row of data for each ``model_type``.
 
 Only this module looks up a model type. All others see ``Family``, or the ``FeedForward`` blocks that it describes.
 """
@@ -31,21 +31,21 @@ class FeedForwardNames:
 
     @property
     def parts(self) -> int:
-        """Matrices D -> F: 2 where gated, 1 otherwise."""
+        """Number of matrices D -> F: 2 with a gate, otherwise 1."""
         return len(self.expand) * self.fused
 
     def is_contracting(self, path: str) -> bool:
-        """Whether a module is a contracting projection, by its path in the model."""
+        """Whether a path in the model is that of a contracting projection."""
         return path.startswith(f"{self.layers}.") and path.endswith(f".{self.contract}")
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionNames:
-    """Where the attention's projections are, relative to a layer, and what it attends to.
+    """Paths of the attention's projections, relative to a layer, and what the attention sees.
 
-    module: the attention itself. It holds the head size (``head_dim``) and the factor on scores (``scaling``).
-    windows: which layers attend to the latest tokens only: none, every, or those that ``layer_types`` names.
-    score_cap: whether ``attn_logit_softcapping`` is applied.
+    module: the attention module. It has the head size (``head_dim``) and the factor on scores (``scaling``).
+    windows: layers that attend to the latest tokens only: none, every, or those that ``layer_types`` names.
+    score_cap: ``attn_logit_softcapping`` is applied.
     """
 
     module: str = "self_attn"
@@ -57,9 +57,9 @@ class AttentionNames:
 
 @dataclass(frozen=True, slots=True)
 class NormNames:
-    """Where the norms are, relative to a layer, ``final`` to the model; None is no norm.
+    """Paths of the norms, relative to a layer; ``final`` is relative to the model. None: no norm.
 
-    plus_one: they multiply by one plus their weight.
+    plus_one: norms multiply by one plus their weight.
     """
 
     before_attention: str | None = "input_layernorm"
@@ -82,13 +82,13 @@ class NormNames:
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """How a token's position enters. Paths are relative to the model.
+    """How a token's position is encoded. Paths are relative to the model.
 
-    rotary: the module that holds the frequencies, or None.
-    interleaved: elements 2i and 2i + 1 of a head turn together; otherwise i and i + R, with R pairs.
-    rotary_layers: key of a list with a number for each layer: 0 where nothing turns. None: all layers turn.
+    rotary: the module with the frequencies, or None.
+    interleaved: elements 2i and 2i + 1 of a head rotate together; otherwise i and i + R, with R pairs.
+    rotary_layers: key of a list with a number for each layer, 0 for layers without rotation. None: all layers rotate.
     query_growth: keys in ``rope_parameters`` of rate and context, see ``weights.QueryGrowth``; or None.
-    learned: the module with one embedding a position, or None.
+    learned: the module with one embedding for each position, or None.
     """
 
     rotary: str | None = "model.rotary_emb"
@@ -102,10 +102,10 @@ class Positions:
 class Multipliers:
     """Keys of a family's constant factors; None is a factor of 1. The factor on scores is the attention's ``scaling``.
 
-    embedding: of the embeddings.
+    embedding: factor on the embeddings.
     root_of_width: embeddings are multiplied by the root of their width, rounded to their dtype.
-    residual: of what attention and FF block add to x.
-    logit_divisor: what the logits are divided by.
+    residual: factor on what attention and FF block add to x.
+    logit_divisor: the logits are divided by it.
     """
 
     embedding: str | None = None
@@ -118,12 +118,12 @@ class Multipliers:
 class DecoderBlock:
     """A decoder block of the common form, apart from its FF projections.
 
-    The form: x + attention(norm(x)), then x + FF(norm(x)). Each norm may stand before, after, or on both sides.
+    The form: x + attention(norm(x)), then x + FF(norm(x)). A norm may precede or follow each block, or both.
 
     activation: key of the FF block's function.
-    logit_cap: whether ``final_logit_softcapping`` is applied.
+    logit_cap: ``final_logit_softcapping`` is applied.
 
-    A configuration may carry any key; only those count that the family's own code reads.
+    A configuration may contain any key; only keys that the family's own code reads count.
     """
 
     attention: AttentionNames = field(default_factory=AttentionNames)
@@ -151,7 +151,7 @@ PLAIN = DecoderBlock()
 WINDOWED = replace(PLAIN, attention=AttentionNames(windows="every"))
 WINDOWED_BY_LAYER = replace(PLAIN, attention=AttentionNames(windows="by_layer"))
 NORMED_HEADS = NormNames(query="self_attn.q_norm", key="self_attn.k_norm")
-# Gemma's norms on both sides, and OLMo's behind both blocks.
+# Gemma has norms on both sides, OLMo after both blocks.
 SANDWICHED = NormNames(
     after_attention="post_attention_layernorm",
     before_feed_forward="pre_feedforward_layernorm",
@@ -209,7 +209,7 @@ FAMILIES: dict[str, Family] = {
     "smollm3": Family(GATED, replace(WINDOWED_BY_LAYER, positions=Positions(rotary_layers="no_rope_layers"))),
     "granite": Family(GATED, GRANITE),
     "phi3": Family(FeedForwardNames("model.layers", ("mlp.gate_up_proj",), "mlp.down_proj", fused=2), PHI_3),
-    # OPT has no mlp module: its projections sit on the layer itself.
+    # OPT has no mlp module: its projections belong to the layer itself.
     "opt": Family(FeedForwardNames("model.decoder.layers", ("fc1",), "fc2"), OPT),
     "gpt_neox": Family(FeedForwardNames("gpt_neox.layers", ("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h")),
     "gpt2": Family(FeedForwardNames("transformer.h", ("mlp.c_fc",), "mlp.c_proj")),
@@ -223,9 +223,9 @@ FAMILIES: dict[str, Family] = {
 class TextPart:
     """The part of a multimodal model type that is served: a model of its own, with a row in FAMILIES.
 
-    model_type: of that part, where ``text_config`` does not say it.
-    told_by_shapes: fields that such a ``text_config`` may lack. Its class knows them, and weights of another model
-        would have other shapes.
+    model_type: type of that part, if ``text_config`` does not contain it.
+    told_by_shapes: fields that ``text_config`` may lack, because its class knows them. Weights of another model would
+        have other shapes.
     left_out: modules whose weights are not read.
     """
 
@@ -243,7 +243,7 @@ MULTIMODAL: dict[str, TextPart] = {
     "mistral3": TextPart("mistral"),
 }
 
-# A layer's kind in ``layer_types``.
+# The kind of a layer in ``layer_types``.
 SLIDING = "sliding_attention"
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
@@ -252,8 +252,8 @@ EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_nu
 class FeedForward:
     """The FF block of one layer: D -> F by the expanding projections, F -> D by the contracting one.
 
-    activation: the gate's function, None where there is no gate. A neuron's activation is what this function gives
-        times the up projection.
+    activation: the gate's function; None if there is no gate. A neuron's activation is this function's value times the
+        up projection.
     """
 
     layer: nn.Module
@@ -275,7 +275,7 @@ class FeedForward:
 
     @property
     def parts_FD(self) -> list[Matrix]:
-        """The expanding matrices by neuron, ``(F, D)`` each; the gate's first. One that is stacked is cut."""
+        """The expanding matrices by neuron, ``(F, D)`` each; the gate's first. A stacked one is split."""
         width = self.width
         return [part for p in self.expand for part in by_output(p).split([width] * self.names.fused)]
 
@@ -286,26 +286,26 @@ class FeedForward:
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The row of a loaded model's type, which must have one."""
+    """The row of a loaded model's type. There must be one."""
     return FAMILIES[config.model_type]
 
 
 def has_common_block(model_type: str) -> bool:
-    """Whether models of a supported type have the common block."""
+    """Whether a supported model type has the common block."""
     return FAMILIES[model_type].block is not None
 
 
 def text_part(config: Mapping[str, Any]) -> TextPart | None:
-    """Which part of a checkpoint is served, by the contents of its ``config.json``; None is all of it."""
+    """The part of a checkpoint that is served, by the contents of its ``config.json``; None means all of it."""
     return MULTIMODAL.get(str(config.get("model_type")))
 
 
 def require_supported(config: Mapping[str, Any]) -> Family:
-    """The row for the contents of a ``config.json``, before any weight is read; of a multimodal model, its text part's.
+    """The row for a ``config.json``, before any weight is read. For a multimodal model, the row of its text part.
 
     Raises:
-        UnsupportedModel: no row for this model type; the text lists those there are. Or a number is missing that only
-            this family needs.
+        UnsupportedModel: this model type has no row (the text lists all rows), or a number is missing that only this
+            family needs.
     """
     if part := text_part(config):
         return require_supported(part.config(config))
@@ -327,12 +327,12 @@ def _require_query_growth(family: Family, config: Mapping[str, Any]) -> None:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if missing := [key for key in family.block.positions.query_growth if rope.get(key) is None]:
         raise UnsupportedModel(
-            f"'{config['model_type']}' models need {missing[0]} among their rope_parameters, and this one lacks it"
+            f"'{config['model_type']}' models need {missing[0]} among their rope_parameters, but this one lacks it"
         )
 
 
 def windows(family: Family, config: PreTrainedConfig, layers: int) -> list[int | None]:
-    """How many of the latest tokens each layer attends to; None is all."""
+    """The number of latest tokens that each layer attends to; None: all."""
     windowed = "none" if family.block is None else family.block.attention.windows
     window = getattr(config, "sliding_window", None)
     kinds = config.layer_types if windowed == "by_layer" else [SLIDING] * layers
@@ -340,26 +340,26 @@ def windows(family: Family, config: PreTrainedConfig, layers: int) -> list[int |
 
 
 def logit_cap(family: Family, config: PreTrainedConfig) -> float | None:
-    """c where logits become c tanh(logits / c), or None."""
+    """c if logits become c tanh(logits / c); otherwise None."""
     capped = family.block is not None and family.block.logit_cap
     return getattr(config, "final_logit_softcapping", None) if capped else None
 
 
 def logit_divisor(family: Family, config: PreTrainedConfig) -> float:
-    """What logits are divided by, before any cap; 1 where they are not."""
+    """The divisor of logits, applied before any cap; 1 if there is none."""
     return 1.0 if family.block is None else multiplier(config, family.block.multipliers.logit_divisor)
 
 
 def multiplier(config: PreTrainedConfig, key: str | None) -> float:
-    """The factor that a key of ``Multipliers`` stands for; 1 if there is no key."""
+    """The factor under a key of ``Multipliers``; 1 if there is no key."""
     return 1.0 if key is None else float(getattr(config, key))
 
 
 def feed_forwards(model: PreTrainedModel) -> list[FeedForward]:
-    """The FF blocks of all layers, first to last; never fewer than the model has layers.
+    """The FF blocks of all layers in order; never fewer than the model has layers.
 
     Raises:
-        UnsupportedModel: the model type has no row, or the modules are not as the row says.
+        UnsupportedModel: the model type has no row, or its modules differ from the row.
     """
     family = require_supported(model.config.to_dict())
     names = family.feed_forward

@@ -15,13 +15,13 @@ from griffin.model.families import family_of, logit_cap, logit_divisor
 
 
 def share(model: PreTrainedModel) -> PreTrainedModel:
-    """A second module tree over the same parameters and buffers; costs no weights."""
+    """A second module tree over the same parameters and buffers; it needs no memory for weights."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
 
 
 @torch.inference_mode()
 def extend(model: PreTrainedModel, ids_T: Tensor, cache: KVCache) -> Tensor:
-    """Run tokens, which fills the cache and calls hooks; their last hidden states ``(T, D)``."""
+    """Run tokens, which fills the cache and calls hooks. Returns their last hidden states ``(T, D)``."""
     output = model.base_model(input_ids=ids_T[None], past_key_values=cache.cache, use_cache=True)
     hidden_TD: Tensor = output.last_hidden_state[0]
     return hidden_TD
@@ -29,16 +29,16 @@ def extend(model: PreTrainedModel, ids_T: Tensor, cache: KVCache) -> Tensor:
 
 @torch.inference_mode()
 def logits(model: PreTrainedModel, ids_T: Tensor, cache: KVCache, wanted: int = 1) -> Tensor:
-    """Run tokens; the logits of the last ``wanted`` of them, ``(wanted, vocabulary)``."""
-    # Not by the model's own code: torch copies the whole weight for the product with a slice of a batch.
+    """Run tokens. Returns the logits of the last ``wanted`` ones, ``(wanted, vocabulary)``."""
+    # Not with the model's own head: torch would copy the whole weight to multiply it with a slice of a batch.
     return head(model, extend(model, ids_T, cache)[-wanted:])
 
 
 @torch.inference_mode()
 def with_own_logits(model: PreTrainedModel, ids_T: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
-    """Run tokens through all of the model's own code; last hidden states ``(T, D)``, logits ``(T, vocabulary)``.
+    """Run tokens with the model's own code only: last hidden states ``(T, D)``, logits ``(T, vocabulary)``.
 
-    For checks: it computes the logits of every token, and more slowly than ``logits``.
+    For checks: it computes the logits of every token, and is slower than ``logits``.
     """
     output = model(input_ids=ids_T[None], past_key_values=cache.cache, use_cache=True, output_hidden_states=True)
     return output.hidden_states[-1][0], output.logits[0]

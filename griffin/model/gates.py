@@ -1,4 +1,4 @@
-"""Gate matrices a second time, with a row for each input: for steps that skip inputs."""
+"""A second copy of the gate matrices, with a row for each input, for steps that skip inputs."""
 
 import threading
 from collections.abc import Sequence
@@ -15,28 +15,28 @@ ATTRIBUTE = "gates_by_input"
 
 
 class GatesByInput:
-    """The gates of one model by input, shared by all its trees.
+    """A model's gates by input, shared by all its trees.
 
-    They take a third of the feed-forward weights' memory again.
+    They take as much memory again as the gates: a third of the feed-forward weights.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._matrices: Sequence[Matrix] = ()
-        # What they were made of.
+        # The matrices from which they were made.
         self._made_of: list[tuple[int, int, torch.device]] = []
 
     def __deepcopy__(self, memo: Any) -> "GatesByInput":
-        # Copies of a model's tree share its weights, and these with them. Should they not, see ``matrices``.
+        # Copies of a model's tree share its weights, and this object too. If they do not, see ``matrices``.
         return self
 
     def __reduce__(self) -> tuple[type["GatesByInput"], tuple[()]]:
-        # A model that is written to a file makes them anew once it is read.
+        # A model that is saved to a file makes them again after it is loaded.
         return GatesByInput, ()
 
     @staticmethod
     def of(model: nn.Module) -> "GatesByInput":
-        """A model's; before its tree is copied for the first time."""
+        """The gates of a model; call this before its tree is copied for the first time."""
         found = getattr(model, ATTRIBUTE, None)
         if found is None:
             found = GatesByInput()
@@ -44,13 +44,13 @@ class GatesByInput:
         return found
 
     def matrices(self, gates: Sequence[Matrix]) -> Sequence[Matrix]:
-        """For each layer ``(D, F)``; made at the first call, and anew if the gates are no more what they were.
+        """For each layer ``(D, F)``. Made at the first call, and again if the gates have changed.
 
         Args:
             gates: the gate matrices, ``(F, D)`` each.
 
         Raises:
-            MemoryError: the system does not promise as much memory. One that has too little ends the process instead.
+            MemoryError: the system refuses the memory. If it promises memory that it lacks, it ends the process.
         """
         made_of = [_state(plane) for gate in gates for plane in gate.planes]
         with self._lock:
@@ -61,5 +61,5 @@ class GatesByInput:
 
 
 def _state(plane: Tensor) -> tuple[int, int, torch.device]:
-    """Another one if it lies elsewhere, or was written to."""
+    """Differs if the tensor moved or was written to."""
     return plane.data_ptr(), 0 if plane.is_inference() else plane._version, plane.device

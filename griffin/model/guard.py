@@ -1,7 +1,7 @@
-"""Files that are mapped into memory and change while they are used: this is noticed, and what was read is refused.
+"""Notices when mapped files change while they are used, and refuses what was read from them.
 
-A page that a file no longer has reads as zeros instead of ending the process (``guard.c``). Without the compiled part,
-a file that is cut short while it is read ends the process with a bus error.
+A page that a file has lost reads as zeros instead of ending the process (``guard.c``). Without the compiled part, the
+process ends with a bus error if a file is cut short while it is read.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from griffin.library import compiled
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """The compiled part, with its handler in place; None where it was not built."""
+    """The compiled part with its handler installed; None if it was not built."""
     path = compiled()
     try:
         library = ctypes.CDLL(str(path)) if path else None
@@ -35,23 +35,23 @@ def available() -> bool:
 
 
 def lost_pages() -> int:
-    """How many pages of mapped files could not be read since the process began."""
+    """Number of pages of mapped files that could not be read since the process began."""
     library = _library()
     return int(library.griffin_lost_pages()) if library else 0
 
 
 @contextmanager
 def whole_while_read(source: str, files: Sequence[Path] = ()) -> Iterator[Callable[[], None]]:
-    """A block that reads files. If they change meanwhile, that is its error, whatever else it raises.
+    """A block that reads files. If they change during the block, that is its error, whatever else it raises.
 
     Args:
-        files: what the block reads.
+        files: the files that the block reads.
 
     Yields:
-        A check that the block may call before it keeps what it made. It raises the same error.
+        A check that the block may call before it stores its result. It raises the same error.
 
     Raises:
-        LoadError: one of them, or any that is mapped, was changed, removed or cut short while the block ran.
+        LoadError: one of these files, or any mapped file, was changed, removed or cut short during the block.
     """
     before, lost = [state(file.stat()) for file in files], lost_pages()
 
@@ -62,14 +62,14 @@ def whole_while_read(source: str, files: Sequence[Path] = ()) -> Iterator[Callab
     try:
         yield require_unchanged
     except Exception:
-        # A reader of half of another file fails in any way.
+        # Reading half of another file can fail in any way.
         require_unchanged()
         raise
     require_unchanged()
 
 
 def _states(files: Sequence[Path]) -> list[tuple[int, int, int]] | None:
-    """Of all files; None if one of them is gone."""
+    """The states of all files; None if one is missing."""
     try:
         return [state(file.stat()) for file in files]
     except FileNotFoundError:
@@ -77,17 +77,17 @@ def _states(files: Sequence[Path]) -> list[tuple[int, int, int]] | None:
 
 
 def state(found: os.stat_result) -> tuple[int, int, int]:
-    """Values that change when a file is written to, even if its time of writing is set back later."""
+    """Values that change when a file is written to, even if its modification time is set back later."""
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 class Unchanged:
-    """Remembers a mapped file's state when it was made, and compares."""
+    """Remembers the state of a mapped file at its creation, and compares."""
 
     def __init__(self, path: Path, file: int) -> None:
         """
         Args:
-            file: its descriptor, open as long as this object is used.
+            file: its descriptor, which must stay open as long as this object is used.
         """
         self._path, self._file = path, file
         self._state, self._lost = self._now(), lost_pages()
@@ -95,7 +95,7 @@ class Unchanged:
     def require(self) -> None:
         """
         Raises:
-            WeightsChanged: it is not the same file any more; nothing that was read since can be trusted.
+            WeightsChanged: the file has changed; nothing read since then can be trusted.
         """
         if self._now() != self._state or lost_pages() != self._lost:
             raise WeightsChanged(f"{self._path} was changed while it was served; start the server again")

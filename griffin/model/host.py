@@ -1,7 +1,7 @@
-"""FF weights that stay in host memory, for a model that is bigger than the device. ``mapped`` keeps them in a file.
+"""FF weights in host memory, for a model that is larger than the device. ``mapped`` keeps them in a file instead.
 
-The prompt phase streams them: while one layer computes, the next is on its way. The kept neurons are gathered on the
-host once a request; the device decodes all tokens of the answer with those alone (the paper, 5.2). All other weights
+The prompt phase streams them: while one layer computes, the next one is copied. The kept neurons are gathered on the
+host once for each request; the device decodes all tokens of the answer with these (the paper, 5.2). All other weights
 are on the device.
 
 Shapes: D model width, F feed-forward neurons, k of them kept; parts is 2 where gated, 1 otherwise.
@@ -40,7 +40,7 @@ class HostWeights:
     """The FF matrices of one model, on the CPU, shared by all its trees.
 
     device: where the model computes.
-    staged: whether layers are copied to the device before they are used; if not, they are read in place.
+    staged: layers are copied to the device before they are used; otherwise they are read in place.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class HostWeights:
     ) -> None:
         """
         Args:
-            fetch: begins to read a layer, and does not wait for it.
-            require_unchanged: raises WeightsChanged once the weights have changed. Called after each use.
+            fetch: starts to read a layer and does not wait for it.
+            require_unchanged: raises WeightsChanged if the weights have changed. Called after each use.
         """
         self.layers, self.device, self.staged = layers, device, staged
         self._fetch = fetch
         self.require_unchanged = require_unchanged
 
     def __deepcopy__(self, memo: dict[int, object]) -> "HostWeights":
-        # A second tree of the model shares it, like the parameters.
+        # A second tree of the model shares this object, as it shares the parameters.
         return self
 
     @staticmethod
@@ -71,7 +71,7 @@ class HostWeights:
         return getattr(model, ATTRIBUTE, None)
 
     def fetch(self, number: int) -> None:
-        """Begin to read a layer that will be needed soon. A number after the last layer's does nothing."""
+        """Start to read a layer that will be needed soon. A number after the last layer does nothing."""
         if self._fetch is not None and number < len(self.layers):
             self._fetch(number)
 
@@ -79,7 +79,7 @@ class HostWeights:
 def offload_(model: PreTrainedModel, device: torch.device, *, staged: bool = True) -> None:
     """Move a loaded model to the device, except its FF matrices, which stay in host memory (pinned for CUDA).
 
-    While it runs, it needs memory for the model and one more layer's matrices.
+    Meanwhile it needs memory for the model and the matrices of one more layer.
 
     Raises:
         UnsupportedModel: see ``families.feed_forwards``.
@@ -89,7 +89,7 @@ def offload_(model: PreTrainedModel, device: torch.device, *, staged: bool = Tru
     for block in blocks:
         layers.append(_by_neuron(block, pinned=device.type == "cuda"))
         for projection in (*block.expand, block.contract):
-            # Free the family's own layout, layer by layer.
+            # Free the family's own layout layer by layer.
             projection.register_parameter("weight", None)
     model.to(device)
     attach_(model, HostWeights(layers, device, staged=staged), blocks)
@@ -113,7 +113,7 @@ def _by_neuron(block: FeedForward, *, pinned: bool) -> HostLayer:
 
 
 def _assign(block: FeedForward, layer: HostLayer) -> None:
-    """Views of a layer, in the family's shapes."""
+    """Give a block's projections views of a layer, in the family's shapes."""
     parts = layer.expand_FD.chunk(len(block.names.expand))
     for projection, weight in zip((*block.expand, block.contract), (*parts, layer.contract_FD.t()), strict=True):
         shaped = weight.t() if isinstance(projection, Conv1D) else weight
@@ -121,9 +121,9 @@ def _assign(block: FeedForward, layer: HostLayer) -> None:
 
 
 def stream(model: PreTrainedModel, blocks: Sequence[FeedForward]) -> None:
-    """Have a tree's forward pass bring each layer's FF weights when they are needed. Does nothing if all are resident.
+    """Make a tree's forward pass load each layer's FF weights when needed. Does nothing if all are on the device.
 
-    Do this last: a tree that is copied later would run these hooks.
+    Do this last: copies of the tree would run these hooks too.
     """
     host = HostWeights.of(model)
     if host is not None:
@@ -132,7 +132,7 @@ def stream(model: PreTrainedModel, blocks: Sequence[FeedForward]) -> None:
 
 
 class _InPlace:
-    """Weights are used in place. Meanwhile those of the next layer are fetched."""
+    """Weights are used in place. While a layer is used, the next one is fetched."""
 
     def __init__(self, host: HostWeights) -> None:
         self._host = host
@@ -151,7 +151,7 @@ class _InPlace:
         self._host.fetch(number + 1)
 
     def leave(self, number: int) -> None:
-        """A layer's matrices have been used. After the last layer, a pass counts only if the weights are unchanged."""
+        """A layer's matrices have been used. After the last layer, the weights must be unchanged."""
         if number == len(self._host.layers) - 1:
             self._host.require_unchanged()
 
@@ -173,7 +173,7 @@ class _Staged(_InPlace):
             _assign(block, self._slots[number % 2].layer)
 
     def enter(self, number: int) -> None:
-        # Within a pass ``leave`` has started both copies already.
+        # Within a pass, ``leave`` has started both copies already.
         self._fill(number)
         self._fill(number + 1)
         self._slots[number % 2].filled.wait()
@@ -185,7 +185,7 @@ class _Staged(_InPlace):
         slot = self._slots[number % 2]
         if number >= len(self._host.layers) or slot.holds == number:
             return
-        # After all work so far that reads the layer in this place, even if that pass was cut short.
+        # After all earlier work that reads the layer in this place, even if that pass was cut short.
         slot.free.set()
         slot.holds = None
         source = self._host.layers[number]
@@ -209,7 +209,7 @@ class _Slot:
 
 
 class Gather:
-    """Copies rows of the host's matrices into buffers on the device. One part is gathered while another is copied."""
+    """Copies rows of the host's matrices into buffers on the device. It gathers one part while copying another."""
 
     def __init__(self, host: HostWeights) -> None:
         self._host = host
@@ -221,7 +221,7 @@ class Gather:
         """
         Args:
             kept_k: int64, on the host.
-            to_kD: on the device. It is filled when the device's stream reaches this point.
+            to_kD: on the device. It is filled once the device's stream reaches this point.
         """
         if not self._host.staged:
             torch.index_select(rows_FD, 0, kept_k, out=to_kD)
@@ -236,7 +236,7 @@ class Gather:
         copied.set()
 
     def _room(self, like: Tensor) -> Tensor:
-        """Host memory that a device can copy from without the processor."""
+        """Host memory from which a device can copy without the processor."""
         if self._rooms[self._turn].numel() < like.numel():
             pinned = self._host.device.type == "cuda"
             self._rooms[self._turn] = torch.empty(like.numel(), dtype=like.dtype, pin_memory=pinned)
@@ -244,7 +244,7 @@ class Gather:
 
 
 class Beside:
-    """A second stream beside the one that computes. Without CUDA there are none, and everything happens in order."""
+    """A second stream beside the computing one. Without CUDA there is none, and everything runs in order."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -265,7 +265,7 @@ class Mark:
             self._event.record(torch.cuda.current_stream(self._device))
 
     def wait(self) -> None:
-        """Let the current stream wait until the point is reached; it goes on at once if the point was never set."""
+        """Let the current stream wait until the point is reached; it does not wait if the point was never set."""
         if self._event is not None:
             torch.cuda.current_stream(self._device).wait_event(self._event)
 

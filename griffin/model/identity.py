@@ -1,4 +1,4 @@
-"""A short name by which what was measured of a model is found again."""
+"""A short name for a model, under which its measurements are stored."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,32 +10,32 @@ from transformers import PreTrainedModel
 from griffin.model.families import FeedForward, feed_forwards
 from griffin.model.matrix.modules import by_output
 
-# Numbers of each projection: enough to tell two models apart, and read in no time.
+# Numbers taken from each projection: enough to distinguish models, and fast to read.
 SAMPLED = 64
-# The attribute of a model that was rounded: its name before.
+# The attribute that keeps a rounded model's earlier name.
 ATTRIBUTE = "identity_before_rounding"
 
 
 def keep_identity_(model: PreTrainedModel) -> None:
-    """Have a model keep its name, whatever becomes of its weights."""
+    """Make a model keep its name, even if its weights are changed later."""
     setattr(model, ATTRIBUTE, identity(model))
 
 
 def identity(model: PreTrainedModel) -> str:
-    """A short name for this model's FF weights. Dtype, format, device, layout and later rounding make no difference."""
+    """A short name for this model's FF weights. Dtype, format, device, layout and later rounding do not change it."""
     if (known := getattr(model, ATTRIBUTE, None)) is not None:
         return str(known)
     digest = hashlib.sha256()
     for block in feed_forwards(model):
         for sample_N in _samples(block):
-            # In bfloat16, whose precision every dtype that a model is served in has; without the sign of a zero.
+            # In bfloat16, which every served dtype can be rounded to; without the sign of zero.
             numbers = (sample_N.to(torch.bfloat16) + 0.0).contiguous().view(torch.int16).cpu()
             digest.update(numbers.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def _samples(block: FeedForward) -> Iterator[Tensor]:
-    """Some 64 numbers of each projection: of the first input, or, of the contracting one, of the first neuron."""
+    """About 64 numbers of each projection: of the first input; of the contracting one, of the first neuron."""
     for matrix in map(by_output, block.expand):
         numbers = torch.arange(0, matrix.row_count, max(1, matrix.row_count // SAMPLED))
         yield matrix.rows(numbers).dense()[:, 0]

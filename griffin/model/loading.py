@@ -1,4 +1,4 @@
-"""A checkpoint becomes a model and a tokenizer: hub id, directory, GGUF file, or the embedded default."""
+"""Loads a model and a tokenizer from a hub id, a directory, a GGUF file, or the embedded default."""
 
 import logging
 import sys
@@ -42,7 +42,7 @@ class Checkpoint:
     """A loaded model, its tokenizer, and a short name for it.
 
     path: the file or directory that it was read from.
-    sampling_defaults: values of ``Sampling`` that its maker recommends, see ``defaults``; engines do not apply them.
+    sampling_defaults: values of ``Sampling`` that the model's maker recommends, see ``defaults``; engines ignore them.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Checkpoint:
 
     @property
     def identity(self) -> str:
-        """A name for exactly these weights, as they are held; read from the files, so take it soon."""
+        """A name for exactly these weights in this form. It reads the files, so call it soon after loading."""
         files = source_identity(self.path) if self.path else ""
         return f"{files} {identity(self.model)} {self.formats}"
 
     @property
     def formats(self) -> str:
-        """How its weights are held, for people: ``bfloat16``, or ``int8, bfloat16`` where most are in 8 bits.
+        """The formats of the weights, for people: ``bfloat16``, or ``int8, bfloat16`` if most are in 8 bits.
 
-        The last is the model's dtype: of activations, and of what no matrix holds.
+        The last one is the model's dtype, that of activations and of weights outside matrices.
         """
         dtype = str(self.model.dtype).removeprefix("torch.")
         return ", ".join([*sorted({matrix.format for matrix in matrices(self.model)} - {dtype}), dtype])
@@ -76,7 +76,7 @@ def load(
     ff_offload: bool = False,
     quantize: str | None = None,
 ) -> Checkpoint:
-    """Load a model, ready to run on one device, or across several; see ``load_each``."""
+    """Load a model, ready to run on one device or across several; see ``load_each``."""
     return load_each(
         source, [device], dtype=dtype, cache_dir=cache_dir, ff_offload=ff_offload, quantize=quantize
     )[0]  # fmt: skip
@@ -91,26 +91,25 @@ def load_each(
     ff_offload: bool = False,
     quantize: str | None = None,
 ) -> list[Checkpoint]:
-    """Load a model, ready to run on each of several devices. Fewer come back where it fits only across them.
+    """Load a model, ready to run on each of several devices. Fewer are returned if it only fits across them.
 
     Args:
         source: a hub id, alone or with a GGUF file's or quantisation's name (``OWNER/NAME:Q4_K_M``), a directory with
             ``config.json`` and safetensors, a ``.gguf`` file, or ``SmolLM2-135M-Instruct``, the default that comes
             as a Python package.
-        dtype: float32, bfloat16, float16, or auto: bfloat16 where it measures faster, else float32. A quantised
-            checkpoint's own codes are kept by auto, on a CPU and without ``ff_offload``; activations then have that
-            dtype. int8 is an older spelling of ``quantize="int8"``.
-        devices: as torch names them, or auto: CUDA when there is one, the CPU otherwise. With ``+`` between
-            them, one model across several.
-        cache_dir: where dequantised GGUF weights, quantised ones and weights by neuron are kept; by default the
-            user's cache directory (XDG).
-        ff_offload: FF weights stay in host memory and are streamed, see ``offload``; if the CPU is the only
-            device, in a file that is mapped, see ``mapped``.
+        dtype: float32, bfloat16, float16, or auto: bfloat16 where it measures faster, else float32. On a CPU without
+            ``ff_offload``, auto keeps the codes of a quantised checkpoint, and activations have this dtype. int8 is
+            an older spelling of ``quantize="int8"``.
+        devices: torch's names, or auto: CUDA if there is one, else the CPU. ``+`` joins devices that share one model.
+        cache_dir: folder for dequantised GGUF weights, quantised weights and weights by neuron; by default the user's
+            cache directory (XDG).
+        ff_offload: keep FF weights in host memory and stream them, see ``offload``; on a CPU, map them from a file,
+            see ``mapped``.
         quantize: int8 or int4: round the weights of a directory or hub id, see ``quantise``; on a CPU only. The
-            result is cached. ``dtype`` is that of activations then.
+            result is cached. ``dtype`` is then that of activations.
 
     Raises:
-        LoadError: no such checkpoint, or it cannot be read.
+        LoadError: there is no such checkpoint, or it cannot be read.
         UnsupportedModel: its model type has no row in the family table.
     """
     if not sys.stderr.isatty():
@@ -120,7 +119,7 @@ def load_each(
     if dtype == "int8":
         if quantize not in (None, "int8"):
             raise LoadError(f"--dtype int8 and --quantize {quantize} exclude each other; leave --dtype out")
-        logger.warning("dtype int8 is now spelled --quantize int8; this spelling works for one more release")
+        logger.warning("dtype int8 is an older spelling of --quantize int8 and will be removed in the next release")
         dtype, quantize = "auto", quantize or "int8"
     torch_dtype = parse_dtype(dtype, groups[0][0])
     kind = _kind(quantize, groups, ff_offload) if quantize else None
@@ -149,25 +148,25 @@ def load_each(
             return [Checkpoint(found.name, model, tokenizer, defaults, found.path)]
         models = distribute(model, groups, ff_offload=ff_offload)
         with whole_while_read(source):
-            # Codes are in memory of their own already.
+            # Codes have their own memory already.
             for each in models if not matrices(model) else ():
                 _own_(each)
         return [Checkpoint(found.name, model, tokenizer, defaults, found.path) for model in models]
     except GriffinError:
         raise
     except Exception as error:
-        # Readers of checkpoints raise errors from OSError to KeyError. The user needs the first line.
+        # Readers of checkpoints raise many kinds of errors, from OSError to KeyError. The user needs the first line.
         raise LoadError(f"cannot load '{source}': {first_words(error)}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """How weights are to be held.
+    """The form in which weights are wanted.
 
-    dtype: of activations, and of weights that are plain.
-    kind: what plain weights are rounded to; None leaves them.
-    in_place: codes of a quantised checkpoint stay as they are.
-    mapped: FF weights are mapped from a file.
+    dtype: of activations, and of plain weights.
+    kind: the form to which plain weights are rounded; None leaves them plain.
+    in_place: keep the codes of a quantised checkpoint.
+    mapped: map FF weights from a file.
     """
 
     dtype: torch.dtype
@@ -182,7 +181,7 @@ class _Wanted:
 
 
 def _load_checkpoint(found: Source, source: str, wanted: _Wanted) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """From a directory; what is on a hub is brought into one first, its configuration before its weights."""
+    """Load from a directory. A model on a hub is downloaded first, its configuration before its weights."""
     config = _config_of(found)
     require_supported(config)
     part = text_part(config)
@@ -209,15 +208,15 @@ def _load_checkpoint(found: Source, source: str, wanted: _Wanted) -> tuple[PreTr
 def _require_packed_alone(scheme: Scheme, source: str, wanted: _Wanted, *, multimodal: bool) -> None:
     """
     Raises:
-        LoadError: the codes of a checkpoint do not go together with what is wanted.
+        LoadError: the checkpoint's codes cannot be combined with the wanted form.
     """
     what = f"'{source}' has weights quantised by {scheme.method.upper()}"
     if multimodal:
-        raise LoadError(f"{what}, which is not read of multimodal checkpoints; take a GGUF file of the model")
+        raise LoadError(f"{what}, which is not supported for multimodal checkpoints; take a GGUF file of the model")
     if wanted.kind:
-        raise LoadError(f"{what}; leave --quantize out, and its own codes are used")
+        raise LoadError(f"{what}; leave --quantize out to use its own codes")
     if wanted.mapped:
-        raise LoadError(f"{what}, which does not go together with ff-offload on a CPU; leave one of them out")
+        raise LoadError(f"{what}, which cannot be combined with ff-offload on a CPU; leave one of them out")
 
 
 def _config_of(found: Source) -> Mapping[str, Any]:
@@ -234,22 +233,22 @@ def _path(found: Source) -> Path:
 def _kind(quantize: str, groups: Sequence[Sequence[torch.device]], ff_offload: bool) -> Kind:
     """
     Raises:
-        LoadError: there is no such kind, or it does not go together with the rest.
+        LoadError: there is no such kind, or it cannot be combined with the other settings.
     """
     kind = next((kind for kind in KINDS if kind == quantize), None)
     if kind is None:
         raise LoadError(f"quantize cannot be '{quantize}'; use {' or '.join(KINDS)}")
     if ff_offload:
-        raise LoadError("quantize does not go together with ff-offload; leave one of them out")
+        raise LoadError("quantize cannot be combined with ff-offload; leave one of them out")
     if others := [device for group in groups for device in group if device.type != "cpu"]:
-        raise LoadError(f"quantize {kind} runs on a CPU only, not on {others[0]}; leave it out, or take --device cpu")
+        raise LoadError(f"quantize {kind} runs on a CPU only, not on {others[0]}; leave it out, or use --device cpu")
     return kind
 
 
 def _require_quantisable(found: Source, source: str) -> None:
     """
     Raises:
-        LoadError, UnsupportedModel: it is quantised already, or of a type that cannot be.
+        LoadError, UnsupportedModel: it is quantised already, or its type cannot be.
     """
     if found.is_gguf:
         raise LoadError(
@@ -264,9 +263,9 @@ def _require_quantisable(found: Source, source: str) -> None:
 
 @torch.no_grad()
 def _own_(model: PreTrainedModel) -> None:
-    """Have no weight in memory be a view of a file, which may change or be cut short under a running server.
+    """Copy weights that are views of a file, since the file may change or be cut short while the server runs.
 
-    The feed-forward weights that ff-offload maps stay as they are; see ``mapped`` for those.
+    FF weights that ff-offload maps stay mapped; see ``mapped`` for those.
     """
     host = HostWeights.of(model)
     mapped_ids = (

@@ -1,7 +1,7 @@
-"""A model's FF weights in one file, by neuron, mapped into memory: read from the disk as they are needed.
+"""A model's FF weights in one file, by neuron, mapped into memory: the system reads them from the disk when needed.
 
-The system keeps as much of the file in memory as fits, so a model that is larger than the memory runs. The file is
-safetensors. If it changes under a running server, the next pass notices: see ``guard``.
+The system keeps as much of the file in memory as fits, so a model larger than the memory can run. The file is in
+safetensors format. If it changes while the server runs, the next pass notices: see ``guard``.
 
 Shapes: D model width, F feed-forward neurons; parts is 2 where gated, 1 otherwise.
 """
@@ -30,7 +30,7 @@ from griffin.model.guard import Unchanged
 from griffin.model.host import HostLayer, HostWeights
 
 FILE = "feed_forward.safetensors"
-# Size and time of the file when it was complete. A file that was touched later is made again.
+# Size and time of the complete file. A file that was touched later is written again.
 STAMP = "stamp"
 SINGLE, INDEX = WEIGHTS[0], INDEXES[0]
 TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -38,7 +38,7 @@ TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a model's file holds, and where in the file.
+    """The contents of a model's file, and their places in it.
 
     names: the names of each layer's projections in the model, the contracting one last.
     parts: how many matrices a layer's expanding projections hold together.
@@ -76,7 +76,7 @@ class Layout:
         return (self.parts + 1) * self.matrix_bytes
 
     def header(self) -> bytes:
-        """The file's beginning, padded so that the weights start with a page."""
+        """The beginning of the file, padded so that the weights start at a page."""
         entries: dict[str, object] = {}
         for number in range(len(self.names)):
             start = number * self.layer_bytes
@@ -95,12 +95,12 @@ def write(folder: Path, layout: Layout, checkpoint: Path, base_model_prefix: str
     """Write a checkpoint's FF weights by neuron into ``folder``, with one layer in memory at a time.
 
     Args:
-        checkpoint: a directory with safetensors, in one file or in several with an index.
+        checkpoint: a folder with safetensors, in one file or in several with an index.
         base_model_prefix: some checkpoints leave it out of all names.
-        source: as the user named the checkpoint.
+        source: the checkpoint's name for the user.
 
     Raises:
-        LoadError: there are no safetensors, or a weight is not in them.
+        LoadError: there are no safetensors, or a weight is missing.
     """
     where = _located(checkpoint)
     weights = [f"{name}.weight" for names in layout.names for name in names]
@@ -118,7 +118,7 @@ def write(folder: Path, layout: Layout, checkpoint: Path, base_model_prefix: str
                 file.write(rows_FD.to(layout.dtype).contiguous().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
-    # Protected against writing by mistake.
+    # Write-protected against mistakes.
     path.chmod(0o444)
     (folder / STAMP).write_text(_stamp(path))
 
@@ -134,10 +134,10 @@ def tensors(checkpoint: Path, names: Sequence[str], base_model_prefix: str) -> l
 
 
 def read(folder: Path, layout: Layout) -> HostWeights:
-    """Map what ``write`` left in a folder.
+    """Map the file that ``write`` left in a folder.
 
     Raises:
-        LoadError: it is not there, not whole, was touched since, or is another model's.
+        LoadError: it is missing, incomplete, was touched since, or belongs to another model.
     """
     path, header = folder / FILE, layout.header()
     try:
@@ -164,7 +164,7 @@ class _Mapping:
     """A file's bytes as a tensor, uint8 ``(N,)``, read-only."""
 
     def __init__(self, path: Path) -> None:
-        # Open as long as this object lives.
+        # Stays open as long as this object lives.
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         self.unchanged = Unchanged(path, self._file)
@@ -181,13 +181,13 @@ class _Mapping:
         return HostLayer(expand_FD, contract_FD)
 
     def fetch(self, start: int, length: int) -> None:
-        """Ask the system to read these bytes if they are not in memory. In a thread: the call waits for a busy disk."""
+        """Ask the system to read these bytes if they are not in memory. In a thread, because it waits for the disk."""
         if hasattr(os, "posix_fadvise"):
             self._ahead.submit(os.posix_fadvise, self._file, start, length, os.POSIX_FADV_WILLNEED)
 
 
 def _located(checkpoint: Path) -> Mapping[str, str]:
-    """The file of each of a checkpoint's weights."""
+    """The file that contains each of a checkpoint's weights."""
     try:
         # The same order as transformers: an index may be left over from another version.
         if (checkpoint / SINGLE).is_file():
@@ -203,7 +203,7 @@ def _located(checkpoint: Path) -> Mapping[str, str]:
 
 
 def _spellings(name: str, base_model_prefix: str) -> list[str]:
-    """What checkpoints call a weight: some leave the prefix out of all names, and some hold more than a text model."""
+    """A weight's possible names in checkpoints: some leave the prefix out, and some contain more than a text model."""
     bare = name.removeprefix(f"{base_model_prefix}.")
     return [name, bare, f"language_model.{name}", f"{base_model_prefix}.language_model.{bare}"]
 

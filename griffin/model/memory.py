@@ -1,4 +1,4 @@
-"""Memory: asked for in one piece, in huge pages where the system has them; how much is in use; given back."""
+"""Memory: large pieces in huge pages if the system has them, how much is in use, and returning it to the system."""
 
 import ctypes
 import gc
@@ -14,23 +14,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# Of the processor's caches, in bytes.
+# Bytes of a cache line of the processor.
 LINE = 64
 # A huge page lies at a multiple of its size.
 HUGE_PAGE = 2**21
-# What a ``Room`` asks for at least at once.
+# The smallest piece that a ``Room`` requests at once.
 PIECE = 2**26
-# Linux's MAP_NORESERVE, nameless in Python 3.11: one piece may be promised as much as many small ones would be.
+# Linux's MAP_NORESERVE, which Python 3.11 does not name: one large piece is promised as easily as many small ones.
 _NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 def untouched(sizes: Sequence[int]) -> list[Tensor]:
-    """Bytes, uint8 ``(size,)`` for each size, in storages of their own; they take no memory before they are written to.
+    """Bytes, uint8 ``(size,)`` for each size, in separate storages; they take no memory before they are written to.
 
-    Steps hop between rows. With pages of 4 KiB they take up to a fifth longer, by chance of where the rows lie.
+    Steps jump between rows. With pages of 4 KiB they take up to a fifth longer, depending on where the rows are.
 
     Raises:
-        MemoryError: the system does not promise as much.
+        MemoryError: the system refuses so much.
     """
     starts = list(accumulate((-(-size // LINE) * LINE for size in sizes), initial=0))
     # Whole huge pages from the first byte to the last.
@@ -51,16 +51,16 @@ def untouched(sizes: Sequence[int]) -> list[Tensor]:
 
 
 class Room:
-    """Lays matrices that are read together next to each other. A small one alone would have no huge page."""
+    """Puts matrices that are read together next to each other. A small one alone would get no huge page."""
 
     def __init__(self) -> None:
         self._rest = torch.empty(0, dtype=torch.uint8)
 
     def matrix(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        """An empty one, ``(rows, columns)``, on the host.
+        """An empty matrix, ``(rows, columns)``, on the host.
 
         Raises:
-            MemoryError: the system does not promise as much.
+            MemoryError: the system refuses so much.
         """
         size = rows * columns * dtype.itemsize
         taken = -(-size // LINE) * LINE
@@ -72,12 +72,12 @@ class Room:
 
 @cache
 def threads_at_first() -> int:
-    """Torch's threads when this was asked for the first time. Later they may be those of one engine alone."""
+    """Torch's number of threads at the first call. Later it may be that of one engine only."""
     return torch.get_num_threads()
 
 
 def memory_in_use() -> int:
-    """Bytes of this process, on the host and on all CUDA devices. 0 where the system does not say."""
+    """Bytes of this process, on the host and on all CUDA devices; 0 if the system does not say."""
     devices = sum(map(torch.cuda.memory_allocated, range(torch.cuda.device_count())))
     with suppress(OSError, ValueError, IndexError):
         return devices + int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -85,8 +85,8 @@ def memory_in_use() -> int:
 
 
 def give_memory_back() -> None:
-    """What nothing refers to any more goes back to the system and the devices, also what was taken out of the garbage
-    collector's sight."""
+    """Return unused memory to the system and the devices, including objects that were hidden from the garbage
+    collector."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()

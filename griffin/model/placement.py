@@ -21,23 +21,23 @@ from griffin.model.host import offload_
 
 logger = logging.getLogger("griffin")
 
-# A model takes at least so many times the memory of its weights: keys, values and activations come on top.
+# A model takes at least so many times the memory of its weights, because of keys, values and activations.
 ROOM = 1.1
 ATTRIBUTE = "layer_devices"
 
-# The devices of one copy, from the first layer's to the last layer's.
+# The devices of one copy, from the first layer to the last.
 Group = Sequence[torch.device]
 
 
 def parse_device(name: str) -> torch.device:
-    """A device by name, or (auto) CUDA when there is one.
+    """A device by name, or with auto CUDA if there is a GPU.
 
     Raises:
         LoadError: no such device.
     """
     if name == "auto" and torch.version.cuda and not torch.cuda.is_available():
         logger.warning(
-            "torch is built for CUDA %s and sees no GPU: the CPU it is. If there is one, its driver may be too old",
+            "torch is built for CUDA %s but sees no GPU, so the CPU is used. The driver of a GPU may be too old",
             torch.version.cuda,
         )
     if name == "auto":
@@ -55,7 +55,7 @@ def distribute(model: PreTrainedModel, groups: Sequence[Group], *, ff_offload: b
     """Place a loaded model on each group of devices. If no device has room for a copy, one model is split over all.
 
     Raises:
-        LoadError: it does not fit, or cannot be placed so.
+        LoadError: it does not fit, or cannot be placed in this way.
     """
     if ff_offload and any(len(group) > 1 for group in groups):
         raise LoadError("ff-offload keeps a model on one device; name devices with commas, not with +")
@@ -63,7 +63,7 @@ def distribute(model: PreTrainedModel, groups: Sequence[Group], *, ff_offload: b
     groups = _together(groups, needed) if not ff_offload else groups
     models = []
     for number, group in enumerate(groups, start=1):
-        # At most one copy is on the host at a time; the loaded one is moved last.
+        # At most one copy is on the host at a time; the loaded model is moved last.
         each = model if number == len(groups) else copy.deepcopy(model)
         _place_(each, group, needed, ff_offload=ff_offload)
         models.append(each)
@@ -86,7 +86,7 @@ def _place_(model: PreTrainedModel, group: Group, needed: int, *, ff_offload: bo
     room = free_bytes(first)
     if room is not None and needed > room:
         raise LoadError(
-            f"the model does not fit on {first}: it takes {_gib(needed)} and {_gib(room)} are free; "
+            f"the model does not fit on {first}: it takes {_gib(needed)}, but {_gib(room)} are free; "
             "keep its feed-forward weights on the host (ff-offload), or use several devices"
         )
     if ff_offload:
@@ -102,12 +102,12 @@ def resident_bytes(model: PreTrainedModel, *, ff_offload: bool = False) -> int:
     if not ff_offload:
         return total
     blocks = feed_forwards(model)
-    # Two layers of them are on the device at a time.
+    # Two layers of FF weights are on the device at a time.
     return total - sum(_matrix(p).nbytes for block in blocks[2:] for p in (*block.expand, block.contract))
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """How many bytes are free on a device; None where that is not known (CPU)."""
+    """Free bytes on a device; None if unknown (CPU)."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
 
 
@@ -163,7 +163,7 @@ def plan(layer_bytes: Sequence[int], rest_bytes: int, free: Sequence[int | None]
         if room is not None and held > room:
             raise LoadError(
                 f"the model does not fit across these devices: number {number + 1} of them would hold "
-                f"{_gib(held)}, and {_gib(room)} are free"
+                f"{_gib(held)}, but {_gib(room)} are free"
             )
     return numbers
 
@@ -189,15 +189,15 @@ class MoveOutput:
 
 
 def make_current(device: torch.device) -> None:
-    """Have this thread launch its work on this device from now on."""
+    """Make this thread run its work on this device from here on."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Move tensors, also those within tuples, lists and dictionaries. A cache stays as it is."""
+    """Move tensors, also inside tuples, lists and dictionaries. A cache stays as it is."""
     if isinstance(value, Tensor):
-        # Non-blocking only towards CUDA: the host would read data that has not arrived yet.
+        # Non-blocking only towards CUDA; otherwise the host would read data that has not arrived yet.
         return value.to(device, non_blocking=device.type == "cuda")
     if type(value) in (tuple, list):
         return type(value)(_moved(part, device) for part in value)

@@ -1,9 +1,9 @@
-"""Giving a loaded model's matrices a form that takes fewer bytes, in place: ``--quantize``.
+"""``--quantize``: a loaded model's matrices get a form with fewer bytes, in place.
 
-int4: blocks of 32 codes with a scale and a minimum; the embedding and the head in blocks of 8 bits, as GGUF files have
-them: rounded to 4 bits, these two cost as much as all others.
-int8: 8 bits with a scale for each output. The second feed-forward projections have one for each 32 neurons: there a row
-is a neuron, and one scale for a neuron's outputs cost a KL divergence of 0.024 on SmolLM2-135M, all others 0.003.
+int4: blocks of 32 codes with a scale and a minimum. The embedding and the head have blocks of 8 bits, as in GGUF files:
+in 4 bits, these two would lose as much as all others together.
+int8: 8 bits with a scale for each output. The second feed-forward projections have a scale for each 32 neurons: there a
+row is a neuron, and one scale for a whole row cost a KL divergence of 0.024 on SmolLM2-135M; all others cost 0.003.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True, slots=True)
 class _Forms:
-    """Which form each matrix gets. ends: the embedding and the head. contract: the second FF projections."""
+    """The form of each matrix. ends: the embedding and the head. contract: the second FF projections."""
 
     ends: Form
     contract: Form
@@ -70,14 +70,14 @@ def require_possible(model_type: str, source: str) -> None:
         model_type: one that is supported.
 
     Raises:
-        LoadError: models of this type, or all of them, cannot be quantised here.
+        LoadError: models of this type, or all models, cannot be quantised in this installation.
     """
     if why := obstacle(model_type):
         raise LoadError(f"'{source}' cannot be quantised: {why}; leave --quantize out")
 
 
 def places(model: PreTrainedModel, kind: Kind) -> list[Place]:
-    """The matrices that are rounded. A few shapes do not fit a form; these stay plain, as do norms and biases."""
+    """The matrices to round. Some shapes do not fit a form; these stay plain, as do norms and biases."""
     forms, embedding, head = FORMS[kind], model.get_input_embeddings(), model.get_output_embeddings()
     contracting = {id(block.contract) for block in feed_forwards(model)}
     tied = head.weight is embedding.weight
@@ -113,15 +113,15 @@ def rounding(model: PreTrainedModel, source: str) -> Codes:
 
 @torch.no_grad()
 def quantise_(model: PreTrainedModel, places: Sequence[Place], codes: Codes, dtype: torch.dtype, name: str) -> None:
-    """Have the modules at these places hold codes, and all else plain numbers in memory of their own.
+    """Give the modules at these places codes, and everything else plain numbers in its own memory.
 
     Args:
         model: in the dtype of its checkpoint.
-        dtype: of activations, and of what stays plain.
+        dtype: of activations, and of weights that stay plain.
         name: for the progress.
 
     Raises:
-        MemoryError: there is no room for it.
+        MemoryError: there is not enough memory.
     """
     keep_identity_(model)
     sizes = [place.form.sizes(place.shape, by_input=place.by_input) for place in places]
@@ -134,7 +134,7 @@ def quantise_(model: PreTrainedModel, places: Sequence[Place], codes: Codes, dty
 
 
 def _own_(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round parameters to a dtype, in memory of their own; norms and biases are remembered as exactly as they were."""
+    """Round parameters to a dtype, in their own memory; norms and biases are also remembered without rounding."""
     for module, name, parameter in _parameters(model):
         values = parameter.detach()
         parameter.data = values.to(dtype, copy=True)

@@ -1,6 +1,6 @@
-"""What one decode step of the common block reads, taken from a model: merged projections, norms, rotary frequencies.
+"""Everything that one decode step of the common block reads: merged projections, norms, rotary frequencies.
 
-No matrix is copied. Projections that read the same input are merged, and the model's own become views of that.
+No matrix is copied. Projections that read the same input are merged, and the model's own become views of the result.
 
 Shapes: D model width, F feed-forward neurons, V vocabulary, H query heads, G key and value heads, S head size.
 """
@@ -34,14 +34,14 @@ from griffin.model.matrix.modules import MatrixLinear, by_output, merged_, table
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
-# The library's names of the same functions.
+# transformers' names of the same functions.
 ALIASES: dict[str, Activation] = {
     "swish": "silu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-# Their frequencies stay the same as long as a sequence stays within the context that an engine allows.
+# Types whose frequencies stay the same while a sequence fits into an engine's context.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
 
 
@@ -49,8 +49,8 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
 class Norm:
     """RMS norm, or layer norm if ``centred``. Computed in fp32.
 
-    weight: ``(width,)``, fp32 where the family adds one to it, the model's dtype otherwise.
-    bias: likewise, or None.
+    weight: ``(width,)``; fp32 if the family adds one to it, otherwise the model's dtype.
+    bias: the same, or None.
     """
 
     weight: Tensor
@@ -63,7 +63,7 @@ class Norm:
 class Projection:
     """y = matrix x + bias.
 
-    parts: the matrix, ``(outputs, inputs)``, each output's row contiguous; or several whose outputs follow each other.
+    parts: the matrix, ``(outputs, inputs)``, with contiguous rows; or several whose outputs follow each other.
     bias: ``(outputs,)`` or None.
     """
 
@@ -72,7 +72,7 @@ class Projection:
 
     @property
     def matrix(self) -> Matrix:
-        """All of it, where it is one."""
+        """The whole matrix, if it is a single one."""
         (matrix,) = self.parts
         return matrix
 
@@ -91,7 +91,7 @@ class Projection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rotary:
-    """Rotary position embedding: the first 2R elements of each head are R pairs that turn.
+    """Rotary position embedding: the first 2R elements of each head are R pairs that rotate.
 
     frequencies_R: fp32, angle per position.
     scaling: factor on cosine and sine.
@@ -105,7 +105,7 @@ class Rotary:
 
 @dataclass(frozen=True, slots=True)
 class QueryGrowth:
-    """Queries that grow with their position: times 1 + rate ln(1 + floor(position / context))."""
+    """A factor on queries that grows with their position: 1 + rate ln(1 + floor(position / context))."""
 
     rate: float
     context: int
@@ -130,11 +130,11 @@ class FeedForwardWeights:
     gated: bool
 
     def at_rest(self, resting_F: Tensor) -> Tensor:
-        """What the block gives where these are the activations of all neurons: ``(D,)``, in the matrix's dtype."""
+        """The block's output if these are the activations of all neurons: ``(D,)``, in the matrix's dtype."""
         return self.contract.weighted_rows(resting_F.to(self.contract.dtype), self.contract_bias)
 
     def expanding(self) -> list[Projection]:
-        """The gate's projection, and the one that it is multiplied by where gated; ``(F, D)`` each."""
+        """The gate's projection, and with a gate the one that it is multiplied by; ``(F, D)`` each."""
         bias, neurons = self.expand.bias, self.contract.row_count
         parts = [piece for part in self.expand.parts for piece in part.split([neurons] * (part.row_count // neurons))]
         biases = [None] * len(parts) if bias is None else torch.split(bias, neurons)
@@ -146,8 +146,8 @@ class Layer:
     """One decoder block.
 
     query_key_value: ``((H + 2 G) S, D)``.
-    query_norm, key_norm: over one head if their weight is as long as one, else over all heads at once.
-    window: attend to that many latest tokens only; None to all.
+    query_norm, key_norm: over one head if their weight is as long as one head, else over all heads at once.
+    window: number of latest tokens to attend to; None: all.
     """
 
     before_attention: Norm | None
@@ -167,12 +167,12 @@ class Layer:
 class Weights:
     """A whole model.
 
-    dtype: of hidden states, keys and values; matrices may hold their numbers otherwise.
+    dtype: of hidden states, keys and values; matrices may have other formats.
     embedding, embedding_scale: ``(V, D)``; a token's row is multiplied by the factor.
     positions: learned position embeddings ``(context, D)``, or None.
     residual_scale: factor on what attention and FF block add to x, after any norm.
     scale: factor on query-key products.
-    score_cap, logit_cap: c where scores and logits become c tanh(x / c), or None.
+    score_cap, logit_cap: c if scores and logits become c tanh(x / c); otherwise None.
     logit_divisor: logits are divided by this, before any cap.
     gates: see ``gates_by_input``.
     """
@@ -206,10 +206,10 @@ class Weights:
 
     @property
     def cache_dtype(self) -> torch.dtype:
-        """Of keys and values: float16 where weights are codes and activations halves, else as activations are.
+        """Dtype of keys and values: float16 if weights are codes and activations bfloat16, else that of activations.
 
         The step's activations are fp32. Float16 keeps three bits more of them than bfloat16, whose rounding would be
-        the largest error of all.
+        the largest error.
         """
         coded = any(isinstance(matrix, GroupedRows | GroupedColumns) for matrix in self.matrices())
         return torch.float16 if coded and self.dtype == torch.bfloat16 else self.dtype
@@ -223,14 +223,14 @@ class Weights:
         return self.gates.matrices([layer.feed_forward.expanding()[0].matrix for layer in self.layers])
 
     def matrices(self) -> Iterator[Matrix]:
-        """All that a token reads, but for the tables of positions."""
+        """All matrices that a token reads, without tables of positions."""
         yield from (self.embedding, *self.head.parts)
         for layer in self.layers:
             yield from (*layer.query_key_value.parts, *layer.output.parts)
             yield from (*layer.feed_forward.expand.parts, layer.feed_forward.contract)
 
     def contract_bias(self) -> Tensor:
-        """What each layer's contracting projection adds, fp32 ``(L, D)``; zeros where it has no bias."""
+        """The bias of each layer's contracting projection, fp32 ``(L, D)``; zeros if it has none."""
         biases = [layer.feed_forward.contract_bias for layer in self.layers]
         none_D = torch.zeros(self.width, device=self.device)
         return torch.stack([none_D if bias is None else bias for bias in biases]).float()
@@ -238,7 +238,7 @@ class Weights:
 
 @torch.inference_mode()
 def read_weights(model: PreTrainedModel) -> Weights | None:
-    """A model's weights, or None when its blocks do not have the common form."""
+    """A model's weights; None if its blocks do not have the common form."""
     config = model.config
     family = family_of(config)
     names = family.block
@@ -283,7 +283,7 @@ def _known(config: PreTrainedConfig, names: DecoderBlock) -> bool:
 
 
 def _plain(model: PreTrainedModel, blocks: Sequence[FeedForward], names: DecoderBlock) -> bool:
-    """Whether every module computes what its place stands for; adapters and quantised projections compute more."""
+    """Whether every module computes only what the form says; adapters and quantised projections compute more."""
     projections = (*names.attention.query_key_value, names.attention.output)
     try:
         linear = [block.layer.get_submodule(name) for block in blocks for name in projections]
@@ -324,14 +324,14 @@ def _layer(block: FeedForward, names: DecoderBlock, rotary: Rotary | None, windo
 def _feed_forward(block: FeedForward) -> FeedForwardWeights:
     expand = _merged_(block.expand)
     gated = expand.outputs == 2 * block.width
-    # Laid out by neuron already, see ``layout``; a copy only where that was not done.
+    # By neuron already, see ``layout``; a copy only if they are not.
     return FeedForwardWeights(expand, block.down.contiguous(), exact(block.contract, "bias"), gated)
 
 
 def _merged_(projections: Sequence[nn.Module]) -> Projection:
-    """One matrix for several that read the same input, where formats allow it.
+    """One matrix for several that read the same input, if their formats allow it.
 
-    Theirs become views of it, so that all trees share it.
+    The originals become views of it, so that all trees share it.
     """
     biases = [exact(projection, "bias") for projection in projections]
     present = [bias for bias in biases if bias is not None]
@@ -357,7 +357,7 @@ def _norm(module: nn.Module, names: NormNames) -> Norm:
 
 
 def _rotaries(model: PreTrainedModel, blocks: Sequence[FeedForward], names: Positions) -> list[Rotary | None]:
-    """Each layer's; layers of one kind share one object, so that its angles are computed once a token."""
+    """The rotary embedding of each layer. Layers of one kind share an object, so angles are computed once a token."""
     if names.rotary is None:
         return [None] * len(blocks)
     module = model.get_submodule(names.rotary)
@@ -400,7 +400,7 @@ def _activation(config: PreTrainedConfig, names: DecoderBlock) -> Any:
 
 
 def _parts(rope: dict[str, Any]) -> list[dict[str, Any]]:
-    """One for each kind of layer, or one for all."""
+    """The parameters of each kind of layer, or of all layers."""
     return [part for part in rope.values() if isinstance(part, dict)] or [rope]
 
 

@@ -1,1 +1,1 @@
-"""From a valid request to what the client reads: what the engine is told, pieces of text, objects, streams, reports."""
+"""From a valid request to its answer: choices for the engine, pieces of text, objects, streams, reports."""

@@ -1,4 +1,4 @@
-"""A request's sparsity and its ``griffin`` object become an engine's choices. The settings fill in the rest."""
+"""A request's sparsity and ``griffin`` object become the engine's choices. The settings fill in what is absent."""
 
 import math
 from collections.abc import Sequence

@@ -23,7 +23,7 @@ class Call:
 class Answer:
     """All pieces of one answer, in order.
 
-    echo: the opening, if there was one; its tokens are the prompt's.
+    echo: the prompt, if the answer repeats it; its tokens are the prompt's.
     """
 
     prompt: int
@@ -45,7 +45,7 @@ class Answer:
 
     @property
     def tokens(self) -> list[ScoredToken]:
-        """Generated ones, if log-probabilities were wanted."""
+        """The generated tokens; empty unless log-probabilities were requested."""
         return [token for piece in self.pieces if not piece.opening for token in piece.tokens]
 
     @property
@@ -58,16 +58,16 @@ class Answer:
 
     @property
     def no_calls(self) -> frozenset[int]:
-        """Which of the calls that began are none."""
+        """Indices of calls that turned out to be text."""
         return frozenset(part.index for part in self.parts if isinstance(part, NoCall))
 
     @property
     def thought(self) -> str:
-        """What the model thought before."""
+        """The model's thought before its answer."""
         return "".join(part.text for part in self.parts if isinstance(part, Thought))
 
     def said(self) -> tuple[str, list[Call]]:
-        """Content and calls. What began like a call and is none is content."""
+        """Content and calls. Text that began like a call but is not one belongs to the content."""
         if not (parts := self.parts):
             return self.text, []
         content: list[str] = []
@@ -84,7 +84,7 @@ class Answer:
 
     @property
     def mean_logprob(self) -> float:
-        """Of the generated tokens; 0 where no log-probabilities were wanted."""
+        """Mean over the generated tokens; 0 unless log-probabilities were requested."""
         return sum(token.logprobs.chosen for token in self.tokens if token.logprobs) / max(1, len(self.ids))
 
 
@@ -98,7 +98,7 @@ class Collected:
         self._answers.setdefault(piece.answer, Answer(piece.prompt)).add(piece)
 
     def best(self, choices: int) -> list[Answer]:
-        """For each prompt, so many answers of the highest mean log-probability. All of them stay in their order."""
+        """For each prompt, the ``choices`` answers of the highest mean log-probability, in their original order."""
         ordered = [self._answers[key] for key in sorted(self._answers)]
         chosen: list[Answer] = []
         for prompt in sorted({answer.prompt for answer in ordered}):

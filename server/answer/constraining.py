@@ -28,8 +28,8 @@ UNLIMITED = 2**62
 async def grammar_of(form: Form | None, offered: Offered | None, model: ServedModel) -> Grammar | None:
     """
     Raises:
-        InvalidRequest: the form cannot be compiled, or takes too much; names the form's field, or the tool's.
-        InvalidField: the form does not go with tools.
+        InvalidRequest: the form cannot be compiled, or costs too much; the error names the form's or tool's field.
+        InvalidField: the form cannot be combined with tools.
     """
     if offered and (offered.mode != "auto" or form):
         return await _calls(form, offered, model)
@@ -67,13 +67,13 @@ def after_thought(calls: Grammar, budget: Grammar | None, thoughts: Thoughts | N
 
 
 def budget_of(body: GenerationRequest, thoughts: Thoughts | None, model: ServedModel) -> Grammar | None:
-    """The grammar that ends a thought after the tokens that the request gives it; None where it names no number.
+    """The grammar that ends a thought at the request's token budget; None if the request sets no budget.
 
     Args:
-        thoughts: those that answers may begin with, if any.
+        thoughts: how answers begin with a thought, if they can.
 
     Raises:
-        InvalidField: the model does not think, its marks are no tokens, or a field does not go with a budget.
+        InvalidField: the model does not think, its marks are not single tokens, or another field excludes a budget.
     """
     if (budget := body.thought_budget()) is None:
         return None
@@ -81,7 +81,7 @@ def budget_of(body: GenerationRequest, thoughts: Thoughts | None, model: ServedM
     require_thoughts(model, field)
     for name in ("min_tokens", "ignore_eos"):
         if getattr(body, name, None):
-            raise InvalidField(f"{field}: not together with {name}; leave one of them out", field)
+            raise InvalidField(f"{field}: cannot be combined with {name}; leave one of them out", field)
     if thoughts is None:
         return None
     size = model.engine.vocabulary_size
@@ -104,11 +104,11 @@ async def _form(form: Form, grammars: Grammars) -> Grammar:
 
 
 async def _calls(form: Form | None, offered: Offered, model: ServedModel) -> Grammar:
-    """Calls; where they need not come, JSON of the form instead."""
+    """The grammar of calls; if a call is optional, JSON of the form is allowed instead."""
     instead = None
     if form and offered.mode == "auto":
         if form.kind not in ("json_object", "json_schema"):
-            raise InvalidField(f"{form.param} not together with tools; leave one of them out", form.param)
+            raise InvalidField(f"{form.param}: cannot be combined with tools; leave one of them out", form.param)
         await _form(form, model.grammars)
         instead = closed(form.value) if form.kind == "json_schema" else {"type": "object"}
     schemas = [(tool.function.name, tool.function.schema_of_arguments()) for tool in offered.tools]
@@ -124,7 +124,7 @@ async def _compiled(
     try:
         return await model.grammars.of_lark(grammar, "tools")
     except InvalidRequest:
-        # Which of them is at fault?
+        # Compile each tool alone to find the one at fault.
         for place, (_, schema) in zip(offered.places, schemas, strict=True):
             await model.grammars.of_schema(schema, f"tools[{place}].{offered.parameters}")
         raise

@@ -13,9 +13,9 @@ from server.work.job import Ask, Made, Read
 class PromptCounts:
     """One prompt.
 
-    cached_tokens: how many of its tokens were known from an earlier prompt.
-    selection: what was chosen for it; None before, and where nothing was.
-    shares: what tokens have read of the FF weights so far, where each token picks that.
+    cached_tokens: tokens of the prompt that an earlier prompt had computed.
+    selection: the neurons chosen for the prompt; None until they are chosen, and if none are.
+    shares: fractions of the FF weights that tokens have read so far, if each token picks its own neurons.
     """
 
     cached_tokens: int = 0
@@ -27,9 +27,9 @@ class PromptCounts:
 class AnswerCounts:
     """One answer so far.
 
-    tokens: generated. reasoning_tokens: those of them that belong to thoughts.
-    last_at: when the last of them was made, in seconds of ``time.monotonic``.
-    verified: what verification did; None where nothing is verified.
+    tokens: how many were generated. reasoning_tokens: how many of them belong to thoughts.
+    last_at: when the last token was made, in seconds of ``time.monotonic``.
+    verified: what verification did; None if nothing is verified.
     """
 
     tokens: int = 0
@@ -42,10 +42,10 @@ class AnswerCounts:
 class Times:
     """When tokens were made, in seconds of ``time.monotonic``.
 
-    first: the first token of all answers; None before.
-    last: the last token, or prompt that was read; 0 before.
-    gaps: how many pairs of successive tokens of the same answer there are.
-    gaps_s: the time between them, summed.
+    first: the first token of all answers; None before it.
+    last: the last token made or prompt read; 0 before it.
+    gaps: number of pairs of successive tokens within one answer.
+    gaps_s: seconds between the tokens of all these pairs, summed.
     """
 
     first: float | None = None
@@ -55,10 +55,10 @@ class Times:
 
 
 class Counts:
-    """What a job's events say, added up.
+    """The sum of a job's events.
 
-    pruning: the choices that apply to all prompts alike. Until a prompt was read, those that were asked for.
-    outlook: what sparsity auto predicted, if it was asked for.
+    pruning: the choices that apply to all prompts. Until a prompt was read, these are the requested ones.
+    outlook: what sparsity auto predicted, if it was requested.
     """
 
     def __init__(self, asks: Sequence[Ask]) -> None:
@@ -71,17 +71,17 @@ class Counts:
 
     @property
     def tokens(self) -> int:
-        """Generated, in all answers."""
+        """Generated tokens of all answers."""
         return sum(answer.tokens for answer in self.answers.values())
 
     @property
     def reasoning_tokens(self) -> int:
-        """Of thoughts, in all answers."""
+        """Tokens of thoughts in all answers."""
         return sum(answer.reasoning_tokens for answer in self.answers.values())
 
     @property
     def selections(self) -> list[Selection]:
-        """One for each prompt that neurons were chosen for."""
+        """One for each prompt for which neurons were chosen."""
         return [prompt.selection for prompt in self.prompts if prompt.selection is not None]
 
     def read(self, read: Read, at: float) -> None:
@@ -116,6 +116,6 @@ class Counts:
         return gap_s
 
     def _chosen(self, prompt: int, selection: Selection) -> None:
-        """The first choice is the prompt's; others may be taken on the way."""
+        """The prompt's selection is the first one; a refresh may choose others later."""
         if self.prompts[prompt].selection is None:
             self.prompts[prompt].selection = selection

@@ -16,14 +16,14 @@ from server.work.mailbox import Silence
 
 
 class Generation:
-    """From a queued job to its last piece. ``report``: what it has used and applied so far."""
+    """A job from the queue to its last piece. ``report``: what the job has used and applied so far."""
 
     def __init__(
         self, job: Job, model: ServedModel, counts: Counts, report: Report, observation: Observation, delivery: Delivery
     ) -> None:
         """
         Args:
-            counts: what ``observation`` counts, and ``report`` tells.
+            counts: shared: ``observation`` counts into it, ``report`` reads it.
         """
         self.job, self.model, self.report, self.delivery = job, model, report, delivery
         self._observation, self._counts = observation, counts
@@ -31,20 +31,20 @@ class Generation:
         self._traces = Traces(job.asks[0], counts, model.experts, model.workers.comparisons)
         self._outcome = Outcome(job, delivery.sequences)
         self._closed = False
-        # Whoever still holds this, such as a stream to a slow reader, holds the model too.
+        # The model stays loaded while this object lives: a stream to a slow reader may still hold it.
         model.answers.add(id(self))
         weakref.finalize(self, model.answers.discard, id(self))
 
     def submit(self) -> None:
-        """Queue the job; raises like ``Queue.submit``. From here on the request is counted, however it ends."""
+        """Queue the job; raises like ``Queue.submit``. The request is counted from here on, however it ends."""
         self.model.workers.queue.submit(self.job)
         self._observation.accepted()
 
     async def pieces(self, idle_s: float | None = None) -> AsyncGenerator[Piece | None, None]:
-        """All pieces; None whenever there was none for so many seconds. Ends early when the job was cancelled.
+        """All pieces; None after each ``idle_s`` seconds without one. Ends early if the job was cancelled.
 
         Raises:
-            Exception: what ended the job.
+            Exception: the error that ended the job.
         """
         try:
             while self._outcome.is_open:
@@ -69,7 +69,7 @@ class Generation:
             self.close()
 
     def close(self) -> None:
-        """Give the job up if it still runs, and count the request, once. Called however the request ends."""
+        """Cancel the job if it still runs, and count the request once. Called however the request ends."""
         if not self._closed:
             self._closed = True
             self.model.workers.queue.discard(self.job)
@@ -96,7 +96,7 @@ class Generation:
 
 
 class Outcome:
-    """How a request ends, in a word: why its last answer ended, ``cancelled`` before that, or an error's reason."""
+    """How a request ends, in one word: its last answer's finish reason, ``cancelled``, or an error's reason."""
 
     def __init__(self, job: Job, sequences: int) -> None:
         self.word = "cancelled"
@@ -106,7 +106,7 @@ class Outcome:
 
     @property
     def is_open(self) -> bool:
-        """Whether an answer has not ended, or a comparison with the full model that was asked for has not come."""
+        """Whether an answer has not ended, or a requested comparison with the full model is missing."""
         return self._answers > 0 or self._comparisons > 0
 
     def ended(self, finish_reason: FinishReason) -> None:

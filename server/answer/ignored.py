@@ -1,4 +1,4 @@
-"""Keys of a body that mean nothing here are named in the answer and in the log."""
+"""Unknown keys of a body are named in the answer and in the log."""
 
 import logging
 from typing import Protocol
@@ -7,20 +7,20 @@ from urllib.parse import quote
 logger = logging.getLogger("griffin")
 
 IGNORED_HEADER = "x-griffin-ignored"
-# So many are named.
+# At most this many keys are named.
 HEADER_KEYS = 16
 
 
 class Body(Protocol):
-    """A body that may have keys without a meaning here."""
+    """A body that may have unknown keys."""
 
     def ignored(self) -> list[str]: ...
 
 
 def ignored_header(body: Body) -> dict[str, str]:
-    """The header that names a body's unknown keys, or none.
+    """The header that names a body's unknown keys; empty if there are none.
 
-    They are common and harmless, but a misspelt ``sparsity`` must not go unseen.
+    Unknown keys are common and harmless, but a misspelt ``sparsity`` must be noticed.
     """
     names = [quote(name[:64].encode("utf-8", "replace"), safe="/[]") for name in body.ignored()]
     if not names:

@@ -1,4 +1,4 @@
-"""From a valid body to a queued job: the model, the sparsity, the ids of each prompt."""
+"""From a valid body to a queued job: the model, the sparsity, the token ids of each prompt."""
 
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -35,9 +35,9 @@ SPARSITY_HEADER = "x-griffin-sparsity"
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """One request while it is taken in: its body, and what has been found out from it.
+    """One request before it is queued: its body, and what was derived from it.
 
-    arrived: in seconds of ``time.monotonic``.
+    arrived: when it arrived, in seconds of ``time.monotonic``.
     """
 
     service: Service
@@ -51,23 +51,23 @@ class Intake:
     async def queue(
         self, prompts: Sequence[Prompt], add_special_tokens: bool, opens: bool, offered: Offered | None = None
     ) -> Generation:
-        """Tokenize the prompts and submit them. A place in the queue is taken first: tokenizing costs more than a
-        refusal.
+        """Tokenize the prompts and submit them. A place in the queue is reserved first, because tokenizing costs more
+        than a refusal.
 
         Args:
             opens: see ``Delivery``.
-            offered: the tools that answers may call.
+            offered: the tools that answers may call, if any.
 
         Raises:
             QueueFull, ServerDraining, EngineFailed: see ``Queue.reserve``.
-            InvalidRequest, InvalidField: a prompt that no engine could take, or a form that answers cannot be held to.
+            InvalidRequest, InvalidField: the engine cannot take a prompt, or no answer can have the requested form.
         """
         shortened = bool(self.body.truncate_prompt_tokens)
         with self.model.workers.queue.reserve():
             with self._errors_by_field():
                 ids = await tokenize(self.model, prompts, add_special_tokens, shortened=shortened)
                 grammar = await grammar_of(self.body.form(), offered, self.model)
-                # An answer that is held to a form has no thought.
+                # An answer with a form has no thought.
                 thoughts = None if grammar or not opens else self._thoughts(prompts[0])
                 grammar = grammar or budget_of(self.body, thoughts, self.model)
                 if (calls := await strict_calls_of(self.body.form(), offered, self.model)) is not None:
@@ -83,7 +83,7 @@ class Intake:
 
     @contextmanager
     def _errors_by_field(self) -> Iterator[None]:
-        """The engine's word for a field becomes the client's."""
+        """Replace the engine's name of a field by the client's."""
         try:
             yield
         except InvalidRequest as refusal:
@@ -98,7 +98,7 @@ class Intake:
         limit = body.limit_within(context - len(prompt_ids), defaults, clamp=clamp)
         choices, pruning = self.choices, self.choices.pruning
         if pruning.auto is not None:
-            # A request without a limit is not expected to fill the context.
+            # A request without max_tokens is not expected to fill the context.
             tokens = limit if (body.token_limit() or 0) > 0 else None
             pruning = replace(pruning, auto=replace(pruning.auto, tokens=tokens))
         samplings = body.samplings(limit, defaults, grammar)
@@ -149,7 +149,7 @@ class Intake:
         )
 
     def _thoughts(self, prompt: Prompt) -> Thoughts | None:
-        """How the thoughts of a conversation's answers are told, if the model has any."""
+        """How thoughts are recognised in a conversation's answers, if the model thinks."""
         marks = self.model.thoughts
         return Thoughts(marks, is_begun(marks, prompt)) if marks is not None and isinstance(prompt, str) else None
 
@@ -161,9 +161,9 @@ class Intake:
         return Reading(thoughts, calls) if thoughts or calls else None
 
     async def _echoes(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], asks: Sequence[Ask]) -> list[str]:
-        """The prompts as texts. A text that was not truncated is echoed as it came; all else is spelled, special tokens
-        included: ``skip_special_tokens`` is about what is generated."""
-        # The tokens of a text may have others before them, which the tokenizer has added: not all of them are spelled.
+        """The prompts as texts. A text that was not truncated is echoed unchanged. Everything else is decoded with
+        special tokens, because ``skip_special_tokens`` applies to generated tokens only."""
+        # The tokenizer may have put tokens before a text's own tokens; these are not decoded.
         texts = [
             prompt if isinstance(prompt, str) and len(own) == len(ask.prompt_ids) else None
             for prompt, own, ask in zip(prompts, ids, asks, strict=True)
@@ -181,14 +181,14 @@ class Intake:
 
 @asynccontextmanager
 async def begin(body: GenerationRequest, request: Request, prompts: int) -> AsyncIterator[Intake]:
-    """Find out which model and which choices a body asks for. The model stays loaded until the end: queue it before.
+    """Find the model and the choices of a body. The model stays loaded until the block ends: queue the job inside it.
 
     Args:
-        prompts: how many the body has.
+        prompts: number of prompts in the body.
 
     Raises:
         ModelNotFound, ModelLoading, ModelUnavailable, ServerDraining, RequestTimeout: see ``Service.resolve``.
-        InvalidField: model name, header and body do not name the same sparsity; or see ``choose``.
+        InvalidField: the model name, the header and the body name different sparsities; or see ``choose``.
         ExpertsNotFound: see ``choose``.
     """
     service: Service = request.app.state.service
@@ -203,10 +203,10 @@ async def begin(body: GenerationRequest, request: Request, prompts: int) -> Asyn
 def _requested_sparsity(
     body: GenerationRequest, header: str | None, alias: SparsityChoice | None
 ) -> SparsityChoice | None:
-    """The sparsity that a request names, in one way or another; None where it names none.
+    """The sparsity that a request names in its model name, header or body; None if it names none.
 
     Raises:
-        InvalidField: it names two.
+        InvalidField: it names two different ones.
     """
     named = {
         "sparsity": body.sparsity,

@@ -1,4 +1,4 @@
-"""What happens to one request, as metrics while it happens, and as fields of its log line at its end."""
+"""What happens to one request: metrics while it runs, and fields of its log line at its end."""
 
 import time
 from collections.abc import MutableMapping
@@ -15,13 +15,13 @@ from server.metrics import Metrics, sparsity_label
 from server.protocol.structured import FormKind
 from server.work.job import Compared, Job, Made, Read
 
-# What tokens have read by thresholds is taken over after so many of them.
+# After this many tokens, the shares that thresholds read are copied into the metrics.
 COUNTED_EVERY = 16
 
 
 @dataclass(frozen=True, slots=True)
 class TokenMetrics:
-    """What each token adds to, looked up once for all tokens of a sparsity."""
+    """The metrics that each token adds to. They are looked up once for all tokens of a sparsity."""
 
     labels: tuple[str, str]
     generated: Counter
@@ -42,7 +42,7 @@ class TokenMetrics:
 
 
 class Observation:
-    """Counts a job's events, and tells metrics and log about them. Never a word of the text."""
+    """Counts a job's events and reports them to metrics and log. It never reports text."""
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class Observation:
     ) -> None:
         """
         Args:
-            log_fields: of the request's log line; ``end`` adds to them.
-            form: the kind of form that answers are held to.
+            log_fields: fields of the request's log line; ``end`` adds to them.
+            form: the kind of form that answers must have.
         """
         self._job, self._counts, self._report, self._accounting = job, counts, report, accounting
         self._metrics, self._model_name, self._log_fields = metrics, model_name, log_fields
         self._form = form
         self._tokens = self._token_metrics()
-        # What the next token reads: everything, until neurons are chosen.
+        # What the next token reads: all weights, until neurons are chosen.
         self._active, self._bytes = accounting.total, accounting.weight_bytes
         self._choice: Chosen | None = None
 
@@ -75,10 +75,10 @@ class Observation:
             self._metrics.structured.labels(self._model_name, self._form).inc()
 
     def read(self, read: Read) -> None:
-        """A prompt was read, and its neurons may be chosen already."""
+        """A prompt was read; its neurons may be chosen already."""
         self._counts.read(read, time.monotonic())
         if read.outlook is not None:
-            # Sparsity auto has come to a number.
+            # Sparsity auto has become a number.
             self._tokens = self._token_metrics()
         if read.selection is not None:
             self._chosen(read.selection.chosen)
@@ -87,7 +87,7 @@ class Observation:
         self._metrics.prefix_file_hits.labels(self._model_name).inc(read.cached_in_files)
 
     def made(self, made: Made) -> None:
-        """A token was made. Metrics hear of it now: at the end, a long answer would look like silence, then a burst."""
+        """A token was made. It is counted at once: counted at the end, a long answer would show as one burst."""
         token, gap_s = made.token, self._counts.made(made)
         if token.selection is not None:
             self._chosen(token.selection.chosen)
@@ -95,7 +95,7 @@ class Observation:
             self._chosen(self._choice, token.shares)
         if gap_s is not None:
             self._tokens.inter_token_latency.observe(gap_s)
-            # What checked tokens read is known for a block of them only.
+            # What verified tokens read is known for a whole block only.
             if token.verified is None:
                 self._tokens.parameters_read.inc(self._active)
                 self._tokens.bytes_read.inc(self._bytes)
@@ -112,7 +112,7 @@ class Observation:
         """The request has ended. Called once.
 
         Args:
-            outcome: stop or length, why the last answer ended; cancelled; or the reason of an error.
+            outcome: stop or length if the last answer ended so; cancelled; or the reason of an error.
         """
         if outcome == "cancelled":
             self._metrics.disconnects.labels(self._model_name, self._phase()).inc()
@@ -127,7 +127,7 @@ class Observation:
         return TokenMetrics.of(self._metrics, self._model_name, self._counts.pruning)
 
     def _chosen(self, chosen: Chosen | None, shares: Shares | None = None) -> None:
-        """Tokens read so; where they pick what they read, these shares on average, or as planned."""
+        """Set what tokens read. If each token picks its own neurons: ``shares`` on average, or as planned."""
         if chosen is not None:
             self._choice, accounting = chosen, self._accounting
             self._active, self._bytes = (
@@ -135,7 +135,7 @@ class Observation:
             )  # fmt: skip
 
     def _verified(self, key: tuple[int, int], verified: Verified) -> None:
-        """Add what is new in an answer's figures."""
+        """Add what is new in an answer's verification figures."""
         answer = self._counts.answers[key]
         before, answer.verified = answer.verified or Verified(), verified
         if verified == before:

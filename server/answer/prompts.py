@@ -1,4 +1,4 @@
-"""Messages become a text, by the model's chat template, and texts become ids."""
+"""Messages become a text by the model's chat template; texts become token ids."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from server.served import ServedModel
 from server.text.infill import Gap, Infill
 from server.text.tokenizer import TemplateFailed, encode, render_chat
 
-# A text, ids, or two texts with a gap between them.
+# A text, token ids, or two texts with a gap between them.
 Prompt = str | list[int] | Gap
 
-# In characters: no vocabulary in use has a longer token. A text of more than so many characters for each token of the
-# context cannot fit, and would cost seconds and gigabytes to tokenize.
+# Characters. No vocabulary in use has a longer token. A text with more characters than this for each token of the
+# context cannot fit; tokenizing it would cost seconds and gigabytes.
 LONGEST_TOKEN = 128
-# Characters of a tool, about.
+# Approximate characters of a tool's description.
 TOOL = 1_000
 
 
@@ -23,7 +23,7 @@ async def render(model: ServedModel, body: Templated) -> str:
     """Messages as one prompt, by the model's chat template.
 
     Raises:
-        InvalidField: the model has no chat template, is to think and does not, or its template refuses these messages.
+        InvalidField: the model has no chat template, cannot think as requested, or its template refuses the messages.
     """
     said_in = body.said_in
     if body.thinks:
@@ -49,17 +49,17 @@ async def render(model: ServedModel, body: Templated) -> str:
 def require_thoughts(model: ServedModel, param: str) -> None:
     """
     Raises:
-        InvalidField: the model, which is asked to think by that field, does not.
+        InvalidField: ``param`` asks the model to think, but it does not.
     """
     if model.thoughts is None:
         raise InvalidField(f"{param}: {model.name} does not think; leave it out", param, "unsupported_parameter")
 
 
 def with_gaps(model: ServedModel, prompts: Sequence[str | list[int]], suffix: str | None) -> Sequence[Prompt]:
-    """Prompts of a request, each with the gap before its ``suffix`` if it has one.
+    """The prompts of a request. With a ``suffix``, each becomes a gap between the prompt and the suffix.
 
     Raises:
-        InvalidField: the model does not fill gaps.
+        InvalidField: the model cannot fill gaps.
     """
     if not suffix:
         return prompts
@@ -70,7 +70,7 @@ def with_gaps(model: ServedModel, prompts: Sequence[str | list[int]], suffix: st
 def require_infill(model: ServedModel) -> Infill:
     """
     Raises:
-        InvalidField: the model does not fill gaps.
+        InvalidField: the model cannot fill gaps.
     """
     if model.infill is None:
         raise InvalidField(
@@ -85,13 +85,13 @@ def require_infill(model: ServedModel) -> Infill:
 async def tokenize(
     model: ServedModel, prompts: Sequence[Prompt], add_special_tokens: bool, *, shortened: bool = False
 ) -> list[list[int]]:
-    """Texts become ids, and so do texts with a gap; ids stay.
+    """Texts, and texts with a gap, become ids; ids stay as they are.
 
     Args:
-        shortened: only the last ids of each will be kept.
+        shortened: only the last ids of each prompt will be kept.
 
     Raises:
-        ContextLengthExceeded: a text is so long that it cannot fit, whatever its tokens are.
+        ContextLengthExceeded: a text is too long to fit, however it is tokenized.
     """
     context = model.engine.context_length
     longest, size = context * LONGEST_TOKEN, 0

@@ -1,4 +1,4 @@
-"""What an answer says of itself: the tokens that it used, what GRIFFIN applied, and how long things took."""
+"""What an answer reports: the tokens it used, what GRIFFIN applied, and how long each part took."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,23 +25,23 @@ from server.protocol.report import (
 )
 from server.work.job import Job
 
-# The exponential of more is no float.
+# Above this, the exponential exceeds the largest float.
 MOST_NATS = 700.0
 
 
 class Report:
-    """One request's, at any time while it is answered."""
+    """The report of one request, at any time while it is answered."""
 
     def __init__(self, job: Job, counts: Counts, accounting: Accounting, requested: SparsityChoice | None) -> None:
         """
         Args:
-            requested: the sparsity that the client named, in whichever way.
+            requested: the sparsity that the client named in any way.
         """
         self._job, self._counts = job, counts
         self._accounting, self._requested = accounting, requested
 
     def usage(self) -> Usage:
-        """All prompts and all answers together."""
+        """The usage of all prompts and all answers together."""
         cached = sum(prompt.cached_tokens for prompt in self._counts.prompts)
         return _usage(
             sum(len(ask.prompt_ids) for ask in self._job.asks),
@@ -51,7 +51,7 @@ class Report:
         )
 
     def usage_of(self, prompt: int, sample: int) -> Usage:
-        """One answer so far, and its prompt."""
+        """The usage of one answer so far, with its prompt."""
         answer = self._counts.answers.get((prompt, sample))
         read, cached = len(self._job.asks[prompt].prompt_ids), self._counts.prompts[prompt].cached_tokens
         return _usage(read, answer.tokens if answer else 0, cached, answer.reasoning_tokens if answer else 0)
@@ -89,11 +89,11 @@ class Report:
         )
 
     def timing(self) -> TimingReport:
-        """Null in all fields until a prompt was read."""
+        """All fields are null until a prompt was read."""
         job, times = self._job, self._counts.times
         if job.started is None or not times.last:
             return TimingReport.model_construct(**dict.fromkeys(TimingReport.model_fields))
-        # Where nothing was generated, the last prompt has been read by then.
+        # If nothing was generated, the last prompt was read at this time.
         read = times.last if times.first is None else times.first
         return TimingReport(
             time_to_first_token_ms=None if times.first is None else milliseconds(times.first - job.arrived),
@@ -105,16 +105,16 @@ class Report:
         )
 
     def _verified(self) -> list[Verified]:
-        """Of all answers. Where n-grams alone draft, those without a draft were made as if there were no drafts.
+        """Verification figures of all answers. With n-gram drafts alone, answers without a draft are left out.
 
-        Tokens that a grammar forced, and that were read in a pass, count too.
+        Tokens that a grammar forced and that a pass read count too.
         """
         alone = self._job.asks[0].verification.source in ("none", "ngram")
         found = (answer.verified for answer in self._counts.answers.values() if answer.verified)
         return [verified for verified in found if verified.drafted or verified.forced or not alone]
 
     def _read(self) -> "_TokenReads":
-        """What a token reads by the first prompt's choice. All figures of neurons go by that one."""
+        """What a token reads with the first prompt's neurons. All figures about neurons use that prompt."""
         accounting = self._accounting
         for prompt in self._counts.prompts:
             if prompt.selection is not None:
@@ -139,9 +139,9 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class _TokenReads:
-    """What a token after the first reads, on average.
+    """What a token after the first one reads, on average.
 
-    neurons: that stay, in all layers.
+    neurons: number of neurons that stay, over all layers.
     """
 
     neurons: int
@@ -153,7 +153,7 @@ class _TokenReads:
     def of(cls, accounting: Accounting, chosen: Chosen, counted: Shares | None) -> "_TokenReads":
         """
         Args:
-            counted: what tokens have read by thresholds; None before any has.
+            counted: measured shares that tokens read by thresholds; None before any token did.
         """
         shares = counted or chosen.shares(accounting.width)
         neurons = chosen.count if isinstance(chosen, Kept) else accounting.neurons
@@ -205,7 +205,7 @@ def _auto(outlook: Outlook | None) -> AutoReport | None:
 
 
 def _comparison(answers: Sequence[Comparison]) -> ComparisonReport | None:
-    """Means over the tokens of all answers; of the perplexity ratio, an exponential of a mean, the geometric mean."""
+    """Means over the tokens of all answers. For the perplexity ratio this is the geometric mean."""
     if not (tokens := sum(one.tokens for one in answers)):
         return None
 

@@ -1,4 +1,4 @@
-"""An answer on its way to its reader, as a stream or as one body, whatever its format."""
+"""Sends an answer to its reader, as a stream or as one body, in any format."""
 
 import asyncio
 import logging
@@ -22,11 +22,11 @@ from server.work.job import Job
 logger = logging.getLogger("griffin")
 
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-# A comment: clients skip it, proxies see that the connection is alive.
+# A comment line: clients skip it, and proxies see that the connection is alive.
 KEEP_ALIVE = b": keep-alive\n\n"
-# For a reader who is slow to take the last words, beyond the request's deadline.
+# Seconds beyond the request's deadline, for a reader that takes the last bytes slowly.
 LAST_WORDS_S = 5
-# Tokens that take so long to write that the event loop must not do it.
+# With more tokens than this, writing takes so long that it must not run on the event loop.
 MUCH = 2_000
 PART_BYTES = 2**16
 
@@ -80,14 +80,14 @@ async def events(
 
 
 async def whole(generation: Generation, format: Format, request: Request, headers: dict[str, str]) -> Response:
-    """All of it at once."""
+    """The whole answer in one response."""
     collected = Collected()
     async with _cancelled_when_gone(request, generation.job), aclosing(generation.pieces()) as pieces:
         async for piece in pieces:
             if piece is not None:
                 collected.add(piece)
     if not generation.job.answered:
-        # Nobody reads this; 499 is what proxies log for a client that left.
+        # Nobody reads this response; proxies log 499 for a client that left.
         return Response(status_code=499)
     answers = collected.best(generation.delivery.choices)
     body = await _worked_out(len(answers) * generation.report.usage().total_tokens, format.whole, answers)
@@ -95,12 +95,12 @@ async def whole(generation: Generation, format: Format, request: Request, header
 
 
 async def _worked_out(size: int, work: Callable[..., bytes], *arguments: Any) -> bytes:
-    """On the event loop if it is little, in a thread if it would keep all others waiting."""
+    """Run small work on the event loop, and large work in a thread, so that other requests do not wait."""
     return work(*arguments) if size < MUCH else await asyncio.to_thread(work, *arguments)
 
 
 async def _parts(body: bytes) -> AsyncGenerator[bytes, None]:
-    """Handed over as they are read: a large body does not wait in memory for a reader who has none."""
+    """Hand a body over in parts as they are read, so that a large one does not pile up for a slow reader."""
     for start in range(0, len(body), PART_BYTES):
         yield body[start : start + PART_BYTES]
 

@@ -13,15 +13,15 @@ from server.work.job import Ask, Made, Read
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How an answer is to be written, beyond which tokens it has.
+    """How an answer is written.
 
-    model_name: as the client called it.
+    model_name: the name that the client used.
     choices, sequences: answers to each prompt that are returned, and that are generated (``n`` and ``best_of``).
-    opens: each answer begins with a piece of its own, before its first token.
+    opens: each answer begins with a piece before its first token.
     prompts: the texts that answers begin with (``echo``), one for each prompt.
-    logprobs, token_ids: what pieces have beside their text.
-    stops, include_stop, min_tokens: where the text ends, see ``TextStream``.
-    reading: how thoughts and calls are read out of the text, if there can be any.
+    logprobs, token_ids: what pieces carry beside their text.
+    stops, include_stop, min_tokens: where the text ends; see ``TextStream``.
+    reading: how thoughts and calls are read from the text; None if there can be none.
     """
 
     model_name: str
@@ -40,14 +40,14 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of one answer: its opening, or one token of it.
+    """Part of one answer: its opening, or one token.
 
-    prompt, sample: of which prompt, and which of the answers to it.
-    tokens: with log-probabilities, if they are wanted. In an opening that echoes the prompt, the prompt's.
-    ids: of generated tokens.
-    finish_reason: on the answer's last piece.
-    parts: thoughts, content and calls in their order, if it is read for them; ``text`` is the content then.
-    thinking: it belongs to a thought.
+    prompt, sample: index of the prompt, and of the answer to it.
+    tokens: the tokens with log-probabilities, if requested. In an opening that echoes the prompt, the prompt's tokens.
+    ids: ids of the generated tokens.
+    finish_reason: set on the answer's last piece.
+    parts: thoughts, content and calls in their order, if the answer is read for them; ``text`` is then the content.
+    thinking: the token belongs to a thought.
     stop: the stop string that ended the answer, if one did.
     """
 
@@ -64,7 +64,7 @@ class Piece:
 
     @property
     def answer(self) -> tuple[int, int]:
-        """A key for the answer that this is a part of."""
+        """The key of the answer that this piece belongs to."""
         return self.prompt, self.sample
 
 
@@ -77,35 +77,35 @@ class Texts:
         self._readers: dict[tuple[int, int], AnswerReader] = {}
 
     def goes_on(self, made: Made) -> bool:
-        """False for a token that was made while the end of its text was being found."""
+        """False for a token that was made while the answer's text had already ended."""
         return (made.prompt, made.sample) in self._streams
 
     def begin(self, read: Read) -> Iterator[Piece]:
-        """A prompt was read: the openings of the answers to it, if answers are to have one."""
+        """A prompt was read: the openings of its answers, if they have openings."""
         delivery, ask = self._delivery, self._asks[read.prompt]
         text = delivery.prompts[read.prompt] if delivery.prompts else ""
         scores = [ScoredToken(*pair) for pair in zip(ask.prompt_ids, read.scores, strict=True)] if read.scores else []
-        # Nothing but the prompt was wanted.
+        # Only the prompt was requested.
         finish_reason: FinishReason | None = None if ask.samplings else "length"
         for sample in range(delivery.sequences):
             if not finish_reason:
                 stream = self._streams[read.prompt, sample] = self._stream(ask)
                 if delivery.reading:
                     self._readers[read.prompt, sample] = delivery.reading.reader()
-                # The first generated token will spell that character whole.
+                # The first generated token will contain that character whole.
                 text = text.rstrip(REPLACEMENT) if stream.begins_in_character else text
             if delivery.opens or delivery.prompts or finish_reason:
                 yield Piece(read.prompt, sample, text, True, scores, [], finish_reason)
 
     def add(self, made: Made) -> Piece:
-        """A token's text, or, with the last token, all text that is left."""
+        """The text of a token; with the last token, also all text that was held back."""
         key, token, delivery = (made.prompt, made.sample), made.token, self._delivery
         stream = self._streams[key]
-        # A token that ends a text is not part of it, unless it was asked for, or the text's grammar ended with it.
+        # A token that ends an answer is not text, unless it was requested or it completes the grammar's text.
         hidden = token.finish_reason == "stop" and not (delivery.include_stop or token.complete)
         text = "" if hidden else stream.feed(token.id)
         if stream.stopped or token.finish_reason:
-            # What was held back may hold a stop string.
+            # The text that was held back may contain a stop string.
             text += stream.flush()
         stop = stream.stopped
         finish_reason = "stop" if stop else token.finish_reason

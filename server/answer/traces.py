@@ -1,4 +1,4 @@
-"""What a request leaves with the model: the neurons that it ran with, and an answer to compare in idle time."""
+"""What a request leaves behind with the model: its neurons, and an answer to compare in idle time."""
 
 from dataclasses import replace
 
@@ -9,15 +9,15 @@ from server.work.job import Ask, Made, Read
 
 
 class Traces:
-    """One request's."""
+    """The traces of one request."""
 
     def __init__(self, ask: Ask, counts: Counts, experts: RecentExperts, comparisons: Comparisons) -> None:
         """
         Args:
-            ask: the first; only the first answer to it is ever compared.
+            ask: the request's first prompt; at most the first answer to it is compared.
         """
         self._ask, self._counts, self._experts, self._comparisons = ask, counts, experts, comparisons
-        # The ids of the first answer, if it was drawn to be compared.
+        # The ids of the first answer, if it was drawn for a comparison.
         self._ids: list[int] | None = [] if comparisons.draws(ask) else None
 
     def read(self, read: Read) -> None:
@@ -27,7 +27,7 @@ class Traces:
     def made(self, made: Made) -> None:
         """A token was made, and counted."""
         taken, own = made.token.selection, self._counts.prompts[made.prompt].selection
-        # Neurons that were taken on the way have no name in the answer, unless they are the prompt's once more.
+        # Neurons of a refresh have no name in the answer, unless they equal the prompt's.
         if taken is not None and own is not None and taken.expert_set == own.expert_set:
             self._experts.remember(taken, self._counts.pruning)
         if self._ids is not None and (made.prompt, made.sample) == (0, 0):

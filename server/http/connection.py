@@ -1,7 +1,7 @@
-"""One client's connection: how long it may be silent, when its client is gone, and the answer to what is no HTTP.
+"""One client's connection: how long it may be silent, when its client has left, and replies to invalid HTTP.
 
-This is uvicorn's own protocol, with three differences. A client that has closed its sending half still gets its answer.
-A silent connection is closed. Refusals are in OpenAI's form.
+This is uvicorn's protocol with three changes. A client that has closed its sending half still gets its answer. A silent
+connection is closed. Refusals are in OpenAI's form.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from uvicorn.server import ServerState
 from server.errors import ApiError, HeaderTimeout, InvalidHttp
 from server.jsonwire import encode
 
-# A comment: clients skip it. Sent to learn whether anybody is there.
+# A comment line, which clients skip. It is sent to learn whether the client is still there.
 NUDGE = b":\n\n"
-# Seconds between attempts to reach a client that has closed its sending half. The first is not at once: most answers go
-# out before. There are four: some clients take no more than five interim responses. If the client is gone, its system
-# says so after the first attempt, and the second one hears it.
+# Seconds between attempts to reach a client that has closed its sending half. The first attempt waits, because most
+# answers are sent before it. There are four, because some clients take at most five interim responses. If the client
+# has left, its system says so after the first attempt, and the second attempt learns it.
 TRIES_S = (0.5, 0.1, 3.0, 20.0)
 
 
@@ -42,8 +42,8 @@ class Connection(H11Protocol):
         """
         Args:
             header_timeout: seconds that the headers of a request may take to arrive.
-            crowded: whether requests on this connection are one too many; told to the app as state ``crowded``.
-            on_lost: called once when it has ended.
+            crowded: whether this connection is beyond the limit; the app reads it as state ``crowded``.
+            on_lost: called once when the connection has ended.
         """
         super().__init__(config, server_state, {**app_state, "crowded": False})
         self._header_timeout, self._crowded, self._on_lost = header_timeout, crowded, on_lost
@@ -63,13 +63,13 @@ class Connection(H11Protocol):
         self._watch_for_silence()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays open to be written to."""
+        """Whether the connection stays open for writing."""
         if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
-            # No request, or half of one: there is nothing to answer.
+            # There is no complete request, so there is nothing to answer.
             return False
         if self.scope["http_version"] != "1.1" and not self._streams:
-            # HTTP/1.0 has no interim responses, so a client that is gone would not be noticed before its answer.
-            # Proxies that speak 1.0 leave this way.
+            # HTTP/1.0 has no interim responses, so a client that left would be noticed only after its answer.
+            # Proxies that use 1.0 leave this way.
             return False
         self._half_closed = True
         self._trial = self.loop.call_later(TRIES_S[0], self._try, 1)
@@ -87,20 +87,20 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._streams = False
         if self._half_closed and self.cycle.response_complete:
-            # No further request can come.
+            # The client cannot send another request.
             self.transport.close()
         self._watch_for_silence()
 
     def send_400_response(self, msg: str) -> None:
-        """The answer to bytes that are no HTTP request."""
-        self._refuse(InvalidHttp("what was sent is no HTTP request that this server can read, or its head is too long"))
+        """Answer bytes that are not an HTTP request."""
+        self._refuse(InvalidHttp("this is not an HTTP request that the server can read, or its head is too long"))
 
     def _should_upgrade(self) -> bool:
         """Never. An offer of HTTP/2 is answered in HTTP/1.1; the app answers an offer of a WebSocket."""
         return False
 
     def _watch_for_silence(self) -> None:
-        """Start a timer when it becomes the client's turn, and stop it when it no longer is."""
+        """Start a timer when it is the client's turn to send, and stop it when the client has sent its request."""
         if not self._is_clients_turn():
             if self._patience is not None:
                 self._patience.cancel()
@@ -115,8 +115,8 @@ class Connection(H11Protocol):
             return True
         if not self.cycle.response_complete:
             return False
-        # uvicorn waits for the next request by itself, until a part of it arrives. It does not while the rest of a
-        # refused body arrives.
+        # uvicorn itself times out an idle connection, until part of the next request arrives. It does not while the
+        # rest of a refused body arrives.
         return self.timeout_keep_alive_task is None or self.conn.their_state is h11.SEND_BODY
 
     def _give_up(self) -> None:
@@ -127,7 +127,7 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
-        """An error, and the end of the connection; for when there is no request that the app could answer."""
+        """Send an error and close the connection; for cases without a request that the app could answer."""
         if self.transport.is_closing():
             return
         body, status = encode(error.body()), HTTPStatus(error.status)
@@ -141,7 +141,7 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _try(self, number: int) -> None:
-        """Send something that a client ignores, for the ``number``-th time, as long as the answer has not ended."""
+        """Send bytes that a client ignores, for the ``number``-th time, as long as the answer has not ended."""
         if self.transport.is_closing() or self.cycle.response_complete:
             return
         if not self.cycle.response_started:

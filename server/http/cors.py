@@ -1,4 +1,4 @@
-"""Which web pages may call: starlette's middleware, with refusals in OpenAI's form that say what to set."""
+"""Which web pages may call the server: starlette's middleware, with OpenAI's error form and a hint what to set."""
 
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import Headers
@@ -7,7 +7,7 @@ from starlette.responses import Response
 from server.errors import CorsRefused
 from server.jsonwire import Json
 
-# A browser asks by one of these headers whether a page of the open web may call a server on a private network.
+# With one of these headers a browser asks whether a page on the open web may call a server in a private network.
 NETWORKS = ("Private-Network", "Local-Network")
 
 
@@ -21,7 +21,7 @@ class Cors(CORSMiddleware):
                 if f"access-control-request-{network}" in request_headers:
                     answer.headers[f"Access-Control-Allow-{network}"] = "true"
             return answer
-        # A foreign origin does not learn what others may do.
+        # A foreign origin is not told what other origins may do.
         hidden = ("content-",) if self.is_allowed_origin(request_headers["origin"]) else ("content-", "access-control-")
         kept = {name: value for name, value in answer.headers.items() if not name.startswith(hidden)}
         error = CorsRefused(self._reason(request_headers))
@@ -34,8 +34,8 @@ class Cors(CORSMiddleware):
                 f"pages of {_ascii(origin)} may not call this server; its operator can add the origin to --cors-origins"
             )
         if method not in self.allow_methods:
-            return f"pages may not call this server by {_ascii(method)}; it takes {' and '.join(self.allow_methods)}"
-        return "this request of a page is not allowed; its origin is, by --cors-origins"
+            return f"pages may not call this server with {_ascii(method)}; allowed: {' and '.join(self.allow_methods)}"
+        return "this request from a page is not allowed, although --cors-origins allows the page's origin"
 
 
 def _ascii(text: str) -> str:

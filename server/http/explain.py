@@ -6,12 +6,12 @@ from typing import Any
 from server.errors import InvalidField, short
 from server.protocol.tokenization import FORMS
 
-# Names at the beginning of a pydantic location that are no fields of the client's.
+# First names in a pydantic location that are not fields of the body.
 NO_FIELDS = ("body", *FORMS)
 
 
 def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
-    """One sentence about the first of pydantic's errors. Short, whatever was sent."""
+    """One sentence about the first of pydantic's errors. It is short, whatever the client sent."""
     first = errors[0]
     param = _path(first["loc"])
     if first["type"] == "refused":
@@ -26,7 +26,7 @@ def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
     if first["type"] == "extra_forbidden":
         return InvalidField(f"{param} is not a field of {param.partition('.')[0]}", param, "unknown_parameter")
     message = f"{param}: {str(first['msg']).removeprefix('Value error, ')} (got {short(first['input'])})"
-    # A list of plain values is one field; which of them is wrong stands in the text.
+    # A list of plain values is one field; the text says which value is wrong.
     listed = isinstance(first["loc"][-1], int) and not param.startswith(("messages", "tools"))
     return InvalidField(message, param.rpartition("[")[0] if listed else param)
 
@@ -37,12 +37,12 @@ def _path(location: Sequence[str | int]) -> str:
     for depth, part in enumerate(location):
         if depth < 2 and part in NO_FIELDS:
             continue
-        # A key of the client's own may be long, or not even be text.
+        # A client's own key may be long, or not be text.
         name = str(part)[:64].encode("ascii", "backslashreplace").decode()
         path = _joined(path, f"[{name}]" if isinstance(part, int) else name)
     return path
 
 
 def _joined(path: str, name: str) -> str:
-    """A name of nothing is the path itself."""
+    """Join a path and a name; without a name it is the path alone."""
     return path + name if not name or name.startswith("[") or not path else f"{path}.{name}"

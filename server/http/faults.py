@@ -14,7 +14,7 @@ from server.jsonwire import Json
 
 
 class Faults:
-    """Answers every exception of a route. The framework itself closes the connection after an unexpected one."""
+    """Answers every exception of a route. Without it, the framework closes the connection after an unexpected one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -41,7 +41,7 @@ class Faults:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every failure of the app: in OpenAI's form, unless ``app.state.error_shapes`` has another for the path."""
+    """Answer every failure of the app in OpenAI's form, or in the form of ``app.state.error_shapes`` for its path."""
 
     async def validation(request: Request, error: Exception) -> Json:
         assert isinstance(error, RequestValidationError)
@@ -50,9 +50,9 @@ def install(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> Json:
         assert isinstance(error, HTTPException)
         if isinstance(error.__cause__, ApiError):
-            # Raised while the framework reads the body; it takes any exception there for its own.
+            # Raised while the framework reads the body; the framework treats any exception there as its own.
             return _answer(request.scope, error.__cause__)
-        # The framework's own refusals: no such route, wrong method.
+        # The framework's own refusals: unknown route, wrong method.
         message = f"{error.detail} ({request.method} {request.url.path[:200]})"
         if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
             message += "; no web page may call this server: its operator can set --cors-origins"
@@ -65,7 +65,7 @@ def install(app: FastAPI) -> None:
 
 
 def _answer(scope: Scope, error: ApiError) -> Json:
-    """What the client reads. The reason goes into the log line and, unless the request was queued, into a metric."""
+    """The client's answer. The reason goes into the log line and, unless the request was queued, into a metric."""
     scope["state"]["log"].update(code=error.code, param=error.param)
     if scope["method"] == "POST" and not scope["state"].get("accepted"):
         scope["app"].state.service.metrics.rejected.labels(error.code).inc()

@@ -12,12 +12,12 @@ from fastapi.routing import APIRoute
 
 from server.errors import InvalidJson, UnsupportedMediaType
 
-# Far more than any field needs, far less than what makes Python's own recursion end.
+# Much deeper than any field needs, and much less than Python's recursion limit.
 DEEPEST = 100
-# Characters of the body that an error shows.
+# Characters of the body that an error quotes.
 SHOWN = 20
 NAMED = 40
-# A string, which is passed over, or a word or number that is no JSON and that Python's parser accepts or fails at.
+# A string, which is skipped; or a word or number that is not JSON but that Python's parser accepts or fails at.
 STRAY = re.compile(r'"(?:[^"\\]|\\.)*"|(?P<word>-?Infinity|NaN)|(?P<digits>-?[0-9]{4301,})', re.DOTALL)
 NAMES = {dict: "object", list: "list", str: "string", int: "number", float: "number", bool: "boolean"}
 
@@ -41,7 +41,7 @@ class JsonRoute(APIRoute):
 
 
 class JsonRequest(Request):
-    """Its body is read by ``parse``."""
+    """A request whose body is read by ``parse``."""
 
     async def json(self) -> Any:
         if not hasattr(self, "_value"):
@@ -52,7 +52,7 @@ class JsonRequest(Request):
 def require_json(content_type: str | None) -> None:
     """
     Raises:
-        UnsupportedMediaType: another type, or none, is named. A web page may send some of these without asking first.
+        UnsupportedMediaType: the type is not JSON, or missing. Web pages may send some types without a preflight.
     """
     message = Message()
     message["content-type"] = content_type or "none"
@@ -64,10 +64,10 @@ def require_json(content_type: str | None) -> None:
 
 
 def parse(body: bytes) -> dict[str, Any]:
-    """The object that a body is. A byte order mark is passed over, also in UTF-16 and UTF-32.
+    """The object in a body. A byte order mark is skipped, also in UTF-16 and UTF-32.
 
     Raises:
-        InvalidJson: it is no JSON object, or other readers would read another one.
+        InvalidJson: the body is not a JSON object, or JSON readers would disagree about it.
     """
     text = _decoded(body)
     try:
@@ -80,7 +80,7 @@ def parse(body: bytes) -> dict[str, Any]:
     except _Stray:
         _refuse_stray(text)
     except ValueError:
-        # Python makes no number of so many digits.
+        # Python refuses to make a number of so many digits.
         _refuse_stray(text)
     if not isinstance(value, dict):
         name = "null" if value is None else f"a {NAMES[type(value)]}"
@@ -90,7 +90,7 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 class _Stray(Exception):
-    """A word that Python takes for a number and JSON does not have."""
+    """A word that Python reads as a number although JSON has no such value."""
 
 
 def _refused(word: str) -> NoReturn:
@@ -102,7 +102,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         counts = Counter(name for name, _ in pairs)
         twice = next(name for name, count in counts.items() if count > 1)
-        raise InvalidJson(f"the body has the key {_ascii(twice, NAMED)} twice in one object; which is meant?")
+        raise InvalidJson(f"the body has the key {_ascii(twice, NAMED)} twice in one object; send it once")
     return found
 
 
@@ -122,7 +122,7 @@ def _refuse_stray(text: str) -> NoReturn:
             field = _stray_field(text)
             name = f"{field}: " if field else ""
             where = _place(text, match.start())
-            raise InvalidJson(f"the body is not valid JSON: {name}{word} at {where} is no JSON value", field)
+            raise InvalidJson(f"the body is not valid JSON: {name}{word} at {where} is not a JSON value", field)
         if digits := match["digits"]:
             where = _place(text, match.start())
             raise InvalidJson(f"the body has a number of {len(digits)} digits at {where}; no field takes so many")
@@ -130,7 +130,7 @@ def _refuse_stray(text: str) -> NoReturn:
 
 
 def _stray_field(text: str) -> str | None:
-    """The field, or the field of a field, whose value is no JSON. None: it lies deeper."""
+    """The field, or field of a field, whose value is not JSON. None: the value lies deeper."""
     try:
         value = json.loads(text, parse_constant=_Stray)
     except ValueError:
@@ -147,7 +147,7 @@ def _stray_field(text: str) -> str | None:
 
 
 def _require_flat(value: dict[str, Any], text: str) -> None:
-    """Counting brackets is enough for most bodies: a deep one has many."""
+    """Refuse a body that is nested too deep. Counting brackets is enough for most bodies."""
     if text.count("{") + text.count("[") <= DEEPEST:
         return
     level: list[Any] = [value]
@@ -174,6 +174,6 @@ def _found(text: str, position: int) -> str:
 
 
 def _ascii(text: str, most: int) -> str:
-    """Short, and nothing but printable ASCII."""
+    """The text cut to a length, with everything but printable ASCII escaped."""
     shown = ascii(text)
     return shown if len(shown) <= most else f"{shown[:most]}..."

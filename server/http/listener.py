@@ -1,7 +1,7 @@
-"""The listening sockets, and a bound on the connections that are accepted from them.
+"""The listening sockets, and a limit on the connections accepted from them.
 
-asyncio itself accepts without a bound. When it runs out of file descriptors it tries again at once, for ever, and logs
-each attempt.
+asyncio itself accepts without a limit. When file descriptors run out it tries again at once, forever, and logs each
+attempt.
 """
 
 import asyncio
@@ -22,33 +22,33 @@ from server.http.connection import Connection
 
 logger = logging.getLogger("griffin")
 
-# Connections beyond the bound, for the operations: a probe of /health must get an answer while a crowd holds all other
-# connections, or the process is ended for no fault of its own. Other requests that come here are told to come again.
+# Connections beyond the limit, for operations: a probe of /health must get an answer while other clients hold all
+# connections, or the process is restarted without need. Other requests on these connections are told to try again.
 RESERVE = 8
-# Seconds that such a connection may take for its headers: the crowd is not to hold these too.
+# Seconds that a reserve connection may take for its headers, so that a crowd cannot hold the reserve too.
 RESERVE_HEADER_S = 2.0
-# Connections that the system keeps until they are accepted.
+# Connections that the operating system holds until they are accepted.
 BACKLOG = 128
 # Connections that are accepted before other tasks get their turn.
 AT_ONCE = 64
-# When descriptors or memory run out: seconds until the next attempt, and between log lines.
+# When file descriptors or memory run out: seconds until the next attempt, and seconds between log lines.
 PAUSE_S, QUIET_S = 1.0, 1.0
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-# Descriptors for everything else: weights, caches, the log, libraries. At most half of a small limit.
+# Descriptors for everything else: weights, caches, the log, libraries. With a small limit, at most half of it.
 OTHER_FILES = 128
 
 MakeProtocol = Callable[[Callable[[], bool], Callable[[], None], bool], asyncio.Protocol]
 
 
 class Listener:
-    """Accepts connections while fewer than so many are open. Further ones wait in the system's small backlog."""
+    """Accepts connections while fewer than ``max_connections`` are open. Others wait in the system's small backlog."""
 
     def __init__(self, sockets: Sequence[socket.socket], make: MakeProtocol, max_connections: int) -> None:
         """
         Args:
-            sockets: bound and listening; they are closed here.
-            make: gives a protocol for a connection. Its arguments: tells whether the connection is one too many; to be
-                called at its end; whether it belongs to the reserve.
+            sockets: bound and listening; the listener closes them.
+            make: makes a protocol for a connection. Arguments: whether the connection is beyond the limit; a function
+                to call at its end; whether the connection belongs to the reserve.
         """
         self.sockets = tuple(sockets)
         self._make, self._max = make, max_connections
@@ -61,18 +61,18 @@ class Listener:
 
     @property
     def open(self) -> int:
-        """How many connections are open, including those of the reserve."""
+        """Number of open connections, including the reserve."""
         return self._open
 
     def close(self) -> None:
-        """Accept no more. Connections that are open stay so."""
+        """Stop accepting. Open connections stay open."""
         self._closed = True
         self._pause()
         for listening in self.sockets:
             listening.close()
 
     async def wait_closed(self) -> None:
-        """uvicorn calls this after it has waited for connections by itself."""
+        """uvicorn calls this after it has waited for the connections itself."""
 
     def _resume(self) -> None:
         if self._accepts or self._closed:
@@ -91,7 +91,7 @@ class Listener:
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(AT_ONCE):
             if self._open >= self._max + RESERVE:
-                # The end of a connection resumes it.
+                # Accepting resumes when a connection ends.
                 self._pause()
                 self._say(
                     f"{self._open} connections are open: {self._max} (--max-connections) and {RESERVE} in reserve; "
@@ -101,7 +101,7 @@ class Listener:
             try:
                 client, _ = listening.accept()
             except OSError as error:
-                # Otherwise the client has left meanwhile, or there is no connection.
+                # Otherwise the client has left already, or there is no connection.
                 if error.errno in EXHAUSTED:
                     self._pause()
                     self._loop.call_later(PAUSE_S, self._resume)
@@ -141,14 +141,14 @@ class Listener:
 
 
 def configuration(app: ASGIApp, port: int, **others: Any) -> uvicorn.Config:
-    """uvicorn's configuration, for the server and for tests: what is tested is what runs."""
+    """uvicorn's configuration, for the server and for tests, so that tests run the same configuration."""
     return uvicorn.Config(
         app,
         port=port,
-        # uvicorn's records go where all others go.
+        # uvicorn's records go where all other records go.
         log_config=None,
         access_log=False,
-        # uvicorn would take others as soon as some package brings them.
+        # Named, because uvicorn would use other implementations as soon as some package installs them.
         loop="asyncio",
         http="h11",
         ws="none",
@@ -180,7 +180,7 @@ class BoundedServer(uvicorn.Server):
             logger.error("%s", error.strerror or error)
             await self.lifespan.shutdown()
             sys.exit(STARTUP_FAILURE)
-        # It has everything that uvicorn uses of a server.
+        # The listener has everything that uvicorn uses of a server.
         self.servers = [Listener(listening, self._connection, self._max)]  # type: ignore[list-item]
         self.started = True
 
@@ -191,16 +191,16 @@ class BoundedServer(uvicorn.Server):
 
 
 def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Listening sockets on all addresses of these hosts, at one port. ``::`` takes IPv4, too.
+    """Listening sockets on all addresses of these hosts, at one port. ``::`` takes IPv4 too.
 
     Raises:
-        OSError: an address is none, or is in use.
+        OSError: a host has no such address, or the address is in use.
     """
     found: list[socket.socket] = []
     try:
         for address in _addresses(hosts):
             found.append(_listening(*address, port))
-            # Port 0 becomes a free port with the first address; all others get the same one.
+            # Port 0 becomes a free port at the first address; all other addresses get the same port.
             port = found[-1].getsockname()[1]
     except OSError:
         for listening in found:
@@ -210,7 +210,7 @@ def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def _addresses(hosts: Sequence[str]) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
-    """All addresses of these hosts, each once, in order."""
+    """All addresses of these hosts, in order, without duplicates."""
     answers = [
         answer
         for host in hosts
@@ -220,7 +220,7 @@ def _addresses(hosts: Sequence[str]) -> list[tuple[socket.AddressFamily, tuple[A
 
 
 def _listening(family: socket.AddressFamily, address: tuple[Any, ...], port: int) -> socket.socket:
-    # With TCP named, asyncio lets each token leave at once, not only after the reader has acknowledged the last one.
+    # With TCP named, asyncio sends each token at once, without waiting until the reader acknowledges the last one.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -238,7 +238,7 @@ def _listening(family: socket.AddressFamily, address: tuple[Any, ...], port: int
 
 
 def affordable(max_connections: int) -> int:
-    """So many connections, or as many as the limit on file descriptors allows. The limit is raised if possible."""
+    """``max_connections``, or fewer if the limit on file descriptors is lower. The limit is raised if possible."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""What every request passes before its route: a name and a log line, a key, room in the queue, a bound on its body."""
+"""What every request passes before its route: a name and a log line, a key, room in the queue, a body limit."""
 
 import asyncio
 import hashlib
@@ -27,20 +27,20 @@ from server.errors import (
 logger = logging.getLogger("griffin")
 
 REQUEST_ID = "x-request-id"
-# What a client may call its request; anything else could forge a log line.
+# Ids that a client may give its request; others could forge a log line.
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-# Answers of a server that starts or stops: probes are there to get them.
+# Answers of a server that starts or stops; probes expect them.
 PASSING = (ModelLoading.code, ServerDraining.code)
-# Other services and their clients send keys in these, besides Authorization: Bearer.
+# Headers that clients use for keys, besides Authorization: Bearer.
 KEY_HEADERS = ("x-api-key", "api-key")
 OPERATIONS = ("/health", "/ready", "/metrics")
 
 
 class RequestLog:
-    """Names each request, in the answer and in every log line, and writes one line about it at its end.
+    """Gives each request an id, shown in the answer and all log lines, and writes one log line at the request's end.
 
-    Routes add to the line through ``scope["state"]["log"]``. The line of a request to one of the ``routine`` paths
-    (probes, files of the page) is for debugging only, unless its answer is a surprise.
+    Routes add fields to the line through ``scope["state"]["log"]``. Requests to the ``routine`` paths (probes, files of
+    the page) are logged at level debug, unless their status is unexpected.
     """
 
     def __init__(self, app: ASGIApp, routine: Collection[str] = ()) -> None:
@@ -77,7 +77,7 @@ class RequestLog:
 
 
 class Door:
-    """Refuses requests on a connection too many, unless they are to the operations, and offers of a WebSocket."""
+    """Refuses offers of a WebSocket, and requests on connections beyond the limit unless they are for operations."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -94,7 +94,7 @@ class Door:
 class Authentication:
     """Requires one of the keys, as a bearer token or in one of ``KEY_HEADERS``.
 
-    Some paths may stay open: for probes, Prometheus, browsers.
+    Some paths may stay open, for probes, Prometheus and browsers.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Sequence[str]) -> None:
@@ -109,17 +109,17 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def _admits(self, headers: Headers) -> bool:
-        # A meaningless key may come beside the right one: OpenAI's SDKs cannot leave theirs out.
+        # A meaningless key may be sent beside the right one: OpenAI's SDKs always send theirs.
         return sum(map(self._known, _sent(headers))) > 0
 
     def _known(self, key: bytes) -> bool:
-        # All keys are compared, each in constant time, so that the time tells nothing about them.
+        # All keys are compared, each in constant time, so that the time reveals nothing about them.
         digest = _digest(key)
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
 
 def _sent(headers: Headers) -> list[bytes]:
-    """Each key that a request brings."""
+    """Each key that a request sends."""
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     keys = [bearer] if scheme.lower() == "bearer" else []
     return [key.strip(" \t").encode("latin-1") for key in (*keys, *(headers.get(name, "") for name in KEY_HEADERS))]
@@ -130,12 +130,12 @@ def _digest(key: bytes) -> bytes:
 
 
 class Admission:
-    """Refuses a request to generate when there is no room: before its body is read, validated and tokenized."""
+    """Refuses a generating request when the queue is full, before its body is read, validated and tokenized."""
 
     def __init__(self, app: ASGIApp, generating: Collection[str]) -> None:
         """
         Args:
-            generating: the paths that take a place in the queue.
+            generating: paths whose requests take a place in the queue.
         """
         self._app, self._generating = app, frozenset(generating)
 
@@ -146,7 +146,7 @@ class Admission:
 
 
 class BodyLimit:
-    """Reads the body before the route does, up to so many bytes and for so long, and hands it on in one piece."""
+    """Reads the body before the route does, up to a size and for a limited time, and passes it on in one piece."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self._app, self._max_bytes, self._timeout_s = app, max_bytes, timeout_s
@@ -167,7 +167,7 @@ class BodyLimit:
             raise BodyTimeout(f"the request body did not arrive within {self._timeout_s:g} s") from None
 
         if body["type"] == "http.disconnect":
-            # The client left in the middle of its body: there is no request, and nobody to answer.
+            # The client left while sending its body, so there is nobody to answer.
             return
 
         unread = [body]
@@ -192,17 +192,17 @@ class BodyLimit:
         return {"type": "http.request", "body": b"".join(parts), "more_body": False}
 
     def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(f"the request body is larger than {self._max_bytes} bytes, the most this server takes")
+        return BodyTooLarge(f"the request body is larger than {self._max_bytes} bytes, the limit of this server")
 
 
 def _require_plain(encoding: str) -> None:
-    """Accept no compressed body: it could be a thousand times as large as what arrives.
+    """Refuse compressed bodies: one could be a thousand times as large as the bytes that arrive.
 
     Raises:
-        UnsupportedEncoding: it is compressed.
+        UnsupportedEncoding: the body is compressed.
     """
     codings = [coding for coding in (part.strip().lower() for part in encoding.split(",")) if coding]
     if any(coding != "identity" for coding in codings):
         raise UnsupportedEncoding(
-            f"this server takes no body with Content-Encoding: {ascii(encoding[:40])[1:-1]}; send it as it is"
+            f"this server takes no body with Content-Encoding: {ascii(encoding[:40])[1:-1]}; send it uncompressed"
         )

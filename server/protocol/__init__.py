@@ -1,1 +1,1 @@
-"""OpenAI's request and response shapes, with the griffin extension. Nothing here knows the rest of the server."""
+"""Request and response types of OpenAI's and Anthropic's APIs, with the griffin extension. Imports no other part."""

@@ -33,7 +33,7 @@ def _no_effort(value: Any) -> Any:
 
 
 class OutputConfig(BaseModel):
-    """What an answer is like."""
+    """Options of an answer's form."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -51,27 +51,27 @@ class Thinking(BaseModel):
     _few_keys = model_validator(mode="before")(few_keys)
 
     type: Literal["enabled", "adaptive", "disabled"]
-    budget_tokens: ReasoningTokens | None = Field(default=None, description="after so many tokens the thought is ended")
+    budget_tokens: ReasoningTokens | None = Field(default=None, description="a thought is ended after so many tokens")
 
 
 class Asked(TemplateOptions):
-    """What becomes a prompt."""
+    """The fields from which the prompt is made."""
 
     thinking_field: ClassVar = "thinking"
 
-    messages: Said = Field(description="of the user and the assistant: texts, calls of tools and their results")
+    messages: Said = Field(description="messages of the user and the assistant: texts, tool calls and their results")
     system: System | None = Field(default=None, description="a text, or blocks of type text")
     tools: ClientTools | None = Field(
         default=None,
-        description=f"tools that the model may call, at most {MAX_TOOLS}; the template tells it of them",
+        description=f"tools that the model may call, at most {MAX_TOOLS}; the chat template describes them to it",
     )
     tool_choice: ClientToolChoice | None = Field(
         default=None,
-        description="auto, the default with tools: the answer may call them; none: the model is not told of them; "
-        "any: it calls one at least; tool: the one of this name",
+        description="auto (the default with tools): the answer may call tools; none: the model does not see the tools; "
+        "any: the answer calls at least one tool; tool: it calls the named tool",
     )
     thinking: Thinking | None = Field(
-        default=None, description="told to the model's template as enable_thinking; absent, the template decides"
+        default=None, description="passed to the chat template as enable_thinking; if absent, the template decides"
     )
     output_config: Annotated[OutputConfig | None, BeforeValidator(_no_effort)] = Field(
         default=None, description="the form of the answer: output_config.format"
@@ -96,7 +96,7 @@ class Asked(TemplateOptions):
         return instructed(self.system or "", self.messages.messages)
 
     def template_options(self) -> dict[str, Any]:
-        """An assistant's message at the end is the beginning of the answer."""
+        """If the last message is an assistant's, it is the beginning of the answer."""
         begun = self.messages.messages[-1].role == "assistant"
         return {**super().template_options(), "add_generation_prompt": not begun, "continue_final_message": begun}
 
@@ -125,11 +125,11 @@ class MessagesRequest(Asked, GenerationRequest):
     limits: ClassVar = ("max_tokens",)
     twins: ClassVar = {**TWINS, "stop_sequences": "stop"}
 
-    max_tokens: PositiveLimit = Field(description="as in Anthropic's API, there is no default; -1: all that fit")
+    max_tokens: PositiveLimit = Field(description="required, as in Anthropic's API; -1: as many as fit")
     temperature: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
-        default=None, description="0 is greedy; default: the model's, else 1"
+        default=None, description="0 is greedy; default: the model's own value, else 1"
     )
-    stop_sequences: Stop | None = Field(default=None, description="stop, as Anthropic calls it")
+    stop_sequences: Stop | None = Field(default=None, description="Anthropic's name for stop")
 
     @model_validator(mode="after")
     def _messages_rules(self) -> Self:

@@ -11,14 +11,14 @@ from server.protocol.fields import MAX_KEYS, MAX_NODES, few_keys, refuse, small
 from server.protocol.message import MAX_MESSAGES, MAX_PARTS, part_text, text_field, text_of, unicode_at
 
 TEXT = {"text": "text"}
-# Of all blocks. Prompts that begin alike are not read again, whether or not they are marked.
+# Valid on all blocks. Equal beginnings of prompts are reused, whether marked or not.
 _COMMON = frozenset({"type", "cache_control"})
 KNOWN = {
     "text": _COMMON | {"text", "citations"},
     "tool_use": _COMMON | {"id", "name", "input", "caller"},
     "tool_result": _COMMON | {"tool_use_id", "content", "is_error"},
     "thinking": _COMMON | {"thinking", "signature"},
-    # Nobody here can read it.
+    # Only Anthropic can read this block.
     "redacted_thinking": _COMMON,
 }
 OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use", "thinking", "redacted_thinking")}
@@ -37,7 +37,7 @@ def _messages(value: Any) -> Conversation:
 
 
 class Messages:
-    """Messages become turns: answers to calls are turns of their own, before what else the user says."""
+    """Messages become turns: tool results become turns of their own, before the user's other text."""
 
     def __init__(self) -> None:
         self.turns = Turns()
@@ -46,7 +46,7 @@ class Messages:
     def add(self, message: Any, where: str) -> None:
         """
         Raises:
-            PydanticCustomError: it is no message, or has a block that is not supported.
+            PydanticCustomError: it is not a message, or contains a block that is not supported.
         """
         if not isinstance(message, dict):
             refuse(where, 'must be an object with a role and a content, such as {"role": "user", "content": "Hi"}')
@@ -92,7 +92,7 @@ class Messages:
     def _text(self, role: str, block: Any, path: str) -> str:
         kind = _kind(block)
         if kind in KNOWN and kind not in OF_ROLE[role]:
-            refuse(f"{path}.type", f"is {kind}, which no {role} says")
+            refuse(f"{path}.type", f"is {kind}, which a message of role {role} cannot contain")
         return part_text(block, path, TEXT)
 
     def _call(self, block: dict[str, Any], path: str) -> Callable[[], None]:
@@ -108,13 +108,13 @@ class Messages:
             refuse(f"{path}.is_error", "must be true or false")
         text = text_of(block.get("content"), TEXT, f"{path}.content") or ""
         if failed and not text.lower().startswith("error"):
-            # No template has another place for it.
+            # No template has another place for the error flag.
             text = f"Error: {text}"
         self.turns.answer(id, text, f"{path}.tool_use_id")
 
 
 def _kind(block: Any) -> str:
-    """The type of a block; empty where it is none."""
+    """The type of a block; empty if it has none."""
     kind = block.get("type") if isinstance(block, dict) else None
     return kind if isinstance(kind, str) else ""
 

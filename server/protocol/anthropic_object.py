@@ -1,4 +1,4 @@
-"""What POST /v1/messages answers: a message, whole or in events. For the OpenAPI document."""
+"""Answers of POST /v1/messages: a message, whole or in events. For the OpenAPI document."""
 
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ class AnswerToolUse(BaseModel):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: dict[str, Any] = Field(description="{} where max_tokens cut it off")
+    input: dict[str, Any] = Field(description="the call's arguments; {} if max_tokens cut them off")
 
 
 class AnswerThinking(BaseModel):
@@ -33,9 +33,9 @@ AnswerBlock = AnswerText | AnswerToolUse | AnswerThinking
 
 
 class AnthropicUsage(BaseModel):
-    input_tokens: int = Field(description="that were read for this request")
-    cache_creation_input_tokens: int = Field(description="0; nothing is charged for")
-    cache_read_input_tokens: int = Field(description="that an earlier prompt began with too, and were not read again")
+    input_tokens: int = Field(description="prompt tokens that were read for this request")
+    cache_creation_input_tokens: int = Field(description="always 0; this server charges nothing")
+    cache_read_input_tokens: int = Field(description="prompt tokens that were reused from an earlier prompt")
     output_tokens: int
 
 

@@ -20,12 +20,12 @@ from server.protocol.tool import (
 )
 
 MODES: dict[str, Mode] = {"none": "none", "auto": "auto", "any": "required", "tool": "named"}
-# Accepted without effect: no answer depends on them.
+# Accepted without effect: they do not change any answer.
 HARMLESS = frozenset({"cache_control", "eager_input_streaming"})
 
 
 def _a_tool(value: Any) -> Any:
-    """Refuse tools of the other server's own, by their name."""
+    """Refuse tools that Anthropic's servers run themselves, by name."""
     if not isinstance(value, dict):
         raise ValueError('must be an object, such as {"name": ..., "input_schema": {"type": "object"}}')
     if (kind := value.get("type")) not in (None, "custom"):
@@ -71,7 +71,7 @@ ClientTools = Annotated[list[ClientTool], Field(fail_fast=True, max_length=MAX_T
 
 @dataclass(frozen=True, slots=True)
 class ClientChoice:
-    """What is wanted of the tools, and whether several may be called."""
+    """Whether tools must be called, and whether several may be."""
 
     choice: Choice
     parallel: bool

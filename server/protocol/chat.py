@@ -31,24 +31,24 @@ def _a_list(value: object) -> object:
 
 
 class TemplateRequest(TemplateOptions):
-    """How messages become a prompt; /tokenize does it too."""
+    """The fields that turn messages into a prompt; /tokenize has them too."""
 
     messages: Annotated[
         list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES), BeforeValidator(_a_list)
     ]
     tools: Tools | None = Field(
         default=None,
-        description=f"functions that the model may call, at most {MAX_TOOLS}; the template tells it of them",
+        description=f"functions that the model may call, at most {MAX_TOOLS}; the chat template describes them to it",
     )
-    add_generation_prompt: bool | None = Field(default=True, description="end the prompt where the answer begins")
-    continue_final_message: bool | None = Field(default=False, description="go on with the last message instead")
+    add_generation_prompt: bool | None = Field(default=True, description="end the prompt where an answer begins")
+    continue_final_message: bool | None = Field(default=False, description="continue the last message instead")
 
     @model_validator(mode="after")
     def _template_rules(self) -> Self:
         if self.continue_final_message and "add_generation_prompt" not in self.model_fields_set:
             self.add_generation_prompt = False
         if self.continue_final_message and self.add_generation_prompt:
-            refuse("continue_final_message", "not together with add_generation_prompt")
+            refuse("continue_final_message", "cannot be combined with add_generation_prompt")
         require_answered(self.messages)
         require_distinct(self.tools or ())
         return self
@@ -58,12 +58,12 @@ class TemplateRequest(TemplateOptions):
         return "messages"
 
     def ignored_inside(self) -> list[str]:
-        """Keys of messages and tools that mean nothing here, by their path."""
+        """Paths of unknown keys in messages and tools."""
         said = [f"messages[{index}].{name}" for index, one in enumerate(self.messages) for name in one.ignored()]
         return said + [f"tools[{index}].{name}" for index, one in enumerate(self.tools or ()) for name in one.ignored()]
 
     def offered(self) -> Offered | None:
-        """The tools that an answer may call, if there are any."""
+        """The tools that an answer may call; None if there are none."""
         return offered(self.tools or (), Choice("auto"), parallel=True)
 
     def conversation(self) -> list[dict[str, Any]]:
@@ -83,31 +83,31 @@ class ChatRequest(TemplateRequest, ChoicesRequest):
     refused: ClassVar = {**REFUSED, **REFUSED_IN_CHAT}
     thinking_field: ClassVar = "reasoning_effort"
     limits: ClassVar = ("max_completion_tokens", "max_tokens", "n_predict", "max_new_tokens")
-    # OpenAI's older name may differ from its newer one, as with vLLM.
+    # OpenAI's older field may differ from its newer one; the newer one counts, as in vLLM.
     overridden: ClassVar = ("max_tokens",)
 
     max_tokens: PositiveLimit | None = Field(default=None, description="max_completion_tokens, older")
     max_completion_tokens: PositiveLimit | None = Field(
-        default=None, description="default: the rest of the context, as with -1"
+        default=None, description="default, and -1: the rest of the context"
     )
-    n_predict: PositiveLimit | None = Field(default=None, description="max_tokens, as llama.cpp calls it")
-    max_new_tokens: PositiveLimit | None = Field(default=None, description="max_tokens, as TGI calls it")
-    logprobs: bool | None = Field(default=False, description="log-probabilities of each token")
+    n_predict: PositiveLimit | None = Field(default=None, description="llama.cpp's name for max_tokens")
+    max_new_tokens: PositiveLimit | None = Field(default=None, description="TGI's name for max_tokens")
+    logprobs: bool | None = Field(default=False, description="return the log-probability of each token")
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = Field(
-        default=None, description="and of that many most probable ones; needs logprobs=true"
+        default=None, description="also return this many most probable tokens each; needs logprobs=true"
     )
 
     tool_choice: ToolChoice | None = Field(
         default=None,
-        description="auto, the default with tools: the answer may call them; none: the model is not told of them; "
-        "required: it calls one at least; or one tool by its name; or, as allowed_tools, some of them",
+        description="auto (the default with tools): the answer may call tools; none: the model does not see the tools; "
+        "required: the answer calls at least one tool; or one tool by its name; or allowed_tools: some of the tools",
     )
     parallel_tool_calls: bool | None = Field(default=True, description="false: at most one call")
     reasoning_effort: Effort | None = Field(
-        default=None, description="told to the model's template, and with none as enable_thinking false"
+        default=None, description="passed to the chat template; none also sets enable_thinking to false"
     )
     max_reasoning_tokens: ReasoningTokens | None = Field(
-        default=None, description="after so many tokens the thought is ended; of models that think"
+        default=None, description="a thought is ended after so many tokens; for models that think"
     )
 
     @model_validator(mode="after")
@@ -165,10 +165,12 @@ ChatFinishReason = FinishReason | Literal["tool_calls"]
 
 class AssistantMessage(BaseModel):
     role: Literal["assistant"]
-    content: str | None = Field(description="null if there are only calls")
+    content: str | None = Field(description="null if the answer has only calls")
     refusal: None
-    reasoning_content: str | None = Field(default=None, description="what the model thought before, if it does")
-    tool_calls: list[MadeCall] | None = Field(default=None, description="if there are any")
+    reasoning_content: str | None = Field(
+        default=None, description="the thought before the answer, if the model thinks"
+    )
+    tool_calls: list[MadeCall] | None = Field(default=None, description="the calls, if there are any")
 
 
 class ChatChoice(BaseModel):

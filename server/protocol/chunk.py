@@ -12,7 +12,7 @@ from server.protocol.tool import DeltaCall
 
 
 class Chunk(BaseModel):
-    """What the chunks of both endpoints have in common."""
+    """Fields that chunks of both endpoints have."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -21,8 +21,8 @@ class Chunk(BaseModel):
     model: str
     usage: Usage | None = Field(
         default=None,
-        description="with include_usage: null, or, with continuous_usage_stats, the usage so far; in the last chunk, "
-        "whose choices are empty, that of the whole request",
+        description="with include_usage: the usage of the whole request in the last chunk, whose choices are empty; "
+        "null in other chunks, or the usage so far with continuous_usage_stats",
     )
     griffin: GriffinReport | None = Field(default=None, description="in the last chunk, with include_usage")
     metrics: TimingReport | None = Field(default=None, description="in the last chunk, with include_usage")
@@ -32,11 +32,11 @@ class CompletionChunk(Chunk):
     """An event of POST /v1/completions with stream=true."""
 
     object: Literal["text_completion"]
-    choices: list[CompletionChoice] = Field(description="one; empty in the last chunk, with include_usage")
+    choices: list[CompletionChoice] = Field(description="one choice; empty in the last chunk with include_usage")
 
 
 class Delta(BaseModel):
-    """role in the first chunk of an answer, then thought, content and calls piece by piece."""
+    """The role comes in an answer's first chunk; then thought, content and calls come piece by piece."""
 
     role: Literal["assistant"] | None = None
     reasoning_content: str | None = None
@@ -56,7 +56,7 @@ class ChatChunk(Chunk):
     """An event of POST /v1/chat/completions with stream=true."""
 
     object: Literal["chat.completion.chunk"]
-    choices: list[ChatChunkChoice] = Field(description="one; empty in the last chunk, with include_usage")
+    choices: list[ChatChunkChoice] = Field(description="one choice; empty in the last chunk with include_usage")
     prompt_token_ids: list[int] | None = Field(default=None, description="in the first chunk, if return_token_ids")
 
 

@@ -22,7 +22,7 @@ from server.protocol.report import FinishReason, GriffinReport, TimingReport, Us
 from server.protocol.request import ChoicesRequest
 
 DEFAULT_MAX_TOKENS = 16
-# Log-probabilities of prompts in one answer, counted with their alternatives. About a second's work.
+# Most log-probabilities of prompts in one answer, alternatives included. They take about a second of work.
 MAX_SCORES = 2**20
 
 
@@ -36,13 +36,13 @@ class CompletionRequest(ChoicesRequest):
     )
     suffix: Text | None = Field(
         default=None,
-        description="the text that follows the answer, for models that fill in the middle; empty is none",
+        description="the text after the answer, for models that fill in the middle; an empty text counts as absent",
     )
     max_tokens: Limit | None = Field(
         default=None, description=f"default {DEFAULT_MAX_TOKENS}; 0 only with echo; -1: the rest of the context"
     )
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = Field(
-        default=None, description="generate that many, return the n of the highest mean log-probability"
+        default=None, description="generate so many answers, and return the n of the highest mean log-probability"
     )
     logprobs: Annotated[
         Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None,
@@ -52,9 +52,9 @@ class CompletionRequest(ChoicesRequest):
         ),
     ] = Field(
         default=None,
-        description="log-probabilities of each token and of that many most probable ones; false is none, as in chat",
+        description="return log-probabilities of each token and of so many most probable ones; false: none, as in chat",
     )
-    echo: bool | None = Field(default=False, description="begin the answer with the prompt; with logprobs, scored")
+    echo: bool | None = Field(default=False, description="begin the answer with the prompt; logprobs then score it too")
 
     @model_validator(mode="after")
     def _infill_rules(self) -> Self:
@@ -65,9 +65,9 @@ class CompletionRequest(ChoicesRequest):
         if not all(isinstance(prompt, str) for prompt in self.prompt):
             refuse("suffix", "only with a prompt of text, not of token ids")
         if self.echo:
-            refuse("echo", "not with suffix; leave one of them out")
+            refuse("echo", "cannot be combined with suffix; leave one of them out")
         if self.truncate_prompt_tokens:
-            refuse("truncate_prompt_tokens", "not with suffix: shorten the prompt and the suffix")
+            refuse("truncate_prompt_tokens", "cannot be combined with suffix: shorten the prompt and the suffix")
         return self
 
     @model_validator(mode="after")
@@ -77,7 +77,7 @@ class CompletionRequest(ChoicesRequest):
         if self.best_of is not None and self.best_of < self.choices:
             refuse("best_of", f"must be n={self.choices} or more")
         if self.stream and self.sequences > self.choices:
-            refuse("best_of", "the best of several is known at the end only; leave out stream or best_of")
+            refuse("best_of", "the best answer is known only at the end; leave out stream or best_of")
         if self.griffin and self.griffin.prompt_tokens is not None and self.scoring() is None:
             refuse("griffin.prompt_tokens", "only with echo=true and logprobs")
         return self
@@ -86,7 +86,7 @@ class CompletionRequest(ChoicesRequest):
         return min(DEFAULT_MAX_TOKENS, room)
 
     def wanted_logprobs(self) -> int | None:
-        # The best of several cannot be told without them.
+        # The best answers cannot be chosen without log-probabilities.
         return 0 if self.logprobs is None and self.sequences > self.choices else self.logprobs
 
     @property
@@ -102,10 +102,10 @@ class CompletionRequest(ChoicesRequest):
         return bool(self.echo)
 
     def require_few_scores(self, prompt_tokens: int) -> None:
-        """Each of n answers repeats what is echoed of its prompt.
+        """Check the size of the echoed scores; each of n answers repeats those of its prompt.
 
         Raises:
-            ValueError: that would be too much, and why.
+            ValueError: the answer would be too large; the text says why.
         """
         for_each = (self.logprobs or 0) + 1 if self.scoring() else 1
         if self.echo and prompt_tokens * self.sequences * for_each > MAX_SCORES:
@@ -121,16 +121,16 @@ class CompletionRequest(ChoicesRequest):
 
 
 class LegacyLogprobs(BaseModel):
-    """One entry for each token, the prompt's included when it is echoed."""
+    """One entry for each token, including the prompt's tokens if it is echoed."""
 
     tokens: list[str]
-    token_logprobs: list[float | None] = Field(description="null for a prompt's first token, which nothing predicts")
+    token_logprobs: list[float | None] = Field(description="null for the prompt's first token, which has no prediction")
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int] = Field(description="where each token begins in the text, in characters")
 
 
 class CompletionChoice(BaseModel):
-    index: int = Field(description="prompts in order, the n answers of each together")
+    index: int = Field(description="counts the n answers to the first prompt, then those to the next prompt")
     text: str
     logprobs: LegacyLogprobs | None
     finish_reason: FinishReason | None

@@ -1,4 +1,4 @@
-"""What newer APIs' input comes to: the messages that a chat template takes."""
+"""The messages of a chat template, built from the input of newer APIs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from server.protocol.tool import CalledFunction, Offered, ToolCall
 
 
 class Templated(Protocol):
-    """A body that a chat template makes a prompt of.
+    """A body from which a chat template makes a prompt.
 
-    said_in: its field with what was said. thinks: it asks for thoughts, by ``thinking_field``.
+    said_in: the field with the conversation. thinks: the request asks for thoughts, in the field ``thinking_field``.
     """
 
     thinking_field: ClassVar[str]
@@ -24,51 +24,51 @@ class Templated(Protocol):
     def said_in(self) -> str: ...
 
     def conversation(self) -> list[dict[str, Any]]:
-        """As chat templates take it: each message has a role and a text."""
+        """Messages for chat templates: each has a role and a text."""
 
     def template_options(self) -> dict[str, Any]:
-        """What else the template is told."""
+        """Further options for the template."""
 
     def offered(self) -> Offered | None:
-        """The tools that an answer may call, if there are any."""
+        """The tools that an answer may call; None if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages, and paths of keys that have no meaning here."""
+    """Messages, and paths of unknown keys."""
 
     messages: Sequence[Message]
     ignored: Sequence[str]
 
 
 class Turns:
-    """Messages as they are put together, one after the other. Each call has an answer after it."""
+    """Builds messages one after the other. Each call must be followed by its result."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self._reasoning = ""
-        # Calls without an answer so far, and the field that names each.
+        # Ids of calls without a result so far, each with the field that names it.
         self._pending: dict[str, str] = {}
 
     def say(self, role: Role, text: str) -> None:
-        """A message of its own."""
+        """Add a message."""
         self._add(Message.model_construct(role=role, content=text))
 
     def think(self, text: str) -> None:
-        """Before the assistant's next message: how it came to it."""
+        """Add a thought that precedes the assistant's next message."""
         self._reasoning += text
 
     def call(self, id: str, name: str, arguments: str, where: str) -> None:
-        """In the assistant's message before it, or in a new one.
+        """Add a call to the assistant's last message, or to a new one.
 
         Args:
-            where: the field with the id.
+            where: the field that contains the id.
 
         Raises:
-            PydanticCustomError: a call before it has the same id, and no answer.
+            PydanticCustomError: an earlier call without a result has the same id.
         """
         if id in self._pending:
-            refuse(where, "two calls have the same")
+            refuse(where, "two calls have the same id")
         self._pending[id] = where
         last = self.messages[-1] if self.messages else None
         if last is None or last.role != "assistant" or self._reasoning:
@@ -79,19 +79,19 @@ class Turns:
         last.tool_calls = [*(last.tool_calls or ()), made]
 
     def answer(self, id: str, text: str, where: str) -> None:
-        """What a call gave.
+        """Add the result of a call.
 
         Raises:
-            PydanticCustomError: there is no such call before it.
+            PydanticCustomError: no earlier call has this id.
         """
         if self._pending.pop(id, None) is None:
             refuse(where, "answers no call before it")
         self._add(Message.model_construct(role="tool", content=text, tool_call_id=id))
 
     def require_answered(self) -> None:
-        """Raises PydanticCustomError where a call has no answer."""
+        """Raises PydanticCustomError if a call has no result."""
         for id, where in self._pending.items():
-            refuse(where, f"nothing after it answers {id[:64]!r}; each call must have an answer")
+            refuse(where, f"nothing after it answers {id[:64]!r}; each call must be followed by its result")
 
     def _add(self, message: Message) -> None:
         if message.role == "assistant" and self._reasoning:
@@ -100,8 +100,8 @@ class Turns:
 
 
 def instructed(instructions: str, messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages for a template, after instructions. One of the system at their beginning goes on with these: many
-    templates take a single one."""
+    """Messages for a template, after the instructions. A first message of role system is joined to the instructions,
+    because many templates take a single one."""
     said = [message.for_template() for message in messages]
     if not instructions:
         return said
@@ -111,5 +111,5 @@ def instructed(instructions: str, messages: Sequence[Message]) -> list[dict[str,
 
 
 def strangers(value: Mapping[str, Any], known: frozenset[str], where: str) -> list[str]:
-    """Paths of keys that are not known, if they have a value."""
+    """Paths of keys that are not known and have a value."""
     return [f"{where}.{name}" for name in sorted(set(value) - known) if value[name] not in (None, "", [], {}, False)]

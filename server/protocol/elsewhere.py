@@ -1,13 +1,13 @@
-"""Fields of other servers' APIs that this one has no field for, as data.
+"""Fields of other servers' APIs that this server does not have, as data.
 
 Sources, read in November 2026: the types of OpenAI's SDK 3.54; the request classes of vLLM, SGLang,
 text-generation-webui and TGI; the request schema of llama.cpp's server; Ollama's and LM Studio's documents.
 
-- REFUSED: the answer depends on the field elsewhere, and cannot here. Only values that ask for nothing are accepted.
-- TUNING: the field is a setting of a REFUSED one, and has no effect while that one is off.
+- REFUSED: the field changes answers elsewhere, and cannot here. Only values that ask for nothing are accepted.
+- TUNING: the field is a setting of a REFUSED field, and has no effect while that field is off.
 - HARMLESS: no answer depends on the field.
 
-A field that has the meaning of one of ours is a field of ``GenerationRequest``. All other keys are unknown: the header
+Another server's name for one of our fields is a field of ``GenerationRequest``. All other keys are unknown: the header
 ``x-griffin-ignored`` names them.
 """
 
@@ -20,10 +20,10 @@ from server.protocol.fields import refuse
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A field that is not honoured.
+    """A field that is not supported.
 
-    nothing: the values, besides null, that ask for nothing, or for what the server does anyway.
-    instead: what to send here, for the error's text.
+    nothing: values, besides null, that ask for nothing, or for what the server does anyway.
+    instead: what to send instead, for the error's text.
     """
 
     nothing: tuple[Any, ...] = ()
@@ -32,10 +32,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """A field that does nothing while its mechanism is off.
+    """A field that has no effect while the mechanism it belongs to is off.
 
     of: fields that turn the mechanism on; all are in REFUSED.
-    usual: its default values elsewhere. Clients send them without the mechanism's own field.
+    usual: the field's default values elsewhere. Clients send them without turning the mechanism on.
     """
 
     of: tuple[str, ...]
@@ -51,12 +51,12 @@ _NO_TEXT = Refused(("",))
 _NO_LIST = Refused(([],))
 _NO_OBJECT = Refused(({},))
 _NONE = Refused(("", [], {}))
-# An empty schema asks for something: for any JSON.
+# An empty schema does ask for something: any JSON.
 _NO_TEXT = Refused(("", []))
 
 
 def _but(table: Mapping[str, Refused], *names: str) -> Mapping[str, Refused]:
-    """Without those that are fields of an endpoint."""
+    """The table without the fields that an endpoint has."""
     return {name: field for name, field in table.items() if name not in names}
 
 
@@ -239,7 +239,7 @@ REFUSED_IN_COMPLETIONS: Mapping[str, Refused] = {
     "max_completion_tokens": Refused((), "max_tokens"),
 }
 
-# Of the older APIs, whose answers are choices.
+# Fields of the older APIs, whose answers are choices.
 _OF_CHOICES: Mapping[str, Refused] = {
     "n": _ONE,
     "best_of": _ONE,
@@ -312,7 +312,7 @@ REFUSED_IN_DETOKENIZE: Mapping[str, Refused] = {
     "spaces_between_special_tokens": _ON,
 }
 
-# Of one message: what no template is given here, and marks that other servers read as continue_final_message.
+# Keys of one message: those that no template gets here, and marks that other servers read as continue_final_message.
 REFUSED_IN_MESSAGES: Mapping[str, Refused] = {
     "function_call": Refused(({},), "tool_calls"),
     "audio": _NO_OBJECT,
@@ -340,7 +340,7 @@ TUNING: Mapping[str, Tuning] = {
     "adaptive_decay": Tuning(("adaptive_target",), (0.9,)),
 }
 
-# Who asks, where it is stored or billed, what is kept between requests, how fast it should go.
+# Who sends the request, where it is stored or billed, what is kept between requests, and how fast it should be.
 HARMLESS = frozenset({
     "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "prompt_cache_options", "prediction", "stream_obfuscation",
@@ -352,15 +352,15 @@ HARMLESS = frozenset({
 
 
 def asks_for_nothing(value: Any, nothing: tuple[Any, ...]) -> bool:
-    """Whether a value is one of those that ask for nothing. True is not 1 here; 1.0 is."""
+    """Whether a value asks for nothing. Here True differs from 1, but 1.0 equals 1."""
     return value is None or any((type(value) is bool) == (type(none) is bool) and value == none for none in nothing)
 
 
 def require_supported(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -> None:
-    """Refuse, by name, fields that are not honoured.
+    """Refuse, by name, fields that are not supported.
 
     Args:
-        sent: keys of a request that are no fields of it.
+        sent: keys of a request that are not fields of it.
     """
     for name, value in sent.items():
         if (field := refused.get(name)) and not asks_for_nothing(value, field.nothing):
@@ -369,12 +369,12 @@ def require_supported(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -
 
 
 def require_untuned(sent: Mapping[str, Any]) -> None:
-    """Refuse settings of a mechanism, unless the request turns it off: elsewhere it may be on by default.
+    """Refuse settings of a mechanism unless the request turns it off, because elsewhere it may be on by default.
 
     Args:
-        sent: keys of a request for an answer that are no fields of it. A message's keys are no settings.
+        sent: keys of a request that are not fields of it, without the keys of its messages.
     """
-    # A request that turns the mechanism on has been refused already.
+    # A request that turns the mechanism on is refused by ``require_supported``.
     for name, value in sent.items():
         if (tuning := TUNING.get(name)) and not asks_for_nothing(value, tuning.usual) and not _is_off(tuning, sent):
             refuse(name, f"is not supported; leave it out, or turn {tuning.of[0]} off", "unsupported_parameter")
@@ -386,14 +386,14 @@ def _is_off(tuning: Tuning, sent: Mapping[str, Any]) -> bool:
 
 
 def unknown(sent: Mapping[str, Any], refused: Mapping[str, Refused]) -> list[str]:
-    """Keys that have no meaning here or elsewhere, such as a misspelt one."""
+    """Keys that are unknown both here and elsewhere, such as a misspelt one."""
     return sorted(set(sent) - set(refused) - set(TUNING) - HARMLESS)
 
 
 def documented(schema: dict[str, Any], refused: Mapping[str, Refused]) -> None:
     """Write into a request's JSON schema which values of these fields are accepted.
 
-    They stand apart from the properties, which are the fields that have an effect.
+    They are listed apart from the properties, which are the fields that have an effect.
     """
     schema["patternProperties"] = {
         f"^{name}$": {

@@ -8,16 +8,16 @@ from griffin.request import MethodName
 
 
 class ExpertSet(BaseModel):
-    """What was chosen for one prompt: by method griffin, the feed-forward neurons that were kept."""
+    """The choice made for one prompt; with method griffin, the feed-forward neurons that are kept."""
 
     object: Literal["griffin.experts"] = "griffin.experts"
     expert_set: str
     model: str
     layers: int
     neurons_per_layer: int
-    method: MethodName = Field(description="by griffin+ no neuron is removed: each token picks what it reads")
-    kept_per_layer: list[int] | None = Field(description="for each layer how many; null by griffin+")
-    prompt_tokens: int = Field(description="that it was chosen on")
+    method: MethodName = Field(description="with griffin+ no neuron is removed: each token picks what it reads")
+    kept_per_layer: list[int] | None = Field(description="kept neurons in each layer; null with griffin+")
+    prompt_tokens: int = Field(description="number of tokens on which the choice was made")
     kept: list[list[int]] | None = Field(
-        description="for each layer the indices of its kept neurons, from 0, sorted; null by griffin+"
+        description="for each layer, the sorted indices of its kept neurons, from 0; null with griffin+"
     )

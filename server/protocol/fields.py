@@ -1,4 +1,4 @@
-"""Forms and limits of single fields, each refused with a sentence that says what it may be."""
+"""Forms and limits of single fields. Each refusal says in a sentence what the field may be."""
 
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -11,27 +11,27 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 512
 MAX_LOGPROBS = 20
 MAX_BIASED_TOKENS = 1024
-# Far more keys than any API has.
+# Many more keys than any API has.
 MAX_KEYS = 256
 MAX_NODES = 1024
-# More than any context has tokens: what is above it means the same, and fits wherever it is counted.
+# More than any context has tokens. Larger values mean the same, and all sums of such values fit.
 MAX_COUNT = 2**31 - 1
 UNLIMITED = -1
 EMPTY_PROMPT = "must not be empty, nor may any of its parts"
 
 
 def refuse(param: str, why: str, code: str = "invalid_value") -> NoReturn:
-    """Raise an error that names the field itself; pydantic's own errors name only where a validator stands.
+    """Raise an error that names the field itself. pydantic's own errors name only the validator's field.
 
     Args:
-        param: the field, from where the validator stands: a message's own ``role``, a list's own ``[2].text``.
-        why: what follows the name in the error's text.
+        param: the field, relative to the validator's field: ``role`` of a message, ``[2].text`` of a list.
+        why: the text after the field's name.
     """
     raise PydanticCustomError("refused", "{why}", {"param": param, "why": why, "code": code})
 
 
 def whole(value: object) -> object:
-    """JSON has one kind of number: 1.0 is the integer 1."""
+    """JSON has only one kind of number: 1.0 is the integer 1."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
@@ -44,7 +44,7 @@ def clamped(value: int) -> int:
 
 
 def _prompts(value: Any) -> list[str | list[int]]:
-    """All four forms of OpenAI's become a list of texts and lists of ids."""
+    """Each of OpenAI's four forms of a prompt becomes a list of texts and lists of ids."""
     value = whole_items(value)
     if isinstance(value, str) or (isinstance(value, list) and value and all(type(item) is int for item in value)):
         value = [value]
@@ -59,7 +59,7 @@ def _prompts(value: Any) -> list[str | list[int]]:
         is_ids = isinstance(prompt, list) and all(type(item) is int for item in prompt)
         if not isinstance(prompt, str) and not is_ids:
             raise ValueError("must be a text, a list of texts, a list of token ids, or a list of such lists")
-        # Whether an empty text is one depends on the request's other fields.
+        # Whether an empty text is allowed depends on other fields of the request.
         if prompt == []:
             raise ValueError(EMPTY_PROMPT)
         require_unicode(prompt)
@@ -67,7 +67,7 @@ def _prompts(value: Any) -> list[str | list[int]]:
 
 
 def _stop(value: object) -> list[str]:
-    """A list of stop strings. An empty string instead of a list is none; in a list it is a mistake."""
+    """A list of stop strings. An empty string instead of a list means none; inside a list it is an error."""
     listed = [value] if isinstance(value, str) and value else [] if value is None or value == "" else value
     if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
         raise ValueError("must be a string or a list of non-empty strings")
@@ -101,19 +101,19 @@ def _sparsity(value: object) -> float | Literal["auto"]:
         return "auto"
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ValueError("must be a number from 0 to below 1, or 'auto'")
-    # Without the sign that JSON lets a zero have.
+    # JSON allows -0; drop its sign.
     return float(value) + 0.0
 
 
 def few_keys(value: Any) -> Any:
-    """Refuse a body of very many keys: each unknown one would cost an error of its own."""
+    """Refuse a body with too many keys: each unknown key would cost an error of its own."""
     if isinstance(value, dict) and len(value) > MAX_KEYS:
         raise ValueError(f"has {len(value)} keys; at most {MAX_KEYS} are supported")
     return value
 
 
 def small(value: Any, most: int = MAX_NODES) -> Any:
-    """Refuse a free value of more than so many names and values, or that cannot be written in UTF-8."""
+    """Refuse a free-form value that has too many names and values, or that UTF-8 cannot encode."""
     pending, count = [value], 0
     while pending:
         item = pending.pop()
@@ -127,7 +127,7 @@ def small(value: Any, most: int = MAX_NODES) -> Any:
 
 
 def require_unicode(*values: object) -> None:
-    """Refuse half a surrogate pair: JSON can spell it, but it is no character and cannot be written in UTF-8."""
+    """Refuse half a surrogate pair: JSON can spell it, but it is not a character and UTF-8 cannot encode it."""
     try:
         for value in values:
             if isinstance(value, str):
@@ -150,7 +150,7 @@ Text = Annotated[str, BeforeValidator(unicode_text)]
 TokenIds = Annotated[
     list[Annotated[int, Field(ge=0, le=MAX_COUNT)]], Field(fail_fast=True), BeforeValidator(whole_items)
 ]
-# An integer, 1.0 being one. Its limits come before it: Annotated[int, Field(ge=1), Whole].
+# An integer, or a number such as 1.0. Limits precede it: Annotated[int, Field(ge=1), Whole].
 Whole = BeforeValidator(whole)
 Clamped = AfterValidator(clamped)
 Count = Annotated[int, Field(ge=0), Clamped, Whole]
@@ -200,7 +200,7 @@ LogitBias = Annotated[
 ]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-# A number, or to be found for the prompt.
+# A number, or auto: found for the prompt.
 SparsityChoice = Annotated[
     float | Literal["auto"],
     PlainValidator(_sparsity),
@@ -228,10 +228,10 @@ Kept = _limit(1, "as many as fit")
 
 
 def no_seed(value: int) -> int | None:
-    """vLLM and llama.cpp take -1 for none."""
+    """vLLM and llama.cpp take -1 for no seed."""
     return None if value == -1 else value
 
 
-# An empty name names none.
+# An empty name counts as absent.
 ModelName = Annotated[str | None, AfterValidator(lambda name: name or None)]
 Seed = Annotated[int, AfterValidator(no_seed), Whole]

@@ -22,13 +22,13 @@ Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
 MAX_MESSAGES = 2048
 MAX_PARTS = 1024
-# What parts of a content carry elsewhere, by type.
+# Content parts that are not supported, by type.
 MEDIA = {
     "image_url": "images", "image": "images", "input_image": "images", "image_file": "images",
     "input_audio": "audio", "audio_url": "audio", "audio": "audio", "video_url": "videos", "video": "videos",
     "file": "files", "input_file": "files", "document": "documents",
 }  # fmt: skip
-# Types of parts, of an assistant; and where the text of each is.
+# An assistant's types of parts, and the key that holds the text of each.
 TEXTS = {"text": "text", "refusal": "refusal"}
 
 
@@ -39,20 +39,20 @@ def _role(value: object) -> object:
 
 
 def _content(value: object, info: ValidationInfo) -> str | None:
-    """One text."""
+    """The content as one text."""
     return text_of(value, TEXTS if info.data.get("role") == "assistant" else {"text": "text"})
 
 
 def text_of(value: object, texts: Mapping[str, str], where: str = "") -> str | None:
-    """The text of a content: a text itself, or parts put together. None stays None.
+    """The text of a content, which is a text or a list of parts. None stays None.
 
-    pydantic would list every error of a million parts, so they are looked at here.
+    The parts are checked here, because pydantic would list every error of a million parts.
 
     Args:
-        texts: types of parts that may be, the usual one first, and the key of each one's text.
+        texts: the allowed types of parts, the usual one first, and the key of each type's text.
 
     Raises:
-        PydanticCustomError: it is neither. It names the part at fault, from ``where`` on.
+        PydanticCustomError: it is neither; names the part at fault, with a path that begins with ``where``.
     """
     if value is None:
         return None
@@ -83,10 +83,10 @@ def part_text(part: object, where: str, texts: Mapping[str, str]) -> str:
 
 
 def text_field(value: Mapping[str, Any], name: str, where: str) -> str:
-    """A text that must be there.
+    """A required text.
 
     Raises:
-        PydanticCustomError: it is not, or is no text.
+        PydanticCustomError: it is missing or not a text.
     """
     path = f"{where}.{name}" if where else name
     if (text := value.get(name)) is None:
@@ -97,7 +97,7 @@ def text_field(value: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def unicode_at(text: str, where: str) -> str:
-    """Raises PydanticCustomError with the field's name, see ``require_unicode``."""
+    """Raises PydanticCustomError with the field's name; see ``require_unicode``."""
     try:
         require_unicode(text)
     except ValueError as error:
@@ -121,7 +121,7 @@ def _content_schema(*kinds: str) -> dict[str, Any]:
 
 
 def _by_role(schema: dict[str, Any]) -> None:
-    """The schema: only an assistant's message may lack content, and have calls; only a tool's answers one."""
+    """In the schema: only an assistant's message may lack content and have calls; only a tool's message answers one."""
     properties = schema.pop("properties")
     calls, answered = properties["tool_calls"], properties["tool_call_id"]
     common = {name: properties[name] for name in ("name", "reasoning_content")}
@@ -148,7 +148,7 @@ def _by_role(schema: dict[str, Any]) -> None:
 
 
 class Message(BaseModel):
-    """content is the text, parts put together."""
+    """One message. ``content`` is a text; its parts have been joined."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=_by_role)
 
@@ -156,12 +156,12 @@ class Message(BaseModel):
     content: Annotated[str | None, PlainValidator(_content), WithJsonSchema({})] = None
     name: Text | None = None
     reasoning_content: Text | None = Field(
-        default=None, description="of an earlier answer; given to the model's chat template, which may leave it out"
+        default=None, description="thought of an earlier answer; passed to the chat template, which may leave it out"
     )
     tool_calls: Calls | None = Field(
-        default=None, description="of an earlier answer; messages of role tool answer them"
+        default=None, description="calls of an earlier answer; messages of role tool answer them"
     )
-    tool_call_id: Text | None = Field(default=None, description="of role tool: the call that it answers")
+    tool_call_id: Text | None = Field(default=None, description="for role tool: the call that this message answers")
 
     @model_validator(mode="before")
     @classmethod
@@ -189,7 +189,7 @@ class Message(BaseModel):
         return self
 
     def _refusal(self) -> str:
-        """The text with which an assistant declined, which is its content; or no text."""
+        """The text with which the assistant declined, which then is its content; or an empty text."""
         refusal = (self.model_extra or {}).get("refusal")
         if refusal is not None and not isinstance(refusal, str):
             refuse("refusal", "must be a text")
@@ -197,7 +197,7 @@ class Message(BaseModel):
         return refusal or ""
 
     def for_template(self) -> dict[str, Any]:
-        """The form that chat templates expect, with one text. developer is OpenAI's newer word for system."""
+        """The form for chat templates, with one text. developer is OpenAI's newer word for system."""
         message = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
         others = {
             "name": self.name,
@@ -208,16 +208,16 @@ class Message(BaseModel):
         return message | {name: value for name, value in others.items() if value}
 
     def ignored(self) -> list[str]:
-        """Keys that have no meaning here, if they have a value."""
+        """Unknown keys that have a value."""
         sent = {name for name, value in (self.model_extra or {}).items() if value not in (None, "", [], {}, False)}
         return sorted(sent - set(REFUSED_IN_MESSAGES) - {"refusal"})
 
 
 def require_answered(messages: Sequence[Message]) -> None:
-    """Refuse a call without an answer, and an answer without a call. Answers follow the calls at once, in any order.
+    """Refuse a call without an answer and an answer without a call. Answers directly follow the calls, in any order.
 
     Raises:
-        PydanticCustomError: by the message at fault.
+        PydanticCustomError: names the message at fault.
     """
     asked, pending = 0, set[str]()
     for index, message in enumerate(messages):

@@ -1,4 +1,4 @@
-"""What all requests that generate have in common, and what completions and chat completions have beside."""
+"""Fields that all generating requests share, and fields that the two older APIs share."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ from server.protocol.options import GriffinOptions
 from server.protocol.structured import Form, ResponseFormat, StructuredOutputs, refuse_beside
 
 TWINS = {"repeat_penalty": "repetition_penalty", "no_stop_trim": "include_stop_str_in_output"}
-# How many of the last tokens a penalty looks at; here it is all.
+# llama.cpp's count of last tokens that a penalty looks at; here a penalty looks at all tokens.
 PENALTY_WINDOWS = ("repeat_last_n", "repetition_penalty_range")
 
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
@@ -55,71 +55,71 @@ class StreamOptions(BaseModel):
         default=False, description="end the stream with a chunk of usage, griffin and metrics"
     )
     continuous_usage_stats: bool | None = Field(
-        default=False, description="with include_usage: the usage so far in every chunk"
+        default=False, description="with include_usage: every chunk has the usage so far"
     )
     include_obfuscation: bool | None = Field(default=None, description="accepted for OpenAI's SDK; has no effect")
 
 
 class GenerationRequest(BaseModel):
-    """Fields of every request that generates. null is the same as leaving a field out."""
+    """Fields of every request that generates. null means the same as a missing field."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=with_refused)
-    # What is not honoured, in this endpoint.
+    # Fields that this endpoint refuses.
     refused: ClassVar[Mapping[str, Refused]] = REFUSED
-    # Fields that name the same limit of tokens; the first that is given counts. Those that may be another one then.
+    # Fields that name the limit of tokens; the first one given counts. Those in ``overridden`` may differ.
     limits: ClassVar[Sequence[str]] = ()
     overridden: ClassVar[Sequence[str]] = ()
-    # Names of other servers for fields of ours, beside those of the limit.
+    # Other servers' names for our fields, apart from those of the limit.
     twins: ClassVar[Mapping[str, str]] = TWINS
 
-    model: ModelName = Field(default=None, description="the served model's name, or NAME@sparsity=0.5; may be left out")
+    model: ModelName = Field(default=None, description="the served model's name, or NAME@sparsity=0.5; optional")
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
-        default=None, description="0 is greedy; default: the model's, else 1"
+        default=None, description="0 is greedy; default: the model's own value, else 1"
     )
     top_p: Fraction | None = Field(default=None, description="default 1; 0 is greedy")
     top_k: Annotated[int, Field(ge=-1), Clamped, Whole] | None = Field(
-        default=None, description="0, -1, or more than there are keep all tokens"
+        default=None, description="0, -1, or more than the vocabulary keeps all tokens"
     )
     min_p: Fraction | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = Field(
-        default=None, description="1 is none; counts the prompt's tokens too"
+        default=None, description="1 has no effect; tokens of the prompt count too"
     )
     repeat_penalty: RepetitionPenalty | None = Field(
-        default=None, description="repetition_penalty, as llama.cpp and LM Studio call it"
+        default=None, description="llama.cpp's and LM Studio's name for repetition_penalty"
     )
     logit_bias: LogitBias = Field(default_factory=dict)
     seed: Seed | None = Field(
         default=None,
-        description="the same seed draws the same tokens; answer i of several draws with seed + i; -1 is none",
+        description="the same seed draws the same tokens; the i-th of several answers uses seed + i; -1: no seed",
     )
-    min_tokens: Count | None = Field(default=0, description="no end-of-sequence and no stop before that many")
+    min_tokens: Count | None = Field(default=0, description="the answer does not end before so many tokens")
     stop: Stop = Field(
-        default_factory=list, description=f"up to {MAX_STOP_STRINGS}; the text ends before the first that appears"
+        default_factory=list, description=f"up to {MAX_STOP_STRINGS}; the text ends before the first one that appears"
     )
     stop_token_ids: Annotated[TokenIds, Field(max_length=128)] | None = None
     include_stop_str_in_output: bool | None = Field(
-        default=False, description="the text ends after the stop string instead of before it"
+        default=False, description="end the text after the stop string instead of before it"
     )
-    no_stop_trim: bool | None = Field(default=None, description="include_stop_str_in_output, as SGLang calls it")
-    ignore_eos: bool | None = Field(default=False, description="go on to max_tokens, for runs of a fixed length")
+    no_stop_trim: bool | None = Field(default=None, description="SGLang's name for include_stop_str_in_output")
+    ignore_eos: bool | None = Field(default=False, description="generate up to max_tokens, for runs of a fixed length")
     skip_special_tokens: bool | None = Field(default=True, description="leave special tokens out of the text")
     truncate_prompt_tokens: Kept | None = Field(
-        default=None, description="keep that many tokens of the prompt's end; -1: as many as fit"
+        default=None, description="keep so many tokens at the prompt's end; -1: as many as fit"
     )
     structured_outputs: StructuredOutputs | None = Field(
-        default=None, description="the form of the answer, as vLLM has it; not together with any other field for it"
+        default=None, description="the form of the answer, as in vLLM; excludes every other field for the form"
     )
     stream: bool | None = False
     timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        default=None, description="seconds until the request is given up; the server's own limit holds in any case"
+        default=None, description="seconds that the request may take; the server's own limit applies too"
     )
     user: Any = Field(default=None, description="accepted; has no effect")
     sparsity: SparsityChoice | None = Field(
         default=None,
         description="fraction of the feed-forward weights that generated tokens do not read; 0 is the dense model; "
-        "auto is the largest whose predicted loss stays within the server's limit",
+        "auto: the largest whose predicted loss stays within the server's limit",
     )
     griffin: GriffinOptions | None = None
 
@@ -141,30 +141,30 @@ class GenerationRequest(BaseModel):
             return
         named = self.named_form()
         if named and self.structured_outputs and self.structured_outputs.form():
-            refuse("structured_outputs", f"not together with {named.param}; leave one of them out")
+            refuse("structured_outputs", f"cannot be combined with {named.param}; leave one of them out")
         if self.min_tokens:
             refuse_beside(form, "min_tokens", "whose text may end before")
         if self.ignore_eos:
             refuse_beside(form, "ignore_eos", "whose text has an end")
 
     def form(self) -> Form | None:
-        """The form that every answer is held to."""
+        """The form that every answer must have; None if any text is allowed."""
         return self.named_form() or (self.structured_outputs.form() if self.structured_outputs else None)
 
     def named_form(self) -> Form | None:
-        """The form that the API's own field for it names."""
+        """The form in the API's own field."""
         return None
 
     def longest_s(self, limit_s: float) -> float:
-        """The seconds that the request may take, of the server's."""
+        """Seconds that the request may take; ``limit_s`` is the server's limit."""
         return min(self.timeout or limit_s, limit_s)
 
     def thought_budget(self) -> tuple[int, str] | None:
-        """How many tokens a thought may have, and the field that says so."""
+        """The largest number of tokens of a thought, and the field that sets it."""
         return None
 
     def _sent(self) -> dict[str, Any]:
-        """Keys that are no fields of ours, without those that narrow a penalty which there is not."""
+        """Keys that are not our fields, without settings of a penalty that is off."""
         sent = self.model_extra or {}
         penalties = (self.presence_penalty or 0, self.frequency_penalty or 0)
         factors = (self.repetition_penalty or 1, self.repeat_penalty or 1)
@@ -173,7 +173,7 @@ class GenerationRequest(BaseModel):
         return {name: value for name, value in sent.items() if name not in PENALTY_WINDOWS}
 
     def _settle_twins(self) -> None:
-        """One choice has several names. Two that differ are two choices, of which none is dropped in silence."""
+        """Join fields with the same meaning. If two of them differ, refuse: neither is dropped in silence."""
         given = self._given_limits()
         for name, value in given[1:]:
             if value != given[0][1] and name not in self.overridden:
@@ -187,7 +187,7 @@ class GenerationRequest(BaseModel):
             setattr(self, own, foreign)
 
     def ignored(self) -> list[str]:
-        """Keys that mean nothing, such as a misspelt one."""
+        """Unknown keys, such as a misspelt one."""
         return unknown(self.model_extra or {}, self.refused)
 
     def _given_limits(self) -> list[tuple[str, int]]:
@@ -195,30 +195,30 @@ class GenerationRequest(BaseModel):
         return [(name, value) for name, value in given if value is not None]
 
     def token_limit(self) -> int | None:
-        """Tokens that an answer may have, as the request says; -1 is the rest of the context, None says nothing."""
+        """The limit of tokens in the request; -1 is the rest of the context, None: the request sets no limit."""
         given = self._given_limits()
         return given[0][1] if given else None
 
     def default_limit(self, room: int, defaults: Mapping[str, float]) -> int:
-        """Tokens that an answer may have if the request names no limit; see ``limit_within``."""
+        """The limit of tokens if the request sets none; see ``limit_within``."""
         raise NotImplementedError
 
     def limit_within(self, room: int, defaults: Mapping[str, float], *, clamp: bool) -> int:
-        """Tokens that an answer may have after a certain prompt; 0 if nothing is to be generated.
+        """The limit of tokens for an answer after a certain prompt; 0 if nothing is to be generated.
 
         Args:
             room: tokens that fit after the prompt; 0 or less if the prompt fills the context.
-            defaults: the model's own, see ``griffin.Checkpoint``.
-            clamp: a limit beyond the room becomes the room.
+            defaults: the model's own values, see ``griffin.Checkpoint``.
+            clamp: reduce a limit that exceeds the room to the room.
 
         Raises:
-            ContextLengthExceeded: ``min_tokens`` do not fit, or the limit does not and there is no ``clamp``.
+            ContextLengthExceeded: ``min_tokens`` do not fit; or the limit does not fit and ``clamp`` is False.
         """
         named, least = self.token_limit(), self.min_tokens or 0
         if named == 0:
             return 0
         if room < 1:
-            # The engine refuses the prompt.
+            # The engine will refuse the prompt.
             return max(1, least)
         if least > room:
             self._refuse_length("min_tokens", least, room)
@@ -238,7 +238,7 @@ class GenerationRequest(BaseModel):
     def longest_prompt(self, context: int, defaults: Mapping[str, float], *, clamp: bool) -> int:
         """Tokens of a prompt that ``truncate_prompt_tokens`` -1 keeps: as many as fit beside the answer.
 
-        An answer without a limit, or with one of the whole context or more, gets a quarter of the context. With
+        If the answer has no limit, or one of the whole context or more, it gets a quarter of the context. With
         ``clamp``, a prompt gets at least a quarter too.
         """
         named, least, quarter = self.token_limit(), self.min_tokens or 0, max(1, context // 4)
@@ -250,32 +250,32 @@ class GenerationRequest(BaseModel):
         return max(1, context - wanted, min(quarter, context - least))
 
     def field_name(self, param: str) -> str:
-        """What the client calls what the engine calls so."""
+        """The client's name for a field, given the engine's name."""
         given = self._given_limits()
         return given[0][0] if param == "max_tokens" and given else param
 
     def wanted_logprobs(self) -> int | None:
-        """How many alternatives to report for each token; None is nothing at all."""
+        """How many alternatives to report for each token; None: no log-probabilities."""
         raise NotImplementedError
 
     @property
     def choices(self) -> int:
-        """Answers returned for each prompt."""
+        """Answers that are returned for each prompt."""
         return 1
 
     @property
     def sequences(self) -> int:
-        """Answers generated for each prompt."""
+        """Answers that are generated for each prompt."""
         return self.choices
 
     @property
     def tells_ids(self) -> bool:
-        """Whether the answer has the ids of its tokens."""
+        """Whether the answer contains the ids of its tokens."""
         return False
 
     @property
     def fills(self) -> bool:
-        """Whether the answer is the text between two others."""
+        """Whether the answer is a text between two others."""
         return False
 
     @property
@@ -286,11 +286,11 @@ class GenerationRequest(BaseModel):
     def samplings(
         self, limit: int, defaults: Mapping[str, float], grammar: Grammar | None = None
     ) -> Sequence[Sampling]:
-        """One for each sequence; none when nothing is to be generated.
+        """One sampling for each sequence; empty if nothing is to be generated.
 
         Args:
-            limit: tokens of each, see ``limit_within``.
-            defaults: the model's own, for fields that the request leaves out.
+            limit: most tokens of each sequence, see ``limit_within``.
+            defaults: the model's own values, for fields that the request leaves out.
             grammar: of the request's ``form``.
         """
         if limit == 0:
@@ -302,7 +302,7 @@ class GenerationRequest(BaseModel):
 
         top_p = chosen("top_p", 1.0)
         first = Sampling(
-            # Within no probability at all there is still the most probable token.
+            # Even top_p 0 keeps the most probable token.
             temperature=chosen("temperature", 1.0) if top_p else 0.0,
             top_p=top_p or 1.0,
             top_k=max(0, int(defaults.get("top_k", 0) if self.top_k is None else self.top_k)),
@@ -324,27 +324,29 @@ class GenerationRequest(BaseModel):
         return tuple(replace(first, seed=self.seed + index) for index in range(self.sequences))
 
     def require_few_scores(self, prompt_tokens: int) -> None:
-        """Raises ValueError when prompts of that many tokens would be scored into too large an answer."""
+        """Raises ValueError if scores of a prompt of so many tokens make the answer too large."""
 
     def scoring(self) -> Scoring | None:
-        """How the prompt's own tokens are scored, if they are."""
+        """How the prompt's own tokens are scored; None if they are not."""
         return None
 
 
 class ChoicesRequest(GenerationRequest):
-    """What OpenAI's two older endpoints have in common: answers are ``choices``, one or more."""
+    """Fields that OpenAI's two older endpoints share: answers are ``choices``, one or more."""
 
     limits: ClassVar[Sequence[str]] = ("max_tokens", "n_predict", "max_new_tokens")
 
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = Field(
-        default=1, description="answers to each prompt, one after the other, from one reading of it"
+        default=1, description="answers to each prompt; the prompt is read once"
     )
     max_tokens: Limit | None = None
-    n_predict: Limit | None = Field(default=None, description="max_tokens, as llama.cpp calls it")
-    max_new_tokens: Limit | None = Field(default=None, description="max_tokens, as TGI calls it")
+    n_predict: Limit | None = Field(default=None, description="llama.cpp's name for max_tokens")
+    max_new_tokens: Limit | None = Field(default=None, description="TGI's name for max_tokens")
     add_special_tokens: bool | None = Field(default=None, description="put a begin-of-sequence token before texts")
     return_token_ids: bool | None = Field(default=False, description="add token_ids and prompt_token_ids")
-    response_format: ResponseFormat | None = Field(default=None, description="the form of the answer, as OpenAI has it")
+    response_format: ResponseFormat | None = Field(
+        default=None, description="the form of the answer, as in OpenAI's API"
+    )
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")

@@ -9,12 +9,12 @@ from server.protocol.fields import MAX_KEYS, few_keys, refuse, require_unicode
 from server.protocol.message import MAX_MESSAGES, MAX_PARTS, Role, text_field, text_of
 
 ROLES: tuple[Role, ...] = ("user", "assistant", "system", "developer")
-# Types of parts, and where the text of each is.
+# Types of parts, and the key that holds the text of each.
 SAID = {"input_text": "text", "output_text": "text"}
 SAID_BY_ASSISTANT = {"output_text": "text", "input_text": "text", "refusal": "refusal"}
 THOUGHTS = {"reasoning_text": "text"}
 SUMMARY = {"summary_text": "text"}
-# Of items of earlier answers; they are names here.
+# Fields of items that repeat names of earlier answers.
 _NAMES = frozenset({"type", "id", "status"})
 KNOWN = {
     "message": _NAMES | {"role", "content", "phase"},
@@ -42,7 +42,7 @@ def _input(value: Any) -> Conversation:
 
 
 class Items:
-    """Items become turns."""
+    """Builds turns from items."""
 
     def __init__(self, turns: Turns) -> None:
         self.ignored: list[str] = []
@@ -51,7 +51,7 @@ class Items:
     def add(self, item: Any, where: str) -> None:
         """
         Raises:
-            PydanticCustomError: it is no item, or one that is not supported.
+            PydanticCustomError: it is not an item, or not a supported one.
         """
         if not isinstance(item, dict):
             refuse(where, 'must be an item, such as {"role": "user", "content": "Hi"}')
@@ -102,7 +102,7 @@ def _name(item: dict[str, Any], name: str, where: str) -> str:
 
 
 def _text(item: dict[str, Any], name: str, where: str, texts: dict[str, str], *, optional: bool = False) -> str:
-    """The text of a field that has a text or parts."""
+    """The text of a field that contains a text or parts."""
     path = f"{where}.{name}"
     if (value := item.get(name)) is None and not optional:
         refuse(path, "is required", "missing_required_parameter")

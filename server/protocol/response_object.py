@@ -1,4 +1,4 @@
-"""What POST /v1/responses answers: a response, whole or in events. For the OpenAPI document."""
+"""Answers of POST /v1/responses: a response, whole or in events. For the OpenAPI document."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,7 +16,7 @@ class OutputText(BaseModel):
     type: Literal["output_text"]
     text: str
     annotations: list[Any] = Field(description="none")
-    logprobs: list[TokenLogprob] = Field(description="of the tokens of the text, if they are asked for")
+    logprobs: list[TokenLogprob] = Field(description="of the text's tokens, if requested")
 
 
 class MessageItem(BaseModel):
@@ -30,7 +30,7 @@ class MessageItem(BaseModel):
 class FunctionCallItem(BaseModel):
     id: str
     type: Literal["function_call"]
-    status: ItemStatus = Field(description="incomplete: it was cut off, or turned out to be no call")
+    status: ItemStatus = Field(description="incomplete: it was cut off, or it was not a call after all")
     call_id: str
     name: str
     arguments: str = Field(description="JSON, as the model wrote it")
@@ -42,7 +42,7 @@ class ReasoningText(BaseModel):
 
 
 class ReasoningItem(BaseModel):
-    """What the model thought before."""
+    """The thought before the answer."""
 
     id: str
     type: Literal["reasoning"]
@@ -55,8 +55,8 @@ OutputItem = MessageItem | FunctionCallItem | ReasoningItem
 
 
 class InputTokensDetails(BaseModel):
-    cached_tokens: int = Field(description="that an earlier prompt began with too, and that were not read again")
-    cache_write_tokens: int = Field(description="0; nothing is charged for")
+    cached_tokens: int = Field(description="prompt tokens that were reused from an earlier prompt")
+    cache_write_tokens: int = Field(description="always 0; this server charges nothing")
 
 
 class OutputTokensDetails(BaseModel):
@@ -81,7 +81,7 @@ class IncompleteDetails(BaseModel):
 
 
 class ResponseObject(BaseModel):
-    """Fields of the request are repeated, with what applied where it left them out."""
+    """Repeats the request's fields; fields that it left out have the value that applied."""
 
     id: str
     object: Literal["response"]
@@ -116,7 +116,7 @@ class ResponseObject(BaseModel):
 
 
 class Event(BaseModel):
-    """type is the event's name, too; sequence_number counts from 0."""
+    """``type`` is also the event's name; ``sequence_number`` counts from 0."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -124,7 +124,7 @@ class Event(BaseModel):
 
 
 class ResponseEvent(Event):
-    """The first two, and the last."""
+    """The first two events and the last one."""
 
     type: Literal[
         "response.created", "response.in_progress", "response.completed", "response.incomplete", "response.failed"
@@ -196,7 +196,7 @@ class ArgumentsDoneEvent(Event):
 
 
 class FaultEvent(Event):
-    """Before response.failed."""
+    """The event before response.failed."""
 
     type: Literal["error"]
     code: str | None

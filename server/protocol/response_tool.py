@@ -1,4 +1,4 @@
-"""``tools`` and ``tool_choice`` of POST /v1/responses: functions without an object of their own around them."""
+"""``tools`` and ``tool_choice`` of POST /v1/responses: a function's fields are not nested in ``function``."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -22,7 +22,7 @@ class FunctionTool(Function):
         return Tool.model_construct(type="function", function=self)
 
     def echoed(self) -> dict[str, Any]:
-        """As the answer repeats it."""
+        """The tool as the answer repeats it."""
         return {
             "type": "function",
             "name": self.name,
@@ -61,7 +61,7 @@ def _name(value: Any, where: str) -> str:
 
 
 def echoed(choice: Choice) -> Any:
-    """A choice as the answer repeats it."""
+    """The choice as the answer repeats it."""
     if choice.mode == "named":
         return {"type": "function", "name": (choice.names or ("",))[0]}
     if choice.names is None:

@@ -1,4 +1,4 @@
-"""POST /v1/responses, without a memory between requests."""
+"""POST /v1/responses. The server keeps nothing between requests."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -42,7 +42,7 @@ class TextFormat(BaseModel):
     schema_: JsonSchema | None = Field(default=None, alias="schema")
     strict: bool | None = Field(
         default=None,
-        description="true demands a schema of OpenAI's strict mode; the answer is held to the schema in any case",
+        description="true requires a schema of OpenAI's strict mode; the answer follows the schema in any case",
     )
 
     @model_validator(mode="after")
@@ -64,14 +64,14 @@ class TextFormat(BaseModel):
 
 
 class TextOptions(BaseModel):
-    """What the text of an answer is like."""
+    """Options of an answer's text."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     _few_keys = model_validator(mode="before")(few_keys)
 
     format: TextFormat | None = None
-    verbosity: Literal["medium"] | None = Field(default=None, description="medium; nothing else is supported")
+    verbosity: Literal["medium"] | None = Field(default=None, description="only medium is supported")
 
 
 class Reasoning(BaseModel):
@@ -83,7 +83,7 @@ class Reasoning(BaseModel):
 
     effort: Effort | None = Field(
         default=None,
-        description="told to the model's template, as reasoning_effort, and with none as enable_thinking false",
+        description="passed to the chat template as reasoning_effort; none also sets enable_thinking to false",
     )
 
 
@@ -105,7 +105,7 @@ def _included(names: list[str]) -> list[str]:
 
 
 def _verbose(value: Any) -> Any:
-    """Each model has one way to talk."""
+    """No model here has levels of verbosity."""
     if isinstance(value, dict) and value.get("verbosity") not in (None, "medium"):
         refuse("verbosity", "is not supported; leave it out", "unsupported_parameter")
     return value
@@ -124,27 +124,27 @@ class ResponsesRequest(TemplateOptions, GenerationRequest):
     thinking_field: ClassVar = "reasoning.effort"
     limits: ClassVar = ("max_output_tokens",)
 
-    input: Input = Field(description="a text of the user's, or items: messages, calls and their outputs, reasoning")
-    instructions: Text | None = Field(default=None, description="a message of the system, before the input")
+    input: Input = Field(description="a text of the user, or items: messages, calls and their outputs, reasoning")
+    instructions: Text | None = Field(default=None, description="a system message before the input")
     max_output_tokens: PositiveLimit | None = Field(
-        default=None, description="default: the rest of the context, as with -1"
+        default=None, description="default, and -1: the rest of the context"
     )
     tools: FunctionTools | None = Field(
         default=None,
-        description=f"functions that the model may call, at most {MAX_TOOLS}; the template tells it of them",
+        description=f"functions that the model may call, at most {MAX_TOOLS}; the chat template describes them to it",
     )
     tool_choice: FunctionChoice | None = Field(
         default=None,
-        description="auto, the default with tools: the answer may call them; none: the model is not told of them; "
-        "required: it calls one at least; or one tool by its name; or, as allowed_tools, some of them",
+        description="auto (the default with tools): the answer may call tools; none: the model does not see the tools; "
+        "required: the answer calls at least one tool; or one tool by its name; or allowed_tools: some of the tools",
     )
     parallel_tool_calls: bool | None = Field(default=True, description="false: at most one call")
     text: Annotated[TextOptions | None, BeforeValidator(_verbose)] = Field(
         default=None, description="the form of the answer: text.format"
     )
-    reasoning: Reasoning | None = Field(default=None, description="of models that think")
+    reasoning: Reasoning | None = Field(default=None, description="for models that think")
     max_reasoning_tokens: ReasoningTokens | None = Field(
-        default=None, description="after so many tokens the thought is ended; of models that think"
+        default=None, description="a thought is ended after so many tokens; for models that think"
     )
     include: Annotated[list[str], Field(max_length=16), AfterValidator(_included)] | None = Field(
         default=None,
@@ -152,7 +152,7 @@ class ResponsesRequest(TemplateOptions, GenerationRequest):
         json_schema_extra={"items": {"const": LOGPROBS}},
     )
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = Field(
-        default=None, description="and of that many most probable ones; above 0, include is not needed"
+        default=None, description="also return this many most probable tokens each; above 0, include is not needed"
     )
     truncation: Annotated[Literal["disabled"] | None, BeforeValidator(_not_truncated)] = Field(
         default=None, description="disabled: an input that does not fit is refused; see truncate_prompt_tokens"

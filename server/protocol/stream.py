@@ -12,17 +12,17 @@ REFERENCE = "#/components/schemas/{model}"
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What a client gets instead of one object, if it asks for a stream.
+    """What a client gets instead of one object if it requests a stream.
 
-    events: the shapes of the events' data.
-    framing: in words, which events there are and how the stream ends.
+    events: the types of the events' data.
+    framing: a sentence that says which events there are and how the stream ends.
     """
 
     events: Sequence[type[BaseModel]]
     framing: str
 
     def documented(self) -> dict[str, Any]:
-        """Beside the whole object. As in OpenAI's document, the schema is that of one event's data."""
+        """The stream's entry beside the whole object. As in OpenAI's document, its schema is one event's data."""
         schemas = [{"$ref": REFERENCE.format(model=event.__name__)} for event in self.events]
         return {
             "description": f"the answer; with stream=true, server-sent events: {self.framing}",

@@ -1,16 +1,16 @@
-"""What OpenAI's strict mode demands of a JSON schema: all properties are required, and there are no others."""
+"""OpenAI's strict mode for JSON schemas: all properties are required, and no others are allowed."""
 
 from collections.abc import Iterator
 from typing import Any
 
-# Where schemas lie inside a schema: in an object by name, in a list, or alone.
+# Keys that contain schemas: an object of them by name, a list of them, or one schema.
 BY_NAME = ("properties", "$defs", "definitions")
 LISTED = ("anyOf", "allOf", "oneOf", "prefixItems")
 ALONE = ("items",)
 
 
 def fault(schema: dict[str, Any]) -> str | None:
-    """What strict mode would refuse in it, and where, in OpenAI's words; None if nothing."""
+    """What strict mode refuses in a schema, and where, in OpenAI's words; None if nothing."""
     if schema.get("type") != "object" and "$ref" not in schema:
         return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{schema.get('type')}\"'"
     pending: list[tuple[tuple[str, ...], dict[str, Any]]] = [((), schema)]

@@ -1,4 +1,4 @@
-"""The form that an answer is held to: ``response_format`` as OpenAI has it, ``structured_outputs`` as vLLM has it."""
+"""The form that an answer must have: OpenAI's ``response_format``, vLLM's ``structured_outputs``."""
 
 import json
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from server.protocol.fields import Text, few_keys, refuse
 from server.protocol.strict import fault
 
-# In characters, of a whole form as JSON.
+# Characters of a whole form as JSON.
 MAX_FORM = 2**17
 
 FormKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
-# What is asked for elsewhere and does not go here, and what to send instead.
+# Fields that other servers have and this one has not, and what to send instead.
 NOT_HERE: Mapping[str, str] = {
     "whitespace_pattern": "is not supported; JSON is written on one line, with a space after , and :",
     "structural_tag": "is not supported; use grammar",
@@ -24,10 +24,10 @@ NOT_HERE: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What an answer must look like.
+    """The form that an answer must have.
 
     value: a JSON schema as an object, a regular expression, a list of texts, or a grammar; None for any JSON object.
-    param: the field that it comes from.
+    param: the field that it came from.
     """
 
     kind: FormKind
@@ -42,7 +42,7 @@ def _limited(value: Any) -> Any:
 
 
 def _schema(value: Any) -> Any:
-    """vLLM takes a schema as a text, too."""
+    """vLLM also takes a schema as a text."""
     if not isinstance(value, str):
         return value
     try:
@@ -55,7 +55,7 @@ JsonSchema = Annotated[dict[str, Any], AfterValidator(_limited)]
 
 
 class JsonSchemaFormat(BaseModel):
-    """A schema, and what it is called."""
+    """A schema and its name."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -64,7 +64,7 @@ class JsonSchemaFormat(BaseModel):
     schema_: JsonSchema = Field(alias="schema")
     strict: bool | None = Field(
         default=None,
-        description="true demands a schema of OpenAI's strict mode; the answer is held to the schema in any case",
+        description="true requires a schema of OpenAI's strict mode; the answer follows the schema in any case",
     )
 
     _few_keys = model_validator(mode="before")(few_keys)
@@ -112,13 +112,13 @@ class StructuredOutputs(BaseModel):
     )
     json_object: bool | None = Field(default=None, description="any JSON object")
     regex: Annotated[Text | None, AfterValidator(_limited)] = Field(
-        default=None, description="of the whole answer; Rust's syntax, without look-around and back references"
+        default=None, description="matches the whole answer; Rust's syntax, without look-around and back references"
     )
     choice: Annotated[list[Text] | None, Field(min_length=1), AfterValidator(_limited)] = Field(
         default=None, description="the answer is one of these texts"
     )
     grammar: Annotated[Text | None, AfterValidator(_limited)] = Field(
-        default=None, description="Lark's form, from the rule start; or GBNF, from the rule root"
+        default=None, description="in Lark's form, with the start rule start; or in GBNF, with the start rule root"
     )
     disable_fallback: bool | None = Field(default=None, description="accepted; there is no fallback")
     disable_any_whitespace: bool | None = Field(default=None, description="accepted; JSON is written on one line")
@@ -154,10 +154,10 @@ class StructuredOutputs(BaseModel):
         ]
 
     def form(self) -> Form | None:
-        """The one that is named; None where none is, as in an empty object."""
+        """The form that is set; None if there is none, as in an empty object."""
         return next(iter(self._given()), None)
 
 
 def refuse_beside(form: Form, name: str, why: str) -> NoReturn:
-    """A field that a form does not go with."""
+    """Refuse a field that cannot be combined with a form."""
     refuse(name, f"not with {form.param.partition('.')[0]}, {why}; leave it out")

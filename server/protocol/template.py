@@ -1,4 +1,4 @@
-"""What a chat template is told beside messages and tools."""
+"""Options for a chat template, besides messages and tools."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from server.protocol.fields import MAX_NODES, Whole, refuse, small
 
-# What the rendering itself is told; a client's template, above all, would be a program of the client's.
+# Names that configure the rendering itself. Above all, a client's own template would be a program of the client's.
 NOT_THE_TEMPLATES = {
     "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
     "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
@@ -22,7 +22,7 @@ ReasoningTokens = Annotated[int, Field(ge=0), Whole]
 
 
 class TemplateOptions(BaseModel):
-    """A prompt ends where the answer begins, unless a body says otherwise."""
+    """A prompt ends where the answer begins, unless the body says otherwise."""
 
     chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(small)] = Field(
         default=None,
@@ -33,10 +33,10 @@ class TemplateOptions(BaseModel):
     @model_validator(mode="after")
     def _only_the_templates(self) -> Self:
         if reserved := NOT_THE_TEMPLATES & set(self.chat_template_kwargs or {}):
-            refuse("chat_template_kwargs", f"{min(reserved)} is not the template's to know")
+            refuse("chat_template_kwargs", f"{min(reserved)} is not an option of the template")
         return self
 
-    # The field by which a request asks for thoughts.
+    # The field with which a request asks for thoughts.
     thinking_field: ClassVar = ""
 
     @property
@@ -45,7 +45,7 @@ class TemplateOptions(BaseModel):
         return False
 
     def thinking_options(self) -> dict[str, Any]:
-        """What the template is told of thinking, by fields of the API's own."""
+        """Options about thinking, from the API's own fields."""
         return {}
 
     def template_options(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class TemplateOptions(BaseModel):
 
 
 def effort_options(effort: Effort | None) -> dict[str, Any]:
-    """What the template is told of an effort of reasoning."""
+    """Options for an effort of reasoning."""
     if effort is None:
         return {}
     return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}

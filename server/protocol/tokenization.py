@@ -18,7 +18,7 @@ from server.protocol.request import with_refused
 
 
 class Extensible(BaseModel):
-    """Keys that no field answers to are accepted, and named in the answer's header."""
+    """Unknown keys are accepted, and named in the answer's header."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra=with_refused)
     refused: ClassVar[Mapping[str, Refused]] = REFUSED_IN_TOKENIZE
@@ -55,7 +55,7 @@ class TokenizeMessages(TemplateRequest, Extensible):
         return [*super().ignored(), *self.ignored_inside()]
 
 
-# Which of the two is meant is seen before either is validated: an error is about the one that was meant.
+# Which of the two forms is meant is decided before validation, so that errors are about that form.
 FORMS = ("form:text", "form:messages")
 
 

@@ -1,4 +1,4 @@
-"""Tools: those that a request offers, what it wants of them, and the calls of earlier answers."""
+"""Tools that a request offers, its ``tool_choice``, and the calls of earlier answers."""
 
 import json
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from server.protocol.fields import MAX_KEYS, Text, few_keys, refuse, small, unic
 
 MAX_TOOLS = 128
 MAX_CALLS = 128
-# Names and values of one tool's parameters, counted together.
+# Most names and values of one tool's parameters, counted together.
 MAX_PARAMETER_NODES = 8192
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
-# Limits come before it.
+# Put limits before it.
 Unicode = BeforeValidator(unicode_text)
 Mode = Literal["none", "auto", "required", "named"]
 
 
 def a_function(value: Any) -> Any:
-    """Refuse other kinds by their name, and say what one looks like."""
+    """Refuse other kinds of tools by name, and show the form of a function."""
     if not isinstance(value, dict):
         raise ValueError('must be an object, such as {"type": "function", "function": {"name": ...}}')
     kind = value.get("type")
@@ -38,7 +38,7 @@ def small_parameters(value: Any) -> Any:
 
 
 class Extensible(BaseModel):
-    """Keys that it has no field for have no meaning here."""
+    """Unknown keys are ignored."""
 
     model_config = ConfigDict(strict=True, extra="allow", json_schema_extra={"maxProperties": MAX_KEYS})
 
@@ -47,7 +47,7 @@ class Extensible(BaseModel):
 
 
 class Function(Extensible):
-    """What a tool is called, what it does, and what it takes."""
+    """A tool's name, description and parameters."""
 
     _few_keys = model_validator(mode="before")(few_keys)
 
@@ -55,7 +55,7 @@ class Function(Extensible):
     description: Text | None = None
     parameters: Annotated[dict[str, Any], BeforeValidator(small_parameters)] | None = Field(
         default=None,
-        description=f"a JSON schema of an object; at most {MAX_PARAMETER_NODES} names and values; absent, it has none",
+        description=f"a JSON schema of an object; at most {MAX_PARAMETER_NODES} names and values; absent: none",
     )
     strict: bool | None = Field(
         default=None,
@@ -65,7 +65,7 @@ class Function(Extensible):
 
     @model_validator(mode="after")
     def _of_an_object(self) -> Self:
-        """Arguments are an object, always."""
+        """Arguments are always an object."""
         if self.parameters and self.parameters.get("type", "object") != "object":
             refuse("parameters.type", "must be object")
         return self
@@ -81,7 +81,7 @@ class Tool(Extensible):
     function: Function
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates expect it."""
+        """The form for chat templates."""
         one = self.function
         described = {} if one.description is None else {"description": one.description}
         function = {"name": one.name, **described, "parameters": one.schema_of_arguments()}
@@ -93,9 +93,9 @@ class Tool(Extensible):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What is wanted of the tools.
+    """Whether tools may or must be called.
 
-    names: of those that may be called; None means all.
+    names: the tools that may be called; None means all.
     """
 
     mode: Mode
@@ -103,7 +103,7 @@ class Choice:
 
 
 def _choice(value: Any) -> Choice:
-    """All forms of OpenAI's."""
+    """Reads each of OpenAI's forms."""
     if value in get_args(Mode) and value != "named":
         return Choice(value)
     if not isinstance(value, dict):
@@ -167,10 +167,10 @@ Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)]
 class Offered:
     """The tools that an answer may call.
 
-    mode: auto: it may; required: it must, once at least; named: it must call the only one.
-    places: of these tools in the request's list.
+    mode: auto: it may call; required: it must call at least once; named: it must call the only tool.
+    places: indices of these tools in the request's list.
     single: at most one call.
-    parameters: where a tool of the request's list has its schema.
+    parameters: the key of a tool's schema in the request's list.
     """
 
     tools: Sequence[Tool]
@@ -188,24 +188,24 @@ class Offered:
 
 
 def require_distinct(tools: Sequence[Tool], named_in: str = "function.name") -> None:
-    """Raises PydanticCustomError where two tools have one name.
+    """Raises PydanticCustomError if two tools have the same name.
 
     Args:
-        named_in: where a tool of the request's list has its name.
+        named_in: the key of a tool's name in the request's list.
     """
     names = [tool.function.name for tool in tools]
     for index, name in enumerate(names):
         if name in names[:index]:
-            refuse(f"tools[{index}].{named_in}", f"stands twice: {name}")
+            refuse(f"tools[{index}].{named_in}", f"two tools are called {name}")
 
 
 def offered(
     tools: Sequence[Tool], choice: Choice, parallel: bool, parameters: str = "function.parameters"
 ) -> Offered | None:
-    """What a request's fields come to together. None: an answer is text.
+    """The tools that apply, from all fields of a request. None: the answer is a text.
 
     Raises:
-        PydanticCustomError: they do not go together.
+        PydanticCustomError: the fields contradict each other.
     """
     if not tools and choice.mode in ("required", "named"):
         refuse("tool_choice", "only with tools")
@@ -213,16 +213,16 @@ def offered(
         return None
     known = {tool.function.name for tool in tools}
     if unknown := [name for name in choice.names or () if name not in known]:
-        refuse("tool_choice", f"{unknown[0][:64]!r} is none of tools")
+        refuse("tool_choice", f"{unknown[0][:64]!r} is not one of tools")
     places = [i for i, tool in enumerate(tools) if choice.names is None or tool.function.name in choice.names]
     return Offered([tools[i] for i in places], places, choice.mode, choice.mode == "named" or not parallel, parameters)
 
 
 def require_no_least(offered: Offered | None, min_tokens: int | None, ignore_eos: bool | None) -> None:
-    """Raises PydanticCustomError where calls must come, and the answer may not end after them."""
+    """Raises PydanticCustomError if calls are forced, but the answer must not end after them."""
     for name, value in (("min_tokens", min_tokens), ("ignore_eos", ignore_eos)):
         if value and offered and offered.mode != "auto":
-            refuse(name, "not with calls that must come (tool_choice), whose text has an end; leave it out")
+            refuse(name, "cannot be combined with forced calls (tool_choice), whose text has an end; leave it out")
 
 
 class CalledFunction(Extensible):
@@ -244,13 +244,13 @@ class ToolCall(Extensible):
     function: CalledFunction
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates expect it: arguments are an object, unless they are none."""
+        """The form for chat templates: arguments are an object, or the text if it is not valid."""
         name, arguments = self.function.name, parsed(self.function.arguments)
         return {"id": self.id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def parsed(arguments: str) -> dict[str, Any] | str:
-    """Arguments of an earlier call. A model may have written what is no JSON object; then they stay a text."""
+    """Arguments of an earlier call. If the model did not write a JSON object, they stay a text."""
     if not arguments.strip():
         return {}
     try:
@@ -279,7 +279,7 @@ class DeltaFunction(BaseModel):
 
 
 class DeltaCall(BaseModel):
-    """id, type and name in the first chunk of a call, then its arguments piece by piece."""
+    """id, type and name come in a call's first chunk; its arguments follow piece by piece."""
 
     index: int
     id: str | None = None

@@ -23,7 +23,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
 
 @router.post("/v1/messages/count_tokens", responses=ANTHROPIC.documented(*POSTED))
 async def count_tokens(body: CountTokensRequest, request: Request, response: Response) -> CountedTokens:
-    """How long the prompt of a conversation is."""
+    """Count the tokens of a conversation's prompt."""
     service: Service = request.app.state.service
     async with service.resolve(body.model) as (model, _):
         (ids,) = await tokenize(model, [await render(model, body)], add_special_tokens=False)

@@ -16,7 +16,7 @@ router = GeneratingRouter()
 
 @router.generates("/v1/completions", CompletionResponse, COMPLETION_STREAM)
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
-    """Complete prompts, with ``sparsity`` of the feed-forward neurons left out."""
+    """Complete prompts; generated tokens leave out the share ``sparsity`` of the feed-forward weights."""
     async with begin(body, request, len(body.prompt)) as intake:
         prompts = with_gaps(intake.model, body.prompt, body.suffix)
         generation = await intake.queue(prompts, body.add_special_tokens is not False, opens=False)

@@ -15,14 +15,14 @@ router = APIRouter()
 
 @router.get("/v1/griffin/experts/{expert_set}", response_model=ExpertSet, responses=documented(404, *ASKED))
 async def experts(expert_set: str, request: Request) -> Response:
-    """The neurons that a recent request ran with, by the `expert_set` of its answer."""
+    """The neurons that a recent request used. `expert_set` is in the report of its answer."""
     service: Service = request.app.state.service
     service.require_started()
     found = ((model, known) for model in service.models.loaded if (known := model.experts.find(expert_set)))
     model, known = next(found, (None, None))
     if model is None or known is None:
         raise ExpertsNotFound(expert_set)
-    # Written here, not by FastAPI, which would do it on the event loop: a large model keeps half a million.
+    # Encoded here: FastAPI would encode on the event loop, and a large model keeps half a million neurons.
     chosen = known.selection.chosen
     size = chosen.count if isinstance(chosen, Kept) else 0
     content = await model.worked_out(size, _json, model, known)

@@ -1,4 +1,4 @@
-"""Routes that generate, declared as such: whatever has to know which ones do asks their router."""
+"""A router that knows which of its routes generate; other parts of the server ask it."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 class GeneratingRouter(APIRouter):
-    """A router of routes that generate. ``streams``: what they stream, by path. ``errors``: how all routes err."""
+    """A router for routes that generate. ``streams``: the events of each path. ``errors``: the form of errors."""
 
     def __init__(self, errors: Shape = OPENAI) -> None:
         super().__init__(route_class=JsonRoute)

@@ -18,7 +18,7 @@ router = APIRouter()
 
 @router.get("/v1/models", responses=documented(*ASKED))
 async def list_models(request: Request) -> ModelList:
-    """Each model that is served, by each of its names, and the aliases of the first."""
+    """Each served model under each of its names, and the aliases of its first name."""
     service: Service = request.app.state.service
     service.require_open()
     names = [name for slot in service.models.slots for name in (*slot.names, *aliases(slot.name))]
@@ -27,7 +27,7 @@ async def list_models(request: Request) -> ModelList:
 
 @router.get("/v1/models/{name:path}", responses=documented(400, 404, *ASKED))
 async def retrieve_model(name: str, request: Request) -> ModelCard:
-    """A model by one of its names, or an alias of it at any sparsity. Does not load it."""
+    """A model by one of its names, or an alias of it at any sparsity. This does not load the model."""
     service: Service = request.app.state.service
     service.require_open()
     return _card(service, name)
@@ -50,7 +50,7 @@ def _card(service: Service, name: str) -> ModelCard:
 
 
 def _size(service: Service, model: ServedModel, sparsity: SparsityChoice) -> dict[str, Any]:
-    """What only a loaded model tells."""
+    """Fields that only a loaded model has."""
     accounting, (active, active_bytes) = model.engine.accounting, _reads(service, model, sparsity)
     return {
         "max_model_len": model.engine.context_length,
@@ -69,8 +69,8 @@ def _sampling_defaults(model: ServedModel) -> SamplingDefaults:
 
 
 def _reads(service: Service, model: ServedModel, sparsity: SparsityChoice) -> tuple[int, int] | tuple[None, None]:
-    """Parameters and bytes that a token reads by the default method, as planned."""
+    """Parameters and bytes that a token reads with the default method, as planned."""
     if sparsity == "auto":
-        # It comes to a number only with a prompt.
+        # With sparsity auto, the number depends on the prompt.
         return None, None
     return METHODS[service.settings.method].reads(sparsity, model.engine.accounting)

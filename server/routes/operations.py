@@ -15,7 +15,7 @@ PATHS = ("/health", "/ready", "/metrics", "/version")
 @router.head("/health", include_in_schema=False)
 @router.get("/health", responses=documented(401, 503))
 async def health(request: Request) -> dict[str, str]:
-    """The process is alive, whether or not it can answer yet. 503 when only a restart can help."""
+    """The process is alive, whether or not it can answer requests. 503 if only a restart can help."""
     service: Service = request.app.state.service
     service.require_hope()
     return {"status": "ok"}
@@ -24,7 +24,7 @@ async def health(request: Request) -> dict[str, str]:
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses=documented(401, 503))
 async def ready(request: Request) -> dict[str, str]:
-    """The model is loaded, works, and takes requests."""
+    """The model is loaded and works, and the server accepts requests."""
     service: Service = request.app.state.service
     return {"status": "ready", "model": service.require_ready()}
 
@@ -35,12 +35,12 @@ async def ready(request: Request) -> dict[str, str]:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented(401)},
 )
 async def metrics(request: Request) -> Response:
-    """Prometheus' text format."""
+    """All metrics in Prometheus' text format."""
     service: Service = request.app.state.service
     return Response(service.metrics.expose(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/version", responses=documented(401))
 async def version() -> dict[str, str]:
-    """Of this server."""
+    """The version of this server."""
     return {"version": installed("griffin-server")}

@@ -1,4 +1,4 @@
-"""GET / and /page/...: the page to try and compare sparsities, and the files that it is made of."""
+"""GET / and /page/...: the page to try and compare sparsities, and its files."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 HEADERS = {
-    # A browser asks each time, and mostly gets a 304: page and server are always of the same version.
+    # A browser asks each time and usually gets a 304, so page and server always have the same version.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -50,7 +50,7 @@ def read_assets() -> dict[str, Asset]:
 
 
 class PageRoutes:
-    """Reads the files once, when it is made. ``paths``: those of the page, which need no key."""
+    """Reads the page's files once, when it is created. ``paths``: the page's paths, which need no key."""
 
     def __init__(self) -> None:
         self._assets = read_assets()
@@ -77,7 +77,7 @@ class PageRoutes:
 
 
 async def _state(request: Request) -> dict[str, object]:
-    """The page's first question. Always 200: a browser logs every 503 as an error of the page."""
+    """What the page asks first. Always 200, because a browser logs every 503 as an error of the page."""
     service: Service = request.app.state.service
     trouble = None
     try:

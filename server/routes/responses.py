@@ -1,4 +1,4 @@
-"""POST /v1/responses, and what asks for a response again"""
+"""POST /v1/responses; GET and DELETE of a response, which are always 404."""
 
 from typing import NoReturn
 

@@ -25,7 +25,7 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/tokenize", response_model=TokenizeResponse, responses=documented(*POSTED))
 async def tokenize_text(body: TokenizeRequest, request: Request) -> Response:
-    """The ids of a text, or of messages as the chat template puts them."""
+    """The ids of a text, or of messages after the chat template."""
     service: Service = request.app.state.service
     async with service.resolve(body.model) as (model, _):
         if isinstance(body, TokenizeText):
@@ -59,7 +59,7 @@ async def detokenize(body: DetokenizeRequest, request: Request, response: Respon
 
 @router.get("/tokenizer_info", responses=documented(400, 404, *ASKED))
 async def tokenizer_info(request: Request, model: str | None = None) -> TokenizerInfo:
-    """What a client needs to know to build prompts of its own, for the first model or the named one."""
+    """What a client needs to build its own prompts, for the first model or the named one."""
     service: Service = request.app.state.service
     async with service.resolve(model) as (served, _):
         return TokenizerInfo(**info_of(served.tokenizer), model_max_length=served.engine.context_length)

@@ -1,1 +1,1 @@
-"""Tokens and text: encoding, decoding piece by piece, stop strings, chat templates, log-probabilities."""
+"""Tokens and text: tokenizers, decoding piece by piece, stop strings, chat templates, log-probabilities, grammars."""

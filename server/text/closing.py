@@ -1,33 +1,33 @@
-"""Objects of a JSON schema without keys that it does not describe, as somebody who lists properties mostly means it."""
+"""Forbid keys that a JSON schema does not list. Whoever lists properties usually means that there are no others."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Where schemas lie inside a schema: in an object by name, in a list, or alone.
+# Keys that contain schemas: an object of them by name, a list of them, or one schema.
 BY_NAME = ("properties", "$defs", "definitions")
 LISTED = ("anyOf", "prefixItems")
 ALONE = ("items", "additionalProperties")
-# With these an object's schema says itself what else it may have.
+# With one of these keys, an object's schema itself says what else the object may have.
 OPEN = ("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties")
-# Several schemas for one value: what one of them describes another would shut out, or let in where it shall not hold.
+# Keys that apply several schemas to one value. Closing one of them could forbid what another describes.
 COMBINED = ("allOf", "oneOf", "dependentSchemas", "if", "not")
 ALTERNATIVE = ("anyOf", "$ref")
 DEMANDS = ("properties", "required", "minProperties")
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The same schema, where each object that lists its properties has no others.
+    """The same schema, but objects that list their properties have no others.
 
-    Only where it does not say itself what else there may be, nor asks for more than it lists. Nothing is closed if any
-    value in it has several schemas, since those may complete each other. So whatever fits the result fits the schema,
-    and where something did, something still does.
+    An object stays open if its schema says what else it may have, or requires a key that it does not list. Nothing is
+    closed if any value in the schema has several schemas, since these may complete each other. Every value that fits
+    the result fits the schema; if the schema has fitting values, so has the result.
     """
     if any(_combined(one) for one in _within(schema)):
         return dict(schema)
     try:
         made: dict[str, Any] = _closed(schema)
     except RecursionError:
-        # The compiler has a limit of its own for that, and says so.
+        # The compiler has its own limit for depth and reports it.
         return dict(schema)
     return made
 
@@ -39,7 +39,7 @@ def _combined(schema: Mapping[str, Any]) -> bool:
 
 
 def _within(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """It, and all schemas inside it."""
+    """The schema and all schemas inside it."""
     pending: list[Any] = [schema]
     while pending:
         one = pending.pop()

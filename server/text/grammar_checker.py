@@ -1,4 +1,4 @@
-"""GrammarChecker: a process that compiles forms of clients first, so that a hurtful one harms nothing else."""
+"""GrammarChecker: a process that compiles clients' forms first, so that a harmful form can hurt nothing else."""
 
 import json
 import subprocess
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = Path(__file__).with_name("grammar_program.py")
-# For each form. The limits stand in docs/api.md.
+# Limits for each form; docs/api.md states them.
 CPU_S = 0.5
 MEMORY = 2**30
-# Of what a process says when it ends too soon, in characters.
+# Characters of what a process prints when it ends too soon.
 LONGEST_END = 2000
-# Of the compiler, and of a step of the parser: some milliseconds, seldom a tenth of a second.
+# Limits of the compiler and of one parser step. A step takes milliseconds, rarely a tenth of a second.
 PARSER_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000, "step_max_items": 50_000, "max_items_in_row": 2_000,
     "max_lexer_states": 20_000, "max_grammar_size": 200_000, "precompute_large_lexemes": False,
@@ -26,25 +26,25 @@ class FormRefused(ValueError):
 
 
 class TokenizerRefused(ValueError):
-    """A tokenizer whose tokens' bytes cannot be told; the text says why."""
+    """A tokenizer whose tokens cannot be turned into bytes; the text says why."""
 
 
 class CheckerFailed(RuntimeError):
-    """The process could not begin, whatever the form: a fault of the server. The text is the process's own."""
+    """The process could not start, whatever the form: a fault of the server. The text is the process's output."""
 
 
 class GrammarChecker:
     """One process for one tokenizer. One thread at a time may use it."""
 
     def __init__(self, tokenizer: str, vocabulary_size: int, end_ids: Collection[int]) -> None:
-        """Start the process. It reads the tokenizer, about a second, while other things can be done.
+        """Start the process. It reads the tokenizer in the background, in about a second.
 
         Args:
-            tokenizer: as the tokenizers package writes it.
+            tokenizer: in the JSON form of the tokenizers package.
         """
-        # Packages may be installed where -I does not look.
+        # Packages may be installed where Python's -I does not look.
         program = f"import sys; sys.path[:] = {sys.path!a}\n{PROGRAM.read_text()}"
-        # A session of its own: the terminal's signals are the server's.
+        # A session of its own, so that the terminal's signals reach the server only.
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
@@ -63,22 +63,22 @@ class GrammarChecker:
         """The grammar of a form.
 
         Raises:
-            FormRefused: there is none, or it takes too much to find it.
-            TokenizerRefused: there is none with this tokenizer.
-            CheckerFailed: the process has ended before it had read the tokenizer.
+            FormRefused: the form cannot be compiled, or compiling costs too much.
+            TokenizerRefused: this tokenizer allows no grammar.
+            CheckerFailed: the process ended before it had read the tokenizer.
         """
         if not self._ready:
             self._begin()
         self._send({"kind": kind, "value": value})
         if (answer := self._answer()) is None:
             self.close()
-            raise FormRefused("could not be compiled: the process for that has ended; try again")
+            raise FormRefused("could not be compiled: the compiler's process has ended; try again")
         if "error" in answer:
             raise FormRefused(answer["error"])
         return answer["grammar"]
 
     def close(self) -> str:
-        """End the process. What it has said of its own end, if it had not begun."""
+        """End the process. Returns its own last output if it ended before it had begun."""
         self._process.kill()
         return self._process.communicate()[1]
 
@@ -99,11 +99,11 @@ class GrammarChecker:
             self._process.stdin.write(json.dumps(value) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            # There will be no answer either.
+            # No answer will come either.
             pass
 
     def _answer(self) -> dict[str, str] | None:
-        """None: the process has ended."""
+        """The next answer; None: the process has ended."""
         assert self._process.stdout is not None
         if not (line := self._process.stdout.readline()):
             return None

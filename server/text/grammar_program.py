@@ -1,12 +1,12 @@
-"""The inside of the checker: forms become grammars, each in a process of its own, within limits.
+"""The checker's process: it compiles forms to grammars, each in a fork with limits.
 
-``grammar_checker`` starts it by ``python -I -c``, with the server's own paths; it imports nothing of this project.
-Standard input is JSON, one value a line: first the tokenizer and the limits, then forms. Standard output has a line for
-each: ``{}`` once the tokenizer was read, then the grammar of each form; or what is wrong with it. Nobody reads standard
-error after the first line.
+``grammar_checker`` starts it with ``python -I -c`` and the server's own paths; it imports nothing of this project.
+Standard input has one JSON value a line: first the tokenizer and the limits, then forms. Standard output has one line
+for each: ``{}`` once the tokenizer is read, then the grammar of each form, or an error. Nobody reads standard error
+after the first line.
 
-A form is compiled just as the server will do it, to the mask of the first token. A fork does it, so what hurts it hurts
-nothing else, and the tokenizer is read once.
+A form is compiled as the server will do it, up to the mask of the first token. A fork does it, so that a harmful form
+hurts only the fork, and the tokenizer is read once.
 """
 
 import gc
@@ -22,7 +22,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
-# One way to write JSON, that of Python's ``json.dumps``: all of it that is not a value is forced.
+# JSON is written in one way, that of Python's ``json.dumps``, so all text around the values is forced.
 JSON: Any = {
     "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False,
     "coerce_one_of": False,
@@ -42,7 +42,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     print("{}", flush=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # A fork copies the pages that the collector would write to.
+    # A fork would copy the pages that the collector writes to.
     gc.freeze()
     for line in sys.stdin:
         if not (child := os.fork()):
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def limit(cpu_s: float, memory: int) -> None:
-    """What this process may use beyond what it has. The signals' default actions end it, wherever it is."""
+    """Limit what this process may use from here on. The signals' default actions end it, wherever it is."""
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + memory
@@ -66,7 +66,7 @@ def limit(cpu_s: float, memory: int) -> None:
 
 
 def ended(code: int, cpu_s: float, memory: int) -> str:
-    """What it means that a fork ended so."""
+    """The error for a fork that ended with this code."""
     what = f"{cpu_s:g} s of the processor" if code == -signal.SIGPROF else f"{memory // 2**20} MiB of memory"
     return f"takes more than {what} to compile; use less depth, and fewer and shorter alternatives and repetitions"
 
@@ -103,7 +103,7 @@ def made(kind: str, value: Any) -> str:
     if kind == "regex":
         return LLMatcher.grammar_from_regex(value)
     if kind == "choice":
-        # In one lexeme: as many alternatives of the parser would take far longer.
+        # In one lexeme: parser alternatives would take much longer.
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
     return LLMatcher.grammar_from_lark(value if kind == "lark" else any_to_lark(value))
@@ -122,7 +122,7 @@ def objects(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def place(schema: Any, error: str) -> str:
-    """The path of the schema that an error is about, if it names a key or a value that only one of them has."""
+    """The path of the schema that an error is about, if the error names a key or value that only one schema has."""
     quoted = set(error.split('"')[1::2]) if error.startswith("Unimplemented keys") else {error.rpartition(": ")[2]}
     found = [
         path

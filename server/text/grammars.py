@@ -1,4 +1,4 @@
-"""Grammars: schemas, expressions and grammars become constraints on the served tokenizer's tokens, by llguidance."""
+"""Schemas, expressions and grammars become constraints on the model's tokens, by llguidance."""
 
 import asyncio
 import json
@@ -15,67 +15,67 @@ from griffin.errors import InvalidRequest
 from server.text.grammar_checker import PARSER_LIMITS, FormRefused, GrammarChecker, TokenizerRefused
 from server.text.tokenizer import Tokenizer
 
-# So many compiled forms are kept, the latest used.
+# Number of compiled forms that are kept; the least recently used is dropped.
 KEPT = 16
-# Forms whose texts are all spelled. A grammar may name special tokens.
+# Forms whose texts are spelled out. A grammar, unlike them, may name special tokens.
 SPELLED = ("json_schema", "regex", "choice")
 
 
 class Grammars:
     """Makes the grammars of one model.
 
-    The tokenizer's vocabulary is read at the first need, which takes up to a second.
+    The tokenizer's vocabulary is read when the first grammar is needed, which takes up to a second.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary_size: int, end_ids: Collection[int]) -> None:
         """
         Args:
-            vocabulary_size: of the model, which may have more tokens than the tokenizer.
-            end_ids: end an answer; they may follow wherever a grammar may end.
+            vocabulary_size: the model's, which may exceed the tokenizer's.
+            end_ids: tokens that end an answer; they are allowed wherever the grammar may end.
         """
         self._tokenizer, self._vocabulary_size, self._end_ids = tokenizer, vocabulary_size, end_ids
         self._checker: GrammarChecker | None = None
         self._vocabulary: LLTokenizer | None = None
-        # Why there is none.
+        # Why this tokenizer allows no grammar.
         self._refusal: TokenizerRefused | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
-        # Before a thread is taken: others need those of the pool.
+        # Waited for without a thread: other requests need the threads of the pool.
         self._turn = asyncio.Lock()
 
     async def of_schema(self, schema: Mapping[str, Any] | None, param: str) -> Grammar:
-        """JSON that a schema describes, in one line; None is any object.
+        """JSON of a schema, in one line; None is any object.
 
         Args:
-            param: the field that it comes from, for errors.
+            param: the field that the schema came from, for errors.
 
         Raises:
-            InvalidRequest: it cannot be compiled, or takes too much.
-            CheckerFailed: no form can be, by a fault of the server.
+            InvalidRequest: it cannot be compiled, or compiling costs too much.
+            CheckerFailed: no form can be compiled, by a fault of the server.
         """
         return await self._of("json_object" if schema is None else "json_schema", schema, param)
 
     async def of_regex(self, regex: str, param: str) -> Grammar:
-        """Texts that a regular expression matches as a whole; else like ``of_schema``."""
+        """Texts that a regular expression matches from start to end; otherwise like ``of_schema``."""
         return await self._of("regex", regex, param)
 
     async def of_choice(self, texts: Sequence[str], param: str) -> Grammar:
-        """One of these texts; else like ``of_schema``."""
+        """One of these texts; otherwise like ``of_schema``."""
         return await self._of("choice", texts, param)
 
     async def of_lark(self, grammar: str, param: str) -> Grammar:
-        """Texts of a grammar in Lark's form, as llguidance has it; else like ``of_schema``.
+        """Texts of a grammar in llguidance's variant of Lark; otherwise like ``of_schema``.
 
-        A special token is written as it is spelled: ``start: <|tool_call|> %json {...}``.
+        A special token is written as its text: ``start: <|tool_call|> %json {...}``.
         """
         return await self._of("lark", grammar, param)
 
     async def of_grammar(self, grammar: str, param: str) -> Grammar:
-        """Texts of a client's grammar, in Lark's form or in GBNF; else like ``of_schema``."""
+        """Texts of a client's grammar, in Lark or in GBNF; otherwise like ``of_schema``."""
         return await self._of("grammar", grammar, param)
 
     def close(self) -> None:
-        """End the checker's process, after the form that it reads; a further form would start it anew."""
+        """End the checker's process after its current form. A later form would start it again."""
         with self._lock:
             if self._checker is not None:
                 self._checker.close()
@@ -90,33 +90,33 @@ class Grammars:
             raise InvalidRequest(f"{param}: {refusal}", param) from None
         except TokenizerRefused as refusal:
             raise InvalidRequest(
-                f"{param}: not with this model: the bytes of its tokenizer's tokens are not known ({refusal})", param
+                f"{param}: not with this model: its tokenizer's tokens cannot be turned into bytes ({refusal})", param
             ) from None
 
     def _known(self, key: str) -> LLMatcher | None:
-        """One that is compiled, which is now the latest used."""
+        """A compiled form, which becomes the latest used; None if it is not kept."""
         with suppress(KeyError):
-            # A thread may drop it at any time.
+            # Another thread may drop it at any time.
             self._compiled.move_to_end(key)
             return self._compiled[key]
         return None
 
     async def _in_turn(self, key: str, kind: str, value: Any) -> LLMatcher:
-        """One at a time: no crowd of forms takes the processor from the engine, or the pool's threads."""
+        """Compile one form at a time, so that many forms cannot take the processor or the pool's threads."""
         await self._turn.acquire()
         work = asyncio.ensure_future(asyncio.to_thread(self._compile, key, kind, value))
-        # A thread goes on when its request is given up, and so does its turn.
+        # A thread continues when its request is cancelled, and keeps its turn until it ends.
         work.add_done_callback(lambda _: self._turn.release())
         return await asyncio.shield(work)
 
     def _compile(self, key: str, kind: str, value: Any) -> LLMatcher:
-        """In a thread."""
+        """Runs in a thread."""
         with self._lock:
             if self._refusal is not None:
                 raise self._refusal
             if key not in self._compiled:
                 checker = self._running_checker()
-                # Read here while the checker reads it.
+                # Read here while the checker reads its copy.
                 vocabulary = self._known_vocabulary()
                 if kind in SPELLED:
                     self._require_no_special(value, vocabulary)
@@ -131,15 +131,15 @@ class Grammars:
             return self._compiled[key]
 
     def _require_no_special(self, value: Any, vocabulary: LLTokenizer) -> None:
-        """The parser would spell the text of a special token by that token, and not take it then.
+        """Check that a form does not contain a special token's text: the parser could not take that text.
 
         Raises:
-            FormRefused: a form has such text.
+            FormRefused: the form contains such a text.
         """
         text = json.dumps(value, ensure_ascii=False)
         for id, token in getattr(self._tokenizer, "added_tokens_decoder", {}).items():
             if token.content in text and vocabulary.is_special_token(id):
-                raise FormRefused(f"has {token.content} in it, which is a special token of this model; leave it out")
+                raise FormRefused(f"contains {token.content}, which is a special token of this model; leave it out")
 
     def _running_checker(self) -> GrammarChecker:
         if self._checker is None or not self._checker.runs:
@@ -157,7 +157,7 @@ class Grammars:
         return self._vocabulary
 
     def _spelled(self) -> str:
-        """The tokenizer, as the tokenizers package writes it."""
+        """The tokenizer in the JSON form of the tokenizers package."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise TokenizerRefused("it is not of the fast kind")
@@ -182,7 +182,7 @@ class _TokenConstraint:
 
     def __init__(self, matcher: LLMatcher, param: str) -> None:
         self._matcher, self._param = matcher, param
-        # Tokens that must follow; None: not known yet. Those that a longer run had left are never spelled anew.
+        # Tokens that must follow; None: not computed yet. The rest of a longer run is never tokenized again.
         self._forced: list[int] | None = None
         self._forced_at_mark: list[int] | None = None
         self._since_mark = 0
@@ -222,8 +222,8 @@ class _TokenConstraint:
     def _require(self) -> None:
         """
         Raises:
-            InvalidRequest: the parser has given up.
+            InvalidRequest: the parser has stopped with an error.
         """
         if self._matcher.is_error():
             why = " ".join(self._matcher.get_error().removesuffix("<non-verbose/>").split())[:200]
-            raise InvalidRequest(f"{self._param}: the answer cannot be held to it any further ({why})", self._param)
+            raise InvalidRequest(f"{self._param}: the answer cannot follow this form any further ({why})", self._param)

@@ -1,7 +1,7 @@
-"""The text that belongs between two others: the marks that a model was trained with, and the ids that ask for it.
+"""Fill in the middle: the marks that a model was trained with, and the token ids that ask for the text in between.
 
 Sources of the table: the model cards of Qwen2.5-Coder, CodeGemma, StarCoder2, SantaCoder and DeepSeek-Coder; the code
-that came with Code Llama; mistral-common.
+published with Code Llama; mistral-common.
 """
 
 import re
@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 from server.text.tokenizer import Tokenizer, encode
 
-# SentencePiece's sign for a space, which some tokenizers put before every text.
+# SentencePiece's sign for a space, which some tokenizers put before each text.
 SPACE = "\u2581"
-# A text that is no part of a longer token in such a vocabulary: what follows it gets no space of its own.
+# A text that is never part of a longer token in such a vocabulary: the text after it gets no extra space.
 APART = "\u263a"
-# Attributes of a tokenizer whose file names the marks by itself, as GGUF files do.
+# Attributes of tokenizers whose file names the marks, as GGUF files do.
 OWN_MARKS = ("fim_prefix_token", "fim_suffix_token", "fim_middle_token")
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Two texts, and a gap between them that the model fills."""
+    """Two texts with a gap between them that the model fills."""
 
     before: str
     after: str
@@ -31,8 +31,8 @@ class Gap:
 class Form(NamedTuple):
     """One family's marks.
 
-    middle: the mark before the answer; None where the text before the gap comes last, and the answer follows it.
-    ends: tokens that end an answer, beside the model's own ends and the marks.
+    middle: the mark before the answer; None if the text before the gap comes last, so that the answer continues it.
+    ends: tokens that end an answer, besides the model's own ends and the marks.
     """
 
     prefix: str
@@ -60,12 +60,12 @@ FORMS = (
 
 
 class Infill:
-    """How a model is asked for the text in a gap. ``ends``: ids that end its answer, beside the model's own."""
+    """How to ask a model for the text in a gap. ``ends``: ids that end the answer, besides the model's own."""
 
     def __init__(self, tokenizer: Tokenizer, form: Form, ids: dict[str, int]) -> None:
         """
         Args:
-            ids: of all tokens in the vocabulary.
+            ids: id of each token in the vocabulary.
         """
         self._tokenizer, self._form, self._ids = tokenizer, form, ids
         marks = [mark for mark in form[:3] if mark is not None]
@@ -73,23 +73,23 @@ class Infill:
         self.ends = frozenset(ids[name] for name in names)
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         special = {str(token) for token in added if token.special} | names
-        # Where a special token is spelled, overlapping ones too.
+        # Positions at which a special token's text begins, overlapping ones included.
         self._spelled = re.compile(f"(?={'|'.join(map(re.escape, sorted(special)))})")
         first = tokenizer.convert_ids_to_tokens(encode(tokenizer, "a", False)[:1])
         self._apart = encode(tokenizer, APART, False) if first[0].startswith(SPACE) else []
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Infill | None":
-        """By the marks that the tokenizer names itself, else by the first family whose marks it has; None without."""
+        """By the marks that the tokenizer names, else by the first family whose marks it has; None if it has none."""
         ids: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
         form = next((form for form in _forms(tokenizer) if {*form[:3]} - {None} <= ids.keys()), None)
         return cls(tokenizer, form, ids) if form else None
 
     def encode(self, gap: Gap, add_special_tokens: bool) -> list[int]:
-        """The ids that ask for the text in a gap. Special tokens that are spelled in its texts stay text.
+        """The ids that ask for the text in a gap. Special tokens spelled out in the two texts stay plain text.
 
         Args:
-            add_special_tokens: begin as the tokenizer begins texts.
+            add_special_tokens: begin with the tokens that the tokenizer puts before texts.
         """
         form, ids = self._form, self._ids
         before, after = self._plain(gap.before), self._plain(gap.after, goes_on=True)
@@ -99,10 +99,10 @@ class Infill:
         return [*begin, ids[form.prefix], *before, ids[form.suffix], *after, ids[form.middle]]
 
     def _plain(self, text: str, *, goes_on: bool = False) -> list[int]:
-        """A text's ids, none of them special: it is cut inside the spelling of each special token.
+        """A text's ids without special tokens: the text is split inside each special token's spelling.
 
         Args:
-            goes_on: the text begins without a space that the tokenizer would put there.
+            goes_on: leave out the space that the tokenizer would put before the text.
         """
         cuts = [0, *(match.start() + 1 for match in self._spelled.finditer(text)), len(text)]
         ids: list[int] = []

@@ -1,9 +1,9 @@
-"""One JSON value out of text that comes piece by piece. What stands behind the value is left alone."""
+"""Reads one JSON value from text that comes piece by piece. Text after the value is left alone."""
 
 import json
 import re
 
-# As deep as a request's own JSON may be.
+# The same depth as a request's own JSON.
 DEEPEST = 100
 SPACE = " \t\r\n"
 ESCAPES = '"\\/bfnrtu'
@@ -13,19 +13,19 @@ OPENING = {"{": "key or }", "[": "value or ]"}
 
 
 class NoJson(Exception):
-    """The text is no JSON value."""
+    """The text is not a JSON value."""
 
 
 class JsonValue:
     """Takes one character after the other. ``text``: the value so far, without space around it.
 
-    A line end or a tab inside a string, which JSON forbids and models write, becomes its escape.
+    A line end or tab inside a string, which JSON forbids but models write, becomes its escape.
     """
 
     def __init__(self) -> None:
         self._written: list[str] = []
         self._expected = "value"
-        # The kinds of the containers that are open.
+        # The kinds of the open containers.
         self._open: list[str] = []
         self._plain = ""
         self._hexadecimal = 0
@@ -36,7 +36,7 @@ class JsonValue:
 
     @property
     def first(self) -> str:
-        """The value's first character, which tells its kind; empty before it."""
+        """The value's first character, which tells its kind; empty before the value begins."""
         return self._written[0] if self._written else ""
 
     @property
@@ -48,10 +48,10 @@ class JsonValue:
         return "".join(self._written)
 
     def take(self, character: str) -> str | None:
-        """The character as JSON has it, which is empty before the value. None: it comes after the value's end.
+        """The character as JSON writes it; empty for space before the value. None: it follows the value's end.
 
         Raises:
-            NoJson: with it the text can be no JSON value.
+            NoJson: with this character the text cannot be a JSON value.
         """
         if self.ended:
             return None
@@ -67,7 +67,7 @@ class JsonValue:
         return self._write(character)
 
     def finish(self) -> None:
-        """No more text comes. A number ends so.
+        """The text has ended, which also ends a number.
 
         Raises:
             NoJson: the value is incomplete.
@@ -101,7 +101,7 @@ class JsonValue:
         return character
 
     def _goes_on(self, character: str) -> bool:
-        """Whether a number or a word goes on with it."""
+        """Whether the character continues a number or a word."""
         if character.isalnum() or character in "+-.":
             self._plain += character
             if len(self._plain) > 1024:
@@ -146,7 +146,7 @@ class JsonValue:
             raise NoJson
 
     def _end(self) -> None:
-        """A string, a number, a word or a container has ended."""
+        """A string, number, word or container has ended."""
         self._plain = ""
         if self._open and self._open[-1] == '"':
             self._open.pop()

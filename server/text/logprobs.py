@@ -9,17 +9,17 @@ from typing import Any
 from griffin import Logprobs
 from server.text.tokenizer import CONTEXT_TOKENS, REPLACEMENT, Tokenizer
 
-# JSON has no infinity; this is what other servers write for it.
+# JSON has no infinity; other servers write this number instead.
 LOWEST = -9999.0
 CONTINUATION_BYTES = range(0x80, 0xC0)
 
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """One token as text, as bytes, and how many characters begin in it.
+    """One token as text and bytes, and how many characters begin in it.
 
-    special: a text may leave it out.
-    whole: its bytes are whole characters.
+    special: a text may leave the token out.
+    whole: its bytes are complete characters.
     """
 
     text: str
@@ -31,10 +31,10 @@ class Spelling:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token of an answer. A prompt's first token has no log-probabilities.
+    """A token of an answer. A prompt's first token has no log-probability.
 
-    hidden: it is no part of the text.
-    shown: it is a part of the text, although special tokens are left out.
+    hidden: it is not part of the text.
+    shown: it is part of the text, although special tokens are left out.
     """
 
     id: int
@@ -44,13 +44,13 @@ class ScoredToken:
 
 
 class Vocabulary:
-    """How each id is spelled after other text. Looked up once for each id."""
+    """How each id is spelled after other text. Each id is looked up once."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[int, Spelling] = {}
         self._special = frozenset(tokenizer.all_special_ids)
-        # SentencePiece drops the space before a text's first token: none is spelled alone.
+        # SentencePiece drops the space before a text's first token, so no token is decoded alone.
         self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
         self._anchor_text = self._decode([])
 
@@ -60,7 +60,7 @@ class Vocabulary:
         return spelling
 
     def spelled_after(self, ids: list[int], id: int, skip_special_tokens: bool) -> str | None:
-        """The text that a token adds to that of the tokens before it; None if it is no whole character."""
+        """The text that a token adds to the tokens before it; None if it is not a whole character."""
         text, longer = (
             self._tokenizer.decode(part, skip_special_tokens=skip_special_tokens) for part in (ids, [*ids, id])
         )
@@ -68,7 +68,7 @@ class Vocabulary:
         return None if REPLACEMENT in longer or not longer.startswith(text) else spelled
 
     def _spell(self, id: int) -> Spelling:
-        # More tokens may be left out than the tokenizer lists by their roles.
+        # The decoder may leave out more tokens than the tokenizer lists as special.
         special = id in self._special or self._decode([id], skip_special_tokens=True) == self._anchor_text
         text = self._decode([id]).removeprefix(self._anchor_text)
         raw = text.encode() if REPLACEMENT not in text else self._bytes(id, text)
@@ -77,7 +77,7 @@ class Vocabulary:
             text = raw.decode()
         except UnicodeDecodeError:
             whole = False
-            # OpenAI's way to write what is no character by itself.
+            # OpenAI's notation for bytes that are not a character alone.
             text = "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
         return Spelling(text, raw, sum(byte not in CONTINUATION_BYTES for byte in raw), special, whole)
 
@@ -94,7 +94,7 @@ class Vocabulary:
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's: printable bytes stand for themselves, the others for characters from 256 on."""
+    """GPT-2's alphabet: printable bytes stand for themselves, other bytes for characters from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
@@ -105,10 +105,10 @@ BYTE_OF = _byte_level_alphabet()
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The text of one token within a text, and how many characters it takes there.
+    """The text of one token within a text, and how many characters it takes.
 
-    text: empty where the token is left out of the text.
-    size: for a token that is no whole character, the characters that begin in it.
+    text: empty if the text leaves the token out.
+    size: for a token that is not a whole character, the number of characters that begin in it.
     """
 
     token: ScoredToken
@@ -117,27 +117,27 @@ class Part:
 
 
 class LegacyForm:
-    """The four arrays of /v1/completions, for one choice. Offsets go on from piece to piece.
+    """The four arrays of /v1/completions, for one choice. Offsets continue from piece to piece.
 
-    Where all tokens are whole characters, the tokens joined are the text.
+    If all tokens are whole characters, joining them gives the text.
     """
 
     def __init__(self, vocabulary: Vocabulary, hide_special: bool, prompt_ids: Sequence[int] = ()) -> None:
         """
         Args:
-            hide_special: special tokens are left out of what is generated.
-            prompt_ids: what is generated goes on from these.
+            hide_special: special tokens are left out of the generated text.
+            prompt_ids: ids that precede the generated ones.
         """
         self._vocabulary, self._hide_special = vocabulary, hide_special
         self._before = list(prompt_ids[-CONTEXT_TOKENS:])
-        # Whether the last token was an ordinary one, after which every token has the spelling that it always has.
+        # Whether the last token was an ordinary one; after it, every token has its usual spelling.
         self._after_ordinary = False
-        # Characters of the text so far, and of the parts that were listed.
+        # Characters of the text so far, and of the parts listed so far.
         self._length = self._offset = 0
         self._pending: deque[Part] = deque()
 
     def echo(self, tokens: Sequence[ScoredToken], text: str) -> dict[str, Any]:
-        """The arrays of a prompt. Each token is found again in the echoed text, which may lack some of them."""
+        """The arrays of a prompt. Each token is located in the echoed text, which may lack some tokens."""
         parts: list[Part] = []
         place = 0
         for special, run in groupby(tokens, lambda token: self._vocabulary[token.id].special):
@@ -150,7 +150,7 @@ class LegacyForm:
         return arrays
 
     def _special(self, run: Sequence[ScoredToken], text: str, place: int) -> list[Part]:
-        """Special tokens at a place in a text. The text lacks those that the tokenizer has added."""
+        """Special tokens at a position in a text. The text lacks those that the tokenizer added."""
         parts: list[Part] = []
         for token in run:
             spelled = self._vocabulary[token.id].text
@@ -160,7 +160,7 @@ class LegacyForm:
         return parts
 
     def _ordinary(self, run: Sequence[ScoredToken], text: str, place: int) -> list[Part]:
-        """Tokens between special ones. SentencePiece may have put a space before them, which the text lacks."""
+        """Tokens between special ones. SentencePiece may have put a space before them that the text lacks."""
         spelled = [self._vocabulary[token.id] for token in run]
         for first in (spelled[0].text, spelled[0].text.removeprefix(" ")):
             texts = [first, *(each.text for each in spelled[1:])]
@@ -174,11 +174,11 @@ class LegacyForm:
         return [Part(token, each.text, each.characters) for token, each in zip(run, spelled, strict=True)]
 
     def generated(self, tokens: Sequence[ScoredToken], text: str, *, last: bool, stopped: bool) -> dict[str, Any]:
-        """The arrays of generated tokens and their text. Tokens whose text has not come yet are listed later.
+        """The arrays of generated tokens and their text. Tokens whose text is still held back are listed later.
 
         Args:
-            last: no tokens come after these, so none is left for later.
-            stopped: the text ends at a stop string, maybe before the end of its tokens, or in the middle of one.
+            last: no tokens follow, so all are listed.
+            stopped: a stop string ended the text, perhaps before the end of its tokens or inside one.
         """
         self._pending += map(self._part, tokens)
         self._length += len(text)
@@ -226,8 +226,8 @@ class LegacyForm:
         }
 
     def _top(self, part: Part, logprobs: Logprobs) -> dict[str, float]:
-        # Keyed by text, two tokens may fall together: the more probable one stays, the chosen one always. That one
-        # stands here as it does among the tokens, or under its own spelling if it is left out of the text.
+        # Two tokens may have the same text as key: the more probable one stays, and the chosen one always stays.
+        # The chosen token has the same key as in the list of tokens, or its own spelling if the text leaves it out.
         top: dict[str, float] = {}
         for id, value in logprobs.top:
             if id != part.token.id:
@@ -236,7 +236,7 @@ class LegacyForm:
 
 
 def _stands_at(place: int, parts: Sequence[Part], spelled: Sequence[Spelling], text: str) -> bool:
-    """Whether a text has these parts at a place. Parts that are no whole character are not compared."""
+    """Whether a text has these parts at a position. Parts that are not whole characters are not compared."""
     for part, each in zip(parts, spelled, strict=True):
         if each.whole and not text.startswith(part.text, place):
             return False

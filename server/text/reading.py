@@ -1,4 +1,4 @@
-"""How an answer is read: its thought, its calls, its content."""
+"""Splits an answer into its thought, calls and content."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from server.text.tool_calls import CallReading, Content, Part, joined
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """For the answers to a request.
+    """How the answers to a request are read.
 
-    thoughts, calls: None where there are none.
+    thoughts, calls: None if answers cannot have any.
     """
 
     thoughts: Thoughts | None = None
@@ -18,19 +18,19 @@ class Reading:
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """Special tokens that must be seen."""
+        """Special tokens that the text must show, because they are marks."""
         marks = (self.thoughts.marks.open, self.thoughts.marks.close) if self.thoughts else ()
         return marks + (self.calls.form.marks if self.calls else ())
 
     def reader(self) -> "AnswerReader":
-        """For one answer."""
+        """A reader for one answer."""
         return AnswerReader(self)
 
 
 class AnswerReader:
-    """Text in, parts out. A call can only come after the thought.
+    """Text in, parts out. Calls can only follow the thought.
 
-    thinking: the answer has not got beyond its thought. done: nothing more is wanted.
+    thinking: the answer is still inside its thought. done: nothing more is needed.
     """
 
     def __init__(self, reading: Reading) -> None:
@@ -51,7 +51,7 @@ class AnswerReader:
         return joined([Thought(thought), *self._said(text)])
 
     def end(self, *, cut: bool) -> list[Part]:
-        """What is left when the answer has ended; see ``ToolCallReader.end``."""
+        """The rest when the answer has ended; see ``ToolCallReader.end``."""
         thought, text = self._thoughts.end() if self._thoughts else ("", "")
         said = self._said(text)
         return joined([Thought(thought), *said, *(self._calls.end(cut=cut) if self._calls else ())])

@@ -1,4 +1,4 @@
-"""What a model thinks before it answers, split off from the answer, piece by piece."""
+"""Splits a model's thought from the answer after it, piece by piece."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What stands before and after a thought."""
+    """The texts before and after a thought."""
 
     open: str
     close: str
@@ -14,9 +14,9 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class Thoughts:
-    """Those that answers to a request may begin with.
+    """The thoughts that answers to a request may begin with.
 
-    begun: the prompt has opened one.
+    begun: the prompt has already opened the thought.
     """
 
     marks: Marks
@@ -28,26 +28,26 @@ MARKS = (Marks("<think>", "</think>"), Marks("[THINK]", "[/THINK]"))
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """Text that is no answer yet."""
+    """Text of a thought; it is not part of the answer."""
 
     text: str
 
 
 def marks_of(template: str, special: Iterable[str]) -> Marks | None:
-    """Those of a model, by its template or its special tokens; None where it does not think."""
+    """A model's marks, found in its template or among its special tokens; None if it does not think."""
     known = set(special)
     return next((marks for marks in MARKS if marks.close in template or marks.close in known), None)
 
 
 def is_begun(marks: Marks, prompt: str) -> bool:
-    """Whether the prompt itself has opened a thought, with which the answer goes on."""
+    """Whether the prompt itself opens a thought, so that the answer continues it."""
     return prompt.rstrip().endswith(marks.open)
 
 
 class ThoughtReader:
-    """Takes a thought off the beginning of an answer. Space around it is left out.
+    """Takes a thought off the beginning of an answer. Space around the thought is left out.
 
-    thinking: the answer has not got beyond its thought.
+    thinking: the answer is still inside its thought.
     """
 
     def __init__(self, marks: Marks, *, begun: bool) -> None:
@@ -64,7 +64,7 @@ class ThoughtReader:
         return self._state == "thought"
 
     def feed(self, text: str) -> tuple[str, str]:
-        """What is new of the thought, and of the text after it."""
+        """The new text of the thought, and the new text after it."""
         if self._state == "text":
             return "", text
         self._held += text
@@ -79,7 +79,7 @@ class ThoughtReader:
         return thought, self._take(len(self._held)) if self._state == "text" else ""
 
     def end(self) -> tuple[str, str]:
-        """What was held back, when the answer has ended."""
+        """The text that was held back, when the answer has ended."""
         held = self._take(len(self._held))
         if self._state == "beginning":
             return "", held
@@ -99,7 +99,7 @@ class ThoughtReader:
         if closed:
             self._held, self._state = after, "space"
             return before.rstrip()
-        # The end may be the beginning of the mark; space before the mark is left out.
+        # The end of the text may begin the mark; space before the mark is left out.
         close = self._marks.close
         undecided = next((n for n in range(len(close) - 1, 0, -1) if self._held.endswith(close[:n])), 0)
         ready = self._held[: len(self._held) - undecided].rstrip()

@@ -1,4 +1,4 @@
-"""A thought's budget: after so many tokens its end is forced. ``griffin.constraint``'s two interfaces for that."""
+"""A thought's budget: after so many tokens its end is forced. Implements both interfaces of ``griffin.constraint``."""
 
 from collections.abc import Sequence
 
@@ -9,24 +9,24 @@ BLANKS = (" ", "\n", "\n\n", " \n", "\r\n", "\t")
 
 
 class NoBudget(ValueError):
-    """The model's marks cannot be told by their tokens; the text says why."""
+    """The model's marks are not single tokens; the text says why."""
 
 
 class ThoughtBudget:
-    """``Grammar``: an answer whose thought has at most so many tokens. What comes after it is free."""
+    """``Grammar``: an answer whose thought has at most so many tokens. The text after the thought is free."""
 
     def __init__(self, tokenizer: Tokenizer, marks: Marks, tokens: int, vocabulary_size: int, *, begun: bool) -> None:
         """
         Args:
-            tokens: how many a thought may have between its marks.
-            vocabulary_size: of the model, which may have more tokens than the tokenizer.
-            begun: the prompt has opened it.
+            tokens: most tokens between the marks.
+            vocabulary_size: the model's, which may exceed the tokenizer's.
+            begun: the prompt has opened the thought.
 
         Raises:
             NoBudget: a mark is more than one token.
         """
         self.open_id, self.close_id = (_only(tokenizer, mark) for mark in (marks.open, marks.close))
-        # As models write it by themselves.
+        # In the way that models write it.
         self.closing = tuple(encode(tokenizer, f"\n{marks.close}\n\n", add_special_tokens=False))
         if self.close_id not in self.closing:
             raise NoBudget(f"its tokenizer does not keep {marks.close} apart")
@@ -47,14 +47,14 @@ def _only(tokenizer: Tokenizer, mark: str) -> int:
 
 
 class _Thought:
-    """``Constraint``. left: tokens that the thought may still have; None: it has not begun. Below 0 it is over."""
+    """``Constraint``. left: tokens that the thought may still have; None: it has not begun; below 0: it is over."""
 
     ended = False
 
     def __init__(self, budget: ThoughtBudget) -> None:
         self._budget = budget
         self._left = budget.tokens if budget.begun else None
-        # Of the closing tokens, those that were not forced yet.
+        # The closing tokens that are still to be forced.
         self._closing = budget.closing
         self._marked = self._state()
 

@@ -1,4 +1,4 @@
-"""One call as models write it: a JSON object with a name and arguments."""
+"""Reads one call as models write it: a JSON object with a name and arguments."""
 
 import json
 from collections.abc import Set
@@ -8,7 +8,7 @@ from server.text.json_value import SPACE, JsonValue, NoJson
 
 NAMES = ("name", "function")
 ARGUMENTS = ("arguments", "parameters")
-# What models write beside them.
+# Other keys that models write beside them.
 BESIDE = ("type", "id")
 
 
@@ -16,8 +16,8 @@ BESIDE = ("type", "id")
 class CallPart:
     """What a piece of text adds to a call.
 
-    index: of the call in its answer.
-    name: of the tool, in the call's first part; None in all others.
+    index: number of the call in its answer.
+    name: the tool's name, in the call's first part; None in all other parts.
     arguments: a piece of a JSON object.
     """
 
@@ -53,10 +53,10 @@ class CallText:
         self._alone = name is not None
 
     def take(self, character: str) -> bool:
-        """False: it comes after the call.
+        """Take a character. False: it follows the call.
 
         Raises:
-            NoJson: this is no call of a tool.
+            NoJson: the text is not a call of a tool.
         """
         if self.ended:
             return False
@@ -109,7 +109,7 @@ class CallText:
         if self._value.ended:
             self._key, self._state = json.loads(self._value.text), "colon"
             if self._key in ARGUMENTS and self.arguments:
-                # Which of the two is meant, nobody can tell.
+                # It is unclear which of the two is meant.
                 raise NoJson
             if not self._sure and not self.arguments and self._key not in (*NAMES, *ARGUMENTS, *BESIDE):
                 raise NoJson
@@ -126,7 +126,7 @@ class CallText:
         if value.ended:
             self._end_value()
             if taken is None:
-                # A number ends with what comes after it.
+                # A number ends with the character after it.
                 return self.take(character)
         return True
 
@@ -156,10 +156,10 @@ class CallText:
 
 
 def _object(text: str) -> str:
-    """JSON inside of JSON: the text of an object, which may be missing.
+    """JSON inside JSON: the text of an object, which may be missing.
 
     Raises:
-        NoJson: it is none.
+        NoJson: it is not an object.
     """
     value, text = JsonValue(), text.strip() or "{}"
     for character in text:

@@ -12,20 +12,20 @@ from server.text.tokenizer import Tokenizer
 from server.text.tool_calls import Form
 
 MOST_CALLS = 16
-# With these a schema says itself what else an object may have.
+# With one of these keys a schema itself says what else an object may have.
 OPEN = ("additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref", "if")
 
 
 def mark_ids(tokenizer: Tokenizer, form: Form) -> dict[str, int]:
-    """Marks that are a token as a whole, special or not. A grammar must name them by their ids."""
+    """Marks that are one token, special or not. A grammar must name them by their ids."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {str(token): id for id, token in added.items() if str(token) in form.marks}
 
 
 def arguments_schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What arguments are held to: an object, with no other keys than it describes, unless the schema speaks of them.
+    """The schema for arguments: an object without keys that it does not describe, unless the schema allows them.
 
-    So are the objects inside it, as far as ``closed`` can tell.
+    The same holds for objects inside it, as far as ``closed`` can tell.
     """
     others = {} if any(key in parameters for key in OPEN) else {"additionalProperties": False}
     return {"type": "object", **others, **closed(parameters)}
@@ -39,13 +39,13 @@ def calls_grammar(
     single: bool,
     instead: Mapping[str, Any] | None = None,
 ) -> str:
-    """In Lark's form, as llguidance has it.
+    """The grammar in llguidance's variant of Lark.
 
     Args:
         tools: names and parameters.
         tokens: see ``mark_ids``.
-        single: exactly one call; else up to MOST_CALLS where the form has room for several.
-        instead: the answer may be JSON of this schema instead.
+        single: exactly one call; otherwise up to MOST_CALLS, if the form has room for several.
+        instead: the answer may be JSON of this schema instead of calls.
     """
     rules = ["start: calls | instead" if instead is not None else "start: calls", *_rules(form, tools, tokens, single)]
     if instead is not None:
@@ -94,7 +94,7 @@ def _rules(
         "call: " + " | ".join(f"call_{index}" for index in range(len(tools))),
     ]
     for index, (name, parameters) in enumerate(tools):
-        # Apart first: a tool may be called ARGUMENTS.
+        # Split first, because a tool may be called ARGUMENTS.
         before, _, after = (part.replace("NAME", name) for part in form.call.partition("ARGUMENTS"))
         schema = _json(arguments_schema(parameters))
         rules.append(f"call_{index}: {_text(before, tokens)} {schema} {_text(after, tokens)}")

@@ -1,4 +1,4 @@
-"""How a model is told of tools: by its own chat template, or in a text where that takes none."""
+"""Describes tools to a model: with its own chat template, or in a text if the template takes no tools."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from server.text.tool_calls import HERMES, Form, form_of
 
 Message = dict[str, Any]
 
-# Words that no template has of its own.
+# Words that no template contains.
 PROBE = "griffin_probe"
 _PARAMETERS = {"type": "object", "properties": {"a": {"type": "string", "description": "a"}}, "required": ["a"]}
 _TOOL = {"type": "function", "function": {"name": PROBE, "description": "a", "parameters": _PARAMETERS}}
@@ -26,7 +26,7 @@ To call a function, answer with its name and its arguments as a JSON object betw
 <tool_call>
 {{"name": "the function's name", "arguments": {{"an argument": "its value"}}}}
 </tool_call>"""
-# Mistral's templates refuse ids of another length.
+# Mistral's templates refuse ids of any other length.
 SHORT_ID = 9
 
 
@@ -34,8 +34,8 @@ SHORT_ID = 9
 class ToolSupport:
     """What a model's chat template does with tools. Found out once.
 
-    takes_tools: it tells the model of them. takes_system: it has a place for instructions.
-    short_ids: it wants ids of calls that are short.
+    takes_tools: it describes tools to the model. takes_system: it has a place for instructions.
+    short_ids: it needs short ids of calls.
     form: how the model writes calls.
     """
 
@@ -54,7 +54,7 @@ class ToolSupport:
         return cls(takes_tools, takes_system, f"length != {SHORT_ID}" in text, form)
 
     def prepared(self, conversation: list[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
-        """The conversation as the template takes it. ``tools`` are in it where the template has no place for them."""
+        """The conversation for the template. If the template takes no ``tools``, they are added to the conversation."""
         if not self.takes_tools:
             return self._instructed(_spelled(conversation), tools)
         return [_with_short_ids(message) for message in conversation] if self.short_ids else conversation
@@ -91,7 +91,7 @@ def _spelled(conversation: list[Message]) -> list[Message]:
             plain = {"role": "user", "content": text, "answers": True}
         last = spelled[-1] if spelled else {}
         if plain["role"] == "user" and last.get("answers"):
-            # Two turns of the user in a row are more than many templates take.
+            # Many templates refuse two turns of the user in a row.
             last["content"] += f"\n{plain['content']}"
             last["answers"] = plain.get("answers", False)
         else:
@@ -114,5 +114,5 @@ def _with_short_ids(message: Message) -> Message:
 
 
 def _short(id: str) -> str:
-    """The same for the same id."""
+    """A short id; the same for the same id."""
     return hashlib.sha256(id.encode()).hexdigest()[:SHORT_ID]

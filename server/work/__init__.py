@@ -1,1 +1,1 @@
-"""The queue, the workers' threads, and the jobs that engines run on them. Knows tokens, no text and no HTTP."""
+"""The queue, the workers' threads, and the jobs that engines run. Knows tokens, but no text and no HTTP."""

@@ -14,14 +14,14 @@ from griffin.method.auto import Outlook
 from server.errors import RequestTimeout
 from server.work.mailbox import Mailbox
 
-# So many events (some megabytes) may be unread before a job waits for its reader; and for how long it waits.
+# A job waits for its reader when so many events (some megabytes) are unread, and at most for so long.
 UNREAD = 4096
 READER_PAUSE_S = 0.02
 LONGEST_STALL_S = 10.0
 
 
 class PromptLike(Protocol):
-    """What a worker needs of a prompt that was read. ``griffin.Prompt`` has it."""
+    """What a worker needs of a prompt that was read. ``griffin.Prompt`` provides it."""
 
     scores: list[Logprobs | None] | None
     cached_tokens: int
@@ -42,7 +42,7 @@ class PromptLike(Protocol):
 
 
 class EngineLike(Protocol):
-    """What a worker needs of an engine. ``griffin.Engine`` has it."""
+    """What a worker needs of an engine. ``griffin.Engine`` provides it."""
 
     accounting: Accounting
     context_length: int
@@ -62,9 +62,9 @@ class EngineLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One prompt, and the sequences that are wanted from it: one for each sampling, maybe none.
+    """One prompt, and one sampling for each sequence to generate from it; there may be none.
 
-    compare: whether each sequence is to be compared with the full model once it is generated.
+    compare: compare each finished sequence with the full model.
     """
 
     prompt_ids: list[int]
@@ -77,15 +77,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A prompt has been read, and scored if that was asked for.
+    """A prompt was read, and scored if requested.
 
-    scores: one for each token of the prompt, or None.
-    selection: the neurons that were chosen on it, if they are chosen already.
-    cached_tokens: how many of its tokens were known from an earlier prompt.
+    scores: one for each token of the prompt; None if not requested.
+    selection: the neurons chosen for it; None if they are not chosen yet.
+    cached_tokens: tokens reused from an earlier prompt.
     cached_in_files: how many of those came from files, not from memory.
-    pruning: the choices that its answers are generated with. Where sparsity auto was asked for, this is the only place
-        that has the number: what was asked for (``Ask``) does not change.
-    outlook: what sparsity auto predicted, if it was asked for.
+    pruning: the choices for its answers. With sparsity auto, only this has the number: ``Ask`` keeps the word auto.
+    outlook: what sparsity auto predicted, if it was requested.
     """
 
     prompt: int
@@ -109,7 +108,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One of a prompt's sequences was compared with the full model. None: no neuron had been removed."""
+    """One of a prompt's sequences was compared with the full model. None: no neuron was removed."""
 
     prompt: int
     sample: int
@@ -121,12 +120,12 @@ Event = Read | Made | Compared
 
 @dataclass(eq=False)
 class Job:
-    """One request's prompts. Times are ``time.monotonic`` seconds.
+    """One request's prompts. Times are seconds of ``time.monotonic``.
 
-    asks: read by the worker's thread and by the event loop, and changed by neither.
-    started: when a worker took it.
-    answered: the client has everything it wanted, whether or not the engine has noticed.
-    mailbox: where the worker's thread puts the events.
+    asks: read by the worker's thread and the event loop; neither changes it.
+    started: when a worker took the job.
+    answered: the client has everything it needs, even if the engine still runs.
+    mailbox: receives the events from the worker's thread.
     """
 
     asks: tuple[Ask, ...]
@@ -136,17 +135,17 @@ class Job:
     started: float | None = None
     answered: bool = False
     mailbox: Mailbox[Event] = field(default_factory=Mailbox)
-    # Sequences, by prompt and sample, that need no further token.
+    # Sequences (prompt, sample) that need no further token.
     _ended: set[tuple[int, int]] = field(default_factory=set)
     _cancelled: threading.Event = field(default_factory=threading.Event)
     _timer: asyncio.TimerHandle | None = None
 
     def end(self, prompt: int, sample: int) -> None:
-        """One sequence is complete: its text has reached a stop string."""
+        """One sequence is complete because its text has reached a stop string."""
         self._ended.add((prompt, sample))
 
     def cancel(self) -> None:
-        """Give the job up. A running engine notices within one token or prompt chunk."""
+        """Cancel the job. A running engine notices it within one token or prompt chunk."""
         self._cancelled.set()
         self.mailbox.post(None)
 
@@ -155,11 +154,11 @@ class Job:
 
     @property
     def complete(self) -> bool:
-        """Whether the client got all it wanted, as opposed to a job that was given up."""
+        """Whether the client got everything; False for a cancelled job."""
         return self.answered or not self.cancelled()
 
     def watch_deadline(self, expire: Callable[["Job"], None]) -> None:
-        """Call ``expire`` at the deadline, on the event loop: an engine may be deep in a computation then."""
+        """Call ``expire`` at the deadline, on the event loop, because the engine may be inside a long computation."""
         self._timer = asyncio.get_running_loop().call_later(max(0.0, self.deadline - time.monotonic()), expire, self)
 
     def forget_deadline(self) -> None:
@@ -167,7 +166,7 @@ class Job:
             self._timer.cancel()
 
     def run(self, engine: EngineLike) -> None:
-        """All prompts, one after the other, on the worker's thread."""
+        """Run all prompts one after the other, on the worker's thread."""
         for prompt, ask in enumerate(self.asks):
             with engine.read(ask.prompt_ids, ask.pruning, ask.scoring, self.cancelled) as read:
                 self.mailbox.post(_event(prompt, read))
@@ -190,7 +189,7 @@ class Job:
         return self._cancelled.is_set() or key in self._ended
 
     def _wait_for_reader(self) -> None:
-        """Wait while too many events are unread; give the job up if its reader takes none for long."""
+        """Wait while too many events are unread; cancel the job if its reader takes none for too long."""
         unread, since = self.mailbox.unread, time.monotonic()
         while self.mailbox.unread > UNREAD and not self._cancelled.wait(READER_PAUSE_S):
             if self.mailbox.unread < unread:
@@ -201,7 +200,7 @@ class Job:
 
 
 def _event(prompt: int, read: PromptLike) -> Read:
-    """What is told of a prompt that was read."""
+    """The event for a prompt that was read."""
     return Read(
         prompt,
         read.scores,

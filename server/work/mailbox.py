@@ -1,4 +1,4 @@
-"""From a worker's thread to the event loop: what happens to a job, in order."""
+"""Events of a job on their way from a worker's thread to the event loop, in order."""
 
 import asyncio
 from contextlib import suppress
@@ -9,13 +9,13 @@ Event = TypeVar("Event")
 
 
 class Silence(Enum):
-    """No event has come for a while."""
+    """No event has come for some time."""
 
     IDLE = auto()
 
 
 class Mailbox(Generic[Event]):
-    """Made on the event loop that reads it. Posted to from any thread."""
+    """Created on the event loop that reads it. Any thread may post."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -26,13 +26,13 @@ class Mailbox(Generic[Event]):
         return self._events.qsize()
 
     def post(self, event: Event | Exception | None) -> None:
-        """An event, an error that ends the job, or None, which ends it."""
-        # The loop may have closed; then nobody waits for the event.
+        """Post an event, an error that ends the job, or None, which ends it."""
+        # If the loop has closed, nobody waits for the event.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def next(self, idle_s: float | None = None) -> Event | Silence | None:
-        """The next event. IDLE if none came for so many seconds; None once the job is over or cancelled.
+        """The next event; IDLE if none came within ``idle_s`` seconds; None once the job is over or cancelled.
 
         Raises:
             Exception: the error that ended the job.

@@ -1,4 +1,4 @@
-"""Engines that have failed: which ones work, what clients are told meanwhile, and how they are rebuilt."""
+"""Engines that have failed: which ones work, what clients are told, and how failed ones are rebuilt."""
 
 import logging
 import threading
@@ -11,41 +11,41 @@ from server.work.job import EngineLike
 
 logger = logging.getLogger("griffin")
 
-# After so many requests that failed in a row, the server says that it is not ready. It says so for a limited time after
-# the last one: nothing is sent to a server that is not ready, so no request could prove that it works again.
+# After so many failed requests in a row the server reports that it is not ready, but only for some time after the last
+# failure: a server that is not ready gets no requests, so it could never prove that it works again.
 FAILURES = 3
 UNREADY_S = 30
-# After so many rebuilds of one engine that failed in a row, only a new process may help.
+# After so many failed rebuilds of one engine in a row, only a restart of the process may help.
 HOPELESS = 5
-# Between attempts to rebuild an engine: doubled each time.
+# Seconds between attempts to rebuild an engine; each pause is twice the previous one.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 
 
 class Recovery:
-    """Which engines work. Shares its lock with the queue: a job ends and its engine is lost at the same time."""
+    """Knows which engines work. Shares its lock with the queue, so a job ends and its engine is lost at once."""
 
     def __init__(self, engines: int, changed: threading.Condition, closed: threading.Event) -> None:
         """
         Args:
-            engines: how many there are.
+            engines: number of engines.
             changed: the lock.
             closed: set when the server ends.
         """
         self.engines, self._changed, self._closed = engines, changed, closed
-        # Engines that are being rebuilt, and those of them that could not be rebuilt at the first attempt.
+        # Engines that are being rebuilt, and how many of them failed at the first attempt.
         self._away = self._broken = 0
         self._hopeless = False
         self._streak = Streak()
 
     @property
     def working(self) -> int:
-        """Engines that are not being rebuilt."""
+        """Number of engines that are not being rebuilt."""
         return self.engines - self._away
 
     def require_an_engine(self) -> None:
         """
         Raises:
-            EngineFailed: no engine could be rebuilt at the first attempt. A request may wait for a first attempt.
+            EngineFailed: every engine failed its first rebuild. During a first attempt, requests may wait.
         """
         if self._broken == self.engines:
             raise EngineFailed("the engine has failed and is being rebuilt; try again soon", int(LONGEST_PAUSE_S))
@@ -53,7 +53,7 @@ class Recovery:
     def require_health(self) -> None:
         """
         Raises:
-            EngineFailed: no engine could be rebuilt, or requests fail one after the other.
+            EngineFailed: no engine could be rebuilt, or too many requests failed in a row.
         """
         self.require_an_engine()
         if self._streak.alarming:
@@ -64,20 +64,20 @@ class Recovery:
     def require_hope(self) -> None:
         """
         Raises:
-            EngineFailed: an engine has resisted so many rebuilds that only a new process may help.
+            EngineFailed: an engine failed so many rebuilds that only a restart of the process may help.
         """
         if self._hopeless and self._broken == self.engines:
             raise EngineFailed("the engine could not be rebuilt; the process needs a restart", int(LONGEST_PAUSE_S))
 
     def lose(self) -> None:
-        """An engine has failed. Call ``rebuild`` next, without the lock."""
+        """An engine has failed. Call ``rebuild`` next, without holding the lock."""
         with self._changed:
             self._away += 1
 
     def request_failed(self, *, counts: bool) -> None:
         """
         Args:
-            counts: False for a failure that says nothing about the engine, such as one of memory.
+            counts: False for a failure that says nothing about the engine, such as too little memory.
         """
         with self._changed:
             self._streak.fail(counts)
@@ -94,17 +94,17 @@ class Recovery:
         on_restart: Callable[[], None],
         on_broken: Callable[[Exception], None],
     ) -> None:
-        """Rebuild a lost engine until it works again, or the server ends. On the thread of its worker.
+        """Rebuild a lost engine until it works again or the server ends. Runs on the thread of its worker.
 
         Args:
             failure: what happened, for the log.
-            request_id: of the request that met it; may be empty.
+            request_id: the request during which it happened; may be empty.
             on_restart: called once the engine works.
-            on_broken: called when no other engine is left that could take the jobs that wait.
+            on_broken: called if no other engine is left to take the waiting jobs.
         """
         name, pause_s, attempts = threading.current_thread().name, FIRST_PAUSE_S, 0
         extra = {"request_id": request_id} if request_id else {}
-        logger.error("%s failed (%s) and is rebuilt", name, failure, extra=extra)
+        logger.error("%s failed (%s); rebuilding it", name, failure, extra=extra)
         while not self._closed.is_set():
             try:
                 engine.rebuild()
@@ -112,7 +112,7 @@ class Recovery:
                 logger.exception("%s could not be rebuilt; trying again in %g s", name, pause_s)
                 attempts += 1
                 self._resist(attempts, on_broken)
-                # Not the lock's own wait: a thread that waits there would swallow the notice of a job.
+                # Not the lock's own wait: a thread waiting there would take a notification meant for another.
                 self._closed.wait(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
@@ -131,7 +131,7 @@ class Recovery:
 
 
 class Streak:
-    """Requests that failed inside an engine, one after the other."""
+    """Requests that failed inside an engine in a row."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -150,7 +150,7 @@ class Streak:
 
 
 def forget_frames(error: BaseException | None) -> None:
-    """Drop what an exception's frames hold, and those of its causes: on a GPU, a rebuild needs that memory."""
+    """Clear the frames of an exception and its causes: on a GPU, a rebuild needs the memory that they hold."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

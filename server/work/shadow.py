@@ -1,6 +1,6 @@
-"""Shadow quality: a share of pruned answers is compared with the full model, in idle time, for metrics alone.
+"""Shadow quality: a share of pruned answers is compared with the full model in idle time, for metrics only.
 
-Of an answer only token ids and neurons are held, in memory, until it is compared or newer ones take its place.
+Only token ids and neurons of an answer are kept, in memory, until it is compared or newer answers replace it.
 """
 
 import logging
@@ -15,15 +15,15 @@ from server.work.job import Ask, EngineLike
 
 logger = logging.getLogger("griffin")
 
-# Answers that wait at a time, and tokens of all of them.
+# Answers that may wait, and tokens of all of them together.
 MOST, MOST_TOKENS = 8, 2**16
-# Comparisons that fail one after the other before no more are made.
+# After so many failed comparisons in a row, no further ones are made.
 FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shadow:
-    """An answer that is to be read again, and the choices that it was generated with."""
+    """An answer to read again, and the choices with which it was generated."""
 
     prompt_ids: list[int]
     ids: list[int]
@@ -36,14 +36,14 @@ class Shadow:
     def compare(self, engine: EngineLike, cancelled: Callable[[], bool]) -> Comparison | None:
         """
         Raises:
-            Cancelled: within a chunk once ``cancelled`` is true.
+            Cancelled: ``cancelled`` became true; raised within a chunk.
         """
         with engine.read(self.prompt_ids, self.pruning, None, cancelled) as read:
             return read.compare(self.ids, cancelled)
 
 
 class Shadows:
-    """Answers that wait for a comparison: the newest ones. Used under the queue's lock."""
+    """The newest answers that wait for a comparison. Used while holding the queue's lock."""
 
     def __init__(self, share: float, metrics: Metrics, model_name: str) -> None:
         self._share, self._metrics, self._model_name = share, metrics, model_name
@@ -56,7 +56,7 @@ class Shadows:
         return len(self._waiting)
 
     def draws(self, ask: Ask, width: int) -> bool:
-        """Whether an answer to this is to be kept: at random, of the pruned answers that nothing has verified.
+        """Whether to keep an answer to this prompt: drawn at random from pruned answers that were not verified.
 
         Args:
             width: FF neurons in each layer.
@@ -65,14 +65,14 @@ class Shadows:
         return ask.pruning.prunes(width) and unverified and random.random() < self._share
 
     def put(self, ask: Ask, selection: Selection | None, ids: list[int]) -> None:
-        """Keep an answer; the oldest ones go until all fit.
+        """Keep an answer; drop the oldest ones until all fit.
 
-        An answer of one token is not kept: it came from the full model.
+        An answer of one token is not kept, because the full model made it.
 
         Args:
-            ask: with the choices that applied.
-            selection: the neurons that the answer was generated with; None if it was the full model.
-            ids: the answer.
+            ask: the prompt with the choices that applied.
+            selection: the neurons of the answer; None if the full model generated it.
+            ids: the answer's token ids.
         """
         if self._share and selection is not None and len(ids) > 1:
             pruning = replace(ask.pruning, reuse=selection)
@@ -80,11 +80,11 @@ class Shadows:
             self._fit()
 
     def take(self) -> Shadow:
-        """The oldest. There must be one."""
+        """The oldest answer. There must be one."""
         return self._waiting.popleft()
 
     def interrupted(self, shadow: Shadow) -> None:
-        """A comparison was given up for something more important; it is the next one again."""
+        """A comparison was stopped for more important work; its answer is the next one again."""
         self._waiting.appendleft(shadow)
         self._fit()
 
@@ -100,13 +100,13 @@ class Shadows:
         self._metrics.shadow_perplexity_ratio.labels(*labels).observe(comparison.perplexity_ratio)
 
     def failed(self) -> None:
-        """A comparison failed, which costs an engine a rebuild. After some failures in a row no more are made."""
+        """A comparison failed, so an engine must be rebuilt. After some failures in a row no more are made."""
         self._count("dropped")
         self._failures += 1
         if self._failures == FAILURES:
             self._share = 0.0
             self._waiting.clear()
-            logger.error("%d comparisons with the full model failed in a row; no more are made", FAILURES)
+            logger.error("%d comparisons with the full model failed in a row; comparisons are switched off", FAILURES)
 
     def _fit(self) -> None:
         while len(self._waiting) > MOST or sum(shadow.tokens for shadow in self._waiting) > MOST_TOKENS:

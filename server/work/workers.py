@@ -1,4 +1,4 @@
-"""The threads that each own an engine: they take jobs from one queue, and compare answers while there are none."""
+"""Threads that each own an engine. They take jobs from one queue, and compare answers while there are none."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from server.work.shadow import Shadow, Shadows
 class Workers:
     """One thread for each engine.
 
-    queue: where jobs come from. recovery: which engines work. comparisons: of answers, in idle time.
+    queue: gives jobs. recovery: knows which engines work. comparisons: compares answers in idle time.
     """
 
     def __init__(
@@ -29,9 +29,9 @@ class Workers:
     ) -> None:
         """
         Args:
-            queue_size: how many jobs may wait.
+            queue_size: number of jobs that may wait.
             on_restart: called whenever an engine was rebuilt.
-            shadows: the answers that are to be compared; None compares nothing.
+            shadows: the answers to compare; None: nothing is compared.
             quiet_s: seconds without a request before an answer is compared.
         """
         self._changed, self._closed = threading.Condition(), threading.Event()
@@ -40,7 +40,7 @@ class Workers:
         self.queue = Queue(queue_size, self.recovery, self._changed)
         width = engines[0].accounting.width
         self.comparisons = Comparisons(shadows, width, self.queue, self.recovery, self._changed, quiet_s)
-        # Any of the engines, for what they all have in common.
+        # Any engine will do, for what all have in common.
         self.engine = engines[0]
         self._threads = [
             threading.Thread(target=self._work, args=(engine,), name=f"worker-{index}", daemon=True)
@@ -52,15 +52,15 @@ class Workers:
     def check(self, asks: Sequence[Ask]) -> None:
         """
         Raises:
-            InvalidRequest: no engine could take one of the prompts; see ``check`` and ``require`` of the engine.
+            InvalidRequest: no engine can take one of the prompts; see ``check`` and ``require`` of the engine.
         """
         for ask in asks:
             self.engine.require(ask.pruning)
-            # All samplings of a prompt differ in their seeds only.
+            # The samplings of a prompt differ only in their seeds.
             self.engine.check(ask.prompt_ids, next(iter(ask.samplings), None), ask.scoring)
 
     def close(self) -> None:
-        """Cancel everything, with an error for whoever still waits, and let the threads end."""
+        """Cancel everything, send waiting clients an error, and let the threads end."""
         with self._changed:
             self._closed.set()
             self.queue.drain()
@@ -68,7 +68,7 @@ class Workers:
             self._changed.notify_all()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the threads after ``close``; one in a long prompt chunk may outlast the wait."""
+        """Wait for the threads after ``close``. A thread inside a long prompt chunk may take longer than the wait."""
         for thread in self._threads:
             thread.join(timeout_s)
 
@@ -80,7 +80,7 @@ class Workers:
                 self._compare(engine, task)
 
     def _take(self) -> Job | Shadow | None:
-        """What to do next; waits until there is something. None ends the thread."""
+        """The next work; waits until there is some. None ends the thread."""
         with self._changed:
             while not (self.queue.has_job or self._closed.is_set()):
                 if (due_in_s := self.comparisons.due_in_s()) == 0:
@@ -89,7 +89,7 @@ class Workers:
             return None if self._closed.is_set() else self.queue.take()
 
     def _run(self, engine: EngineLike, job: Job) -> None:
-        """Whatever is raised, only this job fails with it: the thread lives on for the next one."""
+        """Run a job. Whatever is raised fails only this job; the thread continues with the next one."""
         job.started, failure = time.monotonic(), None
         try:
             job.run(engine)
@@ -112,13 +112,13 @@ class Workers:
             self.queue.finish(job, time.monotonic() - job.started, failed=failure is not None)
             if failure:
                 self.recovery.lose()
-                # One request may be too large for the memory there is; the engine is none the worse for it.
+                # One request may be too large for the memory; the engine is still good.
                 self.recovery.request_failed(counts=failure is not OutOfMemory)
             elif job.complete:
                 self.recovery.request_succeeded()
 
     def _compare(self, engine: EngineLike, shadow: Shadow) -> None:
-        """A comparison counts as no request, whatever becomes of it."""
+        """Compare an answer. A comparison never counts as a request, even if it fails."""
         if failure := self.comparisons.run(engine, shadow):
             self._rebuild(engine, f"{failure}, while comparing an answer", "")
 

@@ -59,8 +59,8 @@ def test_sparsity_that_was_not_applied() -> None:
     """Or that the server does not know."""
     block = {"sparsity": 0.0, "reason": "rounded_to_dense"}
 
-    assert "sparsity 0.5 was asked for, 0 applied (rounded_to_dense)" in said([smooth(griffin=block)])
-    assert "says nothing of sparsity" in said([smooth(griffin={})])
+    assert "sparsity 0.5 was requested, but 0 applied (rounded_to_dense)" in said([smooth(griffin=block)])
+    assert "does not report sparsity" in said([smooth(griffin={})])
 
 
 def test_answers_of_unequal_length() -> None:
@@ -84,6 +84,6 @@ def test_cached_prompts() -> None:
 
 def test_answers_that_the_server_shortened() -> None:
     """Only where each was to have a fixed length."""
-    assert "at most 3 tokens instead of the 4 that were asked for" in said([smooth()], fixed_length=4)
+    assert "at most 3 tokens instead of the requested 4" in said([smooth()], fixed_length=4)
     assert said([smooth()], fixed_length=3) == ""
     assert said([smooth()], fixed_length=None) == ""

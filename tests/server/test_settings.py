@@ -68,7 +68,7 @@ def test_keys_one_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
     assert keys is not None
     assert module.comma_separated(keys.get_secret_value()) == ["first", "second"]
-    with pytest.raises(SettingsInvalid, match=f"^{file}: a key holds a character") as refusal:
+    with pytest.raises(SettingsInvalid, match=f"^{file}: a key contains a character") as refusal:
         read_settings([])
     assert "board" not in str(refusal.value)
 
@@ -153,7 +153,7 @@ def test_the_limit_of_passes() -> None:
         (["--served-model-name", ","], {}, "--served-model-name: has an empty name"),
         ([], {"GRIFFIN_SERVED_MODEL_NAME": "a, "}, "GRIFFIN_SERVED_MODEL_NAME: has an empty name"),
         (["--served-model-name", "a,b@sparsity=0.5"], {}, "--served-model-name: a name cannot contain @sparsity="),
-        (["--served-model-name", "a\x07"], {}, "--served-model-name: a name holds a character"),
+        (["--served-model-name", "a\x07"], {}, "--served-model-name: a name contains a character"),
         (["--cors-origins", ","], {}, "--cors-origins: names no origin"),
         ([], {"GRIFFIN_MODEL": "  "}, "GRIFFIN_MODEL: is empty"),
         ([], {"GRIFFIN_HOST": "\t"}, "GRIFFIN_HOST: is empty"),

@@ -1,4 +1,4 @@
-"""A model's weights as the compiled step sees them."""
+"""A model's weights in the form that the compiled step reads."""
 
 import ctypes
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from griffin.model.weights import ACTIVATIONS, FeedForwardWeights, Layer, Norm, 
 
 
 def supported(weights: Weights) -> bool:
-    """Whether the step can read such weights: on the CPU, in formats that it knows, every row contiguous."""
+    """Whether the step can read these weights: on the CPU, in formats that it knows, with contiguous rows."""
     matrices = [*weights.matrices(), *([] if weights.positions is None else [Dense(weights.positions)])]
     return str(weights.dtype).removeprefix("torch.") in CACHE_FORMATS and all(map(_readable, matrices))
 
@@ -38,7 +38,7 @@ def _readable(matrix: Matrix) -> bool:
 
 
 def described(matrix: Matrix) -> CMatrix:
-    """A matrix, whose rows may lie apart. Its tensors must live as long as it is used."""
+    """A matrix, whose rows need not be adjacent. Its tensors must live as long as the result is used."""
     codes, *scales = matrix.planes
     stride = codes.stride(0) * codes.element_size()
     found = CMatrix(codes.data_ptr(), None, len(codes), matrix.columns, stride, FORMATS.index(matrix.format))
@@ -68,10 +68,10 @@ def _groups(layout: Layout, records: Tensor, supers: Tensor | None) -> CGroups:
 
 
 class Description:
-    """All structures, and the small tensors that were made for them. Biases and norms become fp32.
+    """All structures for a step, and the small tensors made for them. Biases and norms become fp32.
 
-    model: what a step is opened with.
-    layers, blocks: for each layer; a layer reads the neurons of the block that is written into it.
+    model: the structure with which a step is opened.
+    layers, blocks: one for each layer; a layer reads the neurons of the block that is written into it.
     """
 
     def __init__(self, weights: Weights, cache_dtype: torch.dtype) -> None:
@@ -134,7 +134,7 @@ class Description:
         return CFeedForward(gate, up[0] if up else CProjection(), contract)
 
     def _projections(self, projection: Projection) -> "ctypes.Array[CProjection]":
-        """Each part of one, with its part of the bias."""
+        """Each part of a projection, with its part of the bias."""
         biases: Sequence[Tensor | None] = [None] * len(projection.parts)
         if projection.bias is not None:
             biases = torch.split(projection.bias, [part.row_count for part in projection.parts])

@@ -1,9 +1,9 @@
 /*
  * Products with weights in groups (see Matrix in model.h), for one instruction set; kernels_for.h includes this file.
  *
- * Activations become whole numbers of 16 bits, 32 of them with a scale. Products with codes are summed up exactly in 32
- * bits, and meet scales once a group. Processors multiply pairs of 16 bits: a lane of four codes becomes two pairs, of its
- * even codes and of its odd ones.
+ * Activations become whole numbers of 16 bits; each 32 of them share a scale. Products with codes are summed up exactly
+ * in 32 bits and multiplied by scales once for each group. Processors multiply pairs of 16 bits: a lane of four codes
+ * becomes two pairs, one of its even codes and one of its odd codes.
  */
 
 typedef uint8_t KERNEL(Codes) __attribute__((vector_size(VECTOR_BYTES)));
@@ -12,7 +12,7 @@ typedef uint16_t KERNEL(Pairs) __attribute__((vector_size(VECTOR_BYTES)));
 #define Pairs KERNEL(Pairs)
 #define Whole KERNEL(Whole)
 
-/* ---- Loads of a part of a vector; what lies behind the part is zero. A mask costs time, so whole ones have none. ---- */
+/* ---- Loads of a part of a vector; the rest is zero. A mask costs time, so loads of whole vectors have none. ---- */
 
 INLINE Codes KERNEL(load_codes)(const void *at, int64_t lanes)
 {
@@ -64,7 +64,7 @@ INLINE Vector KERNEL(load_bytes)(const char *at, int64_t lanes)
 
 /* ---- Arithmetic. ---- */
 
-/* sums + the products of two neighbours. Both have a sign. */
+/* sums + the products of two neighbours. Both factors are signed. */
 INLINE Whole KERNEL(add_products)(Whole sums, Pairs a, Pairs b)
 {
 #if VECTOR_BYTES == 64
@@ -83,7 +83,7 @@ INLINE Whole KERNEL(add_products)(Whole sums, Pairs a, Pairs b)
 #endif
 }
 
-/* Loaded once: a compiler would have each instruction load it again, and loads are as rare as products. */
+/* Loaded once: a compiler would make each instruction load it again, and loads limit the speed as products do. */
 INLINE Pairs KERNEL(held)(Pairs pairs)
 {
 #if VECTOR_BYTES == 64
@@ -109,7 +109,7 @@ INLINE void KERNEL(split)(Pairs *pairs, Codes codes)
     pairs[1] = (Pairs)codes >> 8;
 }
 
-/* The largest absolute value; not a number if any is none. As integers, floats without a sign have the same order. */
+/* The largest absolute value; NaN if any value is NaN. As integers, floats without a sign have the same order. */
 INLINE float KERNEL(highest)(const float *x, int64_t count)
 {
     uint32_t highest = 0;
@@ -126,7 +126,7 @@ INLINE float KERNEL(highest)(const float *x, int64_t count)
 
 /* ---- Rows times x: groups lie along the rows. ---- */
 
-/* Of the blocks from ``codes`` on, the quads ``quad`` and ``quad + 4``, two pairs each. blocks: in this tile. */
+/* Unpack the quads ``quad`` and ``quad + 4`` of the blocks from ``codes`` on, two pairs each. blocks: in this tile. */
 INLINE void KERNEL(unpack)(Pairs *pairs, const char *codes, int64_t blocks, int64_t lanes, int quad, int bits)
 {
     Codes first = KERNEL(load_codes)(codes + quad * 4 * blocks, lanes), second;
@@ -145,7 +145,7 @@ INLINE void KERNEL(unpack)(Pairs *pairs, const char *codes, int64_t blocks, int6
     KERNEL(split)(pairs + 2, second);
 }
 
-/* Scales or minimums of up to LANES blocks; of two levels, a block's times its superblock's. */
+/* Scales or minimums of up to LANES blocks; with two levels, a block's value times its superblock's. */
 INLINE Vector KERNEL(load_scales)(const char *scales, const char *supers, int64_t lanes)
 {
     if (!supers)
@@ -163,13 +163,13 @@ INLINE Vector KERNEL(load_scales)(const char *scales, const char *supers, int64_
     return KERNEL(load_bytes)(scales, lanes) * super;
 }
 
-/* Of up to LANES groups. minimum: zeros where there are none. */
+/* Scales of up to LANES groups. minimum: zeros if there are none. */
 typedef struct {
     Vector scale, minimum;
 } KERNEL(Scales);
 #define Scales KERNEL(Scales)
 
-/* at: of the first one's scale. */
+/* at: place of the first scale. */
 INLINE Scales KERNEL(load_record)(const Groups *groups, int64_t record, int64_t at, int64_t block, int64_t lanes)
 {
     Scales found = {{0}, {0}};
@@ -183,8 +183,8 @@ INLINE Scales KERNEL(load_record)(const Groups *groups, int64_t record, int64_t 
 }
 
 /*
- * What the groups that ``sums`` are of add to a row's result. at: where the activations' scales begin; sums_at: their
- * sums. There are either minimums or codes of zero.
+ * The contribution of some groups to a row's result, from ``sums``. at: where the activations' scales begin; sums_at:
+ * their sums. There are either minimums or codes of zero.
  */
 INLINE Vector KERNEL(close)(
     Vector result, Whole sums, Scales own, Vector zero, const Input *x, int64_t at, int64_t sums_at, bool minimums)
@@ -233,7 +233,7 @@ INLINE void KERNEL(dot_lanes)(
         }
 }
 
-/* ``rows_by_tokens`` where the number of halves is known, and whether there are minimums. */
+/* ``rows_by_tokens`` with the number of halves known, and whether there are minimums. */
 INLINE void KERNEL(dot_halves)(
     Outputs out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, int some,
     const Input *x, int tokens, int bits, int halves, bool minimums)
@@ -242,7 +242,7 @@ INLINE void KERNEL(dot_halves)(
     Vector results[PAIR][SOME_TOKENS] = {{{0}}};
     for (int64_t first = 0; first < blocks; first += 16) {
         int64_t of_tile = blocks - first < 16 ? blocks - first : 16;
-        /* Scales follow the codes: each tile asks for its share of the whole record. */
+        /* Scales follow the codes: each tile fetches its share of the whole record. */
         int64_t share = matrix->stride * first / blocks, end = matrix->stride * (first + of_tile) / blocks;
         UNROLLED for (int k = 0; later && k < some; k++)
             ask_for(matrix->codes + later[k] + share, end - share);
@@ -262,8 +262,8 @@ INLINE void KERNEL(dot_halves)(
 }
 
 /*
- * out_k = row k . x, of some rows and tokens at once, rows' results that far apart. rows: where they begin; later: what
- * is fetched meanwhile, or NULL; in bytes.
+ * out_k = row k . x, for some rows and tokens at once; the rows' results have the given distance. rows: where they
+ * begin; later: what is fetched meanwhile, or NULL; in bytes.
  */
 INLINE void KERNEL(rows_by_tokens)(
     Outputs out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, int some,
@@ -280,7 +280,7 @@ INLINE void KERNEL(rows_by_tokens)(
 
 /* ---- Sums of weighted rows: groups are of neighbouring rows. ---- */
 
-/* RUN numbers at a time, whatever the count: then the compiler makes vectors of all. */
+/* RUN numbers at a time for any count, so that the compiler makes vectors of everything. */
 INLINE void KERNEL(prepare_weights)(Weights *weights, const float *z, int64_t count)
 {
     float padded[RUN] = {0};
@@ -303,7 +303,7 @@ INLINE void KERNEL(prepare_weights)(Weights *weights, const float *z, int64_t co
 #define UNPACK(which, a, b) (Codes) _mm256_unpack##which((__m256i)(a), (__m256i)(b))
 #endif
 
-/* Of four rows' bytes, those in one place become neighbours: place 4 v + i of each 16 goes to lane i of vector v. */
+/* Interleave the bytes of four rows: place 4 v + i of each 16 bytes goes to lane i of vector v. */
 INLINE void KERNEL(interleave)(Codes *out, const Codes *rows)
 {
 #ifdef UNPACK
@@ -323,7 +323,7 @@ INLINE void KERNEL(interleave)(Codes *out, const Codes *rows)
 #endif
 }
 
-/* The two high bits of codes of six, for lanes from h on of a tile so wide. They lie four to a byte. */
+/* The two high bits of six-bit codes, for lanes from h on of a tile of width ``wide``. A byte holds four of them. */
 INLINE Codes KERNEL(load_high)(const char *at, int64_t wide, int64_t h)
 {
 #if VECTOR_BYTES == 64
@@ -349,8 +349,8 @@ INLINE Codes KERNEL(load_high)(const char *at, int64_t wide, int64_t h)
 }
 
 /*
- * One quad of rows, for the 8 LANES outputs of a tile from lane h on: eight vectors of codes, or four of codes of 4 bits,
- * two of which are in a byte. at: of the tile, in each row.
+ * One quad of rows, for the 8 LANES outputs of a tile from lane h on: eight vectors of codes, or four vectors of 4-bit
+ * codes, two in a byte. at: the tile's place in each row.
  */
 INLINE void KERNEL(gather_quad)(
     Codes *codes, const char *const *rows, int64_t at, int64_t wide, int64_t h, int64_t lanes, int bits)
@@ -372,7 +372,7 @@ INLINE void KERNEL(gather_quad)(
     }
 }
 
-/* Pairs of the vectors v and v + 4 of a quad that is gathered: of its even and of its odd rows, two each. */
+/* Pairs of the vectors v and v + 4 of a gathered quad: of its even and its odd rows, two each. */
 INLINE void KERNEL(gathered)(Pairs *pairs, const Codes *codes, int v, int bits)
 {
     if (bits == 4) {
@@ -396,7 +396,7 @@ INLINE Record KERNEL(record)(const Groups *groups, int64_t group)
     return (Record){groups->scales + at, groups->minimums + at, groups->supers + super, groups->super_minimums + super};
 }
 
-/* Only AVX512 has vectors that are longer than what may be left of a tile. */
+/* Only AVX512 has vectors that can be longer than the rest of a tile. */
 INLINE Vector KERNEL(load_outputs)(const float *y, int64_t lanes)
 {
 #if VECTOR_BYTES == 64
@@ -421,7 +421,7 @@ INLINE void KERNEL(store_outputs)(float *y, Vector values, int64_t lanes)
     memcpy(y, &values, sizeof values);
 }
 
-/* Of eight times up to LANES outputs, ``wide`` apart. */
+/* Load the scales of eight times up to LANES outputs, ``wide`` apart. */
 INLINE void KERNEL(load_records)(
     Scales *found, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t lanes)
 {
@@ -452,7 +452,7 @@ INLINE void KERNEL(close_outputs)(
     }
 }
 
-/* Of some rows and of the next record, what the tile of outputs from ``start`` on needs. */
+/* Fetch what the tile of outputs from ``start`` on needs of some rows and of the next record. */
 INLINE void KERNEL(fetch)(
     const Groups *groups, const char *const *rows, int64_t count, const char *record, int64_t start, int bits)
 {
@@ -464,8 +464,8 @@ INLINE void KERNEL(fetch)(
 }
 
 /*
- * What a group's rows add to the outputs of one tile that begin at lane h, for one token or two. output: the first of
- * these. at: of the tile, in each row. gathered: the rows' codes, or NULL.
+ * Add a group's rows to the outputs of one tile from lane h on, for one or two tokens. output: the first of these.
+ * at: the tile's place in each row. gathered: the rows' codes, or NULL.
  */
 INLINE void KERNEL(add_tokens)(
     Outputs y, const Groups *groups, const Record *record, int64_t output, int64_t at, int64_t wide, int64_t h,
@@ -504,7 +504,7 @@ INLINE void KERNEL(add_tokens)(
     }
 }
 
-/* The same for each token. Codes are gathered once, and wait in the first cache if there are several tokens. */
+/* The same for each token. With several tokens, codes are gathered once and stay in the first cache. */
 INLINE void KERNEL(add_lanes)(
     Outputs y, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t h,
     const char *const *rows, int64_t quads, const Group *group, int tokens, int bits)
@@ -553,7 +553,7 @@ INLINE void KERNEL(add_group)(
     }
 }
 
-/* The rows from number i on that belong to one group, of so many. rows: which these are, or NULL: from ``start`` on. */
+/* Plan the rows from number i on that belong to one group. rows: their numbers; NULL: successive from ``start`` on. */
 INLINE void KERNEL(plan_group)(
     Group *group, const Matrix *matrix, const int32_t *rows, int64_t start, int64_t i, int64_t count, const float *z)
 {
@@ -576,7 +576,7 @@ static void KERNEL(plan)(List *list, const Matrix *matrix)
     }
 }
 
-/* Where the rows of a group begin. Behind them its last one, which has no weight there; of no row, the matrix itself. */
+/* Where a group's rows begin. The list is filled up with its last row, with weight 0; an empty one with the matrix. */
 INLINE void KERNEL(locate)(
     const char **at, const Matrix *matrix, const int32_t *rows, int64_t start, const Group *group)
 {
@@ -605,7 +605,7 @@ static void KERNEL(add_listed)(float *y, const Matrix *matrix, const List *list,
     }
 }
 
-/* The same group as each token weights it. */
+/* The same group, with each token's weights. */
 static void KERNEL(plan_tokens)(
     Group *groups, const Matrix *matrix, int64_t start, int64_t i, int64_t count, Outputs z, int tokens)
 {
@@ -658,13 +658,13 @@ static void KERNEL(make_whole)(Input *input, int64_t count)
 typedef void KERNEL(Rows)(
     Outputs out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, const Input *x);
 
-/* Of some rows: with one token's x, with two, with four; or NULL, for want of registers. */
+/* The functions for some rows with the x of one, two or four tokens; NULL if there are too few registers. */
 typedef struct {
     KERNEL(Rows) *one, *two, *four;
 } KERNEL(ByTokens);
 #define ByTokens KERNEL(ByTokens)
 
-/* Pairs of rows, so many from number i on and those ``part`` further, with all tokens' x. */
+/* Pairs of rows, so many from number i on and the rows ``part`` further, with all tokens' x. */
 static void KERNEL(dot_pairs)(
     Outputs out, const Matrix *matrix, int64_t first, int64_t i, int64_t pairs, int64_t part, const Input *x,
     int tokens, const ByTokens *by)
@@ -703,7 +703,7 @@ static void KERNEL(dot_all)(
     }
 }
 
-/* Two streams, as in dot_all: of the first and of the second half of the rows. */
+/* Two streams, as in dot_all: the first and the second half of the rows. */
 static void KERNEL(dot_numbered)(
     float *out, const Matrix *matrix, const int32_t *rows, int64_t count, const Input *x, KERNEL(Rows) *pair,
     KERNEL(Rows) *one)
@@ -726,7 +726,7 @@ static void KERNEL(dot_numbered)(
     }
 }
 
-/* The products of codes of so many bits. What is large is compiled once for each. */
+/* The products of codes of one width. Large functions are compiled once for each width. */
 #define ROWS_BY_TOKENS(NAME, SOME, TOKENS, BITS)                                                                      \
     static void KERNEL(NAME##BITS)(                                                                                   \
         Outputs out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, const Input *x)  \

@@ -1,5 +1,5 @@
 /*
- * Kernels, compiled once for each instruction set. The best one that the processor has is chosen when a step is opened.
+ * Kernels, compiled once for each instruction set. Opening a step chooses the best set that the processor has.
  */
 
 #pragma once
@@ -19,29 +19,28 @@
 #include "model.h"
 #include "team.h"
 
-/* Weights are asked for so much ahead of where they are read; from 2,048 to 8,192 it makes little difference. */
+/* Weights are prefetched so far ahead; from 2,048 to 8,192 bytes it makes little difference. */
 #define AHEAD_BYTES 4096
-/* Where rows are skipped, so many later ones of each stream are asked for. */
+/* If rows are skipped, so many later rows of each stream are prefetched. */
 #define AHEAD_ROWS 8
-/* Products walk their rows in so many places at once: the processor's own prefetching goes page by page. */
+/* Products read their rows in so many places at once, because the processor's own prefetching stops at each page. */
 #define STREAMS 4
-/* Rows that are added to one sum, or meet x, at a time. More gain nothing, and leave over more at the end. */
+/* Rows that are added to one sum, or multiplied by x, at a time. More bring nothing and leave a longer rest. */
 #define PAIR 2
-/* Tokens that some rows meet at once, at most: their sums lie in registers. */
+/* Most tokens that some rows are multiplied by at once: their sums stay in registers. */
 #define SOME_TOKENS 4
-/* Pairs of rows that meet some tokens before others: those tokens' activations then stay in the first cache. */
+/* Pairs of rows that are multiplied by some tokens before other tokens: their activations stay in the first cache. */
 #define PAIRS_AT_ONCE 4
 
 /* The most rows that share a scale. */
 #define RUN 32
-/* Of the whole numbers that activations become. */
+/* The largest whole number that an activation becomes. */
 #define LARGEST 32767
-/* Numbers that are all smaller become zeros. */
+/* If all numbers are smaller, they become zeros. */
 #define SMALLEST 0x1p-100f
 
 /*
- * Activations, and the same as whole numbers where a grouped matrix is multiplied by them. ``values`` is all there is
- * otherwise.
+ * Activations; also as whole numbers if a grouped matrix is multiplied by them, otherwise only ``values``.
  *
  * Blocks of 32 have a scale. Sixteen blocks are a tile, of sixteen times sixteen pairs: pair b of number 2 q + i has the
  * activations 32 b + 4 q + i and 32 b + 4 q + i + 2.
@@ -60,15 +59,15 @@ typedef struct {
     float scale, sum;
 } Weights;
 
-/* Of a list of rows, those from number ``first`` on that belong to one group of the matrix. */
+/* The rows of a list from number ``first`` on that belong to one group of the matrix. */
 typedef struct {
     int64_t number, first, count;
     Weights weights;
 } Group;
 
 /*
- * Some rows by their numbers, which rise, and what each is weighted by.
- * groups: room for as many as there are rows, or can be groups; ``plan`` fills them where a format has groups.
+ * Rows by their numbers, in ascending order, and the weight of each.
+ * groups: room for as many groups as there are rows, or as can exist; ``plan`` fills it if the format has groups.
  */
 typedef struct {
     int32_t *rows;
@@ -82,25 +81,25 @@ typedef struct {
     const char *scales, *minimums, *supers, *super_minimums;
 } Record;
 
-/* One token's numbers, and so many floats further the next one's. */
+/* One token's numbers; the next token's follow after ``stride`` floats. */
 typedef struct {
     float *at;
     int64_t apart;
 } Outputs;
 
-/* From number i of token t on. */
+/* The numbers from i on of token t. */
 static inline Outputs beyond(Outputs outputs, int64_t t, int64_t i)
 {
     return (Outputs){outputs.at + t * outputs.apart + i, outputs.apart};
 }
 
-/* What a format must be able to do. Another one is a row of products in kernels_for.h. */
+/* The operations of a format. A new format is a row of products in kernels_for.h. */
 typedef struct {
-    /* out_i = row first + i . x, for each token's x. A token's results are the same bits beside any others. */
+    /* out_i = row first + i . x, for each token's x. A token's results have the same bits with any other tokens. */
     void (*dot)(Outputs out, const Matrix *matrix, int64_t first, int64_t count, const Input *x, int tokens);
-    /* y += sum over i of z_i row first + i, for each token's y and z; likewise. */
+    /* y += sum over i of z_i row first + i, for each token's y and z; with the same bits too. */
     void (*add)(Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens);
-    /* The same of some rows by their numbers, which rise. A list is planned first, once for all products with it. */
+    /* The same for rows by ascending number. A list is planned once, before all products with it. */
     void (*dot_some)(float *out, const Matrix *matrix, const int32_t *rows, int64_t count, const Input *x);
     void (*plan)(List *list, const Matrix *matrix);
     void (*add_list)(float *y, const Matrix *matrix, const List *list);
@@ -114,7 +113,7 @@ typedef struct {
 
 typedef struct {
     Format formats[FORMATS];
-    /* Whole numbers for ``values``, so many of them: a multiple of 32. */
+    /* Whole numbers for so many ``values``: a multiple of 32. */
     void (*make_whole)(Input *input, int64_t count);
     void (*norm)(float *out, const float *x, const Norm *norm);
     /* z = activation(z) up; up may be NULL */
@@ -123,7 +122,7 @@ typedef struct {
     float (*exponentials)(float *values, int64_t count, float highest);
     /* c tanh(x / c) */
     void (*cap)(float *values, int64_t count, float cap);
-    /* For some columns the mean of z over the rows where |z| is within limit |up|, or the limit, with some zeros more. */
+    /* For some columns the mean of z over rows where |z| is within limit |up|, or the limit; with some zeros more. */
     void (*rest_means)(
         float *resting, const Table *z, const Table *up, int64_t format, const float *limits, float extra,
         int64_t first, int64_t end);
@@ -137,7 +136,7 @@ static inline float from_half(uint16_t half, int64_t format)
     return format == FLOAT16 ? from_float16(half) : value;
 }
 
-/* Which group of rows a row belongs to. */
+/* The group that a row belongs to. */
 static inline int64_t group_of(const Matrix *matrix, int64_t row)
 {
     const int32_t *neurons = matrix->groups.neurons;
@@ -154,7 +153,7 @@ static inline bool is_grouped(const Matrix *matrix)
     return matrix->codes && matrix->format >= GROUPED4;
 }
 
-/* Scale or minimum number ``at`` of a record, in whose superblock ``super`` is. */
+/* The scale or minimum with number ``at`` of a record; ``super``: the number of its superblock. */
 static inline float load_scale(const char *scales, const char *supers, int64_t at, int64_t super)
 {
     uint16_t half;
@@ -203,8 +202,8 @@ static inline float load_number(const char *codes, int64_t number, int64_t forma
 }
 
 /*
- * Begins to fetch one line. Into the second cache: it has more requests under way than the first, and where rows are
- * skipped that is 1.2 to 1.5 times as fast. An address need not be one of ours: nothing is read.
+ * Start to fetch one line into the second cache, which has more requests under way than the first: with skipped rows
+ * that is 1.2 to 1.5 times as fast. The address may lie outside our memory, because nothing is read.
  */
 static inline void ask_for_line(const char *at)
 {
@@ -217,19 +216,19 @@ static inline void ask_for(const char *at, int64_t bytes)
         ask_for_line(at + i);
 }
 
-/* What makes the largest of some numbers LARGEST. 0 if it is too small to divide by, or not finite: its scale tells. */
+/* The factor that makes the largest of some numbers LARGEST. 0 if it is too small to divide by, or not finite. */
 static inline float inverse_of(float highest)
 {
     return highest > SMALLEST && highest <= FLT_MAX ? LARGEST / highest : 0;
 }
 
-/* The nearest; something where there is none. */
+/* The nearest whole number; any number for NaN. */
 static inline int32_t to_whole(float value)
 {
     return (int32_t)rintf(value < LARGEST ? value : LARGEST);
 }
 
-/* Two of 16 bits each in one: number 2 q + i has those in the places 4 q + i and 4 q + i + 2. */
+/* Two numbers of 16 bits in one: number 2 q + i has those in the places 4 q + i and 4 q + i + 2. */
 static inline int32_t pair_of(const int32_t *whole, int number)
 {
     int first = number / 2 * 4 + number % 2;

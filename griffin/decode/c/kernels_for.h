@@ -11,13 +11,13 @@ typedef int32_t KERNEL(Whole) __attribute__((vector_size(VECTOR_BYTES)));
 typedef int8_t KERNEL(Bytes) __attribute__((vector_size(VECTOR_BYTES / 4)));
 #define Vector KERNEL(Vector)
 #define INLINE static inline __attribute__((always_inline))
-/* Over rows or tokens whose number is known where this is inlined: what is held of each then lies in registers. */
+/* For loops over rows or tokens whose number is known after inlining: their values then stay in registers. */
 #define UNROLLED _Pragma("GCC unroll 4")
 #define UNROLLED_8 _Pragma("GCC unroll 8")
 /* AVX512 has 32 registers for sums, others have 16. */
 #define TOKENS_AT_ONCE (VECTOR_BYTES == 64 ? SOME_TOKENS : 2)
 
-/* a b + c. By name, because a compiler that fuses where it likes would give a token other bits beside others. */
+/* a b + c. Explicit, because a compiler that fuses as it likes would give a token different bits beside others. */
 INLINE Vector KERNEL(fused)(Vector a, Vector b, Vector c)
 {
 #if VECTOR_BYTES == 64
@@ -31,7 +31,7 @@ INLINE Vector KERNEL(fused)(Vector a, Vector b, Vector c)
 #endif
 }
 
-/* To 32 bits each. The compiler itself needs four instructions for what the processor does in one. */
+/* To 32 bits each. The compiler would need four instructions where the processor has one. */
 INLINE KERNEL(Bits) KERNEL(widen)(KERNEL(Halves) halves)
 {
 #if VECTOR_BYTES == 64
@@ -43,7 +43,7 @@ INLINE KERNEL(Bits) KERNEL(widen)(KERNEL(Halves) halves)
 #endif
 }
 
-/* Likewise, with their signs. */
+/* The same for signed bytes. */
 INLINE KERNEL(Whole) KERNEL(widen_bytes)(const char *bytes)
 {
 #if VECTOR_BYTES == 64
@@ -103,8 +103,8 @@ INLINE float KERNEL(sum)(Vector vector)
 }
 
 /*
- * out_k = codes_k . x, of some rows and tokens at once, rows' results that far apart; each is summed up alike, however
- * many there are. ahead: a row, or another place, for each of them, that is fetched meanwhile; or NULL.
+ * out_k = codes_k . x, for some rows and tokens at once; the rows' results have the given distance. Each sum is
+ * computed in the same way, however many there are. ahead: a row, or another place, to prefetch for each of them; or NULL.
  */
 INLINE void KERNEL(dot_codes)(
     Outputs out, int64_t apart, const char *const *codes, const char *const *ahead, int some, int64_t width,
@@ -173,7 +173,7 @@ INLINE void KERNEL(dot_tokens)(
     int64_t bytes = matrix->stride, width = matrix->columns, part = (count + 1) / PAIR;
     const char *start = matrix->codes + first * bytes;
     for (int64_t i = 0; i < part; i++) {
-        /* The last pair has one row only if their number is odd. */
+        /* If the number of rows is odd, the last pair has only one row. */
         int64_t other = i + part < count ? part : 0;
         const char *at[PAIR] = {start + i * bytes, start + (i + other) * bytes};
         const char *ahead[PAIR] = {at[0] + AHEAD_BYTES, at[1] + AHEAD_BYTES};
@@ -200,7 +200,7 @@ INLINE void KERNEL(dot_any)(
             beyond(out, t, i).at[0] *= matrix->scales[first + i];
 }
 
-/* Where the rows from number i on begin, and as many later ones of so many. */
+/* Where the rows from number i on begin, and as many later rows to prefetch. */
 INLINE void KERNEL(find)(
     const char **at, const char **ahead, const Matrix *matrix, const int32_t *rows, int64_t i, int some, int64_t count)
 {
@@ -236,7 +236,7 @@ INLINE void KERNEL(add_vectors)(
     }
 }
 
-/* y += sum over k of z_k codes_k, of some rows at once, each token's z PAIR apart; ahead: as in dot_codes. */
+/* y += sum over k of z_k codes_k, for some rows at once; a token's z are PAIR apart. ahead: as in dot_codes. */
 INLINE void KERNEL(add_codes)(
     Outputs y, const char *const *codes, const char *const *ahead, int some, int64_t width, const float *z, int tokens,
     int64_t format)
@@ -256,7 +256,7 @@ INLINE void KERNEL(add_codes)(
                 y.at[t * y.apart + i] += z[PAIR * t + k] * load_number(codes[k], i, format);
 }
 
-/* Some rows ``part`` apart, the first of them number i of those from ``first`` on. */
+/* Some rows, ``part`` apart; the first is number i of those from ``first`` on. */
 INLINE void KERNEL(add_rows)(
     Outputs y, const Matrix *matrix, int64_t first, int64_t i, int64_t part, int some, Outputs z, int tokens,
     int64_t format)
@@ -310,7 +310,7 @@ static void KERNEL(plan_nothing)(List *list, const Matrix *matrix)
     (void)matrix;
 }
 
-/* The products of one format, for one instruction set. Both numbers of rows are known where they are inlined. */
+/* The products of one format, for one instruction set. Both numbers of rows are known after inlining. */
 #define FORMAT_PRODUCTS(NAME, FORMAT)                                                                                 \
     static void KERNEL(dot_##NAME)(                                                                                   \
         Outputs out, const Matrix *matrix, int64_t first, int64_t count, const Input *x, int tokens)                  \
@@ -373,7 +373,7 @@ static void KERNEL(norm)(float *out, const float *x, const Norm *norm)
         out[i] += norm->bias[i];
 }
 
-/* Within 2 units in the last place. Written for the compiler to vectorise: neither calls nor branches. */
+/* Within 2 units in the last place. Written so that the compiler vectorises it: no calls and no branches. */
 INLINE float KERNEL(exponential)(float x)
 {
     const float magic = 0x1.8p23f;
@@ -457,7 +457,7 @@ INLINE Vector KERNEL(size)(Vector value)
     return (Vector)((Whole)value & 0x7fffffff);
 }
 
-/* Of up to LANES columns: the mean of z where its size is within limit times up's, with ``extra`` zeros more. */
+/* For up to LANES columns: the mean of z where its size is within limit times up's; ``extra`` zeros count too. */
 INLINE Vector KERNEL(mean_at_rest)(
     const Table *z, const Table *up, int64_t column, Vector limits, float extra, int64_t format)
 {

@@ -1,6 +1,6 @@
-"""The compiled step: the structures of ``model.h`` and the functions of ``step.c``.
+"""Bindings to the compiled step: the structures of ``model.h`` and the functions of ``step.c``.
 
-Where there was no C compiler at installation, ``available()`` is false.
+If there was no C compiler at installation, ``available()`` is False.
 """
 
 import ctypes
@@ -13,11 +13,11 @@ from griffin.library import compiled
 
 logger = logging.getLogger("griffin")
 
-# Names of ``Matrix.format`` by their numbers in model.h.
+# Names of ``Matrix.format``; their position is their number in model.h.
 FORMATS = ("float32", "bfloat16", "float16", "int8", "grouped4", "grouped6", "grouped8")
-# As in model.h: a pass has room for so many.
+# As in model.h: most tokens of a pass.
 MOST_TOKENS = PASS_TOKENS
-# Of these, the ones that keys and values can have.
+# The formats that keys and values can have.
 CACHE_FORMATS = ("float32", "bfloat16", "float16")
 
 
@@ -153,7 +153,7 @@ class CObserved(ctypes.Structure):
     )
 
 
-# What must be equal here and in model.h, see ``griffin_layout``.
+# Sizes that must be equal here and in model.h, see ``griffin_layout``.
 LAYOUT = MOST_TOKENS << 56 | sum(
     ctypes.sizeof(part) << shift for part, shift in ((CModel, 40), (CLayer, 20), (CFeedForward, 8), (CRotary, 0))
 )
@@ -161,12 +161,12 @@ LAYOUT = MOST_TOKENS << 56 | sum(
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Built at installation."""
+    """The library built at installation; None if there is none."""
     return _load(compiled())
 
 
 def _load(path: Path | None) -> ctypes.CDLL | None:
-    """None if it is not there, or cannot be used."""
+    """Load the library; None if it is missing or cannot be used."""
     if path is None:
         logger.warning(
             "decoding without the compiled step, two to three times slower: it was not built (no C compiler?)"
@@ -200,5 +200,5 @@ def _load(path: Path | None) -> ctypes.CDLL | None:
 
 
 def available() -> bool:
-    """Whether the compiled library is there and fits."""
+    """Whether the compiled library exists and has the right version."""
     return library() is not None

@@ -1,5 +1,5 @@
 /*
- * A model as library.py hands it over. Python owns all memory that is pointed to.
+ * A model in the form in which library.py passes it. Python owns all memory that is pointed to.
  *
  * Shapes: D model width, F feed-forward neurons, V vocabulary, H query heads, G key and value heads, S head size.
  */
@@ -10,12 +10,12 @@
 
 enum { SILU, GELU, GELU_TANH, RELU };
 
-/* A pass has at most so many. */
+/* Most tokens of a pass. */
 #define MOST_TOKENS 16
 
-/* ---- What step.py hands over; it owns all memory pointed to. ---- */
+/* ---- What step.py passes; Python owns all memory pointed to. ---- */
 
-/* No norm if weight is NULL. */
+/* If weight is NULL, there is no norm. */
 typedef struct {
     const float *weight, *bias;
     int64_t width;
@@ -24,22 +24,22 @@ typedef struct {
 } Norm;
 
 /*
- * How a matrix holds its numbers. FLOAT32, BFLOAT16, FLOAT16: as they are. INT8: whole numbers, times a scale for each
- * row. GROUPED: codes of 4, 6 or 8 bits, times a scale for each group of neighbours (see Groups).
+ * The format of a matrix's numbers. FLOAT32, BFLOAT16, FLOAT16: plain. INT8: whole numbers times a scale for each row.
+ * GROUPED: codes of 4, 6 or 8 bits, times a scale for each group of neighbours (see Groups).
  */
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, GROUPED4, GROUPED6, GROUPED8, FORMATS };
 
 /*
  * A number is scale (code - zero) + minimum, with one scale and minimum for ``size`` neighbours, 16 or 32.
  *
- * Neighbours are in one row where rows are multiplied by x, and in one column, of rows that follow each other, where
- * weighted rows are summed up. A record holds the scales of one row, or of one group of rows.
- * scales, minimums: in the first record: of one or two bytes. Float16; or, where there are supers, int8 that is
- *     multiplied by the float16 of 256 numbers. No minimums: NULL.
- * supers, super_minimums: in the first record of their own; or NULL.
+ * Neighbours are in one row if rows are multiplied by x. They are in one column, in successive rows, if weighted rows
+ * are summed up. A record holds the scales of one row, or of one group of rows.
+ * scales, minimums: place in the first record; one or two bytes each. Float16; or, if there are supers, int8 that is
+ *     multiplied by a float16 for 256 numbers. No minimums: NULL.
+ * supers, super_minimums: place in the first record of their own; or NULL.
  * stride, super_stride: bytes from a record to the next.
  * bytes: of one scale.
- * neurons: of which row of all these rows are; NULL if they are all.
+ * neurons: for each row its number in the whole matrix; NULL if all rows are there.
  */
 typedef struct {
     const char *scales, *minimums, *supers, *super_minimums;
@@ -49,8 +49,8 @@ typedef struct {
 } Groups;
 
 /*
- * codes: rows of ``columns`` numbers in a format, ``stride`` bytes from one to the next; NULL where there is no matrix.
- * scales: of each row; NULL where the format has none.
+ * codes: rows of ``columns`` numbers in a format, ``stride`` bytes from one to the next; NULL if there is no matrix.
+ * scales: one for each row; NULL if the format has none.
  */
 typedef struct {
     char *codes;
@@ -78,10 +78,10 @@ typedef struct {
 } Rotary;
 
 /*
- * Each token picks by these what it reads of an FF block; see griffin/thresholds.py.
+ * The thresholds with which each token picks what it reads of an FF block; see griffin/thresholds.py.
  *
  * gate: (D, F), the gate's matrix by input; factors: (F,), of its columns, or NULL.
- * means, input_limits: (D,); means is NULL where a token reads everything.
+ * means, input_limits: (D,); means is NULL if a token reads everything.
  * offsets, gate_limits, resting, output_limits: (F,). gate_limits is NULL in a block without a gate.
  */
 typedef struct {
@@ -90,8 +90,8 @@ typedef struct {
 } Thresholds;
 
 /*
- * gate: (F, D), what the activation function is applied to. up: (F, D), what it is multiplied by; no matrix if nothing.
- * contract: (F, D), one row a neuron; its bias (D,). With thresholds it is what the block gives where all neurons rest.
+ * gate: (F, D), the activation function's matrix. up: (F, D), the matrix of its factor; no matrix if there is none.
+ * contract: (F, D), one row a neuron; its bias (D,). With thresholds, the bias is the block's output at rest.
  */
 typedef struct {
     Projection gate, up, contract;
@@ -111,17 +111,17 @@ typedef struct {
 } Layer;
 
 /*
- * Where a pass leaves what its tokens gave in the FF blocks, layer by layer and token by token: the input (D,); what
- * enters the activation function, what its value is multiplied by, and what enters the contracting projection, (F,) each.
- * x is NULL where nobody wants to know.
+ * Where a pass leaves its tokens' FF activations, layer by layer and token by token: the input (D,); the input of the
+ * activation function, the factor on its value, and the input of the contracting projection, (F,) each.
+ * x is NULL if they are not needed.
  */
 typedef struct {
     float *x, *gate, *up, *z;
 } Observed;
 
 /*
- * A cap of 0 is none.
- * residual_scale: factor on what attention and FF block add to x. logit_divisor: of the logits, before any cap.
+ * A cap of 0 means no cap.
+ * residual_scale: factor on what attention and FF block add to x. logit_divisor: divides the logits, before any cap.
  * query_growth: queries are multiplied by 1 + query_growth ln(1 + floor(position / query_context)).
  */
 typedef struct {
@@ -134,6 +134,6 @@ typedef struct {
     int64_t width, heads, kv_heads, head_size;
     double embedding_scale, residual_scale, scale, query_growth, score_cap, logit_divisor, logit_cap;
     int64_t query_context, activation;
-    /* Of keys and values: FLOAT32, BFLOAT16 or FLOAT16. */
+    /* Format of keys and values: FLOAT32, BFLOAT16 or FLOAT16. */
     int64_t cache_format;
 } Model;

@@ -1,4 +1,4 @@
-"""Blocks of which each token picks what it reads, as the compiled step sees them.
+"""FF blocks in which each token picks what it reads, in the form that the compiled step reads.
 
 Shapes: L layers, D model width, F feed-forward neurons.
 """
@@ -16,7 +16,7 @@ from griffin.thresholds import Thresholds
 
 
 class PickingBlocks:
-    """All neurons of a model, and the thresholds of the request at hand."""
+    """All neurons of a model, and the thresholds of the current request."""
 
     def __init__(self, weights: Weights, whole: "ctypes.Array[CFeedForward]") -> None:
         """
@@ -24,7 +24,7 @@ class PickingBlocks:
             whole: the blocks of a step that reads everything.
 
         Raises:
-            MemoryError: no room for the gates by input.
+            MemoryError: there is no room for the gates by input.
         """
         self._gates, self._whole = weights.gates_by_input(), whole
         self._own_bias_LD = weights.contract_bias()
@@ -33,7 +33,7 @@ class PickingBlocks:
         self._held: list[Tensor] = []
 
     def describe(self, thresholds: Thresholds) -> "ctypes.Array[CFeedForward]":
-        """The blocks by these thresholds. ``griffin_rest`` then adds what they give at rest to their biases."""
+        """The blocks with these thresholds. ``griffin_rest`` then adds their output at rest to their biases."""
         self._held = []
         self._bias_LD.copy_(self._own_bias_LD)
         blocks = (CFeedForward * len(self._gates))()

@@ -1,4 +1,4 @@
-"""Room for a request's kept neurons, next to each other.
+"""Memory in which a request's kept neurons are copied next to each other.
 
 Shapes: L layers, D model width, F feed-forward neurons, k of them kept, P matrices of a block without the gate's.
 """
@@ -16,12 +16,12 @@ from griffin.model.memory import untouched
 from griffin.model.weights import FeedForwardWeights, Weights
 from griffin.neurons import Kept
 
-# Of the largest number in a row, in bytes.
+# Bytes of the largest number in a row.
 _ALIGNMENT = 4
 
 
 class Room:
-    """Room for the kept neurons of every layer, at most all."""
+    """Room for the kept neurons of every layer, up to all neurons."""
 
     def __init__(self, weights: Weights) -> None:
         blocks = [layer.feed_forward for layer in weights.layers]
@@ -29,7 +29,7 @@ class Room:
         self._blocks = [_BlockRoom(block, room_N) for block, room_N in zip(blocks, memory, strict=True)]
 
     def describe(self, kept: Kept, whole: "ctypes.Array[CFeedForward]") -> "ctypes.Array[CFeedForward]":
-        """Where these neurons are to be copied to, and read then.
+        """Blocks to which these neurons are copied, and from which they are read.
 
         Args:
             whole: all neurons, as the step has them.
@@ -41,7 +41,7 @@ class Room:
 
 
 class _BlockRoom:
-    """One layer's: the gate's rows first, then those of the other matrices."""
+    """The room of one layer: the gate's rows first, then those of the other matrices."""
 
     def __init__(self, feed_forward: FeedForwardWeights, memory_N: Tensor) -> None:
         self._matrices, self._memory_N = _matrices(feed_forward), memory_N
@@ -52,7 +52,7 @@ class _BlockRoom:
         self._bias = None if bias_P is None else torch.empty(len(bias_P))
 
     def describe(self, kept_k: Tensor, contract_bias: int | None) -> CFeedForward:
-        """The block, for these neurons."""
+        """The block for these neurons."""
         count = len(kept_k)
         rows = [self._rows(place, count) for place in range(len(self._matrices))]
         contract = rows[-1]
@@ -67,7 +67,7 @@ class _BlockRoom:
         )
 
     def _rows(self, place: int, count: int) -> Matrix:
-        """Where the first so many rows of one of the matrices are."""
+        """The first ``count`` rows of one of the matrices."""
         codes, size = self._matrices[place].planes[0], self._sizes[place]
         start, item = self._neurons * sum(self._sizes[:place]), codes.element_size()
         rows = self._memory_N.view(codes.dtype).as_strided((count, codes.shape[1]), (size // item, 1), start // item)
@@ -75,12 +75,12 @@ class _BlockRoom:
 
 
 def _matrices(feed_forward: FeedForwardWeights) -> list[Matrix]:
-    """By neuron: the gate's, what it is multiplied by if there is such, and the contracting one."""
+    """By neuron: the gate's matrix, the matrix of its factor if there is one, and the contracting matrix."""
     return [*(projection.matrix for projection in feed_forward.expanding()), feed_forward.contract.numbered()]
 
 
 def _row_size(matrix: Matrix) -> int:
-    """Bytes from a row's codes to the next row's; whatever their type, each begins at a multiple of its size."""
+    """Bytes from one row's codes to the next row's; each row begins at a multiple of its number size."""
     codes = matrix.planes[0]
     return -(-codes.shape[1] * codes.element_size() // _ALIGNMENT) * _ALIGNMENT
 

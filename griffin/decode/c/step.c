@@ -1,22 +1,22 @@
 /*
- * One decode step of the common block (see weights.py), compiled: a token's id in, logits out. Or a pass: several tokens
- * that follow each other, for which each weight is read once. A token's results are the same bits either way.
+ * One decode step of the common block (see weights.py), compiled: a token's id in, logits out. Or a pass: several
+ * successive tokens, for which each weight is read once. A token's results have the same bits in both cases.
  *
- * Decoding one token reads every weight once, so its speed is that of memory. A core reads memory fastest as a few
- * ascending streams, so each product walks its rows in the order in which they are stored, in several places at once. Kept
- * neurons are copied next to each other once per request. Where each token picks what it reads, rows are skipped in place:
- * half of them take 0.65 to 0.8 of the time of all. Weights are asked for in advance: the processor itself does so too
- * late, and begins anew on each page.
- * Activations are fp32; where they meet codes in groups, they become whole numbers of 16 bits first. Each matrix has a
- * format of its own; keys and values are fp32, bfloat16 or float16.
+ * Decoding one token reads every weight once, so the speed of memory is the limit. A core reads memory fastest as a
+ * few ascending streams, so each product reads its rows in storage order, in several places at once. Kept neurons are
+ * copied next to each other once for each request. If each token picks what it reads, rows are skipped in place: half of
+ * them take 0.65 to 0.8 of the time of all. Weights are prefetched, because the processor's own prefetching is too late and
+ * restarts on each page.
+ * Activations are fp32; for products with codes in groups they first become whole numbers of 16 bits. Each matrix has
+ * its own format; keys and values are fp32, bfloat16 or float16.
  *
- * A team of threads decodes a token in four stages a layer, with a barrier after each. What is cheap (norms, the residual
- * sum) every thread computes for itself; in a pass it is handed out token by token, which takes some barriers more. Work
- * is handed out in portions to whoever is free, yet no sum depends on who took which, nor on how many threads there are:
- * results are the same bits for any size of the team.
+ * A team of threads decodes a token in four stages a layer, with a barrier after each. Every thread computes cheap work
+ * (norms, the residual sum) for itself. In a pass this work is handed out token by token, with more barriers. Work is
+ * handed out in portions to free threads, but no sum depends on which thread did what, nor on the number of threads:
+ * results have the same bits for any size of the team.
  *
  * model.h: what is read. kernels.h: products, norms and functions, for each format and instruction set. team.h: the
- * threads. Here: the stages of a layer, and a step's life.
+ * threads. Here: the stages of a layer, and the opening and closing of a step.
  *
  * Shapes: D model width, F feed-forward neurons, V vocabulary, H query heads, G key and value heads, S head size.
  */
@@ -36,35 +36,35 @@
 
 #define API __attribute__((visibility("default")))
 
-/* The FF block is summed up in so many parts, whatever the number of threads. */
+/* The FF block is summed up in so many parts, for any number of threads. */
 #define CHUNKS 32
 /* Positions whose scores are held at once. */
 #define SCORES 128
-/* The columns of a matrix are split over the team in tiles of so many, and in portions of so many tiles at least. */
+/* The columns of a matrix are split over the team in tiles of so many, and in portions of at least so many tiles. */
 #define TILE 128
 #define SMALLEST_TILES 4
-/* A portion of work is not smaller, so that streams from memory stay long. */
+/* Portions of work are not smaller, so that streams from memory stay long. */
 #define SMALLEST_PORTION_BYTES 16384
 
 /* One token on its way through the layers. */
 typedef struct {
     float *x, *normed, *change;
-    /* What the products at hand are of. */
+    /* The input of the current products. */
     Input input;
-    /* Where it picks what it reads: its inputs. */
+    /* If tokens pick what they read: this token's inputs. */
     List list;
 } Token;
 
-/* What one thread has for itself. */
+/* The memory of one thread. */
 typedef struct {
-    /* Of a step: each thread has its own. */
+    /* In a step, each thread has its own token. */
     Token token;
     float *room, *queries, *key, *value, *scores;
-    /* Of a chunk of neurons, for each token. */
+    /* The values of a chunk of neurons, for each token. */
     Outputs gate, up;
-    /* Where tokens pick what they read: neurons of a chunk. */
+    /* If tokens pick what they read: neurons of a chunk. */
     List list;
-    /* Of the inputs and neurons that tokens pick: how many were read, stage by stage. */
+    /* Inputs and neurons that tokens picked: how many were read, stage by stage. */
     int64_t reads[3];
 } Scratch;
 
@@ -75,29 +75,29 @@ typedef struct {
     const Kernels *kernels;
     Scratch *scratch;
     void *memory;
-    /* Of a pass: shared by all. And their inputs, as the products want them. */
+    /* The tokens of a pass, shared by all threads. Also their inputs, in the form for products. */
     Token tokens[MOST_TOKENS];
     Input inputs[MOST_TOKENS];
-    /* Shared, for each token: written in one stage, read in the next. */
+    /* Shared, for each token: written in one stage, read in the next one. */
     Outputs query_key_value, attended, projected, given, partial_sums;
     const int64_t *ids;
-    /* Of the first token. */
+    /* Position of the first token. */
     int64_t position;
     int count;
     /* Factors on the tokens' queries. */
     float query_scales[MOST_TOKENS];
-    /* Of the last ``wanted`` tokens. */
+    /* The logits of the last ``wanted`` tokens. */
     Outputs logits;
     int wanted;
     Observed observed;
-    /* Of each layer: all neurons, room for kept ones, and which those are, one layer after the other. */
+    /* For each layer: all neurons, room for kept ones, and which ones are kept, one layer after the other. */
     const FeedForward *all, *kept;
     const int64_t *which;
 } Step;
 
 /* ---- Weights, rows and vectors. ---- */
 
-/* Of the numbers of a row, without scales. */
+/* Bytes of a row's numbers, without scales. */
 static int64_t row_bytes(int64_t format, int64_t columns)
 {
     return columns * code_bytes(format);
@@ -111,7 +111,7 @@ static void load_row(float *out, const Matrix *matrix, int64_t row)
         out[i] = is_grouped(matrix) ? load_grouped(matrix, row, i) : load_number(codes, i, matrix->format) * scale;
 }
 
-/* The nearest, and of two equally near the even one. */
+/* The nearest value; of two equally near ones, the even one. */
 static uint16_t to_bfloat16(float value)
 {
     uint32_t bits;
@@ -126,7 +126,7 @@ static uint16_t to_half(float value, int64_t format)
     return format == FLOAT16 ? to_float16(value) : to_bfloat16(value);
 }
 
-/* Into the cache. */
+/* Write values into the cache. */
 static void store(const Model *model, char *at, const float *values, int64_t count)
 {
     if (model->cache_format == FLOAT32) {
@@ -167,7 +167,7 @@ static void dot_rows(
         accumulate(beyond(out, t, 0).at, weights->bias + first, behind - first);
 }
 
-/* Hand a token's numbers to products with some matrices: as whole numbers too, if any of them is grouped. */
+/* Prepare a token's numbers for products with some matrices: also as whole numbers, if any matrix is grouped. */
 static void enter(const Step *step, Token *token, const float *x, const Projection *weights, int count)
 {
     bool whole = false;
@@ -178,7 +178,7 @@ static void enter(const Step *step, Token *token, const float *x, const Projecti
         step->kernels->make_whole(&token->input, weights->matrix.columns);
 }
 
-/* x itself where there is no norm. */
+/* x itself if there is no norm. */
 static const float *normed(const Step *step, const Norm *norm, const float *x, float *room)
 {
     if (!norm->weight)
@@ -187,13 +187,13 @@ static const float *normed(const Step *step, const Norm *norm, const float *x, f
     return room;
 }
 
-/* Where a layer's numbers of one token are left, so wide. */
+/* The place of a layer's observed numbers of one token, of this width. */
 static float *observed_row(const Step *step, float *rows, const Layer *layer, int t, int64_t width)
 {
     return rows + ((layer - step->model->layers) * step->count + t) * width;
 }
 
-/* Leave the values of some neurons where somebody wants to know them. */
+/* Store the values of some neurons if they are observed. */
 static void observe(
     const Step *step, float *rows, const Layer *layer, Outputs values, int64_t first, int64_t count)
 {
@@ -206,10 +206,10 @@ static void observe(
 
 /* ---- What is done token by token. ---- */
 
-/* Something with one token, which reads what all threads see, and writes only to the token. */
+/* Work on one token: it reads what all threads see, and writes only to the token. */
 typedef void Each(Step *step, const Layer *layer, Token *token, int t);
 
-/* One token: every thread does it for itself, and nobody waits. Several are handed out, and all wait for each other. */
+/* With one token, every thread does the work itself and nobody waits. Several are handed out, with a barrier after. */
 static void each(Step *step, const Layer *layer, Scratch *scratch, Each *what)
 {
     if (step->count == 1) {
@@ -225,7 +225,7 @@ static void each(Step *step, const Layer *layer, Scratch *scratch, Each *what)
     barrier(&step->team);
 }
 
-/* What the products are of: of each token. */
+/* The inputs of the products, for each token. */
 static const Input *inputs_of(const Step *step, const Scratch *scratch)
 {
     return step->count == 1 ? &scratch->token.input : step->inputs;
@@ -271,7 +271,7 @@ static void enter_head(Step *step, const Layer *layer, Token *token, int t)
     enter(step, token, normed(step, &model->final_norm, token->x, token->normed), &model->head, 1);
 }
 
-/* The values that are far enough from others: their numbers, and how far they are. */
+/* List the values that are far enough from others: their numbers, and how far they are. */
 static void list_far(List *list, const float *values, const float *from, const float *limits, int64_t count)
 {
     int64_t found = 0;
@@ -279,13 +279,13 @@ static void list_far(List *list, const float *values, const float *from, const f
         float distance = values[i] - from[i];
         list->rows[found] = (int32_t)i;
         list->z[found] = distance;
-        /* No branch: it could not be foretold. */
+        /* Without a branch, which the processor could not predict. */
         found += fabsf(distance) > limits[i];
     }
     list->count = found;
 }
 
-/* The attention's output joins x, which then enters the FF block. */
+/* Add the attention's output to x, which then enters the FF block. */
 static void enter_feed_forward(Step *step, const Layer *layer, Token *token, int t)
 {
     const Model *model = step->model;
@@ -295,7 +295,7 @@ static void enter_feed_forward(Step *step, const Layer *layer, Token *token, int
     add_change(model, token->x, normed(step, &layer->after_attention, projected, token->normed));
     const float *x = normed(step, &layer->before_feed_forward, token->x, token->normed);
     const Projection expand[] = {feed_forward->gate, feed_forward->up};
-    /* By thresholds, the gate is read by input. */
+    /* With thresholds, the gate is read by input. */
     enter(step, token, x, by->means ? &expand[1] : expand, by->means ? 1 : 2);
     if (by->means) {
         list_far(&token->list, x, by->means, by->input_limits, model->width);
@@ -310,7 +310,7 @@ static int64_t chunk_count(int64_t neurons)
     return neurons < CHUNKS ? neurons : CHUNKS;
 }
 
-/* What the FF block gave joins x. */
+/* Add the FF block's output to x. */
 static void leave_feed_forward(Step *step, const Layer *layer, Token *token, int t)
 {
     const Projection *contract = &layer->feed_forward.contract;
@@ -357,7 +357,7 @@ static void turn_rotaries(const Model *model, int64_t position, int count)
     }
 }
 
-/* The rows of some products with x, split over the team. */
+/* Multiply the rows of some matrices by x, split over the team. */
 static void project(Step *step, Outputs out, const Projection *weights, int count, const Scratch *scratch)
 {
     const Input *input = inputs_of(step, scratch);
@@ -395,7 +395,7 @@ static void rotate(float *head, const Rotary *rotary, int t)
         turn_pair(head + i, mate + i, cosines[i], sines[i]);
 }
 
-/* One head of a token's queries or keys, normed and rotated. heads: all of its kind; a norm as wide is over them. */
+/* Norm and rotate one head of a token's queries or keys. heads: all of its kind; a norm of that width is over all. */
 static void prepare_head(
     const Step *step, float *out, const float *heads, int64_t number, const Norm *norm, const Layer *layer, int t,
     float *room)
@@ -414,7 +414,7 @@ static void prepare_head(
         rotate(out, layer->rotary, t);
 }
 
-/* Softmax over positions block by block: earlier sums shrink whenever a higher score turns up. */
+/* Softmax over positions block by block: earlier sums shrink when a higher score appears. */
 typedef struct {
     const float *query;
     float *sum;
@@ -445,14 +445,14 @@ static void attend_block(
     format_of(step, values)->add((Outputs){attention->sum, 0}, values, first, count, (Outputs){scores, 0}, 1);
 }
 
-/* What the cache will hold of one head's key or value. */
+/* Round one head's key or value as the cache will store it. */
 static void round_head(const Model *model, float *head)
 {
     for (int64_t i = 0; model->cache_format != FLOAT32 && i < model->head_size; i++)
         head[i] = from_half(to_half(head[i], model->cache_format), model->cache_format);
 }
 
-/* Of one token: the key and value of a group of heads, as the cache will hold them, into the thread's scratch. */
+/* Prepare a token's key and value of a group of heads, as the cache will store them, in the thread's scratch. */
 static void prepare_key_value(const Step *step, const Layer *layer, int64_t group, int t, const Scratch *scratch)
 {
     const Model *model = step->model;
@@ -475,7 +475,7 @@ static Matrix cached(const Step *step, const Layer *layer, void *cache, int64_t 
         .stride = bytes, .format = model->cache_format};
 }
 
-/* Into the cache: what ``prepare_key_value`` has left. */
+/* Write into the cache what ``prepare_key_value`` has left. */
 static void store_key_value(const Step *step, const Layer *layer, int64_t group, int t, const Scratch *scratch)
 {
     const Model *model = step->model;
@@ -484,7 +484,7 @@ static void store_key_value(const Step *step, const Layer *layer, int64_t group,
     store(model, values.codes + (step->position + t) * values.stride, scratch->value, model->head_size);
 }
 
-/* The keys and values of all tokens of a pass: later ones attend to earlier ones. */
+/* Store the keys and values of all tokens of a pass, because later ones attend to earlier ones. */
 static void store_all(Step *step, const Layer *layer, const Scratch *scratch)
 {
     int64_t groups = step->model->kv_heads, at, behind;
@@ -496,7 +496,7 @@ static void store_all(Step *step, const Layer *layer, const Scratch *scratch)
     barrier(&step->team);
 }
 
-/* One query head of one token begins with the token's own key. */
+/* Begin one query head of one token, with the token's own key. */
 static Attention begin_attention(const Step *step, const Layer *layer, int64_t head, int t, const Scratch *scratch)
 {
     const Model *model = step->model;
@@ -507,7 +507,7 @@ static Attention begin_attention(const Step *step, const Layer *layer, int64_t h
     for (int64_t i = 0; i < size; i++)
         query[i] *= step->query_scales[t];
     prepare_key_value(step, layer, head / shared, t, scratch);
-    /* The first of the heads that share a key writes it; all use their own copy. */
+    /* The first of the heads that share a key writes it; each head uses its own copy. */
     if (step->count == 1 && head % shared == 0)
         store_key_value(step, layer, head / shared, t, scratch);
     Attention attention = {query, beyond(step->attended, t, head * size).at, -FLT_MAX, 0, 0};
@@ -520,7 +520,7 @@ static Attention begin_attention(const Step *step, const Layer *layer, int64_t h
     return attention;
 }
 
-/* One query head. Tokens take turns at each block of positions, so that it is read from memory once. */
+/* One query head. All tokens use a block of positions before the next one, so that memory is read once. */
 static void attend_head(const Step *step, const Layer *layer, int64_t head, const Scratch *scratch)
 {
     const Model *model = step->model;
@@ -555,7 +555,7 @@ static void attend(Step *step, const Layer *layer, const Scratch *scratch)
             attend_head(step, layer, first, scratch);
 }
 
-/* The first neuron of a chunk. Groups of neighbours are not cut, unless some of their rows are missing anyway. */
+/* The first neuron of a chunk. Groups of neighbours are not split, unless some of their rows are missing anyway. */
 static int64_t chunk_start(const FeedForward *feed_forward, int64_t chunk)
 {
     const Matrix *contract = &feed_forward->contract.matrix;
@@ -565,7 +565,7 @@ static int64_t chunk_start(const FeedForward *feed_forward, int64_t chunk)
     return whole ? start / RUN * RUN : start;
 }
 
-/* The partial sums of a chunk begin at zero. */
+/* Set the partial sums of a chunk to zero. */
 static void clear_sums(const Step *step, int64_t chunk)
 {
     int64_t width = step->model->width;
@@ -573,7 +573,7 @@ static void clear_sums(const Step *step, int64_t chunk)
         memset(beyond(step->partial_sums, t, chunk * width).at, 0, (size_t)width * sizeof(float));
 }
 
-/* One chunk of neurons, from input to their part of the output: nothing needs to be waited for in between. */
+/* One chunk of neurons, from the input to its part of the output, without waiting in between. */
 static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, const Input *x, const Scratch *scratch)
 {
     const Model *model = step->model;
@@ -606,7 +606,7 @@ static void feed_all(Step *step, const Layer *layer, const Scratch *scratch)
             feed_chunk(step, layer, first, inputs_of(step, scratch), scratch);
 }
 
-/* ---- An FF block of which each token picks what it reads. ---- */
+/* ---- An FF block in which each token picks what it reads. ---- */
 
 /* Some columns of a matrix. first: a multiple of TILE. */
 static Matrix columns_of(const Matrix *matrix, int64_t first, int64_t behind)
@@ -627,7 +627,7 @@ static Matrix columns_of(const Matrix *matrix, int64_t first, int64_t behind)
     return part;
 }
 
-/* Stage 1, for some neurons: what their activation functions give for a token, from the inputs that are listed. */
+/* Stage 1, for some neurons: a token's values of the activation function, from the listed inputs. */
 static void give(
     Step *step, const FeedForward *feed_forward, int64_t first, int64_t behind, const List *inputs, int t)
 {
@@ -643,7 +643,7 @@ static void give(
     step->kernels->activate(given, NULL, count, step->model->activation);
 }
 
-/* Stage 2, for a chunk of neurons: those that act. */
+/* Stage 2, for a chunk of neurons: those that pass the gate's limit. */
 static void list_acting(List *list, const float *given, const float *limits, int64_t first, int64_t behind)
 {
     int64_t found = 0;
@@ -654,7 +654,7 @@ static void list_acting(List *list, const float *given, const float *limits, int
     list->count = found;
 }
 
-/* Stage 3: of those that act, the ones that give something, and how far that is from their resting values. */
+/* Stage 3: of these, the neurons that are far from their resting values, and how far. */
 static void list_giving(List *list, const float *given, const FeedForward *feed_forward)
 {
     const Thresholds *by = &feed_forward->thresholds;
@@ -682,7 +682,7 @@ static void feed_picked(Step *step, const Layer *layer, int64_t chunk, const Inp
     List *list = &scratch->list;
     list_acting(list, given, feed_forward->thresholds.gate_limits, first, behind);
     scratch->reads[1] += list->count;
-    /* Most of the first ones will be wanted next. */
+    /* Most of the first ones are needed next. */
     for (int64_t i = 0; i < RUN / 2 && i < list->count; i++)
         ask_for(contract->codes + list->rows[i] * contract->stride, contract->stride);
     if (up->codes)
@@ -693,7 +693,7 @@ static void feed_picked(Step *step, const Layer *layer, int64_t chunk, const Inp
     format_of(step, contract)->add_list(sum, contract, list);
 }
 
-/* Stage 1, for some tiles of neurons: a tile is read from memory for the first token, and is near for the others. */
+/* Stage 1, for some tiles of neurons: a tile comes from memory for the first token, and from a cache for the others. */
 static void give_tiles(Step *step, const FeedForward *feed_forward, int64_t first, int64_t behind, const Scratch *scratch)
 {
     int64_t at_once = step->count == 1 ? behind - first : TILE;
@@ -712,7 +712,7 @@ static void feed_by_thresholds(Step *step, const Layer *layer, Scratch *scratch)
     int64_t neurons = feed_forward->thresholds.gate.columns, first, behind;
     while (claim(&step->team, (neurons + TILE - 1) / TILE, SMALLEST_TILES, &first, &behind))
         give_tiles(step, feed_forward, first * TILE, behind * TILE < neurons ? behind * TILE : neurons, scratch);
-    /* Each counts for all, so only one does. */
+    /* The count is the same in all threads, so only one adds it. */
     for (int t = 0; scratch == step->scratch && t < step->count; t++)
         scratch->reads[0] += (step->count == 1 ? &scratch->token : &step->tokens[t])->list.count;
     barrier(&step->team);
@@ -784,12 +784,12 @@ static void decode(void *work, int member)
         predict(step, scratch);
 }
 
-/* One row. Where the target has another format, whoever made it has filled it. */
+/* Copy one row. If the target has another format, its maker has filled it already. */
 static void copy_row(const Projection *to, int64_t target, const Projection *from, int64_t source)
 {
     const Matrix *own = &to->matrix, *theirs = &from->matrix;
     if (own->codes && own->format == theirs->format) {
-        /* Rows of codes in groups lie one after the other, with what else is in their records. */
+        /* Rows of codes in groups follow each other, with the rest of their records. */
         int64_t bytes = is_grouped(own) ? theirs->stride : row_bytes(own->format, own->columns);
         memcpy(own->codes + target * own->stride, theirs->codes + source * theirs->stride, (size_t)bytes);
         if (own->scales)
@@ -812,7 +812,7 @@ static void keep_neuron(const FeedForward *kept, int64_t target, const FeedForwa
     copy_bias(&kept->up, target, &all->up, source);
 }
 
-/* Kept neurons of all layers are numbered through, and split over the team. */
+/* Copy kept neurons; those of all layers are numbered through and split over the team. */
 static void keep(void *work, int member)
 {
     Step *step = work;
@@ -830,7 +830,7 @@ static void keep(void *work, int member)
     }
 }
 
-/* What the blocks give where all neurons rest, added to the biases of their contracting projections. */
+/* Add the blocks' outputs with all neurons at rest to the biases of their contracting projections. */
 static void rest(void *work, int member)
 {
     Step *step = work;
@@ -852,7 +852,7 @@ static int64_t largest(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
-/* The next floats of the step's memory; only counts where there is none yet. */
+/* The next floats of the step's memory; without memory, only count them. */
 static float *take(float *memory, size_t *used, int64_t count)
 {
     float *taken = memory ? memory + *used : NULL;
@@ -875,7 +875,7 @@ static void take_list(List *list, float *memory, size_t *used, int64_t listed)
     list->groups = (Group *)take(memory, used, listed * (int64_t)sizeof(Group) / (int64_t)sizeof(float));
 }
 
-/* widest: of the vectors that it enters products with. */
+/* widest: the longest vector that the token enters products with. */
 static void take_token(Token *token, float *memory, size_t *used, int64_t width, int64_t widest)
 {
     int64_t tiles = (widest + 511) / 512;
@@ -895,7 +895,7 @@ static size_t lay_out(Step *step, float *memory)
     for (int64_t i = 0; i < model->layer_count; i++)
         neurons = largest(neurons, model->layers[i].feed_forward.gate.matrix.rows);
     size_t used = 0;
-    /* A chunk whose groups are not cut may have some neurons more. */
+    /* A chunk may have some neurons more, so that groups are not split. */
     int64_t chunk = neurons / CHUNKS + 1 + RUN;
     step->query_key_value = take_for_all(memory, &used, (model->heads + 2 * model->kv_heads) * size);
     step->attended = take_for_all(memory, &used, model->heads * size);
@@ -926,14 +926,14 @@ static void forget(Step *step)
     free(step);
 }
 
-/* Sizes of model.h's structures, for library.py to compare with its own: a library may be older than the package. */
+/* Sizes of model.h's structures. library.py compares them with its own: a library may be older than the package. */
 API int64_t griffin_layout(void)
 {
     return (int64_t)MOST_TOKENS << 56 | (int64_t)sizeof(Model) << 40 | (int64_t)sizeof(Layer) << 20
            | (int64_t)sizeof(FeedForward) << 8 | (int64_t)sizeof(Rotary);
 }
 
-/* The model stays the caller's, and may change between steps in its layers' FF rows, keys, values and capacity. */
+/* The model stays the caller's. Between steps its layers' FF rows, keys, values and capacity may change. */
 API Step *griffin_open(const Model *model, int threads)
 {
     Step *step = NULL;
@@ -946,8 +946,8 @@ API Step *griffin_open(const Model *model, int threads)
     step->scratch = calloc((size_t)threads, sizeof *step->scratch);
     size_t bytes = step->scratch ? lay_out(step, NULL) * sizeof(float) : 0;
     /*
-     * Zeros, because vectors reach beyond a row's last blocks, with a weight of 0: what is there must be a number. Most of
-     * it is for passes; pages that are never written to take no memory.
+     * Zeros, because vectors reach beyond a row's last blocks with a weight of 0, and a number must be there. Most of
+     * the memory is for passes; pages that are never written to take no memory.
      */
     step->memory = step->scratch ? calloc(bytes + ALIGNMENT, 1) : NULL;
     if (step->memory) {
@@ -961,9 +961,9 @@ API Step *griffin_open(const Model *model, int threads)
 }
 
 /*
- * Tokens that follow each other, at most MOST_TOKENS. Their keys and values are written from the position on.
+ * Run successive tokens, at most MOST_TOKENS. Their keys and values are written from the position on.
  * logits: (wanted, V), of the last ``wanted`` tokens.
- * reads: where tokens pick what they read, how many inputs and neurons were read is added, for all layers, by stages.
+ * reads: if tokens pick what they read, the numbers of inputs and neurons read are added, for all layers, by stage.
  * observed: of tokens that read everything; may be NULL.
  */
 API void griffin_pass(
@@ -988,8 +988,8 @@ API void griffin_pass(
 }
 
 /*
- * Copy chosen neurons from all to kept, whose weights and biases are room for as many as their rows say.
- * which: the first layer's, then the second's, and so on.
+ * Copy chosen neurons from all to kept. The weights and biases of kept have room for as many neurons as their rows say.
+ * which: the first layer's neurons, then the second layer's, and so on.
  */
 API void griffin_keep(Step *step, const FeedForward *all, const FeedForward *kept, const int64_t *which)
 {
@@ -999,7 +999,7 @@ API void griffin_keep(Step *step, const FeedForward *all, const FeedForward *kep
     run(&step->team, keep);
 }
 
-/* Add to the biases of all layers' contracting projections, (D,) each, what resting neurons give by their thresholds. */
+/* Add the output of resting neurons, by their thresholds, to the biases of all contracting projections, (D,) each. */
 API void griffin_rest(Step *step, const FeedForward *blocks)
 {
     step->all = blocks;

@@ -1,4 +1,4 @@
-"""NativeStep: one token, or a pass of several, through the compiled step, ``step.c``, which reads the weights in place.
+"""NativeStep: one token, or a pass of several, through the compiled step ``step.c``, which reads weights in place.
 
 Shapes: L layers, T tokens, D model width, F feed-forward neurons, k of them kept, V vocabulary.
 """
@@ -22,17 +22,17 @@ from griffin.thresholds import Shares, Thresholds
 
 
 class NativeStep:
-    """One token through the full model, or through kept neurons. One thread at a time may use it."""
+    """Runs tokens through the full model, or through kept neurons. One thread at a time may use it."""
 
     def __init__(self, weights: Weights, cache: KVCache, threads: int) -> None:
         """
         Args:
-            weights: ``supported`` ones. They are read in place: their tensors must stay where they are.
-            cache: in the weights' dtype, or one of its own.
-            threads: how many compute, the caller among them.
+            weights: must be ``supported``. They are read in place, so their tensors must not move.
+            cache: in the weights' dtype, or with its own dtype.
+            threads: number of computing threads, including the caller.
 
         Raises:
-            ValueError: unsupported weights, or no thread.
+            ValueError: unsupported weights, or fewer than one thread.
         """
         compiled = library()
         if compiled is None:
@@ -45,13 +45,13 @@ class NativeStep:
         self._cache_dtype = cache.dtype or weights.dtype
         self._description = Description(weights, self._cache_dtype)
         self._in_use = self._description.blocks
-        # Taken anew whenever the cache has moved.
+        # Read again whenever the cache has moved.
         self._keys_values: list[tuple[Tensor, Tensor]] = []
-        # Room for kept neurons, made at the first need; pages that nothing was written to take no memory.
+        # Room for kept neurons, made when first needed; pages that are never written to take no memory.
         self._kept: Room | None = None
-        # Likewise the gates by input.
+        # The gates by input, made when first needed too.
         self._picking: PickingBlocks | None = None
-        # Inputs and neurons that tokens have read by thresholds, and how many tokens.
+        # Numbers of inputs and neurons that tokens have read by thresholds, and of tokens.
         self._reads: Tensor | None = None
         self._unread, self._tokens = torch.zeros(3, dtype=torch.int64), 0
         # Pages of it that no pass has written to take no memory.
@@ -60,23 +60,23 @@ class NativeStep:
         if self._handle is None:
             raise MemoryError("no memory or no threads for the compiled decode step")
         self._finalizer = weakref.finalize(self, compiled.griffin_close, self._handle)
-        # The end of a process ends its threads, and a forked one has none of them to wait for.
+        # The end of a process ends its threads; a forked process has none of them and must not wait for them.
         self._finalizer.atexit = False
 
     def close(self) -> None:
-        """End its threads. It may be closed again, and used no more."""
+        """End its threads. It may be closed again, but not used."""
         self._handle = None
         self._finalizer()
 
     @torch.inference_mode()
     def keep(self, chosen: Chosen | None) -> None:
-        """Decode so from now on, or with everything (None).
+        """Decode with this choice from here on, or with everything (None).
 
-        The weights of kept neurons are copied next to each other, by all threads: read in place they would be slower
-        than all neurons are, see ``step.c``. By thresholds, weights are read where they are.
+        All threads copy the weights of kept neurons next to each other, because reading them in place would be slower
+        than reading all neurons, see ``step.c``. With thresholds, weights are read in place.
         """
         handle, all_neurons = self._open(), self._description.blocks
-        # Until it is ready: should that fail, what was used before is gone.
+        # None until the new choice is ready: if that fails, the old one is lost.
         self._use(all_neurons)
         self._reads, self._tokens = None, 0
         if isinstance(chosen, Kept):
@@ -104,7 +104,7 @@ class NativeStep:
         self._reads = torch.zeros(3, dtype=torch.int64)
 
     def shares(self) -> Shares | None:
-        """What tokens have read of the FF weights, on average since ``keep``; None without thresholds or tokens."""
+        """Mean shares of the FF weights that tokens have read since ``keep``; None without thresholds or tokens."""
         if self._reads is None:
             return None
         weights, layers = self._weights, len(self._weights.layers)
@@ -113,14 +113,14 @@ class NativeStep:
         return Shares.counted(self._reads.tolist(), self._tokens, inputs, neurons, gated=block.gated)
 
     def __call__(self, id: int) -> Tensor:
-        """The logits that follow a token, ``(V,)`` in fp32; its key and value join the cache.
+        """The logits that follow a token, ``(V,)`` in fp32; its key and value are added to the cache.
 
-        The next call writes over them.
+        The next call overwrites them.
         """
         return self._run((id,), 1)[0]
 
     def read(self, ids: Sequence[int], *, full: bool = False) -> Tensor:
-        """See ``PassingStep``. At most ``MOST_TOKENS`` go in one pass; more take several."""
+        """See ``PassingStep``. One pass takes at most ``MOST_TOKENS``; more tokens take several passes."""
         if len(ids) > MOST_TOKENS:
             first_TV = self.read(ids[:MOST_TOKENS], full=full).clone()
             return torch.cat((first_TV, self.read(ids[MOST_TOKENS:], full=full)))
@@ -146,7 +146,7 @@ class NativeStep:
         return logits, [Activations(*each) for each in zip(x_LTD, z_LTF, gate_LTF, ups, strict=True)]
 
     def _whole(self, ids: Sequence[int], wanted: int, observed: CObserved | None) -> Tensor:
-        """A pass through all neurons, which is not counted, whatever else is in use."""
+        """A pass through all neurons, whatever else is in use. It is not counted."""
         in_use, tokens = self._in_use, self._tokens
         self._use(self._description.blocks)
         try:
@@ -189,7 +189,7 @@ class NativeStep:
             layer.feed_forward = block
 
     def _follow(self, keys_values: list[tuple[Tensor, Tensor]]) -> None:
-        """Read and write the cache where it is now."""
+        """Read and write the cache at its current place."""
         held = self._keys_values
         if len(held) == len(keys_values) and all(
             keys is held_keys and values is held_values

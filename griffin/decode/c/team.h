@@ -1,7 +1,7 @@
 /*
  * A team of threads: the caller, and the threads that it wakes. A barrier stands after each stage of their work.
  *
- * Work is handed out in portions to whoever is free.
+ * Work is handed out in portions to threads that are free.
  */
 
 #pragma once
@@ -13,11 +13,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-/* After so many looks, a waiting thread begins to offer its processor to others. */
+/* After so many checks, a waiting thread begins to offer its processor to others. */
 #define SPINS 4000
 #define ALIGNMENT 64
 
-/* What the team does. Each member is called once, with its number; the caller is number 0. */
+/* A team's work. Each member calls it once, with its number; the caller is number 0. */
 typedef void Task(void *work, int member);
 
 struct Team;
@@ -34,11 +34,11 @@ typedef struct Team {
     int size;
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    /* Under the lock. */
+    /* Protected by the lock. */
     Task *task;
     uint64_t tasks;
     bool closing;
-    /* On lines of their own: each is written by all. */
+    /* On separate cache lines: all threads write to them. */
     _Alignas(ALIGNMENT) atomic_int arrived;
     _Alignas(ALIGNMENT) atomic_uint generation;
     _Alignas(ALIGNMENT) atomic_llong taken;
@@ -53,7 +53,7 @@ static void pause_briefly(void)
 #endif
 }
 
-/* The last to arrive puts the work counter back, and lets all go on. */
+/* The last thread to arrive resets the work counter and lets all continue. */
 static void barrier(Team *team)
 {
     unsigned generation = atomic_load_explicit(&team->generation, memory_order_relaxed);
@@ -71,7 +71,7 @@ static void barrier(Team *team)
     }
 }
 
-/* The next portion of a stage's work: large at first, small towards the end, so that all finish together. */
+/* The next portion of a stage's work: large at first, small towards the end, so that all threads finish together. */
 static bool claim(Team *team, int64_t total, int64_t smallest, int64_t *first, int64_t *behind)
 {
     long long taken = atomic_load_explicit(&team->taken, memory_order_relaxed);
@@ -119,7 +119,7 @@ static void run(Team *team, Task *task)
     barrier(team);
 }
 
-/* started: threads besides the caller that are there to be joined. */
+/* started: number of threads to join, besides the caller. */
 static void dismiss(Team *team, int started)
 {
     pthread_mutex_lock(&team->lock);
@@ -133,7 +133,7 @@ static void dismiss(Team *team, int started)
     free(team->members);
 }
 
-/* Start a team of so many, the caller among them. False if there is no memory or no thread for it. */
+/* Start a team of ``size`` threads, including the caller. False if there is no memory or no thread for it. */
 static bool assemble(Team *team, int size, void *work)
 {
     team->size = size;

@@ -1,1 +1,1 @@
-"""The step for a GPU: Triton kernels in CUDA graphs. Nothing here is imported where no CUDA device is used."""
+"""The step for a GPU: Triton kernels in CUDA graphs. Imported only if a CUDA device is used."""

@@ -1,7 +1,7 @@
 """A whole decode step as one CUDA graph, from the token's id to the next token's id; and passes of several tokens.
 
-The host launches a step before it knows the token that the step before has drawn; it reads that one meanwhile,
-from a copy in pinned memory. After a pass the host draws: which of its tokens stay depends on what is drawn.
+The host launches a step before it knows the token that the previous step has drawn. It reads that token in the
+meantime, from a copy in pinned memory. After a pass the host draws, because the draws decide which tokens stay.
 """
 
 import logging
@@ -25,14 +25,14 @@ from griffin.thresholds import Shares
 
 logger = logging.getLogger("griffin")
 
-# Kinds of sampling that have a graph of their own, cheapest first; the last one serves all.
+# Kinds of sampling with their own graph, cheapest first; the last one serves all.
 CAPTURED = (GREEDY, PLAIN, EVERYTHING)
-# Launched before a capture: what is compiled, loaded or allocated at a first launch cannot be captured.
+# Launches before a capture: what is compiled, loaded or allocated at a first launch cannot be captured.
 WARM_UPS = 2
 
 
 class CudaCapture:
-    """Turns operations into a CUDA graph that is launched again and again. All graphs of one share their memory."""
+    """Turns operations into a CUDA graph that can be launched again and again. All its graphs share their memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -45,21 +45,21 @@ class CudaCapture:
                 body()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other workers' threads may use the device meanwhile.
+        # Threads of other workers may use the device at the same time.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             body()
         return graph.replay
 
 
 class GraphDecoder:
-    """Launches captured steps; one graph for each length bucket and kind of sampling, none for a method or sparsity.
+    """Launches captured steps; a graph for each length bucket and kind of sampling, none for a method or sparsity.
 
-    So there are three graphs of steps for each bucket, and four of passes, one for each size.
+    So each bucket has three graphs of steps, and four of passes, one for each size.
 
     A sequence is not worked ahead on while its grammar may refuse a token: the host draws each, after a pass of one.
 
-    For method griffin+ it takes the gates by input when it is made: a third of the feed-forward weights' memory again,
-    half of it where blocks have no gate. All engines of a model share them.
+    For method griffin+ it makes the gates by input at creation. They take as much memory again as a third of the
+    feed-forward weights, or half of them in blocks without a gate. All engines of a model share them.
     """
 
     name = "graph"
@@ -74,8 +74,8 @@ class GraphDecoder:
     ) -> None:
         """
         Args:
-            cache: moves into the step's buffers.
-            capture: makes a body repeatable; CudaCapture unless another is given, as for Triton's interpreter.
+            cache: moved into the step's buffers.
+            capture: makes a body repeatable; by default CudaCapture. Tests with Triton's interpreter pass another one.
         """
         device = weights.device
         self._cache, self._capture = cache, capture or CudaCapture()
@@ -144,17 +144,17 @@ class GraphDecoder:
     def take(self, id: int, logits_V: Tensor) -> Callable[[], Drawn]:
         self._sampler.take(id, logits_V)
         self._follow()
-        # Nothing else is to be waited for.
+        # There is nothing else to wait for.
         waits = self._sampler.kind.logprobs or self.constraint is not None
         return self._fetch() if waits else lambda: Drawn(id)
 
     def _follow(self) -> None:
-        """The next step runs the sampler's token, behind what the cache holds."""
+        """The next step runs the sampler's token, after the tokens in the cache."""
         self._step.position.fill_(self._cache.length)
         self._step.token_id.copy_(self._sampler.id)
 
     def _capture_all(self) -> None:
-        """Before any sequence: nothing is compiled or allocated in a request."""
+        """Capture before any sequence, so that nothing is compiled or allocated in a request."""
         started, total = time.perf_counter(), len(self._buckets) * (len(CAPTURED) + len(PASSES))
         for bucket in reversed(self._buckets):
             for kind in CAPTURED:
@@ -172,7 +172,7 @@ class GraphDecoder:
             self._sampler.draw(self._step.logits_V, kind)
             self._step.token_id.copy_(self._sampler.id)
 
-        # Launches before the capture run for real, on the cache's first places: no sequence is there yet.
+        # Launches before the capture really run, on the cache's first places, because there is no sequence yet.
         self._step.position.zero_()
         return self._capture(body)
 
@@ -187,7 +187,7 @@ class GraphDecoder:
 
 
 class _Slot:
-    """A token on its way to the host. Two take turns: one is read while the other is filled."""
+    """A token on its way to the host. Two slots take turns: one is read while the other is filled."""
 
     def __init__(self, sampler: Sampler, device: torch.device) -> None:
         pinned = device.type == "cuda"

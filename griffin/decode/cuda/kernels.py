@@ -1,13 +1,13 @@
 """The Triton kernels of a decode step, for one token or several, each with its launcher.
 
-A launcher writes into tensors that it is given, allocates nothing and reads no tensor on the host: a CUDA graph
-can record it. The device reads all that changes: which tokens, which position, which neurons, and whether tokens pick
-what they read. Sums are fp32 and in a fixed order. Values that the library holds in the model's dtype are rounded to
-that dtype here too, but for distances from means and from resting values.
+A launcher writes into given tensors, allocates nothing and reads no tensor on the host, so that a CUDA graph can record
+it. The device reads all that changes: which tokens, which position, which neurons, and whether tokens pick what they
+read. Sums are fp32 and in a fixed order. Values that the library holds in the model's dtype are rounded to that dtype
+here too, except distances from means and from resting values.
 
-Several tokens follow each other in a sequence. Each has the tiles and the sums of a token alone, in the same order. A
-program that reads weights multiplies each tile for a group of tokens at a time. It reads the tile again for the next
-group, while it is still in a cache. What is not a matrix product has programs of its own for each token.
+Several tokens are successive tokens of a sequence. Each has the same tiles and sums as a single token, in the same
+order. A program that reads weights multiplies each tile for a group of tokens at a time. It reads the tile again for
+the next group, while the tile is still in a cache. Other work has separate programs for each token.
 
 Shapes: M tokens of a pass, 1 in a step; D model width, N outputs of a projection, F feed-forward neurons, V vocabulary,
 H query heads, G key and value heads, S head size, R rotated pairs of a head, C context length, P parts of a sum that
@@ -25,22 +25,22 @@ from torch import Tensor
 
 from griffin.model.weights import QueryGrowth
 
-# Eight programs for each of an H200's 132 multiprocessors: it takes about that many to keep the memory busy.
+# Eight programs for each of an H200's 132 multiprocessors: about so many keep the memory busy.
 PROGRAMS = 132 * 8
 # Elements of a weight that a program of four warps holds in registers, and the fewest worth a program.
 LARGEST_TILE = 4096
 SMALLEST_TILE = 1024
-# Attention is split over at most so many programs a head, of at least so many positions each.
+# Attention is split over at most so many programs for each head, each with at least so many positions.
 MOST_SPLITS = 64
 SMALLEST_SPLIT = 64
-# Of keys, and as much of values; two of each in flight must fit the 99 KiB that the smallest target has.
+# Elements of keys, and the same of values; two of each in flight must fit the 99 KiB of the smallest target.
 KEY_TILE_BYTES = 16384
 # Of matrices whose rows are summed.
 ROWS_TILE = (16, 256)
 MOST_PARTS = 64
 REDUCE_COLUMNS = 32
-# Tokens of a group, by tokens of a pass. Each token of a group takes as many registers as a whole step: with four there
-# are few programs at a time, which pays only where tiles would be read again too often. To be measured on devices.
+# Tokens of a group, by tokens of a pass. Each token of a group takes as many registers as a whole step. With four there
+# are few programs at a time, which is only better if tiles would be read again too often. To be measured on devices.
 GROUPED = {1: 1, 2: 2, 4: 2, 8: 4, 16: 4}
 
 
@@ -59,15 +59,15 @@ class Norm(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picking:
-    """What the kernels need where tokens pick by thresholds; of one layer. See ``griffin.thresholds``.
+    """What the kernels of one layer need if tokens pick by thresholds. See ``griffin.thresholds``.
 
-    picks: int32 ``(1,)``, not 0 where tokens pick. All else then means something.
-    gate_DF: the gate's matrix (the first one without a gate), with a row for each input.
+    picks: int32 ``(1,)``, not 0 if tokens pick. Only then the other fields have a meaning.
+    gate_DF: the gate's matrix (without a gate, the first matrix), with a row for each input.
     means_D, input_limits_D, offsets_F, resting_F, output_limits_F: fp32.
-    gate_limits_F: likewise; None without a gate.
+    gate_limits_F: fp32; None without a gate.
     partial_MPF: scratch, fp32: sums over parts of the inputs. P is ``row_splits(D, F)``.
-    reads: int64 ``(4,)``. Each token adds its inputs, its neurons that act, those that give something, and 1.
-    count: int32 ``(1,)``: so many of a pass's first tokens are counted; None counts all.
+    reads: int64 ``(4,)``. Each token adds its inputs, its neurons after stage 2, those after stage 3, and 1.
+    count: int32 ``(1,)``: so many first tokens of a pass are counted; None counts all.
     """
 
     picks: Tensor
@@ -85,10 +85,10 @@ class Picking:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observed:
-    """Where the FF block of a pass leaves what it computes on the way; of one layer, in the model's dtype.
+    """Where the FF block of a pass leaves intermediate values; of one layer, in the model's dtype.
 
-    gate_MF: what enters the activation function.
-    up_MF: what that function's value is multiplied by; None in a block without a gate.
+    gate_MF: the input of the activation function.
+    up_MF: the factor on that function's value; None in a block without a gate.
     """
 
     gate_MF: Tensor
@@ -114,12 +114,12 @@ def column_tile(columns: int, largest: int) -> int:
 
 
 def split_size(length: int) -> int:
-    """Positions that one program of the attention reads, of ``length`` in all."""
+    """Positions that one program of the attention reads, out of ``length``."""
     return SMALLEST_SPLIT * int(triton.cdiv(length, SMALLEST_SPLIT * MOST_SPLITS))
 
 
 def row_splits(rows: int, columns: int) -> int:
-    """Parts into which a sum over a matrix's rows is split."""
+    """Number of parts into which a sum over a matrix's rows is split."""
     height, width = ROWS_TILE
     columns_of_programs = int(triton.cdiv(columns, width))
     return max(1, min(MOST_PARTS, PROGRAMS // columns_of_programs, int(triton.cdiv(rows, height))))
@@ -128,7 +128,7 @@ def row_splits(rows: int, columns: int) -> int:
 def embed(
     ids_M: Tensor, position: Tensor, embedding_VD: Tensor, scale: float, positions_CD: Tensor | None, x_MD: Tensor
 ) -> None:
-    """x = a token's embedding times ``scale``, plus its position's where positions are learned.
+    """x = a token's embedding times ``scale``, plus that of its position if positions are learned.
 
     ids_M: int64. position: int64 ``(1,)``, of the first token. scale: already rounded to the model's dtype.
     """
@@ -225,7 +225,7 @@ def attend(
 ) -> None:
     """Attention of each token to all up to it, itself too. The first one is at ``position``, all are below ``bucket``.
 
-    window: to that many latest only. cap: of scores, c tanh(score / c).
+    window: attend to so many latest positions only. cap: scores become c tanh(score / c).
     partial_MHPS, extremes_M2HP: fp32 scratch, P being ``MOST_SPLITS`` at least.
     """
     H, S = q_MHS.shape[-2:]
@@ -240,7 +240,7 @@ def attend(
     P, M = partial_MHPS.shape[-2], _tokens(q_MHS, H * S)
     # The interpreter multiplies with numpy, which has no bf16.
     widen = triton.knobs.runtime.interpret
-    # Tokens come first: those that run side by side read the same keys.
+    # Tokens come first, because programs that run side by side then read the same keys.
     _attend[(M, G, splits)](
         q_MHS, keys, values, position, partial_MHPS, extremes_M2HP, scale, cap, window,
         H, S, C, P, size, group, block_group, block_S, block_C, widen,
@@ -254,9 +254,9 @@ def attend(
 
 
 def sum_inputs(x_MD: Tensor, picking: Picking, *, norm: Norm | None = None) -> None:
-    """Stage 1, where tokens pick: partial sums over the inputs that are read, into ``partial_MPF``, for ``expand``.
+    """Stage 1, if tokens pick: partial sums over the inputs that are read, into ``partial_MPF``, for ``expand``.
 
-    What is summed are rows of the gate's matrix, times how far the normed inputs are from their means.
+    Summed are rows of the gate's matrix times the distances of the normed inputs from their means.
     """
     D, F = picking.gate_DF.shape
     rows, columns = ROWS_TILE
@@ -287,9 +287,9 @@ def expand(
 
     weight: ``(2 F, D)``, the gates first, or ``(F, D)``; bias likewise. index_F: int32, kept: int32 ``(1,)``.
     z_MF: fp32, values rounded to the model's dtype.
-    picking: where tokens pick, the gates are those that ``sum_inputs`` has left in it, and rows of up are read of
-        neurons whose gate gives enough. z_j is then the distance of neuron j from its resting value, or 0 where that
-        is too near. All neurons must be kept, in their order.
+    picking: if tokens pick, the gates are those that ``sum_inputs`` left there, and rows of up are read for neurons
+        that pass stage 2. z_j is then the distance of neuron j from its resting value, or 0 if it is too small. All
+        neurons must be kept, in their order.
     normed_MD: see ``project``.
     """
     F, D = z_MF.shape[-1], weight.shape[1]
@@ -315,7 +315,7 @@ def contract(
 ) -> None:
     """Partial sums over j < ``kept`` of z_j times row ``index_j``: fp32 ``(M, P, D)``, for ``reduce_add``.
 
-    picks: int32 ``(1,)``. If it is not 0, many z are 0, and rows are not read that they would multiply for all tokens.
+    picks: int32 ``(1,)``. If not 0, many z are 0; rows that they would multiply for all tokens are not read.
     """
     P, D = partial_MPD.shape[-2:]
     F = z_MF.shape[-1]
@@ -347,7 +347,7 @@ def _tokens(values: Tensor, size: int) -> int:
 
 
 def _groups(values: Tensor, size: int) -> tuple[int, int]:
-    """How many groups of tokens, and tokens of each."""
+    """Number of groups of tokens, and number of tokens in each."""
     tokens = _tokens(values, size)
     return tokens // GROUPED[tokens], GROUPED[tokens]
 

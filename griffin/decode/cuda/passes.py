@@ -1,4 +1,4 @@
-"""GraphPasses: several tokens in one launch of a recorded pass, behind the interface of ``PassingStep``.
+"""GraphPasses: reads several tokens with one launch of a recorded pass, behind the interface of ``PassingStep``.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -35,7 +35,7 @@ class GraphPasses:
         self._step, self._cache, self._buckets, self._recorded = step, cache, buckets, recorded
 
     def keep(self, chosen: Chosen | None) -> None:
-        """Read so from now on, or everything (None). The step reads so too."""
+        """Read only this from here on, or everything (None). The step does the same."""
         self._step.keep(chosen)
 
     def shares(self) -> Shares | None:
@@ -61,7 +61,7 @@ class GraphPasses:
 
     @torch.inference_mode()
     def observe(self, ids: Sequence[int], wanted: int) -> tuple[Tensor, list[Activations]]:
-        """See ``PassingStep``: in the model's dtype, z in fp32. Both are good until the next call.
+        """See ``PassingStep``: in the model's dtype, z in fp32. Both are valid until the next call.
 
         Raises:
             IndexError: the tokens reach beyond the context.
@@ -80,7 +80,7 @@ class GraphPasses:
     def _pieces(self, ids: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
         """The tokens of each pass, with its bucket.
 
-        A step attends by the bucket of its own position. So that a pass has its bits, it ends where a bucket does.
+        A step attends by the bucket of its own position. So a pass ends where a bucket ends, to have the same bits.
         """
         start = self._cache.length
         end = start + len(ids)

@@ -1,4 +1,4 @@
-"""PickingBuffers: where recorded steps and passes find a request's thresholds, and count what tokens read by them.
+"""PickingBuffers: thresholds of a request for recorded steps and passes, and counts of what tokens read by them.
 
 Shapes: L layers, M tokens of the largest pass, D model width, F feed-forward neurons.
 """
@@ -13,20 +13,20 @@ from griffin.thresholds import Shares, Thresholds
 
 
 class PickingBuffers:
-    """At fixed addresses, for all layers.
+    """Buffers for all layers, at fixed addresses.
 
     step, several: for the kernels of a step and of a pass, a row for each layer.
     """
 
     def __init__(self, weights: Weights, step: Reading, several: Reading, count: Tensor, tokens: int) -> None:
-        """Takes the gates by input, because a recorded step must know where they are.
+        """Make the gates by input, because a recorded step must know their addresses.
 
-        They take as much memory as the gates: of gated blocks a third of the feed-forward weights again, of plain
-        blocks half. All engines of a model share them.
+        They take as much memory as the gates: a third of the feed-forward weights of gated blocks, half of those of
+        plain blocks. All engines of a model share them.
 
         Args:
-            step, several: say whether tokens pick, in a step and in a pass.
-            count: int32 ``(1,)``: so many of a pass's first tokens are counted.
+            step, several: tell whether tokens pick, in a step and in a pass.
+            count: int32 ``(1,)``: so many first tokens of a pass are counted.
             tokens: M.
 
         Raises:
@@ -65,10 +65,10 @@ class PickingBuffers:
         self.several = [layer(number, several.picks, count) for number in range(layers)]
 
     def load(self, thresholds: Thresholds) -> None:
-        """Those that pick do so by these from now on. The host does not wait if they are on the device.
+        """Tokens that pick use these thresholds from here on. The host does not wait if they are on the device.
 
         Raises:
-            ValueError: they are of a model of other sizes.
+            ValueError: they belong to a model of other sizes.
         """
         (layers, width), neurons = self._means_LD.shape, self._offsets_LF.shape[1]
         thresholds.require(layers, width, neurons)
@@ -84,14 +84,14 @@ class PickingBuffers:
         self._in_use = True
 
     def stop(self) -> None:
-        """No token picks any more."""
+        """No token picks from here on."""
         self._in_use = False
         self._reads_L4.zero_()
 
     def shares(self) -> Shares | None:
-        """What tokens have read on average since ``load``, those launched ahead and thrown away among them.
+        """Mean shares that tokens have read since ``load``, including tokens launched ahead and thrown away.
 
-        None before the first token, and where no token picks. It waits for the device.
+        None before the first token, and if no token picks. It waits for the device.
         """
         if not self._in_use:
             return None

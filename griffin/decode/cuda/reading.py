@@ -1,4 +1,4 @@
-"""Reading: which neurons a recorded step or pass reads, at fixed addresses.
+"""Reading: the neurons that a recorded step or pass reads, at fixed addresses.
 
 Shapes: L layers, D model width, F feed-forward neurons.
 """
@@ -11,11 +11,11 @@ from griffin.thresholds import Thresholds
 
 
 class Reading:
-    """What is read of all feed-forward blocks: everything at first.
+    """The choice for all feed-forward blocks; at first everything is read.
 
     index_LF, kept_L: int32, the kept neurons: the first ``kept_L[layer]`` of each row.
-    contract_bias_LD: fp32, the contracting projections' own biases; where tokens pick, plus what neurons at rest give.
-    picks: int32 ``(1,)``, not 0 where tokens pick what they read.
+    contract_bias_LD: fp32, the contracting projections' own biases; if tokens pick, plus the output of resting neurons.
+    picks: int32 ``(1,)``, not 0 if tokens pick what they read.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -44,14 +44,14 @@ class Reading:
         self.kept_L.copy_(torch.tensor(kept.counts, dtype=torch.int32))
 
     def pick(self, thresholds: Thresholds) -> None:
-        """Let tokens pick by these; see ``PickingBuffers.load`` too."""
+        """Let tokens pick by these thresholds; see ``PickingBuffers.load`` too."""
         self.everything()
         for layer, bias_D, resting_F in zip(self._layers, self.contract_bias_LD, thresholds.resting_LF, strict=True):
             bias_D.copy_(layer.feed_forward.at_rest(resting_F.to(bias_D.device)))
         self.picks.fill_(1)
 
     def follow(self, other: "Reading") -> None:
-        """Read as the other one does now. Thresholds are shared already."""
+        """Read the same as another ``Reading``. Thresholds are shared already."""
         self.index_LF.copy_(other.index_LF)
         self.kept_L.copy_(other.kept_L)
         self.contract_bias_LD.copy_(other.contract_bias_LD)

@@ -1,6 +1,6 @@
 """FusedStep: one decode step of the common block in few kernels, at fixed addresses, for a CUDA graph to record.
 
-It runs one token, or a pass of several that follow each other. Each token of a pass has the step's sums in their order,
+It runs one token, or a pass of several successive tokens. Each token of a pass has the step's sums in the step's order,
 see ``kernels``.
 
 Shapes: L layers, M tokens, D model width, F feed-forward neurons, V vocabulary, H query heads, S head size, P parts.
@@ -22,12 +22,12 @@ from griffin.neurons import Chosen, Kept
 from griffin.thresholds import Shares
 
 SMALLEST_BUCKET = 1024
-# Tokens of the passes that have kernels; a smaller number runs in the next larger pass.
+# Sizes of passes that have kernels; fewer tokens run in the next larger pass.
 PASSES = (2, 4, 8, PASS_TOKENS)
 
 
 def buckets(context_length: int) -> list[int]:
-    """The lengths up to which a step may be recorded to attend: powers of two, then the context length."""
+    """The lengths up to which a recorded step may attend: powers of two, then the context length."""
     sizes = [SMALLEST_BUCKET]
     while sizes[-1] < context_length:
         sizes.append(2 * sizes[-1])
@@ -36,7 +36,7 @@ def buckets(context_length: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Buffers:
-    """What the kernels hand to each other; a row for each token. Without a note in the model's dtype.
+    """Values that kernels pass to each other; a row for each token, in the model's dtype unless noted.
 
     parts_MHPS, extremes_M2HP, contracted_MPD: fp32.
     """
@@ -53,13 +53,13 @@ class _Buffers:
     logits_MV: Tensor
 
     def first(self, tokens: int) -> "_Buffers":
-        """Those of the first tokens."""
+        """The buffers of the first tokens."""
         return _Buffers(*(getattr(self, field.name)[:tokens] for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """What a pass leaves of its FF blocks, see ``Activations``. Only ``z_LMF``, in fp32, is of a step too."""
+    """What a pass leaves of its FF blocks, see ``Activations``. Single steps use only ``z_LMF``, in fp32."""
 
     x_LMD: Tensor
     gate_LMF: Tensor
@@ -77,10 +77,10 @@ class FusedStep:
     """Everything that a step or pass reads and writes.
 
     token_id, position: int64 ``(1,)``, the token that the next step decodes, and its position.
-    ids_M, count: int64 and int32 ``(1,)``, the tokens that the next pass reads from ``position`` on. So many of them
-        are wanted. Those after them are ids too; what they leave is overwritten by later tokens.
+    ids_M, count: int64, and int32 ``(1,)``: the tokens that the next pass reads from ``position`` on, and how many of
+        them are needed. The rest are valid ids; later tokens overwrite what they leave.
     keys, values: per layer ``(1, G, context_length, S)``, filled up to ``position``.
-    logits_MV: the logits after a pass, in the model's dtype; ``logits_V`` those after a step.
+    logits_MV: the logits after a pass, in the model's dtype; ``logits_V``: those after a step.
     """
 
     def __init__(self, weights: Weights, context_length: int) -> None:
@@ -125,15 +125,15 @@ class FusedStep:
         self._seen = _Seen(seen(width), seen(neurons), up_LMF, seen(neurons, torch.float32))
         self.logits_MV = self._buffers.logits_MV
         self.logits_V = self.logits_MV[0]
-        # A pass may read everything where steps do not.
+        # A pass may read everything while steps do not.
         self._own, self._several = Reading(weights), Reading(weights)
         self._picking = PickingBuffers(weights, self._own, self._several, self.count, PASS_TOKENS)
-        # Whether passes read everything; None where they were not told since ``keep``.
+        # Whether passes read everything; None if they were not told since ``keep``.
         self._full: bool | None = None
 
     @torch.inference_mode()
     def keep(self, chosen: Chosen | None) -> None:
-        """Go through these neurons from now on, pick by these thresholds, or read everything (None)."""
+        """Use these neurons or thresholds from here on, or read everything (None)."""
         self._full = None
         self._picking.stop()
         if chosen is None:
@@ -146,7 +146,7 @@ class FusedStep:
 
     @torch.inference_mode()
     def have_passes_read(self, *, full: bool) -> None:
-        """Passes read everything from now on, or as steps do."""
+        """Let passes read everything from here on, or the same as steps."""
         if self._full == full:
             return
         if full:
@@ -156,24 +156,25 @@ class FusedStep:
         self._full = full
 
     def shares(self) -> Shares | None:
-        """What tokens have read of the FF weights, on average since ``keep``; None without thresholds or tokens.
+        """Mean shares of the FF weights that tokens have read since ``keep``; None without thresholds or tokens.
 
         It waits for the device.
         """
         return self._picking.shares()
 
     def seen(self, tokens: int) -> Sequence[Activations]:
-        """For each layer what the first tokens of the latest pass gave in the FF block, good until the next pass."""
+        """For each layer the FF activations of the latest pass's first tokens, valid until the next pass."""
         return [self._seen.layer(number, tokens) for number in range(len(self.weights.layers))]
 
     @torch.inference_mode()
     def run(self, bucket: int, tokens: int = 1) -> None:
-        """Enqueue a step, or a pass of so many tokens of ``PASSES``, from ``position`` on. Then position += tokens.
+        """Enqueue a step, or a pass of ``tokens`` tokens (a size in ``PASSES``), from ``position`` on. It adds them to
+        ``position``.
 
-        The caller sets ``position`` again after a pass of which some tokens are not wanted.
+        After a pass of which some tokens are not needed, the caller sets ``position`` again.
 
         Args:
-            bucket: all positions that are wanted must be below it.
+            bucket: must exceed all needed positions.
         """
         weights, own = self.weights, self._buffers.first(tokens)
         kernels.embed(

@@ -1,7 +1,7 @@
 """Verified modes: how many drafts they accept, how many parameters they read, and their speed at each sparsity.
 
-The server's own decode path continues prompts of WikiText. Each run of a mode, a method and a sparsity is followed by a
-run of the full model on the same prompt, with which its speed is compared.
+The server's own decode path continues prompts of WikiText. After each run of a mode, a method and a sparsity, the full
+model runs on the same prompt; the two speeds are compared.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Long generations: how much it helps to choose neurons anew, far after a short prompt.
+"""Long generations: how much it helps to choose neurons again, long after a short prompt.
 
 This is the paper's weakness (Figure 5): neurons chosen by a short prompt fit a long generation less and less. Here the
-text after the prompt stands for the generation. Every few tokens the full model reads the last ones, as in the modes
+text after the prompt replaces the generation. Every few tokens the full model reads the last ones, as in the modes
 guarded and lossless: it corrects their keys and values, and continues the statistic. All perplexities are those of the
 pruned model's own predictions; wrong predictions are not replaced.
 

@@ -1,12 +1,12 @@
 """Quality against bytes a token: the paper's method, griffin+, and smaller quants of the same file.
 
-On text the full model reads a prompt, and each contestant predicts the tokens after it, teacher-forced. What counts is
-how much likelier they are to the full model (excess nats), the KL divergence from its distributions, and how often both
-find the same token most probable. Bytes a token are the weights that these tokens have read, as counted.
+On text the full model reads a prompt, and each contestant predicts the tokens after it, teacher-forced. Three figures
+count: the negative log-likelihood above the full model's (excess nats), the KL divergence from its distributions, and
+how often both find the same token most probable. Bytes a token are counted: the weights that these tokens have read.
 
 The text is WikiText-2, test, or a file of your own (--text). Make smaller quants with llama.cpp's quantiser, from the
-file of --model, and name them by --quants; they are read whole. The methods alone are also asked lm-eval's tasks, as in
-'classification' and 'generation', and two more: HumanEval, whose answers are run in a sandbox, and word problems.
+file of --model, and name them by --quants; all their weights are read. Only the methods also answer lm-eval's tasks, as
+in 'classification' and 'generation', and two more: HumanEval, whose answers run in a sandbox, and word problems.
 
 examples:
   python -m griffin.experiments pareto --quick

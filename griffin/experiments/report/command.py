@@ -1,9 +1,9 @@
 """Run all experiments of the paper, on one model or several, and show them on one page: results/report.html.
 
-The experiments run one after the other. Each model's results go to a folder of its own, as when an experiment runs
-alone. The page has a verdict, pictures, tables, the paper's figures beside this run's, and for each of the paper's
-findings whether it holds here. report.md is the same as Markdown. A stopped run goes on when it is started again. If an
-experiment fails, the report says so, and the others run.
+The experiments run one after the other. Each model's results go to its own folder, as when an experiment runs alone.
+The page has a verdict, pictures, tables and the paper's figures beside this run's. For each finding of the paper it
+says whether the finding holds here. report.md is the same as Markdown. A stopped run continues when it is started
+again. If an experiment fails, the report says so, and the others run.
 """
 
 import argparse

@@ -72,7 +72,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--tokens", type=partial(whole, lowest=2), metavar="N",
-        help=f"tokens to generate and judge for each prompt, at most; as many as your answers have "
+        help=f"most tokens to generate and judge for each prompt; about the length of your answers "
         f"({DEFAULTS['tokens']})",
     )  # fmt: skip
     parser.add_argument(
@@ -85,11 +85,11 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
 def _add_judgement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sparsities", type=sparsity, nargs="+", metavar="S", default=[0.25, 0.5, 0.75],
-        help="fractions of feed-forward weights that tokens leave out, 0 to below 1 (0.25 0.5 0.75); the full model "
+        help="fractions of feed-forward weights that tokens do not read, 0 to below 1 (0.25 0.5 0.75); the full model "
         "always runs",
     )  # fmt: skip
     parser.add_argument(
-        "--method", choices=METHOD_NAMES, default=DEFAULT_METHOD, help="by which tokens leave weights out (%(default)s)"
+        "--method", choices=METHOD_NAMES, default=DEFAULT_METHOD, help="how neurons are chosen (%(default)s)"
     )
     parser.add_argument(
         "--tolerance", type=positive, metavar="PERCENT", default=5.0,
@@ -104,8 +104,8 @@ def _add_judgement(parser: argparse.ArgumentParser) -> None:
 def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=Path("results"),
-        help="directory for results. A folder in it has the model's name and gets tune.json, tune.svg and what a "
-        "stopped run needs to go on (%(default)s)",
+        help="directory for results. It gets a folder with the model's name, with tune.json, tune.svg and what a "
+        "stopped run needs to continue (%(default)s)",
     )  # fmt: skip
     add_cache_dir(parser)
 
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = {**_found(study, cases, arguments, measure(study, cases, arguments)), "load_average": load_average}
     if found["auto"]:
         path = _keep_for_auto(study, arguments.method, LossTable(**found["auto"]), arguments.cache_dir)
-        found["advice"].append(f"It is in {path}, where the server finds it at its next start.")
+        found["advice"].append(f"It is in {path}; the server finds it there at its next start.")
     write_json(study.folder / "tune.json", found)
     picture = study.folder / "tune.svg"
     # A picture of an earlier run would not fit these figures.

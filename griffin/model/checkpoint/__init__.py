@@ -1,4 +1,4 @@
-"""What ``--model`` names: where it is, whether it can be served, and how its files become a model.
+"""Checkpoints: where ``--model`` points, whether it can be served, and how its files become a model.
 
 Modules here know no engine and no method.
 """

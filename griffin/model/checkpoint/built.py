@@ -1,4 +1,4 @@
-"""A model is built from parameters, and from matrices that take the places of its projections one after the other."""
+"""Builds a model from parameters, and from matrices that replace its projections one after the other."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -33,7 +33,7 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def assembled(source: str, config: PreTrainedConfig, state: dict[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
-    """A model with these parameters, all of which must be there.
+    """A model with these parameters. None may be missing.
 
     Args:
         source: the checkpoint, for errors.
@@ -56,20 +56,20 @@ def with_matrices(
     small: Mapping[str, Tensor],
     dtype: torch.dtype,
 ) -> PreTrainedModel:
-    """A model that holds matrices as they are. All else is small, and kept in fp32 beside the model's dtype.
+    """A model that holds matrices unchanged. All other parameters are small, and stay fp32 beside the model's dtype.
 
     Args:
         source: the checkpoint, for errors.
-        shapes: of the parameters that matrices take the places of, by name.
-        matrices: the path of a module, its matrix, and whether its rows belong to inputs. They are asked for one by
-            one, once the model is there.
+            shapes: by name, of the parameters that matrices replace.
+            matrices: the path of a module, its matrix, and whether the rows belong to inputs. They are requested one
+                by one, after the model is built.
         small: all other parameters, fp32.
         dtype: of activations, and of the model's own parameters.
 
     Raises:
         LoadError: a parameter is missing.
     """
-    # Stand-ins that take no memory, until modules with matrices take their places.
+    # Placeholders without memory, until modules with matrices replace them.
     state = {name: torch.zeros((), dtype=dtype).expand(*shape) for name, shape in shapes.items()}
     state |= {name: values.to(dtype).contiguous() for name, values in small.items()}
     model = assembled(source, config, state, dtype)

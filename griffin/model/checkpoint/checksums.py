@@ -1,4 +1,4 @@
-"""Checksums of the files in a cached folder: damage is found before a number is used, and not laid to the model."""
+"""Checksums of the files in a cached folder, so that damage is found before any number is used."""
 
 import json
 import zlib
@@ -14,7 +14,7 @@ PIECE = 2**24
 
 
 def write(folder: Path) -> None:
-    """Add the checksums of all files that a folder holds now."""
+    """Add the checksums of all files in a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     found = {str(path.relative_to(folder)): sums for path, sums in zip(files, _sums(files), strict=True)}
     (folder / FILE).write_text(json.dumps(found))
@@ -23,8 +23,8 @@ def write(folder: Path) -> None:
 def require(folder: Path) -> None:
     """
     Raises:
-        LoadError: a file is not as it was written; names it.
-        OSError: one is not there.
+        LoadError: a file has changed since it was written; names it.
+        OSError: a file is missing.
     """
     try:
         expected = json.loads((folder / FILE).read_text())
@@ -36,9 +36,9 @@ def require(folder: Path) -> None:
 
 
 def _sums(files: list[Path]) -> Iterator[list[int]]:
-    """Each file's checksums, one for every piece."""
+    """The checksums of each file, one for every piece."""
     with ThreadPoolExecutor() as pool:
-        # All pieces first, so that the threads have work of every file.
+        # Submit all pieces first, so that the threads work on all files.
         pieces = [[pool.submit(_sum, file, at) for at in range(0, file.stat().st_size, PIECE)] for file in files]
         for own in pieces:
             yield [piece.result() for piece in own]

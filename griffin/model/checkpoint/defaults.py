@@ -1,4 +1,4 @@
-"""How a model's maker wants its tokens to be drawn: the sampling values of generation_config.json."""
+"""How a model's maker recommends to draw tokens: the sampling values of generation_config.json."""
 
 import logging
 import math
@@ -11,7 +11,7 @@ from griffin.request import Sampling
 
 logger = logging.getLogger("griffin")
 
-# The file's names, and those of ``Sampling``.
+# Names in the file, and the matching names of ``Sampling``.
 NAMES = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -21,10 +21,10 @@ NAMES = {
     "max_new_tokens": "max_tokens",
 }
 WHOLE_NUMBERS = ("top_k", "max_tokens")
-# A number that means no limit here, and that every part of the library can count with.
+# A number that means no limit here, and that every part of the library can handle.
 MOST = 2**31 - 1
-# Names in the file that change what transformers generates, but are not applied here. Each stands with the values at
-# which it changes nothing. do_sample is not read, as in vLLM: only a temperature of 0 is greedy.
+# Names in the file that change what transformers generates, but are not applied here. Each has the values that change
+# nothing. do_sample is not read, as in vLLM: only a temperature of 0 is greedy.
 NOT_APPLIED: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,),
     "top_h": (),
@@ -48,7 +48,7 @@ NOT_APPLIED: dict[str, tuple[Any, ...]] = {
 
 
 def sampling_defaults(config: GenerationConfig | None) -> Mapping[str, float]:
-    """Values of ``Sampling`` by their names there: those that a generation config names, and no others.
+    """The values in a generation config that ``Sampling`` has, by their names there.
 
     A value that ``Sampling`` would refuse is left out, with a warning.
     """
@@ -68,7 +68,7 @@ def sampling_defaults(config: GenerationConfig | None) -> Mapping[str, float]:
 
 
 def _usable(name: str, value: object) -> float | None:
-    """The value as ``Sampling`` takes it; None if it would be refused there."""
+    """The value as ``Sampling`` takes it; None if ``Sampling`` would refuse it."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not math.isfinite(value) or (name in WHOLE_NUMBERS and value != int(value)):

@@ -1,11 +1,11 @@
-"""At which tokens a generation ends: at every id that one of the model's files calls an end."""
+"""The tokens that end a generation: every id that one of the model's files calls an end."""
 
 from collections.abc import Iterable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Control tokens that end a turn or a text in the models that have them. A GGUF file names one of them as its end and
-# marks the others as control tokens only; llama.cpp knows the same list.
+# Control tokens that end a turn or a text, in models that have them. A GGUF file names one of them as its end and marks
+# the others only as control tokens; llama.cpp has the same list.
 KNOWN_ENDS = frozenset({
     "</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>",
     "<end_of_turn>", "<turn|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<end_of_utterance>", "<|return|>", "<|call|>",
@@ -27,13 +27,13 @@ def tokenizer_ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def settle_ends(model: PreTrainedModel, *others: Iterable[int]) -> None:
-    """Write all ends into the model's generation_config: its own, config's, and these."""
+    """Write all ends into the model's generation_config: its own, those of the config, and these."""
     ends = configured_ends(model).union(*others)
     if model.generation_config is not None and ends:
         model.generation_config.eos_token_id = sorted(ends)
 
 
 def token_ids(value: object) -> set[int]:
-    """The ids that a configuration's entry names: one, several, or none."""
+    """The ids in a configuration's entry: one, several, or none."""
     listed = value if isinstance(value, list | tuple) else [value]
     return {id for id in listed if isinstance(id, int) and id >= 0}

@@ -15,14 +15,14 @@ from griffin.model.guard import whole_while_read
 def read(
     folder: Path, source: str, dtype: torch.dtype, map_from: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A checkpoint's model and tokenizer.
+    """Read a checkpoint's model and tokenizer.
 
     Args:
-        source: as the user named it.
-        map_from: a directory to map FF weights from; None has them in memory.
+        source: the checkpoint's name for the user.
+        map_from: a folder for the file from which FF weights are mapped; None: they are in memory.
 
     Raises:
-        LoadError: it is no whole model, or changes while it is read.
+        LoadError: the model is incomplete, or changes while it is read.
     """
     require_readable(folder, source)
     with whole_while_read(source, weight_files(folder)):

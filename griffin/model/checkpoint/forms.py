@@ -1,6 +1,6 @@
-"""Plain numbers to bytes that stand for nearly the same: the forms of ``--quantize``.
+"""The forms of ``--quantize``: plain numbers become bytes with nearly the same values.
 
-What is rounded is kept as bytes, row by row, which say nothing of how a matrix lies in memory.
+The rounded bytes are kept row by row, independent of a matrix's layout in memory.
 
 Shapes: R rows, C columns.
 """
@@ -20,16 +20,16 @@ from griffin.model.matrix.native import library, spread
 
 # Numbers that a thread rounds at once.
 NUMBERS_AT_ONCE = 2**18
-# Of float16: scales cannot be larger.
+# Largest float16: scales cannot exceed it.
 LARGEST = 65504.0
 
 
 class Form(ABC):
-    """A way to hold a matrix ``(R, C)``, with a row for each output of a projection, in fewer bytes."""
+    """A way to hold a matrix ``(R, C)`` in fewer bytes. R are the outputs of a projection."""
 
     @abstractmethod
     def fits(self, shape: tuple[int, int], *, by_input: bool) -> bool:
-        """Whether a matrix of this shape can be held so; ``by_input``: for sums of weighted columns."""
+        """Whether a matrix of this shape can have this form; ``by_input``: for sums of weighted columns."""
 
     @abstractmethod
     def row_bytes(self, columns: int) -> int: ...
@@ -52,7 +52,7 @@ class Form(ABC):
         """The bytes of plain numbers, uint8 ``(R, row_bytes)``.
 
         Raises:
-            ValueError: a number is infinite or none, or larger than a float16 can be.
+            ValueError: a number is infinite, not a number, or too large for float16.
         """
         rows, columns = numbers_RC.shape
         out = torch.empty(rows, self.row_bytes(columns), dtype=torch.uint8)
@@ -62,9 +62,9 @@ class Form(ABC):
             for start in range(first, end, at_once):
                 part = slice(start, min(end, start + at_once))
                 numbers = numbers_RC[part].float().contiguous()
-                # False for what is no number too.
+                # Also False for NaN.
                 if not bool(numbers.abs().amax() <= LARGEST):
-                    raise ValueError("holds numbers that are infinite, no numbers, or beyond float16")
+                    raise ValueError("holds numbers that are infinite, not a number, or too large for float16")
                 self._round(numbers, out[part])
 
         spread(rows, 1, round_rows)

@@ -26,18 +26,18 @@ from griffin.model.guard import whole_while_read
 
 logger = logging.getLogger("griffin")
 
-# Raised when what is written changes: all folders are then made again.
+# Raise this when the written form changes, so that all folders are written again.
 CACHE_FORMAT = 3
 
 
 def load_in_place(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase] | None:
-    """Read a file into memory as it is; None if this model or installation cannot use it so."""
+    """Read a file into memory with its own codes; None if this model or installation cannot use them."""
     with whole_while_read(path.name, gguf_file.parts(path)):
         file = gguf_file.read(path)
         config = config_of(file)
         require_supported(config.to_dict())
         if why := obstacle(config.model_type):
-            logger.warning("%s: its weights are made plain numbers, which are slower to read: %s", path.name, why)
+            logger.warning("%s: its weights become plain numbers, which are slower: %s", path.name, why)
             return None
         return _with_tokenizer(file, lambda: read_in_place(file, dtype))
 
@@ -45,7 +45,7 @@ def load_in_place(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
 def load_dequantised(
     path: Path, dtype: torch.dtype, cache_dir: Path, map_from: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Read the dequantised copy in the cache. It is made first if it is missing, damaged, or cannot be read."""
+    """Read the dequantised copy in the cache. If it is missing, damaged or unreadable, it is written first."""
     place = cache_dir / "dequantised"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -59,12 +59,12 @@ def load_dequantised(
 def _cached(
     path: Path, dtype: torch.dtype, place: Path, map_from: Path | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As ``load_dequantised``; the caller holds the lock."""
+    """Like ``load_dequantised``; the caller holds the lock."""
     target, loaded = _found_or_made(path, dtype, place)
     if loaded is None:
         try:
             if map_from is None:
-                # Mapped weights are not read at the start, and their file tells by itself whether it changed.
+                # Mapped weights are not read at the start; their file shows by itself whether it has changed.
                 checksums.require(target)
             return folder.read(target, path.name, dtype, map_from)
         except Exception as error:
@@ -80,20 +80,20 @@ def _cached(
 def _found_or_made(
     path: Path, dtype: torch.dtype, place: Path
 ) -> tuple[Path, tuple[PreTrainedModel, PreTrainedTokenizerBase] | None]:
-    """A file's folder in the cache, which is made if it is not there; and what was read for that, else None."""
-    # The file may be replaced at any time: its name in the cache is of what is read.
+    """A file's folder in the cache, written if it is missing; and what was read for writing it, else None."""
+    # The file may be replaced at any time: its name in the cache belongs to the bytes that were read.
     with whole_while_read(path.name, gguf_file.parts(path)):
         target = place / _cache_name(path, dtype)
         if target.exists():
             return target, None
         logger.info("%s: dequantising, once; later starts read the result from %s", path.stem, target)
         model, tokenizer = read_gguf(path, dtype)
-    # Checked before anything is cached: half of another file, or a damaged one, must not be found again.
+    # Checked before anything is cached, so that an incomplete or damaged file is not cached.
     require_finite(model, path.name)
     try:
         write_whole(target, lambda folder: _write(folder, model, tokenizer))
     except Exception as error:
-        # Most likely the disk is full. The weights are in memory all the same.
+        # Most likely the disk is full. The weights are in memory anyway.
         logger.warning("%s: not cached (%s); the next start will be as slow", path.stem, error)
     return target, (model, tokenizer)
 
@@ -124,7 +124,7 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
 def _with_tokenizer(
     file: GgufFile, read: Callable[[], PreTrainedModel]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The tokenizer comes first: it is read sooner, and may be refused."""
+    """The tokenizer is read first: it is faster, and may be refused."""
     tokenizer = gguf_tokenizer.read_tokenizer(file)
     model = read()
     require_rows(model, tokenizer, file.path.name)

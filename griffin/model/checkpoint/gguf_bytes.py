@@ -1,4 +1,4 @@
-"""A GGUF file's bytes, mapped into memory, and a cursor over its header. No length in the file is believed."""
+"""A GGUF file's bytes, mapped into memory, and a cursor over its header. No length in the file is trusted."""
 
 import mmap
 from pathlib import Path
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from griffin.errors import LoadError
 
-# The longest headers of today's models have 20 MB. What is read of a damaged file stays below this.
+# The longest headers of current models have 20 MB. Reading a damaged file stops here.
 HEADER_LIMIT = 2**26
 LENGTH = Struct("<Q")
 
@@ -22,7 +22,7 @@ class MappedFile:
         """
         Raises:
             OSError: it cannot be opened.
-            ValueError: it is empty.
+            ValueError: the file is empty.
         """
         self.path = path
         with path.open("rb") as file:
@@ -32,7 +32,7 @@ class MappedFile:
         return len(self._bytes)
 
     def view(self, start: int, size: int) -> NDArray[np.uint8]:
-        """Some of the bytes, [size], not copied. As long as the result is used the file cannot be closed."""
+        """Some of the bytes, [size], not copied. The file cannot be closed while the result is used."""
         return np.frombuffer(self._bytes, np.uint8, size, start)
 
     def cursor(self) -> "Cursor":
@@ -40,7 +40,7 @@ class MappedFile:
         return Cursor(self._bytes, self.path.name)
 
     def close(self) -> None:
-        """Let go of the mapping.
+        """Release the mapping.
 
         Raises:
             BufferError: a view of it is still used.
@@ -49,16 +49,16 @@ class MappedFile:
 
 
 class Cursor:
-    """Reads values one after the other, each only after its bytes are known to be there.
+    """Reads values one after the other. It first checks that the value's bytes exist.
 
-    In every method ``what`` says what is read, for errors: "the key general.name".
+    In every method ``what`` names the value, for errors: "the key general.name".
     """
 
     def __init__(self, data: bytes | mmap.mmap, name: str) -> None:
         """
         Args:
             data: the whole file.
-            name: the file's, for errors.
+            name: the file's name, for errors.
         """
         self._data, self._name = data, name
         self._end = min(len(data), HEADER_LIMIT)
@@ -81,7 +81,7 @@ class Cursor:
     def texts(self, count: int, what: str) -> list[str]:
         """Several strings, each after its length."""
         self.require(count * LENGTH.size, what)
-        # A vocabulary has 10^5 of them, so this loop calls nothing of its own.
+        # A vocabulary has 10^5 of them, so this loop calls no other function.
         data, end, position, length_at = self._data, self._end, self.position, LENGTH.unpack_from
         found: list[str] = []
         try:
@@ -107,11 +107,11 @@ class Cursor:
             raise self._too_short(what)
 
     def damaged(self, why: str) -> LoadError:
-        """The refusal of the file for something that no whole file says."""
+        """The error for content that an intact file cannot have."""
         return LoadError(f"{self._name} is damaged: {why}; download or convert it again")
 
     def _skip(self, size: int, what: str) -> int:
-        """Go on by ``size`` bytes, and return where they begin."""
+        """Advance by ``size`` bytes, and return where they begin."""
         self.require(size, what)
         start = self.position
         self.position += size
@@ -120,10 +120,12 @@ class Cursor:
     def _too_short(self, what: str) -> LoadError:
         if self._end < len(self._data):
             return self.damaged(f"its header, read up to {what}, is longer than {HEADER_LIMIT >> 20} MiB")
-        return LoadError(f"{self._name} is no whole GGUF file: {what} runs past its end; is the download complete?")
+        return LoadError(
+            f"{self._name} is not a complete GGUF file: {what} runs past the end of the file; is the download complete?"
+        )
 
 
 def shown(name: str) -> str:
-    """A name from a file as an error shows it: one line, not too long."""
+    """A name from a file, for an error: one line, not too long."""
     text = name if name.isprintable() else repr(name)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file as matrices that hold the file's own codes: nothing is rounded, only moved.
+"""Tensors of a GGUF file as matrices with the file's own codes: nothing is rounded, only moved.
 
 Shapes: R rows, C columns.
 """
@@ -17,7 +17,7 @@ from griffin.model.matrix.native import address, library, spread
 
 T = GGMLQuantizationType
 
-# Five bits become six, two and three become four: every code is the same number.
+# Five bits become six, two and three become four. The number that a code represents stays the same.
 GROUPINGS: Mapping[GGMLQuantizationType, Grouping] = {
     T.Q4_0: Grouping(bits=4, zero=8),
     T.Q4_1: Grouping(bits=4, minimums=True),
@@ -38,7 +38,7 @@ def row_sizes(kind: GGMLQuantizationType, shape: tuple[int, int]) -> list[int]:
 
 
 def column_sizes(kind: GGMLQuantizationType, shape: tuple[int, int]) -> list[int]:
-    """The same of one with groups across its rows."""
+    """Bytes of the tensors of a matrix ``(R, C)`` with groups across its rows."""
     grouping, layout = GROUPINGS[kind], Layout.of_columns(GROUPINGS[kind], shape[1])
     groups, supers = column_records(grouping, shape[0])
     sizes = [shape[0] * layout.row_stride, groups * layout.record_stride, supers * layout.super_stride]
@@ -59,7 +59,7 @@ def lay_rows(
         source: its bytes.
         room: of ``row_sizes``.
         dtype: of activations and products.
-        order_R: for each row, which of the tensor's it is; int64. None: they are the same.
+        order_R: for each row, the tensor's row that it holds; int64. None: the order stays.
     """
     native, (rows, columns), grouping = library(), shape, GROUPINGS[kind]
     assert native is not None

@@ -1,7 +1,7 @@
-"""The configuration that a GGUF file's keys stand for, in transformers' terms.
+"""The configuration that a GGUF file's keys describe, in the terms of transformers.
 
-Each architecture is a row. A key that no row knows is refused by name: it may change what the model computes.
-What keys mean: llama.cpp's converter (conversion/) and model definitions (src/models/), as of llama-cpp-python 0.3.36.
+Each architecture is a row. Keys that no row knows are refused by name, because they may change the computation.
+The meaning of keys: llama.cpp's converter (conversion/) and model definitions (src/models/), llama-cpp-python 0.3.36.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -27,13 +27,13 @@ RMS = {"attention.layer_norm_rms_epsilon": "rms_norm_eps"}
 CHECKED = {"attention.key_length", "attention.value_length", "attention.causal", "pooling_type", "vocab_size"}
 # Keys that change nothing, whatever their value.
 SILENT = {"rope.scaling.finetuned", "expert_used_count"}
-# Keys that change nothing while they are zero, false or empty.
+# Keys that change nothing if they are zero, false or empty.
 SILENT_WHEN_ZERO = {
     "expert_count", "expert_shared_count", "leading_dense_block_count", "nextn_predict_layers", "logit_scale",
     "residual_scale", "embedding_scale", "attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias",
     "attn_logit_softcapping", "final_logit_softcapping",
 }  # fmt: skip
-# What a file recommends under general.sampling, with transformers' names.
+# Values that a file recommends under general.sampling, with the names of transformers.
 SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -46,17 +46,17 @@ TENSOR_LAYOUTS = ("Meta AI original pth", "jploski")
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One of llama.cpp's architectures: its name in transformers, and what its keys mean there.
+    """One architecture of llama.cpp: its name in transformers, and the meaning of its keys.
 
-    model_type: transformers'.
-    keys: key, without the architecture's name, to the configuration's field.
+    model_type: the type in transformers.
+    keys: from key (without the architecture's name) to the configuration's field.
     more: computes further fields.
     reads: further keys that ``more`` reads.
-    biases: whether a bias in the file (q of attention, gate of the FF block) has a field that turns it on.
-    rotary: which part of a head turns with its position.
-    fixed_head_size: heads always have the width over their number, and the configuration no field for it.
-    divided_width: the number of heads must divide the width, whatever their size is.
-    rope_tensors: tensors of frequencies that such files may hold.
+    biases: a field turns on a bias in the file (q of attention, gate of the FF block).
+    rotary: the part of a head that rotates with its position.
+    fixed_head_size: the head size is always the width over the number of heads; the configuration has no field for it.
+    divided_width: the number of heads must divide the width, whatever the head size is.
+    rope_tensors: tensors of frequencies that such files may contain.
     """
 
     model_type: str
@@ -71,7 +71,7 @@ class Architecture:
 
 
 def _windowed_by_layer(file: GgufFile, fields: Fields, period: int) -> Fields:
-    """Layer types: every ``period``-th layer attends to all, unless the file says otherwise."""
+    """Layer types: every ``period``-th layer attends to all tokens, unless the file says otherwise."""
     window, layers = file.own("attention.sliding_window"), fields["num_hidden_layers"]
     window = window and size(file, "attention.sliding_window")
     pattern = file.own("attention.sliding_window_pattern")
@@ -90,7 +90,7 @@ def _windowed_by_layer(file: GgufFile, fields: Fields, period: int) -> Fields:
 
 
 def _gemma_scale(file: GgufFile, fields: Fields, large: int) -> Fields:
-    # No key says it. llama.cpp goes by the number of layers too: only the 27B models have so many.
+    # No key says it. llama.cpp also uses the number of layers: only the 27B models have this number.
     heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
     return {"query_pre_attn_scalar": fields["hidden_size"] // heads if layers == large else fields["head_dim"]}
 
@@ -197,8 +197,8 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     """The configuration of a file's model.
 
     Raises:
-        UnsupportedModel: no row for its architecture, or it is no model that generates text.
-        LoadError: a key that no row knows, or a value that no model here has; names the key.
+        UnsupportedModel: the architecture has no row, or the model does not generate text.
+        LoadError: a key that no row knows, or a value that no model can have; names the key.
     """
     if file.architecture not in ARCHITECTURES:
         raise UnsupportedModel(
@@ -227,11 +227,11 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
 
 
 def settle_sampling(model: PreTrainedModel, file: GgufFile) -> None:
-    """Write what the file recommends for drawing tokens into the model's generation_config."""
+    """Write the file's recommended sampling values into the model's generation_config."""
     recommended = {name: file.metadata.get(f"general.sampling.{key}") for key, name in SAMPLING.items()}
     given = {name: value for name, value in recommended.items() if value is not None}
     if given and model.generation_config is not None:
-        # The library refuses to write such values where nothing is drawn.
+        # transformers refuses to write such values when nothing is sampled.
         model.generation_config.update(do_sample=True, **given)
 
 
@@ -267,7 +267,7 @@ def _common(file: GgufFile, fields: Fields, row: Architecture, width: int) -> Fi
     _require_head_size(file, head)
     if row.fixed_head_size and head != width:
         key = "rope.dimension_count" if file.own("attention.key_length") is None else "attention.key_length"
-        raise refused(file, key, f"is {head}, and such models have {width}")
+        raise refused(file, key, f"is {head}, but such models have {width}")
     if not row.fixed_head_size:
         common["head_dim"] = head
     if row.biases:
@@ -278,14 +278,14 @@ def _common(file: GgufFile, fields: Fields, row: Architecture, width: int) -> Fi
 
 
 def _require_blocks(file: GgufFile, blocks: int) -> None:
-    """More blocks than the file has tensors for are refused: nothing is built whose size is only claimed."""
+    """Refuse more blocks than the file has tensors for, so that nothing is built whose size is only claimed."""
     found = {name.split(".")[1] for name in file.tensors if name.startswith("blk.")}
     if blocks > len(found):
         raise refused(file, "block_count", f"is {blocks}, and the file has tensors of {len(found)} blocks")
 
 
 def _value(file: GgufFile, key: str) -> Any:
-    """What a row's key says; see ``number``, ``size`` and ``tokens``."""
+    """The value of a row's key; see ``number``, ``size`` and ``tokens``."""
     if key.endswith("epsilon"):
         return number(file, key, most=1)
     return tokens(file, key) if key == "context_length" else size(file, key)
@@ -297,10 +297,10 @@ def _require_head_size(file: GgufFile, head: int) -> None:
 
 
 def _require_heads(file: GgufFile, heads: int, groups: int, width: int, *, divided: bool) -> None:
-    """Numbers of heads that make no model are refused: the library does so in words that name no key.
+    """Refuse impossible numbers of heads: the error of transformers would not name the key.
 
     Args:
-        groups: how many heads of keys and values there are.
+        groups: number of heads of keys and values.
         divided: the number of heads must divide the width.
     """
     if heads > width or (divided and width % heads):
@@ -318,7 +318,7 @@ def _require_text_generation(file: GgufFile) -> None:
         )
     if file.own("attention.causal") is False or file.own("pooling_type"):
         raise UnsupportedModel(
-            f"{file.path.name} embeds or ranks texts ({file.architecture}.pooling_type), and generates none"
+            f"{file.path.name} embeds or ranks texts ({file.architecture}.pooling_type) and does not generate text"
         )
     if file.metadata.get("tokenizer.ggml.suppress_tokens"):
         raise refused(file, "tokenizer.ggml.suppress_tokens", "is not supported", bare=True)
@@ -338,7 +338,7 @@ def _require_known_keys(file: GgufFile, row: Architecture) -> None:
         if key == "attention.sliding_window" and _reaches_all(value, file.own("context_length")):
             continue
         if key == LAYER_NORM and key not in row.keys and value:
-            # Some writers add it beside the epsilon of RMS norms. These models have no other norms.
+            # Some writers add it beside the epsilon of RMS norms. These models have only RMS norms.
             continue
         raise refused(file, key, f"is {short(value)}, which is not supported here")
     layout = file.own("tensor_data_layout")
@@ -347,5 +347,5 @@ def _require_known_keys(file: GgufFile, row: Architecture) -> None:
 
 
 def _reaches_all(window: Any, context: Any) -> bool:
-    """Whether a window hides nothing: it is zero, or as long as the context."""
+    """Whether a window hides no token: it is zero, or as long as the context."""
     return not window or (isinstance(window, int) and isinstance(context, int) and window >= context)

@@ -1,4 +1,4 @@
-"""A GGUF file, or all of its parts: metadata by key, tensors by name. Nothing is dequantised here."""
+"""A GGUF file with all its parts: metadata by key, tensors by name. Nothing is dequantised here."""
 
 import glob
 import re
@@ -17,7 +17,7 @@ from griffin.model.checkpoint.refusals import listed, refuse_file
 
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
 MOST_PARTS = 99_999
-# Values of general.type for files that do not hold a whole model.
+# Values of general.type for files that do not contain a whole model.
 OTHER_TYPES = {
     "adapter": "a LoRA adapter",
     "mmproj": "the vision or audio part of a model",
@@ -36,7 +36,7 @@ class GgufFile:
     """The content of a file, with its parts joined.
 
     metadata: values by key; lists are Python lists.
-    tensors: mapped from the files, none of them past an end.
+    tensors: mapped from the files; all of them end inside their file.
     files: all parts. They stay mapped until ``close``, or until nothing refers to their tensors.
     """
 
@@ -51,7 +51,7 @@ class GgufFile:
         return str(self.metadata["general.architecture"])
 
     def own(self, key: str) -> Any:
-        """A value under the architecture's name; None if it is not there."""
+        """A value under the architecture's name; None if it is missing."""
         return self.metadata.get(f"{self.architecture}.{key}")
 
     def require_readable(self, types: Collection[GGMLQuantizationType]) -> None:
@@ -62,7 +62,7 @@ class GgufFile:
         require_readable_types(self.path.name, self.tensors.values(), types)
 
     def close(self) -> None:
-        """Let go of the files, once all that is needed of the tensors was copied.
+        """Release the files, after everything needed of the tensors was copied.
 
         Raises:
             BufferError: the data of a tensor is still used.
@@ -72,16 +72,16 @@ class GgufFile:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file begins as GGUF files do, whatever it is called."""
+    """Whether a file begins as GGUF files do, whatever its name is."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
 def read(path: Path) -> GgufFile:
-    """Read a model's file; if it was split, all parts, which lie beside the first.
+    """Read a model's file. If it was split, read all parts; they must be in the same folder.
 
     Raises:
-        LoadError: it is damaged, a part is missing, or it holds no model; names the file.
+        LoadError: it is damaged, a part is missing, or it contains no model; names the file.
     """
     first, metadata, tensors = _open(path)
     _require_model(path, metadata)
@@ -94,14 +94,14 @@ def read(path: Path) -> GgufFile:
         files.append(part)
     expected = _whole_number(path, metadata, "split.tensors.count")
     if expected and len(tensors) != expected:
-        raise LoadError(f"{path.name} and its parts hold {len(tensors)} tensors, and should hold {expected}")
+        raise LoadError(f"{path.name} and its parts hold {len(tensors)} tensors, but should hold {expected}")
     if not tensors:
         raise LoadError(f"{path.name} holds no tensors: it is a vocabulary without a model")
     return GgufFile(path, metadata, tensors, files)
 
 
 def parts(path: Path) -> list[Path]:
-    """The files that a model's file was split into, those that are there; the file alone if it was not split."""
+    """The existing parts of a split model's file; only the file itself if it was not split."""
     name = PART.fullmatch(path.stem)
     found = sorted(path.parent.glob(f"{glob.escape(name[1])}-?????-of-{name[3]}{path.suffix}")) if name else []
     return found or [path]
@@ -123,7 +123,7 @@ def _require_model(path: Path, metadata: Mapping[str, Any]) -> None:
     if "general.architecture" not in metadata:
         raise LoadError(f"{path.name} does not say what it is: general.architecture is missing")
     if not isinstance(metadata["general.architecture"], str):
-        raise LoadError(f"{path.name} does not say what it is: general.architecture is no text")
+        raise LoadError(f"{path.name} does not say what it is: general.architecture is not a text")
     kind = OTHER_TYPES.get(str(metadata.get("general.type")))
     kind = kind or OTHER_ARCHITECTURES.get(str(metadata["general.architecture"]))
     if kind:
@@ -152,8 +152,8 @@ def _other_parts(path: Path, metadata: Mapping[str, Any]) -> list[Path]:
 
 
 def _whole_number(path: Path, metadata: Mapping[str, Any], key: str) -> int:
-    """A key's value; 0 if it is not there."""
+    """A key's value; 0 if it is missing."""
     value = metadata.get(key, 0)
     if type(value) is not int or value < 0:
-        raise LoadError(f"{path.name}: its key {key} is {shown(str(value))}, and must be a whole number")
+        raise LoadError(f"{path.name}: its key {key} is {shown(str(value))}, but must be a whole number")
     return value

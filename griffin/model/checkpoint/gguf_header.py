@@ -11,28 +11,28 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = "general.alignment"
 DEFAULT_ALIGNMENT = 32
-# No model comes near these: damaged counts are found before anything is made of them.
+# No real model comes near these: damaged counts are found before anything is built from them.
 MOST_KEYS = MOST_TENSORS = 2**16
 MOST_DIMENSIONS = 4
 MOST_NESTED = 4
 
 U32, U64 = Struct("<I"), Struct("<Q")
 BOOL, STRING, ARRAY = 7, 8, 9
-# Value types to numpy's names.
+# Value types by their names in numpy.
 NUMBERS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", BOOL: "<u1", 10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
-# The fewest bytes that a value takes: a number's; a string's length; an array's type and length.
+# The fewest bytes of a value: those of a number, of a string's length, of an array's type and length.
 SMALLEST = {**{kind: int(name[2]) for kind, name in NUMBERS.items()}, STRING: 8, ARRAY: 12}
 
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A tensor as the file's table describes it; nothing of this was compared with the file's size.
+    """A tensor as the file's table describes it; nothing was compared with the file's size yet.
 
-    shape: the slowest dimension first, as numpy has it. The file has it the other way round.
+    shape: slowest dimension first, as in numpy. The file has the reverse order.
     kind: the number of its type.
-    offset: from the beginning of the tensors' data.
+    offset: distance from the beginning of the tensors' data.
     """
 
     name: str
@@ -151,5 +151,5 @@ def _row(cursor: Cursor, name: str) -> TableRow:
 def _alignment(cursor: Cursor, metadata: dict[str, Any]) -> int:
     alignment = metadata.get(ALIGNMENT, DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-        raise cursor.damaged(f"its key {ALIGNMENT} is {shown(str(alignment))}, and must be a power of two")
+        raise cursor.damaged(f"its key {ALIGNMENT} is {shown(str(alignment))}, but must be a power of two")
     return alignment

@@ -1,6 +1,6 @@
-"""A model that holds a GGUF file's own codes. All else of the file is small, and kept in fp32 beside the model's dtype.
+"""A model that holds a GGUF file's own codes. The file's other values are small and kept in fp32.
 
-Codes are laid out anew on the way from the mapped file into memory, by all threads; no value changes.
+All threads copy the codes from the mapped file into a new layout in memory; no value changes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,15 +35,15 @@ READABLE = frozenset((*GROUPINGS, *PLAIN))
 
 
 def read_in_place(file: GgufFile, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a file, whose matrices are the file's own.
+    """The model of a file, with the file's own codes in its matrices.
 
     Args:
         dtype: of activations, and of the model's other parameters.
 
     Raises:
-        UnsupportedModel, LoadError: see ``gguf_weights.read_model``; or a tensor has a type that is not read, or
-            values that are infinite or no numbers.
-        MemoryError: there is no room for it.
+        UnsupportedModel, LoadError: see ``gguf_weights.read_model``; or a tensor's type is not supported, or it has
+            values that are infinite or not a number.
+        MemoryError: there is not enough memory.
     """
     file.require_readable(READABLE)
     config = config_of(file)

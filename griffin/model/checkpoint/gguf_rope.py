@@ -42,7 +42,7 @@ def rotary(file: GgufFile, context: int, head: int, *, partial: bool) -> Fields:
 def _scaling(file: GgufFile, context: int, pairs: int) -> Fields:
     kind, original = file.own("rope.scaling.type"), tokens(file, ORIGINAL)
     if original == 1:
-        raise refused(file, ORIGINAL, "is 1, and must be above it")
+        raise refused(file, ORIGINAL, "is 1, but must be above it")
     # Zero means that there is none.
     factor = file.own("rope.scaling.factor") and positive(file, "rope.scaling.factor")
     factor = factor or (file.own("rope.scale_linear") and positive(file, "rope.scale_linear"))

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file, none of which reaches past its end, and which types of them can be read."""
+"""The tensors of a GGUF file, all checked to end inside the file, and the types that can be read."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from griffin.model.checkpoint.gguf_header import Header, TableRow
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """One tensor, as it lies in its file.
+    """One tensor, as the file stores it.
 
-    type: how its values are written.
-    shape: of its values, the slowest dimension first.
-    row_bytes: what one row takes; a row is the last dimension, and holds whole blocks of its type.
-    start: where its bytes begin in the file.
+    type: the format of its values.
+    shape: shape of its values, slowest dimension first.
+    row_bytes: bytes of one row; a row is the last dimension, and contains whole blocks of its type.
+    start: position of its first byte in the file.
     """
 
     name: str
@@ -34,7 +34,7 @@ class GgufTensor:
 
     @property
     def path(self) -> Path:
-        """The file that it lies in: one of the parts of a split model."""
+        """The file that contains it: one of the parts of a split model."""
         return self.file.path
 
     @property
@@ -44,7 +44,7 @@ class GgufTensor:
 
     @property
     def data(self) -> NDArray[np.uint8]:
-        """Its bytes, [*shape[:-1], row_bytes], mapped and read-only. While they are used the file stays mapped."""
+        """Its bytes, [*shape[:-1], row_bytes], mapped and read-only. The file stays mapped while they are used."""
         return self.file.view(self.start, self.size).reshape(*self.shape[:-1], self.row_bytes)
 
 
@@ -63,17 +63,19 @@ def _tensor(file: MappedFile, header: Header, row: TableRow) -> GgufTensor:
         block, block_bytes = GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
         raise LoadError(
-            f"{file.path.name}: tensor {shown(row.name)} has the type {row.kind}, which is not known here; "
+            f"{file.path.name}: tensor {shown(row.name)} has the type {row.kind}, which is unknown; "
             "take another quantisation of the same model"
         ) from None
     called = f"{file.path.name}: tensor {shown(row.name)} ({kind.name})"
     if 0 in row.shape:
         raise LoadError(f"{called} holds no values: its shape is {row.shape}; download or convert the file again")
     if row.shape[-1] % block:
-        raise LoadError(f"{called} has rows of {row.shape[-1]} values, no multiple of {block}; convert the file again")
+        raise LoadError(
+            f"{called} has rows of {row.shape[-1]} values, not a multiple of {block}; convert the file again"
+        )
     if row.offset % header.alignment:
         raise LoadError(
-            f"{called} begins at {row.offset}, no multiple of the file's alignment {header.alignment}; "
+            f"{called} begins at {row.offset}, not a multiple of the file's alignment {header.alignment}; "
             "download or convert the file again"
         )
     found = GgufTensor(
@@ -81,7 +83,7 @@ def _tensor(file: MappedFile, header: Header, row: TableRow) -> GgufTensor:
     )
     if found.start + found.size > len(file):
         raise LoadError(
-            f"{file.path.name} is no whole GGUF file: tensor {shown(row.name)} ({kind.name}) ends at byte "
+            f"{file.path.name} is not a complete GGUF file: tensor {shown(row.name)} ({kind.name}) ends at byte "
             f"{found.start + found.size} of {len(file)}; is the download complete?"
         )
     return found
@@ -93,7 +95,7 @@ def require_readable_types(
     """
     Args:
         name: the model's file, for the error.
-        readable: the types that whoever asks can read.
+        readable: the types that the caller can read.
 
     Raises:
         LoadError: a tensor has another type; names the first one, its type, and how many more there are.
@@ -105,13 +107,13 @@ def require_readable_types(
     also = f", as have {more} more tensors" if more > 1 else ", as has one more tensor" if more else ""
     or_plain = ", or make its weights plain numbers: --dtype bfloat16" if _has_numbers(others) else ""
     raise LoadError(
-        f"{name}: tensor {shown(first.name)} has the type {first.type.name}, which is not read here{also}; "
+        f"{name}: tensor {shown(first.name)} has the type {first.type.name}, which cannot be read here{also}; "
         f"take another quantisation of the same model ({', '.join(kind.name for kind in sorted(readable))}){or_plain}"
     )
 
 
 def _has_numbers(tensors: Iterable[GgufTensor]) -> bool:
-    """Whether gguf's package turns all of them into plain numbers."""
+    """Whether the gguf package can turn all of them into plain numbers."""
     try:
         for kind in {tensor.type for tensor in tensors}:
             gguf.dequantize(np.zeros(GGML_QUANT_SIZES[kind][1], np.uint8), kind)

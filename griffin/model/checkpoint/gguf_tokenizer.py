@@ -11,10 +11,10 @@ from griffin.model.checkpoint.ends import KNOWN_ENDS
 from griffin.model.checkpoint.gguf_file import GgufFile
 from griffin.model.checkpoint.gguf_vocabulary import CONTROL, USER_DEFINED, library_tokenizer
 
-# Keys whose ids the file calls ends. Generation in the middle of a text ends at the last three.
+# Keys whose ids the file calls ends. The last three end only a fill in the middle.
 END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
-# The expressions that split text, one after the other, for each value of tokenizer.ggml.pre.
+# The expressions that split text, applied one after the other, for each value of tokenizer.ggml.pre.
 # Source: llama.cpp, src/llama-vocab.cpp.
 GPT2 = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",)
 DIGITS = (r"\p{N}", *GPT2)
@@ -59,7 +59,7 @@ SPLITS: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 
 
-# For these values a piece that is a token stays whole. For all but the last, texts begin with the begin token.
+# With these values a piece that is a token stays whole. With all but the last, texts begin with the begin token.
 WHOLE_PIECES = (
     "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken", "glm4",
 )  # fmt: skip
@@ -72,7 +72,7 @@ def read_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
     """The tokenizer of a file.
 
     Raises:
-        LoadError: it is of a kind that cannot be read; names the key.
+        LoadError: its kind is not supported; names the key.
     """
     kind = file.metadata.get("tokenizer.ggml.model")
     if kind in (None, "none", "no_vocab"):
@@ -80,9 +80,7 @@ def read_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
     pre = file.metadata.get("tokenizer.ggml.pre", "default")
     by_bytes = kind == "gpt2"
     if by_bytes and pre not in SPLITS and pre not in ("default", ""):
-        raise LoadError(
-            f"{file.path.name} splits text in a way that is not known here: its key tokenizer.ggml.pre is {pre}"
-        )
+        raise LoadError(f"{file.path.name} splits text in an unknown way: its key tokenizer.ggml.pre is {pre}")
     tokenizer = library_tokenizer(file)
     if by_bytes and pre in SPLITS:
         _split_as(pre, tokenizer.backend_tokenizer)
@@ -102,7 +100,7 @@ def _split_as(pre: str, backend: Tokenizer) -> None:
 
 
 def _begin_with(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let texts begin with the begin-of-sequence token if the file does not say whether they do."""
+    """Begin texts with the begin-of-sequence token if the file does not say whether they do."""
     if tokenizer.bos_token is None:
         return
     begin = tokenizer.bos_token
@@ -112,7 +110,7 @@ def _begin_with(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _space_first(backend: Tokenizer, prefixed: bool) -> None:
-    """A text, and what follows a special token, begins with a space of its own, or it does not (llama.cpp)."""
+    """Put a space before a text and before text after a special token, or do not (llama.cpp)."""
     spaces = normalizers.Replace(" ", SPACE)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefixed else spaces
     backend.pre_tokenizer = None
@@ -123,7 +121,7 @@ def _space_first(backend: Tokenizer, prefixed: bool) -> None:
 
 
 def ends(file: GgufFile) -> frozenset[int]:
-    """Ids at which the file says that a generation ends, by key, or by the name of a control token."""
+    """Ids that end a generation according to the file: by a key, or by the name of a control token."""
     found = {id for key in END_KEYS if isinstance(id := file.metadata.get(f"tokenizer.ggml.{key}_token_id"), int)}
     tokens = file.metadata.get("tokenizer.ggml.tokens") or []
     kinds = file.metadata.get("tokenizer.ggml.token_type") or []
@@ -135,6 +133,6 @@ def ends(file: GgufFile) -> frozenset[int]:
     }
     names = {tokens[id] for id in named}
     if {"<|return|>", "<|call|>"} <= names:
-        # There it ends only a part of an answer.
+        # In that format it ends only a part of an answer.
         named -= {id for id in named if tokens[id] == "<|end|>"}
     return frozenset(id for id in found | named if 0 <= id < len(tokens))

@@ -1,4 +1,4 @@
-"""Single values of a GGUF file's keys: a number where one must be, or a refusal that names the key."""
+"""Checked values of a GGUF file's keys; errors name the key."""
 
 import math
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from griffin.errors import LoadError
 from griffin.model.checkpoint.gguf_file import GgufFile
 
-# What fits into 32 bits with a sign.
+# The largest number in 32 bits with a sign.
 MOST = 2**31 - 1
-# No model reads as many tokens.
+# More tokens than any model reads.
 MOST_TOKENS = 2**24
 
 
 def number(file: GgufFile, key: str, most: float = math.inf) -> Any:
-    """A number above 0, or None if the key is not there. A list with a number for each layer must have one value.
+    """A number above 0, or None if the key is missing. A list with a number for each layer must have equal values.
 
     Raises:
         LoadError: the value is not such a number, or above ``most``.
@@ -26,37 +26,37 @@ def number(file: GgufFile, key: str, most: float = math.inf) -> Any:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
-        raise refused(file, key, f"is {short(value)}, and must be a number above 0")
+        raise refused(file, key, f"is {short(value)}, but must be a number above 0")
     if value > most:
-        raise refused(file, key, f"is {short(value)}, and must be at most {most:g}")
+        raise refused(file, key, f"is {short(value)}, but must be at most {most:g}")
     return value
 
 
 def size(file: GgufFile, key: str, most: int = MOST) -> Any:
-    """A whole number from 1 on, or None; else as ``number``."""
+    """A whole number of at least 1, or None; otherwise like ``number``."""
     value = number(file, key)
     if value is not None and not (isinstance(value, int) and value <= most):
-        raise refused(file, key, f"is {short(value)}, and must be a whole number from 1 to {most}")
+        raise refused(file, key, f"is {short(value)}, but must be a whole number from 1 to {most}")
     return value
 
 
 def tokens(file: GgufFile, key: str) -> Any:
-    """As ``size``: how many tokens of a text."""
+    """A number of tokens; like ``size``."""
     return size(file, key, MOST_TOKENS)
 
 
 def positive(file: GgufFile, key: str) -> Any:
-    """As ``number``, but a list is refused."""
+    """Like ``number``, but a list is refused."""
     value = file.own(key)
     if isinstance(value, list):
-        raise refused(file, key, f"is {short(value)}, and must be a number above 0")
+        raise refused(file, key, f"is {short(value)}, but must be a number above 0")
     return number(file, key)
 
 
 def require_equal(file: GgufFile, key: str, expected: int) -> None:
     """
     Raises:
-        LoadError: the key is there, and says something else.
+        LoadError: the key is there, with another value.
     """
     found = file.own(key)
     if found is not None and found != expected:
@@ -64,12 +64,12 @@ def require_equal(file: GgufFile, key: str, expected: int) -> None:
 
 
 def refused(file: GgufFile, key: str, why: str, *, bare: bool = False) -> LoadError:
-    """The refusal of a file by a key. ``bare``: the key is not under the architecture's name."""
+    """The error about one key of a file. ``bare``: the key is not under the architecture's name."""
     name = key if bare else f"{file.architecture}.{key}"
-    return LoadError(f"{file.path.name} cannot be served as it is meant: its key {name} {why}")
+    return LoadError(f"{file.path.name} cannot be served correctly: its key {name} {why}")
 
 
 def short(value: Any) -> str:
-    """A value as an error shows it."""
+    """A value as errors show it."""
     text = str(value)
     return text if len(text) <= 40 else text[:37] + "..."

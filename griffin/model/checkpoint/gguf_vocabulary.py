@@ -74,7 +74,7 @@ def _require_vocabulary(file: GgufFile) -> None:
         raise LoadError(f"{file.path.name} has no tokens: its key {PREFIX}tokens is missing or empty")
     for key, value in (("tokens", tokens), ("merges", merges or [])):
         if not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
-            raise refused(file, PREFIX + key, f"is {short(value)}, and must be a list of texts", bare=True)
+            raise refused(file, PREFIX + key, f"is {short(value)}, but must be a list of texts", bare=True)
     if merges is None and file.metadata.get(f"{PREFIX}scores") is None:
         raise LoadError(f"{file.path.name} does not say how tokens are made: it lacks the key {PREFIX}merges")
 

@@ -55,7 +55,7 @@ def parameter_names(file: GgufFile, empty: PreTrainedModel) -> dict[str, str]:
     if strange := [name for name in file.tensors if name not in found and not _useless(name)]:
         raise LoadError(
             f"{file.path.name} has {len(strange)} tensors that no parameter of such a model takes: {listed(strange)}; "
-            "it is another kind of model than its general.architecture says"
+            "general.architecture names the wrong kind of model"
         )
     names = {name: found[name] for name in file.tensors if name in found}
     _require_shapes(file, {name: parameters[parameter].shape for name, parameter in names.items()})

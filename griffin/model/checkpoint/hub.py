@@ -1,4 +1,4 @@
-"""A repository on a hub: its files in the hub's cache, or brought there. What is cached needs no network."""
+"""A repository on a hub: its files in the hub's cache, or downloaded. Cached files need no network."""
 
 import glob
 import logging
@@ -22,23 +22,23 @@ logger = logging.getLogger("griffin")
 # Seconds until a hub that does not answer counts as unreachable.
 ANSWER_S = 5
 SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
-# The maker's own format holds the same weights again.
+# The maker's own format contains the same weights again.
 OTHERS = ("consolidated*", "*/*")
 
 
 class _Unreachable(LoadError):
-    """The hub does not answer, or may not be asked. What the cache has may still do."""
+    """The hub does not answer, or must not be asked. The cached files may be enough."""
 
 
 def brought(source: Source) -> Source:
-    """A place on a hub becomes one on this machine: a GGUF file, or a directory, as yet perhaps without its weights.
+    """A place on a hub becomes one on this machine: a GGUF file, or a folder whose weights may still be missing.
 
     What the cache has is taken as it is. Only else the hub is asked. A GGUF file that only its repository is named for
     is taken only if the hub has no other model there, which is asked once for each snapshot, or cannot be reached. A
     checkpoint without a tokenizer is taken only if the hub cannot be reached.
 
     Raises:
-        LoadError: the repository does not have what is named, or there is no way to it.
+        LoadError: the repository does not have what is named, or it cannot be reached.
     """
     folder = _snapshot(str(source.hub_id))
     if folder and (path := _cached(folder, source)):
@@ -52,7 +52,7 @@ def brought(source: Source) -> Source:
 
 
 def with_weights(source: Source) -> Path:
-    """The whole directory of a repository that ``brought`` has found."""
+    """The complete folder of a repository that ``brought`` has found."""
     assert source.path is not None
     if not _has_weights(source.path):
         hub_id = str(source.hub_id)
@@ -63,7 +63,7 @@ def with_weights(source: Source) -> Path:
 
 
 def _snapshot(hub_id: str) -> Path | None:
-    """The main revision's files in the cache, as far as they are there."""
+    """The cached files of the main revision; some may be missing."""
     place = Path(constants.HF_HUB_CACHE) / (HUB_FOLDER + hub_id.replace("/", "--"))
     try:
         folder = place / "snapshots" / (place / "refs" / "main").read_text().strip()
@@ -73,14 +73,14 @@ def _snapshot(hub_id: str) -> Path | None:
 
 
 def _from_cache(source: Source, path: Path) -> Source:
-    logger.info("%s: from the hub's cache, %s; hf download brings a newer one", source.name, path)
+    logger.info("%s: from the hub's cache, %s; hf download gets a newer one", source.name, path)
     return replace(source, path=path)
 
 
 def _from_hub(source: Source, folder: Path | None) -> Source:
     """
     Args:
-        folder: what the cache has of it.
+        folder: its cached files.
     """
     hub_id = str(source.hub_id)
     files = chosen(_names(hub_id, source.name), source.name, source.hub_file)
@@ -97,11 +97,11 @@ def _from_hub(source: Source, folder: Path | None) -> Source:
 
 
 def _cached(folder: Path, source: Source, *, alone: bool = False) -> Path | None:
-    """What is meant in a snapshot, if all of it is there.
+    """The named model in a snapshot, if it is complete.
 
     Args:
-        alone: there is nothing else to be had, so what is likely meant will do: the only GGUF model that is there, or
-            weights without a tokenizer, which the loader speaks about.
+        alone: the hub cannot help, so a likely match is enough: the only GGUF model, or weights without a tokenizer,
+            which the loader then reports.
     """
     names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
     if source.hub_file is None and is_checkpoint(names):
@@ -133,21 +133,21 @@ def _remember_it_is_alone(source: Source, folder: Path) -> None:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether all weights are there, and what they mean. They are brought last."""
+    """Whether all weights, and the files that describe them, are there. Weights are downloaded last."""
     files = weight_files(folder) if (folder / "config.json").is_file() else []
     return bool(files) and all(file.is_file() for file in files)
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    """Other programs fill the cache too, some with weights alone."""
+    """Whether there is a tokenizer: other programs fill the cache too, some with weights only."""
     return any((folder / name).is_file() for name in TOKENIZERS)
 
 
 def _names(hub_id: str, name: str) -> list[str]:
-    """All files of a repository, as the hub lists them.
+    """All files of a repository, as listed by the hub.
 
     Raises:
-        LoadError: the hub does not have it, or cannot be reached.
+        LoadError: the hub does not have the repository, or cannot be reached.
     """
     try:
         listed = HfApi().model_info(hub_id, timeout=ANSWER_S).siblings or []
@@ -172,13 +172,13 @@ def _download(hub_id: str, patterns: Sequence[str]) -> Path:
 def _refuse(error: Exception, hub_id: str, name: str) -> NoReturn:
     where = f"{constants.ENDPOINT}/{hub_id}"
     if isinstance(error, GatedRepoError):
-        why = f"can be downloaded by those only who have accepted its terms: accept them at {where} and set HF_TOKEN"
+        why = f"can only be downloaded after its terms were accepted: accept them at {where} and set HF_TOKEN"
         raise LoadError(f"'{name}' {why}") from None
     if isinstance(error, RepositoryNotFoundError):
-        why = f"is neither here nor on the hub ({where}); of a private repository, set HF_TOKEN"
+        why = f"is neither here nor on the hub ({where}); for a private repository, set HF_TOKEN"
         raise LoadError(f"'{name}' {why}") from None
     if isinstance(error, OfflineModeIsEnabled):
-        why = f"is not in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE keeps it from being downloaded"
+        why = f"is not in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids to download it"
     elif isinstance(error, HfHubHTTPError):
         why = f"cannot be downloaded from {where}: {first_words(error)}"
     else:

@@ -1,4 +1,4 @@
-"""Which files of a hub's repository are meant: by a file's name, by a quantisation's name, or by neither."""
+"""Chooses the files of a hub repository: by a file's name, by a quantisation's name, or by neither."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from griffin.errors import LoadError
 from griffin.model.checkpoint.gguf_file import PART
 from griffin.model.checkpoint.refusals import listed
 
-# Files that hold no language model, by a word in their names.
+# Files without a language model, by a word in their names.
 OTHER_FILES = {
     "mmproj": "the vision or audio part of a model",
     "imatrix": "an importance matrix, which quantising uses",
@@ -16,26 +16,26 @@ OTHER_FILES = {
 QUANTISATION = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q\d\w*|TQ\d_\d\w*|MXFP4\w*|NVFP4\w*|BF16|FP?16|FP?32))(?=$|[-.])", re.IGNORECASE
 )
-# Of names in an error.
+# Most names in an error.
 MOST = 40
 
 
 def is_checkpoint(names: Sequence[str]) -> bool:
-    """Whether a repository's files are a checkpoint of transformers."""
+    """Whether a repository's files are a checkpoint for transformers."""
     weights = any(name.endswith(".safetensors") or re.fullmatch(r"pytorch_model.*\.bin", name) for name in names)
     return "config.json" in names and weights
 
 
 def chosen(names: Sequence[str], spelling: str, wanted: str | None) -> list[str]:
-    """The GGUF files that are meant: one, or all parts of a model, the first part first; none for a checkpoint.
+    """The chosen GGUF files: one, or all parts of a model in order; none if the repository is a checkpoint.
 
     Args:
         names: all files of the repository, with their folders.
         spelling: what the user wrote, for errors.
-        wanted: a file's name in it, a quantisation's name, or None.
+        wanted: the name of a file or of a quantisation, or None.
 
     Raises:
-        LoadError: nothing or several models fit; the text says what there is.
+        LoadError: nothing or several models fit; the text lists what is there.
     """
     if wanted is not None and wanted.lower().endswith(".gguf"):
         return _whole(_file(names, spelling, wanted), names, spelling)
@@ -59,7 +59,7 @@ def _or_checkpoint(wanted: str | None) -> str:
 
 
 def _file(names: Sequence[str], spelling: str, wanted: str) -> str:
-    """The name of a file that the user has named, in the repository's own case."""
+    """The file that the user has named, spelled as in the repository."""
     for word, what in OTHER_FILES.items():
         if word in PurePosixPath(wanted).name.lower():
             raise LoadError(f"'{spelling}' is {what}, not a language model; name the model's own file")
@@ -90,7 +90,7 @@ def _whole(name: str, names: Sequence[str], spelling: str) -> list[str]:
 
 
 def _is_model(name: str) -> bool:
-    """Whether a file is a model's, or the first part of one, by its name."""
+    """Whether a file's name is that of a model, or of a model's first part."""
     path = PurePosixPath(name)
     part = PART.fullmatch(path.stem)
     other = any(word in path.name.lower() for word in OTHER_FILES)
@@ -110,7 +110,7 @@ def _stem(name: str) -> str:
 
 
 def _quantisations(models: Sequence[str]) -> str:
-    """What tells models apart: their quantisations' names, or else the files' names."""
+    """The names that distinguish models: their quantisations, or else their files."""
     found = [QUANTISATION.findall(_stem(name)) for name in models]
     labels = [each[-1] for each in found if each]
     if len(labels) == len(models) == len({label.lower() for label in labels}):

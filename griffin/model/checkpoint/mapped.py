@@ -1,4 +1,4 @@
-"""A model whose FF weights are mapped from a file, see ``model.mapped``. The file is made once."""
+"""A model whose FF weights are mapped from a file, see ``model.mapped``. The file is written once."""
 
 import logging
 import shutil
@@ -25,14 +25,14 @@ logger = logging.getLogger("griffin")
 
 
 def mapped_model(folder: Path, dtype: torch.dtype, map_from: Path, source: str) -> PreTrainedModel:
-    """A checkpoint's model. The file of its FF weights is made first if it is missing or cannot be used."""
+    """A checkpoint's model. The file of its FF weights is written first if it is missing or unusable."""
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(served_config(folder)[0], dtype=dtype)
     layout = mapped.Layout.of(empty, dtype)
     name = f"{folder.name}-{str(dtype).removeprefix('torch.')}"
     try:
         map_from.mkdir(parents=True, exist_ok=True)
-        # The directory's files may be replaced at any time: the file is named by those that are read.
+        # The folder's files may be replaced at any time, so the mapped file is named after the files that are read.
         with FileLock(map_from / f"{name}.lock"), whole_while_read(source, weight_files(folder)) as require_unchanged:
 
             def write(partial: Path) -> None:
@@ -62,7 +62,7 @@ def _mapped_or_made(target: Path, layout: mapped.Layout, source: str, write: Cal
 def _without_feed_forward(empty: PreTrainedModel, layout: mapped.Layout, folder: Path, source: str) -> PreTrainedModel:
     """A checkpoint's model without its FF matrices, which stay on the meta device."""
     absent = {name for names in layout.names for name in names}
-    # The library's own offload leaves them on the disk. Nothing else of it is wanted.
+    # transformers' own offload leaves them on the disk. Only that part of it is needed.
     places = {name: "disk" if name in absent else "cpu" for name, m in empty.named_modules() if not list(m.children())}
     offloading = logging.getLogger("accelerate.big_modeling")
     level = offloading.level
@@ -74,7 +74,7 @@ def _without_feed_forward(empty: PreTrainedModel, layout: mapped.Layout, folder:
     remove_hook_from_module(model, recurse=True)
     for module in model.modules():
         for method in ("forward", "to", "cuda"):
-            # Those hooks leave methods on the instance; a copy of the module would call this one's.
+            # Those hooks leave methods on the instance; a copy of the module would call the original's methods.
             module.__dict__.pop(method, None)
     biased = [name for name in absent if model.get_submodule(name).bias is not None]
     biases = mapped.tensors(folder, [f"{name}.bias" for name in biased], model.base_model_prefix)

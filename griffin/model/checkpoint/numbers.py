@@ -1,6 +1,6 @@
-"""Numbers of a ``config.json`` that no model can have, or that must not be filled in for it.
+"""Checks of a ``config.json``: numbers that no model can have, and numbers that must not be missing.
 
-transformers has defaults for what a configuration leaves out: those of one model, silently applied to another.
+transformers has defaults for missing numbers: those of one model, silently applied to another.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 from griffin.errors import LoadError
 
-# In each of these, one name must be there: no shape of any weight tells them.
+# Of each of these, one name must be present, because no weight's shape tells the number.
 NEEDED: Sequence[tuple[str, ...]] = (
     ("hidden_size", "n_embd", "d_model"),
     ("num_hidden_layers", "n_layer", "num_layers"),
@@ -32,10 +32,10 @@ POSITIVE = (
 def require_numbers(config: Mapping[str, Any], source: str, told_by_shapes: Collection[str] = ()) -> None:
     """
     Args:
-        told_by_shapes: fields that may be missing, because the shapes of this model's weights do tell them.
+        told_by_shapes: fields that may be missing, because the shapes of this model's weights tell them.
 
     Raises:
-        LoadError: a number is missing, or is none that a model can have. Names the field.
+        LoadError: a number is missing, or no model can have it. Names the field.
     """
     for names in NEEDED:
         if not any(config.get(name) is not None or name in told_by_shapes for name in names):
@@ -49,7 +49,7 @@ def require_numbers(config: Mapping[str, Any], source: str, told_by_shapes: Coll
 
 
 def _parts(rope: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Rotary parameters; where kinds of layers differ, those of each."""
+    """The rotary parameters; if kinds of layers have different ones, those of each kind."""
     inside = [(f".{name}", part) for name, part in rope.items() if isinstance(part, Mapping)]
     return inside or [("", rope)]
 
@@ -65,7 +65,7 @@ def _require_sane(values: Mapping[str, Any], source: str, where: str) -> None:
         if value is None or isinstance(value, list | Mapping):
             continue
         if name in COUNTS and not (_is_number(value) and value == int(value) and value >= 1):
-            raise _refused(source, where + name, value, "a whole number from 1 on")
+            raise _refused(source, where + name, value, "a whole number of at least 1")
         if name in POSITIVE and not (_is_number(value) and value > 0):
             raise _refused(source, where + name, value, "a number above 0")
 

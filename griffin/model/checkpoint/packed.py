@@ -1,7 +1,7 @@
-"""One projection of a GPTQ or AWQ checkpoint: codes of 4 bits, eight in a word, which stand for exact numbers.
+"""One projection of a GPTQ or AWQ checkpoint: codes of 4 bits, eight in a word, that represent exact numbers.
 
-A number is scale (code - zero); some inputs, 128 mostly, share scales and zeros. With act-order the inputs of a group
-do not follow each other.
+A number is scale (code - zero). Groups of inputs, usually 128, share scales and zeros. With act-order the inputs of a
+group are not neighbours.
 
 Shapes: R outputs, C inputs, G groups.
 """
@@ -20,11 +20,11 @@ from griffin.model.matrix.grouping import BLOCK
 
 BITS = 4
 IN_WORD = 32 // BITS
-# AWQ's: which of eight neighbours each code of a word is, from the lowest bits on.
+# AWQ's order: the position among eight neighbours of each code in a word, from the lowest bits on.
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-# What checkpoints call their layouts. GPTQ's first one holds zeros that are one less.
+# Names of layouts in checkpoints. GPTQ's first layout stores zeros that are one less.
 LAYOUTS = {"gptq": {"gptq": 1, "gptq_v2": 0}, "awq": {"gemm": 0}}
-# Of a projection's name; a checkpoint of AWQ has no g_idx.
+# Endings of a projection's tensors; AWQ checkpoints have no g_idx.
 TENSORS = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -33,7 +33,7 @@ class Scheme:
     """How a checkpoint packs its projections.
 
     method: gptq or awq.
-    zero_offset: what is added to the zeros that it holds.
+    zero_offset: what is added to the stored zeros.
     """
 
     method: str
@@ -44,7 +44,7 @@ class Scheme:
         """The scheme that a ``config.json`` names; None if it names another method, or none.
 
         Raises:
-            LoadError: the method is known, and this variety of it is not.
+            LoadError: the method is known, but not this variant.
         """
         quantised = config.get("quantization_config")
         method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
@@ -56,7 +56,7 @@ class Scheme:
             what = f"{bits} bits" if bits != BITS else f"the layout '{layout}'"
             known = f"{BITS} bits in the layout {' or '.join(LAYOUTS[method])}"
             raise LoadError(
-                f"'{source}' has weights quantised by {QUANTISERS[method]} with {what}; read are {known}; {PLAIN}"
+                f"'{source}' has weights quantised by {QUANTISERS[method]} with {what}; supported: {known}; {PLAIN}"
             )
         return cls(method, offset)
 
@@ -94,14 +94,14 @@ class Packed:
         words = (columns // IN_WORD, rows) if along_inputs else (columns, rows // IN_WORD)
         for name, wanted in zip(TENSORS, (words, (count, rows // IN_WORD), (count, rows), (columns,)), strict=True):
             if name in tensors and tuple(tensors[name].shape) != wanted:
-                raise ValueError(f"has {name} of {tuple(tensors[name].shape)} and should have {wanted}")
+                raise ValueError(f"has {name} of {tuple(tensors[name].shape)} but should have {wanted}")
         if {tensors[name].dtype for name in TENSORS[:2]} != {torch.int32}:
             raise ValueError("has codes that are not packed in words of 32 bits")
         order = range(IN_WORD) if along_inputs else AWQ_ORDER
         codes = _unpacked(tensors["qweight"].t(), order) if along_inputs else _unpacked(tensors["qweight"], order).t()
         zeros = _unpacked(tensors["qzeros"], order).t() + scheme.zero_offset
         if not bool(tensors["scales"].isfinite().all()):
-            raise ValueError("has scales that are infinite or no numbers")
+            raise ValueError("has scales that are infinite or not a number")
         groups = _groups(tensors.get("g_idx"), columns, count)
         return cls(codes, tensors["scales"].t(), zeros, groups)
 

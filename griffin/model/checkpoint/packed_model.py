@@ -1,4 +1,4 @@
-"""A directory's model whose projections GPTQ or AWQ has quantised: with its own codes, or with plain numbers."""
+"""A model in a folder, quantised by GPTQ or AWQ: read with its own codes, or as plain numbers."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,19 +35,19 @@ def read(
     """A checkpoint's model and tokenizer.
 
     Args:
-        source: as the user named it.
-        dtype: of activations; of all weights where they are made plain.
+        source: the checkpoint's name for the user.
+        dtype: of activations; also of all weights if they become plain numbers.
         in_place: keep the codes.
 
     Raises:
-        LoadError: a weight is missing, or cannot be read.
+        LoadError: a weight is missing or cannot be read.
     """
     require_readable(folder, source)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     with ExitStack() as stack:
         reader = _Reader(folder, source, scheme, dtype, stack)
         if in_place and (why := reader.obstacle()):
-            logger.warning("%s: its weights are made plain numbers, which are slower to read: %s", source, why)
+            logger.warning("%s: its weights become plain numbers, which are slower: %s", source, why)
             in_place = False
         model = reader.in_place() if in_place else reader.dequantised()
     require_rows(model, tokenizer, source)
@@ -57,7 +57,7 @@ def read(
 
 
 class _Reader:
-    """A checkpoint's tensors, and the model that they become."""
+    """A checkpoint's tensors, and the model built from them."""
 
     def __init__(self, folder: Path, source: str, scheme: Scheme, dtype: torch.dtype, stack: ExitStack) -> None:
         self._source, self._scheme, self._dtype = source, scheme, dtype
@@ -90,7 +90,7 @@ class _Reader:
         return assembled(self._source, self._config, state, self._dtype)
 
     def in_place(self) -> PreTrainedModel:
-        """Matrices as the checkpoint has them; all else is small, and kept in fp32 beside the model's dtype."""
+        """The checkpoint's codes in matrices; everything else is small and kept in fp32 beside the model's dtype."""
         orders = self._row_orders()
         tables = [name.removesuffix(".weight") for name in self._plain if self._is_matrix(name)]
         shapes = {f"{path}.weight": self._shapes[f"{path}.weight"] for path in (*self._packed, *tables)}
@@ -112,11 +112,11 @@ class _Reader:
         for path in tables:
             yield path, self._table(path, orders.get(path)), self._names.is_contracting(path)
 
-    # How many projections could not keep their codes.
+    # Number of projections that could not keep their codes.
     _widened = 0
 
     def _matrix(self, path: str, order_R: Tensor | None, *, by_input: bool) -> Matrix:
-        """A projection's codes. Where groups cannot be kept together, plain numbers in fp32, which are exact too."""
+        """A projection's codes. If a group cannot stay together: plain numbers in fp32, which are exact too."""
         packed = self._read(path)
         packed = packed if order_R is None else packed.outputs(order_R)
         order_C = order_of(packed.groups) if by_input else None
@@ -134,7 +134,7 @@ class _Reader:
         return lay_rows(data.numpy(), kind, (rows, columns), untouched(row_sizes(kind, (rows, columns))), self._dtype)
 
     def _table(self, path: str, order_R: Tensor | None) -> Matrix:
-        """A matrix that was not quantised, in the checkpoint's own numbers."""
+        """A matrix that is not quantised, with the checkpoint's own numbers."""
         values = self._tensor(f"{path}.weight")
         if self._names.is_contracting(path):
             return Dense(values.t().clone(memory_format=torch.contiguous_format), self._dtype)
@@ -146,9 +146,9 @@ class _Reader:
         return values.clone() if order_R is None else values[order_R]
 
     def _row_orders(self) -> dict[str, Tensor]:
-        """In which order each expanding projection's outputs are read, so that the neurons of a group are neighbours.
+        """The order in which each expanding projection's outputs are read, so that a group's neurons are neighbours.
 
-        Any order of neurons is the same model.
+        The order of neurons does not change the model.
         """
         found: dict[str, Tensor] = {}
         for contract in filter(self._names.is_contracting, self._packed):
@@ -179,7 +179,7 @@ class _Reader:
 
 
 def _plain_config(folder: Path) -> PreTrainedConfig:
-    """A checkpoint's configuration without what quantised it: the library must not look for its kernels."""
+    """A checkpoint's configuration without its quantisation, so that transformers does not look for kernels."""
     config = served_config(folder)[0]
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -1,4 +1,4 @@
-"""A model by the library's own reader, all of whose weights come from its checkpoint."""
+"""A model read by transformers, after a check that all its weights come from the checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from griffin.model.checkpoint.whole import require_whole
 
 
 def from_pretrained(folder: Path, source: str, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """A model all of whose weights come from its checkpoint.
+    """A model whose weights all come from its checkpoint.
 
     Raises:
-        LoadError: some do not; names the first few.
+        LoadError: some weights do not; names the first few.
     """
     config, part = served_config(folder)
     with quiet():

@@ -1,6 +1,6 @@
-"""A directory's model with its weights rounded to codes; the codes are kept in the user's cache.
+"""A folder's model with its weights rounded to codes; the codes are kept in the user's cache.
 
-The library maps the directory's files. Weights are rounded one by one, so memory holds the codes and one weight.
+transformers maps the folder's files. Weights are rounded one by one, so memory holds the codes and one weight.
 """
 
 import json
@@ -29,7 +29,7 @@ from griffin.model.quantise import Codes, Kind, Place, places, quantise_, roundi
 logger = logging.getLogger("griffin")
 
 FILE = "codes.safetensors"
-# Raised when what is written changes: all folders are then made again.
+# Raise this when the written form changes, so that all folders are written again.
 CACHE_FORMAT = 1
 TYPES = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -40,10 +40,10 @@ def read(
     """A checkpoint's model and tokenizer.
 
     Args:
-        source: as the user named it.
-        dtype: of activations, and of what stays plain.
+        source: the checkpoint's name for the user.
+        dtype: of activations, and of weights that stay plain.
     """
-    # The directory's files may be replaced at any time: codes are named by those that are read.
+    # The folder's files may be replaced at any time, so codes are named after the files that are read.
     with whole_while_read(source, weight_files(folder)) as require_unchanged:
         target = cache_dir / "quantised" / f"{folder.name}-{kind}-{folder_identity(folder)}-{CACHE_FORMAT}"
         model, tokenizer = folder_reader.read(folder, source, _dtype_of(folder, source), None)
@@ -60,7 +60,7 @@ def read(
 
 
 def _dtype_of(folder: Path, source: str) -> torch.dtype:
-    """What most of a checkpoint's tensors are stored in: read so, they are mapped and not copied."""
+    """The dtype of most of a checkpoint's tensors: read in this dtype, they are mapped and not copied."""
     stored = Counter(kind for _, kind in stored_types(folder, source) if kind in TYPES)
     return TYPES[stored.most_common(1)[0][0]] if stored else torch.float32
 
@@ -68,7 +68,7 @@ def _dtype_of(folder: Path, source: str) -> torch.dtype:
 def _cached(
     target: Path, wanted: Sequence[Place], source: str, kind: Kind, write: Callable[[Path], None]
 ) -> Codes | None:
-    """Codes in the cache, which are made first if they are missing or cannot be read; None if there is no room."""
+    """Codes in the cache, written first if they are missing or unreadable; None if there is no room."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(target.name + ".lock")):
@@ -87,7 +87,7 @@ def _cached(
 def _require_room(place: Path, wanted: Sequence[Place]) -> None:
     """
     Raises:
-        OSError: the disk is too full, which would show only after minutes.
+        OSError: the disk is too full; without this check that would show only after minutes.
     """
     needed, free = sum(each.bytes for each in wanted), shutil.disk_usage(place).free
     if needed > free:
@@ -95,7 +95,7 @@ def _require_room(place: Path, wanted: Sequence[Place]) -> None:
 
 
 def _header(wanted: Sequence[Place]) -> bytes:
-    """Of a safetensors file, padded to eight bytes."""
+    """The header of a safetensors file, padded to eight bytes."""
     entries, start = {}, 0
     for place in wanted:
         shape = [place.shape[0], place.form.row_bytes(place.shape[1])]
@@ -114,7 +114,7 @@ def _write(path: Path, wanted: Sequence[Place], codes: Codes, description: str) 
 
 
 def _read(path: Path, wanted: Sequence[Place]) -> Codes | None:
-    """The codes in a file, mapped; None if it is damaged, or not the file of these places."""
+    """The codes in a file, mapped; None if it is damaged or has other places."""
     header = _header(wanted)
     try:
         with path.open("rb") as file:

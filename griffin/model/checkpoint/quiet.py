@@ -1,4 +1,4 @@
-"""Keeps the library's own messages about a checkpoint out of the log: our errors say the same in one line."""
+"""Keeps messages of transformers about a checkpoint out of the log: our errors say the same in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import transformers
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Errors only, until the block ends."""
+    """Let only errors of transformers through, until the block ends."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     try:

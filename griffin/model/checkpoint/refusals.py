@@ -1,4 +1,4 @@
-"""What people point ``--model`` at that cannot be served: what it is, and what to do instead."""
+"""Wrong values of ``--model``: what kind of file or folder it is, and what to do instead."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 PARTS = (".safetensors", ".bin", ".json", ".model", ".gguf")
 JSON_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LFS_POINTER = b"version https://git-lfs"
-# The quantisers' own names.
+# How the quantisation programs call themselves.
 QUANTISERS = {
     "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "exl2": "EXL2", "exl3": "EXL3", "fp8": "FP8",
     "fbgemm_fp8": "FP8", "compressed-tensors": "compressed-tensors", "hqq": "HQQ", "aqlm": "AQLM", "quanto": "Quanto",
@@ -51,7 +51,7 @@ WITHOUT_CONFIG: Sequence[Kind] = (
         "a checkpoint in its maker's own format (params.json)",
         "take the version for transformers, which has a config.json",
     ),
-    Kind(_has("*.gguf"), "a folder of GGUF files, not exactly one of which is a model", "name one of them: {gguf}"),
+    Kind(_has("*.gguf"), "a folder of GGUF files with none or several models in them", "name one file: {gguf}"),
     Kind(
         _has("checkpoint-*/config.json"),
         "a folder of training checkpoints",
@@ -59,7 +59,7 @@ WITHOUT_CONFIG: Sequence[Kind] = (
     ),
     Kind(
         _has("*/config.json"),
-        "a folder of models, and no model itself",
+        "a folder of models, but not a model itself",
         "name one of them: {models}",
     ),
     Kind(_has(*TOKENIZERS), "a tokenizer without a model", "name the directory that has config.json and the weights"),
@@ -88,17 +88,17 @@ FILES = {
     ".model": "a tokenizer's file", ".nemo": "a NeMo checkpoint", ".onnx": "an ONNX export",
     ".zip": "an archive", ".tar": "an archive", ".gz": "an archive", ".tgz": "an archive", ".7z": "an archive",
     ".ggml": "a GGML file, older than GGUF", ".h5": "weights for TensorFlow", ".msgpack": "weights for Flax",
-    ".gguf": "no GGUF file, whatever its name says",
+    ".gguf": "not a GGUF file, despite its name",
 }  # fmt: skip
 
 
 def refuse_file(path: Path, text: str) -> NoReturn:
     """
     Raises:
-        LoadError: a file that is no GGUF file.
+        LoadError: the file is not a GGUF file.
     """
     if not path.is_file():
-        raise LoadError(f"'{text}' is no regular file; name a model directory or a .gguf file")
+        raise LoadError(f"'{text}' is not a regular file; name a model directory or a .gguf file")
     if _is_pointer(path):
         raise LoadError(f"'{text}' is a pointer of git-lfs, not the file itself; run git lfs pull in its repository")
     if path.stat().st_size == 0:
@@ -112,10 +112,10 @@ def refuse_file(path: Path, text: str) -> NoReturn:
 
 
 def require_config(folder: Path, text: str) -> None:
-    """Look at a directory's files, before any is read.
+    """Check a directory's files before any is read.
 
     Raises:
-        LoadError: it has no configuration, or files that are not really there; what it is, and what to do.
+        LoadError: it has no configuration, or links to missing files; says what it is and what to do.
     """
     try:
         names = [file.name for file in folder.iterdir()]
@@ -130,17 +130,17 @@ def require_config(folder: Path, text: str) -> None:
 
 
 def require_files(folder: Path, text: str) -> None:
-    """Look at a directory whose configuration is that of a supported model.
+    """Check a directory whose configuration is that of a supported model.
 
     Raises:
-        LoadError: weights or a tokenizer are missing, or it is another kind of model after all.
+        LoadError: weights or a tokenizer are missing, or it is another kind of model.
     """
     names = [file.name for file in folder.iterdir()]
     _require_weights(folder, text)
     if "adapter_config.json" in names and any(name.startswith("adapter_model") for name in names):
         raise LoadError(f"'{text}' has a LoRA adapter beside its weights; merge the two (peft: merge_and_unload) first")
     if "modules.json" in names:
-        raise LoadError(f"'{text}' is an embedding model (it has modules.json); it has no use for generated text")
+        raise LoadError(f"'{text}' is an embedding model (it has modules.json); it does not generate text")
     if not any(name in names for name in TOKENIZERS):
         raise LoadError(
             f"'{text}' has no tokenizer; copy {TOKENIZERS[0]} (or {TOKENIZERS[1]}, or vocab.json and merges.txt) and "
@@ -149,10 +149,10 @@ def require_files(folder: Path, text: str) -> None:
 
 
 def require_readable(folder: Path, text: str) -> None:
-    """Look at small files that readers skip silently, or fail on without a clear message, when they are damaged.
+    """Check small files that readers skip silently, or report without a clear message, when they are damaged.
 
     Raises:
-        LoadError: one of them is no JSON object; names it.
+        LoadError: one of them is not a JSON object; names it.
     """
     for name in JSON_FILES:
         if not (folder / name).exists():
@@ -160,7 +160,7 @@ def require_readable(folder: Path, text: str) -> None:
         content = _require_object(folder / name, text)
         ends = content.get("eos_token_id") if name == "generation_config.json" else None
         if any(type(id) is not int for id in (ends if isinstance(ends, list) else [ends or 0])):
-            raise LoadError(f"'{text}': eos_token_id in {name} is {str(ends)[:40]}, and must be a token id or several")
+            raise LoadError(f"'{text}': eos_token_id in {name} is {str(ends)[:40]}, but must be a token id or several")
 
 
 def _require_object(file: Path, text: str) -> Mapping[str, Any]:
@@ -169,16 +169,16 @@ def _require_object(file: Path, text: str) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise LoadError(f"'{text}': {file.name} cannot be read ({first_words(error)}); download it again") from None
     if not isinstance(content, Mapping):
-        raise LoadError(f"'{text}': {file.name} holds no JSON object; download it again")
+        raise LoadError(f"'{text}': {file.name} does not contain a JSON object; download it again")
     return content
 
 
 def require_plain(config: Mapping[str, Any], text: str) -> None:
-    """Look at the contents of a ``config.json``, before any weight is read.
+    """Check the contents of a ``config.json`` before any weight is read.
 
     Raises:
-        LoadError: its weights are quantised.
-        UnsupportedModel: it is no causal language model.
+        LoadError: the weights are quantised in an unsupported way.
+        UnsupportedModel: it is not a causal language model.
     """
     quantised = config.get("quantization_config")
     if isinstance(quantised, str):
@@ -199,11 +199,11 @@ def require_plain(config: Mapping[str, Any], text: str) -> None:
         or config.get("is_causal") is False
         or config.get("use_bidirectional_attention")
     ):
-        raise UnsupportedModel(f"'{text}' attends in both directions: it embeds texts, and generates none")
+        raise UnsupportedModel(f"'{text}' attends in both directions: it embeds texts and does not generate text")
 
 
 def _generates(architecture: str) -> bool:
-    # Checkpoints of a bare model name only that (OPTModel). Their head must be in the file, or be tied.
+    # Checkpoints of a bare model name only its class (OPTModel). The head must be in the file, or tied.
     return architecture.endswith(("ForCausalLM", "LMHeadModel", "Model", "ForConditionalGeneration"))
 
 
@@ -224,7 +224,7 @@ def _require_present(file: Path, text: str) -> None:
 
 
 def _require_weights(folder: Path, text: str) -> None:
-    # In the order in which transformers looks; an index may be left from another version.
+    # In the order in which transformers looks for them; an old index file may be left over.
     for index, whole in zip(INDEXES, WEIGHTS, strict=True):
         if (folder / whole).is_file():
             return None
@@ -271,7 +271,7 @@ def _is_pointer(file: Path) -> bool:
 
 
 def first_words(error: BaseException) -> str:
-    """A reader's error in one line. Some readers write paragraphs, others only a key's name."""
+    """A reader's error in one line. Some readers write paragraphs, others only the name of a key."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     if isinstance(error, KeyError) or not text:
@@ -280,5 +280,5 @@ def first_words(error: BaseException) -> str:
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """The first few of many names."""
+    """The first few names, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

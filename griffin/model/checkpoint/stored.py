@@ -1,4 +1,4 @@
-"""What is written into the user's cache: a folder that is whole or not there, under a name that tells its source."""
+"""Writes folders into the user's cache: each is complete or missing, and its name identifies its source."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ from griffin.model.checkpoint.gguf_file import parts
 from griffin.model.checkpoint.whole import weight_files
 from griffin.model.guard import state
 
-# Files up to this size are told apart by their content, larger ones by place and times.
+# Files up to this size are identified by their content, larger ones by place and times.
 HASHED_UP_TO_BYTES = 2**29
 
 
 def folder_identity(folder: Path) -> str:
-    """A name for a checkpoint's folder by place and times: hashing all weights would take as long as reading them."""
+    """A name for a checkpoint's folder by place and times: hashing all weights takes as long as reading them."""
     files = sorted([*weight_files(folder), folder / "config.json"])
     states = [(file.name, state(file.stat())) for file in files]
     return blake2b(f"{folder.resolve()} {states}".encode(), digest_size=6).hexdigest()
@@ -39,7 +39,7 @@ def file_identity(path: Path) -> str:
 
 
 def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
-    """Fill a folder, then rename it to ``target``: no one ever finds half of it. The caller holds the lock."""
+    """Fill a folder, then rename it to ``target``, so that no reader finds half of it. The caller holds the lock."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -47,7 +47,7 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
         write(partial)
         for file in filter(Path.is_file, partial.rglob("*")):
             with file.open("rb") as written:
-                # The rename must not reach the disk before the contents.
+                # The rename must not reach the disk before the contents do.
                 os.fsync(written.fileno())
         partial.rename(target)
     finally:

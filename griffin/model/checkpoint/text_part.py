@@ -1,6 +1,6 @@
-"""The text part of a multimodal checkpoint: its configuration, the names of its weights, and what is left out.
+"""The text part of a multimodal checkpoint: its configuration, its weights' names, and what is left out.
 
-The model around it is never built. What is loaded is a model of the text part's own type.
+The surrounding model is never built. A model of the text part's own type is loaded.
 """
 
 import logging
@@ -14,8 +14,8 @@ from griffin.model.families import TextPart, text_part
 
 logger = logging.getLogger("griffin")
 
-# From names in the checkpoint to names in the text model, as ``from_pretrained`` takes them. The inner model is called
-# language_model.model, or model.language_model since transformers 4.52.
+# From names in the checkpoint to names in the text model, in the form for ``from_pretrained``. The inner model is
+# called language_model.model, or model.language_model since transformers 4.52.
 RENAMED = {
     r"^language_model\.lm_head": "lm_head",
     r"^(model\.)?language_model\.(model\.)?": "model.",
@@ -23,7 +23,7 @@ RENAMED = {
 
 
 def served_config(place: Path) -> tuple[PreTrainedConfig, TextPart | None]:
-    """The configuration of what is served of a checkpoint; and which part of it that is, or None for all.
+    """The configuration of the part that is served, and which part it is; None means the whole checkpoint.
 
     Args:
         place: a folder with a ``config.json``, or that file.
@@ -33,17 +33,17 @@ def served_config(place: Path) -> tuple[PreTrainedConfig, TextPart | None]:
     if part is None:
         return whole, None
     config: PreTrainedConfig = whole.text_config
-    # The model around it decides whether the head is the embedding.
+    # The surrounding model decides whether the head equals the embedding.
     config.tie_word_embeddings = whole.tie_word_embeddings
     return config, part
 
 
 def without_left_out(part: TextPart, names: Iterable[str], source: str) -> list[str]:
-    """Those of a checkpoint's tensors that do not belong to what is left out; logs what is.
+    """The tensors that do not belong to a left-out part; logs what is left out.
 
     Args:
-        names: of tensors that no parameter takes.
-        source: as the user named the checkpoint.
+        names: tensors that no parameter takes.
+        source: the checkpoint's name for the user.
     """
     pattern = re.compile(rf"(model\.)?({'|'.join(part.left_out)})\.")
     names = list(names)

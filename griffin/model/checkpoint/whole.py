@@ -1,4 +1,4 @@
-"""Whether every parameter of a model came from its checkpoint, in the checkpoint's own numbers."""
+"""Checks that every parameter of a model came from its checkpoint, with the checkpoint's own numbers."""
 
 import json
 import logging
@@ -20,17 +20,17 @@ from griffin.model.matrix.modules import named_matrices
 
 logger = logging.getLogger("griffin")
 
-# Buffers that models compute themselves. Old checkpoints hold them too.
+# Buffers that models compute themselves. Old checkpoints contain them too.
 USELESS = re.compile(r"(rotary_emb\.inv_freq|rope\.freqs|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias)$")
 PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
 
 
 def require_whole(report: Mapping[str, Any], source: str) -> None:
-    """Look at what ``from_pretrained`` reports of the weights it read.
+    """Check what ``from_pretrained`` reports about the weights it read.
 
     Args:
         report: its ``output_loading_info``.
-        source: as the user named it.
+        source: the checkpoint's name for the user.
 
     Raises:
         LoadError: a parameter is not in the checkpoint, or has another shape there. Names the first few.
@@ -51,12 +51,12 @@ def lacking(missing: Sequence[str], source: str) -> LoadError:
     """The error for a checkpoint that lacks some of the model's weights."""
     return LoadError(
         f"'{source}' lacks {len(missing)} of the model's weights: {listed(sorted(missing))}; "
-        "nothing is made up for them: is the checkpoint complete, and that of a language model?"
+        "missing weights are never invented: is the checkpoint complete, and that of a language model?"
     )
 
 
 def warn_of_unused(names: Iterable[str], source: str) -> None:
-    """Say which tensors of a checkpoint no parameter takes."""
+    """Log which tensors of a checkpoint no parameter takes."""
     unused = sorted(name for name in names if not _useless(name))
     if unused:
         logger.warning(
@@ -68,10 +68,10 @@ def warn_of_unused(names: Iterable[str], source: str) -> None:
 
 
 def require_plain_numbers(folder: Path, source: str) -> None:
-    """Look at the types of the stored weights, which reading them would convert without their scales.
+    """Check the types of the stored weights: reading would convert codes without their scales.
 
     Raises:
-        LoadError: some are integers or 8-bit floats: quantised, whatever the configuration says. Or a file is damaged.
+        LoadError: some are integers or 8-bit floats, so they are quantised, or a file is damaged.
     """
     strange = sorted(
         f"{name} ({kind})"
@@ -87,10 +87,10 @@ def require_plain_numbers(folder: Path, source: str) -> None:
 def require_finite(model: PreTrainedModel, source: str, names: Mapping[str, str] | None = None) -> None:
     """
     Args:
-        names: what the checkpoint calls its parameters, where it has other names.
+        names: the checkpoint's names of the parameters, if they differ.
 
     Raises:
-        LoadError: a weight in memory is infinite or no number: the file is damaged, or the dtype is too narrow for it.
+        LoadError: a weight is infinite or not a number: the file is damaged, or the dtype is too narrow for it.
     """
     strange = [name for name, p in model.named_parameters() if not p.is_meta and not all_finite(p)]
     strange += [name for name, matrix in named_matrices(model) if not matrix.is_finite]
@@ -101,7 +101,7 @@ def require_finite(model: PreTrainedModel, source: str, names: Mapping[str, str]
         fault, remedy = " in float16", "try --dtype bfloat16 or float32, or download it again"
     else:
         fault, remedy = "", "download or convert it again"
-    raise LoadError(f"'{source}' has weights that are infinite or no numbers{fault}: {listed(strange)}; {remedy}")
+    raise LoadError(f"'{source}' has weights that are infinite or not a number{fault}: {listed(strange)}; {remedy}")
 
 
 def require_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
@@ -124,7 +124,7 @@ def _useless(name: str) -> bool:
 
 
 def stored_types(folder: Path, source: str) -> list[tuple[str, str]]:
-    """Name and type of each stored tensor, by headers alone; types as safetensors calls them.
+    """Name and type of each stored tensor, read from headers only; types are those of safetensors.
 
     Raises:
         LoadError: a file cannot be read.
@@ -136,7 +136,7 @@ def stored_types(folder: Path, source: str) -> list[tuple[str, str]]:
         except LoadError as error:
             raise LoadError(f"'{source}': {error}") from None
         except Exception as error:
-            # Readers raise errors of any class. The user needs the file's name.
+            # Readers raise many kinds of errors. The user needs the file's name.
             raise LoadError(
                 f"'{source}': {file.name} is damaged or incomplete ({first_words(error)}); download it again"
             ) from error

@@ -65,5 +65,5 @@ class Dense(Matrix):
 
 
 def all_finite(values: Tensor) -> bool:
-    # The maximum is enough, and makes no copy: it is NaN if any value is.
+    # The maximum is enough and makes no copy: it is NaN if any value is.
     return bool(torch.isfinite(torch.stack(values.aminmax())).all()) if values.numel() else True

@@ -1,10 +1,10 @@
-"""Whole numbers of 4, 6 or 8 bits, with a scale for each group of neighbours: what GGUF files hold.
+"""Whole numbers of 4, 6 or 8 bits, with a scale for each group of neighbours, as in GGUF files.
 
-Where rows are multiplied by x, groups lie along the rows (``GroupedRows``). Where weighted rows are summed up, they lie
-across rows, of neighbours in one column (``GroupedColumns``): a file holds these matrices the other way round.
+If rows are multiplied by x, groups lie along the rows (``GroupedRows``). If weighted rows are summed up, groups lie
+across rows, over neighbours in one column (``GroupedColumns``): a file stores these matrices transposed.
 
-Products run in the activations' dtype, over a part of the matrix at a time that is made plain in memory used again. The
-decode step has products of its own, on the codes.
+Products run in the activations' dtype. A part of the matrix at a time becomes plain numbers, in reused memory. The
+decode step has its own products, on the codes.
 
 Shapes: R rows, C columns, G groups of rows.
 """
@@ -24,14 +24,14 @@ from griffin.model.matrix.matrix import Matrix
 from griffin.model.matrix.native import address, library, spread
 from griffin.model.memory import Room
 
-# Numbers that are made plain at once for a product: 16 MB in bfloat16. With fewer, products take longer.
+# Numbers that become plain at once for a product: 16 MB in bfloat16. With fewer, products take longer.
 NUMBERS_AT_ONCE = 2**23
 
 _scratch = threading.local()
 
 
 class _Grouped(Matrix):
-    """What both have in common.
+    """What both layouts share.
 
     dtype: of activations and products.
     """
@@ -73,7 +73,7 @@ class _Grouped(Matrix):
         """
 
     def _widen(self, out: Tensor, first: int) -> None:
-        """Write the numbers from row ``first`` on, as many rows as ``out`` has."""
+        """Write the numbers of as many rows as ``out`` has, from row ``first`` on."""
         stride, halves = out.stride(0), out.dtype == torch.bfloat16
         row_bytes = stride * out.element_size()
 
@@ -83,7 +83,7 @@ class _Grouped(Matrix):
         spread(len(out), 1, write)
 
     def _plain(self, first: int, end: int, dtype: torch.dtype) -> Tensor:
-        """Some rows ``(end - first, C)``, good until the next product."""
+        """Some rows ``(end - first, C)``, valid until the next product."""
         room = _room(end - first, self.columns, _computed(dtype))
         self._widen(room, first)
         return room.to(dtype)
@@ -149,9 +149,9 @@ class GroupedColumns(_Grouped):
     """Rows that share their scales with neighbours.
 
     codes: plane uint8 ``(R, bytes)``.
-    neurons: plane int32 ``(R,)``: which row of the whole matrix each is; None where they are all.
+    neurons: plane int32 ``(R,)``: the index of each row in the whole matrix; None if all rows are there.
     records: shared, uint8 ``(G, bytes)``: scales and minimums of each group of rows.
-    supers: shared, uint8 ``(ceil(R / 256), bytes)``: their second level; None where there is none.
+    supers: shared, uint8 ``(ceil(R / 256), bytes)``: their second level; None if there is none.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class GroupedColumns(_Grouped):
         return self.of((self.codes, neurons))
 
     def transposed(self, room: Room | None = None) -> Matrix:
-        raise NotImplementedError("rows that share scales are for sums of weighted rows already")
+        raise NotImplementedError("rows that share scales are already in the form for sums of weighted rows")
 
     @property
     def is_finite(self) -> bool:
@@ -212,12 +212,12 @@ class GroupedColumns(_Grouped):
 
 
 def _finite_halves(halves: Tensor) -> bool:
-    """Of float16 numbers as bytes ``(..., 2 numbers)``."""
+    """Whether float16 numbers, given as bytes ``(..., 2 numbers)``, are all finite."""
     return bool((halves.contiguous().view(torch.int16) & 0x7C00 != 0x7C00).all())
 
 
 def column_records(grouping: Grouping, rows: int) -> tuple[int, int]:
-    """How many records of groups, and of the second level, a matrix with groups across so many rows has."""
+    """Number of group records and of second-level records of a matrix with groups across so many rows."""
     return rows // grouping.size, -(-rows // SUPER) if grouping.two_levels else 0
 
 
@@ -229,12 +229,12 @@ def _native() -> ctypes.CDLL:
 
 
 def _computed(dtype: torch.dtype) -> torch.dtype:
-    """What the compiled functions write, for numbers that become this dtype."""
+    """The dtype that the compiled functions write, for numbers that become ``dtype``."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
 def _room(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Memory of this thread, used again by its next product."""
+    """Memory of this thread, which its next product reuses."""
     rooms: dict[torch.dtype, Tensor] = _scratch.__dict__.setdefault("rooms", {})
     if dtype not in rooms or rooms[dtype].numel() < rows * columns:
         rooms[dtype] = torch.empty(rows * columns, dtype=dtype)

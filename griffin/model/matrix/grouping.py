@@ -1,4 +1,4 @@
-"""How numbers are held as codes in groups: the kinds that there are, and where each part of a record lies."""
+"""Formats with codes in groups: their kinds, and the place of each part in a record."""
 
 import ctypes
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 SUPER = 256
 # Bytes that a processor reads at once.
 LINE = 64
-# A matrix with groups across rows is made of tiles of so many columns.
+# A matrix with groups across rows consists of tiles of so many columns.
 COLUMN_UNIT = 64
-# Of a block: the least that a row along groups is made of.
+# Numbers in a block, the smallest part of a row with groups along it.
 BLOCK = 32
 
 
@@ -17,11 +17,11 @@ BLOCK = 32
 class Grouping:
     """A number is scale (code - zero) + minimum; ``size`` neighbours share scale and minimum.
 
-    bits: of a code: 4, 6 or 8.
+    bits: bits of a code: 4, 6 or 8.
     size: 16 or 32.
     two_levels: scales and minimums are int8, times a float16 for each 256 numbers. Otherwise they are float16.
-    minimums: whether there are any.
-    zero: the code of the number 0 where there are none.
+    minimums: whether there are minimums.
+    zero: the code of the number 0 if there are no minimums.
     """
 
     bits: int
@@ -41,11 +41,11 @@ class Grouping:
 
     @property
     def unit(self) -> int:
-        """Numbers along a group are a multiple of this."""
+        """The number of values along groups must be a multiple of this."""
         return SUPER if self.two_levels else BLOCK
 
     def half_bytes(self, numbers: int) -> int:
-        """Of the float16 values that so many numbers along groups are multiplied by."""
+        """Bytes of the float16 factors of so many numbers along groups."""
         return numbers // (SUPER if self.two_levels else self.size) * 2 * (1 + self.minimums)
 
     def code_bytes(self, numbers: int) -> int:
@@ -53,7 +53,7 @@ class Grouping:
 
 
 class Layout(ctypes.Structure):
-    """Where the parts of a record are: ``Layout`` of grouped.c, in bytes."""
+    """Where the parts of a record are, in bytes: ``Layout`` of grouped.c."""
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
@@ -88,6 +88,6 @@ def _kind(grouping: Grouping) -> tuple[int, ...]:
 
 
 def _padded(size: int) -> int:
-    """Rows begin with lines of the processor's cache, if that costs little; else at multiples of eight bytes."""
+    """A row size: a multiple of the processor's cache line if that costs little, else of eight bytes."""
     whole = -(-size // LINE) * LINE
     return whole if whole <= 1.03 * size else -(-size // 8) * 8

@@ -16,7 +16,7 @@ ROWS_AT_ONCE = 4096
 
 
 class _Int8(Matrix):
-    """What both kinds have in common."""
+    """What both kinds share."""
 
     format = "int8"
     merges = False
@@ -46,7 +46,7 @@ class Int8(_Int8):
 
     @classmethod
     def rounded(cls, numbers_RC: Tensor) -> "Int8":
-        """The nearest codes, with scales by which each row's largest number is exact."""
+        """The nearest codes, with scales that represent each row's largest number exactly."""
         codes_RC, scales_R = rounded_rows(numbers_RC)
         return cls(codes_RC, scales_R, numbers_RC.dtype)
 
@@ -112,7 +112,7 @@ class Int8Columns(_Int8):
 
 
 def rounded_rows(numbers_RC: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes int8 ``(R, C)`` and scales fp32 ``(R,)``: by these each row's largest number is exact."""
+    """Codes int8 ``(R, C)`` and scales fp32 ``(R,)`` that represent each row's largest number exactly."""
     numbers_RC = numbers_RC.float()
     scales_R = (numbers_RC.abs().amax(dim=1) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
     codes_RC = (numbers_RC / scales_R[:, None]).round_().clamp_(-LARGEST, LARGEST)

@@ -1,4 +1,4 @@
-"""Matrix: what the rest of the library knows of a weight.
+"""Matrix: the interface through which the rest of the library uses a weight.
 
 Shapes: R rows, C columns, T tokens, k chosen rows.
 """
@@ -14,13 +14,13 @@ from griffin.model.memory import Room
 
 
 class Matrix(ABC):
-    """R rows of C numbers. Rows are what is gathered: of a feed-forward weight, a row belongs to one neuron.
+    """R rows of C numbers. Rows are what is gathered: in a feed-forward weight, a row belongs to one neuron.
 
-    A matrix is made of planes, tensors whose first dimension is R. What the planes mean is the format's own business;
-    that they can be cut, joined and gathered by row is not. Neighbouring rows may also share tensors.
+    A matrix consists of planes: tensors whose first dimension is R. Their meaning depends on the format; all of them
+    can be cut, joined and gathered by row. Neighbouring rows may also share tensors.
     """
 
-    # The format's name, as the C step knows it.
+    # The format's name in the C step.
     format: str
     # Whether matrices that are multiplied by the same x may be copied into one.
     merges = True
@@ -32,17 +32,17 @@ class Matrix(ABC):
 
     @property
     def shared(self) -> Sequence[Tensor]:
-        """Tensors of all rows together. A product reads them whole, whichever rows take part."""
+        """Tensors of all rows together. A product reads them completely, whichever rows it uses."""
         return ()
 
     @abstractmethod
     def of(self, planes: Sequence[Tensor], shared: Sequence[Tensor] | None = None) -> Self:
-        """A matrix of the same format, of other planes; ``shared`` None means the same as here."""
+        """A matrix of the same format with other planes; ``shared`` None: the tensors of this one."""
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """What it computes with: the dtype of ``dense`` and of products."""
+        """The dtype of ``dense`` and of products."""
 
     @property
     @abstractmethod
@@ -50,7 +50,7 @@ class Matrix(ABC):
 
     @abstractmethod
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The numbers, ``(R, C)``, in ``dtype`` or its own. A view where nothing has to be computed."""
+        """The numbers, ``(R, C)``, in ``dtype`` or the matrix's own. A view if nothing has to be computed."""
 
     @abstractmethod
     def product(self, x: Tensor, bias_R: Tensor | None = None) -> Tensor:
@@ -83,15 +83,15 @@ class Matrix(ABC):
 
     @property
     def row_bytes(self) -> int:
-        """Of all planes, and not of what rows share. Every row takes as many."""
+        """Bytes of one row in all planes, without shared tensors. All rows have the same size."""
         return sum(plane.nbytes for plane in self.planes) // max(1, self.row_count)
 
     def numbered(self) -> Self:
-        """The same, with a plane that says which row each is where rows share tensors: rows may then be moved."""
+        """The same matrix; if rows share tensors, with a plane that numbers the rows, so that rows can be moved."""
         return self
 
     def rows(self, index_k: Tensor) -> Self:
-        """A copy of the rows of these numbers, int64 ``(k,)``."""
+        """A copy of the rows with these indices, int64 ``(k,)``."""
         return self.of([plane.index_select(0, index_k.to(plane.device)) for plane in self.numbered().planes])
 
     def part(self, first: int, end: int) -> Self:
@@ -99,22 +99,22 @@ class Matrix(ABC):
         return self.of([plane[first:end] for plane in self.numbered().planes])
 
     def split(self, sizes: Sequence[int]) -> list[Self]:
-        """Views of rows, so many at a time."""
+        """Views of successive rows, so many in each."""
         cut = (torch.split(plane, list(sizes)) for plane in self.numbered().planes)
         return [self.of(planes) for planes in zip(*cut, strict=True)]
 
     def room(self, count: int, device: torch.device | None = None) -> Self:
-        """An empty matrix of as many rows."""
+        """An empty matrix with ``count`` rows."""
         planes, place = self.numbered().planes, device or self.device
         return self.of([torch.empty((count, *p.shape[1:]), dtype=p.dtype, device=place) for p in planes])
 
     def fill_(self, source: Self, index_k: Tensor) -> None:
-        """Have these rows, k of them, be the source's rows of these numbers."""
+        """Fill the k rows of this matrix with the source's rows of these indices."""
         for own, theirs in zip(self.planes, source.numbered().planes, strict=True):
             torch.index_select(theirs, 0, index_k, out=own)
 
     def contiguous(self) -> Self:
-        """With each row in one piece, and one row after the other; itself if it is so already."""
+        """The matrix with contiguous rows in order; itself if it is so already."""
         if all(plane.is_contiguous() for plane in self.planes):
             return self
         return self.of([plane.contiguous() for plane in self.planes])
@@ -122,14 +122,14 @@ class Matrix(ABC):
     @property
     @abstractmethod
     def is_finite(self) -> bool:
-        """Whether every number is one, and none is infinite; told by what the codes are multiplied by."""
+        """Whether no number is NaN or infinite; the factors of the codes tell it."""
 
     @abstractmethod
     def transposed(self, room: Room | None = None) -> "Matrix":
         """The transpose ``(C, R)`` with the same values, in a format for weighted rows.
 
         Args:
-            room: where it is made; by default in memory of its own.
+            room: memory for the result; by default it gets its own.
         """
 
     def row_norms(self) -> Tensor:
@@ -151,7 +151,7 @@ M = TypeVar("M", bound=Matrix)
 
 
 def joined(parts: Sequence[M]) -> M:
-    """One matrix of the rows of several; a view of their memory if they lie one behind the other already."""
+    """One matrix with the rows of several; a view of their memory if they are adjacent already."""
     if len(parts) == 1:
         return parts[0]
     planes = list(zip(*(part.planes for part in parts), strict=True))
@@ -162,7 +162,7 @@ def joined(parts: Sequence[M]) -> M:
 
 
 def _adjacent(planes: Sequence[Tensor]) -> bool:
-    """Whether each begins where the one before ends, in one storage."""
+    """Whether each plane begins where the previous one ends, in one storage."""
     if any(plane.untyped_storage().data_ptr() != planes[0].untyped_storage().data_ptr() for plane in planes):
         return False
     starts = [plane.storage_offset() for plane in planes]

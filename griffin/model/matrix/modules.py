@@ -1,7 +1,7 @@
-"""Where a model's modules keep their matrices.
+"""The modules of a model that hold its matrices.
 
-A projection of the library holds a plain weight. One that was given another format is a ``MatrixLinear``; an embedding,
-a ``MatrixEmbedding``. All others see ``Matrix`` only.
+A projection of transformers holds a plain weight. A projection with another format is a ``MatrixLinear``; an embedding
+is a ``MatrixEmbedding``. Other code only sees ``Matrix``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ from griffin.model.matrix.matrix import Matrix
 
 
 class _MatrixModule(nn.Module):
-    """Holds the tensors of a matrix as buffers, so that they are moved and shared as buffers are."""
+    """Holds the tensors of a matrix as buffers, so that they are moved and shared like buffers."""
 
     def __init__(self, matrix: Matrix) -> None:
         super().__init__()
-        # Not views: a copy of this module would copy their whole memory.
+        # Not views, because a copy of this module would copy their whole memory.
         self._like = matrix.of(
             *([t.new_empty(0, *t.shape[1:]) for t in kind] for kind in (matrix.planes, matrix.shared))
         )
@@ -30,7 +30,7 @@ class _MatrixModule(nn.Module):
         self.put(matrix)
 
     def put(self, matrix: Matrix) -> None:
-        """Have these tensors from now on."""
+        """Hold these tensors from here on."""
         tensors = (*matrix.planes, *matrix.shared)
         for name, tensor in zip((*self._planes, *self._shared), tensors, strict=True):
             self.register_buffer(name, tensor, persistent=False)
@@ -42,7 +42,7 @@ class _MatrixModule(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        # The library reads the dtype and device of some modules from there.
+        # transformers reads the dtype and device of some modules from this attribute.
         return torch.empty(0, dtype=self._like.dtype, device=self.get_buffer("plane_0").device)
 
 
@@ -62,12 +62,12 @@ class MatrixLinear(_MatrixModule):
 
 
 def multiplied(x: Tensor, matrix: Matrix, bias: Tensor | None, *, by_input: bool) -> Tensor:
-    """``by_input``: rows belong to inputs, and are weighted by x and summed up; else they are multiplied by x."""
+    """The product. ``by_input``: rows belong to inputs, and are weighted by x and summed up; else multiplied by x."""
     return matrix.weighted_rows(x, bias) if by_input else matrix.product(x, bias)
 
 
 class _Recomputed(torch.autograd.Function):
-    """A product whose derivative multiplies anew: nothing is kept that a format makes plain in memory used again."""
+    """A product whose derivative computes the plain numbers again, because their memory is reused."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Matrix, bias: Tensor | None, by_input: bool) -> Tensor:
@@ -80,7 +80,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 class MatrixEmbedding(_MatrixModule):
-    """A table of which rows are looked up, and multiplied by a factor that the library's own table may have."""
+    """A table from which rows are looked up, times a factor that the original table may have."""
 
     def __init__(self, matrix: Matrix, scale: float) -> None:
         super().__init__(matrix)
@@ -93,7 +93,7 @@ class MatrixEmbedding(_MatrixModule):
 
 
 def put_(model: PreTrainedModel, path: str, matrix: Matrix, *, by_input: bool) -> None:
-    """Have a model's projection or embedding hold this matrix; of an embedding, the head too if it is the same.
+    """Put a matrix into a model's projection or embedding; if the head is the same as the embedding, there too.
 
     Args:
         by_input: the matrix has a row for each input of the projection.
@@ -108,7 +108,7 @@ def put_(model: PreTrainedModel, path: str, matrix: Matrix, *, by_input: bool) -
 
 
 def takes_matrix(model: PreTrainedModel, module: nn.Module) -> bool:
-    """Whether ``put_`` can give a module of the library's a matrix: it is a projection, or the embedding."""
+    """Whether ``put_`` can give this module a matrix: it is a projection or the embedding."""
     return isinstance(module, nn.Linear) or module is model.get_input_embeddings()
 
 
@@ -125,7 +125,7 @@ def is_projection(module: nn.Module) -> bool:
 
 
 def by_output(projection: nn.Module) -> Matrix:
-    """A projection's matrix with a row for each output: ``(outputs, inputs)``; a view where the module stores it so."""
+    """A projection's matrix with a row for each output: ``(outputs, inputs)``; a view if the module stores it so."""
     if isinstance(projection, MatrixLinear):
         assert not projection.by_input
         return projection.matrix
@@ -141,14 +141,14 @@ def by_input(projection: nn.Module) -> Matrix:
 
 
 def table(embedding: nn.Module) -> Matrix:
-    """Of an embedding: ``(vocabulary, width)``."""
+    """The matrix of an embedding: ``(vocabulary, width)``."""
     if isinstance(embedding, _MatrixModule):
         return embedding.matrix
     return Dense(_weight(embedding, transposed=False))
 
 
 def put_by_output(projection: nn.Module, matrix: Matrix) -> None:
-    """Have a projection read this matrix, of its own format and shape, from now on."""
+    """Make a projection use this matrix, of the same format and shape as its own."""
     if isinstance(projection, _MatrixModule):
         projection.put(matrix)
     else:
@@ -157,7 +157,7 @@ def put_by_output(projection: nn.Module, matrix: Matrix) -> None:
 
 
 def put_by_input(projection: nn.Module, matrix: Matrix) -> None:
-    """Likewise, of a matrix with a row for each input."""
+    """Like ``put_by_output``, for a matrix with a row for each input."""
     if isinstance(projection, _MatrixModule):
         projection.put(matrix)
     else:
@@ -166,21 +166,21 @@ def put_by_input(projection: nn.Module, matrix: Matrix) -> None:
 
 
 def merged_(projections: Sequence[nn.Module], joined: Matrix) -> None:
-    """Have projections with a row for each output read their parts of one matrix."""
+    """Make projections with a row for each output use parts of one matrix."""
     parts = joined.split([by_output(projection).row_count for projection in projections])
     for projection, part in zip(projections, parts, strict=True):
         put_by_output(projection, part)
 
 
 def named_matrices(model: nn.Module) -> Iterator[tuple[str, Matrix]]:
-    """Those of a model that are no parameters, under the names of their modules."""
+    """The matrices of a model that are not parameters, by the names of their modules."""
     for name, module in model.named_modules():
         if isinstance(module, _MatrixModule):
             yield name, module.matrix
 
 
 def matrices(model: nn.Module) -> list[Matrix]:
-    """Those of a model that are no parameters; one that two modules share is there once."""
+    """The matrices of a model that are not parameters; a matrix shared by two modules appears once."""
     modules = (module for module in model.modules() if isinstance(module, _MatrixModule))
     return list({weight_key(module): module.matrix for module in modules}.values())
 

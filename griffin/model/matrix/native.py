@@ -29,7 +29,7 @@ _SIGNATURES = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """None where there was no C compiler at installation, or the library is of another version."""
+    """The compiled library; None if there was no C compiler at installation, or it has another version."""
     path = compiled()
     try:
         found = ctypes.CDLL(str(path)) if path else None
@@ -41,7 +41,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def spread(count: int, unit: int, work: Callable[[int, int], object]) -> None:
-    """Call ``work(first, end)`` for parts of so many rows, in threads; parts begin at multiples of ``unit``."""
+    """Call ``work(first, end)`` in threads for parts of ``count`` rows; parts begin at multiples of ``unit``."""
     threads = torch.get_num_threads()
     each = -(-count // (threads * unit)) * unit
     if each >= count:

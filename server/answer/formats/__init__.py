@@ -1,1 +1,1 @@
-"""One file for each API: how its answers are written on the wire."""
+"""One file for each API: how its answers are written."""

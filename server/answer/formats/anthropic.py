@@ -1,4 +1,4 @@
-"""/v1/messages"""
+"""Answers of /v1/messages."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from server.jsonwire import encode
 
 
 class AnthropicFormat:
-    """A ``Format``: a message of blocks; events by name."""
+    """A ``Format``: a message made of blocks; the stream has named events."""
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
@@ -36,7 +36,7 @@ class AnthropicFormat:
     def piece(self, piece: Piece) -> bytes:
         self._last = piece
         if piece.opening:
-            # Only now is it known which tokens of the prompt were read.
+            # Which tokens of the prompt were read is known from here on.
             begun: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": self._usage()}
             return _written("message_start", message={**self._frame, **begun})
         return b"".join(map(self._event, self._blocks.add(piece)))
@@ -65,7 +65,7 @@ class AnthropicFormat:
         return _written("content_block_stop", index=index)
 
     def _block(self, block: Block) -> dict[str, Any]:
-        """A block without what it says."""
+        """A block without its text or input."""
         if block.kind == "text":
             return {"type": "text", "text": "", "citations": None}
         if block.kind == "thought":
@@ -118,15 +118,15 @@ def _filled(block: Block) -> dict[str, Any]:
         return {"text": block.text}
     if block.kind == "thought":
         return {"thinking": block.text}
-    # What is cut off is no object.
+    # A call that was cut off is not an object.
     return {"input": _object(block.text) if block.complete else {}}
 
 
 def _object(arguments: str) -> dict[str, Any]:
-    """A call's arguments, which have been read as JSON once.
+    """A call's arguments as an object. They were valid JSON when the call was read.
 
-    It never fails, as the rest of the answer is worth more: a number beyond all floats becomes the largest, half of a
-    surrogate pair the replacement character, and what is no object after all an empty one.
+    Never fails, because the rest of the answer is worth more. A number beyond the range of floats becomes the largest
+    float, half a surrogate pair the replacement character, and a value that is not an object an empty object.
     """
     try:
         found = json.loads(arguments, strict=False, parse_float=_finite)

@@ -1,4 +1,4 @@
-"""What newer APIs make of an answer: blocks, each a thought, a stretch of text or a call, one after the other."""
+"""An answer as blocks, for newer APIs: each block is a thought, a stretch of text or a call."""
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ BlockKind = Literal["thought", "text", "call"]
 class Block:
     """A block so far.
 
-    text: of a call, its arguments.
-    name: of a call, the tool's.
-    tokens: of a text, with log-probabilities, if they are wanted.
-    complete: nothing of it is missing. False while it grows, and where the answer was cut in it.
+    text: the text; of a call, its arguments.
+    name: the tool's name, for a call.
+    tokens: the text's tokens with log-probabilities, if they were requested.
+    complete: False while the block grows, and if the answer was cut inside it.
     """
 
     kind: BlockKind
@@ -38,7 +38,7 @@ class Began:
 
 @dataclass(frozen=True, slots=True)
 class Grew:
-    """By a text, or a piece of arguments. ``tokens``: that the text stands for."""
+    """A block grew by a text, or by a piece of a call's arguments. ``tokens``: the tokens of this text."""
 
     block: Block
     text: str
@@ -54,18 +54,18 @@ Step: TypeAlias = Began | Grew | Ended
 
 
 class Blocks:
-    """The blocks of one answer, as its pieces come. ``all``: those that have begun."""
+    """The blocks of one answer, built from its pieces. ``all``: the blocks that have begun."""
 
     def __init__(self, none: Set[int] = frozenset(), *, some: bool = False) -> None:
         """
         Args:
-            none: calls that are known to be none; they are text.
-            some: an answer of nothing, or of a thought, has a block of text as well, which is empty.
+            none: indices of calls that are known to be text.
+            some: add an empty text block to an answer that has nothing but a thought, or nothing at all.
         """
         self.all: list[Block] = []
         self._none, self._some = none, some
         self._open: Block | None = None
-        # Tokens whose text has not come yet.
+        # Tokens whose text is still held back.
         self._tokens: list[ScoredToken] = []
 
     @classmethod
@@ -78,7 +78,7 @@ class Blocks:
         return blocks.all
 
     def add(self, piece: Piece) -> Iterator[Step]:
-        """What a piece changes. The last one ends the last block, which a limit of tokens leaves incomplete."""
+        """What a piece changes. The last piece ends the last block; if a token limit ended it, it is incomplete."""
         self._tokens += piece.tokens
         for part in piece.parts or ([Content(piece.text)] if piece.text else []):
             yield from self._part(part)
@@ -96,10 +96,10 @@ class Blocks:
             if part.index in self._none:
                 yield from self._say("text", part.text)
             else:
-                # It has been told, and the rest of it follows as text.
+                # The call was announced already; the rest of it follows as text.
                 yield from self._end(complete=False)
         elif part.index not in self._none:
-            # A call's tokens are not reported, and neither are a thought's.
+            # Tokens of calls and thoughts are not reported.
             self._tokens = []
             if part.name is not None:
                 yield from self._begin("call", part.name)

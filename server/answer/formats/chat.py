@@ -1,4 +1,4 @@
-"""/v1/chat/completions"""
+"""Answers of /v1/chat/completions."""
 
 import uuid
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from server.text.tool_calls import Content, NoCall, Part
 
 
 class ChatFormat(ChunkFormat):
-    """Messages of an assistant; log-probabilities token by token."""
+    """Messages of an assistant; log-probabilities are listed token by token."""
 
     prefix = "chatcmpl-"
     object_name = "chat.completion"
@@ -25,9 +25,9 @@ class ChatFormat(ChunkFormat):
     def __init__(self, generation: Generation, body: ChatRequest) -> None:
         super().__init__(generation, body.stream_options)
         offered = body.offered()
-        # As with OpenAI: that the tool was called which had to be is no news.
+        # As in OpenAI's API: a call of a named tool ends with "stop", not with "tool_calls".
         self._told_by_reason = offered is not None and offered.mode != "named"
-        # The calls of answers that have begun.
+        # For each answer, the calls that have begun.
         self._called: dict[tuple[int, int], set[int]] = {}
 
     def chunks(self, piece: Piece) -> Sequence[dict[str, Any]]:
@@ -63,7 +63,7 @@ class ChatFormat(ChunkFormat):
         return {**choice, "token_ids": answer.ids} if self._delivery.token_ids else choice
 
     def _deltas(self, piece: Piece) -> Sequence[dict[str, Any]]:
-        """One at least."""
+        """At least one delta."""
         if piece.opening:
             return [{"role": "assistant", "content": ""}]
         if not self._delivery.reading:

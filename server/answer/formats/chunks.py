@@ -1,4 +1,4 @@
-"""What OpenAI's two older APIs have in common: chunks and objects with ``choices``, and ``[DONE]``."""
+"""What OpenAI's two older APIs share: chunks and objects with ``choices``, and ``[DONE]``."""
 
 import time
 import uuid
@@ -18,9 +18,9 @@ DONE = b"data: [DONE]\n\n"
 
 
 class ChunkFormat(ABC):
-    """A ``Format``. An API names its objects, and gives each piece and each answer its form.
+    """A ``Format``. A subclass names the API's objects and writes each piece and each answer.
 
-    prefix: of ids. object_name, chunk_name: the field ``object`` of a whole response, and of an event.
+    prefix: start of ids. object_name, chunk_name: the field ``object`` of a whole response and of a chunk.
     """
 
     prefix: ClassVar[str]
@@ -42,7 +42,7 @@ class ChunkFormat(ABC):
 
     @abstractmethod
     def chunks(self, piece: Piece) -> Sequence[dict[str, Any]]:
-        """The fields of chunks, one or more, that are about a piece."""
+        """The fields of one or more chunks for a piece."""
 
     @abstractmethod
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class ChunkFormat(ABC):
         return last + DONE
 
     def error(self, error: ApiError) -> bytes:
-        # The status line is long gone; OpenAI's SDKs raise this object's message.
+        # The status line was sent long ago; OpenAI's SDKs raise this object's message.
         return event(error.body()) + DONE
 
     def whole(self, answers: Sequence[Answer]) -> bytes:

@@ -1,4 +1,4 @@
-"""/v1/completions"""
+"""Answers of /v1/completions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from server.text.logprobs import LegacyForm, ScoredToken
 
 
 class CompletionFormat(ChunkFormat):
-    """Texts; log-probabilities as four arrays."""
+    """Texts; log-probabilities are four arrays."""
 
     prefix = "cmpl-"
     object_name = chunk_name = "text_completion"
@@ -21,7 +21,7 @@ class CompletionFormat(ChunkFormat):
     def __init__(self, generation: Generation, body: CompletionRequest) -> None:
         super().__init__(generation, body.stream_options)
         self._logprobs = body.logprobs is not None
-        # Answers that have begun; with log-probabilities, their arrays go on from piece to piece.
+        # Answers that have begun. Their arrays of log-probabilities continue from piece to piece.
         self._begun: dict[tuple[int, int], LegacyForm | None] = {}
 
     def chunks(self, piece: Piece) -> Sequence[dict[str, Any]]:
@@ -75,5 +75,5 @@ class CompletionFormat(ChunkFormat):
 
 
 def _stopped(reason: FinishReason | None, tokens: Sequence[ScoredToken]) -> bool:
-    """Whether the text ends at a stop string, and not with a token that ends it, which is hidden."""
+    """Whether a stop string ended the text, and not a hidden token."""
     return reason == "stop" and not (tokens and tokens[-1].hidden)

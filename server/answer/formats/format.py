@@ -1,4 +1,4 @@
-"""What is asked of every API's way to write answers: the events of a stream, and the body of a whole response."""
+"""The interface of every API's format: the events of a stream, and the body of a whole response."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,29 +10,29 @@ from server.jsonwire import encode
 
 
 class Format(Protocol):
-    """One answer to one request, in bytes. Each method gives server-sent events, one or more; only ``whole`` does not.
+    """Writes one answer to one request, as bytes. All methods but ``whole`` return one or more server-sent events.
 
-    A stream is ``open``, then ``piece`` for each piece, then ``close`` if the answer is complete, or ``error``. What
-    follows a piece may depend on those before it, so a format may keep state. A piece may be written in a thread.
+    A stream is ``open``, then ``piece`` for each piece, then ``close`` if the answer is complete, or ``error``. A
+    format may keep state from piece to piece. ``piece`` may run in a thread.
     """
 
     def open(self) -> bytes:
-        """What comes before the first piece, maybe nothing."""
+        """What precedes the first piece; may be empty."""
 
     def piece(self, piece: Piece) -> bytes:
         """A part of one of the answers."""
 
     def close(self) -> bytes:
-        """What comes after the last piece."""
+        """What follows the last piece."""
 
     def error(self, error: ApiError) -> bytes:
-        """What comes instead of the rest of the stream, its end included."""
+        """What replaces the rest of the stream, including its end."""
 
     def whole(self, answers: Sequence[Answer]) -> bytes:
-        """The body of a response that is not streamed, in JSON."""
+        """The JSON body of a response that is not streamed."""
 
 
 def event(data: dict[str, Any], name: str | None = None) -> bytes:
-    """A server-sent event. ``name``: for APIs that tell their events apart by it."""
+    """A server-sent event. ``name``: the event's name, for APIs that name events."""
     named = b"" if name is None else b"event: %b\n" % name.encode()
     return b"%bdata: %b\n\n" % (named, encode(data))

@@ -1,4 +1,4 @@
-"""/v1/responses"""
+"""Answers of /v1/responses."""
 
 import time
 import uuid
@@ -18,15 +18,15 @@ from server.protocol.responses import ResponsesRequest
 from server.text.logprobs import ScoredToken, chat_form
 
 PREFIXES = {"thought": "rs_", "text": "msg_", "call": "fc_"}
-# What events of a block's text are called.
+# Names of the events that report a block's text.
 NAMES = {"thought": "reasoning_text", "text": "output_text"}
-# How a response ends.
+# Status of a response for each way to end.
 STATUSES: dict[FinishReason, str] = {"stop": "completed", "length": "incomplete"}
 Event = tuple[str, dict[str, Any]]
 
 
 class ResponsesFormat:
-    """A ``Format``: each block of the answer is an item of the output; events by name, numbered."""
+    """A ``Format``: each block of the answer is an item of the output; events are named and numbered."""
 
     def __init__(self, generation: Generation, body: ResponsesRequest) -> None:
         self._generation, self._body = generation, body
@@ -151,7 +151,7 @@ class ResponsesFormat:
         return {**self._frame, "status": status, "output": [self._item(block) for block in blocks]}
 
     def _frame_of(self, body: ResponsesRequest) -> dict[str, Any]:
-        """What stays the same in all states of a response. The rest has a place, too: fields have one order."""
+        """The fields that stay the same in all states of a response. Others get a place, to keep one order."""
         sampling = self._generation.job.asks[0].samplings[0]
         format = body.text.format if body.text else None
         written = format.model_dump(by_alias=True, exclude_unset=True) if format else {"type": "text"}

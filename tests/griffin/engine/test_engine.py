@@ -96,7 +96,7 @@ def test_a_step_that_computes_something_else_is_not_used(
     expected, _ = oracle.generate(model, prompts(37, 20), 0.5, 12)
 
     assert (right.step, wrong.step) == (step, "twin")
-    assert f"the {step} step differs from this model's own" in caplog.text
+    assert f"the {step} step differs from the model's own code" in caplog.text
     assert [token.id for token in wrong.generate(prompts(37, 20), greedy(12), Pruning(0.5))] == expected
 
 
@@ -113,7 +113,7 @@ def test_logits_that_are_made_in_an_unknown_way_are_refused(step: StepName) -> N
     """Neither a prompt's logits nor those of any step would be the model's own."""
     model = tiny_model("llama", unknown_logit_scale=0.25)
     model.__class__ = ScaledLogits
-    with pytest.raises(UnsupportedModel, match="'llama' model computes its logits in a way that is not known"):
+    with pytest.raises(UnsupportedModel, match="'llama' model computes its logits in an unknown way"):
         Engine(model, step=step).warm_up()
 
     model.config.unknown_logit_scale = 1.0

@@ -166,7 +166,7 @@ def test_a_busy_machine_is_not_measured(caplog: pytest.LogCaptureFixture) -> Non
     found = measured(lambda _: time.sleep(0.01), lambda _: pytest.fail("timed"), torch.device("cpu"))
 
     assert found == BUSY
-    assert "other processes take the processors" in caplog.text
+    assert "other processes use the processors" in caplog.text
 
 
 def test_it_is_settled_once_for_all_engines(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,5 +186,5 @@ def test_what_was_measured_counts_more_than_usual_losses(prompts: Prompts) -> No
 )
 def test_what_does_not_go_with_it(others: dict) -> None:
     """A number beside it, or what does not follow the prompt."""
-    with pytest.raises(ValueError, match="auto goes by the prompt's statistic"):
+    with pytest.raises(ValueError, match="auto uses the prompt's statistic"):
         Pruning(auto=Auto(0.1), **others)

@@ -278,7 +278,7 @@ def test_file_that_is_no_checkpoint(tmp_path: Path) -> None:
 def test_file_that_is_no_gguf(tmp_path: Path) -> None:
     """The name alone does not make a GGUF file."""
     (tmp_path / "fake.gguf").write_bytes(b"not a gguf file at all")
-    with pytest.raises(LoadError, match="is no GGUF file, whatever its name says"):
+    with pytest.raises(LoadError, match="is not a GGUF file, despite its name"):
         load(str(tmp_path / "fake.gguf"), device="cpu", cache_dir=tmp_path)
 
 
@@ -386,13 +386,13 @@ def test_the_older_spelling_of_int8(directory: Path, caplog: pytest.LogCaptureFi
     assert all(
         map(torch.equal, codes(older), codes(load(str(directory), device="cpu", quantize="int8", cache_dir=cache_dir)))
     )
-    assert caplog.text.count("dtype int8 is now spelled --quantize int8") == 1
+    assert caplog.text.count("dtype int8 is an older spelling of --quantize int8") == 1
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"device": "cpu", "ff_offload": True}, "quantize does not go together with ff-offload"),
+        ({"device": "cpu", "ff_offload": True}, "quantize cannot be combined with ff-offload"),
         ({"device": "meta"}, "quantize int4 runs on a CPU only, not on meta"),
         ({"dtype": "int8"}, "--dtype int8 and --quantize int4 exclude each other; leave --dtype out"),
         ({"quantize": "int3"}, "quantize cannot be 'int3'; use int8 or int4"),

@@ -42,7 +42,7 @@ def test_layers_are_placed_in_runs(layers: list[int], rest: int, free: list[int 
 
 def test_what_fits_nowhere_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one line, with the sizes."""
-    with pytest.raises(LoadError, match=r"number 1 of them would hold 2\.0 GiB, and 1\.0 GiB are free"):
+    with pytest.raises(LoadError, match=r"number 1 of them would hold 2\.0 GiB, but 1\.0 GiB are free"):
         plan([2**30] * 4, 0, [2**30, 2**30])
     monkeypatch.setattr(devices, "free_bytes", lambda device: 100)
     with pytest.raises(LoadError, match="does not fit on cpu"):

@@ -106,7 +106,7 @@ def test_numbers_without_codes_are_refused(value: float) -> None:
     exact = numbers()
     exact[70, 5] = value
     for form in (FourBits(), EightBits(), EightBitRows()):
-        with pytest.raises(ValueError, match="holds numbers that are infinite, no numbers, or beyond float16"):
+        with pytest.raises(ValueError, match="holds numbers that are infinite, not a number, or too large for float16"):
             form.rounded(exact)
 
 

@@ -140,7 +140,7 @@ def test_pages_of_the_open_web_may_call_a_private_network(network: str, origins:
         ({"Origin": "https://evil.example"}, "pages of https://evil.example may not call"),
         ({"Origin": "null"}, "pages of null may not call"),
         ({"Origin": "https://evil.example", "Access-Control-Request-Private-Network": "true"}, "evil.example may not"),
-        ({"Access-Control-Request-Method": "DELETE"}, "may not call this server by DELETE; it takes GET and POST"),
+        ({"Access-Control-Request-Method": "DELETE"}, "may not call this server with DELETE; allowed: GET and POST"),
     ],
 )
 def test_a_refused_preflight_says_what_to_set(changes: dict[str, str], said: str) -> None:

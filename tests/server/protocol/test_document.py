@@ -59,9 +59,9 @@ RULES: dict[str, tuple[str, str]] = {
         r"reasoning(\.|_)effort|max_reasoning_tokens|thinking(\.budget_tokens)?",
         r"does not think",
     ),
-    "tools of one name": (r"tools\[\d+\]\.(function\.)?name", r"stands twice"),
-    "a choice of no tool": ("tool_choice", r"only with tools|is none of tools"),
-    "an answer begun and not begun": ("continue_final_message", r"not together with add_generation_prompt"),
+    "tools of one name": (r"tools\[\d+\]\.(function\.)?name", r"two tools are called"),
+    "a choice of no tool": ("tool_choice", r"only with tools|is not one of tools"),
+    "an answer begun and not begun": ("continue_final_message", r"cannot be combined with add_generation_prompt"),
     "more scores than an answer holds": ("logprobs", r"ask for less"),
     "a form that no answer can be held to": (
         r"(response_format|structured_outputs|text\.format|output_config\.format)\b.*|tools\[\d+\]\..*",

@@ -132,7 +132,7 @@ def test_calls_beside_a_form(url: str) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
-        ({"structured_outputs": {"regex": "a"}}, "structured_outputs.regex", "not together with tools"),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs.regex", "cannot be combined with tools"),
         ({"tool_choice": "required", "min_tokens": 2}, "min_tokens", "tool_choice"),
         ({"tool_choice": NOW, "ignore_eos": True}, "ignore_eos", "tool_choice"),
         ({"tool_choice": "required", "tools": [*TOOLS, {"type": "function", "function": {

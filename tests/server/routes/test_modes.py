@@ -118,7 +118,7 @@ def test_a_method_that_reads_weights_where_they_are(folder: Path) -> None:
         (400, "griffin.method")
     ] * 2
     assert paper.json()["griffin"]["method"] == "griffin"
-    with pytest.raises(LoadError, match=r"^--method griffin\+ reads weights where they are, and --ff-offload"):
+    with pytest.raises(LoadError, match=r"^--method griffin\+ reads weights in place, but --ff-offload"):
         load(Settings(model=str(folder), method="griffin+", device="cpu", ff_offload="cpu"))
 
 

@@ -63,6 +63,6 @@ def test_one_that_ends_at_a_form_refuses_it(tmp_path: Path, monkeypatch: pytest.
     """It had begun, so the form may be why."""
     found = checker(f'{READS}print("{{}}", flush=True)\nsys.stdin.readline()', tmp_path, monkeypatch)
 
-    with pytest.raises(FormRefused, match="the process for that has ended"):
+    with pytest.raises(FormRefused, match="the compiler's process has ended"):
         found.grammar("regex", "a")
     assert not found.runs

@@ -257,7 +257,7 @@ def test_text_of_a_special_token_is_refused(spelled: str, tokenizer: Tokenizer) 
             grammars.of_choice(["a", spelled], "choice"),
             grammars.of_schema({"const": spelled}, "schema"),
         ):
-            with pytest.raises(InvalidRequest, match=f"has {re.escape(spelled)} in it, which is a special token"):
+            with pytest.raises(InvalidRequest, match=f"contains {re.escape(spelled)}, which is a special token"):
                 asyncio.run(form)
     finally:
         grammars.close()

@@ -6,10 +6,10 @@ The parts (--parts), each with its own tables:
   chats        free text that repeats nothing, sampled at temperature 1: with drafts and without
   lossless     drafts of kept neurons, checked by the full model, beside that model alone
   first-token  the time to the first token of prompts of 8, 27, 64 and 128 tokens
-  equal        whether answers with drafts are those without, and lossless ones those of sparsity 0
+  equal        whether answers with drafts equal those without, and lossless ones those of sparsity 0
 
-All take turns in one run, and figures are medians. With --llama-cpp, llama.cpp answers the same prompts with its own
-prompt lookup and without, greedily. Figures so far are in drafts-so-far.json and .txt until a run ends.
+All ways take turns in one run, and figures are medians. With --llama-cpp, llama.cpp answers the same prompts greedily,
+with its own prompt lookup and without. Until a run ends, its figures are in drafts-so-far.json and .txt.
 """
 
 import argparse
@@ -45,22 +45,28 @@ ABOUT = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS), help="what to measure (all)")
-    parser.add_argument("--prompts", type=kinds.count, default=30, help="edits, and chats (%(default)s each)")
-    parser.add_argument("--tokens", type=kinds.count, default=192, help="the most of each answer (%(default)s)")
+    parser.add_argument(
+        "--prompts", type=kinds.count, default=30, help="prompts of edits, and of chats (%(default)s each)"
+    )
+    parser.add_argument("--tokens", type=kinds.count, default=192, help="most tokens of each answer (%(default)s)")
     parser.add_argument(
         "--sparsity", type=kinds.sparsity, default=0.5, metavar="S",
-        help="of pruned runs, above 0 and below 1 (%(default)s)",
+        help="sparsity of pruned runs, above 0 and below 1 (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--methods", choices=METHOD_NAMES, nargs="+", default=list(METHOD_NAMES),
-        help="of passes, lossless and equal; the others take griffin+ (all)",
+        help="methods in passes, lossless and equal; other parts use griffin+ (all)",
     )  # fmt: skip
-    parser.add_argument("--rounds", type=kinds.count, default=9, help="of passes and first tokens (%(default)s)")
-    parser.add_argument("--equal-prompts", type=kinds.count, default=100, help="of equal, both kinds (%(default)s)")
-    parser.add_argument("--equal-tokens", type=kinds.count, default=128, help="of each answer there (%(default)s)")
+    parser.add_argument("--rounds", type=kinds.count, default=9, help="rounds of passes and first-token (%(default)s)")
+    parser.add_argument(
+        "--equal-prompts", type=kinds.count, default=100, help="prompts of equal, both kinds together (%(default)s)"
+    )
+    parser.add_argument(
+        "--equal-tokens", type=kinds.count, default=128, help="tokens of each answer in equal (%(default)s)"
+    )
     parser.add_argument(
         "--lookups", type=kinds.count, nargs="+", default=[2, 10], metavar="N",
-        help="drafts at once of llama.cpp's prompt lookup: its advice for CPUs, and its default (2 10)",
+        help="most drafts in a pass of llama.cpp's prompt lookup: its advice for CPUs, and its default (2 10)",
     )  # fmt: skip
     add_llama_cpp_arguments(parser)
 

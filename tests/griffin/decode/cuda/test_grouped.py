@@ -55,7 +55,7 @@ def arranged(x_D: Tensor, kind: GGMLQuantizationType, norm: object = None) -> Te
 
 
 def widths(kind: GGMLQuantizationType) -> list[int]:
-    """The narrowest, one that is no multiple of a tile, and several tiles."""
+    """The narrowest, one that is not a multiple of a tile, and several tiles."""
     return [256, 768] if GROUPINGS[kind].two_levels else [32, 96, 576, 1024]
 
 

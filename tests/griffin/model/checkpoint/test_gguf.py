@@ -228,20 +228,20 @@ def test_a_key_that_changes_numbers_and_is_not_applied_is_refused_by_name(key: s
 BOUNDS: dict[str, tuple[str, str, Meta, str]] = {
     key + why: (model_type, key, kind(key, value), words)
     for model_type, key, kind, value, why, words in [
-        ("llama", "llama.rope.dimension_count", whole, 0, "", "is 0, and must be a number above 0"),
+        ("llama", "llama.rope.dimension_count", whole, 0, "", "is 0, but must be a number above 0"),
         ("phi3", "phi3.rope.dimension_count", whole, 3, ", odd", "has 3 numbers of a head rotated in pairs"),
         ("phi3", "phi3.rope.dimension_count", whole, 10, ", wide", "is 10, but heads of such models have 8"),
-        ("qwen2", "qwen2.rope.dimension_count", whole, 6, "", "is 6, and such models have 8"),
-        ("llama", "llama.context_length", whole, 4 * 10**9, "", "is 4000000000, and must be a whole number from 1 to"),
-        ("gpt2", "gpt2.context_length", number, 1.5, "", "is 1.5, and must be a whole number from 1 to 16777216"),
-        ("gemma2", "gemma2.attention.sliding_window", whole, 4 * 10**9, "", "is 4000000000, and must be a whole"),
+        ("qwen2", "qwen2.rope.dimension_count", whole, 6, "", "is 6, but such models have 8"),
+        ("llama", "llama.context_length", whole, 4 * 10**9, "", "is 4000000000, but must be a whole number from 1 to"),
+        ("gpt2", "gpt2.context_length", number, 1.5, "", "is 1.5, but must be a whole number from 1 to 16777216"),
+        ("gemma2", "gemma2.attention.sliding_window", whole, 4 * 10**9, "", "is 4000000000, but must be a whole"),
         ("llama", "llama.attention.head_count", whole, 7, "", "is 7, which does not divide embedding_length, 32"),
         ("qwen3", "qwen3.attention.head_count", whole, 64, "", "is 64, which does not divide embedding_length, 32"),
         ("llama", "llama.attention.head_count_kv", whole, 3, "", "is 3, which does not divide attention.head_count, 4"),
-        ("llama", "llama.attention.key_length", text, "x", "", "is x, and must be a number above 0"),
+        ("llama", "llama.attention.key_length", text, "x", "", "is x, but must be a number above 0"),
         ("gpt2", "gpt2.attention.key_length", whole, 7, "", "is 7, but should be 8"),
-        ("llama", "llama.attention.layer_norm_rms_epsilon", number, 1e30, "", "and must be at most 1"),
-        ("gemma3_text", "gemma3.final_logit_softcapping", number, -1.0, "", "is -1.0, and must be a number above 0"),
+        ("llama", "llama.attention.layer_norm_rms_epsilon", number, 1e30, "", "but must be at most 1"),
+        ("gemma3_text", "gemma3.final_logit_softcapping", number, -1.0, "", "is -1.0, but must be a number above 0"),
     ]
 }
 
@@ -429,7 +429,7 @@ def test_a_file_that_is_cut_short(damage: Callable[[Path], None], tmp_path: Path
     """One line that names it."""
     path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False))
     damage(path)
-    with pytest.raises(LoadError, match=r"model\.gguf is no whole GGUF file") as failure:
+    with pytest.raises(LoadError, match=r"model\.gguf is not a complete GGUF file") as failure:
         load(str(path), device="cpu", cache_dir=tmp_path / "cache")
 
     assert "\n" not in str(failure.value)
@@ -635,8 +635,8 @@ def test_what_lies_beside_a_file_is_not_its_tokenizer(tmp_path: Path) -> None:
     [
         ({"unknown_token_id": len(TOKENS)}, f"unknown_token_id is {len(TOKENS)}, and there are {len(TOKENS)} tokens"),
         ({"padding_token_id": "one"}, "padding_token_id is one, and there are"),
-        ({"tokens": "abc"}, r"tokenizer\.ggml\.tokens is abc, and must be a list of texts"),
-        ({"merges": [1, 2]}, r"merges is \[1, 2\], and must be a list of texts"),
+        ({"tokens": "abc"}, r"tokenizer\.ggml\.tokens is abc, but must be a list of texts"),
+        ({"merges": [1, 2]}, r"merges is \[1, 2\], but must be a list of texts"),
         ({"tokens": None}, r"has no tokens: its key tokenizer\.ggml\.tokens is missing"),
         ({"merges": None}, r"does not say how tokens are made: it lacks the key tokenizer\.ggml\.merges"),
     ],

@@ -80,20 +80,26 @@ def with_tensors(*tensors: bytes) -> bytes:
 
 HUGE = 2**63
 FAULTS: dict[str, tuple[bytes, str]] = {
-    "cut in the counts": (whole()[:20], r"the number of keys runs past its end"),
-    "cut in a key": (whole()[:40], r"the name of its key 1 of 1 runs past its end"),
-    "cut in a value": (whole()[:58], r"key general\.architecture runs past its end"),
-    "cut in the table": (whole()[:90], r"entry of tensor t runs past its end"),
+    "cut in the counts": (whole()[:20], r"the number of keys runs past the end of the file"),
+    "cut in a key": (whole()[:40], r"the name of its key 1 of 1 runs past the end of the file"),
+    "cut in a value": (whole()[:58], r"key general\.architecture runs past the end of the file"),
+    "cut in the table": (whole()[:90], r"entry of tensor t runs past the end of the file"),
     "cut in the data": (whole()[:-1], r"tensor t \(F32\) ends at byte 3200 of 3199"),
-    "a name's length": (whole([u64(HUGE) + b"x"]), "the name of its key 1 of 1 runs past its end"),
-    "a text's length": (with_keys(key("a", STRING, u64(2**64 - 1))), "its key a runs past its end"),
-    "an array's length": (with_keys(key("a", ARRAY, u32(U32) + u64(HUGE))), "its key a runs past its end"),
-    "a length of texts": (with_keys(key("a", ARRAY, u32(STRING) + u64(2**40))), "its key a runs past its end"),
-    "a length of arrays": (with_keys(key("a", ARRAY, u32(ARRAY) + u64(2**40))), "its key a runs past its end"),
+    "a name's length": (whole([u64(HUGE) + b"x"]), "the name of its key 1 of 1 runs past the end of the file"),
+    "a text's length": (with_keys(key("a", STRING, u64(2**64 - 1))), "its key a runs past the end of the file"),
+    "an array's length": (with_keys(key("a", ARRAY, u32(U32) + u64(HUGE))), "its key a runs past the end of the file"),
+    "a length of texts": (
+        with_keys(key("a", ARRAY, u32(STRING) + u64(2**40))),
+        "its key a runs past the end of the file",
+    ),
+    "a length of arrays": (
+        with_keys(key("a", ARRAY, u32(ARRAY) + u64(2**40))),
+        "its key a runs past the end of the file",
+    ),
     "a text in an array": (with_keys(key("a", ARRAY, u32(STRING) + u64(2) + string("x") + u64(HUGE))), "key a runs"),
     "an inner array's length": (
         with_keys(key("a", ARRAY, u32(ARRAY) + u64(1) + u32(U8) + u64(HUGE))),
-        "its key a runs past its end",
+        "its key a runs past the end of the file",
     ),
     "arrays without end": (with_keys(key("a", ARRAY, nested(5000))), "its key a is an array of arrays, more than 4"),
     "a value's type": (with_keys(key("a", 13, bytes(8))), "its key a has the value type 13"),
@@ -112,23 +118,23 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "a product that overflows": (with_tensors(tensor(shape=(2**32, 2**32, 1, 1))), r"t \(F32\) ends at byte"),
     "a product that overflows to nothing": (with_tensors(tensor(shape=(HUGE, 2, HUGE))), r"t \(F32\) ends at byte"),
     "a width of part of a block": (with_tensors(tensor(shape=(100, 3), kind=Kind.Q4_K)), "rows of 100 .* of 256"),
-    "a type": (with_tensors(tensor(kind=99)), "tensor t has the type 99, which is not known here"),
-    "a type that was removed": (with_tensors(tensor(kind=4)), "tensor t has the type 4, which is not known here"),
+    "a type": (with_tensors(tensor(kind=99)), "tensor t has the type 99, which is unknown"),
+    "a type that was removed": (with_tensors(tensor(kind=4)), "tensor t has the type 4, which is unknown"),
     "an offset past the end": (with_tensors(tensor(offset=64)), r"tensor t \(F32\) ends at byte 3264 of 3200"),
     "an offset that overflows": (with_tensors(tensor(offset=2**64 - 32)), r"tensor t \(F32\) ends at byte"),
-    "an offset between": (with_tensors(tensor(offset=8)), r"t \(F32\) begins at 8, no multiple .* alignment 32"),
+    "an offset between": (with_tensors(tensor(offset=8)), r"t \(F32\) begins at 8, not a multiple .* alignment 32"),
     "a tensor twice": (with_tensors(tensor(), tensor()), "its tensor t is there twice"),
-    "no alignment": (with_keys(numbered("general.alignment", 0)), "general.alignment is 0, and must be a power of two"),
-    "an odd alignment": (with_keys(numbered("general.alignment", 48)), "general.alignment is 48, and must be"),
+    "no alignment": (with_keys(numbered("general.alignment", 0)), "general.alignment is 0, but must be a power of two"),
+    "an odd alignment": (with_keys(numbered("general.alignment", 48)), "general.alignment is 48, but must be"),
     "an alignment in words": (
         with_keys(key("general.alignment", STRING, string("32"))),
-        "general.alignment is 32, and",
+        "general.alignment is 32, but",
     ),
     "an alignment beyond all": (with_keys(key("general.alignment", 10, u64(HUGE))), r"t \(F32\) ends at byte"),
     "the first version": (whole(version=1), "has version 1 of the GGUF format, and 2 and 3 are read"),
     "a version of the future": (whole(version=4), "has version 4 of the GGUF format"),
     "the other byte order": (whole(version=3 << 24), "a GGUF file for big-endian machines"),
-    "an architecture that is no text": (whole([numbered("general.architecture", 1)]), "architecture is no text"),
+    "an architecture that is no text": (whole([numbered("general.architecture", 1)]), "architecture is not a text"),
     "no architecture": (whole([]), "general.architecture is missing"),
     "no tensors": (whole(tensors=()), "holds no tensors"),
     "parts in words": (with_keys(key("split.count", STRING, string("two"))), "its key split.count is two"),
@@ -252,14 +258,14 @@ def test_types_that_cannot_be_read(tmp_path: Path) -> None:
     file.require_readable(frozenset(Kind))
     file.require_readable({Kind.F32, Kind.F16, Kind.Q4_0, Kind.Q8_0, Kind.IQ4_XS})
     with pytest.raises(
-        LoadError, match=r"model\.gguf: tensor IQ4_XS has the type IQ4_XS, which is not read here; take"
+        LoadError, match=r"model\.gguf: tensor IQ4_XS has the type IQ4_XS, which cannot be read here; take"
     ):
         file.require_readable({Kind.F32, Kind.F16, Kind.Q4_0, Kind.Q8_0})
     with pytest.raises(
         LoadError, match=r"tensor Q4_0 .* as has one more tensor; .* the same model \(F32, F16, Q8_0\), or make"
     ):
         file.require_readable({Kind.Q8_0, Kind.F16, Kind.F32})
-    with pytest.raises(LoadError, match=r"tensor plain has the type F32, which is not read here, as have 4 more"):
+    with pytest.raises(LoadError, match=r"tensor plain has the type F32, which cannot be read here, as have 4 more"):
         file.require_readable({Kind.Q4_0})
 
 
@@ -276,7 +282,7 @@ def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
     ("second", "words"),
     [
         (b"", r"m-00002-of-00002\.gguf' is empty; download it again"),
-        (b"<html>", r"m-00002-of-00002\.gguf' is no GGUF file, whatever its name says"),
+        (b"<html>", r"m-00002-of-00002\.gguf' is not a GGUF file, despite its name"),
         (None, r"one of 2 parts, and m-00002-of-00002\.gguf is not beside it; download all"),
     ],
 )

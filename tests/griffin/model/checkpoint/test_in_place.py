@@ -45,7 +45,7 @@ def test_scales_that_are_no_numbers(path: Path, name: str, dtype: str, tmp_path:
 
     called = name if dtype == "auto" else ""
     with pytest.raises(
-        LoadError, match=f"mixed.gguf' has weights that are infinite or no numbers: .*{called}; download"
+        LoadError, match=f"mixed.gguf' has weights that are infinite or not a number: .*{called}; download"
     ):
         load(str(path), device="cpu", dtype=dtype, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))

@@ -70,7 +70,7 @@ def test_what_is_absent_or_usual(changes: dict[str, Any]) -> None:
     ("content", "words"),
     [
         ('{"eos_token_id":[7,8],', "generation_config.json cannot be read"),
-        ("[]", "generation_config.json holds no JSON object"),
+        ("[]", "generation_config.json does not contain a JSON object"),
         (json.dumps({"eos_token_id": ["7", "8"]}), "eos_token_id in generation_config.json is"),
         (json.dumps({"eos_token_id": 7.5}), "eos_token_id in generation_config.json is 7.5"),
     ],

@@ -166,9 +166,9 @@ def changed(ending: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[s
     [
         (without("qzeros"), "has no qzeros"),
         (without("qweight"), r"lacks 1 of the model's weights: model\.layers\.1\.mlp\.up_proj\.weight"),
-        (changed("qweight", lambda x: x[1:]), r"has qweight of \(7, 96\) and should have \(8, 96\)"),
-        (changed("scales", lambda x: x[:, :8]), r"has scales of \(2, 8\) and should have \(2, 96\)"),
-        (changed("scales", lambda x: x * torch.inf), "has scales that are infinite or no numbers"),
+        (changed("qweight", lambda x: x[1:]), r"has qweight of \(7, 96\) but should have \(8, 96\)"),
+        (changed("scales", lambda x: x[:, :8]), r"has scales of \(2, 8\) but should have \(2, 96\)"),
+        (changed("scales", lambda x: x * torch.inf), "has scales that are infinite or not a number"),
         (changed("g_idx", lambda x: x + 1), "has g_idx beyond its 2 groups"),
         (changed("qweight", lambda x: x.long()), "has codes that are not packed in words of 32 bits"),
     ],
@@ -190,8 +190,8 @@ def test_damaged_projections(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"quantize": "int4"}, "quantised by GPTQ; leave --quantize out, and its own codes are used"),
-        ({"ff_offload": True}, "quantised by GPTQ, which does not go together with ff-offload on a CPU"),
+        ({"quantize": "int4"}, "quantised by GPTQ; leave --quantize out to use its own codes"),
+        ({"ff_offload": True}, "quantised by GPTQ, which cannot be combined with ff-offload on a CPU"),
     ],
 )
 def test_options_that_codes_do_not_allow(

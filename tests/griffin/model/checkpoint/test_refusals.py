@@ -124,7 +124,7 @@ WITH_CONFIG: dict[str, tuple[Kind, str]] = {
     "a link to a blob that is not there": (dangling, "model.safetensors is a link to ../../blobs/0a1b"),
     "GPTQ": (
         config(quantization_config={"quant_method": "gptq", "bits": 8}),
-        "quantised by GPTQ with 8 bits; read are 4 bits in the layout gptq or gptq_v2",
+        "quantised by GPTQ with 8 bits; supported: 4 bits in the layout gptq or gptq_v2",
     ),
     "GPTQ for a kernel": (
         config(quantization_config={"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}),
@@ -132,7 +132,7 @@ WITH_CONFIG: dict[str, tuple[Kind, str]] = {
     ),
     "AWQ": (
         config(quantization_config={"quant_method": "awq", "bits": 4, "version": "gemv"}),
-        "quantised by AWQ with the layout 'gemv'; read are 4 bits in the layout gemm",
+        "quantised by AWQ with the layout 'gemv'; supported: 4 bits in the layout gemm",
     ),
     "bitsandbytes": (config(quantization_config={"quant_method": "bitsandbytes"}), "quantised by bitsandbytes"),
     "bitsandbytes, older": (config(quantization_config={"load_in_4bit": True}), "quantised by bitsandbytes"),
@@ -142,7 +142,10 @@ WITH_CONFIG: dict[str, tuple[Kind, str]] = {
     "a classifier": (config(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),
     "a reward model": (config(architectures=["LlamaForRewardModel2"]), "LlamaForRewardModel2"),
     "both directions": (config(is_causal=False), "attends in both directions"),
-    "no object": (lambda folder: void((folder / "config.json").write_text("[]")), "config.json holds no JSON object"),
+    "no object": (
+        lambda folder: void((folder / "config.json").write_text("[]")),
+        "config.json does not contain a JSON object",
+    ),
     "another type": (config(model_type="bert"), "'bert' is not supported"),
 }  # fmt: skip
 
@@ -165,7 +168,7 @@ def test_directories_with_a_configuration(kind: str, tmp_path: Path, smollm2: Ch
         ("notes.txt", "hello", r"neither a model directory nor a \.gguf file"),
         ("model.safetensors", "hello", "a file of weights; name a model directory"),
         ("config.json", "{}", "name its directory: --model"),
-        ("model.gguf", "<html>404</html>", "no GGUF file, whatever its name says"),
+        ("model.gguf", "<html>404</html>", "not a GGUF file, despite its name"),
         ("model.gguf", "", "is empty; download it again"),
         ("model.gguf", "version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs"),
         ("model.tar", "hello", "an archive"),

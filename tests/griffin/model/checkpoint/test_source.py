@@ -80,7 +80,7 @@ def test_a_snapshot_is_called_as_on_the_hub(hub: Path, monkeypatch: pytest.Monke
 def test_a_repository_with_several_snapshots(hub: Path) -> None:
     """Which one is meant cannot be guessed."""
     (hub / "snapshots" / ("a" * 40)).mkdir()
-    with pytest.raises(LoadError, match="holds 2 snapshots"):
+    with pytest.raises(LoadError, match="has 2 snapshots"):
         locate(str(hub))
 
 
@@ -102,17 +102,17 @@ def test_a_directory_with_one_gguf_file(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m-00002-of-00002.gguf", model)
     assert locate(str(tmp_path)).path == tmp_path / "m-00001-of-00002.gguf"
     write_gguf(tmp_path / "other.gguf", model)
-    with pytest.raises(LoadError, match="not exactly one of which is a model"):
+    with pytest.raises(LoadError, match="with none or several models in them"):
         locate(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("contents", "words"),
     [
-        ({2: b"GGUF", 3: b"GGUF"}, "parts of a model without the first, m-00001-of-00003.gguf; download all of them"),
+        ({2: b"GGUF", 3: b"GGUF"}, "parts of a model without the first one, m-00001-of-00003.gguf; download all parts"),
         ({1: b"", 2: b"GGUF", 3: b"GGUF"}, "m-00001-of-00003.gguf' is empty; download it again"),
         ({1: b"version https://git-lfs", 2: b"GGUF"}, "m-00001-of-00003.gguf' is a pointer of git-lfs"),
-        ({1: b"<html>"}, "m-00001-of-00003.gguf' is no GGUF file, whatever its name says"),
+        ({1: b"<html>"}, "m-00001-of-00003.gguf' is not a GGUF file, despite its name"),
     ],
 )
 def test_a_directory_with_parts_of_a_model(contents: dict[int, bytes], words: str, tmp_path: Path) -> None:
@@ -182,14 +182,14 @@ def test_files_of_a_hub(spelling: str, name: str, file: str) -> None:
         ("org/name:Q4 K", "name a GGUF file's quantisation"),
         ("name/model-q4.gguf", "does not exist"),
         ("org/name@main", "names a revision"),
-        ("a/b/c", "it is no hub id"),
-        ("https://example.com/model", "an address that is not known here"),
-        ("s3://bucket/model", "an address that is not known here"),
-        ("ollama://llama3", "an address that is not known here"),
-        ("llama3:8b", "another program's store"),
+        ("a/b/c", "it is not a hub id"),
+        ("https://example.com/model", "is an unknown address"),
+        ("s3://bucket/model", "is an unknown address"),
+        ("ollama://llama3", "is an unknown address"),
+        ("llama3:8b", "another program's name for a model"),
         ("models--org--name", "as a hub id it is org/name"),
-        ("/dev/zero", "is no regular file"),
-        ("my model", "it is no hub id"),
+        ("/dev/zero", "is not a regular file"),
+        ("my model", "it is not a hub id"),
         ("file:///no/such/model", "does not exist"),
         ("/no/such/model", "does not exist"),
         ("bad\0name", "cannot be read"),

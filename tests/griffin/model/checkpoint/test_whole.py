@@ -156,7 +156,7 @@ def test_weights_that_are_no_numbers(value: float, ff_offload: bool, folder: Pat
     """In the file, or in a dtype that is too narrow for them."""
     name = "model.layers.1.self_attn.o_proj.weight"
     change_weights(folder, lambda weights: {**weights, name: torch.full_like(weights[name], value)})
-    with pytest.raises(LoadError, match=f"infinite or no numbers in float16: {name}"):
+    with pytest.raises(LoadError, match=f"infinite or not a number in float16: {name}"):
         load(str(folder), device="cpu", dtype="float16", cache_dir=tmp_path / "cache", ff_offload=ff_offload)
 
 

@@ -143,7 +143,7 @@ def test_transposed_in_blocks_of_32(kind: GGMLQuantizationType, rows: int, colum
 
 def test_what_is_by_column_is_not_turned_again() -> None:
     """Nothing needs it."""
-    with pytest.raises(NotImplementedError, match="for sums of weighted rows already"):
+    with pytest.raises(NotImplementedError, match="already in the form for sums of weighted rows"):
         of_columns(T.Q4_0, torch.float32)[0].transposed()
 
 
