@@ -108,6 +108,7 @@ def create_app(
         for route in router.routes
         if isinstance(route, Route)
     }
+    app.state.paths = [route.path for router in routers for route in router.routes if isinstance(route, Route)]
     page = PageRoutes() if settings.page else None
     for router in (*routers, *([page.router] if page else [])):
         app.include_router(router)

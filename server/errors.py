@@ -86,7 +86,9 @@ class ExpertsNotFound(ApiError):
 
     def __init__(self, asked: str, param: str = "expert_set") -> None:
         super().__init__(
-            f"expert set {short(asked)} is not known here; only those of the latest requests are kept", param
+            f"expert set {short(asked)} is not known here; only those of the latest requests are kept: "
+            "a request without one chooses its neurons anew",
+            param,
         )
 
 

@@ -79,7 +79,8 @@ def load(settings: Settings) -> Loaded:
     gc.freeze()
     checkpoint, context = checkpoints[0], engines[0].context_length
     if settings.max_model_len and context < settings.max_model_len:
-        logger.warning("--max-model-len %d is more than the model's context: %d", settings.max_model_len, context)
+        told = "--max-model-len %d is more than the model's context; %d is used"
+        logger.warning(told, settings.max_model_len, context)
     if settings.prompt_pass_tokens == "auto" and (tokens := engines[0].pass_tokens):
         told = (
             "prompts of up to %d tokens go through the %s step; with --prompt-pass-tokens %d every start does the same"

@@ -17,10 +17,11 @@ import uvicorn
 
 from server import log
 from server.app import create_app
+from server.commandline.reading import read_settings
 from server.http.listener import BoundedServer, affordable, configuration
 from server.loader import Loaded
 from server.service import Service
-from server.settings import Settings, SettingsInvalid, comma_separated, names_no_key, read_settings, unknown_variables
+from server.settings import Settings, SettingsInvalid, comma_separated, names_no_key, unknown_variables
 
 logger = logging.getLogger("griffin")
 

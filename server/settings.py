@@ -1,12 +1,11 @@
 """Settings: every flag and environment variable, its default and its meaning."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from griffin.request import DEFAULT_METHOD, MethodName, ModeName
 
@@ -23,16 +22,11 @@ class SettingsInvalid(Exception):
 
 
 class Settings(BaseSettings):
-    """OpenAI-compatible inference where each request picks its own feed-forward neurons (GRIFFIN).
-    Every flag is an environment variable too: --prefill-chunk is GRIFFIN_PREFILL_CHUNK. A flag wins."""
+    """Every setting. prefill_chunk is the flag --prefill-chunk and the environment variable GRIFFIN_PREFILL_CHUNK."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_ignore_empty=True,
-        cli_prog_name="python -m server",
-        cli_kebab_case=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
         extra="forbid",
     )
 
@@ -105,8 +99,9 @@ class Settings(BaseSettings):
     sparsity: Annotated[
         Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | Literal["auto"],
         Field(
+            examples=[0.5],
             description="sparsity of requests that name none. 0 is the dense model; auto chooses one from a predicted"
-            " loss"
+            " loss",
         ),
     ] = 0.0
     auto_tolerance: Annotated[
@@ -399,55 +394,6 @@ def comma_separated(value: str) -> list[str]:
     return [part for part in map(str.strip, value.replace("\n", ",").split(",")) if part]
 
 
-def read_settings(arguments: Sequence[str]) -> Settings:
-    """Read the command line, the environment, and files in ``SECRETS``; the earlier source wins.
-
-    Raises:
-        SettingsInvalid: names the flag or the variable, and says what is wrong.
-    """
-    _require_values(arguments)
-    arguments = _models_as_one(arguments)
-    try:
-        # pydantic-settings' own keyword
-        return settings_with(_cli_parse_args=list(arguments))
-    except ValidationError as error:
-        name, message = fault(error)
-        raise SettingsInvalid(f"{_source(name, arguments)}: {message}") from None
-    except OSError as error:
-        raise SettingsInvalid(f"{error.filename} cannot be read: {error.strerror}") from None
-    except SettingsError as error:
-        raise SettingsInvalid(str(error)) from None
-
-
-def _models_as_one(arguments: Sequence[str]) -> list[str]:
-    """Join all values of ``--model`` into one value with a line each. Of other flags the last value counts."""
-    models, others = [], list[str]()
-    rest = iter(arguments)
-    for argument in rest:
-        flag, mark, value = argument.partition("=")
-        if flag != "--model":
-            others.append(argument)
-        elif value := value if mark else next(rest, ""):
-            models.append(value)
-        else:
-            return list(arguments)
-    return [*others, "--model", "\n".join(models)] if models else others
-
-
-def _require_values(arguments: Sequence[str]) -> None:
-    """Refuse a flag with an empty value: pydantic-settings would ignore the flag and use the default.
-
-    Raises:
-        SettingsInvalid: names the flag.
-    """
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        flag, mark, value = argument.partition("=")
-        if not argument.strip() and "=" not in before:
-            flag, mark = before, "="
-        if flag.startswith("--") and mark and not value.strip():
-            raise SettingsInvalid(f"{flag}: {EMPTY}")
-
-
 def settings_with(**values: Any) -> Settings:
     """Settings from these values, the environment, and files in ``SECRETS``; the earlier source wins.
 
@@ -474,26 +420,12 @@ def _secrets() -> list[Path]:
     return [entry for entry in entries if entry.name.lower().startswith(PREFIX.lower())]
 
 
-def fault(error: ValidationError) -> tuple[str, str]:
-    """The first wrong field and what is wrong with it. The text never contains an API key."""
-    first, *others = error.errors(include_url=False)
-    name = str(first["loc"][0]) if first["loc"] else "settings"
-    got = "" if name == "api_keys" else f" (got {first['input']!r})"
-    # For a setting that takes a number or a word, pydantic reports each kind separately.
-    words = [
-        each["ctx"]["expected"] for each in others if each["loc"][:1] == (name,) and each["type"] == "literal_error"
-    ]
-    return name, ", or ".join([first["msg"].removeprefix("Value error, "), *words]) + got
-
-
-def _source(name: str, arguments: Sequence[str]) -> str:
-    """The flag, variable or file that gave a setting its value."""
-    flag, variable, file = f"--{name.replace('_', '-')}", f"{PREFIX}{name.upper()}", SECRETS / f"{PREFIX}{name}".lower()
-    if any(argument.split("=")[0] == flag for argument in arguments):
-        return flag
+def other_source(name: str) -> str | None:
+    """The variable or file, instead of a flag, that gives a setting its value; None if there is none."""
+    variable, file = f"{PREFIX}{name.upper()}", SECRETS / f"{PREFIX}{name}".lower()
     if variable in os.environ:
         return variable
-    return str(file) if file.exists() else flag
+    return str(file) if file.exists() else None
 
 
 def names_no_key(settings: Settings) -> bool:

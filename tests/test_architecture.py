@@ -18,8 +18,8 @@ LAYERS = {
         "neurons", "thresholds", "library", "errors",
     ),
     "server": (
-        "__main__", "process", "app", "routes", "answer", "service", "models", "room", "slot", "served", "loader",
-        "work", "text", "http", "errors", "protocol", "jsonwire", "metrics", "settings", "log", "__init__",
+        "__main__", "process", "commandline", "app", "routes", "answer", "service", "models", "room", "slot", "served",
+        "loader", "work", "text", "http", "errors", "protocol", "jsonwire", "metrics", "settings", "log", "__init__",
     ),
 }  # fmt: skip
 # Inside griffin/experiments/, top to bottom: folders of one row do not import each other.

@@ -9,6 +9,7 @@ import pytest
 from griffin.__main__ import command_line as product
 from griffin.experiments.__main__ import command_line as experiments
 from loadtest.flags import parser as load
+from server.commandline.parser import parser as serve
 from server.protocol.options import GriffinOptions
 from server.protocol.request import GenerationRequest
 from server.settings import Settings
@@ -31,7 +32,7 @@ def texts(parser: argparse.ArgumentParser) -> Iterator[str]:
     yield from (action.help or "" for action in parser._actions)
 
 
-FLAGS = {f"{each.prog} {number}": text for make in (product, experiments, load)
+FLAGS = {f"{each.prog} {number}": text for make in (product, experiments, load, serve)
          for each in parsers(make()) for number, text in enumerate(texts(each))}  # fmt: skip
 FIELDS = {f"{kind.__name__}.{name}": field.description or ""
           for kind in (Settings, GenerationRequest, GriffinOptions)

@@ -22,7 +22,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import log
-from server.settings import Settings, SettingsInvalid, fault, names_no_key, settings_with, unknown_variables
+from server.commandline.reading import fault
+from server.settings import Settings, SettingsInvalid, names_no_key, settings_with, unknown_variables
 
 logger = logging.getLogger("griffin")
 

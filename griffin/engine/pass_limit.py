@@ -57,7 +57,7 @@ class PassLimit:
 
 
 def measured(by_passes: Callable[[int], object], by_model: Callable[[int], object], device: torch.device) -> int:
-    """The limit, found by timing both ways. If other processes use the processors, it is ``BUSY``, and this is logged.
+    """The limit, found by timing both ways. If other processes use the processors, it is ``BUSY``.
 
     Args:
         by_passes, by_model: read a number of tokens from an empty cache.
@@ -67,7 +67,7 @@ def measured(by_passes: Callable[[int], object], by_model: Callable[[int], objec
     for read, tokens in ((by_passes, FEW), (by_model, FEW), (by_model, MANY)):
         fastest = _fastest(read, tokens, device)
         if fastest is None:
-            logger.info("other processes use the processors, so the limit of short prompts was not measured")
+            logger.debug("other processes use the processors: --prompt-pass-tokens auto is %d, not measured", BUSY)
             return BUSY
         times.append(fastest)
     return longest(*times)

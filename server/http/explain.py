@@ -8,6 +8,8 @@ from server.protocol.tokenization import FORMS
 
 # First names in a pydantic location that are not fields of the body.
 NO_FIELDS = ("body", *FORMS)
+# The endpoints' fields for the prompt.
+PROMPTS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}
 
 
 def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
@@ -22,13 +24,23 @@ def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
     if not param:
         return InvalidField(f"the body: {first['msg']}", None)
     if first["type"] == "missing":
-        return InvalidField(f"{param} is required", param, "missing_required_parameter")
+        return InvalidField(
+            f"{param} is required{_belongs(param, first['input'])}", param, "missing_required_parameter"
+        )
     if first["type"] == "extra_forbidden":
         return InvalidField(f"{param} is not a field of {param.partition('.')[0]}", param, "unknown_parameter")
     message = f"{param}: {str(first['msg']).removeprefix('Value error, ')} (got {short(first['input'])})"
     # A list of plain values is one field; the text says which value is wrong.
     listed = isinstance(first["loc"][-1], int) and not param.startswith(("messages", "tools"))
     return InvalidField(message, param.rpartition("[")[0] if listed else param)
+
+
+def _belongs(missing: str, body: Any) -> str:
+    """If the body has another endpoint's field for the prompt, where that field belongs."""
+    if missing not in PROMPTS or not isinstance(body, Mapping):
+        return ""
+    sent = next((name for name in PROMPTS if name in body), None)
+    return f"; {sent} belongs to {PROMPTS[sent]}" if sent else ""
 
 
 def _path(location: Sequence[str | int]) -> str:

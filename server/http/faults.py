@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import OPENAI, ApiError, InvalidField, ServerDraining, Shape, as_api_error
 from server.http.explain import explain
+from server.http.paths import meant
 from server.jsonwire import Json
 
 
@@ -41,7 +42,9 @@ class Faults:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every failure of the app in OpenAI's form, or in the form of ``app.state.error_shapes`` for its path."""
+    """Answer every failure of the app in OpenAI's form, or in the form of ``app.state.error_shapes`` for its path.
+
+    ``app.state.paths`` are the paths that answers may name."""
 
     async def validation(request: Request, error: Exception) -> Json:
         assert isinstance(error, RequestValidationError)
@@ -54,6 +57,7 @@ def install(app: FastAPI) -> None:
             return _answer(request.scope, error.__cause__)
         # The framework's own refusals: unknown route, wrong method.
         message = f"{error.detail} ({request.method} {request.url.path[:200]})"
+        message += _instead(request, error)
         if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
             message += "; no web page may call this server: its operator can set --cors-origins"
         answer = InvalidField(message, None, _code(error))
@@ -62,6 +66,16 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(RequestValidationError, validation)
     app.add_exception_handler(HTTPException, http)
+
+
+def _instead(request: Request, error: HTTPException) -> str:
+    """What to do instead, for the end of the message; empty if nothing is known."""
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (allowed := (error.headers or {}).get("Allow")):
+        return f"; use {allowed.replace(', ', ' or ')}"
+    if error.status_code != HTTPStatus.NOT_FOUND:
+        return ""
+    hint = meant(request.url.path, request.app.state.paths)
+    return f"; {hint}" if hint else ""
 
 
 def _answer(scope: Scope, error: ApiError) -> Json:

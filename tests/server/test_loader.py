@@ -56,3 +56,11 @@ def test_a_limit_that_is_named_is_not_measured(limit: int, folder: str, timed: l
 
     assert loaded.engines[0].pass_tokens == limit  # type: ignore[attr-defined]
     assert timed == []
+
+
+def test_a_context_beyond_the_models(folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What is used instead is said."""
+    engine = load(Settings(model=folder, device="cpu", max_model_len=10**6)).engines[0]
+
+    context = engine.context_length
+    assert f"--max-model-len 1000000 is more than the model's context; {context} is used" in caplog.text

@@ -12,8 +12,9 @@ import pytest
 from griffin.errors import LoadError
 from server import room
 from server.app import create_app
+from server.commandline.reading import read_settings
 from server.loader import Found, Loaded
-from server.settings import Settings, SettingsInvalid, read_settings
+from server.settings import Settings, SettingsInvalid
 from tests.server import tiny_checkpoint
 from tests.server.client import metric, post
 from tests.server.process import running
@@ -255,14 +256,13 @@ def test_names_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ("arguments", "message"),
     [
         (["--model", "x", "--model", "y", "--served-model-name", "a"], "use --model NAME=MODEL"),
-        (["--model", "x", "--model", "y", "--memory-limit", "0"], "--memory-limit: Input should be greater than 0"),
-        (["--model", "x", "--model"], "--model"),
+        (["--model", "x", "--model", "y", "--memory-limit", "0"], "--memory-limit: must be a number above 0"),
+        (["--model", "x", "--model"], "--model: expected one argument"),
     ],
 )
-def test_flags_that_cannot_be_meant(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises((SettingsInvalid, SystemExit)) as refusal:
+def test_flags_that_cannot_be_meant(arguments: list[str], message: str) -> None:
+    with pytest.raises(SettingsInvalid, match=message):
         read_settings(arguments)
-    assert message in f"{refusal.value} {capsys.readouterr().err}"
 
 
 def test_two_checkpoints_in_a_real_server(tmp_path: Path) -> None:

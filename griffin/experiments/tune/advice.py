@@ -75,14 +75,18 @@ class Advice:
     enough: whether some length has enough prompts to tell.
     steps: cells that are surely within the tolerance. The first is the largest sparsity for all prompts, if there is
         one. Each next one is a larger sparsity, for prompts of at least ``prompt_tokens``.
+    hint: where no length has enough prompts, the largest sparsity that these few allow. It is no recommendation.
     unsure: a larger sparsity for all prompts: its mean is within the tolerance, but two standard errors exceed it.
     best: the cell with the smallest increase.
+    prompts: how many were judged.
     """
 
     enough: bool
     steps: tuple[Cell, ...]
+    hint: Cell | None
     unsure: Cell | None
     best: Cell
+    prompts: int
 
 
 def advise(cells: Sequence[Cell], tolerance: float) -> Advice:
@@ -103,13 +107,16 @@ def advise(cells: Sequence[Cell], tolerance: float) -> Advice:
             steps.append(largest)
     # Whole prompts, or else the shortest length: these are the most prompts.
     widest = [cell for cell in shown if cell.prompt_tokens == lengths[0]]
-    surely = max((step.sparsity for step in steps if step in widest), default=0.0)
+    allowed = max((cell for cell in widest if _allowed(cell, shown, tolerance)), key=_sparsity, default=None)
+    surely = allowed.sparsity if allowed else 0.0
     within = [cell for cell in widest if cell.increase <= tolerance and cell.sparsity > surely]
     return Advice(
         enough=bool(counted),
         steps=tuple(steps),
+        hint=None if counted else allowed,
         unsure=max(within, key=_sparsity, default=None),
         best=min(shown, key=lambda cell: cell.excess),
+        prompts=max(cell.prompts for cell in shown),
     )
 
 
@@ -142,15 +149,12 @@ def _standard_error(found: Sequence[Loss], mean: float, tokens: int) -> float | 
 def sentences(advice: Advice, tolerance: float, tokens: int) -> list[str]:
     """The recommendation in words. ``tokens``: how many are generated for each prompt."""
     if not advice.enough:
-        return [_too_few(advice, tolerance)]
+        return _too_few(advice, tolerance)
     found = [_step(step, tokens) for step in advice.steps]
     if advice.unsure:
         found.append(_unsure(advice.unsure, tolerance))
     if not found:
-        found.append(
-            f"Serve this model dense on these prompts: nothing stays within {_percent(tolerance)} of perplexity. "
-            f"The best was {_cost(advice.best)}."
-        )
+        found.append(f"Serve this model dense on these prompts: {_nothing(advice.best, tolerance)}")
     paying = [step for step in advice.steps if step.pays]
     if paying:
         found.append(_how_to_apply(paying))
@@ -178,13 +182,23 @@ def _unsure(cell: Cell, tolerance: float) -> str:
     )
 
 
-def _too_few(advice: Advice, tolerance: float) -> str:
-    nearest = advice.unsure or advice.best
-    relation = "within" if nearest.increase <= tolerance else "beyond"
-    return (
-        f"Too few prompts for a recommendation; give at least {FEWEST_PROMPTS}. As far as they go, {relation} the "
-        f"tolerance of {_percent(tolerance)}: {_cost(nearest)}."
-    )
+def _nothing(best: Cell, tolerance: float) -> str:
+    return f"nothing stays within {_percent(tolerance)} of perplexity. The best was {_cost(best)}."
+
+
+def _too_few(advice: Advice, tolerance: float) -> list[str]:
+    """What few prompts say, by the same rule as enough of them."""
+    found = [
+        f"Too few prompts for a recommendation: at least {FEWEST_PROMPTS} must be judged, but only "
+        f"{advice.prompts} could be."
+    ]
+    if advice.hint:
+        found.append(f"As far as they go, within the tolerance of {_percent(tolerance)}: {_cost(advice.hint)}.")
+    if advice.unsure:
+        found.append(_unsure(advice.unsure, tolerance))
+    if len(found) == 1:
+        found.append(f"As far as they go, {_nothing(advice.best, tolerance)}")
+    return found
 
 
 def _how_to_apply(paying: Sequence[Cell]) -> str:

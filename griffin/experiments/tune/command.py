@@ -1,8 +1,8 @@
 """Find the sparsity that your own prompts allow: what it costs in quality, and how much faster it is.
 
-The full model continues each prompt, unless the prompt brings its own completion. The kept neurons then predict the
-same continuation, token by token, and their predictions are compared with the full model's. Prompts are measured
-whole, and cut to their last tokens: a longer prompt chooses better neurons (the paper's Figure 5).
+The full model continues each prompt, unless the prompt brings its own completion. The pruned model then predicts the
+same continuation, token by token, and its predictions are compared with the full model's. Prompts are measured whole,
+and cut to their last tokens: a longer prompt chooses better neurons (the paper's Figure 5).
 
 The result is a table, a recommendation and, with matplotlib, a picture. The losses are also kept for requests with
 sparsity "auto": the server finds them in its cache directory at its next start. (Not with --quick.)
@@ -33,7 +33,7 @@ from griffin.experiments.common.pictures import NEEDED, can_draw, save
 from griffin.experiments.common.results import write_json, write_whole
 from griffin.experiments.common.study import Study, add_model_arguments, open_model
 from griffin.experiments.tune.advice import Cell, advise, sentences
-from griffin.experiments.tune.measurement import Length, Measurement, measure, require_fit
+from griffin.experiments.tune.measurement import Length, Measurement, left_out, measure, require_fit
 from griffin.experiments.tune.presentation import LEGEND, draw, table
 from griffin.experiments.tune.prompts import Case, encode, read_entries
 from griffin.experiments.tune.regression import fit, sentence
@@ -60,8 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", type=file, required=True, metavar="FILE",
-        help='30 or more real prompts. .jsonl: one object a line with "prompt" (a text) or "messages" (as in OpenAI\'s '
-        'API). "completion" is optional: the continuation to judge on; messages may end with the assistant\'s instead. '
+        help='30 or more real prompts, at least 8. .jsonl: one object a line with "prompt" (a text) or "messages" (for '
+        'chat, as in OpenAI\'s API). "completion" is optional: the continuation to judge on; messages may end with the '
+        "assistant's instead. "
         ".txt: one prompt a line, or prompts of several lines with a line --- between them",
     )  # fmt: skip
     parser.add_argument("--limit", type=count, metavar="N", help="only the first N prompts of the file (all)")
@@ -179,6 +180,7 @@ def _found(study: Study, cases: Sequence[Case], arguments: argparse.Namespace, m
         ],
         "auto": None if auto is None else asdict(auto),
         "advice": [
+            *left_out(cases, measured.ended),
             *sentences(advice, tolerance, arguments.tokens),
             *([] if arguments.quick else [sentence(auto)]),
         ],

@@ -26,10 +26,12 @@ class Measurement:
     """
     cells: for each length the full model (sparsity 0), then each sparsity.
     losses: one for each prompt, length and sparsity.
+    ended: prompts that the full model answers with a single token, the end, at the length of most prompts.
     """
 
     cells: list[Cell] = field(default_factory=list)
     losses: list[Measured] = field(default_factory=list)
+    ended: list[Case] = field(default_factory=list)
 
 
 def measure(study: Study, cases: Sequence[Case], arguments: argparse.Namespace) -> Measurement:
@@ -40,10 +42,13 @@ def measure(study: Study, cases: Sequence[Case], arguments: argparse.Namespace) 
     """
     found = Measurement()
     groups = by_length(cases, arguments.prompt_lengths)
+    most = max(map(len, groups.values()))
     runs = (arguments.rounds + 1) * (len(arguments.sparsities) + 1)
     with Progress(sum(map(len, groups.values())) + len(groups) * runs) as progress:
         for length, group in groups.items():
             judged = _judge(study, length, group, arguments, progress)
+            if len(group) == most:
+                found.ended[:] = [case for case in group if case not in judged]
             found.losses.extend(
                 Measured(case.where, len(case.ids), sparsity, loss)
                 for case, own in judged.items()
@@ -54,8 +59,31 @@ def measure(study: Study, cases: Sequence[Case], arguments: argparse.Namespace) 
     if not found.cells:
         raise GriffinError(
             f"--prompts: the model answers each prompt of '{arguments.prompts}' with a single token, the end"
+            + chat_hint(cases)
         )
     return found
+
+
+def left_out(cases: Sequence[Case], ended: Sequence[Case]) -> list[str]:
+    """A sentence on prompts that could not be judged, if there are any.
+
+    Args:
+        ended: see ``Measurement``.
+    """
+    repeated = len(cases) - len(set(cases))
+    reasons = [
+        f"the full model answers {len(ended)} with a single token, the end" if ended else "",
+        f"{repeated} {'repeats' if repeated == 1 else 'repeat'} another" if repeated else "",
+    ]
+    if not (said := ", and ".join(filter(None, reasons))):
+        return []
+    hint = chat_hint(ended)
+    return [f"{len(ended) + repeated} of {len(cases)} prompts could not be judged: {said}{hint}."]
+
+
+def chat_hint(cases: Sequence[Case]) -> str:
+    """What to do about chat prompts that were given as plain texts, for the end of a sentence."""
+    return "; chat prompts need .jsonl with messages" if any(case.bare for case in cases) else ""
 
 
 def require_fit(study: Study, cases: Sequence[Case], lengths: Sequence[Length], tokens: int) -> None:

@@ -36,12 +36,14 @@ class Case:
 
     completion: ids of the continuation to judge on; empty: the full model writes one.
     start: the number of ids that the tokenizer puts before any text (the BOS token).
+    bare: a text was given, not messages, to a model that has a chat template.
     """
 
     ids: tuple[int, ...]
     completion: tuple[int, ...] = ()
     where: str = field(default="", compare=False)
     start: int = field(default=0, compare=False)
+    bare: bool = field(default=False, compare=False)
 
     def last(self, length: int | None) -> "Case | None":
         """The prompt cut to ``length`` tokens: its start, which every prompt of the server has, and its last ones.
@@ -93,7 +95,8 @@ def encode(entry: Entry, tokenizer: PreTrainedTokenizerBase) -> Case:
         ids = tokenizer(_conversation(entry, tokenizer), add_special_tokens=False)["input_ids"]
     if not ids:
         raise GriffinError(f"{entry.where}: the prompt has no tokens; write one, or remove the line")
-    case = Case(tuple(ids), where=entry.where, start=_length_of_start(ids, tokenizer))
+    bare = isinstance(entry.prompt, str) and bool(tokenizer.chat_template)
+    case = Case(tuple(ids), where=entry.where, start=_length_of_start(ids, tokenizer), bare=bare)
     if entry.completion is None:
         return case
     completion = tokenizer(entry.completion, add_special_tokens=False)["input_ids"]

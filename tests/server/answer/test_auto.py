@@ -10,9 +10,10 @@ import pytest
 from griffin import Pruning, Sampling
 from griffin.method.auto import Outlook
 from griffin.request import Auto
+from server.commandline.reading import read_settings
 from server.loader import Loaded
 from server.service import Service
-from server.settings import Settings, read_settings
+from server.settings import Settings
 from server.work.job import Ask, Job
 from tests.server.answer.generations import generation_of
 from tests.server.client import metric, post, stream

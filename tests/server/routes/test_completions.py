@@ -194,6 +194,8 @@ def test_other_routes_and_methods_fail_in_the_same_form() -> None:
 
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert missing.json()["error"]["message"] == "Not Found (GET /v1/nothing)"
+    assert wrong.json()["error"]["message"] == "Method Not Allowed (GET /v1/completions); use POST"
 
 
 def test_validation_replies_stay_small() -> None:

@@ -41,7 +41,9 @@ def test_an_unknown_set() -> None:
 
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "expert_set_not_found"
-    assert "latest requests" in answer.json()["error"]["message"]
+    assert (
+        "latest requests are kept: a request without one chooses its neurons anew" in answer.json()["error"]["message"]
+    )
 
 
 def test_the_oldest_go_first() -> None:

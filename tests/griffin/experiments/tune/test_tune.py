@@ -29,7 +29,7 @@ from griffin.experiments.common.teacher import Teacher
 from griffin.experiments.tune import command as tune
 from griffin.experiments.tune.advice import Advice, Cell, advise, sentences
 from griffin.experiments.tune.losses import Loss, loss, losses, teacher_forced
-from griffin.experiments.tune.measurement import by_length, require_fit
+from griffin.experiments.tune.measurement import by_length, left_out, require_fit
 from griffin.experiments.tune.prompts import Case, Entry, encode, read_entries
 from griffin.experiments.tune.speedup import Speed, measure_speeds, speed
 from griffin.method.auto import LossTable
@@ -389,12 +389,41 @@ def test_too_few_prompts() -> None:
     """Seven say little, however near each other they are; lengths with so few do not count beside others."""
     advice, said = advised(cell(None, 0.25, 1, prompts=7), cell(None, 0.5, 40, prompts=7))
     assert not advice.enough
-    assert "Too few prompts for a recommendation; give at least 8." in said
+    assert "Too few prompts for a recommendation: at least 8 must be judged, but only 7 could be." in said
     assert "within the tolerance of 5 %: sparsity 0.25, perplexity +1.0 %" in said
     assert "apply" not in said
 
+    advice, said = advised(cell(None, 0.25, 1, prompts=4), cell(None, 0.5, 3, error=0.08, prompts=4))
+    assert (advice.steps, advice.hint and advice.hint.sparsity) == ((), 0.25)
+    assert "within the tolerance of 5 %: sparsity 0.25" in said
+    assert "cannot tell whether a tolerance of 5 % allows sparsity 0.5, perplexity +3.0 %" in said
+
+    advice, said = advised(cell(None, 0.5, 3, error=0.08, prompts=4))
+    assert advice.hint is None
+    assert "As far as they go" not in said
+    assert "cannot tell whether a tolerance of 5 % allows sparsity 0.5" in said
+
+    _, said = advised(cell(None, 0.5, 24, error=0.02, prompts=4))
+    assert "As far as they go, nothing stays within 5 % of perplexity. The best was sparsity 0.5" in said
+
     advice, _ = advised(cell(256, 0.5, 1, prompts=7), cell(None, 0.5, 9), cell(64, 0.5, 2))
     assert [(step.prompt_tokens, step.sparsity) for step in advice.steps] == [(64, 0.5)]
+
+
+def test_prompts_that_could_not_be_judged() -> None:
+    """How many, why, and what to do about chat prompts that were given as texts."""
+    texts = [Case((number,), bare=True) for number in range(8)]
+    chats = [Case((number,)) for number in range(8)]
+
+    assert left_out(texts, []) == []
+    assert left_out(texts, texts[:4]) == [
+        "4 of 8 prompts could not be judged: the full model answers 4 with a single token, the end; "
+        "chat prompts need .jsonl with messages."
+    ]
+    assert left_out(chats, chats[:1]) == [
+        "1 of 8 prompts could not be judged: the full model answers 1 with a single token, the end."
+    ]
+    assert left_out([*texts, texts[0]], []) == ["1 of 9 prompts could not be judged: 1 repeats another."]
 
 
 def test_a_speed_up_that_does_not_pay() -> None:
@@ -563,7 +592,8 @@ def test_the_whole_command(
     assert (found["completions"], found["data"], found["tokens"]) == (1, "p.jsonl", 16)
     assert found["recommended"] == []
     assert "3 prompts of 6 to" in printed
-    assert "Too few prompts" in printed
+    assert "1 of 3 prompts could not be judged: 1 repeats another." in printed
+    assert "at least 8 must be judged, but only 2 could be." in printed
     assert "last 20" in printed
     assert "last 400" not in printed
     picture = tmp_path / "results" / "tiny-llama" / "tune.svg"

@@ -102,7 +102,14 @@ def test_a_directory_with_one_gguf_file(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m-00002-of-00002.gguf", model)
     assert locate(str(tmp_path)).path == tmp_path / "m-00001-of-00002.gguf"
     write_gguf(tmp_path / "other.gguf", model)
-    with pytest.raises(LoadError, match="with none or several models in them"):
+    with pytest.raises(LoadError, match=r"holds 2 GGUF models; name one: \S+/m-00001-of-00002.gguf, \S+/other.gguf$"):
+        locate(str(tmp_path))
+
+
+def test_a_directory_with_a_vision_part_alone(tmp_path: Path) -> None:
+    """That is no language model."""
+    write_gguf(tmp_path / "mmproj-f16.gguf", text_model("llama", mlp_bias=False))
+    with pytest.raises(LoadError, match=r"a folder without a model in its GGUF files .*not \S+/mmproj-f16.gguf$"):
         locate(str(tmp_path))
 
 
