@@ -60,7 +60,13 @@ class Constraint(Protocol):
 
 
 class Grammar(Protocol):
-    """What an answer must look like. It does not change, and several threads may use it."""
+    """What an answer must look like. It does not change, and several threads may use it.
+
+    ends: whether it may end the answer. A grammar that never does goes with fields that keep an answer from its end.
+    """
+
+    @property
+    def ends(self) -> bool: ...
 
     def begin(self) -> Constraint:
         """A constraint for a new sequence, before its first token."""

@@ -95,14 +95,19 @@ class Sampling:
         self._require("stop_token_ids", min(self.stop_token_ids, default=0) >= 0, "ids from 0")
         self._require("max_tokens", self.max_tokens >= 1, "1 or more")
         self._require("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "between 0 and max_tokens")
-        self._require("min_tokens", not (self.grammar and self.min_tokens), "0 with a grammar, which may end earlier")
-        self._require("ignore_eos", not (self.grammar and self.ignore_eos), "False with a grammar, which has an end")
+        self._require("min_tokens", not (self._may_end and self.min_tokens), "0 with a grammar, which may end earlier")
+        self._require("ignore_eos", not (self._may_end and self.ignore_eos), "False with a grammar, which has an end")
         wanted = 0 if self.logprobs is None else self.logprobs
         self._require("logprobs", 0 <= wanted <= MOST_LOGPROBS, f"None, or 0 to {MOST_LOGPROBS}")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
             raise ValueError(f"{name} must be {allowed}, but is {getattr(self, name)}")
+
+    @property
+    def _may_end(self) -> bool:
+        """Whether a grammar may end the answer."""
+        return self.grammar is not None and self.grammar.ends
 
     @property
     def greedy(self) -> bool:

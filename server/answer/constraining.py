@@ -1,7 +1,6 @@
 """A request's form and tools become the grammar that its answers are held to."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from griffin.constraint import Grammar
@@ -13,7 +12,7 @@ from server.protocol.structured import Form
 from server.protocol.tool import Offered
 from server.served import ServedModel
 from server.text.closing import closed
-from server.text.grammars import Grammars
+from server.text.grammars import Grammars, NoGrammars
 from server.text.reasoning import Thoughts
 from server.text.strict_calls import AfterThought, OpenedCalls
 from server.text.thought_budget import NoBudget, ThoughtBudget
@@ -36,10 +35,17 @@ async def grammar_of(form: Form | None, offered: Offered | None, model: ServedMo
     return await _form(form, model.grammars) if form else None
 
 
-async def strict_calls_of(form: Form | None, offered: Offered | None, model: ServedModel) -> Grammar | None:
+async def strict_calls_of(
+    form: Form | None, offered: Offered | None, budget: Grammar | None, thoughts: Thoughts | None, model: ServedModel
+) -> Grammar | None:
     """What holds calls of strict tools to their schemas where the model may call or not.
 
-    None without such tools, and where a call has no mark that opens it and is a token.
+    None without such tools, where a call has no mark that opens it and is a token, where the marks of a thought are no
+    tokens, and where the tokenizer allows no grammar.
+
+    Args:
+        budget: of the thought, if it has one.
+        thoughts: how answers begin with a thought, if they can.
 
     Raises:
         InvalidRequest: a schema cannot be compiled, or takes too much; names the tool's field.
@@ -54,15 +60,13 @@ async def strict_calls_of(form: Form | None, offered: Offered | None, model: Ser
         for tool in offered.tools
     ]
     grammar = opened_grammar(style, schemas, ids, mark, single=offered.single)
-    return OpenedCalls(ids[mark], await _compiled(grammar, schemas, offered, model))
-
-
-def after_thought(calls: Grammar, budget: Grammar | None, thoughts: Thoughts | None, model: ServedModel) -> Grammar:
-    """Calls after the thought that an answer may begin with, whose marks must be tokens to be told."""
-    if budget is None and thoughts is not None:
-        with suppress(NoBudget):
+    try:
+        if budget is None and thoughts is not None:
             size = model.engine.vocabulary_size
             budget = ThoughtBudget(model.tokenizer, thoughts.marks, UNLIMITED, size, begun=thoughts.begun)
+        calls = OpenedCalls(ids[mark], await _compiled(grammar, schemas, offered, model))
+    except (NoBudget, NoGrammars):
+        return None
     return calls if budget is None else AfterThought(budget, calls)
 
 
@@ -122,7 +126,9 @@ async def _compiled(
     grammar: str, schemas: Sequence[tuple[str, Mapping[str, Any]]], offered: Offered, model: ServedModel
 ) -> Grammar:
     try:
-        return await model.grammars.of_lark(grammar, "tools")
+        return await model.grammars.of_lark(grammar, "tools", [schema for _, schema in schemas])
+    except NoGrammars:
+        raise
     except InvalidRequest:
         # Compile each tool alone to find the one at fault.
         for place, (_, schema) in zip(offered.places, schemas, strict=True):

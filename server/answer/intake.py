@@ -11,7 +11,7 @@ from fastapi import Request
 from griffin.constraint import Grammar
 from griffin.errors import InvalidRequest
 from server.answer.choices import Choices, choose
-from server.answer.constraining import after_thought, budget_of, grammar_of, strict_calls_of
+from server.answer.constraining import budget_of, grammar_of, strict_calls_of
 from server.answer.counts import Counts
 from server.answer.disconnect import disconnected
 from server.answer.generation import Generation
@@ -70,8 +70,8 @@ class Intake:
                 # An answer with a form has no thought.
                 thoughts = None if grammar or not opens else self._thoughts(prompts[0])
                 grammar = grammar or budget_of(self.body, thoughts, self.model)
-                if (calls := await strict_calls_of(self.body.form(), offered, self.model)) is not None:
-                    grammar = after_thought(calls, grammar, thoughts, self.model)
+                calls = await strict_calls_of(self.body.form(), offered, grammar, thoughts, self.model)
+                grammar = calls or grammar
                 asks = tuple(self._ask(prompt_ids, grammar) for prompt_ids in ids)
                 self.model.workers.check(asks)
             self._require_few_scores(asks)

@@ -113,7 +113,7 @@ class Texts:
         thinking = False
         if reader := self._readers.get(key):
             thinking = reader.thinking
-            parts = _read(reader, text, finish_reason)
+            parts = _read(reader, text, finish_reason, cut=finish_reason == "length" or stop is not None)
             text = "".join(part.text for part in parts if isinstance(part, Content))
             thinking = thinking or reader.thinking
             finish_reason = "stop" if reader.done else finish_reason
@@ -135,6 +135,6 @@ class Texts:
         )
 
 
-def _read(reader: AnswerReader, text: str, finish_reason: FinishReason | None) -> list[Part]:
+def _read(reader: AnswerReader, text: str, finish_reason: FinishReason | None, *, cut: bool) -> list[Part]:
     parts = reader.feed(text)
-    return joined([*parts, *reader.end(cut=finish_reason == "length")]) if finish_reason else parts
+    return joined([*parts, *reader.end(cut=cut)]) if finish_reason else parts

@@ -13,12 +13,17 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from griffin.constraint import Grammar
 from griffin.errors import InvalidRequest
 from server.text.grammar_checker import PARSER_LIMITS, FormRefused, GrammarChecker, TokenizerRefused
+from server.text.schema_texts import spelled_out
 from server.text.tokenizer import Tokenizer
 
 # Number of compiled forms that are kept; the least recently used is dropped.
 KEPT = 16
-# Forms whose texts are spelled out. A grammar, unlike them, may name special tokens.
-SPELLED = ("json_schema", "regex", "choice")
+# Forms that are spelled out as they are. A grammar, unlike them, may name special tokens.
+SPELLED = ("regex", "choice")
+
+
+class NoGrammars(InvalidRequest):
+    """This model's tokenizer allows no grammar at all."""
 
 
 class Grammars:
@@ -51,6 +56,7 @@ class Grammars:
 
         Raises:
             InvalidRequest: it cannot be compiled, or compiling costs too much.
+            NoGrammars: nor can any other.
             CheckerFailed: no form can be compiled, by a fault of the server.
         """
         return await self._of("json_object" if schema is None else "json_schema", schema, param)
@@ -63,12 +69,15 @@ class Grammars:
         """One of these texts; otherwise like ``of_schema``."""
         return await self._of("choice", texts, param)
 
-    async def of_lark(self, grammar: str, param: str) -> Grammar:
+    async def of_lark(self, grammar: str, param: str, schemas: Sequence[Mapping[str, Any]] = ()) -> Grammar:
         """Texts of a grammar in llguidance's variant of Lark; otherwise like ``of_schema``.
 
         A special token is written as its text: ``start: <|tool_call|> %json {...}``.
+
+        Args:
+            schemas: those in the grammar. Their texts are spelled out, and must not contain special tokens.
         """
-        return await self._of("lark", grammar, param)
+        return await self._of("lark", grammar, param, schemas)
 
     async def of_grammar(self, grammar: str, param: str) -> Grammar:
         """Texts of a client's grammar, in Lark or in GBNF; otherwise like ``of_schema``."""
@@ -80,16 +89,16 @@ class Grammars:
             if self._checker is not None:
                 self._checker.close()
 
-    async def _of(self, kind: str, value: Any, param: str) -> Grammar:
+    async def _of(self, kind: str, value: Any, param: str, schemas: Sequence[Mapping[str, Any]] = ()) -> Grammar:
         key = f"{kind} {json.dumps(value)}"
         if (known := self._known(key)) is not None:
             return _TokenGrammar(known, param)
         try:
-            return _TokenGrammar(await self._in_turn(key, kind, value), param)
+            return _TokenGrammar(await self._in_turn(key, kind, value, schemas), param)
         except FormRefused as refusal:
             raise InvalidRequest(f"{param}: {refusal}", param) from None
         except TokenizerRefused as refusal:
-            raise InvalidRequest(
+            raise NoGrammars(
                 f"{param}: not with this model: its tokenizer's tokens cannot be turned into bytes ({refusal})", param
             ) from None
 
@@ -101,15 +110,15 @@ class Grammars:
             return self._compiled[key]
         return None
 
-    async def _in_turn(self, key: str, kind: str, value: Any) -> LLMatcher:
+    async def _in_turn(self, key: str, kind: str, value: Any, schemas: Sequence[Mapping[str, Any]]) -> LLMatcher:
         """Compile one form at a time, so that many forms cannot take the processor or the pool's threads."""
         await self._turn.acquire()
-        work = asyncio.ensure_future(asyncio.to_thread(self._compile, key, kind, value))
+        work = asyncio.ensure_future(asyncio.to_thread(self._compile, key, kind, value, schemas))
         # A thread continues when its request is cancelled, and keeps its turn until it ends.
         work.add_done_callback(lambda _: self._turn.release())
         return await asyncio.shield(work)
 
-    def _compile(self, key: str, kind: str, value: Any) -> LLMatcher:
+    def _compile(self, key: str, kind: str, value: Any, schemas: Sequence[Mapping[str, Any]]) -> LLMatcher:
         """Runs in a thread."""
         with self._lock:
             if self._refusal is not None:
@@ -118,8 +127,10 @@ class Grammars:
                 checker = self._running_checker()
                 # Read here while the checker reads its copy.
                 vocabulary = self._known_vocabulary()
-                if kind in SPELLED:
-                    self._require_no_special(value, vocabulary)
+                texts = [value] if kind in SPELLED else []
+                for schema in [value] if kind == "json_schema" else schemas:
+                    texts += spelled_out(schema)
+                self._require_no_special(texts, vocabulary)
                 grammar = checker.grammar(kind, value)
                 matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(**PARSER_LIMITS))
                 if matcher.is_error():
@@ -130,13 +141,13 @@ class Grammars:
                 self._compiled.popitem(last=False)
             return self._compiled[key]
 
-    def _require_no_special(self, value: Any, vocabulary: LLTokenizer) -> None:
-        """Check that a form does not contain a special token's text: the parser could not take that text.
+    def _require_no_special(self, spelled: Sequence[Any], vocabulary: LLTokenizer) -> None:
+        """Check that what a form spells out has no special token's text: the parser could not take that text.
 
         Raises:
             FormRefused: the form contains such a text.
         """
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(spelled, ensure_ascii=False)
         for id, token in getattr(self._tokenizer, "added_tokens_decoder", {}).items():
             if token.content in text and vocabulary.is_special_token(id):
                 raise FormRefused(f"contains {token.content}, which is a special token of this model; leave it out")
@@ -167,6 +178,8 @@ class Grammars:
 
 class _TokenGrammar:
     """``griffin.constraint.Grammar``"""
+
+    ends = True
 
     def __init__(self, matcher: LLMatcher, param: str) -> None:
         self._matcher, self._param = matcher, param

@@ -11,6 +11,8 @@ from griffin.constraint import Constraint, Grammar
 class OpenedCalls:
     """``Grammar``: any text; after each token that opens a call what ``inside`` says, then any text again."""
 
+    ends = False
+
     def __init__(self, opening_id: int, inside: Grammar) -> None:
         self.opening_id, self.inside = opening_id, inside
 
@@ -66,6 +68,8 @@ class _Opened:
 
 class AfterThought:
     """``Grammar``: a thought, then what another grammar says. A call in a thought is none."""
+
+    ends = False
 
     def __init__(self, thought: Grammar, then: Grammar) -> None:
         """

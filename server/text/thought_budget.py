@@ -15,6 +15,8 @@ class NoBudget(ValueError):
 class ThoughtBudget:
     """``Grammar``: an answer whose thought has at most so many tokens. The text after the thought is free."""
 
+    ends = False
+
     def __init__(self, tokenizer: Tokenizer, marks: Marks, tokens: int, vocabulary_size: int, *, begun: bool) -> None:
         """
         Args:

@@ -129,7 +129,7 @@ class ToolCallReader:
         """What is left when the answer has ended.
 
         Args:
-            cut: by a limit of tokens. A call that it cut stays as it is; any other that is incomplete is text.
+            cut: by a limit of tokens or a stop string. A call that it cut stays; another incomplete one is text.
         """
         parts: list[Part] = []
         if self.done:

@@ -10,12 +10,14 @@ class Slots:
 
     end_id: may come once ``least`` places are filled, and is no place; None: the last place ends it.
     goes_on: any token may follow the last place, and is not to be told.
+    ends: see ``Grammar``.
     """
 
     places: tuple[frozenset[int], ...]
     least: int = 10**9
     end_id: int | None = None
     goes_on: bool = False
+    ends: bool = True
 
     def begin(self) -> "Filling":
         return Filling(self)

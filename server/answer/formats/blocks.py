@@ -1,5 +1,6 @@
 """An answer as blocks, for newer APIs: each block is a thought, a stretch of text or a call."""
 
+import json
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -78,14 +79,27 @@ class Blocks:
         return blocks.all
 
     def add(self, piece: Piece) -> Iterator[Step]:
-        """What a piece changes. The last piece ends the last block; if a token limit ended it, it is incomplete."""
+        """What a piece changes. The last piece ends the last block.
+
+        The block is incomplete if a token limit ended it, or a call if a stop string cut its arguments.
+        """
         self._tokens += piece.tokens
         for part in piece.parts or ([Content(piece.text)] if piece.text else []):
             yield from self._part(part)
         if piece.finish_reason:
             if self._some and all(block.kind == "thought" for block in self.all):
                 yield from self._begin("text")
-            yield from self._end(complete=piece.finish_reason != "length")
+            yield from self._end(complete=piece.finish_reason != "length" and not (piece.stop and self._cut_call()))
+
+    def _cut_call(self) -> bool:
+        """Whether the last block is a call whose arguments are no JSON yet."""
+        if self._open is None or self._open.kind != "call":
+            return False
+        try:
+            json.loads(self._open.text)
+        except ValueError:
+            return True
+        return False
 
     def _part(self, part: Part) -> Iterator[Step]:
         if isinstance(part, Thought):

@@ -80,6 +80,34 @@ def test_a_beginning_of_a_call_is_no_content(url: str, most: int, choice: str | 
     ]
 
 
+@pytest.mark.parametrize("stop", ["name", '"', "}", "now"])
+@pytest.mark.parametrize("choice", ["required", NOW], ids=str)
+def test_a_call_that_a_stop_string_cuts_is_no_content(url: str, stop: str, choice: str | dict[str, Any]) -> None:
+    """As if a limit had cut it, and the same in a stream."""
+    asked = {**ASKED, "tool_choice": choice, "stop": [stop]}
+    [whole] = post(url, CHAT, **asked).raise_for_status().json()["choices"]
+    content, streamed, reason = put_together(stream(url, CHAT, **asked), 0)
+
+    assert not whole["message"]["content"]
+    assert content == ""
+    assert whole["finish_reason"] == reason in ("stop", "tool_calls")
+    calls = [call["function"] for call in whole["message"].get("tool_calls", ())]
+    assert [(call["name"], call["arguments"]) for call in calls] == [
+        (call["name"], call["arguments"]) for call in streamed
+    ]
+
+
+def test_a_stop_string_after_a_call_leaves_it_whole(url: str) -> None:
+    """Such as the mark that closes it, which agents send."""
+    tool = {"name": "now", "input_schema": {"type": "object", "properties": {}, "additionalProperties": False}}
+    said = {"model": "tiny", "temperature": 0, "messages": ASKED["messages"], "max_tokens": 200}
+    asked = {**said, "tools": [tool], "tool_choice": {"type": "any"}, "stop_sequences": ["</tool_call>"]}
+    answer = post(url, "/v1/messages", **asked).raise_for_status().json()
+
+    assert [(block["type"], block["name"], block["input"]) for block in answer["content"]] == [("tool_use", "now", {})]
+    assert answer["stop_sequence"] == "</tool_call>"
+
+
 def test_a_beginning_of_a_call_is_no_text_elsewhere(url: str) -> None:
     """In newer APIs likewise."""
     said = {"model": "tiny", "temperature": 0}

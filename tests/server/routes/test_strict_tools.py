@@ -97,3 +97,42 @@ def test_a_schema_that_cannot_be_compiled_is_refused(url: str) -> None:
         assert answer.status_code == status, answer.text
         if strict:
             assert answer.json()["error"]["param"] == "tools[1].function.parameters"
+
+
+@pytest.mark.parametrize("more", [{"min_tokens": 4}, {"ignore_eos": True}], ids=str)
+def test_an_answer_that_must_go_on(url: str, opening: dict[str, int], more: dict[str, Any]) -> None:
+    """A grammar that never ends the answer goes with these fields, in all three APIs."""
+    asked = {**more, "max_tokens": 6, "logit_bias": opening}
+    function = WEATHER["function"]
+    tool = {"name": "weather", "input_schema": PARAMETERS, "strict": True}
+    bodies = {
+        CHAT: {"messages": HI, "tools": [WEATHER], **asked},
+        "/v1/responses": {"input": "Hi", "tools": [{"type": "function", **function}], **asked},
+        "/v1/messages": {"messages": HI, "tools": [tool], **asked},
+    }
+    for path, body in bodies.items():
+        if path == "/v1/responses":
+            body["max_output_tokens"] = body.pop("max_tokens")
+        usage = post(url, path, **body).raise_for_status().json()["usage"]
+        assert usage.get("completion_tokens", usage.get("output_tokens")) == 6, path
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize(
+    "part",
+    [{"const": "<|im_end|>"}, {"enum": ["a", "x<tool_call>y"]}, {"properties": {"</tool_call>": {"type": "null"}}}],
+    ids=str,
+)
+def test_a_schema_that_spells_a_mark_is_refused(url: str, choice: str, part: dict[str, Any]) -> None:
+    """Before the answer begins, and by the tool at fault. A description may have marks."""
+    schema = {"type": "object", "description": "no <tool_call>", "properties": {"description": part}}
+    tools = [WEATHER, {"type": "function", "function": {"name": "f", "strict": True, "parameters": schema}}]
+    asked = {"messages": HI, "tools": tools, "tool_choice": choice, "max_tokens": 4}
+    answer = post(url, CHAT, **asked)
+    schema["properties"] = {}
+    described = post(url, CHAT, **asked)
+
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == "tools[1].function.parameters"
+    assert "special token" in answer.json()["error"]["message"]
+    assert described.status_code == 200, described.text
