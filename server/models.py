@@ -1,4 +1,4 @@
-"""The models that this server has: which one a request means, and the wait until it is loaded."""
+"""The models of this server: which one a request means, and the wait until it is loaded."""
 
 import asyncio
 import time

@@ -23,11 +23,11 @@ logger = logging.getLogger("griffin")
 
 T = TypeVar("T")
 
-# Between looks whether a model's last request has ended.
+# Seconds between checks whether a model's last request has ended.
 POLL_S = 0.02
-# For the threads of a model that is unloaded: each ends within one token or one prompt chunk.
+# Seconds for the threads of a model that is unloaded: each ends within one token or one prompt chunk.
 LAST_TOKEN_S = 60
-# Before a model that could not be loaded is tried again.
+# Seconds before a model that could not be loaded is tried again.
 BROKEN_S = 30
 
 

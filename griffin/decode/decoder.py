@@ -68,8 +68,8 @@ class Decoder(Protocol):
     ahead: whether the device works on the next token of this sequence before the host knows the previous one.
     own_pass: whether a token without sparsity runs through the model's own forward pass.
     passes: the step, if it takes several tokens in one pass.
-    constraint: of the sequence at hand, as long as it has a grammar that may refuse a token. All that is drawn or taken
-        is told to it.
+    constraint: the current sequence's constraint, if it has a grammar that may still refuse a token. It is told all
+        drawn and taken tokens.
     """
 
     name: str

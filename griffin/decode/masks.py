@@ -29,7 +29,7 @@ class Masks:
 
     @property
     def constraint(self) -> Constraint | None:
-        """Of the sequence at hand; None where any token may follow from here on."""
+        """The current sequence's constraint; None once any token may follow."""
         return None if self._constraint is None or self._constraint.done else self._constraint
 
     def mark(self) -> None:

@@ -67,7 +67,7 @@ class Drawn:
 class Sampler:
     """Draws the tokens of one sequence after another.
 
-    Where the sequence has a grammar, the host waits for each token, and tells its constraint, until that is done.
+    With a grammar, the host waits for each token and tells the constraint, until the constraint is done.
 
     id: int64 ``(1,)``, the latest token.
     kind: the operations that the current sequence needs.
@@ -100,7 +100,7 @@ class Sampler:
 
     @property
     def constraint(self) -> Constraint | None:
-        """Of the sequence at hand, as long as its grammar, if it has one, may refuse a token."""
+        """The current sequence's constraint, if it has a grammar that may still refuse a token."""
         return self._masks.constraint
 
     @torch.inference_mode()
@@ -202,7 +202,7 @@ class Sampler:
 
     @torch.inference_mode()
     def back(self) -> None:
-        """Undo what was drawn and taken since the mark. The next draw is the one that would have come there."""
+        """Undo what was drawn and taken since the mark. The next draw is the same as it was there."""
         self._masks.back()
         for marked, state in zip(self._marked, self._state(), strict=True):
             state.copy_(marked)

@@ -154,7 +154,7 @@ class Intake:
         return Thoughts(marks, is_begun(marks, prompt)) if marks is not None and isinstance(prompt, str) else None
 
     def _reading(self, thoughts: Thoughts | None, offered: Offered | None) -> Reading | None:
-        """How a conversation's answers are read; None: as they are."""
+        """How a conversation's answers are split into thought, calls and content; None: they are not split."""
         calls = None
         if offered:
             calls = CallReading(self.model.tools.form, offered.names, offered.single, offered.mode != "auto")

@@ -9,6 +9,7 @@ const OWN = 0.4;
 /**
  * The answer of /v1/griffin/experts/{expert_set}.
  * @typedef {object} ExpertSet
+ * @property {string} model
  * @property {number} layers
  * @property {number} neurons_per_layer
  * @property {number[]} kept_per_layer
@@ -21,7 +22,7 @@ export class FlockPicture {
   #set = null;
   /** The other pane's set, if it left neurons out too. @type {?ExpertSet} */
   #beside = null;
-  /** Of the prompt before this one. @type {?ExpertSet} */
+  /** Of the prompt before this one, by the same model. @type {?ExpertSet} */
   #before = null;
   #latest = { prompt: "", set: null };
   #layer = 0;
@@ -53,10 +54,11 @@ export class FlockPicture {
   /**
    * @param {ExpertSet} set
    * @param {?ExpertSet} beside
-   * @param {string} prompt what was asked; this set is compared with that of the prompt before it
+   * @param {string} prompt what was asked; this set is compared with the same model's of the prompt before it
    */
   show(set, beside, prompt) {
-    if (this.#latest.prompt !== prompt) this.#before = this.#latest.set;
+    if (this.#latest.set?.model !== set.model) this.#before = null;
+    else if (this.#latest.prompt !== prompt) this.#before = this.#latest.set;
     this.#latest = { prompt, set };
     this.#set = set;
     this.#beside = beside;

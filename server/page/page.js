@@ -70,6 +70,8 @@ async function describe() {
   for (const pane of [A, B]) pane.know(model);
   const asked = model.loaded ? api.get(`tokenizer_info?model=${encodeURIComponent(model.id)}`) : null;
   const info = await asked?.catch(() => null);
+  // Another one may have been chosen meanwhile.
+  if (models.chosen.id !== model.id) return;
   hasChat = !info || info.chat_template !== null;
   byId("model").textContent = models.description;
   arrange();

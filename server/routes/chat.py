@@ -13,6 +13,6 @@ router = GeneratingRouter()
 
 @router.generates("/v1/chat/completions", ChatResponse, CHAT_STREAM)
 async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
-    """Answer a conversation, put to the model by its own chat template."""
+    """Answer a conversation. The model's own chat template makes the prompt."""
     special = bool(body.add_special_tokens)
     return await answer(body, request, lambda made: ChatFormat(made, body), add_special_tokens=special)

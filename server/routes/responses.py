@@ -16,7 +16,7 @@ router = GeneratingRouter()
 
 @router.generates("/v1/responses", ResponseObject, RESPONSE_STREAM)
 async def create_response(body: ResponsesRequest, request: Request) -> Response:
-    """Answer an input: OpenAI's newer API. Nothing is kept, so each request brings all that was said."""
+    """Answer an input: OpenAI's newer API. The server keeps nothing, so each request sends the whole conversation."""
     return await answer(body, request, lambda made: ResponsesFormat(made, body))
 
 

@@ -3,11 +3,11 @@
 import re
 
 import httpx
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from server.loader import Loaded
 from server.settings import Settings
-from tests.page.window import PHONE, Open, Watch, answer, both_done, fits, pane, refused, run, state
+from tests.page.window import PHONE, Open, Watch, answer, both_done, choose, fits, pane, refused, run, state
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served
 from tests.server.test_models import Shelf, several
 
@@ -210,6 +210,54 @@ def test_one_of_several_models(opened: Open, watches: list[Watch]) -> None:
         expect(page.get_by_label("completion")).to_be_checked()
     with served(ScriptedEngine()) as url:
         expect(opened(url).get_by_label("Model", exact=True)).to_be_hidden()
+
+
+def test_a_late_answer_is_not_taken_for_the_chosen_model(opened: Open) -> None:
+    """Whether there is a chat: that of a model that was chosen before says nothing of the next."""
+    with several(Silent(alpha=1, beta=1), memory_limit=1) as url:
+        httpx.post(f"{url}/v1/completions", json={"model": "beta", "prompt": "a", "max_tokens": 1}).raise_for_status()
+        page = opened(url)
+        held: list[Route] = []
+        page.route("**/tokenizer_info?model=beta", lambda route: held.append(route))
+        choice = page.get_by_label("Model", exact=True)
+        with page.expect_request("**/tokenizer_info?model=beta"):
+            choice.select_option("beta")
+        choice.select_option("alpha")
+        expect(page.locator("#model")).to_contain_text("alpha, ")
+        with page.expect_response("**/tokenizer_info?model=beta") as late:
+            held[0].continue_()
+        assert late.value.json()["chat_template"] is None
+        late.value.finished()
+        # Whatever the page does with it is done before the next frame but one.
+        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        expect(page.get_by_label("chat")).to_be_enabled()
+
+
+def test_neurons_of_two_models_are_not_compared(opened: Open) -> None:
+    """A prompt is compared with the one before it only by the same model."""
+    with several(Shelf(alpha=1, beta=1)) as url:
+        page = opened(url)
+        page.get_by_label("Most tokens").fill("4")
+        choose(page, "Method", "griffin", "B")
+        caption = pane(page, "B").locator("figcaption")
+
+        def ask(model: str, prompt: str) -> str:
+            page.get_by_label("Model", exact=True).select_option(model)
+            page.get_by_label("Prompt", exact=True).fill(prompt)
+            run(page)
+            both_done(page)
+            return str(caption.text_content())
+
+        alone = "Kept for this prompt: 100 of 200 neurons in 2 layers."
+        compared = f"{alone} 100 % were kept for the prompt before too; chosen blindly it would be 50 %."
+        assert [
+            ask("alpha", "one"),
+            ask("alpha", "two"),
+            ask("beta", "three"),
+            ask("beta", "three"),
+            ask("beta", "four"),
+            ask("alpha", "four"),
+        ] == [alone, compared, alone, alone, compared, alone]
 
 
 def test_a_reload_forgets_a_conversation(opened: Open) -> None:

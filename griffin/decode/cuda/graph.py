@@ -56,7 +56,8 @@ class GraphDecoder:
 
     So each bucket has three graphs of steps, and four of passes, one for each size.
 
-    A sequence is not worked ahead on while its grammar may refuse a token: the host draws each, after a pass of one.
+    While a grammar may refuse a token, the device does not work ahead: the host draws each token, after a pass over
+    one token.
 
     For method griffin+ it makes the gates by input at creation. They take as much memory again as a third of the
     feed-forward weights, or half of them in blocks without a gate. All engines of a model share them.

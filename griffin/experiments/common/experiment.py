@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,8 +44,9 @@ class Experiment(Protocol):
     def tables(self, found: Found) -> list[Table]:
         """The figures as tables, if there are any."""
 
-    def draw(self, found: Found) -> "Figure | None":
-        """The figures as a picture, if there is one."""
+    @property
+    def draw(self) -> "Callable[[Found], Figure] | None":
+        """A function that draws the figures as a picture; None: the experiment has no picture."""
 
     def claims(self, found: Found) -> list[Claim]:
         """The paper's claims about this experiment, and whether they hold here."""
@@ -76,7 +77,7 @@ class Command:
         for table in self._experiment.tables(found):
             print(table.text(), end="\n\n")
         print(f"results: {', '.join(str(path) for path in written(self.name, study.folder))}")
-        if not can_draw():
+        if self._experiment.draw is not None and not can_draw():
             print(f"no picture was drawn: {NEEDED}")
 
 
@@ -132,8 +133,8 @@ def conduct(name: str, experiment: Experiment, study: Study, arguments: argparse
     picture = study.folder / f"{name}.svg"
     # A picture of an earlier run would not fit these figures.
     picture.unlink(missing_ok=True)
-    if can_draw() and (figure := experiment.draw(found)):
-        save(figure, picture)
+    if experiment.draw is not None and can_draw():
+        save(experiment.draw(found), picture)
     return found
 
 

@@ -11,7 +11,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 
@@ -27,12 +27,11 @@ from griffin.experiments.common.texts import read_text
 from griffin.experiments.quality.passes import Pass, PassName, Peer, Reference, Served
 from griffin.experiments.quality.tally import Tally, logprobs
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 TITLE = "Fidelity to the checkpoint's values"
 SEE = "KL and the change of perplexity should be as small as rounding to 16 bits makes them."
 QUICK = {"windows": 4, "tokens": 32}
+# Its figures are tables.
+draw = None
 # Logits of this many tokens are held at once, from all sides.
 CHUNK = 32
 # The goals: KL of a token in nats, the share of equal most probable tokens, and the change of perplexity.
@@ -153,10 +152,6 @@ def change(row: Found, other: Found) -> tuple[float, float]:
 def _change(row: Found, other: Found) -> str:
     value, error = change(row, other)
     return f"{value * 100:+.3f} ± {error * 100:.3f} %"
-
-
-def draw(found: Found) -> "Figure | None":
-    return None
 
 
 def claims(found: Found) -> list[Claim]:

@@ -33,9 +33,9 @@ class _Unreachable(LoadError):
 def brought(source: Source) -> Source:
     """A place on a hub becomes one on this machine: a GGUF file, or a folder whose weights may still be missing.
 
-    What the cache has is taken as it is. Only else the hub is asked. A GGUF file that only its repository is named for
-    is taken only if the hub has no other model there, which is asked once for each snapshot, or cannot be reached. A
-    checkpoint without a tokenizer is taken only if the hub cannot be reached.
+    Cached files are used as they are; the hub is asked only if they are not enough. If only the repository is named,
+    its GGUF file is used only if the hub has no other model there, or cannot be reached. The hub is asked for that once
+    for each snapshot. A checkpoint without a tokenizer is used only if the hub cannot be reached.
 
     Raises:
         LoadError: the repository does not have what is named, or it cannot be reached.

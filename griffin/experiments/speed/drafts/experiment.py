@@ -15,7 +15,6 @@ with its own prompt lookup and without. Until a run ends, its figures are in dra
 import argparse
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -30,12 +29,11 @@ from griffin.experiments.speed.drafts.parts import PARTS, PASS_PROMPT
 from griffin.experiments.speed.drafts.ways import FULL
 from griffin.request import METHOD_NAMES
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 TITLE = "Drafts and passes over several tokens"
 SEE = "Edits should be faster with drafts, free text no slower, and all tokens those without drafts."
 QUICK = {"prompts": 3, "tokens": 32, "rounds": 3, "equal_prompts": 4, "equal_tokens": 32}
+# Its figures are tables.
+draw = None
 # Of the columns of answers in turn; ``base`` is what ways are compared with.
 ABOUT = (
     "tokens/s from the first token to the last, median of the prompts; x {base}: over it on the same prompt, median "
@@ -145,7 +143,3 @@ def _about(what: str, base: str) -> str:
 
 def claims(found: Found) -> list[Claim]:
     return goals.claims(found)
-
-
-def draw(found: Found) -> "Figure | None":
-    return None
