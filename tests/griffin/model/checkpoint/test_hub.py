@@ -150,7 +150,7 @@ def test_what_cannot_be_had_says_why(repositories: Repositories, tmp_path: Path)
 
     assert time.monotonic() - before < 30
     assert "is neither here nor on the hub" in errors[0][0]
-    assert "accepted its terms" in errors[1][0]
+    assert "after its terms were accepted" in errors[1][0]
     assert "add a colon and one of Q4_K_M, Q8_0" in errors[2][0]
     assert "it has README.md" in errors[3][0]
     assert "is neither here nor on the hub" in errors[4][0]
