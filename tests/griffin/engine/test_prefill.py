@@ -161,7 +161,7 @@ def test_both_ways_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_busy_machine_is_not_measured(caplog: pytest.LogCaptureFixture) -> None:
-    """A thread that waits instead of running is no measure. It is told at debug; the model's own code is not waited for."""
+    """A thread that waits instead of running is no measure. The log tells it at debug; no more is timed."""
     caplog.set_level("DEBUG", "griffin")
     found = measured(lambda _: time.sleep(0.01), lambda _: pytest.fail("timed"), torch.device("cpu"))
 
