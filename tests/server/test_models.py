@@ -1,5 +1,6 @@
 """Several models of one server: which one answers, when one makes room for another, and what goes wrong with that."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -185,8 +186,13 @@ def test_a_reader_who_is_slow_keeps_the_model() -> None:
     """Its memory would not be free: the other one waits until the answer has been read."""
     shelf = Shelf(alpha=1, beta=1)
     with several(shelf) as url, ThreadPoolExecutor() as pool:
-        body = {"model": "alpha", "prompt": "x", "max_tokens": 900, "stream": True}
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as answer:
+        body = {"model": "alpha", "prompt": "x", "max_tokens": 900, "n": 16, "stream": True}
+        # The system takes over little of what is not read.
+        little = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)])
+        with (
+            httpx.Client(transport=little, timeout=30) as client,
+            client.stream("POST", f"{url}/v1/completions", json=body) as answer,
+        ):
             lines = answer.iter_raw(64)
             next(lines)
             other = pool.submit(said, url, "beta")
