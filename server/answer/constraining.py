@@ -127,8 +127,6 @@ async def _compiled(
 ) -> Grammar:
     try:
         return await model.grammars.of_lark(grammar, "tools", [schema for _, schema in schemas])
-    except NoGrammars:
-        raise
     except InvalidRequest:
         # Compile each tool alone to find the one at fault.
         for place, (_, schema) in zip(offered.places, schemas, strict=True):

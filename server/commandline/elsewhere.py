@@ -1,7 +1,6 @@
 """Flags of other servers, and what they are here: llama.cpp's, vLLM's, SGLang's and Ollama's, as data.
 
-Sources, read in November 2026: the documents of llama.cpp's server, of vLLM's and SGLang's engine arguments, and
-Ollama's command line.
+As of November 2026.
 """
 
 _REQUEST = "it is a field of each request here"

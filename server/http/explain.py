@@ -8,8 +8,12 @@ from server.protocol.tokenization import FORMS
 
 # First names in a pydantic location that are not fields of the body.
 NO_FIELDS = ("body", *FORMS)
-# The endpoints' fields for the prompt.
-PROMPTS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}
+# The endpoints' fields for the prompt, each in a sentence.
+PROMPTS = {
+    "messages": "messages belongs to /v1/chat/completions",
+    "prompt": "prompt belongs to /v1/completions",
+    "input": "input belongs to /v1/responses",
+}
 
 
 def explain(errors: Sequence[Mapping[str, Any]]) -> InvalidField:
@@ -40,7 +44,7 @@ def _belongs(missing: str, body: Any) -> str:
     if missing not in PROMPTS or not isinstance(body, Mapping):
         return ""
     sent = next((name for name in PROMPTS if name in body), None)
-    return f"; {sent} belongs to {PROMPTS[sent]}" if sent else ""
+    return f"; {PROMPTS[sent]}" if sent else ""
 
 
 def _path(location: Sequence[str | int]) -> str:

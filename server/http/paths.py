@@ -1,6 +1,6 @@
 """Paths that this server does not have, and which of its own is meant: llama.cpp's, Ollama's and other spellings.
 
-Sources, read in November 2026: the documents of llama.cpp's server and of Ollama's API.
+As of November 2026.
 """
 
 from collections.abc import Collection

@@ -31,6 +31,9 @@ class Compiles:
             raise NoGrammars(f"{param}: not with this model", param)
         return cast("Grammar", object())
 
+    async def of_schema(self, _schema: object, param: str) -> Grammar:
+        return await self.of_lark("", param)
+
 
 @pytest.mark.parametrize(
     ("tokens", "thinks", "able", "held"),
