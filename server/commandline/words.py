@@ -1,6 +1,7 @@
 """What the value of a setting may be, in a user's words: short for --help, whole for errors."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from server.settings import Settings
@@ -19,7 +20,7 @@ def whole(name: str) -> str:
     forms = _forms(name)
     named = [word for form in forms for word in _names(form)]
     kinds = [_kind(form, WHOLE, "a folder") + _range(form) for form in forms if not _names(form)]
-    example = "".join(f", such as {value}" for value in _schema(name).get("examples", ()))
+    example = "".join(f", such as {value}" for value in _schemas()[name].get("examples", ()))
     if not kinds:
         return listed(named)
     return " or ".join(kinds) + example + (f", or {listed(named)}" if named else "")
@@ -30,20 +31,22 @@ def listed(words: Sequence[str]) -> str:
     return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _schema(name: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = Settings.model_json_schema()["properties"][name]
+@cache
+def _schemas() -> Mapping[str, Any]:
+    """JSON schemas of the settings. pydantic makes all of them at once, which takes a while."""
+    found: Mapping[str, Any] = Settings.model_json_schema()["properties"]
     return found
 
 
 def _forms(name: str) -> list[Mapping[str, Any]]:
     """JSON schemas of the values; a setting that may be absent has no word for that."""
-    schema = _schema(name)
+    schema = _schemas()[name]
     return [form for form in schema.get("anyOf", [schema]) if form["type"] != "null"]
 
 
 def _names(form: Mapping[str, Any]) -> list[str]:
     """The values of a form that lists them."""
-    return form.get("enum") or [form[key] for key in ("const",) if key in form]
+    return form.get("enum") or ([form["const"]] if "const" in form else [])
 
 
 def _kind(form: Mapping[str, Any], words: Mapping[str, str], folder: str) -> str:
