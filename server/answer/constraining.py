@@ -62,8 +62,7 @@ async def strict_calls_of(
     grammar = opened_grammar(style, schemas, ids, mark, single=offered.single)
     try:
         if budget is None and thoughts is not None:
-            size = model.engine.vocabulary_size
-            budget = ThoughtBudget(model.tokenizer, thoughts.marks, UNLIMITED, size, begun=thoughts.begun)
+            budget = _budget(UNLIMITED, thoughts, model)
         calls = OpenedCalls(ids[mark], await _compiled(grammar, schemas, offered, model))
     except (NoBudget, NoGrammars):
         return None
@@ -88,11 +87,19 @@ def budget_of(body: GenerationRequest, thoughts: Thoughts | None, model: ServedM
             raise InvalidField(f"{field}: cannot be combined with {name}; leave one of them out", field)
     if thoughts is None:
         return None
-    size = model.engine.vocabulary_size
     try:
-        return ThoughtBudget(model.tokenizer, thoughts.marks, tokens, size, begun=thoughts.begun)
+        return _budget(tokens, thoughts, model)
     except NoBudget as refusal:
         raise InvalidField(f"{field}: not with this model: {refusal}", field, "unsupported_parameter") from None
+
+
+def _budget(tokens: int, thoughts: Thoughts, model: ServedModel) -> ThoughtBudget:
+    """
+    Raises:
+        NoBudget: the marks of thoughts are not single tokens.
+    """
+    size = model.engine.vocabulary_size
+    return ThoughtBudget(model.tokenizer, thoughts.marks, tokens, size, begun=thoughts.begun)
 
 
 async def _form(form: Form, grammars: Grammars) -> Grammar:

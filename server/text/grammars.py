@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,8 +18,6 @@ from server.text.tokenizer import Tokenizer
 
 # Number of compiled forms that are kept; the least recently used is dropped.
 KEPT = 16
-# Forms that are spelled out as they are. A grammar, unlike them, may name special tokens.
-SPELLED = ("regex", "choice")
 
 
 class NoGrammars(InvalidRequest):
@@ -59,15 +57,15 @@ class Grammars:
             NoGrammars: nor can any other.
             CheckerFailed: no form can be compiled, by a fault of the server.
         """
-        return await self._of("json_object" if schema is None else "json_schema", schema, param)
+        return await self._of("json_object" if schema is None else "json_schema", schema, param, spelled_out(schema))
 
     async def of_regex(self, regex: str, param: str) -> Grammar:
         """Texts that a regular expression matches from start to end; otherwise like ``of_schema``."""
-        return await self._of("regex", regex, param)
+        return await self._of("regex", regex, param, [regex])
 
     async def of_choice(self, texts: Sequence[str], param: str) -> Grammar:
         """One of these texts; otherwise like ``of_schema``."""
-        return await self._of("choice", texts, param)
+        return await self._of("choice", texts, param, texts)
 
     async def of_lark(self, grammar: str, param: str, schemas: Sequence[Mapping[str, Any]] = ()) -> Grammar:
         """Texts of a grammar in llguidance's variant of Lark; otherwise like ``of_schema``.
@@ -77,7 +75,7 @@ class Grammars:
         Args:
             schemas: those in the grammar. Their texts are spelled out, and must not contain special tokens.
         """
-        return await self._of("lark", grammar, param, schemas)
+        return await self._of("lark", grammar, param, spelled_out(list(schemas)))
 
     async def of_grammar(self, grammar: str, param: str) -> Grammar:
         """Texts of a client's grammar, in Lark or in GBNF; otherwise like ``of_schema``."""
@@ -89,12 +87,17 @@ class Grammars:
             if self._checker is not None:
                 self._checker.close()
 
-    async def _of(self, kind: str, value: Any, param: str, schemas: Sequence[Mapping[str, Any]] = ()) -> Grammar:
+    async def _of(self, kind: str, value: Any, param: str, spelled: Iterable[Any] = ()) -> Grammar:
+        """
+        Args:
+            spelled: what answers may spell out, looked at if the form is compiled. A grammar's own texts are not among
+                it: they may name special tokens.
+        """
         key = f"{kind} {json.dumps(value)}"
         if (known := self._known(key)) is not None:
             return _TokenGrammar(known, param)
         try:
-            return _TokenGrammar(await self._in_turn(key, kind, value, schemas), param)
+            return _TokenGrammar(await self._in_turn(key, kind, value, spelled), param)
         except FormRefused as refusal:
             raise InvalidRequest(f"{param}: {refusal}", param) from None
         except TokenizerRefused as refusal:
@@ -110,15 +113,15 @@ class Grammars:
             return self._compiled[key]
         return None
 
-    async def _in_turn(self, key: str, kind: str, value: Any, schemas: Sequence[Mapping[str, Any]]) -> LLMatcher:
+    async def _in_turn(self, key: str, kind: str, value: Any, spelled: Iterable[Any]) -> LLMatcher:
         """Compile one form at a time, so that many forms cannot take the processor or the pool's threads."""
         await self._turn.acquire()
-        work = asyncio.ensure_future(asyncio.to_thread(self._compile, key, kind, value, schemas))
+        work = asyncio.ensure_future(asyncio.to_thread(self._compile, key, kind, value, spelled))
         # A thread continues when its request is cancelled, and keeps its turn until it ends.
         work.add_done_callback(lambda _: self._turn.release())
         return await asyncio.shield(work)
 
-    def _compile(self, key: str, kind: str, value: Any, schemas: Sequence[Mapping[str, Any]]) -> LLMatcher:
+    def _compile(self, key: str, kind: str, value: Any, spelled: Iterable[Any]) -> LLMatcher:
         """Runs in a thread."""
         with self._lock:
             if self._refusal is not None:
@@ -127,10 +130,7 @@ class Grammars:
                 checker = self._running_checker()
                 # Read here while the checker reads its copy.
                 vocabulary = self._known_vocabulary()
-                texts = [value] if kind in SPELLED else []
-                for schema in [value] if kind == "json_schema" else schemas:
-                    texts += spelled_out(schema)
-                self._require_no_special(texts, vocabulary)
+                self._require_no_special(spelled, vocabulary)
                 grammar = checker.grammar(kind, value)
                 matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(**PARSER_LIMITS))
                 if matcher.is_error():
@@ -141,13 +141,13 @@ class Grammars:
                 self._compiled.popitem(last=False)
             return self._compiled[key]
 
-    def _require_no_special(self, spelled: Sequence[Any], vocabulary: LLTokenizer) -> None:
+    def _require_no_special(self, spelled: Iterable[Any], vocabulary: LLTokenizer) -> None:
         """Check that what a form spells out has no special token's text: the parser could not take that text.
 
         Raises:
             FormRefused: the form contains such a text.
         """
-        text = json.dumps(spelled, ensure_ascii=False)
+        text = json.dumps(list(spelled), ensure_ascii=False)
         for id, token in getattr(self._tokenizer, "added_tokens_decoder", {}).items():
             if token.content in text and vocabulary.is_special_token(id):
                 raise FormRefused(f"contains {token.content}, which is a special token of this model; leave it out")
