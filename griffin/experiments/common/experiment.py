@@ -3,10 +3,11 @@
 import argparse
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from griffin.experiments.common.pictures import NEEDED, can_draw, save
+from griffin.experiments.common.pictures import NEEDED, can_draw, redraw
 from griffin.experiments.common.results import Claim, Table, write_json
 from griffin.experiments.common.study import Study, add_study_arguments, open_study
 
@@ -130,11 +131,8 @@ def conduct(name: str, experiment: Experiment, study: Study, arguments: argparse
     facts = {"experiment": name, "command": command_line(name, experiment, arguments), **study.facts()}
     found = {**facts, **experiment.measure(study, arguments)}
     write_json(study.folder / f"{name}.json", found)
-    picture = study.folder / f"{name}.svg"
-    # A picture of an earlier run would not fit these figures.
-    picture.unlink(missing_ok=True)
-    if experiment.draw is not None and can_draw():
-        save(experiment.draw(found), picture)
+    if experiment.draw is not None:
+        redraw(study.folder / f"{name}.svg", partial(experiment.draw, found))
     return found
 
 

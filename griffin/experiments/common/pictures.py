@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,19 @@ def style(axes: Any) -> None:
     axes.spines[:].set_visible(False)
     for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
         text.set(color=INK, fontsize=9)
+
+
+def redraw(path: Path, draw: Callable[[], "Figure"]) -> bool:
+    """Replace a picture. One of an earlier run would not fit the figures, so it goes even where none can be drawn.
+
+    Returns:
+        Whether there is one.
+    """
+    path.unlink(missing_ok=True)
+    if not can_draw():
+        return False
+    save(draw(), path)
+    return True
 
 
 def save(figure: "Figure", path: Path) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from griffin.experiments.common.kinds import add_cache_dir, count, file, positive, sparsity, whole
-from griffin.experiments.common.pictures import NEEDED, can_draw, save
+from griffin.experiments.common.pictures import NEEDED, redraw
 from griffin.experiments.common.results import write_json, write_whole
 from griffin.experiments.common.study import Study, add_model_arguments, open_model
 from griffin.experiments.tune.advice import Cell, advise, sentences
@@ -131,16 +131,13 @@ def run(arguments: argparse.Namespace) -> None:
         found["advice"].append(f"It is in {path}; the server finds it there at its next start.")
     write_json(study.folder / "tune.json", found)
     picture = study.folder / "tune.svg"
-    # A picture of an earlier run would not fit these figures.
-    picture.unlink(missing_ok=True)
-    if can_draw():
-        save(draw(found), picture)
+    drawn = redraw(picture, partial(draw, found))
     print(_heading(found, cases), table(found).text(), LEGEND, "\n".join(found["advice"]), sep="\n\n")
     if study.checkpoint.model.device.type == "cpu" and load_average > BUSY * (os.cpu_count() or 1):
         print(
             f"\nThe machine was busy before this began (load average {load_average:.1f}); speeds differ on an idle one."
         )
-    if can_draw():
+    if drawn:
         print(f"\nresults: {study.folder / 'tune.json'}, {picture}")
     else:
         print(f"\nresults: {study.folder / 'tune.json'}; no picture was drawn: {NEEDED}")

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from griffin.experiments.common import experiment
+from griffin.experiments.common import experiment, pictures
 from griffin.experiments.common.experiment import Command, Experiment
 from griffin.experiments.quality import fidelity, pareto
 from griffin.experiments.speed.drafts import experiment as drafts
@@ -23,7 +23,8 @@ def test_without_matplotlib(
     tmp_path: Path,
 ) -> None:
     """A picture is missed only by an experiment that has one."""
-    monkeypatch.setattr(experiment, "can_draw", lambda: False)
+    for module in (experiment, pictures):
+        monkeypatch.setattr(module, "can_draw", lambda: False)
     monkeypatch.setattr(experiment, "open_study", lambda _: SimpleNamespace(folder=tmp_path, facts=dict))
     own = SimpleNamespace(
         add_arguments=lambda parser: None, measure=lambda *_: {"rows": []}, tables=lambda found: [], draw=draw

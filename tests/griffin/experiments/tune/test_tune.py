@@ -23,6 +23,7 @@ from transformers import (
 
 from griffin import Engine, Preparation, Pruning, Token
 from griffin.errors import GriffinError
+from griffin.experiments.common import pictures
 from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.teacher import Teacher
@@ -607,7 +608,7 @@ def test_without_matplotlib(
     """The plain installation measures and recommends; instead of the picture it says what to install."""
     prompts = tmp_path / "p.txt"
     prompts.write_text("\n".join((LONG, SHORT)))
-    monkeypatch.setattr(tune, "can_draw", lambda: False)
+    monkeypatch.setattr(pictures, "can_draw", lambda: False)
     found = started(model_folder, prompts, "--prompt-lengths", "all")
 
     assert found["rows"]
