@@ -3,26 +3,14 @@
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import instructor
 import openai
 from instructor.core import InstructorRetryException
-from pydantic import BaseModel, field_validator
+from pydantic import field_validator
 
-
-class Home(BaseModel):
-    """Where a person lives."""
-
-    city: Literal["Paris", "Rome"]
-
-
-class Person(BaseModel):
-    """A person, and where they live."""
-
-    name: Literal["Ann", "Bob"]
-    age: int
-    home: Home
+from tests.clients.person import SENTENCE, Person
 
 
 class Grown(Person):
@@ -36,7 +24,7 @@ class Grown(Person):
         return age
 
 
-MESSAGES: Any = [{"role": "user", "content": "Ann (31) lives in Rome. Describe her in JSON."}]
+MESSAGES: Any = [{"role": "user", "content": SENTENCE}]
 
 
 def small(client: openai.OpenAI, model: str) -> dict[str, Any]:

@@ -8,25 +8,11 @@ from typing import Any, Literal
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
-from pydantic import BaseModel
 
-
-class Home(BaseModel):
-    """Where a person lives."""
-
-    city: Literal["Paris", "Rome"]
-
-
-class Person(BaseModel):
-    """A person, and where they live."""
-
-    name: Literal["Ann", "Bob"]
-    age: int
-    home: Home
-
+from tests.clients.person import SENTENCE, Person
 
 PROMPT = "The capital of France is"
-MESSAGES = [ChatMessage(role="user", content="Ann (31) lives in Rome. Describe her in JSON.")]
+MESSAGES = [ChatMessage(role="user", content=SENTENCE)]
 
 
 def weather(city: Literal["Paris", "Rome"]) -> str:

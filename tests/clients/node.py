@@ -1,16 +1,14 @@
 """Scripts for node, with packages from npm."""
 
-import json
 import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.programs import require
+from tests.programs import printed, require
 
 INSTALL_S = 300
-SCRIPT_S = 600
 
 
 def install(folder: Path, packages: Mapping[str, str]) -> None:
@@ -26,9 +24,4 @@ def install(folder: Path, packages: Mapping[str, str]) -> None:
 def run(script: Path, folder: Path, *arguments: str) -> dict[str, Any]:
     """The JSON that a script prints. node looks for packages beside the script, so it is copied to them."""
     copy = shutil.copy(script, folder)
-    done = subprocess.run(
-        [require("node"), copy, *arguments], cwd=folder, capture_output=True, text=True, timeout=SCRIPT_S
-    )
-    assert done.returncode == 0, done.stderr
-    answers: dict[str, Any] = json.loads(done.stdout)
-    return answers
+    return printed([require("node"), copy, *arguments], cwd=folder)

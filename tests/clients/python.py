@@ -1,7 +1,6 @@
 """Scripts for a Python of their own, for clients whose requirements exclude ours."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -15,13 +14,15 @@ import pytest
 from filelock import FileLock
 from platformdirs import user_cache_path
 
+from tests.programs import printed
+
+ROOT = Path(__file__).parents[2]
 # All that they need, each in one version.
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 # A file of a whole environment. A test that asks for the environment touches it.
 READY = "ready"
 INSTALL_S = 600
-SCRIPT_S = 600
-# An environment that no test asked for this long is not in use: a script runs for SCRIPT_S at most.
+# An environment that no test asked for this long is not in use: a script ends after ``programs.SCRIPT_S``.
 UNUSED_S = 24 * 3600
 # A proxy that is not there: a script reaches this machine alone.
 ALONE = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
@@ -58,13 +59,8 @@ def environment() -> Path:
 def run(script: Path, *arguments: str) -> dict[str, Any]:
     """The JSON that a script prints."""
     # Python prefers proxies in lower case, and there is all_proxy.
-    own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.lower().endswith("_proxy")}
-    done = subprocess.run(
-        [environment(), script, *arguments], env={**own, **ALONE}, capture_output=True, text=True, timeout=SCRIPT_S
-    )
-    assert done.returncode == 0, done.stderr
-    answers: dict[str, Any] = json.loads(done.stdout)
-    return answers
+    own = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return printed([environment(), script, *arguments], env={**own, **ALONE, "PYTHONPATH": str(ROOT)})
 
 
 def _make(folder: Path, python: Path) -> None:
