@@ -36,7 +36,7 @@ WITHOUT_CONFIG: dict[str, tuple[Kind, str]] = {
     "adapter": (files("adapter_config.json", "adapter_model.safetensors"), "a LoRA adapter .*merge"),
     "images": (files("model_index.json", "unet/config.json"), "a diffusers pipeline"),
     "Meta's own format": (files("params.json", "consolidated.00.pth", "tokenizer.model"), "its maker's own format"),
-    "several GGUF files": (two_gguf_files, "a folder of GGUF files.*a.gguf, .*b.gguf"),
+    "several GGUF files": (two_gguf_files, "holds 2 GGUF models; name one: .*a.gguf, .*b.gguf"),
     "a run of training": (files("checkpoint-500/config.json", "trainer_state.json"), "checkpoint-500"),
     "a shelf": (files("llama/config.json", "qwen/config.json"), "a folder of models.*llama.*qwen"),
     "tokenizer": (files("tokenizer.json"), "a tokenizer without a model"),
