@@ -1,4 +1,4 @@
-"""What tests over HTTP have in common."""
+"""Requests and metrics for tests over HTTP."""
 
 import json
 from typing import Any
@@ -7,14 +7,14 @@ import httpx
 
 
 def post(url: str, path: str = "/v1/completions", headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
-    """A request that has a prompt, or messages, if the test names none."""
+    """Send a request. /v1/completions gets a prompt if the test names none."""
     if "prompt" not in body and path == "/v1/completions":
         body["prompt"] = "hello"
     return httpx.post(f"{url}{path}", json=body, headers=headers, timeout=30)
 
 
 def stream(url: str, path: str = "/v1/completions", **body: Any) -> list[Any]:
-    """All events of a stream, decoded; the last must be [DONE]."""
+    """All events of a stream, decoded. The stream must end with [DONE]."""
     response = post(url, path, stream=True, **body)
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -25,7 +25,7 @@ def stream(url: str, path: str = "/v1/completions", **body: Any) -> list[Any]:
 
 
 def events_of(response: httpx.Response) -> list[tuple[str, Any]]:
-    """Names and data of a stream's events, of APIs that name them."""
+    """The names and data of a stream's events, for APIs that name events."""
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
     found = []
@@ -37,7 +37,7 @@ def events_of(response: httpx.Response) -> list[tuple[str, Any]]:
 
 
 def metric(url: str, name: str, **labels: str) -> float:
-    """The sum of a metric over all label sets that have these labels."""
+    """The sum of a metric over all series that have these labels."""
     lines = httpx.get(f"{url}/metrics").text.splitlines()
     mine = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
     wanted = [f'{key}="{value}"' for key, value in labels.items()]

@@ -1,8 +1,8 @@
-"""What the server itself costs: a scripted engine that makes tokens in no time, the real tokenizer, real sockets.
+"""The cost of the server alone: an engine that needs no time, the real tokenizer, real sockets.
 
     python -m tests.server.overhead [--rounds 5] [--tokens 900]
 
-The server runs in a process of its own. Printed: a table, then one line of JSON.
+The server runs in a process of its own. The command prints a table and one line of JSON.
 """
 
 import argparse
@@ -23,8 +23,8 @@ MANY = 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="medians are taken over these")
-    parser.add_argument("--tokens", type=int, default=900, help="in each answer")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions; figures are medians of them")
+    parser.add_argument("--tokens", type=int, default=900, help="tokens in each answer")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def serve() -> None:
-    """Until the parent closes our standard input."""
+    """Serve until the parent closes our standard input."""
     tokenizer = griffin.load().tokenizer
     ids = tokenizer(TEXT)["input_ids"]
     engine = ScriptedEngine(text="".join(map(chr, ids)), context_length=10**6)
@@ -72,7 +72,7 @@ def measure(port: int, rounds: int, tokens: int) -> dict[str, float]:
 
 
 def exchange(port: int, body: dict[str, object]) -> tuple[float, float]:
-    """Seconds from the request to the answer's first byte, and to its last."""
+    """The seconds from the request to the first and to the last byte of the answer."""
     content = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(content)}\r\n"
     with socket.create_connection(("127.0.0.1", port)) as connection:

@@ -1,4 +1,4 @@
-"""A real server process, started as a user starts it, stopped by its own signal."""
+"""A real server process, started as a user starts it and stopped by a signal."""
 
 import os
 import re
@@ -14,17 +14,17 @@ from functools import partial
 START_S = 120
 
 
-# Tests compare answers of several starts, which would measure different limits.
+# Tests compare answers of several starts. Without this, each start would measure another limit for prompt passes.
 FIXED = {"PYTHONUNBUFFERED": "1", "GRIFFIN_PROMPT_PASS_TOKENS": "32"}
 
 
 class ServerProcess:
-    """``python -m server`` on a free port; what it logs is kept. Prompts go the same way at each start."""
+    """``python -m server`` on a free port. Its log is kept."""
 
     def __init__(self, *arguments: str, files: int | None = None, **environment: str) -> None:
         """
         Args:
-            files: how many it may have open at a time.
+            files: how many files it may have open at a time.
         """
         self.log = ""
         self._ready = threading.Event()
@@ -38,14 +38,14 @@ class ServerProcess:
 
     @property
     def url(self) -> str:
-        """Its address, from the curl line that it prints once it answers."""
+        """The address in the curl line that the server prints when it is ready."""
         assert self._ready.wait(START_S), self.log
         found = re.search(r"^curl (http://\S+)/v1/completions", self.log, re.MULTILINE)
         assert found, self.log
         return found[1]
 
     def terminate(self, timeout_s: float = 30) -> int:
-        """SIGTERM; the exit code."""
+        """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.wait(timeout_s)
 

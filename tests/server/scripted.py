@@ -1,4 +1,4 @@
-"""An engine that follows a script, for tests of queueing, timing and faults; and a server around it."""
+"""A scripted engine for tests of queueing, timing and faults, and a server around it."""
 
 import itertools
 import threading
@@ -34,25 +34,25 @@ from server.loader import Loaded
 from server.settings import Settings
 from server.work.job import EngineLike
 
-# With half of the neurons a token reads 1000 bytes of 1600; with corrected ones 1100.
+# With half of the neurons a token reads 1000 of 1600 bytes.
 ACCOUNTING = Accounting(
     total=1000, layers=2, width=100, per_neuron=3, weight_bytes=1600,
     block_bytes=(BlockBytes(100, 0, 100, 200, 0), BlockBytes(100, 0, 300, 400, 0)),
 )  # fmt: skip
-# The even neurons of one layer, the odd ones of the other.
+# Kept are the even neurons of one layer and the odd ones of the other.
 EXPERTS = torch.stack([torch.arange(0, 100, 2), torch.arange(1, 100, 2)]).int()
-# By method griffin+: half of everything was planned, and this is counted then.
+# Method griffin+ plans to read half of everything (THRESHOLDS); the shares really read are COUNTED.
 _ZEROS = torch.zeros(2, 100)
 THRESHOLDS = Thresholds(Shares(0.5, 0.5, 0.5), _ZEROS, _ZEROS, _ZEROS, _ZEROS, _ZEROS, _ZEROS)
 COUNTED = Shares(0.6, 0.5, 0.25)
 END = 0x110000
-# Of tokens after the first, where they are verified: each block is four drafts, three of which are accepted.
+# Tokens after the first are verified in blocks of four drafts, three of which are accepted.
 BLOCK = 4
 COMPARISON = Comparison(tokens=4, kl=0.25, top1_agreement=0.75, perplexity_ratio=1.5)
 
 
 class CharacterTokenizer:
-    """One token for each character, its id the code point. Ids from 0x110000 on are special."""
+    """Each character is one token, and its code point is the id. Ids from 0x110000 on are special."""
 
     chat_template: str | None = "roles and texts"
     all_special_ids: ClassVar[list[int]] = [END]
@@ -77,18 +77,26 @@ class CharacterTokenizer:
 
 @dataclass
 class ScriptedEngine:
-    """Says ``text``, a character a token, over and over until max_tokens; then does as told.
+    """Repeats ``text``, one character a token, until max_tokens. Fields change this and record what was asked.
 
-    step_s: time between tokens. prefill_s: time before the first, in steps of 10 ms, as prompt chunks.
-    gate: nothing is generated before it is set. fail_after: tokens before an error, which is ``failure``.
-    rebuild_failures: how often a rebuild fails before one succeeds. logprob: of each token, shared out to
-    ``text``'s next characters as alternatives. comparisons: with the full model, one after the other,
-    whatever is compared. compare_gate: none is made before it is set. compare_failure: raised instead.
-    outlook: what sparsity auto comes to. expert_set: what neurons are called. correction: of those of
-    griffin+.
-    drafts: in mode fast as well, and without sparsity. once: the text ends with an end token.
-    asked: what each prompt was to be generated with. prompts: each prompt's text.
-    compared: what was given to comparisons that were begun.
+    step_s: time after each token.
+    prefill_s: time before the first token, in steps of 10 ms, as prompt chunks take it.
+    gate: no prompt is read before this is set.
+    fail_after: the tokens before ``failure`` is raised.
+    rebuild_failures: how often a rebuild fails before one succeeds.
+    comparisons: the results of comparisons with the full model, in order, whatever is compared.
+    compare_gate: no comparison ends before this is set.
+    compare_failure: raised instead of a comparison.
+    outlook: the sparsity that sparsity auto finds.
+    expert_set: the name of the kept neurons.
+    drafts: whether to draft in mode fast and without sparsity, too.
+    once: whether ``text`` comes once and an end token follows.
+    asked: the pruning and verification of each sequence.
+    prompts: the text of each prompt.
+    compared: prompt, answer and pruning of each comparison that began.
+    generated, rebuilt: counts of tokens and of rebuilds.
+    reads: the length of each prompt.
+    ended: the tokens of each sequence, when it has ended.
     """
 
     text: str = "abcdefghij"
@@ -118,7 +126,7 @@ class ScriptedEngine:
     ended: list[int] = field(default_factory=list)
 
     def require(self, pruning: Pruning) -> None:
-        """It has all that any pruning needs."""
+        """Allow any pruning."""
 
     def check(self, prompt_ids: Sequence[int], sampling: Sampling | None, scoring: Scoring | None) -> None:
         if len(prompt_ids) + (sampling.max_tokens if sampling else 0) > self.context_length:
@@ -146,7 +154,7 @@ class ScriptedEngine:
 
 
 class ScriptedPrompt:
-    """What an engine has read. The i-th token's log-probability is -i / 10."""
+    """A prompt that was read. The log-probability of the i-th token is -i / 10."""
 
     def __init__(self, engine: ScriptedEngine, ids: list[int], pruning: Pruning, scoring: Scoring | None) -> None:
         self._engine, self._ids, self._pruning = engine, ids, pruning
@@ -174,7 +182,7 @@ class ScriptedPrompt:
                 if engine.once and count > len(engine.text):
                     yield Token(END, None, "stop", selection)
                     return
-                # With a seed, the text begins there: what another seed says is another text.
+                # The seed moves the start, so each seed gives another text.
                 id = ord(engine.text[(count - 1 + (sampling.seed or 0)) % len(engine.text)])
                 logprobs = None if sampling.logprobs is None else self._score(count, id, sampling.logprobs)
                 verified = self._verified(count - 1, sampling.max_tokens, verification)
@@ -190,7 +198,9 @@ class ScriptedPrompt:
         return Selection(0.002, self._engine.expert_set, prompt_tokens, chosen)
 
     def _verified(self, before: int, limit: int, verification: Verification | None) -> Verified | None:
-        """Of the whole block of a token with that many before it. A pass reads all, a draft the kept neurons."""
+        """The counts of a token's whole block, with ``before`` tokens before it. A pass reads all, a draft the kept
+        neurons.
+        """
         if verification is None or not (self._sparsity or self._engine.drafts):
             return None
         if verification.mode == "fast" and not (self._engine.drafts and verification.source == "ngram"):
@@ -218,7 +228,7 @@ class ScriptedPrompt:
 
 
 def leave_early(url: str, after_s: float, **body: object) -> None:
-    """A client that goes away in the middle of its answer, or of waiting for it."""
+    """Send a request and close the connection after a time, in the middle of the answer or of the wait for it."""
     answer = httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=after_s)
     with suppress(httpx.ReadTimeout), answer as response:
         deadline = time.monotonic() + after_s
@@ -234,7 +244,7 @@ def served(
     tokenizer: CharacterTokenizer | None = None,
     **settings: object,
 ) -> Iterator[str]:
-    """A real HTTP server in a thread, on a free port; its address."""
+    """Serve over real HTTP in a thread, on a free port; yield the address."""
     loaded = Loaded("scripted", tokenizer or CharacterTokenizer(), list(engines))
     known = Settings(**settings)
     app = create_app(known, loader=loader or (lambda _: loaded))
@@ -245,8 +255,8 @@ def served(
 
 @contextmanager
 def listening(app: Any, grace_s: int = 5, max_connections: int = 512, header_timeout: float = 10) -> Iterator[str]:
-    """Any application over real HTTP, in a thread, on a free port; its address."""
-    # Uvicorn's own configuration would close handlers of other libraries, whose streams may be what pytest captures.
+    """Serve any application over real HTTP in a thread, on a free port; yield the address."""
+    # Uvicorn's own log configuration would close other libraries' handlers, whose streams pytest may capture.
     server = BoundedServer(
         configuration(app, 0, log_level="warning", timeout_graceful_shutdown=grace_s),
         ["127.0.0.1"],
@@ -265,7 +275,7 @@ def listening(app: Any, grace_s: int = 5, max_connections: int = 512, header_tim
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 10) -> None:
-    """Poll; a condition that never holds is a failure, not a hang."""
+    """Poll until the condition holds; fail after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -1,4 +1,4 @@
-"""Text that holds ends of lines: every answer stays one line for every reader, and means the same."""
+"""A text with line ends: every answer stays one line and keeps the text."""
 
 import json
 import sys
@@ -10,13 +10,13 @@ from server.jsonwire import encode
 from tests.server.client import post
 from tests.server.scripted import ScriptedEngine, served
 
-# Whatever Python takes for the end of a line, found and not listed.
+# All characters that Python takes for the end of a line.
 ENDS = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if len(f"a{c}b".splitlines()) > 1)
 TEXT = f"a{ENDS}b"
 
 
 def test_all_ends_of_lines_are_escaped() -> None:
-    """In texts and in keys; other characters stay as they are."""
+    """They are escaped in texts and in keys; other characters stay as they are."""
     found = encode({TEXT: [TEXT, "\u00fc\U0001f600\x7f\u2027\u202a"]}).decode()
 
     assert len(ENDS) >= 10
@@ -27,7 +27,7 @@ def test_all_ends_of_lines_are_escaped() -> None:
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_events_survive_clients_that_split_as_python_does(path: str) -> None:
-    """As httpx's iter_lines does: each line is an event, in whole and with the same text."""
+    """httpx's iter_lines splits in this way: each event must stay one line with the same text."""
     body = {"prompt": TEXT, "echo": True, "logprobs": 2} if path == "/v1/completions" else {"messages": [
         {"role": "user", "content": "hi"}], "logprobs": True, "top_logprobs": 2}  # fmt: skip
     with served(ScriptedEngine(text=TEXT)) as url:
@@ -46,7 +46,7 @@ def test_events_survive_clients_that_split_as_python_does(path: str) -> None:
 
 
 def test_every_other_answer_is_one_line_too() -> None:
-    """What holds a client's own text: errors, tokens, texts of tokens, names."""
+    """Other answers also repeat a client's text: errors, tokens, names."""
     with served(ScriptedEngine(), served_model_name=TEXT) as url:
         answers = [
             post(url, "/tokenize", prompt=TEXT, return_token_strs=True),

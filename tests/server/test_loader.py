@@ -1,4 +1,4 @@
-"""From settings to engines: what all copies of a model and all its workers have in common."""
+"""From settings to engines: what the copies of a model and its workers share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def folder(tmp_path: Path, smollm2: Checkpoint) -> str:
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A limit for each time that it is measured, each another one."""
+    """The limits measured so far. Each measurement gives another one."""
     found, limits = list[int](), [64, 32, 16]
 
     def measured(*_: Callable[[int], object] | torch.device) -> int:
@@ -38,7 +38,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_limit_of_passes_is_measured_once(
     folder: str, timed: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For all workers of all copies of the model, on whatever devices; the log says how to have it again."""
+    """All workers of all copies get the same limit; the log has the flag that sets it."""
     caplog.set_level("INFO", "griffin")
     copies = griffin.load_each(folder, ["cpu"]) * 2
     monkeypatch.setattr("griffin.load_each", lambda *_, **__: copies)
@@ -51,7 +51,7 @@ def test_the_limit_of_passes_is_measured_once(
 
 @pytest.mark.parametrize("limit", [0, 48])
 def test_a_limit_that_is_named_is_not_measured(limit: int, folder: str, timed: list[int]) -> None:
-    """Any number holds."""
+    """A number in the setting is used as it is."""
     loaded = load(Settings(model=folder, device="cpu", prompt_pass_tokens=limit))
 
     assert loaded.engines[0].pass_tokens == limit  # type: ignore[attr-defined]
@@ -59,7 +59,7 @@ def test_a_limit_that_is_named_is_not_measured(limit: int, folder: str, timed: l
 
 
 def test_a_context_beyond_the_models(folder: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What is used instead is said."""
+    """The log says which context is used instead."""
     engine = load(Settings(model=folder, device="cpu", max_model_len=10**6)).engines[0]
 
     context = engine.context_length

@@ -1,4 +1,4 @@
-"""A server process whose model is not whole, or changes while it is served: what its users and its supervisor see."""
+"""A server whose model files are incomplete, or change while it runs, as users and supervisors see it."""
 
 import socket
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def quantised(folder: Path) -> str:
 @pytest.mark.parametrize("fault", [lost, quantised])
 @pytest.mark.parametrize("offload", ["none", "cpu"])
 def test_a_model_that_is_not_whole_is_not_served(fault: Callable[[Path], str], offload: str, tmp_path: Path) -> None:
-    """One line, exit code 1, nothing left behind for the next start."""
+    """The server prints one line, exits with code 1, and leaves no weights in the cache."""
     words = fault(tiny_checkpoint.write(tmp_path / "tiny"))
     cache = tmp_path / "cache"
     with running("--model", str(tmp_path / "tiny"), "--ff-offload", offload, "--cache-dir", str(cache)) as server:
@@ -43,7 +43,7 @@ def test_a_model_that_is_not_whole_is_not_served(fault: Callable[[Path], str], o
 
 
 def test_a_gguf_file_that_is_not_whole_is_not_served(tmp_path: Path) -> None:
-    """Likewise, and again at the second start."""
+    """The second start fails in the same way."""
     model = text_model("llama", mlp_bias=False)
     file = write_gguf(tmp_path / "tiny.gguf", model, keep=lambda name: not name.startswith("blk.2."))
     for _ in range(2):
@@ -55,7 +55,7 @@ def test_a_gguf_file_that_is_not_whole_is_not_served(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not guard.available(), reason="griffin/_native was not built: no C compiler")
 def test_a_mapped_file_that_is_cut_short_under_a_server(tmp_path: Path) -> None:
-    """The request fails with 500, later ones with 503, /health says that only a restart helps; nothing crashes."""
+    """The request gets a 500, later ones a 503, /health says that only a restart helps; the process does not crash."""
     tiny_checkpoint.write(tmp_path / "tiny")
     arguments = ("--model", str(tmp_path / "tiny"), "--ff-offload", "cpu", "--cache-dir", str(tmp_path / "cache"))
     with running(*arguments, "--device", "cpu") as server:
@@ -78,7 +78,7 @@ def test_a_mapped_file_that_is_cut_short_under_a_server(tmp_path: Path) -> None:
 
 
 def test_a_start_is_a_few_lines(tmp_path: Path) -> None:
-    """However often it is probed meanwhile, and without a terminal no bar: neither of a conversion nor of loading."""
+    """Probes add no lines, and without a terminal there is no progress bar for converting or loading."""
     folder = tiny_checkpoint.write(tmp_path / "tiny")
     file = write_gguf(tmp_path / "tiny.gguf", text_model("llama", mlp_bias=False))
     for model in (str(folder), str(file)):
@@ -103,7 +103,7 @@ def free_port() -> int:
 
 
 def probed_until_ready(url: str, server: ServerProcess) -> list[int]:
-    """The statuses of /ready, as an impatient balancer asks for it; /health, /metrics and /version in between."""
+    """Poll /ready, /health, /metrics and /version until the server is ready; return the statuses of /ready."""
     statuses: list[int] = []
 
     def ready() -> bool:

@@ -1,4 +1,4 @@
-"""Several models of one server: which one answers, when one makes room for another, and what goes wrong with that."""
+"""Several models on one server: which one answers, when one makes room for another, and what can go wrong."""
 
 import socket
 import threading
@@ -25,9 +25,11 @@ GIB = 2**30
 
 
 class Shelf:
-    """A loader of scripted models, by the place that --model names. Each says its own place.
+    """A loader of scripted models, by their place, which ``--model`` names. The text of each is its place.
 
-    sizes: in bytes, by place. loads: places in the order in which they were loaded. gates: a load waits for its own.
+    sizes: bytes of each place.
+    loads: places in the order of loading.
+    gates: a load waits until its gate is set.
     broken: places that cannot be loaded.
     """
 
@@ -54,7 +56,7 @@ class Shelf:
 
 @contextmanager
 def several(shelf: Shelf, **settings: object) -> Iterator[str]:
-    """A server of all models of a shelf; the first is loaded."""
+    """A server with all models of a shelf. The first one is loaded."""
     known = Settings(model=",".join(shelf.sizes), **settings)
     app = create_app(known, shelf.load, shelf.find)
     with listening(app) as url:
@@ -84,7 +86,7 @@ def test_the_model_field_chooses_and_one_is_loaded_at_a_time() -> None:
         assert loaded(url) == {"alpha": True, "beta": False}
         assert [said(url, name) for name in (None, "alpha", "beta", "beta@sparsity=0.5", None)] == list("aabba")
         assert shelf.loads == ["alpha", "beta", "alpha"]
-        # Measured once, or the same text would not give the same answer again.
+        # The limit is measured once; otherwise the same prompt could get another answer.
         assert shelf.pass_tokens == ["auto", "auto", 48]
         assert loaded(url) == {"alpha": True, "beta": False}
         assert metric(url, "griffin_model_loaded", model_name="alpha") == 1
@@ -103,7 +105,7 @@ def test_within_the_limit_all_stay_and_the_least_recently_used_goes_first() -> N
 
 
 def test_a_model_leaves_when_its_last_answer_is_whole() -> None:
-    """Whoever asks for it meanwhile comes after whoever asked for the other one before."""
+    """A later request for it waits until the other model has answered an earlier one."""
     shelf = Shelf(alpha=1, beta=1)
     shelf.engines["alpha"].gate = threading.Event()
     with several(shelf) as url, ThreadPoolExecutor() as pool:
@@ -140,7 +142,7 @@ def test_too_many_wait_for_a_model() -> None:
 
 
 def test_a_model_that_cannot_be_loaded_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its requests get 503, and the others go on: it does not take their place again and again."""
+    """Its requests get a 503. It is not tried at each request, so other models stay loaded."""
     shelf = Shelf(alpha=1, beta=1)
     shelf.broken.add("beta")
     with several(shelf) as url:
@@ -160,7 +162,7 @@ def test_a_model_that_cannot_be_loaded_is_tried_again_later(monkeypatch: pytest.
 
 
 def test_who_waits_for_a_model_has_a_deadline_and_may_leave() -> None:
-    """Neither takes a place for long, and the model at hand goes on."""
+    """Both free their places soon, and the loaded model still answers."""
     shelf = Shelf(alpha=1, beta=1)
     shelf.gates["beta"] = threading.Event()
     with several(shelf, queue_size=1, memory_limit=1) as url:
@@ -175,7 +177,7 @@ def test_who_waits_for_a_model_has_a_deadline_and_may_leave() -> None:
 
 
 def test_a_model_whose_files_are_not_here_shares_with_none() -> None:
-    """Of a hub's model nothing is known before it is loaded; then what is too much leaves."""
+    """The size of a model on the hub is unknown, so other models are unloaded if it needs their memory."""
     shelf = Shelf(alpha=GIB, beta=0)
     with several(shelf, memory_limit=2) as url:
         assert said(url, "beta") == "b"
@@ -183,11 +185,11 @@ def test_a_model_whose_files_are_not_here_shares_with_none() -> None:
 
 
 def test_a_reader_who_is_slow_keeps_the_model() -> None:
-    """Its memory would not be free: the other one waits until the answer has been read."""
+    """The other model waits until the answer has been read, because the memory is not free before."""
     shelf = Shelf(alpha=1, beta=1)
     with several(shelf) as url, ThreadPoolExecutor() as pool:
         body = {"model": "alpha", "prompt": "x", "max_tokens": 900, "n": 16, "stream": True}
-        # The system takes over little of what is not read.
+        # A small receive buffer, so that the system takes little that the client does not read.
         little = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)])
         with (
             httpx.Client(transport=little, timeout=30) as client,
@@ -272,7 +274,7 @@ def test_flags_that_cannot_be_meant(arguments: list[str], message: str) -> None:
 
 
 def test_two_checkpoints_in_a_real_server(tmp_path: Path) -> None:
-    """Answers are those that each model gives alone; a file that is missing is said at the start."""
+    """Each model's answers are the same as alone; a missing file ends the start."""
     folder = tiny_checkpoint.write(tmp_path / "tiny")
     request = {"prompt": "The sea", "max_tokens": 8, "temperature": 0, "sparsity": 0.5}
     with running("--model", f"tiny={folder}", "--model", "SmolLM2-135M-Instruct") as server:

@@ -1,4 +1,4 @@
-"""A server whose model's FF weights are mapped from a file."""
+"""A server that reads the model's FF weights from a mapped file."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ PROMPT = "Once upon a time"
 
 
 def test_a_pruned_and_a_dense_completion(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """They are the resident model's; the log says what the latter costs."""
+    """The answers equal those of a model in memory; the log warns of the cost of the dense one."""
     folder = tiny_checkpoint.write(tmp_path / "tiny", smollm2.tokenizer)
     resident = load(str(folder), device="cpu", dtype="float32")
     engine, ids = Engine(resident.model, step="twin"), resident.tokenizer(PROMPT).input_ids

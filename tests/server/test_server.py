@@ -1,4 +1,4 @@
-"""The whole thing: a real process, the real default model, the real OpenAI client."""
+"""A real process with the real default model and OpenAI's client."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def running_requests(url: str) -> float:
 
 
 def test_half_of_the_weights(client: openai.OpenAI) -> None:
-    """By default about as many parameters as were planned, 94,701,888, and says how many; no neuron is removed."""
+    """By default (griffin+) about as many parameters are read as planned, and no neuron is removed."""
     answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=8, extra_body={"sparsity": 0.5})
     report = answer.griffin
 
@@ -55,7 +55,7 @@ def test_half_of_the_weights(client: openai.OpenAI) -> None:
 
 
 def test_half_of_the_neurons(client: openai.OpenAI) -> None:
-    """By the paper's method SmolLM2 at 0.5 uses 94,701,888 of its 134,515,008 parameters, and says so."""
+    """With method griffin at 0.5 SmolLM2 uses 94,701,888 of its 134,515,008 parameters, as the report says."""
     half = {"sparsity": 0.5, "griffin": {"method": "griffin"}}
     answer = client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=8, extra_body=half)
     report = answer.griffin
@@ -71,7 +71,7 @@ def test_half_of_the_neurons(client: openai.OpenAI) -> None:
 
 
 def test_the_neurons_of_an_answer_are_those_that_its_name_stands_for(server: ServerProcess) -> None:
-    """Sorted, as many as were kept, and the name is made from them."""
+    """The indices are sorted, their number is the report's, and the set's name is their hash."""
     body = {"prompt": PROMPT, "max_tokens": 2, "sparsity": 0.75, "griffin": {"method": "griffin"}}
     report = httpx.post(f"{server.url}/v1/completions", json=body)
     griffin = report.json()["griffin"]
@@ -88,7 +88,7 @@ def test_the_neurons_of_an_answer_are_those_that_its_name_stands_for(server: Ser
 
 @pytest.mark.parametrize("sparsity", [0, 0.5])
 def test_stream_and_object_give_the_same_text(client: openai.OpenAI, sparsity: float) -> None:
-    """One seed, one text, however it is delivered; one chunk for each token."""
+    """One seed gives one text, streamed or not, with one chunk for each token."""
     ask: dict[str, Any] = {
         "model": MODEL, "prompt": PROMPT, "max_tokens": 24, "seed": 7, "temperature": 0.8, "top_p": 0.9,
         "extra_body": {"sparsity": sparsity, "ignore_eos": True},
@@ -105,7 +105,7 @@ def test_stream_and_object_give_the_same_text(client: openai.OpenAI, sparsity: f
 
 
 def test_prompt_as_ids_is_the_prompt_as_text(client: openai.OpenAI, smollm2: Any) -> None:
-    """Token ids are taken as they are."""
+    """Token ids are used as they are."""
     ids = smollm2.tokenizer(PROMPT).input_ids
     answers = [
         client.completions.create(model=MODEL, prompt=prompt, max_tokens=8, temperature=0) for prompt in (PROMPT, ids)
@@ -116,7 +116,7 @@ def test_prompt_as_ids_is_the_prompt_as_text(client: openai.OpenAI, smollm2: Any
 
 
 def test_model_list(client: openai.OpenAI) -> None:
-    """The served model, with its context."""
+    """The list has the served model, its context and its aliases."""
     model, *aliases = client.models.list().data
 
     assert (model.id, model.max_model_len, model.parameters["total"]) == (MODEL, 8192, 134_515_008)
@@ -126,9 +126,9 @@ def test_model_list(client: openai.OpenAI) -> None:
 
 
 def test_a_disconnected_request_stops_within_a_token(server: ServerProcess) -> None:
-    """Streaming or not, the worker is free again long before the 4,000 tokens, and the log says how far it came.
+    """The worker is free long before 4,000 tokens, streaming or not, and the log says "cancelled".
 
-    That it is one token at most is held by the scripted engines, which count.
+    Tests with scripted engines count the tokens: one at most.
     """
     for streaming in (True, False):
         leave_early(server.url, 1.0, prompt=PROMPT, max_tokens=4000, ignore_eos=True, stream=streaming)
@@ -212,7 +212,7 @@ BAD: list[tuple[object, int, str | None]] = [
 
 @pytest.mark.parametrize(("body", "status", "param"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_input_names_the_field(server: ServerProcess, body: object, status: int, param: str | None) -> None:
-    """OpenAI's error object, and a message that a person can act on."""
+    """The error has OpenAI's form and a message that helps a person."""
     response = httpx.post(
         f"{server.url}/v1/completions", content=json.dumps(body), headers={"Content-Type": "application/json"}
     )
@@ -237,7 +237,7 @@ def test_bad_input_names_the_field(server: ServerProcess, body: object, status: 
     ],
 )
 def test_broken_json(server: ServerProcess, body: bytes) -> None:
-    """Whatever bytes come, the answer is a 400 in the same form."""
+    """Any bytes get a 400 in the same form."""
     response = httpx.post(f"{server.url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
 
     assert response.status_code == 400
@@ -245,7 +245,7 @@ def test_broken_json(server: ServerProcess, body: bytes) -> None:
 
 
 def test_the_server_goes_on_after_all_that(client: openai.OpenAI) -> None:
-    """Bad input leaves no trace; the SDK raises its own classes for it."""
+    """The SDK raises its own errors for bad input, and the next request is answered."""
     with pytest.raises(openai.BadRequestError, match="sparsity") as refusal:
         client.completions.create(model=MODEL, prompt="a", extra_body={"sparsity": 2})
     with pytest.raises(openai.NotFoundError):
@@ -256,7 +256,7 @@ def test_the_server_goes_on_after_all_that(client: openai.OpenAI) -> None:
 
 
 def test_two_workers_answer_at_the_same_time_and_sigterm_drains() -> None:
-    """Each request keeps its own neurons; told to stop, the server finishes what runs and exits with 0."""
+    """Each request keeps its own neurons. On SIGTERM the server finishes them and exits with 0."""
     ask = {"prompt": PROMPT, "max_tokens": 60, "temperature": 0, "ignore_eos": True}
     with running("--workers", "2", "--dtype", "float32") as server, ThreadPoolExecutor() as pool:
         url = server.url
@@ -276,7 +276,7 @@ def test_two_workers_answer_at_the_same_time_and_sigterm_drains() -> None:
 
 
 def test_a_server_that_drains_says_so() -> None:
-    """While a request is being finished: not ready, how long already, and a 503 to come again for new ones."""
+    """Meanwhile it is not ready, a metric has the time so far, and new requests get a 503 with Retry-After."""
     body = {"prompt": PROMPT, "max_tokens": 200, "ignore_eos": True}
     with running() as server, ThreadPoolExecutor() as pool:
         url = server.url
@@ -302,7 +302,7 @@ def test_a_server_that_drains_says_so() -> None:
 
 
 def test_a_second_signal_ends_a_drain() -> None:
-    """At once, with an error in OpenAI's form for whoever still waits, and exit code 0."""
+    """The drain ends at once; a waiting request gets an error in OpenAI's form, and the exit code is 0."""
     body = {"prompt": PROMPT, "max_tokens": 8000, "ignore_eos": True}
     with running("--drain-timeout", "600") as server, ThreadPoolExecutor() as pool:
         url = server.url
@@ -318,7 +318,7 @@ def test_a_second_signal_ends_a_drain() -> None:
 
 
 def test_drain_has_an_end() -> None:
-    """Requests that outlast the drain timeout are told so in OpenAI's form, and the exit code is still 0."""
+    """Requests that outlast the drain timeout get an error in OpenAI's form, and the exit code is still 0."""
     body = {"prompt": PROMPT, "max_tokens": 8000, "ignore_eos": True}
     with running("--drain-timeout", "1", "--workers", "2") as server, ThreadPoolExecutor() as pool:
         url = server.url
@@ -339,7 +339,7 @@ def test_drain_has_an_end() -> None:
 
 @pytest.mark.parametrize("after_s", [0, 0.3, 1, 2])
 def test_told_to_stop_while_starting(after_s: float) -> None:
-    """Whatever it is doing then, it stops soon, with exit code 0 and without a crash."""
+    """At any moment of the start it stops soon, with exit code 0 and without a crash."""
     with running() as server:
         wait_until(lambda: "loading" in server.log, 60)
         time.sleep(after_s)
@@ -350,7 +350,7 @@ def test_told_to_stop_while_starting(after_s: float) -> None:
 
 
 def test_a_port_in_use_is_one_clear_line(server: ServerProcess) -> None:
-    """What is wrong, and exit code 1."""
+    """The line names the flag, and the exit code is 1."""
     port = server.url.rsplit(":", 1)[1]
     with running("--port", port) as second:
         assert second.wait() == 1
@@ -360,7 +360,7 @@ def test_a_port_in_use_is_one_clear_line(server: ServerProcess) -> None:
 
 
 def test_settings_at_their_extremes_start(server: ServerProcess) -> None:
-    """The smallest context and no queue at all."""
+    """A context of three tokens, no queue and a tiny temperature work."""
     with running("--max-model-len", "3", "--queue-size", "0") as small:
         answer = httpx.post(f"{small.url}/v1/completions", json={"prompt": [5], "max_tokens": 2, "temperature": 1e-50})
 
@@ -368,7 +368,7 @@ def test_settings_at_their_extremes_start(server: ServerProcess) -> None:
 
 
 def test_start_without_a_model_is_one_clear_line(tmp_path: Path) -> None:
-    """Not a model directory: a line, exit code 1, no traceback."""
+    """A folder without a model: one line, exit code 1, no traceback."""
     with running("--model", str(tmp_path)) as server:
         assert server.wait() == 1
     assert "is not a model directory: it has no config.json" in server.log
@@ -377,7 +377,7 @@ def test_start_without_a_model_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_start_with_an_unsupported_model_is_one_clear_line(tmp_path: Path) -> None:
-    """A type that is not in the table: a line that lists those that are."""
+    """The line lists the supported types."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral"}))
     with running("--model", str(tmp_path)) as server:
         assert server.wait() == 1
@@ -386,7 +386,7 @@ def test_start_with_an_unsupported_model_is_one_clear_line(tmp_path: Path) -> No
 
 
 def test_the_printed_curl_line_works(server: ServerProcess) -> None:
-    """What the server says to try can be pasted into a shell."""
+    """A user can paste it into a shell."""
     server.url  # noqa: B018  # waits for the line
     line = next(line for line in server.log.splitlines() if line.startswith("curl "))
     answer = json.loads(subprocess.run(["sh", "-c", line + " -s"], capture_output=True, check=True).stdout)

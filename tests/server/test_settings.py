@@ -1,4 +1,4 @@
-"""Flags and environment variables."""
+"""Flags, environment variables and secret files."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from server.settings import Settings, SettingsInvalid, names_no_key, unknown_var
 
 
 def test_defaults() -> None:
-    """On this machine only, dense unless asked, one worker."""
+    """The server listens on this machine only, is dense, and has one worker."""
     settings = read_settings([])
 
     assert (settings.host, settings.port, settings.sparsity, settings.workers) == ("127.0.0.1", 8000, 0.0, 1)
@@ -27,12 +27,12 @@ def test_defaults() -> None:
     ],
 )
 def test_the_default_method(arguments: list[str], method: str) -> None:
-    """With weights that are streamed it is the one that can run there; a method that was named stays."""
+    """griffin+ does not run with streamed weights, so griffin is the default there; a named method stays."""
     assert read_settings(arguments).method == method
 
 
 def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both name the same setting."""
+    """The variable of another setting still counts."""
     monkeypatch.setenv("GRIFFIN_SPARSITY", "0.25")
     monkeypatch.setenv("GRIFFIN_PREFILL_CHUNK", "64")
     settings = read_settings(["--sparsity", "0.5"])
@@ -41,7 +41,7 @@ def test_a_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_secret_is_read_from_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As Docker and Kubernetes mount it; a variable wins, and what is wrong with it is said of the file."""
+    """Docker and Kubernetes mount such files. A variable wins, and an error names the file."""
     monkeypatch.setattr(module, "SECRETS", tmp_path)
     file = tmp_path / "griffin_api_keys"
     file.write_text("first,second\n")
@@ -60,7 +60,7 @@ def test_a_secret_is_read_from_its_file(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_keys_one_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As people write files; and one that no header could carry is refused, without being shown."""
+    """A file may have one key a line. A key that no header can carry is refused and not shown."""
     monkeypatch.setattr(module, "SECRETS", tmp_path)
     file = tmp_path / "griffin_api_keys"
     file.write_text("first\nsecond\r\n")
@@ -75,7 +75,7 @@ def test_keys_one_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def test_a_misspelt_secret_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It looks like a setting and is none: without a word the server would be open."""
+    """Without a warning the server would run without keys."""
     monkeypatch.setattr(module, "SECRETS", tmp_path)
     for name in ("griffin_apikeys", "griffin_api_keys", "hf_token"):
         (tmp_path / name).write_text("key")
@@ -85,7 +85,7 @@ def test_a_misspelt_secret_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.parametrize("kind", ["folder", "link elsewhere", "nothing"])
 def test_a_secret_that_is_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
-    """Docker makes a folder of a file that is not there; that must not be a server without keys."""
+    """Docker mounts a folder for a missing file; the server must not start without keys then."""
     secrets = tmp_path / "secrets"
     secrets.mkdir()
     monkeypatch.setattr(module, "SECRETS", secrets)
@@ -102,7 +102,7 @@ def test_a_secret_that_is_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_a_secret_may_be_a_link_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As Kubernetes mounts them."""
+    """Kubernetes mounts secrets in this way."""
     monkeypatch.setattr(module, "SECRETS", tmp_path)
     (tmp_path / "..data").mkdir()
     (tmp_path / "..data/griffin_api_keys").write_text("key")
@@ -114,7 +114,7 @@ def test_a_secret_may_be_a_link_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_an_empty_variable_is_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compose file sets variables to nothing when the user has set none."""
+    """A compose file sets variables to "" if the user has not set them."""
     monkeypatch.setenv("GRIFFIN_CACHE_DIR", "")
     monkeypatch.setenv("GRIFFIN_WORKERS", "")
 
@@ -122,7 +122,7 @@ def test_an_empty_variable_is_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_limit_of_passes() -> None:
-    """Measured, or a number."""
+    """The default is auto, which means measured; a number is possible."""
     found = [read_settings(each).prompt_pass_tokens for each in ([], ["--prompt-pass-tokens", "48"])]
 
     assert found == ["auto", 48]
@@ -165,7 +165,7 @@ def test_the_limit_of_passes() -> None:
 def test_wrong_values_are_named(
     arguments: list[str], environment: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The flag or the variable, whichever the user wrote."""
+    """The error names the flag or the variable, as the user wrote it."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsInvalid, match=text):
@@ -175,7 +175,7 @@ def test_wrong_values_are_named(
 @pytest.mark.parametrize("name", Settings.model_fields)
 @pytest.mark.parametrize("empty", ["", " ", "\t\n"])
 def test_a_flag_without_a_value_is_refused(name: str, empty: str) -> None:
-    """A shell makes one of an unset variable; the default would be served, or a server without keys, without a word."""
+    """An unset shell variable gives such a flag. The default would apply silently, perhaps without keys."""
     flag = f"--{name.replace('_', '-')}"
     for arguments in ([flag, empty], [f"{flag}={empty}"], ["--port", "0", flag, empty, "--workers", "1"]):
         with pytest.raises(SettingsInvalid, match=f"^{flag}: is empty"):
@@ -183,7 +183,7 @@ def test_a_flag_without_a_value_is_refused(name: str, empty: str) -> None:
 
 
 def test_names_are_read() -> None:
-    """With commas or one a line; blanks around them do not matter, their case does."""
+    """They are separated by commas or lines; spaces around them do not matter, their case does."""
     named = [read_settings(["--served-model-name", value]).served_names for value in ("a", " a , b c,A", "a\nb\n")]
 
     assert named == [["a"], ["a", "b c", "A"], ["a", "b"]]
@@ -191,7 +191,7 @@ def test_names_are_read() -> None:
 
 
 def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistyped variable can be warned of."""
+    """The server can warn of a mistyped variable."""
     monkeypatch.setenv("GRIFFIN_SPARISTY", "0.5")
 
     assert unknown_variables() == ["GRIFFIN_SPARISTY"]
@@ -205,7 +205,7 @@ def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keys_that_were_meant_to_be_there(
     arguments: list[str], environment: dict[str, str], missing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An empty list of keys opens the server to everyone; whoever starts it is told."""
+    """An empty list of keys opens the server to everyone, so the server warns."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
@@ -213,11 +213,11 @@ def test_keys_that_were_meant_to_be_there(
 
 
 def test_devices_are_read() -> None:
-    """One each, or several for one copy; spaces do not matter."""
+    """A copy has one device, or several joined by +; spaces do not matter."""
     assert read_settings(["--devices", "cuda:0, cuda:1 + cuda:2"]).devices == "cuda:0,cuda:1+cuda:2"
     assert (read_settings([]).devices, read_settings([]).ff_offload) == (None, "none")
 
 
 def test_keys_are_not_shown() -> None:
-    """Not where settings are printed."""
+    """Printed settings hide them."""
     assert "secret" not in repr(read_settings(["--api-keys", "secret"]))

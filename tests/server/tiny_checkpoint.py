@@ -1,4 +1,4 @@
-"""A checkpoint directory for real server processes: a tiny random llama that reads the default model's tokens."""
+"""A checkpoint directory for real server processes: a tiny llama with random weights and the default model's tokens."""
 
 import copy
 from pathlib import Path
@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 import griffin
 
-# A row for each token of the default model's tokenizer.
+# The size of the default model's vocabulary.
 VOCABULARY = 49_152
 CONFIG = LlamaConfig(
     vocab_size=VOCABULARY,
@@ -25,11 +25,11 @@ CONFIG = LlamaConfig(
 
 
 def write(folder: Path, tokenizer: PreTrainedTokenizerBase | None = None, context: int | None = None) -> Path:
-    """Save the same weights each time into ``folder``, after which a server names the model.
+    """Save the model into ``folder``, with the same weights each time. The server's model has the folder's name.
 
     Args:
-        tokenizer: the default model's, chat template and all; loaded when it is not at hand.
-        context: its length, if it is to be another one.
+        tokenizer: default: the default model's, with its chat template.
+        context: the context length, if not that of CONFIG.
     """
     torch.manual_seed(0)
     config = copy.deepcopy(CONFIG)
@@ -37,7 +37,7 @@ def write(folder: Path, tokenizer: PreTrainedTokenizerBase | None = None, contex
     model = LlamaForCausalLM(config)
     model.config.max_position_embeddings = context or CONFIG.max_position_embeddings
     with torch.no_grad():
-        # Larger than usual, so that tokens differ well in probability.
+        # Larger weights than usual, so that the probabilities of tokens differ clearly.
         model.lm_head.weight.normal_(std=0.5)
     model.save_pretrained(folder)
     (tokenizer or griffin.load().tokenizer).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A generation as a route would make it, from a job that the test has made."""
+"""A generation as a route makes it, from a job of the test."""
 
 from server.answer.counts import Counts
 from server.answer.generation import Generation
@@ -11,7 +11,7 @@ from server.work.job import Job
 
 
 def generation_of(job: Job, service: Service, requested: SparsityChoice | None = None) -> Generation:
-    """One answer to one prompt, without any of the options."""
+    """One answer to one prompt, without any options."""
     model, counts = service.models.loaded[0], Counts(job.asks)
     accounting = model.workers.engine.accounting
     report = Report(job, counts, accounting, requested)

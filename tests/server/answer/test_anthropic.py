@@ -1,4 +1,4 @@
-"""A call's arguments become an object of /v1/messages, whatever they are."""
+"""A call's arguments always become an object in /v1/messages."""
 
 import json
 
@@ -29,7 +29,7 @@ DEEP = 100_000
     ],
 )
 def test_arguments_are_always_an_object(arguments: str, wanted: object) -> None:
-    """One that can be written; an empty one where there is none."""
+    """JSON can encode the object, which is empty if the arguments are not an object."""
     found = _object(arguments)
 
     assert found == wanted

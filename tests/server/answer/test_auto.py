@@ -1,4 +1,4 @@
-"""Sparsity auto over HTTP: what is asked of the engine, what the answer and metrics say, and what is refused."""
+"""Sparsity auto over HTTP: what the engine gets, what the answer and metrics say, and what is refused."""
 
 import asyncio
 import math
@@ -27,7 +27,7 @@ FOUND = Outlook(0.25, math.log1p(0.03), math.log1p(0.05))
     [{"sparsity": "auto"}, {"model": "scripted@sparsity=auto"}, {"sparsity": "auto", "griffin": {"method": "griffin"}}],
 )
 def test_it_reaches_the_engine(body: dict[str, Any]) -> None:
-    """With the server's limit, and the tokens that were asked for; the report says what it came to."""
+    """The engine gets the server's tolerance and the token limit; the report has the sparsity that it found."""
     with served(engine := ScriptedEngine(outlook=FOUND), auto_tolerance=5) as url:
         report = post(url, max_tokens=7, **body).json()["griffin"]
 
@@ -39,7 +39,7 @@ def test_it_reaches_the_engine(body: dict[str, Any]) -> None:
 
 
 def test_a_header_asks_for_it() -> None:
-    """As the body does; two that differ are refused."""
+    """The header works as the field does; two different values are refused."""
     with served(engine := ScriptedEngine(outlook=FOUND)) as url:
         header = {"X-Griffin-Sparsity": "auto"}
         assert post(url, max_tokens=2, headers=header).json()["griffin"]["requested_sparsity"] == "auto"
@@ -51,7 +51,7 @@ def test_a_header_asks_for_it() -> None:
 
 
 def test_metrics_are_of_what_was_found() -> None:
-    """By sparsity; and so is a stream's last report."""
+    """Metrics count under the sparsity that was found, which a stream's last report has, too."""
     with served(ScriptedEngine(outlook=FOUND)) as url:
         events = stream(url, max_tokens=5, sparsity="auto", stream_options={"include_usage": True})
 
@@ -61,7 +61,7 @@ def test_metrics_are_of_what_was_found() -> None:
 
 
 def test_where_nothing_may_be_removed() -> None:
-    """The answer is the full model's, and says why."""
+    """The full model answers, and the report gives the reason."""
     with served(ScriptedEngine(outlook=Outlook(0.0, 0.0, 0.05))) as url:
         report = post(url, max_tokens=3, sparsity="auto").json()["griffin"]
 
@@ -71,7 +71,7 @@ def test_where_nothing_may_be_removed() -> None:
 
 
 def test_the_servers_default() -> None:
-    """Where a request says nothing; a number is taken as it is, and what cannot be found is the full model."""
+    """It holds if a request gives no sparsity. A number wins over it, and auto falls back to the full model."""
     with served(engine := ScriptedEngine(outlook=FOUND), sparsity="auto") as url:
         reports = [
             post(url, max_tokens=3, **body).json()["griffin"]
@@ -95,7 +95,7 @@ def test_the_servers_default() -> None:
     ],
 )
 def test_what_does_not_go_with_it(body: dict[str, Any], param: str, expected: str) -> None:
-    """By name, with what to do."""
+    """The error names the field and says what to do."""
     with served(ScriptedEngine(outlook=FOUND)) as url:
         answer = post(url, max_tokens=2, sparsity="auto", **body)
 
@@ -106,7 +106,7 @@ def test_what_does_not_go_with_it(body: dict[str, Any], param: str, expected: st
 
 @pytest.mark.parametrize("wrong", ["most", 1.5])
 def test_what_is_no_sparsity(wrong: object) -> None:
-    """The refusal names both that would do."""
+    """The refusal names the two forms of a sparsity: a number and 'auto'."""
     with served(ScriptedEngine()) as url:
         refused = post(url, max_tokens=2, sparsity=wrong)
 
@@ -128,7 +128,7 @@ def test_not_with_neurons_that_were_chosen() -> None:
 
 
 def test_what_was_asked_for_does_not_change() -> None:
-    """The worker's thread reads it. What auto comes to is told with the prompt that was read, and only there."""
+    """The worker's thread reads the request's pruning, so only the prompt that was read has the sparsity found."""
 
     async def scenario() -> None:
         service = Service(Settings())
@@ -153,6 +153,6 @@ def test_what_was_asked_for_does_not_change() -> None:
 
 
 def test_the_flag() -> None:
-    """A number or auto."""
+    """It takes a number or auto."""
     assert read_settings(["--sparsity", "auto", "--auto-tolerance", "2.5"]).sparsity == "auto"
     assert read_settings(["--sparsity", "0.25"]).sparsity == 0.25

@@ -1,4 +1,4 @@
-"""What a request's griffin object and the server's defaults become for the engine, and what is refused by name."""
+"""The engine's choices, from a request's griffin object and the server's defaults, and what is refused by name."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ NGRAM = {"mode": "lossless", "draft": "ngram"}
     ],
 )
 def test_choices_reach_the_engine(griffin: dict[str, Any], expected: Verification) -> None:
-    """Each by its field, and the library's own defaults for those that are absent or null."""
+    """Each field is passed on; an absent or null field means the library's default."""
     with served(engine := ScriptedEngine()) as url:
         answer = post(url, max_tokens=2, sparsity=0.5, griffin=griffin)
 
@@ -37,7 +37,7 @@ def test_choices_reach_the_engine(griffin: dict[str, Any], expected: Verificatio
 
 
 def test_the_servers_defaults_hold_where_a_request_says_nothing() -> None:
-    """And who names a selection means the method that has them; who has a text scored, the mode that can."""
+    """A selection implies method griffin, and scoring implies mode fast."""
     with served(engine := ScriptedEngine(), mode="guarded", sparsity=0.5) as url:
         reports = [
             post(url, **body).json()["griffin"]
@@ -91,7 +91,7 @@ def test_the_servers_defaults_hold_where_a_request_says_nothing() -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(body: dict[str, Any], param: str) -> None:
-    """Before anything is queued."""
+    """The refusal comes before anything is queued."""
     with served(engine := ScriptedEngine()) as url:
         answer = post(url, **body)
 
@@ -101,7 +101,7 @@ def test_what_does_not_go_together_is_refused_by_name(body: dict[str, Any], para
 
 
 def test_drafts_of_the_full_model_alone_need_no_neurons() -> None:
-    """The server's sparsity does not apply, and the report says why; 0 asks for nothing."""
+    """The server's sparsity does not apply, and the report says why; a sparsity of 0 is allowed."""
     with served(engine := ScriptedEngine(), sparsity=0.5) as url:
         reports = [post(url, griffin=NGRAM, **body).json()["griffin"] for body in ({}, {"sparsity": 0})]
 
@@ -110,7 +110,7 @@ def test_drafts_of_the_full_model_alone_need_no_neurons() -> None:
 
 
 def test_neurons_of_an_earlier_answer() -> None:
-    """Are taken as they are, for each of several prompts, in completions and chat; nothing of the request chooses."""
+    """They are used for each prompt, in completions and chats, and the request chooses no others."""
     messages = [{"role": "user", "content": "hi"}]
     with served(engine := ScriptedEngine(), sparsity=0.25) as url:
         first = post(url, sparsity=0.5, griffin={"method": "griffin+"}).json()["griffin"]
@@ -129,7 +129,7 @@ def test_neurons_of_an_earlier_answer() -> None:
 
 
 def test_neurons_that_are_unknown_or_of_another_sparsity() -> None:
-    """404 as for the neurons themselves; a sparsity that would be another number of neurons is refused."""
+    """An unknown set is a 404; a sparsity that does not fit the set is refused."""
     with served(ScriptedEngine()) as url:
         unknown = post(url, griffin={"expert_set": "cafe"})
         name = post(url, sparsity=0.5).json()["griffin"]["expert_set"]
@@ -147,7 +147,7 @@ def test_neurons_that_are_unknown_or_of_another_sparsity() -> None:
 
 
 def test_every_choice_is_documented() -> None:
-    """Each with a sentence, and every value that the library has."""
+    """Each field has a description, and the document lists all values that the library knows."""
     properties = GriffinOptions.model_json_schema()["properties"]
 
     assert all(len(each["description"]) > 20 for each in properties.values())
@@ -156,7 +156,7 @@ def test_every_choice_is_documented() -> None:
 
 
 def test_modes_ride_on_the_usage_chunk() -> None:
-    """As the rest of the report does."""
+    """The whole report stands there."""
     with served(ScriptedEngine()) as url:
         *_, usage = stream(
             url, max_tokens=5, sparsity=0.5, griffin={"mode": "lossless"}, stream_options={"include_usage": True}

@@ -1,4 +1,4 @@
-"""Which calls of strict tools are held where the model may call or not."""
+"""With tool_choice auto, calls of strict tools are held to their schemas where this is possible."""
 
 import asyncio
 import copy
@@ -21,7 +21,7 @@ TOOL = Tool(type="function", function=Function(name="f", parameters={"type": "ob
 
 
 class Compiles:
-    """``Grammars`` that compile anything, or nothing."""
+    """``Grammars`` that compile everything or nothing."""
 
     def __init__(self, *, able: bool) -> None:
         self._able = able
@@ -41,7 +41,7 @@ class Compiles:
         (["<tool_call>"], False, True, OpenedCalls),
         (["<tool_call>", "<think>", "</think>"], True, True, AfterThought),
         ([], False, True, None),
-        # Where a thought ends could not be told, so a call in it would be held.
+        # The end of a thought could not be seen, so a call inside it would be held.
         (["<tool_call>"], True, True, None),
         (["<tool_call>"], False, False, None),
     ],
@@ -49,7 +49,7 @@ class Compiles:
 def test_calls_are_held_where_their_marks_are_tokens(
     smollm2: Checkpoint, tokens: list[str], thinks: bool, able: bool, held: type | None
 ) -> None:
-    """Otherwise they are free, as without strict: no request fails for it."""
+    """Without such tokens calls are free, as without strict, and no request fails."""
     tokenizer = copy.deepcopy(smollm2.tokenizer)
     tokenizer.add_tokens(tokens, special_tokens=False)
     model: Any = SimpleNamespace(

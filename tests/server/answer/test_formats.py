@@ -1,4 +1,4 @@
-"""A format owns an endpoint's framing: another API's streams need nothing but a format of their own."""
+"""A format writes all of an endpoint's stream, so another API needs only another format."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ from tests.server.scripted import CharacterTokenizer, ScriptedEngine
 
 
 class NamedEvents:
-    """As newer APIs have it: events by name, several a piece, an opening, an end that is no ``[DONE]``."""
+    """A format like those of newer APIs: named events, several for a piece, an opening event and no ``[DONE]``."""
 
     def open(self) -> bytes:
         return event({"status": "in_progress"}, "created")
@@ -43,7 +43,7 @@ class NamedEvents:
 
 
 def answered(engine: ScriptedEngine, *, stream: bool) -> str:
-    """What is written of three tokens."""
+    """The answer of three tokens, as the format writes it."""
 
     async def receive() -> dict[str, Any]:
         await asyncio.sleep(60)
@@ -69,7 +69,7 @@ def answered(engine: ScriptedEngine, *, stream: bool) -> str:
 
 
 def test_a_stream_is_what_its_format_writes() -> None:
-    """And not a byte more."""
+    """The server adds no byte."""
     assert answered(ScriptedEngine(), stream=True) == (
         'event: created\ndata: {"status":"in_progress"}\n\n'
         'event: delta\ndata: {"delta":"a"}\n\n'
@@ -81,7 +81,7 @@ def test_a_stream_is_what_its_format_writes() -> None:
 
 
 def test_an_error_ends_a_stream_as_its_format_says() -> None:
-    """Nothing comes after it."""
+    """The stream ends after the error."""
     assert answered(ScriptedEngine(fail_after=1), stream=True) == (
         'event: created\ndata: {"status":"in_progress"}\n\n'
         'event: delta\ndata: {"delta":"a"}\n\n'
@@ -90,5 +90,5 @@ def test_an_error_ends_a_stream_as_its_format_says() -> None:
 
 
 def test_a_whole_answer_is_what_its_format_writes() -> None:
-    """In one body."""
+    """The answer is one body."""
     assert answered(ScriptedEngine(), stream=False) == '{"output":["abc"]}'

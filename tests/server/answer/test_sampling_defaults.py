@@ -1,4 +1,4 @@
-"""A model's own sampling values, where a request names none."""
+"""A model's own sampling values hold if a request names none."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 @dataclass
 class Listening(ScriptedEngine):
-    """Keeps what it is asked to sample with."""
+    """Keeps the sampling of each request."""
 
     samplings: list[Sampling] = field(default_factory=list)
 
@@ -45,7 +45,7 @@ def serving(engine: ScriptedEngine, defaults: Mapping[str, float]) -> Iterator[s
 def applied(
     body: dict[str, Any], path: str = "/v1/completions", defaults: Mapping[str, float] = MODELS
 ) -> dict[str, Any]:
-    """The sampling values that a request comes to."""
+    """The sampling values that a request gets."""
     engine = Listening()
     with serving(engine, defaults) as url:
         answer = post(url, path, **({"messages": MESSAGES} if path == CHAT else {}), **body)
@@ -57,7 +57,7 @@ def applied(
 @pytest.mark.parametrize("path", ["/v1/completions", CHAT])
 @pytest.mark.parametrize("unset", [{}, dict.fromkeys(NEUTRAL)])
 def test_fields_that_are_left_out(path: str, unset: dict[str, Any]) -> None:
-    """And null is the same as leaving a field out."""
+    """A null has the same effect as a missing field."""
     assert applied({"max_tokens": 5, **unset}, path) == {**MODELS, "max_tokens": 5}
     assert applied({"max_tokens": 5, **unset}, path, {}) == {**NEUTRAL, "max_tokens": 5}
 
@@ -68,12 +68,12 @@ def test_fields_that_are_left_out(path: str, unset: dict[str, Any]) -> None:
      ("repetition_penalty", 1)],
 )  # fmt: skip
 def test_fields_that_are_named(name: str, value: float) -> None:
-    """A neutral value is a value too; the other fields keep the model's."""
+    """A neutral value counts, too; the other fields keep the model's values."""
     assert applied({"max_tokens": 5, name: value}) == {**MODELS, "max_tokens": 5, name: value}
 
 
 def test_top_k_of_minus_one_keeps_all() -> None:
-    """In a request it is no default."""
+    """-1 does not mean the model's value."""
     assert applied({"top_k": -1})["top_k"] == 0
 
 
@@ -83,7 +83,7 @@ def test_top_k_of_minus_one_keeps_all() -> None:
      (CHAT, {"messages": [{"role": "user", "content": "x" * 970}]}, 1000 - 986)],
 )  # fmt: skip
 def test_the_models_limit_is_one_of_conversations(path: str, body: dict[str, Any], limit: int) -> None:
-    """A default and no more: a request may ask for more, and the context is the context."""
+    """It is a default for chats only: a request may ask for more, and the context still limits it."""
     engine = Listening()
     with serving(engine, MODELS) as url:
         report = post(url, path, **({"messages": MESSAGES} if path == CHAT else {}) | body).json()["griffin"]
@@ -92,7 +92,7 @@ def test_the_models_limit_is_one_of_conversations(path: str, body: dict[str, Any
 
 
 def test_they_are_shown() -> None:
-    """What applies, the neutral values included."""
+    """The list of models has the values that apply, neutral ones included."""
     for defaults, shown in ((MODELS, MODELS), ({"top_k": 20}, {**NEUTRAL, "top_k": 20, "max_tokens": None})):
         with serving(ScriptedEngine(), defaults) as url:
             cards = httpx.get(f"{url}/v1/models").json()["data"]
@@ -102,7 +102,7 @@ def test_they_are_shown() -> None:
 
 @pytest.mark.parametrize(("setting", "found"), [("auto", {"temperature": 0.5, "top_k": 3}), ("none", {})])
 def test_the_setting(setting: Any, found: Mapping[str, float], tmp_path: Path, smollm2: Checkpoint) -> None:
-    """auto reads the file, none does not."""
+    """With auto the file is read, with none it is not."""
     folder = tiny_checkpoint.write(tmp_path / "tiny", smollm2.tokenizer)
     transformers.GenerationConfig(do_sample=True, temperature=0.5, top_k=3).save_pretrained(folder)
     loaded = load(Settings(model=str(folder), generation_config=setting, served_model_name="a,b", device="cpu"))

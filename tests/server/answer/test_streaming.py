@@ -1,4 +1,4 @@
-"""What real sockets reach only by chance: a client that is gone before the first event."""
+"""A client that is gone before the first event, which real sockets reach only by chance."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ from tests.server.scripted import CharacterTokenizer, ScriptedEngine, wait_until
 
 
 def test_a_stream_that_never_started_is_given_up() -> None:
-    """The job is cancelled and counted although the generator of events never ran."""
+    """The job is cancelled and counted, although no event was ever written."""
     gate = threading.Event()
 
     async def receive() -> dict[str, Any]:

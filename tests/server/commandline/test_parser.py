@@ -1,4 +1,4 @@
-"""Flags that are not this server's, and what --help says."""
+"""Flags that this server does not have, and the text of --help."""
 
 import re
 import subprocess
@@ -34,13 +34,13 @@ OURS = [flag_of(name) for name in Settings.model_fields]
     ],
 )
 def test_a_flag_that_is_not_there(arguments: list[str], text: str) -> None:
-    """One line; another server's flag, or a mistyped one, is told with the one that is meant."""
+    """One line names the flag that the user probably means, also for flags of other servers."""
     with pytest.raises(SettingsInvalid, match=f"^{re.escape(text)}$"):
         parse(arguments)
 
 
 def test_other_servers_flags() -> None:
-    """None is one of ours, and what is told instead of them is."""
+    """They overlap with no flag of ours, and their hints name flags of ours."""
     told = {flag for instead in FLAGS.values() for flag in re.findall(r"(?<!\S)--[a-z-]+", instead)}
 
     assert not set(FLAGS) & {*OURS, "-h", "--help"}
@@ -48,13 +48,13 @@ def test_other_servers_flags() -> None:
 
 
 def test_a_value_may_begin_like_a_number() -> None:
-    """It is the value's fault then, not the flag's."""
+    """The error is about the value, not about an unknown flag -1."""
     with pytest.raises(SettingsInvalid, match=r"^--port: must be a whole number from 0 to 65535 \(got '-1'\)"):
         read_settings(["--port", "-1"])
 
 
 def test_the_program_ends_with_one_line() -> None:
-    """And with the exit code of wrong flags."""
+    """The exit code is that of wrong flags."""
     ended = subprocess.run([sys.executable, "-m", "server", "--ctx-size", "4096"], capture_output=True, text=True)
 
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -62,7 +62,7 @@ def test_the_program_ends_with_one_line() -> None:
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every setting has a sentence, and its values and default are a user's words."""
+    """Each setting has a sentence, and no Python names appear."""
     with pytest.raises(SystemExit) as exit:
         parse(["--help"])
     shown = capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_values_in_words(name: str, one_word: str, sentence: str) -> None:
-    """For help and for errors."""
+    """Help has the short words, errors the long ones."""
     assert (short(name), whole(name)) == (one_word, sentence)
 
 
@@ -106,6 +106,6 @@ def test_values_in_words(name: str, one_word: str, sentence: str) -> None:
     ],
 )
 def test_a_wrong_value(arguments: list[str], text: str) -> None:
-    """What it may be, and what it was."""
+    """The error says what is allowed and what was given."""
     with pytest.raises(SettingsInvalid, match=f"^{re.escape(text)}$"):
         read_settings(arguments)

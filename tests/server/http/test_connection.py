@@ -1,4 +1,4 @@
-"""Connections as sockets see them: half-closed, silent, slow, too many, of another protocol."""
+"""Connections at the level of sockets: half-closed, silent, slow, too many, or of another protocol."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def request(path: str = "/v1/completions", version: str = "1.1", *headers: str, 
 
 
 def read(client: socket.socket) -> str:
-    """All that comes until the server closes."""
+    """Everything until the server closes the connection."""
     answer = b""
     with suppress(ConnectionResetError):
         while part := client.recv(65_536):
@@ -47,7 +47,7 @@ def read(client: socket.socket) -> str:
 
 
 def one(client: socket.socket) -> str:
-    """A whole answer of a stated length."""
+    """One whole answer, by its Content-Length."""
     answer = b""
     while b"\r\n\r\n" not in answer:
         answer += client.recv(65_536)
@@ -61,7 +61,7 @@ def one(client: socket.socket) -> str:
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("wait_s", [0, 0.5])
 def test_a_client_that_closed_its_sending_half_is_answered(streaming: bool, wait_s: float) -> None:
-    """At once or later; then the connection is closed, for nothing more can come."""
+    """It is answered, soon or later; then the server closes, because no request can follow."""
     with served(ScriptedEngine(prefill_s=wait_s, step_s=0.01)) as url, connect(url) as client:
         client.sendall(request(stream=streaming))
         client.shutdown(socket.SHUT_WR)
@@ -76,7 +76,7 @@ def test_a_client_that_closed_its_sending_half_is_answered(streaming: bool, wait
 
 
 def test_each_of_two_requests_before_the_half_close_is_answered() -> None:
-    """Both have arrived in full."""
+    """Both have arrived completely."""
     with served(ScriptedEngine(step_s=0.01)) as url, connect(url) as client:
         client.sendall(request() + request())
         client.shutdown(socket.SHUT_WR)
@@ -87,7 +87,7 @@ def test_each_of_two_requests_before_the_half_close_is_answered() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET /hea", request()[:-5], request()[:40]])
 def test_half_a_request_before_the_half_close_is_not_waited_for(sent: bytes) -> None:
-    """Its rest cannot come."""
+    """The rest cannot arrive any more."""
     with served(engine := ScriptedEngine()) as url, connect(url) as client:
         client.sendall(sent)
         client.shutdown(socket.SHUT_WR)
@@ -99,7 +99,7 @@ def test_half_a_request_before_the_half_close_is_not_waited_for(sent: bytes) -> 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_a_client_that_is_gone_is_noticed(version: str, streaming: bool, phase: str) -> None:
-    """Its end looks the same at first. A server that sends something learns which it is."""
+    """A closed connection first looks like a half-closed one. The server sends something to learn which it is."""
     engine = ScriptedEngine(prefill_s=60 if phase == "prefill" else 0, step_s=0.01, context_length=100_000)
     with served(engine) as url:
         with connect(url) as client:
@@ -120,7 +120,7 @@ def test_a_client_that_is_gone_is_noticed(version: str, streaming: bool, phase: 
     ],
 )  # fmt: skip
 def test_a_slow_or_silent_client_is_not_waited_for(sent: bytes, trickle: bytes, status: str) -> None:
-    """Nothing, headers byte by byte, the same after a first request, and the rest of a body that was refused."""
+    """Clients send nothing, slow headers, slow headers of a second request, or the slow rest of a refused body."""
     with served(ScriptedEngine(), header_timeout=0.3) as url, connect(url) as client:
         client.sendall(sent)
         stop = threading.Event()
@@ -141,7 +141,7 @@ def test_a_slow_or_silent_client_is_not_waited_for(sent: bytes, trickle: bytes, 
 
 
 def test_a_slow_body_has_its_own_limit() -> None:
-    """The time of headers is not that of bodies, answers or the pause between requests."""
+    """The time limit for headers holds neither for bodies and answers nor for the pause between requests."""
     with served(ScriptedEngine(step_s=0.1), header_timeout=0.2) as url, connect(url) as client:
         sent = request(max_tokens=5)
         client.sendall(sent[:-10])
@@ -160,7 +160,7 @@ def test_a_slow_body_has_its_own_limit() -> None:
     "sent", [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a" * 70_000]
 )
 def test_what_is_no_http_is_told_so(sent: bytes) -> None:
-    """In OpenAI's form, and the connection is closed."""
+    """The error has OpenAI's form, and the connection is closed."""
     with served(ScriptedEngine()) as url, connect(url) as client:
         client.sendall(sent)
         head, _, body = read(client).partition("\r\n\r\n")
@@ -178,7 +178,7 @@ WEBSOCKET = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version
 def test_an_upgrade_is_served_or_refused_without_a_warning(
     headers: tuple[str, ...], status: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """HTTP/2 goes on as HTTP/1.1; WebSocket is refused in OpenAI's form."""
+    """A request for HTTP/2 is served as HTTP/1.1; WebSocket is refused in OpenAI's form."""
     with served(ScriptedEngine()) as url, connect(url) as client:
         client.sendall(request("/v1/completions", "1.1", *headers))
         answer = one(client)
@@ -194,7 +194,7 @@ def test_an_upgrade_is_served_or_refused_without_a_warning(
 
 @contextmanager
 def crowd(url: str, count: int) -> Iterator[list[socket.socket]]:
-    """Connections that have been answered once and stay open."""
+    """Open that many connections with a request whose body never arrives."""
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(url)) for _ in range(count)]
         for client in clients:
@@ -204,7 +204,7 @@ def crowd(url: str, count: int) -> Iterator[list[socket.socket]]:
 
 
 def test_connections_have_a_bound_and_operations_a_reserve() -> None:
-    """One too many is told to come again and closed; /health and /metrics answer; and all is well once some leave."""
+    """One too many gets a 503 and is closed; /health and /metrics still answer; later all works again."""
     with served(ScriptedEngine(), max_connections=4, header_timeout=60) as url:
         with crowd(url, 4):
             refused = post(url)
@@ -219,7 +219,7 @@ def test_connections_have_a_bound_and_operations_a_reserve() -> None:
 
 
 def test_beyond_the_reserve_connections_wait(caplog: pytest.LogCaptureFixture) -> None:
-    """They are not accepted, which costs nothing, and are served in turn; a silent crowd loses the reserve soon."""
+    """Further connections wait unaccepted, at no cost, and come in turn; silent ones soon lose the reserve."""
     with served(ScriptedEngine(), max_connections=2, header_timeout=60) as url:
         with ExitStack() as stack:
             clients = [stack.enter_context(connect(url)) for _ in range(2 + listener.RESERVE + 20)]
@@ -240,7 +240,7 @@ def started(tiny: Path, *arguments: str, files: int | None = None) -> Any:
 
 
 def flood(server: ServerProcess, count: int) -> ExitStack:
-    """So many connections that none is left, as far as they are accepted or kept by the system."""
+    """Open so many connections that the server has none left; some may fail."""
     stack = ExitStack()
     for _ in range(count):
         client = stack.enter_context(socket.socket())
@@ -251,7 +251,7 @@ def flood(server: ServerProcess, count: int) -> ExitStack:
 
 
 def test_a_small_limit_on_open_files_lowers_the_bound(tiny: Path) -> None:
-    """It is said at the start, the log stays small while a crowd comes, and the server answers when it has gone."""
+    """The start says so, a crowd adds little to the log, and the server answers afterwards."""
     with started(tiny, files=64) as server:
         assert server.url
         assert "max_connections is 24 here instead of 512" in server.log
@@ -266,7 +266,7 @@ def test_a_small_limit_on_open_files_lowers_the_bound(tiny: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux changes the limits of another process")
 def test_out_of_descriptors_it_waits_and_goes_on(tiny: Path) -> None:
-    """A line a second, no processor time, and answers once there are descriptors again."""
+    """The server logs a line a second, needs no processor time, and answers when descriptors are free again."""
     import psutil
 
     with started(tiny) as server:
@@ -301,7 +301,7 @@ def ipv6() -> bool:
 @pytest.mark.skipif(not ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("hosts", [["::"], ["[::]"], ["127.0.0.1", "::1"], ["localhost", "127.0.0.1", "::1"]])
 def test_both_families_at_one_port(hosts: list[str]) -> None:
-    """Whatever is free; no address twice."""
+    """The system chooses a free port, and no address is bound twice."""
     sockets = listener.bind(hosts, 0)
     with ExitStack() as stack:
         for listening in sockets:
@@ -314,7 +314,7 @@ def test_both_families_at_one_port(hosts: list[str]) -> None:
 @pytest.mark.skipif(not ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("host", ["::"])
 def test_it_listens_on_both_families(tiny: Path, host: str) -> None:
-    """At one port, and the address that is shown works."""
+    """Both use one port, and the address in the log works."""
     with started(tiny, "--host", host) as server:
         port = server.url.rsplit(":", 1)[1]
         urls = (server.url, f"http://127.0.0.1:{port}", f"http://[::1]:{port}")
@@ -323,7 +323,7 @@ def test_it_listens_on_both_families(tiny: Path, host: str) -> None:
 
 
 def test_a_token_leaves_at_once() -> None:
-    """Small pieces are not held back until the one before was acknowledged, which takes a reader 40 ms and more."""
+    """TCP_NODELAY is set: otherwise a small piece could wait 40 ms for the acknowledgement of the one before."""
 
     async def nodelay() -> int:
         (listening,) = listener.bind(["127.0.0.1"], 0)

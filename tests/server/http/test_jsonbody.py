@@ -1,4 +1,4 @@
-"""A body that is not valid: the answer says what is wrong with it, and where."""
+"""An invalid body: the answer says what is wrong with it, and where."""
 
 import json
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def send(url: str, body: bytes, path: str = "/v1/completions", **headers: str) -
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
 def test_what_is_wrong_and_where(url: str, body: bytes, said: str, path: str) -> None:
-    """In every endpoint, in a short sentence of ASCII."""
+    """Every endpoint says it in a short sentence of ASCII."""
     answer = send(url, body, path)
     error = answer.json()["error"]
 
@@ -82,13 +82,13 @@ def test_what_is_wrong_and_where(url: str, body: bytes, said: str, path: str) ->
     ],
 )
 def test_what_is_unusual_and_valid(url: str, body: bytes) -> None:
-    """A byte order mark as some systems write it, much white space, brackets in a text."""
+    """A byte order mark, UTF-16, a line end, deep nesting, brackets in a text, a surrogate pair."""
     assert send(url, body).status_code == 200
 
 
 @pytest.mark.parametrize("sent", ["application/x-www-form-urlencoded", "text/plain", "text/json", "nonsense", ""])
 def test_another_content_type(url: str, sent: str) -> None:
-    """curl's own, or none: it says which, and what to send."""
+    """The error names the type that was sent, or that there is none, and the right one."""
     answer = httpx.post(f"{url}/v1/completions", content=VALID, headers={"Content-Type": sent} if sent else {})
     error = answer.json()["error"]
 
@@ -99,13 +99,13 @@ def test_another_content_type(url: str, sent: str) -> None:
 
 @pytest.mark.parametrize("sent", ["application/json; charset=utf-8", "Application/JSON", "application/vnd.api+json"])
 def test_content_types_of_json(url: str, sent: str) -> None:
-    """As clients spell them."""
+    """Clients spell the type in several ways."""
     assert send(url, VALID, **{"Content-Type": sent}).status_code == 200
 
 
 @pytest.mark.parametrize("sent", ["gzip", "GZIP", "br", "identity, gzip", "zstd", "nonsense\u00e4"])
 def test_a_compressed_body_is_refused_before_it_is_read(sent: str) -> None:
-    """By its header alone: nothing of the body has to arrive."""
+    """The header is enough: the body does not have to arrive."""
     with served(ScriptedEngine(), body_timeout=60) as url:
         head = {**JSON, "Content-Encoding": sent.encode("latin-1"), "Content-Length": "1000"}
         answer = httpx.post(f"{url}/v1/completions", content=iter([b"\x1f"] * 1000), headers=head)
@@ -119,12 +119,12 @@ def test_a_compressed_body_is_refused_before_it_is_read(sent: str) -> None:
 
 @pytest.mark.parametrize("sent", ["identity", "", "Identity, identity"])
 def test_a_body_that_is_said_to_be_plain(url: str, sent: str) -> None:
-    """That is what it is."""
+    """Content-Encoding identity is accepted."""
     assert send(url, VALID, Content_Encoding=sent).status_code == 200
 
 
 def test_a_request_after_all_that(url: str) -> None:
-    """Nothing is left behind."""
+    """The server still answers."""
     answer: Any = post(url, max_tokens=2)
 
     assert json.loads(answer.text)["choices"][0]["text"] == "ab"

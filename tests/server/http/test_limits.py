@@ -1,4 +1,4 @@
-"""How many tokens an answer may have, and what becomes of a limit that the context has no room for."""
+"""How many tokens an answer may have, and what happens to a limit that does not fit into the context."""
 
 import itertools
 from typing import Any
@@ -13,7 +13,7 @@ from tests.server.scripted import ScriptedEngine, served
 CONTEXT = 100
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hello"}]
-# What the scripted tokenizer makes of it: "user:hello;assistant:".
+# The tokens of "user:hello;assistant:".
 CHAT_TOKENS = 21
 
 
@@ -24,7 +24,7 @@ def engine() -> ScriptedEngine:
 @pytest.mark.parametrize("asked", [CONTEXT - 5 + 1, CONTEXT, 32_000, 10**30])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_an_overlong_limit_becomes_the_rest_of_the_context(asked: int, streaming: bool) -> None:
-    """Agents send 32,000 to every model. The answer says which limit applied."""
+    """Agents send 32,000 to every model. The answer says which limit was used."""
     with served(engine()) as url:
         if streaming:
             events = stream(url, max_tokens=asked, stream_options={"include_usage": True})
@@ -39,7 +39,7 @@ def test_an_overlong_limit_becomes_the_rest_of_the_context(asked: int, streaming
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_overlong_limits_of_conversations(field: str) -> None:
-    """Under both names."""
+    """Both names of the limit work."""
     with served(engine()) as url:
         answer = post(url, CHAT, messages=MESSAGES, **{field: 32_000}).json()
 
@@ -48,7 +48,7 @@ def test_overlong_limits_of_conversations(field: str) -> None:
 
 
 def test_each_prompt_has_its_own_limit() -> None:
-    """And its own rest of the context."""
+    """The rest of the context differs between prompts."""
     with served(engine()) as url:
         report = post(url, prompt=["x" * 10, "x" * 97, [120] * 40], max_tokens=80).json()["griffin"]
 
@@ -68,7 +68,7 @@ def test_each_prompt_has_its_own_limit() -> None:
     ],
 )
 def test_limits_that_fit_stay(path: str, body: dict[str, Any], limit: int) -> None:
-    """With what they are where a request names none."""
+    """They do not change, and neither do the defaults."""
     with served(engine()) as url:
         report = post(url, path, **body).json()["griffin"]
 
@@ -78,7 +78,7 @@ def test_limits_that_fit_stay(path: str, body: dict[str, Any], limit: int) -> No
 @pytest.mark.parametrize("refuse", [False, True])
 @pytest.mark.parametrize("size", [CONTEXT, CONTEXT + 1, 10 * CONTEXT])
 def test_a_prompt_that_leaves_no_room_is_refused(size: int, refuse: bool) -> None:
-    """Whatever the setting: no limit would make it fit."""
+    """Both settings refuse it, as no limit would make it fit."""
     with served(engine(), overlong_max_tokens="refuse" if refuse else "clamp") as url:
         for body in ({"max_tokens": 32_000}, {"max_tokens": 1}, {}, {"min_tokens": 16}):
             answer = post(url, prompt="x" * size, **body)
@@ -89,7 +89,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(size: int, refuse: bool) -> Non
 
 
 def test_overlong_limits_are_refused_where_the_operator_wants_it() -> None:
-    """As before there was a setting."""
+    """The setting is ``--overlong-max-tokens refuse``."""
     with served(engine(), overlong_max_tokens="refuse") as url:
         answer, fits = post(url, max_tokens=96), post(url, max_tokens=95)
 
@@ -100,7 +100,7 @@ def test_overlong_limits_are_refused_where_the_operator_wants_it() -> None:
 
 @pytest.mark.parametrize("body", [{}, {"max_tokens": 32_000}, {"max_tokens": 10**30, "min_tokens": 10**25}])
 def test_min_tokens_that_do_not_fit_are_refused(body: dict[str, Any]) -> None:
-    """A promise that cannot be kept; the error says what fits."""
+    """The server could not keep the promise; the error says what fits."""
     with served(engine()) as url:
         answer = post(url, **{"min_tokens": 96} | body)
         fits = post(url, **body | {"min_tokens": 95})
@@ -114,23 +114,23 @@ def test_min_tokens_that_do_not_fit_are_refused(body: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("body", "prompt", "limit"),
     [
-        # As many as fit beside the limit.
+        # The prompt gets what the limit leaves.
         ({"max_tokens": 10}, 90, 10),
         ({"max_tokens": 60}, 40, 60),
         ({}, 84, 16),
         ({"min_tokens": 30}, 70, 30),
-        # A quarter for the prompt at least, and for an answer without a limit.
+        # The prompt gets at least a quarter, and so does an answer whose limit exceeds the context.
         ({"max_tokens": 99}, 25, 75),
         ({"max_tokens": 100}, 75, 25),
         ({"max_tokens": 32_000}, 75, 25),
         ({"max_tokens": 32_000, "min_tokens": 50}, 50, 50),
         ({"max_tokens": 99, "min_tokens": 90}, 10, 90),
-        # A text that is scored needs no room for an answer.
+        # An answer of no tokens needs no room.
         ({"max_tokens": 0, "echo": True}, 100, 0),
     ],
 )
 def test_truncation_beside_a_limit(body: dict[str, Any], prompt: int, limit: int) -> None:
-    """truncate_prompt_tokens -1 leaves no empty prompt and no empty answer."""
+    """With truncate_prompt_tokens -1 neither the prompt nor the answer becomes empty."""
     with served(engine()) as url:
         answer = post(url, prompt="x" * 500, truncate_prompt_tokens=-1, **body).json()
 
@@ -138,7 +138,7 @@ def test_truncation_beside_a_limit(body: dict[str, Any], prompt: int, limit: int
 
 
 def test_truncation_of_conversations() -> None:
-    """Their default limit is the rest of the context, so the prompt leaves some."""
+    """By default an answer may fill the context, so the prompt is cut to three quarters."""
     with served(engine()) as url:
         messages = [{"role": "user", "content": "x" * 500}]
         answer = post(url, CHAT, messages=messages, truncate_prompt_tokens=-1).json()
@@ -147,7 +147,7 @@ def test_truncation_of_conversations() -> None:
 
 
 def test_truncation_where_overlong_limits_are_refused() -> None:
-    """The prompt makes room for the whole limit, or the limit is refused."""
+    """The prompt is cut for the whole limit; a limit that leaves no prompt is refused."""
     with served(engine(), overlong_max_tokens="refuse") as url:
         fits = post(url, prompt="x" * 500, truncate_prompt_tokens=-1, max_tokens=99)
         refused = post(url, prompt="x" * 500, truncate_prompt_tokens=-1, max_tokens=100)
@@ -161,7 +161,7 @@ def test_truncation_where_overlong_limits_are_refused() -> None:
     [*itertools.product([False, True], ["max_tokens", "n_predict", "max_new_tokens"]), (True, "max_completion_tokens")],
 )
 def test_minus_one_is_the_rest_of_the_context(chat: bool, name: str) -> None:
-    """In both endpoints, with either setting; a truncated prompt leaves it a quarter."""
+    """In both endpoints, with both settings. A truncated prompt leaves a quarter for the answer."""
     request_type: type[ChatRequest] | type[CompletionRequest] = ChatRequest if chat else CompletionRequest
     asked = {"messages": MESSAGES} if chat else {"prompt": "hello"}
     body = request_type.model_validate({**asked, name: -1})

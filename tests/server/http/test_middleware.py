@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it: its name, its log line, the key, the bound on its body."""
+"""What each request passes before its route: the request id, the log, the key, CORS, and the limit on the body."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("key", ["first-key", "second-key"])
 def test_each_key_opens_the_api(key: str) -> None:
-    """Several can be valid at once, so that they can be exchanged one by one."""
+    """Several keys are valid at once, so that keys can be replaced one by one."""
     with served(ScriptedEngine(), api_keys=KEYS) as url:
         assert post(url, headers=bearer(key)).status_code == 200
         assert httpx.get(f"{url}/v1/models", headers={"authorization": f"bearer  {key}"}).status_code == 200
@@ -35,7 +35,7 @@ def test_each_key_opens_the_api(key: str) -> None:
 
 @pytest.mark.parametrize("header", ["X-API-Key", "x-api-key", "api-key", "Api-Key"])
 def test_a_key_in_a_header_of_its_own(header: str) -> None:
-    """As other services have it; beside a bearer token that an SDK sends in any case, too, and never a wrong one."""
+    """Other services use such headers. A bearer token beside it does not matter, and a wrong key is refused."""
     with served(ScriptedEngine(), api_keys=KEYS) as url:
         for others in ({}, bearer("none"), bearer("second-key")):
             assert post(url, headers={header: "first-key", **others}).status_code == 200
@@ -48,7 +48,7 @@ def test_a_key_in_a_header_of_its_own(header: str) -> None:
 
 @pytest.mark.parametrize("is_open", [True, False])
 def test_the_document_says_how_a_key_is_sent(is_open: bool) -> None:
-    """All three ways, and which paths need none; nothing of it where no key is needed."""
+    """It has all three ways and the paths without a key; without keys it has neither."""
     with served(ScriptedEngine(), api_keys=KEYS, open_operations=is_open) as url:
         document = httpx.get(f"{url}/openapi.json", headers=bearer("first-key")).json()
     with served(ScriptedEngine()) as url:
@@ -72,7 +72,7 @@ def test_the_document_says_how_a_key_is_sent(is_open: bool) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/nowhere"])
 def test_without_a_key_nothing_is_told(headers: dict[str, str], path: str) -> None:
-    """A 401 in OpenAI's form that says how to send one; not even which routes exist."""
+    """The answer is a 401 that says how to send a key; it does not even show which routes exist."""
     with served(engine := ScriptedEngine(), api_keys=KEYS) as url:
         raw = {name: value.encode("latin-1") for name, value in headers.items()}
         answer = httpx.post(f"{url}{path}", json={"prompt": "hello"}, headers=raw)
@@ -87,7 +87,7 @@ def test_without_a_key_nothing_is_told(headers: dict[str, str], path: str) -> No
 
 @pytest.mark.parametrize("is_open", [True, False])
 def test_operations_are_open_by_a_setting(is_open: bool) -> None:
-    """Probes and Prometheus need no key unless told to have one."""
+    """Probes and Prometheus need no key unless the setting demands one."""
     with served(ScriptedEngine(), api_keys=KEYS, open_operations=is_open) as url:
         for path in ("/health", "/ready", "/metrics"):
             assert httpx.get(f"{url}{path}").status_code == (200 if is_open else 401)
@@ -108,7 +108,7 @@ def test_no_web_page_may_call_unless_told_so() -> None:
 
 
 def test_named_origins_may_call() -> None:
-    """The preflight needs no key, other origins get nothing, and an error can be read by the page too."""
+    """The preflight needs no key, other origins are not allowed, and a page can read errors, too."""
     with served(ScriptedEngine(), cors_origins="https://page.example,https://b.example", api_keys="key") as url:
         preflight = httpx.options(f"{url}/v1/completions", headers=PREFLIGHT)
         other = httpx.options(f"{url}/v1/completions", headers={**PREFLIGHT, "Origin": "https://evil.example"})
@@ -123,7 +123,7 @@ def test_named_origins_may_call() -> None:
 @pytest.mark.parametrize("network", ["Private-Network", "Local-Network"])
 @pytest.mark.parametrize("origins", ["https://page.example", "*"])
 def test_pages_of_the_open_web_may_call_a_private_network(network: str, origins: str) -> None:
-    """An allowed origin's, where the browser asks."""
+    """An allowed origin gets the permission if the browser asks for it."""
     asked = {**PREFLIGHT, f"Access-Control-Request-{network}": "true"}
     with served(ScriptedEngine(), cors_origins=origins) as url:
         allowed = httpx.options(f"{url}/v1/chat/completions", headers=asked)
@@ -144,7 +144,7 @@ def test_pages_of_the_open_web_may_call_a_private_network(network: str, origins:
     ],
 )
 def test_a_refused_preflight_says_what_to_set(changes: dict[str, str], said: str) -> None:
-    """In OpenAI's form; a foreign origin is allowed nothing."""
+    """The error has OpenAI's form, and a foreign origin gets no permission."""
     with served(ScriptedEngine(), cors_origins="https://page.example") as url:
         answer = httpx.options(f"{url}/v1/completions", headers={**PREFLIGHT, **changes})
     error = answer.json()["error"]
@@ -158,7 +158,7 @@ def test_a_refused_preflight_says_what_to_set(changes: dict[str, str], said: str
 
 
 def test_a_large_body_is_refused() -> None:
-    """By its declared length, or while it is read; the connection tells why."""
+    """The declared length decides, or the bytes that arrive."""
 
     def endless() -> Any:
         for _ in range(40):
@@ -178,7 +178,7 @@ def test_a_large_body_is_refused() -> None:
 
 
 def test_a_body_that_never_arrives_is_not_waited_for() -> None:
-    """408 instead of a connection held for ever."""
+    """The client gets a 408, so the connection is not held for ever."""
     with served(ScriptedEngine(), body_timeout=0.2) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
@@ -195,7 +195,7 @@ def test_a_body_that_never_arrives_is_not_waited_for() -> None:
 
 
 def test_a_client_that_leaves_while_sending_is_no_error() -> None:
-    """Half a body is no request."""
+    """Half a body never reaches the engine."""
     with served(engine := ScriptedEngine()) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
@@ -219,7 +219,7 @@ def test_a_client_that_leaves_while_sending_is_no_error() -> None:
     ],
 )
 def test_request_ids_go_in_and_out(given: str, taken: bool) -> None:
-    """The client's own where it could not forge a log line; in errors and streams too."""
+    """A client's id is used unless it could forge a log line; errors and streams have it, too."""
     with served(ScriptedEngine()) as url:
         ids = [
             post(url, headers={"x-request-id": given}, **body).headers["x-request-id"]
@@ -236,7 +236,7 @@ def test_request_ids_go_in_and_out(given: str, taken: bool) -> None:
 
 
 def test_one_line_a_request_and_never_its_text(caplog: pytest.LogCaptureFixture) -> None:
-    """What was asked for, what came of it, how long it took; prompts and answers are nobody's business."""
+    """The line has the request's figures, its outcome and times, but never a prompt or an answer."""
     secret = "the prompt is a secret"
     caplog.set_level(logging.DEBUG, "griffin")
     with caplog.at_level(logging.DEBUG), served(ScriptedEngine(text="classified")) as url:
@@ -246,7 +246,7 @@ def test_one_line_a_request_and_never_its_text(caplog: pytest.LogCaptureFixture)
         post(url, prompt=secret, model=secret, headers={"x-request-id": "four"})
         post(url, "/v1/chat/completions", messages=[{"role": "user", "content": secret}], max_tokens=1)
         httpx.get(f"{url}/health")
-        # A line is written when the answer has gone, which its reader may see first.
+        # A line is written after the answer is sent, so the client may be faster.
         wait_until(lambda: sum(record.message == "request" for record in caplog.records) == 6)
     lines = {record.__dict__.get("request_id", "-"): record.__dict__ for record in caplog.records}
     logged = [record.__dict__ for record in caplog.records if record.message == "request"]
@@ -268,7 +268,7 @@ def test_one_line_a_request_and_never_its_text(caplog: pytest.LogCaptureFixture)
 
 
 def test_probes_are_logged_when_they_are_a_surprise(caplog: pytest.LogCaptureFixture) -> None:
-    """A server that loads or drains is none; a wrong key is, and so is an engine that is gone."""
+    """A server that loads is expected; a wrong key or a broken engine is not."""
     keyed = {"api_keys": "secret", "open_operations": False}
 
     def slowly(_: Settings) -> Loaded:
@@ -295,7 +295,7 @@ def test_probes_are_logged_when_they_are_a_surprise(caplog: pytest.LogCaptureFix
 
 
 def test_log_lines_in_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
-    """Text for people, JSON for machines, with the same fields, from whichever library."""
+    """Text for people and JSON for machines have the same fields, for each library's lines."""
     from structlog.contextvars import bound_contextvars
 
     from server import log

@@ -1,4 +1,4 @@
-"""Paths of other servers, and a body of another endpoint."""
+"""Paths of other servers, and bodies of other endpoints."""
 
 import re
 
@@ -29,7 +29,7 @@ from tests.server.scripted import ScriptedEngine, served
     ],
 )
 def test_a_path_that_is_not_there(path: str, hint: str | None) -> None:
-    """404, with the path that is meant."""
+    """The 404 names the path that the client probably means."""
     with served(ScriptedEngine()) as url:
         answer = httpx.post(f"{url}{path}", json={})
 
@@ -38,7 +38,7 @@ def test_a_path_that_is_not_there(path: str, hint: str | None) -> None:
 
 
 def test_what_is_named_is_there() -> None:
-    """No path of another server is ours, and hints name ours."""
+    """Hints name paths of ours, and no path of another server is ours."""
     app = create_app(Settings())
     named = {path for hint in ELSEWHERE.values() for path in re.findall(r"/[a-z0-9_/]+", hint)}
 
@@ -57,7 +57,7 @@ def test_what_is_named_is_there() -> None:
     ],
 )
 def test_a_body_of_another_endpoint(path: str, body: dict[str, object], message: str) -> None:
-    """What is missing, and where what was sent belongs."""
+    """The error says what is missing, and which endpoint takes the field that was sent."""
     with served(ScriptedEngine()) as url:
         answer = httpx.post(f"{url}{path}", json=body)
 

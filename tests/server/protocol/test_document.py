@@ -1,4 +1,4 @@
-"""The OpenAPI document from its other side: what it allows is accepted, and streams are what it says they are."""
+"""The OpenAPI document against the server: bodies that it allows are accepted, and streams are as it describes them."""
 
 import json
 import re
@@ -32,8 +32,8 @@ HI = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 ANSWER = {"role": "tool", "tool_call_id": "1", "content": "42"}
-# What no schema of a body can say, by the error's field and words: what a model has, what a server has been asked
-# before, and which fields go together.
+# Rules that no schema can express, with the error's field and words: limits of the model, earlier requests, and
+# fields that exclude each other.
 RULES: dict[str, tuple[str, str]] = {
     "another model is served": ("model", r"does not exist here"),
     "an id is not in the vocabulary": ("tokens", r"this model has ids"),
@@ -90,7 +90,7 @@ def document() -> dict[str, Any]:
 
 
 class Characters(CharacterTokenizer):
-    """Ids that are half a character are spelled as such, as real tokenizers do."""
+    """Ids of half a character decode to a replacement, as with real tokenizers."""
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         text = super().decode(ids, skip_special_tokens=skip_special_tokens)
@@ -111,7 +111,7 @@ def url() -> Iterator[str]:
 
 
 def shorter(body: Any) -> Any:
-    """Fewer answers, and shorter ones, for the run to be short."""
+    """Ask for fewer answers and drop the timeout, so that the run is short."""
     if isinstance(body, dict):
         for name in ("n", "best_of"):
             if type(body.get(name)) in (int, float):
@@ -121,7 +121,7 @@ def shorter(body: Any) -> Any:
 
 
 def rule_of(error: dict[str, Any]) -> str | None:
-    """Which of the rules an error is about. Anthropic's has no field of its own for the one at fault."""
+    """The rule that an error is about. Anthropic's errors name the field only in the message."""
     if "param" not in error:
         return next((name for name, (param, words) in RULES.items() if _told(param, words, error["message"])), None)
     return next(
@@ -145,7 +145,7 @@ def post_raw(client: httpx.Client, path: str, body: Any) -> httpx.Response:
 
 @pytest.mark.parametrize("path", POSTS)
 def test_what_the_document_allows_is_accepted(document: dict[str, Any], url: str, path: str) -> None:
-    """Bodies drawn from the schema are answered, but for rules that have a name."""
+    """Bodies drawn from the schema are answered, or refused by one of RULES."""
     operation = schemathesis.openapi.from_dict(document)[path]["POST"]
     valid = schemathesis.GenerationMode.POSITIVE
     # Each field at its bounds, then several fields together.
@@ -170,7 +170,7 @@ def test_what_the_document_allows_is_accepted(document: dict[str, Any], url: str
             rule = "answered" if answer.status_code == 200 else rule_of(answer.json()["error"])
             seen[str(rule)] += 1
             if rule == "no tokens without echo":
-                # Otherwise it would hide what else is wrong with most bodies at their bounds.
+                # This rule would hide other faults of most bodies at their bounds.
                 answer = post_raw(client, path, {**body, "echo": True})
                 rule = "answered" if answer.status_code == 200 else rule_of(answer.json()["error"])
             if rule is None:
@@ -181,7 +181,7 @@ def test_what_the_document_allows_is_accepted(document: dict[str, Any], url: str
 
 
 def event_schema(document: dict[str, Any], path: str) -> dict[str, Any]:
-    """That of a stream's events, with all that it refers to."""
+    """The schema of a stream's events, with all components."""
     content = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
     return {**content["schema"], "components": document["components"]}
 
@@ -199,7 +199,7 @@ def event_schema(document: dict[str, Any], path: str) -> dict[str, Any]:
 def test_streams_are_what_the_document_says(
     document: dict[str, Any], url: str, path: str, asked: dict[str, Any]
 ) -> None:
-    """Each event is an instance of one of the schemas, and an event that is changed is not."""
+    """Each event fits the schema, and does not if it is changed."""
     body = {"max_tokens": 3, "prompt": "hi", **asked}
     if path == POSTS[1]:
         body = {**body, "messages": HI, "max_tokens": 3, "prompt": None, "echo": None}
@@ -221,7 +221,7 @@ def test_streams_are_what_the_document_says(
 )
 @pytest.mark.parametrize("fails", [False, True])
 def test_named_events_are_what_the_document_says(document: dict[str, Any], path: str, text: str, fails: bool) -> None:
-    """Each has one of the schemas, and so has a whole answer, and nothing that is changed."""
+    """Each event and each whole answer fits the schema; a changed event does not."""
     tool = {"type": "function", "name": "f"} if path == "/v1/responses" else {"name": "f", "input_schema": {}}
     limit = {name: 100 for name in NAMED[path] if name.startswith("max_")}
     body = {**NAMED[path], **limit, "tools": [tool]}
@@ -320,7 +320,7 @@ def test_errors_in_streams_are_what_the_document_says(document: dict[str, Any], 
 def test_document_and_server_agree(
     document: dict[str, Any], url: str, path: str, body: dict[str, Any], allowed: bool
 ) -> None:
-    """Bodies that one of them could take for valid and the other not."""
+    """The document and the server accept or refuse the same borderline bodies."""
     schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     validator = jsonschema_rs.validator_for({**schema, "components": document["components"]})
 

@@ -1,4 +1,4 @@
-"""Fields and values of other servers: what asks for nothing is accepted, what is not honoured is refused by name."""
+"""Fields of other servers: a value that asks for nothing is accepted, any other is refused by name."""
 
 import re
 from pathlib import Path
@@ -53,9 +53,9 @@ BASES: dict[str, dict[str, Any]] = {
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [104]},
 }
-# No value of any of the fields that is one of these asks for nothing.
+# For none of the fields does this value ask for nothing.
 SOMETHING = {"of": "another kind"}
-# Values that clients, SDKs and pages send without a thought.
+# Values that clients, SDKs and pages send by default.
 USUAL: dict[str, Any] = {
     "top_p": 0, "top_k": -1, "min_p": 0, "n": None, "stop": [], "logit_bias": {}, "tools": [], "tool_choice": "auto",
     "functions": None, "function_call": "none", "response_format": {"type": "text"}, "reasoning_effort": "none",
@@ -74,7 +74,7 @@ USUAL: dict[str, Any] = {
     "smoothing_factor": 0.0, "guidance_scale": 1, "negative_prompt": "", "ban_eos_token": False, "add_bos_token": True,
     "lora_path": None, "stop_regex": None, "no_stop_trim": False, "regex": None, "model": "", "timeout": None,
 }  # fmt: skip
-# Those of which only other values would be told apart from nothing at all.
+# Values that ask for something.
 REFUSED_VALUES: list[tuple[str, Any]] = [
     ("truncation_side", "right"), ("mirostat", 2), ("mirostat_mode", 1), ("mirostat_tau", 3), ("xtc_probability", 0.5),
     ("xtc_threshold", 0.3), ("dry_multiplier", 0.8), ("dry_base", 2), ("stop_regex", "a+"), ("stop_regex", ["a+"]),
@@ -100,7 +100,7 @@ ADAPTERS: dict[str, TypeAdapter[Any]] = {
 
 
 def refusal(path: str, body: dict[str, Any]) -> tuple[str | None, str] | None:
-    """Field and code of the error that the server would answer; None where it accepts, and knows all keys."""
+    """The field and code of the error. None if the body is accepted and all its keys are known."""
     try:
         request = ADAPTERS[path].validate_python(body)
     except ValidationError as errors:
@@ -113,7 +113,7 @@ def refusal(path: str, body: dict[str, Any]) -> tuple[str | None, str] | None:
 
 @pytest.mark.parametrize("path", TABLES)
 def test_each_value_that_asks_for_nothing_is_accepted(path: str) -> None:
-    """All of the table, one by one, and null for every field; none stands in the header."""
+    """Each value of the tables, and null for every field; the header lists none of them."""
     asked = [(name, value) for name, field in TABLES[path].items() for value in (None, *field.nothing)]
 
     assert [pair for pair in asked if refusal(path, {**BASES[path], pair[0]: pair[1]})] == []
@@ -121,7 +121,7 @@ def test_each_value_that_asks_for_nothing_is_accepted(path: str) -> None:
 
 @pytest.mark.parametrize("path", TABLES)
 def test_each_field_that_is_not_honoured_is_refused_by_name(path: str) -> None:
-    """With a value that asks for something."""
+    """Each field is sent with a value that asks for something."""
     penalty = {} if path.endswith(("tokenize", "count_tokens")) else {"repeat_penalty": 1.1}
     found = {name: refusal(path, {**BASES[path], **penalty, name: SOMETHING}) for name in TABLES[path]}
 
@@ -130,7 +130,7 @@ def test_each_field_that_is_not_honoured_is_refused_by_name(path: str) -> None:
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 def test_what_clients_usually_send_is_accepted(path: str) -> None:
-    """In both endpoints, field by field and all together."""
+    """Both endpoints accept the fields one by one and all together."""
     alone = {name: refusal(path, {**BASES[path], **_master(name), name: value}) for name, value in USUAL.items()}
     with served(ScriptedEngine()) as url:
         together = post(url, path, **BASES[path], **USUAL)
@@ -141,21 +141,21 @@ def test_what_clients_usually_send_is_accepted(path: str) -> None:
 
 
 def _master(name: str) -> dict[str, Any]:
-    """Clients that send how a mechanism works also send that it is off."""
+    """The field that switches the mechanism of ``name`` off, as clients send it."""
     return {TUNING[name].of[0]: 0} if name in TUNING else {}
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 @pytest.mark.parametrize(("name", "value"), REFUSED_VALUES)
 def test_values_that_ask_for_something_are_refused(path: str, name: str, value: object) -> None:
-    """Whichever server they come from."""
+    """Both endpoints refuse them."""
     if (path, name) == (CHAT, "tool_choice"):
         pytest.skip("a field of chat")
     assert refusal(path, {**BASES[path], "repeat_penalty": 1.1, name: value}) == (name, "unsupported_parameter")
 
 
 def test_a_mechanism_that_is_on_is_named_itself() -> None:
-    """Not the field that says how it works."""
+    """The error does not name a field that tunes the mechanism."""
     with served(ScriptedEngine()) as url:
         error = post(url, mirostat_tau=3, mirostat=2).json()["error"]
 
@@ -163,7 +163,7 @@ def test_a_mechanism_that_is_on_is_named_itself() -> None:
 
 
 def test_misspelt_and_meaningless_keys_stay_in_the_header() -> None:
-    """They are no fields of anybody's."""
+    """No server knows these fields."""
     with served(ScriptedEngine()) as url:
         answer = post(url, max_tokens=1, mirostats=1, n_predicts=3, foo={"bar": 1}, cache_prompt=True)
 
@@ -174,7 +174,7 @@ def test_misspelt_and_meaningless_keys_stay_in_the_header() -> None:
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n_predict", "max_new_tokens"])
 def test_a_limit_by_any_name(path: str, name: str) -> None:
-    """It is honoured, -1 is the rest of the context, and errors name the field that was sent."""
+    """Each name works, -1 is the rest of the context, and errors name the field that was sent."""
     if (path, name) == (COMPLETIONS, "max_completion_tokens"):
         pytest.skip("a field of chat alone")
     base = {key: value for key, value in BASES[path].items() if key != "max_tokens"}
@@ -205,7 +205,7 @@ def test_a_limit_by_any_name(path: str, name: str) -> None:
     ],
 )
 def test_twins_that_differ_are_refused_by_name(path: str, body: dict[str, Any], param: str | None) -> None:
-    """Two names for one choice must agree; OpenAI's newer name for the limit goes before its older one."""
+    """Two names of one field must agree. Only OpenAI's newer name for the limit wins over its older one."""
     base = {key: value for key, value in BASES[path].items() if key != "max_tokens"}
     with served(ScriptedEngine()) as url:
         answer = post(url, path, **base, **body)
@@ -216,14 +216,14 @@ def test_twins_that_differ_are_refused_by_name(path: str, body: dict[str, Any], 
 
 
 def test_twins_are_honoured() -> None:
-    """As the field that they stand for."""
+    """Each works as the field that it stands for."""
     request = CompletionRequest(prompt="hi", repeat_penalty=1.5, no_stop_trim=True, n_predict=7)
 
     assert (request.repetition_penalty, request.include_stop_str_in_output, request.token_limit()) == (1.5, True, 7)
 
 
 def test_a_seed_of_minus_one_is_none() -> None:
-    """vLLM, llama.cpp and its pages send it for "draw as you like"."""
+    """vLLM and llama.cpp take -1 for a random seed."""
     assert CompletionRequest(prompt="hi", seed=-1).seed is None
     assert CompletionRequest(prompt="hi", seed=-2).seed == -2
 
@@ -239,16 +239,16 @@ def test_a_seed_of_minus_one_is_none() -> None:
     ],
 )
 def test_every_field_of_the_sdk_is_known(request_type: Any, params: Any) -> None:
-    """Of both SDKs as they are installed: a new one is honoured, refused or known to be harmless."""
+    """Each field of both installed SDKs is honoured, refused or known to be harmless."""
     known = set(request_type.model_fields) | set(request_type.refused) | HARMLESS
 
     assert set(get_type_hints(params)) - known == set()
 
 
 def test_no_field_is_two_things() -> None:
-    """The tables do not overlap, nor with fields of ours."""
+    """The tables overlap neither with each other nor with the fields that are honoured."""
     for request_type in (CompletionRequest, ChatRequest, ResponsesRequest, MessagesRequest, CountTokensRequest):
-        # Elsewhere store has no effect; there it means that an answer can be asked for again.
+        # ``store`` has no effect in the other APIs; in /v1/responses it would keep the answer.
         tables = [set(request_type.refused) - {"store"}, set(TUNING), set(HARMLESS)]
         fields = set(request_type.model_fields) - {"user", "metadata"}
         assert sum(map(len, [*tables, fields])) == len(set().union(*tables, fields))
@@ -256,7 +256,7 @@ def test_no_field_is_two_things() -> None:
 
 
 def test_the_tables_are_documented() -> None:
-    """docs/api.md names each field in its section, and none that is not in a table."""
+    """The section in docs/api.md names exactly the fields of the tables."""
     section = API.split("### Fields of other servers")[1].split("\n##")[0]
     fields = {*HARMLESS, *TUNING, *(name for table in TABLES.values() for name in table)}
     named = set(re.findall(r"`(\w+)`", section))

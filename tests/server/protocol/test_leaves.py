@@ -1,4 +1,4 @@
-"""No value that the document does not allow is accepted, wherever it stands in a body."""
+"""The server accepts no value that the document does not allow, wherever it stands in a body."""
 
 import copy
 from collections.abc import Iterator
@@ -135,7 +135,7 @@ def document() -> dict[str, Any]:
 
 
 def changed(body: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """The body with one part, large or small, that is another value or is missing. With the part's place."""
+    """Copies of the body with one part, large or small, replaced or missing; each with the part's place."""
     parts = body.items() if isinstance(body, dict) else enumerate(body) if isinstance(body, list) else ()
     for name, part in parts:
         for other in VALUES:
@@ -154,7 +154,7 @@ def put(body: Any, name: Any, part: Any) -> Any:
 
 @pytest.mark.parametrize("path", BODIES)
 def test_what_the_document_does_not_allow_is_refused(document: dict[str, Any], path: str) -> None:
-    """Thousands of bodies that differ from a good one in one place."""
+    """Thousands of bodies differ from a valid one in one place."""
     schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     allows = jsonschema_rs.validator_for({**schema, "components": document["components"]})
     kind, bodies = BODIES[path]

@@ -1,4 +1,4 @@
-"""What a conversation may be, and that each refusal says where it is wrong and what to do."""
+"""Conversations: a refusal says where it is wrong and what to do."""
 
 import inspect
 from typing import Any
@@ -79,7 +79,7 @@ def refusal(messages: object, request: Any = ChatRequest) -> InvalidField:
     ],
 )  # fmt: skip
 def test_a_refusal_says_where_and_what(messages: object, param: str, words: str, request_type: Any) -> None:
-    """In OpenAI's form of a path, in both endpoints that take messages."""
+    """Both endpoints that take messages name the place as OpenAI writes paths."""
     error = refusal(messages, request_type)
 
     assert error.param == param
@@ -90,7 +90,7 @@ def test_a_refusal_says_where_and_what(messages: object, param: str, words: str,
 
 @pytest.mark.parametrize("kind", MEDIA)
 def test_other_media_are_told_what_this_server_is(kind: str) -> None:
-    """And what to send instead."""
+    """The error also says what to send instead."""
     error = refusal([{"role": "user", "content": [{"type": kind}]}])
 
     assert error.code == "unsupported_parameter"
@@ -113,7 +113,7 @@ def test_other_media_are_told_what_this_server_is(kind: str) -> None:
     ],
 )
 def test_what_an_assistant_has_said(turn: dict[str, Any], text: str) -> None:
-    """Histories come back as SDKs have them: with nulls and empty lists, and with turns of no text."""
+    """SDKs send histories back with nulls, empty lists and turns without text."""
     request = ChatRequest(messages=[USER, {"role": "assistant", **turn}, USER])
 
     said = request.conversation()[1]
@@ -125,7 +125,7 @@ def test_what_an_assistant_has_said(turn: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("content", ["", []])
 def test_an_empty_text_is_a_text(role: str, content: object) -> None:
-    """For every role."""
+    """Every role may have one."""
     called = {"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}
     before = [{"role": "assistant", "tool_calls": [called]}] if role == "tool" else []
     answer = {"tool_call_id": "1"} if role == "tool" else {}
@@ -135,7 +135,7 @@ def test_an_empty_text_is_a_text(role: str, content: object) -> None:
 
 
 def test_a_client_names_nothing_that_the_renderer_is_told() -> None:
-    """Each parameter of the tokenizer's own function is kept from chat_template_kwargs."""
+    """chat_template_kwargs cannot set a parameter of the tokenizer's own function."""
     parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
     own = {name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD}
 
@@ -156,7 +156,7 @@ def test_a_client_names_nothing_that_the_renderer_is_told() -> None:
     ],
 )
 def test_every_nested_error_names_its_path(body: dict[str, Any], param: str) -> None:
-    """Objects by dots, lists by positions."""
+    """Keys of objects follow a dot, positions in lists stand in brackets."""
     with pytest.raises(ValidationError) as refused:
         CompletionRequest.model_validate(body)
     error = explain(refused.value.errors())
@@ -166,7 +166,7 @@ def test_every_nested_error_names_its_path(body: dict[str, Any], param: str) -> 
 
 
 def test_keys_of_messages_that_mean_nothing_are_named() -> None:
-    """By their path, as others are; what an earlier answer brought along empty is not."""
+    """The header has their paths; empty keys of an earlier answer are not listed."""
     message = {"role": "user", "content": "x", "sparisty": 1, "annotations": [], "refusal": None, "foo": False}
     with served(ScriptedEngine()) as url:
         answers = [
@@ -181,7 +181,7 @@ def test_keys_of_messages_that_mean_nothing_are_named() -> None:
 
 @pytest.mark.parametrize("name", sorted(TUNING))
 def test_a_message_has_no_settings(name: str) -> None:
-    """A setting of sampling is one more key of a message that means nothing, even where a request may not have it."""
+    """In a message a sampling setting is an unknown key, even if a request with it would be refused."""
     message = {"role": "user", "content": "x", name: "something"}
     request = ChatRequest.model_validate({"messages": [message]})
 
@@ -191,7 +191,7 @@ def test_a_message_has_no_settings(name: str) -> None:
 
 
 def test_reasoning_of_an_earlier_answer_goes_to_the_template() -> None:
-    """Which may leave it out; an empty one is not there."""
+    """The template may leave it out. An empty one is not passed on."""
     given = ChatRequest.model_validate(
         {"messages": [
             {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"},

@@ -1,4 +1,4 @@
-"""A model under several names: each answers, the first stands in metrics."""
+"""A model with several names: each name works, and metrics have the first one."""
 
 import sys
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def url() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_name_answers_and_stands_in_the_answer(url: str, name: str) -> None:
-    """Whole, in a stream, and with a sparsity."""
+    """The answer repeats the name, streamed or not, and with a sparsity."""
     whole = post(url, model=name, max_tokens=2).json()
     pruned = post(url, model=f"{name}@sparsity=0.5", max_tokens=3).json()
     chunks = stream(url, model=name, max_tokens=2)
@@ -37,7 +37,7 @@ def test_each_name_answers_and_stands_in_the_answer(url: str, name: str) -> None
 
 
 def test_metrics_keep_the_first_name(url: str) -> None:
-    """Or a dashboard would show several models."""
+    """With others, a dashboard would show several models."""
     for name in NAMES:
         post(url, model=name, max_tokens=2)
 
@@ -46,7 +46,7 @@ def test_metrics_keep_the_first_name(url: str) -> None:
 
 
 def test_all_names_are_listed(url: str) -> None:
-    """The first one first, as clients take it; then the others; then the aliases of the first."""
+    """The first name comes first, because clients take it; then come the others and the first one's aliases."""
     cards = httpx.get(f"{url}/v1/models").json()["data"]
     ids = [card["id"] for card in cards]
 
@@ -59,7 +59,7 @@ def test_all_names_are_listed(url: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_name_can_be_looked_up(url: str, name: str) -> None:
-    """With an alias of it."""
+    """Each name has a card, and so has its alias with a sparsity."""
     card = httpx.get(f"{url}/v1/models/{name}").json()
     alias = httpx.get(f"{url}/v1/models/{name}@sparsity=0.5").json()
 
@@ -69,7 +69,7 @@ def test_each_name_can_be_looked_up(url: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["third", "Second", " second", "org", "second,gpt 4", "third@sparsity=0.5"])
 def test_other_names_are_not_found(url: str, name: str) -> None:
-    """A name is taken as it is written; the error lists those that there are."""
+    """Upper and lower case differ, and the error lists all names."""
     answer = post(url, model=name)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
@@ -87,7 +87,7 @@ def test_other_names_are_not_found(url: str, name: str) -> None:
 def test_a_wrong_name_ends_the_start(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With exit code 2 and one line, before anything is loaded."""
+    """The exit code is 2, with one line, before anything is loaded."""
     monkeypatch.setattr(sys, "argv", ["server", *arguments])
 
     assert main() == 2

@@ -1,4 +1,4 @@
-"""The served OpenAPI document: schemathesis holds a real server to it, and it says all that the server can do."""
+"""schemathesis holds a real server to its OpenAPI document, which describes all that the server can do."""
 
 import json
 import re
@@ -31,9 +31,9 @@ from tests.server.process import ServerProcess, running
 MODEL = "tiny"
 REQUEST_TIMEOUT_S = 20
 LEAST_CASES, LEAST_ANSWERED = 2_000, 600
-# For each operation with a body, beside the boundary cases that follow from its schema.
+# Drawn requests for each operation, beside the boundary cases that follow from its schema.
 DRAWN, DRAWN_WITHOUT_BODY = 250, 10
-# Of conversations: tools need more room than there is, the model does not think, and a stop has one name.
+# Fields left out of chats: tools need more context, the model does not think, and stop has two names.
 LEFT_OUT = ("tools", "tool_choice", "instructions", "system", "reasoning", "thinking", "stop_sequences")
 MODES = list(schemathesis.GenerationMode)
 VALID = schemathesis.GenerationMode.POSITIVE
@@ -41,9 +41,9 @@ CHOICES = ("/v1/completions", "/v1/chat/completions")
 ANTHROPIC = ("/v1/messages", "/v1/messages/count_tokens")
 GENERATION = (*CHOICES, "/v1/responses", "/v1/messages")
 ERRORS = {"400", "401", "404", "408", "413", "415", "429", "500", "503", "504"}
-# What no client has to read: where the server's source and its files lie.
+# An error must not show the paths of the server's source and files.
 INTERNALS = re.compile(r'Traceback|File "|\.py\b|-packages|/(home|root|usr|opt|var|tmp)/')
-# What decides how much is generated: the highest value here, and the highest that the document allows.
+# Fields that decide how much is generated, with the highest value here and in the document.
 SMALL = {
     "n": (3, 128), "best_of": (3, 128), "max_tokens": (8, None), "max_completion_tokens": (8, None),
     "max_output_tokens": (8, None),
@@ -55,7 +55,7 @@ SMALL = {
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tiny_checkpoint.write(tmp_path_factory.mktemp("checkpoint") / MODEL)
     limits = ("--max-model-len", "64", "--request-timeout", str(REQUEST_TIMEOUT_S))
-    # In a model of this size, threads only wait for each other.
+    # Several threads only slow a model of this size.
     with running("--model", str(folder), "--dtype", "float32", *limits, OMP_NUM_THREADS="1") as process:
         yield process
 
@@ -68,27 +68,27 @@ def document(server: ServerProcess) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def api(server: ServerProcess) -> schemathesis.BaseSchema:
-    """The document as schemathesis reads it, with every check of its own but one."""
-    # Otherwise it would try constants of whatever source is near.
+    """The document as schemathesis reads it, with all of its checks except one."""
+    # Do not take constants from source files.
     project = ProjectConfig(analysis=AnalysisConfig(constants=ConstantsConfig(enabled=False)), max_stream_events=1_000)
-    # Valid by the schema is not all: there are rules between fields, a context length, a vocabulary, a model's name.
-    # test_document.py has them by name.
+    # A body that fits the schema may break other rules: fields that exclude each other, the context, the model's name.
+    # test_document.py lists these rules.
     project.checks.update(excluded_check_names=["positive_data_acceptance"])
-    # A field with "token" in its name is no secret here, and a failure is shown with the request that led to it.
+    # Fields with "token" in their names are no secrets here, and a failure must show its request.
     output = OutputConfig(sanitization=SanitizationConfig(enabled=False))
     config = SchemathesisConfig(projects=ProjectsConfig(default=project), output=output)
     return schemathesis.openapi.from_url(f"{server.url}/openapi.json", config=config)
 
 
 def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema itself, where there is a reference to it."""
+    """The schema, or the one that it refers to."""
     reference = schema.get("$ref")
     found: dict[str, Any] = document["components"]["schemas"][reference.split("/")[-1]] if reference else schema
     return found
 
 
 def fields(document: dict[str, Any], path: str) -> dict[str, Any]:
-    """The fields of a POST's body, of all its forms together."""
+    """The fields of a POST's body, in any of its forms."""
     schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     schema = resolved(document, schema)
     forms = [resolved(document, form) for form in schema.get("oneOf") or schema.get("anyOf") or [schema]]
@@ -96,9 +96,10 @@ def fields(document: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def shorten(body: object) -> None:
-    """Generate less, for the run to be short. Valid values stay valid, in the same order; others stay what they are.
+    """Change a body so that less is generated. Valid values stay valid and in the same order; invalid ones stay as
+    they are.
 
-    A client's own timeout goes up to the server's: one of a microsecond gets the 504 that it asked for.
+    A client's own timeout is raised to the server's: a very short one would get the 504 that it asks for.
     """
     if not isinstance(body, dict):
         return
@@ -112,7 +113,7 @@ def shorten(body: object) -> None:
 
 
 def settled(case: schemathesis.Case, document: dict[str, Any]) -> schemathesis.Case | None:
-    """A valid case once more, in agreement with what no schema can say, so that it is answered and not refused."""
+    """A copy of a valid case that also keeps the rules beyond the schema, so that it is answered."""
     if case.meta is None or case.meta.generation.mode is not VALID:
         return None
     if "name" in case.path_parameters:
@@ -122,7 +123,7 @@ def settled(case: schemathesis.Case, document: dict[str, Any]) -> schemathesis.C
     known = fields(document, case.operation.path)
     body = {name: value for name, value in case.body.items() if name in known} | {"model": MODEL}
     if "messages" in body:
-        # A tool's message would need a call, and tools more room than there is.
+        # A tool's message would need a call, and tools need more context.
         said = [(message["role"], message.get("content") or "Hi") for message in body["messages"][:2]]
         said = [("user" if role == "tool" else role, content) for role, content in said]
         body["messages"] = [{"role": role, "content": _plain(content)} for role, content in said]
@@ -143,7 +144,7 @@ def settled(case: schemathesis.Case, document: dict[str, Any]) -> schemathesis.C
     if body.get("best_of"):
         body["best_of"] = max(body["best_of"], body.get("n") or 1)
     if "max_completion_tokens" in known and not body.get("max_tokens"):
-        # As long as the context, otherwise.
+        # Without a limit the answer would fill the context.
         body["max_completion_tokens"] = body.get("max_completion_tokens") or 4
     if "max_output_tokens" in known:
         body["max_output_tokens"] = body.get("max_output_tokens") or 4
@@ -153,7 +154,7 @@ def settled(case: schemathesis.Case, document: dict[str, Any]) -> schemathesis.C
     if "echo" in known and body.get("max_tokens") == 0:
         body |= {"echo": True, "min_tokens": 0}
     if body.get("sparsity") == "auto":
-        # Of a model that was not measured.
+        # The model was not measured.
         body["sparsity"] = 0.5
     if body.get("griffin"):
         body["griffin"] = _agreed(body)
@@ -168,12 +169,12 @@ def settled(case: schemathesis.Case, document: dict[str, Any]) -> schemathesis.C
 
 
 def _plain(content: Any) -> Any:
-    """Texts stay; a list of blocks or items, with rules between them, becomes a text."""
+    """Keep a text; replace a list of blocks or items, which has rules of its own, by a text."""
     return content if isinstance(content, str) and content else "Hi"
 
 
 def _agreed(body: dict[str, Any]) -> dict[str, Any]:
-    """A griffin object whose fields go together, of a server just started."""
+    """A griffin object whose fields go together on a server without earlier answers."""
     scored = body.get("echo") and body.get("logprobs") is not None
     griffin = {name: value for name, value in body["griffin"].items() if name != "expert_set"}
     if scored:
@@ -195,14 +196,14 @@ def _agreed(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _small(value: Any) -> Any:
-    """Texts and lists cut to a few items, ids in the vocabulary."""
+    """Cut texts and lists to a few items, and bring ids into the vocabulary."""
     if isinstance(value, list):
         return [_small(item) for item in value[:3]]
     return int(value) % tiny_checkpoint.VOCABULARY if isinstance(value, int | float) else value and value[:8]
 
 
 def require_envelope(response: schemathesis.Response, path: str) -> None:
-    """The API's error object and nothing else: short, and silent about the server's inside."""
+    """Require a short error object of this API without internal details."""
     assert response.headers["content-type"] == ["application/json"]
     assert len(response.content) < 2_000
     assert not INTERNALS.search(response.text)
@@ -222,7 +223,7 @@ def require_envelope(response: schemathesis.Response, path: str) -> None:
 
 
 def require_whole_stream(response: schemathesis.Response, path: str, document: dict[str, Any]) -> None:
-    """Chunks to the end, as the document describes them, and no error among them: it would have been a status."""
+    """Require a complete stream of events that fit the document, without an error event."""
     *events, rest = response.text.split("\n\n")
     assert rest == ""
     if path in CHOICES:
@@ -236,12 +237,12 @@ def require_whole_stream(response: schemathesis.Response, path: str, document: d
 
 
 def require_conformance(case: schemathesis.Case, session: requests.Session, document: dict[str, Any]) -> int:
-    """The status of the answer, which is as the document says, and no fault of the server."""
+    """Send a case, require an answer that fits the document and is no fault, and return its status."""
     shorten(case.body)
     response = case.call(session=session, timeout=3 * REQUEST_TIMEOUT_S)
     streamed = response.headers.get("content-type", [""])[0].startswith("text/event-stream")
-    # It would hold {"data": a text} to the schema, which is, as in OpenAI's document, that of what the text says.
-    # And it does not know that a body too large to be read is refused, whatever is in it.
+    # schemathesis would check {"data": text}; the schema describes the JSON in the text, as in OpenAI's document.
+    # It also does not know that a body that is too large is refused unread.
     excluded = [response_schema_conformance] if streamed else [negative_data_rejection] * (response.status_code == 413)
     case.validate_response(response, excluded_checks=excluded or None)
     assert response.status_code < 500
@@ -253,13 +254,13 @@ def require_conformance(case: schemathesis.Case, session: requests.Session, docu
 
 
 def cases_of(operation: schemathesis.APIOperation) -> Iterator[schemathesis.Case]:
-    """Boundary values, missing fields, wrong types, media types and methods; then drawn ones, always the same."""
+    """Boundary values, missing fields, wrong types, media types and methods; then drawn cases, the same in each run."""
     yield from operation.schema.iter_coverage_cases(
         operation, generation_modes=MODES, generation_config=GenerationConfig()
     )
     drawn: list[schemathesis.Case] = []
 
-    # Nothing fails while they are drawn, so there is nothing to shrink, and no example is slow.
+    # Cases are only collected here, so there is nothing to shrink and no deadline.
     @hypothesis.settings(
         max_examples=DRAWN if operation.body else DRAWN_WITHOUT_BODY, derandomize=True, database=None, deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck), phases=[hypothesis.Phase.generate],
@@ -275,12 +276,12 @@ def cases_of(operation: schemathesis.APIOperation) -> Iterator[schemathesis.Case
 def test_every_answer_is_one_that_the_document_describes(
     server: ServerProcess, api: schemathesis.BaseSchema, document: dict[str, Any], subtests: pytest.Subtests
 ) -> None:
-    """Thousands of valid and invalid requests: no server error, nothing undocumented, and nothing left broken."""
+    """Thousands of valid and invalid requests cause no server error and no undocumented answer."""
     cases, statuses = 0, Counter[int]()
     with requests.Session() as session:
         for result in api.get_all_operations():
             operation = result.ok()
-            # One of each kind: what is wrong with one request is often wrong with a hundred.
+            # Keep one failure of each kind: a hundred requests often have the same fault.
             failures: dict[str, BaseException] = {}
             for drawn in cases_of(operation):
                 for case in filter(None, (settled(drawn, document), drawn)):
@@ -308,7 +309,7 @@ def _kind(failure: BaseException) -> str:
 
 @pytest.mark.parametrize("path", GENERATION)
 def test_the_extension_is_described_field_by_field(document: dict[str, Any], path: str) -> None:
-    """What OpenAI's API does not have is in the document, each field with a sentence on what it does."""
+    """Each field that OpenAI's API lacks is in the document with a description."""
     known = fields(document, path)
     [griffin, *_] = [resolved(document, form) for form in known["griffin"]["anyOf"]]
 
@@ -323,7 +324,7 @@ def test_the_extension_is_described_field_by_field(document: dict[str, Any], pat
 
 @pytest.mark.parametrize("path", GENERATION)
 def test_every_status_of_an_error_is_documented_with_its_body(document: dict[str, Any], path: str) -> None:
-    """Whatever goes wrong, a client finds the status and the API's error object in the document."""
+    """The document has every status with the API's error object."""
     answers = document["paths"][path]["post"]["responses"]
 
     assert set(answers) == ERRORS | {"200"}
@@ -337,7 +338,7 @@ def test_every_status_of_an_error_is_documented_with_its_body(document: dict[str
 
 @pytest.mark.parametrize("path", GENERATION)
 def test_an_answer_is_an_object_or_a_stream(document: dict[str, Any], path: str) -> None:
-    """Both forms of a 200 are in the document."""
+    """The document has both forms of a 200."""
     content = document["paths"][path]["post"]["responses"]["200"]["content"]
 
     assert set(content) == {"application/json", "text/event-stream"}
@@ -347,7 +348,7 @@ def test_an_answer_is_an_object_or_a_stream(document: dict[str, Any], path: str)
 
 
 def test_nothing_is_answered_with_422(document: dict[str, Any]) -> None:
-    """A wrong field is a 400, as in OpenAI's API, and never the framework's own status."""
+    """A wrong field is a 400, as in OpenAI's API, and never the framework's 422."""
     operations = [operation for path in document["paths"].values() for operation in path.values()]
 
     assert operations

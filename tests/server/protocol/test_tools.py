@@ -1,4 +1,4 @@
-"""Which tools and histories with calls a request may have, and that each refusal says where it is wrong."""
+"""Tools and histories with calls that a request may have; a refusal says where it is wrong."""
 
 from typing import Any
 
@@ -73,7 +73,7 @@ def refusal(**body: Any) -> InvalidField:
     ],
 )  # fmt: skip
 def test_tools_are_refused_by_name(body: dict[str, Any], param: str, words: str) -> None:
-    """With the place in OpenAI's form of a path."""
+    """The error names the place as OpenAI writes paths."""
     error = refusal(**body)
 
     assert error.param == param
@@ -106,7 +106,7 @@ def test_tools_are_refused_by_name(body: dict[str, Any], param: str, words: str)
     ],
 )  # fmt: skip
 def test_histories_are_refused_by_name(messages: list[Any], param: str, words: str) -> None:
-    """What OpenAI refuses, by the message at fault."""
+    """The same histories are refused as at OpenAI; the error names the message."""
     error = refusal(messages=messages)
 
     assert error.param == param
@@ -114,7 +114,7 @@ def test_histories_are_refused_by_name(messages: list[Any], param: str, words: s
 
 
 def test_a_history_with_calls() -> None:
-    """Arguments reach templates as objects; those that are none stay a text. Answers come in any order."""
+    """Templates get arguments as objects, or as a text if they are not an object. Answers may be in any order."""
     calls = [call("1", '{"a": 1}'), call("2", ""), call("3", "[1"), call("4", "[1]")]
     answers = [answer("2", [{"type": "text", "text": "4"}, {"type": "text", "text": "2"}]), *map(answer, "431")]
     request = ChatRequest.model_validate({"messages": [USER, calling(*calls), *answers, USER]})
@@ -145,14 +145,14 @@ def test_a_history_with_calls() -> None:
     ],
 )  # fmt: skip
 def test_what_is_offered(body: dict[str, Any], wanted: object) -> None:
-    """By all fields together."""
+    """All fields about tools together decide what the model may call."""
     offered = ChatRequest.model_validate({"messages": [USER], **body}).offered()
 
     assert (offered and (offered.mode, offered.names, offered.single)) == wanted
 
 
 def test_a_tool_as_templates_see_it() -> None:
-    """Without what is not for the model; unknown keys are told by their path."""
+    """Fields that are not for the model are left out; unknown keys are listed with their paths."""
     odd = {"type": "function", "function": {"name": "h", "returns": {}}, "cache_control": {}}
     request = ChatRequest.model_validate({"messages": [USER], "tools": [F, G, odd]})
     offered = request.offered()

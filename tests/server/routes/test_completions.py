@@ -1,4 +1,4 @@
-"""The endpoint over real HTTP, with scripted engines: wire format, disconnects, overload, faults."""
+"""/v1/completions over real HTTP, with scripted engines: the form of answers, streams, reports and errors."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 from tests.server.client import metric, post, stream
 from tests.server.scripted import ScriptedEngine, served, wait_until
 
-# What a report says of each method.
+# The part of a report that differs between methods.
 PLUS: dict[str, Any] = {
     "method": "griffin+", "selection": None, "statistic": None, "neurons_kept": 200,
     "shares_read": {"gate": 0.6, "up": 0.5, "down": 0.25}, "active_parameters": 670, "bytes_per_token": 870,
@@ -21,7 +21,7 @@ PAPERS: dict[str, Any] = {
 
 @pytest.mark.parametrize(("griffin", "of_method"), [(None, PLUS), ({"method": "griffin"}, PAPERS)])
 def test_one_object(griffin: object, of_method: dict[str, Any]) -> None:
-    """The shape OpenAI's clients expect, with what was applied, by default griffin+, and how long it took."""
+    """The answer has the form that OpenAI's clients expect, a report on pruning (by default griffin+) and times."""
     with served(ScriptedEngine()) as url:
         answer = post(url, max_tokens=4, sparsity=0.5, griffin=griffin).json()
 
@@ -48,7 +48,7 @@ def test_one_object(griffin: object, of_method: dict[str, Any]) -> None:
 
 
 def test_stream_has_one_chunk_for_each_token() -> None:
-    """Same id and time in all; the last text comes with the reason; then usage without choices; then [DONE]."""
+    """All have one id and time. The last text has the reason; then follow usage without choices and [DONE]."""
     with served(ScriptedEngine()) as url:
         events = stream(url, max_tokens=3, sparsity=0.5, stream_options={"include_usage": True})
 
@@ -71,7 +71,7 @@ def test_stream_has_one_chunk_for_each_token() -> None:
 
 
 def test_bytes_of_a_token_in_report_and_metrics() -> None:
-    """Of the full model where nothing was removed; by griffin+ as planned while tokens come, and as counted then."""
+    """Those of the full model without pruning, of the kept neurons, or as counted for griffin+."""
     with served(ScriptedEngine()) as url:
         full = post(url, max_tokens=4, sparsity=0).json()["griffin"]
         last = metric(url, "griffin_bytes_per_token")
@@ -92,7 +92,7 @@ def test_bytes_of_a_token_in_report_and_metrics() -> None:
 
 
 def test_stream_without_usage_says_nothing_of_it() -> None:
-    """No usage chunk and no usage key unless asked for."""
+    """Chunks have no usage unless the request asks for it."""
     with served(ScriptedEngine()) as url:
         events = stream(url, max_tokens=2)
 
@@ -104,7 +104,7 @@ def test_stream_without_usage_says_nothing_of_it() -> None:
     ("stop", "text", "tokens"), [("e", "abcd", 5), (["fg", "zz"], "abcde", 7), ("jab", "abcdefghi", 12)]
 )
 def test_stop_strings_end_the_text(stop: object, text: str, tokens: int) -> None:
-    """Trimmed before the stop string, in both forms, and the tokens up to it are counted."""
+    """The text ends before the stop string, streamed or not, and the stop string's tokens are counted."""
     with served(ScriptedEngine()) as url:
         answer = post(url, max_tokens=50, stop=stop).json()
         events = stream(url, max_tokens=50, stop=stop, stream_options={"include_usage": True})
@@ -130,7 +130,7 @@ def test_stop_strings_end_the_text(stop: object, text: str, tokens: int) -> None
     ],
 )
 def test_the_report_is_what_was_applied(body: dict[str, Any], sparsity: float, reason: str) -> None:
-    """Never just what was asked for."""
+    """The report says what was applied, not what was asked for."""
     with served(ScriptedEngine(), sparsity=0.25) as url:
         report = post(url, **body).json()["griffin"]
 
@@ -139,7 +139,7 @@ def test_the_report_is_what_was_applied(body: dict[str, Any], sparsity: float, r
 
 
 def test_unknown_fields_are_listed_in_a_header() -> None:
-    """A misspelt field does not go unseen."""
+    """A misspelt field is named to the client."""
     with served(ScriptedEngine()) as url:
         assert post(url, sparisty=0.5, user="me").headers["x-griffin-ignored"] == "sparisty"
         assert "x-griffin-ignored" not in post(url, n=1, logprobs=None, echo=False, logit_bias={}).headers
@@ -148,7 +148,7 @@ def test_unknown_fields_are_listed_in_a_header() -> None:
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("key", [" a", "zz ", "", "\t", "a,b", "na\u00efve", "\r\nx: y", "k" * 10_000])
 def test_odd_keys_make_a_valid_header(key: str, streaming: bool) -> None:
-    """Whatever the key is made of, the request is answered."""
+    """Any characters may be in a key: the request is answered."""
     with served(ScriptedEngine()) as url:
         response = post(url, stream=streaming, **{key: 1})
 
@@ -159,7 +159,7 @@ def test_odd_keys_make_a_valid_header(key: str, streaming: bool) -> None:
 
 
 def test_refusals_are_counted_by_reason() -> None:
-    """What never reached the queue is in one counter, whatever the reason."""
+    """Requests that are refused before the queue are in one counter, with the reason as a label."""
     with served(ScriptedEngine()) as url:
         for body in (
             {"sparsity": 2},
@@ -177,7 +177,7 @@ def test_refusals_are_counted_by_reason() -> None:
 
 
 def test_inter_token_latency_has_millisecond_buckets() -> None:
-    """Dense and pruned runs of a fast model must not fall into one bucket; values are by a short list of labels."""
+    """A fast model's dense and pruned runs differ by milliseconds. Rare sparsities share the label "other"."""
     with served(ScriptedEngine()) as url:
         post(url, max_tokens=5, sparsity=0.123)
         text = httpx.get(f"{url}/metrics").text
@@ -188,7 +188,7 @@ def test_inter_token_latency_has_millisecond_buckets() -> None:
 
 
 def test_other_routes_and_methods_fail_in_the_same_form() -> None:
-    """404 and 405 are envelopes too."""
+    """Answers with 404 and 405 have OpenAI's error object, too."""
     with served(ScriptedEngine()) as url:
         missing, wrong = httpx.get(f"{url}/v1/nothing"), httpx.get(f"{url}/v1/completions")
 
@@ -199,7 +199,7 @@ def test_other_routes_and_methods_fail_in_the_same_form() -> None:
 
 
 def test_validation_replies_stay_small() -> None:
-    """A body full of errors is not sent back."""
+    """An error does not repeat a large body."""
     with served(ScriptedEngine()) as url:
         responses = [
             post(url, prompt=["x"] * 50_000),

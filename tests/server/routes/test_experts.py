@@ -1,4 +1,4 @@
-"""GET /v1/griffin/experts/{expert_set}: which neurons a request ran with."""
+"""GET /v1/griffin/experts/{expert_set} names the neurons that a request ran with."""
 
 import httpx
 import torch
@@ -11,12 +11,12 @@ from tests.server.scripted import EXPERTS, ScriptedEngine, served
 
 
 def selection(name: str) -> Selection:
-    """Of 200 indices: 800 bytes."""
+    """A selection of 200 indices, which take 800 bytes."""
     return Selection(0.0, name, 5, Kept(tuple(torch.arange(200, dtype=torch.int32).view(2, 100))))
 
 
 def test_the_neurons_of_an_answer() -> None:
-    """By the name that the answer gives."""
+    """The report's ``expert_set`` finds them."""
     with served(ScriptedEngine()) as url:
         name = post(url, max_tokens=3, sparsity=0.5, griffin={"method": "griffin"}).json()["griffin"]["expert_set"]
         answer = httpx.get(f"{url}/v1/griffin/experts/{name}").json()
@@ -35,7 +35,7 @@ def test_the_neurons_of_an_answer() -> None:
 
 
 def test_an_unknown_set() -> None:
-    """Says why it may be unknown."""
+    """The error says why the set may be unknown."""
     with served(ScriptedEngine()) as url:
         answer = httpx.get(f"{url}/v1/griffin/experts/0123456789abcdef")
 
@@ -47,7 +47,7 @@ def test_an_unknown_set() -> None:
 
 
 def test_the_oldest_go_first() -> None:
-    """Within the budget; one that is seen again is the latest again, and counts once."""
+    """The budget limits the sets. A set that comes again is the latest again and counts once."""
     recent = RecentExperts(budget_bytes=1_700)
     for name in ("a", "b", "a", "c"):
         recent.remember(selection(name), Pruning())
@@ -56,7 +56,7 @@ def test_the_oldest_go_first() -> None:
 
 
 def test_one_that_is_asked_for_stays() -> None:
-    """Whoever generates with it names it again and again."""
+    """A set that requests reuse is asked for again and again."""
     recent = RecentExperts(budget_bytes=1_700)
     for name in ("a", "b", "c"):
         recent.remember(selection(name), Pruning())
@@ -66,7 +66,7 @@ def test_one_that_is_asked_for_stays() -> None:
 
 
 def test_the_latest_is_kept_however_large_it_is() -> None:
-    """Until the next one; an answer without neurons is none."""
+    """It stays until the next set comes. An answer without neurons brings no set."""
     recent = RecentExperts(budget_bytes=700)
     recent.remember(selection("a"), Pruning())
     recent.remember(None, Pruning())

@@ -1,4 +1,4 @@
-"""Extreme values of every field of every endpoint, through to a real engine: none is a fault of the server's."""
+"""Extreme values of every field of every endpoint reach a real engine; the server never fails."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from tests.server import tiny_checkpoint
 from tests.server.scripted import listening, wait_until
 
 CONTEXT = 64
-# As real models have them: rows of the embedding that no token of the tokenizer goes with.
+# As in real models, the embedding has more rows than the tokenizer has tokens.
 PADDED = tiny_checkpoint.VOCABULARY + 64
 POSTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "/v1/completions": (CompletionRequest, {"prompt": "Hi there"}),
@@ -46,7 +46,7 @@ FLOATS = [
 ]  # fmt: skip
 TEXTS = ["", "a", "auto", "\ud800", "\0", "<|endoftext|>", "x" * 600]
 PLAIN: list[Any] = [None, True, False, *INTEGERS, *FLOATS, *TEXTS, [], {}]
-# In lists and objects, as ids and biases have them.
+# Values inside lists and objects, for ids and biases.
 INSIDE: list[Any] = [
     *([value] for value in (-(2**63) - 1, -1, 0, PADDED - 1, PADDED, 2**31, 2**63, 10**300)),
     [1, 2.0], [1] * 129, [1] * 200, [[1], [2]], [0.5], [True], ["a", ""], ["a"] * 17,
@@ -56,7 +56,7 @@ INSIDE: list[Any] = [
 
 
 def words(annotation: Any) -> list[Any]:
-    """All that Literals in an annotation allow."""
+    """All values of the Literals in an annotation."""
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     return [word for part in get_args(annotation) for word in words(part)]
@@ -70,7 +70,7 @@ def forms(request: Any) -> list[type[BaseModel]]:
 
 
 def nested(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
-    """For each field, values that may be extreme for it; those of objects field by field."""
+    """Pairs of a field and a value that may be extreme for it. A field that is an object gets one key at a time."""
     objects = {"griffin": GriffinOptions, "stream_options": StreamOptions}
     for name, field in model.model_fields.items():
         if name in HARMLESS:
@@ -92,7 +92,7 @@ def refusal(adapter: TypeAdapter[Any], body: dict[str, Any]) -> ValidationError 
 
 @cache
 def accepted(path: str) -> list[tuple[str, Any]]:
-    """Fields with values that no validation refuses; those it refuses are refused in a short sentence."""
+    """Fields with values that validation accepts. It must refuse all others in a short sentence."""
     request, base = POSTS[path]
     adapter, found = TypeAdapter(request), []
     for form in forms(request):
@@ -113,7 +113,7 @@ def engine() -> Engine:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**{**tiny_checkpoint.CONFIG.to_dict(), "vocab_size": PADDED}))
     with torch.no_grad():
-        # Logits far apart: sampling, penalties and comparisons meet large numbers.
+        # Spread the logits, so that sampling, penalties and comparisons meet large numbers.
         model.lm_head.weight.normal_(std=50)
     return griffin.build_engines(model, 1, context_length=CONTEXT)[0]
 
@@ -129,14 +129,14 @@ def server(engine: Engine) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def rebuilt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the engine was rebuilt for; it is not."""
+    """The calls of ``rebuild``, which does nothing here."""
     calls: list[str] = []
     monkeypatch.setattr(engine, "rebuild", lambda: calls.append("rebuilt"))
     return calls
 
 
 def require_no_fault(client: httpx.Client, path: str, body: dict[str, Any]) -> int:
-    """The status, none of which is a fault; nor is there one in a stream."""
+    """Send a body, require that the server does not fail, not even in a stream, and return the status."""
     if GenerationRequest in forms(POSTS[path][0])[0].__mro__ and not set(body) & set(ChatRequest.limits):
         body = {**body, "max_tokens": 3}
     content = json.dumps(body)
@@ -148,7 +148,7 @@ def require_no_fault(client: httpx.Client, path: str, body: dict[str, Any]) -> i
 
 @pytest.mark.parametrize("path", POSTS)
 def test_each_value_alone(server: httpx.Client, rebuilt: list[str], path: str) -> None:
-    """A body that is valid is answered, or refused, and the engine lives on."""
+    """A valid body is answered or refused, and the engine is not rebuilt."""
     base = POSTS[path][1]
     statuses = [require_no_fault(server, path, {**base, name: value}) for name, value in accepted(path)]
 
@@ -159,7 +159,7 @@ def test_each_value_alone(server: httpx.Client, rebuilt: list[str], path: str) -
 
 @pytest.mark.parametrize("path", list(POSTS)[:2])
 def test_values_together(server: httpx.Client, rebuilt: list[str], path: str) -> None:
-    """Several at once: penalties with biases, filters with temperatures, modes with limits."""
+    """Several values at once: penalties with biases, filters with temperatures, modes with limits."""
     base, values, statuses = POSTS[path][1], accepted(path), []
 
     @settings(
@@ -170,7 +170,7 @@ def test_values_together(server: httpx.Client, rebuilt: list[str], path: str) ->
     def run(chosen: list[tuple[str, Any]]) -> None:
         body = {**base, "sparsity": 0.5}
         for name, value in chosen:
-            # Two choices about neurons are one object.
+            # Two keys of griffin go into one object.
             merged = isinstance(value, dict) and isinstance(body.get(name), dict) and name in ("griffin",)
             body[name] = {**body[name], **value} if merged else value
         statuses.append(require_no_fault(server, path, body))
@@ -184,7 +184,7 @@ def test_values_together(server: httpx.Client, rebuilt: list[str], path: str) ->
 
 @pytest.mark.parametrize("id", [0, tiny_checkpoint.VOCABULARY - 1, tiny_checkpoint.VOCABULARY, PADDED - 1])
 def test_ids_that_no_token_goes_with(server: httpx.Client, rebuilt: list[str], id: int) -> None:
-    """They are read, spelled and scored as any other."""
+    """Such ids are read, decoded and scored like any others."""
     body = {"prompt": [1, id, id], "echo": True, "logprobs": 20, "return_token_ids": True, "logit_bias": {str(id): 100}}
 
     assert require_no_fault(server, "/v1/completions", body) == 200
@@ -195,7 +195,7 @@ def test_ids_that_no_token_goes_with(server: httpx.Client, rebuilt: list[str], i
 @pytest.mark.parametrize("written", ["1e-999", "0.5e-320", "9e999", "0." + "0" * 5_000 + "1", "0." + "9" * 5_000, "-0"])
 @pytest.mark.parametrize("where", ["header", "model"])
 def test_sparsities_that_are_no_json(server: httpx.Client, rebuilt: list[str], where: str, written: str) -> None:
-    """The header and the model's name hold numbers that are read here."""
+    """The header and the model's name hold numbers that JSON does not parse."""
     headers = {"x-griffin-sparsity": written} if where == "header" else {}
     model = f"tiny@sparsity={written}" if where == "model" else "tiny"
     response = server.post("/v1/completions", json={"prompt": "Hi", "model": model, "max_tokens": 3}, headers=headers)

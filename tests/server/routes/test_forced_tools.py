@@ -1,4 +1,4 @@
-"""Calls that must come, over HTTP: a real engine, a real tokenizer, random weights that would say anything else."""
+"""Required calls, over HTTP: a real engine and tokenizer, with random weights that make no calls by themselves."""
 
 import json
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def require_calls(calls: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("griffin", [{"draft": "none"}, {}, {"mode": "guarded"}, {"mode": "lossless"}], ids=str)
 @pytest.mark.parametrize("sparsity", [0, 0.5])
 def test_required_calls_come(url: str, sparsity: float, griffin: dict[str, Any]) -> None:
-    """Several answers, in every mode, whole and in a stream."""
+    """Several answers are calls in every mode, streamed or not."""
     asked = {**ASKED, "tool_choice": "required", "n": 2, "sparsity": sparsity, "griffin": griffin}
     whole = post(url, CHAT, **asked).raise_for_status().json()["choices"]
     events = stream(url, CHAT, **asked)
@@ -64,7 +64,7 @@ def test_required_calls_come(url: str, sparsity: float, griffin: dict[str, Any])
 @pytest.mark.parametrize("most", range(1, 24, 2))
 @pytest.mark.parametrize("choice", ["required", NOW], ids=str)
 def test_a_beginning_of_a_call_is_no_content(url: str, most: int, choice: str | dict[str, Any]) -> None:
-    """Wherever the limit cuts it: marks of the model's form never reach a client, as with OpenAI."""
+    """Wherever the limit cuts a call, its marks never reach a client, as with OpenAI."""
     asked = {**ASKED, "tool_choice": choice, "max_tokens": most}
     [whole] = post(url, CHAT, **asked).raise_for_status().json()["choices"]
     content, streamed, reason = put_together(stream(url, CHAT, **asked), 0)
@@ -72,7 +72,7 @@ def test_a_beginning_of_a_call_is_no_content(url: str, most: int, choice: str | 
     assert not whole["message"]["content"]
     assert content == ""
     assert whole["finish_reason"] == reason
-    # The longest limits let the shortest call end.
+    # Only the shortest call ends within the longest limits.
     assert reason == "length" or (choice == NOW and most > 15)
     calls = [call["function"] for call in whole["message"].get("tool_calls", ())]
     assert [(call["name"], call["arguments"]) for call in calls] == [
@@ -83,7 +83,7 @@ def test_a_beginning_of_a_call_is_no_content(url: str, most: int, choice: str | 
 @pytest.mark.parametrize("stop", ["name", '"', "}", "now"])
 @pytest.mark.parametrize("choice", ["required", NOW], ids=str)
 def test_a_call_that_a_stop_string_cuts_is_no_content(url: str, stop: str, choice: str | dict[str, Any]) -> None:
-    """As if a limit had cut it, and the same in a stream."""
+    """The answer is as if a limit had cut the call, streamed or not."""
     asked = {**ASKED, "tool_choice": choice, "stop": [stop]}
     [whole] = post(url, CHAT, **asked).raise_for_status().json()["choices"]
     content, streamed, reason = put_together(stream(url, CHAT, **asked), 0)
@@ -98,7 +98,7 @@ def test_a_call_that_a_stop_string_cuts_is_no_content(url: str, stop: str, choic
 
 
 def test_a_stop_string_after_a_call_leaves_it_whole(url: str) -> None:
-    """Such as the mark that closes it, which agents send."""
+    """Agents send such a stop string, for example the mark that closes a call."""
     tool = {"name": "now", "input_schema": {"type": "object", "properties": {}, "additionalProperties": False}}
     said = {"model": "tiny", "temperature": 0, "messages": ASKED["messages"], "max_tokens": 200}
     asked = {**said, "tools": [tool], "tool_choice": {"type": "any"}, "stop_sequences": ["</tool_call>"]}
@@ -109,7 +109,7 @@ def test_a_stop_string_after_a_call_leaves_it_whole(url: str) -> None:
 
 
 def test_a_beginning_of_a_call_is_no_text_elsewhere(url: str) -> None:
-    """In newer APIs likewise."""
+    """/v1/responses and /v1/messages show no marks of a cut call, either."""
     said = {"model": "tiny", "temperature": 0}
     function = {"type": "function", "name": "now", "parameters": {"type": "object"}}
     response = {**said, "input": "Hi", "tools": [function], "tool_choice": "required", "max_output_tokens": 2}
@@ -129,7 +129,7 @@ def test_a_beginning_of_a_call_is_no_text_elsewhere(url: str) -> None:
     ],
 )
 def test_a_named_tool_is_called(url: str, choice: dict[str, Any], names: set[str], reason: str) -> None:
-    """And no other. As with OpenAI, the reason is stop where just that was asked for."""
+    """No other tool is called. As with OpenAI, the reason is "stop" if the request names one tool."""
     [answer] = post(url, CHAT, **ASKED, tool_choice=choice, logprobs=True).raise_for_status().json()["choices"]
 
     calls = answer["message"]["tool_calls"]
@@ -139,7 +139,7 @@ def test_a_named_tool_is_called(url: str, choice: dict[str, Any], names: set[str
 
 
 def test_one_call_at_most(url: str) -> None:
-    """Without parallel ones."""
+    """With ``parallel_tool_calls`` false, an answer has one call."""
     for seed in range(4):
         asked = {**ASKED, "seed": seed, "tool_choice": "required", "parallel_tool_calls": False}
         [answer] = post(url, CHAT, **asked).raise_for_status().json()["choices"]
@@ -147,7 +147,7 @@ def test_one_call_at_most(url: str) -> None:
 
 
 def test_calls_beside_a_form(url: str) -> None:
-    """The answer is one or the other."""
+    """With tools and a response format, an answer is a call or has that format."""
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "hello"}}}
     for seed in range(6):
         asked = {**ASKED, "seed": seed, "response_format": form, "temperature": 2}
@@ -171,7 +171,7 @@ def test_calls_beside_a_form(url: str) -> None:
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_calls(url: str, body: dict[str, Any], param: str, words: str) -> None:
-    """By name."""
+    """The error names the field."""
     error = post(url, CHAT, **{**ASKED, **body}).json()["error"]
 
     assert (error["param"], words in error["message"]) == (param, True), error

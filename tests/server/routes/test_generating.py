@@ -1,4 +1,4 @@
-"""That a route generates is said once, at the route; whatever depends on it follows."""
+"""A route declares once that it generates; the queue, the document and the errors follow from this."""
 
 import ast
 import threading
@@ -25,7 +25,7 @@ GENERATING = tuple(FILES)
 
 
 def literals(path: Path) -> set[str]:
-    """Texts that are values. A docstring is none, and neither is a part of an f-string, such as the printed example."""
+    """The texts that are values: no docstrings, and no parts of f-strings, such as the printed example."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     others = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     others |= {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
@@ -35,14 +35,14 @@ def literals(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(("path", "file"), FILES.items())
 def test_a_path_stands_in_one_file(path: str, file: str) -> None:
-    """As a value of its own; sentences may name it."""
+    """The path is a value in one file only; docstrings and messages may name it."""
     assert [each for each in (ROOT / "server").rglob("*.py") if path in literals(each)] == [
         ROOT / "server/routes" / file
     ]
 
 
 def test_the_routers_know_them() -> None:
-    """Each with what it streams."""
+    """Each router declares the endpoints that stream."""
     assert (
         tuple(path for module in (completions, chat, responses, anthropic) for path in module.router.streams)
         == GENERATING
@@ -51,7 +51,7 @@ def test_the_routers_know_them() -> None:
 
 @pytest.mark.parametrize("path", GENERATING)
 def test_the_document_describes_streams_and_refusals(path: str) -> None:
-    """Of these endpoints and of no others."""
+    """Only these endpoints have 429 and 504, and a description of their events."""
     document = create_app(Settings()).openapi()
     responses = document["paths"][path]["post"]["responses"]
 
@@ -71,7 +71,7 @@ def _schemas(response: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("path", GENERATING)
 def test_without_room_a_body_is_not_even_read(path: str) -> None:
-    """A body that is no JSON would be a 400; other endpoints have room."""
+    """A full queue gives 429 although the body is not JSON; endpoints that do not generate still answer."""
     gate = threading.Event()
     with served(ScriptedEngine(gate=gate), queue_size=0) as url:
         running = threading.Thread(target=httpx.post, args=(f"{url}/v1/completions",), kwargs={"json": {"prompt": "x"}})

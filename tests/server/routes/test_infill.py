@@ -1,4 +1,4 @@
-"""``suffix`` in /v1/completions: the text between two others, as editors ask for it."""
+"""``suffix`` in /v1/completions: the model writes the text between two others, as editors ask for it."""
 
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ CHAT = "/v1/chat/completions"
 
 
 class Coder(CharacterTokenizer):
-    """Has Qwen's marks."""
+    """Has the marks of Qwen's models."""
 
     vocabulary: ClassVar = dict(zip(FORMS[0][:3], (PREFIX, SUFFIX, MIDDLE), strict=True))
 
@@ -25,7 +25,7 @@ class Coder(CharacterTokenizer):
 
 
 def test_the_prompt_is_both_texts_and_the_marks() -> None:
-    """Each of several prompts stands before the same suffix; an empty one is at a file's beginning."""
+    """Each prompt stands before the same suffix; an empty prompt means the beginning of a file."""
     with served(ScriptedEngine(), tokenizer=Coder()) as url:
         body = post(url, prompt=["ab", ""], suffix="cd", max_tokens=2, return_token_ids=True).json()
 
@@ -37,7 +37,7 @@ def test_the_prompt_is_both_texts_and_the_marks() -> None:
 
 @pytest.mark.parametrize("suffix", ["", None])
 def test_no_suffix_is_an_ordinary_completion(suffix: str | None) -> None:
-    """Of any model."""
+    """A model needs no marks for it."""
     with served(ScriptedEngine()) as url:
         body = post(url, prompt="ab", suffix=suffix, max_tokens=2, return_token_ids=True).json()
 
@@ -58,7 +58,7 @@ def test_no_suffix_is_an_ordinary_completion(suffix: str | None) -> None:
     ],
 )
 def test_what_does_not_go_with_it_is_refused_by_name(body: dict[str, Any], param: str) -> None:
-    """400, also where the model fills gaps."""
+    """The status is 400 although the model has the marks."""
     with served(ScriptedEngine(), tokenizer=Coder()) as url:
         response = post(url, **{"prompt": "a", "suffix": "b", **body})
 
@@ -67,7 +67,7 @@ def test_what_does_not_go_with_it_is_refused_by_name(body: dict[str, Any], param
 
 
 def test_a_model_without_marks_says_so() -> None:
-    """The error names the field and the reason. Conversations have no suffix."""
+    """The error names the field and the reason. Chats have no suffix."""
     with served(ScriptedEngine()) as url:
         response = post(url, suffix="b")
         chat = post(url, CHAT, messages=[{"role": "user", "content": "hi"}], suffix="b")
@@ -80,9 +80,9 @@ def test_a_model_without_marks_says_so() -> None:
 
 @pytest.mark.parametrize("size", ["0.5b", "1.5b"])
 def test_a_coder_fills_the_middle(size: str) -> None:
-    """Qwen2.5-Coder, as an editor asks: what belongs between the texts, ended by itself, streamed and not.
+    """Qwen2.5-Coder writes what belongs between the texts and ends by itself, streamed or not.
 
-    The smaller one repeats some of what follows.
+    The smaller model repeats a part of the suffix.
     """
     model = models.coder(size)
     prompt, suffix = "def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n"

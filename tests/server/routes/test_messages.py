@@ -27,14 +27,14 @@ def ask(url: str, **body: Any) -> dict[str, Any]:
 
 
 def ask_events(url: str, **body: Any) -> list[dict[str, Any]]:
-    """Events of a stream, whose names are their types."""
+    """The events of a stream. The name of each must be its type."""
     named = events_of(post(url, PATH, **{"messages": HI, "max_tokens": 900, **body, "stream": True}))
     assert [name for name, _ in named] == [event["type"] for _, event in named]
     return [event for _, event in named]
 
 
 def put_together(events: list[dict[str, Any]]) -> list[Any]:
-    """The blocks of a stream, as SDKs put deltas together: texts, and names and arguments of calls."""
+    """The blocks that SDKs build from a stream's deltas: a text, or name and arguments of a call."""
     blocks: list[Any] = []
     for event in events:
         if event["type"] == "content_block_start":
@@ -46,7 +46,7 @@ def put_together(events: list[dict[str, Any]]) -> list[Any]:
 
 
 def test_an_answer_of_text() -> None:
-    """Usage, the reason, griffin and metrics."""
+    """The message has usage, the reason of its end, griffin and metrics."""
     with served(ScriptedEngine("Hello.", once=True)) as url:
         answer = ask(url, system=[{"type": "text", "text": "Be short."}], sparsity=0.5, metadata={"user_id": "me"})
 
@@ -64,7 +64,7 @@ def test_an_answer_of_text() -> None:
 
 
 def test_the_events_of_text_and_calls() -> None:
-    """In Anthropic's order; the same as a whole answer."""
+    """Events come in Anthropic's order and add up to the whole answer."""
     with served(ScriptedEngine(f"Hm.\n{CALL}\n{OTHER}", once=True)) as url:
         whole, events = ask(url, tools=TOOLS), ask_events(url, tools=TOOLS)
 
@@ -97,7 +97,7 @@ def test_the_events_of_text_and_calls() -> None:
     ],
 )  # fmt: skip
 def test_why_an_answer_ends(text: str, body: dict[str, Any], said: list[Any], reason: str, stop: str | None) -> None:
-    """Whole and in a stream."""
+    """The reason is the same streamed or not."""
     with served(ScriptedEngine(text, once=True)) as url:
         whole, events = ask(url, **body), ask_events(url, **body)
 
@@ -108,7 +108,7 @@ def test_why_an_answer_ends(text: str, body: dict[str, Any], said: list[Any], re
 
 
 def test_arguments_that_are_cut_off_are_no_input() -> None:
-    """The reason says so. What is no call at all is text."""
+    """The input is empty, and the reason says why. Text that is not a call stays text."""
     with served(ScriptedEngine(CALL)) as url:
         cut = ask(url, tools=TOOLS, max_tokens=CALL.index(" 1}"))
     with served(ScriptedEngine(BROKEN, once=True)) as url:
@@ -119,7 +119,7 @@ def test_arguments_that_are_cut_off_are_no_input() -> None:
 
 
 def test_a_number_that_no_float_holds() -> None:
-    """Is the largest in a whole answer, which has no other way to say it."""
+    """JSON has no infinity, so the input has the largest float."""
     with served(ScriptedEngine(CALL.replace("1}", "1e999}"), once=True)) as url:
         answer = ask(url, tools=TOOLS)
 
@@ -127,7 +127,7 @@ def test_a_number_that_no_float_holds() -> None:
 
 
 def test_blocks_become_messages() -> None:
-    """Results of tools before what else the user says; errors are told as such."""
+    """Tool results come before the user's text of the same turn; a failed one begins with "Error"."""
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "h", "cache_control": {"type": "ephemeral"}},
                                      {"type": "text", "text": "i"}]},
@@ -164,7 +164,7 @@ def test_blocks_become_messages() -> None:
 
 
 def test_an_answer_that_is_begun_goes_on() -> None:
-    """Where the last message is the assistant's."""
+    """If the last message is the assistant's, the model continues it."""
     with served(engine := ScriptedEngine()) as url:
         ask(url, messages=[*HI, {"role": "assistant", "content": "Well"}], max_tokens=1)
 
@@ -203,7 +203,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("body", "param"), REFUSED)
 def test_refusals(body: dict[str, Any], param: str) -> None:
-    """Each names its field, in Anthropic's form."""
+    """Each error has Anthropic's form and names its field."""
     with served(ScriptedEngine()) as url:
         answer = post(url, PATH, **{"messages": HI, "max_tokens": 9, **body})
 
@@ -215,7 +215,7 @@ def test_refusals(body: dict[str, Any], param: str) -> None:
 
 @pytest.mark.parametrize("path", [PATH, f"{PATH}/count_tokens"])
 def test_every_failure_has_anthropics_form(path: str) -> None:
-    """A wrong key, another model, no JSON, too much of it, a wrong method."""
+    """A wrong key, an unknown model, invalid JSON, a body that is too large, a wrong method."""
     with served(ScriptedEngine(), api_keys="key", max_body_bytes=10_000) as url:
         key = {"x-api-key": "key"}
         body = {"messages": HI, "max_tokens": 3}
@@ -238,7 +238,7 @@ def test_every_failure_has_anthropics_form(path: str) -> None:
 
 
 def test_a_fault_and_a_full_queue() -> None:
-    """An event ends a stream; without room there is 429."""
+    """A fault ends a stream with an error event; a full queue gives a rate limit error."""
     with served(ScriptedEngine(fail_after=2)) as url:
         *events, error = ask_events(url)
         whole = post(url, PATH, messages=HI, max_tokens=5)
@@ -257,7 +257,7 @@ def test_a_fault_and_a_full_queue() -> None:
 
 
 def test_keys_without_a_meaning_are_named() -> None:
-    """At the top, in messages, blocks and tools. cache_control has one."""
+    """Unknown keys of the body, of messages, blocks and tools are listed; cache_control is known."""
     messages = [{"role": "user", "mood": 1, "content": [{"type": "text", "text": "hi", "hue": 1}]}]
     mark = {"type": "ephemeral"}
     asked = {"messages": messages, "tools": [{**TOOL, "size": 1, "cache_control": mark}], "sparisty": 1}

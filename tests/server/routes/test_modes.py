@@ -48,7 +48,7 @@ def ask(url: str, **body: Any) -> Any:
 @pytest.mark.parametrize("draft", ["pruned", "ngram", "both"])
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_lossless_is_the_full_models_answer(url: str, draft: str, temperature: int) -> None:
-    """To the token, greedy and drawn; and what was verified is reported and counted alike."""
+    """Each token is the same, greedy or drawn; report and metrics count the same drafts."""
     dense = ask(url, temperature=temperature)
     before = metric(url, "griffin_spec_decode_num_draft_tokens_total", mode="lossless")
     sparsity = {} if draft == "ngram" else {"sparsity": 0.9}
@@ -58,7 +58,7 @@ def test_lossless_is_the_full_models_answer(url: str, draft: str, temperature: i
     assert lossless["choices"] == dense["choices"]
     verification = lossless["griffin"]["verification"]
     if verification is None:
-        # Of n-grams none was worth a pass.
+        # No n-gram was worth a pass.
         assert (draft, counted) == ("ngram", 0)
         return
     assert verification["accepted_tokens"] <= verification["drafted_tokens"] == counted
@@ -69,7 +69,7 @@ def test_lossless_is_the_full_models_answer(url: str, draft: str, temperature: i
 @pytest.mark.parametrize("method", ["griffin", "griffin+"])
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_drafts_change_no_answer(url: str, sparsity: float, method: str, temperature: int) -> None:
-    """However many are made, by the clock or by the request; greedy and drawn, of several samples."""
+    """The number of drafts does not matter, chosen by time or by the request; greedy or drawn, with two answers."""
     asked = {"sparsity": sparsity, "temperature": temperature, "n": 2, "logprobs": 2}
     without, throttled, named = (
         ask(url, **asked, griffin={"method": method, **griffin}) for griffin in ({"draft": "none"}, {}, DRAFTED)
@@ -81,7 +81,7 @@ def test_drafts_change_no_answer(url: str, sparsity: float, method: str, tempera
 
 
 def test_an_answer_compared_at_once_and_in_idle_time(url: str) -> None:
-    """Of the same tokens and neurons the same figures come out."""
+    """The same tokens and neurons give the same figures."""
     name = "griffin_shadow_kl_nats"
     wait_until(lambda: metric(url, f"{name}_count", sparsity="0.75") == 0)
     report = ask(url, sparsity=0.75, griffin={"compare": True})["griffin"]
@@ -95,7 +95,7 @@ def test_an_answer_compared_at_once_and_in_idle_time(url: str) -> None:
 
 
 def test_reused_neurons_are_the_same_neurons(url: str) -> None:
-    """Of the same prompt the same answer; of another one the same set under another prompt."""
+    """The same prompt gives the same answer; another prompt runs with the same set."""
     chosen = ask(url, sparsity=0.5)
     again = ask(url, griffin={"expert_set": chosen["griffin"]["expert_set"]})
     other = ask(url, prompt="hello there", griffin={"expert_set": chosen["griffin"]["expert_set"]})
@@ -106,7 +106,7 @@ def test_reused_neurons_are_the_same_neurons(url: str) -> None:
 
 
 def test_a_method_that_reads_weights_where_they_are(folder: Path) -> None:
-    """Not with weights that are streamed, where the paper's is the default: refused by name, or at the start."""
+    """griffin+ does not run with streamed weights: a request or the start is refused. The default is then griffin."""
     with running("--model", str(folder), "--dtype", "float32", "--ff-offload", "cpu", OMP_NUM_THREADS="1") as server:
         refusals = [
             post(server.url, prompt=PROMPT, sparsity=0.5, griffin={"method": "griffin+"}, stream=stream)
@@ -124,7 +124,7 @@ def test_a_method_that_reads_weights_where_they_are(folder: Path) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_sparsity_that_needs_a_measured_model(url: str, folder: Path, stream: bool) -> None:
-    """Is refused by name; and a server that would refuse every request does not start. By default it needs nothing."""
+    """The request or the start is refused if the model is not measured. By default no measurement is needed."""
     refusal = post(url, sparsity="auto", stream=stream, griffin={"method": "griffin"})
 
     assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "sparsity")
@@ -140,7 +140,7 @@ def test_a_sparsity_that_needs_a_measured_model(url: str, folder: Path, stream: 
 
 @pytest.fixture(scope="module")
 def measured_url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server whose model was measured, with method griffin+."""
+    """A server with method griffin+ and a model that was measured."""
     cache = tmp_path_factory.mktemp("cache")
     model = griffin.load(str(folder), dtype="float32", device="cpu", cache_dir=cache).model
     table = LossTable("griffin+", [0.5], [math.log(0.2)], 0.0, 0.0, 0.0, [8, 64], [0.0], 48, 0.1, 9)
@@ -151,10 +151,10 @@ def measured_url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def test_method_griffin_plus(measured_url: str) -> None:
-    """No neuron is removed; what tokens read is counted, and is about as much as by the paper's method."""
+    """No neuron is removed; the counted reads are about those of method griffin."""
     full = ask(measured_url, sparsity=0)["griffin"]
     paper = ask(measured_url, sparsity=0.5, griffin={"method": "griffin"})["griffin"]
-    # How much is drafted goes by the clock, and what drafts read counts in the shares.
+    # The number of drafts depends on time, and drafts would change the shares.
     plus = ask(measured_url, sparsity=0.5, griffin={"draft": "none"})
     report = plus["griffin"]
     again = ask(measured_url, griffin={"expert_set": report["expert_set"], "draft": "none"})
@@ -174,7 +174,7 @@ def test_method_griffin_plus(measured_url: str) -> None:
 
 
 def test_sparsity_auto(measured_url: str) -> None:
-    """As the table has it: 0.1 nats at a quarter, for every prompt; and within the limit of 10 % a little less."""
+    """The sparsity follows from the loss table and the tolerance of 10 %."""
     report = ask(measured_url)["griffin"]
     named = ask(measured_url, sparsity=0.2)["griffin"]
 

@@ -1,4 +1,4 @@
-"""Beginnings of prompts that outlive the server, over HTTP, in real servers."""
+"""Cached prompt prefixes in files outlive the server: over HTTP, with real servers."""
 
 import resource
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.server.scripted import wait_until
 
 CHAT = "/v1/chat/completions"
 WORDS = "the cat sat on the mat and the dog sat on the cat and the mat " * 2
-# Engines warm up with a prompt of a chunk of this size.
+# Engines warm up with a prompt of one chunk.
 CHUNK, WARM_UP = 8, 1
 FIRST = [{"role": "user", "content": WORDS}]
 
@@ -48,12 +48,12 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_a_chat_goes_on_after_a_restart(checkpoint: Path, tmp_path: Path) -> None:
-    """Its next turn reads only what is new, and comes out as it would without a restart."""
+    """The next turn reads only what is new, and its answer is the same as without a restart."""
     with running(*settings(checkpoint, None)) as server:
         plain = [first := ask(server, FIRST), ask(server, next_turn(first))]
     with running(*settings(checkpoint, tmp_path)) as server:
         first = ask(server, FIRST)
-        # At once: what waits is written on the way down.
+        # Stop at once: chunks that still wait are written during the shutdown.
         assert server.terminate() == 0
     with running(*settings(checkpoint, tmp_path)) as server:
         second = ask(server, next_turn(first))
@@ -73,7 +73,7 @@ def test_a_chat_goes_on_after_a_restart(checkpoint: Path, tmp_path: Path) -> Non
 
 
 def test_another_model_and_a_damaged_file_are_not_taken(checkpoint: Path, tmp_path: Path) -> None:
-    """Other weights find nothing. A file that is not as it was written is named, removed and written anew."""
+    """Other weights find no prefix. A damaged file is logged, removed and written anew."""
     with running(*settings(checkpoint, tmp_path)) as server:
         first = ask(server, FIRST)
         server.terminate()
@@ -90,7 +90,7 @@ def test_another_model_and_a_damaged_file_are_not_taken(checkpoint: Path, tmp_pa
 
     model = LlamaForCausalLM.from_pretrained(checkpoint)
     with torch.no_grad():
-        # What only attention sees changes too little for a sample of the feed-forward weights.
+        # A change of attention alone: a fingerprint of the feed-forward weights would miss it.
         model.model.layers[1].self_attn.o_proj.weight *= 2
     model.save_pretrained(checkpoint)
     with running(*settings(checkpoint, tmp_path)) as server:
@@ -100,7 +100,7 @@ def test_another_model_and_a_damaged_file_are_not_taken(checkpoint: Path, tmp_pa
 
 
 def test_a_full_disk_is_logged_and_the_server_goes_on(checkpoint: Path, tmp_path: Path) -> None:
-    """Here no file may grow: the system refuses each write as a full disk does."""
+    """A limit on file sizes makes each write fail, as a full disk does."""
     with running(*settings(checkpoint, tmp_path)) as server:
         assert server.url
         wait_until(lambda: len(files(tmp_path)) == WARM_UP)
@@ -117,7 +117,7 @@ def test_a_full_disk_is_logged_and_the_server_goes_on(checkpoint: Path, tmp_path
 
 
 def test_two_servers_share_a_folder(checkpoint: Path, tmp_path: Path) -> None:
-    """What one has read, the other need not, while both run."""
+    """A server finds the prefixes that another running server has read."""
     with running(*settings(checkpoint, tmp_path)) as one, running(*settings(checkpoint, tmp_path)) as other:
         first = ask(one, FIRST)
         chunks = first["usage"]["prompt_tokens"] // CHUNK + WARM_UP

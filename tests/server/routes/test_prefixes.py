@@ -1,4 +1,4 @@
-"""Prefix reuse, over HTTP, in a real server: what clients and Prometheus see of it."""
+"""Prefix reuse over HTTP, in a real server, as clients and Prometheus see it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ PROMPT = "the cat sat on the mat and the dog sat on the cat and the mat " * 2
 
 
 def ask(url: str, prompt: str) -> Any:
-    """By the paper's method: griffin+ reads the last 128 tokens of each prompt again, and these are shorter."""
+    """Use method griffin: griffin+ reads the last 128 tokens of each prompt again, and these prompts are shorter."""
     half = {"sparsity": 0.5, "griffin": {"method": "griffin"}}
     answer = post(url, prompt=prompt, max_tokens=8, temperature=0, logprobs=2, **half)
     return answer.raise_for_status().json()
 
 
 def test_a_prompt_that_begins_alike_is_not_read_again(tmp_path: Path) -> None:
-    """Counted in the answer and in the metrics; the answer is what it is without."""
+    """The answer and the metrics count cached tokens; the text is the same as without the cache."""
     checkpoint = str(tiny_checkpoint.write(tmp_path / "tiny"))
     chunks = ("--prefill-chunk", "8")
     with running("--model", checkpoint, *chunks, OMP_NUM_THREADS="1") as server:

@@ -1,4 +1,4 @@
-"""Thoughts over HTTP: beside the content, whole and in a stream, and counted."""
+"""Thoughts over HTTP: they stand beside the content, streamed or not, and their tokens are counted."""
 
 import copy
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
 
 
 class Thinking(CharacterTokenizer):
-    """Its template speaks of thoughts, and opens one if it is told to."""
+    """Its template has the marks of thoughts, and opens a thought if ``enable_thinking`` is set."""
 
     chat_template = "<think></think>"
 
@@ -41,7 +41,7 @@ class Thinking(CharacterTokenizer):
 def test_a_thought_stands_beside_the_content(
     text: str, body: dict[str, Any], thought: str | None, content: str | None, counted: int
 ) -> None:
-    """The same in a stream; usage says how many tokens it took."""
+    """A stream gives the same thought and content; usage counts the thought's tokens."""
     with served(ScriptedEngine(text, once=True), tokenizer=Thinking()) as url:
         whole = post(url, CHAT, messages=HI, **body).json()
         *events, last = stream(url, CHAT, messages=HI, stream_options={"include_usage": True}, **body)
@@ -55,7 +55,7 @@ def test_a_thought_stands_beside_the_content(
 
 
 def test_a_thought_is_an_item_of_a_response() -> None:
-    """Before the message; effort is told to the template, and a model that does not think refuses it."""
+    """It comes before the message. The template gets the effort; a model that does not think refuses it."""
     thought = "<think>Hm.</think>\nYes."
     with served(engine := ScriptedEngine(thought, once=True), tokenizer=Thinking()) as url:
         whole = post(url, "/v1/responses", input="hi", reasoning={"effort": "low", "summary": "auto"})
@@ -85,7 +85,7 @@ def test_a_thought_is_an_item_of_a_response() -> None:
 
 
 def test_a_thought_is_a_block_of_a_message() -> None:
-    """Before the text; whether to think is told to the template."""
+    """It comes before the text; the template is told whether to think."""
     asked = {"messages": HI, "max_tokens": 100, "thinking": {"type": "enabled", "display": "x"}}
     with served(ScriptedEngine("Hm.</think>\nYes.", once=True), tokenizer=Thinking()) as url:
         whole = post(url, "/v1/messages", **asked)
@@ -109,7 +109,7 @@ TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}{{ rea
 
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory: pytest.TempPathFactory, smollm2: Checkpoint) -> Iterator[str]:
-    """A real server of a model whose tokenizer has the marks."""
+    """A real server whose tokenizer has the marks of thoughts."""
     tokenizer = copy.deepcopy(smollm2.tokenizer)
     tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
     tokenizer.chat_template = TEMPLATE
@@ -122,7 +122,7 @@ def thinker(tmp_path_factory: pytest.TempPathFactory, smollm2: Checkpoint) -> It
     "more", [{}, {"sparsity": 0.5}, {"griffin": {"mode": "lossless"}}, {"temperature": 1, "seed": 3}]
 )
 def test_a_thought_ends_with_its_budget(thinker: str, more: dict[str, Any]) -> None:
-    """Its first tokens are those without a budget, and so are those of an answer whose budget is large."""
+    """The budget does not change the tokens before it, and a large budget changes no token."""
     asked = {"messages": HI, "max_tokens": 24, "temperature": 0, "return_token_ids": True} | more
     free, held, wide = (
         post(thinker, CHAT, **asked, **budget).json()
@@ -134,7 +134,7 @@ def test_a_thought_ends_with_its_budget(thinker: str, more: dict[str, Any]) -> N
     assert ids[0][:5] == ids[1][:5]
     assert len(ids[1]) == 24
     assert held["choices"][0]["message"]["content"]
-    # The budget, a line's end and the mark.
+    # Five tokens of the budget, a line end and the mark.
     assert held["usage"]["completion_tokens_details"]["reasoning_tokens"] == 7
     assert free["usage"]["completion_tokens_details"]["reasoning_tokens"] == 24
 

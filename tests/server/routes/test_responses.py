@@ -1,4 +1,4 @@
-"""POST /v1/responses: items, events in OpenAI's order, refusals by name."""
+"""POST /v1/responses: items, events in OpenAI's order, errors that name the field."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def ask(url: str, **body: Any) -> dict[str, Any]:
 
 
 def ask_events(url: str, **body: Any) -> list[dict[str, Any]]:
-    """Events of a stream, whose names are their types, and which are numbered."""
+    """The events of a stream. The name of each must be its type, and they must be numbered."""
     named = events_of(post(url, PATH, **{"input": "hi", **body, "stream": True}))
     assert [name for name, _ in named] == [event["type"] for _, event in named]
     assert [event["sequence_number"] for _, event in named] == [*range(len(named))]
@@ -32,7 +32,7 @@ def ask_events(url: str, **body: Any) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """Without ids and times, which no two answers share."""
+    """A value without ids and times, which differ between any two answers."""
     if isinstance(value, dict):
         own = ("id", "call_id", "item_id", "created_at", "completed_at", "metrics")
         return {name: plain(item) for name, item in value.items() if name not in own}
@@ -40,7 +40,7 @@ def plain(value: Any) -> Any:
 
 
 def test_an_answer_of_text() -> None:
-    """All that OpenAI's object has, usage, and what the request said; griffin and metrics beside."""
+    """The response has all of OpenAI's fields, usage, the request's own fields, griffin and metrics."""
     with served(ScriptedEngine("Hello.", once=True)) as url:
         answer = ask(url, metadata={"a": "b"}, temperature=0, instructions="Be short.", sparsity=0.5, user="me")
 
@@ -64,7 +64,7 @@ def test_an_answer_of_text() -> None:
 
 
 def test_the_events_of_a_text() -> None:
-    """In OpenAI's order; the last has the whole response."""
+    """Events come in OpenAI's order; the last one has the whole response."""
     with served(ScriptedEngine("Hi", once=True)) as url:
         whole, events = ask(url), ask_events(url)
 
@@ -83,7 +83,7 @@ def test_the_events_of_a_text() -> None:
 
 
 def test_the_events_of_calls() -> None:
-    """Text first, then each call as an item; the same in a whole answer."""
+    """The text comes first, then an item for each call; the whole answer is the same."""
     text = f"Let me see.\n{CALL}\n{OTHER}"
     with served(ScriptedEngine(text, once=True)) as url:
         whole = ask(url, tools=[TOOL, OTHER_TOOL])
@@ -103,7 +103,7 @@ def test_the_events_of_calls() -> None:
 
 
 def test_a_limit_leaves_an_answer_incomplete() -> None:
-    """And the item that it cut."""
+    """The response and the item that the limit cut are incomplete."""
     with served(ScriptedEngine(CALL)) as url:
         whole = ask(url, tools=[TOOL], max_output_tokens=CALL.index(" 1}"))
         events = ask_events(url, max_output_tokens=3)
@@ -115,7 +115,7 @@ def test_a_limit_leaves_an_answer_incomplete() -> None:
 
 
 def test_an_empty_answer_is_a_message_without_text() -> None:
-    """Or SDKs would find no output."""
+    """SDKs expect an output in every response."""
     with served(ScriptedEngine("x", once=True)) as url:
         whole, events = ask(url, stop="x"), ask_events(url, stop="x")
 
@@ -125,7 +125,7 @@ def test_an_empty_answer_is_a_message_without_text() -> None:
 
 
 def test_a_malformed_call() -> None:
-    """Whole, it is text. In a stream its beginning has been sent: it ends there as incomplete, and text follows."""
+    """A whole answer has it as text. In a stream, where it has begun, the call ends as incomplete and text follows."""
     with served(ScriptedEngine(BROKEN, once=True)) as url:
         whole, events = ask(url, tools=[TOOL]), ask_events(url, tools=[TOOL])
 
@@ -136,7 +136,7 @@ def test_a_malformed_call() -> None:
 
 
 def test_logprobs_of_the_text() -> None:
-    """Of its tokens, not of those of calls."""
+    """Tokens of calls have none."""
     asked = {"include": ["message.output_text.logprobs"], "top_logprobs": 2, "tools": [TOOL]}
     with served(ScriptedEngine(f"Hm.\n{CALL}", once=True)) as url:
         whole, events = ask(url, **asked), ask_events(url, **asked)
@@ -150,7 +150,7 @@ def test_logprobs_of_the_text() -> None:
 
 
 def test_items_become_messages() -> None:
-    """In the order of the items; calls join the assistant's message before them."""
+    """Messages are in the order of the items; calls join the assistant's message before them."""
     items = [
         {"role": "developer", "content": "Be kind."},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "h"},
@@ -226,7 +226,7 @@ def test_items_become_messages() -> None:
     ],
 )  # fmt: skip
 def test_refusals(body: dict[str, Any], param: str, code: str) -> None:
-    """Each names its field."""
+    """Each error names its field."""
     with served(ScriptedEngine()) as url:
         answer = post(url, PATH, **{"input": "hi", **body})
 
@@ -236,7 +236,7 @@ def test_refusals(body: dict[str, Any], param: str, code: str) -> None:
 
 
 def test_keys_without_a_meaning_are_named() -> None:
-    """At the top, in items, in tools."""
+    """Unknown keys of the body, of items and of tools are listed."""
     items = [{"role": "user", "content": "hi", "mood": 1}, {"type": "reasoning", "encrypted_content": "abc"}]
     with served(ScriptedEngine()) as url:
         answer = post(url, PATH, input=items, tools=[{**TOOL, "hue": 1}], sparisty=1, max_output_tokens=1)
@@ -246,7 +246,7 @@ def test_keys_without_a_meaning_are_named() -> None:
 
 
 def test_a_fault_in_a_stream() -> None:
-    """An event that says so, then the response as far as it came."""
+    """An error event comes, then the failed response with the text so far."""
     with served(ScriptedEngine(fail_after=2)) as url:
         *events, error, failed = ask_events(url)
         whole = post(url, PATH, input="hi")
@@ -261,7 +261,7 @@ def test_a_fault_in_a_stream() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 def test_no_response_is_kept(method: str) -> None:
-    """The error says what to do."""
+    """Responses are not stored, and the error says so."""
     with served(ScriptedEngine()) as url:
         answer = httpx.request(method, f"{url}{PATH}/resp_1")
 

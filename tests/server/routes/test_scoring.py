@@ -1,4 +1,4 @@
-"""Log-probabilities of given texts over HTTP, with the real model: dense, and as if they had been generated."""
+"""Log-probabilities of given texts over HTTP, with the real model: dense, and as if the text had been generated."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +28,7 @@ def scores(url: str, prompt: object, **body: Any) -> list[float | None]:
 
 
 def test_echo_scores_are_the_models(url: str, smollm2: Checkpoint) -> None:
-    """Of each token of the text given those before it, as a plain forward pass has them."""
+    """Each token's score given the tokens before it is that of a plain forward pass."""
     ids = smollm2.tokenizer(TEXT).input_ids
     with torch.inference_mode():
         logits = smollm2.model(torch.tensor([ids])).logits[0].log_softmax(dim=1)
@@ -40,7 +40,7 @@ def test_echo_scores_are_the_models(url: str, smollm2: Checkpoint) -> None:
 
 
 def test_the_papers_simulated_generation_is_the_default(url: str, smollm2: Checkpoint) -> None:
-    """Only the last token is scored by kept neurons, those of all inputs before (5.1)."""
+    """Kept neurons score only the last token; all tokens before it choose them (section 5.1)."""
     ids = smollm2.tokenizer(TEXT).input_ids
     dense, sparse = scores(url, TEXT), scores(url, TEXT, sparsity=0.5, griffin={"method": "griffin"})
     expected = oracle.classify(smollm2.model, ids[:-1], 0.5).log_softmax(dim=0)[ids[-1]]
@@ -51,7 +51,7 @@ def test_the_papers_simulated_generation_is_the_default(url: str, smollm2: Check
 
 
 def test_a_generated_answer_scores_as_it_was_generated(url: str, smollm2: Checkpoint) -> None:
-    """The same neurons, the same log-probabilities, whether the tokens were drawn or given."""
+    """The neurons and log-probabilities are the same, whether the tokens were drawn or given."""
     ids = smollm2.tokenizer(TEXT).input_ids
     ask = {"sparsity": 0.5, "logprobs": 0, "temperature": 0, "return_token_ids": True}
     generated = post(url, prompt=ids, max_tokens=12, **ask).json()
@@ -66,7 +66,7 @@ def test_a_generated_answer_scores_as_it_was_generated(url: str, smollm2: Checkp
 
 
 def test_one_token_leaves_nothing_to_the_kept_neurons(url: str) -> None:
-    """And the report does not say otherwise; what was measured is there without a generated token too."""
+    """The report says so. Times are there, although no token was generated."""
     answer = post(url, prompt="a", max_tokens=0, echo=True, logprobs=0, sparsity=0.9).json()
 
     assert (answer["griffin"]["sparsity"], answer["griffin"]["reason"]) == (0.0, "nothing_generated")
@@ -75,7 +75,7 @@ def test_one_token_leaves_nothing_to_the_kept_neurons(url: str) -> None:
 
 
 def test_a_sparsity_that_rounds_to_dense_says_so_of_a_score_too(url: str) -> None:
-    """No token is generated, yet that is not why nothing was removed."""
+    """No token is generated, but the report gives the rounding as the reason."""
     answers = [
         post(url, prompt="Sheep flock.", max_tokens=0, echo=True, logprobs=0, sparsity=sparsity).json()
         for sparsity in (0.0001, 0)
@@ -86,7 +86,7 @@ def test_a_sparsity_that_rounds_to_dense_says_so_of_a_score_too(url: str) -> Non
 
 
 def test_an_echo_that_ends_inside_a_character(url: str, smollm2: Checkpoint) -> None:
-    """The first generated token spells it whole, once."""
+    """The first generated token completes the character, which comes once."""
     ids = smollm2.tokenizer("Repeat: \U0001f44b\U0001f44b\U0001f44b\U0001f44b").input_ids
     last = {"logit_bias": {str(ids[-1]): 100}, "temperature": 0}
     text = post(url, prompt=ids[:-1], max_tokens=1, echo=True, **last).json()["choices"][0]["text"]
@@ -95,7 +95,7 @@ def test_an_echo_that_ends_inside_a_character(url: str, smollm2: Checkpoint) -> 
 
 
 def test_lm_evals_request(url: str, smollm2: Checkpoint) -> None:
-    """Lists of ids, one generated token that is scored too, and a greedy token that is exactly the most probable."""
+    """Lists of ids, one generated token that is scored too, and greedy means exactly the most probable token."""
     ids = smollm2.tokenizer(TEXT).input_ids
     ask = {"max_tokens": 1, "logprobs": 1, "echo": True, "temperature": 0, "seed": 1234}
     answer = post(url, prompt=[ids, ids[:5]], **ask).json()

@@ -1,4 +1,4 @@
-"""Strict tools where the model may call or not: a real engine, and random weights that are made to open a call."""
+"""Strict tools with tool_choice auto: a real engine, and random weights with a bias towards opening a call."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ HI = [{"role": "user", "content": "Hi"}]
 
 @pytest.fixture(scope="module")
 def opening(smollm2: Checkpoint) -> dict[str, int]:
-    """A bias by which a call is opened wherever that is allowed."""
+    """A bias that makes the model open a call wherever it may."""
     return {str(len(smollm2.tokenizer)): 100}
 
 
@@ -42,7 +42,7 @@ def url(tmp_path_factory: pytest.TempPathFactory, smollm2: Checkpoint) -> Iterat
     ids=str,
 )
 def test_an_opened_call_is_held_to_its_schema(url: str, opening: dict[str, int], more: dict[str, Any]) -> None:
-    """Several, one after the other, each opened by the model itself; the same in a stream."""
+    """The model opens several calls, one after the other; a stream gives the same."""
     asked = {"messages": HI, "tools": [WEATHER], "max_tokens": 160, "seed": 2, "logit_bias": opening, **more}
     [whole] = post(url, CHAT, **asked).raise_for_status().json()["choices"]
     _, streamed, _ = put_together(stream(url, CHAT, **asked), 0)
@@ -56,7 +56,7 @@ def test_an_opened_call_is_held_to_its_schema(url: str, opening: dict[str, int],
 
 
 def test_lossless_is_the_full_model(url: str, opening: dict[str, int]) -> None:
-    """Drafts open calls too, and are cut where the grammar refuses them."""
+    """Drafts open calls, too, and are cut where the grammar refuses them."""
     asked = {"messages": HI, "tools": [WEATHER, NOW], "max_tokens": 120, "temperature": 0, "logit_bias": opening}
     dense, lossless = (
         post(url, CHAT, **asked, **more).raise_for_status().json()["choices"][0]["message"]["tool_calls"]
@@ -67,7 +67,7 @@ def test_lossless_is_the_full_model(url: str, opening: dict[str, int]) -> None:
 
 
 def test_text_is_free(url: str) -> None:
-    """Without a call the answer is token by token what it is with a tool that is not strict."""
+    """An answer without calls has the same tokens as with a tool that is not strict."""
     ask = {"messages": HI, "max_tokens": 24, "temperature": 0, "return_token_ids": True}
     ask["logit_bias"] = {"1": 1}
     loose = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
@@ -77,7 +77,7 @@ def test_text_is_free(url: str) -> None:
 
 
 def test_one_call_ends_the_answer(url: str, opening: dict[str, int]) -> None:
-    """Where no more are wanted; by the other APIs likewise."""
+    """With ``parallel_tool_calls`` false, in /v1/responses too."""
     asked = {"messages": HI, "tools": [WEATHER], "parallel_tool_calls": False, "max_tokens": 400}
     [choice] = post(url, CHAT, **asked, logit_bias=opening).raise_for_status().json()["choices"]
     flat = {"type": "function", **WEATHER["function"]}
@@ -89,7 +89,7 @@ def test_one_call_ends_the_answer(url: str, opening: dict[str, int]) -> None:
 
 
 def test_a_schema_that_cannot_be_compiled_is_refused(url: str) -> None:
-    """Because nothing could be held to it. Of a tool that is not strict nobody asks."""
+    """A call could not be held to it. The schema of a tool that is not strict is not compiled."""
     parameters = {"type": "object", "properties": {"a": {"type": "string", "format": "nope"}}}
     for strict, status in ((True, 400), (False, 200)):
         tool = {"type": "function", "function": {"name": "f", "parameters": parameters, "strict": strict}}
@@ -101,7 +101,7 @@ def test_a_schema_that_cannot_be_compiled_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("more", [{"min_tokens": 4}, {"ignore_eos": True}], ids=str)
 def test_an_answer_that_must_go_on(url: str, opening: dict[str, int], more: dict[str, Any]) -> None:
-    """A grammar that never ends the answer goes with these fields, in all three APIs."""
+    """This grammar never ends the answer, so these fields are allowed, in all three APIs."""
     asked = {**more, "max_tokens": 6, "logit_bias": opening}
     function = WEATHER["function"]
     tool = {"name": "weather", "input_schema": PARAMETERS, "strict": True}
@@ -124,7 +124,7 @@ def test_an_answer_that_must_go_on(url: str, opening: dict[str, int], more: dict
     ids=str,
 )
 def test_a_schema_that_spells_a_mark_is_refused(url: str, choice: str, part: dict[str, Any]) -> None:
-    """Before the answer begins, and by the tool at fault. A description may have marks."""
+    """The error comes before the answer and names the tool. A description may contain marks."""
     schema = {"type": "object", "description": "no <tool_call>", "properties": {"description": part}}
     tools = [WEATHER, {"type": "function", "function": {"name": "f", "strict": True, "parameters": schema}}]
     asked = {"messages": HI, "tools": tools, "tool_choice": choice, "max_tokens": 4}

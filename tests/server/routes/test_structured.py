@@ -1,4 +1,4 @@
-"""Structured output over HTTP: a real engine, a real tokenizer, random weights that would say anything else."""
+"""Structured output over HTTP: a real engine and tokenizer, with random weights that fit no form by themselves."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def completed(url: str, **body: Any) -> Any:
 
 
 def refused(url: str, **body: Any) -> tuple[str, str]:
-    """The field and the words of a 400."""
+    """The field and the message of a 400."""
     answer = post(url, **body)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
@@ -51,7 +51,7 @@ def refused(url: str, **body: Any) -> tuple[str, str]:
 @pytest.mark.parametrize("griffin", [{"draft": "none"}, {}, {"mode": "guarded"}, {"mode": "lossless"}], ids=str)
 @pytest.mark.parametrize("sparsity", [0, 0.5])
 def test_a_chat_answers_by_its_schema(url: str, sparsity: float, griffin: dict[str, Any]) -> None:
-    """Greedy and by seed, several answers, in every mode."""
+    """Two answers, greedy and drawn, fit the schema in every mode."""
     for temperature in (0, 1):
         asked = {**ASKED, "response_format": STRICT, "sparsity": sparsity, "griffin": griffin, "n": 2}
         answer = post(url, CHAT, **asked, temperature=temperature).raise_for_status().json()
@@ -62,7 +62,7 @@ def test_a_chat_answers_by_its_schema(url: str, sparsity: float, griffin: dict[s
 
 
 def test_newer_apis_answer_by_a_schema(url: str) -> None:
-    """Each has a field of its own for it, and errors name that field."""
+    """Each API has its own field for the schema, and errors name that field."""
     format = {"type": "json_schema", "name": "person", "strict": True, "schema": SCHEMA}
     answer = post(url, "/v1/responses", input="Who?", seed=1, text={"format": format}).raise_for_status().json()
     jsonschema.validate(json.loads(answer["output"][0]["content"][0]["text"]), SCHEMA)
@@ -79,7 +79,7 @@ def test_newer_apis_answer_by_a_schema(url: str) -> None:
 
 
 def test_a_stream_adds_up_to_the_same(url: str) -> None:
-    """Piece by piece, the last token of the form among them."""
+    """The pieces are the whole answer, including the last token of the form."""
     whole = post(url, CHAT, **ASKED, response_format=STRICT).raise_for_status().json()["choices"][0]
     events = stream(url, CHAT, **ASKED, response_format=STRICT)
     pieces = [event["choices"][0] for event in events if event["choices"]]
@@ -101,14 +101,14 @@ def test_a_stream_adds_up_to_the_same(url: str) -> None:
     ids=("schema", "schema as text", "regex", "choice", "lark", "gbnf"),
 )
 def test_every_form_in_completions(url: str, form: dict[str, Any], fits: Any) -> None:
-    """Several prompts, several answers to each."""
+    """Two answers to each of two prompts."""
     for choice in completed(url, prompt=["one", "two"], n=2, structured_outputs=form):
         assert fits(choice["text"]), choice["text"]
         assert choice["finish_reason"] == "stop"
 
 
 def test_an_object_has_the_properties_that_are_listed(url: str) -> None:
-    """As a schema of pydantic's means it, which does not say so; with sparsity and without."""
+    """pydantic's schemas mean this without saying it. Sparsity does not matter."""
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     for sparsity in (0, 0.5):
@@ -117,7 +117,7 @@ def test_an_object_has_the_properties_that_are_listed(url: str) -> None:
 
 
 def test_any_object(url: str) -> None:
-    """Both spellings of it; an answer that is cut off is a beginning."""
+    """Both spellings give an object; an answer that the limit cuts begins one."""
     for body in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}):
         for choice in completed(url, **body, n=4, max_tokens=60):
             assert choice["text"].startswith("{")
@@ -126,7 +126,7 @@ def test_any_object(url: str) -> None:
 
 
 def test_a_limit_cuts_it_off(url: str) -> None:
-    """What was made is there, and the reason says so."""
+    """The text so far is there, and the reason is "length"."""
     (choice,) = completed(url, response_format=STRICT, max_tokens=7)
 
     assert choice["finish_reason"] == "length"
@@ -134,7 +134,7 @@ def test_a_limit_cuts_it_off(url: str) -> None:
 
 
 def test_log_probabilities_and_echo(url: str) -> None:
-    """One for each token, forced ones too; they are the model's own, so what is forced may be improbable."""
+    """Each token has the model's own value, forced ones too, so a forced token may be improbable."""
     (choice,) = completed(url, prompt="hello", response_format=STRICT, logprobs=2, echo=True, return_token_ids=True)
     text = choice["text"].removeprefix("hello")
 
@@ -145,7 +145,7 @@ def test_log_probabilities_and_echo(url: str) -> None:
 
 
 def test_penalties_and_biases_apply_within_it(url: str) -> None:
-    """A token that is not allowed does not come, whatever its bias; a stop string ends the text in the middle."""
+    """No bias brings a token that the form forbids; a stop string ends the text in the middle."""
     bias = dict.fromkeys(map(str, range(100, 400)), 100)
     (choice,) = completed(url, response_format=STRICT, logit_bias=bias, presence_penalty=2, repetition_penalty=2)
     jsonschema.validate(json.loads(choice["text"]), SCHEMA)
@@ -196,7 +196,7 @@ def test_penalties_and_biases_apply_within_it(url: str) -> None:
     ids=lambda value: str(value)[:60],
 )  # fmt: skip
 def test_what_cannot_be_kept_is_refused_by_name(url: str, body: dict[str, Any], param: str, words: str) -> None:
-    """With what is wrong, or what to send instead."""
+    """The message says what is wrong or what to send instead."""
     found, message = refused(url, **body)
 
     assert found == param
@@ -204,7 +204,7 @@ def test_what_cannot_be_kept_is_refused_by_name(url: str, body: dict[str, Any], 
 
 
 def test_what_asks_for_no_form_is_no_form(url: str) -> None:
-    """Texts as ever."""
+    """The text is the same as without these fields."""
     free = completed(url, max_tokens=5)
 
     for body in ({"response_format": {"type": "text"}}, {"structured_outputs": {}}, {"response_format": None}):
@@ -212,7 +212,7 @@ def test_what_asks_for_no_form_is_no_form(url: str) -> None:
 
 
 def test_hurtful_forms_keep_nobody_waiting(url: str) -> None:
-    """Each is a 400 that says so; meanwhile others are answered."""
+    """Each such form gets a 400 that gives the reason, and other requests are answered meanwhile."""
     completed(url, structured_outputs={"regex": "a"})
     many = {"properties": {f"p{number}": {} for number in range(3000)}}
     with ThreadPoolExecutor(4) as pool:
@@ -227,12 +227,12 @@ def test_hurtful_forms_keep_nobody_waiting(url: str) -> None:
 
     assert {one.result()[0] for one in hurtful} == {"structured_outputs.json"}
     assert all("takes more than 0.5 s of the processor" in one.result()[1] for one in hurtful)
-    # Several in each second that the refusals took.
+    # At least two answers a second while the forms were refused.
     assert free > 2 * (time.monotonic() - began)
 
 
 def test_metrics(url: str) -> None:
-    """Requests by the kind of form, and what was forced."""
+    """Requests are counted by the kind of form, and forced tokens are counted."""
     names = [("griffin_structured_requests_total", "json_schema"), ("griffin_structured_requests_total", "regex")]
     before = [metric(url, name, kind=kind) for name, kind in names]
     forced = metric(url, "griffin_forced_tokens_total")

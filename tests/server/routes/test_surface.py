@@ -1,4 +1,4 @@
-"""The fields of OpenAI's API, over real HTTP, with a scripted engine: which prompt gives which text is known."""
+"""The fields of OpenAI's API over real HTTP, with a scripted engine whose text is known."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def texts(answer: httpx.Response) -> list[str]:
      (["ab", [99]], ["ab", "c"])],
 )  # fmt: skip
 def test_prompts_in_all_forms(prompt: object, echoed: list[str]) -> None:
-    """A text, texts, ids, lists of ids, and both mixed; the choices are in the prompts' order."""
+    """A text, texts, ids, lists of ids, and a mixture; choices are in the order of the prompts."""
     with served(engine := ScriptedEngine()) as url:
         answer = post(url, prompt=prompt, max_tokens=2, echo=True)
 
@@ -38,7 +38,7 @@ def test_prompts_in_all_forms(prompt: object, echoed: list[str]) -> None:
 
 
 def test_several_answers_from_one_reading() -> None:
-    """n answers to each prompt; a seed makes answer i what seed + i gives alone."""
+    """Each prompt is read once for its n answers; answer i is what seed + i gives alone."""
     with served(engine := ScriptedEngine()) as url:
         together = texts(post(url, prompt=["x", "yy"], n=3, seed=4, max_tokens=2))
         alone = [texts(post(url, prompt="x", seed=seed, max_tokens=2))[0] for seed in (4, 5, 6)]
@@ -49,7 +49,7 @@ def test_several_answers_from_one_reading() -> None:
 
 
 def test_streams_of_several_answers_say_which_is_meant() -> None:
-    """Each chunk belongs to one choice; each choice ends once; usage counts them all."""
+    """Each chunk belongs to one choice, each choice ends once, and usage counts them all."""
     with served(ScriptedEngine()) as url:
         *chunks, usage = stream(
             url, prompt=["x", "y"], n=2, seed=0, max_tokens=2, stream_options={"include_usage": True}
@@ -65,18 +65,18 @@ def test_streams_of_several_answers_say_which_is_meant() -> None:
 
 
 def test_best_of_returns_the_most_probable() -> None:
-    """By mean log-probability; and all that was generated is counted."""
+    """The mean log-probability decides, and usage counts all generated tokens."""
     with served(ScriptedEngine()) as url:
         answer = post(url, best_of=4, n=2, seed=0, max_tokens=4, stop="d")
 
-    # Seeds 0 to 3 say abcd, bcde, cdef, defg; each token is less probable than the one before it.
+    # Seeds 0 to 3 give abcd, bcde, cdef, defg, and each token is less probable than the one before it.
     assert texts(answer) == ["", "c"]
     assert answer.json()["usage"]["completion_tokens"] == 4 + 3 + 2 + 1
     assert answer.json()["choices"][0]["logprobs"] is None
 
 
 def test_logprobs_in_the_legacy_arrays() -> None:
-    """Of each generated token, the chosen one among the alternatives; offsets point into the text."""
+    """Alternatives include the chosen token, and offsets point into the text."""
     with served(ScriptedEngine()) as url:
         logprobs = post(url, max_tokens=2, logprobs=2).json()["choices"][0]["logprobs"]
         least = post(url, max_tokens=1, logprobs=0).json()["choices"][0]["logprobs"]
@@ -92,7 +92,7 @@ def test_logprobs_in_the_legacy_arrays() -> None:
 
 @pytest.mark.parametrize("max_tokens", [0, 1])
 def test_echo_with_logprobs_covers_prompt_and_answer(max_tokens: int) -> None:
-    """What lm-eval reads: nothing predicts the first token, and every generated one is there."""
+    """As lm-eval reads it: the first token has no score, every other one has, generated ones too."""
     with served(ScriptedEngine()) as url:
         (choice,) = post(url, prompt="xyz", max_tokens=max_tokens, logprobs=1, echo=True).json()["choices"]
 
@@ -106,7 +106,7 @@ def test_echo_with_logprobs_covers_prompt_and_answer(max_tokens: int) -> None:
 
 
 def test_echo_of_nothing_more() -> None:
-    """max_tokens=0 without logprobs returns the prompt, as often as asked for."""
+    """max_tokens=0 without logprobs returns the prompt n times."""
     with served(ScriptedEngine()) as url:
         answer = post(url, prompt=["ab", "c"], n=2, max_tokens=0, echo=True)
 
@@ -115,7 +115,7 @@ def test_echo_of_nothing_more() -> None:
 
 
 def test_streamed_echo_and_logprobs_join_to_the_whole() -> None:
-    """The arrays of all chunks, put together, are those of the one object."""
+    """The arrays of all chunks together are those of the whole answer."""
     ask: dict[str, Any] = {"prompt": "xyz", "max_tokens": 3, "logprobs": 1, "echo": True}
     with served(ScriptedEngine()) as url:
         whole = post(url, **ask).json()["choices"][0]
@@ -127,7 +127,7 @@ def test_streamed_echo_and_logprobs_join_to_the_whole() -> None:
 
 
 def test_stop_string_in_the_output() -> None:
-    """include_stop_str_in_output ends the text behind it."""
+    """With include_stop_str_in_output the text ends after the stop string."""
     with served(ScriptedEngine()) as url:
         answer = post(url, stop="cd", include_stop_str_in_output=True)
 
@@ -136,7 +136,7 @@ def test_stop_string_in_the_output() -> None:
 
 
 def test_min_tokens_puts_off_stop_strings() -> None:
-    """One that appears within the first tokens does not count; a later one does."""
+    """A stop string within the first tokens does not count; a later one does."""
     with served(ScriptedEngine()) as url:
         answer = post(url, stop="c", min_tokens=5, max_tokens=30)
 
@@ -144,7 +144,7 @@ def test_min_tokens_puts_off_stop_strings() -> None:
 
 
 def test_min_tokens_holds_for_what_was_held_back() -> None:
-    """A stop string in text of the first tokens does not count, even if that text is released at the end."""
+    """A stop string in the first tokens does not count, even if its text is released only at the end."""
 
     class Halves(CharacterTokenizer):
         def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
@@ -159,19 +159,19 @@ def test_min_tokens_holds_for_what_was_held_back() -> None:
 
 
 def test_other_paths_are_not_redirected() -> None:
-    """A redirect would lose the body, and name whatever host the client named."""
+    """A redirect would lose the body and repeat the host that the client named."""
     with served(ScriptedEngine()) as url:
         assert post(url, "/v1/completions/").status_code == 404
 
 
 def test_min_tokens_raises_the_default_limit() -> None:
-    """Whoever asks for at least twenty does not get sixteen."""
+    """A request for at least twenty tokens gets more than the default of sixteen."""
     with served(ScriptedEngine()) as url:
         assert post(url, min_tokens=20).json()["usage"]["completion_tokens"] == 20
 
 
 def test_an_answer_of_too_many_scores_is_refused() -> None:
-    """Each of n answers repeats its prompt's, with all alternatives."""
+    """Each of n answers would repeat the prompt's scores with all alternatives."""
     with served(ScriptedEngine(context_length=10_000)) as url:
         answer = post(url, prompt="x" * 9000, echo=True, max_tokens=0, n=128, logprobs=20)
 
@@ -179,7 +179,7 @@ def test_an_answer_of_too_many_scores_is_refused() -> None:
 
 
 def test_a_large_answer_arrives_whole() -> None:
-    """It is worked out beside the event loop, and sent in parts."""
+    """It is built outside the event loop and sent in parts."""
     with served(ScriptedEngine(context_length=10_000)) as url:
         (choice,) = post(url, prompt="x" * 9000, echo=True, max_tokens=1, logprobs=5).json()["choices"]
 
@@ -188,7 +188,7 @@ def test_a_large_answer_arrives_whole() -> None:
 
 
 def test_token_ids_on_request() -> None:
-    """Of prompt and answer, in one object and in a stream."""
+    """The ids of prompt and answer are there, streamed or not."""
     with served(ScriptedEngine()) as url:
         (choice,) = post(url, prompt="hi", max_tokens=2, return_token_ids=True).json()["choices"]
         chunks = [event["choices"][0] for event in stream(url, prompt="hi", max_tokens=2, return_token_ids=True)]
@@ -200,7 +200,7 @@ def test_token_ids_on_request() -> None:
 
 @pytest.mark.parametrize(("kept", "echoed"), [(3, "fgh"), (20, "abcdefgh"), (-1, "abcdefgh")])
 def test_prompts_are_truncated_from_the_left(kept: int, echoed: str) -> None:
-    """The end of a prompt matters most."""
+    """The end of a prompt is kept, as it matters most."""
     with served(ScriptedEngine()) as url:
         answer = post(url, prompt="abcdefgh", max_tokens=1, echo=True, truncate_prompt_tokens=kept)
 
@@ -209,7 +209,7 @@ def test_prompts_are_truncated_from_the_left(kept: int, echoed: str) -> None:
 
 
 def test_truncation_makes_room_for_the_answer() -> None:
-    """-1 keeps as much as fits, however long the text is."""
+    """-1 keeps as much of the text's end as fits beside the answer."""
     with served(ScriptedEngine(context_length=100)) as url:
         answer = post(url, prompt="x" * 100_000, max_tokens=10, truncate_prompt_tokens=-1)
 
@@ -217,7 +217,7 @@ def test_truncation_makes_room_for_the_answer() -> None:
 
 
 def test_usage_in_every_chunk() -> None:
-    """continuous_usage_stats counts up, and means nothing without include_usage."""
+    """continuous_usage_stats counts up; without include_usage it has no effect."""
     options = {"include_usage": True, "continuous_usage_stats": True}
     with served(ScriptedEngine()) as url:
         events = stream(url, max_tokens=3, stream_options=options)
@@ -243,7 +243,7 @@ def test_usage_in_every_chunk() -> None:
 def test_sparsity_by_field_by_header_and_by_name(
     model: str | None, header: str | None, body: float | None, applied: float
 ) -> None:
-    """For clients that can add no field; and the answer names the model as the client did."""
+    """Some clients cannot add a field. The answer repeats the model's name as the client sent it."""
     with served(ScriptedEngine(), sparsity=0.25) as url:
         headers = {"x-griffin-sparsity": header} if header else None
         answer = post(url, headers=headers, model=model, sparsity=body, max_tokens=3).json()
@@ -271,7 +271,7 @@ def test_sparsity_by_field_by_header_and_by_name(
 def test_a_sparsity_that_cannot_be_meant_is_refused(
     model: str | None, header: str | None, body: float | None, status: int, param: str
 ) -> None:
-    """Two different ones, or none at all: nothing is guessed."""
+    """Two different values or an invalid one are refused, not guessed."""
     with served(ScriptedEngine()) as url:
         answer = post(url, headers={"x-griffin-sparsity": header} if header else None, model=model, sparsity=body)
 
@@ -279,7 +279,7 @@ def test_a_sparsity_that_cannot_be_meant_is_refused(
 
 
 def test_sparse_scoring_reports_what_the_neurons_were_chosen_on() -> None:
-    """Echo, logprobs and a sparsity make a scoring request, sparse from its end of prompt on."""
+    """A request with echo, logprobs and a sparsity reports its kept neurons, although it generates no token."""
     with served(ScriptedEngine()) as url:
         report = post(url, prompt="xyz", max_tokens=0, echo=True, logprobs=0, sparsity=0.5).json()["griffin"]
 
@@ -287,7 +287,7 @@ def test_sparse_scoring_reports_what_the_neurons_were_chosen_on() -> None:
 
 
 def test_chat_in_one_object() -> None:
-    """The template makes the prompt; the answer is the assistant's message."""
+    """The template makes the prompt; the answer is a message of the assistant."""
     conversation = [
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]},
@@ -310,7 +310,7 @@ def test_chat_in_one_object() -> None:
 
 
 def test_chat_stream_begins_with_the_role() -> None:
-    """Then a delta for each token, the reason with the last, and usage without choices."""
+    """Then come a delta for each token, the reason with the last one, and usage without choices."""
     with served(ScriptedEngine()) as url:
         first, *chunks, usage = stream(url, CHAT, messages=HI, max_tokens=3, stream_options={"include_usage": True})
 
@@ -322,7 +322,7 @@ def test_chat_stream_begins_with_the_role() -> None:
 
 
 def test_chat_logprobs() -> None:
-    """With bytes, and with as many alternatives as asked for."""
+    """Each token has its bytes and the requested number of alternatives."""
     with served(ScriptedEngine()) as url:
         logprobs = post(url, CHAT, messages=HI, max_tokens=1, logprobs=True, top_logprobs=2).json()["choices"][0][
             "logprobs"
@@ -335,7 +335,7 @@ def test_chat_logprobs() -> None:
 
 
 def test_chat_answers_as_long_as_the_context() -> None:
-    """Without a limit there is none but the context."""
+    """Without a given limit only the context limits the answer."""
     with served(ScriptedEngine(context_length=40)) as url:
         usage = post(url, CHAT, messages=HI, ignore_eos=True).json()["usage"]
 
@@ -343,7 +343,7 @@ def test_chat_answers_as_long_as_the_context() -> None:
 
 
 def test_chat_continues_a_message() -> None:
-    """continue_final_message goes on with what the assistant began."""
+    """With continue_final_message the model continues the assistant's last message."""
     messages = [*HI, {"role": "assistant", "content": "well"}]
     with served(ScriptedEngine()) as url:
         usage = post(url, CHAT, messages=messages, max_tokens=1, continue_final_message=True).json()["usage"]
@@ -382,7 +382,7 @@ def test_chat_continues_a_message() -> None:
     ],
 )
 def test_what_a_chat_cannot_be_is_refused_by_name(body: dict[str, Any], param: str) -> None:
-    """A 400 in OpenAI's form."""
+    """Each is a 400 in OpenAI's form."""
     with served(ScriptedEngine()) as url:
         answer = post(url, CHAT, **body)
 
@@ -398,7 +398,7 @@ def test_what_a_chat_cannot_be_is_refused_by_name(body: dict[str, Any], param: s
      ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "messages")],
 )  # fmt: skip
 def test_chat_errors_speak_of_chat_fields(body: dict[str, Any], param: str) -> None:
-    """Not of what the engine calls them."""
+    """Errors do not use the engine's names."""
     with served(ScriptedEngine(), overlong_max_tokens="refuse") as url:
         error = post(url, CHAT, **{"messages": HI, **body}).json()["error"]
 
@@ -407,7 +407,7 @@ def test_chat_errors_speak_of_chat_fields(body: dict[str, Any], param: str) -> N
 
 
 def test_fields_that_ask_for_nothing_are_no_reason_to_refuse() -> None:
-    """SDKs send them all."""
+    """SDKs send all these fields with values that ask for nothing."""
     nothing = {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "modalities": ["text"],
                "user": "me", "store": False, "metadata": {}, "service_tier": "auto", "n": None, "stop": None,
                "logit_bias": None, "logprobs": None, "max_tokens": None, "parallel_tool_calls": True}  # fmt: skip
@@ -419,7 +419,7 @@ def test_fields_that_ask_for_nothing_are_no_reason_to_refuse() -> None:
 
 
 def test_a_model_without_a_template_does_not_chat() -> None:
-    """And says so, with what to do instead."""
+    """The error says so and names another endpoint."""
 
     class Plain(CharacterTokenizer):
         chat_template = None
@@ -433,7 +433,7 @@ def test_a_model_without_a_template_does_not_chat() -> None:
 
 @pytest.mark.parametrize(("method", "quarter", "half"), [("griffin+", 1270, 954), ("griffin", 1300, 1000)])
 def test_models_and_their_aliases(method: str, quarter: int, half: int) -> None:
-    """Sizes, context, and the model at other sparsities, each by its own name; bytes as the default method plans."""
+    """The list has sizes, context and aliases with other sparsities; bytes are those of the default method."""
     with served(ScriptedEngine(), method=method, sparsity=0.25) as url:
         model, *aliases = httpx.get(f"{url}/v1/models").json()["data"]
         one = httpx.get(f"{url}/v1/models/scripted@sparsity=0.5").json()
@@ -450,7 +450,7 @@ def test_models_and_their_aliases(method: str, quarter: int, half: int) -> None:
 
 
 def test_tokenize_and_detokenize() -> None:
-    """vLLM's shapes, so that its clients and lm-eval find a tokenizer here."""
+    """The forms are vLLM's, so that its clients and lm-eval find a tokenizer here."""
     with served(ScriptedEngine()) as url:
         tokens = post(url, "/tokenize", prompt="hi").json()
         strings = post(url, "/tokenize", prompt="hi", return_token_strs=True).json()["token_strs"]
@@ -472,7 +472,7 @@ def test_tokenize_and_detokenize() -> None:
 
 
 def test_one_of_several_chat_templates() -> None:
-    """The one that conversations go by, as a text."""
+    """/tokenizer_info gives the template that chats use, as a text."""
     tokenizer = CharacterTokenizer()
     tokenizer.chat_template = {"default": "roles and texts", "tool_use": "tools"}
     with served(ScriptedEngine(), tokenizer=tokenizer) as url:
@@ -480,7 +480,7 @@ def test_one_of_several_chat_templates() -> None:
 
 
 def test_health_readiness_and_version() -> None:
-    """Load balancers ask with HEAD."""
+    """HEAD works too, as load balancers use it."""
     with served(ScriptedEngine()) as url:
         for path in ("/health", "/ready"):
             assert httpx.head(f"{url}{path}").status_code == httpx.get(f"{url}{path}").status_code == 200
@@ -488,12 +488,12 @@ def test_health_readiness_and_version() -> None:
 
 
 def test_all_endpoints_count_into_the_same_metrics() -> None:
-    """accepted = finished + given up + failed."""
+    """Accepted requests are the finished, the abandoned and the failed ones."""
     with served(ScriptedEngine()) as url:
         post(url, prompt=["a", "b"], n=2, max_tokens=3)
         post(url, CHAT, messages=HI, max_tokens=3)
 
         assert metric(url, "griffin_requests_accepted_total") == metric(url, "griffin_request_success_total") == 2
         assert metric(url, "griffin_generation_tokens_total") == 4 * 3 + 3
-        # Between tokens of one sequence only.
+        # Only gaps within one sequence count.
         assert metric(url, "griffin_inter_token_latency_seconds_count") == 5 * 2

@@ -1,4 +1,4 @@
-"""Tools over HTTP: how calls are answered, whole and in a stream, whatever else the request asks for."""
+"""Tools over HTTP: how calls are answered, streamed or not, with any other fields."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
 OTHER = CALL.replace('"f"', '"g"')
 BROKEN = '<tool_call>\n{"name": "f", "arguments": {"a": tru}}\n</tool_call>'
-# Content, calls, and the reason of an answer.
+# Text, further fields, and the expected content, calls and reason.
 CASES: list[tuple[str, dict[str, Any], str | None, list[tuple[str, str]], str]] = [
     (CALL, {}, None, [("f", '{"a": 1}')], "tool_calls"),
     (f"Let me see.\n{CALL}\n{OTHER}", {}, "Let me see.", [("f", '{"a": 1}'), ("g", '{"a": 1}')], "tool_calls"),
@@ -34,7 +34,7 @@ CASES: list[tuple[str, dict[str, Any], str | None, list[tuple[str, str]], str]] 
 
 
 def put_together(events: Sequence[Any], index: int = 0) -> tuple[str, list[dict[str, str]], str | None]:
-    """Content, calls and reason of one choice, as SDKs put deltas together."""
+    """The content, calls and reason of one choice, which SDKs build from the deltas."""
     content, calls, reason = "", list[dict[str, str]](), None
     for choice in (choice for event in events for choice in event["choices"] if choice["index"] == index):
         assert reason is None
@@ -56,7 +56,7 @@ def put_together(events: Sequence[Any], index: int = 0) -> tuple[str, list[dict[
 def test_calls_in_an_answer(
     text: str, body: dict[str, Any], content: str | None, calls: list[tuple[str, str]], reason: str
 ) -> None:
-    """The same in a stream; each call has an id of its own."""
+    """A stream gives the same; each call has an id of its own."""
     asked = {"messages": HI, "tools": TOOLS, "n": 2, **body}
     with served(ScriptedEngine(text, once=True)) as url:
         whole = post(url, CHAT, **asked).json()["choices"]
@@ -78,7 +78,7 @@ def test_calls_in_an_answer(
 
 
 def test_a_malformed_call_is_content() -> None:
-    """Its beginning has been streamed; the reason says that it is none."""
+    """A stream has already sent its beginning as a call, but the reason is not "tool_calls"."""
     with served(ScriptedEngine(BROKEN, once=True)) as url:
         [whole] = post(url, CHAT, messages=HI, tools=TOOLS).json()["choices"]
         content, [call], reason = put_together(stream(url, CHAT, messages=HI, tools=TOOLS))
@@ -89,7 +89,7 @@ def test_a_malformed_call_is_content() -> None:
 
 
 def test_tokens_are_all_told_beside_calls() -> None:
-    """Log-probabilities, ids and usage, once each, although a call's marks are in no delta."""
+    """Each token has one log-probability and one id, although no delta has the marks of a call."""
     asked = {"messages": HI, "tools": TOOLS, "logprobs": True, "return_token_ids": True}
     with served(ScriptedEngine(CALL)) as url:
         usage = {"stream_options": {"include_usage": True}}
@@ -104,7 +104,7 @@ def test_tokens_are_all_told_beside_calls() -> None:
 
 @pytest.mark.parametrize("griffin", [{"mode": "guarded"}, {"mode": "lossless"}, {"draft": "ngram"}, {"compare": True}])
 def test_calls_in_every_mode(griffin: dict[str, Any]) -> None:
-    """What generates does not matter to what is read."""
+    """The mode of generation does not change how calls are read."""
     with served(ScriptedEngine(CALL, once=True, drafts=True)) as url:
         [choice] = post(url, CHAT, messages=HI, tools=TOOLS, sparsity=0.5, griffin=griffin).json()["choices"]
 
@@ -115,7 +115,7 @@ MARK = 1
 
 
 class Told(CharacterTokenizer):
-    """A template that takes tools, of a model whose mark of calls is a special token."""
+    """Has a template that takes tools, and a special token that marks calls."""
 
     chat_template = "[TOOL_CALLS]"
     all_special_ids: ClassVar[list[int]] = [END, MARK]
@@ -132,7 +132,7 @@ class Told(CharacterTokenizer):
 
 
 def test_a_mark_that_is_a_special_token_is_seen() -> None:
-    """Although special tokens are left out of the text."""
+    """It is seen although special tokens are left out of the text."""
     text = '[{"name": "f", "arguments": {}}]'
     with served(ScriptedEngine(f"Hm.{chr(MARK)}{text}", once=True), tokenizer=Told()) as url:
         [choice] = post(url, CHAT, messages=HI, tools=TOOLS).json()["choices"]
@@ -144,7 +144,7 @@ def test_a_mark_that_is_a_special_token_is_seen() -> None:
 
 
 def test_the_template_is_told_of_tools() -> None:
-    """As OpenAI has them; not with tool_choice none. /tokenize counts them too."""
+    """It gets OpenAI's objects, except with tool_choice none. /tokenize counts them, too."""
     history = [
         *HI,
         {"role": "assistant", "tool_calls": [{"id": "1", "type": "function",

@@ -1,4 +1,4 @@
-"""What verified answers and comparisons say of themselves, in the report and in the metrics."""
+"""Verified answers and comparisons: what the report and the metrics say of them."""
 
 import threading
 import time
@@ -12,12 +12,12 @@ from tests.server.scripted import ScriptedEngine, leave_early, served, wait_unti
 LOSSLESS = {"mode": "lossless"}
 SPEC = "griffin_spec_decode_num_"
 WITH_USAGE = {"include_usage": True}
-# That a comparison takes.
+# The time that a comparison takes.
 HELD_S = 0.3
 
 
 def test_a_report_sums_over_all_sequences() -> None:
-    """Nine tokens after the first are three blocks of four drafts, three of which stay; two sequences, two prompts."""
+    """Nine tokens make three blocks of four drafts, of which three stay, for each of four sequences."""
     asked = {"prompt": ["a", "b"], "n": 2, "max_tokens": 10, "sparsity": 0.5}
     with served(ScriptedEngine(), method="griffin") as url:
         report = post(url, **asked, griffin=LOSSLESS).json()["griffin"]
@@ -32,7 +32,7 @@ def test_a_report_sums_over_all_sequences() -> None:
 
 @pytest.mark.parametrize("mode", ["guarded", "lossless"])
 def test_metrics_of_a_mode(mode: str) -> None:
-    """Named after vLLM's, at zero before the first event; parameters and bytes are those that were really read."""
+    """Metrics have vLLM's names and start at zero. Parameters and bytes are those that were read."""
     with served(ScriptedEngine()) as url:
         before = [metric(url, f"{SPEC}{name}_total", mode=mode) for name in ("drafts", "rollbacks")]
         post(url, max_tokens=10, sparsity=0.5, griffin={"mode": mode})
@@ -53,7 +53,7 @@ def test_metrics_of_a_mode(mode: str) -> None:
 
 @pytest.mark.parametrize("sparsity", [0, 0.5])
 def test_drafts_in_mode_fast(sparsity: float) -> None:
-    """By default; they are in the report and in the metrics of that mode, and nothing is read twice there."""
+    """Drafts are made by default. The report and the metrics of this mode count them, and each read counts once."""
     with served(ScriptedEngine(drafts=True)) as url:
         before = metric(url, f"{SPEC}drafts_total", mode="fast")
         report = post(url, max_tokens=10, sparsity=sparsity).json()["griffin"]
@@ -70,7 +70,7 @@ def test_drafts_in_mode_fast(sparsity: float) -> None:
 
 
 def test_a_server_without_drafts() -> None:
-    """A request may still ask for them, in each mode."""
+    """A request may still ask for drafts, in each mode."""
     asks = ({}, {"draft": "ngram"}, {"mode": "guarded"}, {"mode": "lossless", "draft": "both"})
     with served(engine := ScriptedEngine(drafts=True), draft="none") as url:
         reports = [post(url, max_tokens=5, sparsity=0.5, griffin=griffin).json()["griffin"] for griffin in asks]
@@ -82,7 +82,7 @@ def test_a_server_without_drafts() -> None:
 
 
 def test_tokens_of_a_block_are_chunks_of_their_own() -> None:
-    """In order, although they are made together."""
+    """They come in order, although one pass makes them all."""
     with served(ScriptedEngine(drafts=True)) as url:
         *chunks, usage = stream(url, max_tokens=10, stream_options=WITH_USAGE)
 
@@ -93,7 +93,7 @@ def test_tokens_of_a_block_are_chunks_of_their_own() -> None:
 
 @pytest.mark.parametrize("sparsity", [0, 0.5])
 def test_a_mode_that_has_nothing_to_verify(sparsity: float) -> None:
-    """Nothing removed, or an answer of one token: the mode is what was asked for, and parameters are all of them."""
+    """With no sparsity or one token, the report keeps the mode, and all parameters are read."""
     tokens = 1 if sparsity else 3
     with served(ScriptedEngine()) as url:
         report = post(url, max_tokens=tokens, sparsity=sparsity, griffin=LOSSLESS).json()["griffin"]
@@ -106,7 +106,7 @@ def test_a_mode_that_has_nothing_to_verify(sparsity: float) -> None:
 
 
 def test_a_comparison_is_reported_when_it_was_asked_for() -> None:
-    """Means by tokens over all sequences, of the ratio the geometric one, which is the ratio over all of them."""
+    """Figures are means over all tokens; the perplexity ratio is a geometric mean."""
     with served(engine := ScriptedEngine()) as url:
         without = post(url, max_tokens=3, sparsity=0.5).json()["griffin"]
         dense = post(url, max_tokens=3, sparsity=0, griffin={"compare": True}).json()["griffin"]
@@ -125,14 +125,14 @@ def test_a_comparison_is_reported_when_it_was_asked_for() -> None:
 
 
 def _compared(engine: ScriptedEngine, url: str, comparisons: list[Comparison]) -> object:
-    """Of a request with one sequence for each of these."""
+    """The reported comparison of a request with one sequence for each of ``comparisons``."""
     engine.comparisons = iter(comparisons)
     body = {"prompt": ["x"] * len(comparisons), "max_tokens": 3, "sparsity": 0.5, "griffin": {"compare": True}}
     return post(url, **body).json()["griffin"]["comparison"]
 
 
-def test_a_comparison_comes_behind_the_text() -> None:
-    """In a stream all text is there before it; and it is no part of the time that generating took."""
+def test_a_comparison_comes_after_the_text() -> None:
+    """A stream has sent all text before it, and generation times do not include it."""
     engine = ScriptedEngine(compare_gate=threading.Event())
 
     def open_late() -> None:
@@ -154,7 +154,7 @@ def test_a_comparison_comes_behind_the_text() -> None:
 
 
 def test_nothing_is_compared_for_a_client_that_has_left() -> None:
-    """Neither begun nor gone on with; the request counts as given up."""
+    """A comparison does not begin or go on, and the request counts as a disconnect."""
     gate = threading.Event()
     engine = ScriptedEngine(compare_gate=gate)
     with served(engine) as url:
@@ -171,7 +171,7 @@ def test_nothing_is_compared_for_a_client_that_has_left() -> None:
 
 
 def test_a_comparison_that_fails_fails_its_request() -> None:
-    """It was asked for; the engine is rebuilt."""
+    """The request asked for it, so it gets a 500; the engine is rebuilt."""
     with served(engine := ScriptedEngine(compare_failure=RuntimeError("boom"))) as url:
         answer = post(url, max_tokens=3, sparsity=0.5, griffin={"compare": True})
 
@@ -179,7 +179,7 @@ def test_a_comparison_that_fails_fails_its_request() -> None:
 
 
 def test_a_text_that_ends_at_a_stop_string_is_compared_too() -> None:
-    """Once, however many tokens were made while its end was being found."""
+    """It is compared once, although tokens came after the stop string."""
     with served(engine := ScriptedEngine(step_s=0.01)) as url:
         answer = post(url, max_tokens=50, stop="c", sparsity=0.5, griffin={"compare": True}).json()
 

@@ -1,4 +1,4 @@
-"""Rude clients, overload, broken engines, deadlines: nothing is lost, nothing waits for ever, the server goes on."""
+"""Rude clients, overload, broken engines, deadlines: no request is lost or waits for ever, and the server goes on."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ from tests.server.scripted import ScriptedEngine, leave_early, served, wait_unti
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("phase", ["queue", "prefill", "decode"])
 def test_a_client_that_leaves_costs_at_most_a_token(streaming: bool, phase: str) -> None:
-    """In each phase, streaming or not: the engine stops, the disconnect is counted, and the next is served."""
+    """In each phase, streaming or not: the engine stops, the disconnect is counted, and the next request is served."""
     gate = threading.Event()
     slow = ScriptedEngine(step_s=0.02, prefill_s=60 if phase == "prefill" else 0, gate=gate)
     with served(slow) as url:
@@ -55,9 +55,9 @@ def test_a_client_that_leaves_costs_at_most_a_token(streaming: bool, phase: str)
     assert max(slow.ended) < 200
 
 
-@pytest.mark.parametrize("behind", [b"G", b"\r\n", b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"])
-def test_bytes_behind_a_request_do_not_hide_that_its_client_leaves(behind: bytes) -> None:
-    """The HTTP library stops reading then, and sees nothing of the end either."""
+@pytest.mark.parametrize("trailing", [b"G", b"\r\n", b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_bytes_after_a_request_do_not_hide_that_its_client_leaves(trailing: bytes) -> None:
+    """When bytes follow a request, the HTTP library stops reading, so it does not see that the client leaves."""
     slow = ScriptedEngine(step_s=0.01, context_length=10_000)
     with served(slow) as url:
         body = json.dumps({"prompt": "x", "max_tokens": 9000}).encode()
@@ -65,13 +65,13 @@ def test_bytes_behind_a_request_do_not_hide_that_its_client_leaves(behind: bytes
             head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             client.sendall(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
             wait_until(lambda: slow.generated > 3)
-            client.sendall(behind)
+            client.sendall(trailing)
             time.sleep(0.2)
         wait_until(lambda: metric(url, "griffin_client_disconnects_total", phase="decode") == 1)
 
 
 def test_half_a_body_at_the_end_of_the_drain() -> None:
-    """It is told so in OpenAI's form, and nothing is logged as a fault."""
+    """Its client gets an error in OpenAI's form, and the log shows no fault."""
     with running("--drain-timeout", "0", "--max-model-len", "16") as server:
         port = int(server.url.rsplit(":", 1)[1])
         with socket.create_connection(("127.0.0.1", port)) as client:
@@ -97,7 +97,7 @@ def test_a_queue_of_no_places_serves_one_after_the_other() -> None:
 
 
 def test_a_fault_in_the_engine_is_a_500_without_internals() -> None:
-    """OpenAI's form, no retry, nothing of the cause; and the server goes on."""
+    """The error has OpenAI's form, advises against a retry and hides the cause; the server goes on."""
     with served(ScriptedEngine(fail_after=1)) as url:
         response = post(url, max_tokens=3)
         again = post(url, max_tokens=1)
@@ -111,7 +111,7 @@ def test_a_fault_in_the_engine_is_a_500_without_internals() -> None:
 
 
 def test_a_fault_inside_a_stream_is_an_object_in_it() -> None:
-    """Text so far is delivered, then an error the SDK can raise, then [DONE]."""
+    """The text so far is delivered, then an error that the SDK can raise, then [DONE]."""
     with served(ScriptedEngine(fail_after=2)) as url:
         events = stream(url, max_tokens=5, stream_options={"include_usage": True})
 
@@ -121,7 +121,7 @@ def test_a_fault_inside_a_stream_is_an_object_in_it() -> None:
 
 
 def test_before_the_model_is_there() -> None:
-    """Alive but not ready; completions are told to come back."""
+    """The server is alive but not ready; requests get a 503 that tells them when to come back."""
     release = threading.Event()
 
     def slow_loader(_: Settings) -> Loaded:
@@ -164,7 +164,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 async def leave(port: int, body: dict[str, Any], after_s: float) -> None:
-    """A client that sends a request and is gone."""
+    """Send a request and abort the connection."""
     content = json.dumps(body).encode()
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
@@ -175,7 +175,7 @@ async def leave(port: int, body: dict[str, Any], after_s: float) -> None:
 
 
 def test_300_clients_that_leave_at_random_moments(server: ServerProcess) -> None:
-    """In the queue, in the prompt, between tokens, streaming or not: soon idle, and every request is accounted for."""
+    """Clients leave in each phase, streaming or not: the server is soon idle, and every request is counted."""
     url, dice = server.url, random.Random(0)
     before = {name: metric(url, f"griffin_{name}_total") for name in ENDINGS}
 
@@ -204,7 +204,7 @@ ENDINGS = ("requests_accepted", "request_success", "client_disconnects", "reques
 
 
 def test_overload_is_refused_at_once_and_every_accepted_request_is_answered(tiny: Path) -> None:
-    """10 x the places: 429 in OpenAI's form with Retry-After within 50 ms, and the numbers add up."""
+    """Ten times as many requests as places: each 429 takes under 50 ms, and the counters add up."""
     accepted = {"prompt": "word", "max_tokens": 200, "n": 32, "ignore_eos": True, "temperature": 0}
     refused = {"prompt": "word " * 200, "max_tokens": 2}
 
@@ -223,21 +223,21 @@ def test_overload_is_refused_at_once_and_every_accepted_request_is_answered(tiny
             assert metric(server.url, "griffin_requests_accepted_total") == 4
             assert metric(server.url, "griffin_request_success_total") == 4
             assert metric(server.url, "griffin_requests_rejected_total", reason="queue_full") == 36
-            # Where the server says how long it took.
+            # Take the server's own times.
             times = [float(ms) for ms in re.findall(r" status=429 ms=(\S+) .*code=queue_full", server.log)]
         assert [response.status_code for response in responses] == [200] * 4 + [429] * 36
         for response in responses[4:]:
             assert response.json()["error"]["code"] == "queue_full"
             assert 1 <= int(response.headers["retry-after"]) <= 120
         assert len(times) == 36
-        # On a busy machine one run in a while is the machine's doing.
+        # A busy machine alone may make one run slow, so the test has three tries.
         if max(times) < 50:
             return
     pytest.fail(f"refusals took up to {max(times):.0f} ms, three times over")
 
 
 def test_refusals_come_before_tokenizing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full queue costs nothing but the refusal; and those still being tokenized count as waiting."""
+    """A full queue refuses before it tokenizes; requests that are still being tokenized count as waiting."""
     from server.answer import prompts
 
     entered, release = threading.Event(), threading.Event()
@@ -262,7 +262,7 @@ def test_refusals_come_before_tokenizing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("failure", [RuntimeError("bug"), SystemExit(3), KeyboardInterrupt(), MemoryError()])
 def test_a_worker_killed_mid_request_is_rebuilt(failure: BaseException) -> None:
-    """Its own request is a 500, the next one is answered, and the restart is counted."""
+    """Its request gets a 500, the next one is answered, and the restart is counted."""
     engine = ScriptedEngine(fail_after=2, failure=failure)
     with served(engine) as url:
         broken = post(url, max_tokens=5)
@@ -277,7 +277,7 @@ def test_a_worker_killed_mid_request_is_rebuilt(failure: BaseException) -> None:
 
 
 def test_too_little_memory_is_said_to_be_that() -> None:
-    """A shorter request may do, so the client is told; nothing else about the inside."""
+    """A shorter request may succeed, so the client is told the reason, but no details of the server."""
     with served(ScriptedEngine(fail_after=1, failure=OutOfMemory("CUDA out of memory at 0xdeadbeef"))) as url:
         answer = post(url, max_tokens=5)
         event = stream(url, max_tokens=5)[-1]
@@ -289,7 +289,9 @@ def test_too_little_memory_is_said_to_be_that() -> None:
 
 
 def test_requests_too_large_for_memory_do_not_turn_readiness_off() -> None:
-    """One client's long prompts are not the engine's fault; all the same it starts afresh."""
+    """One client's long prompts are not the engine's fault, so the server stays ready; the engine is rebuilt all the
+    same.
+    """
     with served(engine := ScriptedEngine(fail_after=1, failure=OutOfMemory("too large"))) as url:
         for _ in range(4):
             assert post(url, max_tokens=5).status_code == 500
@@ -298,7 +300,7 @@ def test_requests_too_large_for_memory_do_not_turn_readiness_off() -> None:
 
 
 def test_readiness_comes_back_without_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing is sent to a server that is not ready, no request could prove that it works again."""
+    """A server that is not ready may get no requests, so readiness must return without one."""
     from server.work import recovery
 
     monkeypatch.setattr(recovery, "UNREADY_S", 2)
@@ -310,7 +312,7 @@ def test_readiness_comes_back_without_traffic(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_hopeless_engine_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a fault that no rebuild mends, only a new process helps: liveness says so."""
+    """If no rebuild succeeds, only a new process helps: /health says so."""
     from server.work import recovery
 
     monkeypatch.setattr(recovery, "FIRST_PAUSE_S", 0.01)
@@ -322,7 +324,7 @@ def test_a_hopeless_engine_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_an_engine_that_times_out_is_not_taken_for_silence(streaming: bool) -> None:
-    """Whatever class its error has, it is a failure."""
+    """A TimeoutError of the engine is a failure like any other."""
     with served(ScriptedEngine(fail_after=1, failure=TimeoutError("a lock"))) as url:
         if streaming:
             assert stream(url, max_tokens=3)[-1]["error"]["code"] == "internal_error"
@@ -332,7 +334,7 @@ def test_an_engine_that_times_out_is_not_taken_for_silence(streaming: bool) -> N
 
 
 def test_a_failure_is_not_kept_alive() -> None:
-    """What its frames hold is free before the engine is rebuilt, and no longer in memory after."""
+    """Objects that the failed frames held are freed before the engine is rebuilt."""
 
     class Large:
         pass
@@ -359,7 +361,7 @@ def test_a_failure_is_not_kept_alive() -> None:
 
 
 def test_repeated_failure_turns_readiness_off_until_a_success() -> None:
-    """Traffic is to go elsewhere, but whoever still comes is tried."""
+    """Load balancers should send requests elsewhere, but a request that still arrives is tried."""
     with served(ScriptedEngine(fail_after=1)) as url:
         for _ in range(3):
             assert httpx.get(f"{url}/ready").status_code == 200
@@ -374,7 +376,7 @@ def test_repeated_failure_turns_readiness_off_until_a_success() -> None:
 
 
 def test_an_engine_that_cannot_be_rebuilt_at_once() -> None:
-    """What waits for it is refused rather than left waiting, and it is tried until it works."""
+    """Waiting requests are refused at once, and the rebuild is repeated until it succeeds."""
     gate = threading.Event()
     engine = ScriptedEngine(fail_after=1, rebuild_failures=2, gate=gate)
     with served(engine) as url, ThreadPoolExecutor() as pool:
@@ -394,7 +396,7 @@ def test_an_engine_that_cannot_be_rebuilt_at_once() -> None:
 
 
 def test_one_broken_engine_of_two_does_not_stop_the_other() -> None:
-    """The other one takes what waits."""
+    """The working engine takes all waiting requests."""
     broken = ScriptedEngine(fail_after=1, rebuild_failures=100)
     with served(broken, ScriptedEngine()) as url:
         while not broken.rebuilt:
@@ -408,7 +410,7 @@ def test_one_broken_engine_of_two_does_not_stop_the_other() -> None:
 @pytest.mark.parametrize("phase", ["queue", "prefill", "decode"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_request_has_a_deadline(phase: str, streaming: bool) -> None:
-    """In each phase: 504 that no SDK repeats, or an error in the stream; and the engine stops."""
+    """In each phase: a 504 that no SDK repeats, or an error in the stream; and the engine stops."""
     gate = threading.Event()
     engine = ScriptedEngine(step_s=0.02, gate=gate)
     if phase == "decode":
@@ -442,7 +444,7 @@ NEWER = {
 
 @pytest.mark.parametrize("path", NEWER)
 def test_newer_apis_have_deadlines_and_clients_that_leave(path: str) -> None:
-    """As the older ones: the engine stops, and each end is counted."""
+    """They behave as the older APIs: the engine stops, and each end is counted."""
     engine = ScriptedEngine(step_s=0.02)
     with served(engine) as url:
         whole = post(url, path, **NEWER[path], timeout=0.3)
@@ -462,7 +464,7 @@ def test_newer_apis_have_deadlines_and_clients_that_leave(path: str) -> None:
 
 
 def test_the_servers_own_deadline_holds_in_any_case() -> None:
-    """A request can shorten it, not lengthen it."""
+    """A request can shorten the deadline but not lengthen it."""
     with served(ScriptedEngine(step_s=0.02), request_timeout=0.3) as url:
         answer = post(url, max_tokens=900, timeout=1000)
 
@@ -471,7 +473,7 @@ def test_the_servers_own_deadline_holds_in_any_case() -> None:
 
 
 def test_a_stuck_engine_does_not_hold_its_client() -> None:
-    """The deadline is kept on the event loop: an engine deep in a computation cannot keep it."""
+    """The event loop keeps the deadline, because an engine inside a computation cannot."""
     with served(ScriptedEngine(step_s=2)) as url:
         answer = post(url, max_tokens=2, timeout=0.3)
 
@@ -479,7 +481,7 @@ def test_a_stuck_engine_does_not_hold_its_client() -> None:
 
 
 def test_streams_are_kept_alive_while_nothing_comes() -> None:
-    """Comments, which clients skip and proxies see."""
+    """The server sends comments: clients skip them, and proxies see traffic."""
     with served(ScriptedEngine(prefill_s=0.5), keep_alive=0.1) as url:
         response = post(url, stream=True, max_tokens=1)
         events = response.text.split("\n\n")
@@ -490,14 +492,14 @@ def test_streams_are_kept_alive_while_nothing_comes() -> None:
 
 
 def paused(engine: ScriptedEngine) -> bool:
-    """Whether it makes no token for a while, once the sockets' own buffers are full."""
+    """Whether the engine makes no token for 0.3 s although it has begun."""
     made = engine.generated
     time.sleep(0.3)
     return 0 < made == engine.generated
 
 
 def test_a_slow_reader_neither_fills_memory_nor_stops_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its engine pauses when it is far behind, and does not wait for long."""
+    """The engine pauses when too many tokens are unread, and gives the request up after a time."""
     from server.work import job
 
     monkeypatch.setattr(job, "UNREAD", 50)
@@ -514,12 +516,12 @@ def test_a_slow_reader_neither_fills_memory_nor_stops_others(monkeypatch: pytest
             wait_until(lambda: paused(engine))
             assert engine.generated < 200_000
             assert metric(url, "griffin_num_requests_running") == 1
-            # Given up, and the next request is served while the reader still holds its connection.
+            # The slow request is given up: another is served while the reader still holds its connection.
             assert post(url, max_tokens=1).status_code == 200
 
 
 def test_sigterm_under_load(tiny: Path) -> None:
-    """What was accepted is answered, what comes later is refused or finds no server, and the exit code is 0."""
+    """Accepted requests are answered, later ones are refused or find no server, and the exit code is 0."""
     with running(
         "--model", str(tiny), "--workers", "2", "--queue-size", "50", "--dtype", "float32", **ONE_THREAD
     ) as server:
@@ -548,8 +550,10 @@ def test_sigterm_under_load(tiny: Path) -> None:
 
 
 def test_memory_comes_to_rest(server: ServerProcess) -> None:
-    """Requests of all kinds, among them refused ones. Caches fill and the allocator rounds up: that grows in some
-    hundreds of requests. A leak grows in all of them."""
+    """Memory stops growing under requests of all kinds, refused ones included.
+
+    Caches fill and the allocator rounds up: this ends after some hundreds of requests. A leak does not end.
+    """
     url, process = server.url, psutil.Process(server.process.pid)
     dice = random.Random(1)
 
@@ -583,5 +587,5 @@ def test_memory_comes_to_rest(server: ServerProcess) -> None:
 
 
 def at_rest(used: list[int]) -> bool:
-    """Whether the last thousand requests cost less than 2 kB each: less than what a request says and is told."""
+    """Whether the last thousand requests cost less than 2 kB each. A request and its answer are larger."""
     return len(used) > 2 and used[-1] - used[-3] < 2 * 2**20

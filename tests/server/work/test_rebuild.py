@@ -1,4 +1,4 @@
-"""While an engine is made anew after a failure, everybody else waits or is told to come again."""
+"""While an engine is rebuilt after a failure, other requests wait or are told to come again."""
 
 import gc
 import sys
@@ -22,7 +22,7 @@ POISON = 100
 
 
 class Failing(Engine):
-    """A real engine that fails over one prompt. Its rebuild goes on only once ``gate`` is set."""
+    """A real engine that fails on one prompt. Its rebuild waits until ``gate`` is set."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(tiny_model("llama"), **options)
@@ -46,7 +46,7 @@ class Failing(Engine):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_others_wait_while_engines_are_rebuilt(workers: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Only the request at fault is a 500. Those that arrive meanwhile are checked, wait, and are answered."""
+    """Only the failing request gets a 500. Requests that arrive meanwhile are checked, wait, and are answered."""
     engines = [Failing() for _ in range(workers)]
     with served(*engines) as url, ThreadPoolExecutor(24) as pool:
         broken = [pool.submit(post, url, prompt=[POISON], max_tokens=1) for _ in range(workers)]
@@ -72,7 +72,7 @@ def test_others_wait_while_engines_are_rebuilt(workers: int, caplog: pytest.LogC
 
 
 def test_where_no_engine_can_be_rebuilt_others_are_told_to_come_again() -> None:
-    """503 with Retry-After for each, whatever the moment; never a 500 that says it is not worth a retry."""
+    """Each gets 503 with Retry-After at any moment, never a 500 that advises against a retry."""
     engine = ScriptedEngine(fail_after=1, rebuild_failures=3)
     with served(engine) as url, ThreadPoolExecutor(8) as pool:
         assert post(url, max_tokens=5).status_code == 500
@@ -100,7 +100,7 @@ def test_a_job_does_not_slip_into_the_queue_of_a_broken_engine() -> None:
 
 
 def test_what_never_changes_is_there_during_a_rebuild() -> None:
-    """Sizes, counts and rules; while the memory of the old runner is free before a new one takes any."""
+    """Sizes, counts and checks stay available, and the old runner's memory is freed before the new one takes any."""
     engine = Failing()
     old = engine._assembly.state.cache
     thread = threading.Thread(target=engine.rebuild)
@@ -116,7 +116,7 @@ def test_what_never_changes_is_there_during_a_rebuild() -> None:
     engine.gate.set()
     thread.join()
 
-    # Ours, and that of the call itself.
+    # One reference is ours, one belongs to the call of getrefcount.
     assert held == 2
     assert sizes == (3, 256, 128)
     assert len(list(engine.generate([1, 2, 3]))) > 0

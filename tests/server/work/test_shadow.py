@@ -1,4 +1,4 @@
-"""Shadow quality: answers are compared in idle time alone, give way to requests at once, and never hurt them."""
+"""Shadow quality: answers are compared only in idle time, give way to requests at once, and never hurt them."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ HALF = Ask([1, 2], [Sampling(max_tokens=3)], Pruning(0.5))
 
 @pytest.fixture
 def gate() -> Iterator[threading.Event]:
-    """Holds comparisons back; opened at the end in any case."""
+    """Holds comparisons back; the fixture opens it at its end in any case."""
     event = threading.Event()
     yield event
     event.set()
@@ -41,7 +41,7 @@ def count(metrics: Metrics, outcome: str) -> float:
 
 
 async def generate(workers: Workers, tokens: int = 3) -> int:
-    """One request; how many tokens it got."""
+    """Run one request; return how many tokens it got."""
     now = time.monotonic()
     job = Job((Ask([1], [Sampling(max_tokens=tokens)], Pruning()),), now, now + 60)
     with workers.queue.reserve():
@@ -63,19 +63,21 @@ async def generate(workers: Workers, tokens: int = 3) -> int:
     ],
 )
 def test_which_answers_are_drawn(ask: Ask, share: float, drawn: bool) -> None:
-    """Those that removed neurons, in mode fast, from a prompt that was not scored; of them the share."""
+    """Drawn are answers with pruned neurons in mode fast, unless the prompt was scored; of those, the share."""
     assert shadows(share).draws(ask, 100) is drawn
 
 
 def test_a_share_of_them_is_drawn() -> None:
-    """At random: about a quarter of a thousand."""
+    """Answers are drawn at random: about a quarter of a thousand."""
     quarter = shadows(0.25)
 
     assert 150 < sum(quarter.draws(HALF, 100) for _ in range(1000)) < 350
 
 
 def test_the_newest_win() -> None:
-    """By number and by tokens; what cannot be compared is never kept, and one that was interrupted is the oldest."""
+    """The oldest are dropped, by number and by tokens. An answer that cannot be compared is not kept, and an
+    interrupted one counts as the oldest.
+    """
     metrics = Metrics()
     waiting = Shadows(1.0, metrics, "m")
     for first in range(MOST + 2):
@@ -101,7 +103,7 @@ def test_the_newest_win() -> None:
 
 
 def test_an_answer_is_compared_and_observed() -> None:
-    """With the very neurons it came from; by sparsity; and nobody asked for anything."""
+    """It is compared with its own neurons and observed by sparsity, and counts as no request."""
     with served(engine := ScriptedEngine(), shadow_share=1.0) as url:
         before = metric(url, "griffin_shadow_requests_total", outcome="compared")
         post(url, prompt="xy", n=2, max_tokens=4, sparsity=0.5)
@@ -123,7 +125,7 @@ def test_an_answer_is_compared_and_observed() -> None:
 
 
 def test_it_is_off_unless_asked_for() -> None:
-    """Nothing is kept of any answer; and its series, which make a scrape longer, begin where it is on."""
+    """By default no answer is kept, and the metrics have no such series, which would lengthen each scrape."""
     off, on = Metrics(), Metrics()
     Shadows(Settings().shadow_share, off, "m")
     Shadows(0.1, on, "m")
@@ -136,7 +138,7 @@ def test_it_is_off_unless_asked_for() -> None:
 
 
 def test_what_is_not_kept() -> None:
-    """An answer whose client has left, and one that was verified; the oldest would be compared first."""
+    """An answer whose client has left, and one that was verified. Either would be compared first, as it is older."""
     leaving = {"prompt": "x", "max_tokens": 500, "sparsity": 0.5, "stream": True}
     with served(engine := ScriptedEngine(step_s=0.02), shadow_share=1.0) as url:
         with httpx.stream("POST", f"{url}/v1/completions", json=leaving) as response:
@@ -150,7 +152,7 @@ def test_what_is_not_kept() -> None:
 
 
 def test_a_request_interrupts_a_comparison(gate: threading.Event) -> None:
-    """It is answered although nothing opens the comparison's way; that is begun again later, and counted once."""
+    """The request is answered although the gate stays shut; the comparison starts again later and is counted once."""
 
     async def scenario() -> None:
         metrics, engine = Metrics(), ScriptedEngine(compare_gate=gate)
@@ -171,7 +173,7 @@ def test_a_request_interrupts_a_comparison(gate: threading.Event) -> None:
 
 
 def test_a_request_that_is_refused_interrupts_it_for_a_moment(gate: threading.Event) -> None:
-    """It has a place in the queue while it is prepared; the comparison goes on once that is free again."""
+    """The request holds a place in the queue while it is prepared; the comparison restarts when the place is free."""
 
     async def scenario() -> None:
         engine = ScriptedEngine(compare_gate=gate)
@@ -188,7 +190,7 @@ def test_a_request_that_is_refused_interrupts_it_for_a_moment(gate: threading.Ev
 
 
 def test_nothing_is_compared_while_anything_runs(gate: threading.Event) -> None:
-    """On no worker; and one that compares stops when another worker takes a request."""
+    """No worker compares while another one runs a request, and one that compares stops when another takes a request."""
 
     async def scenario() -> None:
         running = threading.Event()
@@ -206,7 +208,7 @@ def test_nothing_is_compared_while_anything_runs(gate: threading.Event) -> None:
         running.clear()
         job = asyncio.create_task(generate(workers))
         await asyncio.to_thread(wait_until, lambda: workers.queue.running == 1)
-        # Whoever compared has stopped, and waits until the other is done.
+        # The worker that compared has stopped, and waits until the other is done.
         begun = sum(len(engine.compared) for engine in engines)
         await asyncio.sleep(0.2)
         assert sum(len(engine.compared) for engine in engines) == begun == 1
@@ -219,7 +221,7 @@ def test_nothing_is_compared_while_anything_runs(gate: threading.Event) -> None:
 
 
 def test_it_waits_until_all_is_quiet() -> None:
-    """A request that follows soon meets no comparison."""
+    """A comparison starts only after a quiet time, so a request that follows soon meets none."""
 
     async def scenario() -> None:
         engine = ScriptedEngine()
@@ -236,7 +238,7 @@ def test_it_waits_until_all_is_quiet() -> None:
 
 
 def test_a_comparison_does_not_hold_up_the_end(gate: threading.Event) -> None:
-    """A server that is told to stop gives it up."""
+    """A server that shuts down gives its comparison up."""
 
     async def scenario() -> None:
         engine = ScriptedEngine(compare_gate=gate)
@@ -252,7 +254,9 @@ def test_a_comparison_does_not_hold_up_the_end(gate: threading.Event) -> None:
 
 
 def test_a_comparison_that_fails_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    """One line each, the engine is rebuilt and the server stays ready; after some in a row no more are made."""
+    """Each failure is one line in the log, the engine is rebuilt and stays ready; after several in a row comparing
+    stops.
+    """
 
     async def scenario() -> None:
         metrics = Metrics()
@@ -283,7 +287,7 @@ def test_a_comparison_that_fails_hurts_nobody(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_comparison_of_nothing_counts_as_dropped() -> None:
-    """What the library cannot compare."""
+    """The library returns None for an answer that it cannot compare."""
     metrics = Metrics()
     waiting = Shadows(1.0, metrics, "m")
     waiting.put(HALF, SELECTION, [1, 2])

@@ -16,7 +16,7 @@ from tests.server.scripted import ScriptedEngine, wait_until
 
 @pytest.fixture
 def gate() -> Iterator[threading.Event]:
-    """Holds scripted engines back; opened at the end in any case."""
+    """Holds scripted engines back; the fixture opens it at its end in any case."""
     event = threading.Event()
     yield event
     event.set()
@@ -41,7 +41,7 @@ async def collect(job: Job) -> list[int]:
 
 
 def test_jobs_run_in_order_on_one_engine() -> None:
-    """First come, first served, each whole."""
+    """Jobs run first come, first served, and one ends before the next starts."""
 
     async def scenario() -> None:
         workers = Workers([ScriptedEngine()], queue_size=8)
@@ -56,7 +56,7 @@ def test_jobs_run_in_order_on_one_engine() -> None:
 
 
 def test_two_engines_run_two_jobs_at_once(gate: threading.Event) -> None:
-    """One queue, a thread for each engine."""
+    """There is one queue, and a thread for each engine."""
 
     async def scenario() -> None:
         workers = Workers([ScriptedEngine(gate=gate), ScriptedEngine(gate=gate)], queue_size=8)
@@ -73,7 +73,7 @@ def test_two_engines_run_two_jobs_at_once(gate: threading.Event) -> None:
 
 @pytest.mark.parametrize("queue_size", [0, 2])
 def test_a_full_queue_refuses(gate: threading.Event, queue_size: int) -> None:
-    """One runs, queue_size wait, the next is refused with a time to come back."""
+    """One job runs, ``queue_size`` jobs wait, and the next is refused with a time to come back."""
 
     async def scenario() -> None:
         workers = Workers([ScriptedEngine(gate=gate)], queue_size=queue_size)
@@ -92,7 +92,7 @@ def test_a_full_queue_refuses(gate: threading.Event, queue_size: int) -> None:
 
 
 def test_a_cancelled_job_frees_its_place_in_the_queue(gate: threading.Event) -> None:
-    """Who has left does not keep others out, and is never run."""
+    """A client that has left keeps no other out, and its job never runs."""
 
     async def scenario() -> None:
         engine = ScriptedEngine(gate=gate)
@@ -114,7 +114,7 @@ def test_a_cancelled_job_frees_its_place_in_the_queue(gate: threading.Event) -> 
 
 
 def test_a_cancelled_job_ends_within_a_token() -> None:
-    """The engine looks up between tokens."""
+    """The engine checks between tokens whether it was cancelled."""
 
     async def scenario() -> None:
         engine = ScriptedEngine(step_s=0.01)
@@ -148,7 +148,7 @@ def test_an_engine_that_raises_fails_its_own_job_only() -> None:
 
 
 def test_close_cancels_what_runs_and_what_waits(gate: threading.Event) -> None:
-    """Nobody is left waiting for ever or in the dark, and nothing new is taken."""
+    """Each running or waiting job gets an error, and no new job is taken."""
 
     async def scenario() -> None:
         workers = Workers([ScriptedEngine(gate=gate)], queue_size=4)
