@@ -14,7 +14,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-# Generous: a busy machine loads a model and reads a prompt meanwhile.
+# Long, because a busy machine may load a model and read a prompt meanwhile.
 PATIENCE_MS = 60_000
 
 
@@ -37,7 +37,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def watches() -> Iterator[list[Watch]]:
-    """Those of the test's pages; what a test expects it takes out, and all else is a failure."""
+    """The watches of the test's pages. A test removes the complaints that it expects; any other fails it."""
     opened: list[Watch] = []
     yield opened
     assert [complaint for watch in opened for complaint in watch.complaints] == []
@@ -45,7 +45,7 @@ def watches() -> Iterator[list[Watch]]:
 
 @pytest.fixture
 def opened(browser: Browser, watches: list[Watch]) -> Iterator[Open]:
-    """Opens the page of a server in a window of its own, closed after the test."""
+    """Opens a server's page in a window of its own, which is closed after the test."""
     contexts = []
 
     def open_page(url: str, size: tuple[int, int] = DESKTOP, scheme: Any = "light", ready: bool = True) -> Page:
@@ -69,7 +69,7 @@ def opened(browser: Browser, watches: list[Watch]) -> Iterator[Open]:
 
 @pytest.fixture(scope="package")
 def plain(browser: Browser, url: str) -> Iterator[Page]:
-    """An empty document beside the page's modules."""
+    """An empty document from which the page's modules can be imported."""
     page = browser.new_page()
 
     def blank(route: Route) -> None:

@@ -1,4 +1,4 @@
-"""Two answers side by side: what the page shows of their cost and quality, against real servers."""
+"""Two answers side by side: the page shows their cost and quality, with real servers."""
 
 import re
 import threading
@@ -24,7 +24,7 @@ from tests.server.scripted import ScriptedEngine, served
 
 
 def test_the_full_model_beside_half_of_it(opened: Open, url: str) -> None:
-    """The page opens on it. Answers and figures are the API's own, quality stands beside speed."""
+    """The page starts with this comparison. Answers and figures are the API's own, with quality beside speed."""
     page = opened(url)
     expect(page.get_by_label("Sparsity of A as a number")).to_have_value("0")
     expect(page.get_by_label("Sparsity of B as a number")).to_have_value("0.5")
@@ -83,7 +83,7 @@ def test_the_full_model_beside_half_of_it(opened: Open, url: str) -> None:
 
 
 def test_measuring_quality_is_in_no_time(opened: Open) -> None:
-    """The comparison comes after the last token: the state says so, and speeds stay what they were."""
+    """The comparison comes after the last token. The state says so, and speeds do not change."""
     gate = threading.Event()
     with served(engine := ScriptedEngine(step_s=0.01, compare_gate=gate)) as url:
         page = opened(url)
@@ -105,7 +105,7 @@ def test_measuring_quality_is_in_no_time(opened: Open) -> None:
 
 
 def test_quality_can_be_left_unmeasured(opened: Open) -> None:
-    """It takes time; without it nothing of it is shown."""
+    """Measuring takes time; without it no quality is shown."""
     with served(engine := ScriptedEngine()) as url:
         page = opened(url)
         page.get_by_label("measure how close answers are").uncheck()
@@ -118,8 +118,7 @@ def test_quality_can_be_left_unmeasured(opened: Open) -> None:
 
 
 def test_each_pane_has_its_own_choices(opened: Open) -> None:
-    """Method, mode and drafts as chosen; default drafts are left to the server. What the full model has checked is
-    not compared with it."""
+    """Requests have the pane's method, mode and drafts. A lossless answer is not compared with the full model."""
     with served(engine := ScriptedEngine()) as url:
         page = opened(url)
         page.get_by_label("Most tokens").fill("9")
@@ -142,7 +141,7 @@ def test_each_pane_has_its_own_choices(opened: Open) -> None:
 
 
 def test_lossless_is_the_full_models_answer(opened: Open, url: str) -> None:
-    """With real weights: beside the full model's own answer, every word is the same."""
+    """With real weights every word equals the full model's answer."""
     page = opened(url)
     page.get_by_label("Most tokens").fill("24")
     choose(page, "Mode", "lossless", "B")
@@ -152,7 +151,7 @@ def test_lossless_is_the_full_models_answer(opened: Open, url: str) -> None:
 
 
 def test_every_combination_that_can_be_chosen_is_accepted(opened: Open) -> None:
-    """Drafts are those of the mode; where n-grams make the full model work alone, no sparsity can be set."""
+    """Each mode has its drafts. If n-grams draft for the full model alone, sparsity and method are disabled."""
     with served(engine := ScriptedEngine()) as url:
         page = opened(url)
         page.get_by_label("two panes").uncheck()
@@ -185,7 +184,7 @@ def test_every_combination_that_can_be_chosen_is_accepted(opened: Open) -> None:
     [({"draft": "none"}, "griffin+", "fast"), ({"method": "griffin", "mode": "guarded"}, "griffin", "guarded")],
 )
 def test_the_servers_own_choices_come_first(opened: Open, flags: dict[str, Any], method: str, mode: str) -> None:
-    """Its method and mode are chosen; its drafts apply where none are."""
+    """The page selects the server's method and mode; the server's drafts apply by default."""
     with served(engine := ScriptedEngine(), **flags) as url:
         page = opened(url)
         for name in "AB":
@@ -199,7 +198,7 @@ def test_the_servers_own_choices_come_first(opened: Open, flags: dict[str, Any],
 
 
 def test_one_pane_alone(opened: Open) -> None:
-    """The other is neither shown nor asked, whatever stands in it."""
+    """The other pane is neither shown nor run, even if it holds an invalid value."""
     with served(engine := ScriptedEngine()) as url:
         page = opened(url)
         page.get_by_label("Sparsity of B as a number").fill("")
@@ -214,7 +213,7 @@ def test_one_pane_alone(opened: Open) -> None:
 
 
 def test_drafts_are_counted_and_can_be_left_out(opened: Open) -> None:
-    """Only where something was drafted; a sentence names them, because they change the speed."""
+    """They are counted only if there are any; a sentence names them, because they change the speed."""
     with served(engine := ScriptedEngine(drafts=True)) as url:
         page = opened(url)
         page.get_by_label("Most tokens").fill("9")
@@ -233,7 +232,7 @@ def test_drafts_are_counted_and_can_be_left_out(opened: Open) -> None:
 
 
 def test_two_sets_of_neurons_are_compared(opened: Open, url: str) -> None:
-    """Smaller sets of the same prompt lie within larger ones; layers can be walked through; a chat is possible."""
+    """A smaller set of the same prompt lies in the larger one; keys move through layers; chats work too."""
     page = opened(url)
     sparsities(page, 0.25, 0.5)
     choose(page, "Method", "griffin")
@@ -265,7 +264,7 @@ def test_two_sets_of_neurons_are_compared(opened: Open, url: str) -> None:
     )
 
 
-# Of a canvas: how many of its points are not empty.
+# The number of drawn pixels of a canvas.
 INK = """canvas => {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   return data.filter((value, i) => i % 4 === 3 && value > 0).length;
@@ -273,8 +272,7 @@ INK = """canvas => {
 
 
 def test_a_prompt_that_is_known_says_so(opened: Open, url: str) -> None:
-    """The second reading is cheaper, so its first token cannot be compared: the page tells. The first is the full
-    model's."""
+    """The second reading of a prompt is cached, so first tokens cannot be compared: the page says so."""
     page = opened(url)
     page.get_by_label("Prompt", exact=True).fill("word " * 400)
     page.get_by_label("Most tokens").fill("2")
@@ -291,7 +289,7 @@ def test_a_prompt_that_is_known_says_so(opened: Open, url: str) -> None:
 
 
 def test_tokens_that_pick_what_they_read(opened: Open) -> None:
-    """By method griffin+ there are no kept neurons to draw: a sentence says so, and a second run and a click go on."""
+    """griffin+ has no kept neurons to draw: a sentence says so, and a second run works."""
     with served(ScriptedEngine()) as url:
         page = opened(url)
         page.get_by_label("Most tokens").fill("5")
@@ -305,14 +303,16 @@ def test_tokens_that_pick_what_they_read(opened: Open) -> None:
 
 
 def test_one_worker_has_nothing_to_share(opened: Open) -> None:
-    """Both at once would be one after the other: the second's first token would come behind the first's last."""
+    """The choice is hidden, because the second answer would wait for the first one."""
     with served(ScriptedEngine()) as url:
         expect(opened(url).get_by_label("both at once")).to_be_hidden()
 
 
 def test_both_at_once(opened: Open) -> None:
-    """If asked to, the second does not wait for the first to end; equal answers are called equal. They slow each other:
-    no speeds are compared, and no answer with the full model, which would slow the other."""
+    """The second answer does not wait, and equal answers are called equal.
+
+    Both slow each other, so speeds are not compared. Quality is not measured, because this would slow the other.
+    """
     gate = threading.Event()
     engines = [ScriptedEngine(gate=gate) for _ in range(2)]
     with served(*engines, workers=2) as url:

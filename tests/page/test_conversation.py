@@ -1,4 +1,4 @@
-"""Conversations, and the choice among several models."""
+"""Conversations, and the choice between several models."""
 
 import re
 
@@ -13,7 +13,7 @@ from tests.server.test_models import Shelf, several
 
 
 def said(page: Page, name: str) -> list[str]:
-    """What stands in a pane before its answer, turn by turn."""
+    """The turns that a pane shows before its answer."""
     return [str(turn.text_content()) for turn in pane(page, name).locator(".turns li").all()]
 
 
@@ -24,7 +24,7 @@ def send(page: Page, message: str) -> None:
 
 
 def test_each_pane_goes_on_from_its_own_answers(opened: Open, url: str) -> None:
-    """With the real model: both get the same messages, and each its own answers before them."""
+    """With the real model: both panes get the same messages, each with its own earlier answers."""
     page = opened(url)
     page.get_by_label("chat").check()
     page.get_by_label("Most tokens").fill("12")
@@ -47,7 +47,7 @@ def test_each_pane_goes_on_from_its_own_answers(opened: Open, url: str) -> None:
 
 
 def test_a_new_conversation(opened: Open) -> None:
-    """A button forgets what was said; a look at completions does not."""
+    """A button forgets the turns; switching to completions and back does not."""
     with served(engine := ScriptedEngine()) as url:
         page = opened(url)
         anew = page.get_by_role("button", name="New conversation")
@@ -75,7 +75,7 @@ def test_a_new_conversation(opened: Open) -> None:
 
 
 def test_a_pane_that_comes_back_goes_on_from_the_other(opened: Open) -> None:
-    """So both always have the same messages of the user."""
+    """So both panes always have the same messages of the user."""
     with served(engine := ScriptedEngine()) as url:
         page = opened(url)
         page.get_by_label("chat").check()
@@ -89,7 +89,7 @@ def test_a_pane_that_comes_back_goes_on_from_the_other(opened: Open) -> None:
 
 
 def test_a_message_without_an_answer_is_not_kept(opened: Open) -> None:
-    """Stopped before B had one, it stays in its field and in no history; then it is sent again."""
+    """If a run is stopped before B has answered, the message stays in its field and can be sent again."""
     with served(engine := ScriptedEngine(step_s=0.01)) as url:
         page = opened(url)
         page.get_by_label("chat").check()
@@ -108,7 +108,7 @@ def test_a_message_without_an_answer_is_not_kept(opened: Open) -> None:
 
 
 def test_an_answer_that_breaks_off(opened: Open) -> None:
-    """The error is a sentence, and the message can be sent again."""
+    """The page shows the error as a sentence, and the message can be sent again."""
     with served(ScriptedEngine(fail_after=5)) as url:
         page = opened(url)
         page.get_by_label("chat").check()
@@ -120,7 +120,7 @@ def test_an_answer_that_breaks_off(opened: Open) -> None:
 
 
 def test_markup_in_a_conversation_stays_text(opened: Open) -> None:
-    """Of both sides, in what was said before too. A phone shows it whole, also a word without an end."""
+    """In messages and answers, earlier ones too. A phone fits a word of any length."""
     with served(ScriptedEngine(text="<b>x</b> ")) as url:
         page = opened(url, PHONE)
         page.get_by_label("chat").check()
@@ -134,7 +134,7 @@ def test_markup_in_a_conversation_stays_text(opened: Open) -> None:
 
 
 def test_thoughts_stand_apart(opened: Open) -> None:
-    """What a model thinks first is neither its answer nor part of the conversation."""
+    """A thought is neither part of the answer nor of the conversation."""
     tokenizer = CharacterTokenizer()
     tokenizer.chat_template = "texts with <think> and </think>"
     text = "<think>hm</think>yes"
@@ -152,7 +152,7 @@ def test_thoughts_stand_apart(opened: Open) -> None:
 
 
 def test_a_model_without_a_chat_template(opened: Open) -> None:
-    """Chat is switched off, with the reason; its examples are completed."""
+    """Chat is off, with the reason; examples for chat become completions."""
     tokenizer = CharacterTokenizer()
     tokenizer.chat_template = None
     with served(ScriptedEngine(), tokenizer=tokenizer) as url:
@@ -166,7 +166,7 @@ def test_a_model_without_a_chat_template(opened: Open) -> None:
 
 
 class Silent(Shelf):
-    """Models without a chat template."""
+    """Models of which beta has no chat template."""
 
     def load(self, settings: Settings) -> Loaded:
         loaded = super().load(settings)
@@ -176,7 +176,7 @@ class Silent(Shelf):
 
 
 def test_one_of_several_models(opened: Open, watches: list[Watch]) -> None:
-    """It is loaded when it is asked for, and then its sizes are known. With one model there is nothing to choose."""
+    """The first request loads a model, and then its sizes are known. With one model there is no choice."""
     shelf = Silent(alpha=1, beta=1)
     with several(shelf) as url:
         page = opened(url)
@@ -199,7 +199,7 @@ def test_one_of_several_models(opened: Open, watches: list[Watch]) -> None:
         expect(page.get_by_label("chat")).to_be_disabled()
         choice.select_option("alpha")
         expect(page.get_by_label("chat")).to_be_enabled()
-        # That a model has no chat template is known once it is loaded: till then, the server says so.
+        # The page learns that a model has no chat template when it is loaded; before that the server refuses.
         run(page)
         both_done(page)
         choice.select_option("beta")
@@ -213,7 +213,7 @@ def test_one_of_several_models(opened: Open, watches: list[Watch]) -> None:
 
 
 def test_a_late_answer_is_not_taken_for_the_chosen_model(opened: Open) -> None:
-    """Whether there is a chat: that of a model that was chosen before says nothing of the next."""
+    """A late reply about another model's chat template does not change the chosen model's."""
     with several(Silent(alpha=1, beta=1), memory_limit=1) as url:
         httpx.post(f"{url}/v1/completions", json={"model": "beta", "prompt": "a", "max_tokens": 1}).raise_for_status()
         page = opened(url)
@@ -228,13 +228,13 @@ def test_a_late_answer_is_not_taken_for_the_chosen_model(opened: Open) -> None:
             held[0].continue_()
         assert late.value.json()["chat_template"] is None
         late.value.finished()
-        # Whatever the page does with it is done before the next frame but one.
+        # The page has handled the reply after two frames.
         page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         expect(page.get_by_label("chat")).to_be_enabled()
 
 
 def test_neurons_of_two_models_are_not_compared(opened: Open) -> None:
-    """A prompt is compared with the one before it only by the same model."""
+    """A prompt's neurons are compared with those of the last prompt only if the model is the same."""
     with several(Shelf(alpha=1, beta=1)) as url:
         page = opened(url)
         page.get_by_label("Most tokens").fill("4")
@@ -261,7 +261,7 @@ def test_neurons_of_two_models_are_not_compared(opened: Open) -> None:
 
 
 def test_a_reload_forgets_a_conversation(opened: Open) -> None:
-    """As the page says."""
+    """The page announces this."""
     with served(ScriptedEngine()) as url:
         page = opened(url)
         page.get_by_label("chat").check()

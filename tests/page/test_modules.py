@@ -1,4 +1,4 @@
-"""The page's modules by themselves: words compared, events cut anywhere, numbers and verdicts as sentences."""
+"""The page's modules alone: comparing words, decoding events, and sentences about figures."""
 
 import pytest
 from playwright.sync_api import Page
@@ -20,7 +20,7 @@ from tests.page.window import module
     ],
 )  # fmt: skip
 def test_words_are_compared(plain: Page, left: str, right: str, said: str, marked: tuple[list[str], list[str]]) -> None:
-    """The longest common subsequence of words; runs of others are marked as one."""
+    """By the longest common subsequence of words; a run of differing words is one mark."""
     script = """
       const [left, right] = argument, found = m.compare(left, right);
       const cut = (text, words) => m.differing(words).map(([start, end]) => text.slice(start, end));
@@ -30,7 +30,7 @@ def test_words_are_compared(plain: Page, left: str, right: str, said: str, marke
 
 
 def test_very_long_answers_are_compared_in_part(plain: Page) -> None:
-    """Their beginnings, and it says so: the comparison takes the product of both lengths."""
+    """Time grows with the product of both lengths, so only the beginnings are compared, and the page says so."""
     script = "return m.summary(m.compare('a '.repeat(5000), 'b '.repeat(5000)))"
 
     assert module(plain, "words", script) == (
@@ -39,7 +39,7 @@ def test_very_long_answers_are_compared_in_part(plain: Page) -> None:
 
 
 def test_events_cut_anywhere(plain: Page) -> None:
-    """Whatever the sizes of the chunks, the events are the same: comments skipped, characters whole."""
+    """Chunks of any size give the same events, without comments and with whole characters."""
     text = ': keep-alive\n\ndata: {"text":"näh 水🌊"}\n\ndata: two\r\ndata:lines\r\n\r\nevent: x\ndata: [DONE]\n\n'
     script = """
       const bytes = new TextEncoder().encode(argument), found = [];
@@ -83,5 +83,5 @@ B = {**A, "name": "B", "bytes": 672e6, "rate": 31.0}
     ],
 )  # fmt: skip
 def test_a_verdict(plain: Page, a: dict[str, object], b: dict[str, object], timed: bool, said: str) -> None:
-    """Bytes, speed and quality in one sentence; what was not measured, or says little, is left out."""
+    """One sentence has bytes, speed and quality; figures that are missing or mean little are left out."""
     assert module(plain, "verdict", "return m.verdict(...argument)", [a, b, timed]) == said

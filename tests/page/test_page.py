@@ -1,4 +1,4 @@
-"""The page in a real browser, against real servers: what somebody sees who types, runs, stops and meets an error."""
+"""The page in a real browser with real servers: typing, running, stopping, and errors."""
 
 import re
 import threading
@@ -29,7 +29,7 @@ from tests.server.scripted import CharacterTokenizer, ScriptedEngine, served, wa
 
 
 def test_an_impossible_request_is_a_sentence(opened: Open, url: str, watches: list[Watch]) -> None:
-    """The server's own words, once, where the answer would have been; the other pane is not tried."""
+    """The server's message stands once in the place of the answer; the other pane does not start."""
     page = opened(url)
     page.get_by_label("Prompt", exact=True).fill("snow " * 9_000)
     with refused(page, watches, 400):
@@ -43,7 +43,7 @@ def test_an_impossible_request_is_a_sentence(opened: Open, url: str, watches: li
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_and_both_schemes(opened: Open, url: str, scheme: str) -> None:
-    """Nothing is wider than 360 px, before and after a run; text and accent stand out from the ground (WCAG AA)."""
+    """The page fits 360 px before and after a run; text and accent have enough contrast (WCAG AA)."""
     page = opened(url, PHONE, scheme)
     assert fits(page)
     page.get_by_label("Most tokens").fill("8")
@@ -63,7 +63,7 @@ def test_a_phone_and_both_schemes(opened: Open, url: str, scheme: str) -> None:
     shoot(page, f"desktop-{scheme}")
 
 
-# Of an element: its colour, and that of the first ground behind it.
+# The colour of an element, and the first background colour behind it.
 COLOURS = """element => {
   const rgb = text => text.match(/[0-9.]+/g).map(Number);
   let ground = element;
@@ -73,7 +73,7 @@ COLOURS = """element => {
 
 
 def contrast(ink: list[float], ground: list[float]) -> float:
-    """WCAG's, of two colours as red, green, blue from 0 to 255."""
+    """The contrast by WCAG of two colours, as red, green and blue from 0 to 255."""
 
     def luminance(colour: list[float]) -> float:
         linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour[:3])]
@@ -84,7 +84,7 @@ def contrast(ink: list[float], ground: list[float]) -> float:
 
 
 def test_stop_in_the_middle(opened: Open) -> None:
-    """What has come stays, the pane that waited is not started, and the server ends its work too."""
+    """The text so far stays, the waiting pane does not start, and the server stops, too."""
     with served(engine := ScriptedEngine(step_s=0.01)) as url:
         page = opened(url)
         page.get_by_label("Most tokens").fill("500")
@@ -138,7 +138,7 @@ def test_all_by_keyboard(opened: Open) -> None:
 
 
 def test_markup_of_a_model_stays_text(opened: Open) -> None:
-    """Answers are shown as they were written, also where words are marked; nothing of them becomes part of the page."""
+    """Answers are shown as they are, also where words are marked; no markup takes effect."""
     gate = threading.Event()
     # The page's seed is 1, with which a script begins at its second letter.
     written = {" <b>x</b>": "<b>x</b> ", " <i>y</i>": "<i>y</i> "}
@@ -158,7 +158,7 @@ def test_markup_of_a_model_stays_text(opened: Open) -> None:
 
 
 def test_an_error_inside_a_stream(opened: Open) -> None:
-    """The status line is long gone: what came stays, and the sentence says that it broke off."""
+    """The status was 200: the text so far stays, and a sentence says that the answer broke off."""
     with served(ScriptedEngine(fail_after=5)) as url:
         page = opened(url)
         run(page)
@@ -167,7 +167,7 @@ def test_an_error_inside_a_stream(opened: Open) -> None:
 
 
 def test_a_busy_server(opened: Open, watches: list[Watch]) -> None:
-    """A full queue is a sentence that says when to try again."""
+    """For a full queue a sentence says when to try again."""
     gate = threading.Event()
     with served(ScriptedEngine(gate=gate), queue_size=0) as url:
         page = opened(url)
@@ -184,7 +184,7 @@ def test_a_busy_server(opened: Open, watches: list[Watch]) -> None:
 
 
 def test_a_server_that_is_gone(opened: Open, watches: list[Watch]) -> None:
-    """No connection is a sentence too."""
+    """A sentence says that the server cannot be reached."""
     with served(ScriptedEngine()) as url:
         page = opened(url)
     run(page)
@@ -196,7 +196,7 @@ def test_a_server_that_is_gone(opened: Open, watches: list[Watch]) -> None:
 
 
 def test_a_key(opened: Open, watches: list[Watch]) -> None:
-    """The page itself needs none, asks for one, sends it, and keeps it for this tab alone."""
+    """The page loads without a key, asks for one, sends it, and keeps it only for this tab."""
     with served(ScriptedEngine(), api_keys="secret") as url:
         page = opened(url, ready=False)
         expect(page.locator("#model")).to_have_text("Enter an API key to begin.")
@@ -219,7 +219,7 @@ def test_a_key(opened: Open, watches: list[Watch]) -> None:
 
 
 def test_a_model_that_still_loads(opened: Open) -> None:
-    """The page waits for it, without an error, and goes on by itself."""
+    """The page waits without an error and goes on by itself."""
     gate = threading.Event()
 
     def loader(settings: object) -> Loaded:
@@ -234,7 +234,7 @@ def test_a_model_that_still_loads(opened: Open) -> None:
 
 
 def test_what_is_served() -> None:
-    """A fixed set of files, each with its type, a strict policy and an ETag; not part of the documented API."""
+    """A fixed set of files with type, policy and ETag, which the API's document does not list."""
     with served(ScriptedEngine()) as url:
         index = httpx.get(f"{url}/")
         assert index.headers["content-type"] == "text/html; charset=utf-8"
@@ -264,7 +264,7 @@ def test_what_is_served() -> None:
 
 
 def test_no_inline_code_and_nobody_else() -> None:
-    """What the policy would refuse is not there, and the only other address is a link to read."""
+    """The files have no inline code, and the only address outside is a link for readers."""
     folder = ROOT / "server" / "page"
     index = (folder / "index.html").read_text()
 
@@ -276,7 +276,7 @@ def test_no_inline_code_and_nobody_else() -> None:
 
 
 def test_the_page_can_be_off() -> None:
-    """Then there is nothing at /, and keys say nothing of it."""
+    """Then / is a 404, or a 401 if the server needs a key."""
     with served(ScriptedEngine(), page=False) as url:
         assert httpx.get(f"{url}/").status_code == 404
         assert httpx.get(f"{url}/page/page.js").status_code == 404
@@ -285,7 +285,7 @@ def test_the_page_can_be_off() -> None:
 
 
 def test_the_page_needs_no_key() -> None:
-    """Its files are no secret; all else is, also what is not there."""
+    """Its files need none; all other paths do, even those that do not exist."""
     with served(ScriptedEngine(), api_keys="key") as url:
         for path in ("", "page/page.js", "page/state"):
             assert httpx.get(f"{url}/{path}").status_code == 200

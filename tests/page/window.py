@@ -13,7 +13,7 @@ from playwright.sync_api import ConsoleMessage, Page, Request, expect
 from tests.server.scripted import wait_until
 
 ROOT = Path(__file__).parents[2]
-# Of each run of these tests. docs/images has copies of page-light.png and page-dark.png.
+# Each run of these tests replaces these pictures. docs/images has copies of page-light.png and page-dark.png.
 SCREENSHOTS = ROOT / "screenshots"
 COLOURS = 48
 DESKTOP, PHONE = (1280, 900), (360, 780)
@@ -22,7 +22,7 @@ Open = Callable[..., Page]
 
 
 class Watch:
-    """What must not happen while a page is open: complaints of the browser, requests to anybody else."""
+    """Collects what must not happen on a page: warnings of the browser, and requests to other servers."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -39,7 +39,7 @@ class Watch:
 
 @contextmanager
 def refused(page: Page, watches: list[Watch], status: int) -> Iterator[None]:
-    """The browser itself reports a refused request, as it reports all of them; once, and nothing else."""
+    """Expect one complaint: the browser reports each refused request by itself."""
     before = len(watches[-1].complaints)
     yield
     new = watches[-1].complaints[before:]
@@ -66,7 +66,7 @@ def sparsities(page: Page, a: float, b: float) -> None:
 
 
 def choose(page: Page, kind: str, value: str, names: str = "AB") -> None:
-    """In each of these panes, its Method, Mode or Drafts."""
+    """Choose a Method, Mode or Drafts in each of these panes."""
     for name in names:
         page.get_by_label(f"{kind} of {name}").select_option(value)
 
@@ -76,7 +76,7 @@ def run(page: Page) -> None:
 
 
 def until_running(url: str, count: int) -> None:
-    """Wait until so many requests have a worker: a page asks a moment before the server has it."""
+    """Wait until that many requests have a worker, which happens shortly after the page sends them."""
     running = f'griffin_num_requests_running{{model_name="scripted"}} {count}.0'
     wait_until(lambda: running in httpx.get(f"{url}/metrics").text)
 
@@ -93,10 +93,10 @@ def shoot(page: Page, name: str) -> None:
     SCREENSHOTS.mkdir(exist_ok=True)
     path = SCREENSHOTS / f"page-{name}.png"
     page.screenshot(path=path, full_page=True)
-    # A third of the bytes.
+    # This leaves a third of the bytes.
     Image.open(path).quantize(COLOURS).save(path, optimize=True)
 
 
 def module(page: Page, name: str, script: str, argument: object = None) -> Any:
-    """What a function of a module of the page gives; without the page's own policy, which no test could pass."""
+    """The result of a script that uses one of the page's modules ``m``. The page's own policy would forbid it."""
     return page.evaluate(f"async argument => {{ const m = await import('/page/{name}.js'); {script} }}", argument)

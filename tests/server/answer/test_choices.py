@@ -129,7 +129,7 @@ def test_neurons_of_an_earlier_answer() -> None:
 
 
 def test_neurons_that_are_unknown_or_of_another_sparsity() -> None:
-    """An unknown set is a 404; a sparsity that does not fit the set is refused."""
+    """An unknown set is a 404; a sparsity that means another number of neurons is refused."""
     with served(ScriptedEngine()) as url:
         unknown = post(url, griffin={"expert_set": "cafe"})
         name = post(url, sparsity=0.5).json()["griffin"]["expert_set"]
@@ -156,7 +156,7 @@ def test_every_choice_is_documented() -> None:
 
 
 def test_modes_ride_on_the_usage_chunk() -> None:
-    """The whole report stands there."""
+    """A stream's usage chunk has the report, with the verification."""
     with served(ScriptedEngine()) as url:
         *_, usage = stream(
             url, max_tokens=5, sparsity=0.5, griffin={"mode": "lossless"}, stream_options={"include_usage": True}

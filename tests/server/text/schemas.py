@@ -1,4 +1,4 @@
-"""JSON schemas of the kinds that clients send, made up by a seed. All can be filled by a few dozen tokens."""
+"""Random JSON schemas of the kinds that clients send. A few dozen tokens fill any of them."""
 
 from collections.abc import Callable
 from random import Random
@@ -41,7 +41,7 @@ def value(random: Random) -> Schema:
 
 
 def record(random: Random, depth: int = 1) -> Schema:
-    """An object of named values, some of which may be left out, and some of which hold others."""
+    """An object of named values. Some are optional, and some hold other values."""
     names = random.sample(NAMES, random.randint(1, 5))
     inner = [value, value, value, *([record_in, listing] if depth else [])]
     properties = {name: random.choice(inner)(random) for name in names}
@@ -60,7 +60,7 @@ def record_in(random: Random) -> Schema:
 
 
 def listing(random: Random) -> Schema:
-    """An array, of records or of values."""
+    """An array of records or of values."""
     items = random.choice([value, record_in])(random)
     return random.choice([
         {"type": "array", "items": items, "minItems": random.randint(0, 2), "maxItems": 3},
@@ -83,7 +83,7 @@ def union(random: Random) -> Schema:
 
 
 def referring(random: Random) -> Schema:
-    """Definitions used more than once, and a tree of them."""
+    """Definitions that are used twice, and one that refers to itself."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$defs": {
@@ -104,7 +104,7 @@ def referring(random: Random) -> Schema:
 
 
 def settings(random: Random) -> Schema:
-    """A map from names of any kind, and parts that add up."""
+    """A map with arbitrary names, or an object whose parts come from two schemas."""
     return random.choice([
         {"type": "object", "additionalProperties": value(random), "maxProperties": 3},
         {"type": "object", "patternProperties": {"^x-[a-z]{1,3}$": value(random)}, "additionalProperties": False,

@@ -1,4 +1,4 @@
-"""Objects are closed where nothing is lost by it."""
+"""Objects are closed (additionalProperties false) where this loses no valid value."""
 
 import copy
 from typing import Any
@@ -23,7 +23,7 @@ class Person(BaseModel):
 
 
 def test_all_objects_of_a_model_of_pydantic() -> None:
-    """The schema that instructor and others send for it, with what is nested in definitions."""
+    """instructor and other clients send such a schema, with nested models in $defs."""
     schema = Person.model_json_schema()
     before = copy.deepcopy(schema)
     made = closed(schema)
@@ -49,7 +49,7 @@ INNER: dict[str, Any] = {"type": "object", "properties": {"a": {}}}
     ids=str,
 )
 def test_wherever_it_lies(outer: dict[str, Any]) -> None:
-    """Names of properties are no keywords."""
+    """Objects inside other schemas are closed; a property may have the name of a keyword."""
     assert str(closed(outer)) == str(outer).replace("{'a': {}}", "{'a': {}}, 'additionalProperties': False")
 
 
@@ -72,7 +72,7 @@ def test_wherever_it_lies(outer: dict[str, Any]) -> None:
     ids=str,
 )
 def test_what_stays_open(schema: dict[str, Any]) -> None:
-    """What speaks of other keys or needs them; and where values have several schemas, which may complete each other."""
+    """Schemas that allow or need other keys, and several schemas of one value, which may complete each other."""
     assert closed(schema) == schema
 
 
@@ -84,7 +84,7 @@ def test_a_deep_schema_is_left_to_the_compiler() -> None:
 
 
 def test_arguments_are_closed_within() -> None:
-    """And outside, also where nothing within can be."""
+    """The arguments themselves are closed even if their parts must stay open."""
     inner_open = {"allOf": [INNER]}
 
     assert arguments_schema({"properties": {"b": INNER}})["properties"]["b"]["additionalProperties"] is False

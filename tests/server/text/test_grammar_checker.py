@@ -1,4 +1,4 @@
-"""The process that compiles forms: what it finds, and what is said if it cannot begin."""
+"""The process that compiles forms: the packages that it finds, and the errors if it cannot begin."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ READS = "import json, sys\nsys.stdin.readline()\n"
 
 
 def checker(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> GrammarChecker:
-    """With another program inside."""
+    """A checker that runs another program."""
     file = folder / "program.py"
     file.write_text(program)
     monkeypatch.setattr(grammar_checker, "PROGRAM", file)
@@ -22,7 +22,7 @@ def checker(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Gram
 
 @pytest.mark.parametrize("folder", ["site", "with ' and \" and é"])
 def test_it_finds_packages_where_the_server_does(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as in the user's own directory, or in one of PYTHONPATH."""
+    """For example in the user's own directory or in PYTHONPATH."""
     place = tmp_path / folder
     place.mkdir()
     (place / "only_here.py").write_text("GRAMMAR = 'found'")
@@ -46,7 +46,7 @@ def test_it_finds_packages_where_the_server_does(folder: str, tmp_path: Path, mo
 def test_one_that_cannot_begin_is_a_fault_of_the_server(
     program: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its own words are in the log, and not in the answer, which blames no field."""
+    """The log has the process's output. The answer is a 500 without it and names no field."""
     found = checker(program, tmp_path, monkeypatch)
     with pytest.raises(CheckerFailed) as failure:
         found.grammar("regex", "a")
@@ -60,7 +60,7 @@ def test_one_that_cannot_begin_is_a_fault_of_the_server(
 
 
 def test_one_that_ends_at_a_form_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It had begun, so the form may be why."""
+    """The process had begun, so the form may be the reason."""
     found = checker(f'{READS}print("{{}}", flush=True)\nsys.stdin.readline()', tmp_path, monkeypatch)
 
     with pytest.raises(FormRefused, match="the compiler's process has ended"):

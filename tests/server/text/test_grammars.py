@@ -1,4 +1,4 @@
-"""Grammars over a real tokenizer: answers of random weights fit their schemas, and hurtful forms harm nothing."""
+"""Grammars over a real tokenizer: random weights give answers that fit their schemas, and hurtful forms do no harm."""
 
 import asyncio
 import copy
@@ -32,7 +32,7 @@ from tests.server.text.schemas import KINDS
 from tests.server.tiny_checkpoint import CONFIG, VOCABULARY
 
 EACH = 55
-# Times may have a leap second, which this package does not know.
+# No times: they may have a leap second, which this package does not know.
 FORMATS = jsonschema.FormatChecker(("date", "email", "uuid", "ipv4"))
 WAYS = (
     (Pruning(0), None), (Pruning(0.5), Verification()), (Pruning(0), Verification(draft="ngram", draft_tokens=4)),
@@ -48,7 +48,7 @@ def tokenizer(smollm2: Checkpoint) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    """Of random weights, with room for long answers."""
+    """An engine with random weights and room for long answers."""
     torch.manual_seed(0)
     config = type(CONFIG)(**{**CONFIG.to_dict(), "max_position_embeddings": 1024})
     model = LlamaForCausalLM(config).eval()
@@ -70,8 +70,8 @@ def of_schema(grammars: Grammars, schema: Any) -> Grammar:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_fit_schemas_of_many_kinds(kind: str, grammars: Grammars, engine: Engine, tokenizer: Tokenizer) -> None:
-    """In every mode, with drafts and without. Nothing but noise would come without a grammar."""
-    # Quotes and brackets come soon, or the limit would come first.
+    """Every mode, with and without drafts. Without a grammar the answers would be noise."""
+    # Favour quotes and brackets, so that answers end before the limit.
     closing = [
         tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in ('"', '",', '"}', "]", "}", "null")
     ]
@@ -95,7 +95,7 @@ def test_answers_fit_schemas_of_many_kinds(kind: str, grammars: Grammars, engine
 def test_forced_text_and_drafts_change_no_answer(
     temperature: float, grammars: Grammars, engine: Engine, tokenizer: Tokenizer
 ) -> None:
-    """Token by token those of single steps; the forced ones are the tokenizer's own spelling."""
+    """Each token is that of single steps, because forced text is spelled as the tokenizer does."""
     for number in range(12):
         grammar = of_schema(grammars, KINDS["records"](Random(number)))
         sampling = Sampling(max_tokens=80, temperature=temperature, seed=number, grammar=grammar, logprobs=1)
@@ -107,7 +107,7 @@ def test_forced_text_and_drafts_change_no_answer(
 
 
 def test_forced_text_is_spelled_as_the_tokenizer_does(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    """Names, quotes and separators in one run of tokens."""
+    """Names, quotes and separators are forced in one run of tokens."""
     schema = {"type": "object", "properties": {"first": {"const": "a b"}, "second": {"type": "boolean"}},
               "required": ["first", "second"], "additionalProperties": False}  # fmt: skip
     forced = of_schema(grammars, schema).begin().forced()
@@ -154,7 +154,7 @@ HURTFUL = {
 
 @pytest.mark.parametrize("name", HURTFUL)
 def test_hurtful_forms_are_harmless(name: str, grammars: Grammars) -> None:
-    """Refused soon, or followed at a fair pace; and an ordinary form is compiled right after."""
+    """Each is refused soon or followed fast enough, and an ordinary form is compiled right after it."""
     asyncio.run(grammars.of_regex("a", "regex"))
     kind, form = HURTFUL[name]
     before = time.process_time()
@@ -165,13 +165,13 @@ def test_hurtful_forms_are_harmless(name: str, grammars: Grammars) -> None:
                 break
             bits, forced = int.from_bytes(constraint.mask(), "little"), constraint.forced()
             constraint.advance(forced[0] if forced else (bits & -bits).bit_length() - 1)
-    # Of this process: the checker's own limit is half a second.
+    # The time of this process only; the checker has its own limit of half a second.
     assert time.process_time() - before < 1
     of_schema(grammars, {"type": "object", "title": name})
 
 
 def test_a_known_form_is_compiled_once(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The latest ones stay."""
+    """A form is compiled again after KEPT others."""
     compiled: list[str] = []
     make = Grammars._compile
     monkeypatch.setattr(Grammars, "_compile", lambda self, *form: compiled.append(form[2]) or make(self, *form))
@@ -182,7 +182,7 @@ def test_a_known_form_is_compiled_once(grammars: Grammars, monkeypatch: pytest.M
 
 
 def test_the_latest_used_forms_stay(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not only the latest compiled ones."""
+    """Use counts, not only the order of compiling."""
     compiled: list[str] = []
     make = Grammars._compile
     monkeypatch.setattr(Grammars, "_compile", lambda self, *form: compiled.append(form[2]) or make(self, *form))
@@ -194,7 +194,7 @@ def test_the_latest_used_forms_stay(grammars: Grammars, monkeypatch: pytest.Monk
 
 
 def test_a_crowd_of_forms_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where requests are given up while they wait or are compiled: whatever else needs a thread has one."""
+    """Requests that are given up do not change this, so other work finds a thread."""
     counting, now, most = threading.Lock(), 0, 0
 
     def compile(*_: object) -> object:
@@ -225,7 +225,7 @@ def test_a_crowd_of_forms_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_server_that_closes_does_not_wait_for_a_form() -> None:
-    """On the event loop. The thread that waits for the workers waits for it."""
+    """``close``, on the event loop, does not wait for a form; ``join``, in a thread, does."""
     service = Service(Settings())
     service.models.room.serve(service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [ScriptedEngine([])]))
     [model] = service.models.loaded
@@ -247,7 +247,7 @@ def test_a_server_that_closes_does_not_wait_for_a_form() -> None:
 
 @pytest.mark.parametrize("spelled", ["<|im_end|>", "<tool_call>"])
 def test_text_of_a_special_token_is_refused(spelled: str, tokenizer: Tokenizer) -> None:
-    """Flagged as special or not: the parser would get stuck in the middle of an answer."""
+    """The parser would get stuck at it in the middle of an answer, whether or not it is flagged as special."""
     own = copy.deepcopy(tokenizer)
     own.add_tokens(["<tool_call>"], special_tokens=False)  # type: ignore[attr-defined]  # of the library's
     grammars = Grammars(own, VOCABULARY + 1, [2])
@@ -264,7 +264,7 @@ def test_text_of_a_special_token_is_refused(spelled: str, tokenizer: Tokenizer) 
 
 
 def test_a_checker_that_ended_is_started_anew(grammars: Grammars) -> None:
-    """The next form goes on as ever."""
+    """The next form is compiled as before."""
     asyncio.run(grammars.of_regex("q", "regex"))
     grammars.close()
 
@@ -272,20 +272,20 @@ def test_a_checker_that_ended_is_started_anew(grammars: Grammars) -> None:
 
 
 def test_a_tokenizer_without_known_bytes_is_refused() -> None:
-    """By a sentence about the model, not about the form."""
+    """The error is about the model, not about the form."""
     with pytest.raises(InvalidRequest, match=r"schema: not with this model.*fast kind"):
         of_schema(Grammars(CharacterTokenizer(), 0x110001, {0x110000}), {"type": "object"})
 
 
 class Wrapped(CharacterTokenizer):
-    """A tokenizer of the tokenizers package, of any kind."""
+    """A tokenizer with a backend of the tokenizers package."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self.backend_tokenizer = backend
 
 
 def sentencepiece() -> tokenizers.Tokenizer:
-    """As Llama's and Gemma's: a mark for spaces, and bytes for all that is no piece."""
+    """Like Llama's and Gemma's tokenizers: a sign for spaces, and byte tokens for characters without a piece."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *'{}":,abcde0123', '{"', '":']
     backend = tokenizers.Tokenizer(
         models.BPE(
@@ -300,7 +300,7 @@ def sentencepiece() -> tokenizers.Tokenizer:
 
 
 def test_pieces_with_bytes_for_the_rest() -> None:
-    """A letter that is no piece is spelled in bytes, and spaces are spaces."""
+    """A character without a piece is spelled in bytes, and the sign stands for a space."""
     backend = sentencepiece()
     grammars = Grammars(Wrapped(backend), backend.get_vocab_size(), {2})
     schema = {"type": "object", "properties": {"aü": {"enum": [1, 2]}}, "required": ["aü"]}
@@ -317,7 +317,7 @@ def test_pieces_with_bytes_for_the_rest() -> None:
 
 
 def test_pieces_without_bytes_are_refused() -> None:
-    """What such tokens spell depends on their neighbours."""
+    """The text of such tokens depends on their neighbours."""
     backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
     grammars = Grammars(Wrapped(backend), 3, {0})
     for _ in range(2):

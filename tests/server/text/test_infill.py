@@ -1,4 +1,4 @@
-"""Which ids ask for the text in a gap, with a tiny tokenizer of each family."""
+"""The ids that ask for the text in a gap, with a tiny tokenizer of each family."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ CODESTRAL = ("[PREFIX]", "[SUFFIX]")
 
 
 def by_bytes(*added: str, special: bool = True) -> PreTrainedTokenizerFast:
-    """A token for each byte, and those that are added. As Qwen's files do, they may call marks not special."""
+    """A token for each byte, and the added ones. Qwen's files call the marks not special, which ``special`` does."""
     backend = Tokenizer(BPE({text: id for id, text in enumerate(bytes_to_unicode().values())}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -35,7 +35,7 @@ def by_bytes(*added: str, special: bool = True) -> PreTrainedTokenizerFast:
 
 
 def by_pieces(*added: str) -> PreTrainedTokenizerFast:
-    """As Llama 2's: a space before every text, bytes for what is no token, and a token at which texts begin."""
+    """Like Llama 2's: a space before every text, bytes for unknown characters, and a token at the beginning."""
     pieces = [BEGIN, "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), SPACE, *map(chr, range(33, 127))]
     backend = Tokenizer(
         BPE({piece: id for id, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
@@ -48,7 +48,7 @@ def by_pieces(*added: str) -> PreTrainedTokenizerFast:
 
 
 def spelled(tokenizer: PreTrainedTokenizerFast, gap: Gap, add_special_tokens: bool = True) -> str:
-    """What the ids for a gap stand for, spaces and special tokens included."""
+    """The text of the ids for a gap, with spaces and special tokens."""
     infill = Infill.of(tokenizer)
     assert infill is not None
     return str(tokenizer.decode(infill.encode(gap, add_special_tokens), skip_special_tokens=False))
@@ -56,32 +56,32 @@ def spelled(tokenizer: PreTrainedTokenizerFast, gap: Gap, add_special_tokens: bo
 
 @pytest.mark.parametrize("marks", [QWEN, STARCODER, SANTACODER, DEEPSEEK], ids=lambda marks: str(marks[0]))
 def test_before_and_after_stand_between_marks(marks: Sequence[str]) -> None:
-    """The text before, the text after, and then the mark at which the answer begins."""
+    """The order is: text before, text after, mark. The answer follows the last mark."""
     prefix, suffix, middle = marks
 
     assert spelled(by_bytes(*marks), GAP) == f"{prefix}{GAP.before}{suffix}{GAP.after}{middle}"
 
 
 def test_code_llama_puts_no_space_before_the_text_after() -> None:
-    """The text before begins as every text does, with a space of its own; the text after goes on."""
+    """The tokenizer puts a space before the first text, but not before the second."""
     text = spelled(by_pieces(*CODE_LLAMA), GAP).replace(SPACE, " ")
 
     assert text == f"{BEGIN} <PRE> {GAP.before} <SUF>{GAP.after} <MID>"
 
 
 def test_codestral_has_the_text_before_last() -> None:
-    """The answer follows the text before; there is no mark between them."""
+    """The answer follows the text before the gap, without a mark between."""
     assert spelled(by_pieces(*CODESTRAL), GAP) == f"{BEGIN}[SUFFIX]{GAP.after}[PREFIX] {GAP.before}"
 
 
 def test_the_begin_token_is_left_out_where_asked() -> None:
-    """``add_special_tokens`` false."""
+    """With ``add_special_tokens`` false."""
     assert spelled(by_pieces(*CODESTRAL), GAP, add_special_tokens=False).startswith("[SUFFIX]")
 
 
 @pytest.mark.parametrize("gap", [Gap("", "b"), Gap("a", " "), Gap("\n", "\n")])
 def test_texts_may_be_short(gap: Gap) -> None:
-    """At a file's beginning there is nothing before the gap."""
+    """At the beginning of a file the text before the gap is empty."""
     prefix, suffix, middle = QWEN
 
     assert spelled(by_bytes(*QWEN), gap) == f"{prefix}{gap.before}{suffix}{gap.after}{middle}"
@@ -90,7 +90,7 @@ def test_texts_may_be_short(gap: Gap) -> None:
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("text", ["x = '<|fim_middle|>'", "<|fim_prefix|><|fim_suffix|>", "<<|endoftext|>|>"])
 def test_marks_in_the_texts_stay_text(text: str, special: bool) -> None:
-    """A source file may spell special tokens; none of them becomes one, and no character is lost."""
+    """A source file may contain the text of special tokens: it becomes no such token, and no character is lost."""
     tokenizer = by_bytes(*QWEN, special=special)
     infill = Infill.of(tokenizer)
     assert infill is not None
@@ -101,7 +101,7 @@ def test_marks_in_the_texts_stay_text(text: str, special: bool) -> None:
 
 
 def test_marks_in_the_texts_of_code_llama_get_no_spaces() -> None:
-    """Where a text is cut, the tokenizer must not begin another one."""
+    """The text is cut at marks; the tokenizer must not put a space before each part."""
     after = f"a{SPACE}<MID>b</s>"
     ids = Infill.of(tokenizer := by_pieces(*CODE_LLAMA, "</s>")).encode(Gap("", after), True)  # type: ignore[union-attr]
 
@@ -122,7 +122,7 @@ def test_marks_in_the_texts_of_code_llama_get_no_spaces() -> None:
     ],
 )  # fmt: skip
 def test_answers_end_at_the_familys_tokens(tokenizer: PreTrainedTokenizerFast, ends: set[str]) -> None:
-    """And at a mark: nothing that follows one is in the gap."""
+    """They also end at a mark, because text after a mark is not in the gap."""
     infill = Infill.of(tokenizer)
     assert infill is not None
 
@@ -130,7 +130,7 @@ def test_answers_end_at_the_familys_tokens(tokenizer: PreTrainedTokenizerFast, e
 
 
 def test_a_file_may_name_its_own_marks() -> None:
-    """They go before those of a family that the tokenizer has too."""
+    """They win over those of a family that the tokenizer also has."""
     named = dict(zip(("fim_prefix_token", "fim_suffix_token", "fim_middle_token"), ["<A>", "<B>", "<C>"], strict=True))
     backend = by_bytes(*QWEN, *named.values()).backend_tokenizer
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, extra_special_tokens=named)
@@ -139,7 +139,7 @@ def test_a_file_may_name_its_own_marks() -> None:
 
 
 def test_without_marks_there_is_none() -> None:
-    """All three are needed."""
+    """A tokenizer needs all three marks."""
     assert Infill.of(by_bytes()) is None
     assert Infill.of(by_bytes(*QWEN[:2])) is None
     assert len({form.prefix for form in FORMS}) == len(FORMS)

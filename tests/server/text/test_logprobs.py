@@ -1,4 +1,4 @@
-"""How single tokens are spelled, with the real tokenizer and with byte tokens."""
+"""How tokens are listed with their log-probabilities, with the real tokenizer and with byte tokens."""
 
 from typing import Any, ClassVar
 
@@ -14,12 +14,12 @@ def scored(ids: list[int]) -> list[ScoredToken]:
 
 
 def arrays(form: LegacyForm, tokens: list[ScoredToken], text: str = "") -> dict[str, Any]:
-    """Of all tokens that were generated."""
+    """The arrays of an answer with these tokens."""
     return form.generated(tokens, text, last=True, stopped=False)
 
 
 def test_bytes_of_tokens_join_to_the_text(smollm2: Checkpoint) -> None:
-    """Also where a token is part of a character."""
+    """Some tokens are only a part of a character."""
     vocabulary = Vocabulary(smollm2.tokenizer)
     ids = smollm2.tokenizer(TEXT).input_ids
 
@@ -28,7 +28,7 @@ def test_bytes_of_tokens_join_to_the_text(smollm2: Checkpoint) -> None:
 
 
 def test_offsets_are_where_tokens_begin(smollm2: Checkpoint) -> None:
-    """In characters of the text, from piece to piece."""
+    """Offsets count characters and go on from piece to piece."""
     vocabulary = Vocabulary(smollm2.tokenizer)
     ids = smollm2.tokenizer("Grüße 🙂 aus Köln").input_ids
     form = LegacyForm(vocabulary, hide_special=True)
@@ -46,7 +46,7 @@ def test_offsets_are_where_tokens_begin(smollm2: Checkpoint) -> None:
 
 
 def test_hidden_special_tokens_take_no_room(smollm2: Checkpoint) -> None:
-    """They are listed without a text, and the next token begins where they stand."""
+    """They are listed with an empty text, and the next token has the same offset."""
     vocabulary = Vocabulary(smollm2.tokenizer)
     end = smollm2.tokenizer.eos_token_id
     (word,) = smollm2.tokenizer(" word").input_ids
@@ -60,7 +60,7 @@ def test_hidden_special_tokens_take_no_room(smollm2: Checkpoint) -> None:
 
 
 def test_offsets_of_an_echoed_prompt_are_those_of_its_text(smollm2: Checkpoint) -> None:
-    """Special tokens that are spelled in it take their room; generated tokens begin behind it."""
+    """Special tokens in the prompt's text count; generated tokens begin after the prompt."""
     text = "<|im_start|>user\nHello there"
     vocabulary = Vocabulary(smollm2.tokenizer)
     ids = smollm2.tokenizer(text).input_ids
@@ -72,7 +72,7 @@ def test_offsets_of_an_echoed_prompt_are_those_of_its_text(smollm2: Checkpoint) 
 
 
 def test_offsets_of_sentencepiece_prompts() -> None:
-    """The first token has no space in the text, and a begin-of-sequence token no place."""
+    """The first word has no space in the text, and a begin-of-sequence token has no text."""
 
     class WithStart(ByteFallbackTokenizer):
         all_special_ids: ClassVar[list[int]] = [258]
@@ -85,7 +85,7 @@ def test_offsets_of_sentencepiece_prompts() -> None:
 
 
 def test_sentencepiece_tokens_keep_their_space() -> None:
-    """Decoded alone they would lose it; a byte token is its byte."""
+    """A word that is decoded alone would lose it. A byte token is one byte."""
     vocabulary = Vocabulary(ByteFallbackTokenizer("▁Hello", "▁world"))
 
     assert vocabulary[257].text == " world"
@@ -93,7 +93,7 @@ def test_sentencepiece_tokens_keep_their_space() -> None:
 
 
 def test_two_tokens_of_one_spelling() -> None:
-    """The chosen one's own value wins, and otherwise the more probable one's."""
+    """The chosen token's value wins; between others the more probable one's."""
     vocabulary = Vocabulary(ByteFallbackTokenizer("A", "B"))
     token = ScoredToken(65, Logprobs(-3.0, ((256, -0.5), (257, -1.0), (66, -2.0))))
     listed = arrays(LegacyForm(vocabulary, hide_special=True), [token], "A")
@@ -103,7 +103,7 @@ def test_two_tokens_of_one_spelling() -> None:
 
 @pytest.mark.parametrize("value", [float("-inf"), float("nan"), -1e9])
 def test_json_knows_no_infinity(value: float) -> None:
-    """-9999 stands for it, as with other servers."""
+    """The value is -9999 then, as with other servers."""
     vocabulary = Vocabulary(ByteFallbackTokenizer())
     token = ScoredToken(65, Logprobs(value, ((66, value),)))
 

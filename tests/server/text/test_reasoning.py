@@ -1,4 +1,4 @@
-"""Thoughts, and calls after them, however the answer is cut into pieces."""
+"""Thoughts, and calls after them, in answers that are cut into pieces anywhere."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def read(pieces: list[str], reading: Reading, *, cut: bool = False) -> list[Part
     ],
 )
 def test_a_thought_is_split_off(text: str, begun: bool, wanted: list[Part]) -> None:
-    """At the beginning only; a call in it is none."""
+    """A thought stands only at the beginning, and a call inside it is not read as a call."""
     reading = Reading(Thoughts(THINK, begun), CALLS)
 
     cuts = [[text[:place], text[place:]] for place in range(len(text) + 1)]
@@ -47,7 +47,7 @@ def test_a_thought_is_split_off(text: str, begun: bool, wanted: list[Part]) -> N
 
 
 def test_a_thought_is_given_as_it_comes() -> None:
-    """All but what may be its mark, or space before that."""
+    """Only a possible beginning of the mark, and space before it, is held back."""
     reader = Reading(Thoughts(THINK, begun=False)).reader()
 
     assert [reader.feed(piece) for piece in ("<think>", "\nSo", " it", " is </", "b> ", "</think>", "\n", "Yes")] == [
@@ -56,7 +56,7 @@ def test_a_thought_is_given_as_it_comes() -> None:
 
 
 def test_which_models_think() -> None:
-    """By the template or the special tokens; the prompt may have opened the thought."""
+    """The template or the special tokens show it. The prompt may have opened the thought."""
     assert marks_of("{{ content.split('</think>') }}", ()) is THINK
     assert marks_of("", ("[THINK]", "[/THINK]")) is MARKS[1]
     assert marks_of("{{ messages }}", ("</s>",)) is None

@@ -1,4 +1,4 @@
-"""Text and tokens of completions add up: the tokens of logprobs, joined, are the text, and offsets point into it."""
+"""Text and tokens of completions add up: the tokens of logprobs join to the text, and offsets point into it."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ PIECES = ["▁Hello", "▁there", "▁", "▁▁", "Hello", "lo", "!", *"▁abcd
 
 @cache
 def sentencepiece(prepends: bool = True) -> PreTrainedTokenizerBase:
-    """As Llama 2's: a begin-of-sequence token, a space before each text, bytes for what has no piece."""
+    """Like Llama 2's: a begin-of-sequence token, a space before each text, bytes for characters without a piece."""
     pieces = list(dict.fromkeys(PIECES))
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
     vocabulary |= {piece: 259 + rank for rank, piece in enumerate(pieces)}
@@ -46,7 +46,7 @@ def sentencepiece(prepends: bool = True) -> PreTrainedTokenizerBase:
 
 @dataclass
 class Saying(ScriptedEngine):
-    """Generates these ids, over and over."""
+    """Generates ``ids``, over and over."""
 
     ids: Sequence[int] = ()
     context_length: int = 1000
@@ -56,12 +56,12 @@ class Saying(ScriptedEngine):
 
 
 def serving(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Any:
-    """A server that answers with these ids."""
+    """A server that answers with ``ids``."""
     return served(loader=lambda _: Loaded("scripted", tokenizer, [Saying(ids=ids)]))
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[int]:
-    """Each text's own tokens, with nothing added; a special token is itself."""
+    """The tokens of each text, with none added. The text of a special token gives that token."""
     found: list[int] = []
     for text in texts:
         found += tokenizer.encode(text, add_special_tokens=False)
@@ -69,7 +69,7 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[int]:
 
 
 def require_sum(text: str, logprobs: dict[str, Any], size: int) -> None:
-    """Tokens and offsets of a text."""
+    """Require that the tokens join to the text, and that offsets and lengths fit."""
     tokens, offsets = logprobs["tokens"], logprobs["text_offset"]
     assert "".join(tokens) == text
     assert offsets == [len("".join(tokens[:index])) for index in range(len(tokens))]
@@ -86,13 +86,13 @@ def tokenizer(request: pytest.FixtureRequest, smollm2: Checkpoint) -> PreTrained
 
 @pytest.fixture
 def said(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Words and special tokens."""
+    """An answer of words and special tokens."""
     end, start = tokenizer.eos_token, tokenizer.bos_token
     return ids_of(tokenizer, "Hello there", end, "Hello", start, end, " there", "!")
 
 
 def prompts(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Any, int | None]]:
-    """In all forms, with how many tokens of them are kept."""
+    """Prompts in all forms, each with the number of tokens to keep."""
     start, end = tokenizer.bos_token, tokenizer.eos_token
     for text in ("Hello there", "  Hello", f"{start}Hello there{end} Hello", f"{end}{start}", " "):
         yield text, None
@@ -107,7 +107,7 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Any, int | Non
 
 @pytest.mark.parametrize("skips", [True, False])
 def test_text_and_tokens_add_up(tokenizer: PreTrainedTokenizerBase, said: list[int], skips: bool) -> None:
-    """Of prompts of every form, and of what is generated after them, whole and streamed."""
+    """Prompts of every form, and the answers after them, streamed or not."""
     with serving(tokenizer, said) as url:
         for prompt, kept in prompts(tokenizer):
             for echo in (True, False) if kept is None else (True,):
@@ -127,7 +127,7 @@ def test_text_and_tokens_add_up(tokenizer: PreTrainedTokenizerBase, said: list[i
 
 
 def test_special_tokens_of_a_prompt_of_ids_are_in_its_text(tokenizer: PreTrainedTokenizerBase) -> None:
-    """As vLLM's own test has it; skip_special_tokens is about what is generated."""
+    """vLLM has the same test: skip_special_tokens is about generated tokens only."""
     ids = [tokenizer.bos_token_id] * 5
     with serving(tokenizer, ids_of(tokenizer, "Hello")) as url:
         for skips in (True, False):
@@ -139,7 +139,7 @@ def test_special_tokens_of_a_prompt_of_ids_are_in_its_text(tokenizer: PreTrained
 
 
 def test_a_text_is_echoed_as_it_came() -> None:
-    """The token that the tokenizer has put before it is listed, and no part of it; nor if nothing was cut off."""
+    """The begin-of-sequence token is listed with an empty text, also with a truncation that cuts nothing."""
     tokenizer = sentencepiece()
     with serving(tokenizer, ids_of(tokenizer, "there")) as url:
         for kept in (None, 3, 100, -1):
@@ -149,13 +149,13 @@ def test_a_text_is_echoed_as_it_came() -> None:
             assert choice["text"] == "Hello there"
             assert choice["logprobs"]["tokens"] == ["", "Hello", " there"]
             assert choice["logprobs"]["text_offset"] == [0, 0, 5]
-            # The chosen token stands among the alternatives as it does among the tokens.
+            # The chosen token has the same text in both arrays.
             assert "Hello" in choice["logprobs"]["top_logprobs"][1]
             assert " Hello" not in choice["logprobs"]["top_logprobs"][1]
 
 
 def test_the_first_word_after_nothing_visible() -> None:
-    """Its space is dropped from the text, so from the token too."""
+    """The text has no space before the word, so the token has none."""
     tokenizer = sentencepiece()
     with serving(tokenizer, ids_of(tokenizer, "Hello there")) as url:
         (choice,) = post(url, prompt=[1], max_tokens=2, logprobs=0).json()["choices"]
@@ -166,7 +166,7 @@ def test_the_first_word_after_nothing_visible() -> None:
 @pytest.mark.parametrize("stop", ["lo t", "there", "o", " ", "Hello there", "e!", "x"])
 @pytest.mark.parametrize("include", [False, True])
 def test_stop_strings_cut_tokens_too(tokenizer: PreTrainedTokenizerBase, stop: str, include: bool) -> None:
-    """A token of which the text has nothing is listed all the same; its log-probability counts."""
+    """A token that is cut off completely is still listed with its log-probability."""
     said = ids_of(tokenizer, "Hello there", " there", "!", "!")
     ask: dict[str, Any] = {"prompt": "Hello", "logprobs": 0, "max_tokens": len(said), "stop": [stop]}
     ask["include_stop_str_in_output"] = include
@@ -182,7 +182,7 @@ def test_stop_strings_cut_tokens_too(tokenizer: PreTrainedTokenizerBase, stop: s
 
 
 def test_other_special_tokens_are_left_out_too(smollm2: Checkpoint) -> None:
-    """A tokenizer has more of them than it lists by their roles."""
+    """Some special tokens are not in the tokenizer's ``all_special_ids``."""
     vocabulary, tokenizer = Vocabulary(smollm2.tokenizer), smollm2.tokenizer
     assert tokenizer.convert_tokens_to_ids("<repo_name>") not in tokenizer.all_special_ids
     with serving(tokenizer, said := ids_of(tokenizer, "Hello", "<repo_name>", " there")) as url:
@@ -193,7 +193,7 @@ def test_other_special_tokens_are_left_out_too(smollm2: Checkpoint) -> None:
 
 
 def test_an_end_token_is_listed_without_a_text(smollm2: Checkpoint) -> None:
-    """Even if special tokens are shown, the one that ends a text is no part of it."""
+    """It is not part of the text, even if special tokens are shown."""
     end = smollm2.tokenizer.eos_token_id
     form = LegacyForm(Vocabulary(smollm2.tokenizer), hide_special=False)
     listed = form.generated([ScoredToken(end, Logprobs(-0.5), hidden=True)], "", last=True, stopped=False)
@@ -206,7 +206,7 @@ def test_an_end_token_is_listed_without_a_text(smollm2: Checkpoint) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(alphabet="Hello thr!▁abcé🙂", min_size=1, max_size=12), prepends=st.booleans())
 def test_any_text(smollm2: Checkpoint, text: str, prepends: bool) -> None:
-    """Where every token is whole characters."""
+    """If every token is whole characters, the tokens join to the text."""
     for tokenizer in (smollm2.tokenizer, sentencepiece(prepends)):
         vocabulary = Vocabulary(tokenizer)
         ids = tokenizer(text)["input_ids"]
@@ -221,7 +221,7 @@ def test_any_text(smollm2: Checkpoint, text: str, prepends: bool) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_special_stop_that_is_included_adds_up(streaming: bool, smollm2: Checkpoint) -> None:
-    """The text shows it although special tokens are left out, and so does its entry."""
+    """The text and the token show it, although other special tokens are left out."""
     asked = {
         "prompt": "2+2=", "max_tokens": 4, "temperature": 0, "logprobs": 0, "logit_bias": {"2": 100},
         "stop": "<|im_end|>", "include_stop_str_in_output": True,

@@ -1,4 +1,4 @@
-"""Calls that a model opens by itself: free text, then a grammar, then free text."""
+"""Calls that a model opens by itself: text is free before and after them, and a grammar holds inside."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_drafts_that_open_a_call_are_cut_where_it_refuses_them() -> None:
 @pytest.mark.parametrize("before", [[], [70], [CALL], [CALL, 40]])
 @pytest.mark.parametrize("after", [[70], [70, CALL], [70, CALL, 40, 50, 70]])
 def test_a_place_can_be_gone_back_to(before: list[int], after: list[int]) -> None:
-    """Before a call, in it, and over its end."""
+    """Before a call, inside it, and over its end."""
     if before[:1] == [CALL]:
         after = [*[40, 50][len(before) - 1 :], *after]
     constraint = told(CALLS.begin(), before)
@@ -62,7 +62,7 @@ def test_a_place_can_be_gone_back_to(before: list[int], after: list[int]) -> Non
 
 
 def test_a_call_in_a_thought_is_none() -> None:
-    """Whether the thought ends by itself or by its budget; without a thought the first token may open a call."""
+    """The thought may end by itself or by its budget; without a thought the first token may open a call."""
     budget = ThoughtBudget(Marked(), MARKS[0], 3, 100, begun=False)
     after = AfterThought(budget, CALLS)
     assert told(after.begin(), [OPEN, 70, CALL]).free

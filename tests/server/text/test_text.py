@@ -1,4 +1,4 @@
-"""Ids to text piece by piece, with the real tokenizer and with hand-made pieces."""
+"""Ids become text piece by piece, with the real tokenizer and with hand-made pieces."""
 
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ TEXT = "Grüße aus Köln — 日本語のテキスト, emoji 🙂👩‍👩‍
 
 
 def test_pieces_join_to_the_text(smollm2: Checkpoint) -> None:
-    """Characters of several tokens come out whole, and nothing is lost between pieces."""
+    """Characters of several tokens come whole, and no character is lost between pieces."""
     ids = encode(smollm2.tokenizer, TEXT)
     stream = Detokenizer(smollm2.tokenizer, encode(smollm2.tokenizer, "Before. "))
     pieces = [stream.feed(id) for id in ids]
@@ -26,7 +26,7 @@ def test_pieces_join_to_the_text(smollm2: Checkpoint) -> None:
 
 
 class ByteFallbackTokenizer:
-    """Decodes as Llama 2's does: a run of byte tokens is text as a whole or not at all. Ids below 256 are bytes."""
+    """Decodes like Llama 2's: a run of byte tokens is text as a whole or not at all. Ids below 256 are bytes."""
 
     def __init__(self, *words: str) -> None:
         self._words = words
@@ -49,7 +49,7 @@ class ByteFallbackTokenizer:
 
 @pytest.mark.parametrize("text", ["🦙🦙🦙", "é🦙語🦙", "aé", "👩‍👩‍👧 ok", "語" * 20])
 def test_byte_tokens_come_out_whole(text: str) -> None:
-    """Where every character is a run of byte tokens, the window never cuts one."""
+    """Each character is a run of byte tokens, and decoding never cuts a run."""
     tokenizer = ByteFallbackTokenizer()
     stream = Detokenizer(tokenizer, encode(tokenizer, "before 🦙"))
 
@@ -57,14 +57,14 @@ def test_byte_tokens_come_out_whole(text: str) -> None:
 
 
 def test_spaces_at_the_start_of_words_stay() -> None:
-    """A decoder that strips the first space of what it is given must not strip it in the middle."""
+    """The decoder strips the first space of its input; in the middle of a text the space must stay."""
     stream = Detokenizer(ByteFallbackTokenizer("▁Hello", "▁world", "</s>"), [256])
 
     assert [stream.feed(id) for id in (257, 257, 10, 257)] == [" world", " world", "\n", " world"]
 
 
 def test_a_prompt_that_ends_inside_a_character_is_completed(smollm2: Checkpoint) -> None:
-    """The character comes out with the token that completes it."""
+    """The token that completes the character brings it."""
     ids = encode(smollm2.tokenizer, "see: 🙂")
     stream = Detokenizer(smollm2.tokenizer, ids[:-1])
 
@@ -72,7 +72,7 @@ def test_a_prompt_that_ends_inside_a_character_is_completed(smollm2: Checkpoint)
 
 
 def test_special_tokens_leave_no_trace(smollm2: Checkpoint) -> None:
-    """They spell nothing, however many there are, and do not disturb what follows."""
+    """They have no text and do not change the text after them."""
     special, word = 2, encode(smollm2.tokenizer, " word")[0]
     stream = Detokenizer(smollm2.tokenizer, [word])
 
@@ -82,7 +82,7 @@ def test_special_tokens_leave_no_trace(smollm2: Checkpoint) -> None:
 
 
 def test_half_a_character_at_the_end_is_shown_as_such(smollm2: Checkpoint) -> None:
-    """A text that ends inside a character says so once, instead of dropping bytes silently."""
+    """The text ends with a replacement character instead of dropping bytes silently."""
     ids = encode(smollm2.tokenizer, "🙂")
     stream = Detokenizer(smollm2.tokenizer, [])
     pieces = [stream.feed(id) for id in ids[:-1]]
@@ -93,7 +93,7 @@ def test_half_a_character_at_the_end_is_shown_as_such(smollm2: Checkpoint) -> No
 
 
 def test_bytes_that_are_no_text_do_not_hold_the_stream_up(smollm2: Checkpoint) -> None:
-    """A pruned model may emit lone continuation bytes for ever; they are shown, a few at a time."""
+    """A pruned model may repeat lone continuation bytes; they are shown, a few at a time."""
     lone = encode(smollm2.tokenizer, "🙂")[-1]
     stream = Detokenizer(smollm2.tokenizer, [])
     pieces = [stream.feed(lone) for _ in range(20)]
@@ -104,7 +104,7 @@ def test_bytes_that_are_no_text_do_not_hold_the_stream_up(smollm2: Checkpoint) -
 
 @given(st.data())
 def test_any_ids_stream_to_what_they_decode_to(smollm2: Checkpoint, data: st.DataObject) -> None:
-    """Random valid text in any script: the streamed pieces are the decoded whole."""
+    """For random text in any script the pieces join to the decoded whole."""
     text = data.draw(st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cn", "Co")), max_size=40))
     ids = encode(smollm2.tokenizer, "x" + text)
     stream = Detokenizer(smollm2.tokenizer, ids[:1])
@@ -125,7 +125,7 @@ def test_any_ids_stream_to_what_they_decode_to(smollm2: Checkpoint, data: st.Dat
     ],
 )
 def test_stop_strings(stops: list[str], pieces: list[str], expected: list[str], found: bool) -> None:
-    """Text ends before the first stop string; what might be the start of one waits."""
+    """The text ends before the first stop string; a possible beginning of one is held back."""
     stop = StopStrings(stops)
 
     assert [stop.feed(piece) for piece in pieces] == expected
@@ -135,7 +135,7 @@ def test_stop_strings(stops: list[str], pieces: list[str], expected: list[str], 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=3), max_size=3), st.lists(st.text("ab", max_size=3), max_size=12))
 def test_no_stop_string_gets_through(stops: list[str], pieces: list[str]) -> None:
-    """However the text is cut: all of it, or all before a stop string and no stop string in that."""
+    """However the text is cut, all of it comes, or all before the first stop string."""
     stream, whole = StopStrings(stops), "".join(pieces)
     out = "".join([stream.feed(piece) for piece in pieces]) + stream.flush()
 
@@ -148,7 +148,7 @@ def test_no_stop_string_gets_through(stops: list[str], pieces: list[str]) -> Non
 
 
 def test_held_back_text_is_flushed() -> None:
-    """What looked like a stop string and was not is not lost at the end."""
+    """A beginning of a stop string that was not completed comes at the end."""
     stream = TextStream(CharacterTokenizer(), [], ["END"])
 
     assert [stream.feed(ord(c)) for c in "xEN"] == ["x", "", ""]
@@ -158,7 +158,7 @@ def test_held_back_text_is_flushed() -> None:
 def stopped_at(
     tokenizer: Checkpoint | CharacterTokenizer, ids: list[int], stops: list[str], **options: Any
 ) -> tuple[str, int]:
-    """The text of ids up to the end of a stream, and how many it took."""
+    """The text of the ids until the stream stops, and the number of ids it took."""
     stream = TextStream(getattr(tokenizer, "tokenizer", tokenizer), [], stops, **options)
     text = ""
     for count, id in enumerate(ids, start=1):
@@ -171,7 +171,7 @@ def stopped_at(
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("include", [True, False])
 def test_a_special_token_as_stop_string(smollm2: Checkpoint, skip: bool, include: bool) -> None:
-    """Editors stop at <|endoftext|>: it matches although special tokens are left out of the text."""
+    """Editors stop at <|endoftext|>. It matches although special tokens are left out of the text."""
     words = encode(smollm2.tokenizer, "One two")
     end = smollm2.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     other = smollm2.tokenizer.convert_tokens_to_ids("<|im_start|>")
@@ -185,20 +185,20 @@ def test_a_special_token_as_stop_string(smollm2: Checkpoint, skip: bool, include
 
 
 def test_a_special_stop_waits_for_min_tokens(smollm2: Checkpoint) -> None:
-    """Like any other stop string."""
+    """So does any other stop string."""
     word = encode(smollm2.tokenizer, "One")[0]
 
     assert stopped_at(smollm2, [0, word, 0, word], ["<|endoftext|>"], min_tokens=1) == ("One", 3)
 
 
 def test_a_stop_string_that_was_held_back_comes_first(smollm2: Checkpoint) -> None:
-    """The special token ends the text; what stood before it may have been the end already."""
+    """The special token ends the text, but a stop string before it may have ended it earlier."""
     assert stopped_at(CharacterTokenizer(), [97, 98, 0x110000], ["abc", "<end>"]) == ("ab", 3)
     assert stopped_at(CharacterTokenizer(), [97, 98, 99, 0x110000], ["bc", "<end>"]) == ("a", 3)
 
 
 def test_text_that_spells_a_special_token_matches_too(smollm2: Checkpoint) -> None:
-    """Written out, character by character."""
+    """The text comes character by character, without the special token."""
     ids = [ord(character) for character in "ab<end>c"]
 
     assert stopped_at(CharacterTokenizer(), ids, ["<end>"]) == ("ab", 7)

@@ -1,4 +1,4 @@
-"""A thought's budget: what is forced, and when."""
+"""A thought's budget: which tokens are forced, and when."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def budget(tokens: int, *, begun: bool) -> ThoughtBudget:
 
 
 def run(tokens: int, ids: list[int], *, begun: bool = False) -> list[int]:
-    """What the constraint makes of a model that would say ``ids``."""
+    """The tokens of a model that would say ``ids``, under the constraint."""
     constraint, said, left = budget(tokens, begun=begun).begin(), list[int](), list(ids)
     while left or constraint.forced():
         id = next(iter(constraint.forced()), None)
@@ -48,7 +48,7 @@ def test_a_thought_is_ended_after_its_tokens() -> None:
     ("begun", "ids", "places"), [(True, [70, CLOSE, 71], [1]), (False, [70, 71], [0]), (True, [70, 71, *CLOSING], [5])]
 )
 def test_it_is_done_after_the_thought(begun: bool, ids: list[int], places: list[int]) -> None:
-    """Ended by the model, never begun, or ended by force; and it can be gone back to."""
+    """The model ends the thought, has none, or the budget ends it; going back undoes this."""
     constraint = budget(2, begun=begun).begin()
     done = []
     for place, id in enumerate(ids):
@@ -68,7 +68,7 @@ def test_what_is_no_thought_or_short_is_left_alone() -> None:
 
 
 def test_drafts_beyond_the_budget_do_not_fit() -> None:
-    """And a place can be gone back to, in the middle of what is forced too."""
+    """Going back also works in the middle of forced tokens."""
     constraint = budget(2, begun=True).begin()
     assert constraint.taken([70, 71, 72]) == 2
     assert constraint.taken([70, 71, *CLOSING, 72]) == 7

@@ -1,4 +1,4 @@
-"""Answers with calls in them, in every form, cut into pieces at every position."""
+"""Calls are read from answers in every form, cut into pieces at every position."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from server.text.tool_calls import FORMS, HERMES, PLAIN, Content, Form, NoCall, 
 
 MISTRAL, GRANITE, LLAMA = FORMS[1:4]
 TOOLS = frozenset({"f", "get_weather"})
-# What is wanted of an answer: texts, and calls as (name, arguments).
+# The expected parts of an answer: texts, and calls as (name, arguments).
 Wanted = Sequence[str | tuple[str, str]]
 
 
@@ -23,7 +23,7 @@ def read(pieces: Sequence[str], form: Form = HERMES, *, cut: bool = False, singl
 
 
 def said(parts: Sequence[Part]) -> Wanted:
-    """Parts put together as a client would."""
+    """The parts as a client puts them together."""
     whole: list[str | tuple[str, str]] = []
     for part in parts:
         if isinstance(part, CallPart) and part.name is not None:
@@ -91,7 +91,7 @@ TEXTS = [
 
 @pytest.mark.parametrize(("text", "form", "wanted"), ANSWERS)
 def test_calls_are_found_however_the_text_is_cut(text: str, form: Form, wanted: Wanted) -> None:
-    """In two pieces at every position, and character by character; nothing of the marks is content."""
+    """Two pieces, cut anywhere, and single characters; no mark becomes content."""
     cuts = [[text[:place], text[place:]] for place in range(len(text))]
 
     for pieces in (*cuts, list(text)):
@@ -103,7 +103,7 @@ def test_calls_are_found_however_the_text_is_cut(text: str, form: Form, wanted: 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("text", TEXTS)
 def test_all_else_is_text(text: str, form: Form) -> None:
-    """To the last character, however it is cut."""
+    """Each character comes as content, however the text is cut."""
     wanted = [text] if text else []
     cuts = [[text[:place], text[place:]] for place in range(len(text))]
 
@@ -112,7 +112,7 @@ def test_all_else_is_text(text: str, form: Form) -> None:
 
 
 def test_content_is_given_at_once() -> None:
-    """Only what may begin a call, and space that may stand before one, is held back."""
+    """Only a possible beginning of a call, and space before it, is held back."""
     reader = ToolCallReader(HERMES, TOOLS)
 
     given = ["".join(part.text for part in reader.feed(character)) for character in "Hi, <b>\n<tool_x {"]  # type: ignore[union-attr]
@@ -120,7 +120,7 @@ def test_content_is_given_at_once() -> None:
 
 
 def test_arguments_are_given_as_they_come() -> None:
-    """The name once they begin, and then every character."""
+    """The name comes when the arguments begin, then every character."""
     reader = ToolCallReader(HERMES, TOOLS)
 
     assert reader.feed('<tool_call>{"name": "f", "arguments": ') == []
@@ -133,7 +133,7 @@ def test_arguments_are_given_as_they_come() -> None:
 
 @pytest.mark.parametrize("end", ["", "}}</tool_call>", "</tool_call> and more"])
 def test_a_call_whose_json_breaks_is_taken_back(end: str) -> None:
-    """What has been given of it stays with who has read it; all of its text is there for who has not."""
+    """A stream keeps what it has sent; ``NoCall`` has all of the text for a whole answer."""
     text = '<tool_call>{"name": "f", "arguments": {"a": tru' + end
 
     for pieces in ([text], list(text)):
@@ -150,7 +150,7 @@ GIVEN = ["{}", '{"b": [2]}', "null", '"{}"', '" "']
 @pytest.mark.parametrize("keys", [(a, b) for a in ARGUMENTS for b in ARGUMENTS])
 @pytest.mark.parametrize("form", [HERMES, PLAIN, LLAMA])
 def test_a_call_with_arguments_twice_is_none(keys: tuple[str, str], form: Form) -> None:
-    """Whatever they are, with the name before, between or behind them, in a function of its own or not."""
+    """This holds for any arguments, any place of the name, and a ``function`` around it."""
     for first, second in itertools.product(GIVEN, GIVEN):
         pairs = [f'"{key}": {value}' for key, value in zip(keys, (first, second), strict=True)]
         for place in range(3):
@@ -164,7 +164,7 @@ def test_a_call_with_arguments_twice_is_none(keys: tuple[str, str], form: Form) 
 
 
 def test_a_call_may_come_after_one_that_breaks() -> None:
-    """With an index of its own."""
+    """It gets the next index."""
     parts = read([f'<tool_call>{{"name": "f", "arguments": {{]}}}}</tool_call>\n<tool_call>{F}</tool_call>'])
 
     assert parts[-2:] == [CallPart(1, "f", ""), CallPart(1, None, '{"a": 1}')]
@@ -182,12 +182,12 @@ def test_a_call_may_come_after_one_that_breaks() -> None:
     ],
 )
 def test_an_answer_that_was_cut_off(text: str, wanted: Wanted) -> None:
-    """A call stays as far as it has come, and its marks are no content."""
+    """The arguments so far are kept, and marks do not become content."""
     assert said(read([text], cut=True)) == said(read(list(text), cut=True)) == wanted
 
 
 def test_a_single_call() -> None:
-    """Nothing after it is read."""
+    """Text after it is not read."""
     reader = ToolCallReader(HERMES, TOOLS, single=True)
 
     parts = reader.feed(f"<tool_call>{F}</tool_call>\n<tool_call>{F}</tool_call> more")
@@ -206,7 +206,7 @@ def test_a_single_call() -> None:
     ],
 )
 def test_a_model_has_one_form(template: str, special: Sequence[str], form: Form) -> None:
-    """By its template, or its special tokens."""
+    """The template or the special tokens show it."""
     assert form_of(template, special) is form
 
 
@@ -216,7 +216,7 @@ VALUES = [{"a": [1, -2.5e3, True, None, 'x"\\/\u00e9\n'], "b": {}, "c": []}, [],
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_value_ends_where_it_ends(value: object, indent: int | None) -> None:
-    """Whatever comes after it."""
+    """Text after it does not matter."""
     text = json.dumps(value, indent=indent)
     reader = JsonValue()
 
@@ -231,7 +231,7 @@ def test_a_value_ends_where_it_ends(value: object, indent: int | None) -> None:
      '{"a": 1,}', "[1,]", "-,", "[" * 101, "'a'", "--1,", "1" * 2000],
 )  # fmt: skip
 def test_what_is_no_json_is_noticed(text: str) -> None:
-    """At the character that says so."""
+    """The first wrong character raises the error."""
     reader = JsonValue()
 
     with pytest.raises(NoJson):

@@ -1,4 +1,4 @@
-"""Whatever the grammar of calls allows, the reader of the same form finds: tokens drawn at random, in every form."""
+"""The reader of each form finds every call that the form's grammar allows, with tokens drawn at random."""
 
 import asyncio
 import copy
@@ -42,7 +42,7 @@ def tokenizer(request: pytest.FixtureRequest, smollm2: Checkpoint) -> PreTrained
 
 
 def drawn(tokenizer: Any, grammar: str, form: Form, seed: int) -> str:
-    """A text that the grammar allows, from tokens drawn among those of its masks, as a client sees it."""
+    """A text that the grammar allows, drawn token by token from its masks, as a client sees it."""
     grammars = Grammars(tokenizer, len(tokenizer), {tokenizer.eos_token_id})
     try:
         constraint = asyncio.run(grammars.of_lark(grammar, "tools")).begin()
@@ -52,7 +52,7 @@ def drawn(tokenizer: Any, grammar: str, form: Form, seed: int) -> str:
     while not constraint.ended:
         bits = int.from_bytes(constraint.mask(), "little")
         allowed = [id for id in range(len(tokenizer)) if bits >> id & 1]
-        # An answer ends as soon as it may, half of the time.
+        # Where the answer may end, it does in half of the cases.
         ends = tokenizer.eos_token_id in allowed
         id = tokenizer.eos_token_id if ends and draw.random() < 0.5 else draw.choice(allowed)
         if id == tokenizer.eos_token_id:
@@ -65,7 +65,7 @@ def drawn(tokenizer: Any, grammar: str, form: Form, seed: int) -> str:
 @pytest.mark.parametrize("single", [True, False])
 @pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: form.call[:12])
 def test_what_is_allowed_is_read(tokenizer: PreTrainedTokenizerBase, form: Form, single: bool) -> None:
-    """Nothing but calls of the tools, each by its schema."""
+    """The text is only calls of the tools, and each fits its schema."""
     grammar = calls_grammar(form, TOOLS, mark_ids(tokenizer, form), single=single)
 
     for seed in range(3):
@@ -78,7 +78,7 @@ def test_what_is_allowed_is_read(tokenizer: PreTrainedTokenizerBase, form: Form,
 @pytest.mark.parametrize("single", [True, False])
 @pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: form.call[:12])
 def test_what_may_follow_an_opening_mark_is_read(tokenizer: PreTrainedTokenizerBase, form: Form, single: bool) -> None:
-    """Where calls begin with a token of their own: one call, or those of a list."""
+    """If a token of its own opens a call, one call or a list of calls follows."""
     ids = mark_ids(tokenizer, form)
     mark = opening_mark(form, ids)
     assert (mark is None) == (not ids or form.name in ("llama", "json"))
@@ -97,7 +97,7 @@ def test_what_may_follow_an_opening_mark_is_read(tokenizer: PreTrainedTokenizerB
 @pytest.mark.parametrize("form", [HERMES, NAMED_FORM], ids=lambda form: form.call[:12])
 @pytest.mark.parametrize("name", ["ARGUMENTS", "RENAME_NAMES", "NAME_ARGUMENTS"])
 def test_a_tool_may_have_any_name(smollm2: Checkpoint, name: str, form: Form) -> None:
-    """Also one of the words that stand for a call's parts."""
+    """The grammar's own words for the parts of a call are allowed as names, too."""
     grammar = calls_grammar(form, [(name, {"properties": {}})], {}, single=True)
 
     text = drawn(smollm2.tokenizer, grammar, form, 0)
@@ -112,7 +112,7 @@ def said_by(text: str, form: Form) -> list[tuple[str, str]]:
 
 
 def test_json_may_come_instead(smollm2: Checkpoint) -> None:
-    """Where calls need not come, and the answer has a form of its own."""
+    """If a call is optional and the answer has a form, either may come."""
     tokenizer, instead = smollm2.tokenizer, {"type": "object", "properties": {"x": {"const": 1}}, "required": ["x"]}
     grammar = calls_grammar(HERMES, TOOLS[1:], {}, single=True, instead={**instead, "additionalProperties": False})
 
@@ -122,7 +122,7 @@ def test_json_may_come_instead(smollm2: Checkpoint) -> None:
 
 
 def test_arguments_have_no_other_keys() -> None:
-    """Unless the schema says so itself."""
+    """Only a schema that says so allows other keys."""
     assert arguments_schema({})["additionalProperties"] is False
     assert arguments_schema(PARAMETERS)["additionalProperties"] is False
     assert arguments_schema({"additionalProperties": True})["additionalProperties"] is True
@@ -130,7 +130,7 @@ def test_arguments_have_no_other_keys() -> None:
 
 
 def test_nor_have_objects_inside_them(smollm2: Checkpoint) -> None:
-    """Whatever is drawn."""
+    """No draw gives an inner object another key."""
     home = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
     parameters = {"$defs": {"home": home}, "properties": {"home": {"$ref": "#/$defs/home"}}, "required": ["home"]}
     grammar = calls_grammar(HERMES, [("f", parameters)], {}, single=True)
@@ -141,7 +141,7 @@ def test_nor_have_objects_inside_them(smollm2: Checkpoint) -> None:
 
 
 def test_a_schema_that_cannot_be_compiled(smollm2: Checkpoint) -> None:
-    """Is refused."""
+    """The error names the tools."""
     grammar = calls_grammar(HERMES, [("f", {"properties": {"a": {"format": "nope"}}})], {}, single=True)
 
     with pytest.raises(InvalidRequest, match="tools: "):

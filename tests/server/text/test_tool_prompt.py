@@ -1,4 +1,4 @@
-"""How conversations with tools are put to templates that take them, and to those that do not."""
+"""How conversations with tools are given to templates that take tools, and to those that do not."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ SPELLED = '<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>'
 
 
 class Template(CharacterTokenizer):
-    """Shows tools, if it takes them, and each message as it is."""
+    """Shows the tools, if it takes them, and each message as it is."""
 
     def __init__(self, text: str = "", *, tools: bool = True, system: bool = True) -> None:
         self.chat_template, self._tools, self._system = text or "some", tools, system
@@ -36,7 +36,7 @@ class Template(CharacterTokenizer):
 
 
 def test_what_a_template_does_is_tried_out() -> None:
-    """Not guessed from its text."""
+    """The text of the template does not decide."""
     takes_all = ToolSupport.of(Template())
     takes_no_tools = ToolSupport.of(Template("{{ tools }}", tools=False))
     takes_no_system = ToolSupport.of(Template("{{ tools }}", system=False))
@@ -49,14 +49,14 @@ def test_what_a_template_does_is_tried_out() -> None:
 
 
 def test_a_template_that_takes_tools_is_left_alone() -> None:
-    """Conversations reach it as they are."""
+    """It gets conversations as they are."""
     support = ToolSupport.of(Template())
 
     assert support.prepared(HISTORY, [TOOL]) == HISTORY
 
 
 def test_a_template_that_takes_none_is_told_in_a_text() -> None:
-    """Before all else, calls and their answers as texts, and no two turns of the user in a row."""
+    """A system message describes the tools, calls and results become text, and no two user turns follow each other."""
     support = ToolSupport.of(Template(tools=False))
 
     system, *rest = support.prepared([*HISTORY[:4], ASKED, HISTORY[4]], [TOOL])
@@ -74,7 +74,7 @@ def test_a_template_that_takes_none_is_told_in_a_text() -> None:
 
 @pytest.mark.parametrize("system", [True, False])
 def test_instructions_join_those_that_are_there(system: bool) -> None:
-    """In the system's message, or the user's first where the template has no place for a system's."""
+    """They join the system message, or the first user message if the template takes no system message."""
     support = ToolSupport.of(Template(tools=False, system=system))
 
     [first] = support.prepared([{"role": "system" if system else "user", "content": "Be kind."}], [TOOL])
@@ -83,7 +83,7 @@ def test_instructions_join_those_that_are_there(system: bool) -> None:
 
 
 def test_without_tools_only_the_history_is_spelled() -> None:
-    """A chat that once used tools goes on."""
+    """A chat that once used tools can go on."""
     support = ToolSupport.of(Template(tools=False))
 
     assert support.prepared([ASKED], []) == [ASKED]
@@ -91,7 +91,7 @@ def test_without_tools_only_the_history_is_spelled() -> None:
 
 
 def test_ids_are_shortened_where_a_template_wants_it() -> None:
-    """Mistral's refuses all others. A call and its answer keep the same one."""
+    """Mistral's template takes only ids of nine characters. A call and its result keep the same id."""
     support = ToolSupport.of(Template('{% if tool_call.id|length != 9 %}{{ raise_exception("") }}{% endif %}'))
 
     _, called, *answers, _ = support.prepared(HISTORY, [TOOL])
