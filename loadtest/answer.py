@@ -96,7 +96,7 @@ class Answer:
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
         self.last_s = at
         delta = choice.get("delta") or {}
-        # The first chunk of a chat names the role and has no text yet.
+        # The first chunk of a chat has the role but no text.
         text = choice.get("text") or delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")
         if text:
             self.text_s.append(at)

@@ -14,7 +14,7 @@ TIMEOUT = "timeout"
 
 
 class Watcher(Protocol):
-    """Is told what happens, while it happens."""
+    """Sees the requests of a run as they happen."""
 
     def sent(self) -> None: ...
     def pieces(self, count: int) -> None: ...

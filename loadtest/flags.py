@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_server(parser: argparse.ArgumentParser) -> None:
     server = parser.add_argument_group("the server")
     server.add_argument("--url", type=kinds.url, default="http://127.0.0.1:8000", help="its address (%(default)s)")
-    server.add_argument("--endpoint", choices=list(PATHS), default="completions", help="what to ask (%(default)s)")
+    server.add_argument("--endpoint", choices=list(PATHS), default="completions", help="the API to use (%(default)s)")
     server.add_argument("--model", help="name of the model to ask (the first of /v1/models)")
     key = server.add_mutually_exclusive_group()
     key.add_argument("--api-key-file", type=kinds.key, metavar="FILE", help="holds the key, sent as a bearer token")
@@ -113,7 +113,7 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     )
     asked.add_argument(
         "--ignore-eos", action=argparse.BooleanOptionalAction, default=True,
-        help="ask for all --max-tokens, so that all answers have one length; OpenAI itself refuses the field",
+        help="ask for all --max-tokens, so that all answers have the same length; OpenAI itself refuses the field",
     )  # fmt: skip
     asked.add_argument("--temperature", type=kinds.natural, default=0.0, metavar="T", help="(%(default)g, greedy)")
     asked.add_argument(

@@ -8,7 +8,7 @@ from loadtest.sample import Sample
 # Limits by name, and what they mean for a request, in words for the report.
 MEANINGS = {
     "ttft": "time to first token",
-    "itl": "99th percentile of its inter-token latencies (of fewer than 100 the largest)",
+    "itl": "99th percentile of its inter-token latencies (the largest, if there are fewer than 100)",
     "tpot": "mean time per output token after the first",
     "e2e": "end-to-end latency",
 }

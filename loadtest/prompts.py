@@ -13,7 +13,7 @@ from loadtest.errors import LoadTestError
 # A text, or the messages of a conversation.
 Prompt = str | list[dict[str, Any]]
 
-# A text with a meaning: the prompt decides which neurons stay.
+# A meaningful text, because the prompt decides which neurons are kept.
 PASSAGE = (
     "Rain falls when warm, moist air rises and cools. The water vapour in it condenses on tiny grains of dust and "
     "forms drops. The drops drift together and grow, and when they are too heavy for the air to hold they fall."
@@ -26,7 +26,7 @@ DIGITS = 8
 
 
 class Tags:
-    """Numbers to begin prompts with. All have the same length, and hardly ever does one come twice."""
+    """Numbers to begin prompts with. All have the same length, and a number rarely comes twice."""
 
     def __init__(self, nonce: int) -> None:
         self._numbers = random.Random(nonce)
@@ -148,7 +148,7 @@ def _from_json(where: str, line: str) -> Prompt:
         raise LoadTestError(f'{where}: "messages" is not a list of objects')
     if not all(isinstance(message.get("content"), str | list | None) for message in messages):
         raise LoadTestError(f'{where}: the "content" of a message is a text, a list of parts, or null')
-    # In logs of conversations the answer is the last message: the server is to write it.
+    # A logged conversation ends with the answer, which the server must write here.
     if messages and messages[-1].get("role") == "assistant":
         messages = messages[:-1]
     if not messages:

@@ -87,7 +87,7 @@ def _totals(run: Run) -> dict[str, Any]:
 
 
 def _options(options: Options) -> dict[str, Any]:
-    """The options by the names of flags, without the key. Of prompts from a file only their number."""
+    """The options by the names of flags, without the key. Prompts of a file are given as their number."""
     found = asdict(options)
     for name in ("command", "api_key", "url", "json", "html"):
         del found[name]

@@ -8,7 +8,7 @@ from loadtest.sample import UNFINISHED, Sample
 
 # A client distorts the figures if it is late by more than both: milliseconds, and this share of what it measures.
 LATE_MS, LATE_SHARE = 5.0, 0.1
-# Of one core.
+# The share of one core that the client may use.
 BUSY_SHARE = 0.8
 # The mean lengths of answers differ if their ratio is larger.
 UNEQUAL = 1.05
@@ -128,7 +128,7 @@ def _bunches(by_sparsity: Mapping[str, Mapping[str, Any]]) -> list[str]:
     pairs = [(row["itl_ms"], row["tpot_ms"]) for row in by_sparsity.values() if row["itl_ms"] and row["tpot_ms"]]
     if all(itl["p50"] >= BUNCHED * tpot["p50"] for itl, tpot in pairs):
         return []
-    return ["chunks arrived in bunches, because the client is busy or something between buffers: compare TPOT, not ITL"]
+    return ["chunks arrived in bunches: the client was busy, or a proxy held them back; compare TPOT, not ITL"]
 
 
 def _counting(by_sparsity: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the server reports about its answers, beside what the client measured. No I/O."""
+"""What the server reports about its answers, and what the client measured. No I/O."""
 
 import math
 from collections import Counter
@@ -78,7 +78,7 @@ def reported(samples: Sequence[Sample]) -> dict[str, dict[str, float | int | Non
 
 
 def applied(samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """What GRIFFIN did by the server's report: medians, and a count of each reason; None if there is no report."""
+    """What GRIFFIN did: medians of the server's reports, and a count of each reason; None without a report."""
     blocks = [sample.griffin for sample in samples if sample.answered and sample.griffin]
     if not blocks:
         return None

@@ -24,7 +24,7 @@ class Sample:
     tokens: how many were generated, by the server's count; None if it does not tell.
     cached_tokens: prompt tokens that the server took from its cache; None if it does not tell.
     error: why there is no answer, or UNFINISHED; None if there is one.
-    message: the server's words on the error.
+    message: the server's message about the error.
     metrics, griffin: the server's own objects, if it sends them.
     """
 

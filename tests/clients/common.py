@@ -1,4 +1,4 @@
-"""What the tests of all clients ask, and how they look at the server from outside."""
+"""Requests that the tests of all clients send, and the server's own count of pruned tokens."""
 
 from tests.server.client import metric
 
@@ -12,5 +12,5 @@ MESSAGES = [{"role": "user", "content": "What is the capital of France? Answer i
 
 
 def tokens_at(url: str, sparsity: float) -> float:
-    """Tokens generated so far at a sparsity: what tells that a client's request was pruned if the client does not."""
+    """The tokens generated so far at a sparsity. They show that a request was pruned if the client does not."""
     return metric(url, "griffin_generation_tokens_total", sparsity=f"{sparsity:g}")

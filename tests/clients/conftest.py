@@ -1,4 +1,4 @@
-"""One server for all clients, in fp32, so that its scores can be compared with the model's in this process."""
+"""One server for all clients, in fp32, so that its scores can be compared with those of the model in this process."""
 
 import gc
 import socket
@@ -30,7 +30,7 @@ def coder_url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def tiny_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server whose model, of random weights, does only what it is held to."""
+    """A server with random weights, whose answers only a grammar makes meaningful."""
     model = tiny_checkpoint.write(tmp_path_factory.mktemp("model") / "tiny", context=2048)
     with running("--model", str(model), "--dtype", "float32", OMP_NUM_THREADS="1") as server:
         yield server.url
@@ -38,7 +38,7 @@ def tiny_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def nothing_but_this_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Clients load price lists, tokenizers and data sets, and report their use, if they may; here nothing may."""
+    """Clients may load price lists, tokenizers or data sets, or report their use. A test that tries this fails."""
     attempts: list[Any] = []
     connect = socket.socket.connect
 
@@ -65,7 +65,7 @@ def nothing_but_this_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def sockets_left_open() -> Iterator[None]:
-    """Some clients leave that to the garbage collector, which may come by in any test; it comes by here."""
+    """Some clients leave sockets to the garbage collector, which could warn in any test; it runs here instead."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         yield

@@ -1,4 +1,4 @@
-"""What test_instructor.py asks, in instructor's own environment; it prints JSON."""
+"""The requests of test_instructor.py, in instructor's own environment. It prints JSON."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from tests.clients.person import SENTENCE, Person
 
 
 class Grown(Person):
-    """A person of full age."""
+    """An adult person."""
 
     @field_validator("age")
     @classmethod
@@ -28,7 +28,7 @@ MESSAGES: Any = [{"role": "user", "content": SENTENCE}]
 
 
 def small(client: openai.OpenAI, model: str) -> dict[str, Any]:
-    """What the grammar alone holds, whatever the model predicts."""
+    """Results that the grammar alone ensures, whatever the model predicts."""
     ask: dict[str, Any] = {"model": model, "messages": MESSAGES, "response_model": Person, "temperature": 0}
     modes = {}
     for mode in ("TOOLS", "TOOLS_STRICT", "JSON_SCHEMA", "RESPONSES_TOOLS"):
@@ -47,7 +47,7 @@ def small(client: openai.OpenAI, model: str) -> dict[str, Any]:
 
 
 def coder(client: openai.OpenAI, model: str) -> dict[str, Any]:
-    """What a model has to understand."""
+    """Results that need a model that understands the question."""
     ask: dict[str, Any] = {"model": model, "temperature": 0, "max_retries": 1, "max_tokens": 200}
     modes = {}
     for mode in ("TOOLS", "JSON", "MD_JSON"):
@@ -57,7 +57,7 @@ def coder(client: openai.OpenAI, model: str) -> dict[str, Any]:
 
 
 def refused(ask: Callable[[], object]) -> dict[str, Any]:
-    """The error that it gives."""
+    """The error of a request that must fail."""
     try:
         ask()
     except InstructorRetryException as error:

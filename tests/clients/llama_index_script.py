@@ -1,4 +1,4 @@
-"""What test_llama_index.py asks, in LlamaIndex's own environment; it prints JSON."""
+"""The requests of test_llama_index.py, in LlamaIndex's own environment. It prints JSON."""
 
 import asyncio
 import json
@@ -24,13 +24,13 @@ WEATHER = FunctionTool.from_defaults(weather)
 
 
 def like(url: str, model: str, **options: Any) -> OpenAILike:
-    """A client, in LlamaIndex's words."""
+    """A client in LlamaIndex's terms."""
     shared = {"model": model, "api_base": url, "api_key": "none", "temperature": 0, "max_retries": 0, "timeout": 600}
     return OpenAILike(**{**shared, **options})
 
 
 def texts(url: str, model: str) -> dict[str, Any]:
-    """By /v1/completions."""
+    """Answers of /v1/completions."""
     llm = like(url, model, max_tokens=8)
     whole = llm.complete(PROMPT)
     return {
@@ -42,7 +42,7 @@ def texts(url: str, model: str) -> dict[str, Any]:
 
 
 def chats(url: str, model: str) -> dict[str, Any]:
-    """By /v1/chat/completions."""
+    """Answers of /v1/chat/completions."""
     llm = like(url, model, max_tokens=16, is_chat_model=True, additional_kwargs={"extra_body": {"sparsity": 0.5}})
     whole = llm.chat(MESSAGES)
     return {
@@ -54,7 +54,7 @@ def chats(url: str, model: str) -> dict[str, Any]:
 
 
 def structured(url: str, model: str) -> dict[str, Any]:
-    """A model of pydantic's, by a required tool and by a schema."""
+    """A pydantic model by a required tool, and by a schema."""
     by_tool = like(url, model, max_tokens=200, is_chat_model=True, is_function_calling_model=True)
     by_schema = like(url, model, max_tokens=200, is_chat_model=True, should_use_structured_outputs=True)
     return {
@@ -64,7 +64,7 @@ def structured(url: str, model: str) -> dict[str, Any]:
 
 
 def small(url: str, model: str) -> dict[str, Any]:
-    """What the grammar alone holds, whatever the model predicts."""
+    """Results that the grammar alone ensures, whatever the model predicts."""
     llm = like(url, model, max_tokens=200, is_chat_model=True, is_function_calling_model=True)
     called = llm.predict_and_call([WEATHER], user_msg="The weather in Rome?", tool_required=True)
     [source] = called.sources
@@ -78,12 +78,12 @@ def small(url: str, model: str) -> dict[str, Any]:
 
 
 def coder(url: str, model: str) -> dict[str, Any]:
-    """What a model has to understand."""
+    """Results that need a model that understands the question."""
     return {"text": like(url, model, max_tokens=4).complete(PROMPT).text, "structured": structured(url, model)}
 
 
 def refused(llm: OpenAILike) -> dict[str, str]:
-    """The error that it gives."""
+    """The error of a request that must fail."""
     try:
         llm.chat(MESSAGES)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Scripts for node, with packages from npm."""
+"""Scripts for node that use packages from npm."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ INSTALL_S = 300
 
 
 def install(folder: Path, packages: Mapping[str, str]) -> None:
-    """Put these versions, by name, into a folder."""
+    """Install these versions of packages into a folder."""
     command = [require("npm"), "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
     named = [f"{name}@{version}" for name, version in packages.items()]
     done = subprocess.run(
@@ -22,6 +22,6 @@ def install(folder: Path, packages: Mapping[str, str]) -> None:
 
 
 def run(script: Path, folder: Path, *arguments: str) -> dict[str, Any]:
-    """The JSON that a script prints. node looks for packages beside the script, so it is copied to them."""
+    """The JSON that a script prints. The script is copied beside the packages, where node looks for them."""
     copy = shutil.copy(script, folder)
     return printed([require("node"), copy, *arguments], cwd=folder)

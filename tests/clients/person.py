@@ -1,4 +1,4 @@
-"""What scripts of clients ask for as an object. They import it in an environment of their own."""
+"""The object that scripts of clients ask for. They import it in an environment of their own."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""An agent that calls two tools before it answers, by each API that has tools, in the words of its own SDK."""
+"""An agent calls two tools before it answers: each API that has tools, with its own SDK."""
 
 import json
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from tests.clients.common import CODER
 
 MOST_TURNS = 6
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"]}
-# Names, descriptions, and what they answer.
+# Names, descriptions and results.
 TOOLS = {
     "get_temperature": ("The current temperature in a city, in degrees Celsius.", "-7 degrees Celsius"),
     "get_population": ("How many people live in a city.", "717710 people"),
@@ -24,13 +24,13 @@ INSTRUCTIONS = (
     "nothing more."
 )
 QUESTION = "What is the temperature in Oslo, and how many people live there?"
-# What is wanted of the tools: the name of one, or what all APIs have.
+# The choice of a tool: a name, or a value that all APIs have.
 Wanted = Literal["auto", "required", "none"] | str
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What the model said and called, each call with its id, name and arguments; whether it was over then."""
+    """The model's text and its calls, each with id, name and arguments, and whether no call was made."""
 
     said: str
     calls: list[tuple[str, str, Any]]
@@ -38,7 +38,7 @@ class Turn:
 
 
 class Agent(ABC):
-    """A conversation about the question. It keeps the history in the API's own objects."""
+    """A conversation about the question, with its history in the API's own objects."""
 
     def __init__(self, url: str, model: str, sparsity: float = 0) -> None:
         self.asked: dict[str, Any] = {"model": model, "extra_body": {"temperature": 0, "sparsity": sparsity}}
@@ -47,7 +47,7 @@ class Agent(ABC):
 
     @abstractmethod
     def turn(self, wanted: Wanted, most: int) -> Turn:
-        """The model's next turn, which becomes history, as do the results of its calls."""
+        """The model's next turn. The turn and the results of its calls become history."""
 
 
 class Chat(Agent):
@@ -73,7 +73,7 @@ class Chat(Agent):
         calls = [(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()]
         self.history += [{"role": "tool", "tool_call_id": id, "content": TOOLS[name][1]} for id, name, _ in calls]
         if calls:
-            # As OpenAI has it.
+            # These are OpenAI's reasons.
             assert choice.finish_reason == ("stop" if wanted in TOOLS else "tool_calls")
         return Turn(message.content or "", [(id, name, json.loads(text)) for id, name, text in calls], not calls)
 
@@ -82,18 +82,18 @@ class Chat(Agent):
 
 
 class StreamedChat(Chat):
-    """The same by the SDK's helper."""
+    """The same with a stream and the SDK's helper."""
 
     def choice(self, client: openai.OpenAI, asked: dict[str, Any]) -> Any:
         with client.chat.completions.stream(**asked) as stream:
             for _ in stream:
                 pass
-            # What get_final_completion refuses where a limit has cut it.
+            # get_final_completion raises if a limit has cut the answer.
             return stream.current_completion_snapshot.choices[0]
 
 
 class Responses(Agent):
-    """/v1/responses: all items of an answer go back as they came."""
+    """/v1/responses: all items of an answer go back unchanged."""
 
     def turn(self, wanted: Wanted, most: int) -> Turn:
         with openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0) as client:
@@ -123,7 +123,7 @@ class Responses(Agent):
 
 
 class StreamedResponses(Responses):
-    """The same from the last event of a stream, which the items of the others add up to."""
+    """The same with a stream, whose last event has the response with all items."""
 
     def answer(self, client: openai.OpenAI, **asked: Any) -> Any:
         events = list(client.responses.create(**asked, stream=True))
@@ -134,7 +134,7 @@ class StreamedResponses(Responses):
 
 
 class Messages(Agent):
-    """/v1/messages, Anthropic's: tool_use blocks, then a tool_result for each."""
+    """/v1/messages of Anthropic: tool_use blocks, then a tool_result for each."""
 
     def turn(self, wanted: Wanted, most: int) -> Turn:
         choice = {"auto": "auto", "required": "any", "none": "none"}.get(wanted, "tool")
@@ -167,7 +167,7 @@ class Messages(Agent):
 
 
 class StreamedMessages(Messages):
-    """The same by the SDK's helper."""
+    """The same with a stream and the SDK's helper."""
 
     def message(self, client: anthropic.Anthropic, **asked: Any) -> Any:
         with client.messages.stream(**asked) as stream:
@@ -179,7 +179,7 @@ APIS = [Chat, StreamedChat, Responses, StreamedResponses, Messages, StreamedMess
 
 @pytest.mark.parametrize("api", APIS)
 def test_calls_that_must_come(tiny_url: str, api: Callable[..., Agent]) -> None:
-    """One of the tools, then the other by its name, then words, whatever the model predicts."""
+    """Any weights call one of the tools, then the other one by its name, and then answer with words."""
     agent = api(tiny_url, "tiny")
     [(first_id, name, arguments)] = agent.turn("required", 60).calls
     [other] = TOOLS.keys() - {name}
@@ -197,7 +197,7 @@ def test_calls_that_must_come(tiny_url: str, api: Callable[..., Agent]) -> None:
     ("api", "sparsity"), [(Chat, 0), (StreamedChat, 0.25), (Responses, 0), (StreamedResponses, 0.25), (Messages, 0)]
 )
 def test_an_agent_calls_two_tools(coder_url: str, api: Callable[..., Agent], sparsity: float) -> None:
-    """Until it has what it needs to answer, by its own choice."""
+    """With tool choice auto the model itself calls both tools and then answers."""
     agent = api(coder_url, CODER, sparsity)
     turns = [agent.turn("auto", 200)]
     while not turns[-1].over and len(turns) < MOST_TURNS:

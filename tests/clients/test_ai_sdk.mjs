@@ -1,4 +1,4 @@
-// What test_ai_sdk.py looks at: one line of JSON with what the AI SDK made of the server's answers.
+// Prints one line of JSON for test_ai_sdk.py: the AI SDK's results from the server's answers.
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateObject, generateText, stepCountIs, streamObject, streamText, tool } from "ai";
@@ -11,11 +11,11 @@ const compatible = createOpenAICompatible({
   name: "griffin",
   includeUsage: true,
   supportsStructuredOutputs: true,
-  // Fields that are not OpenAI's.
+  // A field that OpenAI's API does not have.
   transformRequestBody: (body) => ({ ...body, sparsity: 0.5 }),
 })(model);
 const openai = createOpenAI(server).chat(model);
-// What createOpenAI gives by default. The history is sent whole: the server keeps none.
+// The default API of createOpenAI. ``store: false`` sends the whole history, because the server keeps none.
 const responses = createOpenAI(server).responses(model);
 const stateless = { providerOptions: { openai: { store: false } } };
 const common = { ...stateless, temperature: 0, maxRetries: 0, maxOutputTokens: 400, prompt };
@@ -33,7 +33,7 @@ async function all(stream) {
   return parts;
 }
 
-// An error of a stream is rejected by what is awaited, and is not printed too.
+// Errors of a stream reject the awaited promise, so do not print them as well.
 const quiet = { onError: () => {} };
 
 async function failure(request) {
@@ -51,7 +51,7 @@ async function object(model) {
   return { object, finishReason, usage, partial, streamed: await streamed.object, streamedUsage: await streamed.usage };
 }
 
-// A chat that goes on with the messages of an answer.
+// Continues a chat with the messages of an answer.
 async function goneOn(store) {
   const ask = { ...common, model: responses, maxOutputTokens: 8, providerOptions: { openai: { store } } };
   const { response } = await generateText(ask);
@@ -68,7 +68,7 @@ async function called(model) {
     inputSchema: z.object({ city: z.enum(["Paris", "Rome"]) }),
     execute: async ({ city }) => `sunny in ${city}`,
   });
-  // As many steps: the first calls, the second has its results in the history.
+  // Two steps: the first one calls, the second one has the result in its history.
   const ask = { ...common, model, tools: { weather }, toolChoice: { type: "tool", toolName: "weather" }, stopWhen: stepCountIs(2) };
   const whole = await generateText(ask);
   const streamed = streamText({ ...ask, ...quiet });

@@ -1,4 +1,4 @@
-"""The AI SDK, from npm, in node: by chat completions in its two ways, and by responses."""
+"""The AI SDK from npm, in node: its two providers for chat completions, and responses."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ WAYS = range(3)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With the packages."""
+    """A folder with the packages."""
     made = tmp_path_factory.mktemp("npm")
     install(made, NPM_AI)
     return made
@@ -29,7 +29,7 @@ def answers(tiny_url: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_objects(answers: dict[str, Any], way: int) -> None:
-    """generateObject validates them itself; streamObject has them grow to the same."""
+    """generateObject validates the object itself; streamObject grows to the same object."""
     found = answers["objects"][way]
 
     assert list(found["object"]) == ["name", "age", "home", "colors"]
@@ -42,7 +42,7 @@ def test_objects(answers: dict[str, Any], way: int) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_tools(answers: dict[str, Any], way: int) -> None:
-    """Called by name, run by the SDK, and called again with the result in the history."""
+    """The SDK runs the function, and the model calls again with the result in the history."""
     found = answers["called"][way]
     [[first], [second]] = found["calls"]
 
@@ -58,7 +58,7 @@ def test_tools(answers: dict[str, Any], way: int) -> None:
 
 
 def test_other_fields(answers: dict[str, Any], tiny_url: str) -> None:
-    """transformRequestBody adds them: what one of the ways asked for was pruned."""
+    """transformRequestBody adds fields: the requests of one provider were pruned."""
     assert answers["objects"]
     assert tokens_at(tiny_url, 0.5) > 100
 
@@ -68,14 +68,14 @@ def test_a_choice(answers: dict[str, Any]) -> None:
 
 
 def test_a_chat_by_responses_goes_on(answers: dict[str, Any]) -> None:
-    """With its messages, not with references to what a server that stores would have."""
+    """The SDK sends the messages again; references to stored items are refused."""
     assert answers["goneOn"]["inputTokens"] > 50
     assert answers["stored"]["statusCode"] == 400
     assert "this server keeps no items" in answers["stored"]["message"]
 
 
 def test_errors(answers: dict[str, Any]) -> None:
-    """The SDK's own, with the server's words."""
+    """They are the SDK's own, with the server's message."""
     assert answers["cutOff"]["name"] == "AI_NoObjectGeneratedError"
     name, message, status, again = answers["optional"].values()
     assert (name, status, again) == ("AI_APICallError", 400, False)
@@ -84,7 +84,7 @@ def test_errors(answers: dict[str, Any]) -> None:
 
 
 def test_answers_make_sense(coder_url: str, folder: Path) -> None:
-    """An object with what the prompt says, and an agent by streamText that calls two tools before it answers."""
+    """An object has what the prompt says, and an agent with streamText calls two tools before it answers."""
     answers = run(SCRIPT, folder, "coder", f"{coder_url}/v1", CODER, PROMPT)
 
     assert answers["person"]["name"] == "Ann"

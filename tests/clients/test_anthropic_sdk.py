@@ -1,4 +1,4 @@
-"""Anthropic's own SDK for Python: messages, streams, tools and counted tokens, as against Anthropic's server."""
+"""Anthropic's own SDK for Python: messages, streams, tools and token counts work as with Anthropic's server."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def client(url: str) -> Iterator[anthropic.Anthropic]:
 
 @pytest.mark.parametrize("sparsity", [0, 0.5])
 def test_a_stream_is_the_same_message(url: str, client: anthropic.Anthropic, sparsity: float) -> None:
-    """Text, reason and usage; griffin rides along."""
+    """Text, reason and usage are the same; the message has griffin, too."""
     before, asked = tokens_at(url, sparsity), {**ASKED, "extra_body": {**GREEDY, "sparsity": sparsity}}
     whole = client.messages.create(**asked)
     with client.messages.stream(**asked) as stream:
@@ -50,7 +50,7 @@ def test_a_stream_is_the_same_message(url: str, client: anthropic.Anthropic, spa
 
 
 def test_a_system_prompt_and_a_stop(client: anthropic.Anthropic) -> None:
-    """The stop string that was found is told."""
+    """The message has the stop string that was found."""
     asked = {**ASKED, "max_tokens": 40, "system": "You repeat what you are told."}
     whole = client.messages.create(**asked)
     [block] = whole.content
@@ -62,7 +62,7 @@ def test_a_system_prompt_and_a_stop(client: anthropic.Anthropic) -> None:
 
 
 def test_a_tool_that_must_be_called(client: anthropic.Anthropic) -> None:
-    """By its schema; then its result goes back."""
+    """The call fits the tool's schema, and its result goes back."""
     asked = {**ASKED, "max_tokens": 100, "tools": [TOOL], "tool_choice": {"type": "tool", "name": "f"}}
     answer = client.messages.create(**asked)
     [call] = answer.content
@@ -79,7 +79,7 @@ def test_a_tool_that_must_be_called(client: anthropic.Anthropic) -> None:
 
 
 def test_a_form(client: anthropic.Anthropic) -> None:
-    """The answer is JSON of the schema."""
+    """The answer is JSON that fits the schema."""
     config = {"format": {"type": "json_schema", "schema": TOOL["input_schema"]}}
     answer = client.messages.create(**{**ASKED, "max_tokens": 60}, output_config=config)
 
@@ -95,14 +95,14 @@ def test_a_form(client: anthropic.Anthropic) -> None:
     ],
 )
 def test_errors_are_the_sdks_own(client: anthropic.Anthropic, changes: Any, error: type[Exception]) -> None:
-    """By status, with Anthropic's body."""
+    """The status decides the class; the body has Anthropic's form."""
     with pytest.raises(error) as raised:
         client.messages.create(**{**ASKED, **changes})
     assert raised.value.body["type"] == "error"
 
 
 def test_a_fault_in_a_stream_is_raised() -> None:
-    """After the text that came before it."""
+    """The error comes after the text so far."""
     with (
         served(ScriptedEngine(fail_after=2)) as url,
         anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client,
@@ -113,7 +113,7 @@ def test_a_fault_in_a_stream_is_raised() -> None:
 
 
 def test_the_helper_that_runs_tools() -> None:
-    """The SDK calls the function itself, and goes on with what it gave."""
+    """The SDK calls the function itself, with the arguments that the model wrote."""
     asked: list[int] = []
 
     @anthropic.beta_tool
@@ -139,7 +139,7 @@ def test_the_helper_that_runs_tools() -> None:
 
 
 def test_a_key() -> None:
-    """As the SDK sends it."""
+    """The SDK sends it in a header of its own."""
     with running("--max-model-len", "64", "--api-keys", "first,second") as process:
         with anthropic.Anthropic(base_url=process.url, api_key="second", max_retries=0) as client:
             assert client.messages.count_tokens(model=MODEL, messages=HI).input_tokens > 0

@@ -1,4 +1,4 @@
-"""curl: the client that everyone has."""
+"""curl, the client that almost every machine has."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ def curl() -> str:
 
 
 def post(curl: str, url: str, body: str, *options: str) -> str:
-    """What curl prints."""
+    """The output of curl."""
     command = [curl, "-sS", *options, url, "-H", "Content-Type: application/json", "-d", body]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
@@ -35,7 +35,7 @@ def test_one_object(curl: str, url: str) -> None:
 
 
 def test_a_stream_is_events_up_to_done(curl: str, url: str) -> None:
-    """curl -N prints server-sent events whose texts are the whole answer, the last one being [DONE]."""
+    """curl -N prints server-sent events: their texts join to the whole answer, and the last one is [DONE]."""
     whole = json.loads(post(curl, f"{url}/v1/completions", ask()))
     printed = post(curl, f"{url}/v1/completions", ask(stream=True), "-N")
     *chunks, last = printed.removesuffix("\n\n").split("\n\n")
@@ -57,7 +57,7 @@ def test_broken_json_is_an_error_object(curl: str, url: str) -> None:
 
 
 def test_curls_own_content_type_is_explained(curl: str, url: str) -> None:
-    """-d without a header sends a form: the error names the header that is missing."""
+    """-d without a header sends the type of a form; the error names the right header."""
     command = [curl, "-sS", f"{url}/v1/completions", "-d", ask()]
     error = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)["error"]
 
@@ -75,8 +75,8 @@ def test_fail_with_body(curl: str, url: str) -> None:
 
 
 def test_a_long_body_with_expect_continue(curl: str, url: str) -> None:
-    """curl asks for leave before it sends a long body; the server gives it."""
-    # On standard input: no command line is that long.
+    """curl waits for permission before it sends a long body, and the server gives it."""
+    # The body comes on standard input, because no command line is that long.
     command = [curl, "-sS", f"{url}/v1/completions", "-H", "Content-Type: application/json", "-d", "@-"]
     command += ["-H", "Expect: 100-continue"]
     body = ask(prompt="word " * 50_000, truncate_prompt_tokens=8, max_tokens=1)

@@ -1,4 +1,4 @@
-"""instructor: models of pydantic's as answers, in its modes, piece by piece, and asked for again."""
+"""instructor: pydantic models as answers, in its modes, streamed, and with retries."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def answers(tiny_url: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_model(answers: dict[str, Any], mode: str) -> None:
-    """Validated by instructor: a named tool, also a strict one, a schema, and by responses."""
+    """instructor validates the answer of a named tool, a strict one, a schema, and /v1/responses."""
     person = answers["modes"][mode]
 
     assert list(person) == ["name", "age", "home"]
@@ -29,30 +29,30 @@ def test_a_model(answers: dict[str, Any], mode: str) -> None:
 
 
 def test_piece_by_piece(answers: dict[str, Any]) -> None:
-    """create_partial: the object grows to the whole answer."""
+    """The objects of create_partial grow to the whole answer."""
     assert len(answers["partial"]) > 8
     assert answers["partial"][0]["name"] is None
     assert answers["partial"][-1] == answers["modes"]["TOOLS"]
 
 
 def test_sparsity(answers: dict[str, Any]) -> None:
-    """extra_body reaches the server, and create_with_completion keeps what it reports."""
+    """extra_body reaches the server, and create_with_completion keeps the server's report."""
     assert answers["pruned"]["sparsity"] == 0.5
 
 
 def test_asked_again(answers: dict[str, Any]) -> None:
-    """What a validator refuses goes back with its error, as the history of a call."""
+    """If a validator refuses an answer, instructor sends it back with the error, as a call in the history."""
     assert answers["refused"]["attempts"] == 2
     assert "must be of full age" in answers["refused"]["message"]
 
 
 def test_errors(answers: dict[str, Any]) -> None:
-    """The server's words."""
+    """The error has the server's message."""
     assert "model 'other' does not exist here" in answers["bad_model"]["message"]
 
 
 def test_answers_make_sense() -> None:
-    """Also in the modes that hold to no schema."""
+    """This also holds in the modes without a schema."""
     with running("--model", str(coder("0.5b"))) as server:
         modes = python.run(SCRIPT, "coder", f"{server.url}/v1", "qwen2.5-coder-0.5b")["modes"]
 

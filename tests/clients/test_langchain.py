@@ -19,20 +19,20 @@ HALF = {"sparsity": 0.5}
 
 @pytest.fixture
 def server(url: str) -> dict[str, Any]:
-    """Where the server is, in LangChain's words."""
+    """The server in LangChain's terms."""
     return {"model": MODEL, "base_url": f"{url}/v1", "api_key": "none", "temperature": 0, "max_retries": 0}
 
 
-# OpenAI: texts
+# The class OpenAI: texts
 
 
 def test_invoke(server: dict[str, Any]) -> None:
-    """A prompt in, a text out."""
+    """A prompt gives a text."""
     assert "Paris" in OpenAI(**server, max_tokens=4).invoke("The capital of France is")
 
 
 def test_several_prompts_in_one_call(server: dict[str, Any]) -> None:
-    """generate sends them as one request; the usage is that of all."""
+    """generate sends all prompts in one request, and usage counts them together."""
     result = OpenAI(**server, max_tokens=4).generate([PROMPT, "The capital of France is"])
 
     assert [len(generations) for generations in result.generations] == [1, 1]
@@ -42,7 +42,7 @@ def test_several_prompts_in_one_call(server: dict[str, Any]) -> None:
 
 
 def test_several_answers_to_each_prompt(server: dict[str, Any]) -> None:
-    """The n texts of a prompt are found with it."""
+    """Each prompt gets its own n texts."""
     prompts = [PROMPT, "The capital of France is"]
     llm = OpenAI(**{**server, "temperature": 1}, max_tokens=4, n=2, seed=1, extra_body={"echo": True})
     result = llm.generate(prompts)
@@ -54,7 +54,7 @@ def test_several_answers_to_each_prompt(server: dict[str, Any]) -> None:
 
 
 def test_best_of(server: dict[str, Any]) -> None:
-    """The n of the highest mean log-probability of best_of."""
+    """The n texts have the highest mean log-probability of best_of texts."""
     llm = OpenAI(**{**server, "temperature": 1}, max_tokens=4, n=1, best_of=3, seed=1)
     result = llm.generate([PROMPT])
 
@@ -63,7 +63,7 @@ def test_best_of(server: dict[str, Any]) -> None:
 
 
 def test_stream(server: dict[str, Any]) -> None:
-    """Piece by piece the same text."""
+    """The pieces join to the same text."""
     llm = OpenAI(**server, max_tokens=8)
     pieces = list(llm.stream(PROMPT))
 
@@ -77,14 +77,14 @@ def test_stop(server: dict[str, Any]) -> None:
 
 
 def test_log_probabilities(server: dict[str, Any]) -> None:
-    """Those of each token are with the text."""
+    """Each token of the text has one."""
     result = OpenAI(**server, max_tokens=4, logprobs=2).generate([PROMPT])
 
     assert len(result.generations[0][0].generation_info["logprobs"]["token_logprobs"]) == 4
 
 
 def test_sparsity_of_a_text(server: dict[str, Any], url: str) -> None:
-    """extra_body reaches the server, whole and streamed: all tokens but the first are pruned by half."""
+    """extra_body reaches the server, streamed or not: all tokens but the first are pruned by half."""
     llm = OpenAI(**server, max_tokens=8, extra_body={**HALF, "ignore_eos": True})
     before = tokens_at(url, 0.5)
     llm.invoke(PROMPT)
@@ -95,11 +95,11 @@ def test_sparsity_of_a_text(server: dict[str, Any], url: str) -> None:
     assert tokens_at(url, 0.5) - before == 2 * whole
 
 
-# ChatOpenAI: messages
+# The class ChatOpenAI: messages
 
 
 def test_chat(server: dict[str, Any]) -> None:
-    """Messages in, a message with its usage out."""
+    """Messages give a message with its usage."""
     answer = ChatOpenAI(**server, max_tokens=24).invoke([SystemMessage("You know the world."), HumanMessage(QUESTION)])
 
     assert isinstance(answer, AIMessage)
@@ -112,7 +112,7 @@ def test_chat(server: dict[str, Any]) -> None:
 
 
 def test_chat_stream(server: dict[str, Any]) -> None:
-    """The chunks add up to the message and, if asked for, to its usage."""
+    """The chunks add up to the message and, if requested, to its usage."""
     llm = ChatOpenAI(**server, max_tokens=24, stream_usage=True)
     whole = llm.invoke(QUESTION)
     first, *chunks = llm.stream(QUESTION)
@@ -126,7 +126,7 @@ def test_chat_stream(server: dict[str, Any]) -> None:
 
 
 def test_chat_log_probabilities_and_several_answers(server: dict[str, Any]) -> None:
-    """n generations, each with the log-probabilities of its tokens."""
+    """There are n generations, each with the log-probabilities of its tokens."""
     llm = ChatOpenAI(**{**server, "temperature": 1}, max_tokens=4, n=2, seed=1, logprobs=True, top_logprobs=2)
     generations = llm.generate([[HumanMessage(QUESTION)]]).generations[0]
 
@@ -137,7 +137,7 @@ def test_chat_log_probabilities_and_several_answers(server: dict[str, Any]) -> N
 
 
 def test_sparsity_of_a_chat(server: dict[str, Any], url: str) -> None:
-    """extra_body and the model's name both reach the server, whole and streamed."""
+    """extra_body and the model's name both reach the server, streamed or not."""
     extra, alias = {**HALF, "ignore_eos": True}, {**server, "model": f"{MODEL}@sparsity=0.5"}
     by_field = ChatOpenAI(**server, max_tokens=8, extra_body=extra)
     by_name = ChatOpenAI(**alias, max_tokens=8, extra_body={"ignore_eos": True})
@@ -159,7 +159,7 @@ class Weather(BaseModel):
 
 
 def test_tools(server: dict[str, Any]) -> None:
-    """bind_tools; the chunks of a stream add up to the same call, and its answer is understood."""
+    """With bind_tools, a stream adds up to the same call, and the call's result can be sent back."""
     llm = ChatOpenAI(**server, max_tokens=200).bind_tools([Weather], tool_choice="any", parallel_tool_calls=False)
     answer = llm.invoke(QUESTION)
     first, *chunks = llm.stream(QUESTION)
@@ -179,17 +179,17 @@ def test_tools(server: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", ["function_calling", "json_schema"])
 def test_structured_output(server: dict[str, Any], method: Any) -> None:
-    """By a named tool, and by a form of the answer."""
+    """A named tool works, and so does a response format."""
     llm = ChatOpenAI(**server, max_tokens=60).with_structured_output(Weather, method=method)
 
     assert isinstance(llm.invoke(QUESTION), Weather)
 
 
-# LangChain writes out an object whose type the SDK's class leaves open.
+# LangChain serializes an object whose type the SDK's class leaves open.
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
 @pytest.mark.parametrize("method", ["function_calling", "json_schema"])
 def test_structured_output_in_a_stream(server: dict[str, Any], method: Any) -> None:
-    """It ends with what invoke gives, beside the raw message."""
+    """The stream ends with the object that invoke gives, beside the raw message."""
     llm = ChatOpenAI(**server, max_tokens=60).with_structured_output(Weather, method=method, include_raw=True)
     whole = llm.invoke(QUESTION)
     *_, last = (part["parsed"] for part in llm.stream(QUESTION) if "parsed" in part)
@@ -200,7 +200,7 @@ def test_structured_output_in_a_stream(server: dict[str, Any], method: Any) -> N
 
 
 def test_any_object(server: dict[str, Any]) -> None:
-    """OpenAI's older JSON mode: the schema is not sent, so a model may miss it, and LangChain tells."""
+    """OpenAI's older JSON mode sends no schema, so the model may miss it, and LangChain reports this."""
     llm = ChatOpenAI(**server, max_tokens=40).with_structured_output(Weather, method="json_mode", include_raw=True)
     answer = llm.invoke(QUESTION)
 
@@ -209,7 +209,7 @@ def test_any_object(server: dict[str, Any]) -> None:
 
 
 def test_a_chain(server: dict[str, Any]) -> None:
-    """A template, the model, and batch: requests side by side, answers in order."""
+    """A template, the model and batch: requests run in parallel, answers keep their order."""
     prompt = ChatPromptTemplate.from_messages([("user", "What is the capital of {country}? Answer in one sentence.")])
     chain = prompt | ChatOpenAI(**server, max_tokens=16)
     answers = chain.batch([{"country": "France"}, {"country": "Italy"}])
@@ -218,10 +218,10 @@ def test_a_chain(server: dict[str, Any]) -> None:
 
 
 def test_asyncio(server: dict[str, Any]) -> None:
-    """ainvoke and astream."""
+    """ainvoke and astream work."""
 
     async def ask() -> tuple[str, str, str]:
-        # Connections of our own: LangChain leaves open those that it makes.
+        # Use our own connections, because LangChain never closes its own.
         async with openai.DefaultAsyncHttpxClient() as connections:
             text = OpenAI(**server, max_tokens=4, http_async_client=connections)
             chat = ChatOpenAI(**server, max_tokens=4, http_async_client=connections)
@@ -235,7 +235,7 @@ def test_asyncio(server: dict[str, Any]) -> None:
 
 
 def test_errors_are_openais(server: dict[str, Any]) -> None:
-    """The classes of OpenAI's SDK, with the field at fault."""
+    """Errors have the classes of OpenAI's SDK and name the field."""
     with pytest.raises(openai.BadRequestError) as refusal:
         OpenAI(**server, extra_body={"sparsity": 2}).invoke(PROMPT)
     with pytest.raises(openai.NotFoundError):

@@ -1,11 +1,11 @@
-"""LiteLLM, which stands between many programs and their servers."""
+"""LiteLLM, which many programs use to reach their servers."""
 
 import asyncio
 import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
-# Before the import: the package's own price list is enough, none is to be fetched.
+# Set before the import: use the package's own price list instead of fetching one.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import httpx
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from tests.clients.common import MESSAGES, MODEL, PROMPT, tokens_at
 
-# LiteLLM looks at every attribute of a chunk, pydantic's outdated ones included.
+# LiteLLM reads every attribute of a chunk, even those that pydantic has deprecated.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Accessing the 'model_.*' attribute on the instance:pydantic.warnings.PydanticDeprecatedSince211"
 )
@@ -26,7 +26,7 @@ HALF = {"sparsity": 0.5}
 
 @pytest.fixture(autouse=True, scope="module")
 def session() -> Iterator[None]:
-    """Connections that are closed at the end: LiteLLM leaves open those that it makes."""
+    """Connections that are closed at the end, because LiteLLM never closes its own."""
     with pytest.MonkeyPatch.context() as monkeypatch, httpx.Client() as session:
         monkeypatch.setattr(litellm, "client_session", session)
         yield
@@ -35,7 +35,7 @@ def session() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """It reports to nobody; and it finds an event loop, since it would leave open the one that it makes."""
+    """LiteLLM sends no reports here. It gets an event loop, because it would never close its own."""
     monkeypatch.setattr(litellm, "telemetry", False)
     monkeypatch.setattr(litellm, "suppress_debug_info", True)
     loop = asyncio.new_event_loop()
@@ -47,12 +47,12 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def server(url: str) -> dict[str, Any]:
-    """Where the server is, in LiteLLM's words."""
+    """The server in LiteLLM's terms."""
     return {"api_base": f"{url}/v1", "api_key": "none", "temperature": 0, "max_retries": 0}
 
 
 def test_completion(server: dict[str, Any]) -> None:
-    """A prompt, by /v1/completions."""
+    """A prompt goes to /v1/completions."""
     answer = litellm.text_completion(model=TEXT, prompt=PROMPT, max_tokens=8, logprobs=1, **server)
 
     assert answer.choices[0].text
@@ -62,7 +62,7 @@ def test_completion(server: dict[str, Any]) -> None:
 
 
 def test_streamed_completion(server: dict[str, Any]) -> None:
-    """The same text, piece by piece."""
+    """The pieces join to the same text."""
     whole = litellm.text_completion(model=TEXT, prompt=PROMPT, max_tokens=8, **server)
     chunks = list(litellm.text_completion(model=TEXT, prompt=PROMPT, max_tokens=8, stream=True, **server))
 
@@ -71,7 +71,7 @@ def test_streamed_completion(server: dict[str, Any]) -> None:
 
 
 def test_several_prompts(server: dict[str, Any]) -> None:
-    """A list of prompts is one request with as many choices."""
+    """A list of prompts is one request, and each prompt gets one choice."""
     answer = litellm.text_completion(model=TEXT, prompt=[PROMPT, "The capital of France is"], max_tokens=4, **server)
 
     assert [choice.index for choice in answer.choices] == [0, 1]
@@ -90,7 +90,7 @@ def test_messages_to_a_text_model(server: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_sparsity_of_a_completion(server: dict[str, Any], url: str, stream: bool) -> None:
-    """extra_body reaches the server: seven tokens behind the first are pruned by half."""
+    """extra_body reaches the server: the seven tokens after the first are pruned by half."""
     before = tokens_at(url, 0.5)
     answer = litellm.text_completion(
         model=TEXT, prompt=PROMPT, max_tokens=8, extra_body={**HALF, "ignore_eos": True}, stream=stream, **server
@@ -102,7 +102,7 @@ def test_sparsity_of_a_completion(server: dict[str, Any], url: str, stream: bool
 
 
 def test_chat(server: dict[str, Any]) -> None:
-    """A conversation, by /v1/chat/completions."""
+    """A conversation goes to /v1/chat/completions."""
     answer = litellm.completion(model=CHAT, messages=MESSAGES, max_tokens=24, **server)
     choice = answer.choices[0]
 
@@ -112,7 +112,7 @@ def test_chat(server: dict[str, Any]) -> None:
 
 
 def test_streamed_chat(server: dict[str, Any]) -> None:
-    """The same message, piece by piece, and its usage."""
+    """The chunks add up to the same message and usage."""
     whole = litellm.completion(model=CHAT, messages=MESSAGES, max_tokens=24, **server)
     chunks = list(
         litellm.completion(
@@ -128,7 +128,7 @@ def test_streamed_chat(server: dict[str, Any]) -> None:
 
 
 def test_sparsity_of_a_chat(server: dict[str, Any]) -> None:
-    """What the server reports stays in the answer."""
+    """The answer keeps the server's report."""
     answer = litellm.completion(model=CHAT, messages=MESSAGES, max_tokens=8, extra_body=HALF, **server)
 
     assert answer.griffin["sparsity"] == 0.5
@@ -136,17 +136,17 @@ def test_sparsity_of_a_chat(server: dict[str, Any]) -> None:
 
 
 def test_sparsity_by_the_models_name(server: dict[str, Any]) -> None:
-    """An alias needs no extra field, as in LiteLLM's own list of models."""
+    """An alias needs no extra field, so LiteLLM's own list of models can have it."""
     answer = litellm.completion(model=f"{CHAT}@sparsity=0.5", messages=MESSAGES, max_tokens=8, **server)
 
     assert answer.griffin["sparsity"] == 0.5
 
 
 def test_asyncio(server: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """acompletion and atext_completion, whole and streamed."""
+    """acompletion and atext_completion work, streamed or not."""
 
     async def ask() -> tuple[Any, Any, str]:
-        # As above.
+        # Use our own connections, as in ``session``.
         async with httpx.AsyncClient() as session:
             monkeypatch.setattr(litellm, "aclient_session", session)
             text = await litellm.atext_completion(model=TEXT, prompt=PROMPT, max_tokens=4, **server)
@@ -171,7 +171,7 @@ TOOLS: dict[str, Any] = {"tools": [{"type": "function", "function": WEATHER}], "
 
 
 def test_tools(server: dict[str, Any]) -> None:
-    """Whole, put together from a stream, and as a history that goes on."""
+    """A call is the same streamed or not, and can be sent back in the history."""
     ask = {**TOOLS, "model": CHAT, "parallel_tool_calls": False, "temperature": 0, "max_tokens": 200, **server}
     [choice] = litellm.completion(messages=MESSAGES, **ask).choices
     chunks = list(litellm.completion(messages=MESSAGES, stream=True, **ask))
@@ -188,7 +188,7 @@ def test_tools(server: dict[str, Any]) -> None:
 
 
 def test_structured_output(server: dict[str, Any]) -> None:
-    """A model of pydantic's is sent as a strict schema."""
+    """LiteLLM sends a pydantic model as a strict schema."""
     answer = litellm.completion(model=CHAT, messages=MESSAGES, response_format=Weather, max_tokens=40, **server)
 
     assert Weather.model_validate_json(answer.choices[0].message.content)

@@ -1,4 +1,4 @@
-"""LlamaIndex's OpenAILike: texts, chats, streams, a tool, models of pydantic's."""
+"""LlamaIndex's OpenAILike: texts, chats, streams, a tool, pydantic models."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ def answers(tiny_url: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("kind", "pieces"), [("texts", 8), ("chats", 16)])
 def test_texts(answers: dict[str, Any], kind: str, pieces: int) -> None:
-    """complete and chat: whole, streamed and by asyncio the same."""
+    """complete and chat give the same text whole, streamed and with asyncio."""
     found = answers[kind]
 
     assert found["whole"] == found["later"] == "".join(found["pieces"]) != ""
@@ -32,14 +32,14 @@ def test_usage(answers: dict[str, Any]) -> None:
 
 
 def test_sparsity(answers: dict[str, Any], tiny_url: str) -> None:
-    """additional_kwargs reach the server, and raw is the whole answer."""
+    """additional_kwargs reach the server, and ``raw`` is the whole answer."""
     assert answers["chats"]["sparsity"] == 0.5
     assert tokens_at(tiny_url, 0.5) >= 45
 
 
 @pytest.mark.parametrize("way", ["by_tool", "by_schema"])
 def test_a_model(answers: dict[str, Any], way: str) -> None:
-    """as_structured_llm validates it."""
+    """as_structured_llm validates the answer."""
     person = answers["structured"][way]
 
     assert list(person) == ["name", "age", "home"]
@@ -47,14 +47,14 @@ def test_a_model(answers: dict[str, Any], way: str) -> None:
 
 
 def test_a_tool(answers: dict[str, Any]) -> None:
-    """predict_and_call runs it."""
+    """predict_and_call runs the function."""
     city = answers["called"]["input"]["city"]
 
     assert answers["called"]["output"] == f"sunny in {city}"
 
 
 def test_errors(answers: dict[str, Any]) -> None:
-    """OpenAI's own, with the server's words."""
+    """They are those of OpenAI's SDK, with the server's message."""
     assert answers["bad_model"]["name"] == "NotFoundError"
     assert "model 'other' does not exist here" in answers["bad_model"]["message"]
 

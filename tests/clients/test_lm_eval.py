@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness: scores through the server are the model's own."""
+"""EleutherAI's lm-evaluation-harness: scores through the server are those of the model itself."""
 
 import copy
 import json
@@ -66,7 +66,7 @@ def tokenizer(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def evaluate(tmp_path_factory: pytest.TempPathFactory) -> Evaluate:
-    """simple_evaluate on one of the two tasks above, which are written as any task is: a YAML file and its data."""
+    """simple_evaluate for one of the two tasks above. Each is written as a YAML file and its data, like any task."""
     folder = tmp_path_factory.mktemp("tasks")
     for name, task in TASKS.items():
         data = folder / f"{name}.jsonl"
@@ -92,13 +92,13 @@ def evaluate(tmp_path_factory: pytest.TempPathFactory) -> Evaluate:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets are kept with the test, not with the user's own."""
+    """Keep data sets in the test's folder, not in the user's cache."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
 
 
 @pytest.fixture(scope="module")
 def in_process(smollm2: Checkpoint, tokenizer: str) -> HFLM:
-    """lm-eval's own way to run the model. It is given copies: it changes what it gets."""
+    """The model in lm-eval's own class. It gets copies, because it changes its arguments."""
     return HFLM(
         pretrained=copy.deepcopy(smollm2.model), tokenizer=AutoTokenizer.from_pretrained(tokenizer), batch_size=1
     )
@@ -122,14 +122,14 @@ def greedy(result: dict[str, Any]) -> list[bool]:
 
 @pytest.fixture(scope="module")
 def expected(evaluate: Evaluate, in_process: HFLM) -> dict[str, dict[str, Any]]:
-    """What the in-process model answers, by task."""
+    """The results of the in-process model, by task."""
     return {task: evaluate(task, in_process) for task in TASKS}
 
 
 def test_scores_are_those_of_the_model_in_process(
     evaluate: Evaluate, completions: dict[str, Any], expected: dict[str, dict[str, Any]]
 ) -> None:
-    """Dense, every choice has the same log-likelihood, and the accuracy is the same."""
+    """For the dense model each choice has the same log-likelihood, and the accuracy is the same."""
     result = evaluate("griffin_choices", "local-completions", model_args=completions)
     reference = expected["griffin_choices"]
 
@@ -147,7 +147,7 @@ def test_scores_are_those_of_the_model_in_process(
 def test_scores_do_not_depend_on_how_they_are_asked_for(
     evaluate: Evaluate, completions: dict[str, Any], expected: dict[str, dict[str, Any]], options: dict[str, Any]
 ) -> None:
-    """Several prompts in a request, several requests at once, texts instead of ids."""
+    """Several prompts in a request, parallel requests, and texts instead of ids."""
     result = evaluate("griffin_choices", "local-completions", model_args={**completions, **options})
 
     assert scores(result) == pytest.approx(scores(expected["griffin_choices"]), abs=2e-2)
@@ -156,7 +156,7 @@ def test_scores_do_not_depend_on_how_they_are_asked_for(
 def test_the_servers_own_tokenizer(
     evaluate: Evaluate, url: str, completions: dict[str, Any], expected: dict[str, dict[str, Any]]
 ) -> None:
-    """The remote tokenizer, which "auto" finds, needs no files and gives the same scores."""
+    """The remote tokenizer, which "auto" selects, needs no files and gives the same scores."""
     remote = {"model": MODEL, "base_url": completions["base_url"], "tokenizer_backend": "auto", "max_retries": 1}
     result = evaluate("griffin_choices", "local-completions", model_args=remote)
 
@@ -167,7 +167,7 @@ def test_the_servers_own_tokenizer(
 def test_scores_of_the_pruned_model_are_others(
     evaluate: Evaluate, completions: dict[str, Any], expected: dict[str, dict[str, Any]]
 ) -> None:
-    """lm-eval can add no field, but it can name the model at half of its weights."""
+    """lm-eval cannot add a field, but the model's name can select a sparsity."""
     result = evaluate(
         "griffin_choices", "local-completions", model_args={**completions, "model": f"{MODEL}@sparsity=0.5"}
     )
@@ -181,16 +181,17 @@ def test_scores_of_the_pruned_model_are_others(
 
 @pytest.fixture(scope="module")
 def study(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """For lm-eval's griffin model, in this process."""
+    """The study that lm-eval's griffin model uses in this process."""
     return Study(smollm2, None, tmp_path_factory.mktemp("study"))
 
 
 def test_simulated_generation_is_the_servers_sparse_scoring(
     evaluate: Evaluate, study: Study, completions: dict[str, Any]
 ) -> None:
-    """By the default method: lm-eval's griffin model masks activations, the server skips weights; the same scores.
+    """With the default method, lm-eval's griffin model masks activations and the server skips weights: scores
+    agree.
 
-    All but a few: what lies at a threshold falls to either side as sums are rounded, and a token then reads otherwise.
+    A few scores differ: rounding moves values near a threshold to either side, so a token then reads other weights.
     """
     result = evaluate("griffin_choices", GriffinLM.of(study, PLUS))
     served = evaluate(
@@ -207,7 +208,7 @@ def test_simulated_generation_is_the_servers_sparse_scoring(
 def test_the_papers_simulated_generation_is_the_servers(
     evaluate: Evaluate, study: Study, url: str, statistic: StatisticName
 ) -> None:
-    """By the paper's method: one masks activations, the other gathers neurons."""
+    """With method griffin, lm-eval's model masks activations and the server gathers neurons."""
     result = evaluate("griffin_choices", GriffinLM.of(study, Variant("pruned", 0.5, statistic)))
     expected = [
         _served(url, study, context, choice, statistic) for context, choices, _ in CHOICES for choice in choices
@@ -217,19 +218,19 @@ def test_the_papers_simulated_generation_is_the_servers(
 
 
 def _served(url: str, study: Study, context: str, choice: str, statistic: str) -> float:
-    """What a client sums that asks for it directly; lm-eval's can name no statistic."""
+    """The score that a client gets by its own request, because lm-eval's client cannot name a statistic."""
     prompt = study.tokenizer(f"{context} {choice}").input_ids
     body = {
         "model": MODEL, "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 0, "sparsity": 0.5,
         "griffin": {"statistic": statistic},
     }  # fmt: skip
     answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()
-    behind = len(study.tokenizer(context).input_ids)
-    return float(sum(answer["choices"][0]["logprobs"]["token_logprobs"][behind:]))
+    start = len(study.tokenizer(context).input_ids)
+    return float(sum(answer["choices"][0]["logprobs"]["token_logprobs"][start:]))
 
 
 def test_generated_texts_are_the_servers(evaluate: Evaluate, study: Study, completions: dict[str, Any]) -> None:
-    """At half of the weights too."""
+    """lm-eval's griffin model and the server generate the same texts at sparsity 0.5."""
     result = evaluate("griffin_texts", GriffinLM.of(study, PLUS))
     served = evaluate(
         "griffin_texts", "local-completions", model_args={**completions, "model": f"{MODEL}@sparsity=0.5"}
@@ -241,7 +242,7 @@ def test_generated_texts_are_the_servers(evaluate: Evaluate, study: Study, compl
 def test_greedy_texts_are_those_of_the_model_in_process(
     evaluate: Evaluate, completions: dict[str, Any], expected: dict[str, dict[str, Any]]
 ) -> None:
-    """generate_until through /v1/completions."""
+    """generate_until uses /v1/completions."""
     result = evaluate("griffin_texts", "local-completions", model_args=completions)
 
     assert result["responses"] == expected["griffin_texts"]["responses"]
@@ -249,7 +250,7 @@ def test_greedy_texts_are_those_of_the_model_in_process(
 
 
 def test_texts_of_the_pruned_model(evaluate: Evaluate, completions: dict[str, Any]) -> None:
-    """generate_until at half of the neurons."""
+    """generate_until at sparsity 0.5 gives other texts than the dense model."""
     dense, half = (
         evaluate("griffin_texts", "local-completions", model_args={**completions, "model": name})["responses"]
         for name in (MODEL, f"{MODEL}@sparsity=0.5")
@@ -259,7 +260,7 @@ def test_texts_of_the_pruned_model(evaluate: Evaluate, completions: dict[str, An
 
 
 def test_chat_texts_are_those_of_the_model_in_process(evaluate: Evaluate, in_process: HFLM, url: str) -> None:
-    """generate_until through /v1/chat/completions: the server's template is the tokenizer's."""
+    """generate_until uses /v1/chat/completions; the server's template is the tokenizer's."""
     reference = evaluate("griffin_texts", in_process, apply_chat_template=True)
     result = evaluate(
         "griffin_texts",

@@ -1,4 +1,4 @@
-// What test_npm_openai.py looks at: one line of JSON with the answers that OpenAI's SDK for JavaScript got.
+// Prints one line of JSON for test_npm_openai.py: the answers that OpenAI's SDK for JavaScript got.
 import OpenAI from "openai";
 
 const [baseURL, model, prompt] = process.argv.slice(2);
@@ -13,7 +13,7 @@ const parameters = { type: "object", properties: { city }, required: ["city"], a
 const weather = { name: "weather", description: "The weather in a city.", parameters };
 const tools = { ...chat, max_tokens: 200, tools: [{ type: "function", function: weather }], tool_choice: "required", parallel_tool_calls: false };
 
-// The helper calls the function itself, and sends its answer back.
+// The helper calls the function itself and sends the result back.
 const asked = [];
 async function run(stream) {
   const look = ({ city }) => (asked.push(city), "sunny");

@@ -1,4 +1,4 @@
-"""OpenAI's SDK for JavaScript, from npm, in node."""
+"""OpenAI's SDK for JavaScript from npm, in node."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_suffix(".mjs")
 
 @pytest.fixture(scope="module")
 def answers(url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the script prints."""
+    """The script's output."""
     folder = tmp_path_factory.mktemp("npm")
     install(folder, {"openai": NPM_OPENAI})
     return run(SCRIPT, folder, f"{url}/v1", MODEL, PROMPT)
@@ -27,13 +27,13 @@ def joined(chunks: list[dict[str, Any]]) -> str:
 
 
 def test_models(answers: dict[str, Any]) -> None:
-    """The list is iterated as a page of OpenAI's."""
+    """The SDK iterates the list as it does with OpenAI's."""
     assert answers["models"][0] == MODEL
     assert f"{MODEL}@sparsity=0.5" in answers["models"]
 
 
 def test_completion(answers: dict[str, Any]) -> None:
-    """One object, and how many tokens it took."""
+    """The answer is one object with its usage."""
     answer = answers["completion"]
 
     assert answer["choices"][0]["text"]
@@ -43,14 +43,14 @@ def test_completion(answers: dict[str, Any]) -> None:
 
 
 def test_sparsity_is_one_more_field(answers: dict[str, Any]) -> None:
-    """It is sent as it is written, and the blocks about it are in the answer."""
+    """The SDK sends the field unchanged, and the answer has griffin and metrics."""
     assert answers["completion"]["griffin"]["sparsity"] == 0
     assert answers["half"]["griffin"]["sparsity"] == 0.5
     assert answers["half"]["metrics"]["tokens_per_second"] > 0
 
 
 def test_streamed_completion(answers: dict[str, Any]) -> None:
-    """A chunk for each token, then one of usage and what was applied."""
+    """Each token has a chunk; the last chunk has usage and griffin."""
     *chunks, last = answers["streamedCompletion"]
 
     assert joined(chunks) == answers["half"]["choices"][0]["text"]
@@ -60,7 +60,7 @@ def test_streamed_completion(answers: dict[str, Any]) -> None:
 
 
 def test_streamed_chat(answers: dict[str, Any]) -> None:
-    """The role first, then the message; the SDK's own helper puts the same together."""
+    """The role comes first, then the message; the SDK's own helper gives the same message."""
     first, *chunks, last = answers["streamedChat"]
     message = answers["chat"]["choices"][0]["message"]
 
@@ -72,7 +72,7 @@ def test_streamed_chat(answers: dict[str, Any]) -> None:
 
 
 def test_tool_calls(answers: dict[str, Any]) -> None:
-    """Whole, and as the helper puts a stream together."""
+    """The SDK's helper builds the same call from a stream."""
     messages = [answers[name]["choices"][0] for name in ("toolCall", "streamedToolCall")]
 
     [call], [same] = (choice["message"]["tool_calls"] for choice in messages)
@@ -82,7 +82,7 @@ def test_tool_calls(answers: dict[str, Any]) -> None:
 
 
 def test_functions_are_run(answers: dict[str, Any]) -> None:
-    """By the helper, which finds them by name and answers with their results."""
+    """The helper finds functions by name and sends their results back."""
     for name in ("run", "streamedRun"):
         _, called, result, *_ = answers[name]
         assert called["tool_calls"][0]["id"] == result["tool_call_id"]
@@ -92,7 +92,7 @@ def test_functions_are_run(answers: dict[str, Any]) -> None:
 
 
 def test_errors(answers: dict[str, Any]) -> None:
-    """The SDK's own classes, with the field at fault and the request's name."""
+    """They have the SDK's own classes, the field and the request id."""
     request_ids = [answers[name].pop("requestID") for name in ("badField", "badModel")]
 
     assert all(len(request_id) == 32 for request_id in request_ids)

@@ -1,4 +1,4 @@
-"""OpenAI's own SDK for Python with /v1/responses: text, streams, parsed answers, tools there and back."""
+"""OpenAI's own SDK for Python with /v1/responses: text, streams, parsed answers, tools and their results."""
 
 import json
 from collections.abc import Iterator
@@ -33,14 +33,14 @@ class Person(BaseModel):
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[openai.OpenAI]:
-    """It refuses an answer that is not as OpenAI's types say."""
+    """A client that refuses answers that do not fit OpenAI's types."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, _strict_response_validation=True) as client:
         yield client
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.5])
 def test_a_stream_is_the_same_text(url: str, client: openai.OpenAI, sparsity: float) -> None:
-    """The text of a conversation; the last event has the response."""
+    """A chat gives the same text; a stream's last event has the response."""
     asked, before = {**ASKED, "extra_body": {"sparsity": sparsity}}, tokens_at(url, sparsity)
     whole = client.responses.create(**asked)
     events = list(client.responses.create(**asked, stream=True))
@@ -58,7 +58,7 @@ def test_a_stream_is_the_same_text(url: str, client: openai.OpenAI, sparsity: fl
 
 
 def test_the_streaming_helper(client: openai.OpenAI) -> None:
-    """It puts the events together itself."""
+    """The helper puts the events together itself."""
     with client.responses.stream(**ASKED) as stream:
         texts = [event.snapshot for event in stream if event.type == "response.output_text.delta"]
     whole = client.responses.create(**ASKED)
@@ -79,7 +79,7 @@ def test_parse(client: openai.OpenAI) -> None:
 
 
 def test_a_tool_there_and_back(client: openai.OpenAI) -> None:
-    """Called by its schema; its output goes back with all items of the answer."""
+    """The call fits its schema; the result goes back with all items of the answer."""
     asked = {
         **ASKED,
         "max_output_tokens": 100,
@@ -101,7 +101,7 @@ def test_a_tool_there_and_back(client: openai.OpenAI) -> None:
 
 
 def test_log_probabilities(client: openai.OpenAI) -> None:
-    """Of the text, with alternatives."""
+    """Each token of the text has alternatives."""
     asked = {**ASKED, "include": ["message.output_text.logprobs"], "top_logprobs": 2}
     answer = client.responses.create(**asked)
     [part] = answer.output[0].content
@@ -123,14 +123,14 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
     ],
 )
 def test_errors_name_their_field(client: openai.OpenAI, changes: Any, param: str) -> None:
-    """As the SDK's own exceptions."""
+    """The SDK raises its own exceptions."""
     with pytest.raises(openai.APIStatusError) as raised:
         client.responses.create(**{**ASKED, **changes})
     assert raised.value.param == param
 
 
 def test_nothing_is_kept(client: openai.OpenAI) -> None:
-    """The error says so."""
+    """Responses are not stored, and the error says so."""
     id = client.responses.create(**ASKED).id
     for ask in (client.responses.retrieve, client.responses.delete):
         with pytest.raises(openai.NotFoundError, match="keeps no responses"):
@@ -138,7 +138,7 @@ def test_nothing_is_kept(client: openai.OpenAI) -> None:
 
 
 def test_a_fault_in_a_stream() -> None:
-    """An event of its own, then the response that failed."""
+    """An error event comes, then the failed response."""
     with (
         served(ScriptedEngine(fail_after=2)) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,

@@ -1,4 +1,4 @@
-"""OpenAI's own SDK for Python: whatever it offers for this API works as against OpenAI's server."""
+"""OpenAI's own SDK for Python: all that it offers for this API works as with OpenAI's server."""
 
 import asyncio
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def strict(url: str) -> Iterator[openai.OpenAI]:
-    """A client that refuses an answer that is not as OpenAI's types say."""
+    """A client that refuses answers that do not fit OpenAI's types."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, _strict_response_validation=True) as client:
         yield client
 
@@ -38,7 +38,7 @@ def strict(url: str) -> Iterator[openai.OpenAI]:
 
 
 def test_completion(client: openai.OpenAI) -> None:
-    """One prompt, one text."""
+    """One prompt gives one text."""
     answer = client.completions.create(**GREEDY, prompt=PROMPT, max_tokens=8)
 
     assert (answer.object, answer.model, answer.id[:5]) == ("text_completion", MODEL, "cmpl-")
@@ -49,7 +49,7 @@ def test_completion(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("sparsity", [0, 0.5])
 def test_a_streamed_completion_is_the_same_text(client: openai.OpenAI, sparsity: float) -> None:
-    """A chunk for each token, then one of usage, griffin and metrics."""
+    """Each token has a chunk; the last chunk has usage, griffin and metrics."""
     ask: dict[str, Any] = {**GREEDY, "prompt": PROMPT, "max_tokens": 12, "extra_body": {"sparsity": sparsity}}
     whole = client.completions.create(**ask)
     *chunks, last = client.completions.create(**ask, stream=True, stream_options=USAGE)
@@ -64,7 +64,7 @@ def test_a_streamed_completion_is_the_same_text(client: openai.OpenAI, sparsity:
 
 
 def test_a_prompt_in_all_four_forms(client: openai.OpenAI, smollm2: Checkpoint) -> None:
-    """A text, a list of texts, ids, a list of lists of ids: the same answer."""
+    """A text, a list of texts, ids, and a list of lists of ids give the same answer."""
     ids = smollm2.tokenizer(PROMPT).input_ids
     answers = [
         client.completions.create(**GREEDY, prompt=prompt, max_tokens=8) for prompt in (PROMPT, [PROMPT], ids, [ids])
@@ -75,7 +75,7 @@ def test_a_prompt_in_all_four_forms(client: openai.OpenAI, smollm2: Checkpoint) 
 
 
 def test_several_prompts_and_several_answers_to_each(client: openai.OpenAI) -> None:
-    """The n answers to each prompt stand together, in the order of the prompts."""
+    """The n answers to a prompt stand together, in the order of the prompts."""
     prompts = [PROMPT, "The capital of France is"]
     answer = client.completions.create(model=MODEL, prompt=prompts, max_tokens=4, n=2, seed=1, logprobs=0, echo=True)
 
@@ -88,7 +88,7 @@ def test_several_prompts_and_several_answers_to_each(client: openai.OpenAI) -> N
 
 
 def test_several_streamed_answers(client: openai.OpenAI) -> None:
-    """Chunks say which answer they belong to, and each is the text of the whole object."""
+    """Each chunk names its answer, and the chunks join to the texts of the whole object."""
     ask: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "max_tokens": 6, "n": 2, "seed": 3}
     texts = ["", ""]
     for chunk in client.completions.create(**ask, stream=True):
@@ -116,7 +116,7 @@ def test_scores_of_a_prompt_are_the_models_own(client: openai.OpenAI, smollm2: C
 
 
 def test_stop_and_penalties(client: openai.OpenAI) -> None:
-    """OpenAI's sampling fields are fields of the method, not extras."""
+    """The SDK's method has arguments for OpenAI's sampling fields."""
     answer = client.completions.create(
         **GREEDY, prompt="One, two, three, four,", max_tokens=24, stop=[" seven", "\n"], presence_penalty=0.1,
         frequency_penalty=0.1, top_p=0.9, logit_bias={"0": -100}, seed=1, user="a-user", best_of=1,
@@ -129,7 +129,7 @@ def test_stop_and_penalties(client: openai.OpenAI) -> None:
 
 
 def test_chat(client: openai.OpenAI) -> None:
-    """A message for a conversation."""
+    """A conversation gives a message."""
     answer = client.chat.completions.create(**GREEDY, messages=MESSAGES, max_completion_tokens=24)
     choice = answer.choices[0]
 
@@ -141,7 +141,7 @@ def test_chat(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("sparsity", [0, 0.5])
 def test_a_streamed_chat_is_the_same_message(client: openai.OpenAI, sparsity: float) -> None:
-    """The role comes first and once; the usage chunk says what was applied."""
+    """The role comes first and once; the usage chunk has the report."""
     ask: dict[str, Any] = {**GREEDY, "messages": MESSAGES, "max_tokens": 12, "extra_body": {"sparsity": sparsity}}
     whole = client.chat.completions.create(**ask)
     first, *chunks, last = client.chat.completions.create(**ask, stream=True, stream_options=USAGE)
@@ -156,7 +156,7 @@ def test_a_streamed_chat_is_the_same_message(client: openai.OpenAI, sparsity: fl
 
 
 def test_the_helper_for_chat_streams(client: openai.OpenAI) -> None:
-    """chat.completions.stream() puts the chunks together to the object that the call without stream returns."""
+    """chat.completions.stream() builds the object that the call without a stream returns."""
     whole = client.chat.completions.create(**GREEDY, messages=MESSAGES, max_tokens=8, logprobs=True)
     with client.chat.completions.stream(
         **GREEDY, messages=MESSAGES, max_tokens=8, logprobs=True, stream_options=USAGE
@@ -187,7 +187,7 @@ def test_log_probabilities_of_a_chat(client: openai.OpenAI) -> None:
 
 
 def test_several_answers_to_a_chat(client: openai.OpenAI) -> None:
-    """n choices, drawn with seeds of their own, the same ones each time."""
+    """The n choices have seeds of their own, and are the same each time."""
     ask: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 8, "n": 2, "seed": 5, "temperature": 1.5}
     first, second = (client.chat.completions.create(**ask) for _ in range(2))
 
@@ -197,7 +197,7 @@ def test_several_answers_to_a_chat(client: openai.OpenAI) -> None:
 
 
 def test_messages_as_parts_and_as_the_sdks_own_objects(client: openai.OpenAI) -> None:
-    """A list of text parts is the text; an answer can be sent back as it came."""
+    """A list of text parts means their joined text; an answer can be sent back unchanged."""
     text = MESSAGES[0]["content"]
     parts = [{"role": "user", "content": [{"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}]}]
     plain, split = (
@@ -217,7 +217,7 @@ def test_messages_as_parts_and_as_the_sdks_own_objects(client: openai.OpenAI) ->
 
 
 def test_half_of_the_neurons(client: openai.OpenAI) -> None:
-    """extra_body carries the field there; griffin and metrics are attributes of the answer."""
+    """extra_body carries the field; griffin and metrics are attributes of the answer."""
     half = {"sparsity": 0.5, "griffin": {"method": "griffin"}}
     answers = (
         client.completions.create(**GREEDY, prompt=PROMPT, max_tokens=8, extra_body=half),
@@ -232,7 +232,7 @@ def test_half_of_the_neurons(client: openai.OpenAI) -> None:
 
 
 def test_sparsity_for_a_whole_client(client: openai.OpenAI) -> None:
-    """A header, or the model's name, where no field can be added."""
+    """A header or the model's name works if a client cannot add a field."""
     halved = client.with_options(default_headers={"x-griffin-sparsity": "0.5"})
     by_header = halved.completions.create(**GREEDY, prompt=PROMPT, max_tokens=4)
     by_name = client.completions.create(model=f"{MODEL}@sparsity=0.5", prompt=PROMPT, max_tokens=4, temperature=0)
@@ -242,7 +242,7 @@ def test_sparsity_for_a_whole_client(client: openai.OpenAI) -> None:
 
 
 def test_raw_response(client: openai.OpenAI) -> None:
-    """The request's name and the keys that nobody read are headers."""
+    """Headers have the request id and the unknown keys."""
     raw = client.completions.with_raw_response.create(
         **GREEDY, prompt=PROMPT, max_tokens=2, extra_body={"sparcity": 0.5}, extra_headers={"x-request-id": "mine-1"}
     )
@@ -284,7 +284,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_async_client(client: openai.OpenAI, url: str) -> None:
-    """The same texts from AsyncOpenAI, with several requests at once."""
+    """AsyncOpenAI gives the same texts, with several requests at once."""
 
     async def ask() -> tuple[str, str, str, str]:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
@@ -313,7 +313,7 @@ def test_async_client(client: openai.OpenAI, url: str) -> None:
     assert streamed_chat == chat != ""
 
 
-# Strictly as typed
+# OpenAI's types
 
 
 def test_answers_are_what_openais_types_say(strict: openai.OpenAI) -> None:
@@ -332,7 +332,7 @@ def test_answers_are_what_openais_types_say(strict: openai.OpenAI) -> None:
 
 
 def test_chat_chunks_are_what_openais_types_say(strict: openai.OpenAI) -> None:
-    """Those with log-probabilities, with none, and the one of usage."""
+    """Chunks with and without log-probabilities, and the usage chunk."""
     for logprobs in (False, True):
         chunks = strict.chat.completions.create(
             **GREEDY, messages=MESSAGES, max_tokens=3, logprobs=logprobs, stream=True, stream_options=USAGE
@@ -367,7 +367,7 @@ def test_bad_requests_name_the_field_and_are_not_repeated(url: str) -> None:
 
 
 def test_what_is_not_here_is_not_found(client: openai.OpenAI) -> None:
-    """Another model, and an endpoint that this server does not have."""
+    """An unknown model, and an endpoint that this server does not have."""
     with pytest.raises(openai.NotFoundError) as model:
         client.completions.create(model="gpt-4", prompt=PROMPT)
     with pytest.raises(openai.NotFoundError) as endpoint:
@@ -379,7 +379,7 @@ def test_what_is_not_here_is_not_found(client: openai.OpenAI) -> None:
 
 
 def test_a_request_that_takes_too_long_is_not_repeated(url: str) -> None:
-    """The server's 504 says that another attempt would end likewise; in a stream, the error comes as an event."""
+    """The 504 says that another attempt would end the same way; a stream gets the error as an event."""
     ask: dict[str, Any] = {**GREEDY, "prompt": PROMPT, "max_tokens": 8000}
     extra = {"timeout": 0.5, "ignore_eos": True}
     sent: list[Any] = []
@@ -406,7 +406,7 @@ def narrow() -> Iterator[str]:
 
 @contextmanager
 def occupied(url: str) -> Iterator[None]:
-    """Its one worker generates."""
+    """A stream that keeps the only worker busy."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY) as client:
         stream = client.completions.create(
             model=MODEL, prompt=PROMPT, max_tokens=8000, stream=True, extra_body={"ignore_eos": True}
@@ -418,7 +418,7 @@ def occupied(url: str) -> Iterator[None]:
 
 
 def test_a_full_queue_is_a_rate_limit(narrow: str) -> None:
-    """RateLimitError, with the seconds to wait."""
+    """The SDK raises RateLimitError, with the seconds to wait in a header."""
     with occupied(narrow), openai.OpenAI(base_url=f"{narrow}/v1", api_key=KEY, max_retries=0) as client:
         with pytest.raises(openai.RateLimitError) as refusal:
             client.completions.create(model=MODEL, prompt=PROMPT)
@@ -430,7 +430,7 @@ def test_a_full_queue_is_a_rate_limit(narrow: str) -> None:
 
 
 def test_the_sdk_waits_for_a_full_queue(narrow: str) -> None:
-    """With its default of two retries a refused request is sent again, and answered once there is room."""
+    """With its default of two retries the SDK repeats a refused request until there is room."""
     refused = metric(narrow, "griffin_requests_rejected_total", reason="queue_full")
     with ThreadPoolExecutor() as pool, openai.OpenAI(base_url=f"{narrow}/v1", api_key=KEY) as client:
         with occupied(narrow):
@@ -444,7 +444,7 @@ def test_the_sdk_waits_for_a_full_queue(narrow: str) -> None:
 
 
 def test_keys(narrow: str) -> None:
-    """AuthenticationError without one of the server's keys; each of them opens it."""
+    """Without a valid key the SDK raises AuthenticationError; each of the server's keys works."""
     with openai.OpenAI(base_url=f"{narrow}/v1", api_key="third") as client:
         with pytest.raises(openai.AuthenticationError) as refusal:
             client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=1)

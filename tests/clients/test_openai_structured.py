@@ -1,4 +1,4 @@
-"""OpenAI's SDK for Python parses answers into pydantic's models, and refuses those that do not fit."""
+"""OpenAI's SDK for Python parses answers into pydantic models and refuses those that do not fit."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class Color(StrEnum):
 
 
 class Home(BaseModel):
-    """Where somebody lives."""
+    """A person's home."""
 
     city: str = Field(max_length=20)
     country: str | None = Field(max_length=20)
@@ -46,7 +46,7 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 
 @pytest.mark.parametrize("sparsity", [0, 0.5])
 def test_parse(client: openai.OpenAI, sparsity: float) -> None:
-    """A strict schema goes out, and a model's instance comes back."""
+    """The SDK sends a strict schema and returns an instance of the model."""
     answer = client.chat.completions.parse(**ASKED, response_format=Person, extra_body={"sparsity": sparsity})
     (choice,) = answer.choices
 
@@ -58,7 +58,7 @@ def test_parse(client: openai.OpenAI, sparsity: float) -> None:
 
 
 def test_parsed_while_it_streams(client: openai.OpenAI) -> None:
-    """The SDK's own helper, which parses what it has so far."""
+    """The SDK's helper parses the text so far."""
     with client.chat.completions.stream(**ASKED, response_format=Person) as stream:
         begun = [event.parsed for event in stream if event.type == "content.delta"]
         final = stream.get_final_completion().choices[0].message.parsed
@@ -68,13 +68,13 @@ def test_parsed_while_it_streams(client: openai.OpenAI) -> None:
 
 
 def test_an_answer_that_was_cut_off_is_no_model(client: openai.OpenAI) -> None:
-    """The SDK goes by the finish reason."""
+    """The SDK raises because of the finish reason."""
     with pytest.raises(openai.LengthFinishReasonError):
         client.chat.completions.parse(**{**ASKED, "max_tokens": 5}, response_format=Person)
 
 
 def test_a_schema_that_strict_mode_does_not_have(client: openai.OpenAI) -> None:
-    """The error that OpenAI gives: its field, and its place."""
+    """The error is OpenAI's: it names the field and the place in the schema."""
     schema = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
     form: Any = {"type": "json_schema", "json_schema": {"name": "loose", "schema": schema, "strict": True}}
     with pytest.raises(openai.BadRequestError, match="'required' is required") as caught:
@@ -84,7 +84,7 @@ def test_a_schema_that_strict_mode_does_not_have(client: openai.OpenAI) -> None:
 
 
 def test_any_object(client: openai.OpenAI) -> None:
-    """OpenAI's older JSON mode."""
+    """OpenAI's older JSON mode works."""
     answer = client.chat.completions.create(**ASKED, response_format={"type": "json_object"})
     (choice,) = answer.choices
 

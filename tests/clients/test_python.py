@@ -1,4 +1,4 @@
-"""The environment for scripts of other clients: when it is made, what is removed for it, and whom scripts can reach."""
+"""The environment for scripts of other clients: when it is made or removed, and what scripts can reach."""
 
 import os
 import sys
@@ -14,14 +14,14 @@ SHOW_PROXIES = "import json, urllib.request; print(json.dumps(urllib.request.get
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where environments lie."""
+    """The folder of the environments."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "griffin/test-clients"
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Those that were made, each an empty folder."""
+    """The environments that were made. Each is an empty folder."""
     folders: list[Path] = []
 
     def make(folder: Path, _: Path) -> None:
@@ -43,7 +43,7 @@ def unused(folder: Path, seconds: float) -> Path:
 def test_made_once_for_each_state(
     home: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Other requirements or another Python have one of their own; going back finds the first again."""
+    """Other requirements or another Python need another environment; the earlier one is used again later."""
     first = python.environment()
     assert python.environment() == first == made[0] / "bin/python"
     other = tmp_path / "requirements.txt"
@@ -61,7 +61,7 @@ def test_made_once_for_each_state(
 
 
 def test_those_that_no_test_asks_for_are_removed(home: Path, made: list[Path]) -> None:
-    """When another is made. One that another checkout or another Python may be using stays."""
+    """They are removed when another is made. One that another checkout or Python may use stays."""
     old, recent = unused(home / "old", python.UNUSED_S + 60), unused(home / "recent", python.UNUSED_S - 60)
     half = home / "half-made"
     half.mkdir()
@@ -79,7 +79,7 @@ def test_those_that_no_test_asks_for_are_removed(home: Path, made: list[Path]) -
 def test_an_environment_that_cannot_be_made(
     home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ci: str, outcome: type[BaseException]
 ) -> None:
-    """It took too long, or a program failed: a skip with the reason, and a failure in continuous integration."""
+    """If making one fails or takes too long, tests are skipped with the reason, but fail in continuous integration."""
     monkeypatch.setenv("CI", ci)
     with monkeypatch.context() as patch:
         patch.setattr(python, "INSTALL_S", 0)
@@ -95,7 +95,7 @@ def test_an_environment_that_cannot_be_made(
 
 
 def test_a_script_reaches_this_machine_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever proxies this process has, in whatever spelling."""
+    """The proxies of this process do not count, in upper or lower case."""
     for name in ("http_proxy", "HTTPS_PROXY", "https_proxy", "all_proxy", "ALL_PROXY", "ftp_proxy", "No_Proxy"):
         monkeypatch.setenv(name, "http://proxy.invalid:3128")
     monkeypatch.setenv("no_proxy", "*")

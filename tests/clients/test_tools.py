@@ -1,4 +1,4 @@
-"""Tools by OpenAI's own SDK: its helpers with the embedded model."""
+"""Tools with OpenAI's own SDK and its helpers, with the embedded model."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -22,13 +22,13 @@ TOOLS = [openai.pydantic_function_tool(Weather)]
 
 @pytest.fixture(scope="module")
 def strict(url: str) -> Iterator[openai.OpenAI]:
-    """A client that refuses an answer that is not as OpenAI's types say."""
+    """A client that refuses answers that do not fit OpenAI's types."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, _strict_response_validation=True) as client:
         yield client
 
 
 def test_a_required_call(strict: openai.OpenAI) -> None:
-    """One object, whose arguments are as the schema says; a model of one's own reads them."""
+    """The answer is one object; its arguments fit the schema, and a pydantic model reads them."""
     ask: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "tools": TOOLS, "parallel_tool_calls": False}
     answer = strict.chat.completions.parse(**ask, tool_choice="required", temperature=0)
 
@@ -41,7 +41,7 @@ def test_a_required_call(strict: openai.OpenAI) -> None:
 
 
 def test_a_streamed_call(strict: openai.OpenAI) -> None:
-    """The helper's events, and what it puts together, are the whole answer's."""
+    """The helper's events and its result equal the whole answer."""
     ask: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "tools": TOOLS, "temperature": 0}
     ask["tool_choice"] = {"type": "function", "function": {"name": "Weather"}}
     [whole] = strict.chat.completions.create(**ask).choices
@@ -61,7 +61,7 @@ def test_a_streamed_call(strict: openai.OpenAI) -> None:
 
 
 def test_a_history_goes_on(strict: openai.OpenAI) -> None:
-    """The call as the SDK has it, and its answer, are sent back; also where no tools are offered any more."""
+    """The SDK's own call object and the result are sent back, with and without tools."""
     ask: dict[str, Any] = {
         "model": MODEL,
         "tools": TOOLS,

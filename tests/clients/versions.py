@@ -1,12 +1,12 @@
-"""The clients that are tested, in the versions that are installed; curl is whatever the machine has."""
+"""The clients that are tested and their installed versions. curl is the machine's own."""
 
 from importlib.metadata import version
 
 from tests.clients.python import pinned
 
-# The newest that run on Node 20; later ones ask for Node 22.
+# The newest versions that run on Node 20; later ones need Node 22.
 NPM_OPENAI = "6.49.0"
-# The AI SDK, with its two ways to servers of OpenAI's kind, and what schemas are written in.
+# The AI SDK, its two providers for servers like OpenAI's, and the library for schemas.
 NPM_AI = {
     "ai": "6.0.325",
     "@ai-sdk/openai-compatible": "2.0.92",

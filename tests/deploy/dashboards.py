@@ -1,4 +1,4 @@
-"""The dashboards as Grafana reads them, and their expressions as it would send them to Prometheus."""
+"""The dashboards as Grafana reads them, and their queries as Grafana sends them to Prometheus."""
 
 import json
 import re
@@ -9,20 +9,20 @@ from typing import Any
 
 GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
 FILES = sorted((GRAFANA / "dashboards").glob("*.json"))
-# What Grafana escapes in the values of a variable that is used as a regular expression.
+# Characters that Grafana escapes in a variable's values, because they are used as a regular expression.
 SPECIAL = re.compile(r"[\\^$*+?.()|\[\]{}]")
 
 
 @dataclass(frozen=True)
 class Query:
-    """One target of a panel, or one annotation. instant: of one moment, else of the range."""
+    """A target of a panel, or an annotation. ``instant``: a query at one time, else over a range."""
 
     where: str
     expression: str
     instant: bool
 
     def filled(self, rate_interval: str, range: str, **variables: list[str]) -> str:
-        """With Grafana's own and the dashboard's variables in place; no values is All."""
+        """The expression with the variables of Grafana and of the dashboard filled in. No values mean All."""
         text = self.expression.replace("$__rate_interval", rate_interval).replace("$__range", range)
         for name, values in variables.items():
             escaped = [SPECIAL.sub(lambda found: rf"\\{found[0]}", value) for value in values]
@@ -39,7 +39,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
-    """All that show something; rows are only headings."""
+    """All panels except rows, which are only headings."""
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 

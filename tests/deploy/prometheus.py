@@ -1,4 +1,4 @@
-"""A real Prometheus with the configuration of deploy/prometheus, pointed at a test's server."""
+"""A real Prometheus with the configuration of deploy/prometheus that scrapes a test's server."""
 
 import math
 import subprocess
@@ -16,28 +16,28 @@ from tests.programs import require
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "prometheus"
 START_S = 30
-# Of a scrape and of an evaluation; a test has no minute.
+# Between two scrapes and two evaluations; a test cannot wait for minutes.
 INTERVAL_S = 1
 
 
 class Prometheus:
-    """Its HTTP API. Times are seconds since the epoch."""
+    """A client of Prometheus' HTTP API. Times are seconds since the epoch."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=f"{url}/api/v1", timeout=30, trust_env=False)
 
     def now(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
-        """The samples of an instant query. AssertionError when Prometheus refuses it."""
+        """The samples of an instant query. AssertionError if Prometheus refuses it."""
         parameters = {"query": expression, **({} if at is None else {"time": at})}
         return self._result("/query", parameters, "value")
 
     def over(self, expression: str, start: float, end: float) -> list[dict[str, Any]]:
-        """The series of a range query, a point a second, the last at ``end``: what just became true is seen."""
+        """The series of a range query, one point a second. The last one is at ``end``, so the latest change is seen."""
         begin = end - math.ceil(end - start)
         return self._result("/query_range", {"query": expression, "start": begin, "end": end, "step": 1}, "values")
 
     def wait_for(self, expression: str, timeout_s: float = START_S) -> None:
-        """Until an instant query returns something: comparisons drop what is not so."""
+        """Wait until an instant query returns a sample. A comparison in a query drops samples for which it is false."""
         wait_until(lambda: bool(self.now(expression)), timeout_s, expression)
 
     def rules(self) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
 
 @contextmanager
 def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
-    """Prometheus, ready, with all it writes in ``folder``. target: host and port of a server."""
+    """Run Prometheus until the test ends, with its files in ``folder``. ``target``: host and port of a server."""
     with socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -96,7 +96,7 @@ def _answers(address: str) -> bool:
 
 
 def _pointed_at(target: str, folder: Path) -> Path:
-    """The configuration as it is but for the target, and how often: scrapes and evaluations."""
+    """The configuration with another target and INTERVAL_S for scrapes and evaluations."""
     configuration = yaml.safe_load((CONFIGURATION / "prometheus.yml").read_text())
     configuration["global"] = dict.fromkeys(configuration["global"], f"{INTERVAL_S}s")
     (job,) = configuration["scrape_configs"]

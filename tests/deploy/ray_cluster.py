@@ -1,4 +1,4 @@
-"""A Ray cluster of one node with the server on it, started as a user starts it, gone afterwards."""
+"""A Ray cluster of one node that runs the server. It starts as a user starts it and stops after the test."""
 
 import os
 import re
@@ -25,10 +25,10 @@ START_S, STOP_S, CONDITION_S = 240, 30, 120
 REPLICA = "x-griffin-replica"
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Said here, or Ray takes from the home directory whether there is a token.
+    # Set here, because Ray would look for a token in the home directory.
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    # Nothing runs any more when the node is told to go.
+    # No request runs when the node is told to stop.
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_DEDUP_LOGS": "0",
     "PYTHONUNBUFFERED": "1",
@@ -54,7 +54,7 @@ class RayCluster:
     def __init__(self, folder: Path, model: Path, most_queued: int, **arguments: object) -> None:
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
-        # Paths of Unix sockets are short; those below pytest's folders are not.
+        # Unix sockets need short paths, and pytest's folders have long ones.
         self._sockets = tempfile.mkdtemp(prefix="ray")
         self._gcs_port, self._http_port = free_port(), free_port()
         self.config: dict[str, Any] = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())
@@ -76,7 +76,7 @@ class RayCluster:
 
     @property
     def log(self) -> str:
-        """All that both commands have printed, the replicas' own lines among it."""
+        """The output of both commands, with the replicas' own lines."""
         return "".join(path.read_text(errors="replace") for path in sorted(self._folder.glob("*.log")))
 
     def start(self) -> None:
@@ -92,13 +92,13 @@ class RayCluster:
         wait_until(lambda: self._alive() and len(self.replicas()) == 2, "both replicas answer", START_S)
 
     def deploy(self) -> None:
-        """The configuration as it is now."""
+        """Deploy the current configuration."""
         path = self._folder / "serve.yaml"
         path.write_text(yaml.safe_dump(self.config))
         self._run("serve", "run", f"--address=127.0.0.1:{self._gcs_port}", str(path))
 
     def replicas(self, asks: int = 8) -> set[str]:
-        """Names of those that have answered a few requests."""
+        """The names of the replicas that answer a few requests."""
         found = set()
         for _ in range(asks):
             with suppress(httpx.HTTPError, KeyError):
@@ -106,15 +106,15 @@ class RayCluster:
         return found
 
     def metrics(self) -> dict[int, str]:
-        """Each replica's own exposition, by the id of its process."""
+        """Each replica's own metrics, by the id of its process."""
         found = {}
         for process in self._replica_processes():
             listeners = []
-            # One may be on its way out.
+            # A process may be about to end.
             with suppress(psutil.Error):
                 listeners = [c.laddr for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
             for address, port in listeners:
-                # Among them may be one of Ray's own, that speaks another language.
+                # A port may be Ray's own, which does not speak HTTP.
                 with suppress(httpx.TransportError):
                     if port in self._metrics_ports():
                         text = httpx.get(f"http://{address}:{port}/metrics").text
@@ -123,11 +123,11 @@ class RayCluster:
         return found
 
     def total(self, metric: str) -> float:
-        """Over all replicas and label values."""
+        """The sum of a metric over all replicas and labels."""
         return sum(value(text, metric) for text in self.metrics().values())
 
     def stop(self) -> None:
-        """Everything that was started, also what Ray started and put into groups of its own."""
+        """Stop all processes, also those that Ray has started in process groups of their own."""
         started = [psutil.Process(process.pid) for process in self._processes if process.poll() is None]
         all_of_them = [child for parent in started for child in (*parent.children(recursive=True), parent)]
         for process in reversed(self._processes):

@@ -1,4 +1,4 @@
-"""Dockerfile, compose files, and what the image brings; deploy/image/prove.py builds and runs it."""
+"""The Dockerfile, the compose files and the files in the image; deploy/image/prove.py builds and runs it."""
 
 import os
 import re
@@ -22,16 +22,16 @@ from tests.programs import require
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE, CPU, SECRETS = "docker-compose.yml", "docker-compose.cpu.yml", "deploy/image/secrets.yml"
-# By the image, and the last by how long Docker waits.
+# The image fixes these; the last one must fit the time that Docker waits.
 FIXED = {"GRIFFIN_HOST", "GRIFFIN_PORT", "GRIFFIN_CACHE_DIR", "GRIFFIN_DRAIN_TIMEOUT"}
 
 
 class Reset(str):
-    """A value tagged ``!reset``: the key is removed."""
+    """A value tagged ``!reset``, which removes the key."""
 
 
 class Loader(yaml.SafeLoader):
-    """YAML with compose's tag."""
+    """A YAML loader that knows compose's tag."""
 
 
 Loader.add_constructor("!reset", lambda loader, node: Reset())
@@ -43,7 +43,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def merged(*names: str) -> dict[str, Any]:
-    """Compose's merge, as far as these files use it: mappings by key, lists appended, !reset removes."""
+    """Compose's merge, as far as these files need it: mappings by key, lists appended, !reset removes."""
     document: dict[str, Any] = {}
     for name in names:
         document = merge(document, read(name))
@@ -59,7 +59,7 @@ def merge(under: Any, over: Any) -> Any:
 
 
 def stage(name: str) -> str:
-    """The instructions of a stage, and of the stages that it is from."""
+    """The instructions of a stage and of the stages that it builds on."""
     found = re.search(rf"^FROM (\S+) AS {name}$(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL)
     assert found, name
     return ("" if found[1].startswith("$") else stage(found[1])) + found[2]
@@ -67,7 +67,7 @@ def stage(name: str) -> str:
 
 @pytest.mark.parametrize("names", [(COMPOSE,), (COMPOSE, CPU), (COMPOSE, SECRETS), (COMPOSE, CPU, SECRETS)])
 def test_compose_files_are_valid(names: tuple[str, ...], tmp_path: Path) -> None:
-    """To the compose specification's schema, each combination after the merge."""
+    """Each combination fits the compose specification's schema after the merge."""
     file = tmp_path / "merged.yml"
     file.write_text(yaml.safe_dump(merged(*names)))
     checker = Path(sys.executable).with_name("check-jsonschema")
@@ -79,7 +79,7 @@ def test_compose_files_are_valid(names: tuple[str, ...], tmp_path: Path) -> None
 
 
 def test_mounts_are_there() -> None:
-    """What compose mounts from the repository exists; Docker would make empty folders of what does not."""
+    """Each folder that compose mounts from the repository exists. Docker would create an empty one otherwise."""
     services = read(COMPOSE)["services"]
     sources = [volume.split(":")[0] for service in services.values() for volume in service["volumes"]]
     local = [source for source in sources if source.startswith(".")]
@@ -90,7 +90,7 @@ def test_mounts_are_there() -> None:
 
 
 def test_dashboards_are_where_grafana_looks() -> None:
-    """The provider's path is a mounted folder, and the data source is the service and its port."""
+    """The provider's path is a mounted folder, and the data source has the service's name and port."""
     volumes = dict(volume.split(":")[:2] for volume in read(COMPOSE)["services"]["grafana"]["volumes"])
     provisioning = "deploy/grafana/provisioning"
     providers = yaml.safe_load((ROOT / provisioning / "dashboards/griffin.yml").read_text())["providers"]
@@ -101,7 +101,7 @@ def test_dashboards_are_where_grafana_looks() -> None:
 
 
 def test_prometheus_scrapes_the_service() -> None:
-    """By its name in compose, on the port that the image serves."""
+    """The target is the service's name in compose and the port that the image serves."""
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     targets = [target for job in config["scrape_configs"] for group in job["static_configs"]
                for target in group["targets"]]  # fmt: skip
@@ -111,7 +111,7 @@ def test_prometheus_scrapes_the_service() -> None:
 
 
 def test_published_on_this_host_alone() -> None:
-    """No port is open to the network unless someone asks for it."""
+    """No port is open to the network unless the user sets this."""
     ports = [port for service in read(COMPOSE)["services"].values() for port in service["ports"]]
 
     assert len(ports) == 3
@@ -119,7 +119,7 @@ def test_published_on_this_host_alone() -> None:
 
 
 def test_images_are_pinned() -> None:
-    """To an exact version; ours has no name that a registry could have, so it is built here and never pulled."""
+    """Each has an exact version. Ours has no registry name, so it is built and never pulled."""
     images = {name: service.get("image") for name, service in read(COMPOSE)["services"].items()}
 
     assert images.pop("server") is None
@@ -129,7 +129,7 @@ def test_images_are_pinned() -> None:
 
 
 def test_a_gpu_is_reserved_unless_there_is_none() -> None:
-    """`docker compose up` is for a GPU host; the override leaves nothing of it, and builds without CUDA."""
+    """`docker compose up` reserves GPUs; the override removes this and builds without CUDA."""
     devices = read(COMPOSE)["services"]["server"]["deploy"]["resources"]["reservations"]["devices"]
     server = merged(COMPOSE, CPU)["services"]["server"]
 
@@ -140,7 +140,7 @@ def test_a_gpu_is_reserved_unless_there_is_none() -> None:
 
 
 def test_every_setting_can_be_given() -> None:
-    """Compose passes on each variable that is a setting, and no others."""
+    """Compose passes on the variable of each setting, and no others."""
     passed = set(read(COMPOSE)["services"]["server"]["environment"])
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
 
@@ -149,14 +149,14 @@ def test_every_setting_can_be_given() -> None:
 
 
 def test_docker_waits_for_the_drain() -> None:
-    """SIGKILL comes after the server has let its requests finish."""
+    """Docker sends SIGKILL only after the server has had time to finish its requests."""
     grace = read(COMPOSE)["services"]["server"]["stop_grace_period"]
 
     assert int(grace.removesuffix("s")) > Settings.model_fields["drain_timeout"].default + ANSWER_S + LAST_TOKEN_S
 
 
 def test_files_replace_variables() -> None:
-    """With secrets in files, no variable is left that would win over them, or that Grafana refuses beside its file."""
+    """With secrets in files, the variables are gone: they would win over a file, or Grafana would refuse both."""
     services = merged(COMPOSE, SECRETS)["services"]
 
     assert not {"GRIFFIN_API_KEYS", "HF_TOKEN"} & set(services["server"]["environment"])
@@ -166,7 +166,7 @@ def test_files_replace_variables() -> None:
 
 @pytest.mark.parametrize("name", ["server", "ray"])
 def test_the_image_needs_no_root_and_no_compiler(name: str) -> None:
-    """The last user is a number above 0, and nothing that compiles is installed in a final stage."""
+    """The last user is a number above 0, and a final stage installs no compiler."""
     instructions = stage(name)
     users = re.findall(r"^USER (\S+)$", instructions, re.MULTILINE)
 
@@ -175,7 +175,7 @@ def test_the_image_needs_no_root_and_no_compiler(name: str) -> None:
 
 
 def test_the_server_is_what_is_built() -> None:
-    """The last stage, with the health check, and a command that gets SIGTERM itself."""
+    """The last stage is the server's, with the health check and a command that gets SIGTERM itself."""
     assert re.findall(r"^FROM \S+ AS (\w+)$", DOCKERFILE, re.MULTILINE)[-1] == "server"
     assert '\nCMD ["python", "-m", "server"]' in stage("server")
     assert re.search(r'HEALTHCHECK .*\\\n\s+CMD \["python", "/opt/griffin/healthcheck.py"\]', stage("server"))
@@ -183,7 +183,7 @@ def test_the_server_is_what_is_built() -> None:
 
 
 def test_what_is_copied_reaches_the_build() -> None:
-    """Every COPY from the repository names what .dockerignore lets through."""
+    """.dockerignore lets each file through that a COPY takes from the repository."""
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     copies = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
     sources = [source for line in copies for source in line.split()]
@@ -195,7 +195,7 @@ def test_what_is_copied_reaches_the_build() -> None:
 
 @pytest.fixture
 def ready_server() -> Iterator[HTTPServer]:
-    """Answers /ready with its `status`, and wants its `key` if it has one."""
+    """Answers /ready with its ``status``, and demands its ``key`` if it has one."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -217,7 +217,7 @@ def ready_server() -> Iterator[HTTPServer]:
 
 
 def healthcheck(port: int, **environment: str) -> int:
-    """Its exit code. A proxy is in the way, which is not to be asked."""
+    """The exit code of the health check. It must not use the proxy in the environment."""
     return subprocess.run(
         [sys.executable, ROOT / "deploy/image/healthcheck.py"],
         env={"GRIFFIN_PORT": str(port), "http_proxy": "http://127.0.0.1:9", **environment}, capture_output=True,
@@ -226,14 +226,14 @@ def healthcheck(port: int, **environment: str) -> int:
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
 def test_health_is_readiness(ready_server: Any, status: int, code: int) -> None:
-    """Healthy while /ready says 200, and not before."""
+    """The container is healthy while /ready says 200."""
     ready_server.status = status
 
     assert healthcheck(ready_server.server_port) == code
 
 
 def test_health_with_a_key(ready_server: Any) -> None:
-    """Operations that are not open are asked with the first key."""
+    """The check sends the first key, which the server may demand."""
     ready_server.key = "one"
 
     assert healthcheck(ready_server.server_port) == 1
@@ -241,7 +241,7 @@ def test_health_with_a_key(ready_server: Any) -> None:
 
 
 def test_health_without_a_server() -> None:
-    """Nothing listens: one line, no traceback."""
+    """If no server listens, the check prints one line and no traceback."""
     done = subprocess.run(
         [sys.executable, ROOT / "deploy/image/healthcheck.py"],
         env={"GRIFFIN_PORT": "9"},
@@ -263,7 +263,7 @@ print(CudaUtils().launch)
 
 
 def test_triton_needs_no_compiler(tmp_path: Path) -> None:
-    """Compiled where there is a compiler, its module is found where there is none and the cache is empty."""
+    """A module compiled during the build is found later, without a compiler and with an empty cache."""
     require("gcc")
     pytest.importorskip("triton")
     shutil.copy(ROOT / "deploy/image/triton_cache.py", tmp_path)
@@ -286,7 +286,7 @@ def test_triton_needs_no_compiler(tmp_path: Path) -> None:
 
 
 def test_the_proof_says_what_it_is_without() -> None:
-    """Missing programs are named in one line."""
+    """One line names the missing programs."""
     done = subprocess.run(
         [sys.executable, ROOT / "deploy/image/prove.py"], env={"PATH": "/nowhere"}, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""The dashboards hang together: what Grafana would show wrongly, or not at all, without an error."""
+"""The dashboards are consistent: faults that Grafana would show without an error."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from server.metrics import OTHER, SPARSITIES, Metrics, sparsity_label
 from tests.deploy.dashboards import FILES, GRAFANA, annotation_queries, panel_queries, panels, read
 
 ROOT = Path(__file__).parents[2]
-# Names of groups of rules.
+# Names of rule groups, which look like metrics.
 GROUPS = {"griffin_latency", "griffin_quality", "griffin_alerts"}
 BUILT_IN = {"__rate_interval", "__range", "__all"}
 
@@ -24,13 +24,13 @@ def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_there_are_two() -> None:
-    """Each with an address of its own."""
+    """Each has its own uid."""
     assert [read(file)["title"] for file in FILES] == ["GRIFFIN", "Service"]
     assert len({read(file)["uid"] for file in FILES}) == 2
 
 
 def test_every_panel_says_what_it_shows(dashboard: dict[str, Any]) -> None:
-    """Title, description and unit, and the datasource by its variable."""
+    """Each panel has a title, a description, a unit, and the datasource variable."""
     for panel in panels(dashboard):
         assert panel["title"], panel
         assert panel["description"].endswith("."), panel["title"]
@@ -41,7 +41,7 @@ def test_every_panel_says_what_it_shows(dashboard: dict[str, Any]) -> None:
 
 
 def test_panels_have_a_place_each(dashboard: dict[str, Any]) -> None:
-    """Unique ids, inside the 24 columns, none over another."""
+    """Ids are unique, and panels lie inside the 24 columns without overlap."""
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     places = [panel["gridPos"] for panel in dashboard["panels"]]
     assert all(place["x"] >= 0 and place["x"] + place["w"] <= 24 for place in places)
@@ -52,7 +52,7 @@ def test_panels_have_a_place_each(dashboard: dict[str, Any]) -> None:
 
 
 def test_variables_are_defined_and_used(dashboard: dict[str, Any]) -> None:
-    """A name that is misspelt would be sent to Prometheus as it is."""
+    """Grafana would send a misspelt variable to Prometheus as it is."""
     defined = {variable["name"] for variable in dashboard["templating"]["list"]}
     used = set(re.findall(r"\$\{?(\w+)", json.dumps([dashboard["panels"], dashboard["annotations"]])))
 
@@ -61,18 +61,18 @@ def test_variables_are_defined_and_used(dashboard: dict[str, Any]) -> None:
 
 
 def test_the_datasource_is_the_provisioned_one(dashboard: dict[str, Any]) -> None:
-    """The variable's first value is the uid that provisioning gives, so that the first look has data."""
+    """The variable's default is the provisioned uid, so that the dashboard has data when it is opened."""
     provisioned = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
     variable = next(v for v in dashboard["templating"]["list"] if v["name"] == "datasource")
     scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["global"]["scrape_interval"]
 
     assert [source["uid"] for source in provisioned] == [variable["current"]["value"]] == ["prometheus"]
-    # $__rate_interval is made of it.
+    # Grafana computes $__rate_interval from it.
     assert provisioned[0]["jsonData"]["timeInterval"] == scrape
 
 
 def test_a_sparsity_has_one_colour(dashboard: dict[str, Any]) -> None:
-    """In every panel that draws one line for each, and all of them have it."""
+    """All panels with one line for each sparsity have the same colours for all sparsities."""
     expected = {*map(sparsity_label, SPARSITIES), OTHER}
     colours: dict[str, set[str]] = {}
     for panel in panels(dashboard):
@@ -88,7 +88,7 @@ def test_a_sparsity_has_one_colour(dashboard: dict[str, Any]) -> None:
 
 
 def test_the_dashboards_lead_to_each_other(dashboard: dict[str, Any]) -> None:
-    """With the same time range and variables."""
+    """The link keeps time range and variables."""
     (link,) = dashboard["links"]
     assert link["type"] == "dashboards"
     assert link["keepTime"]
@@ -97,7 +97,7 @@ def test_the_dashboards_lead_to_each_other(dashboard: dict[str, Any]) -> None:
 
 
 def test_every_metric_exists_and_is_looked_at() -> None:
-    """What dashboards and rules name is what the server exports, and the other way round."""
+    """Dashboards and rules use exactly the metrics that the server exports."""
     exported = {family.name for family in Metrics().registry.collect()}
     variables = [v.get("definition", "") for file in FILES for v in read(file)["templating"]["list"]]
     rules = [file.read_text() for file in (ROOT / "deploy/prometheus/rules").glob("*.yml")]
@@ -107,5 +107,5 @@ def test_every_metric_exists_and_is_looked_at() -> None:
 
     assert families - exported == set()
     ours = {name for name in exported if name.startswith("griffin_")}
-    # Of the last request only; the panels have all of them.
+    # These two are about the last request only; panels show all requests.
     assert ours - families == {"griffin_active_parameters", "griffin_bytes_per_token"}

@@ -1,4 +1,4 @@
-"""Manifests: valid for Kubernetes and Ray, and in agreement with the server and with one another."""
+"""The manifests are valid for Kubernetes and Ray, and agree with the server and with each other."""
 
 import ast
 import re
@@ -18,9 +18,9 @@ from tests.programs import require
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy/kubernetes"
 NATIVE = ("deployment", "service", "horizontalpodautoscaler", "poddisruptionbudget", "secret.example")
-# The oldest that has preStop's sleep switched on, and the newest that the validator knows.
+# The oldest version with preStop's sleep, and the newest one that the validator knows.
 VERSIONS = ("1.30", "1.37")
-# Fields of KubeRay's v1 types, read from its source: no package brings its definition. Pod templates are Kubernetes'.
+# Fields of KubeRay's v1 types, copied from its source, because no package has them.
 OBJECT, TEXT, NUMBER = {"type": "object"}, {"type": "string"}, {"type": "integer", "minimum": 0}
 
 
@@ -96,13 +96,13 @@ def variables(pod: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", NATIVE)
 def test_native_kinds_are_valid(name: str, version: str) -> None:
-    """Strictly: a field that Kubernetes does not know is an error."""
+    """Validation is strict: an unknown field is an error."""
     kubernetes_validate.validate(manifest(name), version, strict=True)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_pods_of_the_ray_cluster_are_valid(version: str) -> None:
-    """Their templates are those of any deployment."""
+    """Their templates are valid in a deployment."""
     for group in ray_groups():
         deployment = manifest("deployment")
         labels = deployment["spec"]["selector"]["matchLabels"]
@@ -111,17 +111,17 @@ def test_pods_of_the_ray_cluster_are_valid(version: str) -> None:
 
 
 def test_the_ray_service_has_known_fields_only() -> None:
-    """KubeRay would drop others without a word."""
+    """KubeRay would drop unknown fields silently."""
     jsonschema.validate(manifest("rayservice"), RAY_SERVICE)
 
 
 def test_both_configurations_of_ray_serve_are_one() -> None:
-    """The manifest's is the file's."""
+    """The manifest contains the file's configuration."""
     assert yaml.safe_load(manifest("rayservice")["spec"]["serveConfigV2"]) == serve_config()
 
 
 def test_every_manifest_is_looked_at_here() -> None:
-    """A new one needs a test, and what kustomize is to apply is there."""
+    """A new manifest needs a test, and kustomize's resources exist."""
     others = {"kustomization", "rayservice", "prometheus-adapter"}
 
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {*NATIVE, *others}
@@ -129,7 +129,7 @@ def test_every_manifest_is_looked_at_here() -> None:
 
 
 def scale_arguments() -> set[str]:
-    """Those that are no settings, without Ray's import, which takes seconds."""
+    """The arguments that are not settings, read without importing Ray, which takes seconds."""
     tree = ast.parse((ROOT / "deploy/ray/app.py").read_text())
     (scale,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Scale")
     return {
@@ -138,7 +138,7 @@ def scale_arguments() -> set[str]:
 
 
 def test_arguments_are_documented() -> None:
-    """Each in the table."""
+    """The table has each argument."""
     table = (ROOT / "docs/scaling.md").read_text().split("| argument |")[1].split("\n\n")[0]
     names = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
 
@@ -146,7 +146,7 @@ def test_arguments_are_documented() -> None:
 
 
 def test_variables_and_arguments_are_settings() -> None:
-    """None is misspelt, and values are ones that the server takes."""
+    """Names are not misspelt, and the server accepts the values."""
     given = {
         name.removeprefix("GRIFFIN_").lower(): variable.get("value", "of-the-secret")
         for pod in pods()
@@ -162,12 +162,12 @@ def test_variables_and_arguments_are_settings() -> None:
 
 
 def test_no_variable_of_a_service_is_taken_for_a_setting() -> None:
-    """Kubernetes would set GRIFFIN_PORT to tcp://... for a service of the name griffin."""
+    """For a service named griffin, Kubernetes would set GRIFFIN_PORT to tcp://..."""
     assert all(pod["enableServiceLinks"] is False for pod in pods())
 
 
 def test_no_secret_is_in_a_manifest() -> None:
-    """Keys are referred to, and the example has none."""
+    """Manifests only refer to keys, and the example's values are empty."""
     assert set(manifest("secret.example")["stringData"].values()) == {""}
     for pod in pods():
         for name in ("GRIFFIN_API_KEYS", "HF_TOKEN"):
@@ -179,7 +179,7 @@ def test_no_secret_is_in_a_manifest() -> None:
 
 
 def test_probes_ask_what_the_server_answers() -> None:
-    """On the port that it listens on; the pod is not restarted while it loads or drains."""
+    """They use the port that the server listens on. Loading or draining restarts no pod."""
     (container,) = plain_pod()["containers"]
     paths = {probe: container[probe]["httpGet"]["path"] for probe in container if probe.endswith("Probe")}
     (port,) = container["ports"]
@@ -192,7 +192,7 @@ def test_probes_ask_what_the_server_answers() -> None:
 
 
 def test_pods_outlive_their_drain() -> None:
-    """Requests get the drain timeout before Kubernetes kills what is left."""
+    """Kubernetes kills a pod only after the drain timeout."""
     pod, settings = plain_pod(), Settings()
     before = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = int(variables(pod)["GRIFFIN_DRAIN_TIMEOUT"]["value"])
@@ -206,7 +206,7 @@ def test_pods_outlive_their_drain() -> None:
 
 
 def test_a_ray_worker_has_room_for_one_replica() -> None:
-    """Its GPU and its cores are those that a replica asks for, and there may be as many workers as replicas."""
+    """A worker has the GPU and cores of a replica, and the numbers of workers and replicas have the same limits."""
     (worker,) = ray_cluster()["workerGroupSpecs"]
     (application,) = serve_config()["applications"]
     (deployment,) = application["deployments"]
@@ -219,7 +219,7 @@ def test_a_ray_worker_has_room_for_one_replica() -> None:
 
 
 def test_the_versions_are_those_that_are_installed() -> None:
-    """Ray's, and ours in the names of images."""
+    """Ray's version, and ours in the names of images."""
     project = (ROOT / "pyproject.toml").read_text()
     ours = re.search(r'^version = "(.*)"$', project, re.MULTILINE)
     assert ours
@@ -231,7 +231,7 @@ def test_the_versions_are_those_that_are_installed() -> None:
 
 
 def test_everything_selects_the_pods_of_the_deployment() -> None:
-    """And not those of a Ray cluster beside it."""
+    """Pods of a Ray cluster beside it are not selected."""
     labels = manifest("deployment")["spec"]["template"]["metadata"]["labels"]
     ray = {key: value for group in ray_groups() for key, value in group["template"].get("metadata", {}).items()}
 
@@ -243,7 +243,7 @@ def test_everything_selects_the_pods_of_the_deployment() -> None:
 
 
 def test_pods_are_scaled_by_a_metric_that_there_is() -> None:
-    """The autoscaler asks for what the adapter makes of metrics that the server has."""
+    """The autoscaler uses the adapter's metric, which is made from metrics of the server."""
     (metric,) = manifest("horizontalpodautoscaler")["spec"]["metrics"]
     (rule,) = manifest("prometheus-adapter")["rules"]["custom"]
     exposed = create_app(Settings()).state.service.metrics.expose().decode()
@@ -255,7 +255,7 @@ def test_pods_are_scaled_by_a_metric_that_there_is() -> None:
 
 
 def test_prometheus_takes_scrapes_and_queries(tmp_path: Path) -> None:
-    """promtool reads the configuration, and what the adapter would ask."""
+    """promtool accepts the configuration and the adapter's query."""
     promtool = require("promtool")
     (rule,) = manifest("prometheus-adapter")["rules"]["custom"]
     query = (
@@ -265,7 +265,7 @@ def test_prometheus_takes_scrapes_and_queries(tmp_path: Path) -> None:
     rules.write_text(yaml.safe_dump({"groups": [{"name": "n", "rules": [{"record": "n:n", "expr": query}]}]}))
 
     scrapes = manifest("prometheus", "yml")
-    # Debian's knows nothing of Kubernetes.
+    # Debian's promtool has no support for Kubernetes.
     del scrapes["scrape_configs"][0]["kubernetes_sd_configs"]
     config = tmp_path / "prometheus.yml"
     config.write_text(yaml.safe_dump(scrapes))
@@ -276,7 +276,7 @@ def test_prometheus_takes_scrapes_and_queries(tmp_path: Path) -> None:
 
 
 def test_prometheus_finds_the_pods_by_name_and_port() -> None:
-    """Of the deployment by its API's port, of Ray's workers by that of their metrics."""
+    """The deployment is scraped at its API's port, Ray's workers at their metrics port."""
     (scrape,) = manifest("prometheus", "yml")["scrape_configs"]
     wanted = re.compile(scrape["relabel_configs"][0]["regex"])
     (worker,) = ray_cluster()["workerGroupSpecs"]

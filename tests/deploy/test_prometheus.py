@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real server under a short load: rules, alerts and dashboards evaluate, and are right."""
+"""A real Prometheus scrapes a real server under a short load: rules, alerts and dashboards give right values."""
 
 import itertools
 import json
@@ -29,17 +29,17 @@ from tests.server.process import ServerProcess, running
 
 ROOT = Path(__file__).parents[2]
 SPARSITIES = ("0", "0.25", "0.5", "0.75", "0.3")
-# Of the last one, which has no label of its own.
+# The sparsity without a label of its own.
 OTHER = "0.3"
-# Their expressions may hold for a moment in a test, where minutes are asked for.
+# Alerts whose condition may hold for a moment here; they fire only after minutes.
 RAISED_BY_LOAD = {"GriffinQueueFull", "GriffinInterTokenLatencyHigh"}
-# As the load test calls them.
+# By their names in the load test.
 LATENCIES = {
     "ttft_ms": ("griffin_time_to_first_token_seconds", TTFT_BUCKETS),
     "itl_ms": ("griffin_inter_token_latency_seconds", ITL_BUCKETS),
     "e2e_ms": ("griffin_e2e_request_latency_seconds", REQUEST_BUCKETS),
 }
-# Of each sparsity.
+# Requests for each sparsity, and tokens of each answer.
 REQUESTS = 3
 TOKENS = 40
 PROMPT = (
@@ -50,11 +50,11 @@ PROMPT = (
 
 @dataclass
 class Observed:
-    """A server under load, and the Prometheus that watched it; times are seconds since the epoch.
+    """A server under load, and the Prometheus that scraped it. Times are seconds since the epoch.
 
-    load: what the load test measured, by sparsity.
-    started, quiet: between the two it ran, and its requests were scraped.
-    ended: all others were, too.
+    load: the load test's results by sparsity.
+    started, quiet: the load test ran between them, and Prometheus has all its requests.
+    ended: Prometheus has all other requests, too.
     """
 
     server: ServerProcess
@@ -66,7 +66,7 @@ class Observed:
 
 
 def measured(url: str) -> dict[str, Any]:
-    """What the load test says of one user's requests, by sparsity."""
+    """The load test's results for one user's requests, by sparsity."""
     command = [
         sys.executable, "-m", "loadtest", "--url", url, "--concurrency", "1", "--warmup", "0",
         "--requests", str(REQUESTS), "--sparsities", *SPARSITIES, "--max-tokens", str(TOKENS), "--prompt-tokens", "48",
@@ -80,20 +80,20 @@ def measured(url: str) -> dict[str, Any]:
 
 @contextmanager
 def endless_answer(url: str) -> Iterator[None]:
-    """A stream that has begun, until its client leaves."""
+    """A stream that has begun and runs until its client leaves."""
     body = {"prompt": PROMPT, "sparsity": 0.5, "max_tokens": 5000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60, trust_env=False) as response:
-        # Held on to: the connection ends with it.
+        # Keep a reference, because the connection ends with it.
         lines = response.iter_lines()
         next(lines)
         yield
 
 
 def provoke(client: httpx.Client) -> int:
-    """What else a server meets: other modes and forms, a mistake, a client that leaves, and too many at once.
+    """Send other requests: other modes and forms, an error, a client that leaves, and too many at once.
 
     Returns:
-        How many were answered.
+        The number of answered requests.
     """
     body = {"prompt": PROMPT, "max_tokens": 8, "sparsity": 0.5}
     modes = [{**body, "griffin": {"mode": mode}} for mode in MODES]
@@ -113,11 +113,11 @@ def provoke(client: httpx.Client) -> int:
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
-    """One for all tests: what they ask was true at times that have passed."""
+    """One server for all tests, because they ask about past times."""
     require("prometheus")
     arguments = (
         "--device", "cpu", "--workers", "2", "--queue-size", "1", "--prefill-chunk", "16", "--shadow-share", "1",
-        # A pass over drafts reads less for each of its tokens than a step, which is what answers say.
+        # No drafts: a pass over drafts reads less for each token than an answer's report says.
         "--draft", "none",
     )  # fmt: skip
     with running(*arguments, OMP_NUM_THREADS="1") as server:
@@ -126,7 +126,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             scraping(target, tmp_path_factory.mktemp("prometheus")) as prometheus,
             httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client,
         ):
-            # Every series is there, at zero, before its first event.
+            # Each series starts at zero before its first event.
             prometheus.wait_for('griffin_generation_tokens_total{sparsity="other"} == 0')
             started = time.time()
             load = measured(server.url)
@@ -143,7 +143,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
 
 
 def test_configuration_and_rules_are_valid() -> None:
-    """By Prometheus' own judge, warnings included."""
+    """promtool accepts them without a warning."""
     checked = subprocess.run(
         [require("promtool"), "check", "config", "--lint-fatal", str(CONFIGURATION / "prometheus.yml")],
         capture_output=True, text=True,
@@ -152,7 +152,7 @@ def test_configuration_and_rules_are_valid() -> None:
 
 
 def test_alerts_fire_when_they_should() -> None:
-    """Each at one moment of a test, and not at another."""
+    """For each alert a test has a moment when it fires and one when it does not."""
     files = sorted(map(str, (CONFIGURATION / "tests").glob("*.yml")))
     tests = [test for file in files for test in yaml.safe_load(Path(file).read_text())["tests"]]
     cases = [case for test in tests for case in test["alert_rule_test"]]
@@ -170,7 +170,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def test_every_alert_leads_into_the_runbook() -> None:
-    """To a section of its own, and the runbook has no others."""
+    """Each alert has a section there, and the runbook has no other sections."""
     headings = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
     for alert in alerts():
         assert alert["labels"]["severity"] in ("critical", "warning")
@@ -191,7 +191,7 @@ def test_series_that_begin_at_zero_have_real_names() -> None:
 
 @pytest.mark.parametrize("chosen", [False, True], ids=["all", "one"])
 def test_every_panel_has_data(observed: Observed, chosen: bool) -> None:
-    """With the variables at All, and with one model and one instance picked."""
+    """Once with all models and instances, once with one of each."""
     variables: dict[str, list[str]] = {"model": [], "instance": []}
     if chosen:
         (ready,) = observed.prometheus.now("griffin_workers", observed.ended)
@@ -211,7 +211,7 @@ def test_every_panel_has_data(observed: Observed, chosen: bool) -> None:
 
 
 def test_annotations_evaluate(observed: Observed) -> None:
-    """Alerts, of which there may be none, and starts of the server, of which there is one."""
+    """There may be alerts or none, and there is one start of the server."""
     found = {
         query.where: observed.prometheus.over(query.filled("5s", "10m", instance=[]), observed.started, observed.ended)
         for query in annotation_queries()
@@ -221,7 +221,7 @@ def test_annotations_evaluate(observed: Observed) -> None:
 
 
 def test_every_rule_evaluates(observed: Observed) -> None:
-    """Recording rules have data, by sparsity; alerts are silent while all is well."""
+    """Recording rules have data for each sparsity, and alerts do not fire while all is well."""
     rules = observed.prometheus.rules()
     files = [yaml.safe_load(file.read_text()) for file in (CONFIGURATION / "rules").glob("*.yml")]
 
@@ -242,10 +242,10 @@ def label(sparsity: str) -> str:
 
 
 def disagreements(prometheus: Prometheus, load: dict[str, Any], seconds: float, end: float) -> list[str]:
-    """Quantiles that are more than a bucket apart, of the load that was sent and scraped in those seconds."""
+    """The quantiles of a load that differ by more than one bucket between Prometheus and the load test."""
     found = []
     for sparsity, (name, (metric, buckets)), percent in itertools.product(SPARSITIES, LATENCIES.items(), (50, 95, 99)):
-        # A sample from before the load is in it.
+        # Two seconds more, so that the range has a sample from before the load.
         increase = f'increase({metric}_bucket{{sparsity="{label(sparsity)}"}}[{seconds + 2:.0f}s])'
         (sample,) = prometheus.now(f"histogram_quantile({percent / 100}, {increase})", end)
         shown, felt = float(sample["value"][1]), load[sparsity][name][f"p{percent}"] / 1e3
@@ -255,12 +255,12 @@ def disagreements(prometheus: Prometheus, load: dict[str, Any], seconds: float, 
 
 
 def test_quantiles_are_those_of_the_load_test(observed: Observed) -> None:
-    """Within a bucket, at each sparsity: the dashboards' figures are what a client measures."""
+    """The dashboards' figures differ from a client's by at most one bucket, at each sparsity."""
     prometheus, load, start, end = observed.prometheus, observed.load, observed.started, observed.quiet
     for sparsity, (name, (metric, _)) in itertools.product(SPARSITIES, LATENCIES.items()):
         (counted,) = prometheus.now(f'{metric}_count{{sparsity="{label(sparsity)}"}}', end)
         row = load[sparsity]
-        # Of some tokens nothing is to be seen, and so no chunk: half a character, a special token.
+        # Tokens without text have no chunk: half a character, a special token.
         expected = row["tokens"] - row["answered"] if name == "itl_ms" else row[name]["count"]
         assert float(counted["value"][1]) == expected
 
@@ -268,7 +268,7 @@ def test_quantiles_are_those_of_the_load_test(observed: Observed) -> None:
     for _ in range(5):
         if not found:
             break
-        # A client that has to wait for the processor measures that too; on a busy machine the slowest tokens show it.
+        # On a busy machine the client also measures its own wait for the processor, so try again.
         (before,) = prometheus.now("sum(griffin_request_success_total)")
         start, load = time.time(), measured(observed.server.url)
         answered = float(before["value"][1]) + REQUESTS * len(SPARSITIES)
@@ -289,9 +289,9 @@ def test_quantiles_are_those_of_the_load_test(observed: Observed) -> None:
 def test_what_a_token_reads_is_what_the_answers_say(
     observed: Observed, sparsity: str, counter: str, field: str
 ) -> None:
-    """What the panels divide: parameters or bytes read over tokens after the first.
+    """Panels divide the parameters or bytes read by the tokens after the first.
 
-    Where tokens pick what they read, it is counted every few tokens, and answers differ a little.
+    With griffin+ the counters move every few tokens, so answers differ a little.
     """
     (read,) = observed.prometheus.now(
         f'{counter}{{sparsity="{label(sparsity)}"}}'
@@ -303,7 +303,7 @@ def test_what_a_token_reads_is_what_the_answers_say(
 
 
 def test_tokens_count_as_they_are_made(observed: Observed) -> None:
-    """Not at the end of a long answer, where a rate would be nothing for minutes and then a burst."""
+    """If they counted at the end of a long answer, a rate would be zero for minutes and then jump."""
     (before,) = observed.prometheus.now("sum(griffin_generation_tokens_total)", observed.ended)
     with endless_answer(observed.server.url):
         observed.prometheus.wait_for(
@@ -313,7 +313,7 @@ def test_tokens_count_as_they_are_made(observed: Observed) -> None:
 
 
 def test_a_drain_is_seen(observed: Observed) -> None:
-    """The last test, for it ends the server: while it drains it is scraped, and says that it is not ready."""
+    """A draining server is scraped and says that it is not ready. This test ends the server, so it is the last."""
     with endless_answer(observed.server.url):
         observed.server.process.terminate()
         observed.prometheus.wait_for("griffin_draining_seconds > 0 and griffin_ready == 0")

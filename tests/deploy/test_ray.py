@@ -1,4 +1,4 @@
-"""Two replicas of deploy.ray.app:application behind a proxy: what clients see, also when one is killed."""
+"""Two replicas of deploy.ray.app:application and their proxy, as clients see them, also when one replica is killed."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from tests.deploy.ray_cluster import REPLICA, ROOT, RayCluster, free_port, runni
 from tests.server import tiny_checkpoint
 
 SCALING = ROOT / "docs/scaling.md"
-# Requests that one replica holds: running, and waiting as serve.yaml has it.
+# Requests that one replica holds, running or waiting, as serve.yaml says.
 HELD = 2
 QUEUED = 8
-# Each takes a second or two, so that there is time to do something to it.
+# Such an answer takes a second or two, which leaves time to act on it.
 LONG = 1_000
 ENDLESS = 60_000
 
@@ -50,7 +50,7 @@ def running_requests(cluster: RayCluster) -> float:
 
 
 def test_load_goes_to_both_and_ids_are_kept(cluster: RayCluster) -> None:
-    """An answer says which replica made it, and has one id, the client's; so have that replica's log lines."""
+    """An answer names its replica and has the client's id once, as do that replica's log lines."""
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(lambda n: complete(cluster, 50, f"load-{n}"), range(16)))
 
@@ -61,7 +61,7 @@ def test_load_goes_to_both_and_ids_are_kept(cluster: RayCluster) -> None:
 
 
 def test_an_id_is_made_up_once(cluster: RayCluster) -> None:
-    """Ray's, where the client names none."""
+    """Without a client's id, the answer and the log have Ray's."""
     answer = complete(cluster, 1)
 
     (request_id,) = answer.headers.get_list("x-request-id")
@@ -69,7 +69,7 @@ def test_an_id_is_made_up_once(cluster: RayCluster) -> None:
 
 
 def test_metrics_are_each_replicas_own(cluster: RayCluster) -> None:
-    """Through the proxy they would be another one's each time, so they are not there."""
+    """The proxy has none, because each request would get another replica's."""
     answer = httpx.get(f"{cluster.url}/metrics")
 
     assert answer.status_code == 404
@@ -80,7 +80,7 @@ def test_metrics_are_each_replicas_own(cluster: RayCluster) -> None:
 
 
 def test_a_stream_arrives_token_by_token(cluster: RayCluster) -> None:
-    """The proxy holds nothing back: the first chunk is read while the answer is still being made."""
+    """The proxy does not buffer: the first chunk arrives while the answer is still generated."""
     with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body(ENDLESS, stream=True), timeout=120) as answer:
         lines = answer.iter_lines()
         first = next(lines)
@@ -95,7 +95,7 @@ def test_a_stream_arrives_token_by_token(cluster: RayCluster) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_ends_its_request(cluster: RayCluster, stream: bool) -> None:
-    """Also behind the proxy: the worker is free again long before the answer would have ended."""
+    """The worker is free long before the answer would have ended, although a proxy stands between."""
     left = cluster.total("griffin_client_disconnects_total")
     with httpx.Client() as client:
         request = client.build_request("POST", f"{cluster.url}/v1/completions", json=body(ENDLESS, stream=stream))
@@ -113,7 +113,7 @@ def test_a_client_that_leaves_ends_its_request(cluster: RayCluster, stream: bool
 
 
 def test_what_does_not_fit_is_refused_at_once(cluster: RayCluster) -> None:
-    """What may wait at the proxy is answered; more is told when to come again."""
+    """Requests that may wait at the proxy are answered; others get a 429 with the time to wait."""
     count = 2 * (2 * HELD + QUEUED)
     with ThreadPoolExecutor(count) as clients:
         answers = list(clients.map(lambda n: complete(cluster, LONG // 4), range(count)))
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused_at_once(cluster: RayCluster) -> None:
 
 
 def test_a_killed_replica_takes_only_its_own_requests_with_it(cluster: RayCluster) -> None:
-    """They fail cleanly, all others are answered, also those that waited, and a new replica comes."""
+    """Its requests fail cleanly, all others are answered, also waiting ones, and a new replica starts."""
     known, count = cluster.replicas(16), 2 * HELD + 4
 
     def outcome(_: int) -> int:
@@ -153,7 +153,7 @@ def in_flight(exposition: str) -> float:
 
 
 def test_nothing_is_lost_when_a_replica_goes_as_planned(cluster: RayCluster) -> None:
-    """Under load, one that is no longer wanted answers what it has accepted, and gets no more."""
+    """Under load, a replica that is removed answers what it has accepted and gets no more requests."""
     gone = threading.Event()
 
     def ask_on() -> set[int]:
@@ -191,13 +191,13 @@ for arguments in json.loads(sys.argv[1]):
 
 
 def documented_arguments() -> dict[str, str]:
-    """Of the command in docs/scaling.md, as ``serve run`` hands them over."""
+    """The arguments of the command in docs/scaling.md, as ``serve run`` passes them."""
     (line,) = re.findall(r"^\$ serve run deploy.ray.app:application (.*)$", SCALING.read_text(), re.MULTILINE)
     return dict(argument.split("=") for argument in line.split())
 
 
 def test_arguments() -> None:
-    """Those that are documented build an application; each that is wrong is named, with what to do."""
+    """The documented arguments build an application; an error names each wrong one and says what to do."""
     given = [
         documented_arguments(),
         {"api_keys": "secret"},
@@ -205,7 +205,7 @@ def test_arguments() -> None:
         {"sparsty": "0.5"},
         {"min_replicas": "3", "max_replicas": "2"},
     ]
-    # In a process of its own: Ray's imports warn, and warnings are errors here.
+    # In another process, because Ray's imports warn, and warnings are errors here.
     command = [sys.executable, "-W", "ignore", "-c", BUILD, json.dumps(given)]
     outcomes = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 

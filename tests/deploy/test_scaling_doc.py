@@ -1,4 +1,4 @@
-"""docs/scaling.md: its tables are what its programs print."""
+"""The tables in docs/scaling.md are what its programs print."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs/scaling.md").read_text()
 
 
 def test_the_tables_are_what_the_programs_print() -> None:
-    """Sizes of models come from the models themselves, so no figure outlives a change."""
+    """The programs take sizes from the models, so a change shows in this test."""
     programs = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
     names: dict[str, object] = {"__name__": "scaling"}
 
@@ -22,7 +22,7 @@ def test_the_tables_are_what_the_programs_print() -> None:
 
 
 def test_the_waits_in_the_text_are_the_formulas() -> None:
-    """Of M/D/1: half of the utilisation over what is left of it."""
+    """The mean wait of M/D/1 is u / (2 (1 - u)) service times at utilisation u."""
     stated = re.search(r"on average: (.*?)\. If", DOCUMENT, re.DOTALL)
     assert stated
     waits = re.findall(r"([\d.]+) S at (?:u = )?([\d.]+)", stated[1])

@@ -1,4 +1,4 @@
-"""One real server for all that the command is tried on."""
+"""One real server for all tests of the command."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from tests.server.tiny_checkpoint import write
 
 @pytest.fixture(scope="package")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its address."""
+    """The server's address."""
     folder = write(tmp_path_factory.mktemp("checkpoint"))
     with running("--model", str(folder), "--served-model-name", "tiny", "--prefill-chunk", "16") as process:
         yield process.url

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server that is not ours: one request at a time, with delays that a test chooses."""
+"""A small OpenAI-compatible server that is not ours: one request at a time, with chosen delays."""
 
 import asyncio
 import json
@@ -18,11 +18,18 @@ from tests.server.scripted import listening
 
 @dataclass
 class Peer:
-    """
-    service_s: for each request. stalls: seconds more for the request of that number.
-    statuses: instead of an answer, for the request of that number. pieces: of text in each answer, ``tokens`` in all.
-    usage: whether a stream ends with one. cut_short: streams end without [DONE]. key: that requests must have.
-    gate: nothing is answered before it is set.
+    """A peer's behaviour. Requests are numbered from 0.
+
+    service_s: the time of each request.
+    stalls: further seconds, by the request's number.
+    statuses: an error status instead of an answer, by the request's number.
+    pieces, tokens: pieces of text in each answer, and tokens in all.
+    usage: whether a stream ends with usage.
+    cut_short: whether streams end without [DONE].
+    models: whether there is a list of models.
+    key: the key that /v1/models demands.
+    gate: no request is answered before it is set.
+    bodies: the bodies so far.
     """
 
     service_s: float = 0.0
@@ -59,7 +66,7 @@ class Peer:
         number = len(self.bodies)
         self.bodies.append(body)
         if status := self.statuses.get(number):
-            # What a terminal would obey, and what no file can hold.
+            # A control character for a terminal, and half a character, which no file can hold.
             error = {"message": "<b>too\x1bmany\ud800</b>", "code": "queue_full"}
             return Response(json.dumps({"error": error}), status)
         async with self._worker:
@@ -76,7 +83,7 @@ class Peer:
         for _ in range(self.pieces):
             text = {"delta": {"content": "word\u2028"}} if chat else {"text": "word\u2028"}
             yield _event({"choices": [{**text, "finish_reason": None}]})
-            # Each in a packet of its own.
+            # Each piece in a packet of its own.
             await asyncio.sleep(0.001)
         if self.cut_short:
             return
@@ -88,7 +95,7 @@ class Peer:
 
 @contextmanager
 def served(peer: Peer) -> Iterator[str]:
-    """In a thread, on a free port; its address."""
+    """Serve in a thread, on a free port; yield the address."""
     with listening(peer.app(), grace_s=1) as url:
         yield url
 

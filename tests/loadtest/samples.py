@@ -1,4 +1,4 @@
-"""Samples for tests of what is computed from them."""
+"""Samples for tests of the figures that are computed from them."""
 
 from dataclasses import replace
 from typing import Any

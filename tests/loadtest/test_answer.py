@@ -1,4 +1,4 @@
-"""Streams in pieces, and what is wrong with some."""
+"""Streams in pieces, and faulty answers."""
 
 import json
 
@@ -12,7 +12,7 @@ def event(value: object) -> bytes:
 
 
 def test_a_stream_in_pieces_of_any_size() -> None:
-    """Bytes may end within a line or a character; a U+2028 ends no line; comments are skipped."""
+    """A piece may end inside a line or a character; U+2028 does not end a line; comments are skipped."""
     stream = (
         event({"choices": [{"text": "a\u2028b", "finish_reason": None}]})
         + b": keep-alive\n\n"
@@ -32,7 +32,7 @@ def test_a_stream_in_pieces_of_any_size() -> None:
 
 
 def test_a_chat_begins_with_its_first_text() -> None:
-    """Not with the chunk that names the role."""
+    """The chunk with the role is not the first text."""
     answer = Answer()
     answer.feed(event({"choices": [{"delta": {"role": "assistant", "content": ""}}]}), 1.0)
     answer.feed(event({"choices": [{"delta": {"content": "hi"}}]}), 2.0)
@@ -56,7 +56,7 @@ def test_a_chat_begins_with_its_first_text() -> None:
     ],
 )
 def test_what_is_no_answer(stream: bytes, error: str) -> None:
-    """Each has a name to be counted by."""
+    """Each fault has a name under which it is counted."""
     answer = Answer()
     answer.feed(stream, 0.0)
     answer.end()
@@ -74,7 +74,7 @@ def test_what_is_no_answer(stream: bytes, error: str) -> None:
     ],
 )
 def test_refusals_are_counted_by_code(body: str, error: str) -> None:
-    """OpenAI's error object, and its older forms."""
+    """OpenAI's error object and older forms of it are known."""
     answer = Answer()
     answer.refused(400, body)
 
@@ -83,7 +83,7 @@ def test_refusals_are_counted_by_code(body: str, error: str) -> None:
 
 @pytest.mark.parametrize("body", ["<html>", "[]", '{"choices": []}'])
 def test_a_body_that_is_no_answer(body: str) -> None:
-    """It is counted as one."""
+    """It counts as a bad answer."""
     answer = Answer()
     answer.whole(body)
 

@@ -1,4 +1,4 @@
-"""Flags, right and wrong."""
+"""Right and wrong flags."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from loadtest.arguments import parse
 
 
 def test_defaults() -> None:
-    """Open loop, dense beside half the neurons, as many requests as before."""
+    """An open loop with sparsities 0 and 0.5 and ten requests each."""
     options = parse([])
 
     assert (options.rate, options.concurrency, options.requests, options.duration_s) == (0.5, None, 10, None)
@@ -20,12 +20,12 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize("given", ["http://host:1", "http://host:1/", "http://host:1/v1", "http://host:1/v1/"])
 def test_addresses_as_people_copy_them(given: str) -> None:
-    """The base, however it ends."""
+    """The base address is the same with or without a slash or /v1."""
     assert parse(["--url", given]).url == "http://host:1"
 
 
 def test_the_key_is_not_recorded(tmp_path: Path) -> None:
-    """In neither form, nor from its file."""
+    """The recorded command hides it, in both spellings of the flag."""
     (tmp_path / "key").write_text("secret\n")
 
     assert parse(["--api-key-file", str(tmp_path / "key")]).api_key == "secret"
@@ -70,7 +70,7 @@ def test_the_key_is_not_recorded(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_flags(arguments: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit code 2, and a last line that names the flag and what it wants."""
+    """The exit code is 2, and the last line names the flag and what it needs."""
     with pytest.raises(SystemExit) as left:
         parse(arguments.split())
 
@@ -79,7 +79,7 @@ def test_wrong_flags(arguments: str, named: str, capsys: pytest.CaptureFixture[s
 
 
 def test_a_conversation_needs_the_chat_endpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Said before anything is sent."""
+    """The error comes before anything is sent."""
     (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "q"}]}')
     with pytest.raises(SystemExit):
         parse(["--prompts", str(tmp_path / "a.jsonl")])
@@ -88,7 +88,7 @@ def test_a_conversation_needs_the_chat_endpoint(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_page_without_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before the load, not after it, and with what to install."""
+    """The error comes before the load and says what to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         parse(["--html", "a.html"])

@@ -28,7 +28,7 @@ def finished(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
 
 
 def loadtest(*arguments: str) -> tuple[list[str], dict[str, Any]]:
-    """The lines of its table, and its JSON."""
+    """The lines of the printed table, and the JSON."""
     code, out, err = finished(start(*arguments))
     assert code == 0, err
     *table, last = out.splitlines()
@@ -36,7 +36,7 @@ def loadtest(*arguments: str) -> tuple[list[str], dict[str, Any]]:
 
 
 def test_open_loop(url: str, tmp_path: Path) -> None:
-    """Both sparsities answered the same number of equally long prompts; nothing came from the prefix cache."""
+    """Both sparsities answer the same number of equally long prompts, and no prompt comes from the prefix cache."""
     table, found = loadtest(
         "--url", url, "--rate", "20", "--requests", "6", "--prompt-tokens", "50", "--max-tokens", "5",
         "--json", str(tmp_path / "a.json"), "--objective", "e2e=60000", "tpot=0.0001",
@@ -61,7 +61,7 @@ def test_open_loop(url: str, tmp_path: Path) -> None:
 
 
 def test_closed_loop_not_streamed_in_chat(url: str) -> None:
-    """Whole answers: what the server reports, and end to end."""
+    """For whole answers there are only end-to-end times and the server's own figures."""
     table, found = loadtest(
         "--url", url, "--concurrency", "2", "--requests", "4", "--no-stream", "--endpoint", "chat", "--max-tokens", "4",
         "--prompt-tokens", "70", "--sparsities", "0.5",
@@ -77,7 +77,7 @@ def test_closed_loop_not_streamed_in_chat(url: str) -> None:
 
 
 def test_prompts_from_a_file_may_share_a_beginning(url: str, tmp_path: Path) -> None:
-    """Then the server's prefix cache finds it; with numbers of their own each is read whole."""
+    """The prefix cache finds shared prompts; with a number of its own each is read whole."""
     (tmp_path / "a.txt").write_text("snow " * 40 + "\n")
     shape = ["--url", url, "--concurrency", "1", "--requests", "2", "--max-tokens", "2"]
     _, own = loadtest(*shape, "--prompts", str(tmp_path / "a.txt"))
@@ -89,7 +89,7 @@ def test_prompts_from_a_file_may_share_a_beginning(url: str, tmp_path: Path) -> 
 
 
 def test_no_griffin(url: str) -> None:
-    """Our own server as any other: its default applies."""
+    """Our own server then uses its default, as any other server does."""
     _, found = loadtest("--url", url, "--no-griffin", "--requests", "2", "--rate", "50", "--max-tokens", "2")
 
     assert list(found["by_sparsity"]) == ["none"]
@@ -97,7 +97,7 @@ def test_no_griffin(url: str) -> None:
 
 
 def test_a_refused_request_is_one_line(url: str) -> None:
-    """Before any load, in the server's own words."""
+    """It comes before any load, with the server's own message."""
     code, out, err = finished(start("--url", url, "--prompt-tokens", "4000"))
 
     assert (code, out) == (1, "")
@@ -106,7 +106,7 @@ def test_a_refused_request_is_one_line(url: str) -> None:
 
 
 def test_no_server() -> None:
-    """One line, exit code 1, no table."""
+    """One line, exit code 1, and no table."""
     code, out, err = finished(start("--url", "http://127.0.0.1:9"))
 
     assert (code, out) == (1, "")
@@ -115,7 +115,7 @@ def test_no_server() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped(number: signal.Signals) -> None:
-    """What was answered is printed, what was not is counted as unfinished; the exit code is the signal's."""
+    """Answered requests are reported, others count as unfinished, and the exit code is the signal's."""
     peer = Peer(gate=threading.Event(), usage=True)
     with served(peer) as url:
         process = start("--url", url, "--no-griffin", "--warmup", "0", "--rate", "1000", "--requests", "5")
@@ -135,7 +135,7 @@ def test_stopped(number: signal.Signals) -> None:
 
 
 def test_stopped_before_anything_is_measured() -> None:
-    """One line, no table."""
+    """One line and no table."""
     peer = Peer(gate=threading.Event())
     with served(peer) as url:
         process = start("--url", url, "--no-griffin")
@@ -152,7 +152,7 @@ def test_stopped_before_anything_is_measured() -> None:
 
 
 def test_nothing_answered() -> None:
-    """The table is there; the exit code says it."""
+    """The table is printed, and the exit code is 1."""
     with served(Peer(statuses=dict.fromkeys(range(2), 503))) as url:
         code, out, _ = finished(start("--url", url, "--no-griffin", "--warmup", "0", "--requests", "2", "--rate", "50"))
 
@@ -161,7 +161,7 @@ def test_nothing_answered() -> None:
 
 
 def test_a_reader_who_leaves(url: str) -> None:
-    """Of the output only; no traceback."""
+    """If the reader closes the pipe, there is no traceback."""
     process = start("--url", url, "--requests", "1", "--rate", "50", "--max-tokens", "2")
     assert process.stdout is not None
     process.stdout.close()

@@ -1,4 +1,4 @@
-"""The page, in a real browser."""
+"""The page with the results, also in a real browser."""
 
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -39,7 +39,7 @@ class Ids(HTMLParser):
 
 
 def test_whatever_came_from_outside_is_text() -> None:
-    """The server's name and its messages, the command."""
+    """The server's name and messages and the command are escaped."""
     text = made(some(), "--body", f'{{"user": "{EVIL}"}}', model=EVIL)
 
     assert "<script" not in text
@@ -47,7 +47,7 @@ def test_whatever_came_from_outside_is_text() -> None:
 
 
 def test_plots_do_not_share_ids() -> None:
-    """There are five in one document."""
+    """One document has five plots."""
     text, found = made(some()), Ids()
     found.feed(text)
 
@@ -56,7 +56,7 @@ def test_plots_do_not_share_ids() -> None:
 
 
 def test_nothing_answered_is_a_page_too() -> None:
-    """Without plots of what was not measured."""
+    """It has no plots without values."""
     text = made([sample(sparsity=0.0, error="timeout", text_s=())])
 
     assert "timeout" in text
@@ -64,7 +64,7 @@ def test_nothing_answered_is_a_page_too() -> None:
 
 
 def test_in_a_browser(tmp_path: Path) -> None:
-    """Nothing is fetched and nothing complains; words of a plot are light in the dark; a phone scrolls no page."""
+    """The page loads and logs nothing; text in plots is light in dark mode; a phone needs no sideways scrolling."""
     chromium = require("chromium")
     from playwright.sync_api import sync_playwright
 

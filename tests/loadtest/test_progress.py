@@ -1,4 +1,4 @@
-"""What is said while a load runs."""
+"""The line that is shown while a load runs."""
 
 import re
 
@@ -7,7 +7,7 @@ from tests.loadtest.samples import sample
 
 
 def test_counts() -> None:
-    """Requests and tokens: a chunk counts as one until the server has counted."""
+    """A chunk counts as one token until the server tells its own count."""
     progress = Progress("load", 4)
     for _ in range(3):
         progress.sent()

@@ -1,4 +1,4 @@
-"""Percentiles, rates and goodput by hand."""
+"""Percentiles, rates and goodput, checked by hand."""
 
 import pytest
 
@@ -16,12 +16,12 @@ STOPPED = Sample(0.5, 2.0, 2.0, 2.5, text_s=(2.2,), error=UNFINISHED)
 
 @pytest.mark.parametrize(("percent", "expected"), [(50, 2), (75, 3), (99, 4), (1, 1), (100, 4)])
 def test_percentile_is_a_measured_value(percent: float, expected: float) -> None:
-    """Nearest rank on four numbers."""
+    """The nearest rank of four numbers."""
     assert percentile([4, 1, 3, 2], percent) == expected
 
 
 def test_distribution() -> None:
-    """Ends, mean and percentiles, scaled; of nothing there is none."""
+    """Values are scaled; without values there is no distribution."""
     assert distribution([0.004, 0.001, 0.003, 0.002], 1e3) == {
         "count": 4, "mean": 2.5, "min": 1.0, "p50": 2.0, "p90": 4.0, "p95": 4.0, "p99": 4.0, "max": 4.0,
     }  # fmt: skip
@@ -29,14 +29,14 @@ def test_distribution() -> None:
 
 
 def test_latencies_count_from_the_intended_start() -> None:
-    """Not from when a late client sent."""
+    """A late send does not shorten them."""
     assert SAMPLE.ttft_s == pytest.approx(0.2)
     assert SAMPLE.e2e_s == pytest.approx(0.7)
     assert SAMPLE.gaps_s == pytest.approx([0.1, 0.2])
 
 
 def test_time_per_output_token_counts_tokens_not_chunks() -> None:
-    """Three chunks held five tokens: 0.4 s over four of them. Without the server's count, over the chunks."""
+    """Three chunks hold five tokens: 0.4 s for four. Without the server's count, chunks count."""
     assert SAMPLE.tpot_s == pytest.approx(0.1)
     assert sample(tokens=None).tpot_s == pytest.approx(0.2)
     assert sample(tokens=1).tpot_s is None
@@ -44,7 +44,7 @@ def test_time_per_output_token_counts_tokens_not_chunks() -> None:
 
 
 def test_summary() -> None:
-    """Latencies of the answered, counts of all; failed ones by kind, unfinished ones apart."""
+    """Latencies are those of answered requests. Failed ones are counted by kind, unfinished ones separately."""
     summary = summarise([SAMPLE, FAILED, STOPPED], wall_s=2.0)
 
     assert (summary["requests"], summary["answered"], summary["unfinished"]) == (3, 1, 1)
@@ -61,7 +61,7 @@ def test_summary() -> None:
 
 
 def test_nothing_measured_is_none() -> None:
-    """No answer, no figure; an answer that came whole has no latencies within."""
+    """Without an answer there is no figure; a whole answer has only an end-to-end time."""
     assert summarise([FAILED], 1.0)["itl_ms"] is None
     whole = summarise([Sample(0.0, 0.0, 0.0, 0.5, tokens=8)], 1.0)
 
@@ -81,19 +81,19 @@ def test_nothing_measured_is_none() -> None:
     ],
 )
 def test_a_good_request_keeps_all_limits(limits: list[tuple[str, float]], holds: bool) -> None:
-    """Of the sample: TTFT 200 ms, largest gap 200 ms, TPOT 100 ms, 700 ms in all."""
+    """The sample has TTFT 200 ms, largest gap 200 ms, TPOT 100 ms and 700 ms in all."""
     assert Objective(tuple(limits)).holds(SAMPLE) is holds
 
 
 def test_goodput() -> None:
-    """A failed request is no good one; one that the user stopped is none at all."""
+    """A failed request counts as not good; one that the user stopped does not count."""
     goodput = summarise([SAMPLE, FAILED, STOPPED], 4.0, Objective((("ttft", 300),)))["goodput"]
 
     assert goodput == {"good": 1, "share": 0.5, "requests_per_second": 0.25}
 
 
 def test_comparison() -> None:
-    """Each against the first."""
+    """Each sparsity is compared with the first."""
     slow, fast = summarise([SAMPLE], 1.0), summarise([sample(last_s=1.4)], 1.0)
     ratios = compared({"0": slow, "0.5": fast})
 
@@ -102,7 +102,7 @@ def test_comparison() -> None:
 
 
 def test_server_beside_client() -> None:
-    """Medians; the client counts from when it sent. What only the server knows stands alone."""
+    """Medians; the client counts from when it sent. Times that only the server knows have no client's value."""
     rows = reported([SAMPLE, FAILED])
 
     assert rows["time_to_first_token_ms"] == {"count": 1, "server": 80, "client": 100, "difference": 20}
@@ -113,7 +113,7 @@ def test_server_beside_client() -> None:
 
 
 def test_what_griffin_applied() -> None:
-    """By the server's word; None if it says nothing."""
+    """It comes from the server's report; None if there is none."""
     assert applied([SAMPLE, sample(griffin={})]) == {
         "sparsity": 0.5, "active_parameters": 60, "total_parameters": 100, "bytes_per_token": 120_000_000,
         "reasons": {"requested": 1},
@@ -122,7 +122,7 @@ def test_what_griffin_applied() -> None:
 
 
 def test_what_griffin_applied_in_words() -> None:
-    """A server that does not count bytes is shown without them."""
+    """Bytes are left out if the server does not count them."""
     known = applied([SAMPLE])
 
     assert parameters(known) == "60 of 100 parameters active (60 %), 120 MB of weights a token"

@@ -1,4 +1,4 @@
-"""What is sent and when: arrivals, prompts, bodies."""
+"""What is sent and when: arrivals, prompts and bodies."""
 
 import asyncio
 from collections import Counter
@@ -14,7 +14,7 @@ from loadtest.prompts import DIGITS, Tags, read_prompts, sized, tagged
 
 
 def test_arrivals_come_from_the_seed() -> None:
-    """The same each time, the first at once, one gap a rate on average."""
+    """They are the same each time; the first is at 0, and the mean gap is 1 / rate."""
     first = list(islice(poisson(4.0, 1), 4001))
 
     assert first == list(islice(poisson(4.0, 1), 4001))
@@ -25,7 +25,7 @@ def test_arrivals_come_from_the_seed() -> None:
 
 
 def test_sparsities_take_turns() -> None:
-    """All answer a prompt before the next, another first each time."""
+    """All sparsities get a prompt before the next one, and the order changes."""
     work = list(islice(jobs({"max_tokens": 1}, {}, ["a", "b"], [0.0, 0.5], None, chat=False), 6))
 
     assert [(job.sparsity, job.body["prompt"]) for job in work] == [
@@ -37,7 +37,7 @@ def test_sparsities_take_turns() -> None:
 @pytest.mark.parametrize("prompts", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("sparsities", [[0.0, 0.5], [0.0, 0.25, 0.5]])
 def test_each_prompt_is_opened_by_each_sparsity(prompts: int, sparsities: list[float | None]) -> None:
-    """As often as by any other: who answers first may find the machine in another state."""
+    """Each sparsity is first equally often, because the first one may find the machine in another state."""
     rounds, width = prompts * len(sparsities), len(sparsities)
     work = list(islice(jobs({}, {}, [str(n) for n in range(prompts)], sparsities, None, chat=False), rounds * width))
     openings = Counter((job.body["prompt"], job.sparsity) for job in work[::width])
@@ -47,7 +47,7 @@ def test_each_prompt_is_opened_by_each_sparsity(prompts: int, sparsities: list[f
 
 
 def test_prompts_begin_with_numbers_of_their_own() -> None:
-    """So no request finds the beginning of another in a cache, and all are of one length."""
+    """So no prefix cache finds a prompt, and all have the same length."""
     work = list(islice(jobs({}, {}, ["rain"], [0.0, 0.5], Tags(7), chat=False), 50))
     prompts = {job.body["prompt"] for job in work}
 
@@ -56,7 +56,7 @@ def test_prompts_begin_with_numbers_of_their_own() -> None:
 
 
 def test_tags_in_messages() -> None:
-    """In the first one's content, also if it comes in parts."""
+    """The tag is in the first message's content, also if that is a list of parts."""
     parts = [{"type": "text", "text": "hi"}]
 
     assert tagged([{"role": "user", "content": "hi"}], "1 ") == [{"role": "user", "content": "1 hi"}]
@@ -66,7 +66,7 @@ def test_tags_in_messages() -> None:
 
 
 def test_fields_of_a_body() -> None:
-    """Without a sparsity no such field; given fields win, and null takes one out."""
+    """Without a sparsity there is no such field; given fields win, and null removes one."""
     template = {"max_tokens": 4, "seed": 0}
     job = next(jobs(template, {"seed": None, "max_tokens": 8, "top_p": 0.5}, ["a"], [None], None, chat=True))
 
@@ -75,7 +75,7 @@ def test_fields_of_a_body() -> None:
 
 @pytest.mark.parametrize("target", [5, 6, 7, 8, 50, 333])
 def test_prompts_of_a_length(target: int) -> None:
-    """To the token, by a server that counts one for the start, three for each longer word, one for each other."""
+    """The length is exact for a server that counts 1 for the start, 3 for a long word and 1 for others."""
 
     async def count(text: str) -> int | None:
         return 1 + sum(3 if len(word) > 5 else 1 for word in text.split())
@@ -86,23 +86,23 @@ def test_prompts_of_a_length(target: int) -> None:
 
 
 def test_prompts_too_short_and_uncounted() -> None:
-    """The shortest is named; without a count, words stand for tokens."""
+    """The error names the shortest length. Without a count, the number of words is estimated."""
 
     async def count(text: str) -> int | None:
         return 9 if text else None
 
-    async def nobody(text: str) -> int | None:
+    async def uncounted(text: str) -> int | None:
         return None
 
     with pytest.raises(LoadTestError, match="shortest prompt here has 9 tokens"):
         asyncio.run(sized(8, "1 ", count))
-    found = asyncio.run(sized(100, "1 ", nobody))
+    found = asyncio.run(sized(100, "1 ", uncounted))
     assert found.tokens is None
     assert len(found.text.split()) == 75
 
 
 def test_prompts_from_files(tmp_path: Path) -> None:
-    """A line each; a conversation's own last answer is what is asked for."""
+    """One prompt a line; a conversation loses its last answer, which the server must write."""
     (tmp_path / "a.txt").write_text("\ufeffone\n\ntwo\u2028still two\n")
     (tmp_path / "a.jsonl").write_text(
         '{"prompt": "one"}\n{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
@@ -125,7 +125,7 @@ def test_prompts_from_files(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_files_that_are_none(tmp_path: Path, name: str, content: str, message: str) -> None:
-    """The line is named."""
+    """The error names the line."""
     (tmp_path / name).write_text(content)
 
     with pytest.raises(LoadTestError, match=message):
@@ -133,6 +133,6 @@ def test_files_that_are_none(tmp_path: Path, name: str, content: str, message: s
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    """It is named."""
+    """The error names the file."""
     with pytest.raises(LoadTestError, match=r"missing\.txt': No such file"):
         read_prompts(tmp_path / "missing.txt")

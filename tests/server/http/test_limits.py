@@ -119,7 +119,7 @@ def test_min_tokens_that_do_not_fit_are_refused(body: dict[str, Any]) -> None:
         ({"max_tokens": 60}, 40, 60),
         ({}, 84, 16),
         ({"min_tokens": 30}, 70, 30),
-        # The prompt gets at least a quarter unless min_tokens needs it; so does an answer whose limit reaches the context.
+        # The prompt gets at least a quarter unless min_tokens needs it; an answer without limit gets one, too.
         ({"max_tokens": 99}, 25, 75),
         ({"max_tokens": 100}, 75, 25),
         ({"max_tokens": 32_000}, 75, 25),
