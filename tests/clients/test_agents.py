@@ -178,7 +178,7 @@ APIS = [Chat, StreamedChat, Responses, StreamedResponses, Messages, StreamedMess
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_calls_that_must_come(tiny_url: str, api: Callable[..., Agent]) -> None:
+def test_required_calls(tiny_url: str, api: Callable[..., Agent]) -> None:
     """Any weights call one of the tools, then the other one by its name, and then answer with words."""
     agent = api(tiny_url, "tiny")
     [(first_id, name, arguments)] = agent.turn("required", 60).calls

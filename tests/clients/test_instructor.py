@@ -40,7 +40,7 @@ def test_sparsity(answers: dict[str, Any]) -> None:
     assert answers["pruned"]["sparsity"] == 0.5
 
 
-def test_asked_again(answers: dict[str, Any]) -> None:
+def test_a_refused_answer_is_sent_back(answers: dict[str, Any]) -> None:
     """If a validator refuses an answer, instructor sends it back with the error, as a call in the history."""
     assert answers["refused"]["attempts"] == 2
     assert "must be of full age" in answers["refused"]["message"]

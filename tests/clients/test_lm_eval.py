@@ -144,7 +144,7 @@ def test_scores_are_those_of_the_model_in_process(
     [{"batch_size": 4}, {"num_concurrent": 4}, {"tokenized_requests": False}],
     ids=["batches", "side by side", "texts"],
 )
-def test_scores_do_not_depend_on_how_they_are_asked_for(
+def test_scores_do_not_depend_on_the_form_of_requests(
     evaluate: Evaluate, completions: dict[str, Any], expected: dict[str, dict[str, Any]], options: dict[str, Any]
 ) -> None:
     """Several prompts in a request, parallel requests, and texts instead of ids."""
@@ -164,7 +164,7 @@ def test_the_servers_own_tokenizer(
     assert result["acc,none"] == expected["griffin_choices"]["acc,none"]
 
 
-def test_scores_of_the_pruned_model_are_others(
+def test_scores_of_the_pruned_model_differ(
     evaluate: Evaluate, completions: dict[str, Any], expected: dict[str, dict[str, Any]]
 ) -> None:
     """lm-eval cannot add a field, but the model's name can select a sparsity."""
@@ -185,7 +185,7 @@ def study(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Stud
     return Study(smollm2, None, tmp_path_factory.mktemp("study"))
 
 
-def test_simulated_generation_is_the_servers_sparse_scoring(
+def test_simulated_generation_equals_the_servers_sparse_scoring(
     evaluate: Evaluate, study: Study, completions: dict[str, Any]
 ) -> None:
     """With the default method, lm-eval's griffin model masks activations and the server skips weights: scores
@@ -205,7 +205,7 @@ def test_simulated_generation_is_the_servers_sparse_scoring(
 
 
 @pytest.mark.parametrize("statistic", ["flocking", "magnitude"])
-def test_the_papers_simulated_generation_is_the_servers(
+def test_simulated_generation_of_method_griffin_equals_the_servers(
     evaluate: Evaluate, study: Study, url: str, statistic: StatisticName
 ) -> None:
     """With method griffin, lm-eval's model masks activations and the server gathers neurons."""
@@ -229,7 +229,7 @@ def _served(url: str, study: Study, context: str, choice: str, statistic: str) -
     return float(sum(answer["choices"][0]["logprobs"]["token_logprobs"][start:]))
 
 
-def test_generated_texts_are_the_servers(evaluate: Evaluate, study: Study, completions: dict[str, Any]) -> None:
+def test_generated_texts_equal_the_servers(evaluate: Evaluate, study: Study, completions: dict[str, Any]) -> None:
     """lm-eval's griffin model and the server generate the same texts at sparsity 0.5."""
     result = evaluate("griffin_texts", GriffinLM.of(study, PLUS))
     served = evaluate(

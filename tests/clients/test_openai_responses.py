@@ -78,7 +78,7 @@ def test_parse(client: openai.OpenAI) -> None:
     assert final.output_parsed == parsed.output_parsed
 
 
-def test_a_tool_there_and_back(client: openai.OpenAI) -> None:
+def test_a_call_and_its_result(client: openai.OpenAI) -> None:
     """The call fits its schema; the result goes back with all items of the answer."""
     asked = {
         **ASKED,
@@ -129,7 +129,7 @@ def test_errors_name_their_field(client: openai.OpenAI, changes: Any, param: str
     assert raised.value.param == param
 
 
-def test_nothing_is_kept(client: openai.OpenAI) -> None:
+def test_responses_are_not_stored(client: openai.OpenAI) -> None:
     """Responses are not stored, and the error says so."""
     id = client.responses.create(**ASKED).id
     for ask in (client.responses.retrieve, client.responses.delete):

@@ -366,7 +366,7 @@ def test_bad_requests_name_the_field_and_are_not_repeated(url: str) -> None:
     assert len(sent) == 4
 
 
-def test_what_is_not_here_is_not_found(client: openai.OpenAI) -> None:
+def test_unknown_models_and_endpoints_are_not_found(client: openai.OpenAI) -> None:
     """An unknown model, and an endpoint that this server does not have."""
     with pytest.raises(openai.NotFoundError) as model:
         client.completions.create(model="gpt-4", prompt=PROMPT)

@@ -67,13 +67,13 @@ def test_parsed_while_it_streams(client: openai.OpenAI) -> None:
     assert begun[-1] == final.model_dump(mode="json")
 
 
-def test_an_answer_that_was_cut_off_is_no_model(client: openai.OpenAI) -> None:
+def test_an_answer_that_was_cut_off_is_not_parsed(client: openai.OpenAI) -> None:
     """The SDK raises because of the finish reason."""
     with pytest.raises(openai.LengthFinishReasonError):
         client.chat.completions.parse(**{**ASKED, "max_tokens": 5}, response_format=Person)
 
 
-def test_a_schema_that_strict_mode_does_not_have(client: openai.OpenAI) -> None:
+def test_a_schema_that_strict_mode_refuses(client: openai.OpenAI) -> None:
     """The error is OpenAI's: it names the field and the place in the schema."""
     schema = {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}
     form: Any = {"type": "json_schema", "json_schema": {"name": "loose", "schema": schema, "strict": True}}

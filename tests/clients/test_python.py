@@ -40,7 +40,7 @@ def unused(folder: Path, seconds: float) -> Path:
     return folder
 
 
-def test_made_once_for_each_state(
+def test_an_environment_is_made_once_for_each_state(
     home: Path, made: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Other requirements or another Python need another environment; the earlier one is used again later."""
@@ -60,7 +60,7 @@ def test_made_once_for_each_state(
     assert all(folder.is_dir() for folder in made)
 
 
-def test_those_that_no_test_asks_for_are_removed(home: Path, made: list[Path]) -> None:
+def test_unused_environments_are_removed(home: Path, made: list[Path]) -> None:
     """They are removed when another is made. One that another checkout or Python may use stays."""
     old, recent = unused(home / "old", python.UNUSED_S + 60), unused(home / "recent", python.UNUSED_S - 60)
     half = home / "half-made"

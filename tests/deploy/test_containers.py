@@ -285,7 +285,7 @@ def test_triton_needs_no_compiler(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
 
 
-def test_the_proof_says_what_it_is_without() -> None:
+def test_the_proof_names_missing_programs() -> None:
     """One line names the missing programs."""
     done = subprocess.run(
         [sys.executable, ROOT / "deploy/image/prove.py"], env={"PATH": "/nowhere"}, capture_output=True, text=True

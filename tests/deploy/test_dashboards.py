@@ -23,7 +23,7 @@ def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
     return read(request.param)
 
 
-def test_there_are_two() -> None:
+def test_there_are_two_dashboards() -> None:
     """Each has its own uid."""
     assert [read(file)["title"] for file in FILES] == ["GRIFFIN", "Service"]
     assert len({read(file)["uid"] for file in FILES}) == 2
@@ -40,7 +40,7 @@ def test_every_panel_says_what_it_shows(dashboard: dict[str, Any]) -> None:
     assert len({panel["title"] for panel in panels(dashboard)}) == len(panels(dashboard))
 
 
-def test_panels_have_a_place_each(dashboard: dict[str, Any]) -> None:
+def test_panels_do_not_overlap(dashboard: dict[str, Any]) -> None:
     """Ids are unique, and panels lie inside the 24 columns without overlap."""
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     places = [panel["gridPos"] for panel in dashboard["panels"]]
@@ -87,7 +87,7 @@ def test_a_sparsity_has_one_colour(dashboard: dict[str, Any]) -> None:
     assert len(set.union(*colours.values())) == len(expected)
 
 
-def test_the_dashboards_lead_to_each_other(dashboard: dict[str, Any]) -> None:
+def test_the_dashboards_link_to_each_other(dashboard: dict[str, Any]) -> None:
     """The link keeps time range and variables."""
     (link,) = dashboard["links"]
     assert link["type"] == "dashboards"
@@ -96,7 +96,7 @@ def test_the_dashboards_lead_to_each_other(dashboard: dict[str, Any]) -> None:
     assert all(set(link["tags"]) <= set(read(file)["tags"]) for file in FILES)
 
 
-def test_every_metric_exists_and_is_looked_at() -> None:
+def test_every_metric_exists_and_is_used() -> None:
     """Dashboards and rules use exactly the metrics that the server exports."""
     exported = {family.name for family in Metrics().registry.collect()}
     variables = [v.get("definition", "") for file in FILES for v in read(file)["templating"]["list"]]

@@ -115,12 +115,12 @@ def test_the_ray_service_has_known_fields_only() -> None:
     jsonschema.validate(manifest("rayservice"), RAY_SERVICE)
 
 
-def test_both_configurations_of_ray_serve_are_one() -> None:
+def test_both_configurations_of_ray_serve_are_equal() -> None:
     """The manifest contains the file's configuration."""
     assert yaml.safe_load(manifest("rayservice")["spec"]["serveConfigV2"]) == serve_config()
 
 
-def test_every_manifest_is_looked_at_here() -> None:
+def test_every_manifest_is_tested() -> None:
     """A new manifest needs a test, and kustomize's resources exist."""
     others = {"kustomization", "rayservice", "prometheus-adapter"}
 
@@ -242,7 +242,7 @@ def test_everything_selects_the_pods_of_the_deployment() -> None:
     assert not labels.items() <= ray["labels"].items()
 
 
-def test_pods_are_scaled_by_a_metric_that_there_is() -> None:
+def test_pods_are_scaled_by_an_existing_metric() -> None:
     """The autoscaler uses the adapter's metric, which is made from metrics of the server."""
     (metric,) = manifest("horizontalpodautoscaler")["spec"]["metrics"]
     (rule,) = manifest("prometheus-adapter")["rules"]["custom"]

@@ -33,7 +33,7 @@ SPARSITIES = ("0", "0.25", "0.5", "0.75", "0.3")
 OTHER = "0.3"
 # Alerts whose condition may hold for a moment here; they fire only after minutes.
 RAISED_BY_LOAD = {"GriffinQueueFull", "GriffinInterTokenLatencyHigh"}
-# By their names in the load test.
+# The names are those of the load test.
 LATENCIES = {
     "ttft_ms": ("griffin_time_to_first_token_seconds", TTFT_BUCKETS),
     "itl_ms": ("griffin_inter_token_latency_seconds", ITL_BUCKETS),
@@ -169,7 +169,7 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-def test_every_alert_leads_into_the_runbook() -> None:
+def test_every_alert_links_to_the_runbook() -> None:
     """Each alert has a section there, and the runbook has no other sections."""
     headings = re.findall(r"^## (\w+)$", (ROOT / "docs" / "runbook.md").read_text(), re.MULTILINE)
     for alert in alerts():

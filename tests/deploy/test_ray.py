@@ -112,7 +112,7 @@ def test_a_client_that_leaves_ends_its_request(cluster: RayCluster, stream: bool
     wait_until(lambda: cluster.total("griffin_client_disconnects_total") == left + 1, "it is counted")
 
 
-def test_what_does_not_fit_is_refused_at_once(cluster: RayCluster) -> None:
+def test_requests_beyond_the_queue_are_refused_at_once(cluster: RayCluster) -> None:
     """Requests that may wait at the proxy are answered; others get a 429 with the time to wait."""
     count = 2 * (2 * HELD + QUEUED)
     with ThreadPoolExecutor(count) as clients:
@@ -152,7 +152,7 @@ def in_flight(exposition: str) -> float:
     return value(exposition, "griffin_num_requests_running") + value(exposition, "griffin_num_requests_waiting")
 
 
-def test_nothing_is_lost_when_a_replica_goes_as_planned(cluster: RayCluster) -> None:
+def test_no_request_is_lost_when_a_replica_is_removed(cluster: RayCluster) -> None:
     """Under load, a replica that is removed answers what it has accepted and gets no more requests."""
     gone = threading.Event()
 

@@ -55,7 +55,7 @@ def test_a_chat_begins_with_its_first_text() -> None:
         (event({"error": "no"}), "in stream"),
     ],
 )
-def test_what_is_no_answer(stream: bytes, error: str) -> None:
+def test_faulty_streams(stream: bytes, error: str) -> None:
     """Each fault has a name under which it is counted."""
     answer = Answer()
     answer.feed(stream, 0.0)
@@ -82,7 +82,7 @@ def test_refusals_are_counted_by_code(body: str, error: str) -> None:
 
 
 @pytest.mark.parametrize("body", ["<html>", "[]", '{"choices": []}'])
-def test_a_body_that_is_no_answer(body: str) -> None:
+def test_a_faulty_body(body: str) -> None:
     """It counts as a bad answer."""
     answer = Answer()
     answer.whole(body)

@@ -38,7 +38,7 @@ class Ids(HTMLParser):
         self.ids += [value for name, value in attrs if name == "id" and value]
 
 
-def test_whatever_came_from_outside_is_text() -> None:
+def test_texts_from_outside_are_escaped() -> None:
     """The server's name and messages and the command are escaped."""
     text = made(some(), "--body", f'{{"user": "{EVIL}"}}', model=EVIL)
 
@@ -55,7 +55,7 @@ def test_plots_do_not_share_ids() -> None:
     assert len(found.ids) == len(set(found.ids)) > 100
 
 
-def test_nothing_answered_is_a_page_too() -> None:
+def test_a_run_without_answers_has_a_page() -> None:
     """It has no plots without values."""
     text = made([sample(sparsity=0.0, error="timeout", text_s=())])
 

@@ -27,7 +27,7 @@ def smooth(**changes: Any) -> Sample:
     return sample(tokens=3, last_s=1.5, **changes)
 
 
-def test_silence_when_all_is_well() -> None:
+def test_no_remark_when_all_is_well() -> None:
     """A run without fault has no remark."""
     assert said([smooth()]) == ""
 
@@ -39,7 +39,7 @@ def test_a_late_or_busy_client() -> None:
     assert "95 % of one core" in said([smooth()], cpu_share=0.95)
 
 
-def test_failures_are_in_no_latency() -> None:
+def test_failed_and_unfinished_requests() -> None:
     """Requests that failed or were stopped are named."""
     text = said([smooth(), smooth(error="timeout"), smooth(error=UNFINISHED)])
 

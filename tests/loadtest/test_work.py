@@ -36,7 +36,7 @@ def test_sparsities_take_turns() -> None:
 
 @pytest.mark.parametrize("prompts", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("sparsities", [[0.0, 0.5], [0.0, 0.25, 0.5]])
-def test_each_prompt_is_opened_by_each_sparsity(prompts: int, sparsities: list[float | None]) -> None:
+def test_each_sparsity_is_first_equally_often(prompts: int, sparsities: list[float | None]) -> None:
     """Each sparsity is first equally often, because the first one may find the machine in another state."""
     rounds, width = prompts * len(sparsities), len(sparsities)
     work = list(islice(jobs({}, {}, [str(n) for n in range(prompts)], sparsities, None, chat=False), rounds * width))
@@ -124,7 +124,7 @@ def test_prompts_from_files(tmp_path: Path) -> None:
         ("a.jsonl", '{"messages": []}', "nothing to answer"),
     ],
 )  # fmt: skip
-def test_files_that_are_none(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_invalid_files(tmp_path: Path, name: str, content: str, message: str) -> None:
     """The error names the line."""
     (tmp_path / name).write_text(content)
 

@@ -82,7 +82,7 @@ def test_the_full_model_beside_half_of_it(opened: Open, url: str) -> None:
     shoot(page, "dark")
 
 
-def test_measuring_quality_is_in_no_time(opened: Open) -> None:
+def test_measuring_quality_changes_no_times(opened: Open) -> None:
     """The comparison comes after the last token. The state says so, and speeds do not change."""
     gate = threading.Event()
     with served(engine := ScriptedEngine(step_s=0.01, compare_gate=gate)) as url:
@@ -183,7 +183,7 @@ def test_every_combination_that_can_be_chosen_is_accepted(opened: Open) -> None:
     ("flags", "method", "mode"),
     [({"draft": "none"}, "griffin+", "fast"), ({"method": "griffin", "mode": "guarded"}, "griffin", "guarded")],
 )
-def test_the_servers_own_choices_come_first(opened: Open, flags: dict[str, Any], method: str, mode: str) -> None:
+def test_the_servers_choices_are_the_defaults(opened: Open, flags: dict[str, Any], method: str, mode: str) -> None:
     """The page selects the server's method and mode; the server's drafts apply by default."""
     with served(engine := ScriptedEngine(), **flags) as url:
         page = opened(url)
@@ -271,7 +271,7 @@ INK = """canvas => {
 }"""
 
 
-def test_a_prompt_that_is_known_says_so(opened: Open, url: str) -> None:
+def test_a_cached_prompt_is_named(opened: Open, url: str) -> None:
     """The second reading of a prompt is cached, so first tokens cannot be compared: the page says so."""
     page = opened(url)
     page.get_by_label("Prompt", exact=True).fill("word " * 400)
@@ -288,7 +288,7 @@ def test_a_prompt_that_is_known_says_so(opened: Open, url: str) -> None:
     )
 
 
-def test_tokens_that_pick_what_they_read(opened: Open) -> None:
+def test_method_griffin_plus_has_no_kept_neurons(opened: Open) -> None:
     """griffin+ has no kept neurons to draw: a sentence says so, and a second run works."""
     with served(ScriptedEngine()) as url:
         page = opened(url)
@@ -302,7 +302,7 @@ def test_tokens_that_pick_what_they_read(opened: Open) -> None:
             )
 
 
-def test_one_worker_has_nothing_to_share(opened: Open) -> None:
+def test_one_worker_cannot_run_both_at_once(opened: Open) -> None:
     """The choice is hidden, because the second answer would wait for the first one."""
     with served(ScriptedEngine()) as url:
         expect(opened(url).get_by_label("both at once")).to_be_hidden()

@@ -120,7 +120,7 @@ def test_an_answer_that_breaks_off(opened: Open) -> None:
 
 
 def test_markup_in_a_conversation_stays_text(opened: Open) -> None:
-    """In messages and answers, earlier ones too. A phone fits a word of any length."""
+    """Messages and answers are escaped, earlier ones too. A phone fits a word of any length."""
     with served(ScriptedEngine(text="<b>x</b> ")) as url:
         page = opened(url, PHONE)
         page.get_by_label("chat").check()

@@ -20,7 +20,7 @@ from tests.page.window import module
     ],
 )  # fmt: skip
 def test_words_are_compared(plain: Page, left: str, right: str, said: str, marked: tuple[list[str], list[str]]) -> None:
-    """By the longest common subsequence of words; a run of differing words is one mark."""
+    """The longest common subsequence of words stays unmarked; a run of other words is one mark."""
     script = """
       const [left, right] = argument, found = m.compare(left, right);
       const cut = (text, words) => m.differing(words).map(([start, end]) => text.slice(start, end));

@@ -263,7 +263,7 @@ def test_what_is_served() -> None:
         assert [path for path in httpx.get(f"{url}/openapi.json").json()["paths"] if path.startswith("/page")] == []
 
 
-def test_no_inline_code_and_nobody_else() -> None:
+def test_no_inline_code_and_no_other_servers() -> None:
     """The files have no inline code, and the only address outside is a link for readers."""
     folder = ROOT / "server" / "page"
     index = (folder / "index.html").read_text()

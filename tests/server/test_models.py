@@ -161,7 +161,7 @@ def test_a_model_that_cannot_be_loaded_is_tried_again_later(monkeypatch: pytest.
     assert "retry-after" in refused.headers
 
 
-def test_who_waits_for_a_model_has_a_deadline_and_may_leave() -> None:
+def test_a_request_that_waits_for_a_model_may_time_out_or_leave() -> None:
     """Both free their places soon, and the loaded model still answers."""
     shelf = Shelf(alpha=1, beta=1)
     shelf.gates["beta"] = threading.Event()
@@ -176,8 +176,8 @@ def test_who_waits_for_a_model_has_a_deadline_and_may_leave() -> None:
     assert (late.status_code, late.json()["error"]["code"]) == (504, "request_timeout")
 
 
-def test_a_model_whose_files_are_not_here_shares_with_none() -> None:
-    """The size of a model on the hub is unknown, so other models are unloaded if it needs their memory."""
+def test_a_model_of_unknown_size_unloads_all_others() -> None:
+    """The size of a model that is still on the hub is unknown, so it gets the memory alone."""
     shelf = Shelf(alpha=GIB, beta=0)
     with several(shelf, memory_limit=2) as url:
         assert said(url, "beta") == "b"
@@ -206,7 +206,7 @@ def test_a_reader_who_is_slow_keeps_the_model() -> None:
     assert finished
 
 
-def test_an_unknown_model_is_told_all_names() -> None:
+def test_the_error_for_an_unknown_model_lists_all_names() -> None:
     with several(Shelf(alpha=1, beta=1)) as url:
         answer = post(url, model="gamma")
         card = httpx.get(f"{url}/v1/models/beta@sparsity=0.5").json()
@@ -236,7 +236,7 @@ def test_a_server_that_shuts_down_loads_nothing_more() -> None:
         ({"alpha": 1, "beta": 1}, {"model": "same=alpha,same=beta"}, "two models are called same"),
     ],
 )
-def test_models_that_no_request_could_have(sizes: dict[str, int], settings: dict[str, object], message: str) -> None:
+def test_invalid_models_end_the_start(sizes: dict[str, int], settings: dict[str, object], message: str) -> None:
     failures: list[str] = []
     shelf = Shelf(**sizes)
     known = Settings(**{"model": ",".join(sizes), **settings})
@@ -268,7 +268,7 @@ def test_names_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (["--model", "x", "--model"], "--model: expected one argument"),
     ],
 )
-def test_flags_that_cannot_be_meant(arguments: list[str], message: str) -> None:
+def test_invalid_flags(arguments: list[str], message: str) -> None:
     with pytest.raises(SettingsInvalid, match=message):
         read_settings(arguments)
 

@@ -70,7 +70,7 @@ def test_half_of_the_neurons(client: openai.OpenAI) -> None:
     assert answer.metrics["tokens_per_second"] > 0
 
 
-def test_the_neurons_of_an_answer_are_those_that_its_name_stands_for(server: ServerProcess) -> None:
+def test_the_name_of_a_set_is_the_hash_of_its_neurons(server: ServerProcess) -> None:
     """The indices are sorted, their number is the report's, and the set's name is their hash."""
     body = {"prompt": PROMPT, "max_tokens": 2, "sparsity": 0.75, "griffin": {"method": "griffin"}}
     report = httpx.post(f"{server.url}/v1/completions", json=body)
@@ -338,7 +338,7 @@ def test_drain_has_an_end() -> None:
 
 
 @pytest.mark.parametrize("after_s", [0, 0.3, 1, 2])
-def test_told_to_stop_while_starting(after_s: float) -> None:
+def test_sigterm_during_the_start(after_s: float) -> None:
     """At any moment of the start it stops soon, with exit code 0 and without a crash."""
     with running() as server:
         wait_until(lambda: "loading" in server.log, 60)

@@ -84,7 +84,7 @@ def test_a_misspelt_secret_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["folder", "link elsewhere", "nothing"])
-def test_a_secret_that_is_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
+def test_a_secret_that_is_not_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
     """Docker mounts a folder for a missing file; the server must not start without keys then."""
     secrets = tmp_path / "secrets"
     secrets.mkdir()
@@ -202,7 +202,7 @@ def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     [([], {}, False), ([], {"GRIFFIN_API_KEYS": ""}, True), (["--api-keys", "key"], {}, False),
      (["--api-keys", "key"], {"GRIFFIN_API_KEYS": ""}, False)],
 )  # fmt: skip
-def test_keys_that_were_meant_to_be_there(
+def test_an_empty_list_of_keys_is_noticed(
     arguments: list[str], environment: dict[str, str], missing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An empty list of keys opens the server to everyone, so the server warns."""

@@ -26,7 +26,7 @@ FOUND = Outlook(0.25, math.log1p(0.03), math.log1p(0.05))
     "body",
     [{"sparsity": "auto"}, {"model": "scripted@sparsity=auto"}, {"sparsity": "auto", "griffin": {"method": "griffin"}}],
 )
-def test_it_reaches_the_engine(body: dict[str, Any]) -> None:
+def test_auto_reaches_the_engine(body: dict[str, Any]) -> None:
     """The engine gets the server's tolerance and the token limit; the report has the sparsity that it found."""
     with served(engine := ScriptedEngine(outlook=FOUND), auto_tolerance=5) as url:
         report = post(url, max_tokens=7, **body).json()["griffin"]
@@ -50,7 +50,7 @@ def test_a_header_asks_for_it() -> None:
     assert "different ones (sparsity: 0.5, x-griffin-sparsity: auto)" in refused.json()["error"]["message"]
 
 
-def test_metrics_are_of_what_was_found() -> None:
+def test_metrics_have_the_sparsity_that_was_found() -> None:
     """Metrics count under the sparsity that was found, which a stream's last report has, too."""
     with served(ScriptedEngine(outlook=FOUND)) as url:
         events = stream(url, max_tokens=5, sparsity="auto", stream_options={"include_usage": True})
@@ -60,7 +60,7 @@ def test_metrics_are_of_what_was_found() -> None:
         assert metric(url, "griffin_generation_tokens_total", sparsity="0") == 0
 
 
-def test_where_nothing_may_be_removed() -> None:
+def test_auto_may_find_sparsity_0() -> None:
     """The full model answers, and the report gives the reason."""
     with served(ScriptedEngine(outlook=Outlook(0.0, 0.0, 0.05))) as url:
         report = post(url, max_tokens=3, sparsity="auto").json()["griffin"]
@@ -71,7 +71,7 @@ def test_where_nothing_may_be_removed() -> None:
 
 
 def test_the_servers_default() -> None:
-    """It holds if a request gives no sparsity. A number wins over it, and auto falls back to the full model."""
+    """It holds if a request gives no sparsity. Where auto cannot be found, the full model answers."""
     with served(engine := ScriptedEngine(outlook=FOUND), sparsity="auto") as url:
         reports = [
             post(url, max_tokens=3, **body).json()["griffin"]
@@ -94,7 +94,7 @@ def test_the_servers_default() -> None:
         ({"griffin": {"mode": "lossless", "draft": "ngram"}}, "sparsity", "leave sparsity out"),
     ],
 )
-def test_what_does_not_go_with_it(body: dict[str, Any], param: str, expected: str) -> None:
+def test_fields_that_auto_excludes(body: dict[str, Any], param: str, expected: str) -> None:
     """The error names the field and says what to do."""
     with served(ScriptedEngine(outlook=FOUND)) as url:
         answer = post(url, max_tokens=2, sparsity="auto", **body)
@@ -105,7 +105,7 @@ def test_what_does_not_go_with_it(body: dict[str, Any], param: str, expected: st
 
 
 @pytest.mark.parametrize("wrong", ["most", 1.5])
-def test_what_is_no_sparsity(wrong: object) -> None:
+def test_invalid_sparsities(wrong: object) -> None:
     """The refusal names the two forms of a sparsity: a number and 'auto'."""
     with served(ScriptedEngine()) as url:
         refused = post(url, max_tokens=2, sparsity=wrong)
@@ -115,7 +115,7 @@ def test_what_is_no_sparsity(wrong: object) -> None:
     assert f", or 'auto' (got {wrong!r})" in refused.json()["error"]["message"]
 
 
-def test_not_with_neurons_that_were_chosen() -> None:
+def test_auto_is_refused_with_an_expert_set() -> None:
     """An expert_set has its own sparsity."""
     with served(ScriptedEngine(outlook=FOUND)) as url:
         name = post(url, max_tokens=3, sparsity="auto").json()["griffin"]["expert_set"]
@@ -127,7 +127,7 @@ def test_not_with_neurons_that_were_chosen() -> None:
     assert "not auto with expert_set" in refused.json()["error"]["message"]
 
 
-def test_what_was_asked_for_does_not_change() -> None:
+def test_the_request_does_not_change() -> None:
     """The worker's thread reads the request's pruning, so only the prompt that was read has the sparsity found."""
 
     async def scenario() -> None:

@@ -36,7 +36,7 @@ def test_choices_reach_the_engine(griffin: dict[str, Any], expected: Verificatio
     assert answer.json()["griffin"]["mode"] == expected.mode
 
 
-def test_the_servers_defaults_hold_where_a_request_says_nothing() -> None:
+def test_the_servers_defaults() -> None:
     """A selection implies method griffin, and scoring implies mode fast."""
     with served(engine := ScriptedEngine(), mode="guarded", sparsity=0.5) as url:
         reports = [
@@ -90,7 +90,7 @@ def test_the_servers_defaults_hold_where_a_request_says_nothing() -> None:
         ({"griffin": {"compare": True}, **SCORED}, "griffin.compare"),
     ],
 )
-def test_what_does_not_go_together_is_refused_by_name(body: dict[str, Any], param: str) -> None:
+def test_conflicting_choices_are_refused_by_name(body: dict[str, Any], param: str) -> None:
     """The refusal comes before anything is queued."""
     with served(engine := ScriptedEngine()) as url:
         answer = post(url, **body)
@@ -155,7 +155,7 @@ def test_every_choice_is_documented() -> None:
     assert properties["mode"]["anyOf"][0]["enum"] == list(MODES)
 
 
-def test_modes_ride_on_the_usage_chunk() -> None:
+def test_the_usage_chunk_has_the_report() -> None:
     """A stream's usage chunk has the report, with the verification."""
     with served(ScriptedEngine()) as url:
         *_, usage = stream(

@@ -82,7 +82,7 @@ def test_top_k_of_minus_one_keeps_all() -> None:
     [("/v1/completions", {}, 16), (CHAT, {}, 30), (CHAT, {"max_tokens": 50}, 50), (CHAT, {"min_tokens": 40}, 40),
      (CHAT, {"messages": [{"role": "user", "content": "x" * 970}]}, 1000 - 986)],
 )  # fmt: skip
-def test_the_models_limit_is_one_of_conversations(path: str, body: dict[str, Any], limit: int) -> None:
+def test_the_models_token_limit_applies_to_chats(path: str, body: dict[str, Any], limit: int) -> None:
     """It is a default for chats only: a request may ask for more, and the context still limits it."""
     engine = Listening()
     with serving(engine, MODELS) as url:
@@ -91,7 +91,7 @@ def test_the_models_limit_is_one_of_conversations(path: str, body: dict[str, Any
     assert (report["max_tokens"], engine.samplings[0].max_tokens) == (limit, limit)
 
 
-def test_they_are_shown() -> None:
+def test_the_list_of_models_has_the_defaults() -> None:
     """The list of models has the values that apply, neutral ones included."""
     for defaults, shown in ((MODELS, MODELS), ({"top_k": 20}, {**NEUTRAL, "top_k": 20, "max_tokens": None})):
         with serving(ScriptedEngine(), defaults) as url:

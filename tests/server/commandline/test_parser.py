@@ -33,7 +33,7 @@ OURS = [flag_of(name) for name in Settings.model_fields]
         (["--api-keys", "--page", "false"], "--api-keys: expected one argument"),
     ],
 )
-def test_a_flag_that_is_not_there(arguments: list[str], text: str) -> None:
+def test_an_unknown_flag(arguments: list[str], text: str) -> None:
     """One line names the flag that the user probably means, also for flags of other servers."""
     with pytest.raises(SettingsInvalid, match=f"^{re.escape(text)}$"):
         parse(arguments)

@@ -159,7 +159,7 @@ def test_a_slow_body_has_its_own_limit() -> None:
 @pytest.mark.parametrize(
     "sent", [b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a" * 70_000]
 )
-def test_what_is_no_http_is_told_so(sent: bytes) -> None:
+def test_bytes_that_are_not_http_get_an_error(sent: bytes) -> None:
     """The error has OpenAI's form, and the connection is closed."""
     with served(ScriptedEngine()) as url, connect(url) as client:
         client.sendall(sent)
@@ -265,7 +265,7 @@ def test_a_small_limit_on_open_files_lowers_the_bound(tiny: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux changes the limits of another process")
-def test_out_of_descriptors_it_waits_and_goes_on(tiny: Path) -> None:
+def test_without_free_descriptors_the_server_waits_and_goes_on(tiny: Path) -> None:
     """The server logs a line a second, needs no processor time, and answers when descriptors are free again."""
     import psutil
 
@@ -313,7 +313,7 @@ def test_both_families_at_one_port(hosts: list[str]) -> None:
 
 @pytest.mark.skipif(not ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("host", ["::"])
-def test_it_listens_on_both_families(tiny: Path, host: str) -> None:
+def test_the_server_listens_on_both_families(tiny: Path, host: str) -> None:
     """Both use one port, and the address in the log works."""
     with started(tiny, "--host", host) as server:
         port = server.url.rsplit(":", 1)[1]

@@ -57,7 +57,7 @@ def send(url: str, body: bytes, path: str = "/v1/completions", **headers: str) -
     ids=lambda value: str(value)[:30],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
-def test_what_is_wrong_and_where(url: str, body: bytes, said: str, path: str) -> None:
+def test_the_error_says_what_is_wrong_and_where(url: str, body: bytes, said: str, path: str) -> None:
     """Every endpoint says it in a short sentence of ASCII."""
     answer = send(url, body, path)
     error = answer.json()["error"]
@@ -81,7 +81,7 @@ def test_what_is_wrong_and_where(url: str, body: bytes, said: str, path: str) ->
         b'{"prompt": "\\ud83d\\ude00", "max_tokens": 1}',
     ],
 )
-def test_what_is_unusual_and_valid(url: str, body: bytes) -> None:
+def test_unusual_but_valid_bodies(url: str, body: bytes) -> None:
     """A byte order mark, UTF-16, a line end, deep nesting, brackets in a text, a surrogate pair."""
     assert send(url, body).status_code == 200
 
@@ -118,7 +118,7 @@ def test_a_compressed_body_is_refused_before_it_is_read(sent: str) -> None:
 
 
 @pytest.mark.parametrize("sent", ["identity", "", "Identity, identity"])
-def test_a_body_that_is_said_to_be_plain(url: str, sent: str) -> None:
+def test_a_body_with_content_encoding_identity(url: str, sent: str) -> None:
     """Content-Encoding identity is accepted."""
     assert send(url, VALID, Content_Encoding=sent).status_code == 200
 

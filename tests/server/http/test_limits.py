@@ -161,7 +161,7 @@ def test_truncation_where_overlong_limits_are_refused() -> None:
     [*itertools.product([False, True], ["max_tokens", "n_predict", "max_new_tokens"]), (True, "max_completion_tokens")],
 )
 def test_minus_one_is_the_rest_of_the_context(chat: bool, name: str) -> None:
-    """In both endpoints, with both settings. A truncated prompt leaves a quarter for the answer."""
+    """Both endpoints and both settings read -1 so. A truncated prompt leaves a quarter for the answer."""
     request_type: type[ChatRequest] | type[CompletionRequest] = ChatRequest if chat else CompletionRequest
     asked = {"messages": MESSAGES} if chat else {"prompt": "hello"}
     body = request_type.model_validate({**asked, name: -1})

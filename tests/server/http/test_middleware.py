@@ -71,7 +71,7 @@ def test_the_document_says_how_a_key_is_sent(is_open: bool) -> None:
      {"Authorization": "first-key"}, {"Authorization": "Basic first-key"}],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/nowhere"])
-def test_without_a_key_nothing_is_told(headers: dict[str, str], path: str) -> None:
+def test_without_a_key_the_server_tells_nothing(headers: dict[str, str], path: str) -> None:
     """The answer is a 401 that says how to send a key; it does not even show which routes exist."""
     with served(engine := ScriptedEngine(), api_keys=KEYS) as url:
         raw = {name: value.encode("latin-1") for name, value in headers.items()}
@@ -98,7 +98,7 @@ def test_operations_are_open_by_a_setting(is_open: bool) -> None:
 PREFLIGHT = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
 
 
-def test_no_web_page_may_call_unless_told_so() -> None:
+def test_by_default_no_web_page_may_call() -> None:
     """CORS is off by default."""
     with served(ScriptedEngine()) as url:
         assert "access-control-allow-origin" not in post(url, headers={"Origin": "https://page.example"}).headers
@@ -267,7 +267,7 @@ def test_one_line_a_request_and_never_its_text(caplog: pytest.LogCaptureFixture)
     assert lines
 
 
-def test_probes_are_logged_when_they_are_a_surprise(caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_results_of_probes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A server that loads is expected; a wrong key or a broken engine is not."""
     keyed = {"api_keys": "secret", "open_operations": False}
 

@@ -28,7 +28,7 @@ from tests.server.scripted import ScriptedEngine, served
         ("/v1/nothing", None),
     ],
 )
-def test_a_path_that_is_not_there(path: str, hint: str | None) -> None:
+def test_unknown_paths(path: str, hint: str | None) -> None:
     """The 404 names the path that the client probably means."""
     with served(ScriptedEngine()) as url:
         answer = httpx.post(f"{url}{path}", json={})
@@ -37,7 +37,7 @@ def test_a_path_that_is_not_there(path: str, hint: str | None) -> None:
     assert answer.json()["error"]["message"] == f"Not Found (POST {path})" + (f"; {hint}" if hint else "")
 
 
-def test_what_is_named_is_there() -> None:
+def test_hints_name_existing_paths() -> None:
     """Hints name paths of ours, and no path of another server is ours."""
     app = create_app(Settings())
     named = {path for hint in ELSEWHERE.values() for path in re.findall(r"/[a-z0-9_/]+", hint)}

@@ -154,7 +154,7 @@ def test_values_that_ask_for_something_are_refused(path: str, name: str, value: 
     assert refusal(path, {**BASES[path], "repeat_penalty": 1.1, name: value}) == (name, "unsupported_parameter")
 
 
-def test_a_mechanism_that_is_on_is_named_itself() -> None:
+def test_the_error_names_the_mechanism_that_is_on() -> None:
     """The error does not name a field that tunes the mechanism."""
     with served(ScriptedEngine()) as url:
         error = post(url, mirostat_tau=3, mirostat=2).json()["error"]
@@ -245,7 +245,7 @@ def test_every_field_of_the_sdk_is_known(request_type: Any, params: Any) -> None
     assert set(get_type_hints(params)) - known == set()
 
 
-def test_no_field_is_two_things() -> None:
+def test_no_field_is_in_two_tables() -> None:
     """The tables overlap neither with each other nor with the fields that are honoured."""
     for request_type in (CompletionRequest, ChatRequest, ResponsesRequest, MessagesRequest, CountTokensRequest):
         # ``store`` has no effect in the other APIs; in /v1/responses it would keep the answer.

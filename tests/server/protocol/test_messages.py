@@ -89,7 +89,7 @@ def test_a_refusal_says_where_and_what(messages: object, param: str, words: str,
 
 
 @pytest.mark.parametrize("kind", MEDIA)
-def test_other_media_are_told_what_this_server_is(kind: str) -> None:
+def test_the_error_for_other_media_says_what_is_supported(kind: str) -> None:
     """The error also says what to send instead."""
     error = refusal([{"role": "user", "content": [{"type": kind}]}])
 
@@ -134,7 +134,7 @@ def test_an_empty_text_is_a_text(role: str, content: object) -> None:
     assert request.conversation()[-1]["content"] == ""
 
 
-def test_a_client_names_nothing_that_the_renderer_is_told() -> None:
+def test_a_client_cannot_set_parameters_of_the_renderer() -> None:
     """chat_template_kwargs cannot set a parameter of the tokenizer's own function."""
     parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
     own = {name for name, parameter in parameters.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD}

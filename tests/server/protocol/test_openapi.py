@@ -33,7 +33,7 @@ REQUEST_TIMEOUT_S = 20
 LEAST_CASES, LEAST_ANSWERED = 2_000, 600
 # Drawn requests for each operation, beside the boundary cases that follow from its schema.
 DRAWN, DRAWN_WITHOUT_BODY = 250, 10
-# Fields left out of chats: tools need more context, the model does not think, and stop has two names.
+# Fields left out of chats: tools need more context, the model does not think, and stop_sequences also means stop.
 LEFT_OUT = ("tools", "tool_choice", "instructions", "system", "reasoning", "thinking", "stop_sequences")
 MODES = list(schemathesis.GenerationMode)
 VALID = schemathesis.GenerationMode.POSITIVE
@@ -347,7 +347,7 @@ def test_an_answer_is_an_object_or_a_stream(document: dict[str, Any], path: str)
     assert {"usage", "griffin", "metrics"} <= set(answer)
 
 
-def test_nothing_is_answered_with_422(document: dict[str, Any]) -> None:
+def test_no_answer_has_status_422(document: dict[str, Any]) -> None:
     """A wrong field is a 400, as in OpenAI's API, and never the framework's 422."""
     operations = [operation for path in document["paths"].values() for operation in path.values()]
 

@@ -144,7 +144,7 @@ def test_a_history_with_calls() -> None:
          ("required", {"g"}, False)),
     ],
 )  # fmt: skip
-def test_what_is_offered(body: dict[str, Any], wanted: object) -> None:
+def test_which_tools_are_offered(body: dict[str, Any], wanted: object) -> None:
     """All fields about tools together decide what the model may call."""
     offered = ChatRequest.model_validate({"messages": [USER], **body}).offered()
 

@@ -46,7 +46,7 @@ def test_an_unknown_set() -> None:
     )
 
 
-def test_the_oldest_go_first() -> None:
+def test_the_oldest_sets_are_dropped_first() -> None:
     """The budget limits the sets. A set that comes again is the latest again and counts once."""
     recent = RecentExperts(budget_bytes=1_700)
     for name in ("a", "b", "a", "c"):
@@ -55,7 +55,7 @@ def test_the_oldest_go_first() -> None:
     assert [recent.find(name) is not None for name in "abc"] == [True, False, True]
 
 
-def test_one_that_is_asked_for_stays() -> None:
+def test_a_set_that_requests_reuse_stays() -> None:
     """A set that requests reuse is asked for again and again."""
     recent = RecentExperts(budget_bytes=1_700)
     for name in ("a", "b", "c"):

@@ -183,7 +183,7 @@ def test_values_together(server: httpx.Client, rebuilt: list[str], path: str) ->
 
 
 @pytest.mark.parametrize("id", [0, tiny_checkpoint.VOCABULARY - 1, tiny_checkpoint.VOCABULARY, PADDED - 1])
-def test_ids_that_no_token_goes_with(server: httpx.Client, rebuilt: list[str], id: int) -> None:
+def test_ids_without_a_token(server: httpx.Client, rebuilt: list[str], id: int) -> None:
     """Such ids are read, decoded and scored like any others."""
     body = {"prompt": [1, id, id], "echo": True, "logprobs": 20, "return_token_ids": True, "logit_bias": {str(id): 100}}
 
@@ -194,7 +194,7 @@ def test_ids_that_no_token_goes_with(server: httpx.Client, rebuilt: list[str], i
 
 @pytest.mark.parametrize("written", ["1e-999", "0.5e-320", "9e999", "0." + "0" * 5_000 + "1", "0." + "9" * 5_000, "-0"])
 @pytest.mark.parametrize("where", ["header", "model"])
-def test_sparsities_that_are_no_json(server: httpx.Client, rebuilt: list[str], where: str, written: str) -> None:
+def test_sparsities_that_are_not_json(server: httpx.Client, rebuilt: list[str], where: str, written: str) -> None:
     """The header and the model's name hold numbers that JSON does not parse."""
     headers = {"x-griffin-sparsity": written} if where == "header" else {}
     model = f"tiny@sparsity={written}" if where == "model" else "tiny"

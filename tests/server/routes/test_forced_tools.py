@@ -63,7 +63,7 @@ def test_required_calls_come(url: str, sparsity: float, griffin: dict[str, Any])
 
 @pytest.mark.parametrize("most", range(1, 24, 2))
 @pytest.mark.parametrize("choice", ["required", NOW], ids=str)
-def test_a_beginning_of_a_call_is_no_content(url: str, most: int, choice: str | dict[str, Any]) -> None:
+def test_a_cut_call_is_not_content(url: str, most: int, choice: str | dict[str, Any]) -> None:
     """Wherever the limit cuts a call, its marks never reach a client, as with OpenAI."""
     asked = {**ASKED, "tool_choice": choice, "max_tokens": most}
     [whole] = post(url, CHAT, **asked).raise_for_status().json()["choices"]
@@ -82,7 +82,7 @@ def test_a_beginning_of_a_call_is_no_content(url: str, most: int, choice: str | 
 
 @pytest.mark.parametrize("stop", ["name", '"', "}", "now"])
 @pytest.mark.parametrize("choice", ["required", NOW], ids=str)
-def test_a_call_that_a_stop_string_cuts_is_no_content(url: str, stop: str, choice: str | dict[str, Any]) -> None:
+def test_a_call_that_a_stop_string_cuts_is_not_content(url: str, stop: str, choice: str | dict[str, Any]) -> None:
     """The answer is as if a limit had cut the call, streamed or not."""
     asked = {**ASKED, "tool_choice": choice, "stop": [stop]}
     [whole] = post(url, CHAT, **asked).raise_for_status().json()["choices"]
@@ -108,7 +108,7 @@ def test_a_stop_string_after_a_call_leaves_it_whole(url: str) -> None:
     assert answer["stop_sequence"] == "</tool_call>"
 
 
-def test_a_beginning_of_a_call_is_no_text_elsewhere(url: str) -> None:
+def test_a_cut_call_is_not_text_in_newer_apis(url: str) -> None:
     """/v1/responses and /v1/messages show no marks of a cut call, either."""
     said = {"model": "tiny", "temperature": 0}
     function = {"type": "function", "name": "now", "parameters": {"type": "object"}}
@@ -170,7 +170,7 @@ def test_calls_beside_a_form(url: str) -> None:
          "tools[0].function.parameters.type", "must be object"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_with_calls(url: str, body: dict[str, Any], param: str, words: str) -> None:
+def test_fields_that_calls_exclude(url: str, body: dict[str, Any], param: str, words: str) -> None:
     """The error names the field."""
     error = post(url, CHAT, **{**ASKED, **body}).json()["error"]
 

@@ -41,7 +41,7 @@ def test_a_path_stands_in_one_file(path: str, file: str) -> None:
     ]
 
 
-def test_the_routers_know_them() -> None:
+def test_the_routers_declare_the_paths() -> None:
     """Each router declares the endpoints that stream."""
     assert (
         tuple(path for module in (completions, chat, responses, anthropic) for path in module.router.streams)

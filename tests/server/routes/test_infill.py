@@ -57,7 +57,7 @@ def test_no_suffix_is_an_ordinary_completion(suffix: str | None) -> None:
         ({"prompt": []}, "prompt"),
     ],
 )
-def test_what_does_not_go_with_it_is_refused_by_name(body: dict[str, Any], param: str) -> None:
+def test_fields_that_suffix_excludes_are_refused_by_name(body: dict[str, Any], param: str) -> None:
     """The status is 400 although the model has the marks."""
     with served(ScriptedEngine(), tokenizer=Coder()) as url:
         response = post(url, **{"prompt": "a", "suffix": "b", **body})

@@ -107,7 +107,7 @@ def test_why_an_answer_ends(text: str, body: dict[str, Any], said: list[Any], re
     assert len(whole["content"]) == len(said)
 
 
-def test_arguments_that_are_cut_off_are_no_input() -> None:
+def test_arguments_that_are_cut_off_are_an_empty_input() -> None:
     """The input is empty, and the reason says why. Text that is not a call stays text."""
     with served(ScriptedEngine(CALL)) as url:
         cut = ask(url, tools=TOOLS, max_tokens=CALL.index(" 1}"))
@@ -163,7 +163,7 @@ def test_blocks_become_messages() -> None:
     assert counted == {"input_tokens": answer["usage"]["input_tokens"]} == {"input_tokens": len(told)}
 
 
-def test_an_answer_that_is_begun_goes_on() -> None:
+def test_a_begun_answer_is_continued() -> None:
     """If the last message is the assistant's, the model continues it."""
     with served(engine := ScriptedEngine()) as url:
         ask(url, messages=[*HI, {"role": "assistant", "content": "Well"}], max_tokens=1)

@@ -105,7 +105,7 @@ def test_reused_neurons_are_the_same_neurons(url: str) -> None:
     assert other["griffin"]["prompt_tokens"] == chosen["griffin"]["prompt_tokens"]
 
 
-def test_a_method_that_reads_weights_where_they_are(folder: Path) -> None:
+def test_griffin_plus_is_refused_with_streamed_weights(folder: Path) -> None:
     """griffin+ does not run with streamed weights: a request or the start is refused. The default is then griffin."""
     with running("--model", str(folder), "--dtype", "float32", "--ff-offload", "cpu", OMP_NUM_THREADS="1") as server:
         refusals = [

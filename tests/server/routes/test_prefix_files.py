@@ -136,7 +136,7 @@ def test_two_servers_share_a_folder(checkpoint: Path, tmp_path: Path) -> None:
         (["--prefix-cache-disk-gb", "0"], "--prefix-cache-disk-gb"),
     ],
 )
-def test_settings_that_cannot_be(flags: list[str], words: str, checkpoint: Path) -> None:
+def test_invalid_settings(flags: list[str], words: str, checkpoint: Path) -> None:
     """The start ends with one line that names the flag or the folder."""
     with running("--model", str(checkpoint), *flags) as server:
         assert server.wait() in (1, 2)

@@ -165,7 +165,7 @@ EFFORT = {"reasoning_effort": "low"}
         ({"thinking_token_budget": 3}, "thinking_token_budget"),
     ],
 )
-def test_budgets_that_cannot_be_meant(thinker: str, body: dict[str, Any], param: str) -> None:
+def test_invalid_budgets(thinker: str, body: dict[str, Any], param: str) -> None:
     answer = post(thinker, CHAT, messages=HI, **body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 

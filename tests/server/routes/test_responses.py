@@ -260,7 +260,7 @@ def test_a_fault_in_a_stream() -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_no_response_is_kept(method: str) -> None:
+def test_responses_are_not_stored(method: str) -> None:
     """Responses are not stored, and the error says so."""
     with served(ScriptedEngine()) as url:
         answer = httpx.request(method, f"{url}{PATH}/resp_1")

@@ -65,7 +65,7 @@ def test_a_generated_answer_scores_as_it_was_generated(url: str, smollm2: Checkp
     assert scored == pytest.approx(choice["logprobs"]["token_logprobs"], abs=1e-3)
 
 
-def test_one_token_leaves_nothing_to_the_kept_neurons(url: str) -> None:
+def test_one_token_needs_no_kept_neurons(url: str) -> None:
     """The report says so. Times are there, although no token was generated."""
     answer = post(url, prompt="a", max_tokens=0, echo=True, logprobs=0, sparsity=0.9).json()
 
@@ -74,7 +74,7 @@ def test_one_token_leaves_nothing_to_the_kept_neurons(url: str) -> None:
     assert answer["metrics"]["time_to_first_token_ms"] is None
 
 
-def test_a_sparsity_that_rounds_to_dense_says_so_of_a_score_too(url: str) -> None:
+def test_a_score_reports_a_sparsity_that_rounds_to_dense(url: str) -> None:
     """No token is generated, but the report gives the rounding as the reason."""
     answers = [
         post(url, prompt="Sheep flock.", max_tokens=0, echo=True, logprobs=0, sparsity=sparsity).json()

@@ -195,7 +195,7 @@ def test_penalties_and_biases_apply_within_it(url: str) -> None:
     ],
     ids=lambda value: str(value)[:60],
 )  # fmt: skip
-def test_what_cannot_be_kept_is_refused_by_name(url: str, body: dict[str, Any], param: str, words: str) -> None:
+def test_forms_that_cannot_be_kept_are_refused_by_name(url: str, body: dict[str, Any], param: str, words: str) -> None:
     """The message says what is wrong or what to send instead."""
     found, message = refused(url, **body)
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_kept_is_refused_by_name(url: str, body: dict[str, Any], 
     assert re.search(words, message), message
 
 
-def test_what_asks_for_no_form_is_no_form(url: str) -> None:
+def test_fields_that_ask_for_no_form_change_nothing(url: str) -> None:
     """The text is the same as without these fields."""
     free = completed(url, max_tokens=5)
 
@@ -211,7 +211,7 @@ def test_what_asks_for_no_form_is_no_form(url: str) -> None:
         assert completed(url, **body, max_tokens=5) == free
 
 
-def test_hurtful_forms_keep_nobody_waiting(url: str) -> None:
+def test_hurtful_forms_do_not_delay_other_requests(url: str) -> None:
     """Each such form gets a 400 that gives the reason, and other requests are answered meanwhile."""
     completed(url, structured_outputs={"regex": "a"})
     many = {"properties": {f"p{number}": {} for number in range(3000)}}

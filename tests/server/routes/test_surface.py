@@ -48,7 +48,7 @@ def test_several_answers_from_one_reading() -> None:
     assert len(engine.reads) == 5
 
 
-def test_streams_of_several_answers_say_which_is_meant() -> None:
+def test_chunks_of_several_answers_name_their_answer() -> None:
     """Each chunk belongs to one choice, each choice ends once, and usage counts them all."""
     with served(ScriptedEngine()) as url:
         *chunks, usage = stream(
@@ -105,7 +105,7 @@ def test_echo_with_logprobs_covers_prompt_and_answer(max_tokens: int) -> None:
     assert choice["logprobs"]["text_offset"] == list(range(3 + max_tokens))
 
 
-def test_echo_of_nothing_more() -> None:
+def test_echo_without_an_answer() -> None:
     """max_tokens=0 without logprobs returns the prompt n times."""
     with served(ScriptedEngine()) as url:
         answer = post(url, prompt=["ab", "c"], n=2, max_tokens=0, echo=True)
@@ -268,7 +268,7 @@ def test_sparsity_by_field_by_header_and_by_name(
         ("other@sparsity=0.5", None, None, 404, "model"),
     ],
 )
-def test_a_sparsity_that_cannot_be_meant_is_refused(
+def test_an_ambiguous_or_invalid_sparsity_is_refused(
     model: str | None, header: str | None, body: float | None, status: int, param: str
 ) -> None:
     """Two different values or an invalid one are refused, not guessed."""
@@ -278,7 +278,7 @@ def test_a_sparsity_that_cannot_be_meant_is_refused(
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
-def test_sparse_scoring_reports_what_the_neurons_were_chosen_on() -> None:
+def test_sparse_scoring_reports_its_neurons() -> None:
     """A request with echo, logprobs and a sparsity reports its kept neurons, although it generates no token."""
     with served(ScriptedEngine()) as url:
         report = post(url, prompt="xyz", max_tokens=0, echo=True, logprobs=0, sparsity=0.5).json()["griffin"]
@@ -381,7 +381,7 @@ def test_chat_continues_a_message() -> None:
         ({"messages": HI, "griffin": {"prompt_tokens": 3}}, "griffin.prompt_tokens"),
     ],
 )
-def test_what_a_chat_cannot_be_is_refused_by_name(body: dict[str, Any], param: str) -> None:
+def test_invalid_chats_are_refused_by_name(body: dict[str, Any], param: str) -> None:
     """Each is a 400 in OpenAI's form."""
     with served(ScriptedEngine()) as url:
         answer = post(url, CHAT, **body)
@@ -406,7 +406,7 @@ def test_chat_errors_speak_of_chat_fields(body: dict[str, Any], param: str) -> N
     assert param == "messages" or error["message"].startswith(f"{param}: 999 do not fit")
 
 
-def test_fields_that_ask_for_nothing_are_no_reason_to_refuse() -> None:
+def test_fields_that_ask_for_nothing_are_accepted() -> None:
     """SDKs send all these fields with values that ask for nothing."""
     nothing = {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "modalities": ["text"],
                "user": "me", "store": False, "metadata": {}, "service_tier": "auto", "n": None, "stop": None,

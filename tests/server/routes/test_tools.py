@@ -88,7 +88,7 @@ def test_a_malformed_call_is_content() -> None:
     assert (content, call["arguments"], reason) == ("}}\n</tool_call>", '{"a": tru', "stop")
 
 
-def test_tokens_are_all_told_beside_calls() -> None:
+def test_every_token_is_listed_beside_calls() -> None:
     """Each token has one log-probability and one id, although no delta has the marks of a call."""
     asked = {"messages": HI, "tools": TOOLS, "logprobs": True, "return_token_ids": True}
     with served(ScriptedEngine(CALL)) as url:
@@ -143,7 +143,7 @@ def test_a_mark_that_is_a_special_token_is_seen() -> None:
     assert plain["message"]["content"] == f"Hm.{text}"
 
 
-def test_the_template_is_told_of_tools() -> None:
+def test_the_template_gets_the_tools() -> None:
     """It gets OpenAI's objects, except with tool_choice none. /tokenize counts them, too."""
     history = [
         *HI,

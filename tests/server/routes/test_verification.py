@@ -153,7 +153,7 @@ def test_a_comparison_comes_after_the_text() -> None:
     assert usage["metrics"]["generation_time_ms"] <= 1e3 * latency_s
 
 
-def test_nothing_is_compared_for_a_client_that_has_left() -> None:
+def test_no_comparison_for_a_client_that_has_left() -> None:
     """A comparison does not begin or go on, and the request counts as a disconnect."""
     gate = threading.Event()
     engine = ScriptedEngine(compare_gate=gate)

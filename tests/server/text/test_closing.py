@@ -22,7 +22,7 @@ class Person(BaseModel):
     by_year: dict[str, Home] = {}
 
 
-def test_all_objects_of_a_model_of_pydantic() -> None:
+def test_all_objects_of_a_pydantic_model_are_closed() -> None:
     """instructor and other clients send such a schema, with nested models in $defs."""
     schema = Person.model_json_schema()
     before = copy.deepcopy(schema)
@@ -48,7 +48,7 @@ INNER: dict[str, Any] = {"type": "object", "properties": {"a": {}}}
     ],
     ids=str,
 )
-def test_wherever_it_lies(outer: dict[str, Any]) -> None:
+def test_inner_objects_are_closed(outer: dict[str, Any]) -> None:
     """Objects inside other schemas are closed; a property may have the name of a keyword."""
     assert str(closed(outer)) == str(outer).replace("{'a': {}}", "{'a': {}}, 'additionalProperties': False")
 
@@ -71,7 +71,7 @@ def test_wherever_it_lies(outer: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_what_stays_open(schema: dict[str, Any]) -> None:
+def test_schemas_that_stay_open(schema: dict[str, Any]) -> None:
     """Schemas that allow or need other keys, and several schemas of one value, which may complete each other."""
     assert closed(schema) == schema
 
@@ -83,7 +83,7 @@ def test_a_deep_schema_is_left_to_the_compiler() -> None:
     assert closed(schema)["items"] is schema["items"]
 
 
-def test_arguments_are_closed_within() -> None:
+def test_arguments_and_their_objects_are_closed() -> None:
     """The arguments themselves are closed even if their parts must stay open."""
     inner_open = {"allOf": [INNER]}
 

@@ -21,7 +21,9 @@ def checker(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Gram
 
 
 @pytest.mark.parametrize("folder", ["site", "with ' and \" and é"])
-def test_it_finds_packages_where_the_server_does(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checker_finds_packages_where_the_server_does(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For example in the user's own directory or in PYTHONPATH."""
     place = tmp_path / folder
     place.mkdir()
@@ -43,7 +45,7 @@ def test_it_finds_packages_where_the_server_does(folder: str, tmp_path: Path, mo
         ("import sys\nsys.exit('x' * 60_000 + 'the end')", "xthe end"),
     ],
 )
-def test_one_that_cannot_begin_is_a_fault_of_the_server(
+def test_a_checker_that_cannot_begin_is_a_fault_of_the_server(
     program: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log has the process's output. The answer is a 500 without it and names no field."""
@@ -59,7 +61,7 @@ def test_one_that_cannot_begin_is_a_fault_of_the_server(
     assert words not in str(answer)
 
 
-def test_one_that_ends_at_a_form_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checker_that_ends_at_a_form_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process had begun, so the form may be the reason."""
     found = checker(f'{READS}print("{{}}", flush=True)\nsys.stdin.readline()', tmp_path, monkeypatch)
 

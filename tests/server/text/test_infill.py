@@ -75,7 +75,7 @@ def test_codestral_has_the_text_before_last() -> None:
 
 
 def test_the_begin_token_is_left_out_where_asked() -> None:
-    """With ``add_special_tokens`` false."""
+    """``add_special_tokens`` false leaves it out."""
     assert spelled(by_pieces(*CODESTRAL), GAP, add_special_tokens=False).startswith("[SUFFIX]")
 
 
@@ -138,7 +138,7 @@ def test_a_file_may_name_its_own_marks() -> None:
     assert spelled(tokenizer, Gap("a", "b")) == "<A>a<B>b<C>"
 
 
-def test_without_marks_there_is_none() -> None:
+def test_without_all_marks_there_is_no_infill() -> None:
     """A tokenizer needs all three marks."""
     assert Infill.of(by_bytes()) is None
     assert Infill.of(by_bytes(*QWEN[:2])) is None

@@ -48,7 +48,7 @@ def test_drafts_that_open_a_call_are_cut_where_it_refuses_them() -> None:
 
 @pytest.mark.parametrize("before", [[], [70], [CALL], [CALL, 40]])
 @pytest.mark.parametrize("after", [[70], [70, CALL], [70, CALL, 40, 50, 70]])
-def test_a_place_can_be_gone_back_to(before: list[int], after: list[int]) -> None:
+def test_going_back_to_a_mark(before: list[int], after: list[int]) -> None:
     """Before a call, inside it, and over its end."""
     if before[:1] == [CALL]:
         after = [*[40, 50][len(before) - 1 :], *after]
@@ -61,7 +61,7 @@ def test_a_place_can_be_gone_back_to(before: list[int], after: list[int]) -> Non
         assert (constraint.free, list(constraint.forced())) == there
 
 
-def test_a_call_in_a_thought_is_none() -> None:
+def test_a_call_in_a_thought_does_not_count() -> None:
     """The thought may end by itself or by its budget; without a thought the first token may open a call."""
     budget = ThoughtBudget(Marked(), MARKS[0], 3, 100, begun=False)
     after = AfterThought(budget, CALLS)
@@ -75,7 +75,7 @@ def test_a_call_in_a_thought_is_none() -> None:
     assert not told(spent, [CALL]).free
 
 
-def test_a_thought_can_be_gone_back_to() -> None:
+def test_going_back_inside_a_thought() -> None:
     constraint = told(AfterThought(ThoughtBudget(Marked(), MARKS[0], 3, 100, begun=True), CALLS).begin(), [70])
     for _ in range(2):
         constraint.mark()

@@ -47,7 +47,7 @@ def test_a_thought_is_ended_after_its_tokens() -> None:
 @pytest.mark.parametrize(
     ("begun", "ids", "places"), [(True, [70, CLOSE, 71], [1]), (False, [70, 71], [0]), (True, [70, 71, *CLOSING], [5])]
 )
-def test_it_is_done_after_the_thought(begun: bool, ids: list[int], places: list[int]) -> None:
+def test_the_constraint_is_done_after_the_thought(begun: bool, ids: list[int], places: list[int]) -> None:
     """The model ends the thought, has none, or the budget ends it; going back undoes this."""
     constraint = budget(2, begun=begun).begin()
     done = []
@@ -62,7 +62,7 @@ def test_it_is_done_after_the_thought(begun: bool, ids: list[int], places: list[
         assert not constraint.done
 
 
-def test_what_is_no_thought_or_short_is_left_alone() -> None:
+def test_short_thoughts_and_text_are_left_alone() -> None:
     assert run(3, [70, CLOSE, 71, 72, 73], begun=True) == [70, CLOSE, 71, 72, 73]
     assert run(1, [70, 71, 72, OPEN, 73, 74]) == [70, 71, 72, OPEN, 73, 74]
 

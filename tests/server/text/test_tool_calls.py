@@ -149,7 +149,7 @@ GIVEN = ["{}", '{"b": [2]}', "null", '"{}"', '" "']
 
 @pytest.mark.parametrize("keys", [(a, b) for a in ARGUMENTS for b in ARGUMENTS])
 @pytest.mark.parametrize("form", [HERMES, PLAIN, LLAMA])
-def test_a_call_with_arguments_twice_is_none(keys: tuple[str, str], form: Form) -> None:
+def test_arguments_twice_are_not_a_call(keys: tuple[str, str], form: Form) -> None:
     """This holds for any arguments, any place of the name, and a ``function`` around it."""
     for first, second in itertools.product(GIVEN, GIVEN):
         pairs = [f'"{key}": {value}' for key, value in zip(keys, (first, second), strict=True)]
@@ -230,7 +230,7 @@ def test_a_value_ends_where_it_ends(value: object, indent: int | None) -> None:
     ["x", "{1", "{a", '{"a" 1', '{"a": }', "[,", "[1 2", "01 ", "1. ", "tru ", "nul,", '"\\x', '"\\u12g', "[}", "{]",
      '{"a": 1,}', "[1,]", "-,", "[" * 101, "'a'", "--1,", "1" * 2000],
 )  # fmt: skip
-def test_what_is_no_json_is_noticed(text: str) -> None:
+def test_invalid_json_is_noticed(text: str) -> None:
     """The first wrong character raises the error."""
     reader = JsonValue()
 

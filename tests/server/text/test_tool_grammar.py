@@ -64,7 +64,7 @@ def drawn(tokenizer: Any, grammar: str, form: Form, seed: int) -> str:
 
 @pytest.mark.parametrize("single", [True, False])
 @pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: form.call[:12])
-def test_what_is_allowed_is_read(tokenizer: PreTrainedTokenizerBase, form: Form, single: bool) -> None:
+def test_the_reader_finds_all_allowed_calls(tokenizer: PreTrainedTokenizerBase, form: Form, single: bool) -> None:
     """The text is only calls of the tools, and each fits its schema."""
     grammar = calls_grammar(form, TOOLS, mark_ids(tokenizer, form), single=single)
 
@@ -77,7 +77,9 @@ def test_what_is_allowed_is_read(tokenizer: PreTrainedTokenizerBase, form: Form,
 
 @pytest.mark.parametrize("single", [True, False])
 @pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: form.call[:12])
-def test_what_may_follow_an_opening_mark_is_read(tokenizer: PreTrainedTokenizerBase, form: Form, single: bool) -> None:
+def test_the_reader_finds_calls_after_an_opening_mark(
+    tokenizer: PreTrainedTokenizerBase, form: Form, single: bool
+) -> None:
     """If a token of its own opens a call, one call or a list of calls follows."""
     ids = mark_ids(tokenizer, form)
     mark = opening_mark(form, ids)
@@ -129,7 +131,7 @@ def test_arguments_have_no_other_keys() -> None:
     assert "additionalProperties" not in arguments_schema({"$ref": "#/$defs/a"})
 
 
-def test_nor_have_objects_inside_them(smollm2: Checkpoint) -> None:
+def test_objects_in_arguments_have_no_other_keys(smollm2: Checkpoint) -> None:
     """No draw gives an inner object another key."""
     home = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
     parameters = {"$defs": {"home": home}, "properties": {"home": {"$ref": "#/$defs/home"}}, "required": ["home"]}
@@ -140,7 +142,7 @@ def test_nor_have_objects_inside_them(smollm2: Checkpoint) -> None:
         assert json.loads(arguments) in ({"home": {"city": "Paris"}}, {"home": {"city": "Rome"}})
 
 
-def test_a_schema_that_cannot_be_compiled(smollm2: Checkpoint) -> None:
+def test_a_schema_that_cannot_be_compiled_is_refused(smollm2: Checkpoint) -> None:
     """The error names the tools."""
     grammar = calls_grammar(HERMES, [("f", {"properties": {"a": {"format": "nope"}}})], {}, single=True)
 

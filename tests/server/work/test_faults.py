@@ -88,7 +88,7 @@ def test_half_a_body_at_the_end_of_the_drain() -> None:
     assert "Traceback" not in server.log
 
 
-def test_a_queue_of_no_places_serves_one_after_the_other() -> None:
+def test_a_queue_of_size_0_serves_one_request_after_another() -> None:
     """An engine whose job was cut short by a stop string counts as free at once."""
     with served(ScriptedEngine(step_s=0.01), queue_size=0) as url:
         statuses = [post(url, max_tokens=50, stop="c").status_code for _ in range(20)]
@@ -276,7 +276,7 @@ def test_a_worker_killed_mid_request_is_rebuilt(failure: BaseException) -> None:
     assert engine.rebuilt == 1
 
 
-def test_too_little_memory_is_said_to_be_that() -> None:
+def test_the_error_names_too_little_memory() -> None:
     """A shorter request may succeed, so the client is told the reason, but no details of the server."""
     with served(ScriptedEngine(fail_after=1, failure=OutOfMemory("CUDA out of memory at 0xdeadbeef"))) as url:
         answer = post(url, max_tokens=5)
@@ -323,7 +323,7 @@ def test_a_hopeless_engine_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_an_engine_that_times_out_is_not_taken_for_silence(streaming: bool) -> None:
+def test_a_timeout_error_of_the_engine_is_a_failure(streaming: bool) -> None:
     """A TimeoutError of the engine is a failure like any other."""
     with served(ScriptedEngine(fail_after=1, failure=TimeoutError("a lock"))) as url:
         if streaming:
@@ -463,7 +463,7 @@ def test_newer_apis_have_deadlines_and_clients_that_leave(path: str) -> None:
     assert max(engine.ended) < 100
 
 
-def test_the_servers_own_deadline_holds_in_any_case() -> None:
+def test_the_servers_own_deadline_cannot_be_lengthened() -> None:
     """A request can shorten the deadline but not lengthen it."""
     with served(ScriptedEngine(step_s=0.02), request_timeout=0.3) as url:
         answer = post(url, max_tokens=900, timeout=1000)

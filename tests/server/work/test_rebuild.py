@@ -99,7 +99,7 @@ def test_a_job_does_not_slip_into_the_queue_of_a_broken_engine() -> None:
         workers.close()
 
 
-def test_what_never_changes_is_there_during_a_rebuild() -> None:
+def test_constants_are_available_during_a_rebuild() -> None:
     """Sizes, counts and checks stay available, and the old runner's memory is freed before the new one takes any."""
     engine = Failing()
     old = engine._assembly.state.cache

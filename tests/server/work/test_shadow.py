@@ -63,7 +63,7 @@ async def generate(workers: Workers, tokens: int = 3) -> int:
     ],
 )
 def test_which_answers_are_drawn(ask: Ask, share: float, drawn: bool) -> None:
-    """Drawn are answers with pruned neurons in mode fast, unless the prompt was scored; of those, the share."""
+    """Answers with pruned neurons in mode fast are drawn by the share, unless the prompt was scored."""
     assert shadows(share).draws(ask, 100) is drawn
 
 
@@ -74,7 +74,7 @@ def test_a_share_of_them_is_drawn() -> None:
     assert 150 < sum(quarter.draws(HALF, 100) for _ in range(1000)) < 350
 
 
-def test_the_newest_win() -> None:
+def test_the_newest_answers_are_kept() -> None:
     """The oldest are dropped, by number and by tokens. An answer that cannot be compared is not kept, and an
     interrupted one counts as the oldest.
     """
@@ -124,7 +124,7 @@ def test_an_answer_is_compared_and_observed() -> None:
     assert (before, requests) == (0, 3)
 
 
-def test_it_is_off_unless_asked_for() -> None:
+def test_comparing_is_off_by_default() -> None:
     """By default no answer is kept, and the metrics have no such series, which would lengthen each scrape."""
     off, on = Metrics(), Metrics()
     Shadows(Settings().shadow_share, off, "m")
@@ -137,7 +137,7 @@ def test_it_is_off_unless_asked_for() -> None:
         assert on.registry.get_sample_value("griffin_shadow_kl_nats_count", labels) == 0
 
 
-def test_what_is_not_kept() -> None:
+def test_answers_that_are_not_kept() -> None:
     """An answer whose client has left, and one that was verified. Either would be compared first, as it is older."""
     leaving = {"prompt": "x", "max_tokens": 500, "sparsity": 0.5, "stream": True}
     with served(engine := ScriptedEngine(step_s=0.02), shadow_share=1.0) as url:
@@ -189,7 +189,7 @@ def test_a_request_that_is_refused_interrupts_it_for_a_moment(gate: threading.Ev
     asyncio.run(scenario())
 
 
-def test_nothing_is_compared_while_anything_runs(gate: threading.Event) -> None:
+def test_no_answer_is_compared_while_a_request_runs(gate: threading.Event) -> None:
     """No worker compares while another one runs a request, and one that compares stops when another takes a request."""
 
     async def scenario() -> None:
@@ -220,7 +220,7 @@ def test_nothing_is_compared_while_anything_runs(gate: threading.Event) -> None:
     asyncio.run(scenario())
 
 
-def test_it_waits_until_all_is_quiet() -> None:
+def test_comparing_waits_for_a_quiet_time() -> None:
     """A comparison starts only after a quiet time, so a request that follows soon meets none."""
 
     async def scenario() -> None:
@@ -253,7 +253,7 @@ def test_a_comparison_does_not_hold_up_the_end(gate: threading.Event) -> None:
     asyncio.run(scenario())
 
 
-def test_a_comparison_that_fails_hurts_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_comparison_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
     """Each failure is one line in the log, the engine is rebuilt and stays ready; after several in a row comparing
     stops.
     """
@@ -286,7 +286,7 @@ def test_a_comparison_that_fails_hurts_nobody(caplog: pytest.LogCaptureFixture) 
     assert not any(record.exc_info for record in caplog.records)
 
 
-def test_a_comparison_of_nothing_counts_as_dropped() -> None:
+def test_an_impossible_comparison_counts_as_dropped() -> None:
     """The library returns None for an answer that it cannot compare."""
     metrics = Metrics()
     waiting = Shadows(1.0, metrics, "m")

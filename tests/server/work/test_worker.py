@@ -147,7 +147,7 @@ def test_an_engine_that_raises_fails_its_own_job_only() -> None:
     asyncio.run(scenario())
 
 
-def test_close_cancels_what_runs_and_what_waits(gate: threading.Event) -> None:
+def test_close_cancels_running_and_waiting_jobs(gate: threading.Event) -> None:
     """Each running or waiting job gets an error, and no new job is taken."""
 
     async def scenario() -> None:
