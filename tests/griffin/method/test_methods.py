@@ -36,7 +36,7 @@ def test_what_a_streamed_model_cannot_do_is_refused(method: MethodName) -> None:
 
 
 def test_what_a_choice_depends_on_tells_methods_apart() -> None:
-    """Stored answers are found by these settings."""
+    """Experiments store answers under these settings, so other choices need other settings."""
     settings = [row.settings(Pruning(0.5, method=name)) for name, row in METHODS.items()]
     settings += [METHODS["griffin"].settings(Pruning(0.5, "sample"))]
     settings += [METHODS["griffin"].settings(Pruning(0.5, statistic="magnitude"))]
