@@ -171,7 +171,7 @@ def test_the_load_test_stands_alone() -> None:
     assert importing("loadtest", "griffin", "server") == []
 
 
-def test_what_deploys_it_knows_its_application_alone() -> None:
+def test_deployment_imports_only_the_application() -> None:
     """Ray's file builds the app. The rest of deploy/ is configuration, and programs that import nothing of ours."""
     assert importing("deploy", "griffin", "loadtest") == []
     assert importing("deploy", "server") == ["deploy/ray/app.py"]

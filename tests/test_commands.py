@@ -123,7 +123,7 @@ def test_commands_were_found() -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in HERE if command not in SERVES], ids=str)
-def test_it_works(command: Command, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_commands_work(command: Command, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """The command works as it is written; only the server's address is replaced."""
     text = command.text
     if ADDRESS in text:

@@ -72,7 +72,7 @@ def test_graphs_give_what_plain_steps_give(family: str, prompts: Prompts, sampli
 
 
 def test_tokens_pick_in_graphs_as_in_plain_steps(family: str, prompts: Prompts) -> None:
-    """By thresholds, in turn with kept neurons and the full model. What tokens read is counted."""
+    """Thresholds, kept neurons and the full model in turn. What tokens read is counted."""
     model = tiny_model(family).to("cuda")
     engine, plain = Engine(model, prefill_chunk=8), Engine(model, prefill_chunk=8, step="twin")
     choices: list[tuple[float, MethodName]] = [(0.5, "griffin+"), (0.5, "griffin"), (0.25, "griffin+"), (0, "griffin")]

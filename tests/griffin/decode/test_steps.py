@@ -50,7 +50,7 @@ def test_where_each_step_can_run(
 
 
 @pytest.mark.parametrize(("name", "own_pass"), [("native", False), ("lean", False), ("twin", True)])
-def test_what_a_decoder_says_of_its_step(name: StepName, own_pass: bool) -> None:
+def test_a_decoder_describes_its_step(name: StepName, own_pass: bool) -> None:
     """A decoder describes its step, so that other code need not know the step's name."""
     decoder = make_decoder(name, parts(tiny_model("llama")))
 
@@ -69,7 +69,7 @@ def test_a_dense_token_of_a_model_on_the_host_is_the_models_own_pass() -> None:
     assert (decoder.name, decoder.own_pass) == ("lean", True)
 
 
-def test_what_turns_out_not_to_run_is_passed_over(
+def test_a_step_that_cannot_be_loaded_is_skipped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A step that cannot be loaded is skipped with a warning; if the user named it, that is an error."""

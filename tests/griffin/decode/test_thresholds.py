@@ -211,7 +211,7 @@ def test_rounded_weights(name: str, family: str, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_nothing_stays_for_the_next(name: str) -> None:
+def test_an_earlier_choice_leaves_no_trace(name: str) -> None:
     """Thresholds, kept neurons and everything in any order; counts start at zero with each."""
     model, exact = tiny_model("llama"), tiny_model("llama")
     by = thresholds_of(exact, IDS[:PROMPT].tolist())

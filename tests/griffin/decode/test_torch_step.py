@@ -59,7 +59,7 @@ def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_neighbours_may_turn_together(kind: str) -> None:
+def test_interleaved_rotary_positions(kind: str) -> None:
     """Rotary positions may rotate neighbouring elements, in the whole head or in half of it."""
     model, weights, order_S = interleaved_model(kind)
 

@@ -105,7 +105,7 @@ def test_buffers_grow_where_memory_is_taken_at_once() -> None:
 
 
 @pytest.mark.parametrize("room", [FullRoom, GrowingRoom])
-def test_a_request_without_room_leaves_the_next_one_its_room(room: type[Room], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_without_memory_leaves_room_for_the_next(room: type[Room], monkeypatch: pytest.MonkeyPatch) -> None:
     """After an error for lack of memory, no buffer is left."""
     twin, calls = DecodeTwin(tiny_model("llama"), room), iter(range(100))
 

@@ -134,7 +134,7 @@ def test_an_end_token_ends_it_where_it_may(prompts: Prompts) -> None:
     [None, PASSES, Verification(draft="ngram", draft_tokens=4), Verification("lossless", "both")],
     ids=str,
 )
-def test_what_is_done_is_asked_and_told_nothing(
+def test_a_grammar_that_is_done_needs_no_mask(
     sampling: Sampling, verification: Verification | None, prompts: Prompts
 ) -> None:
     """After that, any token may follow. The tokens are those of a grammar that allows all, but no mask is used."""
@@ -150,7 +150,7 @@ def test_what_is_done_is_asked_and_told_nothing(
     assert len(tokens) == 25
 
 
-def test_a_place_before_it_was_done_can_be_gone_back_to() -> None:
+def test_a_sequence_can_go_back_before_its_grammar_was_done() -> None:
     """The grammar then counts again. A mark after it was done needs no mark in the grammar."""
     masks = Masks(8, torch.device("cpu"))
     masks.begin(Slots((frozenset({1, 2}),) * 2, goes_on=True))

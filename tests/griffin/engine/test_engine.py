@@ -127,7 +127,7 @@ def test_graphs_need_a_gpu() -> None:
             Engine(tiny_model("llama"), step="graph")
 
 
-def test_a_context_too_long_for_the_memory_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_too_long_for_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start, with advice."""
 
     def out_of_memory(*_: object, **__: object) -> None:
@@ -154,7 +154,7 @@ def test_score_equals_stepwise_generation(model: PreTrainedModel, prompts: Promp
     torch.testing.assert_close(scores, torch.tensor([token.logprobs.chosen for token in tokens]), atol=1e-5, rtol=0)
 
 
-def test_interleaved_engines_keep_their_own_experts(prompts: Prompts) -> None:
+def test_interleaved_engines_keep_their_own_neurons(prompts: Prompts) -> None:
     """Two engines on one model work in turn, and each gives what it gives alone."""
     model = tiny_model("llama")
     engines = [Engine(model), Engine(model)]

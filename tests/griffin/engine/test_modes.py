@@ -46,7 +46,7 @@ def test_lossless_is_the_dense_model(model: PreTrainedModel, prompts: Prompts) -
 @pytest.mark.parametrize("step", ["native", "lean", "twin"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"], indirect=False)
 def test_lossless_with_every_step(family: str, step: StepName, prompts: Prompts) -> None:
-    """By seed. The step that drafts changes only the speed."""
+    """With a seed. The step that drafts changes only the speed."""
     engine = Engine(tiny_model(family), prefill_chunk=7, step=step)
     dense = list(engine.generate(prompts(2, 20), replace(EVERYTHING, seed=8)))
     tokens = run(engine, prompts(2, 20), replace(EVERYTHING, seed=8), 0.5, LOSSLESS)
@@ -366,7 +366,7 @@ def test_overlap_is_the_jaccard_similarity() -> None:
     assert overlap(first.layers, first.layers, 20) == 1
 
 
-def test_of_most_neurons_those_left_out_are_compared() -> None:
+def test_when_most_are_kept_the_removed_neurons_are_compared() -> None:
     """When most neurons are kept, all choices overlap. With all neurons kept, the overlap is 0."""
     everything = torch.arange(10)
     first, second = [everything[2:], everything[:8]], [everything[1:9], everything[:8]]
@@ -486,7 +486,7 @@ def test_only_the_latest_sequence_goes_on(prompts: Prompts) -> None:
                 next(stream)
 
 
-def test_a_sparsely_scored_end_cannot_be_gone_on_from(prompts: Prompts) -> None:
+def test_verification_cannot_follow_a_sparsely_scored_end(prompts: Prompts) -> None:
     """Its keys and values come from kept neurons, so mode lossless is refused. The error names the field."""
     engine, text = Engine(tiny_model("llama")), prompts(21, 20)
     with engine.read(text, HALF, Scoring(prompt_tokens=12)) as read:

@@ -46,7 +46,7 @@ def test_an_n_gram_does_not_find_itself() -> None:
     assert NGrams(PromptNGrams([1, 2, 3, 4, 5])).find() is None
 
 
-def test_how_much_is_alike() -> None:
+def test_length_of_a_match() -> None:
     """A match is followed backwards, up to a limit."""
     for length in (2, 3, 4, 7, 12, LONGEST, LONGEST + 5):
         repeated = list(range(10, 10 + length))
@@ -56,7 +56,7 @@ def test_how_much_is_alike() -> None:
         assert (match.start, match.length) == (1 + length, min(length, LONGEST))
 
 
-def test_sequences_do_not_meet() -> None:
+def test_answers_do_not_share_n_grams() -> None:
     """The tokens of one answer are no drafts for another answer to the prompt."""
     prompt = PromptNGrams([1, 2, 3])
     first, second = NGrams(prompt), NGrams(prompt)
@@ -69,7 +69,7 @@ def test_sequences_do_not_meet() -> None:
     assert second.find() is None
 
 
-def test_a_match_grows_by_as_much_as_is_said() -> None:
+def test_a_match_grows_at_most_as_predicted() -> None:
     """``longest_next`` is an upper bound. With few different tokens, matches of every length occur."""
     drawn = random.Random(3)
     reached = set()

@@ -99,7 +99,7 @@ def test_reuse_changes_nothing(chunk: int, limit: int, prompts: Prompts, passes:
     assert store.bytes
 
 
-def test_given_up_within_a_chunk(prompts: Prompts) -> None:
+def test_reading_can_be_cancelled_within_a_chunk(prompts: Prompts) -> None:
     """Reading stops between two passes, and the next prompt is not affected."""
     model = tiny_model("llama")
     engine, asked = Engine(model, limit=PassLimit(64)), list[int]()
@@ -169,7 +169,7 @@ def test_a_busy_machine_is_not_measured(caplog: pytest.LogCaptureFixture) -> Non
     assert "other processes use the processors" in caplog.text
 
 
-def test_it_is_settled_once_for_all_engines(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_is_measured_once_for_all_engines(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is measured before the first request, also for rebuilt engines. Answers are those of the same fixed limit."""
     timed = list[int]()
 
@@ -193,7 +193,7 @@ def test_it_is_settled_once_for_all_engines(prompts: Prompts, monkeypatch: pytes
     assert all(each == answers[0] for each in answers)
 
 
-def test_where_there_is_no_pass_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_passes_no_time_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor when the context has no room for it."""
     monkeypatch.setattr(prefill, "measured", lambda *_: pytest.fail("timed"))
     for engine in (
@@ -204,7 +204,7 @@ def test_where_there_is_no_pass_nothing_is_timed(monkeypatch: pytest.MonkeyPatch
         assert engine.pass_tokens == 0
 
 
-def test_by_default_never(prompts: Prompts, passes: list[int]) -> None:
+def test_by_default_no_prompt_is_read_in_passes(prompts: Prompts, passes: list[int]) -> None:
     """In the library, answers do not depend on a clock."""
     (engine,) = build_engines(tiny_model("llama"), 1)
     list(engine.generate(prompts(8, 9), GREEDY))

@@ -115,7 +115,7 @@ def test_the_budget_holds_and_the_oldest_go_first(opened: Open, tmp_path: Path) 
     assert {bytes.fromhex(path.stem) for path in kept(tmp_path)} == {b"one", b"four", b"five", b"six"}
 
 
-def test_what_a_process_left_half_written_is_removed_once_it_is_old(opened: Open, tmp_path: Path) -> None:
+def test_old_partial_files_are_removed(opened: Open, tmp_path: Path) -> None:
     """Another process may still be writing a younger one."""
     files = opened()
     (folder,) = (tmp_path / "kept").iterdir()

@@ -83,7 +83,7 @@ def test_tokens(
 
 
 def test_every_way_to_choose(coded: PreTrainedModel, plain: PreTrainedModel, prompts: Prompts) -> None:
-    """By weight magnitude, by a draw, and with neurons that another prompt chose."""
+    """Neurons chosen by weight magnitude, by a draw, and for another prompt."""
     engines = [Engine(model) for model in (coded, plain)]
     for pruning in (
         Pruning(0.5, statistic="magnitude"),
@@ -215,7 +215,7 @@ def test_half_activations(path: Path, plain: PreTrainedModel, prompts: Prompts, 
 
 
 @pytest.mark.parametrize("wanted", [{"ff_offload": True}, {"dtype": "bfloat16"}], ids=["offload", "bfloat16"])
-def test_what_is_made_plain(path: Path, tmp_path: Path, wanted: dict[str, Any]) -> None:
+def test_options_that_dequantise(path: Path, tmp_path: Path, wanted: dict[str, Any]) -> None:
     """A named dtype and FF offload dequantise the file into the cache."""
     checkpoint = load(str(path), device="cpu", cache_dir=tmp_path, **wanted)
 

@@ -215,7 +215,7 @@ def test_a_text_longer_than_the_context(run: Run, checkpoint: Path, tmp_path: Pa
     assert "--tokens: 129 is more than the context of this model, 128" in err
 
 
-def test_a_model_without_a_row(run: Run, tmp_path: Path) -> None:
+def test_an_unsupported_model_type(run: Run, tmp_path: Path) -> None:
     """Refused by name, with the supported types."""
     AutoConfig.for_model("mixtral").save_pretrained(tmp_path / "model")
     code, _, err = run("gating", "--model", tmp_path / "model", "--data", write_data(tmp_path / "data"))

@@ -46,7 +46,7 @@ def test_a_product_of_powers() -> None:
     assert found == pytest.approx([0.2 / 10 * 4 * 0.1, 2.0 / 10 * 4 * 0.2])
 
 
-def test_no_hope_beyond_what_was_measured() -> None:
+def test_predictions_do_not_improve_beyond_the_measured_range() -> None:
     """A longer or more concentrated prompt than any measured one is no better. A higher sparsity is never better."""
     longest = TABLE.divergences(400, 8, [0.01, 0.04])
 
@@ -79,7 +79,7 @@ def test_longer_answers_are_pruned_less() -> None:
     assert few > usual == measured > many
 
 
-def test_a_file_of_it(tmp_path: Path) -> None:
+def test_a_loss_table_in_a_file(tmp_path: Path) -> None:
     """A file is for one model. The error for a damaged one says what to do."""
     path = tmp_path / "losses" / "this.json"
     write_whole(path, TABLE.packed("this"))
@@ -119,7 +119,7 @@ def test_what_is_removed(model: PreTrainedModel, prompts: Prompts) -> None:
     assert found == pytest.approx([*expected, 0.0], abs=1e-5)
 
 
-def test_the_engine_goes_by_it(prompts: Prompts) -> None:
+def test_the_engine_uses_the_loss_table(prompts: Prompts) -> None:
     """The answer is that of the sparsity that was found. Each prompt has its own."""
     engine = Engine(tiny_model("llama"), losses=[TABLE])
     ids = prompts(4, 60)
@@ -184,7 +184,7 @@ def test_what_was_measured_counts_more_than_usual_losses(prompts: Prompts) -> No
 @pytest.mark.parametrize(
     "others", [{"sparsity": 0.5}, {"statistic": "magnitude"}, *({"selection": s} for s in STRATEGIES if s != "top_k")]
 )
-def test_what_does_not_go_with_it(others: dict) -> None:
+def test_fields_that_exclude_sparsity_auto(others: dict) -> None:
     """A sparsity as a number, or a choice that does not follow the prompt."""
     with pytest.raises(ValueError, match="auto uses the prompt's statistic"):
         Pruning(auto=Auto(0.1), **others)

@@ -80,7 +80,7 @@ def test_shares_are_what_sparsity_says(gated: bool) -> None:
     assert found[0] == Shares(1, 1, 1)
 
 
-def test_a_budget_of_nothing_is_refused() -> None:
+def test_a_sparsity_above_one_is_refused() -> None:
     """The table ends at sparsity 1."""
     with pytest.raises(ValueError, match="sparsity must be below 1"):
         budget.shares(1.1, gated=True)
@@ -165,7 +165,7 @@ def test_thresholds_are_found_on_a_sample(prompts: Prompts, monkeypatch: pytest.
         assert float((ours / theirs).nanmedian()) == pytest.approx(1, abs=0.2)
 
 
-def test_what_sparsity_auto_goes_by(some_model: PreTrainedModel, prompts: Prompts) -> None:
+def test_removed_energy_for_sparsity_auto(some_model: PreTrainedModel, prompts: Prompts) -> None:
     """The share of energy that is left out is between 0 and 1, and grows with sparsity."""
     statistic = PromptStatistic(feed_forwards(some_model))
     statistic.reset(latest=128)

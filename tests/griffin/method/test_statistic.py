@@ -141,7 +141,7 @@ def test_latest_tokens(chunk: int) -> None:
                     assert_close(ours, theirs[1:count][-latest:], atol=1e-5, rtol=1e-4)
 
 
-def test_copies_are_gone_on_from() -> None:
+def test_copies_can_be_resumed() -> None:
     """Later tokens do not change a copy. It has the latest tokens only if they were asked for."""
     model, ids = tiny_model("llama"), torch.randint(3, 128, (1, 20), generator=torch.Generator().manual_seed(0))
     statistic, other = (PromptStatistic(feed_forwards(model)) for _ in range(2))
@@ -169,7 +169,7 @@ def test_copies_are_gone_on_from() -> None:
     assert [len(each) for each in other.latest()] == [3] * 3
 
 
-def test_tokens_that_may_not_stay() -> None:
+def test_held_tokens_count_later() -> None:
     """Held tokens count once it is known how many of the first ones stay, also after the block."""
     model, ids = tiny_model("llama"), torch.randint(3, 128, (1, 20), generator=torch.Generator().manual_seed(0))
     statistic, other = (PromptStatistic(feed_forwards(model)) for _ in range(2))

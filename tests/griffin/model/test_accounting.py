@@ -172,7 +172,7 @@ def test_by_thresholds_each_matrix_has_its_share() -> None:
     assert MIXED.bytes_per_token(thresholds(Shares(0, 0, 0))) == 40 + 5 + 10 + 10 + 10
 
 
-def test_what_was_read_counts_before_what_was_planned() -> None:
+def test_read_shares_replace_planned_ones() -> None:
     """If the shares that were read are known, they replace the planned ones."""
     chosen = thresholds(Shares(0.5, 0.5, 0.5))
 
@@ -206,8 +206,8 @@ def test_both_methods_read_as_much(sparsity: float, model: PreTrainedModel) -> N
     )
 
 
-def test_scales_of_codes_are_no_codes() -> None:
-    """By input, the gate's scales are read whole. Other scales are read with their rows."""
+def test_scales_are_counted_apart_from_codes() -> None:
+    """A gate stored by input has its scales read whole. Other scales are read with their rows."""
     coded, _ = coded_model(lambda _: T.Q4_K, hidden_size=256, intermediate_size=256, head_dim=64)
     for each, block in zip(Accounting.of(coded).block_bytes, feed_forwards(coded), strict=True):
         gate, up = block.parts_FD

@@ -70,7 +70,7 @@ def test_other_types_are_refused_with_the_list(model_type: str) -> None:
         ({"model_type": "mistral3", "text_config": {"model_type": "mistral"}}, "mistral"),
     ],
 )
-def test_of_a_multimodal_model_the_text_part_counts(config: dict[str, object], wanted: str) -> None:
+def test_the_text_part_of_a_multimodal_model_counts(config: dict[str, object], wanted: str) -> None:
     """The row is that of the text part's type."""
     assert require_supported(config) is FAMILIES[wanted]
     assert text_part(config) is MULTIMODAL[str(config["model_type"])]

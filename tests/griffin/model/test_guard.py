@@ -107,7 +107,7 @@ def read_while_it_shrinks(file: Path, view: mmap.mmap) -> None:
 
 @guarded
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
-    """Then loading fails."""
+    """Loading fails."""
     file = tmp_path / "weights"
     file.write_bytes(b"\x01" * 4 * mmap.PAGESIZE)
     with file.open("rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as view:

@@ -193,7 +193,7 @@ def test_the_twin_takes_no_more_room_than_the_largest_request_needs() -> None:
         assert {layer.room.buffers.neurons for layer in twin._layers} == {neurons}
 
 
-def test_without_room_the_twin_lets_go_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_twin_frees_its_buffers_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a request that does not fit, a smaller one can still fit."""
     twin = DecodeTwin(offloaded(tiny_model("llama"), staged=True))
     calls = iter(range(100))

@@ -192,7 +192,7 @@ def test_damaged_cache_is_made_again(
     assert caplog.text.count("making it again") == 1
 
 
-def test_unwritable_cache_is_done_without(
+def test_unwritable_cache_is_a_warning(
     tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without a place for a cache there is a warning, not an error."""

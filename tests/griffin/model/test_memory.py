@@ -22,7 +22,7 @@ def test_tensors_lie_side_by_side(monkeypatch: pytest.MonkeyPatch, huge: bool) -
     assert first.data_ptr() % 64 == 0
 
 
-def test_each_is_a_storage() -> None:
+def test_each_tensor_has_its_own_storage() -> None:
     """So a tensor that is no longer used can be told from the others."""
     first, second = untouched([8, 8])
 

@@ -36,11 +36,11 @@ CPU, META = torch.device("cpu"), torch.device("meta")
     ],
 )
 def test_layers_are_placed_in_runs(layers: list[int], rest: int, free: list[int | None], numbers: list[int]) -> None:
-    """By bytes: each device is filled to the same fraction of its room."""
+    """Each device is filled to the same fraction of its room, in bytes."""
     assert plan(layers, rest, free) == numbers
 
 
-def test_what_fits_nowhere_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fits_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one line, with the sizes."""
     with pytest.raises(LoadError, match=r"number 1 of them would hold 2\.0 GiB, but 1\.0 GiB are free"):
         plan([2**30] * 4, 0, [2**30, 2**30])
@@ -84,7 +84,7 @@ def test_layers_and_their_hooks_are_on_their_devices(monkeypatch: pytest.MonkeyP
         assert next(iter(feed_forwards(tree)[-1].layer._forward_hooks.values())).device == CPU
 
 
-def test_everything_that_a_layer_gets_comes_along() -> None:
+def test_all_inputs_of_a_layer_move_to_its_device() -> None:
     """Hidden states, masks and pairs of cosine and sine move. The cache and other objects do not."""
     cache, one = object(), torch.ones(1)
     inputs, named = MoveInputs(META)(
@@ -118,7 +118,7 @@ def test_a_copy_for_each_device() -> None:
     assert all(torch.equal(p, second.get_parameter(name)) for name, p in first.named_parameters())
 
 
-def test_one_model_across_all_where_it_fits_on_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fits_on_no_device_is_split_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two small devices hold it together. If one has room for all of it, it is not split."""
     size = resident_bytes(tiny_model("llama"))
     monkeypatch.setattr(devices, "free_bytes", lambda device: int(size * 0.9))

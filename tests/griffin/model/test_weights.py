@@ -45,7 +45,7 @@ def test_what_the_family_does_not_read_changes_nothing(
         assert [token.id for token in tokens] == expected[20:]
 
 
-def test_what_the_new_fields_say() -> None:
+def test_fields_of_newer_families() -> None:
     """Multipliers, layers without rotary positions, frequencies for each kind of layer, growing queries."""
     granite, smollm3, olmo3, ministral3, gemma = (
         read_weights(tiny_model(name)) for name in ("granite", "smollm3", "olmo3", "ministral3", "gemma")

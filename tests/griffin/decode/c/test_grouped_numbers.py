@@ -192,7 +192,7 @@ def test_rows_times_any_input(kind: GGMLQuantizationType, instructions: int) -> 
 
 @EACH
 @pytest.mark.parametrize("kind", [T.Q4_K, T.Q8_0], ids=lambda kind: kind.name)
-def test_rows_times_what_is_no_number(kind: GGMLQuantizationType, instructions: int) -> None:
+def test_rows_times_nan_infinity_and_tiny_numbers(kind: GGMLQuantizationType, instructions: int) -> None:
     """NaN and infinity are not rounded to numbers. Inputs that are too small for a reciprocal count as zero."""
     matrix = laid_rows(kind, sized_tensor(kind, 128, 256), (128, 256))
     for value in (torch.nan, torch.inf, -torch.inf):
@@ -289,7 +289,7 @@ def test_weighted_rows_of_any_weights(kind: GGMLQuantizationType, instructions: 
 
 @EACH
 @pytest.mark.parametrize("kind", [T.Q4_K, T.Q8_0], ids=lambda kind: kind.name)
-def test_weights_that_are_no_numbers(kind: GGMLQuantizationType, instructions: int) -> None:
+def test_nan_and_infinite_weights(kind: GGMLQuantizationType, instructions: int) -> None:
     matrix = laid_columns(kind, sized_tensor(kind, 256, 512), (512, 256))
     for value in (torch.nan, torch.inf):
         step, _ = contracted(matrix, sharp(512, value, 1.0))

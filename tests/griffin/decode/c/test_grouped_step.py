@@ -186,7 +186,7 @@ def test_widths_of_several_superblocks(kind: GGMLQuantizationType, width: int, i
 @pytest.mark.parametrize("neurons", [64, 320, 96])
 @pytest.mark.parametrize("kind", SUPERBLOCKS, ids=lambda kind: kind.name)
 def test_gates_that_end_in_part_of_a_tile(kind: GGMLQuantizationType, neurons: int, instructions: int) -> None:
-    """By input, a gate has a column for each neuron. Unless 64 divides their number, they are plain numbers."""
+    """A gate stored by input has a column for each neuron. Unless 64 divides their number, it is plain numbers."""
     check_all_choices(
         *coded_model(
             lambda name: kind if "gate_proj" in name else T.Q8_0,

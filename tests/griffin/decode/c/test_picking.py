@@ -230,7 +230,7 @@ def test_refuses_thresholds_of_another_model(field: str, cut: Callable[[Tensor],
         step.keep(replace(by, **{field: cut(getattr(by, field))}))
 
 
-def test_what_is_no_number_stays_none() -> None:
+def test_a_token_with_nan_has_no_finite_logit() -> None:
     """A token with NaN or infinite activations has no finite logit; the next token is right again."""
     model = sized("llama", 105, 173)
     weights = held_as(model, "float32")

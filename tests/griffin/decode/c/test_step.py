@@ -286,7 +286,7 @@ def test_refuses_passes_without_a_token_or_with_an_unknown_one(step: NativeStep)
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_neighbours_may_turn_together(kind: str) -> None:
+def test_interleaved_rotary_positions(kind: str) -> None:
     """Rotary positions may rotate neighbouring elements, in the whole head or in half of it."""
     model, weights, order_S = interleaved_model(kind)
     cache = read_prompt(model)

@@ -133,7 +133,7 @@ def test_sums_of_weighted_rows(kind: GGMLQuantizationType, columns: int) -> None
 
 
 @KINDS
-def test_no_row_may_have_a_weight_or_one(kind: GGMLQuantizationType) -> None:
+def test_sums_of_no_row_or_one(kind: GGMLQuantizationType) -> None:
     """Also the first row or the last."""
     matrix, exact_RC = columns_of(kind, 256, 64)
     for rows in ([], [0], [255], [0, 31, 32, 255]):

@@ -253,7 +253,7 @@ def test_attend_caps_scores() -> None:
 F = 83
 
 
-def experts(k: int) -> tuple[Tensor, Tensor, Tensor]:
+def kept_neurons(k: int) -> tuple[Tensor, Tensor, Tensor]:
     """k of F neurons, sorted: as int64; as int32, padded with invalid numbers; and k itself."""
     index_k = torch.randperm(F)[:k].sort().values.to(DEVICE)
     padded_F = torch.full((F,), 2**30, dtype=torch.int32, device=DEVICE)
@@ -278,7 +278,7 @@ def test_expand(dtype: torch.dtype, activation: str, gated: bool) -> None:
     parts = 2 if gated else 1
     x_D, weight = randn(D, dtype=dtype), 0.1 * randn(parts * F, D, dtype=dtype)
     bias, norm = randn(parts * F, dtype=dtype), make_norm("rms", D, dtype)
-    index_k, padded_F, kept = experts(21)
+    index_k, padded_F, kept = kept_neurons(21)
     z_F = torch.full((F,), 7.0, device=DEVICE)
     kernels.expand(x_D, weight, padded_F, kept, z_F, activation=activation, bias=bias, norm=norm)
 
@@ -293,7 +293,7 @@ def test_expand(dtype: torch.dtype, activation: str, gated: bool) -> None:
 def test_expand_any_number_of_neurons(k: int, kind: str) -> None:
     """One neuron, a few, part of a tile, all."""
     x_D, weight, norm = randn(D), 0.1 * randn(2 * F, D), make_norm(kind, D, torch.float32)
-    index_k, padded_F, kept = experts(k)
+    index_k, padded_F, kept = kept_neurons(k)
     z_F = nans(F)
     kernels.expand(x_D, weight, padded_F, kept, z_F, activation="silu", norm=norm)
 
@@ -313,7 +313,7 @@ def contracted(z_F: Tensor, padded_F: Tensor, kept: Tensor, contract_FD: Tensor,
 def test_contract_is_the_masked_sum(dtype: torch.dtype, k: int) -> None:
     """The indexed rows give the full product with all other activations zero."""
     contract_FD, bias_D, residual_D = randn(F, D, dtype=dtype), randn(D, dtype=dtype), randn(D, dtype=dtype)
-    index_k, padded_F, kept = experts(k)
+    index_k, padded_F, kept = kept_neurons(k)
     z_F = nans(F)
     z_F[:k] = randn(k)
     partial_PD = contracted(z_F, padded_F, kept, contract_FD)
@@ -335,6 +335,6 @@ def test_contract_is_the_masked_sum(dtype: torch.dtype, k: int) -> None:
 def test_contract_repeats_bit_by_bit() -> None:
     """The order of the sum is fixed."""
     contract_FD, z_F = randn(F, D), randn(F)
-    _, padded_F, kept = experts(60)
+    _, padded_F, kept = kept_neurons(60)
 
     assert torch.equal(contracted(z_F, padded_F, kept, contract_FD)[:], contracted(z_F, padded_F, kept, contract_FD)[:])

@@ -84,7 +84,7 @@ def test_a_dense_pass_has_the_bits_of_steps(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_halves_too(dtype: torch.dtype) -> None:
+def test_a_pass_in_half_precision_has_the_bits_of_steps(dtype: torch.dtype) -> None:
     """In half precision, a pass rounds each value where a step rounds it."""
     sequenced = Sequenced("gemma2", dtype)
     check(sequenced, draw_thresholds(sequenced.step.weights), 2, 2)
@@ -110,7 +110,7 @@ def test_each_token_of_a_pass_picks_what_it_reads(family: str, scale: float) -> 
 
 
 @pytest.mark.parametrize("by", ["kept", "thresholds"])
-def test_a_pass_may_read_everything_meanwhile(by: str) -> None:
+def test_a_pass_may_read_all_neurons(by: str) -> None:
     """A pass with all neurons does not change later steps, and its tokens are not counted."""
     sequenced, ids = Sequenced("llama"), IDS[PROMPT : PROMPT + 2]
     weights = sequenced.step.weights

@@ -164,7 +164,7 @@ def test_half_precision_rounds_as_the_model_does(family: str) -> None:
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="its weights are on the CPU")
 @pytest.mark.parametrize("kind", MODELS)
-def test_neighbours_may_turn_together(kind: str) -> None:
+def test_interleaved_rotary_positions(kind: str) -> None:
     """Rotary positions may rotate neighbouring elements, in the whole head or in half of it."""
     model, weights, order_S = interleaved_model(kind)
 
@@ -173,7 +173,7 @@ def test_neighbours_may_turn_together(kind: str) -> None:
 
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_tokens_pick_as_in_plain_torch(family: str) -> None:
-    """By thresholds, with a gate and without. Both steps count the same reads."""
+    """With thresholds, with a gate and without. Both steps count the same reads."""
     model, weights = tiny_pair(family)
     found, ours, theirs = distance_from_lean(
         model, weights, fused.FusedStep(weights, CONTEXT), draw_thresholds(weights)

@@ -68,7 +68,7 @@ def test_it_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert described(facts).endswith("weights: CPU_Mapped model 92.10 MiB, built with AVX2 OPENMP")
 
 
-def test_what_cannot_be_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No package, no program, no model, an unknown token, a process that dies, another vocabulary."""
     good = pretended_file(tmp_path / "a.gguf")
     (tmp_path / "empty").mkdir()
@@ -105,7 +105,7 @@ def test_the_models_own_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
-def test_the_real_one() -> None:
+def test_real_llama_cpp() -> None:
     """It reads the same text token by token and at once."""
     with LlamaCpp(embedded_file(), 64, 1) as llama_cpp:
         steps_TV = llama_cpp.logits([1, 504, 281], one_by_one=True)

@@ -11,7 +11,7 @@ from griffin.experiments.paper.heatmaps import colourbar, decode, draw_heatmaps,
 
 
 def test_bytes_of_a_heatmap() -> None:
-    """The 99.5th percentile of 0..200 is 199. So 0, 100, 199 and 200 give 0, round(100 / 199 * 255) = 128, 255 and 255."""
+    """The 99.5th percentile of 0..200 is 199. So 0, 100, 199, 200 give 0, round(100 / 199 * 255) = 128, 255, 255."""
     heatmap = encode(torch.arange(201.0)[None])
     values = base64.b64decode(heatmap["values"])
 
@@ -29,7 +29,7 @@ def test_a_heatmap_comes_back() -> None:
 
 
 def test_nothing_is_active() -> None:
-    """Then there is no scale, but there are values."""
+    """There is no scale, but there are values."""
     assert not decode(encode(torch.zeros(2, 3))).any()
 
 

@@ -137,7 +137,7 @@ def test_a_missing_picture_is_one_line(folder: Path, address: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_markdown_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_page_needs_markdown_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """If it is missing, the error says how to install it."""
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(GriffinError, match=r"pip install .* '\.\[experiments\]'"):

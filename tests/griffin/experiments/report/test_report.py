@@ -264,7 +264,7 @@ def test_one_model_needs_no_name_in_each_section() -> None:
     assert "###" not in text
 
 
-def test_of_several_models_the_verdicts_come_first() -> None:
+def test_the_verdicts_of_several_models_come_first() -> None:
     """One line for each model, before the long verdicts."""
     outcome = Outcome({**facts(), "model": "a", "command": "python x"}, [], [], None)
     subjects = [Subject("a", facts(), {"echo": outcome}), Subject("b", failures={"model": "not there"})]

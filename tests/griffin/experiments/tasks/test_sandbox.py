@@ -34,7 +34,7 @@ def test_what_passes(program: str, sandboxed: None) -> None:
         "import os; os.execv('/bin/true', ['x'])", "def f(): return f()\nf()",
     ],
 )  # fmt: skip
-def test_what_does_not(program: str, sandboxed: None) -> None:
+def test_what_does_not_pass(program: str, sandboxed: None) -> None:
     """Programs that end before the last statement, with any status."""
     assert not passes(program)
 

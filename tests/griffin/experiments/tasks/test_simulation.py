@@ -253,7 +253,7 @@ def test_prompts_that_are_cut_are_counted(words: Study) -> None:
     assert "prompts cut to 80 tokens" in table
 
 
-def test_always_the_same_answer_is_chance_too(words: Study, tmp_path: Path) -> None:
+def test_a_constant_answer_is_chance(words: Study, tmp_path: Path) -> None:
     """Two of three answers are yes, so a constant yes scores 2/3. Other choices differ by item."""
     items = [{"passage": "p", "question": f"q{number}?", "label": int(number > 0)} for number in range(3)]
     study = Study(words.checkpoint, write_data(tmp_path / "d", boolq=items), tmp_path / "out")

@@ -363,7 +363,7 @@ def test_without_whole_prompts_the_shortest_are_the_widest() -> None:
 
 
 def test_none_is_within_the_tolerance() -> None:
-    """Then the advice is dense, and says how near the best came."""
+    """The advice is dense, and says how near the best came."""
     advice, said = advised(cell(64, 0.25, 9), cell(None, 0.25, 12), cell(None, 0.5, 40), cell(64, 0.5, 40))
 
     assert (advice.steps, advice.unsure) == ((), None)

@@ -32,7 +32,9 @@ def test_values_that_are_named() -> None:
 
 
 @pytest.mark.parametrize("given", [None, GenerationConfig(), config(do_sample=False, num_beams=1, eos_token_id=2)])
-def test_nothing_is_made_up(given: GenerationConfig | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_library_defaults_are_no_recommendation(
+    given: GenerationConfig | None, caplog: pytest.LogCaptureFixture
+) -> None:
     """The library's own defaults are no recommendation."""
     assert sampling_defaults(given) == {}
     assert not caplog.records
@@ -76,7 +78,7 @@ def test_what_is_not_applied_is_named(caplog: pytest.LogCaptureFixture) -> None:
     assert "typical_p, no_repeat_ngram_size would" in record.getMessage()
 
 
-def test_of_a_checkpoint(tmp_path: Path, smollm2: Checkpoint) -> None:
+def test_defaults_of_a_checkpoint(tmp_path: Path, smollm2: Checkpoint) -> None:
     """The values come from generation_config.json; the embedded model has none."""
     model = tiny_model("llama", vocab_size=len(smollm2.tokenizer))
     model.generation_config = config(**NAMED, do_sample=True)

@@ -29,7 +29,7 @@ def test_the_union_of_all_files(tmp_path: Path, smollm2: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(("named", "expected"), [(None, set()), (3, {3}), ([3, 4], {3, 4}), ([], set())])
-def test_whatever_form_a_configuration_has(named: object, expected: set[int]) -> None:
+def test_every_form_of_end_ids(named: object, expected: set[int]) -> None:
     """A number, several, or none."""
     model = tiny_model("llama")
     model.generation_config.eos_token_id = None

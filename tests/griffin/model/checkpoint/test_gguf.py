@@ -641,7 +641,7 @@ def test_what_lies_beside_a_file_is_not_its_tokenizer(tmp_path: Path) -> None:
         ({"merges": None}, r"does not say how tokens are made: it lacks the key tokenizer\.ggml\.merges"),
     ],
 )
-def test_a_vocabulary_that_is_none(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_an_invalid_vocabulary(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     """The error names the key."""
     file = gguf_file.read(write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False)))
     changed = {**file.metadata, **{f"tokenizer.ggml.{key}": value for key, value in changes.items()}}

@@ -239,7 +239,7 @@ def test_the_same_as_the_packages_reader(tmp_path: Path) -> None:
         assert np.array_equal(gguf.dequantize(ours.data, ours.type), gguf.dequantize(tensor.data, tensor.tensor_type))
 
 
-def test_a_file_is_let_go(tmp_path: Path) -> None:
+def test_a_file_can_be_closed_once_unused(tmp_path: Path) -> None:
     """It cannot be closed while a tensor's bytes are in use."""
     file = gguf_file.read(written(tmp_path / "model.gguf"))
     held = file.tensors["plain"].data
@@ -286,7 +286,7 @@ def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
         (None, r"one of 2 parts, and m-00002-of-00002\.gguf is not beside it; download all"),
     ],
 )
-def test_a_part_that_is_none(second: bytes | None, words: str, tmp_path: Path) -> None:
+def test_an_invalid_part(second: bytes | None, words: str, tmp_path: Path) -> None:
     """The error names the part itself, not a tensor that is missing because of it."""
     paths = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
     paths[0].write_bytes(with_keys(numbered("split.no", 0), numbered("split.count", 2)))

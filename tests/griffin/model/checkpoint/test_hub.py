@@ -68,7 +68,7 @@ def found(endpoint: str, home: Path, *spellings: str, **environment: str) -> lis
         (["a-Q4_K_M.gguf", "a-Q4_K.gguf", "a-Q4_K_S.gguf"], "Q4_K", ["a-Q4_K.gguf"]),
     ],
 )
-def test_files_that_are_meant(names: Sequence[str], wanted: str | None, files: list[str]) -> None:
+def test_files_that_a_name_means(names: Sequence[str], wanted: str | None, files: list[str]) -> None:
     """A quantisation or file name in any case, all parts of a split model; without one, a checkpoint."""
     assert chosen(names, "o/r", wanted) == files
 
@@ -95,7 +95,9 @@ def test_files_that_are_meant(names: Sequence[str], wanted: str | None, files: l
         (SPLIT[:1], "BF16", f"is one of 00002 parts, and {SPLIT[1]} is not there"),
     ],
 )
-def test_nothing_and_several_are_told_with_what_there_is(names: Sequence[str], wanted: str | None, words: str) -> None:
+def test_no_file_and_several_are_refused_with_the_available_ones(
+    names: Sequence[str], wanted: str | None, words: str
+) -> None:
     """One line says what to name instead."""
     with pytest.raises(LoadError) as failure:
         chosen(names, "o/r", wanted)
@@ -141,7 +143,7 @@ def test_each_spelling_is_downloaded_once(repositories: Repositories, tmp_path: 
     assert not any("mmproj" in path for path in server.asked if "/resolve/" in path)
 
 
-def test_what_cannot_be_had_says_why(repositories: Repositories, tmp_path: Path) -> None:
+def test_the_error_says_why_a_model_is_not_available(repositories: Repositories, tmp_path: Path) -> None:
     """Unknown and gated repositories, unknown quantisations, and no network; each in one line."""
     with hub(repositories) as server:
         errors = found(server.url, tmp_path, "org/no-such", "gated/model", "org/tiny-GGUF", "org/none", "a/b/c.gguf")

@@ -61,7 +61,7 @@ def test_a_number_that_no_model_has(changes: dict[str, Any], words: str) -> None
         {"final_logit_softcapping": None, "intermediate_size": 64.0},
     ],
 )
-def test_what_is_absent_or_usual(changes: dict[str, Any]) -> None:
+def test_absent_or_usual_numbers_are_accepted(changes: dict[str, Any]) -> None:
     """It is accepted."""
     require_numbers({**PLAIN, **changes}, "model")
 

@@ -203,7 +203,7 @@ def test_options_that_codes_do_not_allow(
         load(str(tmp_path), device="cpu", **options)
 
 
-def test_what_holds_codes_is_said(tmp_path: Path, smollm2: Checkpoint) -> None:
+def test_formats_of_a_packed_checkpoint(tmp_path: Path, smollm2: Checkpoint) -> None:
     """The embedding is not quantised and keeps the checkpoint's numbers."""
     directory(tmp_path, smollm2, "awq")
     checkpoint = load(str(tmp_path), device="cpu")

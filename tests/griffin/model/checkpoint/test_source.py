@@ -154,7 +154,7 @@ def test_the_embedded_default(spelling: str) -> None:
     ],
 )
 def test_hub_ids(spelling: str, hub_id: str) -> None:
-    """By id, or by address."""
+    """A hub id, or the address of its page."""
     found = locate(spelling)
 
     assert (found.name, found.hub_id, found.path) == (hub_id, hub_id, None)

@@ -160,7 +160,7 @@ def test_numbers_that_shapes_tell_may_be_missing(tmp_path: Path, smollm2: Checkp
         load(str(tmp_path / "eyes"), device="cpu", dtype="float32")
 
 
-def test_of_other_models_they_may_not(tmp_path: Path, smollm2: Checkpoint) -> None:
+def test_numbers_that_shapes_do_not_tell_are_required(tmp_path: Path, smollm2: Checkpoint) -> None:
     """The shapes of Mistral's projections do not show the number of heads."""
     multimodal("mistral3", smollm2, tmp_path / "eyes")
     change_config(tmp_path / "eyes", num_attention_heads=None)

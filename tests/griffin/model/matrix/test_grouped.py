@@ -141,7 +141,7 @@ def test_transposed_in_blocks_of_32(kind: GGMLQuantizationType, rows: int, colum
     assert turned.dense(torch.float32).equal(matrix.dense(torch.float32).t())
 
 
-def test_what_is_by_column_is_not_turned_again() -> None:
+def test_columns_cannot_be_transposed() -> None:
     """It is never needed."""
     with pytest.raises(NotImplementedError, match="already in the form for sums of weighted rows"):
         of_columns(T.Q4_0, torch.float32)[0].transposed()
@@ -239,7 +239,7 @@ def test_a_shared_model_takes_no_memory() -> None:
     )
 
 
-def test_what_they_say_of_themselves() -> None:
+def test_formats_of_grouped_matrices() -> None:
     """Formats are those of the compiled step, and such matrices are never merged."""
     for kind, grouping in GROUPINGS.items():
         rows, columns = of_rows(kind, torch.bfloat16)[0], of_columns(kind, torch.bfloat16)[0]
