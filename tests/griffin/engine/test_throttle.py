@@ -13,7 +13,7 @@ MOST = 15
 
 
 def cheap(tokens: int) -> float:
-    """The cost of a pass in steps that is the goal of the compiled pass."""
+    """The cost of a pass in steps: the goal for the compiled pass."""
     return 1 + 0.13 * (tokens - 1)
 
 

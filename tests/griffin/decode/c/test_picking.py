@@ -126,7 +126,7 @@ def test_every_format(family: str, name: str, instructions: int) -> None:
 @EACH_FORMAT
 @pytest.mark.parametrize(("width", "neurons"), [(105, 173), (33, 129), (9, 640), (264, 31), (48, 1), (3, 2)])
 def test_odd_sizes(width: int, neurons: int, name: str, instructions: int) -> None:
-    """Prime or tiny sizes: parts of tiles, rows of odd bytes, chunks of one neuron, fewer chunks than threads."""
+    """Odd or tiny sizes: parts of tiles, rows of odd bytes, chunks of one neuron, fewer chunks than threads."""
     model = sized("llama", width, neurons)
     step = NativeStep(held_as(model, name), read_prompt(model), threads=3)
     by = thresholds_of(model, IDS[:PROMPT].tolist())

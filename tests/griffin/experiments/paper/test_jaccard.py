@@ -47,7 +47,7 @@ def test_ranks_of_wide_layers(width: int) -> None:
 
 
 def test_by_chance() -> None:
-    """Two random halves share a quarter of the neurons and have three quarters together. All neurons are one set."""
+    """Two random halves share a quarter of the neurons and have three quarters together. Sets of all are equal."""
     assert jaccard.by_chance(0.5) == pytest.approx(0.25 / 0.75)
     assert jaccard.by_chance(1.0) == 1.0
 

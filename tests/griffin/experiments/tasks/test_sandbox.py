@@ -65,7 +65,7 @@ def test_what_is_refused(statement: str, error: str, sandboxed: None) -> None:
 
 
 def test_a_server_cannot_be_reached(sandboxed: None) -> None:
-    """Not even by a socket that the program need not open itself."""
+    """A program cannot connect to a server on this machine."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
         address = server.getsockname()
