@@ -1,12 +1,12 @@
-"""Tiny random models of every supported type, and the real one, for all tests."""
+"""Fixtures for all tests: tiny random models of every supported type, and the real default model."""
 
 import os
 
-# Before anything imports transformers: no test waits for a hub.
+# Set before transformers is imported, so that no test waits for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-# And before anything imports torch: on models this small more threads only wait for each other, all the longer where
-# test files run side by side. What is about threads sets their number itself.
+# Set before torch is imported. On models this small, more threads only wait for each other, above all where test files
+# run side by side. A test about threads sets their number itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Likewise before anything imports triton: without a GPU its kernels run in its interpreter.
+    # Set before triton is imported: without a GPU, its kernels run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from transformers import PreTrainedModel, logging
@@ -34,7 +34,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def model(family: str) -> PreTrainedModel:
-    """A tiny random model of each supported type in turn."""
+    """A tiny random model; each supported type in turn."""
     return tiny_model(family)
 
 

@@ -1,4 +1,4 @@
-"""Real models that are too large to come with the project, for tests of answers that must make sense."""
+"""Real models that are too large for the repository, for tests whose answers must make sense."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ FOLDER = Path.home() / ".cache/griffin-models"
 
 
 def coder(size: str = "0.5b") -> Path:
-    """The file of Qwen2.5-Coder; the test is skipped where it is missing."""
+    """The path of Qwen2.5-Coder's file; the test is skipped if the file is missing."""
     path = FOLDER / f"qwen2.5-coder-{size}.gguf"
     if not path.is_file():
         pytest.skip(f"{path} is missing")

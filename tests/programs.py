@@ -1,4 +1,4 @@
-"""Programs of the system that some tests need, and scripts for them."""
+"""Programs of the system that some tests need, and a way to run scripts with them."""
 
 import json
 import os
@@ -14,7 +14,7 @@ SCRIPT_S = 600
 
 
 def require(*names: str) -> str:
-    """The path of the first that is there; without one the test is skipped, in continuous integration it fails."""
+    """The path of the first program that is installed. If there is none, the test is skipped; in CI it fails."""
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{' or '.join(names)} is not installed")
@@ -22,7 +22,7 @@ def require(*names: str) -> str:
 
 
 def printed(command: Sequence[str | Path], **options: Any) -> dict[str, Any]:
-    """The JSON that a script prints, within ``SCRIPT_S``. ``options``: as of ``subprocess.run``."""
+    """The JSON that a script prints within ``SCRIPT_S`` seconds. ``options`` go to ``subprocess.run``."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=SCRIPT_S, **options)
     assert done.returncode == 0, done.stderr
     answers: dict[str, Any] = json.loads(done.stdout)

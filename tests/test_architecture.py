@@ -1,4 +1,4 @@
-"""The arrows of the layout: server -> griffin, never back; inside each only downwards; each hard thing in one place."""
+"""What each module may import: server -> griffin, never back, and inside each package only downwards."""
 
 import ast
 from functools import cache
@@ -11,7 +11,7 @@ from griffin.request import METHOD_NAMES
 
 ROOT = Path(__file__).parents[1]
 OURS = ("griffin", "server", "loadtest")
-# Top to bottom: a folder or module may import itself and those below it. ``__init__`` is what others import.
+# Top to bottom: a folder or module may import itself and those below it. ``__init__`` is the package's public face.
 LAYERS = {
     "griffin": (
         "__main__", "experiments", "__init__", "engine", "decode", "method", "model", "request", "constraint",
@@ -22,11 +22,11 @@ LAYERS = {
         "loader", "work", "text", "http", "errors", "protocol", "jsonwire", "metrics", "settings", "log", "__init__",
     ),
 }  # fmt: skip
-# Inside griffin/experiments/, top to bottom: folders of one row do not import each other.
+# The same for griffin/experiments/; folders of one row do not import each other.
 EXPERIMENTS = (
     ("__main__",), ("report",), ("registry",), ("paper", "quality", "tune"), ("speed", "tasks"), ("common",),
 )  # fmt: skip
-# Inside griffin/ they can be read first, and alone.
+# Modules that import nothing of their own package, so that each can be read alone.
 LEAVES = {
     "griffin": ("errors", "constraint", "thresholds", "library"),
     "server": ("settings", "metrics", "log", "jsonwire"),
@@ -35,13 +35,13 @@ LEAVES = {
 
 @cache
 def modules(package: str) -> dict[str, ast.Module]:
-    """All files of a package by their path in the repository."""
+    """The syntax trees of all files of a package, by path in the repository."""
     files = (ROOT / package).rglob("*.py")
     return {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in files}
 
 
 def imports(tree: ast.AST) -> set[str]:
-    """Dotted names of everything imported, also inside functions."""
+    """Dotted names of everything that is imported, also inside functions."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -61,14 +61,14 @@ def importing(package: str, *forbidden: str) -> list[str]:
 
 
 def layer(package: str, dotted: str) -> str:
-    """The folder or module of a package that a name is in."""
+    """The folder or module of a package that a dotted name belongs to."""
     parts = dotted.split(".")
     return parts[1] if len(parts) > 1 and parts[1] in LAYERS[package] else "__init__"
 
 
 @pytest.mark.parametrize("package", LAYERS)
 def test_arrows_point_downwards(package: str) -> None:
-    """Folder by folder; a new folder or module has to find its place in the order first."""
+    """No folder or module imports one above it. A new one must get its place in the order first."""
     order, upwards = LAYERS[package], []
     for path, tree in modules(package).items():
         own = Path(path).with_suffix("").parts[1]
@@ -80,14 +80,14 @@ def test_arrows_point_downwards(package: str) -> None:
 
 
 def test_the_order_names_what_is_there() -> None:
-    """Nothing in it is gone."""
+    """Every name in the order exists."""
     for package, order in LAYERS.items():
         there = {path.stem for path in (ROOT / package).iterdir()}
         assert set(order) <= there
 
 
 def test_experiments_point_downwards() -> None:
-    """From the report to the questions, and from these to what they share."""
+    """The report imports the questions, and these import what they share; never the other way."""
     rows = {name: row for row, names in enumerate(EXPERIMENTS) for name in names}
     wrong, there = [], set()
     for path, tree in modules("griffin").items():
@@ -104,14 +104,14 @@ def test_experiments_point_downwards() -> None:
 
 @pytest.mark.parametrize(("package", "leaf"), [(package, leaf) for package, names in LEAVES.items() for leaf in names])
 def test_leaves_import_nothing_of_their_package(package: str, leaf: str) -> None:
-    """They can be read first, and alone."""
+    """Each leaf can be read alone."""
     tree = modules(package)[f"{package}/{leaf}.py"]
 
     assert {name for name in imports(tree) if name.split(".")[0] == package} == set()
 
 
 def test_the_library_knows_nothing_of_the_service() -> None:
-    """No HTTP, no text protocol, no metrics in griffin/."""
+    """griffin/ has no HTTP, no text protocol and no metrics."""
     web = (
         "server",
         "loadtest",
@@ -126,12 +126,12 @@ def test_the_library_knows_nothing_of_the_service() -> None:
 
 
 def test_the_service_does_not_touch_tensors() -> None:
-    """No torch and no transformers in server/."""
+    """server/ imports neither torch nor transformers."""
     assert importing("server", "torch", "transformers") == []
 
 
 def test_methods_are_not_told_apart_by_name() -> None:
-    """What differs between them is in their rows."""
+    """The code does not compare a method's name: the method's class holds what differs."""
     names = {*METHOD_NAMES} - {"griffin"}
     compared = [
         f"{path}:{node.lineno}"
@@ -146,7 +146,7 @@ def test_methods_are_not_told_apart_by_name() -> None:
 
 
 def test_steps_are_not_told_apart_by_name() -> None:
-    """But in their table, where one may be asked for."""
+    """The library does not compare a step's name: the table of steps holds what differs."""
     names = {*STEP_NAMES} - {"auto"}
     compared = [
         f"{path}:{node.lineno}"
@@ -160,25 +160,25 @@ def test_steps_are_not_told_apart_by_name() -> None:
 
 
 def test_nothing_imports_the_experiments() -> None:
-    """But the command line: preparing a model uses what experiments share."""
+    """The command line is the only exception: preparing a model uses code that the experiments share."""
     outside = [path for package in OURS for path in importing(package, "griffin.experiments")]
 
     assert [path for path in outside if not path.startswith("griffin/experiments/")] == ["griffin/__main__.py"]
 
 
 def test_the_load_test_stands_alone() -> None:
-    """It meets the server over HTTP only."""
+    """It knows the server only by HTTP."""
     assert importing("loadtest", "griffin", "server") == []
 
 
-def test_what_deploys_it_knows_its_application_alone() -> None:
-    """One file, Ray's, builds the app; the rest of deploy/ is configuration and programs that stand alone."""
+def test_deployment_imports_only_the_application() -> None:
+    """Ray's file builds the app. The rest of deploy/ is configuration, and programs that import nothing of ours."""
     assert importing("deploy", "griffin", "loadtest") == []
     assert importing("deploy", "server") == ["deploy/ray/app.py"]
 
 
 def test_the_environment_is_read_in_one_file() -> None:
-    """Configuration enters at the edge."""
+    """Only server/settings.py reads environment variables."""
     readers = [
         path
         for package in OURS
@@ -191,7 +191,7 @@ def test_the_environment_is_read_in_one_file() -> None:
 
 
 def test_one_folder_runs_engines() -> None:
-    """Only server/work/ calls them, on workers' threads: jobs, and the comparisons of idle time."""
+    """Only server/work/ calls engines, on workers' threads: for jobs, and for comparisons in idle time."""
     runners = {
         path
         for path, tree in modules("server").items()
@@ -205,7 +205,7 @@ def test_one_folder_runs_engines() -> None:
 
 
 def test_no_mutable_globals() -> None:
-    """State lives in objects."""
+    """No function rebinds a global name: state lives in objects."""
     assert [
         path
         for package in OURS

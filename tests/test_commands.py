@@ -1,4 +1,4 @@
-"""Every command in the documents is run: here, by the test that is named here, or it says what it needs."""
+"""Every command in the documents is run: here, or by the file in ``ELSEWHERE``. Other commands say what they need."""
 
 import os
 import re
@@ -22,9 +22,9 @@ from tests.server.process import START_S, running
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").rglob("*.md")])
 ADDRESS = "http://127.0.0.1:8000"
-# What no test machine has, as the command's own comment says.
+# The comment of a command that no test machine can run.
 NEEDS = re.compile(r"# needs (?:a GPU|a cluster|Docker)")
-# By the beginning of a command: who runs it, or its like with a small model, and in which words.
+# How a command begins: the file that runs it, or runs the same with a small model, and the words that do so.
 ELSEWHERE = {
     "make test": (".ci/run", "exec make test"),
     "serve run deploy.ray.app:application": ("tests/deploy/test_ray.py", "documented_arguments"),
@@ -39,7 +39,7 @@ ELSEWHERE = {
     "python -m griffin.experiments pace": ("tests/griffin/experiments/quality/test_beyond.py", 'conduct("pace"'),
     "python -m griffin tune": ("tests/griffin/experiments/tune/test_tune.py", 'tune.run(command("--prompts"'),
     "pip install -c deploy/constraints.txt -e '.[experiments]'": ("Makefile", "-c $(CONSTRAINTS) -e '.[experiments]'"),
-    # The extra is in `dev`, too.
+    # `dev` includes this extra.
     "pip install -c deploy/constraints.txt -e '.[ray]'": ("Makefile", "-c $(CONSTRAINTS) -e '.[dev]'"),
 }
 
@@ -58,7 +58,7 @@ class Command:
 
 
 def complete(text: str) -> bool:
-    """Whether a shell would not wait for another line."""
+    """Whether a shell would run this text, instead of waiting for another line."""
     try:
         shlex.split(text, comments=True)
     except ValueError:
@@ -67,7 +67,7 @@ def complete(text: str) -> bool:
 
 
 def commands(document: Path) -> Iterator[Command]:
-    """Of its console blocks; other lines there are output."""
+    """The commands of a document's console blocks. Other lines of a block are output."""
     for block in re.findall(r"```console\n(.*?)```", document.read_text(), re.DOTALL):
         text = ""
         for line in block.splitlines():
@@ -82,7 +82,7 @@ def commands(document: Path) -> Iterator[Command]:
 
 
 def blocks(document: Path) -> list[str]:
-    """Its Python programs."""
+    """The Python programs in a document."""
     return re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
 
 
@@ -99,14 +99,14 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def quick_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A tiny model, for commands that ask much of a server."""
+    """The server of a tiny model, for commands that send it many requests."""
     folder = tiny_checkpoint.write(tmp_path_factory.mktemp("tiny"))
     with running("--model", str(folder), "--dtype", "float32", OMP_NUM_THREADS="1") as server:
         yield server.url
 
 
 def run(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """By a shell, in a folder of its own, with this environment's programs first."""
+    """Run a text with bash in this folder; this environment's programs come first in the path."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
@@ -115,16 +115,16 @@ def run(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_commands_were_found() -> None:
-    """And those that others run, they run."""
+    """The documents still have the commands of ``ELSEWHERE``, and each file there still runs its command."""
     assert len(HERE) > 4
     for start, (where, words) in ELSEWHERE.items():
-        assert any(command.text.startswith(start) for command in ALL), f"nobody mentions {start} any more"
+        assert any(command.text.startswith(start) for command in ALL), f"no document has {start} any more"
         assert words in (ROOT / where).read_text(), f"{where} does not run {start} any more"
 
 
 @pytest.mark.parametrize("command", [command for command in HERE if command not in SERVES], ids=str)
-def test_it_works(command: Command, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """As it stands, but for the port."""
+def test_commands_work(command: Command, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """The command works as it is written; only the server's address is replaced."""
     text = command.text
     if ADDRESS in text:
         text = text.replace(ADDRESS, request.getfixturevalue("quick_url" if "loadtest" in text else "url"))
@@ -135,7 +135,7 @@ def test_it_works(command: Command, request: pytest.FixtureRequest, tmp_path: Pa
 
 
 def test_the_experiments_that_were_run_can_be_run_again() -> None:
-    """Each took minutes to hours; that its command still means something is what is held here."""
+    """The command line still accepts each command. Running them would take minutes to hours each."""
     text = (ROOT / "docs/experiments.md").read_text()
     lines = re.findall(r"```sh\npython -m griffin.experiments (.*)\n```", text)
 
@@ -145,7 +145,7 @@ def test_the_experiments_that_were_run_can_be_run_again() -> None:
 
 
 def test_make_serve_serves() -> None:
-    """Of the README's two commands the first; the second is what runs this."""
+    """`make serve` starts a server. `make test`, the README's other command, runs this test."""
     assert SERVES
     command = ["make", "serve", f"VENV={sys.prefix}", "ARGS=--port 0"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -168,7 +168,7 @@ def test_make_serve_serves() -> None:
     "document", [d for d in DOCUMENTS if ADDRESS in "".join(blocks(d))], ids=lambda d: str(d.relative_to(ROOT))
 )
 def test_programs_in_python_work(document: Path, url: str, tmp_path: Path) -> None:
-    """Those that talk to a server."""
+    """The documents' Python programs that talk to a server run without an error."""
     for number, block in enumerate(blocks(document)):
         if ADDRESS in block:
             file = tmp_path / f"{number}.py"

@@ -1,4 +1,4 @@
-"""What the documents claim is so."""
+"""The documents' tables, names and links agree with the code."""
 
 import re
 import subprocess
@@ -35,7 +35,7 @@ DOCUMENTS = [
 
 
 def test_the_tree_is_the_real_tree() -> None:
-    """Every module is listed, in its place, and nothing else is."""
+    """The tree lists every module in its place, and names no file that does not exist."""
     block = ARCHITECTURE.split("## The tree")[1].split("```")[1]
     listed, folders = set(), [""]
     for line in block.splitlines():
@@ -58,7 +58,7 @@ def test_the_tree_is_the_real_tree() -> None:
 
 
 def test_the_settings_table_is_the_settings() -> None:
-    """Flag, variable, default and meaning of each, in order."""
+    """The table has each setting's flag, variable, default and meaning, in order."""
     rows = re.findall(r"^\| `(--\S+)` \| `(\S+)` \| (.*?) ?\| (.*) \|$", OPERATING, re.MULTILINE)
     expected = [
         (
@@ -74,7 +74,7 @@ def test_the_settings_table_is_the_settings() -> None:
 
 
 def test_the_metrics_table_has_every_metric() -> None:
-    """By the names that Prometheus sees."""
+    """The table has the names that Prometheus sees."""
     table = OPERATING.split("## Metrics and dashboards")[1].split("##")[0]
     found = Metrics().registry.collect()
     names = [f"{m.name}_total" if m.type == "counter" else m.name for m in found if m.name.startswith("griffin")]
@@ -86,7 +86,7 @@ def test_the_metrics_table_has_every_metric() -> None:
 
 @pytest.mark.parametrize("shape", ["smollm2-135m", "llama-3-8b", "llama-2-13b"])
 def test_the_memory_table_is_what_the_shapes_need(shape: str) -> None:
-    """In decimal units, in bfloat16."""
+    """In decimal units, for bfloat16."""
     config = shape_config(shape)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -102,14 +102,14 @@ def test_the_memory_table_is_what_the_shapes_need(shape: str) -> None:
 
 
 def test_every_endpoint_is_documented() -> None:
-    """Those that the app has, and no others."""
+    """The document has the app's endpoints, and no others."""
     paths = create_app(Settings()).openapi()["paths"]
 
     assert set(re.findall(r"`(?:GET|POST) (/\S+)`", API)) - {"/"} == set(paths)
 
 
 def test_the_client_table_is_what_was_tested() -> None:
-    """Each client, in the version that the tests run."""
+    """The table has each client in the version that the tests run."""
     table = README.split("## Clients")[1].split("\n\n")[2]
     found = dict(re.findall(r"^\| [^|]*?((?:npm )?`[\w-]+`) \| ([\d.]+) \|", table, re.MULTILINE))
 
@@ -117,7 +117,7 @@ def test_the_client_table_is_what_was_tested() -> None:
 
 
 def test_supported_types_and_choices_are_named() -> None:
-    """The rows of the family table, the selections, the statistics."""
+    """The documents name all model types, strategies and statistics."""
     supported = README.split("Supported model types: ")[1].split("\n\n")[0]
 
     assert all(re.search(rf"\b{name}\b", supported) for name in (*FAMILIES, *MULTIMODAL))
@@ -125,7 +125,7 @@ def test_supported_types_and_choices_are_named() -> None:
 
 
 def test_the_table_of_model_types_is_the_table() -> None:
-    """Every type, and whether our own step decodes it."""
+    """It has every type, and says correctly whether our own steps decode it."""
     table = MODELS.split("## Model types")[1].split("\n## ")[0]
     rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")][1:]
     listed = {name: own.strip() == "yes" for _, names, _, own, *_ in rows for name in re.findall(r"`(\w+)`", names)}
@@ -135,7 +135,7 @@ def test_the_table_of_model_types_is_the_table() -> None:
 
 
 def test_make_targets_exist() -> None:
-    """Every make command in a document is one."""
+    """Every make command in a document has a target."""
     makefile = (ROOT / "Makefile").read_text()
     text = "".join(document.read_text() for document in DOCUMENTS)
 
@@ -143,7 +143,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    """Files that documents link to, and pictures that they show, are there; and so are headings they jump to."""
+    """Linked files, pictures and headings exist."""
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
             path, _, heading = target.partition("#")
@@ -157,7 +157,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def required(name: str, extras: set[str], seen: dict[str, bool]) -> dict[str, bool]:
-    """All that a distribution needs here, by normalised name; and whether who needs it names the exact version."""
+    """All that a distribution needs here: normalised name -> whether the requirement names an exact version."""
     for text in metadata.requires(name) or []:
         requirement = Requirement(text)
         wanted = [not requirement.marker or requirement.marker.evaluate({"extra": e}) for e in (extras or {""})]
@@ -169,7 +169,7 @@ def required(name: str, extras: set[str], seen: dict[str, bool]) -> dict[str, bo
 
 
 def test_every_dependency_is_pinned() -> None:
-    """Here, or (torch's CUDA packages) by exact version where it is asked for: two installs are the same."""
+    """Two installations are the same: each version is fixed in constraints.txt or where it is required."""
     lines = (ROOT / "deploy/constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     pinned = {canonicalize_name(name): version for name, version in pins.items()}
@@ -180,7 +180,7 @@ def test_every_dependency_is_pinned() -> None:
 
 
 def test_no_path_of_one_machine() -> None:
-    """Nothing here is true on one machine only."""
+    """No file names a path that exists on one machine only."""
     found = subprocess.run(
         ["git", "grep", "-nIE", r"(^|[^A-Za-z0-9_.])/(work|home|root)/"], cwd=ROOT, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""Help texts are read in a hurry: no sentence in them is long."""
+"""Help texts are read in a hurry: they have no long sentence."""
 
 import argparse
 import re
@@ -18,7 +18,7 @@ MOST_WORDS = 25
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """A parser, and those of its commands."""
+    """A parser and the parsers of its commands."""
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -27,7 +27,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 def texts(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Paragraphs of its description, and the help of its flags."""
+    """The paragraphs of a parser's description, and the help of its flags."""
     yield from (parser.description or "").split("\n\n")
     yield from (action.help or "" for action in parser._actions)
 
@@ -41,7 +41,7 @@ FIELDS = {f"{kind.__name__}.{name}": field.description or ""
 
 @pytest.mark.parametrize("text", [text for text in {**FLAGS, **FIELDS}.values() if text])
 def test_no_sentence_is_long(text: str) -> None:
-    """Between full stops, colons and semicolons. Lines of a list count one by one."""
+    """A sentence ends at a full stop, colon, semicolon or question mark. Each line of a list counts alone."""
     long = [s for s in re.split(r"[.;:?]\s+|\n  ", text) if len(s.split()) > MOST_WORDS]
 
     assert not long

@@ -8,10 +8,10 @@ from griffin.model.families import FAMILIES
 COMMON = {"vocab_size": 128, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 WIDTHS = {"hidden_size": 32, "intermediate_size": 52, "num_hidden_layers": 3, "num_attention_heads": 4}
 GATED = {**WIDTHS, "num_key_value_heads": 2, "head_dim": 8}
-# Windows shorter than the prompts of the tests, so that the masks of sliding layers matter.
+# The window is shorter than the tests' prompts, so that the masks of sliding layers matter.
 SLIDING = {**GATED, "sliding_window": 8}
 BY_LAYER = {**SLIDING, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
-# The original context is shorter than the tests' prompts too, so that queries grow.
+# The original context is also shorter than the tests' prompts, so that queries are scaled up.
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 51.2, "original_max_position_embeddings": 5}
 GPT = {"n_embd": 32, "n_inner": 52, "n_layer": 3, "n_head": 4, "n_positions": 256}
 
@@ -46,12 +46,12 @@ CONFIGS: dict[str, dict[str, object]] = {
     "falcon": {**WIDTHS, "ffn_hidden_size": 52, "alibi": False, "bias": True, "new_decoder_architecture": False},
 }  # fmt: skip
 
-# Types whose decoder block has the common form: every step decodes them.
+# Types whose decoder block has the common form, which every step decodes.
 COMMON_BLOCK = [model_type for model_type, family in FAMILIES.items() if family.block is not None]
 
 
 def tiny_model(model_type: str, seed: int = 0, **changes: object) -> PreTrainedModel:
-    """The same weights for the same seed. Larger than usual, so that logits differ well."""
+    """A model whose weights depend on the seed only. They are larger than usual, so that logits differ well."""
     config = AutoConfig.for_model(model_type, **{**COMMON, **CONFIGS[model_type], **changes})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -1,9 +1,11 @@
-"""How long passes take on this device, in steps: a line of JSON for each model and way to prune.
+"""How long passes take on this device, in steps: a line of JSON for each model and method.
 
-``python -m tests.gpu.passes [--shapes llama-3-8b,llama-1.1b] [--rounds 20] [--groups 8=2,16=8]`` from the repository's
-root. Weights are random. A line has the time of a step, of passes of 1, 2, 4, 8 and 16 tokens, how many steps that is,
-whether their logits have the bits of steps, and how long the graphs took. --groups tries other numbers of tokens that a
-program multiplies at a time, see ``kernels.GROUPED``.
+``python -m tests.gpu.passes [--shapes llama-3-8b,llama-1.1b] [--rounds 20] [--groups 8=2,16=8]``, run in the
+repository's root.
+
+Weights are random. A line has the time of a step, and the times of passes of 1, 2, 4, 8 and 16 tokens, also in steps.
+It says whether the passes' logits equal those of steps bit by bit, and how long the engine took to make. --groups sets
+how many tokens one program multiplies at a time, see ``kernels.GROUPED``.
 """
 
 import argparse
@@ -29,7 +31,7 @@ WAYS = {
 
 @torch.inference_mode()
 def equal(engine: Engine, ids: list[int]) -> bool:
-    """Whether a pass has the bits of steps after what was read."""
+    """Whether a pass over these tokens gives the same bits as steps, after what was read."""
     state = engine._assembly.state
     decoder, start = state.decoder, state.length
     assert decoder.passes is not None

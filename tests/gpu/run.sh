@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All that needs a CUDA device, in one go: tests of graphs and compiled kernels, how many steps passes take, then the
-# paper's Table 3 with plots and profiles in $OUT. PYTHON names an interpreter that has the package's dependencies and pytest.
+# Everything that needs a CUDA device: the tests of graphs and compiled kernels, the times of passes, and the paper's
+# Table 3. Results, plots and profiles go to $OUT. $PYTHON must have the package's dependencies and pytest.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}

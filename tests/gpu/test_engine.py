@@ -1,4 +1,4 @@
-"""The engine on a CUDA device: against the same model on the CPU, and each way to run a token against the others."""
+"""The engine on a CUDA device against the same model on the CPU, and the steps against each other."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +36,7 @@ def ids(
 
 
 def test_pruned_decoding_equals_the_masked_model(family: str, prompts: Prompts) -> None:
-    """Greedy tokens at half the neurons, in fp32, for every family; the common block runs in graphs."""
+    """Greedy tokens at half the neurons, in fp32, for every family. Blocks of the common form are decoded by graphs."""
     expected, _ = oracle.generate(tiny_model(family), prompts(1, 20), 0.5, 12)
     engine = Engine(tiny_model(family).to("cuda"), prefill_chunk=7)
 
@@ -46,7 +46,7 @@ def test_pruned_decoding_equals_the_masked_model(family: str, prompts: Prompts) 
 
 @pytest.mark.parametrize("step", ["twin", "auto"])
 def test_a_request_may_keep_more_neurons_than_the_first(family: str, step: StepName, prompts: Prompts) -> None:
-    """Decoded, scored and compared, by every family: buffers are as large as the largest request so far."""
+    """Each family decodes, scores and compares with buffers that grow to the largest request so far."""
     ours, plain = Engine(tiny_model(family).to("cuda"), step=step), Engine(tiny_model(family), step="twin")
     for number, sparsity in enumerate((0.9, 0.25, 0.75)):
         prompt, pruning = prompts(number, 20), Pruning(sparsity)
@@ -62,7 +62,7 @@ def test_a_request_may_keep_more_neurons_than_the_first(family: str, step: StepN
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seeded", "everything"])
 def test_graphs_give_what_plain_steps_give(family: str, prompts: Prompts, sampling: Sampling) -> None:
-    """Dense and pruned, in turn on one engine, and again: what a request leaves does not show in the next."""
+    """Dense and pruned requests in turn on one engine: a request leaves no trace in the next."""
     model = tiny_model(family).to("cuda")
     engine, plain = Engine(model, prefill_chunk=8), Engine(model, prefill_chunk=8, step="twin")
     for number, sparsity in enumerate((0.5, 0.0, 0.9, 0.5)):
@@ -72,7 +72,7 @@ def test_graphs_give_what_plain_steps_give(family: str, prompts: Prompts, sampli
 
 
 def test_tokens_pick_in_graphs_as_in_plain_steps(family: str, prompts: Prompts) -> None:
-    """By thresholds, in turn with kept neurons and the full model; what they read is counted."""
+    """Thresholds, kept neurons and the full model in turn. What tokens read is counted."""
     model = tiny_model(family).to("cuda")
     engine, plain = Engine(model, prefill_chunk=8), Engine(model, prefill_chunk=8, step="twin")
     choices: list[tuple[float, MethodName]] = [(0.5, "griffin+"), (0.5, "griffin"), (0.25, "griffin+"), (0, "griffin")]
@@ -85,7 +85,7 @@ def test_tokens_pick_in_graphs_as_in_plain_steps(family: str, prompts: Prompts) 
 
 
 def test_selections_that_draw_choose_as_on_the_cpu(prompts: Prompts) -> None:
-    """By seed."""
+    """The same seed draws the same neurons on both devices."""
     pruning = Pruning(0.5, selection="sample", statistic="magnitude", seed=3)
     sets = []
     for device in ("cpu", "cuda"):
@@ -100,7 +100,7 @@ def test_selections_that_draw_choose_as_on_the_cpu(prompts: Prompts) -> None:
 def test_nothing_waits_and_nothing_is_allocated_between_tokens(
     prompts: Prompts, sampling: Sampling, method: MethodName
 ) -> None:
-    """A launched step is a launched graph and a copy to pinned memory."""
+    """To launch a step is to launch a graph and a copy to pinned memory."""
     engine = Engine(tiny_model("llama").to("cuda"))
     decoder = engine._assembly.state.decoder
     with engine.read(prompts(2, 20), Pruning(0.5, method=method)) as read:
@@ -119,7 +119,7 @@ def test_nothing_waits_and_nothing_is_allocated_between_tokens(
 
 
 def test_a_further_worker_costs_its_cache_and_little_else() -> None:
-    """Weights are shared, the gates by input too; kept neurons are read in place."""
+    """Engines share the weights and the gates by input. Kept neurons are read in place."""
     changes = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 8, "vocab_size": 2048}
     model = tiny_model("llama", **changes).to("cuda")
     (first,) = build_engines(model, 1)
@@ -128,13 +128,13 @@ def test_a_further_worker_costs_its_cache_and_little_else() -> None:
     second.warm_up()
     cache = sum(tensor.nbytes for pair in second._assembly.state.cache.reserve(1) for tensor in pair)
 
-    # What passes of 16 tokens hand from kernel to kernel.
+    # 24 MiB are enough for what the kernels of a pass of 16 tokens hand to each other.
     assert torch.cuda.memory_allocated() - before < cache + 24 * 2**20
     assert ids(first, [5, 6, 7], GREEDY, 0.5) == ids(second, [5, 6, 7], GREEDY, 0.5)
 
 
 def test_prefix_reuse_changes_nothing(family: str, prompts: Prompts) -> None:
-    """Tokens and neurons, with keys and values copied into the graphs' own buffers."""
+    """Tokens and neurons stay the same; keys and values are copied into the graphs' own buffers."""
     model = tiny_model(family).to("cuda")
     plain = Engine(model, prefill_chunk=8)
     reusing = Engine(model, prefill_chunk=8, prefixes=PrefixStore(1 << 30, 8))
@@ -149,7 +149,7 @@ def test_prefix_reuse_changes_nothing(family: str, prompts: Prompts) -> None:
 
 
 def test_offloaded_equals_resident(family: str, prompts: Prompts) -> None:
-    """Streamed in the prompt phase, gathered for decoding."""
+    """Weights on the host are streamed for the prompt, and gathered for decoding."""
     resident = Engine(tiny_model(family).to("cuda"), prefill_chunk=8)
     model = tiny_model(family)
     offload_(model, torch.device("cuda"))
@@ -161,7 +161,7 @@ def test_offloaded_equals_resident(family: str, prompts: Prompts) -> None:
 @pytest.mark.parametrize("draft", MODE_DRAFTS["lossless"])
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seeded", "everything"])
 def test_lossless_is_the_dense_model(family: str, prompts: Prompts, sampling: Sampling, draft: DraftName) -> None:
-    """Drafted by graphs, or by the model's own step; read in blocks by the model. In fp32."""
+    """In fp32. Graphs or the model's own step write the drafts; the model reads them in blocks."""
     engine = Engine(tiny_model(family).to("cuda"), prefill_chunk=8)
     for number, drafts in enumerate((2, 7)):
         prompt, verification = prompts(number, 20), Verification("lossless", draft, drafts)
@@ -174,7 +174,7 @@ def test_lossless_is_the_dense_model(family: str, prompts: Prompts, sampling: Sa
 @pytest.mark.parametrize("method", METHOD_NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_passes_have_the_bits_of_steps(prompts: Prompts, dtype: torch.dtype, method: MethodName) -> None:
-    """Dense and at half, of every size, in a model whose sums take several tiles and splits."""
+    """Passes of every size, dense and at half the neurons. The model is wide enough for several tiles and splits."""
     sizes = {"hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 4, "vocab_size": 8192}
     heads = {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 128}
     engine = Engine(tiny_model("llama", **sizes, **heads).to("cuda", dtype))
@@ -198,9 +198,9 @@ def test_passes_have_the_bits_of_steps(prompts: Prompts, dtype: torch.dtype, met
 @pytest.mark.parametrize("model_type", COMMON_BLOCK)
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "seeded", "everything"])
 def test_drafts_change_no_token_in_halves(model_type: str, prompts: Prompts, sampling: Sampling) -> None:
-    """In mode fast and lossless, in bfloat16: the recorded passes have the bits of recorded steps."""
+    """In modes fast and lossless, in bfloat16: recorded passes have the bits of recorded steps."""
     engine = Engine(tiny_model(model_type).to("cuda", torch.bfloat16))
-    # Few tokens, so that n-grams are found.
+    # Only three tokens may come, so that n-grams are found.
     wanted, prompt = replace(sampling, logit_bias=dict.fromkeys(range(5, 8), 90.0)), [5, 5, 6, 6, 7, 7, 5, 7, 6, 5]
     for sparsity in (0.0, 0.5):
         plain = Verification("fast", "none")
@@ -216,7 +216,7 @@ def test_drafts_change_no_token_in_halves(model_type: str, prompts: Prompts, sam
 
 
 def test_guarded_drafts_of_graphs_are_those_of_plain_steps(prompts: Prompts) -> None:
-    """Tokens and what was verified, with refreshed neurons, and in a second sequence of the same prompt."""
+    """The tokens and counts of verified drafts are the same, with refreshed neurons and in a second sequence."""
     model = tiny_model("llama").to("cuda")
     found = []
     for engine in (Engine(model), Engine(model, step="lean"), Engine(model, step="twin")):
@@ -229,7 +229,7 @@ def test_guarded_drafts_of_graphs_are_those_of_plain_steps(prompts: Prompts) -> 
 
 
 def test_a_comparison_is_that_of_the_cpu(prompts: Prompts) -> None:
-    """Kept neurons beside the full model."""
+    """The comparison of kept neurons with the full model has the same figures on both devices."""
     figures = []
     for device in ("cpu", "cuda"):
         with Engine(tiny_model("llama").to(device)).read(prompts(7, 20), Pruning(0.5)) as read:
@@ -241,7 +241,7 @@ def test_a_comparison_is_that_of_the_cpu(prompts: Prompts) -> None:
 
 
 def test_half_precision_stays_near_full(prompts: Prompts) -> None:
-    """bfloat16 through the kernels: the same most probable tokens as through the library, nearly always."""
+    """In bfloat16, the kernels nearly always choose the same tokens as torch."""
     model = tiny_model("llama").to("cuda", torch.bfloat16)
     graph, twin = Engine(model), Engine(model, step="twin")
     agreed = [

@@ -1,4 +1,4 @@
-"""Grammars of token ids, for tests of the library, which knows no text."""
+"""Grammars of token ids for tests of the library, which does not know texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Slots:
-    """One token for each place, from the ids that are allowed there. A place with one id is forced.
+    """A grammar with one token for each place, from the ids that are allowed there. A place with one id is forced.
 
-    end_id: may come once ``least`` places are filled, and is no place; None: the last place ends it.
-    goes_on: any token may follow the last place, and is not to be told.
+    end_id: this token may end the sequence after ``least`` places and takes no place. None: the last place ends it.
+    goes_on: after the last place any token may follow, and the constraint need not be told.
     ends: see ``Grammar``.
     """
 
@@ -24,7 +24,7 @@ class Slots:
 
 
 class Filling:
-    """Where a sequence is in its places. ``begun``: what it has got so far."""
+    """A sequence that fills the places. ``begun``: its tokens so far."""
 
     free = False
 

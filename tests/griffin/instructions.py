@@ -1,4 +1,4 @@
-"""The compiled functions, held to each instruction set that they were compiled for."""
+"""Restrict the compiled functions to one of the instruction sets for which they were compiled."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ import pytest
 
 from griffin.model.matrix.native import library
 
-# As in instructions.h: each has all that the ones before have. Without VNNI a step is that of AVX2.
+# As in instructions.h: each set includes those before it. A step without VNNI is the step for AVX2.
 PLAIN, AVX2, AVX512, AVX512_VNNI, AVX512_BF16 = range(5)
 NAMES = {PLAIN: "plain", AVX2: "avx2", AVX512: "avx512", AVX512_VNNI: "vnni", AVX512_BF16: "bf16"}
 
@@ -17,7 +17,10 @@ EACH_FOR_WIDENING = pytest.mark.parametrize("instructions", [PLAIN, AVX2, AVX512
 
 @contextmanager
 def restricted(most: int) -> Iterator[None]:
-    """Steps that are opened meanwhile, and functions, use no more than these; the test is skipped where they cannot."""
+    """In this context, functions and newly opened steps use no instructions above ``most``.
+
+    The test is skipped if the processor has no such instructions.
+    """
     native = library()
     if native is None:
         pytest.skip("griffin/_native was not built: no C compiler")

@@ -1,4 +1,4 @@
-"""Both methods written out a second time, slowly and by none of our code: the full model, its numbers masked."""
+"""Both methods written a second time, slowly and without our code: the full model with masked activations."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ CONTRACT = ("down_proj", "fc2", "dense_4h_to_h", "c_proj", "fc_out")
 
 
 def contracts(model: PreTrainedModel) -> list[nn.Module]:
-    """By name alone, so that a wrong row of the family table cannot hide. GPT-2's attention has a c_proj too."""
+    """The contracting projections, found by name, so that a wrong row of the family table is noticed."""
     return _named(model, CONTRACT)
 
 
 def first_expands(model: PreTrainedModel) -> list[nn.Module]:
-    """By name alone: what has the gate's rows, or the only expanding projection's."""
+    """The projections that hold the gate, or the only expanding projections; found by name."""
     return _named(model, EXPAND)
 
 
@@ -34,7 +34,7 @@ def _named(model: PreTrainedModel, endings: tuple[str, ...]) -> list[nn.Module]:
 
 
 def gate_functions(model: PreTrainedModel) -> list[nn.Module]:
-    """Where blocks are gated, the modules that the gates go through."""
+    """The modules of the gates' activation functions; empty for blocks without gates."""
     if not any(name.endswith(("gate_proj", "gate_up_proj")) for name, _ in model.named_modules()):
         return []
     return [module for name, module in model.named_modules() if name.endswith(("act_fn", "activation_fn"))]
@@ -49,21 +49,21 @@ def recorded(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def inputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """What enters every FF block in one forward pass, ``(T, D)`` each."""
+    """The inputs of every FF block in one forward pass, ``(T, D)`` each."""
     with _seen_by(first_expands(model), given=True) as seen:
         yield seen
 
 
 @contextmanager
 def gated(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """What the gates' functions give in one forward pass, ``(T, F)`` each; nothing where there is no gate."""
+    """The outputs of the gates' functions in one forward pass, ``(T, F)`` each; empty without gates."""
     with _seen_by(gate_functions(model), given=False) as seen:
         yield seen
 
 
 @contextmanager
 def _seen_by(modules: Sequence[nn.Module], *, given: bool) -> Iterator[list[Tensor]]:
-    """What modules are given, or give, in one forward pass."""
+    """The first inputs of modules (``given``), or their outputs, in one forward pass."""
     seen: list[Tensor] = []
 
     def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -77,15 +77,20 @@ def _seen_by(modules: Sequence[nn.Module], *, given: bool) -> Iterator[list[Tens
 
 @dataclass(eq=False)
 class Reads:
-    """What tokens have read by thresholds, in all layers: inputs, neurons that act, and neurons that give something."""
+    """Counts of what tokens have read by thresholds, over all layers.
+
+    inputs: inputs that were read in stage 1.
+    acting: neurons that passed stage 2.
+    giving: neurons that passed stage 3.
+    all_inputs, all_neurons: numbers of all inputs and neurons.
+    gates: outputs of the gates' functions that stage 2 has not used yet.
+    """
 
     inputs: int = 0
     acting: int = 0
     giving: int = 0
-    # Inputs and neurons that there were.
     all_inputs: int = 0
     all_neurons: int = 0
-    # For each layer what the gates of the pass at hand gave.
     gates: list[Tensor] = field(default_factory=list)
 
     def shares(self, *, gated: bool) -> Shares:
@@ -95,7 +100,7 @@ class Reads:
 
 @contextmanager
 def masked(model: PreTrainedModel, chosen: Chosen | None) -> Iterator[Reads]:
-    """All activations but the kept ones are zero; by thresholds, inputs and neurons are as their docstring says."""
+    """In this context all activations but the kept ones are zero, or a token reads by thresholds as these define it."""
     reads, hooks = Reads(), []
     if isinstance(chosen, Kept):
         hooks = [
@@ -129,7 +134,7 @@ def _by_thresholds(model: PreTrainedModel, by: Thresholds, reads: Reads) -> list
 
 
 def _read_inputs(by: Thresholds, layer: int, reads: Reads) -> object:
-    """Stage 1: of the gate's rows, the first F, only inputs that are far from their means count as they are."""
+    """Stage 1 on the first F rows: inputs near their means count with their means."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x, mean_D, offset_F = inputs[0].float(), by.means_LD[layer], by.offsets_LF[layer]
@@ -145,8 +150,8 @@ def _read_inputs(by: Thresholds, layer: int, reads: Reads) -> object:
 
 @torch.no_grad()
 def step_by_step(model: PreTrainedModel, ids: Tensor, prompt: int, chosen: Chosen | None) -> tuple[Tensor, Reads]:
-    """The logits after each of ``ids (T,)`` beyond a prompt of so many, ``(T - prompt, V)``, and what was read."""
-    # Without a configuration no layer forgets what its window hides.
+    """The logits after each token beyond the first ``prompt`` ones, ``(T - prompt, V)``, and what was read."""
+    # Without a configuration, the cache also keeps the positions outside of a window.
     cache = DynamicCache()
     model(ids[None, :prompt], past_key_values=cache)
     with masked(model, chosen) as reads:
@@ -155,7 +160,7 @@ def step_by_step(model: PreTrainedModel, ids: Tensor, prompt: int, chosen: Chose
 
 
 def _read_neurons(by: Thresholds, layer: int, reads: Reads) -> object:
-    """Stages 2 and 3: all neurons but those that are read have their resting values."""
+    """Stages 2 and 3: each neuron that does not pass both has its resting value."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         z, resting_F = inputs[0].float(), by.resting_LF[layer]
@@ -172,7 +177,7 @@ def _read_neurons(by: Thresholds, layer: int, reads: Reads) -> object:
 
 
 def gate_weight(module: nn.Module, neurons: int) -> Tensor:
-    """The rows by neuron of the gate, ``(F, D)``, whichever way round a module has them."""
+    """The gate's weight as rows of neurons, ``(F, D)``, in whichever orientation the module stores it."""
     weight: Tensor = module.weight
     by_output = weight if isinstance(module, nn.Linear) else weight.t()
     return by_output[:neurons]
@@ -180,7 +185,7 @@ def gate_weight(module: nn.Module, neurons: int) -> Tensor:
 
 @torch.no_grad()
 def thresholds(model: PreTrainedModel, ids: list[int], shares: Shares, latest: int = 128) -> Thresholds:
-    """Those of a prompt, in double precision, as the docstring of ``griffin.method.griffin_plus`` has them."""
+    """The thresholds of a prompt in double precision, as ``griffin.method.griffin_plus`` defines them."""
     expands, downs, functions = first_expands(model), contracts(model), gate_functions(model)
     ups = [module for module in _named(model, ("up_proj",) if functions else ()) if module not in expands]
     with (
@@ -212,7 +217,7 @@ def _thresholds(
     shares: Shares,
     latest: int,
 ) -> list[Tensor]:
-    """Of one layer, in the order of the fields; gate_TF and up_TF: what the gate's function gives, and its factor."""
+    """The thresholds of one layer, in the order of the fields. z is gate_TF times up_TF."""
     tokens, neurons = z_TF.shape
     weight_FD, norms_F = gate_weight(expand, neurons).double(), rows(down).double().norm(dim=1)
     norms_D = weight_FD.norm(dim=0)
@@ -221,17 +226,17 @@ def _thresholds(
     offset_F = weight_FD @ mean_D
     if expand.bias is not None:
         offset_F = offset_F + expand.bias[:neurons].double()
-    # The first token is unlike all others, but may be the only one.
+    # The first token is unlike all others: it counts only if it is alone.
     first = 1 if tokens > 1 else 0
     x_TD, z_TF = x_TD[first:][-latest:].double(), z_TF[first:][-latest:].double()
-    # Each token is this much further from the mean of the others.
+    # By this factor, a token is further from the mean of the other tokens.
     further = averaged / (averaged - 1) if averaged else 1
     input_limit_D = highest((x_TD - mean_D).abs() * norms_D * further, shares.gate) / norms_D
     if gate_TF is None or up_TF is None:
         size_F, worth_TF, share = norms_F, z_TF.abs() * norms_F, shares.down
     else:
         squares_F, counted = up_TF[first:].double().square().sum(0), tokens - first
-        # Four average tokens more, if there are any but the first.
+        # As if four average tokens came in addition, unless there is only the first token.
         mean = squares_F.mean() / counted
         size_F = ((squares_F + 4 * first * mean) / (counted + 4 * first)).sqrt()
         worth_TF, share = gate_TF[first:][-latest:].double().abs() * size_F, shares.up
@@ -239,9 +244,9 @@ def _thresholds(
     rests_TF = worth_TF <= cut
     at_rest_TF = rests_TF
     if up_TF is not None:
-        # The gate's value is z / up: in half precision that is not the same where it is at the limit.
+        # Compare z / up with the limit: in half precision it differs from the gate's value near the limit.
         at_rest_TF = z_TF.abs() <= cut * (1 + 1e-5) / size_F * up_TF[first:][-latest:].double().abs()
-    # Four tokens more, on which it is 0.
+    # As if four tokens came in addition, on which z is 0.
     resting_F = (z_TF * at_rest_TF).sum(0) / (at_rest_TF.sum(0) + 4)
     giving_TF = (z_TF - resting_F).abs() * norms_F
     if gate_TF is not None:
@@ -250,27 +255,30 @@ def _thresholds(
 
 
 def rows(module: nn.Module) -> Tensor:
-    """Of a contracting projection one row a neuron, ``(F, D)``."""
+    """The weight of a contracting projection with one row for each neuron, ``(F, D)``."""
     weight: Tensor = module.weight
     return weight.t() if isinstance(module, nn.Linear) else weight
 
 
 def highest(values: Tensor, share: float) -> Tensor:
-    """What this share of all values exceeds, to a whole number of them, with a margin that no rounding crosses."""
+    """The threshold that this share of all values exceeds, rounded to a whole number of values.
+
+    A margin keeps rounding from moving a value across.
+    """
     ordered = values.flatten().sort().values
     count = round((1 - share) * len(ordered))
     return ordered[count - 1] * (1 + 1e-5) if count else torch.tensor(-1.0)
 
 
 def statistic(z_TF: Tensor) -> Tensor:
-    """Equation 1 of the paper, as it stands there."""
+    """Equation 1 of the paper, unchanged."""
     unit_TF = z_TF / z_TF.norm(dim=1, keepdim=True)
     return unit_TF.norm(dim=0)
 
 
 @torch.no_grad()
 def generate(model: PreTrainedModel, prompt_ids: list[int], sparsity: float, tokens: int) -> tuple[list[int], Tensor]:
-    """Greedy: the ids, and the logits that each was drawn from ``(tokens, vocabulary)``."""
+    """Greedy ids, and the logits that each was drawn from, ``(tokens, vocabulary)``."""
     cache = DynamicCache(config=model.config)
     with recorded(model) as activations:
         output = model(torch.tensor([prompt_ids]), past_key_values=cache)
@@ -287,7 +295,7 @@ def generate(model: PreTrainedModel, prompt_ids: list[int], sparsity: float, tok
 
 @torch.no_grad()
 def classify(model: PreTrainedModel, ids: list[int], sparsity: float) -> Tensor:
-    """Section 5.1: all tokens but the last are the prompt, the last is the one generation step. Its logits."""
+    """The logits of the last token, as in Section 5.1: the prompt is all other tokens."""
     cache = DynamicCache(config=model.config)
     with recorded(model) as activations:
         model(torch.tensor([ids[:-1]]), past_key_values=cache)

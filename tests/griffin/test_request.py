@@ -1,4 +1,4 @@
-"""What a request may choose: whether it removes any neuron is decided in one place, also where a sparsity rounds."""
+"""What a request may choose. One function decides whether it removes any neuron, also when the sparsity rounds to 0."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from server.work.job import Ask
 from server.work.shadow import Shadows
 from tests.tiny import tiny_model
 
-# Of 52 neurons it removes half a neuron, and less.
+# This would remove less than half a neuron of 52, so all 52 stay.
 ROUNDS = 0.009
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]
 
@@ -39,12 +39,12 @@ def selection(*layers: list[int]) -> Selection:
     ],
 )
 def test_whether_any_neuron_is_left_out(pruning: Pruning, width: int, prunes: bool) -> None:
-    """By what is kept, not by what was asked for."""
+    """The number of kept neurons decides, not the sparsity that was asked for."""
     assert pruning.prunes(width) is prunes
 
 
 def test_a_sparsity_that_rounds_to_all_neurons_is_dense_everywhere() -> None:
-    """For every method: nothing is prepared, chosen, verified, compared or reported."""
+    """With every method, such a request is not prepared, chosen for, verified, compared or reported."""
     model = tiny_model("llama")
     engine = Engine(model, prefill_chunk=8, prefixes=PrefixStore(2**20, 8))
     chooser = Chooser(feed_forwards(model), model.device)
@@ -65,12 +65,12 @@ def test_a_sparsity_that_rounds_to_all_neurons_is_dense_everywhere() -> None:
         assert [token.id for token in tokens] == dense
         assert all(token.selection is None and token.verified is None for token in tokens)
         with engine.read(PROMPT, pruning) as read:
-            # All whole chunks: none of the latest tokens is needed again.
+            # All whole chunks are reused: no method needs the latest tokens again.
             assert read.cached_tokens == 16
 
 
 def test_every_method_says_which_fields_it_takes() -> None:
-    """And a field that it does not take is refused by the method's name."""
+    """A method refuses a field that it does not take; the error names the method."""
     assert tuple(METHOD_FIELDS) == METHOD_NAMES
     for method, fields in METHOD_FIELDS.items():
         for name, value in (("selection", "sample"), ("statistic", "magnitude")):
@@ -92,5 +92,5 @@ def test_every_method_says_which_fields_it_takes() -> None:
     ],
 )
 def test_which_neurons_follow_the_text(pruning: Pruning, follows: bool) -> None:
-    """Only those can be chosen anew as the text goes on."""
+    """Only neurons that follow the text can be chosen again later in it."""
     assert pruning.follows_text is follows

@@ -1,4 +1,4 @@
-"""A model's weights with the elements of each head in another order, such that neighbours turn together.
+"""Models whose heads store their elements in another order: neighbours are rotated together.
 
 The order of elements within a head is free as long as queries and keys share it. So a step that reads these weights
 must give the model's own logits.
@@ -15,12 +15,12 @@ from griffin.model.layout import store_by_neuron_
 from griffin.model.weights import Layer, Projection, Weights, read_weights
 from tests.tiny import tiny_model
 
-# The whole head turns; half of it does.
+# All elements of a head are rotated, or half of them.
 MODELS = {"all": ("qwen2", {}), "half": ("phi3", {"partial_rotary_factor": 0.5})}
 
 
 def interleaved_model(kind: str) -> tuple[PreTrainedModel, Weights, Tensor]:
-    """A model of ``MODELS``, its weights with interleaved heads, and what stands where in these, int64 ``(S,)``."""
+    """A model of ``MODELS``, its weights with interleaved heads, and the order of elements in these, int64 ``(S,)``."""
     model_type, changes = MODELS[kind]
     model = tiny_model(model_type, **changes)
     store_by_neuron_(feed_forwards(model))

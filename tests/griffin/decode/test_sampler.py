@@ -1,4 +1,4 @@
-"""Filters on four-number distributions, draws by seed, and that all ways to draw agree."""
+"""Filters on distributions of four numbers, draws by seed, and equal draws in all ways to draw."""
 
 import math
 from dataclasses import replace
@@ -13,7 +13,7 @@ from griffin.decode.sampler import EVERYTHING, GREEDY, PLAIN, Kind, Sampler
 from griffin.request import Sampling
 
 CPU = torch.device("cpu")
-# The operations a request needs, and all there are, as a graph has them.
+# Only the operations that a request needs; or all operations, as in a graph.
 KINDS = pytest.mark.parametrize("kind", [None, EVERYTHING], ids=["needed", "everything"])
 
 
@@ -56,7 +56,7 @@ def frequencies(logits: Tensor, sampling: Sampling, kind: Kind | None, draws: in
 )
 @KINDS
 def test_filters(sampling: Sampling, expected: list[float], kind: Kind | None) -> None:
-    """Each filter on (.5, .3, .15, .05): what is left is drawn as often as it should be, the rest never."""
+    """Each filter on (.5, .3, .15, .05): tokens that pass are drawn at their new probability, others never."""
     found = frequencies(logits_of(0.5, 0.3, 0.15, 0.05), replace(sampling, seed=1), kind)
 
     # Three standard deviations of 4,000 draws.
@@ -66,7 +66,7 @@ def test_filters(sampling: Sampling, expected: list[float], kind: Kind | None) -
 
 @KINDS
 def test_order_of_ids_does_not_matter_to_top_p(kind: Kind | None) -> None:
-    """The nucleus is by probability, wherever its tokens stand."""
+    """The most probable tokens form the nucleus, wherever they are in the vocabulary."""
     found = frequencies(logits_of(0.05, 0.5, 0.15, 0.3), Sampling(top_p=0.75, seed=2), kind)
 
     torch.testing.assert_close(found, torch.tensor([0.0, 0.625, 0.0, 0.375]), atol=0.025, rtol=0)
@@ -74,25 +74,25 @@ def test_order_of_ids_does_not_matter_to_top_p(kind: Kind | None) -> None:
 
 @KINDS
 def test_top_k_of_equals_keeps_k(kind: Kind | None) -> None:
-    """Half-precision logits tie often; top_k=1 is greedy all the same."""
+    """Half-precision logits are often equal; top_k=1 is greedy all the same."""
     assert len(set(sample(torch.tensor([2.0, 2.0, 2.0, 1.0]), Sampling(top_k=1, seed=3), 30, kind))) == 1
 
 
 @KINDS
 @pytest.mark.parametrize("temperature", [1e-4, 1e-5, 1e-30, 5e-324])
 def test_tiny_temperature_is_greedy_not_broken(temperature: float, kind: Kind | None) -> None:
-    """No overflow on the way to zero."""
+    """No number overflows on the way to zero."""
     assert sample(torch.tensor([10.0, 11.0, -5.0]), Sampling(temperature=temperature, seed=0), kind=kind) == [1]
 
 
 @KINDS
 def test_temperature_zero_takes_the_most_probable(kind: Kind | None) -> None:
-    """Greedy whatever else is set."""
+    """Temperature 0 is greedy, whatever else is set."""
     assert sample(torch.tensor([1.0, 3.0, 2.0]), Sampling(temperature=0, top_p=0.1, seed=1), kind=kind) == [1]
 
 
 def test_seed_repeats_and_does_not_touch_the_global_stream() -> None:
-    """Draws come from the request's own stream; without a seed nobody can repeat them."""
+    """Draws come from the request's own stream. Without a seed, they differ each time."""
     logits = torch.zeros(1000)
     state = torch.random.get_rng_state()
     first, second = sample(logits, Sampling(seed=5), 30), sample(logits, Sampling(seed=5), 30)
@@ -106,7 +106,7 @@ def test_seed_repeats_and_does_not_touch_the_global_stream() -> None:
 
 @pytest.mark.parametrize("seed", [0, -1, 2**40, 2**63 + 5, -(2**70)])
 def test_any_integer_is_a_seed(seed: int) -> None:
-    """And each its own."""
+    """Each gives other draws."""
     logits = torch.zeros(1000)
 
     assert sample(logits, Sampling(seed=seed), 10) == sample(logits, Sampling(seed=seed), 10)
@@ -114,14 +114,14 @@ def test_any_integer_is_a_seed(seed: int) -> None:
 
 
 def test_draws_are_spread_as_chance_spreads_them() -> None:
-    """Chi-squared over tokens, and over pairs of draws that follow each other."""
+    """Chi-squared test of tokens, and of pairs of draws in a row."""
     ids = torch.tensor(sample(torch.zeros(50), Sampling(seed=8), 20_000))
     pairs = ids[:-1] * 50 + ids[1:]
     for values, cells in ((ids, 50), (pairs, 2500)):
         expected = len(values) / cells
         squares = (torch.bincount(values, minlength=cells) - expected).square().sum() / expected
 
-        # Within four standard deviations of its mean, which is its degrees of freedom.
+        # Within four standard deviations of the mean, which is the number of degrees of freedom.
         assert abs(float(squares) - (cells - 1)) < 4 * math.sqrt(2 * (cells - 1))
 
 
@@ -139,13 +139,13 @@ def test_draws_are_spread_as_chance_spreads_them() -> None:
     ],
 )
 def test_a_graphs_operations_draw_what_the_needed_ones_draw(changes: dict[str, Any]) -> None:
-    """Over a vocabulary larger than the nucleus that is tried first, from new logits for each token."""
+    """New logits for each token, with more tokens than the sampler first sorts for the nucleus."""
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(25, 3000, generator=generator) * 3
     sampling = Sampling(seed=9, max_tokens=30, **changes)
     samplers = [Sampler(3000, CPU) for _ in range(2)]
     for sampler in samplers:
-        # What a sequence before has left must not show.
+        # An earlier sequence must leave no trace.
         sampler.load(Sampling(presence_penalty=1.0, logit_bias={1: 9.0}), (), ())
         sampler.draw(logits[0], EVERYTHING)
         sampler.load(sampling, (5, 6), {0})
@@ -157,12 +157,12 @@ def test_a_graphs_operations_draw_what_the_needed_ones_draw(changes: dict[str, A
 
 
 def test_kinds_cover_what_they_should() -> None:
-    """The cheapest that serves a request is taken."""
+    """A kind covers another if it has all its operations."""
     assert [kind.covers(PLAIN) for kind in (GREEDY, PLAIN, EVERYTHING)] == [False, True, True]
 
 
 def test_logprobs_are_the_models_own() -> None:
-    """Of the token, and of the most probable ones; a most probable token's two values are the same float."""
+    """Filters do not change them. The chosen token's value equals its value among the most probable tokens."""
     logits = torch.stack([logits_of(0.5, 0.3, 0.2) + 7, logits_of(0.1, 0.2, 0.7) - 7])
     first, second = logprobs(logits, torch.tensor([1, 2]), 2)
 
@@ -188,13 +188,13 @@ def draws(sampling: Sampling, logits: list[float], count: int, prompt: tuple[int
     ("changes", "prompt", "expected"),
     [
         ({}, (), [1, 1, 1, 1]),
-        # 3.0 falls below 2.5 once, and no further.
+        # 3.0 becomes 2.4, below 2.5; the penalty counts only once.
         ({"presence_penalty": 0.6}, (), [1, 2, 1, 1]),
-        # 3.0, 2.4, 1.8 against 2.5, 1.9 and the 2.0 of id 0.
+        # Id 1 goes from 3.0 to 2.4 and 1.8, id 2 from 2.5 to 1.9; id 0 stays at 2.0.
         ({"frequency_penalty": 0.6}, (), [1, 2, 1, 0]),
         ({"frequency_penalty": -1}, (), [1, 1, 1, 1]),
         ({"presence_penalty": 0.6}, (1,), [1, 2, 1, 1]),
-        # The prompt counts: 3.0 is 1.5 from the start.
+        # The prompt counts: 3.0 becomes 1.5 from the start.
         ({"repetition_penalty": 2.0}, (1,), [2, 0, 1, 1]),
         ({"repetition_penalty": 2.0}, (1, 2), [0, 1, 1, 1]),
         ({"logit_bias": {3: 5.0}}, (), [3, 3, 3, 3]),
@@ -203,17 +203,17 @@ def draws(sampling: Sampling, logits: list[float], count: int, prompt: tuple[int
     ],
 )
 def test_adjustments(changes: dict[str, Any], prompt: tuple[int, ...], expected: list[int]) -> None:
-    """Each on logits of 2, 3, 2.5 and -1."""
+    """Each adjustment on logits of 2, 3, 2.5 and -1."""
     assert draws(Sampling(temperature=0, **changes), [2.0, 3.0, 2.5, -1.0], 4, prompt) == expected
 
 
 def test_repetition_makes_negative_logits_smaller() -> None:
-    """Divided, they would grow."""
+    """A negative logit is multiplied by the penalty: to divide it would raise it."""
     assert draws(Sampling(temperature=0, repetition_penalty=2.0), [-9.0, -1.0, -1.5], 3, (1,)) == [2, 1, 1]
 
 
 def test_adjusting_leaves_the_logits_alone() -> None:
-    """They are scored as they came."""
+    """The caller's logits do not change: log-probabilities come from them."""
     logits = torch.tensor([1.0, 2.0])
     sample(logits, Sampling(logit_bias={0: 5.0}))
 
@@ -231,7 +231,7 @@ def test_adjusting_leaves_the_logits_alone() -> None:
     ids=["greedy", "seeded", "everything"],
 )
 def test_draws_can_be_taken_back(sampling: Sampling, kind: Kind | None) -> None:
-    """What follows the mark is drawn as if nothing had been drawn since; also a second time."""
+    """After ``back``, draws go on from the mark as if nothing had been drawn since; also a second time."""
     logits = torch.linspace(0, 3, 24).view(3, 8)
     expected = sample(logits[0], sampling, 6, kind)
     sampler = Sampler(8, CPU)
@@ -251,7 +251,7 @@ def test_draws_can_be_taken_back(sampling: Sampling, kind: Kind | None) -> None:
 
 
 def test_a_token_that_is_taken_counts_as_drawn() -> None:
-    """For penalties and for the place in the sequence; its log-probability is that of the logits it comes with."""
+    """For penalties and the position in the sequence. Its log-probability comes from the given logits."""
     sampling = Sampling(seed=3, presence_penalty=1.0, frequency_penalty=0.5, repetition_penalty=1.2, logprobs=2)
     logits = torch.linspace(0, 1, 12)
     drawing, taking = Sampler(12, CPU), Sampler(12, CPU)
@@ -277,7 +277,7 @@ def test_a_token_that_is_taken_counts_as_drawn() -> None:
      ("min_p", math.nan), ("repetition_penalty", math.nan)],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(field: str, value: object) -> None:
-    """The text names the field and what it may be."""
+    """The error names the field, its range and its value."""
     with pytest.raises(ValueError, match=f"{field} must be .* but is "):
         Sampling(**{field: value})
 
@@ -294,7 +294,7 @@ def test_impossible_settings_are_refused_by_name(field: str, value: object) -> N
 )
 @KINDS
 def test_whatever_is_allowed_can_be_drawn(sampling: Sampling, kind: Kind | None) -> None:
-    """The largest and smallest numbers make neither an error nor a number that is none."""
+    """The largest and smallest numbers cause neither an error nor a NaN."""
     drawn = sample(torch.tensor([80.0, -80.0, 0.0, 1.0]), sampling, 20, kind)
 
     assert set(drawn) <= {0, 1, 2, 3}

@@ -1,4 +1,4 @@
-"""The table of steps: in which order they are tried, where each can run, and what it says of itself."""
+"""The table of steps: their order, where each can run, and how a decoder describes its step."""
 
 import sys
 from typing import get_args
@@ -23,7 +23,7 @@ def parts(model: PreTrainedModel) -> Parts:
 
 
 def test_every_name_has_a_row() -> None:
-    """But auto, which is the first that can run."""
+    """Except auto, which means the first step that can run."""
     assert ("auto", *(row.name for row in STEPS)) == STEP_NAMES == get_args(StepName)
 
 
@@ -41,7 +41,7 @@ def test_every_name_has_a_row() -> None:
 def test_where_each_step_can_run(
     placement: Placement, common: bool, runs: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By device, by where weights lie, and by whether blocks have the common form; the compiled step looks itself."""
+    """The device, the place of the weights and the block's form decide; the compiled step counts as built."""
     monkeypatch.setattr("griffin.decode.steps.available", lambda: True)
     weights = read_weights(tiny_model("llama")) if common else None
 
@@ -50,17 +50,17 @@ def test_where_each_step_can_run(
 
 
 @pytest.mark.parametrize(("name", "own_pass"), [("native", False), ("lean", False), ("twin", True)])
-def test_what_a_decoder_says_of_its_step(name: StepName, own_pass: bool) -> None:
-    """Nobody else need know its name."""
+def test_a_decoder_describes_its_step(name: StepName, own_pass: bool) -> None:
+    """A decoder describes its step, so that other code need not know the step's name."""
     decoder = make_decoder(name, parts(tiny_model("llama")))
 
     assert (decoder.name, decoder.own_pass, decoder.ahead) == (name, own_pass, False)
-    # Until thresholds are in use.
+    # Nothing is counted until thresholds are in use.
     assert decoder.shares() is None
 
 
 def test_a_dense_token_of_a_model_on_the_host_is_the_models_own_pass() -> None:
-    """Whichever step reads the kept neurons."""
+    """With every step: it decodes only tokens with sparsity."""
     model = tiny_model("llama")
     offload_(model, CPU)
 
@@ -69,10 +69,10 @@ def test_a_dense_token_of_a_model_on_the_host_is_the_models_own_pass() -> None:
     assert (decoder.name, decoder.own_pass) == ("lean", True)
 
 
-def test_what_turns_out_not_to_run_is_passed_over(
+def test_a_step_that_cannot_be_loaded_is_skipped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a step without its compiler: with a warning, or with an error where it was named."""
+    """A step that cannot be loaded is skipped with a warning; if the user named it, that is an error."""
     broken = next(row for row in STEPS if row.name == "graph")
     monkeypatch.setattr("griffin.decode.steps.STEPS", (type(broken)("graph", lambda *_: None, broken.make), *STEPS[2:]))
     monkeypatch.setitem(sys.modules, "griffin.decode.cuda.graph", None)

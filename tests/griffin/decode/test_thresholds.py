@@ -1,4 +1,4 @@
-"""Steps by thresholds against each other and the masked model, token by token from a cache that the model filled."""
+"""Steps that read by thresholds, against the masked model, token by token after a prompt that the model read."""
 
 from collections.abc import Callable
 
@@ -57,7 +57,7 @@ IN_ANY = [
 
 @torch.no_grad()
 def step_of(name: str, model: PreTrainedModel) -> Step:
-    """After the prompt."""
+    """A step after the prompt."""
     store_by_neuron_(feed_forwards(model))
     cache = KVCache(model.config.num_hidden_layers)
     model(IDS[None, :PROMPT], past_key_values=cache.cache)
@@ -79,13 +79,13 @@ def distance(actual: Tensor, wanted: Tensor) -> float:
 
 
 def same(found: Shares | None, wanted: Shares | None) -> bool:
-    """Of whole numbers of inputs and neurons, divided alike but for the last bit."""
+    """Whether shares are equal, except for the rounding of their last bit."""
     return found is wanted if found is None or wanted is None else differences(found, wanted) < 1e-12
 
 
 @pytest.mark.parametrize(("name", "family"), IN_ANY)
 def test_decodes_as_the_masked_model(name: str, family: str) -> None:
-    """Every step and family: the thresholds of its prompt, and every extreme; it reads as many inputs and neurons."""
+    """Every step and family, by the prompt's thresholds and by extreme ones. The shares that are read also agree."""
     model, exact = tiny_model(family), tiny_model(family)
     by = thresholds_of(exact, IDS[:PROMPT].tolist())
     step = step_of(name, model)
@@ -100,7 +100,7 @@ def test_decodes_as_the_masked_model(name: str, family: str) -> None:
 
 @pytest.mark.parametrize(("name", "family"), IN_ANY)
 def test_everything_read_is_the_full_model(name: str, family: str) -> None:
-    """Also where resting values are far from what neurons give."""
+    """Also when resting values are far from the neurons' activations."""
     model, exact = tiny_model(family), tiny_model(family)
     step = step_of(name, model)
     step.keep(everything(thresholds_of(exact, IDS[:PROMPT].tolist())))
@@ -110,20 +110,20 @@ def test_everything_read_is_the_full_model(name: str, family: str) -> None:
 
 
 class Constant(nn.Module):
-    """Gives the same whatever it is given."""
+    """A module that always returns the same vector."""
 
     def __init__(self, value_D: Tensor) -> None:
         super().__init__()
         self.value_D = value_D
 
     def forward(self, z: Tensor) -> Tensor:
-        # Not a view: some families add to it in place.
+        # A copy, because some families add to it in place.
         return self.value_D.expand(*z.shape[:-1], -1).clone()
 
 
 @pytest.mark.parametrize(("name", "family"), IN_ANY)
 def test_nothing_read_is_what_blocks_give_at_rest(name: str, family: str) -> None:
-    """One vector a layer, whatever the token: the contracting projection of the resting values, with its bias."""
+    """A block then gives the same vector for all tokens: W_d times the resting values, plus the bias."""
     model, exact = tiny_model(family), tiny_model(family)
     by = nothing(thresholds_of(exact, IDS[:PROMPT].tolist()))
     step = step_of(name, model)
@@ -146,7 +146,7 @@ def test_nothing_read_is_what_blocks_give_at_rest(name: str, family: str) -> Non
 @pytest.mark.parametrize("family", ["llama", "opt"])
 @pytest.mark.parametrize("name", STEPS)
 def test_every_activation(name: str, family: str, activation: str) -> None:
-    """Gated and plain."""
+    """In blocks with a gate and without."""
     change = {"hidden_act" if family == "llama" else "activation_function": activation}
     model, exact = tiny_model(family, **change), tiny_model(family, **change)
     by = thresholds_of(exact, IDS[:PROMPT].tolist())
@@ -162,7 +162,7 @@ def test_every_activation(name: str, family: str, activation: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "phi3", "gemma2", "opt"])
 @pytest.mark.parametrize("name", STEPS)
 def test_halves_stay_near_the_masked_model(name: str, family: str, dtype: torch.dtype, near: float) -> None:
-    """The same weights in fp32; of the thresholds of a prompt, rounding may change a side or two."""
+    """The masked model has the same weights in fp32. Rounding may move a few values across the prompt's thresholds."""
     model = tiny_model(family).to(dtype)
     exact = tiny_model(family).to(dtype).float()
     by = thresholds_of(exact, IDS[:PROMPT].tolist())
@@ -180,7 +180,7 @@ def test_halves_stay_near_the_masked_model(name: str, family: str, dtype: torch.
 
 @torch.no_grad()
 def rounded_model(kind: Kind, family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """A model of ``--quantize``, and its numbers in plain fp32."""
+    """A model with the weights of ``--quantize``, and one with the same numbers in plain fp32."""
     sizes = {"hidden_size": 64, "intermediate_size": 192}
     if family == "opt":
         sizes = {"hidden_size": 64, "ffn_dim": 192, "word_embed_proj_dim": 64}
@@ -198,7 +198,7 @@ def rounded_model(kind: Kind, family: str) -> tuple[PreTrainedModel, PreTrainedM
 @pytest.mark.parametrize("family", ["llama", "opt"])
 @pytest.mark.parametrize("name", STEPS)
 def test_rounded_weights(name: str, family: str, kind: Kind) -> None:
-    """Of ``--quantize``: the masked model's numbers. Where weights meet whole numbers, activations are rounded."""
+    """Weights of ``--quantize`` give the masked model's numbers, except that some steps also round activations."""
     rounded, exact = rounded_model(kind, family)
     by = thresholds_of(rounded, IDS[:PROMPT].tolist())
     step = step_of(name, rounded)
@@ -211,8 +211,8 @@ def test_rounded_weights(name: str, family: str, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_nothing_stays_for_the_next(name: str) -> None:
-    """Thresholds after kept neurons after everything, in any order; each counts from its own beginning."""
+def test_an_earlier_choice_leaves_no_trace(name: str) -> None:
+    """Thresholds, kept neurons and everything in any order; counts start at zero with each."""
     model, exact = tiny_model("llama"), tiny_model("llama")
     by = thresholds_of(exact, IDS[:PROMPT].tolist())
     kept = Kept([torch.arange(0, 52, 3)] * 3)
@@ -227,7 +227,7 @@ def test_nothing_stays_for_the_next(name: str) -> None:
 
 
 def test_several_tokens_at_once() -> None:
-    """The twin's tree reads a text in one pass, as scores and comparisons do; it counts each token."""
+    """The twin reads a text in one pass, as scores and comparisons do, and counts each token."""
     model, exact = tiny_model("llama"), tiny_model("llama")
     by = thresholds_of(exact, IDS[:PROMPT].tolist())
     tree = DecodeTwin(model)

@@ -1,4 +1,4 @@
-"""The decode step in plain torch against each family's own forward pass, token by token from a cache it filled."""
+"""The decode step in plain torch against each family's own forward pass, token by token after a prompt."""
 
 from contextlib import nullcontext
 
@@ -25,7 +25,7 @@ EVERY_THIRD = Kept([torch.arange(0, 52, 3)] * 3)
 
 @torch.no_grad()
 def step_of(model: PreTrainedModel, weights: Weights, order_S: Tensor | None = None) -> LeanStep:
-    """A step after the prompt. order_S: where the elements of the cached keys stand."""
+    """A step after the prompt. order_S: the order of elements in the cached keys."""
     cache = KVCache(len(weights.layers))
     model(IDS[None, :PROMPT], past_key_values=cache.cache)
     for layer in cache.cache.layers if order_S is not None else ():
@@ -35,8 +35,8 @@ def step_of(model: PreTrainedModel, weights: Weights, order_S: Tensor | None = N
 
 @torch.no_grad()
 def distance(model: PreTrainedModel, step: LeanStep, kept: Kept | None = None) -> float:
-    """The largest difference of logits, relative to the largest logit, over several tokens in a row."""
-    # Without a configuration no layer forgets what its window hides.
+    """The largest difference of logits over several tokens in a row, relative to the largest logit."""
+    # Without a configuration, the cache also keeps the positions outside of a window.
     cache = DynamicCache()
     model(IDS[None, :PROMPT], past_key_values=cache)
     step.keep(kept)
@@ -49,7 +49,7 @@ def distance(model: PreTrainedModel, step: LeanStep, kept: Kept | None = None) -
 @pytest.mark.parametrize("kept", [None, EVERY_THIRD], ids=["dense", "kept"])
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
-    """Every family, all neurons and some; the prompt is longer than every window."""
+    """Every family, with all neurons and with some. The prompt is longer than every window."""
     model = tiny_model(family)
     store_by_neuron_(feed_forwards(model))
     weights = read_weights(model)
@@ -59,15 +59,15 @@ def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_neighbours_may_turn_together(kind: str) -> None:
-    """The whole head or half of it."""
+def test_interleaved_rotary_positions(kind: str) -> None:
+    """Rotary positions may rotate neighbouring elements, in the whole head or in half of it."""
     model, weights, order_S = interleaved_model(kind)
 
     assert distance(model, step_of(model, weights, order_S)) < 1e-5
 
 
 def test_queries_grow_by_whole_contexts() -> None:
-    """Within the first context not at all."""
+    """Within the first context they do not grow."""
     growth = QueryGrowth(rate=0.5, context=4)
 
     assert [growth.factor(position) for position in (0, 3)] == [1, 1]

@@ -1,4 +1,4 @@
-"""The decode twin against the masked model, logits by logits; and what a request may ask of it."""
+"""The decode twin against the masked model, logit by logit, and the buffers of requests with other sparsities."""
 
 import math
 
@@ -18,11 +18,11 @@ from tests.tiny import tiny_model
 
 @torch.no_grad()
 def test_twin_equals_masked_model(model: PreTrainedModel) -> None:
-    """All logits, for any number of kept neurons, in turn on one twin."""
+    """All logits agree for any number of kept neurons, in turn on one twin."""
     ids = torch.randint(3, 128, (1, 10), generator=torch.Generator().manual_seed(1))
     blocks = feed_forwards(model)
     twin = DecodeTwin(model)
-    # Counts by layer, over again where there are more layers.
+    # Kept neurons in each layer; the list repeats if the model has more layers.
     for seed, counts in enumerate(([26], [1], [51, 3, 20], [52], [13], [9, 52])):
         torch.manual_seed(seed)
         each = [counts[number % len(counts)] for number in range(len(blocks))]
@@ -36,7 +36,7 @@ def test_twin_equals_masked_model(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def test_storage_by_neuron_changes_no_value(model: PreTrainedModel) -> None:
-    """The layout is the weights' own business: the same logits, and one neuron is one contiguous row."""
+    """The layout changes no logit, and each neuron is one contiguous row."""
     ids = torch.tensor([[5, 6, 7, 8]])
     before = model(ids).logits
     store_by_neuron_(feed_forwards(model))
@@ -48,7 +48,7 @@ def test_storage_by_neuron_changes_no_value(model: PreTrainedModel) -> None:
 
 
 def test_twin_shares_all_other_weights(model: PreTrainedModel) -> None:
-    """Only the FF projections of the twin hold memory of their own."""
+    """The twin's parameters are the model's own."""
     shared = {parameter.data_ptr() for parameter in model.parameters()}
 
     assert {parameter.data_ptr() for parameter in DecodeTwin(model).model.parameters()} <= shared
@@ -56,13 +56,13 @@ def test_twin_shares_all_other_weights(model: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, math.nan, math.inf])
 def test_impossible_sparsity_is_refused(sparsity: float) -> None:
-    """0 <= sparsity < 1, and nothing else."""
+    """Only 0 <= sparsity < 1 is allowed."""
     with pytest.raises(ValueError, match="sparsity must be at least 0 and below 1"):
         Pruning(sparsity)
 
 
 def test_unknown_choices_are_refused_with_the_known() -> None:
-    """A mistyped strategy is not replaced by a default."""
+    """A mistyped strategy is an error that lists the known ones; no default replaces it."""
     with pytest.raises(ValueError, match="selection must be one of top_k, sample, top_k_sample"):
         Pruning(0.5, selection="topk")
     with pytest.raises(ValueError, match="statistic must be one of flocking, magnitude"):
@@ -72,7 +72,7 @@ def test_unknown_choices_are_refused_with_the_known() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("room", [FullRoom, GrowingRoom])
 def test_requests_may_keep_more_and_fewer_neurons_than_the_first(model: PreTrainedModel, room: type[Room]) -> None:
-    """In buffers of either policy: all logits are the masked model's."""
+    """With each kind of buffers, all logits are the masked model's."""
     ids = torch.tensor([[5, 9, 17, 33, 4]])
     twin = DecodeTwin(model, room)
     for seed, count in enumerate((3, 20, 52, 1, 20)):
@@ -88,7 +88,7 @@ def test_requests_may_keep_more_and_fewer_neurons_than_the_first(model: PreTrain
 
 @pytest.mark.parametrize(("room", "sizes"), [(FullRoom, [52, 52, 52]), (GrowingRoom, [5, 20, 20])])
 def test_how_large_buffers_are(room: type[Room], sizes: list[int]) -> None:
-    """Full size once, or the largest request so far."""
+    """They have full size from the start, or the size of the largest request so far."""
     twin, found = DecodeTwin(tiny_model("llama"), room), []
     for count in (5, 20, 3):
         twin.load(Kept([torch.arange(count)] * 3))
@@ -98,15 +98,15 @@ def test_how_large_buffers_are(room: type[Room], sizes: list[int]) -> None:
 
 
 def test_buffers_grow_where_memory_is_taken_at_once() -> None:
-    """On any device but a CPU, and for a model that does not fit into the device's memory."""
+    """On a CPU, untouched memory costs nothing. Elsewhere, and for a model on the host, buffers grow."""
     assert room_for(torch.device("cpu"), on_host=False) is FullRoom
     assert room_for(torch.device("cpu"), on_host=True) is GrowingRoom
     assert room_for(torch.device("cuda"), on_host=False) is GrowingRoom
 
 
 @pytest.mark.parametrize("room", [FullRoom, GrowingRoom])
-def test_a_request_without_room_leaves_the_next_one_its_room(room: type[Room], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is held that is of no use."""
+def test_a_request_without_memory_leaves_room_for_the_next(room: type[Room], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error for lack of memory, no buffer is left."""
     twin, calls = DecodeTwin(tiny_model("llama"), room), iter(range(100))
 
     def full(*arguments: object, **options: object) -> torch.Tensor:

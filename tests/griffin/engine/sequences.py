@@ -1,4 +1,4 @@
-"""What tests of sequences share: samplings, and tokens of an engine."""
+"""Samplings and short functions that the tests of sequences share."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Kept neurons beside the full model on an answer, against whole passes of the masked model."""
+"""The comparison of kept neurons with the full model on an answer, against whole passes of the masked model."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from tests.tiny import tiny_model
 
 @torch.no_grad()
 def compared(model: PreTrainedModel, prompt: list[int], read: Prompt, tokens: list[int]) -> Comparison:
-    """The same from whole forward passes, the neurons that are gone masked."""
+    """The comparison, computed from whole forward passes of the full model and of the masked model."""
     text, count = torch.tensor([[*prompt, *tokens[:-1]]]), len(tokens) - 1
     full = model(text).logits[0, -count:].log_softmax(dim=1)
     cache = DynamicCache(config=model.config)
@@ -37,7 +37,7 @@ def compared(model: PreTrainedModel, prompt: list[int], read: Prompt, tokens: li
 def test_comparison_with_the_full_model(
     model: PreTrainedModel, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against whole passes of the masked model; in chunks, and between sequences, which are not disturbed."""
+    """It is computed in chunks, and a sequence before or after it does not change."""
     monkeypatch.setattr("griffin.engine.prompt.AT_ONCE", 4)
     engine, prompt, sampling = (
         Engine(model, prefill_chunk=7),
@@ -61,7 +61,7 @@ def test_comparison_with_the_full_model(
 
 
 def test_comparison_needs_no_sequence_before_it(prompts: Prompts) -> None:
-    """An answer from earlier, with the very neurons that it came from."""
+    """An earlier answer can be compared later, with the same neurons that made it."""
     engine, prompt = Engine(tiny_model("llama")), prompts(24, 17)
     with engine.read(prompt, HALF) as read:
         tokens = ids(list(read.generate(greedy(10))))
@@ -72,13 +72,13 @@ def test_comparison_needs_no_sequence_before_it(prompts: Prompts) -> None:
 
 @pytest.mark.parametrize(("sparsity", "tokens"), [(0.0, [5, 6, 7]), (0.5, [5]), (0.5, [])])
 def test_nothing_to_compare(sparsity: float, tokens: list[int], prompts: Prompts) -> None:
-    """All neurons, or no token that the kept ones made."""
+    """With all neurons, or without a token from kept neurons, there is no comparison."""
     with Engine(tiny_model("llama")).read(prompts(25, 17), Pruning(sparsity)) as read:
         assert read.compare(tokens) is None
 
 
 def test_a_comparison_can_be_given_up(prompts: Prompts) -> None:
-    """Between chunks; the prompt is still good."""
+    """It stops between two chunks, and the prompt can still be used."""
     asked = iter([False, False, True])
     with Engine(tiny_model("llama"), prefill_chunk=4).read(prompts(26, 17), HALF) as read:
         expected = ids(list(read.generate(greedy(20))))

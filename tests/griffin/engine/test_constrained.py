@@ -1,4 +1,4 @@
-"""Sequences with a grammar: held to it in every mode, the same with passes as without, ended where it ends."""
+"""Sequences with a grammar: each mode obeys it, passes change no token, and the sequence ends where it ends."""
 
 from dataclasses import replace
 from itertools import product
@@ -15,7 +15,7 @@ from tests.griffin.engine.sequences import EVERYTHING, HALF, Prompts, ids
 from tests.griffin.grammars import Slots
 from tests.tiny import tiny_model
 
-# Three tokens that are forced, then two that are not, over and over.
+# Three forced tokens, then two free ones, again and again.
 RECORD = tuple(frozenset(place) for place in ((40,), (41,), (42,), range(50, 60), range(3, 120)))
 FORM = Slots(RECORD * 6)
 GREEDY = Sampling(temperature=0, max_tokens=64, grammar=FORM)
@@ -35,7 +35,7 @@ def fits(tokens: list[Token], form: Slots = FORM) -> bool:
 
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_every_family_holds_to_it(family: str, sampling: Sampling, prompts: Prompts) -> None:
-    """From the first token to the last, after which nothing follows."""
+    """All tokens fit the grammar, and no token follows its last one."""
     tokens = list(Engine(tiny_model(family)).generate(prompts(1, 12), sampling, HALF))
 
     assert len(tokens) == len(FORM.places)
@@ -50,20 +50,20 @@ def test_every_family_holds_to_it(family: str, sampling: Sampling, prompts: Prom
 def test_passes_change_no_token(
     sampling: Sampling, sparsity: float, verification: Verification, prompts: Prompts
 ) -> None:
-    """What is forced is read in passes, and n-grams are checked; the tokens are those of single steps."""
+    """Forced tokens and n-grams are read in passes; the tokens are those of single steps."""
     engine, prompt = Engine(tiny_model("llama")), prompts(2, 20)
     stepped = list(engine.generate(prompt, sampling, Pruning(sparsity)))
     passed = list(engine.generate(prompt, sampling, Pruning(sparsity), verification=verification))
 
     assert ids(passed) == ids(stepped)
     assert [token.logprobs for token in passed] == [token.logprobs for token in stepped]
-    # Of the first record, two tokens follow the first one.
+    # The first token comes from the prompt, so only two tokens of the first record are forced.
     assert passed[-1].verified.forced + passed[-1].verified.accepted >= 2 + 5 * 3 - 1
     assert passed[-1].complete
 
 
 def test_forced_tokens_cost_no_step(prompts: Prompts) -> None:
-    """Of 30 tokens 18 are forced: after the first, six passes and six steps."""
+    """18 of 30 tokens are forced. After the first token, six passes and six steps are needed."""
     engine, prompt = Engine(tiny_model("llama")), prompts(3, 20)
     last = list(engine.generate(prompt, GREEDY, verification=PASSES))[-1]
 
@@ -75,7 +75,7 @@ def test_forced_tokens_cost_no_step(prompts: Prompts) -> None:
 @pytest.mark.parametrize(("mode", "draft"), list(product(("guarded", "lossless"), ("pruned", "ngram", "both"))))
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_verified_modes_hold_to_it(mode: ModeName, draft: DraftName, sampling: Sampling, prompts: Prompts) -> None:
-    """Lossless is the dense model under the same grammar."""
+    """All tokens fit. Mode lossless gives the dense model's tokens under the same grammar."""
     engine, prompt = Engine(tiny_model("llama")), prompts(4, 20)
     tokens = list(engine.generate(prompt, sampling, Pruning(0.5), verification=Verification(mode, draft)))
 
@@ -88,7 +88,7 @@ def test_verified_modes_hold_to_it(mode: ModeName, draft: DraftName, sampling: S
 
 @pytest.mark.parametrize("step", ["native", "lean", "twin"])
 def test_with_every_step(step: StepName, prompts: Prompts) -> None:
-    """Also with those that have no passes."""
+    """Also with steps that have no passes."""
     tokens = list(Engine(tiny_model("llama"), step=step).generate(prompts(5, 20), GREEDY, HALF, verification=PASSES))
 
     assert fits(tokens)
@@ -96,7 +96,7 @@ def test_with_every_step(step: StepName, prompts: Prompts) -> None:
 
 
 def test_answers_to_one_prompt_begin_anew(prompts: Prompts) -> None:
-    """A grammar serves any number of sequences."""
+    """One grammar serves any number of sequences."""
     sampling = SAMPLINGS["seeded"]
     with Engine(tiny_model("llama")).read(prompts(6, 20)) as prompt:
         first, second = (list(prompt.generate(sampling, verification=Verification())) for _ in range(2))
@@ -105,7 +105,7 @@ def test_answers_to_one_prompt_begin_anew(prompts: Prompts) -> None:
 
 
 def test_the_limit_cuts_it_off(prompts: Prompts) -> None:
-    """In the middle of what is forced, too."""
+    """max_tokens may also cut in the middle of forced tokens."""
     engine = Engine(tiny_model("llama"))
     for most in (1, 2, 6, 7, 12):
         tokens = list(engine.generate(prompts(7, 20), replace(GREEDY, max_tokens=most), verification=Verification()))
@@ -113,13 +113,13 @@ def test_the_limit_cuts_it_off(prompts: Prompts) -> None:
         assert len(tokens) == most
         assert fits(tokens)
         assert (tokens[-1].finish_reason, tokens[-1].complete) == ("length", False)
-    # The last token of the grammar is its end, whatever the limit says.
+    # If the last token of the grammar is also the last one allowed, the sequence is complete.
     whole = list(engine.generate(prompts(7, 20), replace(GREEDY, max_tokens=len(FORM.places))))
     assert whole[-1].finish_reason == "stop"
 
 
 def test_an_end_token_ends_it_where_it_may(prompts: Prompts) -> None:
-    """It is no part of the text. Before the grammar allows it, it is not drawn, however probable it is."""
+    """An end token is not drawn before the grammar allows it, however probable it is."""
     form = Slots((frozenset(range(3, 60)),) * 20, least=5, end_id=2)
     sampling = replace(GREEDY, grammar=form, logit_bias={2: 100.0})
     tokens = list(Engine(tiny_model("llama")).generate(prompts(8, 20), sampling, verification=Verification()))
@@ -134,10 +134,10 @@ def test_an_end_token_ends_it_where_it_may(prompts: Prompts) -> None:
     [None, PASSES, Verification(draft="ngram", draft_tokens=4), Verification("lossless", "both")],
     ids=str,
 )
-def test_what_is_done_is_asked_and_told_nothing(
+def test_a_grammar_that_is_done_needs_no_mask(
     sampling: Sampling, verification: Verification | None, prompts: Prompts
 ) -> None:
-    """From then on any token may follow: as by a grammar that allows all of them, but drawn without masks."""
+    """After that, any token may follow. The tokens are those of a grammar that allows all, but no mask is used."""
     engine, prompt = Engine(tiny_model("llama")), prompts(10, 20)
     anything = (frozenset(range(engine.vocabulary_size)),) * 20
     tokens, expected = (
@@ -150,8 +150,8 @@ def test_what_is_done_is_asked_and_told_nothing(
     assert len(tokens) == 25
 
 
-def test_a_place_before_it_was_done_can_be_gone_back_to() -> None:
-    """Then it holds again; a place behind that is done needs no mark of its own."""
+def test_a_sequence_can_go_back_before_its_grammar_was_done() -> None:
+    """The grammar then counts again. A mark after it was done needs no mark in the grammar."""
     masks = Masks(8, torch.device("cpu"))
     masks.begin(Slots((frozenset({1, 2}),) * 2, goes_on=True))
     for id in (1, 2):
@@ -174,7 +174,7 @@ def test_a_place_before_it_was_done_can_be_gone_back_to() -> None:
 
 
 def test_log_probabilities_are_the_models_own(prompts: Prompts) -> None:
-    """As if nothing had been masked: the most probable tokens need not be allowed."""
+    """They are computed without the mask: the most probable tokens need not be allowed."""
     engine, prompt = Engine(tiny_model("llama")), prompts(9, 20)
     free = next(engine.generate(prompt, replace(GREEDY, grammar=None, logprobs=2)))
     held = next(engine.generate(prompt, replace(GREEDY, logprobs=2)))
@@ -191,7 +191,7 @@ def test_drafts_are_cut_where_they_are_refused(prompts: Prompts, monkeypatch: py
     monkeypatch.setattr(Verifier, "_settle", lambda self, ids, guarded: read.append(ids) or settle(self, ids, guarded))
     places = (*RECORD[:3], frozenset({50}), frozenset(range(3, 120))) * 4
     form = Slots((frozenset(range(43, 60)), *places))
-    # The prompt has a record that goes on as the grammar does not allow.
+    # The prompt has a record whose next tokens the grammar does not allow.
     prompt = [*prompts(10, 8), 40, 41, 42, 50, 60, 99, 98, 97]
     verification = Verification(draft="ngram", draft_tokens=8)
     list(Engine(tiny_model("llama")).generate(prompt, replace(GREEDY, grammar=form), verification=verification))
@@ -202,6 +202,6 @@ def test_drafts_are_cut_where_they_are_refused(prompts: Prompts, monkeypatch: py
 
 @pytest.mark.parametrize("changes", [{"min_tokens": 2}, {"ignore_eos": True}])
 def test_what_no_grammar_can_keep_is_refused(changes: dict[str, int]) -> None:
-    """A grammar may end before, and ends at its end."""
+    """A grammar may end the answer early, and always ends it at its own end."""
     with pytest.raises(ValueError, match=next(iter(changes))):
         replace(GREEDY, **changes)

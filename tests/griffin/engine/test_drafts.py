@@ -1,4 +1,4 @@
-"""Drafts from n-grams in mode fast: each model checks its own, and no token is another."""
+"""Drafts from n-grams in mode fast: the model in use checks them, and no token changes."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -19,7 +19,7 @@ ECHO = Sampling(temperature=0, max_tokens=40, ignore_eos=True)
 
 
 def looks_up(monkeypatch: pytest.MonkeyPatch, prompt: int, answer: list[int]) -> None:
-    """Of an answer to a prompt of so many tokens: nothing, or up to three right drafts and a wrong one."""
+    """Replace n-gram drafts for a prompt of ``prompt`` tokens: none, or up to three right tokens and a wrong one."""
 
     def looked_up(drafts: Drafts, room: int) -> list[int]:
         made = drafts._state.length - prompt + 1
@@ -45,7 +45,7 @@ def test_n_grams_change_no_token(
     prompts: Prompts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In mode fast the model at hand checks them: tokens and log-probabilities are to the bit what steps give."""
+    """In mode fast, tokens and log-probabilities have the same bits as without drafts."""
     engine = Engine(tiny_model(family).to(dtype))
     prompt = prompts(21, 30)
     alone = list(engine.generate(prompt, sampling, pruning))
@@ -65,7 +65,7 @@ FAST = Verification()
 
 
 def test_n_grams_draft_by_themselves(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is scripted: where a model repeats itself, most tokens come from passes, and none is another."""
+    """With real drafts: where a model repeats itself, many tokens come from passes, and no token changes."""
     monkeypatch.setattr(Throttle, "worth", lambda self, length, most: most)
     engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)
     for pruning in (Pruning(), HALF):
@@ -80,7 +80,7 @@ def test_n_grams_draft_by_themselves(prompts: Prompts, monkeypatch: pytest.Monke
 def test_a_drafted_answer_ends_where_it_would_have(
     pruning: Pruning, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a stop id or max_tokens, wherever in a block: nothing after it is drawn, counted, or left in the cache."""
+    """At a stop id or max_tokens, anywhere in a block. Nothing after it is drawn, counted or left in the cache."""
     prompt = prompts(24, 20)
     alone = ids(list(Engine(tiny_model("llama")).generate(prompt, greedy(24), pruning)))
     looks_up(monkeypatch, len(prompt), alone)
@@ -100,7 +100,7 @@ def test_a_drafted_answer_ends_where_it_would_have(
 def test_each_token_of_a_block_has_counts_of_its_own(
     pruning: Pruning, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stop string may end the answer at any: what follows in the block is then no token of it."""
+    """A stop string may end the answer at any token of a block. The counts do not include later ones."""
     engine, prompt = Engine(tiny_model("llama")), prompts(24, 20)
     alone = ids(list(engine.generate(prompt, greedy(24), pruning)))
     looks_up(monkeypatch, len(prompt), alone)
@@ -114,21 +114,21 @@ def test_each_token_of_a_block_has_counts_of_its_own(
 
 
 def test_a_drafted_answer_can_be_cancelled_in_a_block(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No further token of the block comes, and nothing more is computed."""
+    """No other token of the block comes, and nothing more is computed."""
     engine, prompt, cancelled = Engine(tiny_model("gemma2")), prompts(25, 20), list[bool]()
     alone = ids(list(engine.generate(prompt, greedy(24))))
     looks_up(monkeypatch, len(prompt), alone)
     stream = engine.generate(prompt, greedy(24), None, lambda: bool(cancelled), FAST)
     tokens = [next(stream) for _ in range(4)]
     cancelled.append(True)
-    monkeypatch.setattr(Verifier, "block", lambda *_: pytest.fail("computed for nobody"))
+    monkeypatch.setattr(Verifier, "block", lambda *_: pytest.fail("computed after cancellation"))
 
     assert list(stream) == []
     assert ids(tokens) == alone[:4]
 
 
 def test_samples_with_drafts_do_not_disturb_each_other(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one prompt, in every order of modes, and neurons are reported as without drafts."""
+    """Several answers to one prompt, in several modes. Neurons are reported as without drafts."""
     monkeypatch.setattr(Throttle, "worth", lambda self, length, most: most)
     engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)
     samplings = [Sampling(seed=seed, temperature=0.3, max_tokens=30, ignore_eos=True) for seed in (1, 2)]
@@ -144,7 +144,7 @@ def test_samples_with_drafts_do_not_disturb_each_other(prompts: Prompts, monkeyp
 
 
 def test_a_pass_that_fails_fails_its_sequence_alone(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one is as ever."""
+    """The next sequence is not affected."""
     engine, prompt = Engine(tiny_model("llama")), prompts(26, 20)
     alone = ids(list(engine.generate(prompt, greedy(12), HALF)))
     looks_up(monkeypatch, len(prompt), alone)
@@ -160,7 +160,7 @@ def test_a_pass_that_fails_fails_its_sequence_alone(prompts: Prompts, monkeypatc
 @pytest.mark.parametrize("step", ["native", "lean"])
 @pytest.mark.parametrize("drafts", [15, 16, 64])
 def test_more_drafts_than_one_pass_has_room_for(mode: ModeName, step: StepName, drafts: int, prompts: Prompts) -> None:
-    """They take several."""
+    """They are checked in several passes."""
     engine, prompt = Engine(tiny_model("llama"), step=step), prompts(27, 5) * 5
     dense = ids(list(engine.generate(prompt, greedy(80))))
     tokens = list(engine.generate(prompt, greedy(80), verification=Verification(mode, "ngram", drafts)))
@@ -170,7 +170,7 @@ def test_more_drafts_than_one_pass_has_room_for(mode: ModeName, step: StepName, 
 
 
 def test_what_a_pass_of_the_model_at_hand_reads(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept neurons once. Where each token picks what it reads, at most the sum of all, and at most everything."""
+    """Kept neurons count once. With griffin+, a pass reads at most the sum of its tokens, and at most everything."""
     engine, prompt = Engine(tiny_model("llama")), prompts(28, 20)
     accounting = engine.accounting
     for pruning in (Pruning(), HALF, Pruning(0.5, method="griffin+")):

@@ -1,4 +1,4 @@
-"""The engine against transformers' generate (dense) and against the masked oracle (pruned), on every family."""
+"""The engine against transformers' generate (dense) and the masked model (pruned), on every family."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +35,7 @@ def greedy(tokens: int) -> Sampling:
 
 
 def test_three_requests_in_turn_equal_the_masked_model(model: PreTrainedModel, prompts: Prompts) -> None:
-    """Tokens and log-probabilities of pruned decoding are those of the full model with masked activations."""
+    """Pruned tokens and log-probabilities are those of the full model with masked activations."""
     engine = Engine(model, prefill_chunk=7)
     for seed, length, sparsity in ((1, 20, 0.5), (2, 33, 0.25), (3, 9, 0.8)):
         prompt = prompts(seed, length)
@@ -48,7 +48,7 @@ def test_three_requests_in_turn_equal_the_masked_model(model: PreTrainedModel, p
 
 
 def test_sparsity_zero_is_generate(model: PreTrainedModel, prompts: Prompts) -> None:
-    """Without sparsity the engine's greedy tokens are those of transformers' generate."""
+    """Without sparsity, greedy tokens are those of transformers' generate."""
     engine = Engine(model, prefill_chunk=8)
     for seed in (4, 5):
         prompt = prompts(seed, 21)
@@ -60,7 +60,7 @@ def test_sparsity_zero_is_generate(model: PreTrainedModel, prompts: Prompts) -> 
 
 @pytest.mark.parametrize("step", ["native", "lean", "twin"])
 def test_every_step_makes_the_same_tokens(model: PreTrainedModel, prompts: Prompts, step: StepName) -> None:
-    """Dense and pruned, greedy and by seed: which step runs is a matter of speed alone."""
+    """Dense and pruned, greedy and by seed: the step changes only the speed."""
     if step != "twin" and model.config.model_type not in COMMON_BLOCK:
         with pytest.raises(ValueError, match="has no common block"):
             Engine(model, step=step)
@@ -84,7 +84,7 @@ def test_every_step_makes_the_same_tokens(model: PreTrainedModel, prompts: Promp
 def test_a_step_that_computes_something_else_is_not_used(
     prompts: Prompts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: StepName
 ) -> None:
-    """As with a configuration that the common block does not know: slower, with a warning, and right."""
+    """For example because the common block ignores a field of the configuration. A slower, right step replaces it."""
     model = tiny_model("llama")
     right = Engine(model, step=step)
     right.warm_up()
@@ -101,7 +101,7 @@ def test_a_step_that_computes_something_else_is_not_used(
 
 
 class ScaledLogits(LlamaForCausalLM):
-    """As a type whose configuration scales logits by a key that is not known here."""
+    """Scales logits by a field of the configuration that griffin does not know."""
 
     def forward(self, *args: Any, **kwargs: Any) -> CausalLMOutputWithPast:
         output = super().forward(*args, **kwargs)
@@ -110,7 +110,7 @@ class ScaledLogits(LlamaForCausalLM):
 
 @pytest.mark.parametrize("step", ["native", "lean", "twin"])
 def test_logits_that_are_made_in_an_unknown_way_are_refused(step: StepName) -> None:
-    """Neither a prompt's logits nor those of any step would be the model's own."""
+    """Neither the prompt's logits nor those of any step would be the model's own."""
     model = tiny_model("llama", unknown_logit_scale=0.25)
     model.__class__ = ScaledLogits
     with pytest.raises(UnsupportedModel, match="'llama' model computes its logits in an unknown way"):
@@ -121,14 +121,14 @@ def test_logits_that_are_made_in_an_unknown_way_are_refused(step: StepName) -> N
 
 
 def test_graphs_need_a_gpu() -> None:
-    """Said by name, not by the library's insides."""
+    """The error names the step and what it needs."""
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="graph: needs a CUDA device"):
             Engine(tiny_model("llama"), step="graph")
 
 
-def test_a_context_too_long_for_the_memory_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the start, with what to do."""
+def test_a_context_too_long_for_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start, with advice."""
 
     def out_of_memory(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError
@@ -139,13 +139,13 @@ def test_a_context_too_long_for_the_memory_is_said_so(monkeypatch: pytest.Monkey
 
 
 def test_unknown_steps_are_refused() -> None:
-    """By name, with those there are."""
+    """The error lists the known steps."""
     with pytest.raises(ValueError, match="step must be one of auto, native, graph, lean, twin, but is 'fast'"):
         Engine(tiny_model("llama"), step="fast")
 
 
 def test_score_equals_stepwise_generation(model: PreTrainedModel, prompts: Prompts) -> None:
-    """Scoring a continuation in one pass gives the log-probabilities that generating it gave."""
+    """Scoring a continuation in one pass gives the log-probabilities with which it was generated."""
     engine = Engine(model, prefill_chunk=5)
     prompt = prompts(6, 17)
     tokens = list(engine.generate(prompt, greedy(11), Pruning(0.5)))
@@ -154,8 +154,8 @@ def test_score_equals_stepwise_generation(model: PreTrainedModel, prompts: Promp
     torch.testing.assert_close(scores, torch.tensor([token.logprobs.chosen for token in tokens]), atol=1e-5, rtol=0)
 
 
-def test_interleaved_engines_keep_their_own_experts(prompts: Prompts) -> None:
-    """Two engines on one model, advanced in turn, give what each gives alone."""
+def test_interleaved_engines_keep_their_own_neurons(prompts: Prompts) -> None:
+    """Two engines on one model work in turn, and each gives what it gives alone."""
     model = tiny_model("llama")
     engines = [Engine(model), Engine(model)]
     requests = [(prompts(7, 15), Pruning(0.5)), (prompts(8, 26), Pruning(0.7))]
@@ -169,7 +169,7 @@ def test_interleaved_engines_keep_their_own_experts(prompts: Prompts) -> None:
 
 
 def test_engines_share_weights() -> None:
-    """A second engine costs module objects and buffers, not weights."""
+    """A second engine needs module objects and buffers, but no weights."""
     model = tiny_model("llama")
     first, second = Engine(model), Engine(model)
     tensors = [{p.data_ptr() for p in engine._assembly.trees.full.parameters()} for engine in (first, second)]
@@ -178,7 +178,7 @@ def test_engines_share_weights() -> None:
 
 
 def test_buffers_do_not_move_between_requests(model: PreTrainedModel, prompts: Prompts) -> None:
-    """Where kept weights are gathered, they lie at the same addresses in every request, whatever its sparsity."""
+    """Gathered weights are at the same addresses in every request, at any sparsity."""
     engine = Engine(model, step="twin")
 
     def addresses() -> list[int]:
@@ -193,7 +193,7 @@ def test_buffers_do_not_move_between_requests(model: PreTrainedModel, prompts: P
 
 
 def test_selection_is_reported_once(prompts: Prompts) -> None:
-    """The first token comes from the full model; the second brings what was selected."""
+    """The full model makes the first token. The second token reports what was selected."""
     tokens = list(Engine(tiny_model("llama")).generate(prompts(11, 12), greedy(4), Pruning(0.5)))
 
     assert [token.selection is None for token in tokens] == [True, False, True, True]
@@ -203,7 +203,7 @@ def test_selection_is_reported_once(prompts: Prompts) -> None:
 
 @pytest.mark.parametrize("selection", ["sample", "top_k_sample"])
 def test_drawn_selections_follow_their_seed(selection: str, prompts: Prompts) -> None:
-    """A selection that draws is repeatable by its seed."""
+    """The same seed draws the same neurons."""
     engine = Engine(tiny_model("llama"))
 
     def expert_set(seed: int) -> str:
@@ -214,7 +214,7 @@ def test_drawn_selections_follow_their_seed(selection: str, prompts: Prompts) ->
 
 
 def test_magnitude_ignores_the_prompt(prompts: Prompts) -> None:
-    """The weight-magnitude baseline keeps the same neurons for every prompt; flocking does not."""
+    """Weight magnitude keeps the same neurons for every prompt; flocking does not."""
     engine = Engine(tiny_model("llama"))
 
     def expert_set(seed: int, statistic: str) -> str:
@@ -226,7 +226,7 @@ def test_magnitude_ignores_the_prompt(prompts: Prompts) -> None:
 
 
 def test_seed_repeats_a_sampled_sequence(prompts: Prompts) -> None:
-    """One seed, one sequence, whatever ran before; no seed, a different one."""
+    """A seed gives the same sequence, whatever ran before. Without a seed it differs."""
     engine = Engine(tiny_model("llama"))
 
     def draw(seed: int | None) -> list[int]:
@@ -241,7 +241,7 @@ def test_seed_repeats_a_sampled_sequence(prompts: Prompts) -> None:
 
 
 def test_stops_at_end_of_sequence_and_at_stop_ids(prompts: Prompts) -> None:
-    """The ending token is yielded, with the reason, and nothing after it."""
+    """The token that ends the sequence comes with the reason, and no token follows."""
     engine = Engine(tiny_model("llama"))
     prompt = prompts(16, 12)
     free = [token.id for token in engine.generate(prompt, greedy(8))]
@@ -260,14 +260,14 @@ def test_stops_at_end_of_sequence_and_at_stop_ids(prompts: Prompts) -> None:
 
 
 def test_length_is_the_reason_at_max_tokens(prompts: Prompts) -> None:
-    """The last of max_tokens says so."""
+    """The last token has the finish reason."""
     tokens = list(Engine(tiny_model("llama")).generate(prompts(17, 5), greedy(3)))
 
     assert [token.finish_reason for token in tokens] == [None, None, "length"]
 
 
 def test_one_token_prompt_selects_from_that_token(prompts: Prompts) -> None:
-    """A single prompt token is enough of a statistic, and no earlier request shows through."""
+    """One token is enough for a statistic, and an earlier request leaves no trace."""
     model = tiny_model("llama")
     engine = Engine(model)
     list(engine.generate(prompts(18, 30), greedy(4), Pruning(0.5)))
@@ -279,21 +279,21 @@ def test_one_token_prompt_selects_from_that_token(prompts: Prompts) -> None:
 def test_a_sequence_may_outgrow_the_cache_again_and_again(
     model: PreTrainedModel, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cache grows by copying, and what it held is still there; a shorter sequence after it is not disturbed."""
+    """The cache grows by copying and loses nothing. A shorter sequence afterwards is not disturbed."""
     monkeypatch.setattr(cache, "SMALLEST_CAPACITY", 4)
     engine = Engine(model, prefill_chunk=3)
     for length, tokens in ((2, 40), (11, 8), (50, 30)):
         prompt = prompts(24, length)
         expected = model.generate(torch.tensor([prompt]), do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens)
 
-        # generate's minimum bans the end-of-sequence id; ours only goes on after it.
+        # generate's minimum forbids the end-of-sequence id; our engine only continues after it.
         ours = [token.id for token in engine.generate(prompt, greedy(tokens))]
         if 2 not in ours:
             assert ours == expected[0, length:].tolist()
 
 
 def test_running_out_of_memory_costs_one_request(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a failed allocation in the middle of the layers the engine still answers."""
+    """After an allocation fails between two layers, the engine still answers."""
     engine = Engine(tiny_model("llama"))
     expected = [token.id for token in engine.generate(prompts(25, 10), greedy(5))]
     calls = iter(range(1000))
@@ -313,7 +313,7 @@ def test_running_out_of_memory_costs_one_request(prompts: Prompts, monkeypatch: 
 
 
 def test_longrope_is_served_up_to_its_original_length() -> None:
-    """Beyond it every earlier key would need another rotation, which neither chunks nor a cache give."""
+    """Beyond it, all earlier keys would need another rotation, which a cache cannot give."""
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, **factors}
     engine = Engine(tiny_model("phi3", rope_parameters=rope, original_max_position_embeddings=64))
@@ -322,7 +322,7 @@ def test_longrope_is_served_up_to_its_original_length() -> None:
 
 
 def test_cancelled_prefill_ends_between_chunks(prompts: Prompts) -> None:
-    """A cancelled prompt phase stops after the chunk at hand, and the engine is free again."""
+    """A cancelled prompt stops after the current chunk, and the engine is free again."""
     engine = Engine(tiny_model("llama"), prefill_chunk=4)
     asked = iter([False, False, True])
 
@@ -331,18 +331,18 @@ def test_cancelled_prefill_ends_between_chunks(prompts: Prompts) -> None:
 
 
 def test_cancelled_decode_ends_within_a_token(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After cancellation no further token is computed, and no neurons are selected for one."""
+    """After cancellation, no token is computed and no neurons are selected."""
     cancelled: list[bool] = []
     stream = Engine(tiny_model("llama")).generate(prompts(20, 10), greedy(50), cancelled=lambda: bool(cancelled))
     next(stream)
     cancelled.append(True)
-    monkeypatch.setattr(SequenceState, "choose", lambda *_: pytest.fail("selected for nobody"))
+    monkeypatch.setattr(SequenceState, "choose", lambda *_: pytest.fail("selected after cancellation"))
 
     assert list(stream) == []
 
 
 def test_busy_engine_refuses_a_second_sequence(prompts: Prompts) -> None:
-    """One sequence at a time; closing the first makes room."""
+    """An engine makes one sequence at a time. Closing the first one frees it."""
     engine = Engine(tiny_model("llama"))
     first = engine.generate(prompts(21, 10), greedy(5))
     next(first)
@@ -354,7 +354,7 @@ def test_busy_engine_refuses_a_second_sequence(prompts: Prompts) -> None:
 
 
 def test_context_can_be_filled_to_the_last_token(prompts: Prompts) -> None:
-    """Prompt and answer may take the context exactly."""
+    """Prompt and answer together may be as long as the context."""
     engine = Engine(tiny_model("llama"), context_length=32)
 
     assert len(list(engine.generate(prompts(23, 20), greedy(12)))) == 12
@@ -373,7 +373,7 @@ def test_context_can_be_filled_to_the_last_token(prompts: Prompts) -> None:
 def test_impossible_requests_are_refused_at_once(
     prompt: list[int], max_tokens: int, error: type[InvalidRequest], param: str
 ) -> None:
-    """What cannot be generated is refused before anything runs, and the field is named."""
+    """They are refused before anything is computed, and the error names the field."""
     engine = Engine(tiny_model("llama"), context_length=32)
     with pytest.raises(error) as refusal:
         engine.generate(prompt, greedy(max_tokens))
@@ -382,7 +382,7 @@ def test_impossible_requests_are_refused_at_once(
 
 
 def test_several_sequences_from_one_reading(model: PreTrainedModel, prompts: Prompts) -> None:
-    """The prompt is read once and its neurons are chosen once, and each sequence is what it would be alone."""
+    """The prompt is read once and neurons are chosen once. Each sequence is the same as alone."""
     engine = Engine(model, prefill_chunk=7)
     prompt, pruning = prompts(26, 20), Pruning(0.5)
     samplings = [Sampling(seed=seed, max_tokens=9, ignore_eos=True, logprobs=0) for seed in (1, 2, 1)]
@@ -400,7 +400,7 @@ def test_several_sequences_from_one_reading(model: PreTrainedModel, prompts: Pro
 
 
 def test_several_prunings_from_one_reading(model: PreTrainedModel, prompts: Prompts) -> None:
-    """Each is what it would be alone, in any order; a prompt that was read for less refuses the method."""
+    """Each answer is the same as alone, in any order. A pruning that the prompt was not read for is refused."""
     engine = Engine(model, prefill_chunk=7, prefixes=PrefixStore(2**20, 7))
     prompt, plus = prompts(26, 20), Pruning(0.5, method="griffin+")
     prunings = [plus, Pruning(), Pruning(0.5), plus, Pruning(0.25)]
@@ -417,7 +417,7 @@ def test_several_prunings_from_one_reading(model: PreTrainedModel, prompts: Prom
 
 
 def test_prompt_scores_are_the_dense_models(model: PreTrainedModel, prompts: Prompts) -> None:
-    """In chunks or not: each token's log-probability given those before it, and the most probable ones."""
+    """In chunks or not: each token's log-probability given the tokens before it, and the most probable tokens."""
     prompt = prompts(27, 19)
     with torch.inference_mode():
         expected = model(torch.tensor([prompt])).logits[0].float().log_softmax(dim=1)
@@ -436,7 +436,7 @@ def test_prompt_scores_are_the_dense_models(model: PreTrainedModel, prompts: Pro
 
 
 def test_a_generated_answer_scores_as_it_was_generated(model: PreTrainedModel, prompts: Prompts) -> None:
-    """Sparse scoring is generation with given tokens, and generation goes on from it with the same neurons."""
+    """With sparsity, scoring gives what generating gave, and generation continues with the same neurons."""
     engine = Engine(model, prefill_chunk=6)
     prompt, pruning = prompts(28, 17), Pruning(0.5)
     tokens = list(engine.generate(prompt, greedy(12), pruning))
@@ -452,7 +452,7 @@ def test_a_generated_answer_scores_as_it_was_generated(model: PreTrainedModel, p
 
 
 def test_by_default_the_last_input_is_read_sparsely(prompts: Prompts) -> None:
-    """The paper's classification (5.1): neurons from all inputs but the last, which alone goes through them."""
+    """The paper's classification (5.1): all inputs but the last choose the neurons, and only the last uses them."""
     model = tiny_model("llama")
     engine, prompt, pruning = Engine(model, prefill_chunk=6), prompts(29, 14), Pruning(0.5)
     with engine.read(prompt, scoring=Scoring()) as read:
@@ -468,7 +468,7 @@ def test_by_default_the_last_input_is_read_sparsely(prompts: Prompts) -> None:
 
 @pytest.mark.parametrize("prompt_tokens", [0, 15])
 def test_a_prompt_cannot_end_outside_itself(prompts: Prompts, prompt_tokens: int) -> None:
-    """The field is named."""
+    """The error names the field."""
     engine = Engine(tiny_model("llama"))
     with pytest.raises(InvalidRequest) as refusal, engine.read(prompts(30, 14), None, Scoring(0, prompt_tokens)):
         pass
@@ -477,7 +477,7 @@ def test_a_prompt_cannot_end_outside_itself(prompts: Prompts, prompt_tokens: int
 
 
 def test_a_rebuilt_engine_is_as_new(prompts: Prompts) -> None:
-    """Whatever state a failure left, all but the weights is made again."""
+    """After any failure, everything but the weights is made again."""
     engine = Engine(tiny_model("llama"), step="lean")
     expected = [token.id for token in engine.generate(prompts(31, 12), greedy(6), Pruning(0.5))]
     abandoned = engine.generate(prompts(32, 12), greedy(6), Pruning(0.5))
@@ -489,7 +489,7 @@ def test_a_rebuilt_engine_is_as_new(prompts: Prompts) -> None:
 
 
 def test_min_tokens_puts_off_the_end(prompts: Prompts) -> None:
-    """No end-of-sequence or stop id is drawn before its time, however probable it is."""
+    """Before min_tokens, no end-of-sequence or stop id is drawn, however probable it is."""
     engine = Engine(tiny_model("llama"))
     prompt = prompts(16, 12)
     free = [token.id for token in engine.generate(prompt, greedy(8))]
@@ -503,7 +503,7 @@ def test_min_tokens_puts_off_the_end(prompts: Prompts) -> None:
 
 
 def test_a_rebuild_that_failed_can_be_tried_again(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half-way through, parts of the old engine are gone and parts of the new one are missing."""
+    """Also when some parts of the old engine are gone and some of the new one are missing."""
     engine = Engine(tiny_model("llama"))
     expected = [token.id for token in engine.generate(prompts(33, 12), greedy(6), Pruning(0.5))]
     with monkeypatch.context() as short_of_memory:
@@ -517,7 +517,7 @@ def test_a_rebuild_that_failed_can_be_tried_again(prompts: Prompts, monkeypatch:
 
 
 def test_a_prompt_is_good_for_one_sequence_at_a_time(prompts: Prompts) -> None:
-    """Two at once, or one after its block has ended, would read each other's cache."""
+    """Two sequences at once would use the same cache, and so would one after the prompt's block."""
     engine = Engine(tiny_model("llama"))
     with engine.read(prompts(34, 10)) as read:
         first, second = read.generate(greedy(5)), read.generate(greedy(5))
@@ -537,21 +537,21 @@ def test_a_prompt_is_good_for_one_sequence_at_a_time(prompts: Prompts) -> None:
         ({"rope_type": "default"}, None, 256),
         ({"rope_type": "default"}, 1000, 256),
         ({"rope_type": "default"}, 100, 100),
-        # As model cards say to write it: the configured length is that of before.
+        # As model cards write it: max_position_embeddings is the length before scaling.
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, None, 1024),
         ({"rope_type": "yarn", "factor": 4.0}, None, 1024),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 600, 600),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 5000, 1024),
-        # Or the length that the factor gives.
+        # Or max_position_embeddings is the length after scaling.
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, None, 256),
-        # Linear scaling is written both ways: only who asks for more gets more.
+        # Linear scaling is written in both ways: only a request for a longer context gives one.
         ({"rope_type": "linear", "factor": 2.0}, None, 256),
         ({"rope_type": "linear", "factor": 2.0}, 512, 512),
         ({"rope_type": "linear", "factor": 2.0}, 513, 512),
     ],
 )
 def test_scaled_contexts(rope: dict[str, object], limit: int | None, expected: int) -> None:
-    """Of rotary scaling; what is beyond the trained length is really read."""
+    """Context lengths with rotary scaling. A prompt beyond the trained length is really read."""
     model = tiny_model("llama", rope_parameters={"rope_theta": 10_000.0, **rope})
     engine = Engine(model, context_length=limit)
     prompt = [3 + number % 100 for number in range(expected - 2)]

@@ -1,4 +1,4 @@
-"""The modes guarded and lossless, against the dense engine, the exact distribution and the masked oracle."""
+"""The modes guarded and lossless, against the dense engine, the exact distribution and the masked model."""
 
 import copy
 import math
@@ -32,7 +32,7 @@ DRAFTS = MODE_DRAFTS["lossless"]
 
 
 def test_lossless_is_the_dense_model(model: PreTrainedModel, prompts: Prompts) -> None:
-    """Greedy, every family: drafts of few and of most neurons, short blocks and long ones, from n-grams too."""
+    """Greedy, for every family: high and low sparsity, short and long blocks, also with n-grams."""
     engine, prompt = Engine(model, prefill_chunk=7), prompts(1, 20)
     dense = ids(list(engine.generate(prompt, greedy(18))))
     for sparsity, drafts, draft in ((0.25, 1, "pruned"), (0.5, 4, "both"), (0.9, 7, "pruned"), (0.5, 3, "ngram")):
@@ -46,7 +46,7 @@ def test_lossless_is_the_dense_model(model: PreTrainedModel, prompts: Prompts) -
 @pytest.mark.parametrize("step", ["native", "lean", "twin"])
 @pytest.mark.parametrize("family", ["llama", "gemma2"], indirect=False)
 def test_lossless_with_every_step(family: str, step: StepName, prompts: Prompts) -> None:
-    """By seed: which step drafts is a matter of speed alone."""
+    """With a seed. The step that drafts changes only the speed."""
     engine = Engine(tiny_model(family), prefill_chunk=7, step=step)
     dense = list(engine.generate(prompts(2, 20), replace(EVERYTHING, seed=8)))
     tokens = run(engine, prompts(2, 20), replace(EVERYTHING, seed=8), 0.5, LOSSLESS)
@@ -68,7 +68,7 @@ def test_lossless_with_every_step(family: str, step: StepName, prompts: Prompts)
 def test_sampled_lossless_is_the_dense_model_with_that_seed(
     sampling: Sampling, draft: DraftName, prompts: Prompts
 ) -> None:
-    """Token by token, with all that sampling has, and with the dense model's log-probabilities."""
+    """Tokens and log-probabilities are the dense model's, with all sampling fields."""
     engine = Engine(tiny_model("gemma2"), prefill_chunk=7)
     dense = list(engine.generate(prompts(3, 20), sampling))
     tokens = run(engine, prompts(3, 20), sampling, 0.5, Verification("lossless", draft))
@@ -86,7 +86,7 @@ VOCABULARY, DRAWS = 4, 250
 
 @torch.inference_mode()
 def exact(model: PreTrainedModel, prompt: list[int]) -> Tensor:
-    """The dense model's probabilities of the next three tokens together, ``(V, V, V)``."""
+    """The dense model's joint probabilities of the next three tokens, ``(V, V, V)``."""
     pairs = torch.tensor(list(product(range(VOCABULARY), repeat=2)))
     rows = torch.cat((torch.tensor(prompt).expand(len(pairs), -1), pairs), dim=1)
     chances = model(rows).logits[:, -3:].softmax(dim=2).view(VOCABULARY, VOCABULARY, 3, VOCABULARY)
@@ -94,7 +94,7 @@ def exact(model: PreTrainedModel, prompt: list[int]) -> Tensor:
 
 
 def surprise(found: Tensor, expected: Tensor) -> float:
-    """Pearson's chi-square of counts, in its standard deviations from what is expected; rare cells are one."""
+    """Pearson's chi-square in standard deviations from its expected value. All rare cells count as one."""
     rare = expected < 5
     found, expected = (torch.cat((side[~rare], side[rare].sum()[None])) for side in (found, expected))
     freedom = len(found) - 1
@@ -106,18 +106,18 @@ def surprise(found: Tensor, expected: Tensor) -> float:
     [
         (Verification("lossless", "pruned", draft_tokens=2), True),
         (Verification("lossless", "both", draft_tokens=2), True),
-        # Whatever was drafted is taken: this test can fail.
+        # All drafts are accepted, which shows that this test can fail.
         (Verification("guarded", "pruned", draft_tokens=2, acceptance=1e-30), False),
     ],
     ids=["lossless", "n-grams too", "blind"],
 )
 def test_sampled_tokens_have_the_dense_distribution(verification: Verification, like_the_dense_model: bool) -> None:
-    """The first three tokens together, of many draws, against the exact probabilities."""
+    """Counts of the first three tokens over many draws, against the exact probabilities."""
     model, prompt = tiny_model("llama", 1, vocab_size=VOCABULARY, num_hidden_layers=1), [3, 1, 2, 3, 1]
     counts = torch.zeros(VOCABULARY, VOCABULARY, VOCABULARY)
     with Engine(model, step="lean").read(prompt, Pruning(0.98)) as read:
         for seed in range(DRAWS):
-            # A fourth, so that two are drafted.
+            # A fourth token, so that two tokens are drafted.
             sampling = Sampling(seed=seed, max_tokens=4, ignore_eos=True)
             counts[tuple(ids(list(read.generate(sampling, verification=verification)))[:3])] += 1
 
@@ -127,7 +127,7 @@ def test_sampled_tokens_have_the_dense_distribution(verification: Verification, 
 @pytest.mark.parametrize("draft", DRAFTS)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"], indirect=False)
 def test_guarded_may_be_strict(family: str, prompts: Prompts, draft: DraftName) -> None:
-    """Where only the most probable token is acceptable, greedy tokens are the dense model's."""
+    """If only the most probable token is acceptable, greedy tokens are the dense model's."""
     engine, prompt = Engine(tiny_model(family), prefill_chunk=7), prompts(4, 20)
     tokens = run(engine, prompt, greedy(12), 0.5, Verification("guarded", draft, 5, acceptance=1.0))
 
@@ -135,36 +135,36 @@ def test_guarded_may_be_strict(family: str, prompts: Prompts, draft: DraftName) 
 
 
 def test_guarded_may_take_everything(prompts: Prompts) -> None:
-    """Where anything is acceptable, the tokens of one block are the kept neurons' own."""
+    """If every token is acceptable, the tokens of one block are the kept neurons' own."""
     engine, prompt = Engine(tiny_model("llama")), prompts(5, 20)
     tokens = run(engine, prompt, greedy(9), 0.5, Verification("guarded", "pruned", 16, acceptance=1e-30))
 
-    # The first token is the prompt's, the last one the full model's.
+    # The full model makes the first token and the last one.
     assert ids(tokens)[:-1] == ids(list(engine.generate(prompt, greedy(9), HALF)))[:-1]
     assert tokens[-1].verified.accepted == tokens[-1].verified.drafted == 7
 
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Drafts of the next blocks, in place of the kept neurons' own; then none."""
+    """A list whose blocks replace the next drafts of the kept neurons; when it is empty, there are no drafts."""
     blocks: list[list[int]] = []
     monkeypatch.setattr(Drafts, "generated", lambda self, room: (blocks.pop(0) if blocks else [])[:room])
     return blocks
 
 
 @torch.inference_mode()
-def behind(model: PreTrainedModel, tokens: list[int]) -> Tensor:
-    """The dense model's log-probabilities of what follows, ``(V,)``."""
+def after(model: PreTrainedModel, tokens: list[int]) -> Tensor:
+    """The dense model's log-probabilities of the token after ``tokens``, ``(V,)``."""
     row_V: Tensor = model(torch.tensor([tokens])).logits[0, -1]
     return row_V.log_softmax(dim=0)
 
 
 def test_guarded_keeps_what_is_acceptable_and_replaces_the_rest(scripted: list[list[int]], prompts: Prompts) -> None:
-    """The second best of the full model stays, its worst is replaced by its best, and what came behind is gone."""
+    """The full model's second best token stays. Its worst is replaced by its best, and later drafts are dropped."""
     model, prompt = tiny_model("llama"), prompts(6, 12)
-    first = int(behind(model, prompt).argmax())
-    chances, second = (row.tolist() for row in behind(model, [*prompt, first]).topk(2))
-    then = behind(model, [*prompt, first, second[1]])
+    first = int(after(model, prompt).argmax())
+    chances, second = (row.tolist() for row in after(model, [*prompt, first]).topk(2))
+    then = after(model, [*prompt, first, second[1]])
     scripted.append([second[1], int(then.argmin()), 5, 6])
     gap = math.exp(chances[1] - chances[0])
     guarded = Verification("guarded", "pruned", acceptance=0.99 * gap)
@@ -174,14 +174,14 @@ def test_guarded_keeps_what_is_acceptable_and_replaces_the_rest(scripted: list[l
     assert replace(tokens[2].verified, parameters_read=0, bytes_read=0) == Verified(2, 4, 1, 1, 1)
     assert tokens[1].logprobs.chosen == pytest.approx(chances[1], abs=1e-4)
     assert tokens[2].logprobs.chosen == pytest.approx(float(then.max()), abs=1e-4)
-    # A little stricter, and the second best goes as well.
+    # With a slightly stricter acceptance, the second best is also replaced.
     scripted.append([second[1], 4])
     stricter = run(Engine(model), prompt, greedy(3), 0.5, replace(guarded, acceptance=min(1.0, 1.01 * gap)))[1]
     assert stricter.id == second[0]
 
 
 def test_guarded_goes_on_where_the_full_model_would_draw_the_same(scripted: list[list[int]], prompts: Prompts) -> None:
-    """An improbable token that the full model draws at this place, too, is no reason to throw the block away."""
+    """An improbable draft stays if the full model draws the same token in this position."""
     engine, prompt = Engine(tiny_model("llama")), prompts(7, 12)
     sampling = Sampling(seed=1, temperature=3.0, max_tokens=8, ignore_eos=True)
     dense = ids(list(engine.generate(prompt, sampling)))
@@ -193,13 +193,13 @@ def test_guarded_goes_on_where_the_full_model_would_draw_the_same(scripted: list
 
 
 def test_what_verification_took_is_counted(scripted: list[list[int]], prompts: Prompts) -> None:
-    """A block that stays, one that is cut, two without drafts; and what was read for them."""
+    """A block that stays, a block that is cut, two without drafts; and the weights that were read for them."""
     engine, prompt = Engine(tiny_model("llama")), prompts(8, 12)
     dense = ids(list(engine.generate(prompt, greedy(8))))
     wrong = dense[5] % 100 + 3
     scripted += [dense[1:4], [wrong, wrong]]
     tokens = run(engine, prompt, greedy(8), 0.5, LOSSLESS)
-    # Drafts were written down here, so that no step of the kept neurons' is counted.
+    # The drafts are scripted, so no step of the kept neurons is counted.
     total, read = engine.accounting.total, engine.accounting.weight_bytes
 
     assert ids(tokens) == dense
@@ -213,7 +213,7 @@ def test_what_verification_took_is_counted(scripted: list[list[int]], prompts: P
 
 
 def test_steps_and_passes_are_counted_as_what_they_read(prompts: Prompts) -> None:
-    """Active parameters for each drafted token, all of them for each pass; n-grams read nothing."""
+    """Each drafted token reads the active parameters, each pass reads all, and n-grams read nothing."""
     engine = Engine(tiny_model("gemma2"))
     accounting = engine.accounting
     for draft in ("pruned", "ngram"):
@@ -232,7 +232,7 @@ def test_steps_and_passes_are_counted_as_what_they_read(prompts: Prompts) -> Non
 
 @pytest.mark.parametrize("mode", ["guarded", "lossless"])
 def test_the_cache_holds_what_the_full_model_leaves(mode: ModeName, prompts: Prompts) -> None:
-    """Keys and values of all tokens, after every block: nothing of the kept neurons stays, nor of rejected drafts."""
+    """After every block, it has only the full model's keys and values: none of drafts or kept neurons."""
     model, prompt = tiny_model("mistral"), prompts(10, 20)
     engine, reader = Engine(model, prefill_chunk=7), Engine(model, prefill_chunk=7)
     seen = list(prompt)
@@ -255,7 +255,7 @@ def test_the_cache_holds_what_the_full_model_leaves(mode: ModeName, prompts: Pro
 
 
 def test_repetitions_are_looked_up(prompts: Prompts) -> None:
-    """Where a model repeats itself, most tokens come from n-grams, and none is another."""
+    """Where a model repeats itself, most tokens come from n-grams, and no token changes."""
     engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)
     dense = ids(list(engine.generate(prompt, greedy(60))))
     found = {draft: run(engine, prompt, greedy(60), 0.75, Verification("lossless", draft)) for draft in DRAFTS}
@@ -268,7 +268,7 @@ def test_repetitions_are_looked_up(prompts: Prompts) -> None:
 
 
 def test_without_sparsity_n_grams_draft_alone(prompts: Prompts) -> None:
-    """No neurons are chosen; where nothing matches, the dense step makes one token."""
+    """No neurons are chosen. Where no n-gram matches, the dense step makes one token."""
     engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)
     dense = ids(list(engine.generate(prompt, greedy(40))))
     for draft in ("ngram", "both"):
@@ -285,7 +285,7 @@ def test_without_sparsity_n_grams_draft_alone(prompts: Prompts) -> None:
 def test_nothing_is_verified_where_there_is_no_need(
     verification: Verification, sparsity: float, prompts: Prompts
 ) -> None:
-    """In mode fast, or where all neurons draft: tokens are those without verification."""
+    """In mode fast without drafts, or when all neurons draft, tokens are those without verification."""
     engine = Engine(tiny_model("llama"))
     tokens = run(engine, prompts(12, 20), greedy(6), sparsity, verification)
 
@@ -296,7 +296,7 @@ def test_nothing_is_verified_where_there_is_no_need(
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neurons are chosen anew all the time, and taken however few others they are."""
+    """Neurons are chosen again very often, even if hardly any neuron changes."""
     monkeypatch.setattr(refreshing, "REFRESH_TOKENS", 8)
     monkeypatch.setattr(refreshing, "SAME_ENOUGH", 1.1)
 
@@ -305,7 +305,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("draft", ["pruned", "both"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gptj"], indirect=False)
 def test_neurons_follow_what_the_full_model_has_read(family: str, draft: DraftName, prompts: Prompts) -> None:
-    """New ones are those of a prompt with all tokens up to there; rejected drafts have not counted."""
+    """New neurons are those of a prompt with all tokens read so far; rejected drafts do not count."""
     model, prompt = tiny_model(family), prompts(13, 20)
     engine, reader = Engine(model, prefill_chunk=7), Engine(model, prefill_chunk=9)
     tokens = run(engine, prompt, greedy(30), 0.6, Verification("lossless", draft, 3))
@@ -319,7 +319,7 @@ def test_neurons_follow_what_the_full_model_has_read(family: str, draft: DraftNa
         with reader.read(text[: selection.prompt_tokens], Pruning(0.6)) as read:
             fresh = list(read.generate(greedy(2)))[1].selection
 
-        # The block's first token is the first that was not read when they were chosen, but for the one before it.
+        # When the block began, all tokens before it were read, except the last one.
         assert selection.prompt_tokens == len(prompt) + number - 1
         assert selection.expert_set == fresh.expert_set
     with reader.read(text[: engine._assembly.state.statistic.sums().tokens]):
@@ -339,7 +339,7 @@ def test_neurons_follow_what_the_full_model_has_read(family: str, draft: DraftNa
     ids=["not wanted", "drawn", "of no prompt"],
 )
 def test_some_neurons_stay(pruning: Pruning, refresh: bool, prompts: Prompts) -> None:
-    """Where that is wanted, and those that reading on says nothing about."""
+    """Neurons are not refreshed if the request says so, or if they do not depend on the text."""
     engine = Engine(tiny_model("llama"))
     verification = replace(LOSSLESS, refresh=refresh)
     tokens = list(engine.generate(prompts(14, 12), greedy(30), pruning, verification=verification))
@@ -349,7 +349,7 @@ def test_some_neurons_stay(pruning: Pruning, refresh: bool, prompts: Prompts) ->
 
 
 def test_neurons_that_are_nearly_the_same_are_not_taken(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gathering them would cost more than it brings."""
+    """To gather them would cost more than it gains."""
     monkeypatch.setattr(refreshing, "REFRESH_TOKENS", 8)
     monkeypatch.setattr(refreshing, "SAME_ENOUGH", 0.01)
     tokens = run(Engine(tiny_model("llama")), prompts(14, 12), greedy(30), 0.5, LOSSLESS)
@@ -358,7 +358,7 @@ def test_neurons_that_are_nearly_the_same_are_not_taken(prompts: Prompts, monkey
 
 
 def test_overlap_is_the_jaccard_similarity() -> None:
-    """Over all layers together, which may keep different numbers."""
+    """Over all layers together, which may keep different numbers of neurons."""
     first = Kept([torch.tensor([0, 1, 2]), torch.tensor([5])])
     second = Kept([torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6])])
 
@@ -366,8 +366,8 @@ def test_overlap_is_the_jaccard_similarity() -> None:
     assert overlap(first.layers, first.layers, 20) == 1
 
 
-def test_of_most_neurons_those_left_out_are_compared() -> None:
-    """Any two choices of most have most in common; of all neurons nothing is known."""
+def test_when_most_are_kept_the_removed_neurons_are_compared() -> None:
+    """When most neurons are kept, all choices overlap. With all neurons kept, the overlap is 0."""
     everything = torch.arange(10)
     first, second = [everything[2:], everything[:8]], [everything[1:9], everything[:8]]
 
@@ -380,7 +380,7 @@ def test_of_most_neurons_those_left_out_are_compared() -> None:
 @pytest.mark.parametrize("mode", ["guarded", "lossless"])
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_further_samples_start_anew(mode: ModeName, draft: DraftName, prompts: Prompts) -> None:
-    """From the prompt's own neurons and statistic, whatever the sample before took, and whichever mode it had."""
+    """Each sample starts with the prompt's neurons and statistic, whatever the sample before did in any mode."""
     engine, prompt = Engine(tiny_model("llama")), prompts(15, 20)
     verification, sampling = Verification(mode, draft, 4), Sampling(seed=2, max_tokens=30, ignore_eos=True)
     alone = run(engine, prompt, sampling, 0.5, verification)
@@ -401,7 +401,7 @@ def test_further_samples_start_anew(mode: ModeName, draft: DraftName, prompts: P
 
 
 def test_nothing_generated_is_kept_as_a_prompts_beginning(prompts: Prompts) -> None:
-    """Prefixes are of prompts alone."""
+    """The store keeps chunks of prompts only."""
     store = PrefixStore(2**20, 8)
     engine = Engine(tiny_model("llama"), prefill_chunk=8, prefixes=store)
     with engine.read(prompts(16, 20), HALF) as read:
@@ -413,7 +413,7 @@ def test_nothing_generated_is_kept_as_a_prompts_beginning(prompts: Prompts) -> N
 
 @pytest.mark.parametrize("mode", ["guarded", "lossless"])
 def test_a_stop_id_ends_within_a_block(mode: ModeName, prompts: Prompts) -> None:
-    """Nothing comes behind it, wherever in a block it stands; and without it the sequence goes on."""
+    """No token follows it, in any position of a block. Without it the sequence goes on."""
     engine, prompt = Engine(tiny_model("gemma2")), prompts(17, 20)
     verification = Verification(mode, "pruned", draft_tokens=6, acceptance=1.0)
     free = ids(run(engine, prompt, greedy(12), 0.5, verification))
@@ -426,8 +426,8 @@ def test_a_stop_id_ends_within_a_block(mode: ModeName, prompts: Prompts) -> None
         assert tokens[-1].verified.tokens == len(tokens) - 1
 
 
-def test_nothing_is_drawn_behind_an_accepted_end(scripted: list[list[int]], prompts: Prompts) -> None:
-    """Nor counted, whatever was drafted behind it."""
+def test_nothing_is_drawn_after_an_accepted_end(scripted: list[list[int]], prompts: Prompts) -> None:
+    """Drafts after the end are neither drawn nor counted."""
     engine, prompt = Engine(tiny_model("llama")), prompts(8, 12)
     dense = ids(list(engine.generate(prompt, greedy(8))))
     scripted.append(dense[1:7])
@@ -439,7 +439,7 @@ def test_nothing_is_drawn_behind_an_accepted_end(scripted: list[list[int]], prom
 
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_max_tokens_ends_within_a_block(draft: DraftName, prompts: Prompts) -> None:
-    """Exactly so many, and no position behind the context is ever touched."""
+    """There are exactly max_tokens tokens, and no position after the context is used."""
     prompt = prompts(18, 20)
     dense = ids(list(Engine(tiny_model("gpt2")).generate(prompt, greedy(12))))
     for most in (1, 2, 3, 7, 12):
@@ -453,7 +453,7 @@ def test_max_tokens_ends_within_a_block(draft: DraftName, prompts: Prompts) -> N
 
 
 def test_cancelled_between_the_tokens_of_a_block(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends within a token, and nothing more is computed."""
+    """The sequence ends before the next token, and nothing more is computed."""
     cancelled: list[bool] = []
     engine = Engine(tiny_model("gemma2"))
     stream = engine.generate(
@@ -465,17 +465,17 @@ def test_cancelled_between_the_tokens_of_a_block(prompts: Prompts, monkeypatch: 
     )
     for _ in range(3):
         next(stream)
-    # The block has more.
+    # The block has more tokens.
     assert engine._assembly.state.length > 20 + 2
     cancelled.append(True)
-    monkeypatch.setattr(Verifier, "block", lambda *_: pytest.fail("computed for nobody"))
+    monkeypatch.setattr(Verifier, "block", lambda *_: pytest.fail("computed after cancellation"))
 
     assert list(stream) == []
     assert len(list(engine.generate(prompts(19, 20), greedy(3)))) == 3
 
 
 def test_only_the_latest_sequence_goes_on(prompts: Prompts) -> None:
-    """Another one of the same prompt, or a comparison, has taken the cache."""
+    """Another sequence of the prompt, or a comparison, takes over the cache."""
     with Engine(tiny_model("gemma2")).read(prompts(20, 20), HALF) as read:
         for other in (lambda: next(read.generate(greedy(9))), lambda: read.compare([5, 6, 7])):
             stream = read.generate(greedy(9), verification=LOSSLESS)
@@ -486,8 +486,8 @@ def test_only_the_latest_sequence_goes_on(prompts: Prompts) -> None:
                 next(stream)
 
 
-def test_a_sparsely_scored_end_cannot_be_gone_on_from(prompts: Prompts) -> None:
-    """Its keys and values are the kept neurons': the field is named."""
+def test_verification_cannot_follow_a_sparsely_scored_end(prompts: Prompts) -> None:
+    """Its keys and values come from kept neurons, so mode lossless is refused. The error names the field."""
     engine, text = Engine(tiny_model("llama")), prompts(21, 20)
     with engine.read(text, HALF, Scoring(prompt_tokens=12)) as read:
         with pytest.raises(InvalidRequest) as refusal:
@@ -504,7 +504,7 @@ def test_a_sparsely_scored_end_cannot_be_gone_on_from(prompts: Prompts) -> None:
 @pytest.mark.parametrize("place", ["host, staged", "host", "devices"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"], indirect=False)
 def test_wherever_the_weights_are(family: str, place: str, prompts: Prompts) -> None:
-    """FF weights on the host, or layers across devices (one here): lossless is the dense model, by seed."""
+    """With FF weights on the host or layers on several devices (one here), lossless is the dense model."""
     model, prompt = tiny_model(family), prompts(22, 20)
     elsewhere = copy.deepcopy(model)
     if place == "devices":
@@ -521,7 +521,7 @@ def test_wherever_the_weights_are(family: str, place: str, prompts: Prompts) -> 
 
 
 def test_the_default_model_lossless(smollm2: Checkpoint) -> None:
-    """Prose behind prose, sampled: the dense model's tokens from half the neurons' drafts."""
+    """Half of the neurons draft prose, sampled; the tokens are the dense model's."""
     prompt = smollm2.tokenizer(PROSE[:200]).input_ids
     engine, sampling = Engine(smollm2.model), Sampling(seed=6, temperature=0.7, max_tokens=10, ignore_eos=True)
     tokens = run(engine, prompt, sampling, 0.5, LOSSLESS)
@@ -533,7 +533,7 @@ def test_the_default_model_lossless(smollm2: Checkpoint) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_lossless_is_exact_below_float32(method: MethodName, dtype: torch.dtype, prompts: Prompts) -> None:
-    """A pass of the compiled step gives the bits of steps, whichever neurons have drafted."""
+    """A pass of the compiled step gives the bits of steps, whichever neurons made the drafts."""
     engine, pruning = Engine(tiny_model("llama").to(dtype)), Pruning(0.75, method=method)
     for seed, sampling in enumerate([greedy(40), Sampling(seed=5, max_tokens=40, ignore_eos=True)]):
         prompt = prompts(22 + seed, 20)

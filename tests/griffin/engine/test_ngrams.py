@@ -1,4 +1,4 @@
-"""Drafts looked up in the sequence itself."""
+"""Drafts that n-grams find in the sequence itself."""
 
 import random
 
@@ -19,11 +19,11 @@ def drafted(ngrams: NGrams, most: int) -> list[int]:
         ([1, 2, 3, 4, 9, 2, 3], 1, [4]),
         # The latest occurrence, not the first.
         ([1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3], 1, [5]),
-        # Three tokens in common before two, though two occurred later.
+        # A match of three tokens is preferred to a later match of two.
         ([1, 2, 3, 4, 7, 2, 3, 5, 1, 2, 3], 1, [4]),
-        # One token in common is chance.
+        # A match of one token is chance.
         ([1, 2, 3, 4, 3], 2, []),
-        # What runs into the present goes round.
+        # The continuation reaches the end of the text and goes on into the draft itself.
         ([7, 8, 9, 7, 8], 7, [9, 7, 8, 9, 7, 8, 9]),
         ([5, 5, 5], 4, [5, 5, 5, 5]),
         ([1, 2, 1, 2], 0, []),
@@ -32,7 +32,7 @@ def drafted(ngrams: NGrams, most: int) -> list[int]:
     ],
 )
 def test_what_followed_last_time_is_drafted(ids: list[int], most: int, expected: list[int]) -> None:
-    """Whether it is a prompt, or comes token by token, or half of each."""
+    """For ids of a prompt, ids that come token by token, and both."""
     for prompt in range(len(ids) + 1):
         ngrams = NGrams(PromptNGrams(ids[:prompt]))
         for id in ids[prompt:]:
@@ -42,12 +42,12 @@ def test_what_followed_last_time_is_drafted(ids: list[int], most: int, expected:
 
 
 def test_an_n_gram_does_not_find_itself() -> None:
-    """The last tokens have no continuation yet, and nothing else is like them."""
+    """The last tokens have no continuation yet, and no earlier tokens are the same."""
     assert NGrams(PromptNGrams([1, 2, 3, 4, 5])).find() is None
 
 
-def test_how_much_is_alike() -> None:
-    """A match is followed backwards, to a limit."""
+def test_length_of_a_match() -> None:
+    """A match is followed backwards, up to a limit."""
     for length in (2, 3, 4, 7, 12, LONGEST, LONGEST + 5):
         repeated = list(range(10, 10 + length))
         match = NGrams(PromptNGrams([1, *repeated, 2, 3, *repeated])).find()
@@ -56,8 +56,8 @@ def test_how_much_is_alike() -> None:
         assert (match.start, match.length) == (1 + length, min(length, LONGEST))
 
 
-def test_sequences_do_not_meet() -> None:
-    """What follows a prompt in one answer is no draft in another."""
+def test_answers_do_not_share_n_grams() -> None:
+    """The tokens of one answer are no drafts for another answer to the prompt."""
     prompt = PromptNGrams([1, 2, 3])
     first, second = NGrams(prompt), NGrams(prompt)
     for id in (7, 8, 9, 7, 8):
@@ -69,8 +69,8 @@ def test_sequences_do_not_meet() -> None:
     assert second.find() is None
 
 
-def test_a_match_grows_by_as_much_as_is_said() -> None:
-    """Few tokens, so that matches of every length come and go."""
+def test_a_match_grows_at_most_as_predicted() -> None:
+    """``longest_next`` is an upper bound. With few different tokens, matches of every length occur."""
     drawn = random.Random(3)
     reached = set()
     for alphabet in (2, 3, 5):

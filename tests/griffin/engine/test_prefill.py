@@ -1,4 +1,4 @@
-"""Prompts, or what is left of them, in the decoder's passes: the same to rounding, and always the same way."""
+"""Prompts in passes of the decoder: the same numbers except for rounding, and the same way each time."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,14 +24,14 @@ PLUS, HALF = Pruning(0.5, method="griffin+"), Pruning(0.5)
 
 
 def told(tokens: Sequence[Token]) -> list[object]:
-    """Everything but times."""
+    """All that tokens report, except times."""
     selections = [token.selection.expert_set for token in tokens if token.selection]
     return [*((token.id, token.logprobs, token.shares) for token in tokens), *selections]
 
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens of every chunk that goes through passes."""
+    """The number of tokens of every chunk that is read in passes."""
     found, own = list[int](), Prefill._in_passes
 
     def observed(
@@ -46,7 +46,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_a_prompt_in_passes(family: str, prompts: Prompts, passes: list[int]) -> None:
-    """Longer than one pass: scores, everything that was counted, and the answers of both methods."""
+    """A prompt longer than one pass: scores, statistic and the answers of both methods."""
     model = tiny_model(family)
     by_model, by_pass = Engine(model, prefill_chunk=64), Engine(model, prefill_chunk=64, limit=PassLimit(64))
     prompt, found = prompts(1, 41), []
@@ -73,7 +73,7 @@ def test_a_prompt_in_passes(family: str, prompts: Prompts, passes: list[int]) ->
 
 
 def test_only_chunks_up_to_the_limit(prompts: Prompts, passes: list[int]) -> None:
-    """What is left after whole chunks, read or known, goes through passes."""
+    """A rest up to the limit is read in passes, whether the whole chunks before it were read or reused."""
     store = PrefixStore(1 << 24, 32)
     engine = Engine(tiny_model("llama"), prefixes=store, prefill_chunk=32, limit=PassLimit(20))
     for length in (75, 75, 61, 20, 32):
@@ -84,7 +84,7 @@ def test_only_chunks_up_to_the_limit(prompts: Prompts, passes: list[int]) -> Non
 
 @pytest.mark.parametrize(("chunk", "limit"), [(8, 8), (8, 4), (32, 20)], ids=["whole chunks too", "ends", "long ends"])
 def test_reuse_changes_nothing(chunk: int, limit: int, prompts: Prompts, passes: list[int]) -> None:
-    """Tokens, log-probabilities and neurons, bit for bit: a chunk goes the same way whatever is known before it."""
+    """Tokens, log-probabilities and neurons have the same bits: reuse does not change how a chunk is read."""
     model, store = tiny_model("llama"), PrefixStore(1 << 24, chunk)
     plain = Engine(model, prefill_chunk=chunk, limit=PassLimit(limit))
     reusing = Engine(model, prefill_chunk=chunk, prefixes=store, limit=PassLimit(limit))
@@ -99,8 +99,8 @@ def test_reuse_changes_nothing(chunk: int, limit: int, prompts: Prompts, passes:
     assert store.bytes
 
 
-def test_given_up_within_a_chunk(prompts: Prompts) -> None:
-    """Between two passes; and the next prompt is read as if nothing had been."""
+def test_reading_can_be_cancelled_within_a_chunk(prompts: Prompts) -> None:
+    """Reading stops between two passes, and the next prompt is not affected."""
     model = tiny_model("llama")
     engine, asked = Engine(model, limit=PassLimit(64)), list[int]()
 
@@ -130,12 +130,12 @@ def test_given_up_within_a_chunk(prompts: Prompts) -> None:
     ids=["always faster", "never", "up to two passes", "up to four", "noise", "no time"],
 )
 def test_the_limit_is_where_both_take_as_long(one_pass: float, few: float, many: float, expected: int) -> None:
-    """The model's own code takes something for each chunk and each token; passes only for each token."""
+    """The model's own code has a cost for each chunk and each token, passes only for each token."""
     assert longest(one_pass, few, many) == expected
 
 
 def working(seconds: float) -> None:
-    """As a thread that is not interrupted."""
+    """Keep the processor busy for so long."""
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
@@ -161,7 +161,7 @@ def test_both_ways_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_busy_machine_is_not_measured(caplog: pytest.LogCaptureFixture) -> None:
-    """A thread that waits instead of running is no measure. The log tells it at debug; no more is timed."""
+    """If the thread waits instead of running, timing stops at once. The log says so at debug level."""
     caplog.set_level("DEBUG", "griffin")
     found = measured(lambda _: time.sleep(0.01), lambda _: pytest.fail("timed"), torch.device("cpu"))
 
@@ -169,8 +169,8 @@ def test_a_busy_machine_is_not_measured(caplog: pytest.LogCaptureFixture) -> Non
     assert "other processes use the processors" in caplog.text
 
 
-def test_it_is_settled_once_for_all_engines(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the first request, also for engines that are rebuilt; they answer alike, and as a given number has it."""
+def test_the_limit_is_measured_once_for_all_engines(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is measured before the first request, also for rebuilt engines. Answers are those of the same fixed limit."""
     timed = list[int]()
 
     def measure(by_passes: Callable[[int], object], by_model: Callable[[int], object], _: torch.device) -> int:
@@ -193,8 +193,8 @@ def test_it_is_settled_once_for_all_engines(prompts: Prompts, monkeypatch: pytes
     assert all(each == answers[0] for each in answers)
 
 
-def test_where_there_is_no_pass_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor where the context has no room for that."""
+def test_without_passes_no_time_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor when the context has no room for it."""
     monkeypatch.setattr(prefill, "measured", lambda *_: pytest.fail("timed"))
     for engine in (
         Engine(tiny_model("llama"), step="twin", limit=PassLimit("auto")),
@@ -204,8 +204,8 @@ def test_where_there_is_no_pass_nothing_is_timed(monkeypatch: pytest.MonkeyPatch
         assert engine.pass_tokens == 0
 
 
-def test_by_default_never(prompts: Prompts, passes: list[int]) -> None:
-    """Of the library: what an engine answers does not depend on a clock."""
+def test_by_default_no_prompt_is_read_in_passes(prompts: Prompts, passes: list[int]) -> None:
+    """In the library, answers do not depend on a clock."""
     (engine,) = build_engines(tiny_model("llama"), 1)
     list(engine.generate(prompts(8, 9), GREEDY))
 
@@ -213,6 +213,6 @@ def test_by_default_never(prompts: Prompts, passes: list[int]) -> None:
 
 
 def test_a_negative_limit_is_refused() -> None:
-    """By name and value."""
+    """The error has the field's name and value."""
     with pytest.raises(ValueError, match="pass_tokens must be auto, or 0 or more, but is -1"):
         PassLimit(-1)

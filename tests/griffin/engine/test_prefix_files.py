@@ -1,4 +1,4 @@
-"""Chunks of prompts in files: found by another process, whole or not there, within a budget, never damaged."""
+"""Chunks of prompts in files: other processes find them, whole or not at all, within a budget, never damaged."""
 
 import os
 import stat
@@ -28,7 +28,7 @@ GREEDY = Sampling(temperature=0, max_tokens=8, logprobs=2)
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Open]:
-    """Opens the folder as another process would."""
+    """A function that opens the folder as another process would."""
     all_files: list[PrefixFiles] = []
 
     def make(budget: int = PLENTY, model: str = "a", pending: int = PLENTY) -> PrefixFiles:
@@ -57,7 +57,7 @@ def kept(tmp_path: Path) -> list[Path]:
 
 
 def test_a_chunk_comes_back_as_it_was(opened: Open, tmp_path: Path) -> None:
-    """Bit for bit, by its name; nobody but the owner may read its file."""
+    """It is found by name with the same bits. Only the owner may read its file."""
     written(opened(), b"one")
     found, expected = opened().get(b"one"), chunk()
 
@@ -71,7 +71,7 @@ def test_a_chunk_comes_back_as_it_was(opened: Open, tmp_path: Path) -> None:
 
 
 def test_another_model_finds_nothing(opened: Open) -> None:
-    """Each has a folder of its own."""
+    """Each model has a folder of its own."""
     written(opened(), b"one")
 
     assert opened(model="b").get(b"one") is None
@@ -103,7 +103,7 @@ def test_a_damaged_file_is_removed_and_never_served(
 
 
 def test_the_budget_holds_and_the_oldest_go_first(opened: Open, tmp_path: Path) -> None:
-    """Over all models; the first chunk of a prompt that was used is the last of it to go."""
+    """The budget is for all models. A used prompt loses its last chunks first."""
     written(opened(), b"one", b"two", b"three", floats=100)
     size = kept(tmp_path)[0].stat().st_size
     files = opened(budget=4 * size + size // 2, model="b")
@@ -115,8 +115,8 @@ def test_the_budget_holds_and_the_oldest_go_first(opened: Open, tmp_path: Path) 
     assert {bytes.fromhex(path.stem) for path in kept(tmp_path)} == {b"one", b"four", b"five", b"six"}
 
 
-def test_what_a_process_left_half_written_is_removed_once_it_is_old(opened: Open, tmp_path: Path) -> None:
-    """A younger one may be another process's, at work."""
+def test_old_partial_files_are_removed(opened: Open, tmp_path: Path) -> None:
+    """Another process may still be writing a younger one."""
     files = opened()
     (folder,) = (tmp_path / "kept").iterdir()
     old, young = folder / "aa-1-ff.partial", folder / "bb-1-ff.partial"
@@ -130,7 +130,7 @@ def test_what_a_process_left_half_written_is_removed_once_it_is_old(opened: Open
 
 
 def test_only_its_own_files_are_ever_removed(opened: Open, tmp_path: Path) -> None:
-    """A folder of models is not where prefixes should be, and is left as it is."""
+    """If the user names a folder of models by mistake, nothing in it is removed."""
     others = [tmp_path / "kept" / "llama" / "model.safetensors", tmp_path / "kept" / "prefixes-of-mine" / "notes.txt"]
     for path in others:
         path.parent.mkdir(parents=True)
@@ -147,7 +147,7 @@ def test_only_its_own_files_are_ever_removed(opened: Open, tmp_path: Path) -> No
 def test_a_full_disk_is_told_once_and_stops_nothing(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing half is left; once there is room, chunks are written again."""
+    """No partial file is left. Once there is room, chunks are written again."""
 
     class Full:
         def __init__(self, path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_full_disk_is_told_once_and_stops_nothing(
 def test_a_slow_disk_takes_no_memory(
     opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What would wait beyond the limit is not written, and the log says so."""
+    """Chunks beyond the limit of waiting bytes are not written, and the log says so."""
     gate = threading.Event()
     monkeypatch.setattr(PrefixFiles, "_write", lambda self, pending: gate.wait(10))
     files = opened(pending=chunk().bytes)
@@ -190,14 +190,14 @@ def test_a_slow_disk_takes_no_memory(
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    """At the start, by its name."""
+    """At the start; the error names the folder."""
     (tmp_path / "file").write_text("")
     with pytest.raises(LoadError, match=f"prefixes cannot be kept in {tmp_path / 'file'}"):
         PrefixFiles(tmp_path / "file", PLENTY, PLENTY, "a")
 
 
 def test_several_write_and_read_at_once(opened: Open, tmp_path: Path) -> None:
-    """As servers that share a folder: whatever is found is whole."""
+    """As servers with a shared folder do: every chunk that is found is whole."""
     names = [bytes([number]) * 4 for number in range(20)]
     writers = [opened() for _ in range(3)]
     reader = opened()
@@ -221,7 +221,7 @@ def test_several_write_and_read_at_once(opened: Open, tmp_path: Path) -> None:
 def test_an_engine_goes_on_with_what_another_has_read(
     model_type: str, pruning: Pruning, opened: Open, prompts: Prompts
 ) -> None:
-    """The same tokens and probabilities as without; counted as known from files, and then from memory."""
+    """Tokens and probabilities do not change. Chunks count as found in files, and later as found in memory."""
     model, ids = tiny_model(model_type), prompts(1, 200)
     plain = list(Engine(model, prefill_chunk=8).generate(ids, GREEDY, pruning))
     files = opened()
@@ -238,7 +238,7 @@ def test_an_engine_goes_on_with_what_another_has_read(
 
 
 def test_a_damaged_chunk_ends_what_is_known(opened: Open, tmp_path: Path, prompts: Prompts) -> None:
-    """The rest is read again, and the damaged one is written anew."""
+    """The chunks after it are read again, and it is written again."""
     model, ids = tiny_model("llama"), prompts(2, 60)
     files = opened()
     plain = list(Engine(model, prefill_chunk=8, prefixes=PrefixStore(PLENTY, 8, files)).generate(ids, GREEDY))

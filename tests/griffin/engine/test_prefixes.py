@@ -1,4 +1,4 @@
-"""Prompts that begin alike: what is reused is exactly what would have been computed."""
+"""Prompts with the same beginning: what is reused is exactly what would have been computed."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def chunk(floats: int = 4) -> Chunk:
 
 
 def test_reuse_changes_nothing(model: PreTrainedModel, prompts: Prompts) -> None:
-    """Tokens, log-probabilities and neurons, bit for bit, greedy and by seed, whatever was read before."""
+    """Tokens, log-probabilities and neurons have the same bits, greedy and by seed, whatever was read before."""
     plain, reusing = Engine(model, prefill_chunk=8), Engine(model, prefill_chunk=8, prefixes=PrefixStore(PLENTY, 8))
     shared = prompts(1, 30)
     for tail, expected in ((prompts(2, 5), 0), (prompts(3, 11), 24), (prompts(2, 40), 32), ([], 24)):
@@ -36,12 +36,12 @@ def test_reuse_changes_nothing(model: PreTrainedModel, prompts: Prompts) -> None
 
             assert [(token.id, token.logprobs) for token in ours] == [(token.id, token.logprobs) for token in alone]
             assert ours[1].selection.expert_set == alone[1].selection.expert_set
-            # The second time, all whole chunks but the one of the last token.
+            # The second time, all whole chunks are reused, except one that ends with the last token.
             assert cached in (expected, (len(prompt) - 1) // 8 * 8)
 
 
 def test_only_what_the_full_model_computed_is_kept(prompts: Prompts) -> None:
-    """A pruned answer that comes back as a prompt is read anew, by the full model."""
+    """A pruned answer that comes back in a prompt is read again, by the full model."""
     engine = Engine(tiny_model("llama"), prefill_chunk=8, prefixes=PrefixStore(PLENTY, 8))
     prompt = prompts(4, 16)
     answer = [token.id for token in engine.generate(prompt, GREEDY, Pruning(0.5))]
@@ -54,7 +54,7 @@ def test_only_what_the_full_model_computed_is_kept(prompts: Prompts) -> None:
 
 
 def test_a_cached_beginning_needs_no_reading(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not computed a second time."""
+    """The model reads only the rest."""
     engine = Engine(tiny_model("llama"), prefill_chunk=8, prefixes=PrefixStore(PLENTY, 8))
     list(engine.generate(prompts(5, 40), GREEDY))
     read: list[int] = []
@@ -71,7 +71,7 @@ def test_a_cached_beginning_needs_no_reading(prompts: Prompts, monkeypatch: pyte
 
 
 def test_scores_are_computed_where_they_are_wanted(prompts: Prompts) -> None:
-    """Nothing is reused for tokens that are to be scored; what comes before them may be."""
+    """Tokens to be scored are not reused, but those before them may be."""
     model = tiny_model("llama")
     plain, reusing = Engine(model, prefill_chunk=8), Engine(model, prefill_chunk=8, prefixes=PrefixStore(PLENTY, 8))
     prompt = prompts(6, 37)
@@ -89,7 +89,7 @@ def test_scores_are_computed_where_they_are_wanted(prompts: Prompts) -> None:
 
 
 def test_engines_share_a_store(prompts: Prompts) -> None:
-    """What one worker has read, another need not."""
+    """A worker reuses what another has read."""
     model, store = tiny_model("llama"), PrefixStore(PLENTY, 8)
     first, second = (Engine(model, prefill_chunk=8, prefixes=store) for _ in range(2))
     list(first.generate(prompts(7, 20), GREEDY))
@@ -102,7 +102,7 @@ def found(store: PrefixStore, ids: list[int]) -> int:
 
 
 def test_the_budget_holds_and_the_oldest_go_first() -> None:
-    """By last use; a prompt's first chunk outlives those behind it, without which they could not be found."""
+    """The least recently used goes first. A prompt's first chunk goes last, because the others need it."""
     store = PrefixStore(3 * 16, 2)
     ids = [1, 2, 3, 4, 5, 6]
     for end in (2, 4, 6):
@@ -121,15 +121,15 @@ def test_the_budget_holds_and_the_oldest_go_first() -> None:
 
 
 def test_no_budget_keeps_nothing() -> None:
-    """And hashes nothing."""
+    """No name is computed either."""
     store = PrefixStore(0, 2)
 
     assert store.names([1, 2, 3]) == []
     assert store.longest([]) == ([], 0)
 
 
-def test_the_same_chunk_behind_another_beginning_is_another() -> None:
-    """A chunk's keys depend on all that came before it."""
+def test_the_same_chunk_after_another_beginning_is_another() -> None:
+    """A chunk's keys depend on all tokens before it."""
     store = PrefixStore(PLENTY, 2)
     for ids in ([1, 2], [1, 2, 7, 8], [3, 4]):
         store.add(store.names(ids), chunk())
@@ -139,8 +139,8 @@ def test_the_same_chunk_behind_another_beginning_is_another() -> None:
     assert found(store, [1, 2, 7]) == 1
 
 
-def test_a_chunk_without_room_costs_nobody_anything(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The request goes on; what was kept makes room."""
+def test_a_chunk_without_room_fails_no_request(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request goes on, and kept chunks are freed."""
     engine = Engine(tiny_model("llama"), prefill_chunk=8, prefixes=PrefixStore(PLENTY, 8))
     expected = list(engine.generate(prompts(8, 30), GREEDY))
     engine.prefixes.clear()
@@ -154,6 +154,6 @@ def test_a_chunk_without_room_costs_nobody_anything(prompts: Prompts, monkeypatc
 
 
 def test_chunks_of_another_size_are_refused() -> None:
-    """They would begin in the middle of the engine's."""
+    """They would begin in the middle of the engine's chunks."""
     with pytest.raises(ValueError, match="prefill_chunk is 8, but prefixes are kept in chunks of 4"):
         Engine(tiny_model("llama"), prefill_chunk=8, prefixes=PrefixStore(PLENTY, 4))

@@ -1,4 +1,4 @@
-"""Engines on a GGUF file's own codes, against the same file made plain: nothing that a request may ask for differs."""
+"""Engines on a GGUF file's codes, against the file in plain numbers: the same answers to every kind of request."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from tests.griffin.model.checkpoint.files import mixed_file
 
 GREEDY = Sampling(temperature=0, max_tokens=10, ignore_eos=True, logprobs=2)
 PLUS = Pruning(0.5, method="griffin+")
-# Activations are whole numbers of 16 bits where they meet codes.
+# Activations are rounded to 16 bits before they are multiplied with codes.
 EXACT = 2e-3
 Prompts = Callable[[int, int], list[int]]
 
@@ -34,13 +34,13 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def plain(path: Path) -> PreTrainedModel:
-    """Of the same numbers, by the reader that dequantises."""
+    """The model with the same numbers, which the dequantising reader loads."""
     return load(str(path), dtype="float32", device="cpu", cache_dir=path.parent / "cache").model
 
 
 @pytest.fixture(scope="module")
 def coded(path: Path) -> PreTrainedModel:
-    """The file's codes, activations in fp32."""
+    """The model on the file's codes, with activations in fp32."""
     loaded = load_in_place(path, torch.float32)
     assert loaded is not None
     return loaded[0]
@@ -53,7 +53,7 @@ def same(found: list[Token], expected: list[Token]) -> None:
 
 
 def test_codes_are_kept(path: Path, plain: PreTrainedModel, tmp_path: Path) -> None:
-    """By dtype auto, of every kind; nothing is cached, and the model is the same one."""
+    """With dtype auto, codes of every kind stay. Nothing is cached, and the model has the same identity."""
     checkpoint = load(str(path), device="cpu", cache_dir=tmp_path)
     kinds = {type(matrix) for matrix in matrices(checkpoint.model)}
     accounting = Accounting.of(checkpoint.model)
@@ -71,7 +71,7 @@ def test_codes_are_kept(path: Path, plain: PreTrainedModel, tmp_path: Path) -> N
 def test_tokens(
     coded: PreTrainedModel, plain: PreTrainedModel, prompts: Prompts, step: StepName, sparsity: float
 ) -> None:
-    """Full and pruned, by each step: the same neurons, tokens and log-probabilities."""
+    """Dense and pruned, with each step: the same neurons, tokens and log-probabilities."""
     engines = [Engine(model, prefill_chunk=16, step=step) for model in (coded, plain)]
     found, expected = (list(engine.generate(prompts(1, 40), GREEDY, Pruning(sparsity))) for engine in engines)
 
@@ -83,7 +83,7 @@ def test_tokens(
 
 
 def test_every_way_to_choose(coded: PreTrainedModel, plain: PreTrainedModel, prompts: Prompts) -> None:
-    """By weight magnitude, by a draw; and neurons that were chosen for another prompt."""
+    """Neurons chosen by weight magnitude, by a draw, and for another prompt."""
     engines = [Engine(model) for model in (coded, plain)]
     for pruning in (
         Pruning(0.5, statistic="magnitude"),
@@ -102,8 +102,9 @@ def test_every_way_to_choose(coded: PreTrainedModel, plain: PreTrainedModel, pro
 def test_griffin_plus(
     coded: PreTrainedModel, plain: PreTrainedModel, prompts: Prompts, step: StepName, sparsity: float
 ) -> None:
-    """Thresholds are those of plain numbers, and tokens read as much by them; a value next to one may be on its other
-    side.
+    """Thresholds and shares are those of plain numbers, up to rounding.
+
+    A value near its threshold may be on the other side, so tokens are compared loosely.
     """
     engines = [Engine(model, prefill_chunk=16, step=step) for model in (coded, plain)]
     pruning = Pruning(sparsity, method="griffin+")
@@ -118,7 +119,7 @@ def test_griffin_plus(
 
 
 def test_thresholds_of_another_prompt(coded: PreTrainedModel, plain: PreTrainedModel, prompts: Prompts) -> None:
-    """Taken as they are, by sides that no rounding changes: the same tokens and log-probabilities, by each step."""
+    """Reused thresholds that rounding cannot cross give the same tokens and log-probabilities with each step."""
     (given,) = [t.selection for t in Engine(plain).generate(prompts(9, 50), GREEDY, PLUS) if t.selection]
     reused = Pruning(0.5, reuse=as_selection(sided(given.chosen)))
     expected = list(Engine(plain, step="twin").generate(prompts(10, 30), GREEDY, reused))
@@ -130,7 +131,7 @@ def test_thresholds_of_another_prompt(coded: PreTrainedModel, plain: PreTrainedM
 
 @pytest.mark.parametrize("draft", ["pruned", "ngram", "both"])
 def test_lossless(coded: PreTrainedModel, prompts: Prompts, draft: str) -> None:
-    """Token by token the full model's answer."""
+    """All tokens are the full model's."""
     engine = Engine(coded)
     dense = list(engine.generate(prompts(4, 30), GREEDY))
     verification = Verification("lossless", draft, draft_tokens=3)
@@ -140,7 +141,7 @@ def test_lossless(coded: PreTrainedModel, prompts: Prompts, draft: str) -> None:
 
 
 def test_guarded(coded: PreTrainedModel, plain: PreTrainedModel, prompts: Prompts) -> None:
-    """As on plain numbers."""
+    """The same tokens as on plain numbers."""
     found, expected = (
         list(Engine(model).generate(prompts(5, 30), GREEDY, Pruning(0.5), verification=Verification("guarded")))
         for model in (coded, plain)
@@ -150,7 +151,7 @@ def test_guarded(coded: PreTrainedModel, plain: PreTrainedModel, prompts: Prompt
 
 
 def test_comparison_and_scores(coded: PreTrainedModel, plain: PreTrainedModel, prompts: Prompts) -> None:
-    """How far the kept neurons are from the full model; scores of a given text, full and pruned."""
+    """The comparison with the full model, and scores of a given text, dense and pruned."""
     ids = prompts(6, 40)
     results = []
     for model in (coded, plain):
@@ -169,7 +170,7 @@ def test_comparison_and_scores(coded: PreTrainedModel, plain: PreTrainedModel, p
 
 
 def test_prefixes(coded: PreTrainedModel, prompts: Prompts) -> None:
-    """What is reused is what would have been computed, bit for bit."""
+    """Reused chunks have the same bits as computed ones."""
     store = PrefixStore(1 << 30, 16)
     alone, reusing = Engine(coded, prefill_chunk=16), Engine(coded, prefill_chunk=16, prefixes=store)
     ids = prompts(7, 50)
@@ -183,7 +184,7 @@ def test_prefixes(coded: PreTrainedModel, prompts: Prompts) -> None:
 
 
 def test_two_workers(coded: PreTrainedModel, prompts: Prompts) -> None:
-    """They share codes, and answer at once, each in a thread, as one alone does."""
+    """They share the codes. Each answers in its own thread, at the same time, as it would alone."""
     engines = build_engines(coded, 2)
     requests = [(prompts(8, 40), Pruning(0.5)), (prompts(9, 33), Pruning(0.0))]
 
@@ -200,7 +201,7 @@ def test_two_workers(coded: PreTrainedModel, prompts: Prompts) -> None:
 
 
 def test_half_activations(path: Path, plain: PreTrainedModel, prompts: Prompts, tmp_path: Path) -> None:
-    """In bfloat16, as auto has it on many machines, answers stay near."""
+    """In bfloat16, which auto chooses on many machines, answers stay near."""
     loaded = load_in_place(path, torch.bfloat16)
     assert loaded is not None
     engine, reference = Engine(loaded[0]), Engine(plain)
@@ -214,8 +215,8 @@ def test_half_activations(path: Path, plain: PreTrainedModel, prompts: Prompts, 
 
 
 @pytest.mark.parametrize("wanted", [{"ff_offload": True}, {"dtype": "bfloat16"}], ids=["offload", "bfloat16"])
-def test_what_is_made_plain(path: Path, tmp_path: Path, wanted: dict[str, Any]) -> None:
-    """A dtype that is named, and FF offload, go by the cache, as before."""
+def test_options_that_dequantise(path: Path, tmp_path: Path, wanted: dict[str, Any]) -> None:
+    """A named dtype and FF offload dequantise the file into the cache."""
     checkpoint = load(str(path), device="cpu", cache_dir=tmp_path, **wanted)
 
     assert list((tmp_path / "dequantised").iterdir())

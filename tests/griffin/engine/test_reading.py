@@ -1,4 +1,4 @@
-"""Given tokens through kept neurons: to the bit what the answer was generated from, where the step takes passes."""
+"""Given tokens through kept neurons: with passes, the scores have the bits with which the answer was generated."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +22,7 @@ SAMPLING = Sampling(seed=3, max_tokens=2 * PASS_TOKENS + 9, ignore_eos=True, log
 def test_an_answer_scores_as_it_was_generated(
     family: str, method: MethodName, dtype: torch.dtype, prompts: Prompts
 ) -> None:
-    """To the bit, in several passes; and what is generated after it is what would have followed."""
+    """The bits are the same over several passes, and generation continues as it would have."""
     engine, prompt = Engine(tiny_model(family).to(dtype), prefill_chunk=7), prompts(41, 20)
     pruning, given = Pruning(0.5, method=method), SAMPLING.max_tokens - 4
     answer = list(engine.generate(prompt, SAMPLING, pruning))
@@ -31,7 +31,7 @@ def test_an_answer_scores_as_it_was_generated(
     with engine.read([*prompt, *ids(answer)], pruning, Scoring(2, len(prompt))) as read:
         scores = read.scores
 
-    # The first token is the full model's, whose logits a prompt pass computes for more tokens at once here.
+    # The full model makes the first token, here with other tokens in the same pass, so its bits may differ.
     assert scores[len(prompt) + 1 :] == [token.logprobs for token in answer[1:]]
     assert ids(further[0]) == ids(further[1])
     assert further[0][0].logprobs.top == answer[given].logprobs.top
@@ -39,7 +39,7 @@ def test_an_answer_scores_as_it_was_generated(
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_without_passes_the_twin_reads(method: MethodName, prompts: Prompts) -> None:
-    """The same to rounding: scores and comparison."""
+    """Scores and comparisons are the same except for rounding."""
     prompt, pruning = prompts(42, 20), Pruning(0.5, method=method)
     answer = ids(list(Engine(tiny_model("llama")).generate(prompt, SAMPLING, pruning)))
     scores, comparisons = [], []
@@ -62,14 +62,14 @@ def after(times: int) -> Iterator[bool]:
 
 
 def test_a_text_can_be_given_up_between_passes(prompts: Prompts) -> None:
-    """Asked before each: of 45 tokens after the prompt, one pass was made."""
+    """It asks before each pass. Here it stops after one pass of the 45 tokens."""
     engine, text = Engine(tiny_model("llama")), prompts(43, 65)
     asked = after(2)
     with pytest.raises(Cancelled), engine.read(text, HALF, Scoring(prompt_tokens=20), lambda: next(asked)):
         pass
 
     assert engine._assembly.state.length == 20 + PASS_TOKENS
-    # Another prompt, and a comparison with it: first the full model's chunk, then passes.
+    # A comparison asks before the full model's chunk, and then before each pass.
     asked = after(2)
     with engine.read(text[:20], HALF) as read:
         with pytest.raises(Cancelled):
@@ -78,7 +78,7 @@ def test_a_text_can_be_given_up_between_passes(prompts: Prompts) -> None:
 
 
 def test_what_an_answer_read_is_counted_from_its_own_tokens(prompts: Prompts) -> None:
-    """A text that was scored before it does not count."""
+    """A text that was scored before the answer does not count."""
     engine, text = Engine(tiny_model("llama")), prompts(44, 60)
     with engine.read(text, Pruning(0.5, method="griffin+"), Scoring(prompt_tokens=20)) as read:
         tokens = list(read.generate(replace(SAMPLING, max_tokens=3)))
@@ -89,7 +89,7 @@ def test_what_an_answer_read_is_counted_from_its_own_tokens(prompts: Prompts) ->
 
 
 def test_comparisons_leave_sequences_as_they_are(prompts: Prompts) -> None:
-    """Before, between and after them, in every mode."""
+    """Before, between and after sequences."""
     engine, prompt = Engine(tiny_model("llama")), prompts(45, 20)
     pruning = Pruning(0.5, method="griffin+")
     answer = ids(list(engine.generate(prompt, SAMPLING, pruning)))

@@ -1,4 +1,4 @@
-"""The real default model: dense equals generate, pruned equals the masked model, quality falls in order."""
+"""The real default model: dense equals generate, pruned equals the masked model, quality is in the right order."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How many drafts are worth a pass: against machines on which passes cost what they are told to."""
+"""How many drafts are worth a pass, on simulated machines whose passes have a given cost."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -13,24 +13,24 @@ MOST = 15
 
 
 def cheap(tokens: int) -> float:
-    """The goal of the compiled pass, in steps."""
+    """The cost of a pass in steps: the goal for the compiled pass."""
     return 1 + 0.13 * (tokens - 1)
 
 
 def dear(tokens: int) -> float:
-    """No cheaper than steps."""
+    """The cost in steps of a pass that is no faster than steps."""
     return float(tokens)
 
 
 class Replay:
-    """A given answer, token by token or pass by pass. Drafts change no token, so its text need not be generated."""
+    """A given answer, in steps and passes. Drafts change no token, so the text need not be generated."""
 
     def __init__(self, prompt: Sequence[int], costs: Costs, cost: Callable[[int], float]) -> None:
         self.ngrams, self.throttle, self.cost = NGrams(PromptNGrams(prompt)), Throttle(costs), cost
         self.steps, self.drafted = 0.0, 0
 
     def answer(self, ids: Sequence[int]) -> float:
-        """How many times as fast as without drafts."""
+        """The speed, relative to an answer without drafts."""
         place, before = 0, self.steps
         while place < len(ids):
             match = self.ngrams.find()
@@ -49,18 +49,18 @@ class Replay:
 
 
 def chat(seed: int, tokens: int) -> list[int]:
-    """Few pairs occur twice, and what follows them is chance."""
+    """Random tokens: few pairs occur twice, and what follows them is chance."""
     numbers = random.Random(seed)
     return [int(numbers.paretovariate(0.7)) % 5000 for _ in range(tokens)]
 
 
 def edit(ids: list[int], every: int) -> list[int]:
-    """A copy in which now and then a token is another."""
+    """A copy in which every so many tokens one is replaced."""
     return [id + 10_000 if place % every == every - 1 else id for place, id in enumerate(ids)]
 
 
 def test_an_edit_is_faster() -> None:
-    """Twice as fast where passes cost what they should; the machine is known after the first answers."""
+    """Twice as fast with cheap passes. The machine is known after the first answers."""
     costs, speeds = Costs(MOST + 1), []
     for seed in range(6):
         prompt = chat(seed, 200)
@@ -71,7 +71,7 @@ def test_an_edit_is_faster() -> None:
 
 
 def test_text_that_repeats_nothing_is_not_slower() -> None:
-    """By 2 % at most, whatever a pass costs."""
+    """At most 2 % slower, whatever a pass costs."""
     for cost in (cheap, dear):
         costs = Costs(MOST + 1)
         replays = [Replay(chat(seed, 100), costs, cost) for seed in range(10)]
@@ -83,7 +83,7 @@ def test_text_that_repeats_nothing_is_not_slower() -> None:
 
 
 def test_passes_that_cost_as_much_as_steps_are_given_up() -> None:
-    """A few are tried, and later ones again: little is lost even where all drafts are right."""
+    """A few are tried, and a few later. Little is lost even if all drafts are right."""
     costs, prompt = Costs(MOST + 1), chat(1, 400)
     first, second = (Replay(prompt, costs, dear) for _ in range(2))
 
@@ -93,13 +93,13 @@ def test_passes_that_cost_as_much_as_steps_are_given_up() -> None:
 
 
 def test_it_recovers_both_ways() -> None:
-    """A chat that turns into an edit, and back; and a machine that gets cheap passes after dear ones."""
+    """Text that changes between chat and edit, and a machine whose passes become cheap."""
     code, costs = chat(1, 300), Costs(MOST + 1)
     replay = Replay(code, costs, cheap)
 
     assert replay.answer(chat(2, 300)) > 0.97
     assert replay.answer(edit(code, 25)) > 1.8
-    # What was learned on the edit is soon forgotten.
+    # What it learned from the edit is soon forgotten.
     assert replay.answer(chat(3, 300)) > 0.95
     assert replay.answer(edit(code, 25)) > 1.8
     replay.cost = dear
@@ -111,7 +111,7 @@ def test_it_recovers_both_ways() -> None:
 
 
 def test_one_interruption_is_no_measurement() -> None:
-    """Another process has stopped this one for a second, in a step or in a pass."""
+    """Another process stops this one for a second, in a step or in a pass."""
     code, costs = chat(1, 300), Costs(MOST + 1)
     Replay(code, costs, cheap).answer(edit(code, 25))
     before = list(costs.ratios)
@@ -138,7 +138,7 @@ def test_the_very_first_token_says_little(first_s: float) -> None:
 
 
 def test_a_pass_of_more_tokens_than_are_ever_tried_is_no_measurement() -> None:
-    """A request may name that many drafts."""
+    """A request may ask for that many drafts."""
     costs = Costs(MOST + 1)
     costs.stepped(1, STEP_S)
     before = list(costs.ratios)
@@ -149,7 +149,7 @@ def test_a_pass_of_more_tokens_than_are_ever_tried_is_no_measurement() -> None:
 
 
 def test_costs_are_known_for_few_sparsities() -> None:
-    """Clients may name any number."""
+    """Clients may send any number, but only a few costs are held."""
     known = KnownCosts()
     found = {id(known.of("fast", number / 1000, MOST + 1)) for number in range(1000)}
 
@@ -158,7 +158,7 @@ def test_costs_are_known_for_few_sparsities() -> None:
 
 
 def test_repetition_is_drafted_and_chance_is_not() -> None:
-    """By what is accepted: a sequence that goes round is drafted more and more, one that does not hardly at all."""
+    """The share of accepted drafts decides: text that repeats gets more drafts, other text hardly any."""
     throttle = Throttle(Costs(16))
     for _ in range(20):
         throttle.spent(0, 1, 0.01)
@@ -169,7 +169,7 @@ def test_repetition_is_drafted_and_chance_is_not() -> None:
     for _ in range(60):
         throttle.saw(2, right=True)
     assert throttle.worth(2, 15) > 0
-    # Passes turn out to cost as much as steps.
+    # Now passes cost as much as steps.
     for _ in range(60):
         throttle.spent(0, 1, 0.01)
         for drafts in (1, 7):

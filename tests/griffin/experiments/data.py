@@ -1,4 +1,4 @@
-"""A few items of every data set, made up, in the fields that the samples module wants."""
+"""A few made-up items for every data set, in the fields that the samples module reads."""
 
 import json
 from pathlib import Path
@@ -91,7 +91,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
 
 
 def write_data(folder: Path, **changes: list[dict[str, Any]]) -> Path:
-    """All of them as files, some replaced."""
+    """Write all items to files, with some data sets replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, samples in {**SAMPLES, **changes}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))

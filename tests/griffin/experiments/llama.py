@@ -1,4 +1,4 @@
-"""A package that answers as llama-cpp-python does, for a process of its own. It needs no compiler and no model."""
+"""A fake llama-cpp-python for another process. It needs no compiler and no model."""
 
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def llama_get_logits_ith(context, number):
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, vocabulary: int) -> None:
-    """Have this Python find the package in processes of its own. The id after each id is the most probable one."""
+    """Let this Python's child processes find the fake package. After each id, the next id is the most probable."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "llama_cpp.py").write_text(PACKAGE)
     monkeypatch.setenv("PYTHONPATH", str(folder))
@@ -139,6 +139,6 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, vocabulary: int) -> N
 
 
 def pretended_file(path: Path) -> Path:
-    """What begins as a GGUF file does."""
+    """A file that begins like a GGUF file."""
     path.write_bytes(b"GGUF")
     return path

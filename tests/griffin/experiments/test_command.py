@@ -1,4 +1,4 @@
-"""python -m griffin.experiments: what a user sees, and what is said of what cannot be."""
+"""python -m griffin.experiments: what a user sees, and the errors."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The command in this process: its exit code, what it printed, and what it complained of."""
+    """The command in this process: its exit code, its output and its errors."""
     logger = logging.getLogger("griffin")
     level, handlers = logger.level, logging.getLogger().handlers[:]
 
@@ -53,7 +53,7 @@ def checkpoint(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_package_of_the_extra_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line says what to install; any other missing module is a fault, and stays one."""
+    """One line says what to install. Any other missing module is a fault, and keeps its traceback."""
 
     def run_without(name: str) -> int:
         def fail(_: argparse.Namespace) -> None:
@@ -69,7 +69,7 @@ def test_a_package_of_the_extra_is_missing(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_help_teaches(run: Run) -> None:
-    """Each command with a line on what it is; each flag of each command with a meaning."""
+    """Each command has a line that says what it is, and each of its flags has a meaning."""
     code, out, _ = run("--help")
     assert code == 0
     for name in COMMANDS:
@@ -81,7 +81,7 @@ def test_help_teaches(run: Run) -> None:
 
 
 def test_an_experiment_from_the_command_line(run: Run, checkpoint: Path, tmp_path: Path) -> None:
-    """A table on standard output, files in a folder of the model's name, and the command that made them."""
+    """A table on standard output, files in a folder with the model's name, and the command that made them."""
     data = write_data(tmp_path / "data")
     words = ("classification", "--model", checkpoint, "--data", data, "--out", tmp_path / "out", "--tasks", "piqa")
     code, out, _ = run(*words, "--dtype", "float32")
@@ -116,7 +116,7 @@ def test_a_run_that_was_stopped_goes_on(
 
     assert code == 0
     assert "QASPER F1" in out
-    # Two of the six were there already. (A third question is one of yes or no.)
+    # Two of the six texts were there already. (The third question has no text: it is a yes-or-no question.)
     assert len(texts) == 3 + 4
 
 
@@ -146,7 +146,7 @@ def test_bad_flags(words: list[str], message: str, run: Run) -> None:
 def test_tune_is_a_command_of_the_product(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str
 ) -> None:
-    """The old spelling works too, and says the new one."""
+    """The old spelling also works, and names the new one."""
     monkeypatch.setattr(sys, "argv", [module, "tune", "--model", "./nowhere", "--prompts", "x"])
     run = {"griffin": product_main, "griffin.experiments": main}[module]
     try:
@@ -162,7 +162,7 @@ def test_tune_is_a_command_of_the_product(
 
 
 def test_help_of_tune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What there is, how long it takes, an example, and no marks of code."""
+    """What it does, how long it takes, an example, and no markup for code."""
     said = {}
     for name in ("", "tune"):
         monkeypatch.setattr(sys, "argv", ["griffin", *([name] if name else []), "--help"])
@@ -177,7 +177,7 @@ def test_help_of_tune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_out_of_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is no fault of the program's; any other error is, and keeps its traceback."""
+    """It is no fault of the program. Any other error is a fault, and keeps its traceback."""
 
     def run(error: Exception) -> int:
         def fails(_: argparse.Namespace) -> None:
@@ -193,7 +193,7 @@ def test_out_of_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_bad_data(run: Run, checkpoint: Path, tmp_path: Path) -> None:
-    """A missing file and a missing field, before anything is computed; an empty folder."""
+    """A missing file or field is reported before anything is computed; so is an empty folder."""
     data = write_data(tmp_path / "data", piqa=[{"goal": "Fly"}])
     own = ("--model", checkpoint, "--data", data, "--out", tmp_path / "out")
 
@@ -206,7 +206,7 @@ def test_bad_data(run: Run, checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_a_text_longer_than_the_context(run: Run, checkpoint: Path, tmp_path: Path) -> None:
-    """The flag and the most that it can be."""
+    """The error has the flag and its largest value."""
     data = write_data(tmp_path / "data")
     (data / "wikitext2_raw_test.jsonl").write_text(json.dumps({"title": "t", "text": "some words here " * 500}))
     code, _, err = run("randomness", "--model", checkpoint, "--data", data, "--out", tmp_path, "--tokens", "129")
@@ -215,8 +215,8 @@ def test_a_text_longer_than_the_context(run: Run, checkpoint: Path, tmp_path: Pa
     assert "--tokens: 129 is more than the context of this model, 128" in err
 
 
-def test_a_model_without_a_row(run: Run, tmp_path: Path) -> None:
-    """Refused by name, with those there are."""
+def test_an_unsupported_model_type(run: Run, tmp_path: Path) -> None:
+    """Refused by name, with the supported types."""
     AutoConfig.for_model("mixtral").save_pretrained(tmp_path / "model")
     code, _, err = run("gating", "--model", tmp_path / "model", "--data", write_data(tmp_path / "data"))
 

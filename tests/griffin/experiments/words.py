@@ -1,4 +1,4 @@
-"""A study of a tiny model that reads words: of a made-up WikiText and made-up books, in its own 128 tokens."""
+"""A study of a tiny model that reads words: made-up WikiText and made-up books, in its own 128 tokens."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ VOCABULARY = ["<pad>", "<s>", "</s>", *(f"w{id}" for id in range(FIRST_WORD, 128
 
 
 def word_tokenizer(bos: bool = True) -> PreTrainedTokenizerBase:
-    """The word ``w17`` is token 17. With or without a BOS token before each text; either way it knows one."""
+    """The word ``w17`` is token 17. It knows a BOS token, and puts it before each text only with ``bos``."""
     tokenizer = Tokenizer(models.WordLevel({word: id for id, word in enumerate(VOCABULARY)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if bos:

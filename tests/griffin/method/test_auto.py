@@ -1,4 +1,4 @@
-"""Sparsity auto: what a table predicts, what is decided by it, and the engine that goes by it."""
+"""Sparsity auto: what a table predicts, which sparsity follows from it, and the engine that uses it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -40,14 +40,14 @@ TABLE = LossTable(
 
 
 def test_a_product_of_powers() -> None:
-    """By hand: 100 tokens of a prompt, 8 generated, of which the mean place to the first power is 4."""
+    """By hand: a prompt of 100 tokens and 8 generated ones, whose mean position to the first power is 4."""
     found = TABLE.divergences(100, 8, [0.01, 0.04])
 
     assert found == pytest.approx([0.2 / 10 * 4 * 0.1, 2.0 / 10 * 4 * 0.2])
 
 
-def test_no_hope_beyond_what_was_measured() -> None:
-    """Longer or more concentrated than any is no better than those; shorter is worse; more removed is never better."""
+def test_predictions_do_not_improve_beyond_the_measured_range() -> None:
+    """A longer or more concentrated prompt than any measured one is no better. A higher sparsity is never better."""
     longest = TABLE.divergences(400, 8, [0.01, 0.04])
 
     assert TABLE.divergences(100_000, 8, [0.01, 0.04]) == longest
@@ -62,7 +62,7 @@ def test_no_hope_beyond_what_was_measured() -> None:
     [(0.0001, 0.0), (0.002, 0.05), (0.008, 0.2), (0.0591, 0.3), (0.16, 0.5), (9.0, 0.5)],
 )
 def test_the_largest_within_the_limit(limit: float, expected: float) -> None:
-    """In steps of 0.05 up to the largest that was measured; between two, and down to nothing at 0, along lines."""
+    """In steps of 0.05 up to the largest measured sparsity. Losses between two are linear, and 0 at sparsity 0."""
     found = TABLE.outlook(Auto(limit, 8), 100, [0.01, 0.04])
 
     assert found.sparsity == pytest.approx(expected)
@@ -71,7 +71,7 @@ def test_the_largest_within_the_limit(limit: float, expected: float) -> None:
 
 
 def test_longer_answers_are_pruned_less() -> None:
-    """Where later places lose more; those of no limit are taken to be as long as the ones that were measured."""
+    """Later positions lose more. An answer without a limit counts as long as the measured ones."""
     few, many, usual, measured = (
         TABLE.outlook(Auto(0.05, tokens), 100, [0.01, 0.04]).sparsity for tokens in (4, 64, None, 16)
     )
@@ -79,8 +79,8 @@ def test_longer_answers_are_pruned_less() -> None:
     assert few > usual == measured > many
 
 
-def test_a_file_of_it(tmp_path: Path) -> None:
-    """For one model; a damaged one says what to do."""
+def test_a_loss_table_in_a_file(tmp_path: Path) -> None:
+    """A file is for one model. The error for a damaged one says what to do."""
     path = tmp_path / "losses" / "this.json"
     write_whole(path, TABLE.packed("this"))
 
@@ -101,7 +101,7 @@ def counted(model: PreTrainedModel, ids: Sequence[int]) -> PromptStatistic:
 
 
 def test_what_is_removed(model: PreTrainedModel, prompts: Prompts) -> None:
-    """In every family: the removed neurons' share of the tokens' energy, by the activations themselves."""
+    """In every family: the removed neurons' share of the tokens' energy, compared with the activations themselves."""
     ids = prompts(1, 20)
     with oracle.recorded(model) as activations, torch.no_grad():
         model(torch.tensor([ids]))
@@ -119,8 +119,8 @@ def test_what_is_removed(model: PreTrainedModel, prompts: Prompts) -> None:
     assert found == pytest.approx([*expected, 0.0], abs=1e-5)
 
 
-def test_the_engine_goes_by_it(prompts: Prompts) -> None:
-    """What comes out is what the sparsity gives that was found; and it is found anew for each prompt."""
+def test_the_engine_uses_the_loss_table(prompts: Prompts) -> None:
+    """The answer is that of the sparsity that was found. Each prompt has its own."""
     engine = Engine(tiny_model("llama"), losses=[TABLE])
     ids = prompts(4, 60)
     with engine.read(ids, Pruning(auto=Auto(0.1, 6))) as read:
@@ -143,7 +143,7 @@ def test_the_engine_goes_by_it(prompts: Prompts) -> None:
 
 
 def test_what_was_not_measured_is_refused() -> None:
-    """With the command that measures it, and the method that does without."""
+    """The error has the command that measures it, and the method that needs no measurement."""
     engine = Engine(tiny_model("llama"))
     expected = r"measured once: python -m griffin tune --method griffin .*; or name a number; or use .* 'griffin\+'$"
 
@@ -159,7 +159,7 @@ def test_what_was_not_measured_is_refused() -> None:
     ("percent", "sparsity", "divergence"), [(1, 0.15, 0.0083), (5, 0.35, 0.046), (15, 0.5, 0.136), (50, 0.6, 0.29)]
 )
 def test_usual_losses_need_no_measurement(prompts: Prompts, percent: int, sparsity: float, divergence: float) -> None:
-    """They are the same for every prompt: linear between the sparsities that they are known of, and not beyond."""
+    """They are the same for every prompt: linear between the known sparsities, and not beyond."""
     engine = Engine(tiny_model("llama"))
 
     for length in (4, 60):
@@ -170,7 +170,7 @@ def test_usual_losses_need_no_measurement(prompts: Prompts, percent: int, sparsi
 
 
 def test_what_was_measured_counts_more_than_usual_losses(prompts: Prompts) -> None:
-    """A table of the model at hand, which finds that it loses ten times as much."""
+    """The table of this model has ten times the usual losses."""
     usual = GriffinPlus.usual_losses
     assert usual is not None
     measured = replace(usual, constants=[constant + math.log(10) for constant in usual.constants])
@@ -184,7 +184,7 @@ def test_what_was_measured_counts_more_than_usual_losses(prompts: Prompts) -> No
 @pytest.mark.parametrize(
     "others", [{"sparsity": 0.5}, {"statistic": "magnitude"}, *({"selection": s} for s in STRATEGIES if s != "top_k")]
 )
-def test_what_does_not_go_with_it(others: dict) -> None:
-    """A number beside it, or what does not follow the prompt."""
+def test_fields_that_exclude_sparsity_auto(others: dict) -> None:
+    """A sparsity as a number, or a choice that does not follow the prompt."""
     with pytest.raises(ValueError, match="auto uses the prompt's statistic"):
         Pruning(auto=Auto(0.1), **others)

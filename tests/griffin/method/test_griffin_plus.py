@@ -1,4 +1,4 @@
-"""Method griffin+: what its docstring says against thresholds found plainly, and the whole through the engine."""
+"""Method griffin+: its thresholds against a plain version of their definition, and its requests to the engine."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ def ids_of(tokens: list[Token]) -> list[int]:
 
 
 def chosen_of(tokens: list[Token]) -> Thresholds:
-    """What was reported as chosen."""
+    """The thresholds that the tokens report as chosen."""
     (selection,) = [token.selection for token in tokens if token.selection is not None]
     assert isinstance(selection.chosen, Thresholds)
     return selection.chosen
@@ -57,7 +57,7 @@ def equal(found: Thresholds, wanted: Thresholds) -> bool:
 
 @pytest.fixture(params=["llama", "phi3", "opt", "gpt2"])
 def some_model(request: pytest.FixtureRequest) -> PreTrainedModel:
-    """Gated and plain; fused, stored the other way round; with biases and without."""
+    """Blocks with a gate and without, fused and transposed weights, with biases and without."""
     return tiny_model(request.param)
 
 
@@ -66,7 +66,7 @@ def some_model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_shares_are_what_sparsity_says(gated: bool) -> None:
-    """On average over the matrices; and none rises as another percent is left out."""
+    """Their mean over the matrices is 1 - sparsity, and no share rises with sparsity."""
     found = [budget.shares(percent / 100, gated=gated) for percent in range(100)]
 
     for percent, shares in enumerate(found):
@@ -80,8 +80,8 @@ def test_shares_are_what_sparsity_says(gated: bool) -> None:
     assert found[0] == Shares(1, 1, 1)
 
 
-def test_a_budget_of_nothing_is_refused() -> None:
-    """The rows end at sparsity 1."""
+def test_a_sparsity_above_one_is_refused() -> None:
+    """The table ends at sparsity 1."""
     with pytest.raises(ValueError, match="sparsity must be below 1"):
         budget.shares(1.1, gated=True)
 
@@ -103,7 +103,7 @@ def test_thresholds_are_those_of_the_definition(model: PreTrainedModel, prompts:
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_any_activation(family: str, activation: str, prompts: Prompts) -> None:
-    """Of a ReLU many gates are zero; a threshold of zero lets only the others pass."""
+    """With ReLU many gates are zero; a threshold of zero lets only the others pass."""
     model = tiny_model(family, **{"hidden_act" if family == "llama" else "activation_function": activation})
     ids = prompts(2, 30)
 
@@ -111,7 +111,7 @@ def test_any_activation(family: str, activation: str, prompts: Prompts) -> None:
 
 
 def test_thresholds_go_by_the_latest_tokens(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Means by all but the first."""
+    """Means are over all tokens but the first."""
     monkeypatch.setattr(griffin_plus, "LATEST_TOKENS", 11)
     model, ids = tiny_model("llama"), prompts(3, 40)
 
@@ -120,9 +120,9 @@ def test_thresholds_go_by_the_latest_tokens(prompts: Prompts, monkeypatch: pytes
 
 @SPARSITIES
 def test_the_prompts_own_tokens_read_as_planned(sparsity: float, some_model: PreTrainedModel, prompts: Prompts) -> None:
-    """In each layer, to a value or two: of what its block was given and gave on the prompt.
+    """In each layer, the prompt's activations read the planned share, up to two values.
 
-    Each token is taken to be as far from the mean as it is from that of the others.
+    A token's distance from the mean counts as its distance from the mean of the other tokens.
     """
     model, ids = some_model, prompts(4, 40)
     by, blocks = thresholds_of(model, ids, sparsity), feed_forwards(model)
@@ -139,13 +139,13 @@ def test_the_prompts_own_tokens_read_as_planned(sparsity: float, some_model: Pre
         assert tokens == len(ids) - 1
         assert inputs == pytest.approx(by.planned.gate * tokens * 32, abs=2)
         assert not gates or acting == pytest.approx(by.planned.up * tokens * 52, abs=2)
-        # Of a ReLU more may be shut than need be.
+        # With ReLU, more neurons may be zero than planned.
         wanted = pytest.approx(by.planned.down * tokens * 52, abs=2)
         assert giving == wanted or (model.config.model_type == "opt" and giving < by.planned.down * tokens * 52)
 
 
 def test_a_threshold_of_values() -> None:
-    """Lets the share pass, of each row its own; shares of all and of none are exact, and of equals none passes."""
+    """In each row, it lets the share pass: exactly for all and for none. No value passes if all are equal."""
     rows = torch.tensor([[3.0, 1.0, 2.0, 4.0], [30.0, 10.0, 20.0, 40.0]])
 
     for share, count in ((0.0, 0), (0.25, 1), (0.5, 2), (1.0, 4)):
@@ -154,7 +154,7 @@ def test_a_threshold_of_values() -> None:
 
 
 def test_thresholds_are_found_on_a_sample(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the values is enough to let about the same share pass; no step between two skips a neuron for good."""
+    """A tenth of the values gives nearly the same thresholds."""
     model, ids = tiny_model("llama"), prompts(3, 100)
     whole = thresholds_of(model, ids)
     monkeypatch.setattr(griffin_plus, "VALUES", 500)
@@ -165,8 +165,8 @@ def test_thresholds_are_found_on_a_sample(prompts: Prompts, monkeypatch: pytest.
         assert float((ours / theirs).nanmedian()) == pytest.approx(1, abs=0.2)
 
 
-def test_what_sparsity_auto_goes_by(some_model: PreTrainedModel, prompts: Prompts) -> None:
-    """Of what neurons give, the share that is left out: between nothing and all, and more of it at more sparsity."""
+def test_removed_energy_for_sparsity_auto(some_model: PreTrainedModel, prompts: Prompts) -> None:
+    """The share of energy that is left out is between 0 and 1, and grows with sparsity."""
     statistic = PromptStatistic(feed_forwards(some_model))
     statistic.reset(latest=128)
     with statistic.collecting(), torch.no_grad():
@@ -181,7 +181,7 @@ def test_what_sparsity_auto_goes_by(some_model: PreTrainedModel, prompts: Prompt
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "opt", "gpt2"])
 def test_weights_of_zero(family: str, prompts: Prompts) -> None:
-    """An input that no neuron uses, and a neuron that gives nothing, are never read; nothing becomes NaN."""
+    """An input that no neuron uses, and a neuron without output, are never read; nothing becomes NaN."""
     model, ids = tiny_model(family), prompts(5, 20)
     with torch.no_grad():
         for expand, contract in zip(oracle.first_expands(model), oracle.contracts(model), strict=True):
@@ -198,7 +198,7 @@ def test_weights_of_zero(family: str, prompts: Prompts) -> None:
 
 
 def test_an_up_projection_of_zero(prompts: Prompts) -> None:
-    """A neuron whose gate is multiplied by nothing acts less easily than any other, and gives nothing."""
+    """A neuron whose up projection is zero needs the largest gate to act, and its output is zero."""
     model = tiny_model("gemma")
     with torch.no_grad():
         for layer in model.model.layers:
@@ -212,7 +212,7 @@ def test_an_up_projection_of_zero(prompts: Prompts) -> None:
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=["fp16", "bf16"])
 def test_half_precision(dtype: torch.dtype, near: float, some_model: PreTrainedModel, prompts: Prompts) -> None:
-    """Sums and thresholds are fp32: those of the activations that the model has, to their rounding."""
+    """Sums and thresholds are fp32, and right up to the rounding of the activations."""
     half, ids = some_model.to(dtype), prompts(7, 30)
     found = thresholds_of(half, ids)
     wanted = oracle.thresholds(half, ids, found.planned)
@@ -224,7 +224,7 @@ def test_half_precision(dtype: torch.dtype, near: float, some_model: PreTrainedM
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 8])
 def test_short_prompts(tokens: int, some_model: PreTrainedModel, prompts: Prompts) -> None:
-    """As the definition has it, and finite to the end."""
+    """They follow the definition, and all numbers are finite."""
     model, ids = some_model, prompts(8, tokens)
     close(thresholds_of(model, ids), oracle.thresholds(model, ids, budget.shares(0.5, gated=is_gated(model))))
     found = list(Engine(model).generate(ids, replace(GREEDY, logprobs=0), PLUS))
@@ -238,7 +238,7 @@ def test_short_prompts(tokens: int, some_model: PreTrainedModel, prompts: Prompt
 
 @pytest.mark.parametrize("chunk", [1, 5, 8])
 def test_chunks_change_nothing(chunk: int, some_model: PreTrainedModel, prompts: Prompts) -> None:
-    """The sums add up, however the prompt is cut; so do the latest tokens."""
+    """However the prompt is cut, sums and latest tokens are the same."""
     ids = prompts(9, 23)
 
     close(thresholds_of(some_model, ids, chunk=chunk), thresholds_of(some_model, ids))
@@ -248,7 +248,7 @@ def test_chunks_change_nothing(chunk: int, some_model: PreTrainedModel, prompts:
 def test_prefix_reuse_changes_nothing(
     more: int, cached: int, some_model: PreTrainedModel, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit: what is kept of a prompt's beginning has the sums in it; the latest tokens are read again."""
+    """The same bits: a kept beginning includes its sums, and the latest tokens are read again."""
     model, sampling = some_model, replace(GREEDY, logprobs=0)
     monkeypatch.setattr(griffin_plus, "LATEST_TOKENS", 7)
     engine = Engine(model, prefill_chunk=8, prefixes=PrefixStore(2**20, 8))
@@ -268,7 +268,7 @@ def test_prefix_reuse_changes_nothing(
 
 
 def test_a_known_beginning_changes_no_score(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thresholds are found where the full model's part of a scored text ends: the tokens before that are read."""
+    """The end of the prompt sets the thresholds, so the tokens before it are read again."""
     model = tiny_model("llama")
     monkeypatch.setattr(griffin_plus, "LATEST_TOKENS", 7)
     engine = Engine(model, prefill_chunk=8, prefixes=PrefixStore(2**20, 8))
@@ -280,7 +280,7 @@ def test_a_known_beginning_changes_no_score(prompts: Prompts, monkeypatch: pytes
 
 
 def test_a_dense_request_reads_nothing_again(prompts: Prompts) -> None:
-    """Whatever its method: there is no threshold to find."""
+    """With any method: there is no threshold to find."""
     engine = Engine(tiny_model("llama"), prefill_chunk=8, prefixes=PrefixStore(2**20, 8))
     ids = prompts(14, 18)
     list(engine.generate(ids, Sampling(max_tokens=1)))
@@ -294,7 +294,7 @@ def test_a_dense_request_reads_nothing_again(prompts: Prompts) -> None:
 
 @torch.no_grad()
 def masked_logprobs(model: PreTrainedModel, prompt: list[int], rest: list[int], by: Thresholds) -> torch.Tensor:
-    """Of a continuation, by whole forward passes of the model whose numbers are masked."""
+    """Log-probabilities of a continuation, from whole forward passes of the masked model."""
     cache = KVCache(model.config.num_hidden_layers)
     first = model(torch.tensor([prompt]), past_key_values=cache.cache).logits[0, -1:]
     with oracle.masked(model, by):
@@ -303,7 +303,7 @@ def masked_logprobs(model: PreTrainedModel, prompt: list[int], rest: list[int], 
 
 
 def test_scores_are_those_of_the_masked_model(model: PreTrainedModel, prompts: Prompts) -> None:
-    """In every family; also of thresholds that another prompt gave."""
+    """In every family, also with another prompt's thresholds."""
     prompt, rest = prompts(15, 18), prompts(16, 6)
     own, others = thresholds_of(model, prompt), sided(thresholds_of(model, prompts(17, 18)))
     wanted = [masked_logprobs(model, prompt, rest, by) for by in (own, others)]
@@ -316,7 +316,7 @@ def test_scores_are_those_of_the_masked_model(model: PreTrainedModel, prompts: P
 
 @STEPS
 def test_every_step_generates_the_same(step: StepName, prompts: Prompts) -> None:
-    """Whatever runs them; and nothing of the thresholds stays for the next request."""
+    """The step changes no token, and thresholds leave no trace in the next request."""
     ids = prompts(18, 20)
     one, other = (Engine(tiny_model("llama"), step=name) for name in ("twin", step))
 
@@ -328,7 +328,7 @@ def test_every_step_generates_the_same(step: StepName, prompts: Prompts) -> None
 
 @STEPS
 def test_what_was_read_is_reported(step: StepName, prompts: Prompts) -> None:
-    """By the tokens after the first, near what was planned; nothing where that is fixed."""
+    """The mean over the tokens after the first is near the plan. Other methods report nothing."""
     engine = Engine(tiny_model("llama"), step=step)
     found = list(engine.generate(prompts(19, 60), replace(GREEDY, max_tokens=60), PLUS))
     planned = chosen_of(found).planned
@@ -341,7 +341,7 @@ def test_what_was_read_is_reported(step: StepName, prompts: Prompts) -> None:
 
 
 def test_reused_thresholds(prompts: Prompts) -> None:
-    """Another prompt takes them as they are, under the same name."""
+    """Another prompt uses them unchanged, and reports the same name."""
     engine = Engine(tiny_model("llama"))
     given = list(engine.generate(prompts(20, 20), GREEDY, PLUS))
     taken = list(engine.generate(prompts(21, 20), GREEDY, Pruning(reuse=given[1].selection)))
@@ -354,7 +354,7 @@ def test_reused_thresholds(prompts: Prompts) -> None:
 
 
 def test_several_sequences_of_one_prompt(prompts: Prompts) -> None:
-    """By the same thresholds, which are found once and reported for each; what is read is counted for each alone."""
+    """They share thresholds, which are found once and reported each time. Reads are counted for each alone."""
     engine, ids = Engine(tiny_model("llama")), prompts(22, 20)
     with engine.read(ids, PLUS) as read:
         first, second = list(read.generate(GREEDY)), list(read.generate(replace(GREEDY, temperature=1, seed=3)))
@@ -367,7 +367,7 @@ def test_several_sequences_of_one_prompt(prompts: Prompts) -> None:
 
 
 def test_several_engines(some_model: PreTrainedModel, prompts: Prompts) -> None:
-    """On one model, each in a thread: they answer as one alone does, and have the gates by input once for all."""
+    """Two engines on one model, each in a thread, answer as one alone does. All share the gates by input."""
     alone = Engine(some_model)
     engines, requests = build_engines(some_model, 2), [prompts(27, 20), prompts(28, 33)]
     with ThreadPoolExecutor(2) as pool:
@@ -386,7 +386,7 @@ def test_several_engines(some_model: PreTrainedModel, prompts: Prompts) -> None:
 
 
 def test_compared_with_the_full_model(prompts: Prompts) -> None:
-    """As whole passes of both; and sequences after it go on as before."""
+    """It agrees with whole passes of both models, and later sequences do not change."""
     model = tiny_model("llama")
     engine, ids = Engine(model), prompts(29, 20)
     with engine.read(ids, PLUS) as read:
@@ -408,7 +408,7 @@ def test_compared_with_the_full_model(prompts: Prompts) -> None:
 
 
 def test_thresholds_take_little_memory(prompts: Prompts) -> None:
-    """A few vectors a layer."""
+    """A few vectors for each layer."""
     by = thresholds_of(tiny_model("llama"), prompts(23, 20))
 
     assert by.bytes == 4 * 3 * (2 * 32 + 4 * 52)
@@ -417,7 +417,7 @@ def test_thresholds_take_little_memory(prompts: Prompts) -> None:
 @pytest.mark.parametrize("mode", ["lossless", "guarded"])
 @SPARSITIES
 def test_verified_and_refreshed(sparsity: float, mode: str, prompts: Prompts) -> None:
-    """What thresholds draft is verified like any other, and they are found anew as the text goes on."""
+    """Drafts by thresholds are verified like others, and thresholds are found again as the text goes on."""
     engine = Engine(tiny_model("llama", max_position_embeddings=512))
     sampling, prompt = replace(GREEDY, max_tokens=150), prompts(24, 12)
     dense = list(engine.generate(prompt, sampling, Pruning()))
@@ -437,7 +437,7 @@ def test_verified_and_refreshed(sparsity: float, mode: str, prompts: Prompts) ->
 
 
 def test_refreshed_thresholds_are_those_of_the_longer_text(prompts: Prompts) -> None:
-    """The prompt and the tokens that the full model has read since."""
+    """The longer text is the prompt and the tokens that the full model has read since."""
     model = tiny_model("llama", max_position_embeddings=512)
     prompt, sampling = prompts(25, 12), replace(GREEDY, max_tokens=120)
     found = list(Engine(model).generate(prompt, sampling, PLUS, verification=Verification("lossless")))
@@ -452,7 +452,7 @@ def test_refreshed_thresholds_are_those_of_the_longer_text(prompts: Prompts) -> 
 
 
 def test_it_chooses_by_itself() -> None:
-    """A statistic or a way of selecting would be ignored, so they are refused."""
+    """The method would ignore a statistic or a strategy, so both are refused."""
     with pytest.raises(ValueError, match="leave out selection and statistic"):
         Pruning(0.5, "sample", method="griffin+")
     with pytest.raises(ValueError, match="method must be one of"):
@@ -460,7 +460,7 @@ def test_it_chooses_by_itself() -> None:
 
 
 def test_the_statistic_knows_no_more_than_it_was_asked_for(prompts: Prompts) -> None:
-    """At most twice the latest tokens are held, and none without need."""
+    """It keeps the latest tokens that the method needs, and none without need."""
     model = tiny_model("llama")
     statistic = PromptStatistic(feed_forwards(model))
     for latest in (0, 4):

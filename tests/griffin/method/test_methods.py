@@ -1,4 +1,4 @@
-"""The table of methods: a row for each name, and what a row says of itself."""
+"""The table of methods: a row for each name, and what the rows say."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ from tests.tiny import tiny_model
 
 
 def test_every_name_has_a_row() -> None:
-    """Under its own name."""
+    """Each row has its own name."""
     assert tuple(METHODS) == METHOD_NAMES
     assert all(row.name == name for name, row in METHODS.items())
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_what_a_streamed_model_cannot_do_is_refused(method: MethodName) -> None:
-    """Where it is asked, and where requests are checked; where weights are at hand nothing is."""
+    """``allows`` and ``require`` agree. A model that is not streamed refuses nothing."""
     pruning = Pruning(0.5, method=method)
     here, streamed = Preparation(), Preparation(streamed=True)
 
@@ -36,7 +36,7 @@ def test_what_a_streamed_model_cannot_do_is_refused(method: MethodName) -> None:
 
 
 def test_what_a_choice_depends_on_tells_methods_apart() -> None:
-    """A ledger of answers goes by it."""
+    """Experiments store answers under these settings, so other choices need other settings."""
     settings = [row.settings(Pruning(0.5, method=name)) for name, row in METHODS.items()]
     settings += [METHODS["griffin"].settings(Pruning(0.5, "sample"))]
     settings += [METHODS["griffin"].settings(Pruning(0.5, statistic="magnitude"))]
@@ -45,7 +45,7 @@ def test_what_a_choice_depends_on_tells_methods_apart() -> None:
 
 
 def test_a_reused_choice_needs_no_activations() -> None:
-    """Whatever made it the first time; neither does a request that leaves nothing out."""
+    """Whichever method made it. A dense request needs none either."""
     chooser = Chooser(feed_forwards(tiny_model("llama")), torch.device("cpu"))
     chosen = Kept([torch.tensor([number], dtype=torch.int32) for number in range(3)])
     reused = Pruning(0.5, method="griffin+", reuse=Selection(0.0, "name", 3, chosen))

@@ -12,7 +12,7 @@ from tests.tiny import tiny_model
 
 
 def test_worked_example() -> None:
-    """Two tokens, (3, 4, 0, 0) and (0, 5, 0, 12): unit rows (.6, .8, 0, 0), (0, 5/13, 0, 12/13); norms by column."""
+    """(3, 4, 0, 0) and (0, 5, 0, 12) have unit rows (.6, .8, 0, 0), (0, 5/13, 0, 12/13). Then norms by column."""
     z_TF = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, 5.0, 0.0, 12.0]])
 
     expected = torch.tensor([0.6, (0.64 + 25 / 169) ** 0.5, 0.0, 12 / 13])
@@ -20,34 +20,34 @@ def test_worked_example() -> None:
 
 
 def test_all_zero_token_counts_nothing() -> None:
-    """A token that activates no neuron has no direction; the others are not disturbed by it."""
+    """A token that activates no neuron has no direction, and does not change the others."""
     z_TF = torch.tensor([[0.0, 0.0, 0.0, 0.0], [3.0, -4.0, 0.0, 0.0]])
 
     assert_close(relative_energy(z_TF), torch.tensor([0.36, 0.64, 0.0, 0.0]))
 
 
 def test_vanishing_tokens_count_nothing() -> None:
-    """Activations whose squares leave the range of fp32 are as good as none."""
+    """Activations whose squares underflow in fp32 count as zero."""
     z_TF = torch.tensor([[1e-20, 0.0, 2e-20, 0.0], [3.0, -4.0, 0.0, 0.0]])
 
     assert_close(relative_energy(z_TF), torch.tensor([0.36, 0.64, 0.0, 0.0]))
 
 
 def test_only_zero_tokens_give_zeros() -> None:
-    """Nothing activated: all neurons are worth nothing, not NaN."""
+    """Without any activation, the statistic is zero, not NaN."""
     assert_close(relative_energy(torch.zeros(3, 4)), torch.zeros(4))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_summed_in_fp32(dtype: torch.dtype) -> None:
-    """Squares beyond the half range do not overflow."""
+    """Squares beyond the range of half precision do not overflow."""
     z_TF = torch.full((1, 4), 6e4, dtype=dtype)
 
     assert_close(relative_energy(z_TF), torch.full((4,), 0.25))
 
 
 def test_chunks_add_up_to_one_shot(model: PreTrainedModel) -> None:
-    """The statistic of a prompt read in chunks is that of the prompt read at once, and equation 1's."""
+    """A prompt in chunks has the statistic of the whole prompt, which is equation 1."""
     ids = torch.randint(3, 128, (1, 40), generator=torch.Generator().manual_seed(0))
     statistic = PromptStatistic(feed_forwards(model))
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_chunks_add_up_to_one_shot(model: PreTrainedModel) -> None:
 
 
 def test_nothing_is_collected_after_the_block() -> None:
-    """Hooks are gone once the prompt is read: generated tokens do not count."""
+    """The hooks are removed after the prompt: generated tokens do not count."""
     model = tiny_model("llama")
     statistic = PromptStatistic(feed_forwards(model))
     with statistic.collecting():
@@ -77,7 +77,7 @@ def test_nothing_is_collected_after_the_block() -> None:
 
 
 def test_means_of_inputs_gates_and_ups(model: PreTrainedModel) -> None:
-    """In every family, of all tokens but the first; in chunks as at once."""
+    """In every family, over all tokens but the first; in chunks as at once."""
     ids = torch.randint(3, 128, (1, 20), generator=torch.Generator().manual_seed(0))
     statistic = PromptStatistic(feed_forwards(model))
     with torch.no_grad(), oracle.inputs(model) as inputs:
@@ -95,7 +95,7 @@ def test_means_of_inputs_gates_and_ups(model: PreTrainedModel) -> None:
         gate_TF, *up_TF = expanded_TF.split(52, dim=-1)
         sizes_F = torch.zeros(52)
         if up_TF:
-            # Nineteen tokens, and four more on which all neurons have the mean of all.
+            # Nineteen tokens, and four more on which each neuron has the mean of all neurons.
             squares_F = up_TF[0].square().sum(dim=0)
             sizes_F = ((squares_F + 4 * squares_F.mean() / 19) / 23).sqrt()
         means += [gate_TF.mean(dim=0), sizes_F]
@@ -106,7 +106,7 @@ def test_means_of_inputs_gates_and_ups(model: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
 def test_one_token_has_no_means(family: str) -> None:
-    """Its own activations are not counted, so that those of the next ones are all there is; gates have their bias."""
+    """The only token of a prompt does not count for means, so the gates' means are their biases."""
     model = tiny_model(family)
     statistic = PromptStatistic(feed_forwards(model))
     statistic.reset(latest=4)
@@ -124,7 +124,7 @@ def test_one_token_has_no_means(family: str) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 20])
 def test_latest_tokens(chunk: int) -> None:
-    """However the prompt is cut: those of the last tokens, without the first one once there are others."""
+    """With any chunks: the activations of the last tokens, without the first token if there are others."""
     model, ids = tiny_model("llama"), torch.randint(3, 128, (1, 20), generator=torch.Generator().manual_seed(0))
     statistic = PromptStatistic(feed_forwards(model))
     with torch.no_grad(), oracle.inputs(model) as inputs, oracle.recorded(model) as activations:
@@ -141,8 +141,8 @@ def test_latest_tokens(chunk: int) -> None:
                     assert_close(ours, theirs[1:count][-latest:], atol=1e-5, rtol=1e-4)
 
 
-def test_copies_are_gone_on_from() -> None:
-    """A copy holds what was counted until then, whatever is counted after it; with the latest tokens, or without."""
+def test_copies_can_be_resumed() -> None:
+    """Later tokens do not change a copy. It has the latest tokens only if they were asked for."""
     model, ids = tiny_model("llama"), torch.randint(3, 128, (1, 20), generator=torch.Generator().manual_seed(0))
     statistic, other = (PromptStatistic(feed_forwards(model)) for _ in range(2))
     for each in (statistic, other):
@@ -169,8 +169,8 @@ def test_copies_are_gone_on_from() -> None:
     assert [len(each) for each in other.latest()] == [3] * 3
 
 
-def test_tokens_that_may_not_stay() -> None:
-    """What is held counts once it is said how many of the first tokens do, also after the block."""
+def test_held_tokens_count_later() -> None:
+    """Held tokens count once it is known how many of the first ones stay, also after the block."""
     model, ids = tiny_model("llama"), torch.randint(3, 128, (1, 20), generator=torch.Generator().manual_seed(0))
     statistic, other = (PromptStatistic(feed_forwards(model)) for _ in range(2))
     for each in (statistic, other):
@@ -190,7 +190,7 @@ def test_tokens_that_may_not_stay() -> None:
 
 
 def test_magnitude_of_gated_and_plain_blocks() -> None:
-    """Row norms of W_1, times those of W_g where there is one; the same for fused and for transposed storage."""
+    """Row norms of W_1, times those of W_g if there is a gate; the same in fused and transposed storage."""
     llama, phi3, gpt2 = (tiny_model(name) for name in ("llama", "phi3", "gpt2"))
     mlp = llama.model.layers[0].mlp
     fused = phi3.model.layers[0].mlp.gate_up_proj.weight

@@ -1,4 +1,4 @@
-"""Neurons picked from small statistics whose answer is known."""
+"""Neurons chosen from small statistics, where the answer is known."""
 
 import pytest
 import torch
@@ -15,21 +15,21 @@ def seeded(seed: int = 0) -> Generator:
 
 
 def test_top_k_keeps_the_highest_in_order_of_index() -> None:
-    """Per layer, sorted by index and not by score."""
+    """In each layer, sorted by index and not by score."""
     statistic = torch.tensor([[0.1, 0.9, 0.5, 0.7], [4.0, 3.0, 2.0, 1.0]])
 
     assert top_k(statistic, 2, seeded()).tolist() == [[1, 3], [0, 1]]
 
 
 def test_ties_break_by_index() -> None:
-    """Of equals at the cut, the lower index stays."""
+    """If scores are equal at the cut, the lower index stays."""
     statistic = torch.tensor([[0.5, 0.5, 0.9, 0.5], [0.0, 0.0, 0.0, 0.0]])
 
     assert top_k(statistic, 2, seeded()).tolist() == [[0, 2], [0, 1]]
 
 
 def test_broken_activations_still_give_k_neurons() -> None:
-    """NaN ranks as zero, so that the server answers rather than falls."""
+    """NaN counts as zero, so that the server answers instead of failing."""
     assert top_k(torch.tensor([[float("nan"), 0.2, float("nan"), 0.1]]), 3, seeded()).tolist() == [[0, 1, 3]]
 
 
@@ -38,13 +38,13 @@ def test_broken_activations_still_give_k_neurons() -> None:
     [(1536, 0.5, 768), (11008, 0.3, 7706), (100, 0.29, 71), (8, 0.99, 1), (1536, 0.0, 1536), (10, 1e-9, 10)],
 )
 def test_kept_count_is_rounded_and_at_least_one(width: int, sparsity: float, kept: int) -> None:
-    """k = round((1 - sparsity) F); float noise does not cost a neuron."""
+    """k = round((1 - sparsity) F); rounding of floats does not remove a neuron."""
     assert kept_count(width, sparsity) == kept
 
 
 @given(st.integers(1, 40), st.data(), st.sampled_from(sorted(STRATEGIES)), st.integers(0, 99))
 def test_every_strategy_gives_k_distinct_sorted_indices(width: int, data: st.DataObject, name: str, seed: int) -> None:
-    """Whatever the statistic, zeros and ties included."""
+    """For any statistic, also with zeros and equal values."""
     k = data.draw(st.integers(1, width))
     values = st.sampled_from([0.0, 0.5, 0.5, 1.0, 3.0])
     statistic = torch.tensor([data.draw(st.lists(values, min_size=width, max_size=width)) for _ in range(2)])
@@ -55,17 +55,17 @@ def test_every_strategy_gives_k_distinct_sorted_indices(width: int, data: st.Dat
 
 
 def test_sample_draws_by_weight() -> None:
-    """Of two draws from 4 : 2 : 1 : 1, the first neuron is among them about 8 times in 10."""
+    """Two draws from weights 4 : 2 : 1 : 1 include the first neuron about 8 times in 10."""
     statistic = torch.tensor([[4.0, 2.0, 1.0, 1.0]])
     generator = seeded()
     hits = sum(0 in sample(statistic, 2, generator).tolist()[0] for _ in range(2000))
 
-    # 1/2 first; else after neuron 1 (1/4 * 4/6) or after 2 or 3 (1/8 * 4/7 each): 0.810
+    # Drawn first: 1/2. Drawn second: after neuron 1, 1/4 * 4/6; after 2 or 3, 1/8 * 4/7 each. Sum: 0.810.
     assert abs(hits / 2000 - 0.810) < 0.03
 
 
 def test_sample_prefers_any_weight_to_none() -> None:
-    """Neurons that never activated come last."""
+    """Neurons without weight come last."""
     assert sample(torch.tensor([[0.0, 1e-6, 0.0, 1e-6]]), 2, seeded()).tolist() == [[1, 3]]
 
 

@@ -1,4 +1,4 @@
-"""Thresholds themselves: the three stages by hand, their copies and names, and what is counted."""
+"""Thresholds: the three stages by hand, copies and names, and the counts of what is read."""
 
 from dataclasses import fields, replace
 
@@ -15,7 +15,7 @@ TENSORS = [field.name for field in fields(Thresholds)][1:]
 
 
 def worked() -> Thresholds:
-    """Of one layer with two inputs and three neurons."""
+    """Thresholds of one layer with two inputs and three neurons."""
     return Thresholds(
         planned=Shares(0.5, 0.6, 0.4),
         means_LD=torch.tensor([[1.0, 2.0]]),
@@ -32,7 +32,7 @@ def plain(by: Thresholds) -> Thresholds:
 
 
 def test_inputs_by_hand() -> None:
-    """What is as far as the limit is not read."""
+    """An input exactly at its limit is not read."""
     layer = worked().layer(0, CPU)
     found = layer.inputs(torch.tensor([[1.5, 1.0], [1.0, 2.0], [0.0, 2.6]]))
 
@@ -48,7 +48,7 @@ def test_gates_by_hand() -> None:
 
 
 def test_outputs_by_hand() -> None:
-    """A neuron must pass both stages; it gives how far it is from rest."""
+    """A neuron must pass both stages; its output is its distance from the resting value."""
     layer = worked().layer(0, CPU)
     given, z = torch.tensor([[1.0, -1.5, 2.0], [9.0, 9.0, 9.0]]), torch.tensor([[7.0, 9.0, 6.0], [2.0, -3.0, 2.9]])
 
@@ -57,7 +57,7 @@ def test_outputs_by_hand() -> None:
 
 
 def test_outputs_without_a_gate_by_hand() -> None:
-    """Only how far from rest they are counts."""
+    """Only the distance from the resting value decides."""
     layer = plain(worked()).layer(0, CPU)
     z = torch.tensor([[3.0, 3.0, 7.5]])
 
@@ -68,7 +68,7 @@ def test_outputs_without_a_gate_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3)])
 def test_any_number_of_tokens(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Each by itself, in the dtype that it has; compared in fp32."""
+    """Each token alone, in its own dtype; comparisons are in fp32."""
     layer, alone = worked().layer(0, CPU), worked().layer(0, CPU)
     x, given, z = (3 * torch.randn(*shape, size).to(dtype) for size in (2, 3, 3))
     found = (layer.inputs(x), layer.gate(given), layer.outputs(given, z))
@@ -83,7 +83,7 @@ def test_any_number_of_tokens(shape: tuple[int, ...], dtype: torch.dtype) -> Non
 
 
 def test_shares_of_what_was_read() -> None:
-    """On average over layers and tokens; nothing before the first token. Without a gate stage 2 is stage 1."""
+    """The mean over layers and tokens; None before the first token. Without a gate, up equals gate."""
     layers = [worked().layer(0, CPU) for _ in range(2)]
     assert shares_read(layers) is None
     for layer, reads in zip(layers, ([3, 5, 4, 2], [1, 1, 2, 2]), strict=True):
@@ -96,7 +96,7 @@ def test_shares_of_what_was_read() -> None:
 
 @pytest.mark.parametrize("by", [worked(), plain(worked())], ids=["gated", "plain"])
 def test_copies(by: Thresholds) -> None:
-    """Equal, and of the same name; a clone has memory of its own."""
+    """Copies are equal and have the same name; a clone has its own memory."""
     for other in (by.to(CPU), by.to_host(), by.clone()):
         assert all(ours.equal(theirs) for ours, theirs in zip(values(by), values(other), strict=True))
         assert (other.name(), other.planned, other.bytes) == (by.name(), by.planned, by.bytes)
@@ -107,7 +107,7 @@ def test_copies(by: Thresholds) -> None:
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_name_is_of_all_values(name: str) -> None:
-    """Any other number is another name; memory in another order is not."""
+    """Any other value changes the name; another order in memory does not."""
     by = worked()
     changed: Tensor = getattr(by, name).clone()
     scattered = torch.stack((changed, changed), dim=-1)[..., 0]
@@ -118,7 +118,7 @@ def test_a_name_is_of_all_values(name: str) -> None:
 
 
 def test_each_layer_has_its_own() -> None:
-    """Rows of all, and counts that begin at zero."""
+    """A layer has its rows, and its counts begin at zero."""
     two = worked()._each(lambda each: torch.cat((each, each + 1)))
     first, second = two.layer(0, CPU), two.layer(1, CPU)
     first.inputs(torch.zeros(2))
@@ -130,7 +130,7 @@ def test_each_layer_has_its_own() -> None:
 
 
 def test_a_report_is_a_copy() -> None:
-    """Held as long as it is wanted, by the same name."""
+    """It keeps its values after the thresholds change, and has the same name."""
     by, timer = worked(), Timer(CPU)
     pending = PendingSelection(by, 7, timer)
     timer.stop()

@@ -1,4 +1,4 @@
-"""Thresholds for tests: those of a prompt, and others whose sides no rounding can change."""
+"""Thresholds for tests: those of a prompt, and others that rounding cannot cross."""
 
 from dataclasses import replace
 
@@ -13,13 +13,13 @@ from griffin.neurons import Selection
 from griffin.request import Pruning
 from griffin.thresholds import Shares, Thresholds
 
-# No gate, input or activation of any model here is as large.
+# Larger than every gate, input and activation of the models here.
 NEVER = 1e30
 
 
 @torch.no_grad()
 def thresholds_of(model: PreTrainedModel, ids: list[int], sparsity: float = 0.5, chunk: int = 256) -> Thresholds:
-    """Those of griffin+ on a prompt, which the model reads in chunks."""
+    """The thresholds of griffin+ for a prompt, which the model reads in chunks."""
     pruning, blocks = Pruning(sparsity, method="griffin+"), feed_forwards(model)
     statistic, cache = PromptStatistic(blocks), None
     statistic.reset(GriffinPlus.latest_tokens(pruning))
@@ -30,7 +30,7 @@ def thresholds_of(model: PreTrainedModel, ids: list[int], sparsity: float = 0.5,
 
 
 def everything(by: Thresholds) -> Thresholds:
-    """The same means, but each token reads all there is."""
+    """The same means, but each token reads everything."""
     return _limited(by, lambda limits: torch.full_like(limits, -1))
 
 
@@ -40,18 +40,18 @@ def nothing(by: Thresholds) -> Thresholds:
 
 
 def sided(by: Thresholds, seed: int = 2, share: float = 0.5) -> Thresholds:
-    """The same means, but about a share of inputs and neurons are always read, and all others never."""
+    """The same means, but about ``share`` of inputs and neurons are always read, and all others never."""
     generator = torch.Generator().manual_seed(seed)
     return _limited(by, lambda limits: torch.where(torch.rand(limits.shape, generator=generator) < share, -1, NEVER))
 
 
 def choices(by: Thresholds) -> dict[str, Thresholds]:
-    """Every extreme, and what is between."""
+    """Extreme thresholds, and some between."""
     return {"everything": everything(by), "nothing": nothing(by), "sided": sided(by), **stages(by)}
 
 
 def stages(by: Thresholds) -> dict[str, Thresholds]:
-    """One stage leaves something out, all others nothing."""
+    """In each, one stage leaves something out and the others nothing."""
     whole, some = everything(by), sided(by)
     found = {
         "inputs": replace(whole, input_limits_LD=some.input_limits_LD),
@@ -63,7 +63,7 @@ def stages(by: Thresholds) -> dict[str, Thresholds]:
 
 
 def values(by: Thresholds) -> list[Tensor]:
-    """All tensors, in the order of their fields."""
+    """All tensors, in the order of the fields."""
     found = (by.means_LD, by.input_limits_LD, by.offsets_LF, by.gate_limits_LF, by.resting_LF, by.output_limits_LF)
     return [each for each in found if each is not None]
 
@@ -73,7 +73,7 @@ def as_selection(by: Thresholds) -> Selection:
 
 
 def differences(found: Shares, wanted: Shares) -> float:
-    """The largest of all three."""
+    """The largest difference of the three shares."""
     return max(abs(found.gate - wanted.gate), abs(found.up - wanted.up), abs(found.down - wanted.down))
 
 

@@ -1,4 +1,4 @@
-"""Tiny models that hold codes of GGUF files, beside the same values in fp32."""
+"""Tiny models with codes of GGUF files, each with a model that has the same values in fp32."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ from tests.tiny import tiny_model
 
 T = GGMLQuantizationType
 PLAIN = {T.F32: torch.float32, T.F16: torch.float16, T.BF16: torch.bfloat16}
-# Which type a matrix has, by the name of its module.
+# The type of a matrix, by the name of its module.
 KindOf = Callable[[str], GGMLQuantizationType]
 
 
@@ -33,14 +33,14 @@ def laid_rows(
 def laid_columns(
     kind: GGMLQuantizationType, data: np.ndarray, shape: tuple[int, int], dtype: torch.dtype = torch.float32
 ) -> GroupedColumns:
-    """The transpose, of this shape, of a file's tensor."""
+    """The transpose of a file's tensor; ``shape`` is that of the transpose."""
     return lay_columns(data, kind, shape, untouched(column_sizes(kind, shape)), dtype)
 
 
 def sized_tensor(
     kind: GGMLQuantizationType, rows: int, columns: int, seed: int = 0, deviation: float = 0.25
 ) -> np.ndarray:
-    """Bytes of random codes, whose numbers have about this standard deviation."""
+    """Bytes of random codes whose numbers have about this standard deviation."""
     data = random_tensor(kind, rows, columns, seed)
     factor = deviation / plain(data, kind).std()
     blocks = data.reshape(-1, GGML_QUANT_SIZES[kind][1])
@@ -53,7 +53,7 @@ def sized_tensor(
 def matrix_of(
     kind: GGMLQuantizationType, rows: int, columns: int, seed: int, dtype: torch.dtype, *, by_input: bool
 ) -> tuple[Matrix, Tensor]:
-    """A random tensor ``(rows, columns)`` of a file as a matrix, by input its transpose; and its values, fp32."""
+    """A random tensor ``(rows, columns)`` of a file as a matrix, or by input its transpose; and its values, fp32."""
     deviation = columns**-0.5
     if kind in PLAIN:
         generator = torch.Generator().manual_seed(seed)
@@ -70,7 +70,7 @@ def matrix_of(
 def coded_model(
     kind_of: KindOf, dtype: torch.dtype = torch.float32, family: str = "llama", **sizes: int
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """A model with codes, and the same values in fp32. Biases and norms are numbers that ``dtype`` has."""
+    """A model with codes, and the same values in fp32. ``dtype`` can represent all biases and norms."""
     exact = tiny_model(family, num_hidden_layers=2, **sizes)
     for parameter in exact.parameters():
         if parameter.dim() == 1:

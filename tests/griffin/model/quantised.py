@@ -1,4 +1,4 @@
-"""Random tensors of every type that GGUF files hold."""
+"""Random tensors of every type in GGUF files."""
 
 import gguf
 import numpy as np
@@ -9,14 +9,14 @@ from transformers import PreTrainedModel
 from griffin.model.quantise import Kind, places, quantise_, rounding
 
 T = GGMLQuantizationType
-# Where a block's float16 numbers lie.
+# The places of a block's float16 numbers.
 HALVES = {
     T.Q4_0: (0,), T.Q4_1: (0, 2), T.Q5_0: (0,), T.Q5_1: (0, 2), T.Q8_0: (0,), T.Q2_K: (80, 82), T.Q3_K: (108,),
     T.Q4_K: (0, 2), T.Q5_K: (0, 2), T.Q6_K: (208,),
 }  # fmt: skip
 
 
-# A mix as files have it, and every type once: by what a tensor is, one for each of four layers.
+# A usual mix in layer 0, and every type at least once: for each tensor, its type in each of four layers.
 MIXED = {
     "attn_q": (T.Q4_K, T.Q5_0, T.Q2_K, T.F32),
     "attn_k": (T.Q4_K, T.Q4_1, T.Q3_K, T.Q5_K),
@@ -49,7 +49,7 @@ def sized_tensor(kind: GGMLQuantizationType, rows: int, columns: int, deviation:
 
 
 def random_tensor(kind: GGMLQuantizationType, rows: int, columns: int, seed: int = 0) -> np.ndarray:
-    """Bytes ``(rows, bytes)`` of random codes, with scales around 0.02."""
+    """Bytes ``(rows, bytes)`` of random codes, with scales up to 0.02."""
     random = np.random.default_rng(seed)
     numbers, size = GGML_QUANT_SIZES[kind]
     blocks = random.integers(0, 256, (rows, columns // numbers, size), dtype=np.uint8)
@@ -62,10 +62,10 @@ def random_tensor(kind: GGMLQuantizationType, rows: int, columns: int, seed: int
 
 
 def plain(data: np.ndarray, kind: GGMLQuantizationType) -> torch.Tensor:
-    """What the gguf package makes of it, fp32."""
+    """The numbers that the gguf package reads from these bytes, fp32."""
     return torch.from_numpy(gguf.dequantize(data, kind))
 
 
 def round_(model: PreTrainedModel, kind: Kind) -> None:
-    """Quantise a model in place, as a checkpoint is."""
+    """Quantise a model in place, as a checkpoint is quantised when it is loaded."""
     quantise_(model, places(model, kind), rounding(model, "model"), model.dtype, "model")

@@ -1,4 +1,4 @@
-"""Parameter counts against the paper's, on real configurations without weights."""
+"""Parameters and bytes, compared with the paper's counts, on real configurations without weights."""
 
 from dataclasses import replace
 from functools import cache
@@ -22,7 +22,7 @@ from tests.tiny import tiny_model
 
 @cache
 def accounting_of(shape: str) -> Accounting:
-    """Of a named shape in bfloat16."""
+    """The accounting of a named shape in bfloat16."""
     with torch.device("meta"):
         return Accounting.of(AutoModelForCausalLM.from_config(shape_config(shape), dtype=torch.bfloat16))
 
@@ -37,7 +37,7 @@ def test_active_parameters_of_the_paper(shape: str, total: float, active: float)
 
 
 def test_smollm2(smollm2: Checkpoint) -> None:
-    """The embedded model's counts, to the parameter."""
+    """The embedded model's exact counts."""
     accounting = Accounting.of(smollm2.model)
 
     assert (accounting.total, accounting.active(30 * 768)) == (134_515_008, 94_701_888)
@@ -45,7 +45,7 @@ def test_smollm2(smollm2: Checkpoint) -> None:
 
 
 def test_every_family_counts_what_its_block_holds(model: PreTrainedModel) -> None:
-    """Keeping all neurons is the whole model; a neuron's share is its rows, their biases and its column."""
+    """All neurons are the whole FF block. A neuron has its rows, their biases and its column."""
     accounting = Accounting.of(model)
 
     assert accounting.active(accounting.neurons) == accounting.total
@@ -67,7 +67,7 @@ def test_every_family_counts_what_its_block_holds(model: PreTrainedModel) -> Non
     ],
 )
 def test_weight_bytes_of_a_token(shape: str, gigabytes: tuple[float, ...]) -> None:
-    """At 0, 50 and 75 %: an untied embedding is one row, and so are OPT's positions; a tied one is read as the head."""
+    """At 0, 50 and 75 %. A token reads one row of an untied embedding or of OPT's positions; a tied one is the head."""
     accounting = accounting_of(shape)
     found = [accounting.bytes_per_step(accounting.kept(s), 0) for s in (0, 0.5, 0.75)]
 
@@ -104,7 +104,7 @@ def test_a_window_bounds_the_context() -> None:
 
 
 def test_every_family_counts_the_keys_and_values_it_keeps(model: PreTrainedModel) -> None:
-    """As many bytes as the model's own cache holds after a prompt."""
+    """They take as many bytes as in the model's own cache after a prompt."""
     accounting = Accounting.of(model)
     with torch.inference_mode():
         layers = model(torch.arange(3, 10)[None], use_cache=True).past_key_values.layers
@@ -114,7 +114,7 @@ def test_every_family_counts_the_keys_and_values_it_keeps(model: PreTrainedModel
 
 
 def test_tables_are_looked_up_and_heads_are_read() -> None:
-    """Of 128 rows of 32 in fp32: 127 are not read unless the head is the same table. GPT-2 has positions besides."""
+    """127 of 128 rows of 32 in fp32 are not read, unless the table is the head. GPT-2 also has positions."""
     not_read = 127 * 32 * 4
     untied, tied, positions = (Accounting.of(tiny_model(name)) for name in ("llama", "qwen2", "gpt2"))
 
@@ -124,7 +124,7 @@ def test_tables_are_looked_up_and_heads_are_read() -> None:
 
 
 def test_every_family_counts_the_bytes_of_its_neurons(model: PreTrainedModel) -> None:
-    """In fp32, four for each parameter; keeping all neurons reads what the full model reads."""
+    """Four bytes for each parameter in fp32. To keep all neurons is to read the full model."""
     accounting = Accounting.of(model)
     everything = Kept([torch.arange(accounting.width)] * accounting.layers)
 
@@ -137,7 +137,7 @@ def test_every_family_counts_the_bytes_of_its_neurons(model: PreTrainedModel) ->
     assert accounting.bytes_per_token(None) == accounting.bytes_per_token(everything) == accounting.weight_bytes
 
 
-# Two layers of 10 neurons: of a neuron the first reads 6 bytes, the second 10; besides, a token reads 40.
+# Two layers of 10 neurons. A neuron has 6 bytes in the first layer and 10 in the second; the other weights have 40.
 MIXED = Accounting(
     total=100, layers=2, width=10, per_neuron=4, per_bias=1, weight_bytes=200,
     block_bytes=(
@@ -154,7 +154,7 @@ def thresholds(shares: Shares) -> Thresholds:
 
 
 def test_bytes_are_counted_layer_by_layer() -> None:
-    """Which layer a neuron is kept in matters where layers have different formats."""
+    """If layers have different formats, the layer of a kept neuron matters."""
     swapped = Kept([*reversed(UNEVEN.layers)])
 
     assert MIXED.bytes_per_token(UNEVEN) == 40 + 4 * 6 + 8 * 10
@@ -164,7 +164,7 @@ def test_bytes_are_counted_layer_by_layer() -> None:
 
 
 def test_by_thresholds_each_matrix_has_its_share() -> None:
-    """Scales of the gate's matrix and biases are read whole, whatever is skipped."""
+    """Biases and the scales of the gate's matrix are always read whole."""
     chosen = thresholds(Shares(0.5, 0.4, 0.25))
 
     assert MIXED.bytes_per_token(chosen) == 40 + (5 + 5 + 6 + 5 + 10) + (10 + 10 + 8 + 10 + 10)
@@ -172,8 +172,8 @@ def test_by_thresholds_each_matrix_has_its_share() -> None:
     assert MIXED.bytes_per_token(thresholds(Shares(0, 0, 0))) == 40 + 5 + 10 + 10 + 10
 
 
-def test_what_was_read_counts_before_what_was_planned() -> None:
-    """Where it is known."""
+def test_read_shares_replace_planned_ones() -> None:
+    """If the shares that were read are known, they replace the planned ones."""
     chosen = thresholds(Shares(0.5, 0.5, 0.5))
 
     assert MIXED.bytes_per_token(chosen, Shares(1, 1, 0.5)) == 200 - 10 - 20
@@ -181,7 +181,7 @@ def test_what_was_read_counts_before_what_was_planned() -> None:
 
 
 def test_active_parameters_by_thresholds() -> None:
-    """Of the 20 neurons of one number a matrix: what is skipped of each; biases always take part."""
+    """Each of the 20 neurons has one parameter in each matrix. Biases are always active."""
     chosen = thresholds(Shares(0.5, 0.4, 0.25))
 
     assert MIXED.active_with(chosen) == MIXED.active_at(chosen.planned) == 100 - 10 - 12 - 15
@@ -193,7 +193,7 @@ def test_active_parameters_by_thresholds() -> None:
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.5, 0.8])
 def test_both_methods_read_as_much(sparsity: float, model: PreTrainedModel) -> None:
-    """In every family, of plain numbers: but for biases, which thresholds read whole, and for whole neurons."""
+    """In every family, with plain numbers; except that thresholds read all biases, and that whole neurons round."""
     accounting = Accounting.of(model)
     planned = thresholds(shares(sparsity, gated=accounting.gated))
     kept = Kept([torch.arange(kept_count(accounting.width, sparsity))] * accounting.layers)
@@ -206,8 +206,8 @@ def test_both_methods_read_as_much(sparsity: float, model: PreTrainedModel) -> N
     )
 
 
-def test_scales_of_codes_are_no_codes() -> None:
-    """Of a file's matrices: a gate's scales are read whole by input, all others go with their rows."""
+def test_scales_are_counted_apart_from_codes() -> None:
+    """A gate stored by input has its scales read whole. Other scales are read with their rows."""
     coded, _ = coded_model(lambda _: T.Q4_K, hidden_size=256, intermediate_size=256, head_dim=64)
     for each, block in zip(Accounting.of(coded).block_bytes, feed_forwards(coded), strict=True):
         gate, up = block.parts_FD
@@ -220,7 +220,7 @@ def test_scales_of_codes_are_no_codes() -> None:
 
 
 def test_bytes_of_int8_are_those_of_its_rows() -> None:
-    """Codes and a scale for each row; the contracting matrix stays plain."""
+    """A row has its codes and one scale; the contracting matrix stays plain."""
     model = tiny_model("llama")
     round_(model, "int8")
     (found,) = set(Accounting.of(model).block_bytes)

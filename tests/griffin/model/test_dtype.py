@@ -1,4 +1,4 @@
-"""The dtype that a device gets when nobody names one."""
+"""The dtype of a device when the user names none."""
 
 import pytest
 import torch
@@ -9,17 +9,17 @@ from griffin.model.dtype import fastest_dtype
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0.25, torch.bfloat16), (2.5, torch.float32)])
 def test_the_faster_one_is_taken(ratio: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With units for bfloat16 and without, by what was measured."""
+    """The measured times decide, with and without hardware for bfloat16."""
     monkeypatch.setattr(precision, "_seconds", lambda dtype: ratio if dtype == torch.bfloat16 else 1.0)
 
     assert fastest_dtype(torch.device("cpu")) == expected
 
 
 def test_the_measurement_is_the_same_each_time() -> None:
-    """Or one start would answer differently from the next."""
+    """Otherwise two starts could give different answers."""
     assert len({fastest_dtype(torch.device("cpu")) for _ in range(5)}) == 1
 
 
 def test_other_devices_get_what_always_works() -> None:
-    """Neither CUDA nor a CPU."""
+    """A device that is neither CUDA nor a CPU gets float32."""
     assert fastest_dtype(torch.device("meta")) == torch.float32

@@ -17,13 +17,13 @@ from tests.tiny import CONFIGS, tiny_model
 
 
 def test_every_row_is_tested() -> None:
-    """The tiny models cover the table."""
+    """The tiny models have every type of the table."""
     assert set(CONFIGS) == set(FAMILIES)
     assert not set(MULTIMODAL) & set(FAMILIES)
 
 
 def test_only_the_table_looks_up_a_model_type() -> None:
-    """Elsewhere a type is named in texts and reports, never compared."""
+    """Other files may name a type in texts and reports, but never compare it."""
     package = Path(griffin.__file__).parent
     others = [file for file in package.rglob("*.py") if file != package / "model" / "families.py"]
 
@@ -31,7 +31,7 @@ def test_only_the_table_looks_up_a_model_type() -> None:
 
 
 def test_gated_families_have_a_common_block() -> None:
-    """It names their gate's function."""
+    """The block names the gate's function."""
     assert all(family.block for family in FAMILIES.values() if family.feed_forward.parts == 2)
 
 
@@ -44,7 +44,7 @@ def test_every_layer_is_found(model: PreTrainedModel) -> None:
 
 
 def test_contracting_projections_are_told_by_their_paths(model: PreTrainedModel) -> None:
-    """Each of them, and no other module; those are what takes a matrix, but for GPT-2's own kind of projection."""
+    """Only they are found. Each can be a matrix, except GPT-2's own kind of projection."""
     names, contracting = FAMILIES[model.config.model_type].feed_forward, oracle.contracts(model)
     found = [module for path, module in model.named_modules() if names.is_contracting(path)]
 
@@ -56,7 +56,7 @@ def test_contracting_projections_are_told_by_their_paths(model: PreTrainedModel)
 
 @pytest.mark.parametrize("model_type", ["mixtral", "bert", "gemma3n", "no-such-type"])
 def test_other_types_are_refused_with_the_list(model_type: str) -> None:
-    """The error has a name, and its text says what is supported."""
+    """The error has its own class, and its text lists the supported types."""
     with pytest.raises(UnsupportedModel, match=r"'" + model_type + r"'.* is not supported; supported are: llama, mi"):
         require_supported({"model_type": model_type})
 
@@ -70,14 +70,14 @@ def test_other_types_are_refused_with_the_list(model_type: str) -> None:
         ({"model_type": "mistral3", "text_config": {"model_type": "mistral"}}, "mistral"),
     ],
 )
-def test_of_a_multimodal_model_the_text_part_counts(config: dict[str, object], wanted: str) -> None:
-    """Its own type has the row."""
+def test_the_text_part_of_a_multimodal_model_counts(config: dict[str, object], wanted: str) -> None:
+    """The row is that of the text part's type."""
     assert require_supported(config) is FAMILIES[wanted]
     assert text_part(config) is MULTIMODAL[str(config["model_type"])]
 
 
 def test_another_text_part_is_refused() -> None:
-    """By its own type."""
+    """The error names the text part's type."""
     with pytest.raises(UnsupportedModel, match="'mixtral'"):
         require_supported({"model_type": "mistral3", "text_config": {"model_type": "mixtral"}})
 
@@ -85,7 +85,7 @@ def test_another_text_part_is_refused() -> None:
 @pytest.mark.parametrize("missing", ["llama_4_scaling_beta", "original_max_position_embeddings"])
 @pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
 def test_numbers_of_a_single_family_must_be_there(name: str, missing: str) -> None:
-    """Without them the model's own code fails, or takes another model's."""
+    """Without them, the model's own code fails or uses another model's numbers."""
     rope = {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}
     require_supported({"model_type": "ministral3", name: rope})
     del rope[missing]
@@ -94,7 +94,7 @@ def test_numbers_of_a_single_family_must_be_there(name: str, missing: str) -> No
 
 
 def test_mixture_of_experts_is_called_by_name() -> None:
-    """A MoE is told from an unknown dense model."""
+    """The error says that it is a mixture of experts, not an unknown dense model."""
     config = AutoConfig.for_model(
         "mixtral", hidden_size=32, intermediate_size=52, num_hidden_layers=1, num_attention_heads=4, vocab_size=128
     )
@@ -103,7 +103,7 @@ def test_mixture_of_experts_is_called_by_name() -> None:
 
 
 def test_quantised_weights_are_refused() -> None:
-    """Rows without their scales would be another model."""
+    """Without their scales, the rows would be another model."""
     model = tiny_model("llama").requires_grad_(False)
     projection = model.model.layers[2].mlp.up_proj
     projection.weight.data = projection.weight.data.to(torch.float8_e4m3fn)
@@ -112,7 +112,7 @@ def test_quantised_weights_are_refused() -> None:
 
 
 def test_unexpected_modules_are_refused() -> None:
-    """A known model type with something else in the projections' place is not guessed at."""
+    """A known model type whose projections are missing or different is refused."""
     model = tiny_model("llama")
     del model.model.layers[1].mlp.down_proj
     with pytest.raises(UnsupportedModel, match="down_proj"):

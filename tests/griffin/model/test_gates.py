@@ -1,4 +1,4 @@
-"""Gates by input: made once, anew when the gates are other ones, and no hindrance to a copy or a file of a model."""
+"""Gates by input: made once, made again for other gates, shared by copies of a model, and not written to files."""
 
 import copy
 import pickle
@@ -10,7 +10,7 @@ from griffin.model.matrix.dense import Dense
 
 
 def test_gates_are_made_once() -> None:
-    """And are the transpose."""
+    """They are the transpose."""
     gates, held = [Dense(torch.rand(5, 3))], GatesByInput()
     (turned,) = held.matrices(gates)
 
@@ -19,7 +19,7 @@ def test_gates_are_made_once() -> None:
 
 
 def test_other_gates_are_turned_anew() -> None:
-    """Other tensors, and the same ones that were written to: never the numbers of before."""
+    """Other tensors, or tensors with new values, never get the earlier numbers."""
     first, second, held = torch.rand(5, 3), torch.rand(5, 3), GatesByInput()
     held.matrices([Dense(first)])
 
@@ -29,7 +29,7 @@ def test_other_gates_are_turned_anew() -> None:
 
 
 def test_a_model_with_gates_can_be_copied_and_written() -> None:
-    """A copy shares them; a file has none."""
+    """A copy shares the gates; a file has none."""
     module = torch.nn.Linear(2, 2)
     held = GatesByInput.of(module)
     held.matrices([Dense(torch.rand(5, 3))])

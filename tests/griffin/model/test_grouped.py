@@ -1,4 +1,4 @@
-"""Codes of GGUF files, laid out anew, are the same numbers to the bit."""
+"""Codes of GGUF files in the project's layout are the same numbers, to the bit."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Mapped files that change under the process: an error that says so, no bus error and no other answer."""
+"""A mapped file that changes while it is used gives an error: no bus error, and no wrong answer."""
 
 import mmap
 import subprocess
@@ -21,7 +21,7 @@ guarded = pytest.mark.skipif(not guard.available(), reason="griffin/_native was 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
-    """Its FF weights, 200 kB of them, lie in a file under ``tmp_path``."""
+    """An engine whose FF weights, 200 kB, are in a file under ``tmp_path``."""
     tiny_model("llama", intermediate_size=512).save_pretrained(tmp_path / "tiny")
     return Engine(mapped_model(tmp_path / "tiny", torch.float32, tmp_path / "by-neuron", "tiny"))
 
@@ -59,7 +59,7 @@ def altered(file: Path) -> None:
 def test_a_file_that_changes_is_noticed(
     change: Callable[[Path], None], sparsity: float, engine: Engine, tmp_path: Path
 ) -> None:
-    """The request that reads it fails, and so do all after it, whatever they ask."""
+    """The request that reads it fails, and so do all later requests."""
     ids(engine, sparsity)
     change(weights(tmp_path))
     for again in (sparsity, 0.25):
@@ -71,7 +71,7 @@ def test_a_file_that_changes_is_noticed(
 
 @guarded
 def test_a_file_that_changes_in_the_middle_of_an_answer(engine: Engine, tmp_path: Path) -> None:
-    """Of the full model each token reads it; the next one is not handed out."""
+    """Each token of the full model reads the file, so the next token fails."""
     answer = engine.generate([3, 4, 5], Sampling(max_tokens=9, ignore_eos=True), Pruning(0.0))
     next(answer)
     cut(weights(tmp_path))
@@ -81,7 +81,7 @@ def test_a_file_that_changes_in_the_middle_of_an_answer(engine: Engine, tmp_path
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_a_file_that_is_removed_or_replaced_changes_nothing(sparsity: float, engine: Engine, tmp_path: Path) -> None:
-    """What is mapped is still there."""
+    """The mapped file still exists for the process."""
     before = ids(engine, sparsity)
     file = weights(tmp_path)
     other = file.with_name("other")
@@ -94,7 +94,7 @@ def test_a_file_that_is_removed_or_replaced_changes_nothing(sparsity: float, eng
 
 
 def test_the_file_is_not_for_writing(engine: Engine, tmp_path: Path) -> None:
-    """Nobody opens it for that by mistake."""
+    """It cannot be opened for writing by mistake."""
     assert weights(tmp_path).stat().st_mode & 0o222 == 0
 
 
@@ -107,7 +107,7 @@ def read_while_it_shrinks(file: Path, view: mmap.mmap) -> None:
 
 @guarded
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
-    """There is no model then."""
+    """Loading fails."""
     file = tmp_path / "weights"
     file.write_bytes(b"\x01" * 4 * mmap.PAGESIZE)
     with file.open("rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as view:
@@ -126,7 +126,7 @@ def read_and_fail(file: Path, change: Callable[[Path], object]) -> None:
 
 @pytest.mark.parametrize("change", [lambda file: file.write_bytes(b"other"), Path.unlink])
 def test_a_file_that_changes_while_its_reader_fails(change: Callable[[Path], object], tmp_path: Path) -> None:
-    """The change is what the user can mend; what a parser says of half of a file is not."""
+    """The error is the change, which the user can mend, not what a parser says about half a file."""
     file = tmp_path / "weights"
     file.write_bytes(b"weights")
     with pytest.raises(LoadError, match="'model' was changed while it was read"):
@@ -134,7 +134,7 @@ def test_a_file_that_changes_while_its_reader_fails(change: Callable[[Path], obj
 
 
 def test_a_reader_that_fails_by_itself(tmp_path: Path) -> None:
-    """Its own error comes out."""
+    """Its own error is raised."""
     with pytest.raises(ValueError, match="damaged"):
         read_and_fail(tmp_path, Path.stat)
 
@@ -156,7 +156,7 @@ with file.open("r+b") as content, mmap.mmap(content.fileno(), 0) as view:
 @guarded
 @pytest.mark.parametrize(("kind", "code"), [("guarded", 0), ("plain", -7)])
 def test_the_guard_is_what_keeps_the_process(kind: str, code: int, tmp_path: Path) -> None:
-    """Without it such a process ends by the signal."""
+    """Without the guard, the signal ends the process."""
     command = [sys.executable, "-c", UNGUARDED, str(tmp_path / "file"), kind]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
 

@@ -1,4 +1,4 @@
-"""A model whose FF weights stay on the host, or in a mapped file, answers as the resident one does."""
+"""A model whose FF weights are on the host or in a mapped file answers as the resident model does."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ from tests.tiny import COMMON_BLOCK, CONFIGS, tiny_model
 
 Prompts = Callable[[int, int], list[int]]
 CPU = torch.device("cpu")
-# Of sequences one after the other on one engine: seed, prompt length, sparsity.
+# Requests in turn on one engine: seed, prompt length, sparsity.
 REQUESTS = ((1, 20, 0.5), (2, 9, 0.0), (3, 12, 0.8))
 
 
@@ -55,7 +55,7 @@ def assert_same(ours: list[list[tuple[int, float]]], theirs: list[list[tuple[int
 
 
 def reference(model: PreTrainedModel) -> Engine:
-    """The same model resident, decoding through transformers' own forward pass."""
+    """An engine on the resident model, which decodes with transformers' own forward pass."""
     return Engine(model, prefill_chunk=7, step="twin")
 
 
@@ -67,7 +67,7 @@ def offloaded(model: PreTrainedModel, *, staged: bool) -> PreTrainedModel:
 
 @pytest.mark.parametrize("staged", [True, False])
 def test_offloaded_equals_resident(model: PreTrainedModel, staged: bool, prompts: Prompts) -> None:
-    """Requests of different sparsity in turn, dense among them, greedy and by seed, prompts in chunks."""
+    """Requests with several sparsities in turn, also dense ones, greedy and by seed; prompts in chunks."""
     step = "lean" if staged and model.config.model_type in COMMON_BLOCK else "auto"
     ours, resident = Engine(offloaded(model, staged=staged), prefill_chunk=7, step=step), reference(model)
 
@@ -76,7 +76,7 @@ def test_offloaded_equals_resident(model: PreTrainedModel, staged: bool, prompts
 
 
 def test_offloaded_decoding_is_lean_decoding_bit_for_bit(prompts: Prompts) -> None:
-    """Where the same step runs on the same kept rows, nothing may differ at all."""
+    """The same step on the same kept rows gives the same bits."""
     model = tiny_model("llama")
     ours, resident = Engine(offloaded(model, staged=True), step="lean"), Engine(model, step="lean")
     prompt = prompts(7, 20)
@@ -89,7 +89,7 @@ def test_offloaded_decoding_is_lean_decoding_bit_for_bit(prompts: Prompts) -> No
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"], indirect=False)
 def test_scores_are_the_same(family: str, prompts: Prompts) -> None:
-    """A text scored by the full model, and its end by kept neurons."""
+    """The full model scores a text, and kept neurons score its end."""
     model, text = tiny_model(family), prompts(8, 30)
     ours, resident = Engine(offloaded(model, staged=True), prefill_chunk=7), reference(model)
     for pruning, scoring in ((Pruning(), Scoring(2)), (Pruning(0.5), Scoring(2)), (Pruning(0.5), Scoring(0, 12, 12))):
@@ -102,7 +102,7 @@ def test_scores_are_the_same(family: str, prompts: Prompts) -> None:
 
 @pytest.mark.parametrize("statistic", ["flocking", "magnitude"])
 def test_the_same_neurons_are_chosen(statistic: str, prompts: Prompts) -> None:
-    """Also by weights alone, which are not on the device, and with a prompt's beginning from the store."""
+    """Also by weight magnitude, with weights that are not on the device, and with a reused prefix."""
     model = tiny_model("qwen2")
     store = PrefixStore(2**20, 8)
     ours = Engine(offloaded(model, staged=True), prefill_chunk=8, prefixes=store)
@@ -116,7 +116,7 @@ def test_the_same_neurons_are_chosen(statistic: str, prompts: Prompts) -> None:
 
 
 def test_engines_at_the_same_time(prompts: Prompts) -> None:
-    """Two threads with an engine each on one model's host weights, each with layers of its own in its places."""
+    """Two threads, each with an engine and its own places for layers, share one model's weights on the host."""
     model = tiny_model("llama")
     shared = offloaded(model, staged=True)
     engines, expected = [Engine(shared, step="lean") for _ in range(2)], answers(reference(model), prompts)
@@ -138,14 +138,14 @@ def test_engines_at_the_same_time(prompts: Prompts) -> None:
 
 
 def test_a_layer_is_copied_while_the_one_before_computes(monkeypatch: pytest.MonkeyPatch, prompts: Prompts) -> None:
-    """Each place is filled again only behind the layer that was in it, and used only once it is full."""
+    """A place is filled again only after its layer has run, and used only once it is full."""
     marks: dict[int, str] = {}
     log: list[tuple[str, str]] = []
 
     class Spy(Mark):
         def __init__(self, device: torch.device) -> None:
             super().__init__(device)
-            # In the order in which they are made: filled, free, of each place.
+            # Marks are made in this order: filled and free for each place.
             marks[id(self)] = ("filled 0", "free 0", "filled 1", "free 1")[len(marks)] if len(marks) < 4 else "gather"
 
         def set(self) -> None:
@@ -163,8 +163,8 @@ def test_a_layer_is_copied_while_the_one_before_computes(monkeypatch: pytest.Mon
     def filling(slot: int) -> list[tuple[str, str]]:
         return [("set", f"free {slot}"), ("wait", f"free {slot}"), ("set", f"filled {slot}")]
 
-    # Layers 0 and 1 are sent for; behind layer 0 its place is for layer 2; then nothing is left to send for.
-    # Gate and up wait each.
+    # Copies of layers 0 and 1 start. After layer 0 its place is for layer 2, and then no layer is left.
+    # Gate and up each wait.
     assert log == [*filling(0), *filling(1), *[("wait", "filled 0")] * 2, *filling(0), *[("wait", "filled 1")] * 2,
                    *[("wait", "filled 0")] * 2]  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_a_prompt_that_fails_half_way_leaves_no_wrong_layer(prompts: Prompts) ->
 
 
 def test_the_twin_takes_no_more_room_than_the_largest_request_needs() -> None:
-    """Buffers of full size would be the model that does not fit."""
+    """Full-size buffers would need the memory that the model does not fit into."""
     model = offloaded(tiny_model("llama"), staged=True)
     twin = DecodeTwin(model)
     for kept, neurons in ((5, 5), (20, 20), (3, 20)):
@@ -193,8 +193,8 @@ def test_the_twin_takes_no_more_room_than_the_largest_request_needs() -> None:
         assert {layer.room.buffers.neurons for layer in twin._layers} == {neurons}
 
 
-def test_without_room_the_twin_lets_go_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that does not fit is no reason that a smaller one should not."""
+def test_the_twin_frees_its_buffers_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a request that does not fit, a smaller one can still fit."""
     twin = DecodeTwin(offloaded(tiny_model("llama"), staged=True))
     calls = iter(range(100))
 
@@ -213,14 +213,14 @@ def test_without_room_the_twin_lets_go_of_all(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_step_that_reads_weights_in_place_is_refused() -> None:
-    """It would not find them on the device."""
+    """The weights are not on the device."""
     with pytest.raises(ValueError, match="graph: this model's feed-forward weights stay on the host"):
         Engine(offloaded(tiny_model("llama"), staged=True), step="graph")
 
 
 @pytest.fixture
 def checkpoint(family: str, tmp_path: Path) -> tuple[PreTrainedModel, Path]:
-    """A model of each type, and its directory; in several files where there is a second one of its kind."""
+    """A model of each type, and its directory; some are saved in several files."""
     model, folder = tiny_model(family), tmp_path / "tiny"
     model.save_pretrained(folder, max_shard_size="40KB" if family in ("llama", "gpt2") else "5GB")
     word_tokenizer().save_pretrained(folder)
@@ -228,7 +228,7 @@ def checkpoint(family: str, tmp_path: Path) -> tuple[PreTrainedModel, Path]:
 
 
 def test_mapped_equals_resident(checkpoint: tuple[PreTrainedModel, Path], tmp_path: Path, prompts: Prompts) -> None:
-    """From a directory, in one file or several."""
+    """From a directory with one file or several."""
     model, folder = checkpoint
     loaded = load(str(folder), device="cpu", dtype="float32", cache_dir=tmp_path / "cache", ff_offload=True)
 
@@ -251,7 +251,7 @@ def host_file(folder: Path) -> Path:
 
 
 def test_weights_are_the_file_and_are_laid_out_by_neuron(tmp_path: Path) -> None:
-    """Every FF matrix lies within the mapping, also once an engine has merged and laid out what it wanted to."""
+    """Every FF matrix is inside the mapping, also after an engine was made."""
     model = mapped_llama(tmp_path / "tiny")
     engine = Engine(model)
     host = HostWeights.of(model)
@@ -278,7 +278,7 @@ def resident_bytes() -> dict[str, int]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what is resident")
 def test_feed_forward_weights_take_no_memory_of_their_own(tmp_path: Path, prompts: Prompts) -> None:
-    """A model of 113 MB, of which 101 are FF weights: loading it takes none of those, and decoding the kept ones."""
+    """Of 113 MB, 101 are FF weights. Loading takes none of these, and decoding only the kept ones."""
     shape = {**CONFIGS["llama"], "hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 4, "head_dim": 64}
     config = AutoConfig.for_model("llama", vocab_size=128, max_position_embeddings=256, **shape)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(tmp_path / "large")
@@ -296,7 +296,7 @@ def test_feed_forward_weights_take_no_memory_of_their_own(tmp_path: Path, prompt
 
 
 def test_the_file_is_safetensors(tmp_path: Path) -> None:
-    """Whoever finds it can read it."""
+    """Other programs can read it."""
     model = mapped_llama(tmp_path / "tiny")
     with safe_open(host_file(tmp_path / "tiny"), "pt") as file:
         assert sorted(file.keys()) == sorted(f"{n}.{kind}" for n in range(3) for kind in ("expand", "contract"))
@@ -328,7 +328,7 @@ def test_a_damaged_file_is_made_again(
 
 
 def test_a_changed_checkpoint_has_another_file(tmp_path: Path) -> None:
-    """What was written for the old weights is not used for the new."""
+    """A file made from the old weights is not used for the new ones."""
     mapped_llama(tmp_path / "tiny")
     tiny_model("llama", seed=1).save_pretrained(tmp_path / "tiny")
     model = mapped_llama(tmp_path / "tiny")
@@ -338,7 +338,7 @@ def test_a_changed_checkpoint_has_another_file(tmp_path: Path) -> None:
 
 
 def test_from_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: Prompts) -> None:
-    """The dequantised copy in the cache is a directory like any other; the first start makes both files."""
+    """The dequantised copy in the cache is used like any directory. The first start makes both files."""
     read: list[Path] = []
 
     def read_gguf(path: Path, dtype: torch.dtype) -> tuple[object, PreTrainedTokenizerBase]:
@@ -357,7 +357,7 @@ def test_from_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, promp
 
 
 def test_checkpoints_that_leave_the_prefix_out(tmp_path: Path) -> None:
-    """As GPT-2's own: h.0.mlp..., not transformer.h.0.mlp..."""
+    """As in GPT-2's own checkpoint: h.0.mlp..., not transformer.h.0.mlp..."""
     model, folder = tiny_model("gpt2"), tmp_path / "tiny"
     model.transformer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -368,7 +368,7 @@ def test_checkpoints_that_leave_the_prefix_out(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_safetensors(tmp_path: Path) -> None:
-    """One line: weights are mapped from safetensors alone."""
+    """One line: only safetensors can be mapped."""
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "tiny")
     word_tokenizer().save_pretrained(tmp_path / "tiny")
@@ -381,7 +381,7 @@ def test_a_checkpoint_without_safetensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
 @pytest.mark.parametrize("change", ["lost", "cut"])
 def test_a_weight_that_is_lost_or_cut(name: str, change: str, tmp_path: Path) -> None:
-    """Refused by name, whether it is mapped or held in memory; no file is left for the next start."""
+    """The error names it, mapped or not, and no file is left for the next start."""
     tiny_model("llama").save_pretrained(tmp_path / "tiny")
     file = tmp_path / "tiny/model.safetensors"
     weights = load_file(file)

@@ -1,4 +1,4 @@
-"""Checkpoints from every kind of place, and one clear line when there is none."""
+"""Checkpoints from every kind of place, and a clear error of one line when there is none."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ from tests.tiny import tiny_model
 
 @pytest.fixture
 def directory(tmp_path: Path, smollm2: Checkpoint) -> Path:
-    """A model directory as a hub holds them."""
+    """A model directory as on a hub."""
     folder = tmp_path / "tiny-llama"
     tiny_model("llama", vocab_size=len(smollm2.tokenizer)).save_pretrained(folder)
     smollm2.tokenizer.save_pretrained(folder)
@@ -36,7 +36,7 @@ def directory(tmp_path: Path, smollm2: Checkpoint) -> Path:
 
 
 def test_directory(directory: Path) -> None:
-    """Weights and tokenizer of a local directory; its name is the model's."""
+    """Weights and tokenizer come from the directory, and its name is the model's name."""
     checkpoint = load(str(directory), device="cpu", dtype="bfloat16")
 
     assert checkpoint.name == "tiny-llama"
@@ -56,12 +56,12 @@ def test_gguf_file_and_embedded_name_are_the_same_model(smollm2: Checkpoint, tmp
 
 
 def test_embedded_name_in_any_case() -> None:
-    """A name is a name."""
+    """Upper and lower case do not matter."""
     assert load("smollm2-135m-instruct", device="cpu").name == "SmolLM2-135M-Instruct"
 
 
 def fake_reader(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> list[Path]:
-    """A GGUF reader that needs no seconds; returns the list of files it was asked for."""
+    """Replace the GGUF reader, which takes seconds. Returns the list of files that it was asked to read."""
     read: list[Path] = []
 
     def read_gguf(path: Path, dtype: torch.dtype) -> tuple[object, PreTrainedTokenizerBase]:
@@ -73,7 +73,7 @@ def fake_reader(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerB
 
 
 def test_second_load_reads_the_cache(tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dequantised once for each dtype, and again when the file changes."""
+    """A file is dequantised once for each dtype, and again when it changes."""
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF1")
@@ -87,7 +87,7 @@ def test_second_load_reads_the_cache(tmp_path: Path, smollm2: Checkpoint, monkey
 
 
 def test_copies_of_a_file_share_the_cache(tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache goes by content: every clone of the project has a copy of the default model."""
+    """The content names the entry: every clone of the project has a copy of the default model."""
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -98,7 +98,7 @@ def test_copies_of_a_file_share_the_cache(tmp_path: Path, smollm2: Checkpoint, m
 
 
 def waiting(change: Callable[[], object]) -> Callable[[Path], AbstractContextManager[None]]:
-    """A lock that another process holds while something changes."""
+    """A lock that makes a change when it is taken, as if another process had held it meanwhile."""
 
     @contextmanager
     def lock(path: Path) -> Iterator[None]:
@@ -111,7 +111,7 @@ def waiting(change: Callable[[], object]) -> Callable[[Path], AbstractContextMan
 def test_a_file_that_is_replaced_while_the_cache_is_locked(
     tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is read then is found again for the new file, and not for the older one."""
+    """The cached weights belong to the new file, not to the old one."""
     read, options = fake_reader(monkeypatch, smollm2.tokenizer), {"device": "cpu", "dtype": "float32"}
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF1")
@@ -127,7 +127,7 @@ def test_a_file_that_is_replaced_while_the_cache_is_locked(
 def test_a_directory_that_is_replaced_while_the_cache_is_locked(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights by neuron are named by the files that they are made of. Those to be rounded were opened before."""
+    """Weights by neuron are named by their source files. Weights to be rounded are already open, so loading fails."""
     file, cache = directory / "model.safetensors", directory.parent / "cache"
     weights = load_file(file)
     change = waiting(lambda: save_file({name: 2 * each for name, each in weights.items()}, file, {"format": "pt"}))
@@ -143,7 +143,7 @@ def test_a_directory_that_is_replaced_while_the_cache_is_locked(
 
 
 def test_half_written_cache_is_never_used(tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process killed while it writes leaves nothing that a later one takes for the model."""
+    """A process that is killed while it writes leaves no entry that looks complete."""
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF1")
@@ -162,7 +162,7 @@ def cut(file: Path) -> None:
 
 
 def altered(value: int) -> Callable[[Path], None]:
-    """Overwrites some of a file's numbers, not its length."""
+    """A change that overwrites some numbers and keeps the file's length."""
 
     def write(file: Path) -> None:
         content = file.read_bytes()
@@ -171,7 +171,7 @@ def altered(value: int) -> Callable[[Path], None]:
     return write
 
 
-# 0xff makes numbers that are none of float16, bfloat16 or float32.
+# 0xff bytes are NaN in float16, bfloat16 and float32.
 DAMAGE = {"cut": cut, "finite": altered(0x21), "not finite": altered(0xFF), "lost": Path.unlink}
 
 
@@ -179,7 +179,7 @@ DAMAGE = {"cut": cut, "finite": altered(0x21), "not finite": altered(0xFF), "los
 def test_damaged_cache_is_made_again(
     damage: str, tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A damaged file in the cache costs one slow start, with a warning, not the service."""
+    """A damaged cache costs one slow start and a warning."""
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF1")
@@ -192,10 +192,10 @@ def test_damaged_cache_is_made_again(
     assert caplog.text.count("making it again") == 1
 
 
-def test_unwritable_cache_is_done_without(
+def test_unwritable_cache_is_a_warning(
     tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No place to cache is a warning, not an error."""
+    """Without a place for a cache there is a warning, not an error."""
     fake_reader(monkeypatch, smollm2.tokenizer)
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF1")
@@ -208,7 +208,7 @@ def test_unwritable_cache_is_done_without(
 def test_full_disk_is_a_warning(
     tmp_path: Path, smollm2: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The weights in hand are served, the file is read once, and nothing half-written stays."""
+    """The weights in memory are served, the file is read once, and no partial entry stays."""
     read = fake_reader(monkeypatch, smollm2.tokenizer)
     monkeypatch.setattr(smollm2.tokenizer, "save_pretrained", lambda _: (_ for _ in ()).throw(RuntimeError("no space")))
     file = tmp_path / "model.gguf"
@@ -221,20 +221,20 @@ def test_full_disk_is_a_warning(
 
 
 def test_not_a_model_directory(tmp_path: Path) -> None:
-    """A directory without a configuration."""
+    """A directory without a configuration is refused."""
     with pytest.raises(LoadError, match=r"is not a model directory: it has no config\.json"):
         load(str(tmp_path), device="cpu")
 
 
 def test_unsupported_type_is_refused_before_weights_are_read(tmp_path: Path) -> None:
-    """The configuration is enough to say no; there are no weights here."""
+    """The configuration is enough: here there are no weights."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral", "num_local_experts": 8}))
     with pytest.raises(UnsupportedModel, match=r"'mixtral' \(a mixture of experts\) is not supported"):
         load(str(tmp_path), device="cpu")
 
 
 def test_directory_without_weights(directory: Path) -> None:
-    """One line that says what is missing."""
+    """One line says which file is missing."""
     (directory / "model.safetensors").unlink()
     with pytest.raises(LoadError, match=r"model\.safetensors") as failure:
         load(str(directory), device="cpu")
@@ -243,7 +243,7 @@ def test_directory_without_weights(directory: Path) -> None:
 
 
 def test_a_directory_that_changes_while_it_is_read(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no damaged checkpoint, whatever its reader says of it."""
+    """The error says that it changed, not that it is damaged."""
 
     def changing(folder: Path, source: str, dtype: torch.dtype) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
@@ -255,7 +255,7 @@ def test_a_directory_that_changes_while_it_is_read(directory: Path, monkeypatch:
 
 
 def test_broken_configuration(tmp_path: Path) -> None:
-    """Not JSON: a line, not a traceback's worth."""
+    """The error for invalid JSON is one line."""
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(LoadError, match=r"config\.json cannot be read"):
         load(str(tmp_path), device="cpu")
@@ -263,13 +263,13 @@ def test_broken_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["./nowhere", "/no/such/model", "missing.gguf", "~/nowhere"])
 def test_paths_that_do_not_exist(source: str) -> None:
-    """What looks like a path is not looked for on a hub."""
+    """A name that looks like a path is not looked up on a hub."""
     with pytest.raises(LoadError, match="does not exist"):
         load(source, device="cpu")
 
 
 def test_file_that_is_no_checkpoint(tmp_path: Path) -> None:
-    """Some other file."""
+    """Any other file is refused."""
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(LoadError, match=r"neither a model directory nor a \.gguf file"):
         load(str(tmp_path / "notes.txt"), device="cpu")
@@ -283,14 +283,14 @@ def test_file_that_is_no_gguf(tmp_path: Path) -> None:
 
 
 def test_hub_id_without_a_network() -> None:
-    """A hub id goes to the hub; offline that fails in one line."""
+    """A hub id is looked up on the hub; offline that fails with one line."""
     with pytest.raises(LoadError, match=r"'no-such-owner/no-such-model' is not in the hub's cache"):
         load("no-such-owner/no-such-model", device="cpu")
 
 
 @pytest.mark.parametrize("name", ["llama3", "llama3:8b"])
 def test_another_programs_name_of_a_model(name: str) -> None:
-    """A hub's name has an owner, and how one looks is said."""
+    """The error shows what a hub's name looks like, with its owner."""
     with pytest.raises(LoadError, match=rf"'{name}' .*; a hub's name is OWNER/NAME, such as \S+:Q4_K_M$"):
         load(name, device="cpu")
 
@@ -311,7 +311,7 @@ def test_impossible_placement(options: dict[str, str], text: str) -> None:
 
 @pytest.mark.parametrize(("kind", "share", "tolerance"), [("int8", 0.4, 0.1), ("int4", 0.32, 1.2)])
 def test_quantised_weights_take_fewer_bytes(directory: Path, kind: str, share: float, tolerance: float) -> None:
-    """Parameters are counted as the numbers that they stand for, and what was measured of the plain model is found."""
+    """Parameters are counted as numbers, and the identity stays, so that measurements of the plain model are found."""
     cache_dir = directory.parent / "cache"
     plain = load(str(directory), dtype="float32", device="cpu")
     rounded = load(str(directory), device="cpu", quantize=kind, cache_dir=cache_dir)
@@ -338,7 +338,7 @@ def test_quantised_once(
     caplog: pytest.LogCaptureFixture,
     damage: Callable[[Path], object] | None,
 ) -> None:
-    """The second start reads what the first one found; codes that are damaged are made again."""
+    """The second start reads the codes of the first. Damaged codes are made again."""
     options = {"device": "cpu", "quantize": "int4", "cache_dir": directory.parent / "cache"}
     first = load(str(directory), **options)  # type: ignore[arg-type]
     (file,) = (directory.parent / "cache" / "quantised").glob("tiny-llama-int4-*/codes.safetensors")
@@ -354,7 +354,7 @@ def test_quantised_once(
 
 
 def test_pickled_weights_that_are_replaced_are_rounded_again(directory: Path) -> None:
-    """The cache goes by the files that the weights are read from, whatever their format."""
+    """The source files name the cache entry, in any format."""
     file, options = directory / "model.safetensors", {"device": "cpu", "quantize": "int4"}
     weights = load_file(file)
     file.unlink()
@@ -371,7 +371,7 @@ def test_pickled_weights_that_are_replaced_are_rounded_again(directory: Path) ->
 def test_quantised_without_a_cache(
     directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int | None
 ) -> None:
-    """A full disk, or a place that no one may write to: one warning, and the model is served."""
+    """With a full disk or an unwritable place, there is one warning, and the model is served."""
     cache_dir = directory.parent / "cache"
     expected = codes(load(str(directory), device="cpu", quantize="int4", cache_dir=directory.parent / "other"))
     if free is None:
@@ -386,7 +386,7 @@ def test_quantised_without_a_cache(
 
 
 def test_the_older_spelling_of_int8(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It means the same, and names the new one."""
+    """It means the same, and the log names the new one."""
     cache_dir = directory.parent / "cache"
     older = load(str(directory), device="cpu", dtype="int8", cache_dir=cache_dir)
 
@@ -407,7 +407,7 @@ def test_the_older_spelling_of_int8(directory: Path, caplog: pytest.LogCaptureFi
     ],
 )
 def test_what_cannot_be_quantised(directory: Path, options: dict[str, Any], words: str) -> None:
-    """Before anything is loaded."""
+    """It is refused before anything is loaded."""
     with pytest.raises(LoadError, match=words):
         load(**{"source": str(directory), "quantize": "int4", **options})
 
@@ -421,7 +421,7 @@ def test_a_family_without_a_common_block_cannot_be_quantised(tmp_path: Path, smo
 
 
 def test_tokenizer_survives_the_cache(smollm2: Checkpoint) -> None:
-    """The tokenizer read back from the cache is the one of the GGUF file."""
+    """The tokenizer from the cache is the same as the one from the GGUF file."""
     fresh = AutoTokenizer.from_pretrained(embedded_file().parent, gguf_file=embedded_file().name)
     text = "Grüße aus Köln: 2 + 2 = 4 — ¿verdad? 日本語 🙂\n\tdef f(x): return x"
 

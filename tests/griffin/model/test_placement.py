@@ -25,9 +25,9 @@ CPU, META = torch.device("cpu"), torch.device("meta")
     ("layers", "rest", "free", "numbers"),
     [
         ([10] * 4, 0, [100, 100], [0, 0, 1, 1]),
-        # Embeddings take room on the first.
+        # Embeddings need room on the first device.
         ([10] * 4, 20, [100, 100], [0, 1, 1, 1]),
-        # In proportion to what is free.
+        # In proportion to the free bytes.
         ([10] * 4, 0, [30, 10], [0, 0, 0, 1]),
         ([10] * 6, 0, [None, None, None], [0, 0, 1, 1, 2, 2]),
         ([10] * 3, 0, [100], [0, 0, 0]),
@@ -36,11 +36,11 @@ CPU, META = torch.device("cpu"), torch.device("meta")
     ],
 )
 def test_layers_are_placed_in_runs(layers: list[int], rest: int, free: list[int | None], numbers: list[int]) -> None:
-    """By bytes, each device filled to the same part of its room."""
+    """Each device is filled to the same fraction of its room, in bytes."""
     assert plan(layers, rest, free) == numbers
 
 
-def test_what_fits_nowhere_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fits_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one line, with the sizes."""
     with pytest.raises(LoadError, match=r"number 1 of them would hold 2\.0 GiB, but 1\.0 GiB are free"):
         plan([2**30] * 4, 0, [2**30, 2**30])
@@ -58,7 +58,7 @@ def answers(engine: Engine, prompts: Prompts, seed: int | None = None) -> list[l
 
 
 def test_a_model_across_devices_answers_the_same(model: PreTrainedModel, prompts: Prompts) -> None:
-    """With its hooks at work, every family, greedy and by seed. The devices are one here."""
+    """With its hooks, in every family, greedy and by seed. Here both devices are the CPU."""
     across = copy.deepcopy(model)
     spread_(across, [CPU, CPU])
     ours, resident = Engine(across, prefill_chunk=7), Engine(model, prefill_chunk=7, step="twin")
@@ -68,7 +68,7 @@ def test_a_model_across_devices_answers_the_same(model: PreTrainedModel, prompts
 
 
 def test_layers_and_their_hooks_are_on_their_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All else is on the first, which the last layer gives its output back to. Copies of the tree have the hooks."""
+    """All else is on the first device, and the last layer returns its output there. Copies have the hooks, too."""
     model = tiny_model("gemma2")
     layer = resident_bytes(feed_forwards(model)[0].layer)
     monkeypatch.setattr(devices, "free_bytes", lambda device: 10 * layer if device == META else 9 * layer)
@@ -84,8 +84,8 @@ def test_layers_and_their_hooks_are_on_their_devices(monkeypatch: pytest.MonkeyP
         assert next(iter(feed_forwards(tree)[-1].layer._forward_hooks.values())).device == CPU
 
 
-def test_everything_that_a_layer_gets_comes_along() -> None:
-    """Hidden states, masks, pairs of cosine and sine; not the cache, nor what is no tensor."""
+def test_all_inputs_of_a_layer_move_to_its_device() -> None:
+    """Hidden states, masks and pairs of cosine and sine move. The cache and other objects do not."""
     cache, one = object(), torch.ones(1)
     inputs, named = MoveInputs(META)(
         torch.nn.Identity(), (one, 3), {"mask": None, "rotary": (one, one), "masks": {"full": [one]}, "cache": cache}
@@ -97,7 +97,7 @@ def test_everything_that_a_layer_gets_comes_along() -> None:
 
 
 def test_prefixes_are_resumed_on_each_layers_device(prompts: Prompts) -> None:
-    """Also when keys and values come before the first forward pass has."""
+    """Also when keys and values come before the first forward pass."""
     model = tiny_model("llama")
     spread_(model, [CPU, CPU])
     store, prompt = PrefixStore(2**20, 8), prompts(4, 30)
@@ -111,15 +111,15 @@ def test_prefixes_are_resumed_on_each_layers_device(prompts: Prompts) -> None:
 
 
 def test_a_copy_for_each_device() -> None:
-    """Weights of their own, equal ones."""
+    """The copies have equal weights in their own memory."""
     first, second = distribute(tiny_model("llama"), [[CPU], [CPU]])
 
     assert {p.data_ptr() for p in first.parameters()}.isdisjoint(p.data_ptr() for p in second.parameters())
     assert all(torch.equal(p, second.get_parameter(name)) for name, p in first.named_parameters())
 
 
-def test_one_model_across_all_where_it_fits_on_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two small devices hold it together; where one has room for all of it, nothing is taken apart."""
+def test_a_model_that_fits_on_no_device_is_split_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two small devices hold it together. If one has room for all of it, it is not split."""
     size = resident_bytes(tiny_model("llama"))
     monkeypatch.setattr(devices, "free_bytes", lambda device: int(size * 0.9))
     assert [devices.across_devices(m) for m in distribute(tiny_model("llama"), [[CPU], [CPU]])] == [True]
@@ -129,7 +129,7 @@ def test_one_model_across_all_where_it_fits_on_none(monkeypatch: pytest.MonkeyPa
 
 
 def test_offloading_needs_less_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The FF matrices of all layers but two count nothing; and a model is not offloaded across devices."""
+    """FF matrices count only for two layers. An offloaded model cannot be split over devices."""
     model = tiny_model("llama")
     needed = resident_bytes(model, ff_offload=True)
     matrices = 3 * 32 * 52 * 4
@@ -143,7 +143,7 @@ def test_offloading_needs_less_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_one_step_runs_across_devices() -> None:
-    """transformers' own forward pass, which the hooks are in."""
+    """It is transformers' own forward pass, which has the hooks."""
     model = tiny_model("llama")
     spread_(model, [CPU, CPU])
     with pytest.raises(ValueError, match="lean: this model is across several devices"):

@@ -1,4 +1,4 @@
-"""Rounding to codes: how near they are, what is refused, and which matrices of a model get which form."""
+"""Rounding to codes: how near they are, what is refused, and which form each matrix gets."""
 
 import gguf
 import numpy as np
@@ -20,14 +20,14 @@ ROWS, COLUMNS = 128, 96
 
 
 def numbers(seed: int = 1) -> Tensor:
-    """As weights are: normal, with an outlier here and there."""
+    """Numbers like weights: normal, with a few outliers."""
     torch.manual_seed(seed)
     normal = torch.randn(ROWS, COLUMNS) * 0.02
     return normal * (1 + 5 * (torch.rand(ROWS, COLUMNS) < 0.01))
 
 
 def matrix(form: Form, numbers_RC: Tensor, *, by_input: bool = False) -> Tensor:
-    """What is held, by output, fp32."""
+    """The numbers of the rounded matrix, by output, fp32."""
     shape = (numbers_RC.shape[0], numbers_RC.shape[1])
     room = [torch.empty(size, dtype=torch.uint8) for size in form.sizes(shape, by_input=by_input)]
     held = form.matrix(form.rounded(numbers_RC), shape, room, torch.float32, by_input=by_input).dense()
@@ -41,9 +41,9 @@ def error(found: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize("by_input", [False, True])
 @pytest.mark.parametrize("form", [FourBits(), EightBits(), EightBitRows()], ids=lambda form: type(form).__name__)
 def test_a_form_holds_nearly_the_same_numbers(form: Form, by_input: bool) -> None:
-    """By output, and by input where it can be held so; 16-bit numbers are rounded from what they are."""
+    """By output, and by input where the form allows it. 16-bit numbers are rounded exactly as in fp32."""
     if not form.fits((ROWS, COLUMNS), by_input=by_input):
-        pytest.skip("not held so")
+        pytest.skip("this form cannot be stored by input")
     exact = numbers()
     limit = {FourBits: 0.09, EightBits: 0.009, EightBitRows: 0.014}[type(form)]
 
@@ -53,7 +53,7 @@ def test_a_form_holds_nearly_the_same_numbers(form: Form, by_input: bool) -> Non
 
 @EACH_FOR_WIDENING
 def test_four_bits_are_as_good_as_a_long_search(instructions: int) -> None:
-    """A fifth less squared error than from the least to the greatest number, and near the best of 900 beginnings."""
+    """A fifth less squared error than min-max rounding, and near the best of a search with 900 starts."""
     exact = numbers()
     plain = gguf.dequantize(gguf.quantize(exact.numpy(), GGMLQuantizationType.Q4_1), GGMLQuantizationType.Q4_1)
     with restricted(instructions):
@@ -65,7 +65,7 @@ def test_four_bits_are_as_good_as_a_long_search(instructions: int) -> None:
 
 @EACH_FOR_WIDENING
 def test_four_bits_are_the_same_codes_on_every_processor(instructions: int) -> None:
-    """To the last bit; also where the last vector has blocks left over."""
+    """To the last bit, also where the number of blocks does not fill the last vector."""
     exact = torch.stack([numbers(seed)[:45].flatten() for seed in range(3)])
     expected = FourBits().rounded(exact)
     with restricted(instructions):
@@ -75,7 +75,7 @@ def test_four_bits_are_the_same_codes_on_every_processor(instructions: int) -> N
 
 
 def _searched(blocks: Tensor) -> float:
-    """The least squared error that many beginnings and many rounds find, summed over blocks; in fp64."""
+    """The least squared error of a search with many starts and rounds, summed over blocks; in fp64."""
     blocks = blocks.double()
     low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
     best = torch.full_like(low, torch.inf)
@@ -95,14 +95,14 @@ def _searched(blocks: Tensor) -> float:
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.375, 3e-8, 65504.0])
 @pytest.mark.parametrize("form", [FourBits(), EightBits(), EightBitRows()], ids=lambda form: type(form).__name__)
 def test_equal_numbers_stay_what_they_are(form: Form, value: float) -> None:
-    """As near as float16 has them."""
+    """Up to the precision of float16."""
     exact = torch.full((3, 64), value)
     torch.testing.assert_close(matrix(form, exact), exact, rtol=1e-3, atol=3e-8)
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan, -70_000.0])
 def test_numbers_without_codes_are_refused(value: float) -> None:
-    """None of them becomes another number silently."""
+    """They do not become other numbers silently."""
     exact = numbers()
     exact[70, 5] = value
     for form in (FourBits(), EightBits(), EightBitRows()):
@@ -111,7 +111,7 @@ def test_numbers_without_codes_are_refused(value: float) -> None:
 
 
 def test_a_refused_weight_is_named() -> None:
-    """With the checkpoint."""
+    """The error names the weight and the checkpoint."""
     model = tiny_model("llama")
     model.get_submodule("model.layers.1.mlp.up_proj").weight.data[0, 0] = torch.nan
     with pytest.raises(LoadError, match=r"'model': model\.layers\.1\.mlp\.up_proj\.weight holds numbers that are inf"):
@@ -119,7 +119,7 @@ def test_a_refused_weight_is_named() -> None:
 
 
 def test_which_matrix_gets_which_form() -> None:
-    """A matrix whose shape no form fits stays plain."""
+    """A matrix whose shape fits no form stays plain."""
     wide = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
     found = {}
     for kind in ("int4", "int8"):
@@ -142,7 +142,7 @@ def test_which_matrix_gets_which_form() -> None:
 
 
 def test_tied_ends_share_their_codes() -> None:
-    """Of a tied model there is one table."""
+    """A tied model has one table."""
     model = tiny_model("qwen2")
     round_(model, "int4")
     head = model.get_output_embeddings()
@@ -153,7 +153,7 @@ def test_tied_ends_share_their_codes() -> None:
 
 
 def test_norms_stay_as_the_checkpoint_has_them() -> None:
-    """In fp32 beside the model's dtype, for steps that read them so."""
+    """They stay in fp32 while the model has another dtype, for steps that read them so."""
     model = tiny_model("llama")
     norm = model.get_submodule("model.norm").weight
     norm.data.add_(torch.rand(norm.shape) * 0.01)

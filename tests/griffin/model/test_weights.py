@@ -1,4 +1,4 @@
-"""What the lean steps read of a model; and that they leave alone what they do not know."""
+"""What our own steps read from a model, and which models they leave to the library."""
 
 from collections.abc import Callable
 
@@ -31,12 +31,12 @@ GREEDY = Sampling(temperature=0, max_tokens=16, ignore_eos=True)
 def test_what_the_family_does_not_read_changes_nothing(
     model_type: str, stray: dict[str, object], prompts: Prompts
 ) -> None:
-    """A config.json may carry any key; the model's own code decides which of them count."""
+    """A config.json may have any key; the model's own code decides which keys count."""
     model = tiny_model(model_type, **stray)
     prompt = prompts(1, 20)
     expected = list(prompt)
     with torch.no_grad():
-        # Without a cache, whose layers the library chooses by the same keys.
+        # Without a cache, because the library chooses the cache's layers by the same keys.
         for _ in range(16):
             expected.append(int(model(torch.tensor([expected]), use_cache=False).logits[0, -1].argmax()))
 
@@ -45,8 +45,8 @@ def test_what_the_family_does_not_read_changes_nothing(
         assert [token.id for token in tokens] == expected[20:]
 
 
-def test_what_the_new_fields_say() -> None:
-    """Multipliers, layers without rotary positions, frequencies of each kind of layer, growing queries."""
+def test_fields_of_newer_families() -> None:
+    """Multipliers, layers without rotary positions, frequencies for each kind of layer, growing queries."""
     granite, smollm3, olmo3, ministral3, gemma = (
         read_weights(tiny_model(name)) for name in ("granite", "smollm3", "olmo3", "ministral3", "gemma")
     )
@@ -61,7 +61,7 @@ def test_what_the_new_fields_say() -> None:
 
 
 class Adapted(nn.Linear):
-    """A projection that is more than its weight, as with an adapter."""
+    """A projection that computes more than its weight, like one with an adapter."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 1.5 * super().forward(x)
@@ -87,7 +87,7 @@ def test_adapted_projections_are_run_by_the_model(prompts: Prompts) -> None:
     ],
 )
 def test_variants_without_the_common_form_still_run(changes: dict[str, object], prompts: Prompts) -> None:
-    """Through their own forward pass."""
+    """They decode with their own forward pass."""
     engine = Engine(tiny_model("opt", **changes))
 
     assert engine.step == "twin"
@@ -96,7 +96,7 @@ def test_variants_without_the_common_form_still_run(changes: dict[str, object], 
 
 @pytest.mark.parametrize("model_type", COMMON_BLOCK)
 def test_nothing_that_a_token_reads_is_copied(model_type: str) -> None:
-    """Merged weights are the model's own memory, for every engine on it; angles are computed once for each kind."""
+    """Merged weights are the model's own memory, for all engines. Angles are computed once for each kind of layer."""
     model = tiny_model(model_type)
     store_by_neuron_(feed_forwards(model))
     first, second = read_weights(model), read_weights(model)

@@ -1,4 +1,4 @@
-"""A pass of several tokens beside as many steps: the same bits."""
+"""Checks that a pass of several tokens gives the same bits as single steps."""
 
 from collections.abc import Iterable
 
@@ -13,13 +13,13 @@ IDS = torch.randint(3, 120, (MOST_TOKENS,), generator=torch.Generator().manual_s
 
 
 def written(step: NativeStep, start: int, count: int) -> list[Tensor]:
-    """The keys and values of so many tokens."""
+    """The keys and values of ``count`` tokens."""
     end = start + count
     return [tensor[:, :, start:end].clone() for pair in step._cache.reserve(end) for tensor in pair]
 
 
 def check(step: NativeStep, chosen: Chosen | None, counts: Iterable[int] = (2, 3, 7, MOST_TOKENS)) -> None:
-    """Logits, keys, values and counts of what was read, from where the cache ends; it ends there again afterwards."""
+    """Compare logits, keys, values and shares, from the end of the cache on. Afterwards the cache ends there again."""
     start = step._cache.length
     step.keep(chosen)
     rows = torch.stack([step(id).clone() for id in IDS])

@@ -1,13 +1,13 @@
 /*
- * A program: products with codes in groups, beside sums in double of the same numbers. For processors that only a
- * compiler and an emulator are there for. It says what is wrong, and then its exit code is not 0.
+ * A program that compares products with codes in groups with sums of the same numbers in double precision. It tests
+ * processors for which there is only a compiler and an emulator. It prints each error, and then its exit code is 1.
  */
 
 #include <stdio.h>
 
 #include "../../../../griffin/decode/c/step.c"
 
-/* As in grouped.c. */
+/* The same as in grouped.c. */
 typedef struct {
     int64_t bits, size, bytes, two_levels, has_minimums, zero, scales, minimums, supers, super_minimums;
     int64_t row_stride, record_stride, super_stride;
@@ -72,7 +72,7 @@ static uint8_t *any_blocks(const Kind *kind, int64_t count)
         blocks[i] = (uint8_t)any();
     for (int64_t i = 0; i < count; i++)
         for (int half = 0; half < 2 && kind->halves[half] >= 0; half++) {
-            /* From 2^-8 to 2^-6, of either sign. */
+            /* Between 2^-8 and 2^-6, with either sign. */
             uint16_t bits = (uint16_t)(7 << 10 | (any() & 0x87ff));
             memcpy(blocks + i * kind->block_bytes + kind->halves[half], &bits, sizeof bits);
         }
@@ -121,7 +121,7 @@ static Matrix matrix_of(
 
 static void expect(double found, double wanted, double sizes, const char *what, const Kind *kind, int64_t columns)
 {
-    /* The negation holds for what is no number, too. */
+    /* Negated, so that NaN is an error, too. */
     if (!(fabs(found - wanted) <= 1e-4 * sizes)) {
         fprintf(stderr, "%s of %s, %d columns: %g is not %g\n", what, kind->name, (int)columns, found, wanted);
         wrong = 1;
@@ -132,7 +132,7 @@ static void expect_same(
     const float *found, const float *wanted, int64_t count, const char *what, const Kind *kind, int64_t columns)
 {
     if (memcmp(found, wanted, (size_t)count * sizeof *found)) {
-        fprintf(stderr, "%s of %s, %d columns: other bits than of one\n", what, kind->name, (int)columns);
+        fprintf(stderr, "%s of %s, %d columns: bits differ from those of one token\n", what, kind->name, (int)columns);
         wrong = 1;
     }
 }
@@ -162,7 +162,7 @@ static void check_rows(const Kernels *kernels, const Kind *kind, int64_t columns
     int32_t rows[ROWS];
     int64_t count = some_rows(rows, ROWS);
     const Format *format = &kernels->formats[matrix.format];
-    /* A token's results are the same beside others. */
+    /* A token's results do not depend on the other tokens of a call. */
     const Input inputs[TOKENS] = {input, input, input, input, input};
     float beside[TOKENS][ROWS];
     format->dot((Outputs){found, 0}, &matrix, 0, ROWS, &input, 1);
@@ -188,7 +188,7 @@ static void check_rows(const Kernels *kernels, const Kind *kind, int64_t columns
     free(input.pairs), free(widened);
 }
 
-/* The sum of rows weighted by z; rows that z is 0 for have no part in it. */
+/* Compare with the sum of rows weighted by z. Rows whose z is 0 do not count. */
 static void expect_sum(
     const float *found, const float *numbers, const float *z, const char *what, const Kind *kind, int64_t columns)
 {
@@ -240,7 +240,7 @@ static void check_columns(const Kernels *kernels, const Kind *kind, int64_t colu
     format->add_list(found, &matrix, &list);
     expect_sum(found, numbers, z, "chosen weighted rows", kind, columns);
 
-    /* The same rows next to each other, as kept neurons are. */
+    /* The same rows copied next to each other, like kept neurons. */
     char *kept = room(count * layout.row_stride);
     for (int64_t i = 0; i < count; i++)
         memcpy(kept + i * layout.row_stride, codes + rows[i] * layout.row_stride, (size_t)layout.row_stride);

@@ -1,4 +1,4 @@
-"""The compiled step on single numbers: an embedding's, half precision in the cache, inputs at the ends of floats."""
+"""The compiled step on extreme numbers: rows of an embedding, a half-precision cache, very small and large floats."""
 
 import os
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ EACH = pytest.mark.parametrize(*EACH_FOR_STEPS.args, indirect=True, **EACH_FOR_S
 
 
 def step_of(model: PreTrainedModel, threads: int = 1) -> NativeStep:
-    """Before its first token."""
+    """A step before its first token."""
     weights, cache = read_weights(model), KVCache(LAYERS)
     assert weights is not None
     none = torch.empty(1, weights.kv_heads, 0, weights.head_size, dtype=weights.dtype)
@@ -55,7 +55,7 @@ def step_of(model: PreTrainedModel, threads: int = 1) -> NativeStep:
 
 @torch.no_grad()
 def still_(model: PreTrainedModel, *names: str) -> PreTrainedModel:
-    """Have modules of plain numbers give nothing, whatever they are given."""
+    """Set modules of plain numbers to zero, so that they return zero for every input."""
     for name, module in model.named_modules():
         if name.endswith(names):
             for tensor in (*module.buffers(), *module.parameters()):
@@ -74,7 +74,7 @@ def near(found: Tensor, wanted: Tensor, bound: float = 1e-4) -> None:
 @KINDS
 @pytest.mark.parametrize("width", [256, 768, 576, 96])
 def test_rows_of_an_embedding(kind: GGMLQuantizationType, width: int) -> None:
-    """A token's row, normed: nothing between it and the logits."""
+    """All sublayers give zero, so the logits are a token's row, normed."""
     if width % GROUPINGS[kind].unit:
         pytest.skip("rows of such blocks are whole superblocks")
     sizes = {"hidden_size": width, "intermediate_size": 32, "vocab_size": width, "head_dim": 8}
@@ -92,7 +92,7 @@ def test_rows_of_an_embedding(kind: GGMLQuantizationType, width: int) -> None:
 
 
 def stored(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the cache holds of a token whose value is these numbers, fp32: they are given as a bias."""
+    """What the cache stores in this dtype for a token whose value is ``values``; a bias sets them."""
     sizes = {"hidden_size": 32, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": len(values)}
     model = tiny_model("llama", num_hidden_layers=LAYERS, attention_bias=True, **sizes).to(dtype)
     still_(model, "v_proj")
@@ -105,10 +105,10 @@ def stored(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 def test_rounding_to_half_precision(dtype: torch.dtype) -> None:
-    """As torch rounds: all values, what lies between two of them and next to that, and floats of random bits."""
+    """Rounds as torch does: all values, the middle of two values, its neighbours, and floats of random bits."""
     halves = torch.arange(2**16).to(torch.uint16).view(dtype).float()
     ordered = halves[halves.isfinite()].sort().values
-    # The last one twice: heads have an even size.
+    # The last value comes twice, because heads have an even size.
     ordered = torch.cat((ordered, ordered[-1:]))
     between = ((ordered[1:].double() + ordered[:-1].double()) / 2).float()
     up, down = (between.nextafter(torch.tensor(limit)) for limit in (torch.inf, -torch.inf))
@@ -124,7 +124,7 @@ def test_rounding_to_half_precision(dtype: torch.dtype) -> None:
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 def test_widening_half_precision(dtype: torch.dtype, instructions: int) -> None:
-    """All values, in the widest loop, in a vector, and in a row's rest: each a row of the head, met by one number."""
+    """All values, one in each row of the head: in the widest loop, in a vector and in the rest."""
     width = 84
     model = tiny_model("llama", num_hidden_layers=LAYERS, hidden_size=width, vocab_size=2**16)
     still_(model, "o_proj", "down_proj", "embed_tokens")
@@ -152,7 +152,7 @@ def sharp(count: int, of: float, others: float) -> Tensor:
 
 
 def ranged(count: int) -> Tensor:
-    """Each 32 neighbours of another size."""
+    """Every 32 neighbours have another magnitude."""
     sizes = 10.0 ** torch.linspace(-12, 12, count // 32)
     return sizes.repeat_interleave(32) * torch.randn(count, generator=torch.Generator().manual_seed(3))
 
@@ -168,7 +168,7 @@ INPUTS = {
 
 
 def normed(matrix: GroupedRows, x_D: Tensor) -> NativeStep:
-    """A step whose logits are a matrix times x, which is the weight of the last norm."""
+    """A step whose logits are a matrix times x. x is the weight of the last norm."""
     width = len(x_D)
     model = tiny_model("llama", num_hidden_layers=LAYERS, hidden_size=width, rms_norm_eps=1e-30)
     still_(model, "o_proj", "down_proj")
@@ -192,8 +192,8 @@ def test_rows_times_any_input(kind: GGMLQuantizationType, instructions: int) -> 
 
 @EACH
 @pytest.mark.parametrize("kind", [T.Q4_K, T.Q8_0], ids=lambda kind: kind.name)
-def test_rows_times_what_is_no_number(kind: GGMLQuantizationType, instructions: int) -> None:
-    """It is not rounded to one. What is too small for a reciprocal is nothing."""
+def test_rows_times_nan_infinity_and_tiny_numbers(kind: GGMLQuantizationType, instructions: int) -> None:
+    """NaN and infinity are not rounded to numbers. Inputs that are too small for a reciprocal count as zero."""
     matrix = laid_rows(kind, sized_tensor(kind, 128, 256), (128, 256))
     for value in (torch.nan, torch.inf, -torch.inf):
         assert not normed(matrix, sharp(256, value, 1.0))(ID).isfinite().any()
@@ -202,7 +202,7 @@ def test_rows_times_what_is_no_number(kind: GGMLQuantizationType, instructions: 
 
 
 def extreme_tensor(kind: GGMLQuantizationType, rows: int, columns: int) -> np.ndarray:
-    """Every third block's scales are zero, and every third one's are less than normal numbers."""
+    """A third of the blocks has scales of zero, another third has subnormal scales."""
     data = sized_tensor(kind, rows, columns)
     blocks = data.reshape(-1, GGML_QUANT_SIZES[kind][1])
     for place in HALVES[kind]:
@@ -214,7 +214,7 @@ def extreme_tensor(kind: GGMLQuantizationType, rows: int, columns: int) -> np.nd
 @EACH
 @KINDS
 def test_scales_that_are_zero_or_less_than_normal(kind: GGMLQuantizationType, instructions: int) -> None:
-    """Of rows times x, and of weighted rows."""
+    """In products of rows with x, and in sums of weighted rows."""
     data = extreme_tensor(kind, 256, 256)
     exact, x_D = plain(data, kind).double(), INPUTS["ranged"](256)
     rows, columns = laid_rows(kind, data, (256, 256)), laid_columns(kind, data, (256, 256))
@@ -227,7 +227,7 @@ def test_scales_that_are_zero_or_less_than_normal(kind: GGMLQuantizationType, in
 
 
 def contracted(matrix: GroupedColumns, z_F: Tensor) -> tuple[NativeStep, list[Chosen | None]]:
-    """A step whose logits are the sum of rows weighted by z, twice, normed; and neurons that are kept, or act."""
+    """A step whose logits are the normed sum of rows weighted by z, over two layers; and choices for it."""
     neurons, width = matrix.shape
     sizes = {"hidden_size": width, "intermediate_size": neurons, "vocab_size": width}
     model = tiny_model("llama", num_hidden_layers=LAYERS, rms_norm_eps=1e-30, **sizes)
@@ -235,10 +235,10 @@ def contracted(matrix: GroupedColumns, z_F: Tensor) -> tuple[NativeStep, list[Ch
     with torch.no_grad():
         model.get_output_embeddings().weight.copy_(torch.eye(width))
         for layer in model.model.layers:
-            # Their product is z: silu leaves what is large.
+            # Their product is z, because silu(32) is 32.
             layer.mlp.gate_proj.bias.fill_(32.0)
             layer.mlp.up_proj.bias.copy_(z_F / 32)
-            # The first block has zeros to read; their norm would be no number.
+            # The first block reads zeros; with a smaller epsilon their norm would be NaN.
             layer.input_layernorm.variance_epsilon = layer.post_attention_layernorm.variance_epsilon = 1.0
             layer.mlp.down_proj = MatrixLinear(matrix, None, by_input=True)
     layers = [torch.arange(0, neurons, 3), torch.arange(1, neurons, 2)]
@@ -256,7 +256,7 @@ def contracted(matrix: GroupedColumns, z_F: Tensor) -> tuple[NativeStep, list[Ch
 
 
 def kept_only(z_F: Tensor, chosen: Chosen | None) -> Tensor:
-    """What both layers add, of those neurons that are kept or act."""
+    """The sum of z over both layers, where the neuron is kept or acts; else 0."""
     if chosen is None:
         return 2 * z_F.double()
     if isinstance(chosen, Thresholds):
@@ -289,7 +289,7 @@ def test_weighted_rows_of_any_weights(kind: GGMLQuantizationType, instructions: 
 
 @EACH
 @pytest.mark.parametrize("kind", [T.Q4_K, T.Q8_0], ids=lambda kind: kind.name)
-def test_weights_that_are_no_numbers(kind: GGMLQuantizationType, instructions: int) -> None:
+def test_nan_and_infinite_weights(kind: GGMLQuantizationType, instructions: int) -> None:
     matrix = laid_columns(kind, sized_tensor(kind, 256, 512), (512, 256))
     for value in (torch.nan, torch.inf):
         step, _ = contracted(matrix, sharp(512, value, 1.0))

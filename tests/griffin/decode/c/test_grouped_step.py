@@ -1,4 +1,4 @@
-"""The compiled step on codes of GGUF files, against the same values in fp32, on every instruction set."""
+"""The compiled step on codes of GGUF files, against the same values in fp32, with every instruction set."""
 
 import os
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def of_kind(
 
 
 def mixed_kind(name: str) -> GGMLQuantizationType:
-    """Different ones side by side, plain numbers among them, and others in each layer."""
+    """Several types side by side, also plain numbers; the layers differ."""
     first = ".layers.0." in name
     return {
         "embed_tokens": T.Q6_K,
@@ -68,7 +68,7 @@ def mixed_kind(name: str) -> GGMLQuantizationType:
 
 
 def partly_plain(name: str) -> GGMLQuantizationType:
-    """Blocks of which some matrices have groups, and some are plain."""
+    """In each block, some matrices have codes in groups and some have plain numbers."""
     first = ".layers.0." in name
     return {
         "gate_proj": T.Q4_1 if first else T.BF16,
@@ -78,7 +78,7 @@ def partly_plain(name: str) -> GGMLQuantizationType:
 
 
 def choices(exact: PreTrainedModel) -> dict[str, Chosen | None]:
-    """Kept neurons and thresholds of every form. Which side of a threshold anything is on, no rounding changes."""
+    """Kept neurons, and thresholds that rounding cannot cross."""
     neurons, generator = exact.config.intermediate_size, torch.Generator().manual_seed(2)
 
     def some(*counts: int) -> Kept:
@@ -98,7 +98,7 @@ def choices(exact: PreTrainedModel) -> dict[str, Chosen | None]:
 
 
 class Rounded(DynamicCache):
-    """Keys and values are rounded to a dtype, and computed with in fp32."""
+    """A cache whose keys and values are rounded to a dtype; the model still computes in fp32."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def read(coded: PreTrainedModel) -> Weights:
 
 @torch.no_grad()
 def read_prompt(exact: PreTrainedModel, dtype: torch.dtype = torch.float32) -> KVCache:
-    """The prompt, read by the model in fp32."""
+    """The cache after the prompt, which the model read in fp32."""
     source, cache = Rounded(dtype), KVCache(LAYERS)
     exact(IDS[None, :PROMPT], past_key_values=source)
     for number, layer in enumerate(source.layers):
@@ -160,7 +160,7 @@ def check_all_choices(coded: PreTrainedModel, exact: PreTrainedModel) -> None:
 @EACH
 @KINDS
 def test_every_type_of_codes(kind: GGMLQuantizationType, instructions: int) -> None:
-    """All matrices of one type: all neurons, kept ones, and what each token picks."""
+    """All matrices have one type. A token reads all neurons, kept ones, or what it picks."""
     check_all_choices(*of_kind(kind))
 
 
@@ -170,7 +170,7 @@ def test_every_type_of_codes(kind: GGMLQuantizationType, instructions: int) -> N
 def test_widths_that_end_in_part_of_a_tile(
     kind: GGMLQuantizationType, width: int, neurons: int, instructions: int
 ) -> None:
-    """Blocks of 32 may be of any number, and chunks of the FF block are cut between them."""
+    """The number of blocks of 32 is free, and the FF block is cut into chunks between them."""
     check_all_choices(*of_kind(kind, width, neurons))
 
 
@@ -178,7 +178,7 @@ def test_widths_that_end_in_part_of_a_tile(
 @pytest.mark.parametrize("width", [512, 768])
 @pytest.mark.parametrize("kind", [T.Q2_K, T.Q4_K, T.Q6_K], ids=lambda kind: kind.name)
 def test_widths_of_several_superblocks(kind: GGMLQuantizationType, width: int, instructions: int) -> None:
-    """A tile has two superblocks, or one at a row's end."""
+    """A tile has two superblocks, or one at the end of a row."""
     check_all_choices(*of_kind(kind, width, 256))
 
 
@@ -186,7 +186,7 @@ def test_widths_of_several_superblocks(kind: GGMLQuantizationType, width: int, i
 @pytest.mark.parametrize("neurons", [64, 320, 96])
 @pytest.mark.parametrize("kind", SUPERBLOCKS, ids=lambda kind: kind.name)
 def test_gates_that_end_in_part_of_a_tile(kind: GGMLQuantizationType, neurons: int, instructions: int) -> None:
-    """By input they have a column for each neuron: 64 of them at least, or plain numbers."""
+    """A gate stored by input has a column for each neuron. Unless 64 divides their number, it is plain numbers."""
     check_all_choices(
         *coded_model(
             lambda name: kind if "gate_proj" in name else T.Q8_0,
@@ -200,13 +200,13 @@ def test_gates_that_end_in_part_of_a_tile(kind: GGMLQuantizationType, neurons: i
 @EACH
 @pytest.mark.parametrize("kind_of", [mixed_kind, partly_plain])
 def test_types_beside_each_other(kind_of, instructions: int) -> None:  # type: ignore[no-untyped-def]
-    """In one projection, in one block, and with plain numbers."""
+    """Types are mixed in one projection and in one block, also with plain numbers."""
     check_all_choices(*coded_model(kind_of, hidden_size=256, intermediate_size=512, head_dim=64))
 
 
 @pytest.mark.parametrize("kind", [T.Q4_1, T.Q5_0, T.Q8_0, T.Q4_K, T.Q6_K], ids=lambda kind: kind.name)
 def test_the_number_of_threads_changes_nothing(kind: GGMLQuantizationType) -> None:
-    """Not one bit, whoever computes what."""
+    """Not one bit of a logit changes, and no share."""
     coded, exact = of_kind(kind)
     weights = read(coded)
     steps = [NativeStep(weights, read_prompt(exact), threads) for threads in (1, 2, 3)]
@@ -222,7 +222,7 @@ def test_the_number_of_threads_changes_nothing(kind: GGMLQuantizationType) -> No
 @EACH
 @KINDS
 def test_thresholds_of_a_prompt(kind: GGMLQuantizationType, instructions: int) -> None:
-    """An input or neuron that is next to its threshold may be on the other side by rounding."""
+    """Rounding may move a value across its threshold, so the masked model is only nearer than the full one."""
     coded, exact = of_kind(kind)
     by = thresholds.thresholds_of(exact, IDS[:PROMPT].tolist())
     step = NativeStep(read(coded), read_prompt(exact), threads=2)
@@ -238,7 +238,7 @@ def test_thresholds_of_a_prompt(kind: GGMLQuantizationType, instructions: int) -
 def test_keys_and_values_of_half_precision(
     kind: GGMLQuantizationType, dtype: torch.dtype, near: float, instructions: int
 ) -> None:
-    """They are rounded as the cache is, in a prompt and in each token; activations are not."""
+    """Keys and values are rounded to the cache's dtype, in the prompt and in each token; activations are not."""
     coded, exact = coded_model(lambda _: kind, dtype, hidden_size=256, intermediate_size=256, head_dim=64)
     step = NativeStep(read(coded), read_prompt(exact, dtype), threads=2)
     for name in ("all", "half", "sided"):
@@ -251,7 +251,7 @@ def test_keys_and_values_of_half_precision(
 
 
 def test_goes_from_one_choice_to_another() -> None:
-    """In any order: nothing stays of what was kept before."""
+    """In any order, an earlier choice leaves no trace."""
     coded, exact = of_kind(T.Q4_K)
     step = NativeStep(read(coded), read_prompt(exact), threads=2)
     of_name = choices(exact)

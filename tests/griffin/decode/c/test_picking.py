@@ -1,6 +1,6 @@
-"""The compiled step by thresholds: every plain format and odd size, on every instruction set, in any number of threads.
+"""The compiled step by thresholds: every plain format, odd sizes, every instruction set, any number of threads.
 
-That it agrees with other steps is in ``tests/griffin/decode/test_thresholds.py``, codes in groups are beside this.
+``decode/test_thresholds.py`` compares it with other steps, ``test_grouped_step.py`` tests codes in groups.
 """
 
 import os
@@ -34,7 +34,7 @@ if os.environ.get("CI") != "true":
 
 PROMPT, TOKENS, LAYERS = 13, 3, 2
 IDS = torch.randint(3, 128, (PROMPT + TOKENS,), generator=torch.Generator().manual_seed(1))
-# Activations stay fp32, and numbers are what the format has: nothing is rounded twice.
+# Activations stay fp32, and the model gets the format's numbers: nothing is rounded twice.
 FORMATS: dict[str, Callable[[Tensor], Matrix]] = {
     "float32": Dense,
     "bfloat16": lambda numbers: Dense(numbers.bfloat16(), torch.float32),
@@ -52,7 +52,7 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def sized(family: str, width: int, neurons: int) -> PreTrainedModel:
-    """Heads may be as wide as they like in one family, and split the width in the other."""
+    """In llama, the heads' size is free; in OPT, the heads divide the width."""
     sizes = {"hidden_size": width, "num_hidden_layers": LAYERS, "num_attention_heads": 3}
     if family == "opt":
         return tiny_model(family, **sizes, ffn_dim=neurons, word_embed_proj_dim=width)
@@ -61,7 +61,7 @@ def sized(family: str, width: int, neurons: int) -> PreTrainedModel:
 
 @torch.inference_mode()
 def held_as(model: PreTrainedModel, name: str) -> Weights:
-    """FF blocks in a format, whose numbers the model then has too, in fp32."""
+    """Weights whose FF blocks have this format. The model gets the same numbers in fp32."""
     store_by_neuron_(feed_forwards(model))
     weights = read_weights(model)
     assert weights is not None
@@ -100,7 +100,7 @@ def distance(actual: Tensor, wanted: Tensor) -> float:
 
 
 def check(model: PreTrainedModel, step: NativeStep, by: Thresholds, near: float = 1e-5) -> None:
-    """Logits are the masked model's, and as many inputs and neurons were read."""
+    """The logits are the masked model's, and the step reads the same numbers of inputs and neurons."""
     step.keep(by)
     wanted, reads = expected(model, by)
 
@@ -114,7 +114,7 @@ def check(model: PreTrainedModel, step: NativeStep, by: Thresholds, near: float 
 @EACH_FORMAT
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_every_format(family: str, name: str, instructions: int) -> None:
-    """Gated and plain, by the thresholds of a prompt and every extreme: loops, vectors, and what is left of rows."""
+    """With a gate and without, by a prompt's thresholds and by extreme ones. Rows need loops, vectors and a rest."""
     model = sized(family, 216, 420)
     step = NativeStep(held_as(model, name), read_prompt(model), threads=2)
     by = thresholds_of(model, IDS[:PROMPT].tolist())
@@ -126,7 +126,7 @@ def test_every_format(family: str, name: str, instructions: int) -> None:
 @EACH_FORMAT
 @pytest.mark.parametrize(("width", "neurons"), [(105, 173), (33, 129), (9, 640), (264, 31), (48, 1), (3, 2)])
 def test_odd_sizes(width: int, neurons: int, name: str, instructions: int) -> None:
-    """That nothing divides: parts of tiles, rows of odd bytes, chunks of one neuron, fewer of them than threads."""
+    """Odd or tiny sizes: parts of tiles, rows of odd bytes, chunks of one neuron, fewer chunks than threads."""
     model = sized("llama", width, neurons)
     step = NativeStep(held_as(model, name), read_prompt(model), threads=3)
     by = thresholds_of(model, IDS[:PROMPT].tolist())
@@ -136,7 +136,7 @@ def test_odd_sizes(width: int, neurons: int, name: str, instructions: int) -> No
 
 @pytest.mark.parametrize("mixed", [("bfloat16", "int8"), ("int8", "float32"), ("float32", "float16")])
 def test_a_format_for_each_projection(mixed: tuple[str, str]) -> None:
-    """The gate and the other matrices."""
+    """The gate has one format, the other matrices another."""
     model = sized("llama", 105, 173)
     gates, others = (held_as(model, name) for name in mixed)
     layers = []
@@ -145,7 +145,7 @@ def test_a_format_for_each_projection(mixed: tuple[str, str]) -> None:
         expand = replace(layer.feed_forward.expand, parts=(gate.matrix, up.matrix))
         contract = other.feed_forward.contract
         layers.append(replace(layer, feed_forward=replace(layer.feed_forward, expand=expand, contract=contract)))
-    # The model has the numbers of the second format, which were made of the first one's.
+    # The model has all numbers in the others' format; copy the gate's numbers in its own format.
     for block, layer in zip(feed_forwards(model), layers, strict=True):
         with torch.inference_mode():
             block.parts_FD[0].dense().copy_(layer.feed_forward.expanding()[0].matrix.dense())
@@ -157,7 +157,7 @@ def test_a_format_for_each_projection(mixed: tuple[str, str]) -> None:
 @EACH_FORMAT
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_the_number_of_threads_changes_nothing(family: str, name: str) -> None:
-    """Not one bit of a logit, and not one read, whoever computes what."""
+    """Not one bit of a logit changes, and no share."""
     model = sized(family, 105, 1173)
     weights, by = held_as(model, name), thresholds_of(model, IDS[:PROMPT].tolist())
     steps = [NativeStep(weights, read_prompt(model), threads) for threads in (1, 2, 3)]
@@ -171,7 +171,7 @@ def test_the_number_of_threads_changes_nothing(family: str, name: str) -> None:
 
 
 def test_steps_share_the_gates_by_input() -> None:
-    """They are made once, at the first thresholds, for all steps on the same weights."""
+    """The first thresholds make them, once for all steps on the same weights."""
     model = sized("llama", 105, 173)
     weights, by = held_as(model, "float32"), sided(thresholds_of(model, IDS[:PROMPT].tolist()))
     steps = [NativeStep(weights, read_prompt(model), threads=1) for _ in range(2)]
@@ -185,8 +185,8 @@ def test_steps_share_the_gates_by_input() -> None:
         assert gate.dense().equal(layer.feed_forward.expanding()[0].matrix.dense().t())
 
 
-def test_thresholds_are_read_where_they_lie() -> None:
-    """The request's own may go: the step holds what it reads, fp32 and in rows, for as long as it uses it."""
+def test_thresholds_are_held_while_they_are_used() -> None:
+    """Thresholds of another dtype or layout are copied; the step holds the copy as long as it uses it."""
     model = sized("llama", 105, 173)
     step = NativeStep(held_as(model, "float32"), read_prompt(model), threads=2)
     by = sided(thresholds_of(model, IDS[:PROMPT].tolist()))
@@ -201,7 +201,7 @@ def test_thresholds_are_read_where_they_lie() -> None:
 
 
 def test_thresholds_that_could_not_be_described_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was used before is gone, and all neurons are read."""
+    """After an error in ``keep``, the step forgets the earlier thresholds and reads all neurons."""
     model = sized("llama", 105, 173)
     step = NativeStep(held_as(model, "float32"), read_prompt(model), threads=2)
     by = sided(thresholds_of(model, IDS[:PROMPT].tolist()))
@@ -221,7 +221,7 @@ def test_thresholds_that_could_not_be_described_are_not_used(monkeypatch: pytest
 )
 @pytest.mark.parametrize("cut", [lambda each: each[1:], lambda each: each[:, 1:]], ids=["layers", "columns"])
 def test_refuses_thresholds_of_another_model(field: str, cut: Callable[[Tensor], Tensor]) -> None:
-    """C would read whatever lies there."""
+    """Otherwise C would read beyond them."""
     model = sized("llama", 33, 129)
     step = NativeStep(held_as(model, "float32"), read_prompt(model), threads=1)
     by = thresholds_of(model, IDS[:PROMPT].tolist())
@@ -230,8 +230,8 @@ def test_refuses_thresholds_of_another_model(field: str, cut: Callable[[Tensor],
         step.keep(replace(by, **{field: cut(getattr(by, field))}))
 
 
-def test_what_is_no_number_stays_none() -> None:
-    """Of a token whose activations are not finite no logit is; the next token is right again."""
+def test_a_token_with_nan_has_no_finite_logit() -> None:
+    """A token with NaN or infinite activations has no finite logit; the next token is right again."""
     model = sized("llama", 105, 173)
     weights = held_as(model, "float32")
     step = NativeStep(weights, read_prompt(model), threads=2)

@@ -1,4 +1,4 @@
-"""The kernels by other compilers and for other processors: they are compiled, and their products are right."""
+"""The kernels compile with other compilers and for other processors, and compute the right products."""
 
 import platform
 import shutil
@@ -22,19 +22,19 @@ def compiled(compiler: str, target: Path) -> Path:
 
 
 def check(*command: str | Path) -> str:
-    """What the program says that it has tried."""
+    """The program's output, which names the instruction sets that it tried."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_clang(tmp_path: Path) -> None:
-    """On each instruction set that this processor has."""
+    """Compiled with clang, on each instruction set of this processor."""
     assert "plain" in check(compiled("clang", tmp_path / "products"))
 
 
 def test_aarch64(tmp_path: Path) -> None:
-    """Emulated, if there is an emulator; otherwise it is compiled at least."""
+    """On another processor it runs in an emulator; without one it is only compiled."""
     program = compiled("aarch64-linux-gnu-gcc", tmp_path / "products")
     own = platform.machine() == "aarch64"
     if not own and shutil.which("qemu-aarch64") is None:

@@ -1,4 +1,4 @@
-"""The compiled decode step against each family's own forward pass, token by token from a cache it filled."""
+"""The compiled decode step against each family's own forward pass, token by token after a prompt."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ from tests.griffin.decode.interleaved import MODELS, interleaved_model
 from tests.griffin.model.quantised import round_
 from tests.tiny import COMMON_BLOCK, tiny_model
 
-# Where tests are the gate, its absence is a failure.
+# In CI, a step that was not built is a failure.
 if os.environ.get("CI") != "true":
     pytestmark = pytest.mark.skipif(not library.available(), reason="griffin/_native was not built: no C compiler")
 
@@ -46,7 +46,7 @@ EVERY_THIRD = Kept([torch.arange(0, WIDTH, 3)] * LAYERS)
 
 
 def ragged(neurons: int) -> Kept:
-    """Not as many in each layer."""
+    """Kept neurons whose number differs by layer."""
     return Kept([torch.arange(0, neurons, step) for step in (2, 7, 1)])
 
 
@@ -68,13 +68,13 @@ def read_prompt(model: PreTrainedModel, length: int = PROMPT) -> KVCache:
 
 
 def decode(step: NativeStep, ids: Tensor = IDS[PROMPT:]) -> Tensor:
-    """Each token's logits, ``(T, V)``; each token reads what the ones before left."""
+    """Each token's logits, ``(T, V)``. Each token also sees the tokens before it."""
     return torch.stack([step(int(id)).clone() for id in ids])
 
 
 @torch.no_grad()
 def expected(model: PreTrainedModel, kept: Kept | None = None) -> Tensor:
-    # Without a configuration no layer forgets what its window hides.
+    # Without a configuration, the cache also keeps the positions outside of a window.
     cache = DynamicCache()
     model(IDS[None, :PROMPT], past_key_values=cache)
     with oracle.masked(model, kept) if kept is not None else nullcontext():
@@ -98,14 +98,14 @@ def step(model: PreTrainedModel) -> Iterator[NativeStep]:
 
 
 def test_it_is_built() -> None:
-    """Not skipped where CI=true: an installation with a compiler has it."""
+    """In CI it must be built: an installation with a compiler builds it."""
     assert library.available()
 
 
 @pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED], ids=["dense", "kept", "ragged"])
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
-    """Every family, in fp32, all neurons and some."""
+    """Every family in fp32, with all neurons and with some."""
     model = tiny_model(family)
     step = NativeStep(prepared(model), read_prompt(model), threads=2)
     step.keep(kept)
@@ -117,9 +117,9 @@ def test_decodes_as_the_model_does(family: str, kept: Kept | None) -> None:
 @pytest.mark.parametrize("kept", [None, ragged(420)], ids=["dense", "ragged"])
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_many_long_rows(family: str, kept: Kept | None, dtype: torch.dtype) -> None:
-    """Of 216 numbers: rounds of the widest loop, a vector, and a rest; enough of them to be read several at once.
+    """Rows of 216 numbers need rounds of the widest loop, a vector and a rest, and several rows are read at once.
 
-    All above are shorter than one round, and alone in their part of the block.
+    Rows in the tests above are shorter than one round, and few enough to be read one by one.
     """
     sizes = {"ffn_dim": 420, "word_embed_proj_dim": 216} if family == "opt" else {"intermediate_size": 420}
     model = tiny_model(family, hidden_size=216, **sizes)
@@ -132,14 +132,14 @@ def test_many_long_rows(family: str, kept: Kept | None, dtype: torch.dtype) -> N
     lean.keep(kept)
     wanted = torch.stack([lean(int(id)).clone() for id in IDS[PROMPT:]])
 
-    # In bfloat16 the other step is the one that rounds, of longer rows more; a block left out would be off by halves.
+    # In bfloat16 the lean step rounds, and more in longer rows. A missing block would be far outside of this bound.
     assert distance(decode(step), wanted) < (1e-5 if dtype == torch.float32 else 1e-1)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_new", "relu"])
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_computes_every_activation(family: str, activation: str) -> None:
-    """Gated and plain."""
+    """In blocks with a gate and without."""
     name = "hidden_act" if family == "llama" else "activation_function"
     model = tiny_model(family, **{name: activation})
     step = NativeStep(prepared(model), read_prompt(model), threads=2)
@@ -151,7 +151,7 @@ def test_computes_every_activation(family: str, activation: str) -> None:
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_halves_stay_near_the_same_step_in_torch(dtype: torch.dtype, family: str, kept: Kept | None) -> None:
-    """It rounds less: the lean step is further from fp32 than from this one."""
+    """The compiled step rounds less: the lean step is further from fp32 than from it."""
     model = tiny_model(family).to(dtype)
     weights, twin = prepared(model), DecodeTwin(model)
     step = NativeStep(weights, read_prompt(model), threads=2)
@@ -165,7 +165,7 @@ def test_halves_stay_near_the_same_step_in_torch(dtype: torch.dtype, family: str
 
 @pytest.mark.parametrize("count", [1, 2, 31, 33, WIDTH - 1, WIDTH])
 def test_keeps_any_number_of_neurons(model: PreTrainedModel, step: NativeStep, count: int) -> None:
-    """From one to all, different ones in each layer."""
+    """From one neuron to all, and other ones in each layer."""
     kept = Kept([torch.randperm(WIDTH)[:count].sort().values for _ in range(LAYERS)])
     step.keep(kept)
 
@@ -173,7 +173,7 @@ def test_keeps_any_number_of_neurons(model: PreTrainedModel, step: NativeStep, c
 
 
 def test_goes_from_one_choice_to_another(model: PreTrainedModel, step: NativeStep) -> None:
-    """Few after many after all: nothing stays of what was kept before."""
+    """From many neurons to few and to all: an earlier choice leaves no trace."""
     for kept in (RAGGED, EVERY_THIRD, Kept([torch.tensor([1, 4, 7])] * LAYERS), RAGGED, None):
         step.keep(kept)
         actual = decode(step)
@@ -184,7 +184,7 @@ def test_goes_from_one_choice_to_another(model: PreTrainedModel, step: NativeSte
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_number_of_threads_changes_nothing(dtype: torch.dtype) -> None:
-    """Not one bit: no sum depends on who computes what. Sizes that nothing divides."""
+    """Not one bit changes, also with odd sizes: no sum depends on which thread computes what."""
     sizes = {"hidden_size": 105, "intermediate_size": 173, "num_attention_heads": 3, "num_key_value_heads": 3}
     model = tiny_model("llama", **sizes, head_dim=22).to(dtype)
     weights, kept = prepared(model), Kept([torch.arange(0, 173, 2)] * LAYERS)
@@ -205,7 +205,7 @@ def test_the_number_of_threads_changes_nothing(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_a_pass_gives_the_bits_of_steps(family: str, dtype: torch.dtype, kept: Kept | None) -> None:
-    """Logits, keys and values, whatever the number of tokens and of threads, with and without a window."""
+    """In logits, keys and values, for any number of tokens and threads, with a window and without."""
     model = tiny_model(family).to(dtype)
     weights = prepared(model)
     for threads in (1, 3):
@@ -214,7 +214,7 @@ def test_a_pass_gives_the_bits_of_steps(family: str, dtype: torch.dtype, kept: K
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_pass_of_long_rows_and_many_positions(dtype: torch.dtype) -> None:
-    """Rows of all widths that loops know, positions in several blocks, and a cache that moves meanwhile."""
+    """Rows of all widths that have a loop, positions in several blocks, and a cache that moves during the pass."""
     model = tiny_model("mistral", hidden_size=216, intermediate_size=1059).to(dtype)
     cache = read_prompt(model)
     step = NativeStep(prepared(model), cache, threads=2)
@@ -226,14 +226,14 @@ def test_a_pass_of_long_rows_and_many_positions(dtype: torch.dtype) -> None:
 
 
 def test_int8_gives_the_bits_of_steps() -> None:
-    """Rows have scales of their own."""
+    """Also when each row has its own scale."""
     model = tiny_model("llama", hidden_size=216, intermediate_size=420)
     round_(model, "int8")
     passes.check(NativeStep(prepared(model), read_prompt(model), threads=2), ragged(420))
 
 
 def test_a_pass_through_all_neurons_leaves_what_is_kept(model: PreTrainedModel, step: NativeStep) -> None:
-    """Both are at hand, whichever was used last."""
+    """A step can read all neurons and the kept ones in turn."""
     dense = decode(step)
     step.keep(RAGGED)
     step._cache.length = PROMPT
@@ -247,7 +247,7 @@ def test_a_pass_through_all_neurons_leaves_what_is_kept(model: PreTrainedModel, 
 
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_observes_what_hooks_see(family: str) -> None:
-    """What tokens gave in each block is what the model's own forward pass gives there."""
+    """``observe`` returns the same activations as the hooks in the model's own forward pass."""
     model = tiny_model(family)
     weights, ids = prepared(model), IDS[PROMPT:].tolist()
     statistic = PromptStatistic(feed_forwards(model))
@@ -268,7 +268,7 @@ def test_observes_what_hooks_see(family: str) -> None:
 
 
 def test_more_tokens_than_one_pass_has_room_for(step: NativeStep) -> None:
-    """They take several."""
+    """They are read in several passes."""
     many = [3, 5, 7] * library.MOST_TOKENS
     wanted = torch.stack([step(id).clone() for id in many])
     step._cache.length = PROMPT
@@ -276,8 +276,8 @@ def test_more_tokens_than_one_pass_has_room_for(step: NativeStep) -> None:
     assert torch.equal(step.read(many), wanted)
 
 
-def test_refuses_passes_of_no_token(step: NativeStep) -> None:
-    """The cache stays as it is."""
+def test_refuses_passes_without_a_token_or_with_an_unknown_one(step: NativeStep) -> None:
+    """The cache does not change."""
     with pytest.raises(ValueError, match="tokens"):
         step.read([])
     with pytest.raises(IndexError, match="id"):
@@ -286,8 +286,8 @@ def test_refuses_passes_of_no_token(step: NativeStep) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_neighbours_may_turn_together(kind: str) -> None:
-    """Interleaved rotary positions, of the whole head or of half of it."""
+def test_interleaved_rotary_positions(kind: str) -> None:
+    """Rotary positions may rotate neighbouring elements, in the whole head or in half of it."""
     model, weights, order_S = interleaved_model(kind)
     cache = read_prompt(model)
     for layer in cache.cache.layers:
@@ -298,7 +298,7 @@ def test_neighbours_may_turn_together(kind: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "ministral3", "olmo3", "smollm3"])
 def test_attends_to_many_blocks_of_positions(family: str) -> None:
-    """With and without a window, while the cache grows and moves."""
+    """With a window and without, while the cache grows and moves."""
     model = tiny_model(family)
     weights, cache = prepared(model), read_prompt(model)
     step = NativeStep(weights, cache, threads=2)
@@ -312,7 +312,7 @@ def test_attends_to_many_blocks_of_positions(family: str) -> None:
 
 
 def test_shares_the_cache_with_the_model(model: PreTrainedModel, step: NativeStep) -> None:
-    """What it wrote, the model reads, and the other way round."""
+    """The model reads what the step wrote, and the step what the model wrote."""
     wanted = expected(model)
     first = step(int(IDS[PROMPT])).clone()
     with torch.no_grad():
@@ -322,8 +322,8 @@ def test_shares_the_cache_with_the_model(model: PreTrainedModel, step: NativeSte
     assert distance(torch.stack([first, second, third]), wanted[:3]) < 1e-5
 
 
-def test_two_at_once_do_not_meet() -> None:
-    """Steps on the same weights, each with its own team and cache, from two threads, and from threads that change."""
+def test_steps_on_the_same_weights_run_at_the_same_time() -> None:
+    """Steps on the same weights run at the same time, each with its own threads and cache; callers' threads change."""
     model = tiny_model("llama")
     weights = prepared(model)
     steps = [NativeStep(weights, read_prompt(model), threads=2) for _ in range(2)]
@@ -340,8 +340,8 @@ def test_two_at_once_do_not_meet() -> None:
                 assert distance(actual, wanted_TV) < 1e-5
 
 
-def test_closes_once_and_for_all(step: NativeStep) -> None:
-    """Closed again, it stays closed; used again, it says so."""
+def test_a_closed_step_stays_closed(step: NativeStep) -> None:
+    """It may be closed again. To use it again is an error."""
     step.close()
     step.close()
 
@@ -354,7 +354,7 @@ def test_closes_once_and_for_all(step: NativeStep) -> None:
 def test_neurons_that_were_not_copied_are_not_used(
     model: PreTrainedModel, step: NativeStep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Room that was left half filled is not read: all neurons are."""
+    """If ``keep`` fails, the step reads all neurons, not half-filled buffers."""
     step.keep(RAGGED)
     with monkeypatch.context() as patch:
         patch.setattr(Room, "describe", lambda *_: 1 / 0)
@@ -364,8 +364,8 @@ def test_neurons_that_were_not_copied_are_not_used(
     assert distance(decode(step), expected(model)) < 1e-5
 
 
-def test_threads_end_with_it(model: PreTrainedModel) -> None:
-    """Collected without having been closed, it leaves none behind."""
+def test_threads_end_with_the_step(model: PreTrainedModel) -> None:
+    """Also when the step is garbage collected before it was closed."""
     if not os.path.isdir("/proc/self/task"):
         pytest.skip("threads are counted in /proc")
     weights, cache = prepared(model), read_prompt(model)
@@ -389,13 +389,13 @@ def test_threads_end_with_it(model: PreTrainedModel) -> None:
     ],
 )
 def test_refuses_neurons_that_are_not_there(step: NativeStep, kept_k: Tensor, layers: int) -> None:
-    """C would read whatever lies there."""
+    """Otherwise C would read beyond the weights."""
     with pytest.raises(ValueError, match=r"neurons|layers"):
         step.keep(Kept([kept_k] * layers))
 
 
 def test_refuses_what_it_would_read_beyond(model: PreTrainedModel, step: NativeStep) -> None:
-    """Ids outside of the vocabulary, positions that no embedding was learned for, a cache of another form."""
+    """Ids outside of the vocabulary, positions without a learned embedding, and a cache of another shape."""
     with pytest.raises(IndexError, match="id"):
         step(128)
     with pytest.raises(IndexError, match="id"):
@@ -414,7 +414,7 @@ def test_refuses_what_it_would_read_beyond(model: PreTrainedModel, step: NativeS
 @pytest.mark.parametrize("kept", [None, EVERY_THIRD, RAGGED], ids=["dense", "kept", "ragged"])
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_int8_decodes_as_the_rounded_model_does(family: str, kept: Kept | None) -> None:
-    """Codes are read in place; what is rounded once is the same for the prompt and for each token."""
+    """It reads the codes in place. The prompt and each token use the same rounded weights."""
     model = tiny_model(family)
     round_(model, "int8")
     step = NativeStep(prepared(model), read_prompt(model), threads=2)
@@ -425,7 +425,7 @@ def test_int8_decodes_as_the_rounded_model_does(family: str, kept: Kept | None) 
 
 @pytest.mark.parametrize("kept", [None, ragged(420)], ids=["dense", "ragged"])
 def test_a_format_for_each_projection(kept: Kept | None) -> None:
-    """Three formats in one block, and keys and values in the model's own dtype."""
+    """Three formats in one model; keys and values stay in the model's own dtype."""
     model = tiny_model("llama", hidden_size=216, intermediate_size=420).to(torch.bfloat16)
     weights, plain = prepared(model), model.dtype
     mixed = replace(weights, layers=[_mixed(layer) for layer in weights.layers])
@@ -448,7 +448,7 @@ def _mixed(layer: Layer) -> Layer:
 
 
 def test_supports_weights_that_lie_in_rows() -> None:
-    """Other layouts go another way."""
+    """Weights in another layout are refused."""
     weights = prepared(tiny_model("llama"))
     head = Dense(weights.head.matrix.dense().t().contiguous().t())
     scattered = replace(weights, head=replace(weights.head, parts=(head,)))
@@ -461,7 +461,7 @@ def test_supports_weights_that_lie_in_rows() -> None:
 
 @pytest.mark.parametrize("contents", [None, b"not a library"], ids=["absent", "broken"])
 def test_goes_without_a_library(tmp_path: Path, caplog: pytest.LogCaptureFixture, contents: bytes | None) -> None:
-    """Absent or unreadable, it counts as not available, and the log says why."""
+    """If the library is absent or broken, the step is not available and the log says why."""
     if contents is not None:
         (tmp_path / f"_native{EXTENSION_SUFFIXES[0]}").write_bytes(contents)
     with caplog.at_level(logging.WARNING):
@@ -473,7 +473,7 @@ def test_goes_without_a_library(tmp_path: Path, caplog: pytest.LogCaptureFixture
 def test_goes_without_a_library_of_another_version(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One whose passes have room for fewer tokens counts as not available."""
+    """A library with another layout counts as not available."""
     path = compiled()
     if path is None:
         pytest.skip("the compiled step was not built")

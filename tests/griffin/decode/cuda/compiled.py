@@ -1,9 +1,9 @@
-"""Compiles the kernels of steps and passes without a GPU, and says what registers they take: a line of JSON each.
+"""Compiles the kernels of steps and passes without a GPU, and prints a line of JSON with the registers of each.
 
-``python -m tests.griffin.decode.cuda.compiled [--kinds Q4_K,Q6_K] [--shapes 4096x14336] [--targets 80,89,90]``
-from the repository's root. It must run where the variable TRITON_INTERPRET is not set.
+``python -m tests.griffin.decode.cuda.compiled [--kinds Q4_K,Q6_K] [--shapes 4096x14336] [--targets 80,89,90]``, run
+in the repository's root. The variable TRITON_INTERPRET must not be set.
 
-The launchers run as they are, on tensors that nothing is written to. A stack is where registers spill to.
+The launchers run unchanged on tensors of the right shapes; no kernel runs. Registers spill to the stack.
 """
 
 import argparse
@@ -35,10 +35,10 @@ HALF = torch.bfloat16
 
 @dataclass(frozen=True)
 class Compiled:
-    """What one kernel takes.
+    """The resources of one kernel.
 
-    stack: bytes of a thread beside its registers.
-    sums: each reduction's axis, shape and layout, which say in what order it adds; sorted, each once.
+    stack: bytes for each thread, in addition to its registers.
+    sums: each reduction's axis, shape and layout, which determine its order; sorted, without repeats.
     """
 
     kernel: str
@@ -50,7 +50,7 @@ class Compiled:
 
 
 class Driver:
-    """Stands for a device that is not there, as far as a compilation asks. Its number is the target's."""
+    """Plays the role of a missing device for the compiler. The device's number is the target's."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -66,7 +66,7 @@ class Driver:
 
 
 def compiled(case: str, target: int, launch: Callable[[], None]) -> Iterator[Compiled]:
-    """The kernels that these launchers launch; they are not run."""
+    """The kernels that ``launch`` would start. They are compiled and not run."""
     found: list[tuple[str, Any]] = []
 
     def item(function: Any, grid: Any) -> Callable[..., None]:
@@ -127,7 +127,7 @@ def picking(
 
 
 def plain(D: int, F: int, *, gated: bool, tokens: int = 1) -> None:
-    """An FF block of plain numbers, for so many tokens."""
+    """The kernels of an FF block of plain numbers, for a number of tokens."""
     x_MD, normed_MD, norm = empty(tokens, D), empty(tokens, D), Norm(empty(D), None, 1e-5, False)
     by = picking(empty(D, F), kernels.row_splits(D, F), D, F, gated=gated, tokens=tokens)
     weight, contract_FD = empty(2 * F if gated else F, D), empty(F, D)
@@ -142,7 +142,7 @@ def plain(D: int, F: int, *, gated: bool, tokens: int = 1) -> None:
 
 
 def around(D: int, *, tokens: int = 1) -> None:
-    """All else of a layer, with heads of 128 elements, and the head over 128 256 tokens."""
+    """The kernels of the rest of a layer with heads of 128 elements, and of a head over 128 256 tokens."""
     H, G, S, C = max(2, D // 128), max(1, D // 512), 128, 4096
     x_MD, y_MD, normed_MD = (empty(tokens, D) for _ in range(3))
     norm, position, keys = Norm(empty(D), None, 1e-5, False), empty(1, dtype=torch.int64), empty(1, G, C, S)
@@ -173,7 +173,7 @@ def columns(grouping: Grouping, count: int, width: int) -> grouped.Columns:
 
 
 def coded(grouping: Grouping, D: int, F: int) -> None:
-    """An FF block of codes, and a projection."""
+    """The kernels of an FF block of codes, and of a projection."""
     x_D, norm = empty(D), Norm(empty(D), None, 1e-5, False)
     x_KW = grouped.arranged(D, grouping.bits, x_D.device)
     gate, up, by_input, contract = (
@@ -193,7 +193,7 @@ def coded(grouping: Grouping, D: int, F: int) -> None:
 
 
 def every(kinds: list[str], shapes: list[tuple[int, int]], targets: list[int]) -> Iterator[Compiled]:
-    """Blocks of D inputs and F neurons; of these kinds of codes where a row is a multiple of their blocks."""
+    """Blocks of D inputs and F neurons. Kinds of codes whose blocks do not divide D and F are left out."""
     for target, (D, F) in product(targets, shapes):
         size = f"{D}x{F}"
         for tokens in kernels.GROUPED:

@@ -1,4 +1,4 @@
-"""The kernels compile for the GPUs that we name, without one here, and spill no register."""
+"""The kernels compile for the GPUs that we name, and spill no register. No GPU is needed."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[4]
-# Of 4, 6 and 8 bits: with one level and two, with minimums and without, in groups of 16 and 32.
+# 4, 5, 6 and 8 bits; one level and two; with minimums and without; groups of 16 and 32.
 KINDS = ("Q4_K", "Q5_0", "Q6_K", "Q8_0")
 TARGETS = (80, 89, 90)
 
@@ -25,7 +25,7 @@ AROUND = ("_embed", "_project", "_rotate_and_store", "_attend", "_combine", "_re
 
 @cache
 def compiled(target: int) -> list[dict[str, Any]]:
-    """In a process of its own: here, kernels run in the interpreter."""
+    """Compiled in another process, because kernels run in the interpreter here."""
     settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     arguments = ["--kinds", ",".join(KINDS), "--shapes", "4096x14336", "--targets", str(target)]
     with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +39,7 @@ def compiled(target: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_is_spilled(target: int) -> None:
-    """Of steps and of passes of every size."""
+    """In steps, and in passes of every size."""
     found = compiled(target)
 
     assert {(kernel["kernel"], kernel["case"].split()[0]) for kernel in found} == {
@@ -47,7 +47,7 @@ def test_nothing_is_spilled(target: int) -> None:
         *((name, "around") for name in (*AROUND, "_normalise")),
         *((name, kind) for name in ("_arrange", "_project", "_expand", "_sum_rows") for kind in KINDS),
     }
-    # Sines of large angles take a little memory, however many tokens there are.
+    # Sines of large angles need a little memory, for any number of tokens.
     assert [kernel for kernel in found if kernel["stack"] and kernel["kernel"] != "_rotate_and_store"] == []
     assert all(kernel["target"] == target and 0 < kernel["registers"] < 256 for kernel in found)
 

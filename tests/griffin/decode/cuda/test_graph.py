@@ -1,4 +1,4 @@
-"""The decoder that runs ahead, its kernels in Triton's interpreter and its graphs replaced by plain calls."""
+"""The decoder that works ahead. Its kernels run in Triton's interpreter, and plain calls replace its graphs."""
 
 from collections.abc import Callable
 from dataclasses import astuple, replace
@@ -30,19 +30,19 @@ SAMPLINGS = [
 
 
 def repeated(body: Callable[[], None]) -> Callable[[], None]:
-    """As a capture does: the body runs before it is captured, and then whenever the graph is launched."""
+    """Stands for a capture: the body runs once before, and again at each launch."""
     body()
     return body
 
 
 def small(model_type: str) -> PreTrainedModel:
-    """One layer: the interpreter takes its time, and test_fused has all of them."""
+    """A model of one layer, because the interpreter is slow. test_step.py tests all layers."""
     return tiny_model(model_type, num_hidden_layers=1)
 
 
 @cache
 def graph_engine(model_type: str) -> Engine:
-    """One for all tests: passes of every size run when it is made, and the interpreter takes seconds for that."""
+    """An engine that all tests share: to make it takes seconds, because the interpreter runs passes of every size."""
     engine = Engine(small(model_type), context_length=64, prefill_chunk=8, step="lean")
     trees, state = engine._assembly.trees, engine._assembly.state
     weights = read_weights(trees.full)
@@ -52,7 +52,7 @@ def graph_engine(model_type: str) -> Engine:
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "opt"])
 def test_graphs_give_what_plain_steps_give(model_type: str, prompts: Prompts) -> None:
-    """Greedy, by seed and with everything that sampling has; dense and pruned, in turn on one engine."""
+    """Greedy, seeded and with all sampling fields; dense and pruned requests in turn on one engine."""
     ours, plain = graph_engine(model_type), Engine(small(model_type), prefill_chunk=8, step="lean")
     for number, sampling in enumerate(SAMPLINGS):
         for sparsity in (0.5, 0.0, 0.9)[: 3 - number]:
@@ -72,7 +72,7 @@ def test_graphs_give_what_plain_steps_give(model_type: str, prompts: Prompts) ->
 
 @pytest.mark.parametrize("model_type", ["llama", "opt"])
 def test_tokens_pick_in_graphs_as_in_plain_steps(model_type: str, prompts: Prompts) -> None:
-    """By thresholds, in turn with the methods before; the same graphs."""
+    """The same graphs serve thresholds, kept neurons and the full model in turn."""
     ours, plain = graph_engine(model_type), Engine(small(model_type), prefill_chunk=8, step="lean")
     for pruning in (Pruning(0.5, method="griffin+"), Pruning(0.5), Pruning(0.25, method="griffin+"), Pruning(0)):
         found, expected = (
@@ -83,7 +83,7 @@ def test_tokens_pick_in_graphs_as_in_plain_steps(model_type: str, prompts: Promp
         shares = [engine._assembly.state.decoder.shares() for engine in (ours, plain)]
         assert (shares[0] is None) == (shares[1] is None) == (pruning.method != "griffin+")
         if shares[0] is not None:
-            # One step too many was launched.
+            # The graph decoder launched one more step.
             assert astuple(shares[0]) == pytest.approx(astuple(shares[1]), abs=0.1)
 
 
@@ -91,7 +91,7 @@ def test_tokens_pick_in_graphs_as_in_plain_steps(model_type: str, prompts: Promp
     "verification", [None, Verification("fast", "none"), Verification("lossless", "pruned")], ids=str
 )
 def test_sequences_with_a_grammar_are_not_worked_ahead_on(verification: Verification | None, prompts: Prompts) -> None:
-    """The same tokens as plain steps, the forced ones in passes; and the next sequence runs ahead again."""
+    """Tokens are those of plain steps, and forced tokens are read in passes. The next sequence works ahead again."""
     ours, plain = graph_engine("llama"), Engine(small("llama"), prefill_chunk=8, step="lean")
     places = tuple(frozenset(place) for place in ((40,), (41,), range(50, 60), range(3, 120))) * 2
     for sampling in (Sampling(temperature=0, max_tokens=9, logprobs=1), Sampling(seed=3, max_tokens=9, top_p=0.9)):
@@ -108,7 +108,7 @@ def test_sequences_with_a_grammar_are_not_worked_ahead_on(verification: Verifica
 
 
 def test_work_ahead_begins_where_a_grammar_is_done(prompts: Prompts) -> None:
-    """After a thought's end, say: the same tokens as plain steps."""
+    """For example after the end of a thought. Tokens are those of plain steps."""
     ours, plain = graph_engine("llama"), Engine(small("llama"), prefill_chunk=8, step="lean")
     places = tuple(frozenset(place) for place in (range(50, 60), (40,), (41,)))
     for sampling in (Sampling(temperature=0, max_tokens=9), Sampling(seed=3, max_tokens=9, top_p=0.9)):
@@ -123,7 +123,7 @@ def test_work_ahead_begins_where_a_grammar_is_done(prompts: Prompts) -> None:
 
 
 def test_the_step_ahead_is_thrown_away(prompts: Prompts) -> None:
-    """A sequence that ends has had one step too many launched; the next one, and the same prompt's, do not see it."""
+    """A sequence that ends has launched one step too many. No later sequence sees it, not even of the same prompt."""
     engine = graph_engine("llama")
     prompt = prompts(50, 12)
     free = [token.id for token in engine.generate(prompt, SAMPLINGS[0])]
@@ -138,7 +138,7 @@ def test_the_step_ahead_is_thrown_away(prompts: Prompts) -> None:
 
 
 def test_the_next_step_is_launched_before_the_token_is_read(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the device would wait for the host at every token."""
+    """Otherwise the device would wait for the host at every token."""
     engine = graph_engine("llama")
     events: list[str] = []
     decoder = engine._assembly.state.decoder
@@ -157,7 +157,7 @@ def test_the_next_step_is_launched_before_the_token_is_read(prompts: Prompts, mo
 
 
 def test_nothing_is_captured_after_the_warm_up(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every length, kind of sampling and size of a pass has its graph before the first request."""
+    """Every length, kind of sampling and pass size has its graph before the first request."""
     engine = graph_engine("llama")
     decoder = engine._assembly.state.decoder
     captured, recorded = dict(decoder._graphs), dict(decoder._recorded)
@@ -172,7 +172,7 @@ def test_nothing_is_captured_after_the_warm_up(prompts: Prompts, monkeypatch: py
 
 
 def test_passes_have_the_bits_of_steps(prompts: Prompts) -> None:
-    """Kept neurons after a prompt: what a pass leaves is what steps leave, and steps go on from there."""
+    """A pass after a prompt gives the logits of steps and leaves the cache at the same length."""
     engine, ids = graph_engine("llama"), prompts(57, 6)
     state = engine._assembly.state
     decoder, cache = state.decoder, state.cache
@@ -193,14 +193,14 @@ def test_passes_have_the_bits_of_steps(prompts: Prompts) -> None:
         assert cache.length == 15
 
 
-# Every pair of three tokens has occurred.
+# All pairs of three tokens, so that every n-gram is found.
 PAIRS = [5, 5, 6, 6, 7, 7, 5, 7, 6, 5]
 
 
 @pytest.mark.parametrize("pruning", [Pruning(0), Pruning(0.5), Pruning(0.5, method="griffin+")])
 @pytest.mark.parametrize("sampling", SAMPLINGS[1:], ids=["seeded", "everything"])
 def test_n_grams_change_no_token(pruning: Pruning, sampling: Sampling) -> None:
-    """In mode fast, the kept neurons check them; the same bits, so the same tokens and log-probabilities."""
+    """In mode fast, kept neurons check drafts with the same bits: tokens and log-probabilities stay the same."""
     engine, few = graph_engine("llama"), {5: 90.0, 6: 90.0, 7: 90.0}
     wanted = replace(sampling, max_tokens=12, logit_bias=few)
     plain = list(engine.generate(PAIRS, wanted, pruning, verification=Verification("fast", "none")))
@@ -213,7 +213,7 @@ def test_n_grams_change_no_token(pruning: Pruning, sampling: Sampling) -> None:
 
 
 def test_single_steps_between_drafts_run_ahead(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text that repeats nothing is decoded as without drafts: the next step before the token is read."""
+    """Where the text repeats nothing, the next step is launched before the token is read, as without drafts."""
     engine = graph_engine("llama")
     events: list[str] = []
     decoder = engine._assembly.state.decoder
@@ -225,7 +225,7 @@ def test_single_steps_between_drafts_run_ahead(prompts: Prompts, monkeypatch: py
         return lambda: (events.append("read"), wait())[1]
 
     monkeypatch.setattr(decoder, "advance", noted)
-    # What is worth a pass goes by times, which say nothing in the interpreter.
+    # Measured times decide whether a pass is worth it; times in the interpreter mean nothing.
     monkeypatch.setattr(Throttle, "worth", lambda self, length, room: 0)
     wanted = replace(SAMPLINGS[0], max_tokens=4)
     tokens = list(engine.generate(prompts(51, 9), wanted, Pruning(0.5), verification=Verification("fast")))
@@ -235,7 +235,7 @@ def test_single_steps_between_drafts_run_ahead(prompts: Prompts, monkeypatch: py
 
 
 def test_the_context_can_be_filled_to_its_end(prompts: Prompts) -> None:
-    """The last position has room, and nothing is launched behind it."""
+    """The last position can be used, and no step is launched after it."""
     engine = graph_engine("llama")
     plain = Engine(small("llama"), context_length=64, step="lean")
     sampling = replace(SAMPLINGS[0], max_tokens=5)
@@ -258,9 +258,9 @@ def test_the_context_can_be_filled_to_its_end(prompts: Prompts) -> None:
 def test_verified_drafts_of_graphs_are_those_of_plain_steps(
     sampling: Sampling, verification: Verification, prompts: Prompts
 ) -> None:
-    """Position, token and penalties go back with what is thrown away; lossless is the dense model's."""
+    """Rejected drafts are undone: position, token and penalties. Mode lossless gives the dense model's tokens."""
     ours, plain = graph_engine("gemma2"), Engine(small("gemma2"), prefill_chunk=8, step="lean")
-    # The second prompt's drafts end within a block.
+    # With this stop token, the second prompt's drafts end within a block.
     stop = frozenset({next(iter(ours.generate(prompts(54, 9), sampling))).id})
     for number, ends in ((0, frozenset()), (1, stop)):
         prompt, wanted = prompts(54 + number, 9), replace(sampling, max_tokens=7, stop_token_ids=ends)
@@ -277,7 +277,7 @@ def test_verified_drafts_of_graphs_are_those_of_plain_steps(
 
 
 def test_verification_can_fill_the_context_to_its_end(prompts: Prompts) -> None:
-    """No block reaches behind the last position."""
+    """No block goes beyond the last position."""
     engine, sampling = graph_engine("llama"), replace(SAMPLINGS[0], max_tokens=5)
     verification = Verification("guarded", draft_tokens=16, acceptance=1e-30)
     with engine.read(prompts(53, 59), Pruning(0.5)) as read:

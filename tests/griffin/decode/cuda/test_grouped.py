@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(library() is None, reason="griffin/_native was n
 
 T = GGMLQuantizationType
 KINDS = pytest.mark.parametrize("kind", GROUPINGS, ids=lambda kind: kind.name)
-# Rows and columns of blocks: of two levels, the fewest; in columns a full tile and a half one.
+# D is the smallest width for two levels. F columns are one and a half tiles.
 D, F = 256, 192
 
 
@@ -38,7 +38,7 @@ def seed() -> None:
 
 
 def rows_of(kind: GGMLQuantizationType, rows: int, columns: int, seed: int = 0) -> tuple["grouped.Rows", Tensor]:
-    """A random matrix for kernels, and its numbers."""
+    """A random matrix as the kernels read it, and its numbers."""
     matrix = laid_rows(kind, sized_tensor(kind, rows, columns, seed), (rows, columns))
     return grouped.Rows.of(matrix.to(torch.device(DEVICE))), matrix.dense().to(DEVICE)
 
@@ -55,18 +55,18 @@ def arranged(x_D: Tensor, kind: GGMLQuantizationType, norm: object = None) -> Te
 
 
 def widths(kind: GGMLQuantizationType) -> list[int]:
-    """The narrowest, one that is not a multiple of a tile, and several tiles."""
+    """The smallest width, one that is no multiple of a tile, and several tiles. Two levels need multiples of 256."""
     return [256, 768] if GROUPINGS[kind].two_levels else [32, 96, 576, 1024]
 
 
 def poisoned(halves: Tensor, rows: Tensor) -> None:
-    """No scale of these rows is a number."""
+    """Set the scales of these rows to NaN."""
     halves[rows] = torch.nan
 
 
 @KINDS
 def test_rows_times_x(kind: GGMLQuantizationType) -> None:
-    """Of widths that fill no tile; nothing is written beside."""
+    """Also for widths that do not fill a tile. Nothing is written beyond the output."""
     for width in widths(kind):
         matrix, exact_ND = rows_of(kind, 37, width)
         x_D, out_N = randn(width), nans(40)
@@ -79,7 +79,7 @@ def test_rows_times_x(kind: GGMLQuantizationType) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("norm_kind", ["rms", "layer"])
 def test_projections_norm_add_and_cap(dtype: torch.dtype, norm_kind: str) -> None:
-    """As those of plain numbers do."""
+    """They do this in the same way as projections of plain numbers."""
     matrix, exact_ND = rows_of(T.Q4_K, 37, 768)
     x_D, bias_N, residual_N = randn(768, dtype=dtype), randn(37, dtype=dtype), randn(37, dtype=dtype)
     norm = make_norm(norm_kind, 768, dtype)
@@ -95,7 +95,7 @@ def test_projections_norm_add_and_cap(dtype: torch.dtype, norm_kind: str) -> Non
 @pytest.mark.parametrize("gated", [False, True])
 @KINDS
 def test_expand(kind: GGMLQuantizationType, gated: bool) -> None:
-    """Kept neurons only; z of all others is 0, and nothing of them is read. Gate and up may be of two kinds."""
+    """Only kept neurons are read, and z of all others is 0. Gate and up may have different kinds."""
     other = T.Q8_0 if kind == T.Q4_0 else kind
     gate, gate_FD = rows_of(kind, F, D)
     up, up_FD = rows_of(other, F, D, seed=1)
@@ -118,7 +118,7 @@ def test_expand(kind: GGMLQuantizationType, gated: bool) -> None:
 @pytest.mark.parametrize("columns", [64, 192])
 @KINDS
 def test_sums_of_weighted_rows(kind: GGMLQuantizationType, columns: int) -> None:
-    """Of rows that have a weight: some of a group, one, all, none. Scales of a group without any are not read."""
+    """In a group, some rows, one, all or none have a weight. The scales of a group without weights are not read."""
     matrix, exact_RC = columns_of(kind, 512, columns)
     size = GROUPINGS[kind].size
     z_R = randn(512).where(torch.rand(512, device=DEVICE) < 0.3, 0)
@@ -133,8 +133,8 @@ def test_sums_of_weighted_rows(kind: GGMLQuantizationType, columns: int) -> None
 
 
 @KINDS
-def test_no_row_may_have_a_weight_or_one(kind: GGMLQuantizationType) -> None:
-    """The first and the last, too."""
+def test_sums_of_no_row_or_one(kind: GGMLQuantizationType) -> None:
+    """Also the first row or the last."""
     matrix, exact_RC = columns_of(kind, 256, 64)
     for rows in ([], [0], [255], [0, 31, 32, 255]):
         z_R, partial_PC = torch.zeros(256, device=DEVICE), nans(grouped.row_splits(matrix), 64)
@@ -146,7 +146,7 @@ def test_no_row_may_have_a_weight_or_one(kind: GGMLQuantizationType) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_repeat_bit_by_bit(dtype: torch.dtype) -> None:
-    """Their order is fixed."""
+    """The order of sums is fixed."""
     matrix, _ = columns_of(T.Q6_K, 512, 192)
     z_R = randn(512, dtype=dtype).float()
     first, second = (nans(grouped.row_splits(matrix), 192) for _ in range(2))
@@ -157,9 +157,9 @@ def test_sums_repeat_bit_by_bit(dtype: torch.dtype) -> None:
 
 
 class Block:
-    """An FF block of one kind, by thresholds that are far from every value that they are compared to.
+    """An FF block of one kind, and thresholds that are far from every value that they are compared to.
 
-    What is not to be read has no scales: rows of up, and groups of inputs. The gate by neuron has none at all.
+    Rows of up and groups of inputs that must not be read have NaN as scales. So has the whole gate by neuron.
     """
 
     def __init__(self, kind: GGMLQuantizationType, dtype: torch.dtype, *, gated: bool) -> None:
@@ -177,7 +177,7 @@ class Block:
         x_D = normed(self.x_D, self.norm)
         far_D = x_D - self.means_D
         near_D, self.input_limits_D = self._divided(far_D)
-        # No input of the second group is read.
+        # The second group of inputs must not be read.
         size = GROUPINGS[kind].size
         near_D[size : 2 * size], self.input_limits_D[size : 2 * size] = True, torch.inf
         self.offsets_F = gate_FD @ self.means_D
@@ -196,12 +196,12 @@ class Block:
 
     @staticmethod
     def _divided(values: Tensor) -> tuple[Tensor, Tensor]:
-        """Those that about half of the values is larger than, and limits well above them, and else well below."""
+        """A random half of the values, and limits: well above these values, well below all others."""
         near = torch.rand(len(values), device=DEVICE) >= 0.5
         return near, torch.where(near, 1.5 * values.abs() + 0.05, 0.7 * values.abs() - 0.05)
 
     def run(self) -> tuple[Tensor, list[int]]:
-        """z, and what was counted."""
+        """z, and the counts of what was read."""
         picking = kernels.Picking(
             picks=scalar(1, torch.int32), gate_DF=nans(0), means_D=self.means_D, input_limits_D=self.input_limits_D,
             offsets_F=self.offsets_F, gate_limits_F=self.gate_limits_F if self.gated else None,
@@ -222,7 +222,7 @@ class Block:
 @pytest.mark.parametrize("gated", [False, True])
 @KINDS
 def test_tokens_pick_what_they_read(kind: GGMLQuantizationType, gated: bool) -> None:
-    """Inputs, and rows of up; all is counted."""
+    """They read only the inputs and rows of up that they pick, and all reads are counted."""
     block = Block(kind, torch.float32, gated=gated)
     z_F, reads = block.run()
 
@@ -232,7 +232,7 @@ def test_tokens_pick_what_they_read(kind: GGMLQuantizationType, gated: bool) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_tokens_pick_in_halves(dtype: torch.dtype) -> None:
-    """Activations are, whatever the codes."""
+    """Activations have half precision, with any codes."""
     block = Block(T.Q4_K, dtype, gated=True)
     z_F, reads = block.run()
 
@@ -241,7 +241,7 @@ def test_tokens_pick_in_halves(dtype: torch.dtype) -> None:
 
 
 def test_nothing_is_summed_where_no_token_picks() -> None:
-    """Sums stay as they are."""
+    """The sums do not change, and nothing is counted."""
     block = Block(T.Q4_0, torch.float32, gated=True)
     partial_PF = nans(grouped.row_splits(block.gate_by_input), F)
     picking = kernels.Picking(
@@ -255,7 +255,7 @@ def test_nothing_is_summed_where_no_token_picks() -> None:
 
 
 def test_moved_rows_are_refused() -> None:
-    """Their scales would be those of others."""
+    """Rows in another order would get the scales of other rows."""
     matrix = laid_columns(T.Q4_0, sized_tensor(T.Q4_0, 64, 64), (64, 64))
 
     with pytest.raises(ValueError, match="in order"):

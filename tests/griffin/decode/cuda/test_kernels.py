@@ -1,4 +1,4 @@
-"""Each kernel against a few lines of plain torch, at sizes that fill no block."""
+"""Each kernel against a few lines of plain torch, at sizes that do not fill a tile."""
 
 from functools import partial
 
@@ -13,9 +13,9 @@ kernels = pytest.importorskip("griffin.decode.cuda.kernels", reason="needs trito
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-# Relative to the largest value: bf16 is cut, not rounded, in the interpreter.
+# Relative to the largest value. The interpreter cuts bf16 instead of rounding it.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 3e-2}
-# More than one block of columns, the second not full.
+# More than one tile of columns, and the last is not full.
 D = 300
 
 
@@ -29,7 +29,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def nans(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """For what must not be read, or must be written."""
+    """Memory that must not be read, or that a kernel must overwrite."""
     return torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)
 
 
@@ -38,7 +38,7 @@ def scalar(value: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 
 def make_norm(kind: str, width: int, dtype: torch.dtype) -> Norm | None:
-    """As families have them: RMS in the model's dtype or in fp32, and layer norm."""
+    """A norm as families have it: RMS in the model's dtype or in fp32, or layer norm."""
     return {
         "none": None,
         "rms": Norm(1 + 0.1 * randn(width).to(dtype), None, 1e-5, False),
@@ -48,7 +48,7 @@ def make_norm(kind: str, width: int, dtype: torch.dtype) -> Norm | None:
 
 
 def normed(x: Tensor, norm: Norm | None) -> Tensor:
-    """In fp32, over the last dimension."""
+    """The norm in fp32, over the last dimension."""
     x = x.float()
     if norm is None:
         return x
@@ -69,12 +69,12 @@ def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     [(4096, 4096, 4096), (5120, 4096, 1024), (3584, 1024, 512), (576, 4096, 256), (32, 4096, 32), (1, 4096, 1)],
 )
 def test_column_tile_leaves_little_over(columns: int, largest: int, expected: int) -> None:
-    """The widest of those that waste least."""
+    """The widest of the tiles that waste least."""
     assert kernels.column_tile(columns, largest) == expected
 
 
 def test_many_programs_for_small_projections_and_tall_tiles_for_large() -> None:
-    """A head of 128 256 rows, one of 4096, one of SmolLM2, one that a single program does."""
+    """A head of 128 256 rows, 4096 rows, SmolLM2, and a projection for a single program."""
     assert kernels.weight_tile(128256, 4096) == (8, 512)
     assert kernels.weight_tile(4096, 4096) == (2, 2048)
     assert kernels.weight_tile(576, 1536) == (2, 512)
@@ -82,7 +82,7 @@ def test_many_programs_for_small_projections_and_tall_tiles_for_large() -> None:
 
 
 def test_splits_follow_the_size_only() -> None:
-    """At most 64 of 64 positions or more; parts of the contraction as columns allow."""
+    """Attention has at most 64 splits of at least 64 positions; a weighted sum has at most 64 parts of rows."""
     assert [kernels.split_size(length) for length in (1, 64, 4096, 4097, 131072)] == [64, 64, 64, 128, 2048]
     assert kernels.row_splits(11008, 4096) == 64
     assert kernels.row_splits(13824, 5120) == 52
@@ -92,7 +92,7 @@ def test_splits_follow_the_size_only() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("learned", [False, True])
 def test_embed(dtype: torch.dtype, learned: bool) -> None:
-    """One row, scaled, with its position's where positions are learned."""
+    """One scaled row; where positions are learned, its position's row is added."""
     embedding_VD, positions_CD, x_D = randn(9, D, dtype=dtype), randn(5, D, dtype=dtype), nans(D, dtype=dtype)
     kernels.embed(scalar(8), scalar(4), embedding_VD, 2.5, positions_CD if learned else None, x_D)
 
@@ -103,7 +103,7 @@ def test_embed(dtype: torch.dtype, learned: bool) -> None:
 @pytest.mark.parametrize("kind", ["none", "rms", "rms_fp32", "layer"])
 @pytest.mark.parametrize("width", [D, 7])
 def test_project(dtype: torch.dtype, kind: str, width: int) -> None:
-    """A norm before, a bias behind."""
+    """With a norm before and a bias after."""
     x_D, weight_ND, bias_N = randn(width, dtype=dtype), 0.1 * randn(37, width, dtype=dtype), randn(37, dtype=dtype)
     norm, out_N = make_norm(kind, width, dtype), nans(37, dtype=dtype)
     kernels.project(x_D, weight_ND, out_N, bias_N=bias_N, norm=norm)
@@ -113,7 +113,7 @@ def test_project(dtype: torch.dtype, kind: str, width: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_project_caps_and_adds_in_place(dtype: torch.dtype) -> None:
-    """Without cap and factor or with; onto what is there."""
+    """With a cap, with a factor, and added to the residual."""
     x_D, weight_ND, residual_N = randn(D, dtype=dtype), randn(37, D, dtype=dtype), randn(37, dtype=dtype)
     y_N = weight_ND.float() @ x_D.float()
     capped_N, summed_N = nans(37, dtype=dtype), residual_N.clone()
@@ -131,7 +131,7 @@ def test_project_caps_and_adds_in_place(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", ["rms", "rms_fp32", "layer"])
 @pytest.mark.parametrize("factor", [None, 0.3])
 def test_normalise_add(dtype: torch.dtype, kind: str, factor: float | None) -> None:
-    """What a sublayer gives is normed, multiplied by the factor, then added."""
+    """A sublayer's output is normed, multiplied by the factor, then added."""
     x_D, y_D, norm = randn(D, dtype=dtype), 5 * randn(D, dtype=dtype), make_norm(kind, D, dtype)
     expected_D = x_D.float() + (factor or 1) * normed(y_D, norm)
     assert norm is not None
@@ -141,7 +141,7 @@ def test_normalise_add(dtype: torch.dtype, kind: str, factor: float | None) -> N
 
 
 def rotated(x_XS: Tensor, position: int, frequencies_R: Tensor | None, scaling: float, *, interleaved: bool) -> Tensor:
-    """The first 2R of each head turn, as complex numbers: halves paired, or neighbours."""
+    """Rotate the first 2R elements of each head as complex numbers: pairs of neighbours, or one from each half."""
     if frequencies_R is None:
         return x_XS
     R = len(frequencies_R)
@@ -157,7 +157,7 @@ def rotated(x_XS: Tensor, position: int, frequencies_R: Tensor | None, scaling: 
 @pytest.mark.parametrize("over", ["none", "head", "all"])
 @pytest.mark.parametrize(("R", "interleaved"), [(0, False), (3, False), (5, False), (3, True), (5, True)])
 def test_rotate_and_store(dtype: torch.dtype, over: str, R: int, interleaved: bool) -> None:
-    """Queries out, keys and values into the cache at their position, and nothing else in it."""
+    """Queries are returned. Keys and values go into the cache at their position, and nothing else is written."""
     H, G, S, C, position = 6, 2, 10, 7, 4
     qkv = randn((H + 2 * G) * S, dtype=dtype)
     kind = "none" if over == "none" else "rms"
@@ -182,7 +182,7 @@ def test_rotate_and_store(dtype: torch.dtype, over: str, R: int, interleaved: bo
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("position", [2, 3, 6])
 def test_queries_grow_with_their_position(dtype: torch.dtype, position: int) -> None:
-    """And keys do not."""
+    """Keys do not grow."""
     H, G, S, C = 2, 1, 8, 7
     qkv, growth = randn((H + 2 * G) * S, dtype=dtype), QueryGrowth(rate=0.5, context=3)
     q_HS, keys, values = nans(H, S, dtype=dtype), nans(1, G, C, S, dtype=dtype), nans(1, G, C, S, dtype=dtype)
@@ -193,7 +193,7 @@ def test_queries_grow_with_their_position(dtype: torch.dtype, position: int) -> 
 
 
 def test_nothing_is_stored_beyond_the_cache() -> None:
-    """A step past the context damages no memory."""
+    """A step after the end of the context writes nothing."""
     keys, values = nans(1, 2, 4, 8), nans(1, 2, 4, 8)
     kernels.rotate_and_store(randn(64), scalar(4), nans(4, 8), keys, values)
 
@@ -204,7 +204,7 @@ def test_nothing_is_stored_beyond_the_cache() -> None:
 def attended(
     q_HS: Tensor, keys: Tensor, values: Tensor, position: int, window: int | None, cap: float | None
 ) -> Tensor:
-    """In fp32, over what the window leaves of the first ``position + 1``."""
+    """Attention in fp32, over the positions up to ``position`` that the window shows."""
     start = max(0, position + 1 - (window or position + 1))
     group = len(q_HS) // keys.shape[1]
     keys_HTS, values_HTS = [
@@ -232,20 +232,20 @@ def assert_attends(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("H", "G"), [(2, 2), (6, 2), (4, 1)])
 def test_attend(dtype: torch.dtype, H: int, G: int) -> None:
-    """Over several splits, the last not full; what is not filled yet is not read."""
+    """Over several splits, the last not full. Later positions of the cache are not read."""
     assert_attends(dtype, H, G, 20, 150)
 
 
 @pytest.mark.parametrize("position", [0, 15, 16, 63, 64, 127, 128, 199])
 @pytest.mark.parametrize("window", [None, 1, 50, 500])
 def test_attend_at_the_edges_of_splits_and_windows(position: int, window: int | None) -> None:
-    """Each position that a block or a split ends with or begins at."""
+    """Positions at which a block or a split begins or ends."""
     assert_attends(torch.float32, 2, 2, 8, position, window)
     assert_attends(torch.float32, 2, 1, 8, position, window)
 
 
 def test_attend_caps_scores() -> None:
-    """Scores as large as the cap."""
+    """Scores are as large as the cap."""
     assert_attends(torch.float32, 2, 2, 64, 100, cap=2.0)
     assert_attends(torch.float32, 3, 1, 64, 100, window=90, cap=2.0)
 
@@ -253,8 +253,8 @@ def test_attend_caps_scores() -> None:
 F = 83
 
 
-def experts(k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """k of F neurons sorted, as int64 and as the kernels read them: int32, padded with what must not be read."""
+def kept_neurons(k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """k of F neurons, sorted: as int64; as int32, padded with invalid numbers; and k itself."""
     index_k = torch.randperm(F)[:k].sort().values.to(DEVICE)
     padded_F = torch.full((F,), 2**30, dtype=torch.int32, device=DEVICE)
     padded_F[:k] = index_k
@@ -274,11 +274,11 @@ def activated(x: Tensor, activation: str) -> Tensor:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("gated", [False, True])
 def test_expand(dtype: torch.dtype, activation: str, gated: bool) -> None:
-    """Kept neurons only, in their order, with their biases."""
+    """Only the kept neurons, in their order, with their biases."""
     parts = 2 if gated else 1
     x_D, weight = randn(D, dtype=dtype), 0.1 * randn(parts * F, D, dtype=dtype)
     bias, norm = randn(parts * F, dtype=dtype), make_norm("rms", D, dtype)
-    index_k, padded_F, kept = experts(21)
+    index_k, padded_F, kept = kept_neurons(21)
     z_F = torch.full((F,), 7.0, device=DEVICE)
     kernels.expand(x_D, weight, padded_F, kept, z_F, activation=activation, bias=bias, norm=norm)
 
@@ -291,9 +291,9 @@ def test_expand(dtype: torch.dtype, activation: str, gated: bool) -> None:
 @pytest.mark.parametrize("k", [1, 4, 50, F])
 @pytest.mark.parametrize("kind", ["none", "layer"])
 def test_expand_any_number_of_neurons(k: int, kind: str) -> None:
-    """One, a full block, a part of one, all."""
+    """One neuron, a few, part of a tile, all."""
     x_D, weight, norm = randn(D), 0.1 * randn(2 * F, D), make_norm(kind, D, torch.float32)
-    index_k, padded_F, kept = experts(k)
+    index_k, padded_F, kept = kept_neurons(k)
     z_F = nans(F)
     kernels.expand(x_D, weight, padded_F, kept, z_F, activation="silu", norm=norm)
 
@@ -311,9 +311,9 @@ def contracted(z_F: Tensor, padded_F: Tensor, kept: Tensor, contract_FD: Tensor,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [1, 16, 21, F])
 def test_contract_is_the_masked_sum(dtype: torch.dtype, k: int) -> None:
-    """Indexed rows give what the full product gives with all other activations zero."""
+    """The indexed rows give the full product with all other activations zero."""
     contract_FD, bias_D, residual_D = randn(F, D, dtype=dtype), randn(D, dtype=dtype), randn(D, dtype=dtype)
-    index_k, padded_F, kept = experts(k)
+    index_k, padded_F, kept = kept_neurons(k)
     z_F = nans(F)
     z_F[:k] = randn(k)
     partial_PD = contracted(z_F, padded_F, kept, contract_FD)
@@ -335,6 +335,6 @@ def test_contract_is_the_masked_sum(dtype: torch.dtype, k: int) -> None:
 def test_contract_repeats_bit_by_bit() -> None:
     """The order of the sum is fixed."""
     contract_FD, z_F = randn(F, D), randn(F)
-    _, padded_F, kept = experts(60)
+    _, padded_F, kept = kept_neurons(60)
 
     assert torch.equal(contracted(z_F, padded_F, kept, contract_FD)[:], contracted(z_F, padded_F, kept, contract_FD)[:])

@@ -1,4 +1,4 @@
-"""Several tokens in one pass beside as many steps: the same bits, in logits, keys, values and counts."""
+"""A pass of several tokens gives the same bits as single steps: logits, keys, values and counts."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -34,7 +34,7 @@ class Sequenced:
         self.steps(IDS[:PROMPT], 0)
 
     def steps(self, ids: Sequence[int], start: int = PROMPT) -> Tensor:
-        """The logits after each token, ``(M, V)``, of a step for each."""
+        """The logits of single steps after each token, ``(M, V)``."""
         self.step.position.fill_(start)
         rows = []
         for id in ids:
@@ -44,7 +44,7 @@ class Sequenced:
         return torch.stack(rows)
 
     def passed(self, ids: Sequence[int], tokens: int) -> Tensor:
-        """Likewise, of one pass over so many tokens; those after ``ids`` are not wanted."""
+        """The logits of one pass with room for ``tokens`` tokens, of which only ``ids`` are wanted, ``(M, V)``."""
         self.step.ids_M[: len(ids)] = torch.tensor(ids)
         self.step.position.fill_(PROMPT)
         self.step.count.fill_(len(ids))
@@ -52,17 +52,17 @@ class Sequenced:
         return self.step.logits_MV[: len(ids)].clone()
 
     def written(self, count: int) -> list[Tensor]:
-        """Keys and values up to so many tokens after the prompt."""
+        """Keys and values up to ``count`` tokens after the prompt."""
         return [held[:, :, : PROMPT + count].clone() for held in (*self.step.keys, *self.step.values)]
 
     def spoil(self) -> None:
-        """Nothing may be read that was written after the prompt."""
+        """Overwrite the keys and values after the prompt with NaN, so that a read of them is noticed."""
         for held in (*self.step.keys, *self.step.values):
             held[:, :, PROMPT:] = torch.nan
 
 
 def check(sequenced: Sequenced, chosen: Chosen | None, count: int = 3, tokens: int = 4) -> None:
-    """A pass with room for ``tokens``, of which so many are wanted."""
+    """Compare a pass with room for ``tokens``, of which ``count`` are wanted, with single steps."""
     ids = IDS[PROMPT : PROMPT + count]
     sequenced.spoil()
     sequenced.step.keep(chosen)
@@ -84,34 +84,34 @@ def test_a_dense_pass_has_the_bits_of_steps(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_halves_too(dtype: torch.dtype) -> None:
-    """Each value is rounded where a step rounds it."""
+def test_a_pass_in_half_precision_has_the_bits_of_steps(dtype: torch.dtype) -> None:
+    """In half precision, a pass rounds each value where a step rounds it."""
     sequenced = Sequenced("gemma2", dtype)
     check(sequenced, draw_thresholds(sequenced.step.weights), 2, 2)
 
 
 @pytest.mark.parametrize(("family", "count", "tokens"), [("opt", 7, 8), ("llama", 16, 16)])
 def test_groups_of_tokens_follow_each_other(family: str, count: int, tokens: int) -> None:
-    """More tokens than a program multiplies at a time."""
+    """With more tokens than a program multiplies at a time."""
     check(Sequenced(family), None, count, tokens)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_a_pass_of_kept_neurons_has_the_bits_of_steps(family: str) -> None:
-    """Few, more and all."""
+    """Some layers keep few neurons, others more or all."""
     check(Sequenced(family), draw_kept(21, 5, 52, device=DEVICE), 2, 2)
 
 
 @pytest.mark.parametrize(("family", "scale"), [("llama", 1.0), ("opt", 1.0), ("llama", 1e6), ("opt", -1.0)])
 def test_each_token_of_a_pass_picks_what_it_reads(family: str, scale: float) -> None:
-    """Something, nothing or everything; tokens that are not wanted are not counted."""
+    """Something, nothing or everything. Only wanted tokens are counted."""
     sequenced = Sequenced(family)
     check(sequenced, draw_thresholds(sequenced.step.weights, scale))
 
 
 @pytest.mark.parametrize("by", ["kept", "thresholds"])
-def test_a_pass_may_read_everything_meanwhile(by: str) -> None:
-    """Steps go on as they were, and such tokens are not counted."""
+def test_a_pass_may_read_all_neurons(by: str) -> None:
+    """A pass with all neurons does not change later steps, and its tokens are not counted."""
     sequenced, ids = Sequenced("llama"), IDS[PROMPT : PROMPT + 2]
     weights = sequenced.step.weights
     chosen = draw_kept(21, 5, 52, device=DEVICE) if by == "kept" else draw_thresholds(weights)
@@ -130,7 +130,7 @@ def test_a_pass_may_read_everything_meanwhile(by: str) -> None:
 
 
 def test_a_pass_at_the_contexts_end_writes_nothing_beyond_it() -> None:
-    """Learned positions and the cache end there; what is not wanted has neither."""
+    """Learned positions and the cache end there; only unwanted tokens are beyond it."""
     sequenced = Sequenced("opt")
     ids = IDS[:2]
     start = CONTEXT - 2
@@ -143,7 +143,7 @@ def test_a_pass_at_the_contexts_end_writes_nothing_beyond_it() -> None:
 
 
 class Passing:
-    """Passes of a model of one layer, with buckets of few tokens."""
+    """Passes of a model of one layer, whose buckets are short."""
 
     BUCKETS = (8, 16, CONTEXT)
 
@@ -162,7 +162,7 @@ class Passing:
         self.passes = passing.GraphPasses(self.step, self.cache, self.BUCKETS, recorded)
 
     def steps(self, ids: Sequence[int]) -> Tensor:
-        """The logits after each token from the sequence's beginning on."""
+        """The logits of single steps from the beginning of the sequence, ``(T, V)``."""
         rows = []
         self.step.position.zero_()
         for place, id in enumerate(ids):
@@ -173,7 +173,7 @@ class Passing:
 
 
 def test_passes_end_where_buckets_do() -> None:
-    """A pass that crosses two of them, and is longer than the largest; then one token, and two."""
+    """Tokens that cross two buckets and are more than the largest pass; then one token, and two."""
     made, ids = Passing("llama"), [*IDS, *IDS[:4]]
     expected_TV = made.steps(ids)
     found = [made.passes.read(part).clone() for part in (ids[:22], ids[22:23], ids[23:25])]
@@ -184,7 +184,7 @@ def test_passes_end_where_buckets_do() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "olmo2", "opt"])
 def test_what_a_pass_sees_is_what_the_model_counts(family: str) -> None:
-    """With gates and without, with a norm before the block and without; over two passes, while few neurons are kept."""
+    """With a gate and without, with a norm before the block and without; two passes, with few kept neurons."""
     made, ids = Passing(family), IDS[:11]
     blocks = feed_forwards(made.model)
     ours, expected = PromptStatistic(blocks), PromptStatistic(blocks)
@@ -201,7 +201,7 @@ def test_what_a_pass_sees_is_what_the_model_counts(family: str) -> None:
 
 
 def test_a_pass_beyond_the_context_is_refused() -> None:
-    """The caches and positions end there."""
+    """The cache and the positions end there."""
     made = Passing("llama")
     made.cache.length = CONTEXT - 1
 

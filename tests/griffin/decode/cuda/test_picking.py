@@ -1,4 +1,4 @@
-"""The kernels of tokens that pick by thresholds, against plain torch: what must not be read holds no numbers."""
+"""The kernels that pick by thresholds, against plain torch. Weights that must not be read are NaN."""
 
 import pytest
 import torch
@@ -27,9 +27,10 @@ def seed() -> None:
 
 
 class Block:
-    """One FF block of random weights, and thresholds that are far from every value that they are compared to.
+    """An FF block of random weights, and thresholds that are far from every value that they are compared to.
 
-    gate_FD, up_FD: up is None without a gate. reads: int64 ``(4,)``.
+    up_FD: None without a gate.
+    reads: int64 ``(4,)``.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class Block:
 
     @staticmethod
     def _divided(values: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Those that about this share of the values is larger than, and limits well above them, and else well below."""
+        """A random 1 - ``share`` of the values, and limits: well above these values, well below all others."""
         near = torch.rand(len(values), device=DEVICE) >= share
         return near, torch.where(near, 1.5 * values.abs() + 0.05, 0.7 * values.abs() - 0.05)
 
     def spoil_(self) -> None:
-        """No weight is a number but those that are to be read. All gates' rows by neuron are not."""
+        """Set all weights that must not be read to NaN. The gate is stored by input; by neuron it must not be read."""
         self.gate_by_input_DF = self.gate_FD.t().contiguous()
         self.gate_by_input_DF[self.near_D] = torch.nan
         self.gate_FD.fill_(torch.nan)
@@ -80,7 +81,7 @@ class Block:
         self.contract_FD[self.silent_F] = torch.nan
 
     def run(self, tokens: int = 1) -> tuple[Tensor, Tensor]:
-        """z, and what the block gives without biases."""
+        """z, and the output of the block without its bias."""
         picking = kernels.Picking(
             picks=scalar(1, torch.int32),
             gate_DF=self.gate_by_input_DF,
@@ -110,7 +111,7 @@ class Block:
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_token_reads_what_it_picks_and_nothing_else(dtype: torch.dtype, gated: bool, biased: bool) -> None:
-    """Inputs, rows of up and rows of the second projection; what is read is counted."""
+    """It reads inputs, rows of up and rows of the second projection, and counts them."""
     block = Block(dtype, gated=gated, biased=biased, norm=make_norm("rms", D, dtype))
     expected_D = block.z_F @ block.contract_FD.float()
     block.spoil_()
@@ -128,7 +129,7 @@ def test_a_token_reads_what_it_picks_and_nothing_else(dtype: torch.dtype, gated:
 @pytest.mark.parametrize("shares", [(0, 0, 0), (1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0)])
 @pytest.mark.parametrize("kind", ["none", "layer"])
 def test_any_stage_may_read_nothing_or_everything(kind: str, shares: tuple[float, float, float], gated: bool) -> None:
-    """Then as many as there are, or none."""
+    """The counts then are all or none."""
     block = Block(torch.float32, gated=gated, norm=make_norm(kind, D, torch.float32), shares=shares)
     expected_D = block.z_F @ block.contract_FD
     block.spoil_()
@@ -142,7 +143,7 @@ def test_any_stage_may_read_nothing_or_everything(kind: str, shares: tuple[float
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
 def test_every_activation(activation: str) -> None:
-    """SiLU is in all other tests."""
+    """All other tests have SiLU."""
     block = Block(torch.float32, gated=True, activation=activation)
     block.spoil_()
 
@@ -150,7 +151,7 @@ def test_every_activation(activation: str) -> None:
 
 
 def test_sums_repeat_bit_by_bit() -> None:
-    """Their order is fixed."""
+    """The order of sums is fixed."""
     block = Block(torch.float32, gated=True)
     block.spoil_()
     first, second = block.run(), block.run()
@@ -160,7 +161,7 @@ def test_sums_repeat_bit_by_bit() -> None:
 
 
 def test_nothing_is_summed_where_no_token_picks() -> None:
-    """Sums stay as they are, and nothing is counted."""
+    """The sums do not change, and nothing is counted."""
     block = Block(torch.float32, gated=True)
     block.spoil_()
     partial_PF = nans(kernels.row_splits(D, F), F)

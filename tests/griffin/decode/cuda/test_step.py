@@ -1,4 +1,4 @@
-"""The fused decode step against each family's own forward pass, token by token from a cache that the model filled."""
+"""The fused decode step against each family's own forward pass, token by token after a prompt."""
 
 from contextlib import nullcontext
 from dataclasses import astuple, replace
@@ -39,8 +39,8 @@ def tiny_weights(family: str, dtype: torch.dtype = torch.float32) -> Weights:
 
 @torch.no_grad()
 def read_prompt(model: PreTrainedModel, step: "fused.FusedStep", order_S: Tensor | slice) -> DynamicCache:
-    """What the model keeps of the prompt, in the step's cache too, where each key's elements have this order."""
-    # Without a configuration no layer forgets what its window hides.
+    """The model's cache after the prompt, also written to the step's. order_S: order of elements in the step's keys."""
+    # Without a configuration, the cache also keeps the positions outside of a window.
     cache = DynamicCache()
     model(IDS[None, :PROMPT], past_key_values=cache)
     for number, layer in enumerate(cache.layers):
@@ -58,7 +58,7 @@ def distance(
     tokens: int = TOKENS,
     order_S: Tensor | slice = slice(None),
 ) -> float:
-    """The largest between logits, relative to them, of several tokens in a row: each reads what the last one left."""
+    """The largest difference of logits over several tokens in a row, relative to the largest logit."""
     cache = read_prompt(model, step, order_S)
     worst = 0.0
     with oracle.masked(model, kept) if kept is not None else nullcontext():
@@ -73,13 +73,13 @@ def distance(
 
 
 def draw_kept(*counts: int, device: str = "cpu") -> Kept:
-    """So many in each layer."""
+    """Random kept neurons, ``counts`` in each layer."""
     generator = torch.Generator().manual_seed(sum(counts))
     return Kept([torch.randperm(WIDTH, generator=generator)[:k].sort().values.to(device) for k in counts])
 
 
 def draw_thresholds(weights: Weights, scale: float = 1.0) -> Thresholds:
-    """By which each stage reads something and leaves something; with a larger scale, it reads less."""
+    """Random thresholds; with scale 1, each stage reads something and leaves something. A larger scale reads less."""
     generator = torch.Generator().manual_seed(5)
     gates = [layer.feed_forward.expanding()[0] for layer in weights.layers]
     gated = weights.layers[0].feed_forward.gated
@@ -108,7 +108,7 @@ def draw_thresholds(weights: Weights, scale: float = 1.0) -> Thresholds:
 def distance_from_lean(
     model: PreTrainedModel, weights: Weights, step: "fused.FusedStep", thresholds: Thresholds
 ) -> tuple[float, Shares, Shares]:
-    """As ``distance``, from the step in plain torch; and what the two of them have read."""
+    """Like ``distance``, but from the step in plain torch; and the shares that both have read."""
     cache = KVCache(LAYERS)
     model(IDS[None, :PROMPT].to(DEVICE), past_key_values=cache.cache)
     for number, layer in enumerate(cache.cache.layers):
@@ -146,7 +146,7 @@ def test_dense_step_is_the_model(family: str) -> None:
 
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_sparse_step_is_the_masked_model(family: str) -> None:
-    """With some kept, those of the model whose other activations are zero."""
+    """With some neurons kept, the logits are those of the model whose other activations are zero."""
     step = fused.FusedStep(tiny_weights(family), CONTEXT)
     counts = (21, 5, 52)
     step.keep(draw_kept(*counts, device=DEVICE))
@@ -164,8 +164,8 @@ def test_half_precision_rounds_as_the_model_does(family: str) -> None:
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="its weights are on the CPU")
 @pytest.mark.parametrize("kind", MODELS)
-def test_neighbours_may_turn_together(kind: str) -> None:
-    """Interleaved rotary positions, of the whole head or of half of it."""
+def test_interleaved_rotary_positions(kind: str) -> None:
+    """Rotary positions may rotate neighbouring elements, in the whole head or in half of it."""
     model, weights, order_S = interleaved_model(kind)
 
     assert distance(model, fused.FusedStep(weights, CONTEXT), order_S=order_S) < 1e-5
@@ -173,7 +173,7 @@ def test_neighbours_may_turn_together(kind: str) -> None:
 
 @pytest.mark.parametrize("family", COMMON_BLOCK)
 def test_tokens_pick_as_in_plain_torch(family: str) -> None:
-    """By thresholds, with a gate and without; what they read is counted alike."""
+    """With thresholds, with a gate and without. Both steps count the same reads."""
     model, weights = tiny_pair(family)
     found, ours, theirs = distance_from_lean(
         model, weights, fused.FusedStep(weights, CONTEXT), draw_thresholds(weights)
@@ -187,7 +187,7 @@ def test_tokens_pick_as_in_plain_torch(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_halves_pick_nearly_as_in_plain_torch(family: str) -> None:
-    """In fp16 a value near its limit may fall on the other side."""
+    """In fp16, rounding may move a value across its limit."""
     model, weights = tiny_pair(family, torch.float16)
     found, ours, theirs = distance_from_lean(
         model, weights, fused.FusedStep(weights, CONTEXT), draw_thresholds(weights)
@@ -199,7 +199,7 @@ def test_halves_pick_nearly_as_in_plain_torch(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
 def test_tokens_that_pick_everything_are_the_models(family: str) -> None:
-    """Means and resting values are taken away and added again."""
+    """Means and resting values are subtracted and added again."""
     step = fused.FusedStep(tiny_weights(family), CONTEXT)
     step.keep(draw_thresholds(step.weights, scale=-1))
 
@@ -209,7 +209,7 @@ def test_tokens_that_pick_everything_are_the_models(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_tokens_may_pick_nothing(family: str) -> None:
-    """Then the blocks give what they give at rest."""
+    """The blocks then give their output at rest."""
     model, weights = tiny_pair(family)
     found, ours, _ = distance_from_lean(
         model, weights, fused.FusedStep(weights, CONTEXT), draw_thresholds(weights, scale=1e6)
@@ -220,7 +220,7 @@ def test_tokens_may_pick_nothing(family: str) -> None:
 
 
 def test_one_step_serves_any_choice_in_turn() -> None:
-    """Few neurons after many, thresholds between, and all after one: nothing stays of the choice before."""
+    """Many neurons, few, thresholds and all in turn: an earlier choice leaves no trace."""
     model, weights = tiny_pair("llama")
     reference, step = tiny_model("llama"), fused.FusedStep(weights, CONTEXT)
     for counts in ((51, 51, 51), (21, 5, 52), (1, 1, 1)):
@@ -236,7 +236,7 @@ def test_one_step_serves_any_choice_in_turn() -> None:
 
 
 def test_a_window_matters() -> None:
-    """The prompts here are longer than the windows: without them the logits are others."""
+    """The prompts here are longer than the windows: a step without windows gives other logits."""
     weights = tiny_weights("mistral")
     unlimited = replace(weights, layers=[replace(layer, window=None) for layer in weights.layers])
 
@@ -244,7 +244,7 @@ def test_a_window_matters() -> None:
 
 
 def test_buckets_end_with_the_context() -> None:
-    """Powers of two from 1024, none beyond the context length."""
+    """Powers of two from 1024, and the context length as the last."""
     assert fused.buckets(600) == [600]
     assert fused.buckets(1024) == [1024]
     assert fused.buckets(5000) == [1024, 2048, 4096, 5000]
@@ -253,7 +253,7 @@ def test_buckets_end_with_the_context() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 def test_a_recorded_step_follows_token_position_and_selection() -> None:
-    """One graph, replayed: it reads on the device all that changes."""
+    """The graph is replayed; everything that changes is read on the device."""
     model, step = tiny_model("llama"), fused.FusedStep(tiny_weights("llama"), CONTEXT)
     step.run(CONTEXT)
     torch.cuda.synchronize()

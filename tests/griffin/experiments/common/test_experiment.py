@@ -1,4 +1,4 @@
-"""What a run of an experiment says of its picture."""
+"""What a run of an experiment says about its picture."""
 
 import argparse
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def test_without_matplotlib(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    """A picture is missed only by an experiment that has one."""
+    """Only an experiment that draws a picture says that it is missing."""
     for module in (experiment, pictures):
         monkeypatch.setattr(module, "can_draw", lambda: False)
     monkeypatch.setattr(experiment, "open_study", lambda _: SimpleNamespace(folder=tmp_path, facts=dict))

@@ -1,4 +1,4 @@
-"""What was computed is not computed again, whatever ended the process that did it."""
+"""Computed answers are kept and not computed again, however the process ended."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from griffin.experiments.common.ledger import Ledger
 
 
 def test_a_question_is_answered_once(tmp_path: Path) -> None:
-    """In this process and in the next; the order of a question's fields does not matter."""
+    """In this process and the next. The order of a question's fields does not matter."""
     asked = []
 
     def compute() -> dict[str, list[int]]:
@@ -37,7 +37,7 @@ def test_another_question_or_subject_has_another_answer(tmp_path: Path) -> None:
 
 
 def test_half_a_line_is_no_answer(tmp_path: Path) -> None:
-    """A process that was killed while it wrote leaves the rest readable, and the file usable."""
+    """If a process was killed while it wrote, all other lines can be read, and the file can be used."""
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path, {})
     ledger.put({"x": 1}, "one")
@@ -53,7 +53,7 @@ def test_half_a_line_is_no_answer(tmp_path: Path) -> None:
 
 
 def test_what_fails_is_not_kept(tmp_path: Path) -> None:
-    """Nor what JSON cannot hold."""
+    """Nor an answer that JSON cannot hold."""
     path = tmp_path / "ledger.jsonl"
     for compute in (lambda: 1 / 0, lambda: {1, 2}):
         with pytest.raises((ZeroDivisionError, TypeError)):
@@ -63,12 +63,12 @@ def test_what_fails_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_answers_are_what_a_second_run_reads(tmp_path: Path) -> None:
-    """Tuples come back as lists the first time too."""
+    """Tuples become lists the first time, too."""
     assert Ledger(tmp_path / "l.jsonl", {}).once({}, lambda: (1, 2.5)) == json.loads("[1, 2.5]")
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    """One line that names it."""
+    """One line names it."""
     (tmp_path / "file").write_text("")
     with pytest.raises(GriffinError, match=r"cannot write '.*file/ledger.jsonl': "):
         Ledger(tmp_path / "file" / "ledger.jsonl", {}).put({}, 1)

@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own: what it is asked, what it answers, and what is said when it cannot."""
+"""llama.cpp in another process: questions, answers, and errors."""
 
 import importlib.util
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.griffin.experiments.llama import install, pretended_file
 
 
 def test_a_prompt_is_read_and_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In batches of its own size, each run from the beginning; a time for each token, in order."""
+    """Batches have its own size, each run starts anew, and each token has a time, in order."""
     install(tmp_path / "package", monkeypatch, 10)
     with LlamaCpp(pretended_file(tmp_path / "a.gguf"), 64, 2) as llama_cpp:
         runs = [llama_cpp.timed([1, 2, 3, 4, 5], 3) for _ in range(2)]
@@ -25,7 +25,7 @@ def test_a_prompt_is_read_and_followed(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_drafts_are_looked_up_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tokens are those without drafts, to the last one and to one that ends; each pass is rid of wrong drafts."""
+    """Tokens are those without drafts, also for the last token and an end. Wrong drafts are removed after each pass."""
     install(tmp_path / "package", monkeypatch, 40)
     with LlamaCpp(pretended_file(tmp_path / "a.gguf"), 64, 2) as llama_cpp:
         plain, looked_up, ended = (llama_cpp.timed([1, 2, 3], 8, *rest) for rest in ((), (2,), (2, {7, 30})))
@@ -33,17 +33,17 @@ def test_drafts_are_looked_up_and_checked(tmp_path: Path, monkeypatch: pytest.Mo
 
     assert plain["ids"] == looked_up["ids"] == list(range(4, 12))
     assert (plain["drafted"], plain["accepted"]) == (0, 0)
-    # Passes after tokens 4, 6, 8 and 10. No draft can be the last token of all.
+    # Passes come after tokens 4, 6, 8 and 10. The last token of the answer is never drafted.
     assert (looked_up["drafted"], looked_up["accepted"]) == (6, 3)
     assert len(looked_up["times"]) == 8
     assert ended["ids"] == [4, 5, 6, 7]
-    # All that stayed was the prompt and the tokens before the latest.
+    # The cache holds only the prompt and the tokens before the latest.
     assert rows_1V.max() == 3 + 3 + 1
 
 
 @pytest.mark.parametrize("one_by_one", [True, False])
 def test_logits_of_given_tokens(one_by_one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row a token, that goes on from those before until the sequence is cleared."""
+    """One row for each token. A call continues the sequence until it is cleared."""
     install(tmp_path / "package", monkeypatch, 10)
     with LlamaCpp(pretended_file(tmp_path / "a.gguf"), 64, 2) as llama_cpp:
         llama_cpp.logits([1, 2], one_by_one=one_by_one)
@@ -58,7 +58,7 @@ def test_logits_of_given_tokens(one_by_one: bool, tmp_path: Path, monkeypatch: p
 
 
 def test_it_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Versions and settings, for machines and for people; what this version does not tell is unknown."""
+    """Versions and settings, for programs and for people. What this version does not report is unknown."""
     install(tmp_path / "package", monkeypatch, 10)
     with LlamaCpp(pretended_file(tmp_path / "a.gguf"), 64, 2) as llama_cpp:
         facts = llama_cpp.facts
@@ -68,8 +68,8 @@ def test_it_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert described(facts).endswith("weights: CPU_Mapped model 92.10 MiB, built with AVX2 OPENMP")
 
 
-def test_what_cannot_be_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No package, no program, no model, a token it does not have, a process that dies, another vocabulary."""
+def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No package, no program, no model, an unknown token, a process that dies, another vocabulary."""
     good = pretended_file(tmp_path / "a.gguf")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "llama_cpp.py").write_text("raise ModuleNotFoundError(\"No module named 'llama_cpp'\")")
@@ -95,7 +95,7 @@ def test_what_cannot_be_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_models_own_file(tmp_path: Path) -> None:
-    """It is what --llama-cpp means without a value; random weights and directories have none."""
+    """--llama-cpp without a value means this file; random weights and directories have none."""
     assert file_for_llama_cpp(True, EMBEDDED_MODEL) == embedded_file()
     assert file_for_llama_cpp(tmp_path / "x.gguf", None) == tmp_path / "x.gguf"
     with pytest.raises(GriffinError, match="--shape has no file; name one: --llama-cpp FILE"):
@@ -105,8 +105,8 @@ def test_the_models_own_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
-def test_the_real_one() -> None:
-    """One by one or at once, it reads the same text."""
+def test_real_llama_cpp() -> None:
+    """It reads the same text token by token and at once."""
     with LlamaCpp(embedded_file(), 64, 1) as llama_cpp:
         steps_TV = llama_cpp.logits([1, 504, 281], one_by_one=True)
         llama_cpp.clear()

@@ -1,4 +1,4 @@
-"""Tables in their two forms, and files that are whole or not there."""
+"""Tables in their two forms, and files that are complete or absent."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from griffin.experiments.common.results import Table, write_json, write_whole
 
 
 def test_a_table_in_both_forms() -> None:
-    """Words to the left, figures to the right; a model's name is never markup."""
+    """Words are on the left, figures on the right. A model's name is never markup."""
     table = Table(["", "a"], [["one", "1"], ["[x](y) | <b>", "22"]], "Two *rows*")
 
     assert table.text() == "Two *rows*\n               a\none            1\n[x](y) | <b>  22"
@@ -19,7 +19,7 @@ def test_a_table_in_both_forms() -> None:
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was there stays if the new one cannot be written, and nothing else is left."""
+    """If the new file cannot be written, the old one stays and no other file is left."""
     path = tmp_path / "deep" / "found.json"
     write_json(path, {"a": 1})
     assert path.read_text() == '{\n "a": 1\n}\n'

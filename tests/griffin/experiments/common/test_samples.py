@@ -1,4 +1,4 @@
-"""Local data: what is read, and what is said of files that are not as they should be."""
+"""Local data: what is read, and the errors for wrong files."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ from tests.griffin.experiments.data import SAMPLES, write_data
 
 
 def test_every_data_set_is_read(tmp_path: Path) -> None:
-    """Plain or compressed; blank lines, other fields and odd line breaks within texts do no harm."""
+    """Plain or compressed. Blank lines, other fields and unusual line breaks in texts do no harm."""
     write_data(tmp_path)
     for name, samples in SAMPLES.items():
         assert read_samples(tmp_path, name) == samples
@@ -22,7 +22,7 @@ def test_every_data_set_is_read(tmp_path: Path) -> None:
     (tmp_path / "xsum.jsonl.gz").write_bytes(gzip.compress(f"\n{line}\n\n{line}".encode()))
 
     assert read_samples(tmp_path, "xsum") == [sample, sample]
-    # Those made up elsewhere: for texts, and for drafts.
+    # Other tests make up these four: for texts, and for drafts.
     assert set(FIELDS) == {*SAMPLES, "wikitext", "books", "functions", "chats"}
 
 
@@ -41,7 +41,7 @@ def test_every_data_set_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_bad_files(content: bytes, message: str, tmp_path: Path) -> None:
-    """One line: the file, the line, the field."""
+    """One line names the file, the line and the field."""
     (tmp_path / "xsum.jsonl").write_bytes(content)
 
     with pytest.raises(GriffinError, match=message) as raised:
@@ -51,7 +51,7 @@ def test_bad_files(content: bytes, message: str, tmp_path: Path) -> None:
 
 
 def test_a_damaged_archive(tmp_path: Path) -> None:
-    """Cut off, or none at all."""
+    """Cut off, damaged, or no archive at all."""
     whole = gzip.compress(b'{"document": "a", "summary": "b"}\n' * 50)
     for content in (whole[:-9], b"plain", whole[:12] + b"xxxx" + whole[16:]):
         (tmp_path / "xsum.jsonl.gz").write_bytes(content)
@@ -60,7 +60,7 @@ def test_a_damaged_archive(tmp_path: Path) -> None:
 
 
 def test_labels_are_numbers_not_words(tmp_path: Path) -> None:
-    """true is a whole number to Python; here it is none."""
+    """In Python true is also an integer; here it is refused."""
     (tmp_path / "boolq.jsonl").write_text(json.dumps({"passage": "a", "question": "b", "label": True}))
 
     with pytest.raises(GriffinError, match="the field 'label' is not a whole number"):

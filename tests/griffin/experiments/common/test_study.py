@@ -1,4 +1,4 @@
-"""What tells one model's answers from another's."""
+"""What makes two models different for their stored answers."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def identity(checkpoint: Checkpoint, folder: Path) -> str:
 
 
 def test_codes_are_part_of_an_identity(tmp_path: Path) -> None:
-    """A single byte of a matrix in a file's own codes makes another model; another start does not."""
+    """One changed byte in a file's codes makes another model; loading it again does not."""
     path = mixed_file(tmp_path / "mixed.gguf", "qwen2")
     first, second = (load(str(path), device="cpu", cache_dir=tmp_path) for _ in range(2))
     plain = load(str(path), device="cpu", dtype="float32", cache_dir=tmp_path)

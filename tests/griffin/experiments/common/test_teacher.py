@@ -1,4 +1,4 @@
-"""The teacher-forced form gives the numbers of generation one token at a time."""
+"""Teacher forcing gives the same numbers as generation token by token."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ Prompts = Callable[[int, int], list[int]]
 
 
 def scored(teacher: Teacher, prompt: list[int], rest: list[int], pruning: Pruning) -> torch.Tensor:
-    """Log-probabilities of a continuation, whose first token the full model predicts."""
+    """Log-probabilities of a continuation. The full model predicts its first token."""
     teacher.begin()
     (first_1V,) = teacher.read(prompt, wanted=1)
     logits = [first_1V, *teacher.follow(rest[:-1], teacher.choose(pruning), wanted=len(rest) - 1)]
@@ -31,12 +31,12 @@ def scored(teacher: Teacher, prompt: list[int], rest: list[int], pruning: Prunin
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])
 def test_it_is_generation_step_by_step(model: PreTrainedModel, prompts: Prompts, sparsity: float) -> None:
-    """In every family: the same logits as an independent GRIFFIN that generates these tokens one after the other."""
+    """In every family: the logits of an independent GRIFFIN that generates these tokens one by one."""
     prompt = prompts(1, 21)
     generated, logits_TV = oracle.generate(model, prompt, sparsity, 9)
     expected = logits_TV.log_softmax(-1).gather(1, torch.tensor(generated)[:, None])[:, 0]
 
-    # In chunks that end within the prompt and within the rest.
+    # Chunks end inside the prompt and inside the rest.
     found = scored(Teacher(model, chunk=4), prompt, generated, Pruning(sparsity))
 
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
@@ -53,7 +53,7 @@ def test_it_is_what_the_engine_generates(model: PreTrainedModel, prompts: Prompt
 
 
 def test_thresholds_are_those_of_the_decode_twin(model: PreTrainedModel, prompts: Prompts) -> None:
-    """griffin+ in every family, gated or not: the same scores, and the same counts of what tokens have read."""
+    """griffin+ in every family, with gates or without: the same scores and the same counts of reads."""
     prompt, rest, pruning = prompts(2, 30), prompts(3, 12), Pruning(0.5, method="griffin+")
     engine, teacher = Engine(model), Teacher(model)
     expected = engine.score(prompt, rest, pruning)
@@ -67,7 +67,7 @@ def test_thresholds_are_those_of_the_decode_twin(model: PreTrainedModel, prompts
 
 
 def decoded_shares(model: PreTrainedModel, prompt: list[int], rest: list[int], pruning: Pruning) -> Shares | None:
-    """What these tokens read, one after the other, in the twin's step; thresholds are the teacher's."""
+    """The shares that these tokens read one by one in the twin's step, with the teacher's thresholds."""
     teacher, cache = Teacher(model), KVCache(len(feed_forwards(model)))
     teacher.begin_with(prompt)
     step = TwinStep(model, cache, DecodeTwin(model))
@@ -80,7 +80,7 @@ def decoded_shares(model: PreTrainedModel, prompt: list[int], rest: list[int], p
 
 
 def test_thresholds_on_codes(tmp_path: Path, prompts: Prompts) -> None:
-    """A file's own codes, by method griffin+: the engine's scores, but where a rounded value crosses a threshold."""
+    """griffin+ on a file's codes gives the engine's scores, unless rounding moves a value across its threshold."""
     file = str(mixed_file(tmp_path / "mixed.gguf", "qwen2"))
     model = load(file, device="cpu", dtype="float32", cache_dir=tmp_path).model
     prompt, rest, pruning = prompts(2, 30), prompts(3, 12), Pruning(0.5, method="griffin+")
@@ -92,7 +92,7 @@ def test_thresholds_on_codes(tmp_path: Path, prompts: Prompts) -> None:
 
 
 def test_simulated_generation(model: PreTrainedModel, prompts: Prompts) -> None:
-    """Section 5.1: all but the last token are the prompt, the last goes through the kept neurons."""
+    """Section 5.1: all tokens but the last are the prompt, and the last goes through the kept neurons."""
     ids = prompts(4, 15)
     teacher = Teacher(model)
     teacher.begin()
@@ -103,7 +103,7 @@ def test_simulated_generation(model: PreTrainedModel, prompts: Prompts) -> None:
 
 
 def test_branches(model: PreTrainedModel, prompts: Prompts) -> None:
-    """Several choices at once: each row is what its own choice would have given alone, twice over."""
+    """Several choices at once: each row is what its choice gives alone. A second call gives the same."""
     ids = prompts(9, 15)
     teacher = Teacher(model)
     teacher.begin()
@@ -121,7 +121,7 @@ def test_branches(model: PreTrainedModel, prompts: Prompts) -> None:
 
 
 def test_a_branch_of_no_text(model: PreTrainedModel) -> None:
-    """The very first token has nothing before it."""
+    """The very first token has no token before it."""
     teacher = Teacher(model)
     teacher.begin()
     expected = next(iter(teacher.read([5], wanted=1)))
@@ -131,8 +131,8 @@ def test_a_branch_of_no_text(model: PreTrainedModel) -> None:
 
 
 def test_going_back(model: PreTrainedModel, prompts: Prompts) -> None:
-    """From a mark, another continuation has the numbers that it would have had alone; later marks come first."""
-    # No two neurons are so close at the cut that rounding decides.
+    """After a mark, another continuation has the numbers that it has alone. Marks need not be in order."""
+    # For this prompt, no two neurons at the cut are so close that rounding decides.
     teacher, prompt = Teacher(model, chunk=8), prompts(11, 12)
     one, two = prompts(6, 5), prompts(7, 6)
     expected = [scored(teacher, prompt[:end], rest, Pruning(0.5)) for end, rest in ((12, one), (7, two))]
@@ -152,7 +152,7 @@ def test_going_back(model: PreTrainedModel, prompts: Prompts) -> None:
 
 
 def test_nothing_removed_is_the_full_model(model: PreTrainedModel, prompts: Prompts) -> None:
-    """At sparsity 0 there is no selection, and no difference."""
+    """At sparsity 0 no neurons are selected, and the logits are the same."""
     teacher, ids = Teacher(model), prompts(8, 20)
     teacher.begin()
     full = torch.cat(list(teacher.read(ids, wanted=20)))

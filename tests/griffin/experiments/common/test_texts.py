@@ -1,4 +1,4 @@
-"""Texts become sequences of tokens: where they begin, what is before them, and what is said when they are too short."""
+"""Texts become sequences of tokens: where they begin, what precedes them, and the errors for short texts."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from tests.griffin.experiments.words import BOS, random_ids, word_study, word_to
 
 
 def test_windows_are_spread_evenly() -> None:
-    """Three of three tokens in ten: at the beginning, in the middle, at the end."""
+    """Three windows of three tokens in ten: at the beginning, in the middle, at the end."""
     text = Text("wikitext", list(range(10)), [])
 
     assert text.windows(3, 3, "--tokens", "--samples") == [[0, 1, 2], [3, 4, 5], [7, 8, 9]]
@@ -31,13 +31,13 @@ def test_windows_are_spread_evenly() -> None:
     ],
 )
 def test_a_text_that_is_too_short(length: int, count: int, said: str) -> None:
-    """The flag, and the most that it can be."""
+    """The error has the flag and the largest possible value."""
     with pytest.raises(ValueError, match=f"^{said}$"):
         Text("wikitext", list(range(10)), []).windows(length, count, "--tokens", "--samples")
 
 
 def test_documents_are_joined_before_they_are_tokenised(smollm2: Checkpoint, tmp_path: Path) -> None:
-    """Nothing is put between them, and lines end as in a file opened for reading."""
+    """No text is put between them, and line ends are those of a file opened for reading."""
     lines = [json.dumps({"title": "", "text": text}) + "\n" for text in ("The tide rose to", "day.\r\nIt fell.")]
     (tmp_path / "wikitext2_raw_test.jsonl").write_text("".join(lines))
     text = read_text(Study(smollm2, tmp_path, tmp_path), "wikitext")
@@ -63,7 +63,7 @@ def test_each_sequence_begins_as_a_text_does(tmp_path: Path) -> None:
 
 
 def test_a_sequence_beyond_the_context(tmp_path: Path) -> None:
-    """The tiny model has 256 tokens."""
+    """The tiny model's context is 256 tokens."""
     with pytest.raises(ValueError, match=r"^--tokens: 257 is more than the context of this model, 256$"):
         sequences(word_study(tmp_path, random_ids(1, 300)), "wikitext", 257)
 
@@ -76,7 +76,7 @@ def from_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load_dataset: Any)
 
 
 def test_without_data_texts_come_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All lines of WikiText-2's test split, and no more books than are needed."""
+    """All lines of WikiText-2's test split, and only as many books as needed."""
     asked = []
 
     def load_dataset(*names: str, split: str, streaming: bool = False) -> Any:
@@ -102,7 +102,7 @@ def test_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_no_library_for_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is an extra; the line says how to have it."""
+    """It is an extra; one line says how to install it."""
     monkeypatch.setitem(sys.modules, "datasets", None)
     study = Study(word_study(tmp_path).checkpoint, None, tmp_path)
     with pytest.raises(GriffinError, match=r"pip install datasets; or give --data a directory with books\.jsonl$"):

@@ -1,4 +1,4 @@
-"""What tokens have in common in their activations, worked by hand, and the activations of every family."""
+"""The similarity of tokens' activations, worked by hand, and the activations of every family."""
 
 import pytest
 import torch
@@ -15,14 +15,14 @@ from tests.griffin import oracle
 
 
 def test_relative_magnitudes() -> None:
-    """Unit length without signs; a token that activates nothing stays zero."""
+    """Unit length without signs. A token without activations stays zero."""
     z_TF = torch.tensor([[3.0, -4.0], [0.0, 0.0], [0.0, -2.0]])
 
     torch.testing.assert_close(relative_magnitudes(z_TF), torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.0, 1.0]]))
 
 
 def test_two_tokens() -> None:
-    """(1, 0) and (0.6, 0.8): their cosine is 0.6; over both orders of the second it is (0.6 + 0.8) / 2."""
+    """(1, 0) and (0.6, 0.8): their cosine is 0.6. Over both orders of the second, the mean is (0.6 + 0.8) / 2."""
     found = flocking(torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
 
     assert found.similarity == pytest.approx(0.6)
@@ -31,7 +31,7 @@ def test_two_tokens() -> None:
 
 
 def test_it_is_the_mean_over_all_pairs() -> None:
-    """The sums agree with every pair computed by itself, and with a mean over many shuffles."""
+    """The sums agree with each pair computed alone, and with a mean over many shuffles."""
     generator = torch.Generator().manual_seed(0)
     unit_TF = relative_magnitudes(torch.randn(6, 10, generator=generator).exp() * torch.arange(10))
     first, second = torch.triu_indices(6, 6, offset=1)
@@ -44,7 +44,7 @@ def test_it_is_the_mean_over_all_pairs() -> None:
 
 
 def test_tokens_that_are_all_the_same() -> None:
-    """Strength 1; one that activates nothing is no token."""
+    """Their strength is 1. A token without activations does not count."""
     same = torch.tensor([[0.6, 0.8, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 0.0], [0.6, 0.8, 0.0]])
 
     assert flocking(same).strength == pytest.approx(1)
@@ -52,7 +52,7 @@ def test_tokens_that_are_all_the_same() -> None:
 
 
 def test_more_tokens_than_are_summed_at_once() -> None:
-    """Every pair of all tokens counts, and of those that activate something only."""
+    """Every pair of tokens counts, except tokens without activations."""
     generator = torch.Generator().manual_seed(0)
     unit_TF = relative_magnitudes(torch.randn(2 * TOKENS_AT_ONCE + 5, 7, generator=generator) * torch.arange(7))
     unit_TF[[0, TOKENS_AT_ONCE, 2 * TOKENS_AT_ONCE + 4]] = 0
@@ -67,12 +67,12 @@ def test_more_tokens_than_are_summed_at_once() -> None:
 
 
 def test_no_two_tokens() -> None:
-    """Nothing to compare is no similarity."""
+    """Without a pair, the similarity is 0."""
     assert flocking(torch.zeros(3, 4)) == flocking(torch.tensor([[0.6, 0.8]])) == Flocking(0.0, 0.0)
 
 
 def test_activations_of_every_family(model: PreTrainedModel) -> None:
-    """In order of the layers, ``(T, F)``; the model itself is left without hooks."""
+    """In order of the layers, ``(T, F)``. Afterwards the model has no hooks."""
     ids = torch.randint(3, 128, (1, 17), generator=torch.Generator().manual_seed(1))
     seen: dict[int, torch.Tensor] = {}
     visit_activations(model, ids[0].tolist(), lambda layer, z_TF: seen.update({layer: z_TF.clone()}))

@@ -16,7 +16,7 @@ from tests.tiny import tiny_model
 
 
 def test_a_curve_by_hand() -> None:
-    """1, 3, 2, 5: sorted and moved to 0 and 1 they are 1, 1/2, 1/4, 0; of 39, the squares, the top two hold 34."""
+    """1, 3, 2, 5 sorted and scaled to 0..1 are 1, 1/2, 1/4, 0. The top two hold 34 of 39, the sum of squares."""
     found = concentration.curves(torch.tensor([[1.0, 3.0, 2.0, 5.0]]))
 
     assert found["ranks"] == [0, 1, 2, 3]
@@ -27,7 +27,7 @@ def test_a_curve_by_hand() -> None:
 
 
 def test_equal_entries_have_no_curve() -> None:
-    """Nothing is divided by zero, and half of the neurons hold half."""
+    """There is no division by zero, and half of the neurons hold half."""
     found = concentration.curves(torch.ones(1, 8))
 
     assert set(found["normalised"][0]) == {0.0}
@@ -35,7 +35,7 @@ def test_equal_entries_have_no_curve() -> None:
 
 
 def test_points_of_a_wide_layer() -> None:
-    """Few are kept, from the first to the last, closer to each other at the head."""
+    """Few points are kept, from the first to the last, and they are closer together at the head."""
     ranks = concentration.curves(torch.rand(1, 5000))["ranks"]
     steps = [after - before for before, after in pairwise(ranks)]
 
@@ -46,7 +46,7 @@ def test_points_of_a_wide_layer() -> None:
 
 
 def test_figures_and_picture(tmp_path: Path) -> None:
-    """Of a model: its curve is that of the oracle's statistic."""
+    """A model's curve is that of the oracle's statistic."""
     text, model = random_ids(1, 60), tiny_model("llama")
     study = word_study(tmp_path, text, model=model)
     arguments = argparse.Namespace(**{**vars(defaults(concentration)), "tokens": 24})
@@ -79,7 +79,7 @@ def found_with(upper: list[float]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("flat", "holds"), [(1, True), (2, False)])
 def test_nearly_all_layers(flat: int, holds: bool) -> None:
-    """Nine of ten are, eight are not."""
+    """Nine of ten are nearly all; eight are not."""
     (claim,) = concentration.claims(found_with([0.05] * flat + [0.01] * (10 - flat)))
 
     assert claim.holds is holds

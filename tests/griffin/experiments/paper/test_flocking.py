@@ -1,4 +1,4 @@
-"""Flocking: its figures against every pair of tokens, and what is said about them."""
+"""Flocking: its figures against every pair of tokens, and its claim."""
 
 import argparse
 from pathlib import Path
@@ -22,7 +22,7 @@ def arguments(**changes: object) -> argparse.Namespace:
 
 
 def test_figures_and_picture(tmp_path: Path) -> None:
-    """All layers' similarities over all neurons; the heatmaps hold the first neurons of the layers asked for."""
+    """Similarities of all layers over all neurons. Heatmaps hold the first neurons of the named layers."""
     text, model = random_ids(1, 60), tiny_model("llama")
     study = word_study(tmp_path, text, model=model)
     found = conduct("flocking", flocking, study, arguments(layers=[2, 0]))
@@ -42,7 +42,7 @@ def test_figures_and_picture(tmp_path: Path) -> None:
 
 
 def test_a_second_run_reads_the_ledger(tmp_path: Path) -> None:
-    """The same question is not asked of the model again; one about other layers is."""
+    """The same question is asked only once; other layers are another question."""
     study = word_study(tmp_path, random_ids(1, 60))
     lines = []
     for layers in ([1], [1], [2]):
@@ -63,7 +63,7 @@ def test_layers_by_default_and_all(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_is_not_there(tmp_path: Path) -> None:
-    """The flag, and what there is."""
+    """The error has the flag and the model's layers."""
     with pytest.raises(ValueError, match="--layers: this model has no layer 3; its layers are 0 to 2"):
         flocking.measure(word_study(tmp_path, random_ids(1, 60)), arguments(layers=[3]))
 
@@ -74,7 +74,7 @@ def found_with(strengths: list[float]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("below", "holds"), [(1, True), (2, False)])
 def test_virtually_all_layers(below: int, holds: bool) -> None:
-    """Nine of ten are, eight are not; a layer of strength 0.1 flocks, and a fainter one does not."""
+    """Nine of ten are virtually all; eight are not. A layer flocks from a strength of 0.1 on."""
     (claim,) = flocking.claims(found_with([0.099] * below + [0.1] + [0.5] * (9 - below)))
 
     assert claim.holds is holds
@@ -84,12 +84,12 @@ def test_virtually_all_layers(below: int, holds: bool) -> None:
 
 
 def test_below_chance_is_not_faint() -> None:
-    """It is nothing."""
+    """A strength below zero does not count at all."""
     assert flocking.how_many([-0.2, 0.0, 0.05, 0.4]).startswith("1 of 4 layers flock, 1 more are above chance")
 
 
 def test_the_table_has_every_layer() -> None:
-    """And its three figures."""
+    """With its three figures."""
     (table,) = flocking.tables({**found_with([0.25, 0.5]), "corpus": "books"})
 
     assert table.rows == [("0", "0.250", "0.000", "0.250"), ("1", "0.500", "0.000", "0.500")]

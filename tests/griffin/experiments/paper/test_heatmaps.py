@@ -11,7 +11,7 @@ from griffin.experiments.paper.heatmaps import colourbar, decode, draw_heatmaps,
 
 
 def test_bytes_of_a_heatmap() -> None:
-    """Of 0 to 200, the 99.5th percentile is 199: 0 is 0, 100 is round(100 / 199 * 255) = 128, 199 and 200 are 255."""
+    """The 99.5th percentile of 0..200 is 199. So 0, 100, 199, 200 give 0, round(100 / 199 * 255) = 128, 255, 255."""
     heatmap = encode(torch.arange(201.0)[None])
     values = base64.b64decode(heatmap["values"])
 
@@ -20,7 +20,7 @@ def test_bytes_of_a_heatmap() -> None:
 
 
 def test_a_heatmap_comes_back() -> None:
-    """Row by row, to half a step of 1 / 255."""
+    """Row by row, up to half a step of 1 / 255."""
     values_TN = torch.rand(7, 300, generator=torch.Generator().manual_seed(0))
     heatmap = encode(values_TN)
     expected = (values_TN / heatmap["scale"]).clamp(max=1).numpy()
@@ -29,12 +29,12 @@ def test_a_heatmap_comes_back() -> None:
 
 
 def test_nothing_is_active() -> None:
-    """There is no scale then, but there are values."""
+    """There is no scale, but there are values."""
     assert not decode(encode(torch.zeros(2, 3))).any()
 
 
 def test_pooling() -> None:
-    """Squares of 2 x 2; five columns in at most two parts are 2 and 3, and no part is a sliver at the edge."""
+    """Squares of 2 x 2. Five columns in at most two parts are 2 and 3, so no part at the edge is very small."""
     values = np.array([[1.0, 3.0, 0.0, 0.0], [5.0, 7.0, 0.0, 4.0]])
 
     assert pooled(values, 2).tolist() == [[2.0, 0.0], [6.0, 2.0]]
@@ -44,7 +44,7 @@ def test_pooling() -> None:
 
 
 def test_pictures_stay_small(tmp_path: Path) -> None:
-    """Three heatmaps of noise, the worst there is."""
+    """Three heatmaps of noise, the worst case."""
     noise = [encode(torch.rand(512, 512, generator=torch.Generator().manual_seed(seed))) for seed in range(3)]
     figure = new_figure(10, 3)
     axes = panels(figure, 1, 3)
@@ -56,7 +56,7 @@ def test_pictures_stay_small(tmp_path: Path) -> None:
 
 
 def test_panels_left_over() -> None:
-    """Three heatmaps in rows of two: the fourth panel goes; words and numbers are at the left and at the bottom."""
+    """Three heatmaps in rows of two: the fourth panel is removed. Labels are on the left and at the bottom."""
     figure = new_figure(4, 4)
     heatmap = encode(torch.rand(4, 6))
     left = draw_heatmaps(panels(figure, 2, 2), [heatmap] * 3, ["a", "b", "c"], 2)

@@ -1,4 +1,4 @@
-"""Jaccard similarity of top-k sets: on sets worked by hand, and on a model by Python's own sets."""
+"""Jaccard similarity of top-k sets: on sets worked by hand, and on a model with Python's own sets."""
 
 import argparse
 from itertools import combinations
@@ -19,7 +19,7 @@ from tests.tiny import tiny_model
 
 
 def test_sets_of_three_samples() -> None:
-    """At k = 2 {0, 1}, {1, 2} and {0, 1}: 1/3, 1 and 1/3; at k = 1 {0}, {1}, {1}: 0, 0 and 1; at k = 3 all the same."""
+    """k = 2: {0, 1}, {1, 2}, {0, 1} give 1/3, 1, 1/3. k = 1: {0}, {1}, {1} give 0, 0, 1. k = 3: all are equal."""
     ranks_SLF = torch.tensor([[[0, 1, 2]], [[2, 0, 1]], [[1, 0, 2]]])
 
     found = jaccard.jaccard(ranks_SLF, [1, 2, 3])[0].tolist()
@@ -28,7 +28,7 @@ def test_sets_of_three_samples() -> None:
 
 
 def test_ranks_are_the_selection() -> None:
-    """The neurons of rank below k are those that GRIFFIN keeps, ties included."""
+    """The neurons of rank below k are those that GRIFFIN keeps, also with equal values."""
     statistic_LF = torch.randint(0, 6, (3, 40), generator=Generator().manual_seed(0)).float()
     ranks_LF = jaccard.ranking(statistic_LF)
 
@@ -40,14 +40,14 @@ def test_ranks_are_the_selection() -> None:
 
 @pytest.mark.parametrize("width", [52, 2**16, 2**16 + 2])
 def test_ranks_of_wide_layers(width: int) -> None:
-    """They come out of the ledger as they went in, also where 16 bits do not hold them."""
+    """They come out of the ledger unchanged, also if they need more than 16 bits."""
     ranks_LF = torch.stack([torch.arange(width), torch.arange(width).flip(0)])
 
     assert jaccard.decoded(jaccard.encoded(ranks_LF), 2, width).equal(ranks_LF.int())
 
 
 def test_by_chance() -> None:
-    """Two random halves have a quarter of the neurons in common, of three quarters; all neurons are all the same."""
+    """Two random halves share a quarter of the neurons and have three quarters together. Sets of all are equal."""
     assert jaccard.by_chance(0.5) == pytest.approx(0.25 / 0.75)
     assert jaccard.by_chance(1.0) == 1.0
 
@@ -76,7 +76,7 @@ def test_figures_and_picture(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    """Each sample is kept as it is read; other sizes of the sets ask nothing of the model."""
+    """Each sample is kept once it is read. Other sizes of the sets need no new reading."""
     study, path = word_study(tmp_path, random_ids(1, 40)), tmp_path / "tiny" / "ledger.jsonl"
     once = jaccard.measure(study, arguments())
     lines = path.read_text().splitlines()
@@ -104,7 +104,7 @@ def found_with(fractions: list[float], values: list[list[float]]) -> dict[str, A
 
 
 def test_the_vast_majority_of_layers() -> None:
-    """Four of five layers below one half are, three of five are not."""
+    """Four of five layers below one half are a vast majority; three of five are not."""
     found = found_with([0.1, 0.5], [[0.2, 0.4], [0.3, 0.5], [0.3, 0.6], [0.4, 0.7], [0.9, 0.9]])
     (claim,) = jaccard.claims(found)
     found["jaccard"][3][0] = 0.6
@@ -117,11 +117,11 @@ def test_the_vast_majority_of_layers() -> None:
 
 
 def test_large_sets_alone_tell_nothing() -> None:
-    """The claim is about small ones: up to a fifth of the neurons."""
+    """The claim is about small sets: up to a fifth of the neurons."""
     (claim,) = jaccard.claims(found_with([0.21, 0.9], [[0.2, 0.4]]))
     (small,) = jaccard.claims(found_with([0.2, 0.9], [[0.2, 0.4]]))
 
     assert claim.holds is None
-    # Of two random sets of 90 %, 81 % are in both and 99 % in either.
+    # Two random sets of 90 % share 81 % of all neurons, and have 99 % together.
     assert "stays below 0.5 at all sizes; at 90 % it is 0.40 (random sets 0.82)." in claim.here
     assert small.holds is True

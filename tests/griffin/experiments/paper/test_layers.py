@@ -16,7 +16,7 @@ def test_the_type_of_the_flag() -> None:
 
 
 def test_layers_are_chosen() -> None:
-    """Each once and in order; without a flag, those of the experiment."""
+    """Each once and in order. Without a flag, the experiment's own layers."""
     assert layer_numbers([5, 0, 5], 6, [1], "--layers") == [0, 5]
     assert layer_numbers([2, "all"], 3, [1], "--layers") == [0, 1, 2]
     assert layer_numbers(None, 1, [0, 0, 0], "--layers") == [0]
@@ -25,6 +25,6 @@ def test_layers_are_chosen() -> None:
 
 
 def test_every_layer_has_its_colour() -> None:
-    """Also a single one."""
+    """Also a single layer."""
     assert len({tuple(colour) for colour in colours(40)}) == 40
     assert len(colours(1)) == 1

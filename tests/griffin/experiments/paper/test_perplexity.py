@@ -1,4 +1,4 @@
-"""The increase in perplexity against GRIFFIN written out by hand, and what is concluded from its windows."""
+"""The increase in perplexity against GRIFFIN written by hand, and the claims from its windows."""
 
 import argparse
 import math
@@ -27,7 +27,7 @@ def arguments(**changes: object) -> argparse.Namespace:
 
 @torch.no_grad()
 def losses(model: PreTrainedModel, prompt: list[int], rest: list[int], sparsity: float) -> Tensor:
-    """One token after the other: the prompt through all neurons, those behind it through the highest of s."""
+    """Losses token by token: the prompt through all neurons, the rest through the neurons with the highest s."""
     cache = DynamicCache(config=model.config)
     with oracle.recorded(model) as activations:
         model(torch.tensor([prompt]), past_key_values=cache)
@@ -41,7 +41,7 @@ def losses(model: PreTrainedModel, prompt: list[int], rest: list[int], sparsity:
 
 
 def test_figures_and_picture(tmp_path: Path) -> None:
-    """Windows of 6 + 7 + 1 tokens; what is generated begins at their seventh, whatever the prompt's length."""
+    """Windows of 6 + 7 + 1 tokens. The generation begins at the seventh token, for any prompt length."""
     text, model = random_ids(1, 40), tiny_model("llama")
     study = word_study(tmp_path, text, model=model)
     found = conduct("perplexity", perplexity, study, arguments())
@@ -50,7 +50,7 @@ def test_figures_and_picture(tmp_path: Path) -> None:
     assert (found["prompts"], found["generations"], found["windows"]) == ([3, 6], [2, 7], 2)
     for row, length in enumerate((3, 6)):
         for number, (name, sparsity) in enumerate((("full", 0.0), ("griffin", 0.5))):
-            # A BOS token is one of the prompt's.
+            # The BOS token counts as one of the prompt.
             each = [losses(model, [BOS, *w[7 - length : 6]], w[6:], sparsity) for w in windows]
             expected = [float(torch.cat([loss_T[:g] for loss_T in each]).mean().exp()) for g in (2, 7)]
             assert found[name][row] == pytest.approx(expected, rel=1e-4)
@@ -68,7 +68,7 @@ def test_nothing_removed_is_no_increase(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    """Each prompt in each window is kept; another sparsity is another question."""
+    """Each prompt in each window is kept. Another sparsity is another question."""
     study, path = word_study(tmp_path, random_ids(1, 40)), tmp_path / "tiny" / "ledger.jsonl"
     once = perplexity.measure(study, arguments())
     lines = path.read_text().splitlines()
@@ -92,7 +92,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     ],
 )
 def test_lengths_that_do_not_fit(tmp_path: Path, changes: dict[str, object], said: str) -> None:
-    """One line that names the flag and the most."""
+    """One line names the flag and the largest value."""
     with pytest.raises(ValueError, match=r"^--") as error:
         perplexity.measure(word_study(tmp_path, random_ids(1, 300)), arguments(**changes))
 
@@ -101,14 +101,14 @@ def test_lengths_that_do_not_fit(tmp_path: Path, changes: dict[str, object], sai
 
 
 def test_a_text_that_is_too_short(tmp_path: Path) -> None:
-    """Of 40 tokens the last one is only predicted."""
+    """The last of 40 tokens is only predicted."""
     study = word_study(tmp_path, random_ids(1, 40))
     with pytest.raises(ValueError, match=r"3 \+ 37 tokens, but the text but for its last token has 39, the most"):
         perplexity.measure(study, arguments(prompts=[3], generations=[37], windows=1))
 
 
 def found_with(*windows: list[list[float]], prompts: Sequence[int] = (8, 16)) -> dict[str, Any]:
-    """Of each window the increase over a perplexity of 10: a row for each prompt, 4 and 32 tokens generated."""
+    """Results whose windows add these values to a perplexity of 10, for each prompt and for 4 and 32 tokens."""
     losses = [
         [[[g * math.log(10 + add) for g, add in zip((4, 32), row, strict=True)] for row in rows] for rows in both]
         for both in (([[0.0, 0.0]] * len(window), window) for window in windows)
@@ -126,7 +126,7 @@ def found_with(*windows: list[list[float]], prompts: Sequence[int] = (8, 16)) ->
 
 
 def test_what_a_doubling_adds() -> None:
-    """One doubling of the prompt, three of the generation: -1 and 6 / 3; then +2 and 0."""
+    """The prompt doubles once, the generation three times: -1 and 6 / 3, then +2 and 0."""
     found = found_with([[2.0, 8.0], [1.0, 7.0]], [[1.0, 1.0], [3.0, 3.0]])
 
     assert perplexity.doublings(found, "prompts").tolist() == pytest.approx([-1.0, 2.0])
@@ -134,7 +134,7 @@ def test_what_a_doubling_adds() -> None:
 
 
 def test_all_lengths_count() -> None:
-    """Increases of 3, 1 and 2 after 8, 16 and 32 tokens: the line nearest to them falls by half of 3 - 2."""
+    """Increases of 3, 1, 2 after 8, 16, 32 tokens: the nearest line falls by (3 - 2) / 2 for each doubling."""
     found = found_with([[3.0, 3.0], [1.0, 1.0], [2.0, 2.0]], prompts=(8, 16, 32))
 
     assert perplexity.doublings(found, "prompts").tolist() == pytest.approx([-0.5])
@@ -151,7 +151,7 @@ def test_all_lengths_count() -> None:
     ],
 )
 def test_the_windows_decide_on_prompts(changes: list[float], holds: bool | None) -> None:
-    """The third has a mean of -0.5 and a standard error of 0.87; three windows are too few, however they agree."""
+    """The third case has a mean of -0.5 and a standard error of 0.87. Three windows are always too few."""
     (claim, _) = perplexity.claims(found_with(*([[4.0, 4.0], [4 + change, 4 + change]] for change in changes)))
 
     assert claim.holds is holds
@@ -161,14 +161,14 @@ def test_the_windows_decide_on_prompts(changes: list[float], holds: bool | None)
     ("changes", "holds"), [([3.0, 6.0, 3.0, 6.0], True), ([-3.0] * 4, False), ([3.0, -3.0, 3.0, -3.0], None)]
 )
 def test_the_windows_decide_on_generations(changes: list[float], holds: bool | None) -> None:
-    """Closer with a shorter generation: the increase rises with its length."""
+    """A shorter generation is closer: the increase grows with its length."""
     (_, claim) = perplexity.claims(found_with(*([[4.0, 4 + change]] * 2 for change in changes)))
 
     assert claim.holds is holds
 
 
 def test_nothing_to_compare() -> None:
-    """A single length has no trend; and results without the windows' losses cannot tell."""
+    """One length has no trend. Results without the windows' losses cannot tell either."""
     single = found_with(*[[[2.0, 4.0]]] * 4, prompts=(8,))
     old = found_with(*[[[2.0, 4.0], [1.0, 3.0]]] * 4)
     del old["losses"]
@@ -180,7 +180,7 @@ def test_nothing_to_compare() -> None:
 
 
 def test_claims_and_tables_give_the_figures() -> None:
-    """The trends with their standard errors, the ends, and one row for each prompt length."""
+    """Trends with standard errors, the first and last value, and a row for each prompt length."""
     windows = [[[2.0, 4.0], [2 + change, 4 + change]] for change in (-1.0, -2.0, -1.0, -2.0)]
     found = found_with(*windows)
     closer, unclear = (
@@ -189,7 +189,7 @@ def test_claims_and_tables_give_the_figures() -> None:
     )
     increase, full = perplexity.tables(found)
 
-    # Each is half off the mean: the root of 4 / 4 / 3 over the root of 4.
+    # Each is 0.5 from the mean: sqrt(4 * 0.25 / 3) / sqrt(4).
     assert "Each doubling of the prompt length adds -1.500 to the increase in perplexity, with a" in closer.here
     assert "a standard error of 0.289 over 4 windows. Over all windows, from a prompt of 8 to one of" in closer.here
     assert "of 8 to one of 16 tokens: 2.00 to 1.00 (4 generated), 4.00 to 3.00 (32" in closer.here

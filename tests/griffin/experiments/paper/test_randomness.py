@@ -1,4 +1,4 @@
-"""Random inputs are as random as they should be, and compared layer by layer."""
+"""Random inputs are random enough, and are compared layer by layer."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.griffin.experiments.words import BOS, random_ids, word_study
 
 
 def test_three_inputs(tmp_path: Path) -> None:
-    """BOS in front of all; the same tokens in another order; then tokens that no text had to hold."""
+    """Each begins with BOS: the text, its tokens in another order, and random tokens of the vocabulary."""
     text = random_ids(1, 100)
     study = word_study(tmp_path, text)
     inputs = randomness.make_inputs(study, 50, seed=0)
@@ -31,7 +31,7 @@ def test_three_inputs(tmp_path: Path) -> None:
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
-    """The same one makes the same inputs; another one, others."""
+    """The same seed makes the same inputs; another seed makes others."""
     study = word_study(tmp_path, random_ids(1, 100))
     once, again, other = (randomness.make_inputs(study, 50, seed) for seed in (0, 0, 1))
 
@@ -41,7 +41,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 
 
 def test_random_tokens_come_from_the_whole_vocabulary(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """But for special tokens; SmolLM2 has three that its tokenizer calls so."""
+    """Except special tokens. SmolLM2's tokenizer names three of these."""
     assert randomness.ordinary_ids(word_study(tmp_path, [3])) == list(range(3, 128))
     study = word_study(tmp_path, [3])
     study.checkpoint = smollm2
@@ -53,13 +53,13 @@ def test_random_tokens_come_from_the_whole_vocabulary(tmp_path: Path, smollm2: C
 
 
 def test_figures_and_picture(tmp_path: Path) -> None:
-    """Each input is looked at as the flocking experiment does."""
+    """Each input is measured in the same way as in the flocking experiment."""
     study = word_study(tmp_path, random_ids(1, 100))
     arguments = argparse.Namespace(**{**vars(defaults(randomness)), "tokens": 20, "neurons": 16})
     found = conduct("randomness", randomness, study, arguments)
     permuted = randomness.make_inputs(study, 20, 0)["permuted"]
 
-    # Of three layers, the second is as deep as the 18th of 28.
+    # The second of three layers is about as deep as the 18th of 28.
     assert found["layer"] == 1
     assert found["inputs"]["permuted"] == look(study, permuted, 16, [1])
     assert (tmp_path / "tiny" / "randomness.svg").stat().st_size > 0
@@ -67,7 +67,7 @@ def test_figures_and_picture(tmp_path: Path) -> None:
 
 
 def test_a_layer_that_is_not_there(tmp_path: Path) -> None:
-    """The flag has its own name."""
+    """The error has this experiment's flag."""
     arguments = argparse.Namespace(**{**vars(defaults(randomness)), "tokens": 20, "layer": 9})
     with pytest.raises(ValueError, match="--layer: this model has no layer 9; its layers are 0 to 2"):
         randomness.measure(word_study(tmp_path, random_ids(1, 100)), arguments)
@@ -78,7 +78,7 @@ def found_with(**strengths: list[float]) -> dict[str, Any]:
 
 
 def test_more_consistent_than_text() -> None:
-    """Permuted wins in two of three layers, random in all."""
+    """Permuted tokens flock more strongly in two of three layers, random tokens in all."""
     exists, stronger = randomness.claims(
         found_with(original=[0.2, 0.2, 0.2], permuted=[0.3, 0.1, 0.3], random=[0.4, 0.4, 0.4])
     )
@@ -99,7 +99,7 @@ def test_less_consistent_than_text() -> None:
 
 @pytest.mark.parametrize(("faint", "holds"), [(1, True), (2, False), (3, False)])
 def test_flocking_in_most_layers(faint: int, holds: bool) -> None:
-    """Of four layers three are most, two are not; above chance alone is no flocking."""
+    """Three of four layers are most, two are not. Above chance alone is no flocking."""
     strong = [0.4] * 4
     exists, _ = randomness.claims(
         found_with(original=strong, permuted=strong, random=[0.09] * faint + [0.1] * (4 - faint))

@@ -1,4 +1,4 @@
-"""What goes beyond the paper: measuring what griffin+ and the verified modes are worth."""
+"""Experiments beyond the paper: the quality and speed of griffin+ and of the verified modes."""
 
 import argparse
 import math
@@ -34,7 +34,7 @@ def arguments(experiment: Experiment, **changes: object) -> argparse.Namespace:
 
 @pytest.fixture
 def quant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that stands for a quant of the tiny model: its weights rounded to bfloat16, 20,000 bytes a token."""
+    """A file that plays the role of a quant: the tiny model rounded to bfloat16, with 20,000 bytes for each token."""
 
     def opened(name: str, *_: object) -> Study:
         other = word_study(tmp_path / "quant", random_ids(1, 120), model=rounded(tiny_model("llama")))
@@ -48,7 +48,7 @@ def quant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_curves_against_bytes(tmp_path: Path, quant: Path) -> None:
-    """The paper's method is 1 of itself, a quant stands among the rest, and bytes are those that tokens have read."""
+    """The paper's method has a ratio of 1 to itself, a quant has its row, and bytes are those that tokens read."""
     study = word_study(tmp_path, random_ids(1, 120))
     asked = {"prompt": 12, "generated": 8, "windows": 3, "sparsities": [0.25, 0.5], "no_tasks": True, "quants": [quant]}
     found = conduct("pareto", pareto, study, arguments(pareto, **asked, model="tiny"))
@@ -64,7 +64,7 @@ def test_curves_against_bytes(tmp_path: Path, quant: Path) -> None:
     assert 0 < rounded_to["kl"] < plus["kl"]
     assert rounded_to["bytes"] == 20_000
     assert griffin["bytes"] == study.accounting.bytes_per_token_at(0.5)
-    # Counted token by token; the paper's method reads as much of each.
+    # Counted token by token; the plan is to read as much as the paper's method.
     assert plus["bytes"] == pytest.approx(griffin["bytes"], rel=0.1)
     assert plus["active"] == pytest.approx(griffin["active"], rel=0.1)
     assert (tmp_path / "tiny" / "pareto.svg").stat().st_size > 0
@@ -89,7 +89,7 @@ def test_closeness_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_claim_about_a_quant() -> None:
-    """It goes by the largest griffin+ with no more bytes; without one there is none, and one window cannot tell."""
+    """It compares the largest griffin+ with no more bytes. One window is not enough to tell."""
 
     def row(name: str, kind: str, sparsity: float, weight: int, kl: list[float]) -> Found:
         windows = {"kl": kl, "loss": kl}
@@ -114,7 +114,7 @@ def test_a_claim_about_a_quant() -> None:
 
 
 def test_a_quant_of_another_model_is_refused(tmp_path: Path, quant: Path) -> None:
-    """Its tokens would not be the same; and a text of one's own is read, or its file named."""
+    """Its tokens would be others. --text reads a user's own text, or its error names the file."""
     study, text = word_study(tmp_path, random_ids(1, 120)), tmp_path / "own.txt"
     asked = {"prompt": 12, "generated": 8, "windows": 2, "sparsities": [0.5], "no_tasks": True, "text": text}
     with pytest.raises(GriffinError, match=r"--quants: 'other.gguf' has another vocabulary than the model"):
@@ -127,7 +127,7 @@ def test_a_quant_of_another_model_is_refused(tmp_path: Path, quant: Path) -> Non
 
 
 def test_scores_against_bytes(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """Each method is asked the tasks too."""
+    """Each method also answers the tasks."""
     model = tiny_model("llama", vocab_size=49152, max_position_embeddings=512).requires_grad_(False)
     data = write_texts(write_data(tmp_path / "data"), random_ids(1, 120))
     study = Study(Checkpoint("tiny", model, smollm2.tokenizer), data, tmp_path / "tiny")
@@ -143,7 +143,7 @@ def test_scores_against_bytes(tmp_path: Path, smollm2: Checkpoint) -> None:
 
 
 def test_long_generations(tmp_path: Path) -> None:
-    """Every way has its line; where nothing is removed there is no gap."""
+    """Every way has its line, and no gap if no neuron is removed."""
     study = word_study(tmp_path, random_ids(1, 120))
     asked = arguments(drift, prompt=6, generated=24, block=4, parts=3, windows=2, model="tiny")
     found = conduct("drift", drift, study, asked)
@@ -157,7 +157,7 @@ def test_long_generations(tmp_path: Path) -> None:
 
 
 def test_a_refresh_after_every_token_chooses_on_all_before() -> None:
-    """By hand: each token is predicted behind what the full model has read, by neurons chosen on all of it."""
+    """By hand: neurons chosen on all earlier tokens predict each token, after what the full model has read."""
     model, ids, pruning = tiny_model("llama"), random_ids(3, 20), Pruning(0.5)
     found = torch.cat(read_after(Teacher(model), ids[:8], ids[8:], Way("", pruning, block=1, refresh=True)))
 
@@ -173,7 +173,7 @@ def test_a_refresh_after_every_token_chooses_on_all_before() -> None:
 
 
 def test_what_verification_keeps(tmp_path: Path) -> None:
-    """Lossless is what the full model generates; drafts are counted; every way has its row."""
+    """Lossless gives what the full model generates; drafts are counted; every way has its row."""
     study = word_study(tmp_path, random_ids(1, 120))
     asked = arguments(acceptance, prompt=12, tokens=8, prompts=2, sparsities=[0.5], model="tiny")
     found = conduct("acceptance", acceptance, study, asked)
@@ -187,7 +187,7 @@ def test_what_verification_keeps(tmp_path: Path) -> None:
 
 
 def test_pace_times_methods_in_turn(tmp_path: Path) -> None:
-    """Each method's row names what it reads; griffin beside itself is one; full runs beside each sparsity."""
+    """Each row has the bytes that its method reads. griffin's ratio to itself is 1, and full runs at each sparsity."""
     study = word_study(tmp_path, random_ids(1, 120))
     asked = arguments(pace, prompt=12, tokens=8, prompts=2, sparsities=[0.25, 0.5], model="tiny")
     found = conduct("pace", pace, study, asked)
@@ -197,7 +197,7 @@ def test_pace_times_methods_in_turn(tmp_path: Path) -> None:
     assert list(rows) == [(name, s) for s in (0.25, 0.5) for name in ("full", "griffin", "griffin+")]
     assert full["bytes_per_token"] == study.accounting.weight_bytes
     assert griffin["bytes_per_token"] == study.accounting.bytes_per_token_at(0.5)
-    # Counted, token by token.
+    # These bytes are counted token by token.
     assert ours["bytes_per_token"] == pytest.approx(griffin["bytes_per_token"], rel=0.1)
     assert (griffin["over_griffin"], griffin["lowest"], griffin["highest"]) == (1, 1, 1)
     assert 0 < ours["lowest"] <= ours["over_griffin"] <= ours["highest"]
@@ -205,7 +205,7 @@ def test_pace_times_methods_in_turn(tmp_path: Path) -> None:
 
 
 def test_pace_is_judged_by_the_slowest_sparsity() -> None:
-    """Within 3 % at each; too near to tell is neither."""
+    """As fast means within 3 % at each sparsity. Near that limit, the claim cannot tell."""
     prompts = [([[3.0] * 4, [1.0, 2.0, 1.0, 2.0], [r, 2 * r, r, 9.0]], [9, 6, 6]) for r in (1.0, 1.01, 1.02)]
     fast, slow = (pace.rows_of(s, prompts) for s in (0.25, 0.5))
     slow[2]["over_griffin"] = 1.05
@@ -218,15 +218,15 @@ def test_pace_is_judged_by_the_slowest_sparsity() -> None:
     assert slower.here == "1.010 ± 0.006 at 25 %, 1.050 ± 0.006 at 50 %"
 
 
-def test_each_is_timed_behind_each_other_equally_often() -> None:
-    """Round after round."""
+def test_each_is_timed_after_each_other_equally_often() -> None:
+    """In each round of the order."""
     before = pace.ORDER[-1:] + pace.ORDER[:-1]
 
     assert sorted(zip(before, pace.ORDER, strict=True)) == sorted(permutations(range(3), 2))
 
 
 def test_a_beginning_is_read_once() -> None:
-    """What went on behind it leaves nothing: each way, and another beginning, as by a teacher that saw nothing else."""
+    """A continuation leaves no trace: each result is that of a teacher that has read nothing else."""
     model, ids = tiny_model("llama"), random_ids(4, 24)
     plus = Pruning(0.5, method="griffin+")
     ways = [Way("", None), Way("", plus, block=3, refresh=True), Way("", plus), Way("", Pruning(0.5), block=2)]

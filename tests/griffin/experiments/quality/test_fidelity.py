@@ -1,4 +1,4 @@
-"""How far served weights are from the checkpoint's values: none if they are the same, some if they were rounded."""
+"""The distance of served weights from the checkpoint's: zero if they are equal, above zero if rounded."""
 
 import argparse
 import copy
@@ -31,7 +31,7 @@ def rounded(model: PreTrainedModel) -> PreTrainedModel:
 
 @pytest.fixture
 def study_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``fidelity`` of a served model, where the checkpoint holds another one."""
+    """The ``fidelity`` experiment on a served model, with another model as its checkpoint."""
 
     def conducted(served: PreTrainedModel, checkpoint: PreTrainedModel, **changes: object) -> Found:
         loaded = Checkpoint("tiny", checkpoint, word_tokenizer())
@@ -51,14 +51,14 @@ def study_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_same_values_are_found_again(study_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By both passes, at every token; and each token of ``steps`` has run through the decode step."""
+    """In both passes, at every token. Each token of ``steps`` really runs through the decode step."""
     steps: list[int] = []
     advance = StepDecoder.advance
     monkeypatch.setattr(StepDecoder, "advance", lambda self: steps.append(1) or advance(self))
     found = study_of(tiny_model("llama"), tiny_model("llama"))
     reference, *others = found["rows"]
 
-    # Two more are of the checks of both steps.
+    # The checks of both steps need two more.
     assert len(steps) == 3 * 10 + 2
     assert [row["name"] for row in others] == ["here, by steps", "here, as a prompt"]
     for row in others:
@@ -71,7 +71,7 @@ def test_the_same_values_are_found_again(study_of: Any, monkeypatch: pytest.Monk
 
 
 def test_rounded_values_are_told(study_of: Any) -> None:
-    """By the same divergence in both passes."""
+    """Both passes find the same divergence."""
     model = tiny_model("llama")
     _, steps, prompt = study_of(rounded(model), model)["rows"]
 
@@ -80,7 +80,7 @@ def test_rounded_values_are_told(study_of: Any) -> None:
 
 
 def test_llama_cpp_reads_the_same_windows(study_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It finds the next id the most probable, and is beside us in the table and the claims."""
+    """For it the next id is the most probable, and it is in the table and the claims."""
     install(tmp_path / "package", monkeypatch, 128)
     file = pretended_file(tmp_path / "own.gguf")
     found = study_of(tiny_model("llama"), tiny_model("llama"), llama_cpp=file)
@@ -121,7 +121,7 @@ def test_a_tally_by_hand() -> None:
 
 
 def test_every_family_is_read(model: PreTrainedModel) -> None:
-    """The library's own pass and the decode step agree, whatever the block looks like."""
+    """The library's own pass and the decode step agree for every kind of block."""
     reference, served = Reference(copy.deepcopy(model)), Served(model, "steps", 64)
     for each in (reference, served):
         each.begin([5, 6, 7])

@@ -1,4 +1,4 @@
-"""A page is one file, asks for nothing else, and takes nothing in its text for markup."""
+"""A page is one file that loads no other file, and no text in it becomes markup."""
 
 import base64
 from html.parser import HTMLParser
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_pictures_are_inside(folder: Path) -> None:
-    """The file itself, as an address; its alternative text stays."""
+    """The address holds the file itself, and the alternative text stays."""
     (picture,) = Tags(page("![what it shows](my%20model/a.svg)", "t", folder)).of("img")
     head, _, content = str(picture["src"]).partition(",")
 
@@ -52,7 +52,7 @@ def test_pictures_are_inside(folder: Path) -> None:
 
 
 def test_nothing_is_fetched(folder: Path) -> None:
-    """No tag that loads anything but data, no style that does, and a policy that forbids it; links may lead away."""
+    """No tag and no style loads anything but data, and a policy forbids it. Links may lead elsewhere."""
     text = page("[paper](https://arxiv.org/abs/2404.01365)\n\n![p](my%20model/a.svg)\n\n## A", "t", folder)
     found = Tags(text)
 
@@ -67,7 +67,7 @@ def test_nothing_is_fetched(folder: Path) -> None:
 
 @pytest.mark.parametrize("place", ["# {}", "## {}", "{}", "- {}", "> **{}**", "![{}](my%20model/a.svg)"])
 def test_names_are_no_markup(folder: Path, place: str) -> None:
-    """What a model is called is text wherever it stands, in the title and in the contents too."""
+    """A model's name is plain text everywhere, also in the title and in the contents."""
     text = page(place.format(escaped(EVIL)), EVIL, folder)
     found = Tags(text)
     plain = Tags(page(place.format("plain"), "plain", folder))
@@ -79,7 +79,7 @@ def test_names_are_no_markup(folder: Path, place: str) -> None:
 
 
 def test_cells_are_no_markup(folder: Path) -> None:
-    """A table of such names has as many cells as it was given."""
+    """A table of such names keeps its number of cells."""
     table = Table([EVIL, "b"], [["a", EVIL], [EVIL, "1"]], caption=EVIL)
     found = Tags(page(table.markdown(), "t", folder))
 
@@ -88,7 +88,7 @@ def test_cells_are_no_markup(folder: Path) -> None:
 
 
 def test_html_stays_text(folder: Path) -> None:
-    """Also where it was not escaped."""
+    """Also if it was not escaped."""
     found = Tags(page("<b onclick='x'>bold</b>\n\n<script>alert(1)</script>", "t", folder))
 
     assert found.of("b", "script") == []
@@ -96,7 +96,7 @@ def test_html_stays_text(folder: Path) -> None:
 
 
 def test_contents(folder: Path) -> None:
-    """Headings of the second and third level are linked, each to its own place, even if two are called alike."""
+    """Headings of the second and third level are linked, each to its own place, even if two have the same words."""
     found = Tags(page("# Top\n\n## Speed (Table 3)\n\n### model\n\n## Other\n\n### model\n\n#### deep", "t", folder))
     names = [str(attributes["id"]) for attributes in found.of("h1", "h2", "h3", "h4")]
 
@@ -105,7 +105,7 @@ def test_contents(folder: Path) -> None:
 
 
 def test_tables_scroll_on_their_own(folder: Path) -> None:
-    """Each has a frame, that a keyboard reaches; words are on the left and figures on the right."""
+    """Each has a frame that a keyboard reaches. Words are on the left and figures on the right."""
     found = Tags(page(Table(["a", "b", "c"], [["x", "y", "1"]], words=2).markdown(), "t", folder))
 
     assert found.of("div") == [{"class": "table", "tabindex": "0", "role": "group"}]
@@ -113,14 +113,14 @@ def test_tables_scroll_on_their_own(folder: Path) -> None:
 
 
 def test_a_number_keeps_its_unit(folder: Path) -> None:
-    """No line ends between them; code is left as it is."""
+    """A line does not break between them; code does not change."""
     text = page("lost 5 % of it, `5 %`", "t", folder)
 
     assert "lost 5\N{NO-BREAK SPACE}% of it, <code>5 %</code>" in text
 
 
 def test_both_themes(folder: Path) -> None:
-    """The browser is told that the page has them, and dark has colours of its own."""
+    """The page declares both, and the dark theme has its own colours."""
     text = page("a", "t", folder)
 
     assert "color-scheme: light dark" in text
@@ -130,15 +130,15 @@ def test_both_themes(folder: Path) -> None:
 
 @pytest.mark.parametrize("address", ["nowhere.svg", "https://example.org/a.svg", "notes.txt"])
 def test_a_missing_picture_is_one_line(folder: Path, address: str) -> None:
-    """One that is not there, not here, or none at all."""
+    """A file that is missing, an address elsewhere, and a file that is no picture."""
     with pytest.raises(GriffinError, match="picture") as caught:
         page(f"![a]({address})", "t", folder)
 
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_markdown_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its absence is told with the remedy."""
+def test_a_page_needs_markdown_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """If it is missing, the error says how to install it."""
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(GriffinError, match=r"pip install .* '\.\[experiments\]'"):
         page("a", "t", tmp_path)

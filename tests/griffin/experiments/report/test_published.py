@@ -1,4 +1,4 @@
-"""The paper's numbers, and this run's beside them."""
+"""The paper's numbers, compared with those of this run."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ THREE = ["full", "magnitude", "GRIFFIN"]
     ],
 )
 def test_every_row_is_there(name: str, number: int, models: list[str], variants: list[str], columns: int) -> None:
-    """Each model with each variant, a percentage for each column."""
+    """Each model has each variant, with a percentage for each column."""
     table = SCORES[name]
 
     assert (table.number, list(table.rows)) == (number, models)
@@ -48,7 +48,7 @@ def test_every_row_is_there(name: str, number: int, models: list[str], variants:
     ],
 )
 def test_cells(name: str, model: str, variant: str, task: str, metric: str, printed: float) -> None:
-    """A figure is found by what it stands for."""
+    """A figure is found by its model, variant, task and metric."""
     assert SCORES[name].score(model, variant, task, metric) == printed
 
 
@@ -60,7 +60,7 @@ def test_two_tables_agree() -> None:
 
 
 def test_the_papers_speedups() -> None:
-    """Section 5.2 names 1.25x and 1.16x, for long generations at half of the neurons: as its table has it."""
+    """Section 5.2 names 1.25x and 1.16x for long generations at half the neurons; its table has the same."""
     long = {row.model: row.full / row.griffin[0] for row in TABLE_3 if row.tokens == 2048}
 
     assert len(TABLE_3) == 4
@@ -69,7 +69,7 @@ def test_the_papers_speedups() -> None:
 
 
 def test_tasks_and_metrics_have_names() -> None:
-    """The paper's ten tasks are in its tables, and no other."""
+    """The tables have the paper's ten tasks, and no other."""
     columns = {column for table in SCORES.values() for column in table.columns}
 
     assert {task for task, _ in columns} == set(CLASSIFICATION + GENERATION)
@@ -82,7 +82,7 @@ def variant(name: str, sparsity: float = 0.0) -> dict[str, Any]:
 
 
 def test_scores_beside_the_papers() -> None:
-    """This run comes first, with items and standard errors; a task that was not run is a dash."""
+    """This run comes first, with items and standard errors. A task that was not run is a dash."""
     found = {
         "variants": [variant("full"), variant("GRIFFIN", 0.5)],
         "tasks": {"piqa": {"items": 200, "metrics": ["acc"]}},
@@ -126,7 +126,7 @@ def timed(name: str, sparsity: float, seconds: float) -> dict[str, Any]:
 
 
 def test_speed_beside_the_papers() -> None:
-    """Sparsities beside each other, as in Table 3, and what the full model takes over what GRIFFIN takes."""
+    """Sparsities share a cell, as in Table 3. The speedup is the full model's time over GRIFFIN's."""
     rows = [timed("full", 0, 3.0), timed("magnitude", 0.5, 2.0), timed("GRIFFIN", 0.5, 2.5), timed("GRIFFIN", 0.75, 2)]
     found = {"settings": [{"prompt_tokens": 64, "tokens": 16, "rows": rows}]}
     table = comparison("latency", {"tiny": found})
@@ -138,6 +138,6 @@ def test_speed_beside_the_papers() -> None:
 
 
 def test_figures_have_no_numbers() -> None:
-    """Of an experiment that the paper shows as a picture only, or that found nothing, there is no comparison."""
+    """There is no comparison if the paper has only a picture, or if the experiment found nothing."""
     assert comparison("sparsity", {"tiny": {}}) is None
     assert comparison("classification", {}) is None

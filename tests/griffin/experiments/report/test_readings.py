@@ -21,7 +21,7 @@ def reading(pruned: float, full: float = 0.5, sparsity: float = 0.5, task: str =
 def found(
     full: dict[str, float], items: int = 200, error: float = 0.001, **griffin: dict[str, float]
 ) -> dict[str, Any]:
-    """Accuracies by task; GRIFFIN's by sparsity in percent, as s50={...}."""
+    """Accuracies by task. GRIFFIN's have their sparsity in percent in the name, such as s50={...}."""
     variants = [{"name": "full", "sparsity": 0.0, "statistic": "flocking", "selection": "top_k"}]
     scores = {task: {"full": {"acc": value, "acc_stderr": error}} for task, value in full.items()}
     for key, values in griffin.items():
@@ -38,12 +38,12 @@ def found(
     [(0.6, "near"), (0.495, "near"), (0.4949, "tolerable"), (0.475, "tolerable"), (0.4749, "broken"), (0.0, "broken")],
 )
 def test_limits(pruned: float, grade: str) -> None:
-    """Of 0.5, 1 % is 0.005 and 5 % is 0.025; a loss of exactly that is within it, and a gain is no loss."""
+    """1 % of 0.5 is 0.005 and 5 % is 0.025. A loss of exactly that is within it, and a gain is no loss."""
     assert reading(pruned).grade == grade
 
 
 def test_standard_error_of_a_change() -> None:
-    """0.03 and 0.04 make 0.05 together, a tenth of 0.5: a change of -8 % is within one, one of -15 % within two."""
+    """0.03 and 0.04 combine to 0.05, a tenth of 0.5: -8 % is within one error, -15 % within two."""
     near, far, beyond = (reading(0.5 * (1 - loss), full_error=0.03, pruned_error=0.04) for loss in (0.08, 0.15, 0.21))
 
     assert near.error == pytest.approx(0.1)
@@ -58,7 +58,7 @@ def test_standard_error_of_a_change() -> None:
 @pytest.mark.parametrize(
     ("full", "error", "chance", "mute"),
     [
-        # Of 100 guesses among four the error is 0.0433, whatever the score's own.
+        # 100 guesses among four have an error of 0.0433, whatever error the score has.
         (0.336, 0.03, 0.25, True),
         (0.337, 0.03, 0.25, False),
         (0.45, 0.0, 0.5, True),
@@ -68,7 +68,7 @@ def test_standard_error_of_a_change() -> None:
     ],
 )
 def test_a_model_that_guesses_tells_nothing(full: float, error: float | None, chance: float, mute: bool) -> None:
-    """Up to two standard errors above chance, or 0 where there is nothing to choose from."""
+    """Up to two standard errors above chance, or 0 if the task has no choices."""
     found = reading(full, full=full, full_error=error, chance=chance)
 
     assert found.mute is mute
@@ -77,7 +77,7 @@ def test_a_model_that_guesses_tells_nothing(full: float, error: float | None, ch
 
 
 def test_readings_are_griffins() -> None:
-    """The baseline and other ways to select are left out; the metric is the first; chance is known."""
+    """The baseline and other strategies are left out. The first metric counts, and chance is known."""
     both = found({"piqa": 0.7}, s50={"piqa": 0.63})
     both["variants"] += [
         {"name": "magnitude", "sparsity": 0.5, "statistic": "magnitude", "selection": "top_k"},
@@ -91,7 +91,7 @@ def test_readings_are_griffins() -> None:
 
 
 def test_without_a_chance_level() -> None:
-    """Where nothing is chosen, no score is one of guessing but 0."""
+    """If the task has no choices, only a score of 0 is guessing."""
     given = found({"piqa": 0.01}, s50={"piqa": 0.01})
     given["tasks"]["piqa"]["chance"] = None
 
@@ -100,7 +100,7 @@ def test_without_a_chance_level() -> None:
 
 
 def test_the_run_with_more_items_counts() -> None:
-    """Two experiments measured the same; at another sparsity there is only one."""
+    """Two experiments measured the same task. At another sparsity there is only one."""
     large = found({"piqa": 0.7}, items=200, s50={"piqa": 0.65})
     small = found({"piqa": 0.7}, items=50, s50={"piqa": 0.6}, s25={"piqa": 0.69})
     for founds in ({"classification": large, "sparsity": small}, {"classification": small, "sparsity": large}):
@@ -109,7 +109,7 @@ def test_the_run_with_more_items_counts() -> None:
 
 
 def test_reach_ends_at_the_first_failure() -> None:
-    """Losses of 0.5, 2, 0.1, 4.9, 6 and 1 %: 1 % holds up to 10 % only, 5 % up to 40 %, whatever comes behind."""
+    """Losses of 0.5, 2, 0.1, 4.9, 6 and 1 %: 1 % holds up to 10 %, 5 % up to 40 %, whatever comes later."""
     losses = {0.3: 0.001, 0.1: 0.005, 0.2: 0.02, 0.6: 0.01, 0.4: 0.049, 0.5: 0.06}
     several = [reading(0.5 * (1 - loss), sparsity=sparsity) for sparsity, loss in losses.items()]
     never = reading(0.4, sparsity=0.1, task="coqa")
@@ -125,7 +125,7 @@ CLASSIFICATION = found(
 
 
 def test_the_headline() -> None:
-    """No loss, 3.3 % and 10 % of three tasks; of the fourth nothing can be said. PIQA's change of 0 is no news."""
+    """Three tasks lose 0, 3.3 and 10 %; the fourth tells nothing. PIQA's change of 0 is within two standard errors."""
     assert headline({"classification": CLASSIFICATION}) == (
         "At 50 % sparsity, of 3 tasks: 1 within 1 % of the full model, 1 with 1 to 5 % lost, 1 with more lost. "
         "1 of them is within two standard errors of no change, and cannot be told from it."
@@ -135,7 +135,7 @@ def test_the_headline() -> None:
 
 
 def test_a_sparsity_near_the_papers() -> None:
-    """Where 50 % was not measured, the nearest speaks."""
+    """If 50 % was not measured, the nearest sparsity is in the headline."""
     several = found({"piqa": 0.7}, s40={"piqa": 0.7}, s80={"piqa": 0.3})
 
     assert headline({"sparsity": several}).startswith("At 40 % sparsity, of 1 task: 1 within")
@@ -158,7 +158,7 @@ def test_noise_is_named() -> None:
 
 
 def test_grades_by_name() -> None:
-    """Each task is listed once, with what it lost; a guessing model is said to guess."""
+    """Each task is listed once with its loss. A model that guesses is reported as guessing."""
     lines = summary({"classification": CLASSIFICATION}, {}, TITLES).splitlines()
 
     assert "- **Within 1 %**: PIQA (+0.0 %)" in lines
@@ -169,7 +169,7 @@ def test_grades_by_name() -> None:
 
 
 def test_a_score_of_nothing() -> None:
-    """A full model that scores 0 has no change that could be told, and is not compared with guessing."""
+    """A full model that scores 0 has no relative change, and is not compared with guessing."""
     zero = found({"piqa": 0.0}, s50={"piqa": 0.0})
     zero["tasks"]["piqa"]["chance"] = None
     lines = summary({"sparsity": zero}, {}, TITLES).splitlines()
@@ -181,7 +181,7 @@ def test_a_score_of_nothing() -> None:
 
 
 def test_no_spread_is_no_precision() -> None:
-    """All items right in both: no change can be told, and no size of change that could be."""
+    """All items are right in both, so neither a change nor a smallest detectable change is known."""
     text = summary({"classification": found({"piqa": 1.0}, error=0.0, items=20, s50={"piqa": 1.0})}, {}, TITLES)
 
     assert "It is within two standard errors of no change" in text
@@ -201,13 +201,13 @@ def test_the_sweep() -> None:
         "All tasks that say something stay within 1 % at no sparsity measured, and within 5 % up to 25 % sparsity."
         in lines
     )
-    # Two standard errors: 2 x 0.001414 / 0.8, and / 0.5.
+    # Two standard errors: 2 x 0.001414 / 0.8 and 2 x 0.001414 / 0.5.
     assert "| PIQA | 25 % | 50 % | 99.5 | 95.0 | 0.4 % |" in lines
     assert "| ARC-e | none | 25 % | 96.0 | 80.0 | 0.6 % |" in lines
 
 
 def test_claims_are_counted_and_figures_spoken() -> None:
-    """Where perplexity grows least and most, 10 to 11 and 10 to 16; speed in its own words; where a finding fails."""
+    """Perplexity's least and largest increase, 10 to 11 and 10 to 16; speed in its own words; failed findings."""
     claims = {
         "perplexity": [Claim("It falls.", True, "From +9 % to +4 %"), Claim("It grows.", None, "By 0.1 %.")],
         "classification": [Claim("It keeps.", False, "It does not.")],

@@ -1,4 +1,4 @@
-"""A report runs what is asked, loses nothing to what fails, and is one page."""
+"""A report runs what was asked, keeps all results when one fails, and is one page."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Echo:
-    """An experiment of no length: what it was given, once for each model."""
+    """An experiment without work: it returns what it was given, once for each model."""
 
     __doc__ = "An echo."
     TITLE = "Echo (Figure 0)"
@@ -69,7 +69,7 @@ def flags(tmp_path: Path, *given: str) -> argparse.Namespace:
 
 
 def opened(arguments: argparse.Namespace) -> Study:
-    """A tiny model by any name but one."""
+    """A tiny model for every name but one."""
     if arguments.model == "absent":
         raise LoadError("'absent' is neither here nor there")
     tokenizer: Any = SimpleNamespace(get_vocab=dict)
@@ -78,7 +78,7 @@ def opened(arguments: argparse.Namespace) -> Study:
 
 
 def test_two_models_by_two_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Results of each in its folder, both in the page and in its source, in the order asked for."""
+    """Each result is in its folder, and both are in the page and in its source, in the order of the flags."""
     echo, other = Echo(), Echo()
     make_report(flags(tmp_path, "--model", "a", "b/c"), {"echo": echo, "other": other}, opened)
     text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
@@ -103,7 +103,7 @@ def test_two_models_by_two_experiments(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_what_was_run_is_told(tmp_path: Path) -> None:
-    """Model, size, hardware, versions, and the line that makes the report again."""
+    """Model, size, hardware, versions, and the command that makes the report again."""
     make_report(flags(tmp_path, "--model", "a", "--quick"), {"echo": Echo()}, opened)
     text = (tmp_path / "report.md").read_text()
 
@@ -120,7 +120,7 @@ def test_what_was_run_is_told(tmp_path: Path) -> None:
     [GriffinError("--data: no such file\nand more"), ValueError("--words: too few"), torch.OutOfMemoryError("full")],
 )
 def test_one_failure_costs_no_other(tmp_path: Path, error: Exception) -> None:
-    """It is a line in the page and the error of the run, and what came before and after it is there."""
+    """It is a line in the page and the error of the run. All results before and after it are there."""
     experiments = {"first": Echo(), "broken": Echo(error), "last": Echo()}
     line = "out of memory" if "full" in str(error) else str(error).splitlines()[0]
     with pytest.raises(GriffinError) as caught:
@@ -137,7 +137,7 @@ def test_one_failure_costs_no_other(tmp_path: Path, error: Exception) -> None:
 
 
 def test_a_bug_is_not_hidden(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What no user can do anything about comes with its traceback, and does not cost the other results."""
+    """An error that no user can mend is logged with its traceback, and the other results stay."""
     experiments = {"echo": Echo(RuntimeError("shapes do not match")), "other": Echo()}
     with pytest.raises(GriffinError, match="a, echo: shapes do not match"):
         make_report(flags(tmp_path, "--model", "a", "a"), experiments, opened)
@@ -147,7 +147,7 @@ def test_a_bug_is_not_hidden(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_model_that_does_not_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The others are reported; every failure is a line, and the last says how many."""
+    """The others are reported. Every failure is a line, and the error says how many there were."""
     experiments = {"echo": Echo(), "broken": Echo(ValueError("no"))}
     with pytest.raises(GriffinError, match="2 parts of the report failed"):
         make_report(flags(tmp_path, "--model", "absent", "b"), experiments, opened)
@@ -161,7 +161,7 @@ def test_a_model_that_does_not_load(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_nothing_at_all_is_no_report(tmp_path: Path) -> None:
-    """If no model loads there is no page to write."""
+    """If no model loads, no page is written."""
     with pytest.raises(GriffinError, match="neither here nor there"):
         make_report(flags(tmp_path, "--model", "absent"), {"echo": Echo()}, opened)
 
@@ -169,13 +169,13 @@ def test_nothing_at_all_is_no_report(tmp_path: Path) -> None:
 
 
 def test_models_of_one_name(tmp_path: Path) -> None:
-    """The second would overwrite the first one's results: it is refused, by name."""
+    """The second model would overwrite the first one's results, so it is refused by name."""
     with pytest.raises(GriffinError, match="y/a: another model is called a too"):
         make_report(flags(tmp_path, "--model", "x/a", "y/a"), {"echo": Echo()}, opened)
 
 
 def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
-    """A second run computes nothing that the first one did before it was stopped."""
+    """A second run computes nothing that the first one computed before it was stopped."""
     first, second = Echo(KeyboardInterrupt()), Echo()  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         make_report(flags(tmp_path, "--model", "a"), {"echo": first}, opened)
@@ -190,14 +190,14 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     [([], 9, None), (["--quick"], 2, None), (["--limit", "5"], 9, 5), (["--quick", "--limit", "5"], 2, 5)],
 )
 def test_flags_of_the_experiments(tmp_path: Path, given: list[str], words: int, limit: int | None) -> None:
-    """Their own defaults, hastened if asked, limited if asked; the report's own are there too."""
+    """Their own defaults, smaller with --quick, limited by --limit, and with the report's own flags."""
     found = settings(Echo(), flags(tmp_path, *given))
 
     assert (found.words, found.limit, found.out) == (words, limit, tmp_path)
 
 
 def test_the_reports_flags_win(tmp_path: Path) -> None:
-    """An experiment that has a --model of its own is given the report's."""
+    """An experiment with its own --model gets the report's value."""
     echo = Echo()
     plain = echo.add_arguments
 
@@ -212,14 +212,14 @@ def test_the_reports_flags_win(tmp_path: Path) -> None:
 
 
 def test_data_must_be_there(tmp_path: Path) -> None:
-    """Said before a model is loaded."""
+    """The error comes before a model is loaded."""
     never: Callable[[argparse.Namespace], Study] = pytest.fail
     with pytest.raises(ValueError, match=r"--data: '.*nowhere' is not a directory"):
         make_report(flags(tmp_path, "--data", str(tmp_path / "nowhere")), {"echo": Echo()}, never)
 
 
 def test_the_same_again(tmp_path: Path) -> None:
-    """Only flags that say something are repeated, and a shell takes them as they were."""
+    """Only flags that were given are repeated, quoted for a shell."""
     given = ["--model", "a", "my model", "--data", "d", "--dtype", "float32", "--limit", "5", "--quick"]
     again = command(flags(tmp_path, *given)).replace(str(tmp_path), "OUT")
 
@@ -264,8 +264,8 @@ def test_one_model_needs_no_name_in_each_section() -> None:
     assert "###" not in text
 
 
-def test_of_several_models_the_verdicts_come_first() -> None:
-    """In a line each, before any is told at length."""
+def test_the_verdicts_of_several_models_come_first() -> None:
+    """One line for each model, before the long verdicts."""
     outcome = Outcome({**facts(), "model": "a", "command": "python x"}, [], [], None)
     subjects = [Subject("a", facts(), {"echo": outcome}), Subject("b", failures={"model": "not there"})]
     text = document(subjects, [Section("echo", "Echo", "See.")], "c")
@@ -278,7 +278,7 @@ def test_of_several_models_the_verdicts_come_first() -> None:
 
 
 def test_results_that_are_there_can_be_kept(tmp_path: Path) -> None:
-    """With --keep they are shown as they are, and what is missing, broken or of other weights is measured."""
+    """With --keep they are shown unchanged. Results that are missing, broken or of other weights are measured."""
     echo, other, again = Echo(), Echo(), flags(tmp_path, "--model", "a", "--keep")
     make_report(flags(tmp_path, "--model", "a"), {"echo": echo}, opened)
     make_report(again, {"echo": echo, "other": other}, opened)
@@ -294,7 +294,7 @@ def test_results_that_are_there_can_be_kept(tmp_path: Path) -> None:
 
 
 def test_each_section_says_how_it_was_found(tmp_path: Path) -> None:
-    """The command of each experiment, with the flags that were not as usual."""
+    """The command of each experiment, with the flags that differ from the defaults."""
     make_report(flags(tmp_path, "--model", "a", "--quick", "--limit", "3"), {"echo": Echo()}, opened)
 
     line = "python -m griffin.experiments echo --model a --words 2 --limit 3"

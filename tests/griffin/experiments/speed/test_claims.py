@@ -18,7 +18,7 @@ from tests.tiny import tiny_model
 
 
 def row(name: str, sparsity: float, median: float, spread: float = 0.1) -> dict[str, Any]:
-    """Generation in seconds; of each figure the rest is fixed."""
+    """Generation in seconds; the other figures are fixed."""
     ends = {"median": median, "lowest": median - spread, "highest": median + spread}
     selection = {"median": 0.002, "lowest": 0.001, "highest": 0.003} if sparsity else None
     return {
@@ -40,7 +40,7 @@ def holds(*rows: dict[str, Any]) -> list[bool | None]:
     ("full", "magnitude", "griffin", "expected"),
     [
         (3.0, 2.0, 2.0, [True, True]),
-        # 5 % longer than 2 s, and apart from its range, is 2.1 s; the ranges of 2.2 and 2.0 still meet.
+        # The limit for 2 s plus 5 % is 2.1 s, but the ranges of 2.2 and 2.0 still meet.
         (3.0, 2.0, 2.2, [True, True]),
         (3.0, 2.0, 2.25, [True, False]),
         (3.0, 2.0, 3.5, [False, False]),
@@ -48,12 +48,12 @@ def holds(*rows: dict[str, Any]) -> list[bool | None]:
     ],
 )
 def test_claims(full: float, magnitude: float, griffin: float, expected: list[bool | None]) -> None:
-    """Faster than full if the rounds' ranges are apart; as fast as magnitude within 5 % or within the ranges."""
+    """Faster than full if the rounds' ranges are apart. As fast as magnitude within 5 % or if the ranges meet."""
     assert holds(row("full", 0.0, full), row("magnitude", 0.5, magnitude), row("GRIFFIN", 0.5, griffin)) == expected
 
 
 def test_within_tolerance_though_apart() -> None:
-    """Rounds that hardly differ do not make a difference of 4 % one that matters."""
+    """A difference of 4 % does not matter, even if the rounds hardly differ."""
     rows = [row("magnitude", 0.5, 2.0, spread=0.001), row("GRIFFIN", 0.5, 2.08, spread=0.001)]
 
     assert holds(*rows) == [True]
@@ -81,7 +81,7 @@ def test_table() -> None:
 
 
 def test_latency_is_an_experiment(tmp_path: Path) -> None:
-    """On a tiny model: figures as JSON, a picture, tables and claims; prompts kept by others change nothing."""
+    """On a tiny model: figures as JSON, a picture, tables and claims. Kept prefixes change nothing."""
     tokenizer: Any = SimpleNamespace(get_vocab=dict)
     study = Study(Checkpoint("tiny", tiny_model("llama"), tokenizer), None, tmp_path)
     experiment: Experiment = latency
@@ -95,7 +95,7 @@ def test_latency_is_an_experiment(tmp_path: Path) -> None:
     assert rows == [("full", 0.0), ("magnitude", 0.5), ("magnitude", 0.75), ("GRIFFIN", 0.5), ("GRIFFIN", 0.75)]
     assert (found["model"], found["settings"][0]["rounds"], len(table.rows)) == ("tiny", 2, 5)
     assert len(experiment.claims(found)) == 2
-    # A line that the command takes: it has no --data.
+    # The command accepts this line, which has no --data.
     assert found["command"].endswith("--prompt-tokens 64 --tokens 16 --rounds 2")
     assert "--data" not in found["command"]
     assert (tmp_path / "latency.json").exists()
@@ -104,7 +104,7 @@ def test_latency_is_an_experiment(tmp_path: Path) -> None:
 
 
 def test_every_prompt_is_read_whole(tmp_path: Path) -> None:
-    """A prompt of more than a chunk is neither kept nor taken from what the engine keeps of others."""
+    """A prompt longer than a chunk is neither stored nor taken from stored prefixes."""
     tokenizer: Any = SimpleNamespace(get_vocab=dict)
     study = Study(Checkpoint("tiny", tiny_model("llama", max_position_embeddings=512), tokenizer), None, tmp_path)
     arguments = defaults(latency)
@@ -117,7 +117,7 @@ def test_every_prompt_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_does_not_fit(tmp_path: Path) -> None:
-    """Of 256 tokens the default lengths are too much: one line names the flags."""
+    """The default lengths need more than a context of 256: one line names the flags."""
     tokenizer: Any = SimpleNamespace(get_vocab=dict)
     study = Study(Checkpoint("tiny", tiny_model("llama"), tokenizer), None, tmp_path)
     arguments = argparse.Namespace(**vars(defaults(latency)))

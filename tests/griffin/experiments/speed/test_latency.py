@@ -1,4 +1,4 @@
-"""The benchmark runs, and its output can be read by people and by programs."""
+"""The benchmark runs, and people and programs can read its output."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def latency(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
 
 @pytest.fixture
 def tiny_shape(tmp_path: Path) -> str:
-    """A configuration of 256 tokens of context that runs in milliseconds."""
+    """A configuration with a context of 256 tokens that runs in milliseconds."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": "llama", **COMMON, **CONFIGS["llama"]}))
     return str(path)
@@ -66,7 +66,7 @@ def test_tables_json_and_plot(
     assert griffin["speedup_over_generate"] > 0
     assert "8 + 4 tokens, 2 rounds" in printed
     assert "Table 3" in printed
-    # The first line names the model, here by a path of any length.
+    # The first line has the model's name, here a path of any length.
     assert max(map(len, printed.splitlines()[1:])) <= 120
     assert plot.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
@@ -86,7 +86,7 @@ def test_the_embedded_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_generate_can_be_left_out_and_a_vector_plot_drawn(
     tiny_shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """For models of which two copies do not fit; the SVG is well-formed, its words are words."""
+    """For models of which two copies do not fit. The SVG is well-formed, and its texts are text."""
     plot = tmp_path / "latency.svg"
     flags = ["--shape", tiny_shape, "--no-generate", "--quick", "--rounds", "1", "--plot", str(plot)]
     assert latency(monkeypatch, *flags) == 0
@@ -102,7 +102,7 @@ def test_generate_can_be_left_out_and_a_vector_plot_drawn(
 def test_generate_shares_the_weights_when_two_copies_do_not_fit(
     tiny_shape: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And the output says so."""
+    """The output says so."""
     monkeypatch.setattr(experiment, "available_bytes", lambda device: 1)
     assert latency(monkeypatch, "--shape", tiny_shape, "--quick", "--rounds", "1", "--sparsities", "0.5") == 0
     printed = capsys.readouterr().out
@@ -114,7 +114,7 @@ def test_generate_shares_the_weights_when_two_copies_do_not_fit(
 def test_beside_llama_cpp(
     tiny_shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a file of its own: it reads that file's bytes. Both programs' versions and settings are told."""
+    """llama.cpp reads its own file, whose bytes are counted. Both programs' versions and settings are reported."""
     install(tmp_path / "package", monkeypatch, 128)
     file = tmp_path / "own.gguf"
     writer = GGUFWriter(file, "llama")
@@ -134,7 +134,7 @@ def test_beside_llama_cpp(
     assert (report["llama_cpp"]["package"], report["llama_cpp"]["file"]) == ("9.9", "own.gguf")
     assert report["llama_cpp"]["weight_bytes"] == 128 * 32 * 2 + 64 * 32 * 4
     assert report["formats"] == "float32"
-    # Keys and values in 16 bits, where the engine's have 32.
+    # Its keys and values have 16 bits; the engine's have 32.
     kv_bytes = full["bytes_per_step"] - Accounting.of(tiny_model("llama")).weight_bytes
     assert peer["bytes_per_step"] == report["llama_cpp"]["weight_bytes"] + kv_bytes // 2
     assert peer["over_llama_cpp"] == {"median": 1, "lowest": 1, "highest": 1}
@@ -180,7 +180,7 @@ def test_errors_are_one_line(
 
 
 def test_a_plot_needs_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its absence is told with the remedy."""
+    """If it is missing, the error says how to install it."""
     monkeypatch.setattr(plots, "can_draw", lambda: False)
     with pytest.raises(GriffinError, match=r"--plot: pictures need matplotlib.*pip install"):
         plots.require_plot()

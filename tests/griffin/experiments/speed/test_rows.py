@@ -14,7 +14,7 @@ from griffin.experiments.speed.rows import Spread, break_even, rows
 from griffin.experiments.speed.tables import cost_table, paper_table, speed_table
 from griffin.model.accounting import Accounting, BlockBytes
 
-# A full token reads 1000 bytes of weights, at half the neurons 600; and for each token of context 2 layers x 5 bytes.
+# A token reads 1000 bytes of weights, or 600 at half the neurons, and 2 layers x 5 bytes for each token of context.
 ACCOUNTING = Accounting(
     total=500,
     layers=2,
@@ -32,7 +32,7 @@ def contestant(name: str, sparsity: float = 0.0) -> Contestant:
 
 
 def run_of(per_token: float, selection: float | None = None) -> Run:
-    """Prefill of 1 s, 4 tokens."""
+    """A run with a prefill of 1 s and 4 tokens."""
     second = 1 + per_token + (selection or 0)
     return Run((1.0, second, second + per_token, second + 2 * per_token), selection, 10)
 
@@ -85,7 +85,7 @@ def test_break_even() -> None:
 
 
 def test_beside_llama_cpp() -> None:
-    """Ratios are of runs of the same round. What llama.cpp reads is its own matter, and no pruned row's."""
+    """Ratios compare runs of the same round. llama.cpp has its own accounting, and pruned rows do not use it."""
     reads = replace(ACCOUNTING, weight_bytes=300)
     peer = Contestant("llama.cpp", 0.0, CONTESTANTS[0].run, reads)
     found = rows([*CONTESTANTS, peer], [*RUNS, [run_of(0.6), run_of(0.2), run_of(0.25)]], ACCOUNTING, 20, 8000.0)
@@ -114,7 +114,7 @@ def test_tables_fit_a_terminal() -> None:
 
 
 def test_the_papers_table() -> None:
-    """Prompt, then the generation phase of each contestant, sparsities beside each other."""
+    """The prompt, then the generation phase of each contestant; sparsities share a cell."""
     contestants = [*CONTESTANTS, contestant("GRIFFIN", 0.75)]
     found = rows(contestants, [*RUNS, RUNS[1]], ACCOUNTING, 20, 8000.0)
     title, head, line = paper_table([("20+4", found)]).splitlines()
@@ -143,7 +143,7 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted() -> None:
 
 
 def test_a_deadline_ends_the_rounds_early() -> None:
-    """But never before one was counted."""
+    """But at least one round is counted."""
     with Progress(100) as progress:
         runs = run_rounds([contestant("full")], [1], 3, 99, progress, deadline=time.monotonic())
 
@@ -151,7 +151,7 @@ def test_a_deadline_ends_the_rounds_early() -> None:
 
 
 def test_bandwidth_is_measured() -> None:
-    """Somewhere between a slow disk's and a fast accelerator's, whatever the size."""
+    """Between that of a slow disk and that of a fast accelerator."""
     bandwidth = measure_bandwidth(torch.device("cpu"), 2**22)
 
     assert 1e8 < bandwidth.copy < 1e14

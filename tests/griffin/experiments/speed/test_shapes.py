@@ -1,4 +1,4 @@
-"""Named shapes have the real models' sizes, and random weights compute."""
+"""Named shapes have the real models' sizes, and models with random weights compute."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def write_config(folder: Path, model_type: str) -> Path:
 
 
 def test_every_shape_has_its_parameters() -> None:
-    """Billions in all, and billions that belong to some neuron."""
+    """Billions of parameters, in all and in FF neurons."""
     found = {}
     for name in SHAPES:
         with torch.device("meta"):
@@ -44,7 +44,7 @@ def test_every_shape_has_its_parameters() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_random_weights_compute(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Finite logits that differ, in the dtype asked for; nothing is left as the allocator found it."""
+    """Logits are finite, different, and in the asked dtype. No weight is left uninitialised."""
     model = random_model(str(write_config(tmp_path, family)), dtype, torch.device("cpu"))
     with torch.inference_mode():
         logits_TV = model(torch.arange(3, 12)[None]).logits[0]
@@ -56,7 +56,7 @@ def test_random_weights_compute(family: str, dtype: torch.dtype, tmp_path: Path)
 
 
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
-    """The head is the embedding where the configuration says so, and is not otherwise."""
+    """The head is the embedding only if the configuration says so."""
     tied, untied = (
         random_model(str(write_config(tmp_path, name)), torch.float32, torch.device("cpu"))
         for name in ("qwen2", "llama")
@@ -76,7 +76,7 @@ def test_a_multimodal_shape_is_that_of_its_text_part(tmp_path: Path) -> None:
 
 
 def test_wrong_shapes(tmp_path: Path) -> None:
-    """An unknown name lists those there are; a file is a supported config.json or an error."""
+    """The error for an unknown name lists the known ones. A file must be a supported config.json."""
     with pytest.raises(LoadError, match=r"unknown shape 'llama-9'.*llama-2-7b, llama-2-13b.*smollm2-135m"):
         shape_config("llama-9")
     with pytest.raises(UnsupportedModel, match="bert"):

@@ -6,7 +6,7 @@ from griffin.experiments.tasks import sandbox
 
 @pytest.fixture
 def sandboxed() -> None:
-    """Skips where the system allows no sandbox, as some containers."""
+    """Skip the test if the system allows no sandbox, like some containers."""
     try:
         sandbox.passes("")
     except GriffinError as error:

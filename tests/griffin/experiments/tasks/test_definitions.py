@@ -1,4 +1,4 @@
-"""What lm-eval asks, from local files: the very words of its own definitions."""
+"""Prompts from local files have exactly the words of lm-eval's own definitions."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def manager() -> TaskManager:
 
 
 def asked(name: str, data: Path, manager: TaskManager) -> list[Any]:
-    """The arguments of every request, of all items."""
+    """The arguments of every request, for all items."""
     task = make_task(name, data, manager)
     task.build_all_requests(rank=0, world_size=1)
     return [instance.args for instance in task.instances]
@@ -68,7 +68,7 @@ GOLD = {
 def test_choices(name: str, tmp_path: Path, manager: TaskManager) -> None:
     """The context, the answers, and which of them is right: the most likely one scores 1."""
     data = write_data(tmp_path)
-    # COPA's answers bring their own space, and lm-eval adds another: so it is for everyone who uses it.
+    # COPA's answers begin with a space, and lm-eval adds another. We keep both, as all users of lm-eval have them.
     space = " " if name == "copa" else ""
     expected = [(context, space + answer) for context, answers in CHOICES[name] for answer in answers]
 
@@ -81,7 +81,7 @@ def test_choices(name: str, tmp_path: Path, manager: TaskManager) -> None:
 
 
 def test_summaries_have_one_worked_example(tmp_path: Path, manager: TaskManager) -> None:
-    """The first item of the file, which is not asked itself."""
+    """It is the first item of the file, which is not asked itself."""
     (text, options), (other, _) = asked("xsum", write_data(tmp_path), manager)
     example = (
         "###\nArticle: A farmer grew the largest pumpkin of the county.\n\n"
@@ -99,7 +99,7 @@ def test_summaries_have_one_worked_example(tmp_path: Path, manager: TaskManager)
 
 
 def test_every_question_of_a_conversation(tmp_path: Path, manager: TaskManager) -> None:
-    """With the questions before it and their answers; several accepted answers count as CoQA counts them."""
+    """With the earlier questions and answers. Several accepted answers count in CoQA's way."""
     (first, _), (second, options) = asked("coqa", write_data(tmp_path), manager)
     task = make_task("coqa", tmp_path, manager)
     one, two = task.eval_docs
@@ -108,30 +108,30 @@ def test_every_question_of_a_conversation(tmp_path: Path, manager: TaskManager) 
     assert second == f"{STORY}\n\nQ: What colour is the boat?\n\nA: red\n\nQ: Who comes along?\n\nA:"
     assert options["until"] == ["\nQ:"]
     assert task.process_results(one, [" Red.\n\nQ: and"]) == {"em": 1.0, "f1": 1.0}
-    # Against "Rex", "her dog Rex" and "the dog", each left out in turn: EM 1 unless "Rex" is left out.
-    # F1 of "Rex" with "her dog Rex" is 2 * 1 * (1/3) / (4/3) = 0.5, and that is the best of the two when it is.
+    # "Rex", "her dog Rex" and "the dog" are left out in turn. EM is 1 unless "Rex" is left out.
+    # Then F1 with "her dog Rex" is 2 * 1 * (1/3) / (4/3) = 0.5, the best of the other two.
     assert task.process_results(two, [" Rex"]) == pytest.approx({"em": 2 / 3, "f1": (1 + 1 + 0.5) / 3})
 
 
 def test_questions_on_papers(tmp_path: Path, manager: TaskManager) -> None:
-    """SCROLLS' task: the best of the accepted answers counts; words in common, without articles."""
+    """SCROLLS' task: the best of the accepted answers counts, by words in common, without articles."""
     (text, options), _, yes, no = asked("qasper", write_data(tmp_path), manager)
     task = make_task("qasper", tmp_path, manager)
     one, two, three = task.eval_docs
 
     assert text == "We train on ten thousand notes.\n\nQuestion: How many notes?\nAnswer:"
     assert options == {"until": ["\n"], "max_gen_toks": 64, "do_sample": False}
-    # "ten thousand" are 2 of the 3 words of "the ten thousand pages" but for its article: precision 2/3, recall 1.
+    # Without its article, "the ten thousand pages" has 3 words, 2 of them right: precision 2/3, recall 1.
     assert task.process_results(one, [" the ten thousand pages"])["f1"] == pytest.approx(0.8)
     assert task.process_results(two, [" "])["f1"] == 0
-    # A question of yes or no is one between these two words.
+    # A yes-or-no question is a choice between these two words.
     assert (yes[1], no[1]) == (" yes", " no")
     assert task.process_results(three, [(-1.0, False), (-2.0, False)])["f1"] == 1
     assert task.process_results(three, [(-2.0, False), (-1.0, False)])["f1"] == 0
 
 
 def test_heads_of_functions(tmp_path: Path, manager: TaskManager, sandboxed: None) -> None:
-    """As lm-eval asks them, and a fence ends an answer too. Only what passes all of an item's tests counts."""
+    """As lm-eval asks them; a fence also ends an answer. An answer must pass all tests of its item."""
     (text, options), _ = asked("humaneval", write_data(tmp_path), manager)
     task = make_task("humaneval", tmp_path, manager)
     double, shout = task.eval_docs
@@ -149,14 +149,14 @@ def test_heads_of_functions(tmp_path: Path, manager: TaskManager, sandboxed: Non
 def test_without_a_sandbox_nothing_is_asked(
     tmp_path: Path, manager: TaskManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any answer is computed."""
+    """The error comes before any answer is computed."""
     monkeypatch.setattr(sandbox.sys, "platform", "darwin")
     with pytest.raises(GriffinError, match="run in a sandbox that only Linux has"):
         make_task("humaneval", write_data(tmp_path), manager)
 
 
 def test_word_problems(manager: TaskManager) -> None:
-    """They need no data, and follow the same four worked ones. What an answer says it is counts, or its last number."""
+    """They need no data and follow four worked examples. The named answer counts, or else the last number."""
     texts = [text for text, _ in asked("arithmetic", Path("nowhere"), manager)]
     task = make_task("arithmetic", Path("nowhere"), manager)
     head = "\n\n".join(f"Q: {question}\nA: {worked}" for question, worked in WORKED)
@@ -174,7 +174,7 @@ def test_word_problems(manager: TaskManager) -> None:
 
 
 def test_word_problems_stay_the_same() -> None:
-    """Drawn by a seed: whatever the machine, and however many are asked. Answers are above zero."""
+    """A seed draws them: they are the same on every machine and for any count. Answers are above zero."""
     many = problems(40 * len(TEMPLATES))
 
     assert many[:3] == problems(3)
@@ -188,7 +188,7 @@ def test_word_problems_stay_the_same() -> None:
 
 @pytest.mark.parametrize("worked", [answer for _, answer in WORKED])
 def test_worked_answers_are_right(worked: str) -> None:
-    """Each sum in them, and the last one is the answer."""
+    """Each sum is right, and the last one is the answer."""
     sums = re.findall(r"([\d +*-]+) = (\d+)", worked)
 
     assert all(eval(left) == int(right) for left, right in sums)
@@ -256,7 +256,7 @@ def test_bad_data(
     manager: TaskManager,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One line that names the file, the item and what is wrong with it."""
+    """One line names the file, the item and what is wrong with it."""
     if name == "humaneval":
         monkeypatch.setattr(sandbox, "passes", lambda _: True)
     with pytest.raises(GriffinError, match=message):
@@ -264,7 +264,7 @@ def test_bad_data(
 
 
 def test_a_missing_file(tmp_path: Path, manager: TaskManager) -> None:
-    """Says what should be in it."""
+    """The error says what should be in it."""
     with pytest.raises(
         GriffinError, match=r"has no piqa.jsonl \(one JSON object a line with: goal, sol1, sol2, label\)"
     ):
@@ -272,7 +272,7 @@ def test_a_missing_file(tmp_path: Path, manager: TaskManager) -> None:
 
 
 def test_without_data_the_hub_is_asked(manager: TaskManager) -> None:
-    """Which cannot be reached here: one line that says so."""
+    """It cannot be reached here, and one line says so."""
     with pytest.raises(GriffinError, match=r"cannot get the data set of 'piqa' from the hub: .*; give --data DIR"):
         make_task("piqa", None, manager)
 
@@ -290,7 +290,7 @@ HUB = {
     ("piqa", "Question: Cut paper\nAnswer:"),
 ])  # fmt: skip
 def test_data_sets_of_the_hub(name: str, prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the hub's own fields; here they come from memory."""
+    """With the hub's own field names; here the data come from memory."""
 
     def load_dataset(path: str, **_: Any) -> datasets.DatasetDict:
         part = datasets.Dataset.from_list([HUB[path]])

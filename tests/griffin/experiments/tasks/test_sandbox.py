@@ -1,4 +1,4 @@
-"""What a generated program can do, and what counts as passed."""
+"""What a generated program may do, and when it counts as passed."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ from griffin.experiments.tasks.sandbox import passes
     ],
 )
 def test_what_passes(program: str, sandboxed: None) -> None:
-    """Programs that only compute, or write into the empty folder that they start in."""
+    """Programs that only compute, or write into the empty folder where they start."""
     assert passes(program)
 
 
@@ -34,8 +34,8 @@ def test_what_passes(program: str, sandboxed: None) -> None:
         "import os; os.execv('/bin/true', ['x'])", "def f(): return f()\nf()",
     ],
 )  # fmt: skip
-def test_what_does_not(program: str, sandboxed: None) -> None:
-    """Whatever ends before the last statement, with whatever status."""
+def test_what_does_not_pass(program: str, sandboxed: None) -> None:
+    """Programs that end before the last statement, with any status."""
     assert not passes(program)
 
 
@@ -60,12 +60,12 @@ def test_what_does_not(program: str, sandboxed: None) -> None:
     ],
 )
 def test_what_is_refused(statement: str, error: str, sandboxed: None) -> None:
-    """Processes, threads, sockets; more than its memory and its files; devices, privileges, other processes."""
+    """Processes, threads, sockets, too much memory, too many files, devices, privileges, other processes."""
     assert passes(f"try:\n    {statement}\nexcept {error}: pass\nelse: raise SystemExit")
 
 
 def test_a_server_cannot_be_reached(sandboxed: None) -> None:
-    """Even by a socket that the program does not have to open."""
+    """A program cannot connect to a server on this machine."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0)
         address = server.getsockname()
@@ -75,7 +75,7 @@ def test_a_server_cannot_be_reached(sandboxed: None) -> None:
 
 
 def test_files_outside_stay_as_they_are(tmp_path: Path, sandboxed: None) -> None:
-    """Also where its user might write. Its own folder is gone after it."""
+    """Also files that the user may write. The program's own folder is removed afterwards."""
     kept = tmp_path / "kept"
     kept.write_text("as it was")
     for program in (
@@ -91,7 +91,7 @@ def test_files_outside_stay_as_they_are(tmp_path: Path, sandboxed: None) -> None
 
 
 def test_nothing_is_inherited(sandboxed: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable, no open file but the pipe for the token, no process to see."""
+    """No variable, no other process, and no open file except the pipe for the token."""
     monkeypatch.setenv("GRIFFIN_API_KEY", "secret")
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
@@ -113,7 +113,7 @@ def test_nothing_is_inherited(sandboxed: None, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("program", ["while True: pass", "import time; time.sleep(1000)"])
 def test_time_is_limited(program: str, sandboxed: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the processor, and in all: each of them ends what the other would let run for minutes."""
+    """Processor time and total time have their own limits: each stops what the other would let run for minutes."""
     kind, most = ("CPU_SECONDS", 1) if "while" in program else ("SECONDS", 1)
     monkeypatch.setattr(sandbox, "CPU_SECONDS", 300)
     monkeypatch.setattr(sandbox, "SECONDS", 300)
@@ -125,7 +125,7 @@ def test_time_is_limited(program: str, sandboxed: None, monkeypatch: pytest.Monk
 
 
 def test_a_system_without_a_sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What it refuses is said in one line; nothing is run without."""
+    """One line says what the system refuses, and no program runs."""
     refusing = tmp_path / "refusing.py"
     refusing.write_text(
         sandbox.PROGRAM.read_text().replace('_call("unshare", NAMESPACES)', '_call("unshare", -1 & 0x7FFFFFFF)')

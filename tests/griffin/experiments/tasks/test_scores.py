@@ -1,4 +1,4 @@
-"""Scores by variant: the table, what is relative to what, and what is said of the paper's findings."""
+"""Scores by variant: the table, the relative scores, and the claims about the paper's findings."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ def variant(name: str, sparsity: float = 0.5) -> dict[str, Any]:
 
 
 def accuracies(**scores: dict[str, float]) -> dict[str, Any]:
-    """Of 100 items each, by task and variant."""
+    """Accuracies on 100 items each, by task and variant."""
     names = next(iter(scores.values())).keys()
     return {
         "variants": [variant(name) for name in names],
@@ -37,7 +37,7 @@ def accuracies(**scores: dict[str, float]) -> dict[str, Any]:
 
 
 def f1s(**scores: float) -> dict[str, Any]:
-    """Of one task, by variant."""
+    """F1 scores of one task, by variant."""
     own = {name: {"f1": score} for name, score in scores.items()}
     return {
         "variants": [variant(name) for name in own],
@@ -47,7 +47,7 @@ def f1s(**scores: float) -> dict[str, Any]:
 
 
 def test_the_table() -> None:
-    """Percents, and how sure the full model's are."""
+    """Percentages, and the standard errors of the full model's."""
     found = accuracies(piqa={"full": 0.8, "magnitude": 0.6, "GRIFFIN": 0.76})
 
     assert score_table(found).text().splitlines() == [
@@ -60,7 +60,7 @@ def test_the_table() -> None:
 
 
 def test_relative_scores() -> None:
-    """Over the full model's; the mean is over tasks it can do: 100 guesses have an error of 0.05, and 0.6 is two."""
+    """Relative to the full model. 100 guesses have an error of 0.05, so a task at 0.6 is left out of the mean."""
     found = accuracies(
         piqa={"full": 0.8, "GRIFFIN": 0.76}, copa={"full": 0.6, "GRIFFIN": 0.6}, boolq={"full": 0.61, "GRIFFIN": 0.305}
     )
@@ -72,7 +72,7 @@ def test_relative_scores() -> None:
 
 
 def test_nothing_is_said_of_what_the_full_model_cannot_do() -> None:
-    """0 is no score to lose from."""
+    """A score of 0 cannot get worse."""
     found = f1s(full=0.0, GRIFFIN=0.0, magnitude=0.0)
 
     assert math.isnan(relative(found, "qasper", "GRIFFIN"))
@@ -100,7 +100,7 @@ def test_claims_on_classification() -> None:
     assert held(classification, better) == [True, True]
     assert held(classification, worse) == [False, False]
     assert held(classification, accuracies(copa=copa)) == [None, None]
-    # 0.95 and 0.75 of the full model's are less than two errors of 0.11 each apart: 2 x 0.156.
+    # 0.95 and 0.75 differ by less than two errors of the difference: 2 x sqrt(2) x 0.11 = 2 x 0.156.
     for name in ("magnitude", "GRIFFIN"):
         better["scores"]["piqa"][name]["acc_kept_stderr"] = 0.11
     assert held(classification, better) == [True, None]
@@ -118,7 +118,7 @@ def test_claims_on_generation() -> None:
 
 
 def test_claims_on_selection() -> None:
-    """Each pair of the order."""
+    """Each pair of the order is a claim."""
     own = {"full": 0.5, "top-k": 0.4, "sampling": 0.2, "top-k + sampling": 0.3}
 
     assert held(selection, f1s(**own)) == [True, True, True]
@@ -127,7 +127,7 @@ def test_claims_on_selection() -> None:
 
 
 def test_claims_on_sparsity() -> None:
-    """At the sparsity nearest to 50 %, how many tasks keep nine tenths."""
+    """How many tasks keep nine tenths, at the sparsity nearest to 50 %."""
     found = accuracies(piqa={"full": 0.8, "GRIFFIN 50 %": 0.73}, boolq={"full": 0.8, "GRIFFIN 50 %": 0.71})
 
     (claim,) = sparsity.claims(found)
@@ -146,7 +146,7 @@ def test_claims_on_sparsity() -> None:
     ],
 )
 def test_the_small_form(name: str, experiment: Experiment, columns: int, smollm2: Checkpoint, tmp_path: Path) -> None:
-    """Each experiment on a tiny model and made-up items: measured, kept, drawn; a second run finds the same."""
+    """Each experiment on a tiny model and made-up items: measured, kept, drawn. A second run finds the same."""
     model = tiny_model("llama", vocab_size=49152, max_position_embeddings=512)
     study = Study(Checkpoint("tiny", model, smollm2.tokenizer), write_data(tmp_path / "data"), tmp_path / "out")
     flags = defaults(experiment)

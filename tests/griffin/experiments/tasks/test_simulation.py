@@ -1,4 +1,4 @@
-"""What lm-eval asks, answered by pruned models: against GRIFFIN written out a second time, and lm-eval's own model."""
+"""Pruned models answer lm-eval: compared with an independent GRIFFIN, and with lm-eval's own model."""
 
 import copy
 import math
@@ -34,20 +34,20 @@ HALF = griffin(0.5)
 
 @pytest.fixture
 def study(model: PreTrainedModel, smollm2: Checkpoint, tmp_path: Path) -> Study:
-    """Of a tiny model of each type. Its tokenizer is another's; token ids are all that counts here."""
+    """A study of a tiny model of each type. The tokenizer is another model's: only token ids count here."""
     return Study(Checkpoint("tiny", model, smollm2.tokenizer), write_data(tmp_path / "data"), tmp_path / "tiny")
 
 
 @pytest.fixture(scope="module")
 def words(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Of a tiny model that shares SmolLM2's vocabulary."""
+    """A study of a tiny model with SmolLM2's vocabulary."""
     model = tiny_model("llama", vocab_size=49152, max_position_embeddings=512)
     folder = tmp_path_factory.mktemp("words")
     return Study(Checkpoint("tiny", model, smollm2.tokenizer), write_data(folder / "data"), folder / "tiny")
 
 
 def test_scores_simulate_generation(study: Study, prompts: Prompts) -> None:
-    """Section 5.1, in every family: the full model scores all of an answer but its last token, the experts that one."""
+    """Section 5.1, in every family: the full model scores an answer except its last token, kept neurons that token."""
     model = study.checkpoint.model
     context, answers = prompts(1, 14), [prompts(2, 1), prompts(3, 4)]
     simulation.score(study, [FULL, HALF], [(context, answer) for answer in answers], "test")
@@ -66,7 +66,7 @@ def test_scores_simulate_generation(study: Study, prompts: Prompts) -> None:
 
 
 def test_magnitude_keeps_the_largest_weights(study: Study, prompts: Prompts) -> None:
-    """Section 5.1: whatever the prompt."""
+    """Section 5.1: the same neurons for every prompt."""
     context, answer = prompts(1, 9), prompts(2, 1)
     kept = list(by_weight(feed_forwards(study.checkpoint.model)).topk(26, dim=1).indices)
     simulation.score(study, [magnitude(0.5)], [(context, answer)], "test")
@@ -80,11 +80,11 @@ def test_magnitude_keeps_the_largest_weights(study: Study, prompts: Prompts) -> 
     assert found == pytest.approx(float(logits_V.log_softmax(-1)[answer[0]]), abs=1e-4)
 
 
-def test_texts_are_generated_by_experts(study: Study, prompts: Prompts) -> None:
-    """Greedy, the same tokens as the other GRIFFIN's."""
+def test_texts_are_generated_by_kept_neurons(study: Study, prompts: Prompts) -> None:
+    """Greedy tokens are those of the independent GRIFFIN."""
     prompt = prompts(4, 12)
     generated, _ = oracle.generate(study.checkpoint.model, prompt, 0.5, 6)
-    # Up to its own end.
+    # Only up to the end-of-sequence token.
     generated = generated[: generated.index(2) + 1] if 2 in generated else generated
     simulation.generate(study, [FULL, HALF], [prompt], 6, (), "test")
 
@@ -93,7 +93,7 @@ def test_texts_are_generated_by_experts(study: Study, prompts: Prompts) -> None:
 
 
 def test_nothing_is_computed_twice(words: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was stopped goes on: what is in the ledger is read from there, by another process too."""
+    """A stopped run goes on: another process reads the ledger's answers, too."""
     pairs = [([5, 6, 7, 8], [9, 10]), ([5, 6, 7, 8], [11])]
     simulation.score(words, [FULL, HALF], pairs, "test")
     simulation.generate(words, [HALF], [[5, 6, 7]], 3, ["x"], "test")
@@ -117,7 +117,7 @@ def test_each_text_draws_its_own(words: Study) -> None:
 
 
 def test_the_full_model_is_lm_evals_own(words: Study) -> None:
-    """hf, on the same items of all tasks: the same scores, and texts word for word."""
+    """The same scores and texts as hf, lm-eval's own model class, on the same requests."""
     reference = HFLM(
         pretrained=copy.deepcopy(words.checkpoint.model), tokenizer=copy.deepcopy(words.tokenizer), batch_size=1,
         max_length=256,
@@ -166,7 +166,7 @@ def test_scores_of_tasks_are_lm_evals_own(words: Study) -> None:
 
 
 def test_functions_and_word_problems(smollm2: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answered by every method and scored with errors; the paper's tasks are without them. Stopped runs go on."""
+    """Each method answers and is scored with errors. They are not among the paper's tasks. Stopped runs go on."""
     heads = [sample["prompt"] for sample in SAMPLES["humaneval"]]
     monkeypatch.setattr(sandbox, "passes", lambda program: not program.startswith(heads[0]))
     model = tiny_model("llama", vocab_size=49152, max_position_embeddings=1024)
@@ -187,7 +187,7 @@ def test_functions_and_word_problems(smollm2: Checkpoint, tmp_path: Path, monkey
 
 
 def test_how_likely_the_right_answers_are(words: Study) -> None:
-    """Over the full model's, from the scores of the answers that are known to be right."""
+    """The excess over the full model's loss, from the scores of the right answers."""
     found = evaluate(words, ["arc_easy", "coqa"], [FULL, HALF], None, None)["scores"]
     asker, excess = GriffinLM.of(words, FULL), []
     for context, answer in (("Question: What is frozen water?", " ice"), ("Question: Which animal can fly?", " bird")):
@@ -202,7 +202,7 @@ def test_how_likely_the_right_answers_are(words: Study) -> None:
 
 
 def test_lm_eval_finds_the_registered_model(words: Study, tmp_path: Path) -> None:
-    """By its name, with its settings as text; a task of lm-eval's own kind."""
+    """By its name, with its settings as text, on a task of lm-eval's own kind."""
     folder = tmp_path / "checkpoint"
     words.checkpoint.model.save_pretrained(folder)
     words.tokenizer.save_pretrained(folder)
@@ -227,13 +227,13 @@ def test_lm_eval_finds_the_registered_model(words: Study, tmp_path: Path) -> Non
     ],
 )
 def test_what_it_cannot_do(words: Study, options: dict[str, object], message: str) -> None:
-    """Said, not done otherwise."""
+    """It is an error, instead of another answer."""
     with pytest.raises(ValueError, match=message):
         GriffinLM.of(words, HALF).generate_until([Instance("generate_until", {}, ("One", options), 0)])
 
 
 def test_what_is_refused(words: Study) -> None:
-    """A flag that is misspelt would otherwise be a dense run; whole texts have no prompt; an answer needs one."""
+    """A misspelt flag, which would otherwise be a dense run; whole texts; an answer without room for a prompt."""
     with pytest.raises(TypeError, match="sparsitty"):
         GriffinLM(sparsitty=0.5)
     with pytest.raises(ValueError, match="sparsity must be at least 0 and below 1"):
@@ -245,7 +245,7 @@ def test_what_is_refused(words: Study) -> None:
 
 
 def test_prompts_that_are_cut_are_counted(words: Study) -> None:
-    """As lm-eval cuts them; the table says how many."""
+    """They are cut as lm-eval cuts them, and the table says how many."""
     found = evaluate(words, ["xsum", "piqa"], [FULL], None, 80)
     table = score_table(found).text()
 
@@ -253,8 +253,8 @@ def test_prompts_that_are_cut_are_counted(words: Study) -> None:
     assert "prompts cut to 80 tokens" in table
 
 
-def test_always_the_same_answer_is_chance_too(words: Study, tmp_path: Path) -> None:
-    """Of three questions two are right with yes: who always says yes scores 2/3. Choices of their own have no such."""
+def test_a_constant_answer_is_chance(words: Study, tmp_path: Path) -> None:
+    """Two of three answers are yes, so a constant yes scores 2/3. Other choices differ by item."""
     items = [{"passage": "p", "question": f"q{number}?", "label": int(number > 0)} for number in range(3)]
     study = Study(words.checkpoint, write_data(tmp_path / "d", boolq=items), tmp_path / "out")
 
@@ -265,7 +265,7 @@ def test_always_the_same_answer_is_chance_too(words: Study, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("changed", ["a weight", "a setting", "an end"])
 def test_another_model_is_another_ledger(changed: str, words: Study, tmp_path: Path) -> None:
-    """Whatever an answer depends on: any single weight, the configuration, what ends a text."""
+    """An answer depends on every weight, the configuration and the ends of a text."""
     model = copy.deepcopy(words.checkpoint.model)
     if changed == "a weight":
         model.model.layers[1].mlp.down_proj.weight.data[7, 5] += 0.01

@@ -1,4 +1,4 @@
-"""The regression behind sparsity auto: it finds what data were made with, and says nothing of too few."""
+"""The regression for sparsity auto finds the powers behind made-up data, and gives no result for too few."""
 
 import math
 
@@ -12,7 +12,7 @@ LENGTHS = (32, 64, 128, 256)
 
 
 def made(prompts: int, *, length: float, position: float, removed: float, noise: float = 0.0) -> list[Measured]:
-    """Of 64 tokens each, by the powers, with noise in the logarithm."""
+    """Measurements of 64 tokens each that follow the powers, with noise in the logarithm."""
     generator = torch.Generator().manual_seed(1)
     found = []
     for prompt in range(prompts):
@@ -30,7 +30,7 @@ def made(prompts: int, *, length: float, position: float, removed: float, noise:
 
 
 def test_the_powers_are_found() -> None:
-    """Without noise exactly; prompts that were left out are then predicted exactly, too."""
+    """Without noise they are exact, and so are predictions for prompts that were left out."""
     measured = made(10, length=-0.4, position=0.2, removed=0.6)
     table = fit(measured, "griffin")
 
@@ -44,7 +44,7 @@ def test_the_powers_are_found() -> None:
 
 
 def test_predictions_are_means() -> None:
-    """Of what is found, not of its logarithm; and the spread is the noise's."""
+    """They are means of losses, not of logarithms. The spread is that of the noise."""
     table = fit(made(60, length=-0.4, position=0.2, removed=0.6, noise=0.8), "griffin")
 
     assert table is not None
@@ -54,7 +54,7 @@ def test_predictions_are_means() -> None:
 
 
 def test_a_wrong_sign_is_chance() -> None:
-    """Where longer prompts seem to lose more, nothing is said of length; the other powers stand."""
+    """If longer prompts seem to lose more, the length gets the power 0; the other powers stay."""
     table = fit(made(10, length=0.3, position=0.2, removed=0.6), "griffin+")
 
     assert table is not None
@@ -64,7 +64,7 @@ def test_a_wrong_sign_is_chance() -> None:
 
 
 def test_all_prompts_of_one_length() -> None:
-    """Say nothing of length, and break nothing."""
+    """They give no power of the length, and no error."""
     found = [one for one in made(10, length=-0.4, position=0.2, removed=0.6) if one.prompt_tokens == 64]
     table = fit(found, "griffin")
 
@@ -75,7 +75,7 @@ def test_all_prompts_of_one_length() -> None:
 
 
 def test_a_sparsity_that_loses_nothing() -> None:
-    """It rounds to no neuron, and says nothing of the others; where none loses anything, there is no table."""
+    """It rounds to no neuron and changes no other. If no sparsity loses anything, there is no table."""
     found = made(10, length=-0.4, position=0.2, removed=0.6)
     nothing = [Measured(one.prompt, one.prompt_tokens, 0.001, Loss(64, 0.0, 0.0, 64, 32)) for one in found]
     table = fit([*nothing, *found], "griffin")
@@ -86,6 +86,6 @@ def test_a_sparsity_that_loses_nothing() -> None:
 
 
 def test_too_few_prompts() -> None:
-    """Make no table, however many measurements they are."""
+    """They make no table, whatever the number of measurements."""
     assert fit(made(7, length=-0.4, position=0.2, removed=0.6), "griffin") is None
     assert "nothing was kept" in sentence(None)

@@ -1,4 +1,4 @@
-"""A user's own prompts: what a sparsity costs on them is measured rightly, and the recommendation follows from it."""
+"""A user's own prompts: the measured cost of a sparsity is right, and the recommendation follows from it."""
 
 import argparse
 import json
@@ -52,7 +52,7 @@ def read(tmp_path: Path, name: str, content: str) -> list[Entry]:
 
 
 def test_json_lines(tmp_path: Path) -> None:
-    """Texts and conversations, with a completion or without; an assistant's last message is one. Blank lines pass."""
+    """Texts and conversations, with a completion or without. An assistant's last message is a completion."""
     user = {"role": "user", "content": "hi"}
     records = [
         {"prompt": "a", "id": 7},
@@ -70,7 +70,7 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 def test_plain_text(tmp_path: Path) -> None:
-    """One prompt a line; or, once a line is just ---, the lines between such lines."""
+    """One prompt for each line; or, if a line is just ---, one between two such lines."""
     assert [entry.prompt for entry in read(tmp_path, "p.txt", "one\n\n two --- \n")] == ["one", " two --- "]
     found = read(tmp_path, "q.txt", "---\none\n\nstill one\n---\n\n---\ntwo\n")
 
@@ -97,7 +97,7 @@ def test_plain_text(tmp_path: Path) -> None:
     ],
 )
 def test_files_that_are_wrong(tmp_path: Path, name: str, content: str, said: str) -> None:
-    """One line: the file, the line where there is one, and what it lacks."""
+    """One line: the file, the line if there is one, and what is wrong."""
     with pytest.raises(GriffinError) as error:
         read(tmp_path, name, content)
     (line,) = str(error.value).splitlines()
@@ -107,7 +107,7 @@ def test_files_that_are_wrong(tmp_path: Path, name: str, content: str, said: str
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    """Missing, or no text at all."""
+    """A missing file, and a file that is no text."""
     with pytest.raises(GriffinError, match=r"--prompts: '.*nowhere\.jsonl' does not exist"):
         read_entries(tmp_path / "nowhere.jsonl")
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
@@ -116,7 +116,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_prompts_become_ids(smollm2: Checkpoint) -> None:
-    """A text as it is, a conversation by the chat template with the answer opened, both with what follows them."""
+    """A text as it is, a conversation by the chat template with the answer opened, both with their completion."""
     tokenizer = smollm2.tokenizer
     text = encode(Entry("line 1", SHORT, " It is wide."), tokenizer)
     chat = encode(Entry("line 2", [{"role": "user", "content": SHORT}]), tokenizer)
@@ -128,7 +128,7 @@ def test_prompts_become_ids(smollm2: Checkpoint) -> None:
 
 
 class Tokenizer:
-    """One token a character; its template refuses, if it has one."""
+    """One token for each character. If it has a template, the template refuses all messages."""
 
     bos_token_id = None
 
@@ -154,7 +154,7 @@ class Tokenizer:
     ],
 )
 def test_prompts_that_no_model_can_read(entry: Entry, template: str | None, said: str) -> None:
-    """One line that names the prompt's place."""
+    """One line names the prompt's place."""
     tokenizer: Any = Tokenizer(template)
     with pytest.raises(GriffinError) as error:
         encode(entry, tokenizer)
@@ -164,7 +164,7 @@ def test_prompts_that_no_model_can_read(entry: Entry, template: str | None, said
 
 
 def test_cutting_a_prompt() -> None:
-    """The last tokens stay; what is shorter is left out, what is equal then comes once, wherever it stood."""
+    """The last tokens stay. Shorter prompts are left out, and equal ones count once, wherever they were."""
     cases = [Case((1, 2, 3), where="a"), Case((9, 2, 3), where="b"), Case((7,)), Case((2, 3), (5, 5))]
     found = by_length(cases, [2, 4, None])
 
@@ -172,7 +172,7 @@ def test_cutting_a_prompt() -> None:
 
 
 def test_a_cut_prompt_begins_as_the_server_would_send_it() -> None:
-    """The BOS token stays in front and is one of the tokens; a tokenizer that puts none has none to keep."""
+    """The BOS token stays first and counts as a token. Some tokenizers put none."""
     entry = Entry("line 1", "w10 w11 w12", " w20 w21")
     case, without = encode(entry, word_tokenizer()), encode(entry, word_tokenizer(bos=False))
     cut, all_of_it, alone = case.last(3), case.last(4), case.last(1)
@@ -189,7 +189,7 @@ def test_a_cut_prompt_begins_as_the_server_would_send_it() -> None:
 
 @pytest.mark.parametrize(("template", "ids"), [("<s> {{ messages[0].content }}", (BOS, 12)), ("w9 w10", (10,))])
 def test_a_cut_conversation(template: str, ids: tuple[int, ...]) -> None:
-    """A template writes the BOS token itself, or leaves it out; then there is none to keep."""
+    """If the template writes a BOS token, it stays; otherwise there is none."""
     tokenizer = word_tokenizer()
     tokenizer.chat_template = template
     case = encode(Entry("line 1", [{"role": "user", "content": "w10 w11 w12"}]), tokenizer)
@@ -198,7 +198,7 @@ def test_a_cut_conversation(template: str, ids: tuple[int, ...]) -> None:
 
 
 def test_a_loss_by_hand() -> None:
-    """Two tokens of a vocabulary of two: one is predicted worse, one just as well, by logits moved by a constant."""
+    """A vocabulary of two: one token is predicted worse, one equally well, with logits shifted by a constant."""
     full_CV = torch.tensor([[0.6, 0.4], [0.2, 0.8]]).log()
     pruned_CV = torch.tensor([[0.3, 0.7], [0.2, 0.8]]).log() + 5.0
     found = loss(full_CV, pruned_CV, [0, 1])
@@ -210,7 +210,7 @@ def test_a_loss_by_hand() -> None:
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.75])
 def test_losses_are_those_of_a_masked_model(sparsity: float) -> None:
-    """Against plain torch: neurons by equation 1 on the prompt, the rest masked; the first token does not count."""
+    """In plain torch: neurons by equation 1 on the prompt, the rest masked. The first token does not count."""
     model = tiny_model("llama")
     prompt, rest = list(range(3, 23)), [40, 41, 5, 90, 17, 33, 8]
     cache, whole = DynamicCache(config=model.config), torch.tensor([prompt + rest])
@@ -235,7 +235,7 @@ def test_losses_are_those_of_a_masked_model(sparsity: float) -> None:
 
 
 class Untouched:
-    """Stands where nothing may be computed."""
+    """An object that must not be used."""
 
     def __getattr__(self, name: str) -> object:
         raise AssertionError(f"{name} was asked for")
@@ -246,7 +246,7 @@ def tiny_study(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Study:
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """What was found is not computed again, by no new process either; of more sparsities only the new ones are."""
+    """A new process computes no known answer again. With more sparsities, it computes only the new ones."""
     case = Case(tuple(range(3, 20)))
     first = losses(tiny_study(tmp_path, smollm2.tokenizer), case, [0.25, 0.5], 6, 1.0, DEFAULT_METHOD)
     again = tiny_study(tmp_path, smollm2.tokenizer)
@@ -265,7 +265,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, smollm2: Checkpoint) -> None:
 
 
 def test_what_an_answer_depends_on(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """Another prompt, length, temperature or completion is another question, and so is where the prompt ends."""
+    """On the prompt and where it ends, the length, the temperature and the completion."""
     study, ids = tiny_study(tmp_path, smollm2.tokenizer), tuple(range(3, 20))
     settings = [
         (Case(ids), 6, 1.0), (Case(ids[1:]), 6, 1.0), (Case(ids), 5, 1.0), (Case(ids), 6, 0.0),
@@ -291,14 +291,14 @@ SPEED = Speed(100.0, 1.3, 1.2, 1.4)
 
 
 def test_means_and_their_standard_error() -> None:
-    """Means are over tokens. Of prompts of one length, the error is the standard deviation over the root of n."""
+    """Means are over tokens. For equally long prompts, the error is the standard deviation over sqrt(n)."""
     whole = Cell.of(None, 0.5, [Loss(2, 0.2, 0.4, 1), Loss(4, 1.0, 0.8, 4)], SPEED)
     even = Cell.of(None, 0.5, [Loss(10, excess, 0.0, 10) for excess in (1.0, 2.0, 3.0)], SPEED)
     single = Cell.of(None, 0.5, [Loss(4, 1.0, 0.8, 4)], SPEED)
 
     assert (whole.prompts, whole.excess, whole.divergence) == (2, pytest.approx(0.2), pytest.approx(0.2))
     assert whole.agreement == pytest.approx(5 / 6)
-    # Each prompt is 0.2 off what the mean gives it: the root of 2 * (0.04 + 0.04), over 6 tokens.
+    # Each prompt's sum is 0.2 from the mean's: sqrt(2 * (0.04 + 0.04)) over 6 tokens.
     assert whole.error == pytest.approx(0.4 / 6)
     assert even.error == pytest.approx(0.1 / math.sqrt(3))
     assert whole.increase == pytest.approx(math.exp(0.2) - 1)
@@ -311,7 +311,7 @@ def test_means_and_their_standard_error() -> None:
 def cell(
     length: int | None, sparsity: float, percent: float, error: float = 0.005, prompts: int = 20, speedup: float = 1.3
 ) -> Cell:
-    """``percent``: of perplexity; ``error``: of its logarithm."""
+    """``percent``: increase of perplexity. ``error``: standard error of its logarithm."""
     excess = math.log(1 + percent / 100)
     return Cell(length, sparsity, prompts, excess, error, 0.1, 0.9, Speed(100.0, speedup, speedup, speedup))
 
@@ -322,7 +322,7 @@ def advised(*cells: Cell, tolerance: float = 0.05) -> tuple[Advice, str]:
 
 
 def test_the_largest_sparsity_within_the_tolerance() -> None:
-    """For all prompts; it says how to apply it."""
+    """For all prompts, with how to apply it."""
     advice, said = advised(cell(None, 0.25, 1), cell(None, 0.5, 3), cell(None, 0.75, 30))
 
     assert [(step.prompt_tokens, step.sparsity) for step in advice.steps] == [(None, 0.5)]
@@ -332,7 +332,7 @@ def test_the_largest_sparsity_within_the_tolerance() -> None:
 
 
 def test_only_longer_prompts_allow_one() -> None:
-    """From the length on from which all longer ones do too."""
+    """The recommendation begins at the length from which all longer prompts allow it."""
     advice, said = advised(
         cell(64, 0.25, 2), cell(128, 0.25, 9), cell(256, 0.25, 3), cell(512, 0.25, 2), cell(None, 0.25, 12)
     )
@@ -344,7 +344,7 @@ def test_only_longer_prompts_allow_one() -> None:
 
 
 def test_longer_prompts_allow_more() -> None:
-    """Beside what all of them allow. A sparsity that all allow is not said again of the long ones."""
+    """In addition to what all prompts allow, which is not repeated for long ones."""
     advice, said = advised(
         cell(64, 0.25, 6), cell(64, 0.5, 20), cell(256, 0.25, 1), cell(256, 0.5, 2), cell(None, 0.25, 2),
         cell(None, 0.5, 11),
@@ -355,7 +355,7 @@ def test_longer_prompts_allow_more() -> None:
 
 
 def test_without_whole_prompts_the_shortest_are_the_widest() -> None:
-    """No length called all was asked for."""
+    """If whole prompts were not measured, the shortest length is the widest."""
     advice, said = advised(cell(64, 0.25, 2), cell(256, 0.25, 1))
 
     assert [(step.prompt_tokens, step.sparsity) for step in advice.steps] == [(64, 0.25)]
@@ -363,7 +363,7 @@ def test_without_whole_prompts_the_shortest_are_the_widest() -> None:
 
 
 def test_none_is_within_the_tolerance() -> None:
-    """Then dense, and how near the best came."""
+    """The advice is dense, and says how near the best came."""
     advice, said = advised(cell(64, 0.25, 9), cell(None, 0.25, 12), cell(None, 0.5, 40), cell(64, 0.5, 40))
 
     assert (advice.steps, advice.unsure) == ((), None)
@@ -374,7 +374,7 @@ def test_none_is_within_the_tolerance() -> None:
 
 
 def test_a_mean_that_one_prompt_could_move() -> None:
-    """A mean within the tolerance, whose spread is not, is no recommendation; a smaller sure one is."""
+    """A mean is not recommended if its spread exceeds the tolerance; a smaller, sure one is."""
     advice, said = advised(cell(None, 0.25, 1), cell(None, 0.5, 4, error=0.02))
     assert [step.sparsity for step in advice.steps] == [0.25]
     assert advice.unsure is not None
@@ -387,7 +387,7 @@ def test_a_mean_that_one_prompt_could_move() -> None:
 
 
 def test_too_few_prompts() -> None:
-    """Seven say little, however near each other they are; lengths with so few do not count beside others."""
+    """Seven are too few, however similar. Lengths with so few do not count if others have more."""
     advice, said = advised(cell(None, 0.25, 1, prompts=7), cell(None, 0.5, 40, prompts=7))
     assert not advice.enough
     assert "Too few prompts for a recommendation: at least 8 must be judged, but only 7 could be." in said
@@ -428,7 +428,7 @@ def test_prompts_that_could_not_be_judged() -> None:
 
 
 def test_a_speed_up_that_does_not_pay() -> None:
-    """Below 5 % a sparsity is possible, not recommended."""
+    """Below 5 % faster, a sparsity is possible but not recommended."""
     _, said = advised(cell(None, 0.25, 1, speedup=1.04))
     assert "Possible for all these prompts, but it does not pay: sparsity 0.25" in said
     assert said.endswith("Serve this model dense on these prompts and this machine.")
@@ -439,7 +439,7 @@ def test_a_speed_up_that_does_not_pay() -> None:
 
 
 def test_speeds_by_hand() -> None:
-    """Nine tokens after the first, in medians over the rounds; ratios of single rounds beside them."""
+    """Nine tokens after the first, in medians over the rounds, with the lowest and highest ratio of a round."""
     found = speed([1.0, 3.0, 2.0], [3.0, 3.0, 4.0], 10)
 
     assert (found.tokens_per_second, found.speedup) == (4.5, 1.5)
@@ -447,7 +447,7 @@ def test_speeds_by_hand() -> None:
 
 
 def test_speeds_of_an_engine() -> None:
-    """The full model and each sparsity, each prompt in its turn; the first round, slow as it may be, does not count."""
+    """The full model and each sparsity in turn, prompt by prompt. The first round does not count."""
     engine, read = Engine(tiny_model("llama")), []
     generate = engine.generate
 
@@ -463,7 +463,7 @@ def test_speeds_of_an_engine() -> None:
 
     assert list(found) == [0.0, 0.5]
     assert found[0.0].speedup == 1.0
-    # With a round of three times 0.6 s, the median of two could not be above 3.4, on any machine.
+    # If a round with three pauses of 0.6 s counted, the median of two could not be above 3.4 on any machine.
     assert min(one.tokens_per_second for one in found.values()) > 4
     assert read == [7, 7, 17, 17]
 
@@ -487,7 +487,7 @@ def command(*flags: str) -> argparse.Namespace:
     ],
 )
 def test_flags_that_cannot_be(flags: list[str], said: str) -> None:
-    """The flag is named."""
+    """The error names the flag."""
     with pytest.raises(argparse.ArgumentError) as error:
         command("--prompts", "p.txt", *flags)
 
@@ -495,13 +495,13 @@ def test_flags_that_cannot_be(flags: list[str], said: str) -> None:
 
 
 def test_the_full_model_alone_is_nothing_to_compare(tmp_path: Path) -> None:
-    """Said before a model is loaded."""
+    """The error comes before a model is loaded."""
     with pytest.raises(ValueError, match="--sparsities: 0 is the full model"):
         tune.run(command("--prompts", str(tmp_path / "p.txt"), "--sparsities", "0"))
 
 
 def wide_model() -> PreTrainedModel:
-    """A tiny model, but for its vocabulary, which is SmolLM2's, and its context."""
+    """A tiny model with SmolLM2's vocabulary and a longer context."""
     config = AutoConfig.for_model("llama", **{**COMMON, **CONFIGS["llama"], **WIDE})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -514,7 +514,7 @@ def wide_model() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, smollm2: Checkpoint) -> Path:
-    """A model of SmolLM2's vocabulary that runs in milliseconds, as a hub holds them."""
+    """A directory as on a hub, with a model of SmolLM2's vocabulary that runs in milliseconds."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     wide_model().save_pretrained(folder)
     smollm2.tokenizer.save_pretrained(folder)
@@ -522,7 +522,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, smollm2: Checkpoint) 
 
 
 def started(model_folder: Path, prompts: Path, *flags: str, quick: bool = True) -> dict[str, Any]:
-    """The command as a user would start it; what it wrote."""
+    """Run the command as a user would, and return what it wrote."""
     out = prompts.parent / "results"
     tune.run(command("--prompts", str(prompts), "--model", str(model_folder), "--dtype", "float32", "--device", "cpu",
                      "--out", str(out), *(["--quick"] if quick else []), *flags))  # fmt: skip
@@ -533,7 +533,7 @@ def started(model_folder: Path, prompts: Path, *flags: str, quick: bool = True) 
 def test_what_it_keeps_for_sparsity_auto(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A table that the model is loaded with from then on; and losses it predicts are of the size that was measured."""
+    """The model is loaded with this table from then on. Predicted losses have the size of the measured ones."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     prompts = tmp_path / "p.txt"
     prompts.write_text(
@@ -556,7 +556,7 @@ def test_what_it_keeps_for_sparsity_auto(
 
 
 def test_cache_dir_is_the_servers(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept for sparsity auto goes where a server with the same flag looks for it, and nowhere else."""
+    """The table for sparsity auto is where a server with the same flag looks for it, and nowhere else."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     prompts, cache_dir = tmp_path / "p.txt", tmp_path / "cache"
     prompts.write_text("\n".join(f"{number} sheep and {number * 7} goats went up" for number in range(1, 9)))
@@ -571,7 +571,7 @@ def test_cache_dir_is_the_servers(model_folder: Path, tmp_path: Path, monkeypatc
 def test_the_whole_command(
     model_folder: Path, tmp_path: Path, smollm2: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every file and figure is there, and a completion's loss is the decode path's own."""
+    """Every file and figure is there, and a completion's loss is that of the decode path."""
     prompts = tmp_path / "p.jsonl"
     records = [{"prompt": LONG, "completion": " He slept."}, {"prompt": SHORT}, {"prompt": SHORT}]
     prompts.write_text("\n".join(map(json.dumps, records)))
@@ -587,7 +587,7 @@ def test_the_whole_command(
     assert row["perplexity_percent"] == pytest.approx((math.exp(dense - sparse) - 1) * 100, rel=1e-3)
     assert (row["prompts"], rows[None, 0.5]["prompts"], found["prompts"]) == (1, 2, 3)
     assert (full["perplexity_percent"], full["kl"], full["agreement"], full["speedup"]) == (0, 0, 1, 1)
-    # Half of three projections, of 52 neurons and 32 numbers each, in three layers; biases stay.
+    # Half of 52 neurons, with 32 numbers in each of three projections, in three layers; biases stay.
     assert full["active_parameters"] - row["active_parameters"] == 3 * 26 * 3 * 32
     assert min(row["tokens_per_second"], row["kl"]) > 0
     assert (found["completions"], found["data"], found["tokens"]) == (1, "p.jsonl", 16)
@@ -605,7 +605,7 @@ def test_the_whole_command(
 def test_without_matplotlib(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The plain installation measures and recommends; instead of the picture it says what to install."""
+    """The plain installation measures and recommends. Instead of a picture it says what to install."""
     prompts = tmp_path / "p.txt"
     prompts.write_text("\n".join((LONG, SHORT)))
     monkeypatch.setattr(pictures, "can_draw", lambda: False)
@@ -617,7 +617,7 @@ def test_without_matplotlib(
 
 
 def test_the_whole_command_again(model_folder: Path, tmp_path: Path) -> None:
-    """A second run asks the ledger for everything but the speed, and finds the same."""
+    """A second run takes everything but the speed from the ledger, and finds the same."""
     prompts = tmp_path / "p.txt"
     prompts.write_text("\n".join(f"{SHORT} {number}" for number in range(9)))
     first = started(model_folder, prompts, "--prompt-lengths", "all")
@@ -631,7 +631,7 @@ def test_the_whole_command_again(model_folder: Path, tmp_path: Path) -> None:
 
 
 def test_ids_that_the_model_does_not_have(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """A tokenizer that is not the model's is told with the line. A completion may be longer than the context."""
+    """The error names the prompt's line. A completion may be longer than the context."""
     study = tiny_study(tmp_path, smollm2.tokenizer)
     require_fit(study, [Case((5, 6), (7,) * 300)], [None], 16)
     with pytest.raises(GriffinError, match="line 4: token id 128 is out of range"):
@@ -652,7 +652,7 @@ def test_ids_that_the_model_does_not_have(tmp_path: Path, smollm2: Checkpoint) -
 def test_what_does_not_fit(
     model_folder: Path, tmp_path: Path, smollm2: Checkpoint, flags: list[str], said: str
 ) -> None:
-    """One line that names the flag, or the prompt's line, before anything is measured."""
+    """One line names the flag or the prompt's line, before anything is measured."""
     (tmp_path / "p.txt").write_text(f"{SHORT}\n{LONG}\n")
     with pytest.raises((GriffinError, ValueError)) as error:
         started(model_folder, tmp_path / "p.txt", *flags)

@@ -1,4 +1,4 @@
-"""Small GGUF files, written from tiny models as llama.cpp's converter writes them, and model directories to damage."""
+"""Small GGUF files of tiny models, as llama.cpp's converter writes them, and model directories to damage."""
 
 import json
 import zlib
@@ -18,7 +18,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from tests.griffin.model.quantised import HALVES, mixed_kind, sized_tensor
 from tests.tiny import tiny_model
 
-# Every byte is a token; two bytes that follow each other often are one; then control tokens.
+# Every byte is a token; then two pairs of bytes; then control tokens.
 BYTES = list(bytes_to_unicode().values())
 CONTROL = ["<|endoftext|>", "<|im_end|>", "<eot>", "<other>"]
 TOKENS = [*BYTES, "th", "he", *CONTROL]
@@ -35,7 +35,7 @@ Meta = Callable[[GGUFWriter], None]
 
 
 def text_model(model_type: str, **changes: Any) -> PreTrainedModel:
-    """A tiny model with a row for each of the file's tokens; norms are not all ones."""
+    """A tiny model with a row for each of the file's tokens. Its norms are not all ones."""
     model = tiny_model(model_type, **{"vocab_size": VOCABULARY, "eos_token_id": EOS, **changes})
     torch.manual_seed(1)
     with torch.no_grad():
@@ -54,13 +54,13 @@ def write_gguf(
     extra: Mapping[str, Tensor] | None = None,
     kind: Callable[[str], GGMLQuantizationType | None] = lambda name: None,
 ) -> Path:
-    """A file of a model.
+    """Write a model to a GGUF file.
 
     Args:
-        meta: adds further keys; they win over those that are written here.
+        meta: adds keys; they replace those that are written here.
         keep: whether a tensor is written, by its name in the file.
-        extra: further tensors.
-        kind: the type of a tensor by its name in the file; None is F32. One that is quantised gets random codes.
+        extra: additional tensors.
+        kind: the type of a tensor by its name in the file; None is F32. A quantised tensor gets random codes.
     """
     config = model.config
     architecture = ARCHITECTURES[config.model_type]
@@ -92,13 +92,13 @@ def _write_tensor(writer: GGUFWriter, name: str, value: Tensor, kind: GGMLQuanti
 
 
 def mixed_file(path: Path, model_type: str) -> Path:
-    """A small file of a llama or qwen2 model with matrices of every type that is read in place."""
+    """A small file of a llama or qwen2 model, with matrices of every type that is read in place."""
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "head_dim": 64}
     more = {"mlp_bias": False} if model_type == "llama" else {}
     model = text_model(model_type, **sizes, **more)
     with torch.no_grad():
         for parameter in model.parameters():
-            # Sums of eight times as many numbers as in other tiny models become no larger.
+            # Sums have eight times as many numbers as in other tiny models; this keeps them as small.
             parameter *= 0.35 if parameter.dim() == 2 else 1
     return write_gguf(path, model, kind=mixed_kind)
 
@@ -186,21 +186,21 @@ def _regrouped(value: Tensor, config: Any) -> Tensor:
 
 
 def write_directory(folder: Path, tokenizer: PreTrainedTokenizerBase, **changes: Any) -> Path:
-    """A tiny llama as a hub holds it, with a row for each of the tokenizer's tokens."""
+    """A tiny llama in a directory as on a hub, with a row for each of the tokenizer's tokens."""
     tiny_model("llama", **{"vocab_size": len(tokenizer), **changes}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
-    """Write a directory's weights anew."""
+    """Rewrite the weights of a directory."""
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file, {"format": "pt"})
     return folder
 
 
 def change_config(folder: Path, **changes: Any) -> Path:
-    """Write a directory's configuration anew."""
+    """Rewrite the configuration of a directory."""
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     return folder

@@ -1,4 +1,4 @@
-"""A hub on this machine: the part of its API that finding and downloading a repository's files needs."""
+"""A hub on this machine, with the part of the API that finds and downloads a repository's files."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ Repositories = Mapping[str, Mapping[str, bytes]]
 
 
 class Hub:
-    """asked: method and path of every request."""
+    """A running hub. ``asked``: method and path of every request."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -22,9 +22,9 @@ class Hub:
 
 @contextmanager
 def hub(repositories: Repositories) -> Iterator[Hub]:
-    """Serve repositories, by id, of files, by name.
+    """Serve repositories: id -> file name -> content.
 
-    An id that begins with ``gated/`` is listed to nobody.
+    An id that begins with ``gated/`` is never listed.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -82,7 +82,7 @@ def hub(repositories: Repositories) -> Iterator[Hub]:
                 self.wfile.write(body)
 
         def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state = Hub(f"http://127.0.0.1:{server.server_port}")

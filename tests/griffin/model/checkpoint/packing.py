@@ -1,4 +1,4 @@
-"""Projections as GPTQ and AWQ write them, and what they stand for."""
+"""Projections in the layouts of GPTQ and AWQ, and their numbers."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "gptq_v2": {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "checkpoint_format": "gptq_v2"},
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True},
 }
-# Which of eight neighbours AWQ's words hold, from the lowest bits on.
+# The order of eight neighbours in AWQ's words, from the lowest bits on.
 AWQ = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
@@ -26,7 +26,7 @@ def random_projection(
     random = np.random.default_rng(rows + columns)
     groups = columns // group
     codes = random.integers(0, 16, (rows, columns))
-    # GPTQ's first layout has no room for a zero of 0.
+    # GPTQ's first layout cannot store a zero point of 0.
     zeros = np.full((rows, groups), 8) if symmetric else random.integers(scheme == "gptq", 16, (rows, groups))
     scales = random.uniform(0.001, 0.05, (rows, groups)).astype(np.float16)
     of_group = np.repeat(np.arange(groups), group)
@@ -44,7 +44,7 @@ def random_projection(
 
 
 def _words(codes: np.ndarray, order: "range | tuple[int, ...]") -> np.ndarray:
-    """Eight neighbours of a row in a word of 32 bits."""
+    """Pack eight neighbours of a row into a word of 32 bits."""
     words = np.zeros((len(codes), codes.shape[1] // 8), dtype=np.uint32)
     for place, which in enumerate(order):
         words |= codes[:, which::8].astype(np.uint32) << np.uint32(4 * place)
@@ -54,14 +54,14 @@ def _words(codes: np.ndarray, order: "range | tuple[int, ...]") -> np.ndarray:
 def write_packed(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scheme: str, **options: bool
 ) -> None:
-    """A directory with a model whose projections are quantised; the model gets the numbers that they stand for."""
+    """Write a directory with a model whose projections are quantised. The model gets the numbers of the codes."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     state = {name: value.half() for name, value in model.state_dict().items()}
     model.load_state_dict(state)
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
-    # Every second projection of a layer has zeros other than 8.
+    # Every second projection of a layer has zero points other than 8.
     for number, (path, module) in enumerate(model.named_modules()):
         if isinstance(module, nn.Linear) and path != "lm_head":
             symmetric = number % 2 == 0 or not options.get("asymmetric", True)

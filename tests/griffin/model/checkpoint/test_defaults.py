@@ -1,4 +1,4 @@
-"""What a generation config recommends, as values of Sampling."""
+"""What a generation config recommends, as fields of Sampling."""
 
 import logging
 from pathlib import Path
@@ -16,7 +16,7 @@ NAMED = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.05, "repetiti
 
 
 def config(**values: Any) -> GenerationConfig:
-    """As one that was read from a file: nothing of it has been looked at."""
+    """A config as read from a file, without any check of its values."""
     found = GenerationConfig()
     for name, value in values.items():
         setattr(found, name, value)
@@ -24,7 +24,7 @@ def config(**values: Any) -> GenerationConfig:
 
 
 def test_values_that_are_named() -> None:
-    """Under the names of Sampling, which takes them."""
+    """They have the names of Sampling's fields."""
     defaults = sampling_defaults(config(**NAMED, max_new_tokens=512, do_sample=True))
 
     assert defaults == {**NAMED, "max_tokens": 512}
@@ -32,8 +32,10 @@ def test_values_that_are_named() -> None:
 
 
 @pytest.mark.parametrize("given", [None, GenerationConfig(), config(do_sample=False, num_beams=1, eos_token_id=2)])
-def test_nothing_is_made_up(given: GenerationConfig | None, caplog: pytest.LogCaptureFixture) -> None:
-    """What the library itself would take otherwise is no recommendation."""
+def test_library_defaults_are_no_recommendation(
+    given: GenerationConfig | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library's own defaults are no recommendation."""
     assert sampling_defaults(given) == {}
     assert not caplog.records
 
@@ -48,7 +50,7 @@ def test_nothing_is_made_up(given: GenerationConfig | None, caplog: pytest.LogCa
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_left_out(name: str, value: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """With a warning that names the value; the others stay."""
+    """A warning names the value, and the other values stay."""
     with caplog.at_level(logging.WARNING, "griffin"):
         defaults = sampling_defaults(config(**{"min_p": 0.1, "top_k": 5, name: value}))
 
@@ -76,8 +78,8 @@ def test_what_is_not_applied_is_named(caplog: pytest.LogCaptureFixture) -> None:
     assert "typical_p, no_repeat_ngram_size would" in record.getMessage()
 
 
-def test_of_a_checkpoint(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """From its generation_config.json; the embedded model has none."""
+def test_defaults_of_a_checkpoint(tmp_path: Path, smollm2: Checkpoint) -> None:
+    """The values come from generation_config.json; the embedded model has none."""
     model = tiny_model("llama", vocab_size=len(smollm2.tokenizer))
     model.generation_config = config(**NAMED, do_sample=True)
     model.save_pretrained(tmp_path / "tiny")

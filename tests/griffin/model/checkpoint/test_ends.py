@@ -14,7 +14,7 @@ from tests.tiny import tiny_model
 
 
 def test_the_union_of_all_files(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """generation_config, config and the tokenizer each name others."""
+    """generation_config, config and the tokenizer name different ids."""
     folder = write_directory(tmp_path / "tiny", smollm2.tokenizer, vocab_size=49_152)
     change_config(folder, eos_token_id=[5, 6])
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
@@ -29,7 +29,7 @@ def test_the_union_of_all_files(tmp_path: Path, smollm2: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize(("named", "expected"), [(None, set()), (3, {3}), ([3, 4], {3, 4}), ([], set())])
-def test_whatever_form_a_configuration_has(named: object, expected: set[int]) -> None:
+def test_every_form_of_end_ids(named: object, expected: set[int]) -> None:
     """A number, several, or none."""
     model = tiny_model("llama")
     model.generation_config.eos_token_id = None
@@ -39,7 +39,7 @@ def test_whatever_form_a_configuration_has(named: object, expected: set[int]) ->
 
 
 def test_ignore_eos_and_min_tokens_follow_the_union(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """No end counts for the one; for the other all of them wait."""
+    """ignore_eos ignores all ends, and min_tokens delays all of them."""
     folder = write_directory(tmp_path / "tiny", smollm2.tokenizer, vocab_size=49_152)
     change_config(folder, eos_token_id=[5, 6])
     engine = Engine(load(str(folder), device="cpu", dtype="float32").model)

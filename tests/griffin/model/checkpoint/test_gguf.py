@@ -1,4 +1,4 @@
-"""GGUF files: the same scores as the same model in safetensors, or a refusal that names the key or the tensor."""
+"""GGUF files give the scores of the same model in safetensors, or an error that names the key or tensor."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,11 +71,11 @@ def linear(factor: float) -> Meta:
 
 
 def nothing(writer: GGUFWriter) -> None:
-    """No further key."""
+    """Add no key."""
 
 
 def factors(model: PreTrainedModel) -> torch.Tensor:
-    """Llama 3's, as llama.cpp's converter computes them from the same configuration."""
+    """Llama 3's factors, as llama.cpp's converter computes them from the same configuration."""
     plain = text_model("llama").model.rotary_emb.inv_freq
     base = torch.full_like(plain, LLAMA3["rope_theta"]) ** (-torch.arange(len(plain)) / len(plain))
     return base / model.model.rotary_emb.inv_freq
@@ -136,7 +136,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Meta]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_numbers_as_in_safetensors(case: str, tmp_path: Path) -> None:
-    """Whatever llama.cpp's converter says of a model in keys, and does to its tensors, is read back."""
+    """The reader undoes all that llama.cpp's converter writes as keys or does to tensors."""
     model_type, changes, meta = CASES[case]
     model = text_model(model_type, **changes)
     loaded = read(write_gguf(tmp_path / "model.gguf", model, meta))
@@ -145,7 +145,7 @@ def test_the_same_numbers_as_in_safetensors(case: str, tmp_path: Path) -> None:
 
 
 def test_llama3_factors_are_applied(tmp_path: Path) -> None:
-    """They are in a tensor that no parameter takes; what they do is the same to the last bits."""
+    """They are in a tensor that belongs to no parameter. The logits agree up to rounding."""
     model = text_model("llama", rope_parameters=LLAMA3)
     path = write_gguf(tmp_path / "model.gguf", model, extra={"rope_freqs.weight": factors(model)})
 
@@ -155,7 +155,7 @@ def test_llama3_factors_are_applied(tmp_path: Path) -> None:
 
 
 def test_longrope_is_applied(tmp_path: Path) -> None:
-    """Two lists of factors, and a number for attention."""
+    """Two lists of factors, and a factor for attention."""
     model = text_model("phi3", rope_parameters=LONG, original_max_position_embeddings=128)
     lists = {f"rope_factors_{kind}.weight": torch.tensor(LONG[f"{kind}_factor"]) for kind in ("short", "long")}
 
@@ -210,7 +210,7 @@ REFUSED: dict[str, Meta] = {
 
 @pytest.mark.parametrize("key", REFUSED)
 def test_a_key_that_changes_numbers_and_is_not_applied_is_refused_by_name(key: str, tmp_path: Path) -> None:
-    """Never dropped; the same file without the key is fine."""
+    """Such a key is never ignored."""
 
     def without(writer: GGUFWriter) -> None:
         writer.kv_data[0].pop(key, None)
@@ -248,7 +248,7 @@ BOUNDS: dict[str, tuple[str, str, Meta, str]] = {
 
 @pytest.mark.parametrize("case", BOUNDS)
 def test_a_number_that_no_model_has_is_refused_by_its_key(case: str, tmp_path: Path) -> None:
-    """In one line, by whichever way the file is read; the library's own words name no key."""
+    """In one line, with either way to read the file. The library's own error would name no key."""
     model_type, key, meta, words = BOUNDS[case]
 
     def replacing(writer: GGUFWriter) -> None:
@@ -277,7 +277,7 @@ def test_a_number_that_no_model_has_is_refused_by_its_key(case: str, tmp_path: P
     ],
 )
 def test_keys_that_change_nothing_are_no_reason_to_refuse(meta: Meta, tmp_path: Path) -> None:
-    """Zeros, notes, and what is the case anyway."""
+    """Zeros, notes, and values that are the default."""
     model = text_model("llama", mlp_bias=False)
 
     assert torch.equal(logits(read(write_gguf(tmp_path / "model.gguf", model, meta))), logits(model))
@@ -296,7 +296,7 @@ OTHERS: dict[str, tuple[Meta, type[GriffinError], str]] = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_files_of_another_kind(kind: str, tmp_path: Path) -> None:
-    """What it is stands in the refusal."""
+    """The error says what the file is."""
     meta, error, words = OTHERS[kind]
 
     def replacing(writer: GGUFWriter) -> None:
@@ -314,7 +314,7 @@ def test_files_of_another_kind(kind: str, tmp_path: Path) -> None:
     "lost", ["blk.1.ffn_up.weight", "blk.2.", "output_norm.weight", "token_embd.weight", "blk.0.attn_norm.weight"]
 )
 def test_a_tensor_that_is_missing(lost: str, tmp_path: Path) -> None:
-    """Refused by name, at every start: nothing is cached."""
+    """The error names it at every start: no cache is written."""
     model = text_model("llama", mlp_bias=False)
     path = write_gguf(tmp_path / "model.gguf", model, keep=lambda name: not name.startswith(lost))
     for _ in range(2):
@@ -333,7 +333,7 @@ EXTRA = {
 
 @pytest.mark.parametrize("kind", EXTRA)
 def test_a_tensor_that_the_architecture_does_not_have(kind: str, tmp_path: Path) -> None:
-    """The file disagrees with its architecture's name: what it computes is not what would be served."""
+    """The file contradicts the name of its architecture, so another model would be served."""
     (name,) = EXTRA[kind]
     path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False), extra=EXTRA[kind])
     with pytest.raises(LoadError, match=f"(?s){name}.*general.architecture"):
@@ -341,7 +341,7 @@ def test_a_tensor_that_the_architecture_does_not_have(kind: str, tmp_path: Path)
 
 
 def test_a_tensor_in_another_shape(tmp_path: Path) -> None:
-    """Named with both shapes."""
+    """The error has both shapes."""
     path = write_gguf(
         tmp_path / "model.gguf",
         text_model("llama", mlp_bias=False),
@@ -360,7 +360,7 @@ def test_a_tensor_in_another_shape(tmp_path: Path) -> None:
     ],
 )
 def test_a_size_that_only_a_key_claims(key: str, words: str, tmp_path: Path) -> None:
-    """Refused before anything of that size is built: no hang, and no memory is taken."""
+    """It is refused before anything of that size is built: no hang, and no memory is taken."""
 
     def absurd(writer: GGUFWriter) -> None:
         writer.kv_data[0][f"llama.{key}"].value = 10**9
@@ -371,7 +371,7 @@ def test_a_size_that_only_a_key_claims(key: str, words: str, tmp_path: Path) -> 
 
 
 def split(path: Path, model: PreTrainedModel) -> list[Path]:
-    """The same model in two files, as llama-gguf-split leaves them."""
+    """The same model in two files, as llama-gguf-split makes them."""
 
     def part(number: int) -> Meta:
         def write(writer: GGUFWriter) -> None:
@@ -391,7 +391,7 @@ def split(path: Path, model: PreTrainedModel) -> list[Path]:
 
 
 def test_a_split_file_is_one_model(tmp_path: Path) -> None:
-    """The first part brings the others; another part names the first; one that is missing is named."""
+    """The first part finds the others, another part's error names the first, and a missing part is named."""
     model = text_model("llama", mlp_bias=False)
     first, second = split(tmp_path, model)
 
@@ -404,7 +404,7 @@ def test_a_split_file_is_one_model(tmp_path: Path) -> None:
 
 
 def test_a_part_that_changed_is_read_anew(tmp_path: Path) -> None:
-    """The cache goes by all parts."""
+    """All parts together name the cache entry."""
     first, _ = split(tmp_path, text_model("llama", mlp_bias=False))
     load(str(first), device="cpu", dtype="float32", cache_dir=tmp_path / "cache")
     other = text_model("llama", mlp_bias=False)
@@ -426,7 +426,7 @@ def header_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut_short, header_alone])
 def test_a_file_that_is_cut_short(damage: Callable[[Path], None], tmp_path: Path) -> None:
-    """One line that names it."""
+    """One line names it."""
     path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False))
     damage(path)
     with pytest.raises(LoadError, match=r"model\.gguf is not a complete GGUF file") as failure:
@@ -457,7 +457,7 @@ def test_text_is_split_as_the_file_says(pre: str, pieces: list[str], tmp_path: P
     ],
 )
 def test_ends_by_key_and_by_name(meta: Meta, expected: set[int], tmp_path: Path) -> None:
-    """The file's own ids, and control tokens that are known to end a text; also when read from the cache."""
+    """The file's own ids, and control tokens that are known as ends; also when read from the cache."""
     path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False), meta)
     for _ in range(2):
         model = load(str(path), device="cpu", dtype="float32", cache_dir=tmp_path / "cache").model
@@ -469,7 +469,7 @@ def test_ends_by_key_and_by_name(meta: Meta, expected: set[int], tmp_path: Path)
     "keys", [("fim_pre", "fim_suf", "fim_mid"), ("prefix", "suffix", "middle"), ("fim_pre", "fim_suf")]
 )
 def test_marks_for_gaps_by_key(keys: tuple[str, ...], tmp_path: Path) -> None:
-    """The tokenizer has those that the file names, by newer and older keys, also when read from the cache; or none."""
+    """The tokenizer gets all three marks, by newer or older keys, also from the cache; or none of them."""
 
     def meta(writer: GGUFWriter) -> None:
         for offset, key in enumerate(keys):
@@ -484,7 +484,7 @@ def test_marks_for_gaps_by_key(keys: tuple[str, ...], tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_control_token_is_no_end(tmp_path: Path) -> None:
-    """Text may spell anything."""
+    """Text may contain the same letters."""
 
     def plain(writer: GGUFWriter) -> None:
         writer.kv_data[0].pop("tokenizer.ggml.token_type")
@@ -496,7 +496,7 @@ def test_a_name_that_is_no_control_token_is_no_end(tmp_path: Path) -> None:
 
 
 def test_sampling_that_a_file_recommends(tmp_path: Path) -> None:
-    """The same as a generation_config.json would say, also when read from the cache."""
+    """The same values as from a generation_config.json, also when read from the cache."""
 
     def recommend(writer: GGUFWriter) -> None:
         writer.add_float32("general.sampling.temp", 0.5)
@@ -515,7 +515,7 @@ def test_sampling_that_a_file_recommends(tmp_path: Path) -> None:
     [("rope_freqs.weight", [0.0, 1, 1, 1]), ("rope_freqs.weight", [float("nan")] * 4), ("rope_freqs.weight", [1.0])],
 )
 def test_factors_that_no_model_has(name: str, values: list[float], tmp_path: Path) -> None:
-    """Refused by the tensor's name; and so are factors that such models do not use."""
+    """The error names the tensor. Factors that such models do not use are refused, too."""
     path = write_gguf(tmp_path / "model.gguf", text_model("llama"), extra={name: torch.tensor(values)})
     with pytest.raises(LoadError, match=r"the tensor rope_freqs\.weight must hold 4 numbers above 0"):
         read(path)
@@ -527,7 +527,7 @@ def test_factors_that_no_model_has(name: str, values: list[float], tmp_path: Pat
 @pytest.mark.parametrize("key", ["eos", "eot"])
 @pytest.mark.parametrize("value", [2**31, -5])
 def test_ids_that_are_no_tokens(key: str, value: int, tmp_path: Path) -> None:
-    """The end is refused where transformers would look it up; of the others such an id is no end."""
+    """An invalid eos id is refused, because transformers would look it up. An invalid eot id is ignored."""
 
     def replaced(writer: GGUFWriter) -> None:
         writer.kv_data[0].pop(f"tokenizer.ggml.{key}_token_id", None)
@@ -543,7 +543,7 @@ def test_ids_that_are_no_tokens(key: str, value: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "glm4"])
 def test_what_the_kind_of_split_brings_along(pre: str, tmp_path: Path) -> None:
-    """With Llama 3's a text begins with the begin-of-sequence token, and a piece that is a token stays whole."""
+    """With Llama 3's, a text begins with the begin-of-sequence token, and a piece that is a token stays whole."""
     path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False), text("tokenizer.ggml.pre", pre))
     for told in (None, False):
         file = gguf_file.read(path)
@@ -556,7 +556,7 @@ def test_what_the_kind_of_split_brings_along(pre: str, tmp_path: Path) -> None:
 
 
 def pieces(writer: GGUFWriter) -> None:
-    """A SentencePiece vocabulary instead, of the same size."""
+    """Replace the vocabulary by a SentencePiece vocabulary of the same size."""
     for key in ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id"):
         writer.kv_data[0].pop(f"tokenizer.ggml.{key}", None)
     words = ["<unk>", "<s>", "</s>", "\u2581", "t", "h", "e", "th", "the", "\u2581the"]
@@ -580,7 +580,7 @@ def pieces(writer: GGUFWriter) -> None:
 def test_whether_a_text_begins_with_a_space(
     prefix: bool | None, expected: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    """The key tokenizer.ggml.add_space_prefix, as llama.cpp reads it; texts come back as they were."""
+    """The key tokenizer.ggml.add_space_prefix decides, as in llama.cpp. Decoded texts do not change."""
 
     def meta(writer: GGUFWriter) -> None:
         pieces(writer)
@@ -600,7 +600,7 @@ def test_whether_a_text_begins_with_a_space(
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "phi3", "falcon"])
 @pytest.mark.parametrize("vocabulary", [nothing, pieces])
 def test_the_tokenizer_that_the_library_reads(vocabulary: Meta, model_type: str, tmp_path: Path) -> None:
-    """The library reads the file itself, slowly; its tokenizer is made of our reader's keys without another reading."""
+    """Ours, made from the keys that we have already read, is the same as the library's, whose reading is slow."""
 
     def meta(writer: GGUFWriter) -> None:
         vocabulary(writer)
@@ -641,8 +641,8 @@ def test_what_lies_beside_a_file_is_not_its_tokenizer(tmp_path: Path) -> None:
         ({"merges": None}, r"does not say how tokens are made: it lacks the key tokenizer\.ggml\.merges"),
     ],
 )
-def test_a_vocabulary_that_is_none(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
-    """Refused by the key."""
+def test_an_invalid_vocabulary(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    """The error names the key."""
     file = gguf_file.read(write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False)))
     changed = {**file.metadata, **{f"tokenizer.ggml.{key}": value for key, value in changes.items()}}
     metadata = {key: value for key, value in changed.items() if value is not None}
@@ -654,7 +654,7 @@ def test_a_vocabulary_that_is_none(changes: dict[str, Any], words: str, tmp_path
 def test_a_file_that_changes_while_it_is_read_is_not_cached(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of one file and half of another, or zeros, would be found again at the next start."""
+    """Otherwise the next start would find half of one file and half of another, or zeros."""
     path = write_gguf(tmp_path / "model.gguf", text_model("llama", mlp_bias=False))
     content = path.read_bytes()
     dequantize, calls = gguf.dequantize, 0

@@ -1,4 +1,4 @@
-"""The reader of GGUF files: what it reads, and that no damaged file brings it down."""
+"""The reader of GGUF files: what it reads, and that every damaged file gives an error."""
 
 import random
 import struct
@@ -39,7 +39,7 @@ def key(name: str | bytes, kind: int, value: bytes) -> bytes:
 def tensor(
     name: str = "t", shape: Sequence[int] = (WIDTH, ROWS), kind: int = Kind.F32, offset: int = 0, dimensions: int = -1
 ) -> bytes:
-    """An entry of the table. ``shape`` as the file has it: the fastest dimension first."""
+    """An entry of the table. ``shape`` is in the file's order: the fastest dimension first."""
     sizes = b"".join(u64(size) for size in shape)
     return string(name) + u32(len(shape) if dimensions < 0 else dimensions) + sizes + u32(kind) + u64(offset)
 
@@ -55,14 +55,14 @@ def whole(
     counts: tuple[int, int] | None = None,
     data: int = ROWS * WIDTH * 4,
 ) -> bytes:
-    """A file of these keys and tensors. ``counts``: how many tensors and keys it claims to have."""
+    """A file with these keys and tensors. ``counts``: how many tensors and keys it claims to have."""
     claimed = counts or (len(tensors), len(keys))
     header = b"GGUF" + u32(version) + u64(claimed[0]) + u64(claimed[1]) + b"".join([*keys, *tensors])
     return header + bytes(-len(header) % 32) + bytes(data)
 
 
 def nested(depth: int) -> bytes:
-    """An array in arrays, each with one element, and a number in the innermost."""
+    """Nested arrays with one element each, and a number in the innermost."""
     return (u32(ARRAY) + u64(1)) * (depth - 1) + u32(U8) + u64(1) + b"\x07"
 
 
@@ -162,7 +162,7 @@ def test_a_fault_is_named(fault: str, tmp_path: Path) -> None:
 
 
 def test_the_file_that_the_faults_are_made_of(tmp_path: Path) -> None:
-    """Read as it is, in both versions; arrays of every kind; names that are empty; a wider alignment."""
+    """It is read in both versions, with arrays of every kind, empty names and a larger alignment."""
     keys = [
         MODEL,
         key("numbers", ARRAY, u32(2) + u64(3) + struct.pack("<3H", 1, 2, 65535)),
@@ -188,7 +188,7 @@ def test_the_file_that_the_faults_are_made_of(tmp_path: Path) -> None:
 
 
 def test_a_header_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However large the file is, only so much is read of it as a header."""
+    """However large the file is, the header may have only so many bytes."""
     monkeypatch.setattr(gguf_bytes, "HEADER_LIMIT", 2**10)
     path = tmp_path / "model.gguf"
     path.write_bytes(with_keys(key("a", ARRAY, u32(U8) + u64(2**10) + bytes(2**10))))
@@ -197,7 +197,7 @@ def test_a_header_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def written(path: Path, architecture: str = "llama") -> Path:
-    """A file as llama.cpp's own package writes it: a vocabulary, and tensors of several types."""
+    """A file that llama.cpp's own package writes: a vocabulary, and tensors of several types."""
     writer = GGUFWriter(path, architecture)
     writer.add_context_length(128)
     writer.add_embedding_length(WIDTH)
@@ -223,7 +223,7 @@ def written(path: Path, architecture: str = "llama") -> Path:
 
 
 def test_the_same_as_the_packages_reader(tmp_path: Path) -> None:
-    """Keys, types, shapes and bytes."""
+    """Keys, types, shapes and bytes are the same."""
     path = written(tmp_path / "model.gguf")
     file, theirs = gguf_file.read(path), GGUFReader(path)
     keys = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
@@ -239,8 +239,8 @@ def test_the_same_as_the_packages_reader(tmp_path: Path) -> None:
         assert np.array_equal(gguf.dequantize(ours.data, ours.type), gguf.dequantize(tensor.data, tensor.tensor_type))
 
 
-def test_a_file_is_let_go(tmp_path: Path) -> None:
-    """Not while a tensor's bytes are used, which would be read from nowhere."""
+def test_a_file_can_be_closed_once_unused(tmp_path: Path) -> None:
+    """It cannot be closed while a tensor's bytes are in use."""
     file = gguf_file.read(written(tmp_path / "model.gguf"))
     held = file.tensors["plain"].data
     with pytest.raises(BufferError):
@@ -252,7 +252,7 @@ def test_a_file_is_let_go(tmp_path: Path) -> None:
 
 
 def test_types_that_cannot_be_read(tmp_path: Path) -> None:
-    """The first tensor is named, its type, and how many others there are."""
+    """The error names the first tensor, its type, and how many others there are."""
     path = written(tmp_path / "model.gguf")
     file = gguf_file.read(path)
     file.require_readable(frozenset(Kind))
@@ -270,7 +270,7 @@ def test_types_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
-    """Which of them counts is not known."""
+    """It is not known which of them counts."""
     paths = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
     for number, path in enumerate(paths):
         path.write_bytes(with_keys(numbered("split.no", number), numbered("split.count", 2)))
@@ -286,8 +286,8 @@ def test_a_tensor_in_two_parts(tmp_path: Path) -> None:
         (None, r"one of 2 parts, and m-00002-of-00002\.gguf is not beside it; download all"),
     ],
 )
-def test_a_part_that_is_none(second: bytes | None, words: str, tmp_path: Path) -> None:
-    """Named, and not what the first part lacks for it."""
+def test_an_invalid_part(second: bytes | None, words: str, tmp_path: Path) -> None:
+    """The error names the part itself, not a tensor that is missing because of it."""
     paths = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
     paths[0].write_bytes(with_keys(numbered("split.no", 0), numbered("split.count", 2)))
     if second is not None:
@@ -297,7 +297,7 @@ def test_a_part_that_is_none(second: bytes | None, words: str, tmp_path: Path) -
 
 
 def test_a_later_part_without_the_first(tmp_path: Path) -> None:
-    """There is nothing else to name."""
+    """The error names the first part, which is missing."""
     path = tmp_path / "m-00002-of-00002.gguf"
     path.write_bytes(with_keys(numbered("split.no", 1), numbered("split.count", 2)))
     with pytest.raises(LoadError, match=r"one of 2 parts, and m-00001-of-00002\.gguf is not beside it; download all"):
@@ -305,8 +305,8 @@ def test_a_later_part_without_the_first(tmp_path: Path) -> None:
 
 
 def mutations(content: bytes) -> Sequence[Callable[[random.Random], bytes]]:
-    """Ways to damage a file. Most damage is in the header: the data may be anything."""
-    # Numbers that are lengths, counts, dimensions or offsets.
+    """Ways to damage a file, mostly in the header, because the data may be any bytes."""
+    # Places of numbers that look like lengths, counts, dimensions or offsets.
     lengths = [
         place for place in range(4, len(content) - 8) if 0 < int.from_bytes(content[place : place + 8], "little") < 999
     ]
@@ -344,13 +344,13 @@ def mutations(content: bytes) -> Sequence[Callable[[random.Random], bytes]]:
 
 
 def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
-    """Read, or refused in one line: nothing else happens, and little memory is taken."""
+    """Each is read, or refused with one line, and little memory is used."""
     path = written(tmp_path / "model.gguf")
     chance, refusals, read = random.Random(24), list[str](), 0
     ways = mutations(path.read_bytes())
     tracemalloc.start()
     try:
-        # One file, overwritten: some file systems wait for the disk where a file is made anew.
+        # One file is overwritten each time: to create a file, some file systems wait for the disk.
         with path.open("r+b") as place:
             for _ in range(10_000):
                 place.seek(0)

@@ -1,4 +1,4 @@
-"""Models by their names on a hub: which files are meant, what is downloaded, and what needs no network."""
+"""Models by their hub names: which files are chosen, what is downloaded, and what needs no network."""
 
 import json
 import os
@@ -26,7 +26,7 @@ GGUFS = ["README.md", "config.json", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "mmproj-F16
 SPLIT = ["BF16/m-BF16-00001-of-00002.gguf", "BF16/m-BF16-00002-of-00002.gguf", "m.IQ4_XS.gguf"]
 CHECKPOINT = ["config.json", "model.safetensors", "tokenizer.json"]
 
-# Finds each place that is named, and prints its name and path, or the error.
+# Finds each model by its spelling, and prints its name and path, or the error.
 FIND = """
 import json, sys
 from griffin.errors import LoadError
@@ -43,7 +43,7 @@ for spelling in sys.argv[1:]:
 
 
 def found(endpoint: str, home: Path, *spellings: str, **environment: str) -> list[list[str]]:
-    """Name and path of each, or its error, by a process of its own: the library reads its settings once."""
+    """Name and path of each model, or its error. It runs a new process: the library reads its settings once."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", **environment}
     run = subprocess.run(
         [sys.executable, "-c", FIND, *spellings], env={**os.environ, **settings}, capture_output=True, text=True
@@ -68,8 +68,8 @@ def found(endpoint: str, home: Path, *spellings: str, **environment: str) -> lis
         (["a-Q4_K_M.gguf", "a-Q4_K.gguf", "a-Q4_K_S.gguf"], "Q4_K", ["a-Q4_K.gguf"]),
     ],
 )
-def test_files_that_are_meant(names: Sequence[str], wanted: str | None, files: list[str]) -> None:
-    """By a quantisation or a file in any case, all parts of a split model; a checkpoint where none is named."""
+def test_files_that_a_name_means(names: Sequence[str], wanted: str | None, files: list[str]) -> None:
+    """A quantisation or file name in any case, all parts of a split model; without one, a checkpoint."""
     assert chosen(names, "o/r", wanted) == files
 
 
@@ -95,8 +95,10 @@ def test_files_that_are_meant(names: Sequence[str], wanted: str | None, files: l
         (SPLIT[:1], "BF16", f"is one of 00002 parts, and {SPLIT[1]} is not there"),
     ],
 )
-def test_nothing_and_several_are_told_with_what_there_is(names: Sequence[str], wanted: str | None, words: str) -> None:
-    """One line that says what to name instead."""
+def test_no_file_and_several_are_refused_with_the_available_ones(
+    names: Sequence[str], wanted: str | None, words: str
+) -> None:
+    """One line says what to name instead."""
     with pytest.raises(LoadError) as failure:
         chosen(names, "o/r", wanted)
 
@@ -120,7 +122,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Repositories:
 
 
 def test_each_spelling_is_downloaded_once(repositories: Repositories, tmp_path: Path) -> None:
-    """Only the files that are meant; the second time nothing is asked for, and without a network it is the same."""
+    """Only the chosen files. The second time nothing is asked for; without a network the result is the same."""
     spellings = ["org/tiny-GGUF:q4_k_m", "org/tiny-GGUF/tiny-Q4_K_M.gguf", "hf.co/org/tiny-GGUF:Q8_0", "org/tiny",
                  "https://huggingface.co/org/tiny-GGUF/blob/main/tiny-Q4_K_M.gguf"]  # fmt: skip
     with hub(repositories) as server:
@@ -141,7 +143,7 @@ def test_each_spelling_is_downloaded_once(repositories: Repositories, tmp_path: 
     assert not any("mmproj" in path for path in server.asked if "/resolve/" in path)
 
 
-def test_what_cannot_be_had_says_why(repositories: Repositories, tmp_path: Path) -> None:
+def test_the_error_says_why_a_model_is_not_available(repositories: Repositories, tmp_path: Path) -> None:
     """Unknown and gated repositories, unknown quantisations, and no network; each in one line."""
     with hub(repositories) as server:
         errors = found(server.url, tmp_path, "org/no-such", "gated/model", "org/tiny-GGUF", "org/none", "a/b/c.gguf")
@@ -160,7 +162,7 @@ def test_what_cannot_be_had_says_why(repositories: Repositories, tmp_path: Path)
 
 
 def test_one_gguf_file_in_the_cache_is_not_the_repository(repositories: Repositories, tmp_path: Path) -> None:
-    """By the repository's name it is served only if the hub has no other, or cannot be asked."""
+    """The repository's name means that file only if the hub has no other, or cannot be reached."""
     gguf = repositories["org/tiny-GGUF"]["tiny-Q4_K_M.gguf"]
     others = {"org/both": repositories["org/tiny"], "org/two": {"t-Q8_0.gguf": gguf}, "org/one": {}}
     with hub({name: {"t-Q4_K_M.gguf": gguf, **files} for name, files in others.items()}) as server:
@@ -176,12 +178,12 @@ def test_one_gguf_file_in_the_cache_is_not_the_repository(repositories: Reposito
     assert "has 2 GGUF models; add a colon and one of Q4_K_M, Q8_0" in two
     assert one == ["org/one", named[2]]
     assert not any("gguf" in path for path in downloads)
-    # A checkpoint that is there now is what is meant.
+    # The checkpoint in the cache is now what the name means.
     assert unreachable == [both, *offline[1:]]
 
 
 def test_the_only_gguf_file_of_a_repository_is_asked_for_once(repositories: Repositories, tmp_path: Path) -> None:
-    """Downloaded by the repository's name, or by the file's before; hf counts and removes the cache as before."""
+    """It was downloaded by the repository's name, or before by its own. hf's tools still read the cache."""
     gguf = repositories["org/tiny-GGUF"]["tiny-Q4_K_M.gguf"]
     with hub({name: {"t-Q4_K_M.gguf": gguf} for name in ("org/one", "org/first")}) as server:
         found(server.url, tmp_path, "org/first:Q4_K_M")
@@ -197,7 +199,7 @@ def test_the_only_gguf_file_of_a_repository_is_asked_for_once(repositories: Repo
 
 
 def test_a_checkpoint_without_a_tokenizer_is_completed(repositories: Repositories, tmp_path: Path) -> None:
-    """As other programs leave it. Its weights are not brought again; without a hub, it is taken as it is."""
+    """Other programs leave such a cache. Its weights are not downloaded again; without a hub it is used as it is."""
     with hub(repositories) as server:
         ((_, path),) = found(server.url, tmp_path, "org/tiny")
         for file in Path(path).iterdir():
@@ -214,7 +216,7 @@ def test_a_checkpoint_without_a_tokenizer_is_completed(repositories: Repositorie
 
 
 def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path: Path) -> None:
-    """Without rounds of tries."""
+    """After at most three tries."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
         ((error,),) = found(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, "org/tiny")
         silent.setblocking(False)
@@ -231,7 +233,7 @@ def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path: Path) -> None:
 def test_a_server_starts_by_quantisation_and_again_without_a_network(
     repositories: Repositories, tmp_path: Path
 ) -> None:
-    """It is called as it was named; the second start meets a hub that never answers, and asks it nothing."""
+    """The model has the name that was given. The second start does not connect to the hub."""
     settings = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "GRIFFIN_MODEL": "org/tiny-GGUF:Q4_K_M"}
     with hub(repositories) as server, running(**settings, HF_ENDPOINT=server.url) as process:
         first = httpx.get(f"{process.url}/v1/models").json()["data"][0]["id"]

@@ -1,4 +1,4 @@
-"""What is refused of a file whose own codes are kept, as of any other."""
+"""A file whose own codes are kept is refused for the same faults as any other."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def offset(path: Path, name: str) -> int:
-    """Where a tensor begins."""
+    """The place where a tensor begins."""
     tensor = gguf_file.read(path).tensors[name]
     return path.read_bytes().index(tensor.data[:64].tobytes())
 
@@ -36,7 +36,7 @@ def offset(path: Path, name: str) -> int:
 )
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_scales_that_are_no_numbers(path: Path, name: str, dtype: str, tmp_path: Path) -> None:
-    """Named, whatever the type: Q4_K, Q5_0, Q2_K, Q4_1, Q8_0. Nothing is cached."""
+    """The error names the tensor, for the types Q4_K, Q5_0, Q2_K, Q4_1 and Q8_0. No cache is written."""
     kind = gguf_file.read(path).tensors[name].type
     content = bytearray(path.read_bytes())
     place = offset(path, name) + HALVES[kind][-1]

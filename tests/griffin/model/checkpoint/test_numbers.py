@@ -1,4 +1,4 @@
-"""Numbers of a config.json: none is filled in where it decides, and none is served that no model can have."""
+"""Numbers of a config.json: a missing one is not guessed, and an impossible one is refused."""
 
 import json
 from pathlib import Path
@@ -18,13 +18,13 @@ PLAIN: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attenti
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_every_family_passes(model_type: str) -> None:
-    """By its own names."""
+    """With its own names."""
     require_numbers(tiny_model(model_type).config.to_dict(), "model")
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_number_that_is_missing(name: str) -> None:
-    """transformers would take another model's."""
+    """Otherwise transformers would use another model's number."""
     with pytest.raises(LoadError, match=f"config.json lacks {name}"):
         require_numbers({key: value for key, value in PLAIN.items() if key != name}, "model")
 
@@ -47,7 +47,7 @@ def test_a_number_that_is_missing(name: str) -> None:
     ],
 )
 def test_a_number_that_no_model_has(changes: dict[str, Any], words: str) -> None:
-    """The field is named, and what it may be."""
+    """The error names the field and its value."""
     with pytest.raises(LoadError, match=words):
         require_numbers({**PLAIN, **changes}, "model")
 
@@ -61,8 +61,8 @@ def test_a_number_that_no_model_has(changes: dict[str, Any], words: str) -> None
         {"final_logit_softcapping": None, "intermediate_size": 64.0},
     ],
 )
-def test_what_is_absent_or_usual(changes: dict[str, Any]) -> None:
-    """No reason to refuse."""
+def test_absent_or_usual_numbers_are_accepted(changes: dict[str, Any]) -> None:
+    """It is accepted."""
     require_numbers({**PLAIN, **changes}, "model")
 
 
@@ -76,7 +76,7 @@ def test_what_is_absent_or_usual(changes: dict[str, Any]) -> None:
     ],
 )
 def test_a_damaged_generation_config(content: str, words: str, tmp_path: Path, smollm2: Checkpoint) -> None:
-    """transformers goes on without it, and without its ends."""
+    """transformers would go on without it, and without its ends."""
     folder = write_directory(tmp_path / "tiny", smollm2.tokenizer)
     (folder / "generation_config.json").write_text(content)
     with pytest.raises(LoadError, match=words.replace(".", r"\.")):
@@ -84,7 +84,7 @@ def test_a_damaged_generation_config(content: str, words: str, tmp_path: Path, s
 
 
 def test_a_damaged_tokenizer_is_named(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """By its file."""
+    """The error names its file."""
     folder = write_directory(tmp_path / "tiny", smollm2.tokenizer)
     (folder / "tokenizer.json").write_text('{"model": ')
     with pytest.raises(LoadError, match=r"tokenizer\.json cannot be read"):

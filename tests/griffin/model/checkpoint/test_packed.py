@@ -1,4 +1,4 @@
-"""Checkpoints of GPTQ and AWQ: the numbers are those that a plain reading of their layouts gives, to the last bit."""
+"""Checkpoints of GPTQ and AWQ give exactly the numbers of a plain reading of their layouts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_numbers(scheme: str, group: int, act_order: bool) -> None:
 @pytest.mark.parametrize("group", [32, 128])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_blocks_hold_the_same_numbers(scheme: str, group: int, symmetric: bool, kind: str) -> None:
-    """As rows, and as columns; where inputs were ordered, in that order."""
+    """As rows and as columns. With act-order, the inputs are first sorted by group."""
     act_order = scheme != "awq"
     tensors, numbers = random_projection(
         ROWS, COLUMNS, scheme, group=group, act_order=act_order, symmetric=symmetric
@@ -74,7 +74,7 @@ def test_blocks_hold_the_same_numbers(scheme: str, group: int, symmetric: bool, 
 
 
 def test_scales_beyond_float16_are_not_rounded() -> None:
-    """Plain numbers hold them."""
+    """They need plain numbers."""
     tensors, _ = random_projection(ROWS, COLUMNS, "gptq")
     tensors["scales"] = tensors["scales"].bfloat16() * 2**-20
 
@@ -84,7 +84,7 @@ def test_scales_beyond_float16_are_not_rounded() -> None:
 def directory(
     folder: Path, smollm2: Checkpoint, scheme: str, family: str = "llama", **options: bool
 ) -> PreTrainedModel:
-    """A checkpoint, and its model in plain numbers."""
+    """Write a checkpoint, and return its model in plain numbers."""
     sizes: dict[str, object] = (
         {"hidden_size": 64, "ffn_dim": 96, "word_embed_proj_dim": 64} if family == "opt" else WIDE
     )
@@ -107,7 +107,7 @@ def scores(model: PreTrainedModel) -> list[float]:
 def test_a_checkpoint_is_the_model_that_it_stands_for(
     tmp_path: Path, smollm2: Checkpoint, scheme: str, family: str, act_order: bool
 ) -> None:
-    """With its own codes, and in plain numbers; tied or not, with biases, with projections that are fused."""
+    """With its own codes and in plain numbers; tied or not, with biases, with fused projections."""
     exact = directory(tmp_path, smollm2, scheme, family, act_order=act_order)
     plain = load(str(tmp_path), device="cpu", dtype="float32")
     kept = load(str(tmp_path), device="cpu")
@@ -127,7 +127,7 @@ def test_a_checkpoint_is_the_model_that_it_stands_for(
 def test_every_matrix_is_exact(
     tmp_path: Path, smollm2: Checkpoint, act_order: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of each projection, the neurons of one layer in one order; what cannot keep its codes is said."""
+    """With act-order, the neurons of a layer get one new order. A warning counts projections that cannot keep codes."""
     exact = directory(tmp_path, smollm2, "gptq", act_order=act_order)
     found, expected = read_weights(load(str(tmp_path), device="cpu").model), read_weights(exact)
     assert found is not None
@@ -176,7 +176,7 @@ def changed(ending: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[s
 def test_damaged_projections(
     tmp_path: Path, smollm2: Checkpoint, damage: Callable[[dict[str, Tensor]], object], words: str
 ) -> None:
-    """One line that names the projection."""
+    """One line names the projection."""
     directory(tmp_path, smollm2, "gptq")
     state = load_file(tmp_path / "model.safetensors")
     damage(state)
@@ -197,14 +197,14 @@ def test_damaged_projections(
 def test_options_that_codes_do_not_allow(
     tmp_path: Path, smollm2: Checkpoint, options: dict[str, Any], words: str
 ) -> None:
-    """Before any weight is read."""
+    """They are refused before any weight is read."""
     directory(tmp_path, smollm2, "gptq")
     with pytest.raises(LoadError, match=words):
         load(str(tmp_path), device="cpu", **options)
 
 
-def test_what_holds_codes_is_said(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """The embedding, which is not quantised, has the checkpoint's own numbers."""
+def test_formats_of_a_packed_checkpoint(tmp_path: Path, smollm2: Checkpoint) -> None:
+    """The embedding is not quantised and keeps the checkpoint's numbers."""
     directory(tmp_path, smollm2, "awq")
     checkpoint = load(str(tmp_path), device="cpu")
 

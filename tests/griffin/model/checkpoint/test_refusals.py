@@ -1,4 +1,4 @@
-"""Every kind of directory that people point --model at: what it is, and what to do, in one line."""
+"""Directories that are no model, as users name them with --model: one line says what it is and what to do."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Kind = Callable[[Path], None]
 
 
 def files(*names: str) -> Kind:
-    """Nothing but these."""
+    """A directory with only these files."""
 
     def make(folder: Path) -> None:
         for name in names:
@@ -47,7 +47,7 @@ WITHOUT_CONFIG: dict[str, tuple[Kind, str]] = {
 
 @pytest.mark.parametrize("kind", WITHOUT_CONFIG)
 def test_directories_without_a_configuration(kind: str, tmp_path: Path) -> None:
-    """Named for what is in them."""
+    """The error says what the directory is."""
     make, words = WITHOUT_CONFIG[kind]
     make(tmp_path)
     with pytest.raises(GriffinError, match=words) as failure:
@@ -57,7 +57,7 @@ def test_directories_without_a_configuration(kind: str, tmp_path: Path) -> None:
 
 
 def replaced(*names: str) -> Kind:
-    """These files instead of the weights."""
+    """These files replace the weights."""
 
     def make(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
@@ -152,7 +152,7 @@ WITH_CONFIG: dict[str, tuple[Kind, str]] = {
 
 @pytest.mark.parametrize("kind", WITH_CONFIG)
 def test_directories_with_a_configuration(kind: str, tmp_path: Path, smollm2: Checkpoint) -> None:
-    """Refused by name, before weights are read; quantisers are not asked to be installed."""
+    """Refused before weights are read. The error does not ask to install a quantiser."""
     make, words = WITH_CONFIG[kind]
     make(write_directory(tmp_path / "tiny", smollm2.tokenizer))
     with pytest.raises(GriffinError, match=words) as failure:
@@ -175,7 +175,7 @@ def test_directories_with_a_configuration(kind: str, tmp_path: Path, smollm2: Ch
     ],
 )
 def test_files(name: str, content: str, words: str, tmp_path: Path) -> None:
-    """Likewise."""
+    """The error says what the file is, and what to name instead."""
     (tmp_path / name).write_text(content)
     with pytest.raises(GriffinError, match=words):
         load(str(tmp_path / name), device="cpu")

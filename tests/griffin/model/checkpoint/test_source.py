@@ -1,4 +1,4 @@
-"""Every spelling of a path and a name that a shell, a hub or a container brings."""
+"""All spellings of paths and names that come from a shell, a hub or a container."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def hub(tmp_path: Path) -> Path:
 
 
 def test_spellings_of_one_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them mean it, and its name is the model's."""
+    """All of them mean the directory, and its name is the model's name."""
     monkeypatch.chdir(folder.parent)
     monkeypatch.setenv("HOME", str(folder.parent))
     spellings = [
@@ -51,14 +51,14 @@ def test_spellings_of_one_directory(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("spelling", [".", "./", "../my-model/."])
 def test_a_directory_without_a_name_of_its_own(spelling: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has that of the place that it stands for."""
+    """The model has the name of the directory that the spelling means."""
     monkeypatch.chdir(folder)
 
     assert locate(spelling).name == "my-model"
 
 
 def test_a_link_has_its_own_name(folder: Path, hub: Path, tmp_path: Path) -> None:
-    """Whoever made it chose it, whatever it leads to."""
+    """A link names the model, whatever its target is."""
     for target in (folder, hub / "snapshots" / REVISION):
         link = tmp_path / "chosen"
         link.symlink_to(target)
@@ -67,7 +67,7 @@ def test_a_link_has_its_own_name(folder: Path, hub: Path, tmp_path: Path) -> Non
 
 
 def test_a_snapshot_is_called_as_on_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never by the 40 digits of its revision; the repository's folder stands for its main revision."""
+    """Never by the 40 digits of its revision. The repository's folder means its main revision."""
     snapshot = hub / "snapshots" / REVISION
     (hub / "refs").mkdir()
     (hub / "refs" / "main").write_text(REVISION)
@@ -78,14 +78,14 @@ def test_a_snapshot_is_called_as_on_the_hub(hub: Path, monkeypatch: pytest.Monke
 
 
 def test_a_repository_with_several_snapshots(hub: Path) -> None:
-    """Which one is meant cannot be guessed."""
+    """It is not known which one is meant."""
     (hub / "snapshots" / ("a" * 40)).mkdir()
     with pytest.raises(LoadError, match="has 2 snapshots"):
         locate(str(hub))
 
 
 def test_a_gguf_file_by_any_name(hub: Path, tmp_path: Path) -> None:
-    """A link to a blob, a blob, upper case, no ending: its content says what it is."""
+    """A link to a blob, a blob, upper case, no ending: the content says what it is."""
     link = hub / "snapshots" / REVISION / "tiny.gguf"
     found = locate(str(link))
     assert (found.name, found.path, found.is_gguf) == ("tiny", link, True)
@@ -95,7 +95,7 @@ def test_a_gguf_file_by_any_name(hub: Path, tmp_path: Path) -> None:
 
 
 def test_a_directory_with_one_gguf_file(tmp_path: Path) -> None:
-    """Is that file; vision parts do not count, and of a split model the first part is named."""
+    """The directory means that file. Vision parts do not count, and a split model means its first part."""
     model = text_model("llama", mlp_bias=False)
     write_gguf(tmp_path / "mmproj-f16.gguf", model)
     write_gguf(tmp_path / "m-00001-of-00002.gguf", model)
@@ -123,7 +123,7 @@ def test_a_directory_with_a_vision_part_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_directory_with_parts_of_a_model(contents: dict[int, bytes], words: str, tmp_path: Path) -> None:
-    """What is missing is the first part, not a choice."""
+    """The error names the missing or damaged first part, and offers no choice."""
     for number, content in contents.items():
         (tmp_path / f"m-0000{number}-of-00003.gguf").write_bytes(content)
     with pytest.raises(LoadError, match=words):
@@ -132,7 +132,7 @@ def test_a_directory_with_parts_of_a_model(contents: dict[int, bytes], words: st
 
 @pytest.mark.parametrize("spelling", [EMBEDDED_MODEL, EMBEDDED_MODEL.upper(), f" {EMBEDDED_MODEL} "])
 def test_the_embedded_default(spelling: str) -> None:
-    """In any case."""
+    """Upper and lower case do not matter."""
     found = locate(spelling)
 
     assert (found.name, found.path) == (EMBEDDED_MODEL, embedded_file())
@@ -154,7 +154,7 @@ def test_the_embedded_default(spelling: str) -> None:
     ],
 )
 def test_hub_ids(spelling: str, hub_id: str) -> None:
-    """By id, or by address."""
+    """A hub id, or the address of its page."""
     found = locate(spelling)
 
     assert (found.name, found.hub_id, found.path) == (hub_id, hub_id, None)
@@ -172,7 +172,7 @@ def test_hub_ids(spelling: str, hub_id: str) -> None:
     ],
 )
 def test_files_of_a_hub(spelling: str, name: str, file: str) -> None:
-    """By a quantisation, after a colon; by a file's name, with its folder; by its page."""
+    """By a quantisation after a colon, by a file's name with its folder, or by the address of its page."""
     found = locate(spelling)
 
     assert (found.name, found.hub_id, found.hub_file, found.path) == (name, "org/name", file, None)
@@ -204,7 +204,7 @@ def test_files_of_a_hub(spelling: str, name: str, file: str) -> None:
     ],
 )
 def test_what_cannot_be_meant(spelling: str, words: str) -> None:
-    """One line that says what to do."""
+    """One line says what to do."""
     with pytest.raises(LoadError, match=words.replace("(", r"\(")) as failure:
         locate(spelling)
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_meant(spelling: str, words: str) -> None:
 
 
 def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
-    """As where a container has the link but not what it leads to."""
+    """A container may have the link without its target."""
     (tmp_path / "link").symlink_to("/not/mounted/model")
     with pytest.raises(LoadError, match="is a link to /not/mounted/model, which is not here"):
         locate(str(tmp_path / "link"))

@@ -1,4 +1,4 @@
-"""The text part of multimodal checkpoints: loaded without the rest, and the same as the whole model on text."""
+"""The text part of multimodal checkpoints: it loads without the rest, and answers texts as the whole model does."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ VISION = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14,
 }  # fmt: skip
-# Whole model, vision part, text part.
+# Types of the whole model, the vision part and the text part.
 KINDS = {
     "gemma3": ("gemma3", "siglip_vision_model", "gemma3_text"),
     "mistral3": ("mistral3", "pixtral", "mistral"),
@@ -33,9 +33,9 @@ GREEDY = Sampling(temperature=0, max_tokens=8, ignore_eos=True)
 
 
 def multimodal(kind: str, smollm2: Checkpoint, folder: Path) -> PreTrainedModel:
-    """A tiny model with eyes, and its checkpoint."""
+    """A tiny model with a vision part, written to a folder as a checkpoint."""
     whole, vision, text = KINDS[kind]
-    # With separate heads where real checkpoints have them.
+    # The head is separate for the type whose real checkpoints have it so.
     tied = kind != "mistral3"
     sizes = {**COMMON, **CONFIGS[text], "vocab_size": len(smollm2.tokenizer)}
     config = AutoConfig.for_model(
@@ -57,7 +57,7 @@ def multimodal(kind: str, smollm2: Checkpoint, folder: Path) -> PreTrainedModel:
 
 
 def change_config(folder: Path, **text: Any) -> None:
-    """Change fields of the text part; None takes one away."""
+    """Change fields of the text part; None removes a field."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     config["text_config"] = {k: v for k, v in {**config["text_config"], **text}.items() if v is not None}
@@ -66,7 +66,7 @@ def change_config(folder: Path, **text: Any) -> None:
 
 @torch.no_grad()
 def greedy(model: PreTrainedModel, count: int) -> list[int]:
-    """By the whole model's own forward pass, without a cache."""
+    """Greedy tokens of the whole model's own forward pass, without a cache."""
     ids = IDS
     for _ in range(count):
         ids = torch.cat((ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)), dim=1)
@@ -77,7 +77,7 @@ def greedy(model: PreTrainedModel, count: int) -> list[int]:
 def test_it_is_the_whole_model_on_text(
     kind: str, tmp_path: Path, smollm2: Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """To the last bit; by every step; what is left out is named, and nothing is warned of."""
+    """To the last bit, and with every step. The log names the parts that are left out, without a warning."""
     model = multimodal(kind, smollm2, tmp_path / "eyes")
     with caplog.at_level(logging.INFO, "griffin"):
         loaded = load(str(tmp_path / "eyes"), device="cpu", dtype="float32").model
@@ -107,7 +107,7 @@ def test_it_is_the_whole_model_on_text(
     ],
 )
 def test_both_spellings_of_names(kind: str, inner: str, ff_offload: bool, tmp_path: Path, smollm2: Checkpoint) -> None:
-    """Older and newer checkpoints, read at once or mapped."""
+    """Names of older and newer checkpoints, in memory and mapped."""
     model = multimodal(kind, smollm2, tmp_path / "eyes")
 
     def spelled(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ def test_both_spellings_of_names(kind: str, inner: str, ff_offload: bool, tmp_pa
 
 
 def test_weights_that_are_missing_are_named(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """As in any other checkpoint; and tensors that belong to neither part are warned of."""
+    """As in any other checkpoint."""
     multimodal("gemma3", smollm2, tmp_path / "eyes")
     name = "language_model.model.layers.1.mlp.up_proj.weight"
     change_weights(tmp_path / "eyes", lambda weights: {k: v for k, v in weights.items() if k != name})
@@ -139,7 +139,7 @@ def test_weights_that_are_missing_are_named(tmp_path: Path, smollm2: Checkpoint)
 
 
 def test_unknown_tensors_are_warned_of(tmp_path: Path, smollm2: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
-    """Those that belong to neither part."""
+    """These belong to neither part."""
     multimodal("gemma3", smollm2, tmp_path / "eyes")
     change_weights(tmp_path / "eyes", lambda weights: {**weights, "audio_tower.weight": torch.ones(3)})
     load(str(tmp_path / "eyes"), device="cpu", dtype="float32")
@@ -148,11 +148,11 @@ def test_unknown_tensors_are_warned_of(tmp_path: Path, smollm2: Checkpoint, capl
 
 
 def test_numbers_that_shapes_tell_may_be_missing(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """Gemma 3 leaves its heads to the class: a wrong number of them does not fit the weights."""
+    """Gemma 3 may leave out its number of heads: a wrong default does not fit the weights."""
     multimodal("gemma3", smollm2, tmp_path / "eyes")
     change_config(tmp_path / "eyes", num_attention_heads=None)
     with pytest.raises(LoadError, match=r"another shape than its config\.json says"):
-        # The class's number is 8; these weights have 4 heads.
+        # The default is 8, but these weights have 4 heads.
         load(str(tmp_path / "eyes"), device="cpu", dtype="float32")
 
     change_config(tmp_path / "eyes", hidden_size=None)
@@ -160,8 +160,8 @@ def test_numbers_that_shapes_tell_may_be_missing(tmp_path: Path, smollm2: Checkp
         load(str(tmp_path / "eyes"), device="cpu", dtype="float32")
 
 
-def test_of_other_models_they_may_not(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """No shape tells how many heads Mistral's projections are of."""
+def test_numbers_that_shapes_do_not_tell_are_required(tmp_path: Path, smollm2: Checkpoint) -> None:
+    """The shapes of Mistral's projections do not show the number of heads."""
     multimodal("mistral3", smollm2, tmp_path / "eyes")
     change_config(tmp_path / "eyes", num_attention_heads=None)
     with pytest.raises(LoadError, match=r"config\.json lacks num_attention_heads"):
@@ -169,7 +169,7 @@ def test_of_other_models_they_may_not(tmp_path: Path, smollm2: Checkpoint) -> No
 
 
 def test_a_quantised_text_part_is_refused(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """Wherever the configuration says it."""
+    """Also if only the text part's configuration says so."""
     multimodal("mistral3", smollm2, tmp_path / "eyes")
     change_config(tmp_path / "eyes", quantization_config={"quant_method": "fp8"})
     with pytest.raises(LoadError, match="quantised by FP8"):
@@ -177,7 +177,7 @@ def test_a_quantised_text_part_is_refused(tmp_path: Path, smollm2: Checkpoint) -
 
 
 def test_ends_that_only_the_whole_configuration_names(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """As Gemma 3's does."""
+    """As in Gemma 3's checkpoint."""
     multimodal("gemma3", smollm2, tmp_path / "eyes")
     file = tmp_path / "eyes" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": [7, 106]}))

@@ -1,4 +1,4 @@
-"""Every parameter comes from the checkpoint, or there is no model: nothing is made up."""
+"""Every parameter comes from the checkpoint; otherwise loading fails, and no weight is made up."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ def folder(tmp_path: Path, smollm2: Checkpoint) -> Path:
 @pytest.mark.parametrize("lost", ["lm_head", "embed_tokens", "layers.1.mlp", "layers.2.", "model.norm", "up_proj.bias"])
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_weights_that_are_missing(lost: str, kind: str, folder: Path) -> None:
-    """The first few are named, and how many there are."""
+    """The error names the first few, and how many there are."""
     change_weights(folder, without(lost))
     if kind == "bin":
         torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
@@ -44,7 +44,7 @@ def test_weights_that_are_missing(lost: str, kind: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_no_family_lets_a_weight_be_made_up(model_type: str, tmp_path: Path, smollm2: Checkpoint) -> None:
-    """One of each family's own names, taken away."""
+    """For each family, one weight with its own name is removed."""
     folder = tmp_path / "tiny"
     tiny_model(model_type).save_pretrained(folder)
     smollm2.tokenizer.save_pretrained(folder)
@@ -55,7 +55,7 @@ def test_no_family_lets_a_weight_be_made_up(model_type: str, tmp_path: Path, smo
 
 
 def test_a_tied_head_needs_no_weights(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """It is the embedding; where the file has a head all the same, that one counts."""
+    """The embedding is the head. If the file also has a head, that one counts."""
     folder = write_directory(tmp_path / "tiny", smollm2.tokenizer, tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
     model = load(str(folder), device="cpu", dtype="float32").model
@@ -67,7 +67,7 @@ def test_a_tied_head_needs_no_weights(tmp_path: Path, smollm2: Checkpoint) -> No
 
 
 def test_weights_in_another_shape(folder: Path) -> None:
-    """Both shapes are named."""
+    """The error has both shapes."""
     change_weights(folder, lambda weights: {**weights, "lm_head.weight": torch.randn(100, 32)})
     with pytest.raises(LoadError, match=r"lm_head\.weight \(100, 32\) instead of \(49152, 32\)"):
         load(str(folder), device="cpu", dtype="float32")
@@ -75,7 +75,7 @@ def test_weights_in_another_shape(folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int32])
 def test_weights_that_are_codes(dtype: torch.dtype, folder: Path) -> None:
-    """Quantised weights whose configuration does not say so: their scales would be lost."""
+    """The configuration does not say that they are quantised, so their scales would be lost."""
     name = "model.layers.1.mlp.up_proj.weight"
     change_weights(folder, lambda weights: {**weights, name: weights[name].to(dtype)})
     with pytest.raises(LoadError, match=rf"codes instead of plain numbers for 1 of its weights: {name}"):
@@ -83,7 +83,7 @@ def test_weights_that_are_codes(dtype: torch.dtype, folder: Path) -> None:
 
 
 def test_tensors_that_nothing_takes_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """In a warning; those that every old checkpoint has are not."""
+    """In a warning, except those that every old checkpoint has."""
     change_weights(
         folder,
         lambda weights: {
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
 
 
 def test_a_file_that_changes_under_a_loaded_model(folder: Path) -> None:
-    """The weights are the process's own: they stay what they were, and there is no bus error."""
+    """The process has its own copy: the weights stay the same, and there is no bus error."""
     loaded = load(str(folder), device="cpu", dtype="float32").model
     before = {name: parameter.clone() for name, parameter in loaded.named_parameters()}
     file = folder / "model.safetensors"
@@ -119,7 +119,7 @@ def test_a_file_that_changes_under_a_loaded_model(folder: Path) -> None:
 
 
 def test_a_checkpoint_in_the_old_format(folder: Path) -> None:
-    """From before PyTorch 1.6: no archive, and read all the same."""
+    """PyTorch before 1.6 wrote no archive; such files are still read."""
     weights = load_file(folder / "model.safetensors")
     torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     (folder / "model.safetensors").unlink()
@@ -128,7 +128,7 @@ def test_a_checkpoint_in_the_old_format(folder: Path) -> None:
 
 
 def test_a_training_checkpoint(folder: Path) -> None:
-    """Weights under a name of their own, with other things beside them."""
+    """A training checkpoint has its weights under another key, beside other things."""
     weights = load_file(folder / "model.safetensors")
     torch.save({"state_dict": weights, "step": 3}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -138,7 +138,7 @@ def test_a_training_checkpoint(folder: Path) -> None:
 
 @pytest.mark.parametrize("ff_offload", [False, True])
 def test_an_index_that_is_left_from_another_version(ff_offload: bool, folder: Path, tmp_path: Path) -> None:
-    """The whole file counts, for weights that are mapped as for others."""
+    """The single file counts, not the index, for mapped weights and for others."""
     weights = load_file(folder / "model.safetensors")
     stale = "model-00001-of-00001.safetensors"
     save_file({name: 2 * w for name, w in weights.items()}, folder / stale, {"format": "pt"})
@@ -161,7 +161,7 @@ def test_weights_that_are_no_numbers(value: float, ff_offload: bool, folder: Pat
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path, smollm2: Checkpoint) -> None:
-    """Both numbers are named. A few added tokens without rows are no fault: some models have them for images."""
+    """The error has both sizes. A few added tokens without rows are allowed: some models have them for images."""
     folder = write_directory(tmp_path / "tiny", smollm2.tokenizer, vocab_size=128)
     with pytest.raises(LoadError, match="a tokenizer of 49152 tokens and a model with rows for 128"):
         load(str(folder), device="cpu", dtype="float32")

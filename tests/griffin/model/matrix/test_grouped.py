@@ -1,4 +1,4 @@
-"""Codes in groups as a matrix: products, rows, parts and room are those of the same numbers in plain form."""
+"""Codes in groups as a matrix: products, rows, parts and buffers equal those of the same numbers in plain form."""
 
 import copy
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ KINDS = pytest.mark.parametrize("kind", GROUPINGS, ids=lambda kind: kind.name)
 
 
 def near(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
-    """Within what a dtype rounds: numbers, inputs, and the result."""
+    """Whether values agree up to the rounding of the dtype."""
     assert found.dtype == dtype
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
     assert float((found.double() - wanted).abs().max()) <= tolerance * float(wanted.abs().max())
@@ -52,7 +52,7 @@ def near(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
 @FORMS
 @KINDS
 def test_products(kind: GGMLQuantizationType, made, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
-    """Of one vector and of many, with and without a bias; and of rows that were gathered."""
+    """With one vector and several, with a bias and without, and with gathered rows."""
     matrix, exact = made(kind, dtype)
     gathered, index_k = matrix.rows(torch.arange(1, ROWS, 3)), torch.arange(1, ROWS, 3)
     generator = torch.Generator().manual_seed(1)
@@ -72,7 +72,7 @@ def test_products(kind: GGMLQuantizationType, made, dtype: torch.dtype) -> None:
 @FORMS
 @KINDS
 def test_rows_and_parts(kind: GGMLQuantizationType, made) -> None:  # type: ignore[no-untyped-def]
-    """What is cut, gathered, joined and filled in holds the same numbers."""
+    """Parts, gathered rows and filled buffers have the same numbers."""
     matrix, exact = made(kind, torch.float32)
     index_k = torch.tensor([3, 0, 300, 299, ROWS - 1])
     room = matrix.room(9)
@@ -95,7 +95,7 @@ def test_rows_and_parts(kind: GGMLQuantizationType, made) -> None:  # type: igno
 @FORMS
 @pytest.mark.parametrize("kind", [T.Q4_1, T.Q6_K], ids=lambda kind: kind.name)
 def test_splits(kind: GGMLQuantizationType, made) -> None:  # type: ignore[no-untyped-def]
-    """Into views, each with its own rows, which are one matrix again when they are joined."""
+    """Splits are views with their own rows; joined, they are one matrix again."""
     matrix, exact = made(kind, torch.float32)
     sizes = [100, 12, 400]
     parts = matrix.split(sizes)
@@ -111,7 +111,7 @@ def test_splits(kind: GGMLQuantizationType, made) -> None:  # type: ignore[no-un
 @KINDS
 @pytest.mark.parametrize(("rows", "columns"), [(64, 256), (512, 256), (192, 768), (320, 512), (128, 1280)])
 def test_transposed(kind: GGMLQuantizationType, rows: int, columns: int, dtype: torch.dtype) -> None:
-    """To the bit what the file's own tensor becomes by column, and the same numbers; in any number of threads."""
+    """The transpose equals the file's tensor laid out by column, to the bit, with any number of threads."""
     data = sized_tensor(kind, rows, columns)
     matrix = laid_rows(kind, data, (rows, columns), dtype)
     wanted = laid_columns(kind, data, (columns, rows), dtype)
@@ -132,7 +132,7 @@ def test_transposed(kind: GGMLQuantizationType, rows: int, columns: int, dtype: 
 @pytest.mark.parametrize(("rows", "columns"), [(96, 32), (64, 96), (448, 160)])
 @pytest.mark.parametrize("kind", [k for k, g in GROUPINGS.items() if not g.two_levels], ids=lambda kind: kind.name)
 def test_transposed_in_blocks_of_32(kind: GGMLQuantizationType, rows: int, columns: int) -> None:
-    """Widths that end in part of a tile; what has no whole tile becomes plain numbers, with the same values."""
+    """Widths that end in part of a tile. Without a whole tile, the transpose is plain numbers with the same values."""
     matrix = laid_rows(kind, sized_tensor(kind, rows, columns), (rows, columns), torch.bfloat16)
     turned = matrix.transposed()
 
@@ -141,8 +141,8 @@ def test_transposed_in_blocks_of_32(kind: GGMLQuantizationType, rows: int, colum
     assert turned.dense(torch.float32).equal(matrix.dense(torch.float32).t())
 
 
-def test_what_is_by_column_is_not_turned_again() -> None:
-    """Nothing needs it."""
+def test_columns_cannot_be_transposed() -> None:
+    """It is never needed."""
     with pytest.raises(NotImplementedError, match="already in the form for sums of weighted rows"):
         of_columns(T.Q4_0, torch.float32)[0].transposed()
 
@@ -158,7 +158,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def test_bytes_are_those_of_the_file() -> None:
-    """Codes and scales; a row's padding, and five bits that take six."""
+    """Codes and scales, except for a row's padding and for five bits stored as six."""
     for kind, sizes in ((T.Q4_0, 18 * 8), (T.Q4_1, 20 * 8), (T.Q8_0, 34 * 8), (T.Q4_K, 148), (T.Q6_K, 210)):
         rows, columns = of_rows(kind, torch.float32)[0], of_columns(kind, torch.float32)[0]
 
@@ -169,7 +169,7 @@ def test_bytes_are_those_of_the_file() -> None:
 
 
 def test_products_of_more_rows_than_are_widened_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some at a time, the last ones fewer."""
+    """Rows are widened in portions, and the last portion is smaller."""
     matrix, exact = of_rows(T.Q4_K, torch.float32)
     monkeypatch.setattr(grouped, "NUMBERS_AT_ONCE", 100 * COLUMNS)
     x = torch.randn(3, COLUMNS)
@@ -178,7 +178,7 @@ def test_products_of_more_rows_than_are_widened_at_once(monkeypatch: pytest.Monk
 
 
 def test_a_product_leaves_earlier_ones_alone() -> None:
-    """Memory is used again, results are not."""
+    """Scratch memory is used again, results are not."""
     (first, _), (second, _) = of_rows(T.Q4_0, torch.float32), of_columns(T.Q8_0, torch.float32)
     x, z = torch.randn(COLUMNS), torch.randn(ROWS)
     y = first.product(x)
@@ -191,7 +191,7 @@ def test_a_product_leaves_earlier_ones_alone() -> None:
 @FORMS
 @DTYPES
 def test_modules(made, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
-    """A projection either way round, with its bias."""
+    """A projection in either orientation, with its bias."""
     matrix, exact = made(T.Q5_K, dtype)
     by_input = isinstance(matrix, GroupedColumns)
     bias = torch.randn(COLUMNS if by_input else ROWS).to(dtype)
@@ -206,7 +206,7 @@ def test_modules(made, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-d
 @DTYPES
 @KINDS
 def test_an_embedding(kind: GGMLQuantizationType, dtype: torch.dtype) -> None:
-    """Any shape of ids, and a factor."""
+    """Ids of any shape, and a factor."""
     matrix, exact = of_rows(kind, dtype)
     ids = torch.tensor([[5, 0, 5], [ROWS - 1, 7, 300]])
 
@@ -216,7 +216,7 @@ def test_an_embedding(kind: GGMLQuantizationType, dtype: torch.dtype) -> None:
 
 @FORMS
 def test_a_shared_copy_of_a_module_takes_no_memory(made) -> None:  # type: ignore[no-untyped-def]
-    """Planes and shared tensors are the same; what describes the format is small."""
+    """It shares planes and other tensors; what describes the format is small."""
     matrix, _ = made(T.Q4_K, torch.float32)
     module = MatrixLinear(matrix, None, by_input=isinstance(matrix, GroupedColumns))
     shared = copy.deepcopy(module, {id(tensor): tensor for tensor in module.buffers()})
@@ -228,7 +228,7 @@ def test_a_shared_copy_of_a_module_takes_no_memory(made) -> None:  # type: ignor
 
 
 def test_a_shared_model_takes_no_memory() -> None:
-    """All its tensors are the model's, or a few numbers."""
+    """All its tensors are the model's."""
     model, _ = coded_model(lambda _: T.Q4_K, hidden_size=256, intermediate_size=256, head_dim=64)
     shared = share(model)
     own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -239,8 +239,8 @@ def test_a_shared_model_takes_no_memory() -> None:
     )
 
 
-def test_what_they_say_of_themselves() -> None:
-    """Formats are those of the compiled step; projections of other scales are not merged."""
+def test_formats_of_grouped_matrices() -> None:
+    """Formats are those of the compiled step, and such matrices are never merged."""
     for kind, grouping in GROUPINGS.items():
         rows, columns = of_rows(kind, torch.bfloat16)[0], of_columns(kind, torch.bfloat16)[0]
         assert isinstance(rows, GroupedRows)

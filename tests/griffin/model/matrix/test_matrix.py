@@ -1,4 +1,4 @@
-"""Every format behind the one interface: products, rows, parts and bytes are those of the numbers it stands for."""
+"""Every format through one interface: products, rows, parts and bytes are those of the numbers it represents."""
 
 import copy
 
@@ -40,7 +40,7 @@ def near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 
 def test_products(matrix: Matrix) -> None:
-    """Of one vector and of many, with and without a bias, in the matrix's own dtype."""
+    """With one vector and several, with a bias and without, in the matrix's own dtype."""
     exact = matrix.dense(torch.float32)
     for shape in ((), (5,), (2, 3)):
         x, z = torch.randn(*shape, COLUMNS).to(matrix.dtype), torch.randn(*shape, ROWS).to(matrix.dtype)
@@ -54,7 +54,7 @@ def test_products(matrix: Matrix) -> None:
 
 
 def test_rows_and_parts(matrix: Matrix) -> None:
-    """What is cut, gathered and joined holds the same numbers."""
+    """Parts, gathered rows and joined parts have the same numbers."""
     exact, index_k = matrix.dense(), torch.tensor([3, 0, 20])
     room = matrix.room(5)
     room.part(0, 3).fill_(matrix, index_k)
@@ -69,7 +69,7 @@ def test_rows_and_parts(matrix: Matrix) -> None:
 
 
 def test_parts_are_views(matrix: Matrix) -> None:
-    """And parts that lie one after the other are joined without a copy."""
+    """Parts that follow each other in memory are joined without a copy."""
     whole = matrix.contiguous()
     together = joined(whole.split([4, 17]))
 
@@ -78,7 +78,7 @@ def test_parts_are_views(matrix: Matrix) -> None:
 
 
 def test_transposed(matrix: Matrix) -> None:
-    """The same numbers to the bit, each row in one piece, in memory of its own; and back again."""
+    """The same numbers to the bit, each row contiguous, in its own memory; transposed twice, it is the same again."""
     turned = matrix.transposed()
 
     assert turned.shape == (COLUMNS, ROWS)
@@ -93,14 +93,14 @@ def test_transposed(matrix: Matrix) -> None:
 
 
 def test_a_transpose_keeps_what_it_computes_in() -> None:
-    """Halves that are computed in fp32."""
+    """float16 numbers with products in fp32."""
     turned = Dense(numbers().half(), torch.float32).transposed()
 
     assert (turned.format, turned.dtype) == ("float16", torch.float32)
 
 
 def test_bytes_are_those_of_all_planes() -> None:
-    """One byte a number, and four a row."""
+    """One byte for each number, and four for each row."""
     matrix = Int8.rounded(numbers())
 
     assert (matrix.bytes, matrix.row_bytes) == (ROWS * (COLUMNS + 4), COLUMNS + 4)
@@ -108,7 +108,7 @@ def test_bytes_are_those_of_all_planes() -> None:
 
 
 def test_rounding_to_int8() -> None:
-    """No number moves by more than half a step of its row; a row of zeros stays one; the largest number stays."""
+    """No number moves by more than half a step of its row. A row of zeros and the largest number stay."""
     exact = numbers()
     exact[4] = 0
     found = Int8.rounded(exact)
@@ -120,7 +120,7 @@ def test_rounding_to_int8() -> None:
 
 
 def test_products_of_more_rows_than_are_widened_at_once() -> None:
-    """Vocabularies have more."""
+    """As in a vocabulary."""
     matrix = Int8.rounded(numbers(2 * ROWS_AT_ONCE + 3))
     x, z = torch.randn(2, COLUMNS), torch.randn(2, matrix.row_count)
 
@@ -130,7 +130,7 @@ def test_products_of_more_rows_than_are_widened_at_once() -> None:
 
 @pytest.mark.parametrize("of_input", [True, False])
 def test_modules_that_hold_a_matrix(of_input: bool) -> None:
-    """They compute what the projection did; a copy of the tree shares the planes."""
+    """They compute what the projection did. A copy of the tree shares the planes."""
     linear = nn.Linear(COLUMNS, ROWS)
     rounded = Int8.rounded((by_input if of_input else by_output)(linear).dense())
     module = MatrixLinear(rounded, linear.bias.detach(), by_input=of_input)
@@ -144,7 +144,7 @@ def test_modules_that_hold_a_matrix(of_input: bool) -> None:
 
 
 def test_a_matrix_is_put_back_where_it_came_from() -> None:
-    """Whichever way round the module stores it."""
+    """In either orientation of the module's storage."""
     linear, x = nn.Linear(COLUMNS, ROWS), torch.randn(3, COLUMNS)
     expected = linear(x)
     put_by_output(linear, by_output(linear).contiguous())

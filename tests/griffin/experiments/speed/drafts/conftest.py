@@ -1,4 +1,4 @@
-"""Functions and chats made up, for a tiny model that reads words."""
+"""Made-up functions and chats for a tiny model that reads words."""
 
 import argparse
 from pathlib import Path
@@ -31,7 +31,7 @@ TEMPLATE = "{% for message in messages %}<s> {{ message['content'] }} w9 w8 w9 w
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    """Of a llama whose ends are never drawn by chance alone, with data of its own."""
+    """A study of a tiny llama with its own data. Its ends are never drawn by chance alone."""
     found = word_study(tmp_path, random_ids(1, 40))
     write_data(tmp_path / "data", humaneval=FUNCTIONS, chat_prompts=CHATS)
     found.data = tmp_path / "data"
@@ -40,6 +40,6 @@ def study(tmp_path: Path) -> Study:
 
 
 def asked(**changes: Any) -> argparse.Namespace:
-    """The flags' defaults, but small."""
+    """The flags' defaults, with small numbers."""
     small = {"prompts": 2, "tokens": 12, "rounds": 2, "equal_prompts": 3, "equal_tokens": 10, "model": "tiny"}
     return argparse.Namespace(**{**vars(defaults(experiment)), **small, **changes})

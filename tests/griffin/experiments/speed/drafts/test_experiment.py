@@ -1,4 +1,4 @@
-"""All parts on a tiny model: what is asked, timed and compared, and what stays of a run that was stopped."""
+"""All parts on a tiny model: what is asked, timed and compared, and what remains of a stopped run."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from tests.griffin.experiments.speed.drafts.conftest import asked
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts of passes fit the tiny context."""
+    """Make the prompts of passes fit the tiny context."""
     monkeypatch.setattr(parts, "PASS_PROMPT", 32)
 
 
@@ -26,7 +26,7 @@ def held(claims: Sequence[Claim]) -> list[tuple[str, bool | None]]:
 
 
 def test_every_part(study: Study, reads: None, tmp_path: Path) -> None:
-    """Each has its rows and its table; nothing is left of the figures on the way."""
+    """Each has its rows and its table. The figures of an unfinished run are removed at the end."""
     found = conduct("drafts", experiment, study, asked(methods=["griffin+"]))
     names = [table.heads[0] or table.rows[0][0] for table in experiment.tables(found)]
     passes = {row["name"]: row for row in found["passes"]}
@@ -49,17 +49,17 @@ def test_every_part(study: Study, reads: None, tmp_path: Path) -> None:
     assert {row["tokens"] for row in found["equal"]} == {30}
     assert json.loads((tmp_path / "tiny" / "drafts.json").read_text())["edits"] == found["edits"]
     assert not list((tmp_path / "tiny").glob("drafts-so-far.*"))
-    # From the file too.
+    # The results in the file give the same claims.
     assert held(experiment.claims(json.loads(json.dumps(found)))) == held(experiment.claims(found))
 
 
 def test_parts_can_be_left_out_and_stopped(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Figures so far stay: those of earlier parts, and those of the prompts before."""
+    """The figures of earlier parts and earlier prompts stay."""
     run, answered = ways._by_engine, []
 
     def stopped(*arguments: object) -> ways.Answer:
         answered.append(arguments)
-        # Edits: 4 ways on 2 prompts and once before; chats: once before, and one prompt.
+        # Edits: 4 ways once as a warm-up, then on 2 prompts. Chats: once as a warm-up, then on one prompt.
         if len(answered) == 12 + 8 + 1:
             raise KeyboardInterrupt
         return run(*arguments)
@@ -75,7 +75,7 @@ def test_parts_can_be_left_out_and_stopped(study: Study, monkeypatch: pytest.Mon
 
 
 def test_beside_llama_cpp(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It answers the same prompts, without and with each lookup, and is what edits and first tokens are judged by."""
+    """It answers the same prompts, without lookup and with each. Edits and first tokens are compared with it."""
     install(tmp_path / "package", monkeypatch, 128)
     file = pretended_file(tmp_path / "own.gguf")
     wanted = asked(parts=["edits", "first-token"], llama_cpp=file, lookups=[2, 3])
@@ -84,7 +84,7 @@ def test_beside_llama_cpp(study: Study, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     assert list(rows)[4:] == ["llama.cpp", "llama.cpp, lookup 2", "llama.cpp, lookup 3"]
     assert (rows["llama.cpp"]["drafted"], rows["llama.cpp"]["over_base"]) == (0, 1)
-    # The pretended one counts on, and one draft of each pass is right.
+    # The fake llama.cpp counts upwards, and one draft of each pass is right.
     assert rows["llama.cpp, lookup 2"]["accepted"] > 0
     assert rows["llama.cpp, lookup 2"]["same"] == 2
     assert {row["name"] for row in found["first-token"]} == {"full", "griffin+ 50 %", "llama.cpp"}
@@ -110,7 +110,7 @@ def test_rows_by_hand() -> None:
 
 
 def test_equal_answers_show_something_only_where_drafts_were_made() -> None:
-    """One that differs is told with its place; without drafts the claim is unsure."""
+    """A different answer is reported with its place. Without drafts the claim is unsure."""
     way = ways.Way("a, drafts", "a", lambda prompt: ways.Answer(prompt, 1.0))
     row = equality._row("greedy", way)
     equality._compare(row, 0, ways.Answer([1, 2], 1.0), ways.Answer([1, 2], 1.0))
@@ -127,7 +127,7 @@ def test_equal_answers_show_something_only_where_drafts_were_made() -> None:
 
 
 def test_what_is_asked(study: Study) -> None:
-    """Long functions without their docstring; chats of other categories than those that repeat."""
+    """Long functions without their docstrings, and chats outside of the categories that repeat texts."""
     (edit,) = questions.edits(study, 1)
     text = questions._edit(
         {"prompt": 'def f(a, b):\n    """What.\n\n    >>> f(1)\n    """\n', "canonical_solution": "    b = a\n" * 7,
@@ -147,7 +147,7 @@ def test_what_is_asked(study: Study) -> None:
 
 
 def test_what_cannot_be_measured(study: Study, tmp_path: Path) -> None:
-    """The flag or the file is named."""
+    """The error names the flag or the file."""
     with pytest.raises(ValueError, match="6 chats are asked for, but the data has 5"):
         conduct("drafts", experiment, study, asked(parts=["chats"], prompts=6))
     with pytest.raises(
