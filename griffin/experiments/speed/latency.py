@@ -63,12 +63,12 @@ if TYPE_CHECKING:
 
 TITLE = "Speed of generation (Table 3)"
 SEE = (
-    "Each bar is the time of one token: GRIFFIN's should be as short as magnitude's at the same sparsity, and both "
-    "shorter than the full model's."
+    "Each bar is the time of one token. At the same sparsity, GRIFFIN's bar should be as short as magnitude's. Both "
+    "should be shorter than the full model's."
 )
 QUICK: Mapping[str, object] = SHORT
-# The load of one core before the run, above which another program disturbs the times. Earlier runs of this program
-# leave less. Threads that wait for each other suffer most.
+# The load of one core before the run. Above this, another program disturbs the times, mostly of threads that wait for
+# each other. An earlier run of this program leaves a smaller load.
 BUSY = 1.2
 
 

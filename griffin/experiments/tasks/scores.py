@@ -25,10 +25,10 @@ TITLES = {
     "humaneval": "HumanEval", "arithmetic": "Arithmetic",
 }  # fmt: skip
 ITEMS = (
-    "In %; ± one standard error as if all items were independent: CoQA's share conversations and QASPER's papers, so "
-    "those errors are too small"
+    "Scores in %. ± is one standard error, computed as if all items were independent. The errors of CoQA and QASPER "
+    "are too small, because their questions share conversations and papers."
 )
-CANNOT = "The full model can do none of these tasks."
+CANNOT = "This run cannot judge the finding, because the full model is no better than guessing in any of these tasks."
 METRICS = {
     "acc": "accuracy", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "f1": "F1", "em": "EM",
     "pass@1": "pass@1",
@@ -172,7 +172,11 @@ def shown(found: Found, variant: str) -> str:
 def where(found: Found) -> str:
     """For claims: the tasks over which a mean is taken."""
     tasks, there = telling(found), len(found["tasks"])
-    return "over the tasks" if len(tasks) == there else f"over the {len(tasks)} of {there} tasks that it can do"
+    return (
+        f"over all {there} tasks"
+        if len(tasks) == there
+        else f"over the {len(tasks)} of {there} tasks that the full model can do"
+    )
 
 
 def draw_scores(found: Found) -> "Figure":

@@ -112,7 +112,7 @@ def test_the_vast_majority_of_layers() -> None:
 
     assert claim.holds is True
     assert "below 0.5 in 4 of 5 layers (median 0.30, random sets 0.05" in claim.here
-    assert "The median layer reaches 0.5 at 50 % of the neurons; at 50 % it is 0.60 (random sets 0.33)." in claim.here
+    assert "The median layer reaches 0.5 at 50 % of the neurons. At 50 % it is 0.60 (random sets 0.33)." in claim.here
     assert other.holds is False
 
 
@@ -123,5 +123,5 @@ def test_large_sets_alone_tell_nothing() -> None:
 
     assert claim.holds is None
     # Of two random sets of 90 %, 81 % are in both and 99 % in either.
-    assert "stays below 0.5 at all sizes; at 90 % it is 0.40 (random sets 0.82)." in claim.here
+    assert "stays below 0.5 at all sizes. At 90 % it is 0.40 (random sets 0.82)." in claim.here
     assert small.holds is True
