@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
                 rows.append(_alone(_measure, *task, arguments.prompt_tokens, arguments.tokens, arguments.rounds))
             except BrokenProcessPool:
                 # The system ended the process. Under a memory limit this is a result.
-                rows.append({"way": way, "sparsity": sparsity, "failed": "killed, most likely for want of memory"})
+                rows.append({"way": way, "sparsity": sparsity, "failed": "killed, probably because memory ran out"})
             progress.advance()
     name = arguments.shape or arguments.model
     print(f"{name}, {dtype}, {device_name(device)}, {arguments.prompt_tokens} + {arguments.tokens} tokens")
@@ -99,7 +99,7 @@ def _alone(function: Any, *arguments: Any) -> Any:
 
 
 def _prepare(model: str, shape: str | None, dtype: str, folder: str) -> str:
-    """A directory with safetensors, or a hub id: every way can read these."""
+    """A directory with safetensors, or a hub id. Every way can read both."""
     if shape is None and not model.endswith(".gguf") and model.lower() != EMBEDDED_MODEL.lower():
         return model
     checkpoint = load(model, dtype=dtype, device="cpu")
