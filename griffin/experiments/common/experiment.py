@@ -1,4 +1,4 @@
-"""Experiment: what it is, and how it runs. It is measured, written as JSON, shown as tables, and drawn."""
+"""Experiment: its protocol, and how it runs. It is measured, written as JSON, shown as tables, and drawn."""
 
 import argparse
 import shlex
