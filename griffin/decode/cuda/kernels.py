@@ -289,7 +289,7 @@ def expand(
     weight: ``(2 F, D)``, the gates first, or ``(F, D)``. bias has the same order. index_F: int32, kept: int32 ``(1,)``.
     z_MF: fp32, values rounded to the model's dtype.
     picking: if tokens pick, the gates come from ``sum_inputs``, and rows of up are read for neurons that pass stage 2.
-        z_j is then the distance of neuron j from its resting value, or 0 if it is too small. All neurons must be kept,
+        Then z_j is the distance of neuron j from its resting value, or 0 if it is too small. All neurons must be kept,
         in their order.
     normed_MD: see ``project``.
     """

@@ -81,7 +81,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
         ``rows``: one for each way, over all prompts.
 
     Raises:
-        ValueError: the text is too short for so many prompts; names the flag.
+        ValueError: the text is too short for this many prompts; names the flag.
     """
     sparsities = kinds.removing(arguments.sparsities)
     text = read_text(study, "wikitext")

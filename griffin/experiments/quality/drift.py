@@ -44,7 +44,7 @@ class Way:
 
     pruning: None is the full model.
     block: the number of tokens that the kept neurons read before the full model reads them again. None: it never does.
-    refresh: whether neurons are chosen anew after each block.
+    refresh: whether neurons are chosen again after each block.
     """
 
     name: str

@@ -156,7 +156,7 @@ def _write(arguments: argparse.Namespace, subjects: list[Subject], experiments: 
 
 
 def _short(arguments: argparse.Namespace) -> str:
-    """What this run measured less of than by default; empty if nothing."""
+    """One or two sentences, if this run used fewer samples than by default; else empty."""
     parts = ["A first look (--quick): fewer samples and shorter texts than by default."] if arguments.quick else []
     if arguments.limit is not None:
         parts.append(f"At most {arguments.limit} items of each task (--limit).")

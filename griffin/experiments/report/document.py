@@ -63,7 +63,7 @@ def document(subjects: Sequence[Subject], sections: Sequence[Section], command: 
         subjects: in the order of the report; at least one has facts.
         sections: the experiments that were asked for.
         command: the command that makes this document again.
-        short: one or two sentences about what the run measured less of than by default; may be empty.
+        short: one or two sentences, if this run used fewer samples than by default; else empty.
     """
     several = len(subjects) > 1
     parts = [

@@ -45,7 +45,7 @@ class Reading:
 
     @property
     def mute(self) -> bool:
-        """Whether the full model is not two standard errors above chance: the task then shows nothing about pruning."""
+        """Whether the full model is at most two standard errors above chance. Such a task cannot judge pruning."""
         return not beyond_chance(self.full, self.chance, self.items, self.full_error)
 
     @property

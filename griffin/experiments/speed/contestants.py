@@ -64,7 +64,7 @@ class Run:
 class Contestant:
     """``run`` takes a prompt and a number of tokens, and times them.
 
-    accounting: of what it reads; None if it reads what the engine reads.
+    accounting: of the weights that it reads; None if they are the engine's.
     """
 
     name: str
@@ -112,7 +112,7 @@ def llama_cpp_contestant(llama_cpp: LlamaCpp, accounting: Accounting) -> Contest
     """llama.cpp, which reads the file's own bytes.
 
     Args:
-        accounting: of what it reads.
+        accounting: of the weights that it reads.
     """
     return Contestant(LLAMA_CPP, 0.0, partial(_run_llama_cpp, llama_cpp), accounting)
 

@@ -46,7 +46,7 @@ def main() -> None:
         _limit(request["cpu_seconds"], request["memory"])
         _refuse_calls()
     except (OSError, ValueError) as error:
-        # os._exit: a child must not do what is left to do for its parent.
+        # os._exit, because a child must not run its parent's exit handlers.
         os.write(2, str(error).encode())
         os._exit(2)
     _run(request, _leave_standard_files(nothing))

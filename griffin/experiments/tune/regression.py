@@ -1,8 +1,8 @@
 """Regression: the losses measured on a user's prompts become the table that sparsity "auto" uses.
 
-The logarithm of a KL divergence is a linear function of three logarithms: of the prompt length, of the place in the
-answer, and of the worth of the removed neurons (see ``griffin.method.auto``). A longer prompt cannot harm. A later
-place, or more removed worth, cannot help. So a power of the wrong sign is chance, and is left out.
+The logarithm of a KL divergence is a linear function of three logarithms. They are those of the prompt length, of the
+place in the answer, and of the worth of the removed neurons (see ``griffin.method.auto``). A longer prompt cannot harm.
+A later place, or more removed worth, cannot help. So a power of the wrong sign is chance, and is left out.
 
 Shapes: N measurements, C coefficients.
 """
@@ -49,8 +49,8 @@ class _Fit:
 
 
 def fit(measured: Sequence[Measured], method: str) -> LossTable | None:
-    """The table for a method. None if there are too few prompts, or if nothing was lost at all."""
-    # A sparsity that rounds to no neuron loses nothing, and 0 has no logarithm.
+    """The table for a method. None if there are too few prompts, or if no prompt has a loss."""
+    # If a sparsity rounds to no neuron, its loss is 0, which has no logarithm.
     measured = [one for one in measured if one.loss.divergence > LEAST_DIVERGENCE * one.loss.tokens]
     prompts = sorted({one.prompt for one in measured})
     sparsities = sorted({one.sparsity for one in measured})

@@ -40,7 +40,7 @@ class Bench:
         return found
 
     def fitting(self, prompts: list[Ids], tokens: int, flag: str) -> list[Ids]:
-        """The prompts, if the context has room for them and for so many tokens after each.
+        """The prompts, if the context has room for each of them and for ``tokens`` more.
 
         Raises:
             ValueError: the context is too short; names the flag.
