@@ -1,9 +1,8 @@
 """Speed of a model that is larger than the device: FF offload beside accelerate's device_map.
 
-Three ways run, each in its own process, from the same files:
-- the resident model, if it fits
-- GRIFFIN with ff_offload: FF weights are on the host, or in a file if the device is a CPU
-- transformers' generate with accelerate's offload of the same modules: to the host, or to disk if the device is a CPU
+Three ways run from the same files, each in its own process. The first is the resident model, if it fits. The second is
+GRIFFIN with ff_offload: FF weights are on the host, or in a file if the device is a CPU. The third is transformers'
+generate with accelerate's offload of the same modules: to the host, or to disk if the device is a CPU.
 
 To limit the memory, use --memory-gb on a GPU. On a CPU start the command in a group of processes with a limit:
 systemd-run --user --scope -p MemoryMax=2G python -m griffin.experiments offload
