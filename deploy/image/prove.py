@@ -79,7 +79,7 @@ def main() -> int:
     finally:
         if folder is not None:
             leave(folder, keep=arguments.keep)
-    print(f"\nPROVED in {time.monotonic() - started:.0f} s, but for what stands in, above")
+    print(f"\nPROVED in {time.monotonic() - started:.0f} s, except for the stand-ins above")
     return 0
 
 
@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         "--build-arg", metavar="NAME=VALUE", action="append", default=[], help="as in docker build; repeatable"
     )
     made.add_argument("--work", metavar="DIR", default="/var/tmp", help="where to work (default: %(default)s)")
-    made.add_argument("--keep", action="store_true", help="keep the images and the root folder, and print where")
+    made.add_argument("--keep", action="store_true", help="keep the images and the root folder, and print their places")
     return made
 
 
@@ -101,14 +101,14 @@ def prove(builder: "Builder", arguments: argparse.Namespace) -> None:
     base = arguments.base or builder.stand_in(dockerfile, arguments.mirror)
     section("Build")
     builder.build(base, arguments.build_arg)
-    section("What was built")
+    section("The image")
     image = builder.image()
     root = builder.root()
     describe(image, root, builder)
     check_root(image, root)
     section("Run")
     stand_in("a container runtime: chroot, unshare and setpriv; no image was pulled, pushed or unpacked by Docker")
-    stand_in("the volume: a copy of what the image has at /cache, as Docker fills a new named volume")
+    stand_in("the volume: a copy of the image's /cache, with which Docker fills a new named volume")
     volume = builder.folder / "volume"
     subprocess.run(["cp", "-a", root / "cache", volume], check=True)
     container = Container(image, root, volume, builder.folder / "server.log")
@@ -116,12 +116,12 @@ def prove(builder: "Builder", arguments: argparse.Namespace) -> None:
         run(container)
     finally:
         container.kill()
-    section("Not tried here")
-    print("a GPU, and with it torch for CUDA and Triton without a C compiler; Docker itself; the compose file running")
+    section("Not tested here")
+    print("a GPU (with torch for CUDA and Triton without a C compiler), Docker itself, and running the compose file")
 
 
 def run(container: "Container") -> None:
-    print("with a read-only root, without any network, as the container's first process")
+    print("the server runs as the container's first process, with a read-only root and without a network")
     seconds = container.wait_until_healthy()
     check_process(container)
     line = container.logged(r".* is ready, loaded in .*\)")

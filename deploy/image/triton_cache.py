@@ -1,8 +1,8 @@
 """Triton's cache in an image that has no C compiler.
 
-On the first use of a GPU, Triton compiles a small C module that links to the CUDA driver. Here this is done during the
-image's build, which has a compiler and no GPU: ``python triton_cache.py``. At run time ``ImageCache`` finds the module
-in the image, even if something is mounted over the cache folder. The kernels themselves need no C compiler.
+On the first use of a GPU, Triton compiles a small C module that links to the CUDA driver. ``python triton_cache.py``
+compiles it during the image's build, which has a compiler but no GPU. At run time ``ImageCache`` finds the module in
+the image, even if a volume is mounted over the cache folder. The kernels themselves need no C compiler.
 """
 # mypy: disable-error-code="import-untyped"
 
@@ -31,7 +31,7 @@ class ImageCache(FileCacheManager):  # type: ignore[misc]  # untyped in triton
 
     def get_file(self, filename: str) -> str | None:
         cached: str | None = super().get_file(filename)
-        # Found by name: the key differs between machines (it depends on where the program `file` is installed).
+        # Found by name, because the key differs between machines: it depends on the place of the program `file`.
         built = BUILT / filename
         return cached or (str(built) if built.is_file() else None)
 
@@ -44,7 +44,7 @@ def compile_driver_module() -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"TRITON_CACHE_DIR": folder, "TRITON_LIBCUDA_PATH": folder}
-        # A stand-in for the driver, when the module is linked and loaded; none of its functions is called here.
+        # A stand-in for the driver. The module is linked to it and loaded with it, but calls none of its functions.
         stub = Path(folder, "libcuda.so.1")
         command = ["gcc", "-shared", "-Wl,-soname,libcuda.so.1", "-o", str(stub), "-x", "c", os.devnull]
         subprocess.run(command, check=True)

@@ -1,6 +1,6 @@
 """The server as a Ray Serve deployment, one replica per GPU: ``serve run deploy.ray.app:application device=cpu``.
 
-Arguments are those of ``Scale``, and every setting of the server by its own name.
+Arguments are the fields of ``Scale``, and all settings of the server by their own names.
 """
 
 import asyncio
@@ -28,37 +28,37 @@ from server.settings import Settings, SettingsInvalid, names_no_key, settings_wi
 logger = logging.getLogger("griffin")
 
 REPLICA, REQUEST_ID = "x-griffin-replica", "x-request-id"
-# Settings that cannot be arguments: the proxies listen, not the replicas; and Ray's dashboard shows arguments.
+# Settings that cannot be arguments. The proxies listen, not the replicas, and Ray's dashboard shows all arguments.
 ELSEWHERE = {
     "host": "the proxies listen; set http_options.host in the config file",
     "port": "the proxies listen; set http_options.port in the config file",
     "api_keys": "arguments are shown on Ray's dashboard; set GRIFFIN_API_KEYS where Ray is started",
 }
 
-# Running and waiting requests per worker at which a replica counts as busy. A worker that takes one request at a time,
-# of about equal length, has two on average when it is busy three quarters of the time.
+# A replica is busy at this number of running and waiting requests per worker. If a worker takes one request at a time,
+# and all have about the same length, it has two on average when it is busy three quarters of the time.
 TARGET_PER_WORKER = 2
-# A replica has the next request ready when a worker is done. All other requests wait at the proxies, so many at each.
-# From there any replica can take the next request, and no request is lost when a replica ends.
+# A replica has the next request ready when a worker is done. All other requests wait at the proxies, up to MOST_QUEUED
+# at each. From there any replica can take the next request, and no request is lost when a replica ends.
 QUEUE_SIZE, MOST_QUEUED = 1, 64
-# A new replica needs the time to load a model: scale up fast, scale down slowly.
+# A new replica takes long to load a model, so scale up fast and scale down slowly.
 UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 10, 600
-# Seconds beyond the drain timeout, in which Ray notices that all requests are done.
+# Seconds after the drain timeout, in which Ray notices that all requests are done.
 NOTICE_S = 10
-# Ports for the metrics of a node's replicas: more than a node has GPUs.
+# The number of ports for the metrics of a node's replicas. It is larger than the number of GPUs in a node.
 METRICS_PORTS = 64
 
 
 class Scale(BaseModel):
-    """The number of replicas, and what each of them has for itself."""
+    """The number of replicas, and the resources of each."""
 
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[int, Field(ge=1)] = 1
-    # None means one, but none if the device is the CPU.
+    # None means one, or 0 if the device is the CPU.
     gpus: Annotated[float | None, Field(ge=0)] = None
     # Also the number of threads: Ray sets OMP_NUM_THREADS to it.
     cpus: Annotated[int, Field(ge=1)] = 1
-    # The first replica of a node takes this port, the next one the port after it; 0: no metrics port.
+    # The first replica of a node takes this port, the next one the port after it. 0 means no metrics port.
     metrics_port: Annotated[int, Field(ge=0, le=65535 - METRICS_PORTS)] = 9400
 
 
@@ -121,7 +121,7 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray, which then runs the app's lifespan."""
-        # Imports torch, which a process that only describes the application does not need.
+        # Imported here, because it imports torch, which a process that only describes the application does not need.
         from server.app import create_app
 
         app = create_app(
@@ -166,7 +166,7 @@ class Replica:
 
 
 class Ingress:
-    """The differences behind Ray's proxies: who answered, one request id, metrics elsewhere."""
+    """The changes for a server after Ray's proxies: a header with the replica, one request id, and no ``/metrics``."""
 
     def __init__(self, app: ASGIApp, replica: str) -> None:
         self._app, self._replica = app, replica
@@ -181,7 +181,7 @@ class Ingress:
             await send(message)
 
         if scope["type"] == "http" and scope["path"] == "/metrics":
-            # Metrics of a different replica each time would be worse than none.
+            # Each request would reach another replica, so the metrics would be useless.
             message = "each replica has its own metrics, on its own port; the replica's log names the port"
             error = {"message": message, "type": "invalid_request_error", "param": None, "code": "not_found"}
             await JSONResponse({"error": error}, 404)(scope, receive, named)

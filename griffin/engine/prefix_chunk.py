@@ -1,4 +1,4 @@
-"""A chunk of a prompt that was read: what the model has left of it."""
+"""A chunk of a prompt that was read: its keys, values and sums of the statistic."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SUMS = ("energy", "inputs", "gates", "squares")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """What reading one chunk of a prompt left, after the chunks before it.
+    """The result of reading one chunk of a prompt after the chunks before it.
 
     keys_values: ``(layers, 2, G, chunk, S)``.
     sums: the statistic up to the chunk's end.
@@ -28,7 +28,7 @@ class Chunk:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by name, but for the number of tokens that were counted."""
+        """All its tensors by name. The number of counted tokens is not among them."""
         return {"keys_values": self.keys_values, **dict(zip(SUMS, self.sums.values, strict=True))}
 
     @classmethod
@@ -36,7 +36,7 @@ class Chunk:
         """
         Args:
             tensors: see ``tensors``.
-            tokens: how many were counted up to the chunk's end.
+            tokens: the number of tokens that were counted up to the chunk's end.
 
         Raises:
             KeyError: a tensor is missing.

@@ -1,8 +1,8 @@
 """Chunks of recent prompts in files, so that a chat goes on after a restart without reading its history again.
 
 A chunk is one file, named by the hash of all tokens up to its end. It is written under another name and then renamed,
-so it is whole or not there; its checksum tells damage. The folder is the index: nothing is read before it is needed,
-and several processes may share it.
+so it is complete or missing. Its checksum shows damage. The folder is the only index: files are read when they are
+needed, and several processes may share them.
 """
 
 import errno
@@ -31,21 +31,21 @@ from griffin.errors import LoadError
 
 logger = logging.getLogger("griffin")
 
-# Raised when what is written changes; older files are then left to age.
+# Raise it when the content of files changes. Older files are then never read, and are removed in time.
 FORMAT = 1
 ENDING = ".safetensors"
-# Only folders and files that are called so are ever removed: the user may have named a folder that holds others.
+# Only folders and files with these names are ever removed, because the user's folder may hold other files.
 FOLDER = "prefixes-"
 OURS = re.compile(r"(probe|[0-9a-f]+)(-[0-9a-f-]+\.partial|\.safetensors)")
-# A file that is being written. One of that age was left by a process that has ended.
+# The ending of a file that is being written. A file of this age was left by a process that has ended.
 PARTIAL, STALE_S = ".partial", 600
-# Between two lines in the log about a disk that takes nothing.
+# The least time between two lines in the log about files that cannot be written or read.
 REPEAT_S = 60
 
 
 @dataclass(eq=False)
 class _Pending:
-    """A chunk that waits to be written. ready: on CUDA, when its values are there."""
+    """A chunk that waits to be written. ready: on CUDA, the event after which its values are complete."""
 
     name: bytes
     chunk: Chunk
@@ -60,7 +60,7 @@ class _Pending:
         return cls(name, chunk, event)
 
     def on_host(self) -> dict[str, Tensor]:
-        """Its tensors in host memory. On CUDA they are copied beside what the engine runs."""
+        """Its tensors in host memory. On CUDA they are copied while the engine works."""
         tensors = self.chunk.tensors
         if self.ready is None:
             return tensors
@@ -71,17 +71,17 @@ class _Pending:
 
 
 class PrefixFiles:
-    """A folder of chunks within a budget of disk space. The chunk that was not used for longest goes first.
+    """A folder of chunks within a budget of disk space. The least recently used chunk is removed first.
 
-    Chunks are written by a thread of its own, in the order in which they come. All models share the budget, each has a
-    folder of its own.
+    A separate thread writes chunks in the order in which they come. All models share the budget, and each model has its
+    own folder.
     """
 
     def __init__(self, folder: Path, budget_bytes: int, pending_bytes: int, model: str) -> None:
         """
         Args:
-            pending_bytes: of chunks that wait to be written; more are not written.
-            model: everything that the numbers in a chunk depend on: weights, formats, the size of chunks.
+            pending_bytes: the most bytes of chunks that wait to be written. Further chunks are dropped.
+            model: names everything that the numbers in a chunk depend on: weights, formats, the size of chunks.
 
         Raises:
             LoadError: the folder cannot be made or written to.
@@ -92,7 +92,7 @@ class PrefixFiles:
         try:
             self._probe()
         except OSError as error:
-            # A disk that is full may have room again.
+            # A full disk is no error, because it may have room later.
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise LoadError(f"prefixes cannot be kept in {folder}: {error.strerror or error}") from None
         self._waiting: deque[_Pending] = deque()
@@ -105,7 +105,7 @@ class PrefixFiles:
         logger.info("%s: %d chunks of prompts of this model, %.0f MiB in all", folder, mine, _total(found) / 2**20)
 
     def get(self, name: bytes) -> Chunk | None:
-        """A chunk by its name; None if there is none, or it is damaged: then it is removed."""
+        """A chunk by its name; None if there is none or it is damaged. A damaged one is removed."""
         path = self._path(name)
         try:
             return _read(path, name)
@@ -121,7 +121,7 @@ class PrefixFiles:
             return None
 
     def use(self, names: Sequence[bytes]) -> None:
-        """Have these be the last to go, the first of them last: without it, no later one can be found."""
+        """Make these the most recently used chunks, the first of them most: later ones cannot be found without it."""
         now = time.time_ns()
         for number, name in enumerate(reversed(names)):
             try:
@@ -130,7 +130,7 @@ class PrefixFiles:
                 continue
 
     def add(self, name: bytes, chunk: Chunk) -> None:
-        """Have a chunk written, soon. If too many wait already, it is not."""
+        """Queue a chunk to be written. It is dropped if too many bytes wait already."""
         with self._changed:
             if self._closed:
                 return
@@ -142,7 +142,7 @@ class PrefixFiles:
             self._changed.notify()
 
     def close(self, timeout_s: float) -> None:
-        """Write what waits, for at most so long; nothing is added any more."""
+        """Write the waiting chunks, for at most this time. No chunk can be added any more."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -173,7 +173,7 @@ class PrefixFiles:
                 self._waiting_bytes -= pending.chunk.bytes
 
     def _next(self) -> _Pending | None:
-        """The chunk that waits for longest; None once nothing will come."""
+        """The chunk that has waited longest; None if no more will come."""
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
@@ -193,13 +193,13 @@ class PrefixFiles:
             self._make_folder()
             with _new_file(partial) as file:
                 file.write(content)
-            # Not forced to the disk: what a power cut leaves half written, the checksum tells.
+            # Not forced to the disk, because the checksum shows a file that a power cut left incomplete.
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
     def _make_room(self, wanted: int) -> None:
-        """Remove files, those not used for longest first, until so many bytes fit into the budget."""
+        """Remove the least recently used files until ``wanted`` more bytes fit into the budget."""
         found = sorted(_files(self._root), key=lambda file: file.used_ns)
         total = _total(found) + wanted
         stale_ns = time.time_ns() - STALE_S * 10**9
@@ -212,7 +212,7 @@ class PrefixFiles:
 
     def _remove_empty_folders(self) -> None:
         for folder in self._root.glob(f"{FOLDER}*/"):
-            # It fails for one that is not empty.
+            # rmdir fails if a folder is not empty.
             if folder != self._folder:
                 with suppress(OSError):
                     folder.rmdir()
@@ -231,7 +231,7 @@ class _File:
 
 
 def _files(root: Path) -> Iterator[_File]:
-    """All files of all models, those that are being written too."""
+    """All files of all models, including those that are being written."""
     for path in root.glob(f"{FOLDER}*/*"):
         try:
             found = path.stat()
@@ -275,7 +275,7 @@ def _read(path: Path, name: bytes) -> Chunk:
     """
     content = path.read_bytes()
     tensors = load(content)
-    # The library's reader keeps what a file says of itself to itself.
+    # The library's reader does not return a file's metadata.
     about = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     expected = about.pop("checksum")
     if about["name"] != name.hex() or _checksum(tensors, about) != expected:

@@ -1,5 +1,5 @@
-"""Experiments on the library: ``python -m griffin.experiments NAME``. One folder for each question.
+"""Experiments on the library: ``python -m griffin.experiments NAME``. Each folder answers one question.
 
-``common`` is what they share; ``paper``, ``speed``, ``quality``, ``tasks`` and ``tune`` ask one question each;
+``common`` has the shared code. ``paper``, ``speed``, ``quality``, ``tasks`` and ``tune`` ask one question each, and
 ``report`` puts the answers on one page. Only ``griffin/__main__.py`` imports this package.
 """

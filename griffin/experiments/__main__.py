@@ -1,6 +1,6 @@
 """Run one experiment: ``python -m griffin.experiments NAME``. ``NAME --help`` explains it and lists its flags.
 
-With ``--quick`` most take a minute or two on a small model. A stopped run goes on when it is started again.
+With ``--quick``, most take a minute or two on a small model. A stopped run goes on when it is started again.
 
 examples:
   python -m griffin.experiments flocking --quick
@@ -32,7 +32,7 @@ COMMANDS: dict[str, Runnable] = {
     "offload": offload,
     "report": report,
 }
-# These are steps of the product now: python -m griffin. The old spelling goes after the next release.
+# These commands now belong to python -m griffin. The old spelling is removed after the next release.
 MOVED = TUNE
 
 

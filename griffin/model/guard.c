@@ -1,7 +1,7 @@
-/* Mapped files that others cut short.
+/* A guard for mapped files that another process truncates.
 
    Reading a page beyond a file's new end is a bus error, which ends the process. Here such a page reads as zeros
-   instead, and is counted: guard.py looks at the count after each use, and refuses what was computed.
+   instead, and is counted. guard.py looks at the count after each use, and rejects the result if it has grown.
 */
 
 #define _GNU_SOURCE
@@ -30,11 +30,11 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
         errno = saved;
         return;
     }
-    /* Another kind of error: the instruction runs again, and meets what was there before. */
+    /* For another kind of error, the instruction runs again with the former handler. */
     sigaction(SIGBUS, &former, NULL);
 }
 
-/* From now on lost pages are counted. Called once. */
+/* Begin to count lost pages. Called once. */
 API int32_t griffin_guard(void) {
     page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
     struct sigaction action = {0};

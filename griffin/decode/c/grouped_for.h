@@ -1,8 +1,8 @@
 /*
  * Products with weights in groups (see Matrix in model.h), for one instruction set; kernels_for.h includes this file.
  *
- * Activations become whole numbers of 16 bits; each 32 of them share a scale. Products with codes are summed up exactly
- * in 32 bits and multiplied by scales once for each group. Processors multiply pairs of 16 bits: a lane of four codes
+ * Activations become integers of 16 bits; each 32 of them share a scale. Products with codes are summed exactly in 32
+ * bits, and multiplied by scales once for each group. Processors multiply pairs of 16 bits. So a lane of four codes
  * becomes two pairs, one of its even codes and one of its odd codes.
  */
 
@@ -12,7 +12,7 @@ typedef uint16_t KERNEL(Pairs) __attribute__((vector_size(VECTOR_BYTES)));
 #define Pairs KERNEL(Pairs)
 #define Whole KERNEL(Whole)
 
-/* ---- Loads of a part of a vector; the rest is zero. A mask costs time, so loads of whole vectors have none. ---- */
+/* ---- Loads of a part of a vector; the rest is zero. Loads of whole vectors have no mask, which costs time. ---- */
 
 INLINE Codes KERNEL(load_codes)(const void *at, int64_t lanes)
 {
@@ -83,7 +83,7 @@ INLINE Whole KERNEL(add_products)(Whole sums, Pairs a, Pairs b)
 #endif
 }
 
-/* Loaded once: a compiler would make each instruction load it again, and loads limit the speed as products do. */
+/* Load it once. A compiler would let each instruction load it again, and loads limit the speed as products do. */
 INLINE Pairs KERNEL(held)(Pairs pairs)
 {
 #if VECTOR_BYTES == 64
@@ -92,7 +92,7 @@ INLINE Pairs KERNEL(held)(Pairs pairs)
     return pairs;
 }
 
-/* Codes of 4 bits as pairs: the even and the odd ones in lower halves of bytes, then those in upper halves. */
+/* Codes of 4 bits as pairs: first the even and the odd codes in lower halves of bytes, then those in upper halves. */
 INLINE void KERNEL(split_halves)(Pairs *pairs, Codes codes)
 {
     Pairs both = KERNEL(held)((Pairs)codes);
@@ -102,14 +102,14 @@ INLINE void KERNEL(split_halves)(Pairs *pairs, Codes codes)
     pairs[3] = both >> 12;
 }
 
-/* Codes of a byte as pairs: the even and the odd ones. */
+/* Codes of 8 bits as pairs: the even and the odd codes. */
 INLINE void KERNEL(split)(Pairs *pairs, Codes codes)
 {
     pairs[0] = (Pairs)codes & 255;
     pairs[1] = (Pairs)codes >> 8;
 }
 
-/* The largest absolute value; NaN if any value is NaN. As integers, floats without a sign have the same order. */
+/* The largest absolute value; NaN if any value is NaN. Floats without a sign have the order of their bits. */
 INLINE float KERNEL(highest)(const float *x, int64_t count)
 {
     uint32_t highest = 0;
@@ -197,7 +197,7 @@ INLINE Vector KERNEL(close)(
 }
 
 /*
- * What the blocks ``first + h`` to ``first + h + lanes`` of a tile add to the results of some rows and tokens.
+ * Add the contribution of a tile's blocks ``first + h`` to ``first + h + lanes`` to some rows' and tokens' results.
  * halves: groups in a block.
  */
 INLINE void KERNEL(dot_lanes)(
@@ -233,7 +233,7 @@ INLINE void KERNEL(dot_lanes)(
         }
 }
 
-/* ``rows_by_tokens`` with the number of halves known, and whether there are minimums. */
+/* ``rows_by_tokens`` for a known number of halves, with minimums or without. */
 INLINE void KERNEL(dot_halves)(
     Outputs out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, int some,
     const Input *x, int tokens, int bits, int halves, bool minimums)
@@ -262,8 +262,8 @@ INLINE void KERNEL(dot_halves)(
 }
 
 /*
- * out_k = row k . x, for some rows and tokens at once; the rows' results have the given distance. rows: where they
- * begin; later: what is fetched meanwhile, or NULL; in bytes.
+ * out_k = row k . x, for some rows and tokens at once. Results of successive rows are the given distance apart. rows:
+ * the beginnings of the rows. later: the beginnings of rows to prefetch, or NULL. Both are in bytes.
  */
 INLINE void KERNEL(rows_by_tokens)(
     Outputs out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, int some,
@@ -280,7 +280,7 @@ INLINE void KERNEL(rows_by_tokens)(
 
 /* ---- Sums of weighted rows: groups are of neighbouring rows. ---- */
 
-/* RUN numbers at a time for any count, so that the compiler makes vectors of everything. */
+/* Handles RUN numbers at a time for any count, so that the compiler vectorises all loops. */
 INLINE void KERNEL(prepare_weights)(Weights *weights, const float *z, int64_t count)
 {
     float padded[RUN] = {0};
@@ -452,7 +452,7 @@ INLINE void KERNEL(close_outputs)(
     }
 }
 
-/* Fetch what the tile of outputs from ``start`` on needs of some rows and of the next record. */
+/* Prefetch the parts of some rows and of the next record that the tile of outputs from ``start`` on needs. */
 INLINE void KERNEL(fetch)(
     const Groups *groups, const char *const *rows, int64_t count, const char *record, int64_t start, int bits)
 {
@@ -535,7 +535,7 @@ INLINE void KERNEL(add_tile)(
         KERNEL(add_lanes)(y, groups, record, output, wide, h, rows, quads, group, tokens, bits);
 }
 
-/* y += sum over the rows of one group, which each token weights. later: rows to fetch meanwhile, so many. */
+/* y += the sum of one group's rows, weighted by each token. later: rows to prefetch, and their number. */
 INLINE void KERNEL(add_group)(
     Outputs y, const Matrix *matrix, const Group *group, int tokens, const char *const *rows, const char *const *later,
     int64_t following, int bits)
@@ -576,7 +576,7 @@ static void KERNEL(plan)(List *list, const Matrix *matrix)
     }
 }
 
-/* Where a group's rows begin. The list is filled up with its last row, with weight 0; an empty one with the matrix. */
+/* The beginnings of a group's rows. A list is filled up with its last row, an empty one with the matrix's first. */
 INLINE void KERNEL(locate)(
     const char **at, const Matrix *matrix, const int32_t *rows, int64_t start, const Group *group)
 {
@@ -629,7 +629,7 @@ static void KERNEL(add_grouped)(
     }
 }
 
-/* Whole numbers for one block of 32 activations. tile: the number of its tile's first block; block: within that. */
+/* The integers for one block of 32 activations. tile: the number of its tile's first block. block: its number there. */
 INLINE void KERNEL(make_block_whole)(Input *input, int64_t tile, int64_t block)
 {
     const float *x = input->values + 32 * (tile + block);
@@ -658,13 +658,13 @@ static void KERNEL(make_whole)(Input *input, int64_t count)
 typedef void KERNEL(Rows)(
     Outputs out, int64_t apart, const Matrix *matrix, const int64_t *rows, const int64_t *later, const Input *x);
 
-/* The functions for some rows with the x of one, two or four tokens; NULL if there are too few registers. */
+/* The functions for some rows with one, two or four tokens' x; NULL if there are too few registers. */
 typedef struct {
     KERNEL(Rows) *one, *two, *four;
 } KERNEL(ByTokens);
 #define ByTokens KERNEL(ByTokens)
 
-/* Pairs of rows, so many from number i on and the rows ``part`` further, with all tokens' x. */
+/* Pairs of rows with all tokens' x: each of ``pairs`` rows from number i on, and the row ``part`` after it. */
 static void KERNEL(dot_pairs)(
     Outputs out, const Matrix *matrix, int64_t first, int64_t i, int64_t pairs, int64_t part, const Input *x,
     int tokens, const ByTokens *by)

@@ -19,28 +19,28 @@
 #include "model.h"
 #include "team.h"
 
-/* Weights are prefetched so far ahead; from 2,048 to 8,192 bytes it makes little difference. */
+/* Weights are prefetched this far ahead. From 2,048 to 8,192 bytes there is little difference. */
 #define AHEAD_BYTES 4096
-/* If rows are skipped, so many later rows of each stream are prefetched. */
+/* If rows are skipped, this many later rows of each stream are prefetched. */
 #define AHEAD_ROWS 8
-/* Products read their rows in so many places at once, because the processor's own prefetching stops at each page. */
+/* Products read their rows in this many places at once, because the processor's own prefetching stops at each page. */
 #define STREAMS 4
-/* Rows that are added to one sum, or multiplied by x, at a time. More bring nothing and leave a longer rest. */
+/* Rows that are added to one sum, or multiplied by x, at a time. More would not be faster. */
 #define PAIR 2
-/* Most tokens that some rows are multiplied by at once: their sums stay in registers. */
+/* The most tokens by which some rows are multiplied at once. Their sums stay in registers. */
 #define SOME_TOKENS 4
-/* Pairs of rows that are multiplied by some tokens before other tokens: their activations stay in the first cache. */
+/* Pairs of rows that are multiplied by some tokens, before other tokens: their activations stay in the L1 cache. */
 #define PAIRS_AT_ONCE 4
 
 /* The most rows that share a scale. */
 #define RUN 32
-/* The largest whole number that an activation becomes. */
+/* The largest integer that an activation becomes. */
 #define LARGEST 32767
-/* If all numbers are smaller, they become zeros. */
+/* If all numbers are smaller than this, they become zeros. */
 #define SMALLEST 0x1p-100f
 
 /*
- * Activations; also as whole numbers if a grouped matrix is multiplied by them, otherwise only ``values``.
+ * Activations. They are also integers if a grouped matrix is multiplied by them, otherwise only ``values``.
  *
  * Blocks of 32 have a scale. Sixteen blocks are a tile, of sixteen times sixteen pairs: pair b of number 2 q + i has the
  * activations 32 b + 4 q + i and 32 b + 4 q + i + 2.
@@ -53,7 +53,7 @@ typedef struct {
     float *scales, *weighted;
 } Input;
 
-/* Weights of the rows of one group, as pairs of whole numbers, and their sum. */
+/* Weights of the rows of one group, as pairs of integers, and their sum. */
 typedef struct {
     int32_t pairs[RUN / 2];
     float scale, sum;
@@ -97,9 +97,9 @@ static inline Outputs beyond(Outputs outputs, int64_t t, int64_t i)
 typedef struct {
     /* out_i = row first + i . x, for each token's x. A token's results have the same bits with any other tokens. */
     void (*dot)(Outputs out, const Matrix *matrix, int64_t first, int64_t count, const Input *x, int tokens);
-    /* y += sum over i of z_i row first + i, for each token's y and z; with the same bits too. */
+    /* y += sum over i of z_i row first + i, for each token's y and z. Again the bits do not depend on other tokens. */
     void (*add)(Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens);
-    /* The same for rows by ascending number. A list is planned once, before all products with it. */
+    /* The same for listed rows, in ascending order. A list is planned once, before all products with it. */
     void (*dot_some)(float *out, const Matrix *matrix, const int32_t *rows, int64_t count, const Input *x);
     void (*plan)(List *list, const Matrix *matrix);
     void (*add_list)(float *y, const Matrix *matrix, const List *list);
@@ -113,16 +113,16 @@ typedef struct {
 
 typedef struct {
     Format formats[FORMATS];
-    /* Whole numbers for so many ``values``: a multiple of 32. */
+    /* Make the integers for ``count`` of the ``values``, a multiple of 32. */
     void (*make_whole)(Input *input, int64_t count);
     void (*norm)(float *out, const float *x, const Norm *norm);
     /* z = activation(z) up; up may be NULL */
     void (*activate)(float *z, const float *up, int64_t count, int64_t activation);
-    /* e to the power of each value less the highest; their sum */
+    /* e to the power of (each value - the highest); returns their sum */
     float (*exponentials)(float *values, int64_t count, float highest);
     /* c tanh(x / c) */
     void (*cap)(float *values, int64_t count, float cap);
-    /* For some columns the mean of z over rows where |z| is within limit |up|, or the limit; with some zeros more. */
+    /* For some columns, the mean of z over rows where |z| <= limit |up|, and of ``extra`` zeros. No up counts as 1. */
     void (*rest_means)(
         float *resting, const Table *z, const Table *up, int64_t format, const float *limits, float extra,
         int64_t first, int64_t end);
@@ -202,8 +202,8 @@ static inline float load_number(const char *codes, int64_t number, int64_t forma
 }
 
 /*
- * Start to fetch one line into the second cache, which has more requests under way than the first: with skipped rows
- * that is 1.2 to 1.5 times as fast. The address may lie outside our memory, because nothing is read.
+ * Start to fetch one line into the L2 cache. L2 can have more requests under way than L1, so with skipped rows this is
+ * 1.2 to 1.5 times as fast. The address may lie outside our memory, because a prefetch never fails.
  */
 static inline void ask_for_line(const char *at)
 {
@@ -222,7 +222,7 @@ static inline float inverse_of(float highest)
     return highest > SMALLEST && highest <= FLT_MAX ? LARGEST / highest : 0;
 }
 
-/* The nearest whole number; any number for NaN. */
+/* The nearest integer; any integer for NaN. */
 static inline int32_t to_whole(float value)
 {
     return (int32_t)rintf(value < LARGEST ? value : LARGEST);

@@ -11,13 +11,13 @@ typedef int32_t KERNEL(Whole) __attribute__((vector_size(VECTOR_BYTES)));
 typedef int8_t KERNEL(Bytes) __attribute__((vector_size(VECTOR_BYTES / 4)));
 #define Vector KERNEL(Vector)
 #define INLINE static inline __attribute__((always_inline))
-/* For loops over rows or tokens whose number is known after inlining: their values then stay in registers. */
+/* For loops over rows or tokens whose number is known after inlining. Their values then stay in registers. */
 #define UNROLLED _Pragma("GCC unroll 4")
 #define UNROLLED_8 _Pragma("GCC unroll 8")
 /* AVX512 has 32 registers for sums, others have 16. */
 #define TOKENS_AT_ONCE (VECTOR_BYTES == 64 ? SOME_TOKENS : 2)
 
-/* a b + c. Explicit, because a compiler that fuses as it likes would give a token different bits beside others. */
+/* a b + c, fused explicitly. If the compiler decided, a token's bits could differ with the tokens beside it. */
 INLINE Vector KERNEL(fused)(Vector a, Vector b, Vector c)
 {
 #if VECTOR_BYTES == 64
@@ -31,7 +31,7 @@ INLINE Vector KERNEL(fused)(Vector a, Vector b, Vector c)
 #endif
 }
 
-/* To 32 bits each. The compiler would need four instructions where the processor has one. */
+/* To 32 bits each. Written by hand, because the compiler needs four instructions where the processor has one. */
 INLINE KERNEL(Bits) KERNEL(widen)(KERNEL(Halves) halves)
 {
 #if VECTOR_BYTES == 64
@@ -103,8 +103,8 @@ INLINE float KERNEL(sum)(Vector vector)
 }
 
 /*
- * out_k = codes_k . x, for some rows and tokens at once; the rows' results have the given distance. Each sum is
- * computed in the same way, however many there are. ahead: a row, or another place, to prefetch for each of them; or NULL.
+ * out_k = codes_k . x, for some rows and tokens at once. Results of successive rows are the given distance apart. Each
+ * sum is computed in the same way for any number of rows. ahead: for each row a place to prefetch from; or NULL.
  */
 INLINE void KERNEL(dot_codes)(
     Outputs out, int64_t apart, const char *const *codes, const char *const *ahead, int some, int64_t width,
@@ -200,7 +200,7 @@ INLINE void KERNEL(dot_any)(
             beyond(out, t, i).at[0] *= matrix->scales[first + i];
 }
 
-/* Where the rows from number i on begin, and as many later rows to prefetch. */
+/* The beginnings of the rows from number i on, and of as many later rows to prefetch. */
 INLINE void KERNEL(find)(
     const char **at, const char **ahead, const Matrix *matrix, const int32_t *rows, int64_t i, int some, int64_t count)
 {
@@ -256,7 +256,7 @@ INLINE void KERNEL(add_codes)(
                 y.at[t * y.apart + i] += z[PAIR * t + k] * load_number(codes[k], i, format);
 }
 
-/* Some rows, ``part`` apart; the first is number i of those from ``first`` on. */
+/* Add some rows that are ``part`` apart. The first is number i of the rows from ``first`` on. */
 INLINE void KERNEL(add_rows)(
     Outputs y, const Matrix *matrix, int64_t first, int64_t i, int64_t part, int some, Outputs z, int tokens,
     int64_t format)
@@ -373,7 +373,7 @@ static void KERNEL(norm)(float *out, const float *x, const Norm *norm)
         out[i] += norm->bias[i];
 }
 
-/* Within 2 units in the last place. Written so that the compiler vectorises it: no calls and no branches. */
+/* e to the power of x, within 2 units in the last place. It has no call or branch, so the compiler vectorises it. */
 INLINE float KERNEL(exponential)(float x)
 {
     const float magic = 0x1.8p23f;
@@ -457,7 +457,7 @@ INLINE Vector KERNEL(size)(Vector value)
     return (Vector)((Whole)value & 0x7fffffff);
 }
 
-/* For up to LANES columns: the mean of z where its size is within limit times up's; ``extra`` zeros count too. */
+/* ``rest_means`` for up to LANES columns. */
 INLINE Vector KERNEL(mean_at_rest)(
     const Table *z, const Table *up, int64_t column, Vector limits, float extra, int64_t format)
 {

@@ -1,5 +1,5 @@
 /*
- * A model in the form in which library.py passes it. Python owns all memory that is pointed to.
+ * A model in the form in which library.py passes it. Python owns all memory that the pointers point to.
  *
  * Shapes: D model width, F feed-forward neurons, V vocabulary, H query heads, G key and value heads, S head size.
  */
@@ -13,7 +13,7 @@ enum { SILU, GELU, GELU_TANH, RELU };
 /* Most tokens of a pass. */
 #define MOST_TOKENS 16
 
-/* ---- What step.py passes; Python owns all memory pointed to. ---- */
+/* ---- The structures that step.py passes. ---- */
 
 /* If weight is NULL, there is no norm. */
 typedef struct {
@@ -30,15 +30,15 @@ typedef struct {
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, GROUPED4, GROUPED6, GROUPED8, FORMATS };
 
 /*
- * A number is scale (code - zero) + minimum, with one scale and minimum for ``size`` neighbours, 16 or 32.
+ * A number is scale (code - zero) + minimum. ``size`` neighbours (16 or 32) share one scale and one minimum.
  *
  * Neighbours are in one row if rows are multiplied by x. They are in one column, in successive rows, if weighted rows
- * are summed up. A record holds the scales of one row, or of one group of rows.
- * scales, minimums: place in the first record; one or two bytes each. Float16; or, if there are supers, int8 that is
- *     multiplied by a float16 for 256 numbers. No minimums: NULL.
- * supers, super_minimums: place in the first record of their own; or NULL.
+ * are summed. A record holds the scales of one row, or of one group of rows.
+ * scales, minimums: their place in the first record. They are float16 (two bytes). If there are supers, they are int8
+ *     (one byte) times a float16 for 256 numbers. minimums is NULL if there are none.
+ * supers, super_minimums: their place in the first record of supers; NULL if there are none.
  * stride, super_stride: bytes from a record to the next.
- * bytes: of one scale.
+ * bytes: the bytes of one scale.
  * neurons: for each row its number in the whole matrix; NULL if all rows are there.
  */
 typedef struct {
@@ -78,7 +78,7 @@ typedef struct {
 } Rotary;
 
 /*
- * The thresholds with which each token picks what it reads of an FF block; see griffin/thresholds.py.
+ * The thresholds with which each token picks the inputs and neurons of an FF block; see griffin/thresholds.py.
  *
  * gate: (D, F), the gate's matrix by input; factors: (F,), of its columns, or NULL.
  * means, input_limits: (D,); means is NULL if a token reads everything.
@@ -111,8 +111,8 @@ typedef struct {
 } Layer;
 
 /*
- * Where a pass leaves its tokens' FF activations, layer by layer and token by token: the input (D,); the input of the
- * activation function, the factor on its value, and the input of the contracting projection, (F,) each.
+ * Memory for the FF activations of a pass, layer by layer and token by token. x: the block's input (D,). gate: the
+ * input of the activation function. up: the factor on its value. z: the input of the contracting projection, (F,) each.
  * x is NULL if they are not needed.
  */
 typedef struct {
@@ -121,7 +121,7 @@ typedef struct {
 
 /*
  * A cap of 0 means no cap.
- * residual_scale: factor on what attention and FF block add to x. logit_divisor: divides the logits, before any cap.
+ * residual_scale: factor on the outputs of attention and FF block. logit_divisor: divides the logits, before any cap.
  * query_growth: queries are multiplied by 1 + query_growth ln(1 + floor(position / query_context)).
  */
 typedef struct {

@@ -1,4 +1,4 @@
-"""FF blocks in which each token picks what it reads, in the form that the compiled step reads.
+"""FF blocks in which each token picks its inputs and neurons, in the form that the compiled step reads.
 
 Shapes: L layers, D model width, F feed-forward neurons.
 """
@@ -21,7 +21,7 @@ class PickingBlocks:
     def __init__(self, weights: Weights, whole: "ctypes.Array[CFeedForward]") -> None:
         """
         Args:
-            whole: the blocks of a step that reads everything.
+            whole: the blocks with all neurons.
 
         Raises:
             MemoryError: there is no room for the gates by input.

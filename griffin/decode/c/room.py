@@ -29,10 +29,10 @@ class Room:
         self._blocks = [_BlockRoom(block, room_N) for block, room_N in zip(blocks, memory, strict=True)]
 
     def describe(self, kept: Kept, whole: "ctypes.Array[CFeedForward]") -> "ctypes.Array[CFeedForward]":
-        """Blocks to which these neurons are copied, and from which they are read.
+        """The blocks to which these neurons are copied. The step then reads them there.
 
         Args:
-            whole: all neurons, as the step has them.
+            whole: the step's blocks with all neurons.
         """
         described = (CFeedForward * len(self._blocks))()
         for number, block in enumerate(self._blocks):
@@ -75,12 +75,12 @@ class _BlockRoom:
 
 
 def _matrices(feed_forward: FeedForwardWeights) -> list[Matrix]:
-    """By neuron: the gate's matrix, the matrix of its factor if there is one, and the contracting matrix."""
+    """Matrices with a row for each neuron: the gate's, that of its factor if there is one, and the contracting one."""
     return [*(projection.matrix for projection in feed_forward.expanding()), feed_forward.contract.numbered()]
 
 
 def _row_size(matrix: Matrix) -> int:
-    """Bytes from one row's codes to the next row's; each row begins at a multiple of its number size."""
+    """Bytes from one row's codes to the next row's. Each row begins at a multiple of ``_ALIGNMENT``."""
     codes = matrix.planes[0]
     return -(-codes.shape[1] * codes.element_size() // _ALIGNMENT) * _ALIGNMENT
 

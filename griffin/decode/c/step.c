@@ -4,19 +4,19 @@
  *
  * Decoding one token reads every weight once, so the speed of memory is the limit. A core reads memory fastest as a
  * few ascending streams, so each product reads its rows in storage order, in several places at once. Kept neurons are
- * copied next to each other once for each request. If each token picks what it reads, rows are skipped in place: half of
- * them take 0.65 to 0.8 of the time of all. Weights are prefetched, because the processor's own prefetching is too late and
- * restarts on each page.
- * Activations are fp32; for products with codes in groups they first become whole numbers of 16 bits. Each matrix has
- * its own format; keys and values are fp32, bfloat16 or float16.
+ * copied next to each other once for each request. If each token picks its neurons, rows are skipped in place: half of
+ * the rows take 0.65 to 0.8 of the time of all. Weights are prefetched here, because the processor's own prefetching is
+ * too late and restarts on each page.
+ * Activations are fp32. For products with codes in groups they first become integers of 16 bits. Each matrix has its
+ * own format. Keys and values are fp32, bfloat16 or float16.
  *
- * A team of threads decodes a token in four stages a layer, with a barrier after each. Every thread computes cheap work
- * (norms, the residual sum) for itself. In a pass this work is handed out token by token, with more barriers. Work is
- * handed out in portions to free threads, but no sum depends on which thread did what, nor on the number of threads:
+ * A team of threads decodes a token in four stages a layer, with a barrier after each. Every thread does the cheap work
+ * (norms, the residual sum) for itself. In a pass this work is handed out token by token, with more barriers. Free
+ * threads take the work in portions. But no sum depends on which thread computes it, nor on the number of threads:
  * results have the same bits for any size of the team.
  *
- * model.h: what is read. kernels.h: products, norms and functions, for each format and instruction set. team.h: the
- * threads. Here: the stages of a layer, and the opening and closing of a step.
+ * model.h: the model's structures. kernels.h: products, norms and functions, for each format and instruction set.
+ * team.h: the threads. This file: the stages of a layer, and the opening and closing of a step.
  *
  * Shapes: D model width, F feed-forward neurons, V vocabulary, H query heads, G key and value heads, S head size.
  */
@@ -36,14 +36,14 @@
 
 #define API __attribute__((visibility("default")))
 
-/* The FF block is summed up in so many parts, for any number of threads. */
+/* The FF block is summed in this many parts, for any number of threads. */
 #define CHUNKS 32
 /* Positions whose scores are held at once. */
 #define SCORES 128
-/* The columns of a matrix are split over the team in tiles of so many, and in portions of at least so many tiles. */
+/* The team shares the columns of a matrix in tiles of this many, and in portions of at least SMALLEST_TILES. */
 #define TILE 128
 #define SMALLEST_TILES 4
-/* Portions of work are not smaller, so that streams from memory stay long. */
+/* Portions of work have at least this size, so that streams from memory stay long. */
 #define SMALLEST_PORTION_BYTES 16384
 
 /* One token on its way through the layers. */
@@ -51,7 +51,7 @@ typedef struct {
     float *x, *normed, *change;
     /* The input of the current products. */
     Input input;
-    /* If tokens pick what they read: this token's inputs. */
+    /* If tokens pick: the inputs that this token reads. */
     List list;
 } Token;
 
@@ -62,9 +62,9 @@ typedef struct {
     float *room, *queries, *key, *value, *scores;
     /* The values of a chunk of neurons, for each token. */
     Outputs gate, up;
-    /* If tokens pick what they read: neurons of a chunk. */
+    /* If tokens pick: the neurons of a chunk that are read. */
     List list;
-    /* Inputs and neurons that tokens picked: how many were read, stage by stage. */
+    /* The numbers of inputs and neurons that tokens have read, by stage. */
     int64_t reads[3];
 } Scratch;
 
@@ -111,7 +111,7 @@ static void load_row(float *out, const Matrix *matrix, int64_t row)
         out[i] = is_grouped(matrix) ? load_grouped(matrix, row, i) : load_number(codes, i, matrix->format) * scale;
 }
 
-/* The nearest value; of two equally near ones, the even one. */
+/* Rounded to the nearest value; ties go to the even one. */
 static uint16_t to_bfloat16(float value)
 {
     uint32_t bits;
@@ -167,7 +167,7 @@ static void dot_rows(
         accumulate(beyond(out, t, 0).at, weights->bias + first, behind - first);
 }
 
-/* Prepare a token's numbers for products with some matrices: also as whole numbers, if any matrix is grouped. */
+/* Prepare a token's numbers for products with some matrices: also as integers, if any matrix is grouped. */
 static void enter(const Step *step, Token *token, const float *x, const Projection *weights, int count)
 {
     bool whole = false;
@@ -204,12 +204,12 @@ static void observe(
     }
 }
 
-/* ---- What is done token by token. ---- */
+/* ---- Work that is done token by token. ---- */
 
-/* Work on one token: it reads what all threads see, and writes only to the token. */
+/* Work on one token: it reads shared memory, and writes only to the token. */
 typedef void Each(Step *step, const Layer *layer, Token *token, int t);
 
-/* With one token, every thread does the work itself and nobody waits. Several are handed out, with a barrier after. */
+/* With one token, every thread does the work itself, without a barrier. Several tokens are shared by the threads. */
 static void each(Step *step, const Layer *layer, Scratch *scratch, Each *what)
 {
     if (step->count == 1) {
@@ -271,7 +271,7 @@ static void enter_head(Step *step, const Layer *layer, Token *token, int t)
     enter(step, token, normed(step, &model->final_norm, token->x, token->normed), &model->head, 1);
 }
 
-/* List the values that are far enough from others: their numbers, and how far they are. */
+/* List the values whose distance from given others exceeds a limit: their numbers and distances. */
 static void list_far(List *list, const float *values, const float *from, const float *limits, int64_t count)
 {
     int64_t found = 0;
@@ -279,7 +279,7 @@ static void list_far(List *list, const float *values, const float *from, const f
         float distance = values[i] - from[i];
         list->rows[found] = (int32_t)i;
         list->z[found] = distance;
-        /* Without a branch, which the processor could not predict. */
+        /* No branch here, because the processor could not predict it. */
         found += fabsf(distance) > limits[i];
     }
     list->count = found;
@@ -395,7 +395,7 @@ static void rotate(float *head, const Rotary *rotary, int t)
         turn_pair(head + i, mate + i, cosines[i], sines[i]);
 }
 
-/* Norm and rotate one head of a token's queries or keys. heads: all of its kind; a norm of that width is over all. */
+/* Norm and rotate one head of a token's queries or keys. heads: all of its kind, which one norm may cover. */
 static void prepare_head(
     const Step *step, float *out, const float *heads, int64_t number, const Norm *norm, const Layer *layer, int t,
     float *room)
@@ -414,7 +414,7 @@ static void prepare_head(
         rotate(out, layer->rotary, t);
 }
 
-/* Softmax over positions block by block: earlier sums shrink when a higher score appears. */
+/* Softmax over positions, block by block. When a higher score appears, earlier sums are scaled down. */
 typedef struct {
     const float *query;
     float *sum;
@@ -475,7 +475,7 @@ static Matrix cached(const Step *step, const Layer *layer, void *cache, int64_t 
         .stride = bytes, .format = model->cache_format};
 }
 
-/* Write into the cache what ``prepare_key_value`` has left. */
+/* Write the result of ``prepare_key_value`` into the cache. */
 static void store_key_value(const Step *step, const Layer *layer, int64_t group, int t, const Scratch *scratch)
 {
     const Model *model = step->model;
@@ -520,7 +520,7 @@ static Attention begin_attention(const Step *step, const Layer *layer, int64_t h
     return attention;
 }
 
-/* One query head. All tokens use a block of positions before the next one, so that memory is read once. */
+/* One query head. All tokens use a block of positions before any uses the next one, so that memory is read once. */
 static void attend_head(const Step *step, const Layer *layer, int64_t head, const Scratch *scratch)
 {
     const Model *model = step->model;
@@ -555,7 +555,7 @@ static void attend(Step *step, const Layer *layer, const Scratch *scratch)
             attend_head(step, layer, first, scratch);
 }
 
-/* The first neuron of a chunk. Groups of neighbours are not split, unless some of their rows are missing anyway. */
+/* The first neuron of a chunk. Groups of neighbours are not split, unless some of their rows are missing. */
 static int64_t chunk_start(const FeedForward *feed_forward, int64_t chunk)
 {
     const Matrix *contract = &feed_forward->contract.matrix;
@@ -573,7 +573,7 @@ static void clear_sums(const Step *step, int64_t chunk)
         memset(beyond(step->partial_sums, t, chunk * width).at, 0, (size_t)width * sizeof(float));
 }
 
-/* One chunk of neurons, from the input to its part of the output, without waiting in between. */
+/* One chunk of neurons, from the input to its part of the output, without a barrier in between. */
 static void feed_chunk(const Step *step, const Layer *layer, int64_t chunk, const Input *x, const Scratch *scratch)
 {
     const Model *model = step->model;
@@ -606,7 +606,7 @@ static void feed_all(Step *step, const Layer *layer, const Scratch *scratch)
             feed_chunk(step, layer, first, inputs_of(step, scratch), scratch);
 }
 
-/* ---- An FF block in which each token picks what it reads. ---- */
+/* ---- An FF block in which each token picks its inputs and neurons. ---- */
 
 /* Some columns of a matrix. first: a multiple of TILE. */
 static Matrix columns_of(const Matrix *matrix, int64_t first, int64_t behind)
@@ -654,7 +654,7 @@ static void list_acting(List *list, const float *given, const float *limits, int
     list->count = found;
 }
 
-/* Stage 3: of these, the neurons that are far from their resting values, and how far. */
+/* Stage 3: the neurons of that list that are far from their resting values, and their distances. */
 static void list_giving(List *list, const float *given, const FeedForward *feed_forward)
 {
     const Thresholds *by = &feed_forward->thresholds;
@@ -682,7 +682,7 @@ static void feed_picked(Step *step, const Layer *layer, int64_t chunk, const Inp
     List *list = &scratch->list;
     list_acting(list, given, feed_forward->thresholds.gate_limits, first, behind);
     scratch->reads[1] += list->count;
-    /* Most of the first ones are needed next. */
+    /* Most of the first neurons are needed next. */
     for (int64_t i = 0; i < RUN / 2 && i < list->count; i++)
         ask_for(contract->codes + list->rows[i] * contract->stride, contract->stride);
     if (up->codes)
@@ -693,7 +693,7 @@ static void feed_picked(Step *step, const Layer *layer, int64_t chunk, const Inp
     format_of(step, contract)->add_list(sum, contract, list);
 }
 
-/* Stage 1, for some tiles of neurons: a tile comes from memory for the first token, and from a cache for the others. */
+/* Stage 1, for some tiles of neurons. A tile comes from memory for the first token, and from a cache for the others. */
 static void give_tiles(Step *step, const FeedForward *feed_forward, int64_t first, int64_t behind, const Scratch *scratch)
 {
     int64_t at_once = step->count == 1 ? behind - first : TILE;
@@ -784,7 +784,7 @@ static void decode(void *work, int member)
         predict(step, scratch);
 }
 
-/* Copy one row. If the target has another format, its maker has filled it already. */
+/* Copy one row, unless the target has another format: then its maker has already filled it. */
 static void copy_row(const Projection *to, int64_t target, const Projection *from, int64_t source)
 {
     const Matrix *own = &to->matrix, *theirs = &from->matrix;
@@ -812,7 +812,7 @@ static void keep_neuron(const FeedForward *kept, int64_t target, const FeedForwa
     copy_bias(&kept->up, target, &all->up, source);
 }
 
-/* Copy kept neurons; those of all layers are numbered through and split over the team. */
+/* Copy kept neurons. The neurons of all layers are numbered in one sequence, which the team shares. */
 static void keep(void *work, int member)
 {
     Step *step = work;
@@ -875,7 +875,7 @@ static void take_list(List *list, float *memory, size_t *used, int64_t listed)
     list->groups = (Group *)take(memory, used, listed * (int64_t)sizeof(Group) / (int64_t)sizeof(float));
 }
 
-/* widest: the longest vector that the token enters products with. */
+/* widest: the length of the token's longest vector in a product. */
 static void take_token(Token *token, float *memory, size_t *used, int64_t width, int64_t widest)
 {
     int64_t tiles = (widest + 511) / 512;
@@ -895,7 +895,7 @@ static size_t lay_out(Step *step, float *memory)
     for (int64_t i = 0; i < model->layer_count; i++)
         neurons = largest(neurons, model->layers[i].feed_forward.gate.matrix.rows);
     size_t used = 0;
-    /* A chunk may have some neurons more, so that groups are not split. */
+    /* A chunk may have a few more neurons, so that groups are not split. */
     int64_t chunk = neurons / CHUNKS + 1 + RUN;
     step->query_key_value = take_for_all(memory, &used, (model->heads + 2 * model->kv_heads) * size);
     step->attended = take_for_all(memory, &used, model->heads * size);
@@ -926,14 +926,14 @@ static void forget(Step *step)
     free(step);
 }
 
-/* Sizes of model.h's structures. library.py compares them with its own: a library may be older than the package. */
+/* The sizes of model.h's structures. library.py compares them with its own, because a library may be an older one. */
 API int64_t griffin_layout(void)
 {
     return (int64_t)MOST_TOKENS << 56 | (int64_t)sizeof(Model) << 40 | (int64_t)sizeof(Layer) << 20
            | (int64_t)sizeof(FeedForward) << 8 | (int64_t)sizeof(Rotary);
 }
 
-/* The model stays the caller's. Between steps its layers' FF rows, keys, values and capacity may change. */
+/* The caller owns the model. Between steps its layers' FF rows, keys, values and capacity may change. */
 API Step *griffin_open(const Model *model, int threads)
 {
     Step *step = NULL;
@@ -946,8 +946,8 @@ API Step *griffin_open(const Model *model, int threads)
     step->scratch = calloc((size_t)threads, sizeof *step->scratch);
     size_t bytes = step->scratch ? lay_out(step, NULL) * sizeof(float) : 0;
     /*
-     * Zeros, because vectors reach beyond a row's last blocks with a weight of 0, and a number must be there. Most of
-     * the memory is for passes; pages that are never written to take no memory.
+     * Zeros, because vectors read beyond a row's last blocks, with a weight of 0, and must find numbers there. Most of
+     * the memory is for passes. Pages that are never written to take no memory.
      */
     step->memory = step->scratch ? calloc(bytes + ALIGNMENT, 1) : NULL;
     if (step->memory) {
@@ -963,8 +963,8 @@ API Step *griffin_open(const Model *model, int threads)
 /*
  * Run successive tokens, at most MOST_TOKENS. Their keys and values are written from the position on.
  * logits: (wanted, V), of the last ``wanted`` tokens.
- * reads: if tokens pick what they read, the numbers of inputs and neurons read are added, for all layers, by stage.
- * observed: of tokens that read everything; may be NULL.
+ * reads: if tokens pick, the numbers of inputs and neurons that they read are added, for all layers, by stage.
+ * observed: memory for the activations of tokens that read everything; may be NULL.
  */
 API void griffin_pass(
     Step *step, const int64_t *ids, int count, int64_t position, float *logits, int wanted, int64_t *reads,
@@ -988,7 +988,7 @@ API void griffin_pass(
 }
 
 /*
- * Copy chosen neurons from all to kept. The weights and biases of kept have room for as many neurons as their rows say.
+ * Copy kept neurons from ``all`` to ``kept``, whose weights and biases have room for as many neurons as they have rows.
  * which: the first layer's neurons, then the second layer's, and so on.
  */
 API void griffin_keep(Step *step, const FeedForward *all, const FeedForward *kept, const int64_t *which)
@@ -1006,7 +1006,7 @@ API void griffin_rest(Step *step, const FeedForward *blocks)
     run(&step->team, rest);
 }
 
-/* See resting.py in griffin/method: for neurons from first to end, tables of a row for each token. */
+/* See resting.py in griffin/method. For the neurons from ``first`` to ``end``; tables have one row for each token. */
 API void griffin_resting(
     float *resting, const char *z, int64_t z_stride, const char *up, int64_t up_stride, int64_t format,
     int64_t tokens, const float *limits, float extra, int64_t first, int64_t end)

@@ -45,22 +45,22 @@ class NativeStep:
         self._cache_dtype = cache.dtype or weights.dtype
         self._description = Description(weights, self._cache_dtype)
         self._in_use = self._description.blocks
-        # Read again whenever the cache has moved.
+        # The cache's tensors, as the step knows them. They are passed again whenever the cache has moved.
         self._keys_values: list[tuple[Tensor, Tensor]] = []
-        # Room for kept neurons, made when first needed; pages that are never written to take no memory.
+        # Room for kept neurons, made when it is first needed. Pages that are never written to take no memory.
         self._kept: Room | None = None
-        # The gates by input, made when first needed too.
+        # The gates by input, also made when they are first needed.
         self._picking: PickingBlocks | None = None
-        # Numbers of inputs and neurons that tokens have read by thresholds, and of tokens.
+        # The numbers of inputs and neurons that tokens have read by thresholds, and the number of tokens.
         self._reads: Tensor | None = None
         self._unread, self._tokens = torch.zeros(3, dtype=torch.int64), 0
-        # Pages of it that no pass has written to take no memory.
+        # Again, pages that are never written to take no memory.
         self._logits_TV = torch.empty(MOST_TOKENS, weights.head.outputs, dtype=torch.float32)
         self._handle: int | None = compiled.griffin_open(self._description.model, threads)
         if self._handle is None:
             raise MemoryError("no memory or no threads for the compiled decode step")
         self._finalizer = weakref.finalize(self, compiled.griffin_close, self._handle)
-        # The end of a process ends its threads; a forked process has none of them and must not wait for them.
+        # The end of a process ends its threads. A forked process has no such threads, and must not wait for them.
         self._finalizer.atexit = False
 
     def close(self) -> None:
@@ -70,13 +70,13 @@ class NativeStep:
 
     @torch.inference_mode()
     def keep(self, chosen: Chosen | None) -> None:
-        """Decode with this choice from here on, or with everything (None).
+        """Decode with this choice from here on, or with all neurons (None).
 
         All threads copy the weights of kept neurons next to each other, because reading them in place would be slower
         than reading all neurons, see ``step.c``. With thresholds, weights are read in place.
         """
         handle, all_neurons = self._open(), self._description.blocks
-        # None until the new choice is ready: if that fails, the old one is lost.
+        # All neurons until the new choice is ready. If that fails, the old choice is lost.
         self._use(all_neurons)
         self._reads, self._tokens = None, 0
         if isinstance(chosen, Kept):
@@ -146,7 +146,7 @@ class NativeStep:
         return logits, [Activations(*each) for each in zip(x_LTD, z_LTF, gate_LTF, ups, strict=True)]
 
     def _whole(self, ids: Sequence[int], wanted: int, observed: CObserved | None) -> Tensor:
-        """A pass through all neurons, whatever else is in use. It is not counted."""
+        """A pass through all neurons, even if others are in use. It does not count."""
         in_use, tokens = self._in_use, self._tokens
         self._use(self._description.blocks)
         try:
@@ -189,7 +189,7 @@ class NativeStep:
             layer.feed_forward = block
 
     def _follow(self, keys_values: list[tuple[Tensor, Tensor]]) -> None:
-        """Read and write the cache at its current place."""
+        """Tell the step the cache's current place in memory."""
         held = self._keys_values
         if len(held) == len(keys_values) and all(
             keys is held_keys and values is held_values

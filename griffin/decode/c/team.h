@@ -1,7 +1,7 @@
 /*
- * A team of threads: the caller, and the threads that it wakes. A barrier stands after each stage of their work.
+ * A team of threads: the caller, and the threads that it wakes. After each stage of their work comes a barrier.
  *
- * Work is handed out in portions to threads that are free.
+ * Free threads take the work in portions.
  */
 
 #pragma once
@@ -13,7 +13,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-/* After so many checks, a waiting thread begins to offer its processor to others. */
+/* After this many checks, a waiting thread begins to yield its processor to others. */
 #define SPINS 4000
 #define ALIGNMENT 64
 
@@ -119,7 +119,7 @@ static void run(Team *team, Task *task)
     barrier(team);
 }
 
-/* started: number of threads to join, besides the caller. */
+/* started: the number of threads to join, without the caller. */
 static void dismiss(Team *team, int started)
 {
     pthread_mutex_lock(&team->lock);

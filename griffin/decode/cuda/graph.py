@@ -1,4 +1,4 @@
-"""A whole decode step as one CUDA graph, from the token's id to the next token's id; and passes of several tokens.
+"""A decode step as one CUDA graph, from a token's id to the next token's id. Passes of several tokens are graphs too.
 
 The host launches a step before it knows the token that the previous step has drawn. It reads that token in the
 meantime, from a copy in pinned memory. After a pass the host draws, because the draws decide which tokens stay.
@@ -25,9 +25,9 @@ from griffin.thresholds import Shares
 
 logger = logging.getLogger("griffin")
 
-# Kinds of sampling with their own graph, cheapest first; the last one serves all.
+# Kinds of sampling with their own graph, cheapest first. The last one can serve all requests.
 CAPTURED = (GREEDY, PLAIN, EVERYTHING)
-# Launches before a capture: what is compiled, loaded or allocated at a first launch cannot be captured.
+# Launches before a capture. The first launches compile, load and allocate, which a capture cannot contain.
 WARM_UPS = 2
 
 
@@ -52,15 +52,15 @@ class CudaCapture:
 
 
 class GraphDecoder:
-    """Launches captured steps; a graph for each length bucket and kind of sampling, none for a method or sparsity.
+    """Launches captured steps. A graph is for one length bucket and one kind of sampling, and serves all methods.
 
-    So each bucket has three graphs of steps, and four of passes, one for each size.
+    So each bucket has three graphs of steps, and four graphs of passes, one for each size.
 
     While a grammar may refuse a token, the device does not work ahead: the host draws each token, after a pass over
     one token.
 
-    For method griffin+ it makes the gates by input at creation. They take as much memory again as a third of the
-    feed-forward weights, or half of them in blocks without a gate. All engines of a model share them.
+    For method griffin+ it makes the gates by input at creation. These need extra memory: a third of the feed-forward
+    weights, or half of them in blocks without a gate. All engines of a model share them.
     """
 
     name = "graph"
@@ -76,7 +76,8 @@ class GraphDecoder:
         """
         Args:
             cache: moved into the step's buffers.
-            capture: makes a body repeatable; by default CudaCapture. Tests with Triton's interpreter pass another one.
+            capture: makes a function that can be launched again; by default CudaCapture. Tests with Triton's
+                interpreter pass another one.
         """
         device = weights.device
         self._cache, self._capture = cache, capture or CudaCapture()
@@ -145,7 +146,7 @@ class GraphDecoder:
     def take(self, id: int, logits_V: Tensor) -> Callable[[], Drawn]:
         self._sampler.take(id, logits_V)
         self._follow()
-        # There is nothing else to wait for.
+        # The host already knows the token, so it waits only for these.
         waits = self._sampler.kind.logprobs or self.constraint is not None
         return self._fetch() if waits else lambda: Drawn(id)
 
@@ -173,7 +174,7 @@ class GraphDecoder:
             self._sampler.draw(self._step.logits_V, kind)
             self._step.token_id.copy_(self._sampler.id)
 
-        # Launches before the capture really run, on the cache's first places, because there is no sequence yet.
+        # Launches before the capture really run. They write to the cache's first places; there is no sequence yet.
         self._step.position.zero_()
         return self._capture(body)
 

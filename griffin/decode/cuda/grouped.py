@@ -1,16 +1,16 @@
-"""Triton kernels for codes in groups, each with its launcher: what ``kernels`` does for plain numbers.
+"""Triton kernels for codes in groups, each with its launcher. ``kernels`` has those for plain numbers.
 
-Products are those of ``GroupedRows`` (rows times x) and of ``GroupedColumns`` (sums of weighted rows), of all kinds and
-in place: what bytes lie where is said in ``griffin.model.matrix.grouped`` and its C code. No step uses these kernels
-yet. On a GPU, weights are made plain when they are loaded.
+The products are those of ``GroupedRows`` (rows times x) and of ``GroupedColumns`` (sums of weighted rows), for all
+formats. Codes are read in place; ``griffin.model.matrix.grouped`` and its C code define their layout. No step uses
+these kernels yet: on a GPU, weights are made plain when they are loaded.
 
-A code becomes the leading bits of a float between 1 and 2, which takes two instructions; the ones are subtracted from a
-sum with what it was weighted by. Where weighted rows are summed up, one warp has one group at a time. It goes
-through the rows of its group that have a weight, some at once, so that others cost nothing.
+A code becomes the leading bits of a float between 1 and 2, which takes two instructions. Each float is 1 too large, so
+the sum of the weights is subtracted from a weighted sum. When weighted rows are summed, one warp has one group at a
+time. It goes through the rows of its group that have a weight, some at once, so that other rows cost nothing.
 
 Shapes: D model width, N outputs of a projection, F feed-forward neurons, R rows, C columns, K codes of a word (8, or 4
-of 8 bits), W words of a row, P parts of a sum that are reduced later. A word is 32 bits; where codes have 6 bits, it
-holds their lower 4. Tiles: B before the letter.
+of 8 bits), W words of a row, P parts of a sum that are reduced later. A word is 32 bits; for codes of 6 bits, it holds
+their lower 4. Tiles: B before the letter.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped, assignment"
 # ruff: noqa: RUF005 - Triton's tuples cannot be unpacked
@@ -42,20 +42,20 @@ from griffin.decode.cuda.kernels import (
 from griffin.model.matrix.grouped import GroupedColumns, GroupedRows
 from griffin.model.matrix.grouping import BLOCK
 
-# Words that a program of four warps has of several rows at once, and that a warp has of one.
+# Words that a program of four warps holds at once, of several rows; and words of one row that a warp holds.
 WORDS = 1024
 WARP_WORDS = 128
-# Rows along groups of one program, where there are so many that the device is busy.
+# Rows that one program multiplies. In matrices of fewer than BUSY_ROWS it is half, so that more programs run.
 HEIGHT = 8
 BUSY_ROWS = 4096
-# Groups that one program sums up at a time, each in a warp.
+# Groups that one program sums at a time, each in a warp.
 GROUPS = 8
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class Layout(NamedTuple):
-    """Of a matrix, known when a kernel is compiled: the fields of ``grouping.Layout`` with these names."""
+    """The layout of a matrix, known when a kernel is compiled: the fields of ``grouping.Layout`` with these names."""
 
     bits: int
     size: int
@@ -77,9 +77,9 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Coded:
-    """A matrix for kernels, in the memory of one of codes in groups.
+    """A matrix for kernels, in the memory of a grouped matrix.
 
-    words: of the codes; int32, a row each.
+    words: the codes as int32, one row for each row of the matrix.
     """
 
     words: Tensor
@@ -88,7 +88,7 @@ class Coded:
 
     @property
     def count(self) -> int:
-        """Of its rows."""
+        """The number of rows."""
         return len(self.words)
 
     @property
@@ -99,7 +99,7 @@ class Coded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows(Coded):
-    """Of ``GroupedRows``; halves, bytes: its records likewise."""
+    """``GroupedRows`` for kernels. halves, bytes: its records as float16 and as int8."""
 
     halves: Tensor
     bytes: Tensor
@@ -112,7 +112,7 @@ class Rows(Coded):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns(Coded):
-    """Of ``GroupedColumns``, of all rows; records, supers: its scales and their second level as words."""
+    """``GroupedColumns`` with all rows, for kernels. records, supers: its scales and their second level as int32."""
 
     records: Tensor
     supers: Tensor | None
@@ -121,7 +121,7 @@ class Columns(Coded):
     def of(cls, matrix: GroupedColumns) -> "Columns":
         """
         Raises:
-            ValueError: its rows were moved.
+            ValueError: it has only some rows of a matrix.
         """
         if matrix.neurons is not None:
             raise ValueError("kernels read a matrix with groups across rows only with all its rows in order")
@@ -131,29 +131,29 @@ class Columns(Coded):
 
 
 def _codes(bits: int) -> int:
-    """Codes of a word."""
+    """The number of codes in a word."""
     return 4 if bits == 8 else 8
 
 
 def words_tile(words: int, largest: int = WARP_WORDS) -> int:
-    """The power of two that covers so many words with the least left over; the largest of equals."""
+    """The power of two that covers the words with the least left over. If several do, the largest one."""
     sizes = [size for size in (32, 64, 128, 256, 512) if size <= largest]
     return min(reversed(sizes), key=lambda size: int(triton.cdiv(words, size)) * size)
 
 
 def row_splits(matrix: Columns) -> int:
-    """Parts into which a sum over a matrix's rows is split; what ``row_splits`` of ``kernels`` is for plain ones."""
+    """The number of parts into which a sum over a matrix's rows is split, as in ``kernels.row_splits``."""
     return max(1, min(MOST_PARTS, int(triton.cdiv(matrix.count // matrix.layout.size, GROUPS))))
 
 
 def arranged(columns: int, bits: int, device: torch.device) -> Tensor:
-    """Room for ``arrange``, fp32 ``(K, W)``."""
+    """Memory for the result of ``arrange``, fp32 ``(K, W)``."""
     codes = _codes(bits)
     return torch.empty(codes, columns // codes, dtype=torch.float32, device=device)
 
 
 def arrange(x_D: Tensor, out_KW: Tensor, norm: Norm | None = None) -> None:
-    """norm(x) in the order in which rows hold their codes: what the k-th code of the w-th word is multiplied by."""
+    """Put norm(x) into the order of a row's codes: the factor of the k-th code of the w-th word."""
     K, W = out_KW.shape
     D, block = len(x_D), min(256, triton.next_power_of_2(W))
     arguments = _norm_arguments(norm, x_D.dtype)
@@ -170,7 +170,7 @@ def project(
     residual_N: Tensor | None = None,
     cap: float | None = None,
 ) -> None:
-    """As ``kernels.project``, of an x that ``arrange`` has normed and put in order."""
+    """As ``kernels.project``, for an x that ``arrange`` has normed and put into order."""
     N, (BN, BW) = matrix.count, _tile(matrix.count, matrix.word_count)
     _project[(triton.cdiv(N, BN),)](
         x_KW, matrix.words, matrix.halves, matrix.bytes, bias_N, factor, residual_N, out_N, cap,
@@ -193,10 +193,10 @@ def expand(
     up_bias_F: Tensor | None = None,
     picking: Picking | None = None,
 ) -> None:
-    """As ``kernels.expand``, but z of neuron j is the j-th of ``z_F``, and 0 if it is not kept.
+    """As ``kernels.expand``, but z of neuron j is at place j of ``z_F``, and 0 if it is not kept.
 
     up: None in plain blocks, whose only projection is then ``gate``.
-    gate_x_KW, up_x_KW: one x, in the order of either. dtype: to which values are rounded.
+    gate_x_KW, up_x_KW: the same x, in the order of ``gate`` and of ``up``. dtype: values are rounded to it.
     """
     F, rows, (BF, BW) = len(z_F), gate if up is None else up, _tile(gate.count // 2, gate.word_count)
     z_F.zero_()
@@ -210,7 +210,7 @@ def expand(
 
 
 def contract(z_R: Tensor, matrix: Columns, partial_PC: Tensor) -> None:
-    """Partial sums of z_j times row j: fp32 ``(P, C)``, for ``kernels.reduce_add``. Where z is 0, no row is read.
+    """Partial sums of z_j times row j: fp32 ``(P, C)``, for ``kernels.reduce_add``. A row whose z is 0 is not read.
 
     partial_PC: P is ``row_splits``.
     """
@@ -224,7 +224,7 @@ def contract(z_R: Tensor, matrix: Columns, partial_PC: Tensor) -> None:
 
 
 def sum_inputs(x_D: Tensor, matrix: Columns, picking: Picking, *, norm: Norm | None = None) -> None:
-    """As ``kernels.sum_inputs``, of this matrix ``(D, F)``; ``gate_DF`` is not read."""
+    """As ``kernels.sum_inputs``, with this matrix ``(D, F)`` instead of ``gate_DF``."""
     P, BW, D = picking.partial_MPF.shape[-2], words_tile(matrix.word_count), len(x_D)
     _sum_rows[(triton.cdiv(matrix.word_count, BW), P)](
         x_D, picking.picks, picking.means_D, picking.input_limits_D,
@@ -236,13 +236,13 @@ def sum_inputs(x_D: Tensor, matrix: Columns, picking: Picking, *, norm: Norm | N
 
 
 def _tile(rows: int, words: int) -> tuple[int, int]:
-    """Rows along groups, and words of each, that one program multiplies at a time."""
+    """The number of rows, and of words of each row, that one program multiplies at a time."""
     height = HEIGHT if rows >= BUSY_ROWS else HEIGHT // 2
     return height, words_tile(words, WORDS // HEIGHT)
 
 
 def _at_once(matrix: Columns) -> int:
-    """Rows of a group that are on their way at a time: as many as registers are there for."""
+    """The number of rows of a group that are loaded at a time. The number of registers limits it."""
     return 2 if matrix.layout.bits == 6 else 4
 
 
@@ -257,7 +257,7 @@ def _moved(bits, FROM: tl.constexpr, TO: tl.constexpr):
 
 @triton.jit
 def _raised(low, high, k: tl.constexpr, BITS: tl.constexpr):
-    """1 plus the k-th code of a word times 2^-BITS. high: the word's other two bits of each code, four codes a byte."""
+    """1 plus the k-th code of a word times 2^-BITS. high: the upper two bits of the word's codes, four codes a byte."""
     if BITS == 4:
         fraction = _moved(low, 8 * (k % 4) + 4 * (k // 4), 19) & 0x780000
     elif BITS == 6:
@@ -281,14 +281,14 @@ def _scale(halves, bytes, half, byte, super_half, mask, TWO_LEVELS: tl.constexpr
 
 @triton.jit
 def _places(words, K: tl.constexpr, BLOCKS: tl.constexpr):
-    """Of words of a row: the first block of the tile, how many blocks that has, the block in it, and the quad."""
+    """For each word of a row: its tile's first block, the tile's number of blocks, the block in the tile, the quad."""
     TILE: tl.constexpr = 16
-    # A word is a quad of a block: four codes in a row and, but for 8 bits, those half a block later.
+    # A word is a quad of a block: four successive codes and, except with 8 bits, the four codes half a block later.
     QUADS: tl.constexpr = 32 // K
     tiles = words // (TILE * QUADS) * TILE
     inner = words % (TILE * QUADS)
     if BLOCKS % TILE == 0:
-        # Known when compiling: so neighbours are read at once.
+        # A constant, so that the compiler reads neighbours at once.
         count = TILE
         block, quad = inner % TILE, inner // TILE
     else:
@@ -319,7 +319,7 @@ def _arrange(
 
 @triton.jit
 def _grouped(products, weights, scale, minimum, LAYOUT: tl.constexpr):
-    """Of a group's codes: what they come to, from their products once raised, and the sum of what weighted them."""
+    """A group's contribution, from the products of its raised codes (see ``_raised``) and the sum of their weights."""
     total = scale * ((products - weights) * (1 << LAYOUT.bits) - LAYOUT.zero * weights)
     if LAYOUT.has_minimums:
         total += minimum * weights
@@ -331,10 +331,10 @@ def _row_products(
     x_KW, words, halves, bytes, rows, wanted,
     LAYOUT: tl.constexpr, W: tl.constexpr, BLOCKS: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """Rows (int64) times x, ``(BN,)``; 0 where they are not wanted, and nothing of them is read."""
+    """Rows (int64) times x, ``(BN,)``. Rows that are not wanted give 0 and are not read."""
     BITS: tl.constexpr = LAYOUT.bits
     K: tl.constexpr = 4 if BITS == 8 else 8
-    # Groups of a word: one, or one for each half of its codes.
+    # The number of groups in a word: one, or one for each half of its codes.
     PIECES: tl.constexpr = 2 if LAYOUT.size == 16 and BITS != 8 else 1
     STRIDE: tl.constexpr = LAYOUT.row_stride
     sums = tl.zeros((BN, BW), tl.float32)
@@ -373,7 +373,7 @@ def _row_products(
             products = tl.zeros((BN, BW), tl.float32)
             weights = tl.zeros((BW,), tl.float32)
             for i in tl.static_range(K // PIECES):
-                # Of the two pieces, the second has the word's second half of codes.
+                # If there are two pieces, the second one has the second half of the word's codes.
                 x = tl.load(x_KW + (piece * 4 + i) * W + w, mask=inside, other=0.0, eviction_policy="evict_last")
                 products += _raised(low, high, piece * 4 + i, BITS) * x[None, :]
                 weights += x
@@ -425,7 +425,7 @@ def _expand(
             gate_x_KW, gate_words, gate_halves, gate_bytes, neurons, expands, GATE_LAYOUT, W, BLOCKS, BF, BW
         )
     if gate_bias_F is not None:
-        # Where tokens pick, the offsets hold it.
+        # If tokens pick, the offsets contain the bias.
         y += tl.load(gate_bias_F + neurons, mask=expands, other=0.0).to(tl.float32)
     z = _rounded(_activated(_rounded(y, dtype), ACTIVATION), dtype)
     if GATED:
@@ -435,7 +435,7 @@ def _expand(
         if up_bias_F is not None:
             y += tl.load(up_bias_F + neurons, mask=present, other=0.0).to(tl.float32)
         z = _rounded(z * _rounded(y, dtype), dtype)
-    if picks is not None:  # noqa: SIM102 - what is known when compiling, and what is not
+    if picks is not None:  # noqa: SIM102 - the first is known when compiling, the second is not
         if picking:
             z = _distances(z, resting_F, output_limits_F, slots, present, acts, reads)
     tl.store(z_F + neurons, z, mask=present)
@@ -443,13 +443,13 @@ def _expand(
 
 @triton.jit
 def _half(words, SECOND: tl.constexpr):
-    """One of the two float16 of words, as fp32."""
+    """The first or the second float16 of each word, as fp32."""
     return (words >> 16 * SECOND).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
 def _four_scales(records, supers, record, super_record, column, mask, TWO_LEVELS: tl.constexpr):
-    """Scales or minimums of four columns in a row; places in bytes, a column being a multiple of 4."""
+    """Scales or minimums of four successive columns. Places are in bytes. ``column`` is a multiple of 4."""
     halves, at = records, record + 2 * column
     if TWO_LEVELS:
         halves, at = supers, super_record + 2 * column
@@ -460,7 +460,7 @@ def _four_scales(records, supers, record, super_record, column, mask, TWO_LEVELS
         four = tl.load(records + (record + column) // 4, mask=mask, other=0)
         levels = ()
         for i in tl.static_range(4):
-            # Eight bits with their sign.
+            # A signed number of eight bits.
             levels = levels + (scales[i] * (four << 24 - 8 * i >> 24).to(tl.float32),)
         scales = levels
     return scales
@@ -468,9 +468,9 @@ def _four_scales(records, supers, record, super_record, column, mask, TWO_LEVELS
 
 @triton.jit
 def _next(rest):
-    """The number of the lowest bit, or less than 0 where nothing is left; whether there was one; the other bits."""
+    """The number of the lowest set bit (negative if there is none), whether there is one, and the other bits."""
     bit = rest & -rest
-    # A power of two: it is its exponent.
+    # The exponent of this power of two.
     number = (bit.to(tl.float32).to(tl.int32, bitcast=True) >> 23 & 255) - 127
     return number, bit != 0, rest & (rest - 1)
 
@@ -490,8 +490,8 @@ def _sum_rows(
     LAYOUT: tl.constexpr, R: tl.constexpr, C: tl.constexpr, W: tl.constexpr, P: tl.constexpr,
     BG: tl.constexpr, AT_ONCE: tl.constexpr, BW: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Rows weighted by values; or, with means, by how far normed values are from them where that exceeds limits."""
-    if picks is not None:  # noqa: SIM102 - what is known when compiling, and what is not
+    """Sum rows weighted by values; with means, by the distances of normed values from them that exceed limits."""
+    if picks is not None:  # noqa: SIM102 - the first is known when compiling, the second is not
         if tl.load(picks) == 0:
             return
 
@@ -500,7 +500,7 @@ def _sum_rows(
     K: tl.constexpr = 4 if BITS == 8 else 8
     w = tl.program_id(0) * BW + tl.arange(0, BW)
     inside = w < W
-    # Where words lie in their tiles: of 128 columns, the last one perhaps of 64.
+    # The places of words in their tiles. A tile has 128 columns; the last one may have 64.
     TILE: tl.constexpr = 128
     tiles, inner = w // (TILE // K), w % (TILE // K)
     wide = tl.where((tiles + 1) * TILE <= C, 16, 8)
@@ -582,7 +582,7 @@ def _sum_rows(
     for k in tl.static_range(K):
         column = columns + k % 4 + 4 * wide * (k // 4)
         tl.store(partial_PC + part * C + column, tl.sum(sums[k], 0), mask=inside)
-    if means_R is not None:  # noqa: SIM102 - likewise
+    if means_R is not None:  # noqa: SIM102 - the first is known when compiling, the second is not
         if tl.program_id(0) == 0:
             tl.atomic_add(reads, tl.sum(counted, 0).to(tl.int64))
             if part == 0:

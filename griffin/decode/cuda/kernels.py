@@ -1,9 +1,9 @@
 """The Triton kernels of a decode step, for one token or several, each with its launcher.
 
-A launcher writes into given tensors, allocates nothing and reads no tensor on the host, so that a CUDA graph can record
-it. The device reads all that changes: which tokens, which position, which neurons, and whether tokens pick what they
-read. Sums are fp32 and in a fixed order. Values that the library holds in the model's dtype are rounded to that dtype
-here too, except distances from means and from resting values.
+A launcher writes into given tensors. It allocates no memory and reads no tensor on the host, so that a CUDA graph can
+record it. The device reads everything that changes: tokens, position, neurons, and whether tokens pick by thresholds.
+Sums are fp32 and in a fixed order. Values that the library holds in the model's dtype are rounded to that dtype here
+too, except distances from means and from resting values.
 
 Several tokens are successive tokens of a sequence. Each has the same tiles and sums as a single token, in the same
 order. A program that reads weights multiplies each tile for a group of tokens at a time. It reads the tile again for
@@ -11,7 +11,7 @@ the next group, while the tile is still in a cache. Other work has separate prog
 
 Shapes: M tokens of a pass, 1 in a step; D model width, N outputs of a projection, F feed-forward neurons, V vocabulary,
 H query heads, G key and value heads, S head size, R rotated pairs of a head, C context length, P parts of a sum that
-are reduced later. Dimension M may be missing where it is 1. Tiles: B before the letter; T tokens of a group.
+are reduced later. Dimension M may be missing if it is 1. Tiles: B before the letter; T tokens of a group.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped, assignment, misc, var-annotated"
 
@@ -25,27 +25,27 @@ from torch import Tensor
 
 from griffin.model.weights import QueryGrowth
 
-# Eight programs for each of an H200's 132 multiprocessors: about so many keep the memory busy.
+# Eight programs for each of an H200's 132 multiprocessors. About this many keep the memory busy.
 PROGRAMS = 132 * 8
-# Elements of a weight that a program of four warps holds in registers, and the fewest worth a program.
+# The most elements of a weight that a program of four warps holds in registers, and the fewest for an own program.
 LARGEST_TILE = 4096
 SMALLEST_TILE = 1024
-# Attention is split over at most so many programs for each head, each with at least so many positions.
+# The most programs over which the attention of a head is split, and the fewest positions of each.
 MOST_SPLITS = 64
 SMALLEST_SPLIT = 64
-# Elements of keys, and the same of values; two of each in flight must fit the 99 KiB of the smallest target.
+# Bytes of a tile of keys, and of one of values. Two of each in flight must fit the smallest target's 99 KiB.
 KEY_TILE_BYTES = 16384
-# Of matrices whose rows are summed.
+# The tile (rows, columns) of matrices whose rows are summed, and the most parts of such a sum.
 ROWS_TILE = (16, 256)
 MOST_PARTS = 64
 REDUCE_COLUMNS = 32
-# Tokens of a group, by tokens of a pass. Each token of a group takes as many registers as a whole step. With four there
-# are few programs at a time, which is only better if tiles would be read again too often. To be measured on devices.
+# Tokens of a group, by tokens of a pass. Each token of a group needs as many registers as a whole step. With four
+# tokens few programs run at a time. It only helps if tiles would otherwise be read again too often. Not measured yet.
 GROUPED = {1: 1, 2: 2, 4: 2, 8: 4, 16: 4}
 
 
 class Norm(Protocol):
-    """What a kernel needs of a norm; see ``griffin.model.weights.Norm``."""
+    """The parts of a norm that a kernel needs; see ``griffin.model.weights.Norm``."""
 
     @property
     def weight(self) -> Tensor: ...
@@ -59,15 +59,15 @@ class Norm(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picking:
-    """What the kernels of one layer need if tokens pick by thresholds. See ``griffin.thresholds``.
+    """The tensors that the kernels of one layer need if tokens pick by thresholds. See ``griffin.thresholds``.
 
-    picks: int32 ``(1,)``, not 0 if tokens pick. Only then the other fields have a meaning.
+    picks: int32 ``(1,)``, not 0 if tokens pick. The other fields are used only then.
     gate_DF: the gate's matrix (without a gate, the first matrix), with a row for each input.
     means_D, input_limits_D, offsets_F, resting_F, output_limits_F: fp32.
     gate_limits_F: fp32; None without a gate.
     partial_MPF: scratch, fp32: sums over parts of the inputs. P is ``row_splits(D, F)``.
     reads: int64 ``(4,)``. Each token adds its inputs, its neurons after stage 2, those after stage 3, and 1.
-    count: int32 ``(1,)``: so many first tokens of a pass are counted; None counts all.
+    count: int32 ``(1,)``: the number of first tokens of a pass that are counted; None counts all.
     """
 
     picks: Tensor
@@ -85,7 +85,7 @@ class Picking:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observed:
-    """Where the FF block of a pass leaves intermediate values; of one layer, in the model's dtype.
+    """Memory for one layer's intermediate values in a pass, in the model's dtype.
 
     gate_MF: the input of the activation function.
     up_MF: the factor on that function's value; None in a block without a gate.
@@ -105,7 +105,7 @@ def weight_tile(rows: int, columns: int, largest: int = LARGEST_TILE) -> tuple[i
 
 
 def column_tile(columns: int, largest: int) -> int:
-    """The power of two that covers ``columns`` with the least left over; the largest of equals."""
+    """The power of two that covers ``columns`` with the least left over. If several do, the largest one."""
     sizes = [256]
     while 2 * sizes[-1] <= largest:
         sizes.append(2 * sizes[-1])
@@ -114,7 +114,7 @@ def column_tile(columns: int, largest: int) -> int:
 
 
 def split_size(length: int) -> int:
-    """Positions that one program of the attention reads, out of ``length``."""
+    """The number of positions, out of ``length``, that one program of the attention reads."""
     return SMALLEST_SPLIT * int(triton.cdiv(length, SMALLEST_SPLIT * MOST_SPLITS))
 
 
@@ -128,7 +128,7 @@ def row_splits(rows: int, columns: int) -> int:
 def embed(
     ids_M: Tensor, position: Tensor, embedding_VD: Tensor, scale: float, positions_CD: Tensor | None, x_MD: Tensor
 ) -> None:
-    """x = a token's embedding times ``scale``, plus that of its position if positions are learned.
+    """x = a token's embedding times ``scale``, plus its position's embedding if positions are learned.
 
     ids_M: int64. position: int64 ``(1,)``, of the first token. scale: already rounded to the model's dtype.
     """
@@ -149,7 +149,7 @@ def project(
     cap: float | None = None,
     normed_MD: Tensor | None = None,
 ) -> None:
-    """out = [residual +] cap tanh(factor (W norm(x) + bias) / cap), without what is None. out may be the residual.
+    """out = [residual +] cap tanh(factor (W norm(x) + bias) / cap), without parts that are None. out may be residual.
 
     normed_MD: scratch in the model's dtype, for a norm of several tokens.
     """
@@ -186,11 +186,12 @@ def rotate_and_store(
     interleaved: bool = False,
     growth: QueryGrowth | None = None,
 ) -> None:
-    """Norm and rotate queries into ``q_MHS``, keys into the cache, and copy values there.
+    """Norm and rotate queries into ``q_MHS`` and keys into the cache. Copy values into the cache.
 
-    qkv: ``(M, (H + 2 G) S)``. position: of the first token. keys, values: ``(1, G, C, S)``; nothing is written beyond.
+    qkv: ``(M, (H + 2 G) S)``. position: of the first token. keys, values: ``(1, G, C, S)``; positions from C on are
+    not written.
     interleaved: pair i is elements 2i and 2i + 1 of a head; otherwise elements i and i + R.
-    growth: of the queries with their position.
+    growth: how queries grow with their position.
     """
     H, S = q_MHS.shape[-2:]
     G, C = keys.shape[1:3]
@@ -223,15 +224,15 @@ def attend(
     window: int | None = None,
     cap: float | None = None,
 ) -> None:
-    """Attention of each token to all up to it, itself too. The first one is at ``position``, all are below ``bucket``.
+    """Attention of each token to itself and all earlier ones. The first token is at ``position``, all below ``bucket``.
 
-    window: attend to so many latest positions only. cap: scores become c tanh(score / c).
-    partial_MHPS, extremes_M2HP: fp32 scratch, P being ``MOST_SPLITS`` at least.
+    window: the number of latest positions to attend to. cap: scores become c tanh(score / c).
+    partial_MHPS, extremes_M2HP: fp32 scratch, with P at least ``MOST_SPLITS``.
     """
     H, S = q_MHS.shape[-2:]
     G, C = keys.shape[1:3]
     group, block_S = H // G, max(16, triton.next_power_of_2(S))
-    # One query head needs no tensor cores; for several, a tile of theirs has 16 rows at least.
+    # One query head needs no tensor cores. For several heads, a tile of tensor cores has at least 16 rows.
     block_group = 1 if group == 1 else max(16, triton.next_power_of_2(group))
     block_C = max(16, min(SMALLEST_SPLIT, KEY_TILE_BYTES // (block_S * keys.element_size())))
     longest = min(bucket, C, window or bucket)
@@ -256,7 +257,7 @@ def attend(
 def sum_inputs(x_MD: Tensor, picking: Picking, *, norm: Norm | None = None) -> None:
     """Stage 1, if tokens pick: partial sums over the inputs that are read, into ``partial_MPF``, for ``expand``.
 
-    Summed are rows of the gate's matrix times the distances of the normed inputs from their means.
+    The sums are over rows of the gate's matrix, times the distances of the normed inputs from their means.
     """
     D, F = picking.gate_DF.shape
     rows, columns = ROWS_TILE
@@ -285,16 +286,16 @@ def expand(
 ) -> None:
     """z_j = activation(gate) up of neuron ``index_j``, or activation(up) of plain blocks, for j < ``kept``.
 
-    weight: ``(2 F, D)``, the gates first, or ``(F, D)``; bias likewise. index_F: int32, kept: int32 ``(1,)``.
+    weight: ``(2 F, D)``, the gates first, or ``(F, D)``. bias has the same order. index_F: int32, kept: int32 ``(1,)``.
     z_MF: fp32, values rounded to the model's dtype.
-    picking: if tokens pick, the gates are those that ``sum_inputs`` left there, and rows of up are read for neurons
-        that pass stage 2. z_j is then the distance of neuron j from its resting value, or 0 if it is too small. All
-        neurons must be kept, in their order.
+    picking: if tokens pick, the gates come from ``sum_inputs``, and rows of up are read for neurons that pass stage 2.
+        Then z_j is the distance of neuron j from its resting value, or 0 if it is too small. All neurons must be kept,
+        in their order.
     normed_MD: see ``project``.
     """
     F, D = z_MF.shape[-1], weight.shape[1]
     gated = len(weight) == 2 * F
-    # The tiles of gate and up share the registers. Half the neurons kept are the case to be quick in.
+    # The tiles of gate and up share the registers. The tile's size is best for half of the neurons.
     BF, BD = weight_tile(F // 2, D, LARGEST_TILE // 2 if gated else LARGEST_TILE)
     x_MD, norm = _normed_before(x_MD, norm, normed_MD, D, BD)
     gate_MF, up_MF = (None, None) if observed is None else (observed.gate_MF, observed.up_MF)
@@ -315,7 +316,7 @@ def contract(
 ) -> None:
     """Partial sums over j < ``kept`` of z_j times row ``index_j``: fp32 ``(M, P, D)``, for ``reduce_add``.
 
-    picks: int32 ``(1,)``. If not 0, many z are 0; rows that they would multiply for all tokens are not read.
+    picks: int32 ``(1,)``. If it is not 0, many z are 0. A row is then not read if its z is 0 for all tokens of a group.
     """
     P, D = partial_MPD.shape[-2:]
     F = z_MF.shape[-1]
@@ -334,7 +335,7 @@ def reduce_add(
     factor: float | None = None,
     residual_MD: Tensor | None = None,
 ) -> None:
-    """out = [residual +] factor (the sum of the parts + bias), without what is None. out may be the residual."""
+    """out = [residual +] factor (the sum of the parts + bias), without parts that are None. out may be the residual."""
     P, D = partial_MPD.shape[-2:]
     columns = min(REDUCE_COLUMNS, triton.next_power_of_2(D))
     _reduce_add[(triton.cdiv(D, columns), _tokens(out_MD, D))](
@@ -347,7 +348,7 @@ def _tokens(values: Tensor, size: int) -> int:
 
 
 def _groups(values: Tensor, size: int) -> tuple[int, int]:
-    """Number of groups of tokens, and number of tokens in each."""
+    """The number of groups of tokens, and the number of tokens in each."""
     tokens = _tokens(values, size)
     return tokens // GROUPED[tokens], GROUPED[tokens]
 
@@ -355,7 +356,7 @@ def _groups(values: Tensor, size: int) -> tuple[int, int]:
 def _normed_before(
     x_MD: Tensor, norm: Norm | None, normed_MD: Tensor | None, D: int, BD: int
 ) -> tuple[Tensor, Norm | None]:
-    """Several tokens are normed once, not by each program; with the program's tile, for the same sums."""
+    """Norm several tokens once, instead of in each program. The tile is the program's, so that sums are the same."""
     if norm is None or _tokens(x_MD, D) == 1:
         return x_MD, norm
     assert normed_MD is not None
@@ -364,14 +365,14 @@ def _normed_before(
 
 
 def _norm_arguments(norm: Norm | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None, float, bool, bool]:
-    """Weight, bias, eps, whether centred, and whether rounded before the weight too, as RMS norms of most are."""
+    """Weight, bias, eps, whether centred, and whether also rounded before the weight, as most RMS norms are."""
     if norm is None:
         return None, None, 0.0, False, False
     return norm.weight, norm.bias, norm.eps, norm.centred, not norm.centred and norm.weight.dtype == dtype
 
 
 def _picking_arguments(picking: Picking | None) -> tuple[Tensor | int | None, ...]:
-    """Those of ``_expand``, with the parts of its sums and the power of two that covers them."""
+    """The arguments of ``_expand`` for picking: tensors, the number of parts, and the power of two that covers it."""
     if picking is None:
         return None, None, None, None, None, None, None, 1, 1
     P = picking.partial_MPF.shape[-2]
@@ -403,7 +404,7 @@ def _rounded(x, dtype: tl.constexpr):
 
 @triton.jit
 def _tanh(x):
-    # Without overflow for any x.
+    # This form does not overflow for any x.
     decay = tl.exp(-2 * tl.abs(x))
     magnitude = (1 - decay) / (1 + decay)
     return tl.where(x < 0, -magnitude, magnitude)
@@ -425,7 +426,7 @@ def _activated(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _statistics(x_D, eps, D: tl.constexpr, CENTRED: tl.constexpr, BD: tl.constexpr):
-    """Mean, or 0 where not centred, and the reciprocal root of the mean square about it."""
+    """The mean (0 if not centred), and the reciprocal root of the mean square about it."""
     total = tl.zeros((BD,), tl.float32)
     if CENTRED:
         for start in range(0, D, BD):
@@ -445,7 +446,7 @@ def _statistics(x_D, eps, D: tl.constexpr, CENTRED: tl.constexpr, BD: tl.constex
 def _normed(
     x, columns, inside, mean, inverse, weight_D, bias_D, dtype: tl.constexpr, ROUND_TWICE: tl.constexpr
 ):  # fmt: skip
-    """x (fp32) at these columns, normed, rounded to dtype; 0 outside, where no bias is loaded."""
+    """x (fp32) at these columns, normed and rounded to dtype. Columns outside give 0."""
     y = (x - mean) * inverse
     if ROUND_TWICE:
         y = _rounded(y, dtype)
@@ -457,7 +458,7 @@ def _normed(
 
 @triton.jit
 def _statistics_for(norm_weight_D, x_D, eps, D: tl.constexpr, CENTRED: tl.constexpr, BD: tl.constexpr):
-    """Those that ``_entering`` takes: nothing is computed without a norm."""
+    """The statistics for ``_entering``. Without a norm they are not computed."""
     mean, inverse = 0.0, 0.0
     if norm_weight_D is not None:
         mean, inverse = _statistics(x_D, eps, D, CENTRED, BD)
@@ -509,7 +510,7 @@ def _normalise(
 
 @triton.jit
 def _zeros(T: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
-    """For each token of a group."""
+    """Zeros for the sums of each token of a group."""
     zeros = ()
     for _ in tl.static_range(T):
         zeros += (tl.zeros((BR, BC), tl.float32),)
@@ -590,13 +591,13 @@ def _rotated(
     S: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr,
     CENTRED: tl.constexpr, ROUND_TWICE: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """One head of the vector ``heads``, fp32 rounded to its dtype. NORMED: elements under one norm, 0 without."""
+    """One head of the vector ``heads``, fp32 rounded to its dtype. NORMED: the elements of one norm; 0 if none."""
     dtype = heads.dtype.element_ty
     columns = tl.arange(0, BS)
     inside = columns < S
     head_S = heads + head * S
     x = tl.load(head_S + columns, mask=inside, other=0.0).to(tl.float32)
-    # Each element's pair, whether it is the first of that pair, and where the other one is.
+    # For each element: its pair, whether it is the first of the pair, and the place of the other one.
     if INTERLEAVED:
         pairs = columns // 2
         first_of_pair = columns % 2 == 0
@@ -665,7 +666,7 @@ def _rotate_and_store(
 
 @triton.jit
 def _attended(position, token, window, C: tl.constexpr):
-    """The first position to attend to, and the one after the last."""
+    """The first position to attend to, and the position after the last."""
     stop = tl.minimum(tl.load(position) + token + 1, C).to(tl.int32)
     start = stop * 0
     if window is not None:
@@ -679,7 +680,7 @@ def _attend(
     H: tl.constexpr, S: tl.constexpr, C: tl.constexpr, P: tl.constexpr, SIZE: tl.constexpr,
     GROUP: tl.constexpr, BH: tl.constexpr, BS: tl.constexpr, BC: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """One split of one key head: all query heads that share it. Partial sums are relative to the split's maximum."""
+    """Attend to one split of a key head, for all query heads that share it. Sums are relative to its maximum score."""
     token, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     q_HS, extremes_2HP = q_MHS + token * H * S, extremes_M2HP + token * 2 * H * P
     partial_HPS = partial_MHPS + token * H * P * S
@@ -739,7 +740,7 @@ def _combine(
     H: tl.constexpr, S: tl.constexpr, C: tl.constexpr, P: tl.constexpr, SIZE: tl.constexpr,
     BP: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """One query head: the splits that hold anything, brought to one maximum and added."""
+    """For one query head, bring all splits with positions to one maximum and add them."""
     head, token = tl.program_id(0), tl.program_id(1)
     partial_HPS, extremes_2HP = partial_MHPS + token * H * P * S, extremes_M2HP + token * 2 * H * P
     start, stop = _attended(position, token, window, C)
@@ -816,7 +817,7 @@ def _sum_inputs(
 
 @triton.jit
 def _counted(token, count):
-    """Whether it is one of those that are wanted."""
+    """Whether a token is one of the first ``count`` tokens; all are if that is None."""
     counted = token >= 0
     if count is not None:
         counted = token < tl.load(count)
@@ -825,7 +826,7 @@ def _counted(token, count):
 
 @triton.jit
 def _gates(partial_PF, offsets_F, slots, present, F: tl.constexpr, P: tl.constexpr, BP: tl.constexpr):
-    """Before their activation function, from what stage 1 has summed."""
+    """The gates before their activation function, from the sums of stage 1."""
     parts = tl.arange(0, BP)
     tile = (parts < P)[:, None] & present[None, :]
     y = tl.sum(tl.load(partial_PF + parts[:, None] * F + slots[None, :], mask=tile, other=0.0), 0)
@@ -834,14 +835,14 @@ def _gates(partial_PF, offsets_F, slots, present, F: tl.constexpr, P: tl.constex
 
 @triton.jit
 def _acting(y, gate_limits_F, slots, present, dtype: tl.constexpr, ACTIVATION: tl.constexpr):
-    """Stage 2: whose gates give enough."""
+    """Stage 2: the neurons whose gates exceed their limits."""
     given = tl.abs(_rounded(_activated(_rounded(y, dtype), ACTIVATION), dtype))
     return present & (given > tl.load(gate_limits_F + slots, mask=present, other=0.0))
 
 
 @triton.jit
 def _distances(z, resting_F, output_limits_F, slots, present, acts, reads, counted=None):
-    """Stage 3: how far the z that give something are from their resting values, else 0. Both stages are counted."""
+    """Stage 3: the distances of z from resting values, or 0 if too small. Counts the neurons of stages 2 and 3."""
     z -= tl.load(resting_F + slots, mask=present, other=0.0)
     gives = acts & (tl.abs(z) > tl.load(output_limits_F + slots, mask=present, other=0.0))
     acting, giving = tl.sum(acts.to(tl.int64), 0), tl.sum(gives.to(tl.int64), 0)
@@ -873,7 +874,7 @@ def _expand(
     present = slots < k
     neurons = tl.load(index_F + slots, mask=present, other=0).to(tl.int64)
     offsets = neurons[:, None] * D
-    # Whose first rows are read.
+    # The neurons whose rows of the first matrix are read.
     expands = present
     if picks is not None:
         picking = tl.load(picks) != 0
@@ -882,14 +883,14 @@ def _expand(
         x_TD = x_MD + group * T * D
         # Of a single token, see _normed_before.
         mean, inverse = _statistics_for(norm_weight_D, x_TD, eps, D, CENTRED, BD)
-        # For each token what its gates give before their rows are read, and whose rows of up it reads.
+        # For each token: the parts of its gates that are known already, and the neurons whose rows of up it reads.
         gates, acts = (), ()
         needed = expands
         acting = slots < 0
         for token in tl.static_range(T):
             y = tl.zeros((BF,), tl.float32)
             act = present
-            if picks is not None:  # noqa: SIM102 - what is known when compiling, and what is not
+            if picks is not None:  # noqa: SIM102 - the first is known when compiling, the second is not
                 if picking:
                     partial_PF = partial_MPF + (group * T + token) * P * F
                     y = _gates(partial_PF, offsets_F, slots, present, F, P, BP)
@@ -909,7 +910,7 @@ def _expand(
                 tile = expands[:, None] & inside[None, :]
                 w = tl.load(pointers, mask=tile, other=0.0, eviction_policy="evict_first")
                 if GATED:
-                    # The gate's rows come first, those of up F rows further on.
+                    # The rows of up are F rows after those of the gate.
                     tile = acting[:, None] & inside[None, :]
                     up = tl.load(pointers + F * D, mask=tile, other=0.0, eviction_policy="evict_first")
                 added, up_added = (), ()
@@ -926,7 +927,7 @@ def _expand(
             number = group * T + token
             y = gates[token] + tl.sum(products[token], 1)
             if bias is not None:
-                # Where tokens pick, the offsets hold it.
+                # If tokens pick, the offsets contain the bias.
                 y += tl.load(bias + neurons, mask=expands, other=0.0).to(tl.float32)
             if gate_MF is not None:
                 tl.store(gate_MF + number * F + slots, y.to(dtype), mask=present)
@@ -938,7 +939,7 @@ def _expand(
                 if up_MF is not None:
                     tl.store(up_MF + number * F + slots, y.to(dtype), mask=present)
                 z = _rounded(z * _rounded(y, dtype), dtype)
-            if picks is not None:  # noqa: SIM102 - likewise
+            if picks is not None:  # noqa: SIM102 - the first is known when compiling, the second is not
                 if picking:
                     counted = _counted(number, count)
                     z = _distances(z, resting_F, output_limits_F, slots, present, acts[token], reads, counted)
@@ -951,7 +952,7 @@ def _contract(
     F: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     k = tl.load(kept)
-    # Whatever k is, all parts have their share of it. A part without any writes zeros.
+    # The k neurons are shared by all parts. A part without neurons writes zeros.
     share = tl.cdiv(tl.cdiv(k, P), BF) * BF
     part = tl.program_id(1)
     columns = tl.program_id(0) * BD + tl.arange(0, BD)
@@ -967,9 +968,9 @@ def _contract(
             for token in tl.static_range(T):
                 given += (tl.load(z_MF + (group * T + token) * F + slots, mask=slots < stop, other=0.0),)
             wanted = slots < stop
-            if picks is not None:  # noqa: SIM102 - what is known when compiling, and what is not
+            if picks is not None:  # noqa: SIM102 - the first is known when compiling, the second is not
                 if picking:
-                    # Only there: otherwise rows would wait for what they are multiplied by.
+                    # Not in other cases, because loads of rows would then wait for z.
                     some = given[0] != 0
                     for token in tl.static_range(1, T):
                         some = some | (given[token] != 0)

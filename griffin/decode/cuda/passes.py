@@ -20,7 +20,7 @@ Replay = Callable[[], None]
 
 
 class GraphPasses:
-    """One recorded pass for each length bucket and number of tokens in ``PASSES``, none for a method or sparsity."""
+    """One recorded pass for each length bucket and number of tokens in ``PASSES``. It serves all methods."""
 
     def __init__(
         self, step: FusedStep, cache: KVCache, buckets: Sequence[int], recorded: Mapping[tuple[int, int], Replay]
@@ -35,7 +35,7 @@ class GraphPasses:
         self._step, self._cache, self._buckets, self._recorded = step, cache, buckets, recorded
 
     def keep(self, chosen: Chosen | None) -> None:
-        """Read only this from here on, or everything (None). The step does the same."""
+        """Read only this choice from here on, or all neurons (None). The step does the same."""
         self._step.keep(chosen)
 
     def shares(self) -> Shares | None:

@@ -1,4 +1,4 @@
-"""PickingBuffers: thresholds of a request for recorded steps and passes, and counts of what tokens read by them.
+"""PickingBuffers: a request's thresholds for recorded steps and passes, and counts of the inputs and neurons read.
 
 Shapes: L layers, M tokens of the largest pass, D model width, F feed-forward neurons.
 """
@@ -26,7 +26,7 @@ class PickingBuffers:
 
         Args:
             step, several: tell whether tokens pick, in a step and in a pass.
-            count: int32 ``(1,)``: so many first tokens of a pass are counted.
+            count: int32 ``(1,)``: the number of first tokens of a pass that are counted.
             tokens: M.
 
         Raises:
@@ -84,14 +84,14 @@ class PickingBuffers:
         self._in_use = True
 
     def stop(self) -> None:
-        """No token picks from here on."""
+        """Tokens do not pick from here on."""
         self._in_use = False
         self._reads_L4.zero_()
 
     def shares(self) -> Shares | None:
-        """Mean shares that tokens have read since ``load``, including tokens launched ahead and thrown away.
+        """Mean shares that tokens have read since ``load``. Tokens that were launched ahead and dropped also count.
 
-        None before the first token, and if no token picks. It waits for the device.
+        None before the first token, and if tokens do not pick. It waits for the device.
         """
         if not self._in_use:
             return None

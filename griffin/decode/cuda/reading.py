@@ -11,11 +11,11 @@ from griffin.thresholds import Thresholds
 
 
 class Reading:
-    """The choice for all feed-forward blocks; at first everything is read.
+    """The choice for all feed-forward blocks. At first all neurons are read.
 
     index_LF, kept_L: int32, the kept neurons: the first ``kept_L[layer]`` of each row.
-    contract_bias_LD: fp32, the contracting projections' own biases; if tokens pick, plus the output of resting neurons.
-    picks: int32 ``(1,)``, not 0 if tokens pick what they read.
+    contract_bias_LD: fp32, the contracting projections' own biases. If tokens pick, plus the output of resting neurons.
+    picks: int32 ``(1,)``, not 0 if tokens pick by thresholds.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -51,7 +51,7 @@ class Reading:
         self.picks.fill_(1)
 
     def follow(self, other: "Reading") -> None:
-        """Read the same as another ``Reading``. Thresholds are shared already."""
+        """Make the same choice as another ``Reading``. Thresholds are shared already."""
         self.index_LF.copy_(other.index_LF)
         self.kept_L.copy_(other.kept_L)
         self.contract_bias_LD.copy_(other.contract_bias_LD)

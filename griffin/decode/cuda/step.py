@@ -1,7 +1,7 @@
-"""FusedStep: one decode step of the common block in few kernels, at fixed addresses, for a CUDA graph to record.
+"""FusedStep: a decode step of the common block in few kernels, at fixed addresses, so that a CUDA graph can record it.
 
-It runs one token, or a pass of several successive tokens. Each token of a pass has the step's sums in the step's order,
-see ``kernels``.
+It runs one token, or a pass of several successive tokens. Each token of a pass has the same sums in the same order as
+in a step, see ``kernels``.
 
 Shapes: L layers, M tokens, D model width, F feed-forward neurons, V vocabulary, H query heads, S head size, P parts.
 """
@@ -22,7 +22,7 @@ from griffin.neurons import Chosen, Kept
 from griffin.thresholds import Shares
 
 SMALLEST_BUCKET = 1024
-# Sizes of passes that have kernels; fewer tokens run in the next larger pass.
+# Sizes of passes that have kernels. Other numbers of tokens run in the next larger pass.
 PASSES = (2, 4, 8, PASS_TOKENS)
 
 
@@ -36,7 +36,7 @@ def buckets(context_length: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Buffers:
-    """Values that kernels pass to each other; a row for each token, in the model's dtype unless noted.
+    """Values that kernels pass to each other. They have a row for each token, in the model's dtype except:
 
     parts_MHPS, extremes_M2HP, contracted_MPD: fp32.
     """
@@ -59,7 +59,7 @@ class _Buffers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """What a pass leaves of its FF blocks, see ``Activations``. Single steps use only ``z_LMF``, in fp32."""
+    """The FF activations of a pass, see ``Activations``. Single steps use only ``z_LMF``, in fp32."""
 
     x_LMD: Tensor
     gate_LMF: Tensor
@@ -78,8 +78,8 @@ class FusedStep:
 
     token_id, position: int64 ``(1,)``, the token that the next step decodes, and its position.
     ids_M, count: int64, and int32 ``(1,)``: the tokens that the next pass reads from ``position`` on, and how many of
-        them are needed. The rest are valid ids; later tokens overwrite what they leave.
-    keys, values: per layer ``(1, G, context_length, S)``, filled up to ``position``.
+        them are needed. The others are valid ids, and later tokens overwrite their keys and values.
+    keys, values: for each layer ``(1, G, context_length, S)``, filled up to ``position``.
     logits_MV: the logits after a pass, in the model's dtype; ``logits_V``: those after a step.
     """
 
@@ -104,7 +104,7 @@ class FusedStep:
         self.token_id = self.ids_M[:1]
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.count = torch.full((1,), PASS_TOKENS, dtype=torch.int32, device=device)
-        # Without a factor the kernels round once less.
+        # None instead of a factor of 1, because without a factor the kernels round once less.
         self._residual_factor = None if weights.residual_scale == 1 else weights.residual_scale
         self._logit_factor = None if weights.logit_divisor == 1 else 1 / weights.logit_divisor
         self.keys = [buffer(1, weights.kv_heads, context_length, size) for _ in weights.layers]
@@ -125,15 +125,15 @@ class FusedStep:
         self._seen = _Seen(seen(width), seen(neurons), up_LMF, seen(neurons, torch.float32))
         self.logits_MV = self._buffers.logits_MV
         self.logits_V = self.logits_MV[0]
-        # A pass may read everything while steps do not.
+        # A pass may read all neurons while steps do not.
         self._own, self._several = Reading(weights), Reading(weights)
         self._picking = PickingBuffers(weights, self._own, self._several, self.count, PASS_TOKENS)
-        # Whether passes read everything; None if they were not told since ``keep``.
+        # Whether passes read all neurons; None if that was not set since ``keep``.
         self._full: bool | None = None
 
     @torch.inference_mode()
     def keep(self, chosen: Chosen | None) -> None:
-        """Use these neurons or thresholds from here on, or read everything (None)."""
+        """Use these neurons or thresholds from here on, or read all neurons (None)."""
         self._full = None
         self._picking.stop()
         if chosen is None:
@@ -146,7 +146,7 @@ class FusedStep:
 
     @torch.inference_mode()
     def have_passes_read(self, *, full: bool) -> None:
-        """Let passes read everything from here on, or the same as steps."""
+        """Let passes read all neurons from here on (``full``), or the same neurons as steps."""
         if self._full == full:
             return
         if full:

@@ -14,10 +14,10 @@ OF_THE_EXTRA = ("datasets", "lm_eval", "markdown_it", "matplotlib")
 
 
 class Runnable(Protocol):
-    """A command: a module, or an experiment as one.
+    """A command: a module, or an experiment as a command.
 
-    Its docstring is the text of ``NAME --help``, and the first line is its summary. A paragraph that begins with
-    ``Shapes:`` is for readers of the code, and so is all text after it.
+    Its docstring is the text of ``NAME --help``, and the first line is its summary. The help ends before a paragraph
+    that begins with ``Shapes:``, which is for readers of the code.
     """
 
     __doc__: str | None
@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser_of(prog: str, description: str | None, commands: Mapping[str, Runnable]) -> argparse.ArgumentParser:
-    """A parser of all commands with their flags. ``name`` is the command in what it parses."""
+    """A parser of all commands with their flags. The parsed ``name`` is the name of the command."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog=prog, description=_shown(description), formatter_class=as_written)
     subparsers = parser.add_subparsers(dest="name", required=True, metavar="NAME")
@@ -70,11 +70,11 @@ def run(arguments: argparse.Namespace, commands: Mapping[str, Runnable]) -> int:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        print("griffin: out of memory; a smaller --dtype or a larger device may do", file=sys.stderr)
+        print("griffin: out of memory; try a smaller --dtype or a larger device", file=sys.stderr)
         return 1
     return 0
 
 
 def _shown(docstring: str | None) -> str:
-    """A docstring as help: without marks of code, and without what is for readers of the code."""
+    """A docstring as help: with quotes instead of backticks, and without the part for readers of the code."""
     return (docstring or "").partition("\n\nShapes:")[0].strip().replace("``", "'")

@@ -1,4 +1,4 @@
-"""Experiment: what it is, and how it runs. It is measured, written as JSON, shown as tables, and drawn."""
+"""Experiment: its protocol, and how it runs. It is measured, written as JSON, shown as tables, and drawn."""
 
 import argparse
 import shlex
@@ -21,7 +21,7 @@ class Experiment(Protocol):
     """A module. Its docstring is its help, and the first line is its summary.
 
     TITLE: its heading in the report, with the paper's table or figure.
-    SEE: what to look for in its picture or table, in one sentence.
+    SEE: what to look for in its picture or table, in one to three sentences.
     QUICK: the values that ``--quick`` gives to its own flags, for a first look in a minute or two.
     """
 

@@ -1,4 +1,4 @@
-"""Kinds of values that flags take, and flags of several commands. A wrong value is refused in one line."""
+"""Kinds of values that flags take, and flags of several commands. A wrong value gives an error of one line."""
 
 import argparse
 import math
@@ -42,7 +42,7 @@ def add_cache_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def removing(sparsities: Iterable[float]) -> list[float]:
-    """Each sparsity once, in order, without 0, which is the full model."""
+    """The sparsities in order, without repetitions and without 0 (the full model)."""
     return sorted({value for value in sparsities if value})
 
 

@@ -1,4 +1,4 @@
-"""Ledger: a file of answers that were computed. Each is kept at once, so that a stopped run goes on where it was."""
+"""Ledger: a file of computed answers. Each answer is kept at once, so that a stopped run continues where it was."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 from griffin.errors import GriffinError
 
-# Part of every key. Raise it when the code would answer an old question differently.
+# Part of every key. Raise it when a change of the code changes the answer to an old question.
 EDITION = 1
 
 Json = Any

@@ -1,4 +1,4 @@
-"""LlamaCpp: llama.cpp on a GGUF file, in a process of its own, to be measured beside the engine.
+"""LlamaCpp: llama.cpp on a GGUF file, in its own process, to be measured beside the engine.
 
 The package llama-cpp-python need not be installed here: another Python may have it (``--llama-cpp-python``).
 
@@ -24,7 +24,7 @@ from griffin.model.checkpoint.source import locate
 
 Facts = dict[str, Any]
 
-# Run by its path: it imports a package that need not be here.
+# Run by its path, because it imports a package that may be missing here.
 PROGRAM = Path(__file__).with_name("llama_program.py")
 
 
@@ -61,16 +61,16 @@ def file_for_llama_cpp(asked: Path | bool, model: str | None) -> Path:
 
 
 class LlamaCpp:
-    """A running llama.cpp with one file and one sequence. A context manager, whose end ends the process.
+    """A running llama.cpp with one file and one sequence. It is a context manager, which ends the process.
 
-    file: what it has loaded.
-    facts: what the process says of itself, see ``llama_program.Model.facts``.
+    file: the file that it has loaded.
+    facts: what the process says about itself, see ``llama_program.Model.facts``.
     """
 
     def __init__(self, file: Path, context_length: int, threads: int, python: Path | None = None) -> None:
         """
         Args:
-            python: has the package; None is this Python.
+            python: a Python that has the package; None is this Python.
 
         Raises:
             GriffinError: the package is not there, or llama.cpp cannot load the file.
@@ -117,7 +117,7 @@ class LlamaCpp:
         self._said.close()
 
     def timed(self, prompt: Sequence[int], tokens: int, lookup: int = 0, ends: Collection[int] = ()) -> Facts:
-        """Read a prompt and follow it, see ``llama_program.Model.timed``."""
+        """Read a prompt and continue it, see ``llama_program.Model.timed``."""
         asked = {"prompt": list(prompt), "tokens": tokens, "lookup": lookup, "ends": sorted(ends)}
         return self._ask({"kind": "timed", **asked})
 
@@ -150,7 +150,7 @@ class LlamaCpp:
         return found
 
     def _last_words(self) -> str:
-        """Why the process has ended."""
+        """The reason why the process has ended, in words."""
         code = self._process.wait()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").strip()
@@ -163,7 +163,7 @@ class LlamaCpp:
 
 
 def described(facts: Facts) -> str:
-    """What a reader must know of the process to compare its figures with others."""
+    """The facts that a reader needs to compare the process's figures with others, as a line."""
     flags = [flag.strip() for flag in facts["system_info"].replace("CPU :", "").split("|")]
     buffers = ", ".join(f"{name} {size}" for name, size in facts["buffers"].items() if name.endswith("model"))
     words = [

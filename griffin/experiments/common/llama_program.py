@@ -1,9 +1,10 @@
 """llama.cpp behind a pipe: a program that any Python with the package llama-cpp-python can run.
 
 It imports nothing of this project. Each request is one line of JSON on standard input, and each answer is one on
-standard output. Bytes may follow an answer, as many as it says. What llama.cpp itself prints goes to standard error.
+standard output. Bytes may follow an answer; the answer gives their number. llama.cpp's own output goes to standard
+error.
 
-All settings but the lengths and the threads are llama.cpp's own defaults.
+All settings except the lengths and the threads are llama.cpp's own defaults.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -16,7 +17,7 @@ import sys
 import time
 from typing import Any, BinaryIO
 
-# Python puts this file's folder first. Its modules are not what llama_cpp means by names of its own.
+# Python puts this file's folder first in the path. llama_cpp must not import modules from there.
 if __name__ == "__main__":
     sys.path.pop(0)
 
@@ -24,7 +25,7 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-# llama.cpp's lines that say where weights, keys and values are, and whether it found flash attention useful.
+# llama.cpp's log lines on where weights, keys and values are, and on whether it uses flash attention.
 BUFFER = re.compile(r"(\w+)\s+(\w+) buffer size =\s+([\d.]+ MiB)")
 FLASH_ATTENTION = re.compile(r"Flash Attention.*\b(enabled|disabled)\b")
 # Levels of its log.
@@ -32,7 +33,7 @@ ERROR, CONTINUED = 4, 5
 
 
 class Log:
-    """What llama.cpp says. Only its errors are passed on, to standard error."""
+    """llama.cpp's log. Only errors are passed on, to standard error."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -48,16 +49,16 @@ class Log:
 
 
 class Drafts:
-    """Drafts for one sequence, by the package's prompt lookup as it is.
+    """Drafts for one sequence, from the package's own prompt lookup.
 
-    drafted, accepted: tokens that were proposed, and those of them that stayed.
+    drafted, accepted: the number of tokens that were proposed, and how many of them stayed.
     """
 
     def __init__(self, prompt: list[int], tokens: int, most: int) -> None:
         """
         Args:
-            tokens: at most so many follow the prompt.
-            most: drafts at once; 0 proposes nothing.
+            tokens: the most tokens that follow the prompt.
+            most: the most drafts at once; 0 proposes nothing.
         """
         self.drafted = self.accepted = 0
         self._lookup = LlamaPromptLookupDecoding(num_pred_tokens=most) if most else None
@@ -67,14 +68,14 @@ class Drafts:
         self._known = 0
 
     def after(self, ids: list[int]) -> list[int]:
-        """Drafts that follow these tokens of the sequence, of which those given last time are the first."""
+        """Drafts that follow the sequence's ``ids``. These begin with the ids of the last call."""
         if self._lookup is None:
             return []
         end = self._start + len(ids)
         self._ids[self._start + self._known : end] = ids[self._known :]
         self._known = len(ids)
         found: list[int] = self._lookup(self._ids[:end]).tolist()
-        # Beyond the last token nothing is needed.
+        # No draft is needed after the last token.
         found = found[: len(self._ids) - end - 1]
         self.drafted += len(found)
         return found
@@ -129,15 +130,15 @@ class Model:
         llama_cpp.llama_memory_clear(self._memory, False)
 
     def timed(self, prompt: list[int], tokens: int, lookup: int = 0, ends: tuple[int, ...] = ()) -> dict[str, Any]:
-        """Read a prompt as a new sequence and follow it by the most probable tokens.
+        """Read a prompt as a new sequence and continue it with the most probable tokens.
 
         Args:
-            lookup: at most so many drafts a pass, by the package's prompt lookup; 0 runs one token after the other.
-            ends: no token follows any of these.
+            lookup: the most drafts in a pass, from the package's prompt lookup; 0 runs one token after the other.
+            ends: tokens that end the answer.
 
         Returns:
             times: seconds from the start to each token. ids: the tokens. peak_bytes: of this process, so far.
-            drafted, accepted: tokens that were proposed, and those of them that stayed.
+            drafted, accepted: the number of tokens that were proposed, and how many of them stayed.
         """
         self.clear()
         drafts = Drafts(prompt, tokens, min(lookup, self._batch - 1))
@@ -181,7 +182,7 @@ class Model:
         return found
 
     def _extend(self, ids: list[int], all_logits: bool = False) -> None:
-        """Extend the sequence. There are logits of the last token only, unless ``all_logits``."""
+        """Extend the sequence. Only the last token has logits, unless ``all_logits``."""
         for first in range(0, len(ids), self._batch):
             part = ids[first : first + self._batch]
             # The batch only points to these, so they must outlive it.
@@ -194,7 +195,7 @@ class Model:
                 raise ValueError(f"llama_decode ended with {code} on {len(part)} tokens")
 
     def _row(self, number: int) -> Any:
-        """The logits of a token of the last batch: a view, good until the next batch."""
+        """The logits of a token of the last batch. They are a view that is valid until the next batch."""
         pointer = llama_cpp.llama_get_logits_ith(self._context, number)
         return np.ctypeslib.as_array(pointer, shape=(self._vocabulary,))
 
@@ -210,7 +211,7 @@ def _peak_bytes() -> int | None:
 
 
 def _told(function: str, *arguments: int) -> str:
-    """What a function of the library says, that the package may not have; 'unknown' if the library has none."""
+    """The text that a function of the library returns, even if the package lacks it; 'unknown' if there is none."""
     try:
         asked = getattr(llama_cpp.llama_cpp._lib, function)
     except AttributeError:
@@ -245,12 +246,12 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         for line in requests:
             write(*answer(model, json.loads(line)))
     except (ValueError, OSError, MemoryError, AttributeError, TypeError) as error:
-        # Another version of the package may lack a function, or want it called in another way.
+        # In another version of the package, a function may be missing or have other arguments.
         write({"error": str(error) or type(error).__name__})
 
 
 def main() -> None:
-    # Standard output belongs to the answers: what a library prints there goes to standard error.
+    # Standard output is for the answers, so anything else that is printed there goes to standard error.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     serve(sys.stdin.buffer, answers)

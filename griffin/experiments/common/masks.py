@@ -1,6 +1,6 @@
-"""Masks: what each row of a batch reads of a feed-forward (FF) block, in the model's own forward pass.
+"""Masks: the neurons of a feed-forward (FF) block that each row of a batch reads, in the model's own forward pass.
 
-Nothing is skipped: what a token does not read is computed too, and then replaced.
+All neurons are computed. Then the values of those that a token does not read are replaced.
 
 Shapes: B rows of a batch, T tokens, D model width, F feed-forward neurons.
 """
@@ -15,12 +15,12 @@ from griffin.model.families import FeedForward
 from griffin.neurons import Chosen, Kept
 from griffin.thresholds import LayerThresholds
 
-# What one row reads: the neurons that stay ``(F,)``, what each token picks, or (None) everything.
+# The neurons that one row reads: those that are kept ``(F,)``, those that each token picks, or all (None).
 Row = Tensor | LayerThresholds | None
 
 
 class BlockMask:
-    """One layer's FF block, and what each row of a batch reads of it.
+    """One layer's FF block, and the neurons that each row of a batch reads.
 
     rows: one for each row of the batch.
     """
@@ -28,16 +28,16 @@ class BlockMask:
     def __init__(self, block: FeedForward, number: int, sets: Sequence[Chosen | None]) -> None:
         """
         Args:
-            number: of the layer.
-            sets: what was chosen for each row.
+            number: the layer's number.
+            sets: the choice for each row.
         """
         self.rows = [_row(block, number, chosen) for chosen in sets]
         self._block, self._width, self._gate = block, block.width, block.parts_FD[0]
-        # What has just entered the gate's function, ``(B, T, F)``.
+        # The latest inputs of the gate's activation function, ``(B, T, F)``.
         self._gates: Tensor | None = None
 
     def hooks(self) -> list[RemovableHandle]:
-        """Put it in effect, until these are removed."""
+        """Add the hooks that apply the mask. It applies until they are removed."""
         handles = [self._block.contract.register_forward_pre_hook(self._before_contracting)]
         if any(isinstance(row, LayerThresholds) for row in self.rows):
             handles.append(self._block.expand[0].register_forward_hook(self._after_expanding))

@@ -1,4 +1,4 @@
-"""Memory in bytes: torch's allocations on CUDA, the resident set of the process on a CPU. And the device's name."""
+"""Memory in bytes (torch's allocations on CUDA, the process's resident set on a CPU), and the device's name."""
 
 import os
 from contextlib import suppress
@@ -13,7 +13,7 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):
-        # 5: the high-water mark of the resident set starts over (proc(5)).
+        # 5 resets the highest resident set (proc(5)).
         Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -1,4 +1,4 @@
-"""Pictures by matplotlib in one style. An SVG is dark on a dark page."""
+"""Pictures with matplotlib, all in one style. An SVG has dark colours on a dark page."""
 
 import importlib.util
 import io
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 INK, PAPER, GRID, MUTED = "#1f2328", "#ffffff", "#d8dee4", "#59636e"
 DARK = {INK: "#e6edf3", PAPER: "#0d1117", GRID: "#30363d", MUTED: "#9198a1"}
-# Okabe and Ito's colours: everybody can tell them apart, on both backgrounds.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, on both backgrounds.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY)
-# The colour map for anything in an order, such as layers.
+# The colour map for ordered things, such as layers.
 SEQUENCE = "viridis"
 INSTALL = "run, in the clone: pip install -c deploy/constraints.txt -e '.[experiments]'"
 NEEDED = f"pictures need matplotlib, of the extra 'experiments'; {INSTALL}"
@@ -71,10 +71,10 @@ def style(axes: Any) -> None:
 
 
 def redraw(path: Path, draw: Callable[[], "Figure"]) -> bool:
-    """Replace a picture. One of an earlier run would not fit the figures, so it goes even where none can be drawn.
+    """Replace a picture. The old one is removed even if a new one cannot be drawn, because its figures are old.
 
     Returns:
-        Whether there is one.
+        Whether there is a new one.
     """
     path.unlink(missing_ok=True)
     if not can_draw():
@@ -96,7 +96,7 @@ def rendered(figure: "Figure", suffix: str) -> bytes:
     from matplotlib import rc_context
 
     stream = io.BytesIO()
-    # In an SVG words stay words, to be found and copied. With a fixed salt the same figures give the same file.
+    # Words in an SVG stay text that can be searched and copied. A fixed salt gives the same file for the same figures.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "griffin"}):
         figure.savefig(
             stream, format=suffix, dpi=150, facecolor=PAPER, metadata={"Date": None} if suffix == "svg" else None

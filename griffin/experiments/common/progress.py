@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, else a line now and then."""
+"""Progress on stderr: a bar on a terminal, or else a line every few seconds."""
 
 import sys
 import time

@@ -15,7 +15,7 @@ from griffin.errors import GriffinError
 class Table:
     """Cells as text. The first columns hold words, the others hold figures.
 
-    caption: one line above the table; may be empty.
+    caption: a text above the table; may be empty.
     words: the number of columns that hold words.
     """
 
@@ -49,9 +49,9 @@ class Table:
 class Claim:
     """A finding of the paper, and whether it holds here.
 
-    paper: the finding, as a sentence.
+    paper: the finding, in a sentence.
     holds: None if this run cannot tell.
-    here: the figures that show it, as a sentence.
+    here: the figures of this run that show it, in sentences.
     """
 
     paper: str
@@ -65,7 +65,7 @@ def percent(fraction: float, digits: int = 0) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text for Markdown, with marks escaped: a name, a path or a prompt may contain any."""
+    """Text for Markdown, with its marks escaped, because a name, a path or a prompt may contain them."""
     for mark in "\\`*_[]<>|#&~":
         text = text.replace(mark, "\\" + mark)
     return text.replace("\n", " ").replace("\r", " ")

@@ -1,4 +1,4 @@
-"""Study: what every experiment gets: one model, data, a folder for results, and the ledger of earlier answers."""
+"""Study: the model, data, folder for results and ledger of earlier answers that every experiment gets."""
 
 import argparse
 import hashlib
@@ -25,8 +25,8 @@ from griffin.model.accounting import Accounting
 from griffin.model.matrix.modules import matrices
 from griffin.model.quantise import Kind
 
-# Fields of a configuration that are not part of a model's identity: where it comes from, and what wrote it. The
-# identity has the dtype of the model itself.
+# Fields of a configuration that are not part of a model's identity: its origin and the program that wrote it. The
+# identity has its own dtype, that of the model in memory.
 NO_SETTINGS = ("_name_or_path", "transformers_version", "architectures", "dtype")
 # The memory for beginnings that several prompts share, see ``griffin.engine.prefixes``.
 PREFIX_BYTES = 2**30
@@ -176,7 +176,7 @@ def _identity(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _weights(model: PreTrainedModel) -> str:
-    """A hash of all weights. Two of one checkpoint in different formats differ."""
+    """A hash of all weights. One checkpoint in two formats has two hashes."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode() + _sums(parameter.detach()))
@@ -188,13 +188,13 @@ def _weights(model: PreTrainedModel) -> str:
 
 
 def _sums(tensor: Tensor) -> bytes:
-    """Sums over rows and over columns: they change with every change that matters, and are as fast as the memory.
+    """Sums over rows and over columns. Any change that matters changes them, and they are as fast as the memory.
 
-    Sums of whole numbers are exact in any layout.
+    The numbers are summed as integers, so that the sums are exact in any layout.
     """
     size, last = tensor.element_size(), tensor.shape[-1] if tensor.dim() else 1
     if size == 1:
-        # Codes, several at once.
+        # Codes of a quantised matrix: read four at once if possible.
         size = 4 if last % 4 == 0 and tensor.is_contiguous() else 1
     numbers = tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[size])
     sums = [numbers.sum(dim, dtype=torch.int64) for dim in range(numbers.dim())]

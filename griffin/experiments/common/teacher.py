@@ -1,9 +1,9 @@
 """Teacher: GRIFFIN on a given text, as if it had been generated (the paper's simulated generation, 5.1 and 5.3).
 
-The prompt runs through the full FF blocks and counts in the statistic. The tokens after it read only what was chosen on
-it. Many tokens run through the model at once, with the same result as one step for each token.
+The prompt runs through the full FF blocks and counts in the statistic. The tokens after it read only the neurons that
+were chosen on it. Many tokens run through the model at once, with the same result as one step for each token.
 
-Activations are masked, see ``masks``. The decode path skips what it does not read, so each one checks the other.
+Activations are masked, see ``masks``, while the decode path skips neurons. So the two implementations check each other.
 
 Shapes: L layers, F feed-forward neurons, C tokens of a chunk, B rows of a batch, V vocabulary.
 """
@@ -59,9 +59,9 @@ class Teacher:
         self._chooser = Chooser(self._blocks, model.device)
         self._preparation = Preparation(streamed=HostWeights.of(model) is not None)
         self._began: tuple[list[int], Mark] | None = None
-        # By which the tokens of the last ``follow`` have picked what they read, for each layer.
+        # Each layer's thresholds, by which the tokens of the last ``follow`` picked the neurons that they read.
         self._thresholds: list[LayerThresholds] = []
-        # How the text will be pruned is not known yet, so any method must find what it needs.
+        # The method is not known yet, so the statistic keeps as many latest tokens as any method needs.
         allowed = [METHODS[name] for name in METHOD_NAMES if self._preparation.allows(name)]
         self._latest = max(row.latest_tokens(Pruning()) for row in allowed)
 
@@ -72,7 +72,7 @@ class Teacher:
 
     @torch.inference_mode()
     def begin(self) -> None:
-        """Forget the text."""
+        """Forget the text and its statistic."""
         self._began = None
         self._cache.length = 0
         self._statistic.reset(self._latest)
@@ -97,19 +97,19 @@ class Teacher:
             yield from self._run(ids, wanted)
 
     def follow(self, ids: Sequence[int], chosen: Chosen | None, wanted: int = 0) -> Iterator[Tensor]:
-        """As ``read``, but the tokens read only what was chosen (None: all), and do not count in the statistic."""
+        """As ``read``, but tokens read only the chosen neurons (None: all) and do not count in the statistic."""
         with self._masked(chosen) as masks:
             rows = [mask.rows[0] for mask in masks]
             self._thresholds = [row for row in rows if isinstance(row, LayerThresholds)]
             yield from self._run(ids, wanted)
 
     def shares(self) -> Shares | None:
-        """What the tokens of the last ``follow`` read of the FF weights, on average; None where that is fixed."""
+        """The mean share of the FF weights that the tokens of the last ``follow`` read; None if it is fixed."""
         return shares_read(self._thresholds) if self._thresholds else None
 
     @torch.inference_mode()
     def branch(self, id: int, sets: Sequence[Chosen | None]) -> Tensor:
-        """Run one more token by each of these choices, as one batch. The text does not change.
+        """Run one more token with each of these choices, as one batch. The text does not change.
 
         Returns:
             The logits after the token, ``(len(sets), V)``.
@@ -138,10 +138,10 @@ class Teacher:
         return self._statistic.value()
 
     def choose(self, pruning: Pruning) -> Chosen | None:
-        """What further tokens read by this pruning, after the tokens read so far; None is everything.
+        """The neurons that further tokens read with this pruning, after the tokens read so far; None is all.
 
         Raises:
-            InvalidRequest: this model cannot be pruned so.
+            InvalidRequest: this model cannot be pruned like this.
         """
         if not pruning.prunes(self.width):
             return None
@@ -149,7 +149,7 @@ class Teacher:
         return self._chooser.choose(self._statistic, pruning)
 
     def removed(self, pruning: Pruning) -> float:
-        """What this pruning loses by the tokens read so far, see ``Chooser.removed``."""
+        """The loss of this pruning, estimated from the tokens read so far, see ``Chooser.removed``."""
         self._preparation.require(pruning)
         return self._chooser.removed(self._statistic, pruning, [pruning.sparsity])[0]
 
@@ -166,7 +166,7 @@ class Teacher:
 
     @contextmanager
     def _masked(self, *sets: Chosen | None) -> Iterator[list[BlockMask]]:
-        """While open, each row of a batch reads what was chosen for it (None: all). Gives the masks of all layers."""
+        """While open, each row of a batch reads its chosen neurons (None: all). Gives the masks of all layers."""
         prunes = any(chosen is not None for chosen in sets)
         masks = [BlockMask(block, number, sets) for number, block in enumerate(self._blocks)] if prunes else []
         handles = [handle for mask in masks for handle in mask.hooks()]

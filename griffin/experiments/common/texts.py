@@ -13,7 +13,7 @@ from griffin.experiments.common.samples import FILES, Corpus, read_samples
 from griffin.experiments.common.study import Study
 
 CORPORA: tuple[Corpus, ...] = get_args(Corpus)
-# Two are enough: each is longer than any model's context.
+# Two books are enough, because each is longer than any model's context.
 HUB_BOOKS = 2
 
 
@@ -47,7 +47,7 @@ class Text:
         return evenly(self.ids, length, count)
 
     def begun(self, window: Sequence[int]) -> list[int]:
-        """The window with ``start`` in place of its first tokens, as a model expects a text. The length is the same."""
+        """The window with its first tokens replaced by ``start``, as a model expects a text. The length is the same."""
         return [*self.start, *window[len(self.start) :]]
 
 
@@ -113,7 +113,7 @@ def start_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _documents(data: Path | None, corpus: Corpus) -> list[str]:
     documents = _from_hub(corpus) if data is None else [sample["text"] for sample in read_samples(data, corpus)]
-    # Line breaks as Python reads them from a file.
+    # The same line breaks that Python gives when it reads a file.
     return [document.replace("\r\n", "\n") for document in documents]
 
 

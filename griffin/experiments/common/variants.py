@@ -23,12 +23,12 @@ class Variant:
     method: MethodName = "griffin"
 
     def pruning(self, ids: Sequence[int]) -> Pruning:
-        """The pruning for one text. The text gives the seed, so each text draws its own neurons, always the same."""
+        """The pruning for one text. Its seed comes from the text, so a text always draws the same neurons."""
         seed = int(name_of(ids)[:8], 16)
         return Pruning(self.sparsity, self.selection, self.statistic, seed, self.method)
 
     def question(self) -> list[Any]:
-        """What an answer depends on, for the ledger. The name is not part of it."""
+        """The settings that an answer depends on, for the ledger. The name is not part of it."""
         return [self.sparsity, *METHODS[self.method].settings(self.pruning(()))] if self.sparsity else []
 
     def renamed(self, name: str) -> "Variant":

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Classification (Table 1)"
-SEE = "GRIFFIN's bars should be as high as the full model's; dotted lines are chance, and a bar at chance says nothing."
+SEE = (
+    "GRIFFIN's bars should be as high as the full model's. Dotted lines are the score of guessing. Ignore a task if "
+    "the full model's bar is near this line."
+)
 QUICK = {"limit": 20}
 # The fraction of the full model's accuracy that counts as preserved.
 PRESERVED = 0.95
@@ -47,7 +50,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 
 
 def tables(found: Found) -> list[Table]:
-    return [score_table(found, "Accuracy in %, 0-shot; ± one standard error")]
+    return [score_table(found, "Accuracy in %, 0-shot. ± is one standard error.")]
 
 
 def draw(found: Found) -> "Figure":
@@ -56,16 +59,17 @@ def draw(found: Found) -> "Figure":
 
 def claims(found: Found) -> list[Claim]:
     told = bool(telling(found))
-    here = f"Of the full model's accuracy GRIFFIN keeps {shown(found, 'GRIFFIN')}, mean {where(found)}"
+    keeps = f"GRIFFIN keeps {shown(found, 'GRIFFIN')} of the full model's accuracy"
+    mean = f"These are means {where(found)}."
     return [
         Claim(
-            "GRIFFIN preserves most of the full model's accuracy on classification",
+            "GRIFFIN preserves most of the full model's accuracy on classification.",
             mean_relative(found, "GRIFFIN") >= PRESERVED if told else None,
-            f"{here}; yes is {percent(PRESERVED)} or more." if told else CANNOT,
+            f"{keeps}, as a mean {where(found)}. The finding holds from {percent(PRESERVED)} on." if told else CANNOT,
         ),
         Claim(
-            "GRIFFIN is better than magnitude, which achieves reasonable results here",
+            "GRIFFIN is better than magnitude, which achieves reasonable results on classification.",
             is_better(found, "GRIFFIN", "magnitude") if told else None,
-            f"{here}, magnitude {shown(found, 'magnitude')}." if told else CANNOT,
+            f"{keeps}, and magnitude keeps {shown(found, 'magnitude')}. {mean}" if told else CANNOT,
         ),
     ]

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "The gating statistic (Figure 7)"
-SEE = "Lines that fall steeply at the left: a few neurons have most of s."
+SEE = "If a line falls steeply at the left, a few neurons hold most of s."
 QUICK = {"tokens": 256}
 
-# The points of a curve that are kept. They are closer where it is steep.
+# The number of points of a curve that are kept. They are closer where the curve is steep.
 POINTS = 200
 TOPS = (0.05, 0.1, 0.25, 0.5)
-# Values are concentrated in a layer if fewer than HANDFUL of the neurons reach half of the range. The claim holds if
-# that is so in NEARLY_ALL of the layers (both are fractions).
+# Both are fractions. A layer is concentrated if fewer than HANDFUL of its neurons are in the upper half of the range.
+# The claim holds if NEARLY_ALL of the layers are.
 HANDFUL, NEARLY_ALL = 0.05, 0.9
 
 
@@ -64,8 +64,8 @@ def curves(statistic_LF: Tensor) -> Found:
     Returns:
         ``normalised``: for each layer the entries with the ``ranks`` given; rank 0 is the largest.
         ``upper``: for each layer the fraction of neurons in the upper half of the normalised range.
-        ``shares``: for each layer the fraction of the sum of s^2 that its largest entries have; ``tops`` says how many
-        these are, as fractions of the neurons.
+        ``shares``: for each layer the fraction of the sum of s^2 that its largest entries hold. ``tops`` says how many
+        entries these are, as fractions of the neurons.
     """
     sorted_LF = statistic_LF.double().cpu().sort(dim=1, descending=True).values
     highest_L1, lowest_L1 = sorted_LF[:, :1], sorted_LF[:, -1:]
@@ -93,7 +93,7 @@ def tables(found: Found) -> list[Table]:
         figures = (min(shares), statistics.median(shares), max(shares))
         rows.append((f"top {percent(top)}", *(percent(value, 1) for value in figures)))
     caption = (
-        f"Part of the sum of s squared that the largest entries of a layer hold, over the layers; "
+        "Fraction of the sum of s squared that the largest entries of a layer hold, for a text of "
         f"{found['tokens']} tokens ({found['corpus']})."
     )
     return [Table(("neurons", "lowest layer", "median layer", "highest layer"), rows, caption)]
@@ -119,11 +119,11 @@ def claims(found: Found) -> list[Claim]:
     tenth = statistics.median(row[found["tops"].index(0.1)] for row in found["shares"])
     return [
         Claim(
-            "Values in s are heavily concentrated in a handful of features.",
+            "The values of s are heavily concentrated in a handful of neurons.",
             steep >= NEARLY_ALL * len(upper),
-            f"In {steep} of {len(upper)} layers fewer than {percent(HANDFUL)} of the neurons are in the upper half of "
-            f"the normalised range (median {percent(statistics.median(upper), 2)}; wanted are {percent(NEARLY_ALL)} of "
-            f"the layers). In the median layer the top {percent(0.1)} of the neurons hold {percent(tenth)} of the sum "
-            "of s squared.",
+            f"In {steep} of {len(upper)} layers, fewer than {percent(HANDFUL)} of the neurons are in the upper half of "
+            f"the normalised range (median {percent(statistics.median(upper), 2)}). The finding holds if this is so in "
+            f"at least {percent(NEARLY_ALL)} of the layers. In the median layer, the top {percent(0.1)} of the neurons "
+            f"hold {percent(tenth)} of the sum of s squared.",
         )
     ]

@@ -1,7 +1,7 @@
 """Flocking: which FF neurons each token activates, as heatmaps, and how alike the tokens are in each layer.
 
 The paper shows relative activation magnitudes |z_ti| / |z_t| (section 4.1). Neurons that are strong for many tokens of
-a text are vertical streaks. Flocking as a number is the mean cosine similarity of the magnitudes of two tokens, over
+a text are vertical streaks. As a number, flocking is the mean cosine similarity of the magnitudes of two tokens, over
 all pairs of tokens. It is compared with the similarity after each token's magnitudes are shuffled over the neurons.
 """
 
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Flocking (Figures 1, 8 to 11)"
-SEE = "Vertical streaks: neurons that stand out for one token stand out for most tokens of the text."
+SEE = "Look for vertical streaks: a neuron that is strong for one token is strong for most tokens of the text."
 QUICK = {"tokens": 256}
 
 COLUMNS = 5
 # Streaks below this strength are hard to see: the layer does not count as flocking, even if it is above chance.
 FAINT_BELOW = 0.1
+STRENGTH = "A strength of 0 means that tokens are alike only by chance, and 1 that all tokens are the same."
 # This fraction of the layers counts as virtually all.
 VIRTUALLY_ALL = 0.9
 
@@ -108,8 +109,9 @@ def tables(found: Found) -> list[Table]:
         for number, values in enumerate(zip(found["similarity"], found["shuffled"], found["strength"], strict=True))
     ]
     caption = (
-        f"Mean cosine similarity of the activation magnitudes of two tokens, over all pairs of {found['tokens']} "
-        f"({found['corpus']}); if they were shuffled over the neurons; and on the scale from that (0) to all alike (1)."
+        "Similarity: the mean cosine similarity of the activation magnitudes of two tokens, over all pairs of "
+        f"{found['tokens']} tokens ({found['corpus']}). Shuffled: the similarity by chance, which is left after each "
+        f"token's magnitudes are shuffled over the neurons. {STRENGTH}"
     )
     return [Table(("layer", "similarity", "shuffled", "strength"), rows, caption)]
 
@@ -139,17 +141,16 @@ def claims(found: Found) -> list[Claim]:
     """Section 4.1: "we observe this in virtually all FF layers"."""
     return [
         Claim(
-            "Relative activation magnitudes are shared by the tokens of a text (flocking), in virtually all FF layers.",
+            "The tokens of a text share their relative activation magnitudes (flocking) in virtually all FF layers.",
             flocking_layers(found["strength"]) >= VIRTUALLY_ALL * len(found["strength"]),
-            f"{how_many(found['strength'])}. The strength is 0 where tokens are as alike as shuffled ones and 1 where "
-            f"all are the same; a layer flocks from {FAINT_BELOW:g} on. Wanted are {percent(VIRTUALLY_ALL)} of the "
-            "layers.",
+            f"{how_many(found['strength'])}. {STRENGTH} A layer flocks if its strength is {FAINT_BELOW:g} or more. The "
+            f"finding holds if at least {percent(VIRTUALLY_ALL)} of the layers flock.",
         )
     ]
 
 
 def flocking_layers(strengths: Sequence[float]) -> int:
-    """The number of layers that flock."""
+    """The number of layers that flock, see ``FAINT_BELOW``."""
     return sum(strength >= FAINT_BELOW for strength in strengths)
 
 
@@ -157,6 +158,6 @@ def how_many(strengths: Sequence[float]) -> str:
     """How many layers flock, in words."""
     faint = sum(0 < strength < FAINT_BELOW for strength in strengths)
     return (
-        f"{flocking_layers(strengths)} of {len(strengths)} layers flock, {faint} more are above chance, but faint "
+        f"{flocking_layers(strengths)} of {len(strengths)} layers flock, and {faint} more are above chance but faint "
         f"(strength {min(strengths):.2f} to {max(strengths):.2f}, median {statistics.median(strengths):.2f})"
     )

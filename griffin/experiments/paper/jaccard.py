@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Jaccard similarity between samples (Figure 2)"
-SEE = "Low lines: texts differ in their top neurons. All end at 1, where every neuron is taken; dashed are random sets."
+SEE = (
+    "Low lines mean that texts differ in their top neurons. All lines end at 1, where every neuron is in the sets. The "
+    "dashed line is for random sets."
+)
 QUICK = {"samples": 8, "tokens": 256}
 
 FRACTIONS = [number / 20 for number in range(1, 20)]
-# The claim is judged at the size nearest to SMALL (a fraction of the neurons), if that is at most SMALL_ENOUGH.
+# Fractions of the neurons: the claim is judged at the size nearest to SMALL, if that is at most SMALL_ENOUGH.
 SMALL, SMALL_ENOUGH = 0.1, 0.2
 # Samples have little in common in a layer below this similarity. This fraction of the layers is the vast majority.
 LITTLE, VAST_MAJORITY = 0.5, 0.8
@@ -82,7 +85,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 
 
 def ranking(statistic_LF: Tensor) -> Tensor:
-    """The rank of each neuron in its layer ``(L, F)``: 0 is the highest. Of equal values the lower index is first."""
+    """The rank of each neuron in its layer ``(L, F)``: 0 is the highest. If values are equal, the lower index wins."""
     order_LF = statistic_LF.argsort(dim=1, descending=True, stable=True)
     return order_LF.argsort(dim=1)
 
@@ -124,7 +127,7 @@ def _rank_type(width: int) -> type[np.unsignedinteger[Any]]:
 
 
 def by_chance(fraction: float) -> float:
-    """The similarity of two random sets, each a fraction f of the neurons: f^2 are in both, 2f - f^2 in either."""
+    """The similarity of two random sets of a fraction f of the neurons: f^2 are in both, 2f - f^2 in at least one."""
     return fraction / (2 - fraction)
 
 
@@ -137,7 +140,7 @@ def tables(found: Found) -> list[Table]:
         rows.append((f"{part:.3g}", str(k), *(f"{value:.3f}" for value in figures)))
     caption = (
         f"Jaccard similarity of the top-k neurons of {found['samples']} WikiText samples of {found['tokens']} tokens, "
-        "mean over all pairs; over the layers, and of sets drawn at random."
+        "as the mean over all pairs. The last column is the similarity of random sets."
     )
     return [Table(("k / F", "k", "lowest layer", "median layer", "highest layer", "random sets"), rows, caption)]
 
@@ -161,7 +164,7 @@ def draw(found: Found) -> "Figure":
     )  # fmt: skip
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    axes.set_xlabel("k / F: part of the FF neurons that are taken")
+    axes.set_xlabel("k / F: fraction of the FF neurons in each set")
     axes.set_ylabel("Jaccard similarity, mean over pairs")
     colourbar(figure, axes, len(found["jaccard"]))
     return figure
@@ -174,24 +177,24 @@ def claims(found: Found) -> list[Claim]:
     few = sum(value < LITTLE for value in values)
     return [
         Claim(
-            "Top neurons are not generally shared between samples for the vast majority of layers, as long as the sets "
-            "of selected neurons are small.",
+            "In the vast majority of layers, samples do not generally share their top neurons, as long as the sets are "
+            "small.",
             few >= VAST_MAJORITY * len(values) if part <= SMALL_ENOUGH else None,
             f"With k = {percent(part)} of the neurons, the mean Jaccard similarity is below {LITTLE:g} in {few} of "
-            f"{len(values)} layers (median {statistics.median(values):.2f}, random sets {by_chance(part):.2f}; the "
-            f"vast majority is {percent(VAST_MAJORITY)} of the layers; judged near {percent(SMALL)} of the neurons, "
-            f"{percent(SMALL_ENOUGH)} at most). {_large_sets(found)}",
+            f"{len(values)} layers (median {statistics.median(values):.2f}, random sets {by_chance(part):.2f}). The "
+            f"finding holds if this is so in at least {percent(VAST_MAJORITY)} of the layers. It is judged at the size "
+            f"nearest to {percent(SMALL)} of the neurons, but not above {percent(SMALL_ENOUGH)}. {_large_sets(found)}",
         )
     ]
 
 
 def _large_sets(found: Found) -> str:
-    """At which size the median layer reaches LITTLE, and what it is at the largest size."""
+    """The size at which the median layer reaches LITTLE, and the similarity at the largest size, in words."""
     medians = [statistics.median(_column(found, column)) for column in range(len(found["fractions"]))]
     reached = (part for part, median in zip(found["fractions"], medians, strict=True) if median >= LITTLE)
     turning = next((f"reaches {LITTLE:g} at {percent(part)} of the neurons" for part in reached), "")
     largest = found["fractions"][-1]
     return (
-        f"The median layer {turning or f'stays below {LITTLE:g} at all sizes'}; at {percent(largest)} it is "
+        f"The median layer {turning or f'stays below {LITTLE:g} at all sizes'}. At {percent(largest)} it is "
         f"{medians[-1]:.2f} (random sets {by_chance(largest):.2f})."
     )

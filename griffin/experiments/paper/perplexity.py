@@ -1,14 +1,14 @@
 """Prompt length against generation length: the increase in perplexity over the full model (section 5.3).
 
 The text is concatenated WikiText. The first P of P + G tokens are the prompt: the full model reads them, and they
-choose the neurons. The other G tokens stand for generated ones: GRIFFIN runs them through the kept neurons. The
-perplexity is that of the outputs at these G tokens, each of which predicts the next token. (The output at the last
+choose the neurons. The other G tokens replace generated ones: GRIFFIN runs them through the kept neurons. The
+perplexity is that of the outputs at these G tokens. Each output predicts the next token. (The output at the last
 token of the prompt is always the full model's.)
 
 In each window of the text, the G tokens start at the same place for all P, and a longer prompt starts earlier. So all
 prompts are judged on the same text. The full model gets the same context.
 
-Shapes: W windows, M the full model and GRIFFIN, P prompt lengths, G generation lengths, N either.
+Shapes: W windows, M the full model and GRIFFIN, P prompt lengths, G generation lengths, N lengths of either kind.
 """
 
 import argparse
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Prompt length and generation length (Figure 5)"
-SEE = "Each line is a generation length. Lines that fall: a longer prompt brings GRIFFIN closer to the full model."
+SEE = "Each line is a generation length. If it falls, a longer prompt brings GRIFFIN closer to the full model."
 QUICK = {"prompts": [64, 256], "generations": [64, 256], "windows": 2}
 
 LENGTHS = [128, 256, 512, 1024]
@@ -78,7 +78,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
             f"--prompts, --generations: {longest} + {furthest} tokens, but {what} has {limits[what]}, "
             "the most they can be together"
         )
-    # One token more than is read: the last one read predicts it.
+    # One more token than is read, because the last token that is read predicts it.
     windows = text.windows(longest + furthest + 1, arguments.windows, "--prompts, --generations", "--windows")
     pruning = Pruning(arguments.sparsity, method="griffin")
     losses_WMPG = torch.zeros(len(windows), 2, len(prompts), len(generations), dtype=torch.float64)
@@ -190,22 +190,20 @@ def claims(found: Found) -> list[Claim]:
         Claim(
             "GRIFFIN gets closer to the full model when the prompt length increases.",
             None if by_prompt is None else by_prompt < 0,
-            f"{prompt_trend} Over all windows, from a prompt of {prompts[0]} to one of {prompts[-1]} "
-            "tokens: "
+            f"{prompt_trend} The increase over all windows, with a prompt of {prompts[0]} and of {prompts[-1]} tokens: "
             + _ends([(f"{length} generated", c[0], c[-1]) for length, c in zip(generations, columns, strict=True)]),
         ),
         Claim(
             "GRIFFIN gets closer to the full model when the generation length decreases.",
             None if by_generation is None else by_generation > 0,
-            f"{generation_trend} Over all windows, from {generations[-1]} tokens generated to "
-            f"{generations[0]}: "
-            + _ends([(f"prompt of {length}", r[-1], r[0]) for length, r in zip(prompts, rows, strict=True)]),
+            f"{generation_trend} The increase over all windows, with {generations[-1]} and {generations[0]} generated "
+            "tokens: " + _ends([(f"prompt of {length}", r[-1], r[0]) for length, r in zip(prompts, rows, strict=True)]),
         ),
     ]
 
 
 def doublings(found: Found, lengths: Lengths) -> Tensor:
-    """What a doubling of a length adds to the increase in perplexity of each window, by least squares: fp64 ``(W,)``.
+    """The change of each window's increase in perplexity when a length doubles, by least squares: fp64 ``(W,)``.
 
     The increase is the mean over all lengths of the other kind.
     """
@@ -218,25 +216,25 @@ def doublings(found: Found, lengths: Lengths) -> Tensor:
 
 
 def trend(found: Found, lengths: Lengths) -> tuple[float | None, str]:
-    """The mean of ``doublings`` over the windows, which are independent texts, and the same in words.
+    """The mean of ``doublings`` over the windows, and a sentence about it. Windows count as independent texts.
 
-    The mean is None if it is not larger than two standard errors over the windows.
+    The mean is None if it is not larger than two standard errors.
     """
-    # Results of earlier versions have no losses.
+    # Results of earlier releases may have no losses.
     windows = len(found.get("losses", []))
     if len(found[lengths]) < 2:
-        return None, "Cannot tell with a single length."
+        return None, "One length shows no trend."
     if windows < FEWEST_WINDOWS:
-        return None, f"Cannot tell with the losses of {windows} windows, fewer than {FEWEST_WINDOWS}."
+        return None, f"The losses of {windows} windows are too few for a trend; {FEWEST_WINDOWS} are needed."
     each_W = doublings(found, lengths)
     mean, error = float(each_W.mean()), float(each_W.std()) / math.sqrt(windows)
     told = abs(mean) > 2 * error
     return mean if told else None, (
         f"Each doubling of the {lengths.removesuffix('s')} length adds {mean:+.3f} to the increase in perplexity, "
-        f"with a standard error of {error:.3f} over {windows} windows"
-        + ("." if told else f": not beyond two of them, cannot tell with {windows} windows.")
+        f"with a standard error of {error:.3f} over {windows} windows."
+        + ("" if told else " This is at most two standard errors, so it may be chance.")
     )
 
 
 def _ends(ends: Sequence[tuple[str, float, float]]) -> str:
-    return ", ".join(f"{begin:.2f} to {end:.2f} ({where})" for where, begin, end in ends) + "."
+    return ", ".join(f"{begin:.2f} and {end:.2f} ({where})" for where, begin, end in ends) + "."

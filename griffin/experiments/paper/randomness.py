@@ -17,7 +17,7 @@ from griffin.experiments.common.progress import Progress
 from griffin.experiments.common.results import Claim, Table
 from griffin.experiments.common.study import Study
 from griffin.experiments.common.texts import sequences, start_of
-from griffin.experiments.paper.flocking import FAINT_BELOW, flocking_layers, how_many, look
+from griffin.experiments.paper.flocking import FAINT_BELOW, STRENGTH, flocking_layers, how_many, look
 from griffin.experiments.paper.heatmaps import colourbar, draw_heatmaps
 from griffin.experiments.paper.layers import draw_by_layer, layer_numbers
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Flocking in random inputs (Figure 6)"
-SEE = "Streaks in all three: they stay when a text's tokens are permuted, and when the tokens are random."
+SEE = "Look for streaks in all three heatmaps: they stay if a text's tokens are permuted, and if all tokens are random."
 QUICK = {"tokens": 256}
 
 COLOURS = {"original": BLUE, "permuted": ORANGE, "random": GREEN}
@@ -92,8 +92,8 @@ def tables(found: Found) -> list[Table]:
     ]
     medians = ("median", *(f"{statistics.median(seen['strength']):.3f}" for seen in inputs.values()))
     caption = (
-        f"Flocking strength of {found['tokens']} tokens of WikiText, of the same permuted, and of random ones: "
-        "0 where tokens are as alike as shuffled ones, 1 where all are the same."
+        f"Flocking strength of {found['tokens']} tokens of WikiText, of the same tokens permuted, and of random "
+        f"tokens. {STRENGTH}"
     )
     return [Table(("layer", *inputs), [*rows, medians], caption)]
 
@@ -125,18 +125,20 @@ def claims(found: Found) -> list[Claim]:
         Claim(
             "Flocking exists in permuted and in random inputs.",
             all(2 * flocking_layers(values) > layers for values in shuffled.values()),
-            "; ".join(f"{name}: {how_many(values)}" for name, values in shuffled.items())
-            + f". A layer flocks from a strength of {FAINT_BELOW:g} on; wanted are more than half of them, in both.",
+            " ".join(f"{name.capitalize()}: {how_many(values)}." for name, values in shuffled.items())
+            + f" A layer flocks if its strength is {FAINT_BELOW:g} or more. The finding holds if more than half of the "
+            "layers flock in both.",
         ),
         Claim(
-            "Perhaps it is even more consistent there than in unperturbed sequences.",
+            "Flocking is perhaps even more consistent in permuted and random inputs than in the original text.",
             all(2 * many > layers for many in stronger.values()),
-            " and ".join(f"{name} tokens flock more strongly in {many}" for name, many in stronger.items())
-            + f" of {layers} layers; wanted is more than half of them in both. Medians: {medians}.",
+            f"Of {layers} layers, {stronger['permuted']} flock more strongly with permuted tokens than with the "
+            f"original, and {stronger['random']} with random tokens. The finding holds if both are more than half. "
+            f"Medians: {medians}.",
         ),
     ]
 
 
 def _stronger(values: list[float], than: list[float]) -> int:
-    """In how many layers the first is larger."""
+    """The number of layers where the first is larger."""
     return sum(one > other for one, other in zip(values, than, strict=True))

@@ -1,7 +1,7 @@
 """Sparsity (Figure 4): scores of tasks relative to the full model, over a range of sparsities.
 
-It classifies by simulated generation, and generates texts, as ``classification`` and ``generation`` do. Answers that
-these have in the ledger are used again.
+The tasks are those of ``classification`` (simulated generation) and ``generation``. Answers that these two have in the
+ledger are used again.
 """
 
 import argparse
@@ -27,9 +27,10 @@ from griffin.experiments.tasks.scores import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLE = "Sparsity (Figure 4)"
-SEE = "Each line is a task: where it leaves 1 is the sparsity at which this model begins to lose on it."
+TITLE = "Scores over sparsity (Figure 4)"
+SEE = "Each line is a task. The model begins to lose on it at the sparsity where its line falls below 1."
 QUICK = {"limit": 10, "sparsities": [0.25, 0.5, 0.75], "tasks": [*CLASSIFICATION, "xsum", "coqa"]}
+PAPER = "GRIFFIN preserves most of the full model's performance at 50 % FF sparsity."
 # The fraction of the full model's score that counts as preserved.
 PRESERVED = 0.9
 DEFAULTS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
@@ -47,7 +48,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 
 
 def tables(found: Found) -> list[Table]:
-    return [score_table(found, "Scores in %; ± one standard error")]
+    return [score_table(found, "Scores in %. ± is one standard error.")]
 
 
 def draw(found: Found) -> "Figure":
@@ -80,14 +81,14 @@ def claims(found: Found) -> list[Claim]:
         return []
     values = {task: relative(found, task, nearest["name"]) for task in telling(found)}
     if not values:
-        return [Claim("Most of the performance is preserved at 50 %", None, CANNOT)]
+        return [Claim(PAPER, None, CANNOT)]
     kept = [task for task, value in values.items() if value >= PRESERVED]
     names = f" ({', '.join(TITLES[task] for task in kept)})" if kept else ""
     return [
         Claim(
-            "Most of the performance is preserved at 50 % FF sparsity",
+            PAPER,
             len(kept) > len(values) / 2,
-            f"At {percent(nearest['sparsity'])} {len(kept)} of {len(values)} tasks keep {percent(PRESERVED)} of the "
-            f"full model's score{names}.",
+            f"At {percent(nearest['sparsity'])}, GRIFFIN keeps at least {percent(PRESERVED)} of the full model's score "
+            f"in {len(kept)} of {len(values)} tasks{names}. The finding holds if these are more than half.",
         )
     ]

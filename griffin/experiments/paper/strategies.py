@@ -1,6 +1,6 @@
 """Strategies to choose neurons by the statistic (Table 4): top-k, sampling weighted by it, and half of each.
 
-Tasks, prompts and statistic are those of ``generation``. The answers of the full model and of top-k are shared with it.
+Tasks, prompts and statistic are those of ``generation``, which shares the answers of the full model and of top-k.
 """
 
 import argparse
@@ -28,8 +28,11 @@ from griffin.experiments.tasks.scores import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLE = "Ways to select (Table 4)"
-SEE = "Bars should fall from top-k to top-k + sampling to sampling: chance picks neurons that the prompt hardly used."
+TITLE = "Selection strategies (Table 4)"
+SEE = (
+    "Top-k's bars should be highest and sampling's lowest, because sampling also takes neurons that the prompt hardly "
+    "used."
+)
 QUICK = {"limit": 4, "tasks": ["xsum", "coqa"]}
 
 
@@ -61,9 +64,9 @@ def claims(found: Found) -> list[Claim]:
     here = ", ".join(f"{name} {shown(found, name)}" for name in ("top-k", "top-k + sampling", "sampling"))
     return [
         Claim(
-            f"{better.capitalize()} is better than {worse}",
+            f"{better.capitalize()} is better than {worse}.",
             is_better(found, better, worse) if told else None,
-            f"Of the full model's score, mean {where(found)}: {here}." if told else CANNOT,
+            f"Fractions of the full model's score, as means {where(found)}: {here}." if told else CANNOT,
         )
         for better, worse in (("top-k", "top-k + sampling"), ("top-k + sampling", "sampling"), ("top-k", "sampling"))
     ]

@@ -1,4 +1,4 @@
-"""What does sparsity cost, beyond the paper? Equal bytes a token, long generations, verified modes.
+"""What does sparsity cost? Questions beyond the paper: equal bytes a token, long generations, verified modes.
 
 May import ``common``, ``speed`` and ``tasks``.
 """

@@ -1,7 +1,7 @@
 """Verified modes: how many drafts they accept, how many parameters they read, and their speed at each sparsity.
 
-The server's own decode path continues prompts of WikiText. After each run of a mode, a method and a sparsity, the full
-model runs on the same prompt; the two speeds are compared.
+The server's own decode path continues prompts of WikiText with each mode, method and sparsity. After each run, the full
+model continues the same prompt, and the two speeds are compared.
 """
 
 import argparse
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Acceptance and speed of verified modes"
-SEE = "Where acceptance falls faster than drafts get cheaper, a mode is slower than the full model."
+SEE = "A mode is slower than the full model if its drafts are rejected so often that their lower cost does not help."
 QUICK = {"prompts": 2, "sparsities": [0.5], "tokens": 32}
 SPARSITIES = [0.25, 0.5, 0.75]
 SEED = 1
@@ -35,7 +35,7 @@ SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """What one row is about. Temperature 0 is greedy."""
+    """What one row measures. Temperature 0 is greedy."""
 
     method: MethodName
     sparsity: float
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", choices=METHOD_NAMES, nargs="+", default=METHOD_NAMES, help="how neurons are chosen (all)"
     )
-    parser.add_argument("--greedy", action="store_true", help="only greedy runs, none sampled at temperature 1")
+    parser.add_argument("--greedy", action="store_true", help="only greedy runs, without those at temperature 1")
 
 
 def ways(
@@ -81,7 +81,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
         ``rows``: one for each way, over all prompts.
 
     Raises:
-        ValueError: the text is too short for so many prompts; names the flag.
+        ValueError: the text is too short for this many prompts; names the flag.
     """
     sparsities = kinds.removing(arguments.sparsities)
     text = read_text(study, "wikitext")
@@ -159,9 +159,9 @@ def tables(found: Found) -> list[Table]:
         for each in found["rows"]
     ]
     caption = (
-        f"{found['prompts']} prompts of {found['prompt']} tokens of WikiText, {found['tokens']} tokens each. "
-        "Parameters read for each token and tokens per second are relative to the full model's own; the last column "
-        "is how many of the texts are the full model's, token by token."
+        f"{found['prompts']} prompts of {found['prompt']} tokens of WikiText, each continued by {found['tokens']} "
+        "tokens. Parameters read for each token, and speed in tokens per second, are relative to the full model's. The "
+        "last column counts the texts that equal the full model's, token by token."
     )
     return [Table(heads, rows, caption)]
 
@@ -195,7 +195,7 @@ def claims(found: Found) -> list[Claim]:
         return []
     return [
         Claim(
-            "lossless generates what the full model generates.",
+            "The mode lossless generates the same tokens as the full model.",
             all(each["same"] == 1 for each in exact),
             ", ".join(f"{percent(each['same'])} ({each['name']}, {percent(each['sparsity'])})" for each in exact),
         )

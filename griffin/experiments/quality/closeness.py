@@ -1,4 +1,4 @@
-"""Closeness: how near a reader's predictions on a passage are to the full model's, and what they cost.
+"""Closeness: how near a reader's predictions on a passage are to the full model's, and how many bytes they read.
 
 Shapes: C tokens of a chunk, T tokens, V vocabulary.
 """
@@ -20,7 +20,7 @@ CHUNK = 32
 
 
 class Passage:
-    """A prompt, and the text after it; its first token is only read."""
+    """A prompt and the text after it. The first token of that text is read but not predicted."""
 
     def __init__(self, teacher: Teacher, prompt: Sequence[int], rest: Sequence[int]) -> None:
         self.prompt, self.inputs, self.targets, self._teacher = prompt, rest[:-1], rest[1:], teacher
@@ -34,7 +34,7 @@ class Passage:
 
 
 def closeness(passage: Passage, reader: Reader) -> dict[str, float]:
-    """What a reader makes of a passage: ``loss``, ``kl`` (nats a token), ``same``, and what a token has read."""
+    """A reader's ``loss`` and ``kl`` on a passage (nats a token), ``same``, and the ``bytes`` that a token has read."""
     full_TV = passage.full
     tally, done = Tally(), 0
     tally.begin()
@@ -54,7 +54,7 @@ def closeness(passage: Passage, reader: Reader) -> dict[str, float]:
 
 
 def row_of(reader: Reader, answers: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Means over all windows, which have equally many tokens. ``loss`` and ``kl`` of each window beside."""
+    """Means over all windows, which have the same number of tokens. ``windows`` has each window's loss and KL."""
     means = {key: sum(answer[key] for answer in answers) / len(answers) for key in answers[0]}
     windows = {key: [answer[key] for answer in answers] for key in ("loss", "kl")}
     return {"name": reader.name, "sparsity": reader.sparsity, "kind": reader.kind, **means, "windows": windows}

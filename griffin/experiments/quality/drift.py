@@ -1,9 +1,9 @@
-"""Long generations: how much it helps to choose neurons again, long after a short prompt.
+"""Long generations: how much it helps to choose neurons again in the course of a long answer to a short prompt.
 
 This is the paper's weakness (Figure 5): neurons chosen by a short prompt fit a long generation less and less. Here the
 text after the prompt replaces the generation. Every few tokens the full model reads the last ones, as in the modes
 guarded and lossless: it corrects their keys and values, and continues the statistic. All perplexities are those of the
-pruned model's own predictions; wrong predictions are not replaced.
+pruned model's own predictions, because wrong predictions are not replaced here.
 
 Shapes: W windows, M ways, B parts of the generation.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Long generations"
-SEE = "The lower a line, the closer to the full model: where it rises, neurons have gone stale."
+SEE = "Lower lines are closer to the full model. A line that rises means that the neurons fit the text less and less."
 QUICK = {"generated": 256, "windows": 2}
 
 
@@ -44,7 +44,7 @@ class Way:
 
     pruning: None is the full model.
     block: the number of tokens that the kept neurons read before the full model reads them again. None: it never does.
-    refresh: whether neurons are chosen anew after each block.
+    refresh: whether neurons are chosen again after each block.
     """
 
     name: str
@@ -92,7 +92,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
         raise ValueError(f"--prompt, --generated: {length} tokens, but the context has {study.context_length}")
     if arguments.generated % arguments.parts:
         raise ValueError(f"--parts: {arguments.generated} tokens do not divide into {arguments.parts} equal parts")
-    # One token more than is read: the last one read predicts it.
+    # One more token than is read, because the last token that is read predicts it.
     windows = text.windows(length + 1, arguments.windows, "--generated", "--windows")
     compared = ways(arguments.sparsity, arguments.block)
     losses: list[list[list[float]]] = [[] for _ in windows]
@@ -143,7 +143,7 @@ def read_after(teacher: Teacher, prompt: Sequence[int], rest: Sequence[int], way
 
 
 def summary(found: Found) -> dict[str, dict[str, float]]:
-    """For each way: perplexity, its gap to the full model's, and that gap over the gap of the method's plain way."""
+    """For each way: perplexity, its gap to the full model's, and that gap over the same method's plain gap."""
     losses_M = torch.tensor(found["losses"], dtype=torch.float64).mean(dim=(0, 2))
     perplexities = dict(zip(found["ways"], losses_M.exp().tolist(), strict=True))
     full = perplexities["full"]
@@ -163,11 +163,12 @@ def tables(found: Found) -> list[Table]:
         for name, of in summary(found).items()
     ]
     caption = (
-        f"Perplexity of {found['generated']} tokens behind a prompt of {found['prompt']} at "
-        f"{percent(found['sparsity'])} FF sparsity, {found['windows']} windows of WikiText. Verified: every "
-        f"{found['block']} tokens the full model puts keys and values right; refreshed: neurons are chosen anew too."
+        f"Perplexity of {found['generated']} tokens after a prompt of {found['prompt']} at "
+        f"{percent(found['sparsity'])} FF sparsity, over {found['windows']} windows of WikiText. Verified: every "
+        f"{found['block']} tokens, the full model corrects keys and values. Refreshed: neurons are also chosen again. "
+        "The last column is the gap relative to the same method without both."
     )
-    return [Table(("", "perplexity", "over the full model", "of the plain gap"), rows, caption)]
+    return [Table(("", "perplexity", "gap to the full model", "relative gap"), rows, caption)]
 
 
 def draw(found: Found) -> "Figure":
@@ -183,7 +184,7 @@ def draw(found: Found) -> "Figure":
             color=COLOURS[(number - 1) % 3], linestyle="solid" if number <= 3 else "dashed", label=name,
         )  # fmt: skip
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"tokens behind a prompt of {found['prompt']}")
+    axes.set_xlabel(f"tokens after a prompt of {found['prompt']}")
     axes.set_ylabel("excess negative log-likelihood, nats")
     axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -195,7 +196,8 @@ def claims(found: Found) -> list[Claim]:
         Claim(
             "Refresh removes at least half of the perplexity gap of long generations.",
             of[f"{method}, refreshed"]["of_plain"] <= 0.5,
-            f"{method}: {of[f'{method}, refreshed']['gap']:.2f} of {of[method]['gap']:.2f} is left.",
+            f"{method}: the gap is {of[method]['gap']:.2f} without refresh and "
+            f"{of[f'{method}, refreshed']['gap']:.2f} with it.",
         )
         for method in METHOD_NAMES
     ]

@@ -1,8 +1,9 @@
-"""How far the served weights are from the checkpoint's own values in fp32, and llama.cpp on the same file beside them.
+"""How close the served model is to the checkpoint's own values in fp32; also for llama.cpp on the same file.
 
-The reference is the library's own forward pass over the checkpoint's values in fp32; quantised ones are dequantised.
-All read the same windows of WikiText-2. Each window begins with a prompt, which does not count. The tokens after it run
-through the decode step one by one, as generated tokens do, or through the prompt pass (``--passes``). All neurons act.
+The reference is the library's own forward pass over the checkpoint's values in fp32; quantised values are dequantised.
+All sides read the same windows of WikiText-2. Each window begins with a prompt, which does not count. The tokens after
+it run through the decode step one by one, as generated tokens do, or through the prompt pass (``--passes``). All
+neurons act.
 
 Shapes: C tokens of a chunk, W windows.
 """
@@ -28,13 +29,14 @@ from griffin.experiments.quality.passes import Pass, PassName, Peer, Reference, 
 from griffin.experiments.quality.tally import Tally, logprobs
 
 TITLE = "Fidelity to the checkpoint's values"
-SEE = "KL and the change of perplexity should be as small as rounding to 16 bits makes them."
+SEE = "KL and the change of perplexity should be no larger than the effect of rounding to 16 bits."
 QUICK = {"windows": 4, "tokens": 32}
-# Its figures are tables.
+# No picture: all figures are in tables.
 draw = None
 # Logits of this many tokens are held at once, from all sides.
 CHUNK = 32
-# The goals: KL of a token in nats, the share of equal most probable tokens, and the change of perplexity.
+# The goals: the largest KL of a token in nats, the smallest fraction of tokens where both sides find the same one most
+# probable, and the largest change of perplexity.
 MOST_KL, LEAST_SAME, MOST_CHANGE = 1e-4, 0.995, 0.002
 
 
@@ -52,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
     """
     Returns:
-        ``rows``: the reference and each way beside it, see ``Tally.row``. The ledger keeps nothing of them.
+        ``rows``: the reference and each pass beside it, see ``Tally.row``. The ledger does not keep them.
     """
     length = arguments.prompt + arguments.tokens + 1
     if length > study.context_length:
@@ -61,7 +63,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     windows = [text.begun(one) for one in text.windows(length, arguments.windows, "--tokens", "--windows")]
     with ExitStack() as stack:
         served = [Served(study.checkpoint.model, by, length) for by in arguments.passes]
-        # A process each, because all texts are read at the same time.
+        # Each pass needs its own process, because all passes read at the same time.
         peers = [
             Peer(_llama_cpp(study, arguments, length, stack), by) for by in arguments.passes if arguments.llama_cpp
         ]
@@ -96,7 +98,7 @@ def _reference(arguments: argparse.Namespace) -> Reference:
 def _tallies(
     reference: Reference, passes: Sequence[Pass], windows: Sequence[Sequence[int]], prompt: int
 ) -> dict[str, Tally]:
-    """Let all read the windows, chunk by chunk, so that few logits are held at once."""
+    """Let all sides read the windows, chunk by chunk, so that few logits are held at once."""
     every: list[Pass] = [reference, *passes]
     tallies = {each.name: Tally() for each in every}
     with Progress(len(windows)) as progress:
@@ -135,14 +137,14 @@ def tables(found: Found) -> list[Table]:
     programs = [both, f"{described(found['llama_cpp'])}."] if found["llama_cpp"] else [both]
     caption = (
         f"{found['tokens']} tokens after each of {found['windows']} prompts of {found['prompt']} tokens of WikiText-2. "
-        "KL in nats, of the reference's distribution from each one's; same token: how often both find the same token "
-        "most probable; changes of perplexity ± one standard error over paired windows. " + " ".join(programs)
+        "KL is in nats, KL(reference || row). Same token: how often both find the same token most probable. Changes of "
+        "perplexity have one standard error (±) over paired windows. " + " ".join(programs)
     )
     return [Table(heads, rows, caption)]
 
 
 def change(row: Found, other: Found) -> tuple[float, float]:
-    """The change of perplexity from another row's to this one's, and its standard error, as fractions."""
+    """The change of perplexity from the other row to this one, and its standard error, as fractions."""
     own_W, others_W = (torch.tensor(each["windows"]["loss"], dtype=torch.float64) for each in (row, other))
     excess_W = own_W - others_W
     error = float(excess_W.std()) / math.sqrt(len(excess_W)) if len(excess_W) > 1 else math.nan
@@ -161,7 +163,8 @@ def claims(found: Found) -> list[Claim]:
     for row in (row for row in others if not row["name"].startswith("llama.cpp")):
         judged.append(
             Claim(
-                f"KL at most {MOST_KL:g} a token, and the same most probable token in {percent(LEAST_SAME, 1)}.",
+                f"KL is at most {MOST_KL:g} a token, and {percent(LEAST_SAME, 1)} of the most probable tokens are the "
+                "same.",
                 row["kl"] <= MOST_KL and row["same"] >= LEAST_SAME,
                 f"{row['name']}: {row['kl']:.2e}, {percent(row['same'], 2)}.",
             )

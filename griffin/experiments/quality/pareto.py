@@ -1,12 +1,13 @@
 """Quality against bytes a token: the paper's method, griffin+, and smaller quants of the same file.
 
-On text the full model reads a prompt, and each contestant predicts the tokens after it, teacher-forced. Three figures
-count: the negative log-likelihood above the full model's (excess nats), the KL divergence from its distributions, and
-how often both find the same token most probable. Bytes a token are counted: the weights that these tokens have read.
+The full model reads a prompt, and each contestant predicts the tokens after it, teacher-forced. Three figures count:
+the negative log-likelihood above the full model's (excess nats), the KL divergence from its distributions, and how
+often both find the same token most probable. Bytes a token are the weights that these tokens have read.
 
-The text is WikiText-2, test, or a file of your own (--text). Make smaller quants with llama.cpp's quantiser, from the
-file of --model, and name them by --quants; all their weights are read. Only the methods also answer lm-eval's tasks, as
-in 'classification' and 'generation', and two more: HumanEval, whose answers run in a sandbox, and word problems.
+The text is the test split of WikiText-2, or a file of your own (--text). Make smaller quants with llama.cpp's
+quantiser, from the file of --model, and name them by --quants; all their weights are read. The methods (not the quants)
+also answer lm-eval's tasks, as in 'classification' and 'generation', and two more: HumanEval, whose answers run in a
+sandbox, and word problems.
 
 examples:
   python -m griffin.experiments pareto --quick
@@ -51,14 +52,14 @@ if TYPE_CHECKING:
 
 TITLE = "Quality against bytes a token"
 SEE = (
-    "The lower a line at the same place, the less the same number of bytes loses. Behind scores of tasks, the band is "
-    "one standard error of the full model's."
+    "If one line is below another, it loses less with the same number of bytes. In the panels of tasks, the grey band "
+    "is one standard error of the full model's score."
 )
 QUICK = {"windows": 3, "sparsities": [0.5], "limit": 5}
 SPARSITIES = [0.25, 0.5, 0.75]
 TASKS = ["arc_easy", "coqa"]
 PAPERS, OURS = METHOD_NAMES
-# The goals: by sparsity, how much of the paper's method's excess loss griffin+ may have.
+# The goals: the largest excess loss of griffin+ at a sparsity, as a fraction of the excess loss of the paper's method.
 MOST_EXCESS = {0.25: 0.1, 0.5: 0.35}
 
 
@@ -96,7 +97,7 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
     if length > study.context_length:
         raise ValueError(f"--prompt, --generated: {length} tokens, but the context has {study.context_length}")
     text = read_text(study, "wikitext") if arguments.text is None else read_own_text(study, arguments.text)
-    # One token more than is read: the last one read predicts it.
+    # One more token than is read, because the last token that is read predicts it.
     windows = text.windows(length + 1, arguments.windows, "--generated", "--windows")
     variants = [FULL, *[variant for sparsity in sparsities for variant in variants_at(sparsity)]]
     readers: list[Reader] = [VariantReader(study, variant) for variant in variants]
@@ -146,14 +147,14 @@ def excess(found: Found, row: Found) -> Tensor:
 
 
 def relative_excess(found: Found, name: str, sparsity: float) -> tuple[float, float]:
-    """The mean excess over that of the paper's method, and the standard error of this ratio over paired windows."""
+    """The mean excess divided by that of the paper's method, and the ratio's standard error over paired windows."""
     own_W, paper_W = (excess(found, by_method(found, each, sparsity)) for each in (name, PAPERS))
     ratio = float(own_W.mean() / paper_W.mean())
     return ratio, float(_error(own_W - ratio * paper_W) / paper_W.mean())
 
 
 def _error(values_W: Tensor) -> float:
-    """The standard error of a mean; NaN of a single value."""
+    """The standard error of a mean; NaN if there is only one value."""
     return float(values_W.std() / math.sqrt(len(values_W))) if len(values_W) > 1 else math.nan
 
 
@@ -162,11 +163,11 @@ def tables(found: Found) -> list[Table]:
     heads = ["", "sparsity", "MB a token", "active", "excess nats", f"of {PAPERS}'s", "KL", "same token"]
     caption = (
         f"{found['generated']} tokens after each of {found['windows']} prompts of {found['prompt']} tokens of "
-        f"{found['text']}. Excess: negative log-likelihood over the full model's; ± one standard error over windows. "
-        "KL in nats a token, from the full model's distribution; same token: how often both find the same token most "
-        "probable. MB a token: weights read, as counted; of a quant those of its file."
+        f"{found['text']}. Excess: negative log-likelihood above the full model's; ± is one standard error over "
+        "windows. KL(full || row) is in nats a token. Same token: how often both find the same token most probable. MB "
+        "a token: the weights that a token reads; a quant reads all of its file."
     )
-    scored = [score_table(found, "Scores in %; ± one standard error")] if found["tasks"] else []
+    scored = [score_table(found, "Scores in %. ± is one standard error.")] if found["tasks"] else []
     multiple_choice = [task for task, facts in found["tasks"].items() if facts["chance"] is not None]
     text = Table(heads, [_cells(found, row) for row in ordered], caption)
     return [text, *scored, *[_answers(found, task) for task in multiple_choice]]
@@ -193,17 +194,17 @@ def _with_error(value: float, error: float, digits: int) -> str:
 
 
 def _answers(found: Found, task: str) -> Table:
-    """How likely the right answers are. This tells more than how many of them win."""
+    """The likelihood of the right answers. It shows smaller differences than the number of answers that win."""
     rows = []
     for name in METHOD_NAMES:
         own = [found["scores"][task][f"{name} {percent(sparsity)}"] for sparsity in found["sparsities"]]
         rows.append([name, *[f"{scores['excess']:.3f} ± {scores['excess_stderr']:.3f}" for scores in own]])
-    caption = f"Negative log-likelihood of {TITLES[task]}'s right answers over the full model's, in nats."
+    caption = f"Negative log-likelihood of {TITLES[task]}'s right answers above the full model's, in nats."
     return Table(["", *[percent(sparsity) for sparsity in found["sparsities"]]], rows, caption)
 
 
 def draw(found: Found) -> "Figure":
-    """Text on the left, tasks to its right, each over the bytes that a token reads."""
+    """Panels of the text on the left and of the tasks on the right, over the bytes that a token reads."""
     figure = new_figure(3.4 * (2 + len(found["tasks"])), 3.4)
     nats, divergence, *others = panels(figure, 1, 2 + len(found["tasks"]))
     for name, colour in zip((*METHOD_NAMES, "smaller quants"), COLOURS, strict=False):
@@ -247,15 +248,15 @@ def _of_excess(found: Found, sparsity: float) -> Claim:
     most, (ratio, error) = MOST_EXCESS[sparsity], relative_excess(found, OURS, sparsity)
     ours, papers = (by_method(found, name, sparsity)["bytes"] / 1e6 for name in (OURS, PAPERS))
     return Claim(
-        f"At {percent(sparsity)} {OURS} has at most {most:g} of the paper's method's excess negative log-likelihood.",
+        f"At {percent(sparsity)}, the excess loss of {OURS} is at most {most:g} of that of the paper's method.",
         _below(ratio - most, error),
-        f"{ratio:.2f} ± {error:.2f} of it with {ours:.1f} and {papers:.1f} MB a token, "
-        f"on {found['windows']} windows of {found['text']}.",
+        f"It is {ratio:.2f} ± {error:.2f} of that, on {found['windows']} windows of {found['text']}. {OURS} reads "
+        f"{ours:.1f} MB a token and the paper's method {papers:.1f} MB.",
     )
 
 
 def _of_quant(found: Found, quant: Found) -> list[Claim]:
-    """Whether griffin+ is closer with no more bytes; none if it was not measured with as few."""
+    """Whether griffin+ is closer with no more bytes. The list is empty if griffin+ was not measured with so few."""
     fewer = [row for row in _of_kind(found, METHOD) if row["name"] == OURS and row["bytes"] <= quant["bytes"]]
     if not fewer:
         return []
@@ -266,12 +267,12 @@ def _of_quant(found: Found, quant: Found) -> list[Claim]:
         Claim(
             f"{OURS} is closer to the full model than {quant['name']}, with no more bytes a token.",
             _below(difference, _error(difference_W)),
-            f"KL {ours['kl']:.4f} with {ours['bytes'] / 1e6:.1f} MB at {percent(ours['sparsity'])}, and "
-            f"{quant['kl']:.4f} with {quant['bytes'] / 1e6:.1f} MB.",
+            f"{OURS} has a KL of {ours['kl']:.4f} with {ours['bytes'] / 1e6:.1f} MB at {percent(ours['sparsity'])}, "
+            f"and {quant['name']} has {quant['kl']:.4f} with {quant['bytes'] / 1e6:.1f} MB.",
         )
     ]
 
 
 def _below(difference: float, error: float) -> bool | None:
-    """Whether a difference is below 0; None if it is within two standard errors of it, or its error is unknown."""
+    """Whether a difference is below 0; None if it is within two standard errors of 0, or its error is unknown."""
     return difference < 0 if abs(difference) >= 2 * error else None

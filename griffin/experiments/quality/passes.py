@@ -1,4 +1,4 @@
-"""Ways through a given text, each with the logits after every token: fp32, decode steps, the prompt pass, llama.cpp.
+"""Passes over a given text, with the logits after each token: fp32, decode steps, the prompt pass, llama.cpp.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -19,7 +19,7 @@ from griffin.method.preparation import Preparation
 from griffin.request import Sampling
 
 PassName = Literal["steps", "prompt"]
-# Of the prompt pass, as the server has it.
+# The tokens in a chunk of the prompt pass, as in the server.
 CHUNK = 256
 
 
@@ -68,7 +68,7 @@ class Served:
         self._assembly = assemble(
             model, PrefixStore(0, CHUNK), PassLimit(), Preparation(), context_length=context_length, step="auto"
         )
-        # As an engine does: a step that is not right is replaced.
+        # As in an engine: a step that gives wrong results is replaced.
         self._assembly.verify(range(4))
         self._ids: list[int] = []
         self._logits_V = torch.empty(0)
@@ -99,11 +99,11 @@ class Served:
         return torch.cat(list(chunks))
 
     def _step(self, id: int) -> Tensor:
-        """Have this token instead of the one that was drawn, and run it."""
+        """Run this token instead of the one that was drawn."""
         decoder = self._assembly.state.decoder
         decoder.take(id, self._logits_V)()
         decoder.advance()()
-        # The next step writes over them.
+        # Copied, because the next step writes over them.
         self._logits_V = decoder.logits().clone()
         return self._logits_V
 

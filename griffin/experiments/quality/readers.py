@@ -1,4 +1,4 @@
-"""Readers of a given text: the model by some variant, and smaller quants of it; with what a token of each reads.
+"""Readers of a given text: variants of the model, and smaller quants of it. Each counts the bytes that a token reads.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -30,20 +30,20 @@ class Reader(Protocol):
     kind: str
 
     def question(self) -> Any:
-        """What its answers depend on besides the study, for the ledger."""
+        """Everything besides the study that its answers depend on, for the ledger."""
 
     def read(self, prompt: Sequence[int], inputs: Sequence[int]) -> Iterator[Tensor]:
         """The logits after each of the tokens that follow a prompt, ``(T, V)`` in all."""
 
     def bytes_per_token(self) -> int:
-        """Bytes of weights that a token has read on average, of those that were read last."""
+        """The bytes of weights that a token of the last text has read, on average."""
 
     def active_parameters(self) -> int:
-        """Parameters that have taken part in a token, the same."""
+        """The parameters that a token of the last text has used, on average."""
 
 
 class VariantReader:
-    """The study's model: full, or pruned by what it chooses on the prompt."""
+    """The study's model: full, or with the neurons that it chooses on the prompt."""
 
     def __init__(self, study: Study, variant: Variant) -> None:
         self.name, self.sparsity = variant.name, variant.sparsity
@@ -72,7 +72,7 @@ class VariantReader:
 class QuantReader:
     """A GGUF file of the same model with fewer bits a weight, read by its full model.
 
-    Its bytes are those of the file, whatever its weights are held in here.
+    Its bytes are those of the file, whatever format its weights have in memory here.
     """
 
     kind, sparsity = QUANT, 0.0

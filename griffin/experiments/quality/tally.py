@@ -1,4 +1,4 @@
-"""Tally: how far one way through a text is from a reference, token by token.
+"""Tally: how far one pass over a text is from a reference, token by token.
 
 Shapes: C tokens of a chunk, V vocabulary.
 """
@@ -15,10 +15,12 @@ from torch.nn import functional
 
 @dataclass(slots=True)
 class Tally:
-    """One way through the text beside the reference, summed up by window.
+    """One pass over the text, compared with the reference. ``kl`` and ``loss`` are sums for each window, in nats.
 
-    kl: of the reference's distribution from this one, in nats. loss: negative log-likelihood of the text, in nats.
-    same: tokens at which both find the same token most probable. kl_highest: of one token.
+    kl: KL(reference || this pass).
+    loss: the negative log-likelihood of the text.
+    same: the number of tokens where both find the same token most probable.
+    kl_highest: the highest KL of one token.
     """
 
     kl: list[float] = field(default_factory=list)
@@ -33,7 +35,7 @@ class Tally:
         self.loss.append(0.0)
 
     def add(self, expected_CV: Tensor, found_CV: Tensor, targets: Sequence[int]) -> None:
-        """Add tokens to the window: log-probabilities of the reference and of this way, fp64."""
+        """Add tokens to the window: log-probabilities of the reference and of this pass, fp64."""
         kl_C = functional.kl_div(found_CV, expected_CV, reduction="none", log_target=True).sum(dim=1)
         targets_C1 = torch.tensor(targets, device=found_CV.device)[:, None]
         self.kl[-1] += float(kl_C.sum())
@@ -56,5 +58,5 @@ class Tally:
 
 
 def logprobs(logits_CV: Tensor) -> Tensor:
-    """In fp64: the sum over a vocabulary in fp32 would be as inexact as what is measured."""
+    """Log-probabilities in fp64. In fp32 the error of a sum over the vocabulary would be as large as the KL."""
     return logits_CV.double().log_softmax(dim=1)

@@ -1,9 +1,9 @@
 """Run all experiments of the paper, on one model or several, and show them on one page: results/report.html.
 
 The experiments run one after the other. Each model's results go to its own folder, as when an experiment runs alone.
-The page has a verdict, pictures, tables and the paper's figures beside this run's. For each finding of the paper it
-says whether the finding holds here. report.md is the same as Markdown. A stopped run continues when it is started
-again. If an experiment fails, the report says so, and the others run.
+The page has a verdict, pictures, tables and the paper's figures beside this run's. It says for each finding of the
+paper whether it holds here. report.md is the same as Markdown. A stopped run continues when it is started again. If an
+experiment fails, the report says so, and the other experiments still run.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from griffin.experiments.report.page import page, require_markdown_it
 
 logger = logging.getLogger("griffin.report")
 
-# The report's values of these flags count, even if an experiment (latency) has such flags itself.
+# Flags of the report. An experiment (latency) may have them too, but gets the report's values.
 SHARED = ("model", "dtype", "device", "data", "out", "quick")
 
 Experiments = Mapping[str, Experiment]
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def make_report(arguments: argparse.Namespace, experiments: Experiments, opened: Open) -> None:
-    """As ``run``, for these experiments. ``opened`` makes a study from the flags of one model."""
+    """Run these experiments and write the report, as ``run`` does. ``opened`` makes a study from one model's flags."""
     require_matplotlib()
     require_markdown_it()
     if arguments.data is not None and not arguments.data.is_dir():
@@ -138,9 +138,9 @@ def _outcome(name: str, experiment: Experiment, found: Found, study: Study, out:
 
 
 def _reason(error: Exception) -> str:
-    """The error in one line. A fault of the program is also logged with its traceback. The other results go on."""
+    """The error in one line. A fault of the program is also logged with its traceback."""
     if is_out_of_memory(error):
-        return "out of memory; a smaller dtype or a larger device may do"
+        return "out of memory; try a smaller dtype or a larger device"
     if not isinstance(error, GriffinError | ValueError):
         logger.error("this is a fault of the program", exc_info=error)
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -156,7 +156,7 @@ def _write(arguments: argparse.Namespace, subjects: list[Subject], experiments: 
 
 
 def _short(arguments: argparse.Namespace) -> str:
-    """What was smaller than by default, as a sentence."""
+    """One or two sentences, if this run used fewer samples than by default; else empty."""
     parts = ["A first look (--quick): fewer samples and shorter texts than by default."] if arguments.quick else []
     if arguments.limit is not None:
         parts.append(f"At most {arguments.limit} items of each task (--limit).")

@@ -39,9 +39,9 @@ def _scores(table: PaperTable, founds: Founds) -> Table:
     return Table(
         ["", *(_head(task, metrics) for task, metrics in table.metrics.items())],
         rows,
-        f"Beside the paper's Table {table.number}: this run first, with the number of items and, behind the ±, one "
-        "standard error; then the paper's models at 50 % sparsity. Items and, in part, prompts differ from the "
-        "paper's: compare what pruning changes, not the scores.",
+        f"This run and the paper's Table {table.number}. The models of this run come first, with their number of "
+        "items; ± is one standard error. The paper's models follow, at 50 % sparsity. The items and some prompts "
+        "differ from the paper's, so compare what pruning changes, not the scores themselves.",
     )
 
 
@@ -94,8 +94,8 @@ def _latency(founds: Founds) -> Table:
     return Table(
         ["", "P+G", "prompt", "full", "magnitude", "GRIFFIN", "full over GRIFFIN"],
         rows,
-        f"Beside the paper's Table 3: seconds for a prompt of P tokens, and for generating G more. This run first, at "
-        f"{here} sparsity; then the paper's, at 50 % / 75 %, in fp16 on an NVIDIA L40.",
+        "This run and the paper's Table 3: seconds to read a prompt of P tokens, and seconds to generate G more. This "
+        f"run comes first, at {here} sparsity. The paper's rows follow, at 50 % / 75 %, in fp16 on an NVIDIA L40.",
         words=2,
     )
 

@@ -63,13 +63,13 @@ def document(subjects: Sequence[Subject], sections: Sequence[Section], command: 
         subjects: in the order of the report; at least one has facts.
         sections: the experiments that were asked for.
         command: the command that makes this document again.
-        short: a sentence that says in what the run was smaller than by default; may be empty.
+        short: one or two sentences, if this run used fewer samples than by default; else empty.
     """
     several = len(subjects) > 1
     parts = [
         f"# {escaped(title(subjects))}",
-        "GRIFFIN generates with only those feed-forward (FF) neurons that the prompt used most. These are the "
-        f"experiments of its paper, [{CITATION}]({ADDRESS}), repeated with this project's own implementation.",
+        "GRIFFIN generates with only those feed-forward (FF) neurons that the prompt used most. This page repeats the "
+        f"experiments of its paper, [{CITATION}]({ADDRESS}), with this project's own implementation.",
         "## Verdict",
         *_verdicts(subjects, sections, several),
         "## What was run",
@@ -97,11 +97,13 @@ def _in_short(subject: Subject) -> str:
 
 
 def _missing(subject: Subject, sections: Sequence[Section]) -> list[str]:
-    """What is missing, so that no reader of the verdict believes it was measured."""
+    """The experiments that failed. Readers of the verdict must know that they are missing."""
     if not subject.facts:
         return [_failed(subject.name, reason) for reason in subject.failures.values()]
     lacking = [section.title for section in sections if section.name in subject.failures]
-    return [f"Failed, and not part of this: {escaped(', '.join(lacking))}; see there."] if lacking else []
+    if not lacking:
+        return []
+    return [f"Not part of this verdict, because they failed (see their sections): {escaped('; '.join(lacking))}."]
 
 
 def _failed(what: str, reason: str) -> str:
@@ -113,7 +115,7 @@ def _run(subjects: Sequence[Subject], command: str, short: str) -> list[str]:
     heads = ["", *(subject.name for subject in loaded)]
     columns = [_facts(subject.facts) for subject in loaded]
     rows = [[fact, *(column[fact] for column in columns)] for fact in columns[0]]
-    return [Table(heads, rows, words=len(heads)).markdown(), short, "The same again:", _code(command)]
+    return [Table(heads, rows, words=len(heads)).markdown(), short, "To make this report again:", _code(command)]
 
 
 def _facts(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -166,7 +168,7 @@ def _shown(section: Section, subject: Subject, outcome: Outcome) -> list[str]:
 
 
 def _how(found: Mapping[str, Any]) -> list[str]:
-    """How the results were made: kept results may be from another day and machine than the rest."""
+    """How the results were made. Kept results may be from another day and machine than the rest."""
     facts = (found["model"], found["dtype"], found["device_name"], f"data: {found['data']}", _date(found["date"]))
     return [escaped(", ".join(map(str, facts))), _code(found["command"])]
 

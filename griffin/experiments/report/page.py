@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
 NO_BREAK = "\N{NO-BREAK SPACE}"
-# The page fetches nothing, even if a text asks for it.
+# The browser loads nothing for this page, even if a text has the address of something.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -63,7 +63,7 @@ def require_markdown_it() -> None:
 
 
 def _table_open(*_: Any) -> str:
-    # A wide table scrolls alone, with the keyboard too.
+    # A wide table scrolls without the rest of the page, also by keyboard.
     return '<div class="table" tabindex="0" role="group"><table>\n'
 
 

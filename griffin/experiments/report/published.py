@@ -1,6 +1,6 @@
 """The paper's own numbers: Tables 1 to 4 of Dong, Chen and Chi (2024), arXiv:2404.01365, as printed there.
 
-Scores are in percent, times in seconds. 50 % of the FF neurons are removed, if nothing else is said.
+Scores are in percent, times in seconds. 50 % of the FF neurons are removed unless a comment says otherwise.
 """
 
 from collections.abc import Mapping, Sequence

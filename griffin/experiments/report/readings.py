@@ -1,7 +1,7 @@
 """Readings: how much of the full model's score each task keeps at each sparsity, and how sure that is.
 
 A task is judged by its first metric. Both models answer the same items, so the standard error of a change comes from
-pairs. If no pair differs, it is computed as if the items had been different ones, which makes it too large.
+pairs. Where no pair differs, it is computed as if the items were different ones, and is too large.
 """
 
 import math
@@ -15,9 +15,9 @@ Grade = Literal["near", "tolerable", "broken", "mute"]
 
 # The largest losses of these grades, as fractions of the full model's score.
 NEAR, TOLERABLE = 0.01, 0.05
-# A loss exactly at a limit is within it, in spite of rounding.
+# Added to the limits, so that rounding does not put a loss exactly at a limit outside it.
 ROUNDING = 1e-9
-# The experiments on tasks. With the same number of items they find the same.
+# The experiments on tasks. With the same number of items they have the same results.
 SOURCES = ("classification", "generation", "selection", "sparsity")
 
 
@@ -45,7 +45,7 @@ class Reading:
 
     @property
     def mute(self) -> bool:
-        """Whether the full model is within two standard errors of chance: the task cannot show what pruning does."""
+        """Whether the full model is at most two standard errors above chance. Such a task cannot judge pruning."""
         return not beyond_chance(self.full, self.chance, self.items, self.full_error)
 
     @property
@@ -76,7 +76,7 @@ class Reading:
         return "tolerable" if -self.change <= TOLERABLE + ROUNDING else "broken"
 
     def within(self, errors: float) -> bool:
-        """Whether the change is at most this many standard errors: it may then be no change at all."""
+        """Whether the change is at most this many standard errors, and so may be chance."""
         return self.error is not None and abs(self.change) <= errors * self.error
 
 
@@ -104,7 +104,7 @@ def readings(found: Mapping[str, Any]) -> list[Reading]:
 
 
 def of_all(founds: Mapping[str, Mapping[str, Any]]) -> list[Reading]:
-    """The readings of all experiments on tasks. Of two for one task and sparsity, the one with more items counts."""
+    """The readings of all experiments on tasks. If a task was read twice at a sparsity, more items win."""
     best: dict[tuple[str, float], Reading] = {}
     for name in SOURCES:
         for reading in readings(founds[name]) if name in founds else ():
@@ -143,7 +143,7 @@ def _reading(
     return Reading(
         task=task,
         metric=metric,
-        # So that 3 * 0.1 equals 0.3.
+        # 3 * 0.1 must equal 0.3.
         sparsity=round(sparsity, 6),
         items=facts.get("items"),
         full=full[metric],

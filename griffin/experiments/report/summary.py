@@ -1,4 +1,4 @@
-"""Summary: the verdict on one model in words and tables, as Markdown. It stands first in a report."""
+"""Summary: the verdict on one model in words and tables, as Markdown. It comes first in a report."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def summary(
 def headline(founds: Mapping[str, Mapping[str, Any]]) -> str:
     """The verdict in a sentence or two, at 50 % sparsity or the nearest one that was measured."""
     shown = at_sparsity(of_all(founds))
-    return _headline(shown) if shown else "No task was run, so nothing is said here about quality."
+    return _headline(shown) if shown else "No task was run, so this report cannot judge quality."
 
 
 def at_sparsity(found: Sequence[Reading], wanted: float = PAPERS_SPARSITY) -> list[Reading]:
@@ -51,37 +51,40 @@ def _of_tasks(found: Sequence[Reading]) -> list[str]:
 
 def _headline(shown: Sequence[Reading]) -> str:
     where = f"At {percent(shown[0].sparsity)} sparsity"
-    telling = [reading for reading in shown if not reading.mute]
-    if not telling:
-        return f"{where}: no verdict; the full model is no better than guessing in any of these tasks."
-    near, tolerable, broken = (sum(r.grade == grade for r in telling) for grade in ("near", "tolerable", "broken"))
-    faint = sum(reading.within(2) for reading in telling)
+    judged = [reading for reading in shown if not reading.mute]
+    if not judged:
+        return f"{where}: no verdict, because the full model is no better than guessing in any of these tasks."
+    near, tolerable, broken = (sum(r.grade == grade for r in judged) for grade in ("near", "tolerable", "broken"))
+    faint = sum(reading.within(2) for reading in judged)
     return (
-        f"{where}, of {len(telling)} task{'s' * (len(telling) > 1)}: {near} within 1 % of the full model, "
-        f"{tolerable} with 1 to 5 % lost, {broken} with more lost. {_caution(faint, len(telling))}"
+        f"{where}, {near} of {len(judged)} task{'s' * (len(judged) > 1)} stay{'s' * (near == 1)} within 1 % of the "
+        f"full model, {tolerable} lose{'s' * (tolerable == 1)} 1 to 5 %, and {broken} lose{'s' * (broken == 1)} more. "
+        f"{_caution(faint, len(judged))}"
     ).strip()
 
 
 def _caution(faint: int, tasks: int) -> str:
     if not faint:
         return ""
-    which = ("All" if tasks > 1 else "It") if faint == tasks else f"{faint} of them"
-    verb = "is" if faint == 1 else "are"
-    return f"{which} {verb} within two standard errors of no change, and cannot be told from it."
+    if faint == 1:
+        which = "The change" if tasks == 1 else f"1 of the {tasks} changes"
+        return f"{which} is within two standard errors, so it may be chance."
+    which = f"All {tasks}" if faint == tasks else f"{faint} of the {tasks}"
+    return f"{which} changes are within two standard errors, so they may be chance."
 
 
 def _grades(shown: Sequence[Reading]) -> list[str]:
     heads: dict[Grade, str] = {
-        "near": "Within 1 %",
-        "tolerable": "Within 5 %",
-        "broken": "Breaks, more than 5 % lost",
+        "near": "Within 1 % of the full model",
+        "tolerable": "Loses 1 to 5 %",
+        "broken": "Loses more than 5 %",
     }
     lines = [f"- **{head}**: {_listed(shown, grade)}" for grade, head in heads.items()]
     mute = [f"{TITLES[r.task]} ({METRICS[r.metric]} {percent(r.full)}{_guessing(r)})" for r in shown if r.mute]
     if mute:
         lines.append(
-            "- **Says nothing about this model**, whose full form is no better there than guessing, or than 0, by two "
-            f"standard errors: {', '.join(mute)}"
+            "- **Not judged**, because the full model is not two standard errors above guessing (or above 0): "
+            f"{', '.join(mute)}"
         )
     return [*lines, *_noise([reading for reading in shown if not reading.mute])]
 
@@ -94,24 +97,24 @@ def _listed(shown: Sequence[Reading], grade: Grade) -> str:
     return ", ".join(f"{TITLES[r.task]} ({signed(r.change)})" for r in shown if r.grade == grade) or "none"
 
 
-def _noise(telling: Sequence[Reading]) -> list[str]:
-    """Lines on what so few items cannot show."""
+def _noise(judged: Sequence[Reading]) -> list[str]:
+    """Lines on the changes that may be chance, because the items are so few."""
     # An error of 0 means that all items had equal answers: it does not measure chance.
-    known = [(reading, reading.error) for reading in telling if reading.error]
+    known = [(reading, reading.error) for reading in judged if reading.error]
     if not known:
         return []
-    one = [reading for reading in telling if reading.within(1)]
-    two = [reading for reading in telling if reading.within(2) and not reading.within(1)]
+    one = [reading for reading in judged if reading.within(1)]
+    two = [reading for reading in judged if reading.within(2) and not reading.within(1)]
     lines = [
-        f"- **Cannot be told from no change**, {size} of the difference: {_by_items(own)}"
-        for size, own in (("being within one standard error", one), ("being within two standard errors", two))
+        f"- **May be chance**, because the change is {size}: {_by_items(own)}"
+        for size, own in (("within one standard error", one), ("between one and two standard errors", two))
         if own
     ]
     finest, coarsest = min(known, key=lambda pair: pair[1]), max(known, key=lambda pair: pair[1])
     span = f"{percent(2 * finest[1])} in {_by_items([finest[0]])}"
     if coarsest is not finest:
-        span += f" to {percent(2 * coarsest[1])} in {_by_items([coarsest[0]])}"
-    return [*lines, f"- **What this run can show**: changes larger than two standard errors, here {span}"]
+        span = f"from {span} to {percent(2 * coarsest[1])} in {_by_items([coarsest[0]])}"
+    return [*lines, f"- **Smallest change that this run can show** (two standard errors): {span}"]
 
 
 def _by_items(own: Sequence[Reading]) -> str:
@@ -132,8 +135,9 @@ def _detail(shown: Sequence[Reading]) -> Table:
             ]
             for r in shown
         ],
-        f"At {percent(shown[0].sparsity)} sparsity. The change is relative to the full model; its standard error is "
-        "of pairs, since both answer the same items (as of separate items where no pair differs).",
+        f"Scores at {percent(shown[0].sparsity)} sparsity. The change is relative to the full model. Its standard "
+        "error comes from pairs, because both models answer the same items. Where no pair differs, it is computed as "
+        "if the items were different ones, and is too large.",
         words=2,
     )  # fmt: skip
 
@@ -145,17 +149,20 @@ def _of_sweep(found: Sequence[Reading]) -> list[str]:
 
 
 def _common(reached: Sequence[Reach]) -> str:
-    """The sparsity up to which all tasks stay within the limits."""
+    """The sparsity up to which all judged tasks stay within the limits."""
     if not reached:
-        return "No task says anything about this model at any sparsity."
-    near = _up_to([reach.near for reach in reached])
-    tolerable = _up_to([reach.tolerable for reach in reached])
-    return f"All tasks that say something stay within 1 % {near}, and within 5 % {tolerable}."
+        return "No task of the sweep over sparsities can be judged."
+    near = _reached(_lowest([reach.near for reach in reached]))
+    tolerable = _reached(_lowest([reach.tolerable for reach in reached]))
+    return (
+        "Largest measured sparsity up to which all judged tasks stay within 1 % of the full model: "
+        f"{near}. Within 5 %: {tolerable}."
+    )
 
 
-def _up_to(reached: Sequence[float | None]) -> str:
-    lowest = min(sparsity or 0.0 for sparsity in reached)
-    return f"up to {percent(lowest)} sparsity" if lowest else "at no sparsity measured"
+def _lowest(reached: Sequence[float | None]) -> float | None:
+    """The lowest of these sparsities; None if any task reaches none."""
+    return min(sparsity or 0.0 for sparsity in reached) or None
 
 
 def _sweep(found: Sequence[Reading]) -> Table:
@@ -169,7 +176,7 @@ def _sweep(found: Sequence[Reading]) -> Table:
         rows.append(
             [
                 TITLES[task],
-                *(limits or ["says nothing", "says nothing"]),
+                *(limits or ["not judged", "not judged"]),
                 *(_kept(own.get(sparsity)) for sparsity in sparsities),
                 fixed(2 * max(errors)) if errors else "-",
             ]
@@ -177,8 +184,9 @@ def _sweep(found: Sequence[Reading]) -> Table:
     return Table(
         ["task", "within 1 % up to", "within 5 % up to", *map(percent, sparsities), "two standard errors"],
         rows,
-        "Score at each sparsity in percent of the full model's, and the largest sparsity up to which all measured "
-        "ones keep within 1 % and 5 % of it (by the scores as they are; two standard errors: the largest in the row).",
+        "Scores in percent of the full model's. A task is within 1 % up to a sparsity if its score is within 1 % there "
+        "and at all smaller measured sparsities. This does not consider standard errors. The last column is the "
+        "largest of the row.",
     )
 
 
@@ -199,20 +207,27 @@ def _of_perplexity(found: Mapping[str, Any]) -> str:
     ]
     (least, easiest), (most, hardest) = min(increases), max(increases)
     return (
-        f"at {percent(found['sparsity'])} sparsity {signed(least)} over the full model's at best ({easiest}), "
+        f"at {percent(found['sparsity'])} sparsity it changes by {signed(least)} at best ({easiest}) and by "
         f"{signed(most)} at worst ({hardest})."
     )
 
 
 def _counted(claims: Mapping[str, Sequence[Claim]], titles: Mapping[str, str]) -> str:
-    """How many of the paper's findings hold here."""
-    answers = {"hold here": True, "do not hold": False, "cannot be told": None}
-    parts = [f"- **The paper's findings**: tested: {sum(map(len, claims.values()))}"]
-    for words, answer in answers.items():
-        where = [titles.get(name, name) for name, own in claims.items() for claim in own if claim.holds is answer]
-        names = f", in: {', '.join(map(escaped, dict.fromkeys(where)))}" if where and not answer else ""
-        parts.append(f"{words}: {len(where)}{names}")
-    return "; ".join(parts) + "."
+    """How many of the paper's findings hold here, and the titles of the experiments where some do not."""
+    where: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for name, own in claims.items():
+        for claim in own:
+            where[claim.holds].append(escaped(titles.get(name, name)))
+    yes, no, unclear = (len(where[answer]) for answer in (True, False, None))
+    return (
+        f"- **The paper's findings**: of {yes + no + unclear} that were tested, {yes} hold{'s' * (yes == 1)} here. "
+        f"{no} do{'es' * (no == 1)} not hold{_there(where[False])}. This run cannot judge {unclear}"
+        f"{_there(where[None])}."
+    )
+
+
+def _there(titles: Sequence[str]) -> str:
+    return f": {'; '.join(dict.fromkeys(titles))}" if titles else ""
 
 
 def percent(fraction: float) -> str:

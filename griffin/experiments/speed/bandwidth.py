@@ -18,14 +18,14 @@ class Bandwidth:
     """Bytes per second.
 
     copy: bytes read plus bytes written, when one buffer is copied to another.
-    read: of the fastest among a few plain kernels that only read.
+    read: bytes read by the fastest of a few plain kernels that only read.
     """
 
     copy: float
     read: float
 
     def or_faster(self, other: "Bandwidth") -> "Bandwidth":
-        """The best of two measurements: another program that runs meanwhile can only make one slower."""
+        """The better of two measurements, because other programs can only make a measurement slower."""
         return Bandwidth(max(self.copy, other.copy), max(self.read, other.read))
 
 

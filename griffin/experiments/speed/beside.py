@@ -1,4 +1,4 @@
-"""The engine beside llama.cpp on the same file: what each reads, and a table of both."""
+"""The engine beside llama.cpp on the same file: the bytes that each reads, and a table of both."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from griffin.model.accounting import Accounting
 from griffin.model.checkpoint.gguf_file import parts
 from griffin.request import METHOD_NAMES
 
-# Tables of which a token looks up one row. The first one is also the head where the file has no other.
+# Tables of which a token looks up one row. If the file has no head, the table of tokens is also the head.
 TOKENS, POSITIONS, HEAD = "token_embd.weight", "position_embd.weight", "output.weight"
 # llama.cpp's keys and values.
 KV_DTYPE = torch.float16
@@ -43,7 +43,7 @@ def weight_bytes(file: Path) -> int:
 
 
 def beside_table(rows: Sequence[Row], prompt_tokens: int) -> str:
-    """The engine's rows and llama.cpp's; ratios are of runs of the same round."""
+    """The engine's rows and llama.cpp's. Each ratio compares two runs of the same round."""
     lines = [
         f"{'beside llama.cpp':<18}{'sparsity':>9}{'prompt tokens/s':>17}{'x llama.cpp':>13}{'low - high':>15}"
         f"{'tokens/s':>11}{'x llama.cpp':>13}{'low - high':>15}"

@@ -11,7 +11,7 @@ TOLERANCE = 0.05
 
 
 def speed_claims(found: Mapping[str, Any]) -> list[Claim]:
-    """Judge by the generation phase at the longest lengths, at 50 % sparsity or else the lowest that was timed."""
+    """Judge by the generation phase at the longest lengths, at 50 % sparsity or else the lowest timed sparsity."""
     setting = max(found["settings"], key=lambda setting: setting["prompt_tokens"] + setting["tokens"])
     rows = {(row["name"], row["sparsity"]): row for row in setting["rows"]}
     sparsities = sorted(sparsity for name, sparsity in rows if name == "GRIFFIN")
@@ -21,7 +21,10 @@ def speed_claims(found: Mapping[str, Any]) -> list[Claim]:
     griffin, full, magnitude = (
         rows.get(key) for key in (("GRIFFIN", sparsity), ("full", 0.0), ("magnitude", sparsity))
     )
-    where = f"at {sparsity * 100:.3g} % sparsity, {setting['prompt_tokens']} + {setting['tokens']} tokens"
+    where = (
+        f"At {sparsity * 100:.3g} % sparsity, to generate {setting['tokens']} tokens after a prompt of "
+        f"{setting['prompt_tokens']}"
+    )
     claims = [_faster(griffin, full, where)] if griffin and full else []
     return [*claims, _as_fast(griffin, magnitude, where)] if griffin and magnitude else claims
 
@@ -29,13 +32,13 @@ def speed_claims(found: Mapping[str, Any]) -> list[Claim]:
 def _faster(griffin: Mapping[str, Any], full: Mapping[str, Any], where: str) -> Claim:
     own, others = griffin["generation_seconds"], full["generation_seconds"]
     overlap = _overlap(own, others)
-    caution = "; the ranges of the rounds overlap" if overlap else ""
+    caution = " This may be chance, because the ranges of the rounds overlap." if overlap else ""
     return Claim(
-        "Generation is faster than with the full model: at 50 % sparsity, over long generations, 1.25x in Llama 2 13B "
-        "and 1.16x in Gemma 7B (Table 3).",
+        "GRIFFIN generates faster than the full model: 1.25x with Llama 2 13B and 1.16x with Gemma 7B, at 50 % "
+        "sparsity over long generations (Table 3).",
         None if overlap else own["median"] < others["median"],
-        f"{others['median'] / own['median']:.2f}x {where}: {own['median']:.2f} s, the full model "
-        f"{others['median']:.2f} s{caution}.",
+        f"{where}, GRIFFIN takes {own['median']:.2f} s and the full model {others['median']:.2f} s: "
+        f"{others['median'] / own['median']:.2f}x.{caution}",
     )
 
 
@@ -43,11 +46,12 @@ def _as_fast(griffin: Mapping[str, Any], magnitude: Mapping[str, Any], where: st
     own, others = griffin["generation_seconds"], magnitude["generation_seconds"]
     longer = own["median"] / others["median"] - 1
     return Claim(
-        "GRIFFIN generates as fast as a model whose neurons are pruned once and for all by magnitude, the best case "
+        "GRIFFIN generates as fast as a model that was pruned by magnitude once for all prompts. This is the best case "
         "(Table 3).",
         longer <= TOLERANCE or _overlap(own, others),
-        f"{own['median']:.2f} s {where}, magnitude {others['median']:.2f} s ({longer * 100:+.1f} %; up to "
-        f"{TOLERANCE * 100:.0f} % longer, or within the rounds' ranges, counts as just as fast).",
+        f"{where}, GRIFFIN takes {own['median']:.2f} s and magnitude {others['median']:.2f} s ({longer * 100:+.1f} %). "
+        f"GRIFFIN counts as just as fast if it takes at most {TOLERANCE * 100:.0f} % longer, or if the ranges of the "
+        "rounds overlap.",
     )
 
 

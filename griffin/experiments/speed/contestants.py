@@ -1,6 +1,6 @@
 """Contestants: the engine, full and pruned, and the programs beside it. Each runs one sequence and times its tokens.
 
-All get the same prompt and draw greedily. None stops before the wanted number of tokens.
+All get the same prompt, draw greedily and generate the same number of tokens.
 """
 
 import time
@@ -21,10 +21,10 @@ from griffin.model.accounting import Accounting
 from griffin.request import MethodName, StatisticName
 
 PROFILED_TOKENS, PROFILED_ROWS = 32, 30
-# As the paper calls them.
+# The paper's names.
 STATISTIC_NAMES: dict[StatisticName, str] = {"flocking": "GRIFFIN", "magnitude": "magnitude"}
 LLAMA_CPP = "llama.cpp"
-# Seconds before and after another process computes. Threads that have ended a product spin a while for the next one.
+# Seconds to wait before and after another process computes, because threads that ended a product still spin a while.
 PAUSE = 0.1
 
 
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def generation(self) -> float:
-        """From the first token to the last, selection included: what the paper's Table 3 shows."""
+        """From the first token to the last, with the selection, as in the paper's Table 3."""
         return self.times[-1] - self.times[0]
 
     @property
@@ -64,7 +64,7 @@ class Run:
 class Contestant:
     """``run`` takes a prompt and a number of tokens, and times them.
 
-    accounting: of what it reads; None if it reads what the engine reads.
+    accounting: of the weights that it reads; None if they are the engine's.
     """
 
     name: str
@@ -112,7 +112,7 @@ def llama_cpp_contestant(llama_cpp: LlamaCpp, accounting: Accounting) -> Contest
     """llama.cpp, which reads the file's own bytes.
 
     Args:
-        accounting: of what it reads.
+        accounting: of the weights that it reads.
     """
     return Contestant(LLAMA_CPP, 0.0, partial(_run_llama_cpp, llama_cpp), accounting)
 
@@ -125,7 +125,7 @@ def run_rounds(
     progress: Progress,
     deadline: float = float("inf"),
 ) -> list[list[Run]]:
-    """The runs of each contestant. In each round all run in turn, so that other load on the machine meets all alike.
+    """The runs of each contestant. In each round all run in turn, so that other load slows all of them equally.
 
     One more round runs first and does not count: it chooses kernels, compiles, and warms caches and allocators.
     After the first round that counts, no round starts that would probably end after ``deadline``

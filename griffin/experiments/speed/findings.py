@@ -18,7 +18,7 @@ from griffin.experiments.speed.lengths import Lengths
 from griffin.experiments.speed.rows import Row
 from griffin.experiments.speed.tables import LEGEND, cost_table, paper_table, speed_table
 
-# Of a configuration, as the JSON names them.
+# Fields of a configuration that the JSON keeps.
 DIMENSIONS = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 
 

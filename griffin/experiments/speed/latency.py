@@ -63,12 +63,12 @@ if TYPE_CHECKING:
 
 TITLE = "Speed of generation (Table 3)"
 SEE = (
-    "Each bar is the time of one token: GRIFFIN's should be as short as magnitude's at the same sparsity, and both "
-    "shorter than the full model's."
+    "Each bar is the time of one token. At the same sparsity, GRIFFIN's bar should be as short as magnitude's. Both "
+    "should be shorter than the full model's."
 )
 QUICK: Mapping[str, object] = SHORT
-# The load of one core before the run, above which another program disturbs the times. Earlier runs of this program
-# leave less. Threads that wait for each other suffer most.
+# The load of one core before the run. Above this, another program disturbs the times, mostly of threads that wait for
+# each other. An earlier run of this program leaves a smaller load.
 BUSY = 1.2
 
 
@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
-    """Time the engine alone, full and pruned. Each run measures anew: no time is taken from the ledger."""
+    """Time the engine alone, full and pruned. Times are never taken from the ledger."""
     started, engine = time.monotonic(), study.engine
     asked, rounds = asked_for(arguments)
     require_context(asked, engine.context_length)
@@ -271,7 +271,7 @@ def _timed(
 def _model(arguments: argparse.Namespace, device: torch.device) -> tuple[PreTrainedModel, str]:
     """The model, and how its weights are held."""
     if arguments.shape:
-        # Only once: for auto, this measures which dtype is fastest.
+        # Called only once, because for auto this measures which dtype is fastest.
         dtype = parse_dtype(arguments.dtype, device)
         return random_model(arguments.shape, dtype, device), str(dtype).removeprefix("torch.")
     checkpoint = load(arguments.model, dtype=arguments.dtype, device=arguments.device)

@@ -1,8 +1,8 @@
 """Speed of a model that is larger than the device: FF offload beside accelerate's device_map.
 
-Three ways run, each in its own process, from the same files: the resident model, if it fits; GRIFFIN with ff_offload
-(FF weights on the host, or in a file on a CPU); transformers' generate with accelerate's offload of the same modules
-(to the host, or to disk on a CPU).
+Three ways run from the same files, each in its own process. The first is the resident model, if it fits. The second is
+GRIFFIN with ff_offload: FF weights are on the host, or in a file if the device is a CPU. The third is transformers'
+generate with accelerate's offload of the same modules: to the host, or to disk if the device is a CPU.
 
 To limit the memory, use --memory-gb on a GPU. On a CPU start the command in a group of processes with a limit:
 systemd-run --user --scope -p MemoryMax=2G python -m griffin.experiments offload
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
                 rows.append(_alone(_measure, *task, arguments.prompt_tokens, arguments.tokens, arguments.rounds))
             except BrokenProcessPool:
                 # The system ended the process. Under a memory limit this is a result.
-                rows.append({"way": way, "sparsity": sparsity, "failed": "killed, most likely for want of memory"})
+                rows.append({"way": way, "sparsity": sparsity, "failed": "killed, probably because memory ran out"})
             progress.advance()
     name = arguments.shape or arguments.model
     print(f"{name}, {dtype}, {device_name(device)}, {arguments.prompt_tokens} + {arguments.tokens} tokens")
@@ -99,7 +99,7 @@ def _alone(function: Any, *arguments: Any) -> Any:
 
 
 def _prepare(model: str, shape: str | None, dtype: str, folder: str) -> str:
-    """A directory with safetensors, or a hub id: every way can read these."""
+    """A directory with safetensors, or a hub id. Every way can read both."""
     if shape is None and not model.endswith(".gguf") and model.lower() != EMBEDDED_MODEL.lower():
         return model
     checkpoint = load(model, dtype=dtype, device="cpu")

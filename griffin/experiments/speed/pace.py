@@ -1,7 +1,7 @@
 """The time of a token for each method at equal sparsity, and for the full model.
 
 One engine for each of them continues the same prompt of WikiText. They take turns in balanced order, a few tokens
-each. So other load on the machine meets all alike, and each ratio compares two times that lie next to each other.
+each. So other load on the machine slows all of them equally, and each ratio compares two neighbouring times.
 """
 
 import argparse
@@ -28,18 +28,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "Speed at equal sparsity"
-SEE = "Dots of one sparsity should lie on each other: what is read counts, not by which method it was chosen."
+SEE = "Both methods' dots of one sparsity should be equal: only the bytes that a token reads count, not the method."
 QUICK = {"prompts": 2, "sparsities": [0.5], "tokens": 32}
 SPARSITIES = [0.25, 0.5, 0.75]
-# Tokens in one turn. Few, so that the compared times are near each other. More than one, because the caches hold the
-# data of another engine at the first.
+# Tokens in one turn. Few, so that the compared times are near each other. More than one, because at the first token
+# the caches hold the data of another engine.
 BLOCK = 4
-# The full model and two methods. Each follows each other one once. None follows itself: the caches would hold its data.
+# The full model and two methods. Each runs once after each other one, and never after itself, because the caches would
+# then hold its own data.
 ORDER = (0, 1, 0, 2, 1, 2)
-# Tokens before the timing: neurons are chosen at the first pruned token, and memory is touched for the first time at
-# those after it.
+# Tokens before the timing. Neurons are chosen at the first pruned token, and the next tokens touch memory for the first
+# time.
 WARM_UP = 2 + 2 * BLOCK
-# The largest difference between the methods that counts as none, as a fraction.
+# Two methods count as equally fast up to this relative difference.
 TOLERANCE = 0.03
 
 Seconds = list[list[float]]
@@ -80,8 +81,8 @@ def measure(study: Study, arguments: argparse.Namespace) -> Found:
 def in_turn(study: Study, prompt: Sequence[int], prunings: Sequence[Pruning], rounds: int) -> Timed:
     """Let one engine for each pruning continue the prompt, in turn.
 
-    Engines are new for each prompt and share the weights: the place of an engine's memory changes its speed by some
-    hundredths.
+    Engines are new for each prompt and share the weights, because the place of an engine's memory changes its speed by
+    a few percent.
 
     Returns:
         See ``Timed``.
@@ -148,10 +149,10 @@ def tables(found: Found) -> list[Table]:
         for each in found["rows"]
     ]
     caption = (
-        f"{found['prompts']} prompts of {found['prompt']} tokens of WikiText, {found['tokens']} tokens timed of each "
-        f"continuation, {BLOCK} by each method in turn; medians. x griffin's time: of a prompt the median over the "
-        "turns, then the median of the prompts ± their standard error, and the lowest and highest of them. The full "
-        "model ran beside each sparsity anew. MB a token: weights that a token reads, on average."
+        f"Medians over {found['prompts']} prompts of {found['prompt']} tokens of WikiText, with {found['tokens']} "
+        f"timed tokens each; the methods took turns of {BLOCK} tokens. x griffin's time: the median over the turns of "
+        "a prompt, then the median over the prompts ± one standard error, and the lowest and highest prompt. The full "
+        "model ran again beside each sparsity. MB a token: the weights that a token reads, on average."
     )
     return [Table(heads, rows, caption)]
 

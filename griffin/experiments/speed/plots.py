@@ -36,7 +36,7 @@ def require_plot() -> None:
 
 
 def plot_latency(report: dict[str, Any], path: Path) -> None:
-    """Write ``latency_figure`` to a file. The suffix says the format.
+    """Write ``latency_figure`` to a file. The suffix gives the format.
 
     Raises:
         GriffinError: matplotlib is not installed, or the file cannot be written.

@@ -1,4 +1,4 @@
-"""Rows: timed runs become medians with their spread, and how near they come to the limit.
+"""Rows: medians of timed runs, their spread, and how near they come to the limit.
 
 A decode step reads each active weight, and each key and value of its context, once. No step can be faster than these
 bytes over the memory's read bandwidth: this is the limit.
@@ -34,10 +34,10 @@ class Row:
     limit_seconds: the shortest possible time of a token: bytes_per_step over the read bandwidth.
     of_limit: limit_seconds over the measured time of a token.
     ideal_speedup: the full model's bytes_per_step over this row's.
-    prompt_over_llama_cpp, over_llama_cpp: how many times as fast as llama.cpp in the same round: for the prompt, and
-        for a token after it. None: it did not run.
-    break_even_tokens: the number of tokens after which the selection has saved what it took. None: never, or the row
-        selects nothing.
+    prompt_over_llama_cpp, over_llama_cpp: how many times as fast as llama.cpp in the same round, for the prompt and
+        for a token after it. None: llama.cpp did not run.
+    break_even_tokens: the number of tokens after which the selection has saved the time that it took. None: never, or
+        the row has no selection.
     """
 
     name: str
@@ -146,5 +146,5 @@ def _ratios(peers: Sequence[float], own: Sequence[float]) -> Spread | None:
 
 
 def break_even(selection: float, full: float, pruned: float) -> float | None:
-    """The number of tokens after which a selection has saved what it took. None: never. All arguments are seconds."""
+    """The number of tokens after which a selection has saved the seconds that it took. None: never."""
     return selection / (full - pruned) if pruned < full else None

@@ -15,7 +15,7 @@ from griffin.model.families import require_supported
 LLAMA = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096}
 OPT = {"model_type": "opt", "vocab_size": 50272, "max_position_embeddings": 2048}
 
-# As in the config.json of each checkpoint.
+# The values are those in the config.json of each checkpoint.
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-2-7b": {
         **LLAMA, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -82,7 +82,7 @@ def random_model(name: str, dtype: torch.dtype, device: torch.device) -> PreTrai
     # Not on the meta device: modules compute their buffers (rotary frequencies) when they are made.
     with torch.device(device), no_init_weights():
         model = AutoModelForCausalLM.from_config(shape_config(name), dtype=dtype)
-    # no_init_weights leaves this out too.
+    # no_init_weights skips this too.
     model.tie_weights()
     _fill_(model)
     return model.eval().requires_grad_(False)

@@ -9,9 +9,9 @@ from griffin.experiments.speed.rows import Row, Spread
 LEGEND = """\
 ms/token: from the second token on. GB/token: active weights, and keys and values at the mean context. GB/s: GB/token
 over the time of a token. of limit: the time to read GB/token at the read bandwidth, over ms/token. ideal: the speed-up
-over full if only bytes counted. generation: first token to last, selection included. break-even: the number of tokens
-after which the selection has saved what it took. peak GB: memory of the process, with all models in it.
-All figures are medians over the rounds. Ranges are the lowest and the highest."""
+over full if only bytes counted. generation: from the first token to the last, with the selection. break-even: the
+number of tokens after which the selection has saved the time that it took. peak GB: memory of the process, with all
+models in it. All figures are medians over the rounds. Ranges are the lowest and the highest."""
 
 
 def speed_table(rows: Sequence[Row]) -> str:
@@ -78,10 +78,11 @@ def _report_table(setting: Mapping[str, Any]) -> Table:
             "break-even tokens", "generation s",
         ],
         [_report_cells(row) for row in setting["rows"]],
-        f"A prompt of {setting['prompt_tokens']} tokens and {setting['tokens']} generated: medians of "
-        f"{setting['rounds']} rounds. x by bytes: the speed-up if only bytes read counted; of limit: how near a token "
-        "is to the time that reading its bytes takes; break-even: tokens after which the selection has paid for "
-        "itself; generation: first token to last, selection included.",
+        f"A prompt of {setting['prompt_tokens']} tokens and {setting['tokens']} generated tokens: medians of "
+        f"{setting['rounds']} rounds. x full: the speed-up over the full model. x by bytes: the same if only the bytes "
+        "that are read counted. Of limit: the shortest time in which memory can give a token's bytes, over its "
+        "measured time. Break-even: the number of tokens after which the selection has saved the time that it took. "
+        "Generation: from the first token to the last, with the selection.",
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Arithmetic: word problems after four worked ones, answered by a whole number.
+"""Arithmetic: word problems after four worked examples, answered by a whole number.
 
-The number after "The answer is" counts, or else the last one. Form and rule are those of lm-eval's GSM8K with worked
-answers: what a model adds to its answer does not count. The problems are ours, see ``word_problems``. They need no data
-set, and a score compares with no published one.
+The number after "The answer is" counts, or else the last one. The form and this rule are those of lm-eval's GSM8K with
+worked answers: text after the answer does not count. The problems are ours, see ``word_problems``. They need no data
+set, and their scores cannot be compared with published ones.
 """
 
 import re
@@ -43,7 +43,7 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 def right(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """1 if the number that is given is the answer, else 0. Commas in it do not count."""
+    """1 if the given number is the answer, else 0. Commas in it do not count."""
     before, said, after = results[0].partition(SAID)
     numbers = NUMBER.findall(after)[:1] if said else NUMBER.findall(before)[-1:]
     return {"em": float(any(float(number.replace(",", "")) == doc["answer"] for number in numbers))}

@@ -1,4 +1,4 @@
-"""Checks of local samples, after ``samples`` has checked that each field is there and of its kind."""
+"""Checks of local samples. ``samples`` has already checked that each field is there and of its kind."""
 
 from collections.abc import Iterator
 from pathlib import Path

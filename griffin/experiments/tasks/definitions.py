@@ -48,11 +48,11 @@ class TaskSpec:
     metrics: lm-eval's names; values are from 0 to 1.
     items: how many are evaluated if no limit is given.
     split: the part of the data set where lm-eval looks for items.
-    docs: turns local samples into records of the data set; None where the definition brings its items.
+    docs: turns local samples into records of the data set; None if the definition has its own items.
     config: a file among lm-eval's tasks, or a definition of our own.
     shots: worked examples before each item.
     chance: the score of guessing, for multiple choice.
-    require: raises a GriffinError where it cannot be evaluated.
+    require: raises a GriffinError if the task cannot be evaluated here.
     """
 
     metrics: tuple[str, ...]
@@ -99,7 +99,7 @@ class LocalQasper(Qasper):  # type: ignore[misc]
 
 def rouge(doc: Mapping[str, Any], results: list[str]) -> dict[str, float]:
     """F-measures of ROUGE-1, -2 and -L, on stemmed words."""
-    # The import prints that some metric is not installed, which is not used here.
+    # The import prints a warning about a metric that is not used here.
     with contextlib.redirect_stdout(io.StringIO()):
         from lm_eval.tasks.cnn_dailymail.utils import calculate_rouge_scores  # type: ignore[import-untyped]
 
@@ -139,7 +139,7 @@ TASKS: dict[str, TaskSpec] = {
     "humaneval": TaskSpec(("pass@1",), 164, "test", records.programs, HUMANEVAL, require=sandbox.require),
     "arithmetic": TaskSpec(("em",), 100, "test", None, ARITHMETIC, shots=len(WORKED)),
 }
-# Answers have a few words, and only the first line of a CoQA answer counts. lm-eval's 256 tokens would be a waste.
+# Answers have a few words, and only the first line of a CoQA answer counts, so lm-eval's 256 tokens are not needed.
 SHORT_ANSWER = 64
 CHANGES: dict[str, Config] = {
     "coqa": {
@@ -188,7 +188,7 @@ def _loaded(definition: Config, manager: TaskManager) -> Task:
 
 
 def _definition(name: str) -> Config:
-    """The definition as lm-eval's file has it, or our own. Not by name: a named task takes no other data."""
+    """The definition from lm-eval's file, or our own. Loaded by name, a task would take no other data."""
     config = TASKS[name].config
     if isinstance(config, str):
         # load_yaml is not public. The public way needs extra files on disk that include these, and cached data.

@@ -90,8 +90,8 @@ def _evaluated(study: Study, name: str, model: GriffinLM, items: int, manager: T
     """lm-eval's own result for one task and one variant."""
     model.doing = name
     model.cut.clear()
-    # A task keeps the answers it got, so each variant needs its own. (Not by simple_evaluate, which lists all installed
-    # packages each time, for its records.)
+    # A task keeps its answers, so each variant needs its own task. (simple_evaluate would list all installed packages
+    # each time, for its records.)
     loaded = manager.load([make_task(name, study.data, manager)])
     found: dict[str, Any] = lm_eval.evaluate(lm=model, task_dict=loaded, limit=items, bootstrap_iters=1000)
     return found
@@ -179,7 +179,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    # This bar has no switch. Its loop takes no time.
+    # This bar cannot be switched off. Its loop takes no time.
     bar, lm_eval.api.task.tqdm = lm_eval.api.task.tqdm, partial(tqdm, disable=True)
     try:
         yield

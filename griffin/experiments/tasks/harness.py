@@ -84,7 +84,7 @@ class GriffinLM(HFLM):  # type: ignore[misc]
         tokenizer = copy.deepcopy(study.tokenizer)
         longest = min(study.context_length, max_length or study.context_length)
         model = share(study.checkpoint.model)
-        # lm-eval ties weights once more. They are tied, and a model of a file's own codes has none of that name.
+        # lm-eval ties weights again. They are already tied, and a model with a file's own codes has no such weights.
         model.tie_weights = _tied
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=longest)
         if self.eot_token_id is None:
@@ -97,7 +97,7 @@ class GriffinLM(HFLM):  # type: ignore[misc]
         self._together = together if variant in together else (variant, *together)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """As lm-eval's, without its progress bar: ``simulation`` has one, for the slow part."""
+        """The same as lm-eval's, without its progress bar: ``simulation`` has one, for the slow part."""
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         return found
 
@@ -149,4 +149,4 @@ class GriffinLM(HFLM):  # type: ignore[misc]
 
 
 def _tied() -> None:
-    """In place of the library's ``tie_weights``, where there is nothing to do."""
+    """Replaces the library's ``tie_weights`` and does nothing."""

@@ -1,8 +1,8 @@
-"""HumanEval (Chen et al. 2021): a function's body from its head and docstring. It passes if the data set's tests do.
+"""HumanEval (Chen et al. 2021): write a function's body after its head and docstring. The data set's tests judge it.
 
-The prompt is lm-eval's task ``humaneval``: the head as it is, without a chat template. Its texts that end an answer are
-taken too, and one more: a fence, with which instruct models end code. Answers are greedy, so pass@1 needs one of each,
-and have at most 512 tokens. Tests run in ``sandbox``.
+The prompt is that of lm-eval's task ``humaneval``: the head alone, without a chat template. Its stop texts are used
+too, and one more: a fence, with which instruct models end code. Answers are greedy, so pass@1 needs one answer to each
+problem. They have at most 512 tokens. Tests run in ``sandbox``.
 """
 
 from collections.abc import Mapping, Sequence

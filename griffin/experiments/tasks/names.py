@@ -1,4 +1,4 @@
-"""Names of tasks: the paper's, in the order of its tables, and others. ``definitions`` says what they are."""
+"""Names of tasks: the paper's, in the order of its tables, and others. ``definitions`` defines them."""
 
 CLASSIFICATION = ("hellaswag", "piqa", "copa", "arc_easy", "arc_challenge", "boolq")
 GENERATION = ("xsum", "cnn_dm", "coqa", "qasper")

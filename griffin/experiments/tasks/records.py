@@ -1,6 +1,6 @@
 """Records: local samples in the form of the data sets that lm-eval's definitions read.
 
-There is one function for each form, named for its task. Each returns one record for each sample.
+Each form has a function with the name of its task. It returns one record for each sample.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ Docs = list[dict[str, Any]]
 
 
 def hellaswag(samples: list[Sample]) -> Docs:
-    """Take the activity label out of the context again. lm-eval cleans the text, which changes nothing here."""
+    """Split the context into the activity label and the rest. lm-eval's cleaning changes nothing here."""
     docs = []
     for sample in samples:
         label, _, context = sample["ctx"].partition(": ")

@@ -1,19 +1,20 @@
-"""Sandbox: runs a Python program that a model has written, and tells whether it ran to its end.
+"""Sandbox: runs a Python program that a model has written, and says whether it ran to its end.
 
-What holds, on Linux only:
+The sandbox has these rules. It works on Linux only:
 
-- Namespaces of its own: no network, no other process to be seen or ended, and a view of all files that is read-only.
-  It can write to ``/tmp``, which is empty, in memory, and gone after it.
-- It can start no process and no thread, and open no socket.
+- The program has its own namespaces. It has no network, cannot see or end other processes, and sees all files
+  read-only. It can write to ``/tmp``, which is empty at first, in memory, and removed afterwards.
+- It cannot start a process or a thread, and cannot open a socket.
 - Limits: 3 seconds of the processor, 15 seconds in all, 512 MiB of memory, 16 MiB of files, 64 open files.
-- It starts with no privilege, no environment variable of its parent's, and no open file but a pipe for the token.
-- It has passed if it ran to its last statement: a random token says so. What it prints does not count, and neither does
-  an early exit with status 0.
+- It starts without privileges, without its parent's environment variables, and with no open file except a pipe for the
+  token.
+- It has passed if it ran to its last statement, which a random token proves. Its output does not count, and neither
+  does an early exit with status 0.
 
-It can read what its user can read, but has no way to send it. This keeps a program from doing harm by a mistake. It was
-not made for a program that looks for errors of the kernel, or searches its own process for the token.
+It can read the files that its user can read, but cannot send them. This protects against programs that do harm by
+mistake. It does not protect against a program that attacks the kernel, or searches its own process for the token.
 
-Where a system does not allow all of this, nothing is run.
+If a system does not allow all of this, no program is run.
 """
 
 import json
@@ -32,7 +33,7 @@ ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 def require() -> None:
-    """Check that a program can run here, and can import something.
+    """Check that a program can run here and can import Python's own modules.
 
     Raises:
         GriffinError: it cannot; says why.
@@ -42,7 +43,7 @@ def require() -> None:
 
 
 def passes(program: str) -> bool:
-    """Whether the program ends by its last statement, within all limits. Each call starts anew.
+    """Whether the program runs to its last statement within all limits. Each call has a new sandbox.
 
     Raises:
         GriffinError: there is no sandbox; says what the system refuses.

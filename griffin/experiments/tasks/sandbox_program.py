@@ -1,10 +1,10 @@
-"""The inside of the sandbox: a program that runs another one, and says by a token that it ran to its end.
+"""The inside of the sandbox: a program that runs another one, and prints a token if that one ran to its end.
 
 ``sandbox`` starts it by ``python -I -c``; it imports nothing of this project. Standard input is JSON with the fields
 ``program``, ``token``, ``cpu_seconds`` and ``memory``. Standard output is the token, or nothing. Standard error says in
-one line why there is no sandbox; the program's own output goes nowhere.
+one line why there is no sandbox. The program's own output is dropped.
 
-Python 3.11 has none of the system calls that this needs, so libc's are called.
+Python 3.11 lacks the system calls that this needs, so libc's are called.
 """
 
 import ctypes
@@ -46,14 +46,14 @@ def main() -> None:
         _limit(request["cpu_seconds"], request["memory"])
         _refuse_calls()
     except (OSError, ValueError) as error:
-        # os._exit: a child must not do what is left to do for its parent.
+        # os._exit, because a child must not run its parent's exit handlers.
         os.write(2, str(error).encode())
         os._exit(2)
     _run(request, _leave_standard_files(nothing))
 
 
 def _enclose() -> None:
-    """Enter new namespaces. Processes are counted anew from the next fork on."""
+    """Enter new namespaces. Process numbers start again at the next fork."""
     user, group = os.getuid(), os.getgid()
     _call("prctl", PARENT_DEATH_SIGNAL, signal.SIGKILL)
     _call("unshare", NAMESPACES)
@@ -86,7 +86,7 @@ def _limit(cpu_seconds: int, memory: int) -> None:
 def _refuse_calls() -> None:
     """Give up the privileges in these namespaces. Further processes, threads and sockets fail with EPERM from now on.
 
-    A limit on the number of processes would not do: it does not hold for root.
+    A limit on the number of processes is not enough, because it does not hold for root.
     """
     machine = platform.machine()
     if machine not in REFUSED:
@@ -122,7 +122,7 @@ def _leave_standard_files(nothing: int) -> int:
 
 
 def _run(request: dict[str, Any], out: int) -> None:
-    """Run the program. Nothing but its last statement leads to the token."""
+    """Run the program. Only a program that runs its last statement reaches the token."""
     try:
         exec(compile(request["program"], "program", "exec"), {})
     except BaseException:

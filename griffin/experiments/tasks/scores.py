@@ -25,10 +25,10 @@ TITLES = {
     "humaneval": "HumanEval", "arithmetic": "Arithmetic",
 }  # fmt: skip
 ITEMS = (
-    "In %; ± one standard error as if all items were independent: CoQA's share conversations and QASPER's papers, so "
-    "those errors are too small"
+    "Scores in %. ± is one standard error, computed as if all items were independent. The errors of CoQA and QASPER "
+    "are too small, because their questions share conversations and papers."
 )
-CANNOT = "The full model can do none of these tasks."
+CANNOT = "This run cannot judge the finding, because the full model is no better than guessing in any of these tasks."
 METRICS = {
     "acc": "accuracy", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "f1": "F1", "em": "EM",
     "pass@1": "pass@1",
@@ -41,7 +41,7 @@ def add_task_arguments(
     """Add the flags of a run.
 
     Args:
-        standard: the tasks that are asked by default; None asks all.
+        standard: the tasks that run by default; None runs all.
     """
     parser.add_argument(
         "--tasks",
@@ -76,7 +76,7 @@ def measure_tasks(study: Study, arguments: argparse.Namespace, variants: Sequenc
 
 
 def score_table(found: Found, caption: str = "") -> Table:
-    """In percent, one row for each variant. The full model's scores have one standard error."""
+    """Scores in percent, one row for each variant. The full model's scores also have one standard error."""
     columns = [(task, metric) for task, facts in found["tasks"].items() for metric in facts["metrics"]]
     heads = ["", *[_head(task, metric, found["tasks"][task]) for task, metric in columns]]
     rows = [["items", *[str(found["tasks"][task]["items"]) for task, _ in columns]]]
@@ -114,7 +114,7 @@ def relative_error(found: Found, task: str) -> float:
 
 
 def telling(found: Found) -> list[str]:
-    """The tasks that tell something: the full model scores above chance, or above 0 if there is no chance."""
+    """The tasks that can be judged: the full model scores above chance, or above 0 if there is no chance."""
     return [task for task in found["tasks"] if _is_telling(found, task)]
 
 
@@ -125,7 +125,7 @@ def _is_telling(found: Found, task: str) -> bool:
 
 
 def beyond_chance(score: float, chance: float, items: int | None, error: float | None) -> bool:
-    """Whether a score is two standard errors above chance, or above 0 if the answers are no choices (``chance`` is 0).
+    """Whether a score is two standard errors above chance. ``chance`` is 0 if answers are not choices.
 
     Args:
         error: the score's own standard error. It is used only if ``chance`` is 0.
@@ -136,7 +136,7 @@ def beyond_chance(score: float, chance: float, items: int | None, error: float |
 
 
 def mean_relative(found: Found, variant: str) -> float:
-    """The mean of ``relative`` over the tasks that tell something; NaN if there are none."""
+    """The mean of ``relative`` over the tasks that can be judged; NaN if there are none."""
     values = [relative(found, task, variant) for task in telling(found)]
     return sum(values) / len(values) if values else math.nan
 
@@ -172,7 +172,11 @@ def shown(found: Found, variant: str) -> str:
 def where(found: Found) -> str:
     """For claims: the tasks over which a mean is taken."""
     tasks, there = telling(found), len(found["tasks"])
-    return "over the tasks" if len(tasks) == there else f"over the {len(tasks)} of {there} tasks that it can do"
+    return (
+        f"over all {there} tasks"
+        if len(tasks) == there
+        else f"over the {len(tasks)} of {there} tasks that the full model can do"
+    )
 
 
 def draw_scores(found: Found) -> "Figure":

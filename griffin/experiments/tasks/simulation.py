@@ -1,4 +1,4 @@
-"""Simulation: lm-eval's questions, answered by pruned models. It asks for scores of given answers, and for answers.
+"""Simulation: pruned models answer lm-eval's questions. It asks for scores of given answers, and for answers.
 
 Scores simulate generation as the paper does (5.1). All input tokens except the last are the prompt, which the full
 model reads. The last one goes through the kept neurons. (The last token of an answer is no input to its own score.)
@@ -66,7 +66,7 @@ def _score_question(variant: Variant, context: Ids, answer: Ids) -> dict[str, ob
 def _scores(
     study: Study, variants: Sequence[Variant], context: Ids, answers: Iterable[Ids]
 ) -> Iterable[tuple[Ids, list[Score]]]:
-    """Answers to the same context, each with one score for each variant. The context is read once."""
+    """Scores of answers to the same context, for each variant. The context is read once."""
     teacher = study.teacher
     teacher.begin()
     for _ in teacher.read(context[:-1]):
@@ -74,7 +74,7 @@ def _scores(
     start = teacher.mark()
     for answer in answers:
         inputs = [*context[-1:], *answer[:-1]]
-        # A single input leaves no prompt to choose neurons by. The full model reads it, as in the server.
+        # With a single input there is no prompt to choose neurons on. The full model reads it, as in the server.
         dense = len(inputs) if len(context) + len(answer) == 2 else len(inputs) - 1
         head = list(teacher.read(inputs[:dense], wanted=dense))
         logits = [head for _ in variants]

@@ -1,6 +1,7 @@
-"""Word problems with a whole number as their answer, in two to four steps. Each has a template and drawn numbers.
+"""Word problems of two to four steps whose answer is a whole number. Each has a template and drawn numbers.
 
-They are ours, in the manner of GSM8K (Cobbe et al. 2021), so scores compare with each other and with no published one.
+They are ours, in the manner of GSM8K (Cobbe et al. 2021). Scores can be compared with each other, but not with
+published ones.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,13 @@ SEED = 20261130
 
 
 class Draw:
-    """Draws for one problem, always the same for the same number."""
+    """Random draws for one problem. The same problem number always gives the same draws."""
 
     def __init__(self, number: int) -> None:
         self._random = Random(f"{SEED} {number}")
 
     def whole(self, low: int, high: int, step: int = 1) -> int:
-        """A multiple of ``step`` from ``low``, which is one, to ``high``."""
+        """A multiple of ``step`` between ``low`` (itself a multiple) and ``high``."""
         return self._random.randint(low // step, high // step) * step
 
     def name(self) -> str:
@@ -27,7 +28,7 @@ class Draw:
 
 
 def problems(count: int) -> list[Problem]:
-    """Questions and answers, from the templates in turn. More problems begin with the same ones."""
+    """Questions and answers, from the templates in turn. A longer list begins with the problems of a shorter one."""
     return [TEMPLATES[number % len(TEMPLATES)](Draw(number)) for number in range(count)]
 
 

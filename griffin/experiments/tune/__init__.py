@@ -1,7 +1,7 @@
 """Which sparsity do my prompts allow? ``python -m griffin tune``.
 
-They use what experiments share, so they stand here. ``griffin/__main__.py`` is their command line. May import
-``common`` and ``speed``.
+The command is here because it uses the code that experiments share. ``griffin/__main__.py`` is its command line. May
+import ``common`` and ``speed``.
 """
 
 from griffin.experiments.common.commandline import Runnable

@@ -1,7 +1,7 @@
 """Advice: the largest sparsity that a user's prompts allow, and whether it is worth it.
 
-One prompt can move the mean of a few. So a sparsity is recommended only if the increase in perplexity plus two standard
-errors over prompts stays within the tolerance.
+With few prompts, a single one can change the mean much. So a sparsity is recommended only if the increase in perplexity
+plus two standard errors over prompts stays within the tolerance.
 """
 
 import math
@@ -20,7 +20,7 @@ SMALLEST_SPEEDUP = 1.05
 class Cell:
     """One sparsity on prompts of one length. Means are over tokens, in nats.
 
-    prompt_tokens: how many of their last tokens prompts are cut to; None: whole prompts.
+    prompt_tokens: prompts are cut to this many last tokens; None: whole prompts.
     prompts: how many were judged.
     excess: negative log-likelihood above the full model's.
     error: the standard error of excess over prompts; None if there is only one prompt.
@@ -72,10 +72,10 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class Advice:
     """
-    enough: whether some length has enough prompts to tell.
+    enough: whether some length has enough prompts for a recommendation.
     steps: cells that are surely within the tolerance. The first is the largest sparsity for all prompts, if there is
         one. Each next one is a larger sparsity, for prompts of at least ``prompt_tokens``.
-    hint: where no length has enough prompts, the largest sparsity that these few allow. It is no recommendation.
+    hint: if no length has enough prompts, the largest sparsity that these few allow. It is no recommendation.
     unsure: a larger sparsity for all prompts: its mean is within the tolerance, but two standard errors exceed it.
     best: the cell with the smallest increase.
     prompts: how many were judged.
@@ -187,7 +187,7 @@ def _nothing(best: Cell, tolerance: float) -> str:
 
 
 def _too_few(advice: Advice, tolerance: float) -> list[str]:
-    """What few prompts say, by the same rule as enough of them."""
+    """What too few prompts show, by the same rule as enough prompts."""
     found = [
         f"Too few prompts for a recommendation: at least {FEWEST_PROMPTS} must be judged, but only "
         f"{advice.prompts} could be."

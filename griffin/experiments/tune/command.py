@@ -1,8 +1,8 @@
 """Find the sparsity that your own prompts allow: what it costs in quality, and how much faster it is.
 
 The full model continues each prompt, unless the prompt brings its own completion. The pruned model then predicts the
-same continuation, token by token, and its predictions are compared with the full model's. Prompts are measured whole,
-and cut to their last tokens: a longer prompt chooses better neurons (the paper's Figure 5).
+same continuation, token by token, and its predictions are compared with the full model's. Prompts are measured whole
+and also cut to their last tokens, because a longer prompt chooses better neurons (the paper's Figure 5).
 
 The result is a table, a recommendation and, with matplotlib, a picture. The losses are also kept for requests with
 sparsity "auto": the server finds them in its cache directory at its next start. (Not with --quick.)
@@ -46,7 +46,7 @@ from griffin.request import DEFAULT_METHOD, METHOD_NAMES, MethodName, Pruning
 ALL = "all"
 DEFAULTS: dict[str, Any] = {"tokens": 64, "limit": None, "rounds": 5}
 QUICK: dict[str, Any] = {"tokens": 16, "limit": 12, "rounds": 2}
-# The load of one core before the run, above which another program disturbs the speeds.
+# The load of one core before the run. Above this, another program disturbs the speeds.
 BUSY = 0.5
 
 

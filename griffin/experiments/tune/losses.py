@@ -28,7 +28,7 @@ class Loss:
     divergence: KL(full || pruned), which is never negative.
     agreed: tokens where both models have the same most probable token.
     late_tokens, late_divergence: the same for the second half of each continuation.
-    removed: what the prompt's statistic says the removed neurons are worth (see ``Chooser``), once for each token.
+    removed: the worth of the removed neurons by the prompt's statistic (see ``Chooser``), counted for each token.
     """
 
     tokens: int
@@ -117,7 +117,7 @@ def teacher_forced(
 ) -> Iterator[Loss]:
     """The loss of each pruning on a continuation.
 
-    The first token does not count: the full model predicts it in any case (4.2).
+    The first token does not count, because the full model always predicts it (4.2).
     Memory holds the full model's logits ``(T, V)``.
     """
     if not prunings:

@@ -107,7 +107,7 @@ def require_fit(study: Study, cases: Sequence[Case], lengths: Sequence[Length], 
             )
         ids = [*case.ids, *case.completion]
         try:
-            # The lowest and the highest id are enough: the length is checked above.
+            # Only the lowest and the highest id are passed, because the length is checked above.
             study.engine.check([min(ids), max(ids)])
         except InvalidRequest as error:
             raise GriffinError(f"{case.where}: {error}") from None

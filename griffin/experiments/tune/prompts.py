@@ -174,7 +174,7 @@ def _text(record: Mapping[str, object], name: str, where: str) -> str:
 
 
 def _from_plain_text(path: str, lines: list[str]) -> list[Entry]:
-    """One prompt a line. If the file has lines of only ``---``, these stand between prompts of any number of lines."""
+    """One prompt a line. If the file has lines of only ``---``, these separate prompts of any number of lines."""
     if all(line.strip() != SEPARATOR for line in lines):
         return [Entry(f"'{path}', line {n}", line) for n, line in enumerate(lines, start=1) if line.strip()]
     entries, first = [], 1

@@ -1,8 +1,8 @@
 """Regression: the losses measured on a user's prompts become the table that sparsity "auto" uses.
 
-The logarithm of a KL divergence is fitted linearly by three logarithms: of the prompt length, of the place in the
-answer, and of what the removed neurons are worth (see ``griffin.method.auto``). A longer prompt cannot harm. A later
-place, or more removed, cannot help. So a power of the wrong sign is chance, and is left out.
+The logarithm of a KL divergence is a linear function of three logarithms. They are those of the prompt length, of the
+place in the answer, and of the worth of the removed neurons (see ``griffin.method.auto``). A longer prompt cannot harm.
+A later place, or more removed worth, cannot help. So a power of the wrong sign is chance, and is left out.
 
 Shapes: N measurements, C coefficients.
 """
@@ -20,9 +20,9 @@ from griffin.method.auto import LEAST_REMOVED, LossTable
 
 # The prompts are split into this many parts. Each is left out in turn, and predicted from the others.
 FOLDS = 5
-# A divergence for each token that is smaller is rounding.
+# A smaller divergence of a token is rounding.
 LEAST_DIVERGENCE = 1e-6
-# Powers of length, position and removed: the sign that each can have.
+# The possible signs of the powers of length, position and removed.
 SIGNS = (-1, 1, 1)
 
 
@@ -30,7 +30,7 @@ SIGNS = (-1, 1, 1)
 class Measured:
     """The loss of one prompt at one sparsity.
 
-    prompt: the name of the whole prompt, also where it is cut.
+    prompt: the name of the whole prompt, even if it is cut.
     prompt_tokens: its length after the cut.
     """
 
@@ -49,8 +49,8 @@ class _Fit:
 
 
 def fit(measured: Sequence[Measured], method: str) -> LossTable | None:
-    """The table for a method. None if there are too few prompts, or if nothing was lost at all."""
-    # A sparsity that rounds to no neuron loses nothing, and 0 has no logarithm.
+    """The table for a method. None if there are too few prompts, or if no prompt has a loss."""
+    # If a sparsity rounds to no neuron, its loss is 0, which has no logarithm.
     measured = [one for one in measured if one.loss.divergence > LEAST_DIVERGENCE * one.loss.tokens]
     prompts = sorted({one.prompt for one in measured})
     sparsities = sorted({one.sparsity for one in measured})
@@ -74,7 +74,7 @@ def fit(measured: Sequence[Measured], method: str) -> LossTable | None:
         removed=removed,
         prompt_tokens=[min(lengths), max(lengths)],
         least_removed=[min(_removed(one) for one in measured if one.sparsity == sparsity) for sparsity in sparsities],
-        # The first token of each answer is not judged: it is the full model's in any case.
+        # The first token of each answer is not judged, because it is always the full model's.
         tokens=1 + max(one.loss.tokens for one in measured),
         spread=math.sqrt(sum(error**2 for error in errors) / len(errors)),
         prompts=len(prompts),
@@ -96,7 +96,7 @@ def _fit(measured: Sequence[Measured], sparsities: Sequence[float]) -> _Fit:
     while True:
         rows_NC, logs_N = _rows(measured, sparsities)
         columns = [*range(len(sparsities)), *(len(sparsities) + power for power in used)]
-        # The least-squares solution of least norm: if all prompts have one length, its power is 0.
+        # The least-squares solution with the smallest norm. If all prompts have the same length, its power is 0.
         found_C = torch.linalg.lstsq(rows_NC[:, columns], logs_N[:, None], driver="gelsd").solution[:, 0]
         powers = [0.0] * len(SIGNS)
         for power, value in zip(used, found_C[len(sparsities) :].tolist(), strict=True):
@@ -106,7 +106,7 @@ def _fit(measured: Sequence[Measured], sparsities: Sequence[float]) -> _Fit:
             break
         used.remove(max(wrong, key=lambda power: abs(powers[power])))
     fitted = _Fit(found_C[: len(sparsities)].tolist(), powers)
-    # Make the mean of the divergences right, not the mean of their logarithms.
+    # Correct the constants, so that the mean of the divergences is right, not the mean of their logarithms.
     bias = float(_residuals(measured, sparsities, fitted).exp().mean().log())
     return _Fit([constant + bias for constant in fitted.constants], powers)
 

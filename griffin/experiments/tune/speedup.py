@@ -15,7 +15,7 @@ class Speed:
     """The speed from the first generated token to the last, including the choice of neurons, as in Table 3.
 
     speedup: the full model's median time over this one.
-    speedup_lowest, speedup_highest: the same in single rounds.
+    speedup_lowest, speedup_highest: the lowest and the highest in single rounds.
     """
 
     tokens_per_second: float
@@ -30,8 +30,8 @@ def measure_speeds(
 ) -> dict[float, Speed]:  # fmt: skip
     """The speed at each sparsity. The full model (0) always runs and comes first.
 
-    In each round all run in turn on the same prompt, so that other load on the machine meets all alike. The next round
-    takes the next prompt. One more round runs first and does not count: it warms up.
+    In each round all run in turn on the same prompt, so that other load on the machine slows all of them equally. The
+    next round takes the next prompt. A first round warms up and does not count.
 
     Args:
         tokens: to generate in each run, at least 2.

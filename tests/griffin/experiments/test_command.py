@@ -187,7 +187,7 @@ def test_out_of_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         return commandline.run(argparse.Namespace(name="big"), {"big": cast(commandline.Runnable, command)})
 
     assert run(MemoryError()) == 1
-    assert capsys.readouterr().err == "griffin: out of memory; a smaller --dtype or a larger device may do\n"
+    assert capsys.readouterr().err == "griffin: out of memory; try a smaller --dtype or a larger device\n"
     with pytest.raises(TypeError):
         run(TypeError())
 

@@ -1,4 +1,4 @@
-"""What do passes over several tokens bring? Drafts, verified modes and short prompts, beside llama.cpp.
+"""How much do passes over several tokens help? Drafts, verified modes and short prompts, beside llama.cpp.
 
-A file for each part of the experiment, and what parts share. May import what ``speed`` may.
+Each part of the experiment has a file, and so has the code that parts share. May import what ``speed`` may.
 """

@@ -1,4 +1,4 @@
-"""Bench: what the parts of the experiment share: the model, the flags, llama.cpp, and the ways to compare."""
+"""Bench: the objects that the parts of the experiment share: model, flags, llama.cpp, and the ways to compare."""
 
 import argparse
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What the parts share. ``peer`` is llama.cpp, if it runs."""
+    """The objects that the parts share. ``peer`` is llama.cpp, if it runs."""
 
     study: Study
     arguments: argparse.Namespace
@@ -31,7 +31,7 @@ class Bench:
         return {FULL: Pruning(), **pruned}
 
     def compared(self, temperature: float) -> list[Way]:
-        """The engine with drafts and without, and llama.cpp likewise."""
+        """The engine and llama.cpp (if it runs), each with drafts and without."""
         engine, tokens = self.study.engine, self.arguments.tokens
         sampling = Sampling(temperature=temperature, seed=SEED, max_tokens=tokens)
         found = with_and_without(engine, self.prunings("griffin+"), sampling)
@@ -40,10 +40,10 @@ class Bench:
         return found
 
     def fitting(self, prompts: list[Ids], tokens: int, flag: str) -> list[Ids]:
-        """The prompts, if the context has room for them and for so many tokens after each.
+        """The prompts, if the context has room for each of them and for ``tokens`` more.
 
         Raises:
-            ValueError: it has not; names the flag.
+            ValueError: the context is too short; names the flag.
         """
         longest, room = max(map(len, prompts)) + tokens, self.study.context_length
         if longest > room:
@@ -55,7 +55,7 @@ def open_peer(study: Study, arguments: argparse.Namespace) -> LlamaCpp:
     """llama.cpp with room for the longest prompt, its answer, and a last pass of drafts.
 
     Raises:
-        GriffinError: it cannot run, or its file is of another model; or data are missing.
+        GriffinError: it cannot run, its file is of another model, or data are missing.
     """
     file, count = file_for_llama_cpp(arguments.llama_cpp, arguments.model), arguments.prompts
     prompts = [*questions.edits(study, count), *questions.chats(study, count)]

@@ -1,4 +1,4 @@
-"""Equality: answers with drafts are those without, and lossless ones are the full model's, token by token."""
+"""Equality: do drafts leave answers as they are, and do lossless answers equal the full model's, token by token?"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,11 +20,12 @@ def measure(
     tokens: int,
     kept: Callable[[list[Row]], None],
 ) -> list[Row]:
-    """Every answer has so many tokens: none ends by itself.
+    """One row for each kind and compared way.
 
     Args:
         prunings: the full model first.
-        kept: is told the rows so far after each prompt.
+        tokens: the length of every answer; stop tokens do not end one.
+        kept: called after each prompt with the rows so far.
     """
     compared = [(kind, _ways(engine, prunings, temperature, tokens)) for kind, temperature in KINDS.items()]
     rows = {(kind, way.name): _row(kind, way) for kind, own in compared for way in own if way.name != way.base}
@@ -43,7 +44,7 @@ def measure(
 
 
 def _ways(engine: Engine, prunings: dict[str, Pruning], temperature: float, tokens: int) -> list[Way]:
-    """Each after the one that it is compared with."""
+    """All ways. Each comes after the way that it is compared with."""
     sampling = Sampling(temperature=temperature, seed=SEED, max_tokens=tokens, ignore_eos=True)
     return [*with_and_without(engine, prunings, sampling), *lossless(engine, prunings, sampling)]
 
@@ -54,7 +55,7 @@ def _row(kind: str, way: Way) -> Row:
 
 
 def _compare(row: Row, place: int, found: Answer, expected: Answer) -> None:
-    """``parted``: the prompts whose answers differ, each with the number of its first token that does."""
+    """Count an answer. ``parted`` lists each prompt whose answers differ, with the place of the first difference."""
     row["answers"] += 1
     row["tokens"] += len(expected.ids)
     row["drafted"] += found.drafted
@@ -84,11 +85,11 @@ def table(rows: Sequence[Row], caption: str) -> Table:
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
-    """Equal answers show nothing where nothing was drafted: then this is unsure."""
+    """Whether all answers are equal. Unknown if a way drafted no token, because equality then shows nothing."""
     wrong = [f"{row['name']}, {row['kind']}: {row['same']} of {row['answers']}" for row in rows if row["parted"]]
     idle = [f"{row['name']}, {row['kind']}" for row in rows if not row["drafted"]]
     here = f"differ: {'; '.join(wrong)}" if wrong else f"all {sum(row['answers'] for row in rows)} answers"
     if idle:
         here += f"; nothing was drafted: {'; '.join(idle)}"
-    statement = "With drafts all tokens are those without; lossless ones are those of sparsity 0."
+    statement = "Drafts change no token, and lossless answers have the tokens of sparsity 0."
     return [Claim(statement, False if wrong else None if idle else True, f"{here}.")]

@@ -1,12 +1,12 @@
-"""What drafts and passes over several tokens bring: speed, equal answers, and the time to the first token.
+"""How much drafts and passes over several tokens help: speed, equal answers, and the time to the first token.
 
 The parts (--parts), each with its own tables:
   passes       a pass of 1, 2, 4, 8 and 16 tokens in units of a step, after prompts of 256 tokens
   edits        functions of HumanEval, with one parameter to rename and a docstring to add: with drafts and without
-  chats        free text that repeats nothing, sampled at temperature 1: with drafts and without
-  lossless     drafts of kept neurons, checked by the full model, beside that model alone
+  chats        free text without repetition, sampled at temperature 1: with drafts and without
+  lossless     drafts of kept neurons, checked by the full model, beside the full model alone
   first-token  the time to the first token of prompts of 8, 27, 64 and 128 tokens
-  equal        whether answers with drafts equal those without, and lossless ones those of sparsity 0
+  equal        whether answers with drafts equal those without, and lossless answers those of sparsity 0
 
 All ways take turns in one run, and figures are medians. With --llama-cpp, llama.cpp answers the same prompts greedily,
 with its own prompt lookup and without. Until a run ends, its figures are in drafts-so-far.json and .txt.
@@ -30,14 +30,14 @@ from griffin.experiments.speed.drafts.ways import FULL
 from griffin.request import METHOD_NAMES
 
 TITLE = "Drafts and passes over several tokens"
-SEE = "Edits should be faster with drafts, free text no slower, and all tokens those without drafts."
+SEE = "With drafts, edits should be faster, free text should not be slower, and no token should change."
 QUICK = {"prompts": 3, "tokens": 32, "rounds": 3, "equal_prompts": 4, "equal_tokens": 32}
-# Its figures are tables.
+# No picture: all figures are in tables.
 draw = None
-# Of the columns of answers in turn; ``base`` is what ways are compared with.
+# The columns of ``turns.table``. ``base`` is the way that the others are compared with.
 ABOUT = (
-    "tokens/s from the first token to the last, median of the prompts; x {base}: over it on the same prompt, median "
-    "and range; accepted: drafts that stayed; as {base}: answers with the same tokens."
+    "tokens/s: from the first token to the last, median of the prompts. x {base}: the speed-up over {base} on the same "
+    "prompt, median and range. accepted: drafts that stayed. as {base}: answers with the same tokens."
 )
 
 
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lookups", type=kinds.count, nargs="+", default=[2, 10], metavar="N",
-        help="most drafts in a pass of llama.cpp's prompt lookup: its advice for CPUs, and its default (2 10)",
+        help="most drafts in a pass of llama.cpp's prompt lookup (2 10: its advice for CPUs, and its default)",
     )  # fmt: skip
     add_llama_cpp_arguments(parser)
 
@@ -72,11 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(study: Study, arguments: argparse.Namespace) -> Found:
     """
     Returns:
-        For each part its rows. The ledger keeps no times.
+        The rows of each part. The ledger keeps no times.
 
     Raises:
-        GriffinError: data or llama.cpp are missing, see the flags; or the model has no chat template.
-        ValueError: a flag asks for more than there is; names it.
+        GriffinError: data or llama.cpp are missing (see the flags), or the model has no chat template.
+        ValueError: a flag asks for more prompts or tokens than there are; names the flag.
     """
     if not arguments.sparsity:
         raise ValueError("--sparsity: 0 is the full model, which always runs; name another")
@@ -122,12 +122,15 @@ def tables(found: Found) -> list[Table]:
 def _tables(name: str, found: Found) -> list[Table]:
     rows = found[name]
     if name == "passes":
-        caption = f"passes: after prompts of {PASS_PROMPT} tokens, in steps; a step draws its token, a pass does not."
+        caption = (
+            f"passes: after prompts of {PASS_PROMPT} tokens, in units of a step. A step also draws its token, a pass "
+            "does not."
+        )
         return [passes.table(rows, caption)]
     if name == "first-token":
-        return [first_token.table(rows, "first-token: from the prompt's arrival, medians.")]
+        return [first_token.table(rows, "first-token: median times from the prompt's arrival.")]
     if name == "equal":
-        return [equality.table(rows, "equal: answers of one length, half of them edits, half chats.")]
+        return [equality.table(rows, "equal: all answers have the same length; half are edits, half are chats.")]
     if name == "lossless":
         return [
             turns.table([row for row in rows if row["text"] == text], _about(f"lossless, {text}: greedy", FULL), FULL)

@@ -29,9 +29,9 @@ def measure(
     """Each round reads another prompt of each length, by each pruning and by llama.cpp in turn.
 
     Args:
-        kept: is told the rows so far after each length.
+        kept: called after each length with the rows so far.
     """
-    # Without beginnings of earlier prompts.
+    # A new engine keeps no beginnings of earlier prompts.
     engine = Engine(study.checkpoint.model, limit=PassLimit("auto"))
     engine.warm_up()
     readers: dict[str, Callable[[list[int]], float]] = {

@@ -10,7 +10,7 @@ from griffin.experiments.speed.drafts.bench import name_of
 from griffin.experiments.speed.drafts.turns import Row, by_name
 from griffin.experiments.speed.drafts.ways import FULL
 
-# How many times faster edits are with drafts, full and pruned; and how much of its speed free text keeps.
+# The least speed with drafts over that without: of edits with the full model, of pruned edits, and of free text.
 EDITS_FULL, EDITS_PRUNED, CHATS = 1.8, 1.5, 0.98
 
 
@@ -40,7 +40,7 @@ def _edit_claims(rows: Sequence[Row], sparsity: float) -> list[Claim]:
             Claim(
                 "Edits with drafts are faster than in llama.cpp with its drafts.",
                 own > _speed(best),
-                f"{own:.1f} tokens/s beside {_speed(best):.1f} ({best['name']}).",
+                f"{own:.1f} tokens/s here and {_speed(best):.1f} in {best['name']}.",
             )
         )
     return judged
@@ -58,4 +58,4 @@ def _faster(row: Row, goal: float, text: str) -> Claim:
     ratio = row["over_base"]
     here = "no answer has two tokens" if ratio is None else f"{ratio:.2f} times"
     holds = None if ratio is None else ratio >= goal
-    return Claim(f"{row['name']}: {text} at {goal:g} times the speed without or more.", holds, f"{here}.")
+    return Claim(f"{row['name']}: {text} has at least {goal:g} times the speed without drafts.", holds, f"{here}.")

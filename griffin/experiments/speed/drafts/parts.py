@@ -1,4 +1,4 @@
-"""Parts of the experiment: which prompts, which ways, how they are measured. Each returns its rows."""
+"""Parts of the experiment: their prompts, their ways and how they are measured. Each returns its rows."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ from griffin.experiments.speed.drafts.bench import Bench
 from griffin.experiments.speed.drafts.turns import Row, in_turns
 from griffin.experiments.speed.drafts.ways import FULL, engine_way, lossless
 
-# Is told a part's rows so far.
+# Called with a part's rows so far.
 Kept = Callable[[list[Row]], None]
 PASS_PROMPT = 256
 PASS_PROMPTS = 3
@@ -27,12 +27,12 @@ def _edits(bench: Bench, kept: Kept) -> list[Row]:
 
 def _chats(bench: Bench, kept: Kept) -> list[Row]:
     prompts = bench.fitting(questions.chats(bench.study, bench.arguments.prompts), bench.arguments.tokens, "--tokens")
-    # Small models' greedy answers go round in circles, which is what n-grams find.
+    # Greedy answers of small models repeat themselves, and n-grams would find that.
     return in_turns(bench.compared(temperature=1.0), prompts, "chats", kept)
 
 
 def _lossless(bench: Bench, kept: Kept) -> list[Row]:
-    """Both kinds of prompts, first edits. ``text`` is the kind."""
+    """Both kinds of prompts, edits first. ``text`` in a row is the kind."""
     engine, asked, found = bench.study.engine, bench.arguments, list[Row]()
     sampling = Sampling(temperature=0, max_tokens=asked.tokens)
     ways = [

@@ -17,7 +17,7 @@ from griffin.experiments.speed.drafts.turns import rotated
 
 Row = dict[str, Any]
 SIZES = (1, 2, 4, 8, 16)
-# The most steps that a pass of so many tokens may take.
+# By the tokens in a pass, the largest time that it may take, in steps.
 GOALS = {2: 1.15, 4: 1.35, 8: 1.9, 16: 3.0}
 
 
@@ -35,7 +35,7 @@ class Reader:
             raise GriffinError(f"--parts passes: the {engine.step} step reads one token at a time")
         self._step = step
         self._length = self._state.length
-        # What it reads is what the model itself would say. Neurons are chosen meanwhile.
+        # The tokens to read are the model's own. Neurons are chosen while they are generated.
         sampling = Sampling(temperature=0, max_tokens=max(SIZES) + 1, ignore_eos=True)
         self._ids = [token.id for token in prompt.generate(sampling)]
         self._first_logits_V = self._state.decoder.logits().clone()
@@ -76,10 +76,10 @@ def measure(
     rounds: int,
     kept: Callable[[list[Row]], None],
 ) -> list[Row]:
-    """An engine for each pruning reads each prompt; then they take turns.
+    """An engine for each pruning reads each prompt. Then the engines take turns.
 
     Args:
-        kept: is told the rows so far after each prompt.
+        kept: called after each prompt with the rows so far.
     """
     times: dict[str, list[tuple[float, list[float]]]] = {name: [] for name in prunings}
     with Progress(len(prompts) * rounds) as progress:
@@ -107,7 +107,7 @@ def _rows(times: dict[str, list[tuple[float, list[float]]]]) -> list[Row]:
 
 
 def _row(name: str, times: list[tuple[float, list[float]]]) -> Row:
-    """Medians over all rounds. A ratio is of two times of the same round."""
+    """Medians over all rounds. A ratio compares two times of the same round."""
     return {
         "name": name,
         "step_seconds": statistics.median(step for step, _ in times),
@@ -129,7 +129,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     goals = ", ".join(f"{goal:g} at {size}" for size, goal in GOALS.items())
     return [
         Claim(
-            f"A pass takes at most so many steps: {goals} tokens.",
+            f"A pass takes at most this many steps: {goals} tokens.",
             all(_steps(row, size) <= goal for size, goal in GOALS.items()),
             f"{row['name']}: " + ", ".join(f"{_steps(row, size):.2f}" for size in GOALS) + ".",
         )
@@ -138,6 +138,6 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 
 def _steps(row: Row, size: int) -> float:
-    """From figures of this run, or of a file, where JSON has made keys texts."""
+    """The figure of a row of this run or from a file. In a file the keys are texts, because JSON has no others."""
     found: float = row["steps"].get(size, row["steps"].get(str(size)))
     return found

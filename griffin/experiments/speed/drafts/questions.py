@@ -1,4 +1,4 @@
-"""Questions that are asked: functions to edit, chats that repeat nothing, and plain code of a given length."""
+"""Questions: functions to edit, chats whose answers repeat nothing, and plain code of a given length."""
 
 import ast
 from typing import Any, TypeVar
@@ -17,9 +17,9 @@ EDIT = (
     "Rename the parameter `{old}` to `given_{old}`, and add a docstring. Change nothing else. Answer with the whole "
     "code, in one block.\n\n```python\n{code}\n```"
 )
-# In lines. A function of two lines is written anew rather than edited.
+# The fewest lines of a function to edit. A model rewrites very short functions instead of editing them.
 SHORTEST = 8
-# Answers to these repeat the question or themselves.
+# Categories whose answers repeat the question or themselves.
 REPEATING = ("coding", "extraction", "math")
 
 
@@ -27,8 +27,8 @@ def edits(study: Study, count: int) -> list[list[int]]:
     """Prompts that ask for an edited function of HumanEval, spread over the data set.
 
     Raises:
-        GriffinError: no --data, or its file is not right; or the model has no chat template.
-        ValueError: there are not so many; names the flag.
+        GriffinError: there is no --data, its file is wrong, or the model has no chat template.
+        ValueError: the data has fewer functions.
     """
     texts = [text for text in map(_edit, _samples(study, "functions")) if text is not None]
     return [_encoded(study.tokenizer, text) for text in _spread(texts, count, "functions")]
@@ -45,7 +45,7 @@ def chats(study: Study, count: int) -> list[list[int]]:
 
 
 def both(study: Study, count: int) -> list[list[int]]:
-    """Prompts of both kinds in turn, so many in all.
+    """``count`` prompts, of both kinds in turn.
 
     Raises:
         GriffinError, ValueError: see ``edits``.
@@ -56,7 +56,7 @@ def both(study: Study, count: int) -> list[list[int]]:
 
 
 def windows(study: Study, length: int, count: int) -> list[list[int]]:
-    """Parts of HumanEval's code with so many tokens each, spread over the data set.
+    """Parts of HumanEval's code with ``length`` tokens each, spread over the data set.
 
     Raises:
         GriffinError: see ``edits``.
@@ -76,10 +76,10 @@ def _samples(study: Study, name: str) -> list[dict[str, Any]]:
 
 
 def _spread(items: list[Item], count: int, what: str) -> list[Item]:
-    """So many, spread evenly over all.
+    """``count`` of the items, spread evenly over all.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer items.
     """
     if count > len(items):
         raise ValueError(f"{count} {what} are asked for, but the data has {len(items)}: ask for fewer prompts")

@@ -1,4 +1,4 @@
-"""Turns: several ways answer the same prompts one after the other; rows compare each with its base."""
+"""Turns: several ways answer the same prompts one after the other. Each row compares a way with its base."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -15,19 +15,19 @@ Answers = list[dict[str, Answer]]
 
 
 def rotated(items: Sequence[Item], turn: int) -> list[Item]:
-    """All of them; another one begins at each turn."""
+    """All items in order. Another item comes first at each turn."""
     first = turn % len(items)
     return [*items[first:], *items[:first]]
 
 
 def in_turns(ways: Sequence[Way], prompts: Sequence[Ids], what: str, kept: Callable[[list[Row]], None]) -> list[Row]:
-    """All ways answer each prompt in turn, so that other load on the machine meets all alike.
+    """All ways answer each prompt in turn, so that other load on the machine slows all of them equally.
 
-    The first prompt is answered once more before, which does not count. Another way begins at each prompt.
+    One more answer to the first prompt comes before and does not count. Another way begins at each prompt.
 
     Args:
         what: the part's name, for the progress.
-        kept: is told the rows so far after each prompt.
+        kept: called after each prompt with the rows so far.
     """
     answers: Answers = []
     with Progress(len(ways) * (len(prompts) + 1)) as progress:
@@ -44,7 +44,7 @@ def in_turns(ways: Sequence[Way], prompts: Sequence[Ids], what: str, kept: Calla
 
 
 def rows(ways: Sequence[Way], answers: Answers) -> list[Row]:
-    """One for each way: medians over the prompts whose answers have a speed."""
+    """One row for each way: medians over the prompts whose answers have a speed."""
     return [_row(way, answers) for way in ways]
 
 
@@ -71,7 +71,7 @@ def _row(way: Way, answers: Answers) -> Row:
 
 
 def table(rows: Sequence[Row], caption: str, base: str) -> Table:
-    """``base``: what ways are compared with, in a word."""
+    """The rows as a table. ``base``: the name of the way that the others are compared with."""
     heads = ("", "tokens/s", f"x {base}", "lowest - highest", "accepted", "of all tokens", f"as {base}")
     return Table(heads, [_cells(row) for row in rows], caption)
 

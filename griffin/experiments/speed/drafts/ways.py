@@ -1,4 +1,4 @@
-"""Ways to answer a prompt: the engine by some pruning and verification, or llama.cpp. Each answer is timed."""
+"""Ways to answer a prompt: the engine with a pruning and a verification, or llama.cpp. Each answer is timed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,17 +10,17 @@ from griffin.experiments.common.llama import LlamaCpp
 from griffin.experiments.speed.contestants import LLAMA_CPP, PAUSE
 
 Ids = list[int]
-# As requests get them: what followed the latest tokens before is checked by the model at hand.
+# The drafts that requests get: tokens that followed the latest tokens earlier, checked by the model that answers.
 NGRAMS = Verification(mode="fast", draft="ngram")
 FULL = "full"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What followed one prompt.
+    """The answer to one prompt.
 
     seconds: from the first token to the last. Neurons are chosen in between.
-    drafted, accepted: tokens that were proposed, and those of them that stayed.
+    drafted, accepted: the number of tokens that were proposed, and how many of them stayed.
     """
 
     ids: Ids
@@ -30,7 +30,7 @@ class Answer:
 
     @property
     def timed(self) -> bool:
-        """Whether it has a speed: one token has none."""
+        """Whether it has a speed. An answer of one token has none."""
         return len(self.ids) > 1
 
     @property
@@ -43,7 +43,7 @@ class Answer:
 class Way:
     """``run`` answers a prompt.
 
-    base: the name of the way that it is compared with; its own if there is none.
+    base: the name of the way that it is compared with; its own name if it is not compared.
     """
 
     name: str
@@ -61,7 +61,7 @@ def with_and_without(engine: Engine, prunings: dict[str, Pruning], sampling: Sam
 
 
 def lossless(engine: Engine, prunings: dict[str, Pruning], sampling: Sampling) -> list[Way]:
-    """Lossless with each pruning's neurons as drafts, and with n-grams before those."""
+    """Lossless with drafts by each pruning's neurons, and by both n-grams and these neurons."""
     kinds = {"": Verification("lossless", draft="pruned"), " and n-grams": Verification("lossless", draft="both")}
     return [
         engine_way(engine, f"lossless, {name}{what}", FULL, pruning, verification, sampling)

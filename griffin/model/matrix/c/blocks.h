@@ -1,7 +1,7 @@
 /*
- * One block of a GGUF file, as it lies there: codes, and what they are multiplied by. All types that are read.
+ * One block of a GGUF file, as it is in the file: codes and scales, for all types that are read.
  *
- * The layouts are those of ggml-common.h in ggml. Numbers of a block: 32, or 256 where there are two levels of scales.
+ * The layouts are those of ggml-common.h in ggml. A block has 32 numbers, or 256 if there are two levels of scales.
  */
 
 #pragma once
@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* The numbers that GGUF has for its types. */
+/* GGUF's numbers for its types. */
 enum { Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14 };
 
 /*
@@ -26,7 +26,7 @@ static inline uint16_t two_bytes(const uint8_t *at)
     return (uint16_t)(at[0] | at[1] << 8);
 }
 
-/* 16 bytes hold the first 16 codes in their low halves, the second 16 in their high ones. */
+/* 16 bytes hold the first 16 codes in their low halves, and the next 16 codes in their high halves. */
 static inline void read_nibbles(uint8_t *codes, const uint8_t *at)
 {
     for (int i = 0; i < 16; i++) {
@@ -65,7 +65,7 @@ static inline void read_q2_k(Block *block, const uint8_t *at)
     block->super_minimum = two_bytes(at + 82);
 }
 
-/* The third bit says that nothing is taken from a code; codes are 4 more than what they stand for. */
+/* In the file, 4 is subtracted from a code unless its third bit is set. Here codes have their zero at 4 instead. */
 static inline void read_q3_k(Block *block, const uint8_t *at)
 {
     const uint8_t *scales = at + 96;

@@ -1,8 +1,8 @@
 /*
- * Codes of a GGUF file, laid out for the decode step; and back to plain numbers. No value changes on the way there.
+ * Codes of a GGUF file are laid out for the decode step, which changes no value. They can also become plain numbers.
  *
- * model.h in decode/c says what groups and records are; kernels.h there, how the bytes of a row follow each other.
- * Every function works on some rows of a matrix, so that several threads can share it.
+ * model.h in decode/c defines groups and records. kernels.h there defines the order of the bytes in a row. Every
+ * function works on some rows of a matrix, so that several threads can share the work.
  */
 
 #include <stdint.h>
@@ -20,7 +20,7 @@
 /* Vectors of 64 bytes never leave inlined functions. */
 #pragma GCC diagnostic ignored "-Wpsabi"
 
-/* grouped.py hands this over. Offsets are in bytes. bytes: of one scale. two_levels: there are supers. */
+/* grouped.py passes this. Offsets are in bytes. bytes: the bytes of one scale. two_levels: there are supers. */
 typedef struct {
     int64_t bits, size, bytes, two_levels, has_minimums, zero;
     /* From the beginning of a record. */
@@ -32,8 +32,8 @@ typedef struct {
 int allowed_instructions = INSTRUCTIONS;
 
 /*
- * Use no more than these instructions from now on; a step that is open goes on as it is. Only tests ask for that.
- * Returns what is used: less if the processor has less.
+ * Use at most these instructions from now on. Open steps do not change. Only tests call this.
+ * Returns the instructions in use: fewer if the processor has fewer.
  */
 API int griffin_restrict(int most)
 {
@@ -41,11 +41,11 @@ API int griffin_restrict(int most)
     return best_instructions();
 }
 
-/* ---- Where codes lie. ---- */
+/* ---- The places of codes. ---- */
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* One block of 32 codes in a row; ``blocks``: of its tile. */
+/* Put one block of 32 codes into a row. blocks: the number of blocks in its tile. */
 INLINE void put_block(uint8_t *at, const uint8_t *codes, int64_t blocks, int bits)
 {
     int64_t apart = 4 * blocks;
@@ -65,8 +65,8 @@ INLINE void put_block(uint8_t *at, const uint8_t *codes, int64_t blocks, int bit
 }
 
 /*
- * One row of a tile of outputs with ``wide`` lanes, whose codes lie ``apart``. Which outputs the two halves of a byte
- * hold: the first is that of lane byte / 16 * 4 + byte % 4 and part byte % 16 / 4; the other comes 4 ``wide`` later.
+ * Put one row of a tile of outputs with ``wide`` lanes, from codes that are ``apart``. The low half of a byte holds the
+ * output of lane byte / 16 * 4 + byte % 4 and part byte % 16 / 4. The high half holds the one 4 ``wide`` outputs later.
  */
 INLINE void put_tile(uint8_t *at, const uint8_t *codes, int64_t apart, int wide, int bits)
 {
@@ -109,14 +109,14 @@ static void put_scale(uint8_t *at, uint16_t scale, int64_t bytes)
     memcpy(at, &scale, (size_t)bytes);
 }
 
-/* ---- Out of a file. ---- */
+/* ---- From a file. ---- */
 
 static int64_t numbers_of(const Layout *layout)
 {
     return layout->two_levels ? 256 : 32;
 }
 
-/* Groups along the rows: a row's record follows its codes. source: rows; order: which row becomes which, or NULL. */
+/* Groups along the rows: a row's record follows its codes. source: rows. order: for each row its source, or NULL. */
 API void griffin_lay_rows(
     uint8_t *target, const uint8_t *source, const Layout *layout, int64_t type, int64_t block_bytes, int64_t columns,
     const int64_t *order, int64_t first, int64_t end)
@@ -153,16 +153,16 @@ API void griffin_lay_rows(
     }
 }
 
-/* Where a block of numbers comes from: a tensor of a file, or rows that griffin_lay_rows has laid out. */
+/* The source of a block of numbers: a tensor of a file, or rows that griffin_lay_rows has laid out. */
 typedef struct {
     const uint8_t *at;
-    /* What kind of tensor it is. */
+    /* The GGUF type of a tensor, and the bytes of its blocks. */
     int64_t type, block_bytes;
-    /* How rows are laid out; NULL for a tensor. */
+    /* The layout of rows; NULL for a tensor. */
     const Layout *layout;
 } Source;
 
-/* One block of 32 codes of a laid row; ``blocks``: of its tile. */
+/* Take one block of 32 codes from a laid row. blocks: the number of blocks in its tile. */
 INLINE void take_block(uint8_t *codes, const uint8_t *at, int64_t blocks, int bits)
 {
     int64_t apart = 4 * blocks;
@@ -210,7 +210,7 @@ static void take(Block *block, const Source *source, const Layout *layout, int64
             block, source->at + (row * (columns / numbers) + number / numbers) * source->block_bytes, (int)source->type);
 }
 
-/* The source's columns become rows, of which some are made: those of whole blocks. */
+/* The source's columns become rows. Makes some of these rows, in whole blocks. */
 static int lay_across(
     uint8_t *codes, uint8_t *records, uint8_t *supers, const Source *source, const Layout *layout, int64_t rows,
     int64_t columns, int64_t first, int64_t end)
@@ -257,7 +257,7 @@ API int griffin_lay_columns(
     return lay_across(codes, records, supers, &tensor, layout, rows, columns, first, end);
 }
 
-/* The same of rows that griffin_lay_rows has laid out, or that are laid out alike. */
+/* The same for rows with the layout of griffin_lay_rows. */
 API int griffin_turn_rows(
     uint8_t *codes, uint8_t *records, uint8_t *supers, const uint8_t *source, const Layout *of_rows,
     const Layout *layout, int64_t rows, int64_t columns, int64_t first, int64_t end)
@@ -266,9 +266,9 @@ API int griffin_turn_rows(
     return lay_across(codes, records, supers, &laid, layout, rows, columns, first, end);
 }
 
-/* ---- Out of plain numbers. ---- */
+/* ---- From plain numbers. ---- */
 
-/* What round_for.h tries: beginnings with 0 to CUTS - 2 times this part of the range cut off, or as much added. */
+/* At each end, round_for.h first cuts off 0 to CUTS - 2 times this part of the range, or adds this part. */
 #define CUT 0.035f
 #define CUTS 6
 #define ROUNDS 3
@@ -312,7 +312,7 @@ static inline float half_at(const uint8_t *at)
 #undef WIDTH
 #pragma GCC pop_options
 
-/* The same for processors that round to bfloat16 themselves. Numbers too small to be normal then become zero. */
+/* The same for processors with an instruction that rounds to bfloat16. It turns subnormal numbers into zeros. */
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,prefer-vector-width=512")
 #define TARGET avx512bf16
@@ -333,7 +333,7 @@ static inline float half_at(const uint8_t *at)
 #define BEST(name) name##_baseline
 #endif
 
-/* Rows from first up to end, as float32, or as bfloat16 where ``halves``; ``apart``: numbers from one row to the next. */
+/* The rows from first to end as float32, or as bfloat16 if ``halves``. apart: numbers from one row to the next. */
 API void griffin_widen_rows(
     void *out, int halves, int64_t apart, const uint8_t *rows, const Layout *layout, int64_t columns, int64_t first,
     int64_t end)
@@ -342,8 +342,8 @@ API void griffin_widen_rows(
 }
 
 /*
- * The same of rows whose groups lie across them. neurons: of which row of the records each is, or NULL.
- * -1 if there is no memory.
+ * The same for rows whose groups lie across them. neurons: for each row its number in the records, or NULL.
+ * Returns -1 if there is no memory.
  */
 API int griffin_widen_columns(
     void *out, int halves, int64_t apart, const uint8_t *codes, const uint8_t *records, const uint8_t *supers,
@@ -352,7 +352,7 @@ API int griffin_widen_columns(
     return BEST(widen_columns)(out, halves, apart, codes, records, supers, layout, neurons, columns, first, end);
 }
 
-/* So many blocks of 32 numbers as Q4_1, with the least squared error that is found. */
+/* Turn blocks of 32 numbers into Q4_1, with the least squared error that the search finds. */
 API void griffin_round_q4_1(uint8_t *blocks, const float *numbers, int64_t count)
 {
     BEST(round_blocks)(blocks, numbers, count);

@@ -1,4 +1,4 @@
-/* Float16 as bits, to float and back, where no instruction does it. */
+/* Float16 (as bits) to float and back, for processors without an instruction for it. */
 
 #pragma once
 
@@ -19,7 +19,7 @@ static inline float from_float16(uint16_t half)
     return value;
 }
 
-/* The nearest, and of two equally near the even one; too large ones become infinite. */
+/* Rounded to the nearest value; ties go to the even one. Numbers that are too large become infinite. */
 static inline uint16_t to_float16(float value)
 {
     uint32_t bits;

@@ -1,13 +1,13 @@
 /*
- * Which instructions the compiled functions use. Each function is there several times; the processor decides.
+ * The instruction sets for which functions are compiled. The processor decides which version of a function runs.
  */
 
 #pragma once
 
-/* Each has all that the ones before have. */
+/* Each set includes the sets before it. */
 enum { PLAIN, AVX2, AVX512, AVX512_VNNI, AVX512_BF16, INSTRUCTIONS };
 
-/* The most that may be used: see griffin_restrict in grouped.c. */
+/* The largest set that may be used: see griffin_restrict in grouped.c. */
 extern int allowed_instructions;
 
 static inline int instructions_of_processor(void)

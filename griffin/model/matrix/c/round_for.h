@@ -1,15 +1,15 @@
 /*
  * Plain numbers to 4-bit codes, for one instruction set; grouped.c includes this file after widen_for.h.
  *
- * A block's 32 codes say how far its numbers are along a line, from a minimum in steps of a scale. Of all lines, the one
- * with the least squared error is wanted. A line gives codes, and codes give the line that fits them best, with a smaller
- * error; so it goes on until nothing gets better. Where that ends depends on where it begins: with a part of the range
- * of numbers cut off at either side. Many beginnings are tried.
+ * A number is near minimum + code * scale, which is a line in the code. A block's 32 numbers share one line. The search
+ * looks for the line with the least squared error. A line gives the nearest codes, and codes give the line that fits
+ * them best, with a smaller error. These two steps are repeated ROUNDS times. The result depends on the first line, so
+ * many first lines are tried: each cuts off a part of the range of numbers at either side.
  *
- * As many blocks are searched at once as a vector has lanes. Wider ones would be compared number by number.
+ * The search handles as many blocks at once as a vector has lanes. Wider vectors would be compared number by number.
  */
 
-/* Products are rounded before they are added, everywhere: codes do not depend on who has an instruction for both. */
+/* Products are always rounded before they are added, so that codes do not depend on a fused instruction. */
 #ifdef __clang__
 #pragma clang fp contract(off)
 #else
@@ -46,13 +46,13 @@ INLINE Floats WIDEN(larger)(Floats a, Floats b)
 #endif
 }
 
-/* The nearest codes: adding and taking away 1.5 times 2 to the 23 leaves a whole number. */
+/* The nearest codes: adding and subtracting 1.5 times 2 to the 23 leaves an integer. */
 INLINE Floats WIDEN(nearest)(Floats steps)
 {
     return WIDEN(larger)(WIDEN(smaller)(steps, (Floats){0} + 15), (Floats){0}) + 0x1.8p23f - 0x1.8p23f;
 }
 
-/* scale, minimum: of the line, which becomes the one that fits its codes best. Returns the error of that one. */
+/* Replace a line (scale and minimum) by the one that fits its codes best. Returns that one's error. */
 INLINE Floats WIDEN(fit)(Floats *scale, Floats *minimum, const Floats *numbers, Floats sum, Floats squares)
 {
     Floats codes = {0}, code_squares = {0}, products = {0}, inverse = 1 / *scale;
@@ -77,7 +77,7 @@ static void WIDEN(search)(Floats *best_scale, Floats *best_minimum, const float 
         low = i ? WIDEN(smaller)(low, numbers[i]) : numbers[0];
         high = i ? WIDEN(larger)(high, numbers[i]) : numbers[0];
     }
-    /* From the least number on: so the differences of sums below keep their digits. */
+    /* Subtract the smallest number, so that the differences of sums below are precise. */
     for (int i = 0; i < 32; i++) {
         numbers[i] -= low;
         sum += numbers[i];
@@ -91,7 +91,7 @@ static void WIDEN(search)(Floats *best_scale, Floats *best_minimum, const float 
             Floats minimum = range * (below * CUT - CUT), scale = range * ((1 - (below + above - 2) * CUT) / 15);
             for (int round = 0; round < ROUNDS; round++) {
                 Floats error = WIDEN(fit)(&scale, &minimum, numbers, sum, squares);
-                /* Where all codes are equal the scale is no number, and nothing is smaller than that. */
+                /* If all codes are equal, scale and error are NaN, and both comparisons are false. */
                 Words better = (Words)((error < least) & (scale > 0));
                 least = WIDEN(chosen)(better, error, least);
                 *best_scale = WIDEN(chosen)(better, scale, *best_scale);
@@ -101,7 +101,7 @@ static void WIDEN(search)(Floats *best_scale, Floats *best_minimum, const float 
     *best_minimum += low;
 }
 
-/* A block of 32 numbers as Q4_1: a scale, a minimum, and the codes that are nearest once both are float16. */
+/* A block of 32 numbers as Q4_1: scale and minimum in float16, and the codes that are nearest with these. */
 static void WIDEN(put_q4_1)(uint8_t *at, const float *numbers, float scale, float minimum)
 {
     uint16_t halves[2] = {to_float16(scale), to_float16(minimum)};

@@ -1,7 +1,7 @@
 /*
  * Codes to plain numbers, for one instruction set; grouped.c includes this file several times.
  *
- * A tile's codes are brought into the order of their numbers first, four bytes at a time; then 16 numbers are made at
+ * First a tile's codes are brought into the order of their numbers, four bytes at a time. Then 16 numbers are made at
  * once.
  */
 
@@ -42,7 +42,7 @@ INLINE Floats WIDEN(to_floats)(Bytes bytes)
 #endif
 }
 
-/* Rounded to the nearest, and of two equally near to the even one. */
+/* Rounded to the nearest value; ties go to the even one. */
 INLINE void WIDEN(put)(void *out, int halves, int64_t at, Floats values)
 {
     if (!halves) {
@@ -68,7 +68,7 @@ INLINE void WIDEN(put)(void *out, int halves, int64_t at, Floats values)
 
 /* ---- Scales. ---- */
 
-/* Some scales, or minimums, that follow each other; super number i >> shift is of scale i. With a shift, 16 at most. */
+/* Load successive scales or minimums. Scale i has super number i >> shift. With a shift there are at most 16. */
 INLINE void WIDEN(load_scales)(
     float *out, const uint8_t *scales, const uint8_t *supers, int64_t count, int two_levels, int shift)
 {
@@ -101,7 +101,7 @@ INLINE void WIDEN(load_scales)(
             out[i] = (float)(int8_t)scales[i] * half_at(supers + 2 * (i >> shift));
 }
 
-/* Both that a record has from ``place`` on, with their supers from ``super`` on. */
+/* Load a record's scales and minimums from ``place`` on, with their supers from ``super`` on. */
 INLINE void WIDEN(load_record)(
     float *scales, float *minimums, const uint8_t *record, const uint8_t *supers, const Layout *layout, int64_t place,
     int64_t super, int64_t count, int shift)
@@ -114,7 +114,7 @@ INLINE void WIDEN(load_record)(
         (minimums, record + layout->minimums + place, supers + layout->super_minimums + super, count, two_levels, shift);
 }
 
-/* Call with the width of codes, which is then known where it is inlined. */
+/* Call a function with the width of codes as a constant, which is then known after inlining. */
 #define BY_BITS(CALL)                                                                                                 \
     if (layout->bits == 4)                                                                                            \
         CALL(4);                                                                                                      \
@@ -126,7 +126,7 @@ INLINE void WIDEN(load_record)(
 /* ---- Rows whose groups lie along them. ---- */
 
 #if WIDTH == 64
-/* Of four vectors of words, the words in one place follow each other: 16 bytes for each of 16 blocks. */
+/* Write the words in the same place of four vectors one after the other: 16 bytes for each of 16 blocks. */
 INLINE void WIDEN(transpose)(uint8_t *out, int64_t apart, const __m512i *rows)
 {
     __m512i a = _mm512_unpacklo_epi32(rows[0], rows[1]), b = _mm512_unpackhi_epi32(rows[0], rows[1]);
@@ -241,7 +241,7 @@ static void WIDEN(widen_rows)(
 /* ---- Rows whose groups lie across them. ---- */
 
 #if WIDTH == 64
-/* The same of a whole tile. */
+/* As ``order_outputs``, for a whole tile. */
 INLINE void WIDEN(order_all_outputs)(uint8_t *out, const uint8_t *tile, int bits)
 {
     const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(48);
@@ -316,7 +316,7 @@ INLINE void WIDEN(outputs)(
     }
 }
 
-/* -1 if there is no memory. Rows of one group follow each other, mostly: their scales are made plain once. */
+/* Returns -1 if there is no memory. Rows of one group mostly follow each other, and share their plain scales. */
 static int WIDEN(widen_columns)(
     void *out, int halves, int64_t apart, const uint8_t *codes, const uint8_t *records, const uint8_t *supers,
     const Layout *layout, const int32_t *neurons, int64_t columns, int64_t first, int64_t end)

@@ -83,7 +83,7 @@ def test_nearly_all_layers(flat: int, holds: bool) -> None:
     (claim,) = concentration.claims(found_with([0.05] * flat + [0.01] * (10 - flat)))
 
     assert claim.holds is holds
-    assert f"In {10 - flat} of 10 layers fewer than 5 % of the neurons" in claim.here
+    assert f"In {10 - flat} of 10 layers, fewer than 5 % of the neurons" in claim.here
     assert "hold 40 % of the sum of s squared" in claim.here
 
 

@@ -78,14 +78,15 @@ def test_virtually_all_layers(below: int, holds: bool) -> None:
     (claim,) = flocking.claims(found_with([0.099] * below + [0.1] + [0.5] * (9 - below)))
 
     assert claim.holds is holds
-    assert f"{10 - below} of 10 layers flock, {below} more are above chance, but faint" in claim.here
+    assert f"{10 - below} of 10 layers flock, and {below} more are above chance but faint" in claim.here
     assert "(strength 0.10 to 0.50, median 0.50)" in claim.here
-    assert "a layer flocks from 0.1 on. Wanted are 90 % of the layers." in claim.here
+    assert "A layer flocks if its strength is 0.1 or more." in claim.here
+    assert "The finding holds if at least 90 % of the layers flock." in claim.here
 
 
 def test_below_chance_is_not_faint() -> None:
-    """A strength below zero does not count at all."""
-    assert flocking.how_many([-0.2, 0.0, 0.05, 0.4]).startswith("1 of 4 layers flock, 1 more are above chance")
+    """It is nothing."""
+    assert flocking.how_many([-0.2, 0.0, 0.05, 0.4]).startswith("1 of 4 layers flock, and 1 more are above chance")
 
 
 def test_the_table_has_every_layer() -> None:

@@ -112,7 +112,7 @@ def test_the_vast_majority_of_layers() -> None:
 
     assert claim.holds is True
     assert "below 0.5 in 4 of 5 layers (median 0.30, random sets 0.05" in claim.here
-    assert "The median layer reaches 0.5 at 50 % of the neurons; at 50 % it is 0.60 (random sets 0.33)." in claim.here
+    assert "The median layer reaches 0.5 at 50 % of the neurons. At 50 % it is 0.60 (random sets 0.33)." in claim.here
     assert other.holds is False
 
 
@@ -122,6 +122,6 @@ def test_large_sets_alone_tell_nothing() -> None:
     (small,) = jaccard.claims(found_with([0.2, 0.9], [[0.2, 0.4]]))
 
     assert claim.holds is None
-    # Two random sets of 90 % share 81 % of all neurons, and have 99 % together.
-    assert "stays below 0.5 at all sizes; at 90 % it is 0.40 (random sets 0.82)." in claim.here
+    # Of two random sets of 90 %, 81 % are in both and 99 % in either.
+    assert "stays below 0.5 at all sizes. At 90 % it is 0.40 (random sets 0.82)." in claim.here
     assert small.holds is True

@@ -174,9 +174,9 @@ def test_nothing_to_compare() -> None:
     del old["losses"]
 
     assert [claim.holds for claim in perplexity.claims(single)] == [None, True]
-    assert "Cannot tell with a single length." in perplexity.claims(single)[0].here
+    assert "One length shows no trend." in perplexity.claims(single)[0].here
     assert [claim.holds for claim in perplexity.claims(old)] == [None, None]
-    assert "Cannot tell with the losses of 0 windows, fewer than 4." in perplexity.claims(old)[0].here
+    assert "The losses of 0 windows are too few for a trend; 4 are needed." in perplexity.claims(old)[0].here
 
 
 def test_claims_and_tables_give_the_figures() -> None:
@@ -191,9 +191,9 @@ def test_claims_and_tables_give_the_figures() -> None:
 
     # Each is 0.5 from the mean: sqrt(4 * 0.25 / 3) / sqrt(4).
     assert "Each doubling of the prompt length adds -1.500 to the increase in perplexity, with a" in closer.here
-    assert "a standard error of 0.289 over 4 windows. Over all windows, from a prompt of 8 to one of" in closer.here
-    assert "of 8 to one of 16 tokens: 2.00 to 1.00 (4 generated), 4.00 to 3.00 (32" in closer.here
-    assert "not beyond two of them, cannot tell with 4 windows." in unclear.here
+    assert "a standard error of 0.289 over 4 windows. The increase over all windows, with a prompt of 8" in closer.here
+    assert "of 8 and of 16 tokens: 2.00 and 1.00 (4 generated), 4.00 and 3.00 (32" in closer.here
+    assert "windows. This is at most two standard errors, so it may be chance." in unclear.here
     assert increase.caption.startswith("Increase in perplexity over the full model at 50 % FF sparsity")
     assert increase.rows == [("8", "2.00", "4.00"), ("16", "1.00", "3.00")]
     assert full.rows == [("8", "10.00", "10.00"), ("16", "10.00", "10.00")]

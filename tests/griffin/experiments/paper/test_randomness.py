@@ -85,7 +85,7 @@ def test_more_consistent_than_text() -> None:
 
     assert exists.holds is True
     assert stronger.holds is True
-    assert "permuted tokens flock more strongly in 2 and random tokens flock more strongly in 3 of 3" in stronger.here
+    assert "Of 3 layers, 2 flock more strongly with permuted tokens than with the original, and 3 with" in stronger.here
     assert "Medians: 0.20 original, 0.30 permuted, 0.40 random." in stronger.here
 
 
@@ -106,5 +106,5 @@ def test_flocking_in_most_layers(faint: int, holds: bool) -> None:
     )
 
     assert exists.holds is holds
-    assert f"random: {4 - faint} of 4 layers flock, {faint} more are above chance" in exists.here
-    assert "from a strength of 0.1 on; wanted are more than half of them, in both." in exists.here
+    assert f"Random: {4 - faint} of 4 layers flock, and {faint} more are above chance" in exists.here
+    assert "if its strength is 0.1 or more. The finding holds if more than half of the layers flock" in exists.here

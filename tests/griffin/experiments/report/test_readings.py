@@ -77,7 +77,7 @@ def test_a_model_that_guesses_tells_nothing(full: float, error: float | None, ch
 
 
 def test_readings_are_griffins() -> None:
-    """The baseline and other strategies are left out. The first metric counts, and chance is known."""
+    """The baseline and other strategies are left out. The metric is the task's first, and chance is known."""
     both = found({"piqa": 0.7}, s50={"piqa": 0.63})
     both["variants"] += [
         {"name": "magnitude", "sparsity": 0.5, "statistic": "magnitude", "selection": "top_k"},
@@ -91,7 +91,7 @@ def test_readings_are_griffins() -> None:
 
 
 def test_without_a_chance_level() -> None:
-    """If the task has no choices, only a score of 0 is guessing."""
+    """A task without choices has no score of guessing: its chance is 0."""
     given = found({"piqa": 0.01}, s50={"piqa": 0.01})
     given["tasks"]["piqa"]["chance"] = None
 
@@ -100,7 +100,7 @@ def test_without_a_chance_level() -> None:
 
 
 def test_the_run_with_more_items_counts() -> None:
-    """Two experiments measured the same task. At another sparsity there is only one."""
+    """Two experiments measured the same task and sparsity; at 25 % only one did."""
     large = found({"piqa": 0.7}, items=200, s50={"piqa": 0.65})
     small = found({"piqa": 0.7}, items=50, s50={"piqa": 0.6}, s25={"piqa": 0.69})
     for founds in ({"classification": large, "sparsity": small}, {"classification": small, "sparsity": large}):
@@ -109,7 +109,7 @@ def test_the_run_with_more_items_counts() -> None:
 
 
 def test_reach_ends_at_the_first_failure() -> None:
-    """Losses of 0.5, 2, 0.1, 4.9, 6 and 1 %: 1 % holds up to 10 %, 5 % up to 40 %, whatever comes later."""
+    """Losses of 0.5, 2, 0.1, 4.9, 6 and 1 %: within 1 % only up to 10 % sparsity, and within 5 % up to 40 %."""
     losses = {0.3: 0.001, 0.1: 0.005, 0.2: 0.02, 0.6: 0.01, 0.4: 0.049, 0.5: 0.06}
     several = [reading(0.5 * (1 - loss), sparsity=sparsity) for sparsity, loss in losses.items()]
     never = reading(0.4, sparsity=0.1, task="coqa")
@@ -125,71 +125,80 @@ CLASSIFICATION = found(
 
 
 def test_the_headline() -> None:
-    """Three tasks lose 0, 3.3 and 10 %; the fourth tells nothing. PIQA's change of 0 is within two standard errors."""
+    """Three tasks lose 0, 3.3 % and 10 %; the fourth is not judged. Only PIQA's change of 0 may be chance."""
     assert headline({"classification": CLASSIFICATION}) == (
-        "At 50 % sparsity, of 3 tasks: 1 within 1 % of the full model, 1 with 1 to 5 % lost, 1 with more lost. "
-        "1 of them is within two standard errors of no change, and cannot be told from it."
+        "At 50 % sparsity, 1 of 3 tasks stays within 1 % of the full model, 1 loses 1 to 5 %, and 1 loses more. "
+        "1 of the 3 changes is within two standard errors, so it may be chance."
     )
-    assert "so nothing is said here about quality" in headline({"jaccard": {}})
+    assert "this report cannot judge quality" in headline({"jaccard": {}})
     assert "no verdict" in headline({"classification": found({"copa": 0.5}, s50={"copa": 0.5})})
 
 
 def test_a_sparsity_near_the_papers() -> None:
-    """If 50 % was not measured, the nearest sparsity is in the headline."""
+    """Where 50 % was not measured, the nearest sparsity is used."""
     several = found({"piqa": 0.7}, s40={"piqa": 0.7}, s80={"piqa": 0.3})
 
-    assert headline({"sparsity": several}).startswith("At 40 % sparsity, of 1 task: 1 within")
+    assert headline({"sparsity": several}).startswith("At 40 % sparsity, 1 of 1 task stays within")
 
 
-def test_noise_is_named() -> None:
+def test_chance_is_named_for_several_changes() -> None:
+    """Some of the changes, or all of them, may be chance."""
+    scores = {"piqa": 0.7, "copa": 0.8, "arc_easy": 0.5}
+    some = headline({"classification": found(scores, s50={**scores, "arc_easy": 0.3})})
+    every = headline({"classification": found(scores, s50=scores)})
+
+    assert "2 of 3 tasks stay within 1 % of the full model, 0 lose 1 to 5 %, and 1 loses more. 2 of the 3" in some
+    assert every.endswith("All 3 changes are within two standard errors, so they may be chance.")
+
+
+def test_changes_that_may_be_chance_are_named() -> None:
     """0.58 of 0.6 with errors of 0.03: 3.3 % lost, two standard errors are 2 x 0.0424 / 0.6 = 14.1 %."""
     text = summary({"classification": found({"boolq": 0.6}, error=0.03, s50={"boolq": 0.58})}, {}, TITLES)
 
-    assert "It is within two standard errors of no change" in text
+    assert "The change is within two standard errors, so it may be chance." in text
     assert (
-        "- **Cannot be told from no change**, being within one standard error of the difference: BoolQ (200 items)"
-        in text.splitlines()
+        "- **May be chance**, because the change is within one standard error: BoolQ (200 items)" in text.splitlines()
     )
     assert (
-        "- **What this run can show**: changes larger than two standard errors, here 14.1 % in BoolQ (200 items)"
+        "- **Smallest change that this run can show** (two standard errors): 14.1 % in BoolQ (200 items)"
         in text.splitlines()
     )
     assert "| BoolQ | accuracy | 200 | 60.0 % | 58.0 % | -3.3 % | 14.1 % |" in text.splitlines()
 
 
 def test_grades_by_name() -> None:
-    """Each task is listed once with its loss. A model that guesses is reported as guessing."""
+    """Each task is listed once, with its change. A task where the model guesses is not judged."""
     lines = summary({"classification": CLASSIFICATION}, {}, TITLES).splitlines()
 
-    assert "- **Within 1 %**: PIQA (+0.0 %)" in lines
-    assert "- **Within 5 %**: BoolQ (-3.3 %)" in lines
-    assert "- **Breaks, more than 5 % lost**: ARC-e (-10.0 %)" in lines
-    (mute,) = [line for line in lines if line.startswith("- **Says nothing")]
+    assert "- **Within 1 % of the full model**: PIQA (+0.0 %)" in lines
+    assert "- **Loses 1 to 5 %**: BoolQ (-3.3 %)" in lines
+    assert "- **Loses more than 5 %**: ARC-e (-10.0 %)" in lines
+    (mute,) = [line for line in lines if line.startswith("- **Not judged**")]
     assert mute.endswith("COPA (accuracy 50.1 %, guessing 50 %)")
 
 
 def test_a_score_of_nothing() -> None:
-    """A full model that scores 0 has no relative change, and is not compared with guessing."""
+    """If the full model scores 0, no change can be computed, and the score is not compared with guessing."""
     zero = found({"piqa": 0.0}, s50={"piqa": 0.0})
     zero["tasks"]["piqa"]["chance"] = None
     lines = summary({"sparsity": zero}, {}, TITLES).splitlines()
 
     assert "| PIQA | accuracy | 200 | 0.0 % | 0.0 % | - | - |" in lines
-    assert "| PIQA | says nothing | says nothing | - | - |" in lines
-    (mute,) = [line for line in lines if line.startswith("- **Says nothing")]
-    assert mute.endswith("standard errors: PIQA (accuracy 0 %)")
+    assert "| PIQA | not judged | not judged | - | - |" in lines
+    (mute,) = [line for line in lines if line.startswith("- **Not judged**")]
+    assert mute.endswith("(or above 0): PIQA (accuracy 0 %)")
 
 
 def test_no_spread_is_no_precision() -> None:
-    """All items are right in both, so neither a change nor a smallest detectable change is known."""
+    """If both models answer all items correctly, the error is unknown, and so is the smallest visible change."""
     text = summary({"classification": found({"piqa": 1.0}, error=0.0, items=20, s50={"piqa": 1.0})}, {}, TITLES)
 
-    assert "It is within two standard errors of no change" in text
-    assert "What this run can show" not in text
+    assert "The change is within two standard errors" in text
+    assert "this run can show" not in text
 
 
 def test_the_sweep() -> None:
-    """PIQA keeps 1 % up to 25 % sparsity, ARC-e never does, and both keep 5 % up to 25 %."""
+    """PIQA is within 1 % up to 25 % sparsity, ARC-e at no sparsity. Both are within 5 % up to 25 %."""
     swept = found(
         {"piqa": 0.8, "arc_easy": 0.5},
         s25={"piqa": 0.796, "arc_easy": 0.48},
@@ -198,8 +207,8 @@ def test_the_sweep() -> None:
     lines = summary({"sparsity": swept}, {}, TITLES).splitlines()
 
     assert (
-        "All tasks that say something stay within 1 % at no sparsity measured, and within 5 % up to 25 % sparsity."
-        in lines
+        "Largest measured sparsity up to which all judged tasks stay within 1 % of the full model: none. Within 5 %: "
+        "25 %." in lines
     )
     # Two standard errors: 2 x 0.001414 / 0.8 and 2 x 0.001414 / 0.5.
     assert "| PIQA | 25 % | 50 % | 99.5 | 95.0 | 0.4 % |" in lines
@@ -207,7 +216,7 @@ def test_the_sweep() -> None:
 
 
 def test_claims_are_counted_and_figures_spoken() -> None:
-    """Perplexity's least and largest increase, 10 to 11 and 10 to 16; speed in its own words; failed findings."""
+    """The smallest and largest growth of perplexity, the sentence on speed, and where a finding does not hold."""
     claims = {
         "perplexity": [Claim("It falls.", True, "From +9 % to +4 %"), Claim("It grows.", None, "By 0.1 %.")],
         "classification": [Claim("It keeps.", False, "It does not.")],
@@ -220,11 +229,11 @@ def test_claims_are_counted_and_figures_spoken() -> None:
     lines = summary({"classification": CLASSIFICATION, "perplexity": perplexity}, claims, TITLES).splitlines()
 
     assert (
-        "- **Perplexity**: at 50 % sparsity +10.0 % over the full model's at best (64 tokens generated after a prompt "
-        "of 512), +60.0 % at worst (256 tokens generated after a prompt of 128)." in lines
+        "- **Perplexity**: at 50 % sparsity it changes by +10.0 % at best (64 tokens generated after a prompt of 512) "
+        "and by +60.0 % at worst (256 tokens generated after a prompt of 128)." in lines
     )
     assert "- **Speed**: By 1.2x." in lines
     assert (
-        "- **The paper's findings**: tested: 4; hold here: 2; do not hold: 1, in: Classification (Table 1); "
-        "cannot be told: 1, in: Perplexity (Figure 5)." in lines
+        "- **The paper's findings**: of 4 that were tested, 2 hold here. 1 does not hold: Classification (Table 1). "
+        "This run cannot judge 1: Perplexity (Figure 5)." in lines
     )

@@ -1,4 +1,4 @@
-"""A report runs what was asked, keeps all results when one fails, and is one page."""
+"""A report runs the experiments that are asked for, keeps all results if one fails, and is one page."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Echo:
-    """An experiment without work: it returns what it was given, once for each model."""
+    """An experiment that takes no time. It keeps the arguments of each run."""
 
     __doc__ = "An echo."
     TITLE = "Echo (Figure 0)"
@@ -69,7 +69,7 @@ def flags(tmp_path: Path, *given: str) -> argparse.Namespace:
 
 
 def opened(arguments: argparse.Namespace) -> Study:
-    """A tiny model for every name but one."""
+    """A tiny model, whatever its name is. Only the name 'absent' fails."""
     if arguments.model == "absent":
         raise LoadError("'absent' is neither here nor there")
     tokenizer: Any = SimpleNamespace(get_vocab=dict)
@@ -77,8 +77,8 @@ def opened(arguments: argparse.Namespace) -> Study:
     return Study(Checkpoint(name, tiny_model("llama"), tokenizer), arguments.data, arguments.out / folder_name(name))
 
 
-def test_two_models_by_two_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each result is in its folder, and both are in the page and in its source, in the order of the flags."""
+def test_two_models_and_two_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each model has its own folder. Page and Markdown show both models, in the order of the flag."""
     echo, other = Echo(), Echo()
     make_report(flags(tmp_path, "--model", "a", "b/c"), {"echo": echo, "other": other}, opened)
     text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
@@ -102,8 +102,8 @@ def test_two_models_by_two_experiments(tmp_path: Path, capsys: pytest.CaptureFix
     assert str(tmp_path / "report.html") in written.out
 
 
-def test_what_was_run_is_told(tmp_path: Path) -> None:
-    """Model, size, hardware, versions, and the command that makes the report again."""
+def test_the_report_says_what_was_run(tmp_path: Path) -> None:
+    """It names the model, its size, the hardware, the versions and the command that makes the report again."""
     make_report(flags(tmp_path, "--model", "a", "--quick"), {"echo": Echo()}, opened)
     text = (tmp_path / "report.md").read_text()
 
@@ -120,7 +120,7 @@ def test_what_was_run_is_told(tmp_path: Path) -> None:
     [GriffinError("--data: no such file\nand more"), ValueError("--words: too few"), torch.OutOfMemoryError("full")],
 )
 def test_one_failure_costs_no_other(tmp_path: Path, error: Exception) -> None:
-    """It is a line in the page and the error of the run. All results before and after it are there."""
+    """The page and the error of the run name it in one line. The results before and after it are kept."""
     experiments = {"first": Echo(), "broken": Echo(error), "last": Echo()}
     line = "out of memory" if "full" in str(error) else str(error).splitlines()[0]
     with pytest.raises(GriffinError) as caught:
@@ -137,7 +137,7 @@ def test_one_failure_costs_no_other(tmp_path: Path, error: Exception) -> None:
 
 
 def test_a_bug_is_not_hidden(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """An error that no user can mend is logged with its traceback, and the other results stay."""
+    """A fault of the program is logged with its traceback, and the other results are kept."""
     experiments = {"echo": Echo(RuntimeError("shapes do not match")), "other": Echo()}
     with pytest.raises(GriffinError, match="a, echo: shapes do not match"):
         make_report(flags(tmp_path, "--model", "a", "a"), experiments, opened)
@@ -147,7 +147,7 @@ def test_a_bug_is_not_hidden(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_model_that_does_not_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The others are reported. Every failure is a line, and the error says how many there were."""
+    """The others are reported. Each failure is one line, and the error says how many there are."""
     experiments = {"echo": Echo(), "broken": Echo(ValueError("no"))}
     with pytest.raises(GriffinError, match="2 parts of the report failed"):
         make_report(flags(tmp_path, "--model", "absent", "b"), experiments, opened)
@@ -160,7 +160,7 @@ def test_a_model_that_does_not_load(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]  # fmt: skip
 
 
-def test_nothing_at_all_is_no_report(tmp_path: Path) -> None:
+def test_no_model_means_no_report(tmp_path: Path) -> None:
     """If no model loads, no page is written."""
     with pytest.raises(GriffinError, match="neither here nor there"):
         make_report(flags(tmp_path, "--model", "absent"), {"echo": Echo()}, opened)
@@ -169,13 +169,13 @@ def test_nothing_at_all_is_no_report(tmp_path: Path) -> None:
 
 
 def test_models_of_one_name(tmp_path: Path) -> None:
-    """The second model would overwrite the first one's results, so it is refused by name."""
+    """A second model with the same name would overwrite results, so it is refused."""
     with pytest.raises(GriffinError, match="y/a: another model is called a too"):
         make_report(flags(tmp_path, "--model", "x/a", "y/a"), {"echo": Echo()}, opened)
 
 
 def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
-    """A second run computes nothing that the first one computed before it was stopped."""
+    """A second run repeats no work that a stopped run had done."""
     first, second = Echo(KeyboardInterrupt()), Echo()  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         make_report(flags(tmp_path, "--model", "a"), {"echo": first}, opened)
@@ -190,7 +190,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     [([], 9, None), (["--quick"], 2, None), (["--limit", "5"], 9, 5), (["--quick", "--limit", "5"], 2, 5)],
 )
 def test_flags_of_the_experiments(tmp_path: Path, given: list[str], words: int, limit: int | None) -> None:
-    """Their own defaults, smaller with --quick, limited by --limit, and with the report's own flags."""
+    """They have their own defaults, changed by --quick and --limit, and the report's flags beside them."""
     found = settings(Echo(), flags(tmp_path, *given))
 
     assert (found.words, found.limit, found.out) == (words, limit, tmp_path)
@@ -212,14 +212,14 @@ def test_the_reports_flags_win(tmp_path: Path) -> None:
 
 
 def test_data_must_be_there(tmp_path: Path) -> None:
-    """The error comes before a model is loaded."""
+    """The error comes before any model is loaded."""
     never: Callable[[argparse.Namespace], Study] = pytest.fail
     with pytest.raises(ValueError, match=r"--data: '.*nowhere' is not a directory"):
         make_report(flags(tmp_path, "--data", str(tmp_path / "nowhere")), {"echo": Echo()}, never)
 
 
-def test_the_same_again(tmp_path: Path) -> None:
-    """Only flags that were given are repeated, quoted for a shell."""
+def test_the_command_that_makes_the_report_again(tmp_path: Path) -> None:
+    """It has only the flags without their defaults, quoted for a shell."""
     given = ["--model", "a", "my model", "--data", "d", "--dtype", "float32", "--limit", "5", "--quick"]
     again = command(flags(tmp_path, *given)).replace(str(tmp_path), "OUT")
 
@@ -237,7 +237,7 @@ def facts(**changes: Any) -> dict[str, Any]:
 
 
 def test_names_are_escaped_everywhere() -> None:
-    """A model's name, an error and a picture's folder are no markup in the source either."""
+    """The name of a model, an error and the folder of a picture are not read as markup."""
     name = "<script>alert(1)</script>|*a*"
     outcome = Outcome(
         {**facts(), "model": "a", "command": "python x"}, [], [Claim("It *is*.", None, "<b>")], "a b/echo.svg"
@@ -256,7 +256,7 @@ def test_names_are_escaped_everywhere() -> None:
 
 
 def test_one_model_needs_no_name_in_each_section() -> None:
-    """Its claims are a table of three columns, and its sections have no headings below them."""
+    """Its claims are a table of three columns, and its sections have no headings for models."""
     outcome = Outcome({**facts(), "model": "a", "command": "python x"}, [], [Claim("So.", False, "Not so.")], None)
     text = document([Subject("a", facts(), {"echo": outcome})], [Section("echo", "Echo", "See.")], "c")
 
@@ -264,21 +264,21 @@ def test_one_model_needs_no_name_in_each_section() -> None:
     assert "###" not in text
 
 
-def test_the_verdicts_of_several_models_come_first() -> None:
-    """One line for each model, before the long verdicts."""
+def test_of_several_models_the_verdicts_come_first() -> None:
+    """Each model has one line of verdict, before the details of any model."""
     outcome = Outcome({**facts(), "model": "a", "command": "python x"}, [], [], None)
     subjects = [Subject("a", facts(), {"echo": outcome}), Subject("b", failures={"model": "not there"})]
     text = document(subjects, [Section("echo", "Echo", "See.")], "c")
     verdict = text.partition("## Verdict\n\n")[2]
 
     assert verdict.startswith(
-        "- **a**: No task was run, so nothing is said here about quality.\n- **b**: nothing was measured.\n\n### a\n"
+        "- **a**: No task was run, so this report cannot judge quality.\n- **b**: nothing was measured.\n\n### a\n"
     )
     assert "**Failed**: b: not there" in verdict
 
 
-def test_results_that_are_there_can_be_kept(tmp_path: Path) -> None:
-    """With --keep they are shown unchanged. Results that are missing, broken or of other weights are measured."""
+def test_earlier_results_can_be_kept(tmp_path: Path) -> None:
+    """With --keep they are shown as they are. Missing, broken and other weights' results are measured."""
     echo, other, again = Echo(), Echo(), flags(tmp_path, "--model", "a", "--keep")
     make_report(flags(tmp_path, "--model", "a"), {"echo": echo}, opened)
     make_report(again, {"echo": echo, "other": other}, opened)
@@ -293,8 +293,8 @@ def test_results_that_are_there_can_be_kept(tmp_path: Path) -> None:
     assert len(echo.given) == 4
 
 
-def test_each_section_says_how_it_was_found(tmp_path: Path) -> None:
-    """The command of each experiment, with the flags that differ from the defaults."""
+def test_each_section_has_its_command(tmp_path: Path) -> None:
+    """The command has the flags whose values are not their defaults."""
     make_report(flags(tmp_path, "--model", "a", "--quick", "--limit", "3"), {"echo": Echo()}, opened)
 
     line = "python -m griffin.experiments echo --model a --words 2 --limit 3"

@@ -68,7 +68,7 @@ def test_relative_scores() -> None:
     assert relative(found, "piqa", "GRIFFIN") == pytest.approx(0.95)
     assert telling(found) == ["piqa", "boolq"]
     assert mean_relative(found, "GRIFFIN") == pytest.approx((0.95 + 0.5) / 2)
-    assert where(found) == "over the 2 of 3 tasks that it can do"
+    assert where(found) == "over the 2 of 3 tasks that the full model can do"
 
 
 def test_nothing_is_said_of_what_the_full_model_cannot_do() -> None:
@@ -132,7 +132,7 @@ def test_claims_on_sparsity() -> None:
 
     (claim,) = sparsity.claims(found)
     assert claim.holds is False
-    assert "1 of 2 tasks keep 90 %" in claim.here
+    assert "keeps at least 90 % of the full model's score in 1 of 2 tasks" in claim.here
     assert "(PIQA)" in claim.here
 
 
