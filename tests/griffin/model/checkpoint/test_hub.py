@@ -1,12 +1,11 @@
 """Models by their hub names: which files are chosen, what is downloaded, and what needs no network."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,30 +25,56 @@ GGUFS = ["README.md", "config.json", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "mmproj-F16
 SPLIT = ["BF16/m-BF16-00001-of-00002.gguf", "BF16/m-BF16-00002-of-00002.gguf", "m.IQ4_XS.gguf"]
 CHECKPOINT = ["config.json", "model.safetensors", "tokenizer.json"]
 
-# Finds each model by its spelling, and prints its name and path, or the error.
+# Reads lines of environment variables and spellings. It prints the name and path of each place, or the error, as one
+# line. The library of the hub reads its settings when it is imported, so each line is answered by a fork that imports
+# it anew; everything else is imported once.
 FIND = """
-import json, sys
+import json, os, sys
+import griffin
 from griffin.errors import LoadError
-from griffin.model.checkpoint.hub import brought, with_weights
 from griffin.model.checkpoint.source import locate
-for spelling in sys.argv[1:]:
+
+def find(spelling):
+    from griffin.model.checkpoint.hub import brought, with_weights
     try:
         found = brought(locate(spelling))
-        path = found.path if found.is_gguf else with_weights(found)
-        print(json.dumps([found.name, str(path)]))
+        return [found.name, str(found.path if found.is_gguf else with_weights(found))]
     except LoadError as error:
-        print(json.dumps([str(error)]))
+        return [str(error)]
+
+for line in sys.stdin:
+    environment, spellings = json.loads(line)
+    if os.fork() == 0:
+        os.environ.update(environment)
+        for name in list(sys.modules):
+            if name.split(".")[0] == "huggingface_hub" or name == "griffin.model.checkpoint.hub":
+                del sys.modules[name]
+        print(json.dumps([find(spelling) for spelling in spellings]), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
 
 
-def found(endpoint: str, home: Path, *spellings: str, **environment: str) -> list[list[str]]:
-    """Name and path of each model, or its error. It runs a new process: the library reads its settings once."""
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", **environment}
-    run = subprocess.run(
-        [sys.executable, "-c", FIND, *spellings], env={**os.environ, **settings}, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    return [json.loads(line) for line in run.stdout.splitlines()]
+class Finder:
+    """Finds models by their spellings, each time in a process that has just read its settings."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def __call__(self, endpoint: str, home: Path, *spellings: str, **environment: str) -> list[list[str]]:
+        """Name and path of each, or its error."""
+        assert self._process.stdin
+        assert self._process.stdout
+        settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", **environment}
+        print(json.dumps([settings, spellings]), file=self._process.stdin, flush=True)
+        answer: list[list[str]] = json.loads(self._process.stdout.readline())
+        return answer
+
+
+@pytest.fixture(scope="module")
+def found() -> Iterator[Finder]:
+    with subprocess.Popen([sys.executable, "-c", FIND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
+        yield Finder(it)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +146,7 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Repositories:
     }
 
 
-def test_each_spelling_is_downloaded_once(repositories: Repositories, tmp_path: Path) -> None:
+def test_each_spelling_is_downloaded_once(found: Finder, repositories: Repositories, tmp_path: Path) -> None:
     """Only the chosen files. The second time nothing is asked for; without a network the result is the same."""
     spellings = ["org/tiny-GGUF:q4_k_m", "org/tiny-GGUF/tiny-Q4_K_M.gguf", "hf.co/org/tiny-GGUF:Q8_0", "org/tiny",
                  "https://huggingface.co/org/tiny-GGUF/blob/main/tiny-Q4_K_M.gguf"]  # fmt: skip
@@ -143,7 +168,7 @@ def test_each_spelling_is_downloaded_once(repositories: Repositories, tmp_path: 
     assert not any("mmproj" in path for path in server.asked if "/resolve/" in path)
 
 
-def test_the_error_says_why_a_model_is_not_available(repositories: Repositories, tmp_path: Path) -> None:
+def test_the_error_says_why_a_model_is_not_available(found: Finder, repositories: Repositories, tmp_path: Path) -> None:
     """Unknown and gated repositories, unknown quantisations, and no network; each in one line."""
     with hub(repositories) as server:
         errors = found(server.url, tmp_path, "org/no-such", "gated/model", "org/tiny-GGUF", "org/none", "a/b/c.gguf")
@@ -161,7 +186,9 @@ def test_the_error_says_why_a_model_is_not_available(repositories: Repositories,
     assert f"{server.url} cannot be reached" in refused[0][0]
 
 
-def test_one_gguf_file_in_the_cache_is_not_the_repository(repositories: Repositories, tmp_path: Path) -> None:
+def test_one_gguf_file_in_the_cache_is_not_the_repository(
+    found: Finder, repositories: Repositories, tmp_path: Path
+) -> None:
     """The repository's name means that file only if the hub has no other, or cannot be reached."""
     gguf = repositories["org/tiny-GGUF"]["tiny-Q4_K_M.gguf"]
     others = {"org/both": repositories["org/tiny"], "org/two": {"t-Q8_0.gguf": gguf}, "org/one": {}}
@@ -182,7 +209,9 @@ def test_one_gguf_file_in_the_cache_is_not_the_repository(repositories: Reposito
     assert unreachable == [both, *offline[1:]]
 
 
-def test_the_only_gguf_file_of_a_repository_is_asked_for_once(repositories: Repositories, tmp_path: Path) -> None:
+def test_the_only_gguf_file_of_a_repository_is_asked_for_once(
+    found: Finder, repositories: Repositories, tmp_path: Path
+) -> None:
     """It was downloaded by the repository's name, or before by its own. hf's tools still read the cache."""
     gguf = repositories["org/tiny-GGUF"]["tiny-Q4_K_M.gguf"]
     with hub({name: {"t-Q4_K_M.gguf": gguf} for name in ("org/one", "org/first")}) as server:
@@ -198,7 +227,9 @@ def test_the_only_gguf_file_of_a_repository_is_asked_for_once(repositories: Repo
     assert sorted(repository.repo_id for repository in cache.repos) == ["org/first", "org/one"]
 
 
-def test_a_checkpoint_without_a_tokenizer_is_completed(repositories: Repositories, tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_tokenizer_is_completed(
+    found: Finder, repositories: Repositories, tmp_path: Path
+) -> None:
     """Other programs leave such a cache. Its weights are not downloaded again; without a hub it is used as it is."""
     with hub(repositories) as server:
         ((_, path),) = found(server.url, tmp_path, "org/tiny")
@@ -215,7 +246,7 @@ def test_a_checkpoint_without_a_tokenizer_is_completed(repositories: Repositorie
     assert not any("safetensors" in each for each in downloads)
 
 
-def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path: Path) -> None:
+def test_a_hub_that_does_not_answer_is_given_up_soon(found: Finder, tmp_path: Path) -> None:
     """After at most three tries."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
         ((error,),) = found(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, "org/tiny")
