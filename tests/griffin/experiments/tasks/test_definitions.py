@@ -284,12 +284,20 @@ HUB = {
 }
 
 
+@pytest.fixture(scope="module")
+def hub_manager() -> TaskManager:
+    """It knows lm-eval's own tasks, too: to find them it reads thousands of files."""
+    return make_manager(None)
+
+
 @pytest.mark.parametrize(("name", "prompt"), [
     ("xsum", "###\nArticle: A hen laid an egg.\n\nSummarize the above article in 1 sentence.\n"),
     ("cnn_dm", "###\nArticle: A hen laid an egg.\n\nSummarize the above article in 3 sentences.\n"),
     ("piqa", "Question: Cut paper\nAnswer:"),
 ])  # fmt: skip
-def test_data_sets_of_the_hub(name: str, prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_sets_of_the_hub(
+    name: str, prompt: str, hub_manager: TaskManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the hub's own field names; here the data come from memory."""
 
     def load_dataset(path: str, **_: Any) -> datasets.DatasetDict:
@@ -297,7 +305,7 @@ def test_data_sets_of_the_hub(name: str, prompt: str, monkeypatch: pytest.Monkey
         return datasets.DatasetDict(train=part, validation=part, test=part)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    task = make_task(name, None, make_manager(None))
+    task = make_task(name, None, hub_manager)
     task.build_all_requests(rank=0, world_size=1)
     texts = [instance.args[0] for instance in task.instances]
 
