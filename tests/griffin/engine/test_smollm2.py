@@ -55,7 +55,7 @@ def test_half_is_the_masked_model(prompt: str, engine: Engine, smollm2: Checkpoi
 def test_quality_falls_with_sparsity_and_far_more_without_the_prompt(engine: Engine, smollm2: Checkpoint) -> None:
     """Perplexity of prose: full < griffin+ 50 % < GRIFFIN 25 % < GRIFFIN 50 % << magnitude 50 %."""
     ids = smollm2.tokenizer(PROSE).input_ids
-    prompt, rest = ids[:512], ids[512:]
+    prompt, rest = ids[:512], ids[512:704]
 
     def perplexity(pruning: Pruning) -> float:
         return math.exp(-float(engine.score(prompt, rest, pruning).mean()))
