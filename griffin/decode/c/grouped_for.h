@@ -383,17 +383,10 @@ INLINE void KERNEL(gathered)(Pairs *pairs, const Codes *codes, int v, int bits)
     KERNEL(split)(pairs + 2, codes[v + 4]);
 }
 
-INLINE Vector KERNEL(load_output_scales)(const char *scales, const char *supers, int64_t output, int64_t lanes, bool two)
+/* Scales or minimums of some outputs; with two levels, without the second one. */
+INLINE Vector KERNEL(load_first_level)(const char *scales, int64_t output, int64_t lanes, bool two)
 {
-    if (!two)
-        return KERNEL(load_halves)(scales + 2 * output, lanes);
-    return KERNEL(load_bytes)(scales + output, lanes) * KERNEL(load_halves)(supers + 2 * output, lanes);
-}
-
-INLINE Record KERNEL(record)(const Groups *groups, int64_t group)
-{
-    int64_t at = group * groups->stride, super = group / (256 / groups->size) * groups->super_stride;
-    return (Record){groups->scales + at, groups->minimums + at, groups->supers + super, groups->super_minimums + super};
+    return two ? KERNEL(load_bytes)(scales + output, lanes) : KERNEL(load_halves)(scales + 2 * output, lanes);
 }
 
 /* Only AVX512 has vectors that can be longer than the rest of a tile. */
@@ -421,135 +414,224 @@ INLINE void KERNEL(store_outputs)(float *y, Vector values, int64_t lanes)
     memcpy(y, &values, sizeof values);
 }
 
-/* Load the scales of eight times up to LANES outputs, ``wide`` apart. */
-INLINE void KERNEL(load_records)(
-    Scales *found, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t lanes)
+/* Eight times up to LANES outputs, ``wide`` apart: y += sums, times the superblock's factors if there are any. */
+INLINE void KERNEL(add_sums)(float *y, const Vector *sums, const char *supers, int64_t wide, int64_t lanes)
 {
-    for (int v = 0; v < 8; v++) {
-        int64_t at = output + wide * v;
-        found[v].scale = KERNEL(load_output_scales)(record->scales, record->supers, at, lanes, groups->supers);
-        if (groups->minimums)
-            found[v].minimum = KERNEL(load_output_scales)(
-                record->minimums, record->super_minimums, at, lanes, groups->supers);
-    }
-}
-
-/* y += scale (sum - zero), or scale sum + minimum, for eight times up to LANES outputs, ``wide`` apart. */
-INLINE void KERNEL(close_outputs)(
-    float *y, const Whole *sums, const Scales *own, int64_t wide, int64_t lanes, const Weights *weights, float zero,
-    bool minimums)
-{
-    Vector factor = (Vector){0} + weights->scale, ones = (Vector){0} + weights->scale * weights->sum;
-    float of_zero = zero * weights->sum;
     UNROLLED_8 for (int v = 0; v < 8; v++) {
-        Vector sum = __builtin_convertvector(sums[v], Vector), before = KERNEL(load_outputs)(y + wide * v, lanes);
-        if (!minimums)
-            sum -= of_zero;
-        Vector after = KERNEL(fused)(own[v].scale, sum * factor, before);
-        if (minimums)
-            after = KERNEL(fused)(own[v].minimum, ones, after);
+        Vector before = KERNEL(load_outputs)(y + wide * v, lanes), after = before + sums[v];
+        if (supers)
+            after = KERNEL(fused)(KERNEL(load_halves)(supers + 2 * wide * v, lanes), sums[v], before);
         KERNEL(store_outputs)(y + wide * v, after, lanes);
     }
 }
 
-/* Prefetch the parts of some rows and of the next record that the tile of outputs from ``start`` on needs. */
-INLINE void KERNEL(fetch)(
-    const Groups *groups, const char *const *rows, int64_t count, const char *record, int64_t start, int bits)
+/* What the minimums of a stretch add to the outputs of one or two tokens. group: the first of their groups. */
+INLINE void KERNEL(add_minimums)(
+    Outputs y, const Groups *groups, const Stretch *stretch, const Group *group, int tokens, int some, int64_t wide,
+    int64_t lanes, int64_t output, bool two)
 {
-    for (int64_t k = 0; k < count; k++)
-        ask_for(rows[k] + start * bits / 8, 128 * bits / 8);
-    ask_for(record + start * groups->bytes, 128 * groups->bytes);
-    if (groups->minimums)
-        ask_for(record + (groups->minimums - groups->scales) + start * groups->bytes, 128 * groups->bytes);
-}
-
-/*
- * Add a group's rows to the outputs of one tile from lane h on, for one or two tokens. output: the first of these.
- * at: the tile's place in each row. gathered: the rows' codes, or NULL.
- */
-INLINE void KERNEL(add_tokens)(
-    Outputs y, const Groups *groups, const Record *record, int64_t output, int64_t at, int64_t wide, int64_t h,
-    const char *const *rows, int64_t quads, const Group *group, int some, Codes (*gathered)[8], int bits)
-{
-    int64_t lanes = wide < LANES ? wide : LANES;
-    Whole sums[2][8] = {{{0}}};
-    for (int64_t quad = 0; quad < quads; quad++) {
-        Codes own[8], *codes = gathered ? gathered[quad] : own;
-        if (!gathered)
-            KERNEL(gather_quad)(own, rows + 4 * quad, at, wide, h, lanes, bits);
-        Pairs even[2], odd[2];
-        UNROLLED for (int t = 0; t < some; t++) {
-            even[t] = (Pairs)((Whole){0} + group[t].weights.pairs[2 * quad]);
-            odd[t] = (Pairs)((Whole){0} + group[t].weights.pairs[2 * quad + 1]);
-        }
-        UNROLLED for (int v = 0; v < 4; v++) {
-            Pairs pairs[4];
-            KERNEL(gathered)(pairs, codes, v, bits);
-            UNROLLED for (int t = 0; t < some; t++) {
-                sums[t][v] = KERNEL(add_products)(sums[t][v], pairs[0], even[t]);
-                sums[t][v + 4] = KERNEL(add_products)(sums[t][v + 4], pairs[2], even[t]);
-                sums[t][v] = KERNEL(add_products)(sums[t][v], pairs[1], odd[t]);
-                sums[t][v + 4] = KERNEL(add_products)(sums[t][v + 4], pairs[3], odd[t]);
-            }
+    Vector sums[2][8] = {{{0}}};
+    for (int64_t i = 0; i < stretch->count; i++, group += tokens) {
+        const char *minimums = groups->minimums + group->number * groups->stride;
+        UNROLLED_8 for (int v = 0; v < 8; v++) {
+            Vector own = KERNEL(load_first_level)(minimums, output + wide * v, lanes, two);
+            UNROLLED for (int t = 0; t < some; t++)
+                sums[t][v] = KERNEL(fused)(
+                    own, (Vector){0} + group[t].weights.scale * group[t].weights.sum, sums[t][v]);
         }
     }
-    Scales own[8] = {{{0}, {0}}};
-    KERNEL(load_records)(own, groups, record, output, wide, lanes);
-    UNROLLED for (int t = 0; t < some; t++) {
-        float *outputs = beyond(y, t, output).at;
-        if (groups->minimums)
-            KERNEL(close_outputs)(outputs, sums[t], own, wide, lanes, &group[t].weights, groups->zero, true);
-        else
-            KERNEL(close_outputs)(outputs, sums[t], own, wide, lanes, &group[t].weights, groups->zero, false);
-    }
+    const char *supers = two ? groups->super_minimums + stretch->super + 2 * output : NULL;
+    UNROLLED for (int t = 0; t < some; t++)
+        KERNEL(add_sums)(beyond(y, t, output).at, sums[t], supers, wide, lanes);
 }
 
-/* The same for each token. With several tokens, codes are gathered once and stay in the first cache. */
-INLINE void KERNEL(add_lanes)(
-    Outputs y, const Groups *groups, const Record *record, int64_t output, int64_t wide, int64_t h,
-    const char *const *rows, int64_t quads, const Group *group, int tokens, int bits)
+/* Fetch what quad number ``quad`` of a stretch needs for one tile. */
+INLINE void KERNEL(fetch_quad)(const Later *later, int64_t quad, int bits)
 {
-    int64_t lanes = wide < LANES ? wide : LANES, at = output * bits / 8;
-    Codes codes[RUN / 4][8];
-    if (tokens == 1) {
-        KERNEL(add_tokens)(y, groups, record, output + h, at, wide, h, rows, quads, group, 1, NULL, bits);
+    if (quad < later->stretch->quads)
+        UNROLLED for (int k = 0; k < 4; k++)
+            ask_for(later->stretch->rows[4 * quad + k] + later->start * bits / 8, 16 * bits);
+}
+
+/* Fetch the scales that group number i of a stretch needs for one tile. */
+INLINE void KERNEL(fetch_scales)(const Later *later, const Groups *groups, int64_t i, int tokens)
+{
+    if (i >= later->stretch->count)
         return;
-    }
-    for (int64_t quad = 0; quad < quads; quad++)
-        KERNEL(gather_quad)(codes[quad], rows + 4 * quad, at, wide, h, lanes, bits);
-    int t = 0;
-    for (; t + 2 <= tokens; t += 2)
-        KERNEL(add_tokens)(
-            beyond(y, t, 0), groups, record, output + h, at, wide, h, rows, quads, group + t, 2, codes, bits);
-    if (t < tokens)
-        KERNEL(add_tokens)(
-            beyond(y, t, 0), groups, record, output + h, at, wide, h, rows, quads, group + t, 1, codes, bits);
+    int64_t at = later->stretch->groups[i * tokens].number * groups->stride + later->start * groups->bytes;
+    ask_for(groups->scales + at, 128 * groups->bytes);
+    if (groups->minimums)
+        ask_for(groups->minimums + at, 128 * groups->bytes);
 }
 
-/* A tile of eight times ``wide`` outputs, 8 or 16: known where this is inlined. */
-INLINE void KERNEL(add_tile)(
-    Outputs y, const Groups *groups, const Record *record, int64_t output, int64_t wide, const char *const *rows,
-    int64_t quads, const Group *group, int tokens, int bits)
+/* Fetch what else a stretch needs for one tile: what a shorter one before it has not fetched. */
+INLINE void KERNEL(fetch_rest)(
+    const Later *later, const Groups *groups, const Stretch *before, int tokens, int bits)
 {
-    for (int64_t h = 0; h < wide; h += LANES)
-        KERNEL(add_lanes)(y, groups, record, output, wide, h, rows, quads, group, tokens, bits);
+    for (int64_t quad = before->quads; quad < later->stretch->quads; quad++)
+        KERNEL(fetch_quad)(later, quad, bits);
+    for (int64_t i = before->count; i < later->stretch->count; i++)
+        KERNEL(fetch_scales)(later, groups, i, tokens);
+    if (!groups->supers || !later->stretch->count)
+        return;
+    ask_for(groups->supers + later->stretch->super + 2 * later->start, 256);
+    if (groups->minimums)
+        ask_for(groups->super_minimums + later->stretch->super + 2 * later->start, 256);
 }
 
-/* y += the sum of one group's rows, weighted by each token. later: rows to prefetch, and their number. */
+/* The products of one quad's codes with the weights of some tokens are added to sums. */
+INLINE void KERNEL(add_quad)(
+    Whole (*sums)[8], const Codes *codes, const Group *group, int some, int64_t quad, int bits)
+{
+    Pairs even[2], odd[2];
+    UNROLLED for (int t = 0; t < some; t++) {
+        even[t] = (Pairs)((Whole){0} + group[t].weights.pairs[2 * quad]);
+        odd[t] = (Pairs)((Whole){0} + group[t].weights.pairs[2 * quad + 1]);
+    }
+    UNROLLED for (int v = 0; v < 4; v++) {
+        Pairs pairs[4];
+        KERNEL(gathered)(pairs, codes, v, bits);
+        UNROLLED for (int t = 0; t < some; t++) {
+            sums[t][v] = KERNEL(add_products)(sums[t][v], pairs[0], even[t]);
+            sums[t][v + 4] = KERNEL(add_products)(sums[t][v + 4], pairs[2], even[t]);
+            sums[t][v] = KERNEL(add_products)(sums[t][v], pairs[1], odd[t]);
+            sums[t][v + 4] = KERNEL(add_products)(sums[t][v + 4], pairs[3], odd[t]);
+        }
+    }
+}
+
+/* The scales of a group for the outputs from ``output`` on. */
+INLINE void KERNEL(load_group_scales)(
+    Vector *scales, const Groups *groups, const Group *group, int64_t output, int64_t wide, int64_t lanes, bool two)
+{
+    const char *record = groups->scales + group->number * groups->stride;
+    UNROLLED_8 for (int v = 0; v < 8; v++)
+        scales[v] = KERNEL(load_first_level)(record, output + wide * v, lanes, two);
+}
+
+/* sums += scale products. The code of zero is a part of ``products``. */
+INLINE void KERNEL(close_group)(Vector *sums, const Whole *products, const Vector *scales, const Weights *weights)
+{
+    Vector factor = (Vector){0} + weights->scale;
+    UNROLLED_8 for (int v = 0; v < 8; v++)
+        sums[v] = KERNEL(fused)(scales[v], __builtin_convertvector(products[v], Vector) * factor, sums[v]);
+}
+
+/* Where the sums of products begin: less the weights' sum times the code of zero. */
+INLINE void KERNEL(begin_products)(Whole *products, const Groups *groups, const Weights *weights)
+{
+    Whole start = (Whole){0} - (int32_t)groups->zero * (int32_t)weights->sum;
+    UNROLLED_8 for (int v = 0; v < 8; v++)
+        products[v] = start;
+}
+
+/* Add a stretch to one token's outputs from ``output`` on, in the lanes from h on of a tile at ``at`` in each row. */
+INLINE void KERNEL(add_to_one)(
+    float *y, const Groups *groups, const Stretch *stretch, const Later *later, int64_t output, int64_t at,
+    int64_t wide, int64_t h, int bits, bool two)
+{
+    int64_t lanes = wide < LANES ? wide : LANES, quad = 0;
+    Vector sums[8] = {{0}};
+    for (int64_t i = 0; i < stretch->count; i++) {
+        const Group *group = &stretch->groups[i];
+        Whole products[1][8];
+        KERNEL(begin_products)(products[0], groups, &group->weights);
+        if (!h)
+            KERNEL(fetch_scales)(later, groups, i, 1);
+        for (int64_t own = 0; own < (group->count + 3) / 4; own++, quad++) {
+            Codes codes[8];
+            if (!h)
+                KERNEL(fetch_quad)(later, quad, bits);
+            KERNEL(gather_quad)(codes, stretch->rows + 4 * quad, at, wide, h, lanes, bits);
+            KERNEL(add_quad)(products, codes, group, 1, own, bits);
+        }
+        Vector scales[8];
+        KERNEL(load_group_scales)(scales, groups, group, output, wide, lanes, two);
+        KERNEL(close_group)(sums, products[0], scales, &group->weights);
+    }
+    const char *supers = two ? groups->supers + stretch->super + 2 * output : NULL;
+    KERNEL(add_sums)(y + output, sums, supers, wide, lanes);
+}
+
+/* Add a group's gathered quads to the sums of one or two tokens. */
 INLINE void KERNEL(add_group)(
-    Outputs y, const Matrix *matrix, const Group *group, int tokens, const char *const *rows, const char *const *later,
-    int64_t following, int bits)
+    Vector (*sums)[8], Codes (*codes)[8], int64_t quads, const Groups *groups, const Group *group, int some,
+    const Vector *scales, int bits)
+{
+    Whole products[2][8];
+    UNROLLED for (int t = 0; t < some; t++)
+        KERNEL(begin_products)(products[t], groups, &group[t].weights);
+    for (int64_t quad = 0; quad < quads; quad++)
+        KERNEL(add_quad)(products, codes[quad], group, some, quad, bits);
+    UNROLLED for (int t = 0; t < some; t++)
+        KERNEL(close_group)(sums[t], products[t], scales, &group[t].weights);
+}
+
+/* The same for several tokens: codes and scales are read once and stay in the first cache. */
+INLINE void KERNEL(add_to_several)(
+    Outputs y, const Groups *groups, const Stretch *stretch, const Later *later, int tokens, int64_t output,
+    int64_t at, int64_t wide, int64_t h, int bits, bool two)
+{
+    int64_t lanes = wide < LANES ? wide : LANES, quad = 0;
+    Vector sums[MOST_TOKENS][8] = {{{0}}};
+    for (int64_t i = 0; i < stretch->count; i++) {
+        const Group *group = &stretch->groups[i * tokens];
+        int64_t quads = (group->count + 3) / 4;
+        Codes codes[RUN / 4][8];
+        Vector scales[8];
+        KERNEL(load_group_scales)(scales, groups, group, output, wide, lanes, two);
+        if (!h)
+            KERNEL(fetch_scales)(later, groups, i, tokens);
+        for (int64_t own = 0; own < quads; own++, quad++) {
+            if (!h)
+                KERNEL(fetch_quad)(later, quad, bits);
+            KERNEL(gather_quad)(codes[own], stretch->rows + 4 * quad, at, wide, h, lanes, bits);
+        }
+        int t = 0;
+        for (; t + 2 <= tokens; t += 2)
+            KERNEL(add_group)(sums + t, codes, quads, groups, group + t, 2, scales, bits);
+        if (t < tokens)
+            KERNEL(add_group)(sums + t, codes, quads, groups, group + t, 1, scales, bits);
+    }
+    const char *supers = two ? groups->supers + stretch->super + 2 * output : NULL;
+    for (int t = 0; t < tokens; t++)
+        KERNEL(add_sums)(beyond(y, t, output).at, sums[t], supers, wide, lanes);
+}
+
+/* A tile of eight times ``wide`` outputs, 8 or 16: known where this is inlined, as is whether there are two levels. */
+INLINE void KERNEL(add_tile)(
+    Outputs y, const Groups *groups, const Stretch *stretch, const Later *later, int tokens, int64_t output,
+    int64_t wide, int bits, bool two)
+{
+    int64_t at = output * bits / 8, lanes = wide < LANES ? wide : LANES;
+    for (int64_t h = 0; h < wide; h += LANES) {
+        int t = 0;
+        for (; groups->minimums && t + 2 <= tokens; t += 2)
+            KERNEL(add_minimums)(
+                beyond(y, t, 0), groups, stretch, stretch->groups + t, tokens, 2, wide, lanes, output + h, two);
+        if (groups->minimums && t < tokens)
+            KERNEL(add_minimums)(
+                beyond(y, t, 0), groups, stretch, stretch->groups + t, tokens, 1, wide, lanes, output + h, two);
+        if (tokens == 1)
+            KERNEL(add_to_one)(y.at, groups, stretch, later, output + h, at, wide, h, bits, two);
+        else
+            KERNEL(add_to_several)(y, groups, stretch, later, tokens, output + h, at, wide, h, bits, two);
+    }
+    KERNEL(fetch_rest)(later, groups, stretch, tokens, bits);
+}
+
+/* y += sum over the rows of a stretch, which each token weights. next: the stretch to fetch meanwhile. */
+INLINE void KERNEL(add_stretch)(
+    Outputs y, const Matrix *matrix, const Stretch *stretch, const Stretch *next, int tokens, int bits, bool two)
 {
     const Groups *groups = &matrix->groups;
-    Record record = KERNEL(record)(groups, group->number);
-    const char *next = groups->scales + (group->number + 1) * groups->stride;
-    int64_t quads = (group->count + 3) / 4;
     for (int64_t start = 0; start < matrix->columns; start += 128) {
-        KERNEL(fetch)(groups, later, following, next, start, bits);
+        bool last = start + 128 >= matrix->columns;
+        Later later = {last ? next : stretch, last ? 0 : start + 128};
         if (matrix->columns - start >= 128)
-            KERNEL(add_tile)(y, groups, &record, start, 16, rows, quads, group, tokens, bits);
+            KERNEL(add_tile)(y, groups, stretch, &later, tokens, start, 16, bits, two);
         else
-            KERNEL(add_tile)(y, groups, &record, start, 8, rows, quads, group, tokens, bits);
+            KERNEL(add_tile)(y, groups, stretch, &later, tokens, start, 8, bits, two);
     }
 }
 
@@ -576,32 +658,62 @@ static void KERNEL(plan)(List *list, const Matrix *matrix)
     }
 }
 
-/* The beginnings of a group's rows. A list is filled up with its last row, an empty one with the matrix's first. */
+/* Where a group's rows begin. The last quad is filled up with the last row, which has the weight 0 there. */
 INLINE void KERNEL(locate)(
-    const char **at, const Matrix *matrix, const int32_t *rows, int64_t start, const Group *group)
+    Stretch *stretch, const Matrix *matrix, const int32_t *rows, int64_t start, const Group *group)
 {
-    const char *last = matrix->codes;
-    for (int64_t k = 0; k < RUN; k++) {
-        if (k < group->count)
-            last = matrix->codes + (rows ? rows[group->first + k] : start + group->first + k) * matrix->stride;
-        at[k] = last;
+    int64_t quads = (group->count + 3) / 4;
+    for (int64_t k = 0; k < 4 * quads; k++) {
+        int64_t i = group->first + (k < group->count ? k : group->count - 1);
+        stretch->rows[4 * stretch->quads + k] = matrix->codes + (rows ? rows[i] : start + i) * matrix->stride;
     }
+    stretch->quads += quads;
+    stretch->count++;
 }
 
-typedef void KERNEL(AddGroup)(
-    Outputs y, const Matrix *matrix, const Group *group, int tokens, const char *const *rows, const char *const *later,
-    int64_t following);
-
-static void KERNEL(add_listed)(float *y, const Matrix *matrix, const List *list, KERNEL(AddGroup) *add_group)
+/* Whether a group goes on with a stretch. */
+INLINE bool KERNEL(goes_on)(const Stretch *stretch, const Matrix *matrix, const Group *group)
 {
-    static const Group none = {0};
-    const char *at[2][RUN];
-    if (list->group_count)
-        KERNEL(locate)(at[0], matrix, list->rows, 0, list->groups);
-    for (int64_t i = 0; i < list->group_count; i++) {
-        const Group *group = &list->groups[i], *next = i + 1 < list->group_count ? group + 1 : &none;
-        KERNEL(locate)(at[(i + 1) % 2], matrix, list->rows, 0, next);
-        add_group((Outputs){y, 0}, matrix, group, 1, at[i % 2], at[(i + 1) % 2], next->count);
+    int64_t groups = SUPER / matrix->groups.size;
+    return !stretch->count || stretch->groups->number / groups == group->number / groups;
+}
+
+INLINE void KERNEL(begin_stretch)(Stretch *stretch, const Group *groups)
+{
+    stretch->groups = groups;
+    stretch->count = stretch->quads = 0;
+}
+
+INLINE void KERNEL(end_stretch)(Stretch *stretch, const Matrix *matrix)
+{
+    if (stretch->count)
+        stretch->super = stretch->groups->number / (SUPER / matrix->groups.size) * matrix->groups.super_stride;
+}
+
+typedef void KERNEL(AddStretch)(
+    Outputs y, const Matrix *matrix, const Stretch *stretch, const Stretch *next, int tokens);
+
+/* The stretch of a list from group number i on; it has no groups after the last one. */
+static int64_t KERNEL(list_stretch)(Stretch *stretch, const Matrix *matrix, const List *list, int64_t i)
+{
+    KERNEL(begin_stretch)(stretch, list->groups + i);
+    for (; i < list->group_count && KERNEL(goes_on)(stretch, matrix, list->groups + i); i++)
+        KERNEL(locate)(stretch, matrix, list->rows, 0, list->groups + i);
+    KERNEL(end_stretch)(stretch, matrix);
+    return i;
+}
+
+static void KERNEL(add_listed)(
+    float *y, const Matrix *matrix, const List *list, KERNEL(AddStretch) *add_stretch, int bits)
+{
+    static const Stretch none = {0};
+    Stretch stretches[2];
+    int64_t i = KERNEL(list_stretch)(&stretches[0], matrix, list, 0);
+    Later first = {&stretches[0], 0};
+    KERNEL(fetch_rest)(&first, &matrix->groups, &none, 1, bits);
+    for (int turn = 0; stretches[turn].count; turn = 1 - turn) {
+        i = KERNEL(list_stretch)(&stretches[1 - turn], matrix, list, i);
+        add_stretch((Outputs){y, 0}, matrix, &stretches[turn], &stretches[1 - turn], 1);
     }
 }
 
@@ -613,19 +725,35 @@ static void KERNEL(plan_tokens)(
         KERNEL(plan_group)(&groups[t], matrix, NULL, start, i, count, beyond(z, t, 0).at);
 }
 
-static void KERNEL(add_grouped)(
-    Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens, KERNEL(AddGroup) *add_group)
+/* The stretch of successive rows from number i on. groups: room for its groups. */
+static int64_t KERNEL(plan_stretch)(
+    Stretch *stretch, Group *groups, const Matrix *matrix, int64_t start, int64_t i, int64_t count, Outputs z,
+    int tokens)
 {
-    Group groups[2][MOST_TOKENS];
-    const char *at[2][RUN];
-    KERNEL(plan_tokens)(groups[0], matrix, first, 0, count, z, tokens);
-    KERNEL(locate)(at[0], matrix, NULL, first, groups[0]);
-    for (int turn = 0; groups[turn]->count; turn = 1 - turn) {
-        const Group *group = groups[turn];
-        Group *next = groups[1 - turn];
-        KERNEL(plan_tokens)(next, matrix, first, group->first + group->count, count, z, tokens);
-        KERNEL(locate)(at[1 - turn], matrix, NULL, first, next);
-        add_group(y, matrix, group, tokens, at[turn], at[1 - turn], next->count);
+    KERNEL(begin_stretch)(stretch, groups);
+    while (i < count) {
+        Group *own = groups + stretch->count * tokens;
+        KERNEL(plan_tokens)(own, matrix, start, i, count, z, tokens);
+        if (!KERNEL(goes_on)(stretch, matrix, own))
+            break;
+        KERNEL(locate)(stretch, matrix, NULL, start, own);
+        i += own->count;
+    }
+    KERNEL(end_stretch)(stretch, matrix);
+    return i;
+}
+
+static void KERNEL(add_grouped)(
+    Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens,
+    KERNEL(AddStretch) *add_stretch)
+{
+    /* One group more than a stretch has: the one that does not go on with it. */
+    Group groups[2][(SUPER / 16 + 1) * MOST_TOKENS];
+    Stretch stretches[2];
+    int64_t i = KERNEL(plan_stretch)(&stretches[0], groups[0], matrix, first, 0, count, z, tokens);
+    for (int turn = 0; stretches[turn].count; turn = 1 - turn) {
+        i = KERNEL(plan_stretch)(&stretches[1 - turn], groups[1 - turn], matrix, first, i, count, z, tokens);
+        add_stretch(y, matrix, &stretches[turn], &stretches[1 - turn], tokens);
     }
 }
 
@@ -762,24 +890,22 @@ static void KERNEL(dot_numbered)(
     {                                                                                                                 \
         KERNEL(dot_numbered)(out, matrix, rows, count, x, KERNEL(dot_pair##BITS), KERNEL(dot_one##BITS));             \
     }                                                                                                                 \
-    static void KERNEL(add_group##BITS)(                                                                              \
-        Outputs y, const Matrix *matrix, const Group *group, int tokens, const char *const *rows,                     \
-        const char *const *later, int64_t following)                                                                  \
+    static void KERNEL(add_stretch##BITS)(                                                                            \
+        Outputs y, const Matrix *matrix, const Stretch *stretch, const Stretch *next, int tokens)                     \
     {                                                                                                                 \
-        if (VECTOR_BYTES > 16)                                                                                        \
-            KERNEL(add_group)(y, matrix, group, tokens, rows, later, following, BITS);                                \
+        if (matrix->groups.supers)                                                                                    \
+            KERNEL(add_stretch)(y, matrix, stretch, next, tokens, BITS, true);                                        \
         else                                                                                                          \
-            for (int t = 0; t < tokens; t++)                                                                          \
-                KERNEL(add_group)(beyond(y, t, 0), matrix, &group[t], 1, rows, later, following, BITS);               \
+            KERNEL(add_stretch)(y, matrix, stretch, next, tokens, BITS, false);                                       \
     }                                                                                                                 \
     static void KERNEL(add_grouped##BITS)(                                                                            \
         Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens)                         \
     {                                                                                                                 \
-        KERNEL(add_grouped)(y, matrix, first, count, z, tokens, KERNEL(add_group##BITS));                             \
+        KERNEL(add_grouped)(y, matrix, first, count, z, tokens, KERNEL(add_stretch##BITS));                           \
     }                                                                                                                 \
     static void KERNEL(add_list_grouped##BITS)(float *y, const Matrix *matrix, const List *list)                      \
     {                                                                                                                 \
-        KERNEL(add_listed)(y, matrix, list, KERNEL(add_group##BITS));                                                 \
+        KERNEL(add_listed)(y, matrix, list, KERNEL(add_stretch##BITS), BITS);                                               \
     }
 
 GROUPED_PRODUCTS(4)

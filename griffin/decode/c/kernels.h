@@ -34,6 +34,8 @@
 
 /* The most rows that share a scale. */
 #define RUN 32
+/* Numbers of a superblock, which share the second level of scales. */
+#define SUPER 256
 /* The largest integer that an activation becomes. */
 #define LARGEST 32767
 /* If all numbers are smaller than this, they become zeros. */
@@ -76,10 +78,25 @@ typedef struct {
     int64_t count, group_count;
 } List;
 
-/* Where the scales of one group of rows are. */
+/*
+ * Successive groups of one superblock: a tile of their outputs is summed up in registers.
+ *
+ * groups: for each group, one with the weights of each token.
+ * quads: number of quads of rows; each group's begin anew.
+ * rows: where they begin.
+ * super: place of the superblock's factors.
+ */
 typedef struct {
-    const char *scales, *minimums, *supers, *super_minimums;
-} Record;
+    const Group *groups;
+    int64_t count, quads, super;
+    const char *rows[SUPER];
+} Stretch;
+
+/* What is fetched meanwhile: the tile from column ``start`` on of a stretch. */
+typedef struct {
+    const Stretch *stretch;
+    int64_t start;
+} Later;
 
 /* One token's numbers; the next token's follow after ``stride`` floats. */
 typedef struct {

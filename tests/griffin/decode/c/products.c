@@ -41,7 +41,7 @@ static const Kind KINDS[] = {
     {"Q5_K", 13, 176, 6, 32, 1, 1, 0, {0, 2}},    {"Q6_K", 14, 210, 6, 16, 1, 0, 32, {208, -1}},
 };
 static const int64_t WIDTHS[] = {64, 192, 256, 320, 512, 576, 768};
-enum { ROWS = 37, NEURONS = 256, TOKENS = 5 };
+enum { ROWS = 37, NEURONS = 512, TOKENS = 5 };
 
 static uint64_t state = 1;
 static int wrong = 0;
@@ -208,7 +208,7 @@ static void check_columns(const Kernels *kernels, const Kind *kind, int64_t colu
     Layout layout = layout_of(kind, columns, false);
     uint8_t *source = any_blocks(kind, columns * NEURONS / (kind->two_levels ? 256 : 32));
     char *codes = room(NEURONS * layout.row_stride), *records = room(NEURONS / kind->size * layout.record_stride);
-    char *supers = room(layout.super_stride ? layout.super_stride : 1);
+    char *supers = room(layout.super_stride ? NEURONS / 256 * layout.super_stride : 1);
     float *numbers = room(4 * NEURONS * columns), *found = room(4 * columns), z[NEURONS] = {0}, given[NEURONS];
     griffin_lay_columns(
         (uint8_t *)codes, (uint8_t *)records, (uint8_t *)supers, source, &layout, kind->type, kind->block_bytes, NEURONS,
