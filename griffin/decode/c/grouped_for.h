@@ -14,6 +14,14 @@ typedef uint16_t KERNEL(Pairs) __attribute__((vector_size(VECTOR_BYTES)));
 
 /* ---- Loads of a part of a vector; the rest is zero. Loads of whole vectors have no mask, which costs time. ---- */
 
+/* Without instructions for float16 a load is long. It is compiled once, because the compiler would take twice as long. */
+#undef LOAD
+#if VECTOR_BYTES == 16
+#define LOAD static __attribute__((noinline))
+#else
+#define LOAD INLINE
+#endif
+
 INLINE Codes KERNEL(load_codes)(const void *at, int64_t lanes)
 {
     Codes codes = {0};
@@ -28,7 +36,7 @@ INLINE Codes KERNEL(load_codes)(const void *at, int64_t lanes)
     return codes;
 }
 
-INLINE Vector KERNEL(load_halves)(const char *at, int64_t lanes)
+LOAD Vector KERNEL(load_halves)(const char *at, int64_t lanes)
 {
 #if VECTOR_BYTES == 64
     if (lanes >= LANES)
@@ -48,7 +56,7 @@ INLINE Vector KERNEL(load_halves)(const char *at, int64_t lanes)
 #endif
 }
 
-INLINE Vector KERNEL(load_bytes)(const char *at, int64_t lanes)
+LOAD Vector KERNEL(load_bytes)(const char *at, int64_t lanes)
 {
 #if VECTOR_BYTES == 64
     if (lanes >= LANES)
@@ -893,10 +901,13 @@ static void KERNEL(dot_numbered)(
     static void KERNEL(add_stretch##BITS)(                                                                            \
         Outputs y, const Matrix *matrix, const Stretch *stretch, const Stretch *next, int tokens)                     \
     {                                                                                                                 \
-        if (matrix->groups.supers)                                                                                    \
-            KERNEL(add_stretch)(y, matrix, stretch, next, tokens, BITS, true);                                        \
+        bool two = matrix->groups.supers;                                                                             \
+        if (tokens > 1)                                                                                               \
+            KERNEL(add_stretch)(y, matrix, stretch, next, tokens, BITS, two);                                         \
+        else if (two)                                                                                                 \
+            KERNEL(add_stretch)(y, matrix, stretch, next, 1, BITS, true);                                             \
         else                                                                                                          \
-            KERNEL(add_stretch)(y, matrix, stretch, next, tokens, BITS, false);                                       \
+            KERNEL(add_stretch)(y, matrix, stretch, next, 1, BITS, false);                                            \
     }                                                                                                                 \
     static void KERNEL(add_grouped##BITS)(                                                                            \
         Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens)                         \
