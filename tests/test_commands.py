@@ -139,7 +139,7 @@ def test_the_experiments_that_were_run_can_be_run_again() -> None:
     text = (ROOT / "docs/experiments.md").read_text()
     lines = re.findall(r"```sh\npython -m griffin.experiments (.*)\n```", text)
 
-    assert len(lines) > 20
+    assert len(lines) > 10
     for line in lines:
         assert command_line().parse_args(shlex.split(line)).name == line.split()[0]
 
