@@ -79,7 +79,7 @@ typedef struct {
 } List;
 
 /*
- * Successive groups of one superblock: a tile of their outputs is summed up in registers.
+ * Successive groups of one superblock, by ascending number. One token's sums of a tile stay in registers.
  *
  * groups: for each group, one with the weights of each token.
  * quads: number of quads of rows; each group's begin anew.

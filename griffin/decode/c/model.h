@@ -39,7 +39,7 @@ enum { FLOAT32, BFLOAT16, FLOAT16, INT8, GROUPED4, GROUPED6, GROUPED8, FORMATS }
  * supers, super_minimums: their place in the first record of supers; NULL if there are none.
  * stride, super_stride: bytes from a record to the next.
  * bytes: the bytes of one scale.
- * neurons: for each row its number in the whole matrix; NULL if all rows are there.
+ * neurons: for each row its number in the whole matrix, ascending; NULL if all rows are there.
  */
 typedef struct {
     const char *scales, *minimums, *supers, *super_minimums;

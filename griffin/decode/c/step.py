@@ -213,3 +213,5 @@ def _require(kept: Kept, layers: int, neurons: int) -> None:
             raise ValueError(f"neurons must be int64 (k,), but are {kept_k.dtype} {tuple(kept_k.shape)}")
         if kept_k.min() < 0 or kept_k.max() >= neurons:
             raise ValueError(f"neurons must be among 0 to {neurons - 1}")
+        if (kept_k.diff() <= 0).any():
+            raise ValueError("neurons must be in ascending order, each once")

@@ -17,6 +17,7 @@ from griffin.engine.drafts import Drafts
 from griffin.engine.prefixes import PrefixStore
 from griffin.engine.refresh import overlap
 from griffin.engine.speculation import Verifier
+from griffin.engine.throttle import Throttle
 from griffin.errors import EngineBusy, InvalidRequest
 from griffin.model.host import offload_
 from griffin.model.placement import spread_
@@ -254,6 +255,13 @@ def test_the_cache_holds_what_the_full_model_leaves(mode: ModeName, prompts: Pro
     assert engine._assembly.state.cache.length == len(seen) - 1
 
 
+@pytest.fixture
+def every_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes take all drafts. Otherwise their number follows the times of passes, and a busy machine has fewer."""
+    monkeypatch.setattr(Throttle, "worth", lambda self, length, most: most)
+
+
+@pytest.mark.usefixtures("every_draft")
 def test_repetitions_are_looked_up(prompts: Prompts) -> None:
     """Where a model repeats itself, most tokens come from n-grams, and no token changes."""
     engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)
@@ -267,6 +275,7 @@ def test_repetitions_are_looked_up(prompts: Prompts) -> None:
     assert all(token.selection is None for token in found["ngram"])
 
 
+@pytest.mark.usefixtures("every_draft")
 def test_without_sparsity_n_grams_draft_alone(prompts: Prompts) -> None:
     """No neurons are chosen. Where no n-gram matches, the dense step makes one token."""
     engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)

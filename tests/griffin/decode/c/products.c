@@ -41,7 +41,7 @@ static const Kind KINDS[] = {
     {"Q5_K", 13, 176, 6, 32, 1, 1, 0, {0, 2}},    {"Q6_K", 14, 210, 6, 16, 1, 0, 32, {208, -1}},
 };
 static const int64_t WIDTHS[] = {64, 192, 256, 320, 512, 576, 768};
-enum { ROWS = 37, NEURONS = 512, TOKENS = 5 };
+enum { ROWS = 37, NEURONS = 768, TOKENS = 5 };
 
 static uint64_t state = 1;
 static int wrong = 0;
@@ -137,12 +137,13 @@ static void expect_same(
     }
 }
 
-/* Every third row. */
+/* Every third row, but none of the second superblock. */
 static int64_t some_rows(int32_t *rows, int64_t all)
 {
     int64_t count = 0;
     for (int32_t row = 1; row < all; row += 3)
-        rows[count++] = row;
+        if (row / 256 != 1)
+            rows[count++] = row;
     return count;
 }
 
@@ -224,10 +225,14 @@ static void check_columns(const Kernels *kernels, const Kind *kind, int64_t colu
     expect_sum(found, numbers, z, "weighted rows", kind, columns);
     float *beside = room(4 * TOKENS * columns), weights[TOKENS][NEURONS];
     for (int t = 0; t < TOKENS; t++)
-        memcpy(weights[t], z, sizeof z);
+        for (int64_t row = 0; row < NEURONS; row++)
+            weights[t][row] = any_float();
     format->add((Outputs){beside, columns}, &matrix, 0, NEURONS, (Outputs){weights[0], NEURONS}, TOKENS);
-    for (int t = 0; t < TOKENS; t++)
+    for (int t = 0; t < TOKENS; t++) {
+        memset(found, 0, (size_t)columns * sizeof *found);
+        format->add((Outputs){found, 0}, &matrix, 0, NEURONS, (Outputs){weights[t], 0}, 1);
         expect_same(beside + t * columns, found, columns, "weighted rows of several tokens", kind, columns);
+    }
 
     int32_t rows[NEURONS];
     int64_t count = some_rows(rows, NEURONS);
@@ -276,11 +281,11 @@ int main(void)
             break;
         const Kernels *kernels = best_kernels();
         for (size_t kind = 0; kind < sizeof KINDS / sizeof *KINDS; kind++)
-            for (size_t i = 0; i < sizeof WIDTHS / sizeof *WIDTHS; i++)
-                if (!KINDS[kind].two_levels || WIDTHS[i] % 256 == 0) {
+            for (size_t i = 0; i < sizeof WIDTHS / sizeof *WIDTHS; i++) {
+                if (!KINDS[kind].two_levels || WIDTHS[i] % 256 == 0)
                     check_rows(kernels, &KINDS[kind], WIDTHS[i]);
-                    check_columns(kernels, &KINDS[kind], WIDTHS[i]);
-                }
+                check_columns(kernels, &KINDS[kind], WIDTHS[i]);
+            }
         printf("%s\n", names[most]);
     }
     return wrong;

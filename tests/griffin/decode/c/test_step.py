@@ -386,6 +386,8 @@ def test_threads_end_with_the_step(model: PreTrainedModel) -> None:
         (torch.arange(0), LAYERS),
         (torch.tensor([WIDTH]), LAYERS),
         (torch.tensor([-1]), LAYERS),
+        (torch.tensor([2, 1]), LAYERS),
+        (torch.tensor([1, 1]), LAYERS),
     ],
 )
 def test_refuses_neurons_that_are_not_there(step: NativeStep, kept_k: Tensor, layers: int) -> None:
