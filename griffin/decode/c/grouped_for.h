@@ -549,7 +549,7 @@ INLINE void KERNEL(add_to_one)(
         KERNEL(begin_products)(products[0], groups, &group->weights);
         if (!h)
             KERNEL(fetch_scales)(later, groups, i, 1);
-        for (int64_t own = 0; own < (group->count + 3) / 4; own++, quad++) {
+        for (int64_t own = 0; own < quads_of(group); own++, quad++) {
             Codes codes[8];
             if (!h)
                 KERNEL(fetch_quad)(later, quad, bits);
@@ -587,7 +587,7 @@ INLINE void KERNEL(add_to_several)(
     Vector sums[MOST_TOKENS][8] = {{{0}}};
     for (int64_t i = 0; i < stretch->count; i++) {
         const Group *group = &stretch->groups[i * tokens];
-        int64_t quads = (group->count + 3) / 4;
+        int64_t quads = quads_of(group);
         Codes codes[RUN / 4][8];
         Vector scales[8];
         KERNEL(load_group_scales)(scales, groups, group, output, wide, lanes, two);
@@ -669,38 +669,34 @@ static void KERNEL(plan)(List *list, const Matrix *matrix)
     }
 }
 
-/* Where a group's rows begin. The last quad is filled up with the last row, which has the weight 0 there. */
-INLINE void KERNEL(locate)(
-    Stretch *stretch, const Matrix *matrix, const int32_t *rows, int64_t start, const Group *group)
-{
-    int64_t quads = (group->count + 3) / 4;
-    for (int64_t k = 0; k < 4 * quads; k++) {
-        int64_t i = group->first + (k < group->count ? k : group->count - 1);
-        stretch->rows[4 * stretch->quads + k] = matrix->codes + (rows ? rows[i] : start + i) * matrix->stride;
-    }
-    stretch->quads += quads;
-    stretch->count++;
-}
-
-/* Whether a group goes on with a stretch: its number is higher, and the superblock is the same. */
-INLINE bool KERNEL(goes_on)(const Stretch *stretch, const Matrix *matrix, const Group *group, int tokens)
-{
-    if (!stretch->count)
-        return true;
-    int64_t last = stretch->groups[(stretch->count - 1) * tokens].number, groups = SUPER / matrix->groups.size;
-    return last < group->number && last / groups == group->number / groups;
-}
-
 INLINE void KERNEL(begin_stretch)(Stretch *stretch, const Group *groups)
 {
     stretch->groups = groups;
     stretch->count = stretch->quads = 0;
 }
 
-INLINE void KERNEL(end_stretch)(Stretch *stretch, const Matrix *matrix)
+/* Whether a group goes on with a stretch: its number is higher, and the superblock is the same. */
+INLINE bool KERNEL(goes_on)(const Stretch *stretch, const Matrix *matrix, int64_t number, int tokens)
 {
-    if (stretch->count)
-        stretch->super = stretch->groups->number / (SUPER / matrix->groups.size) * matrix->groups.super_stride;
+    if (!stretch->count)
+        return true;
+    int64_t last = stretch->groups[(stretch->count - 1) * tokens].number, groups = SUPER / matrix->groups.size;
+    return last < number && last / groups == number / groups;
+}
+
+/* Add a group. Its last quad is filled up with its last row, which has the weight 0 there. */
+INLINE void KERNEL(lengthen)(
+    Stretch *stretch, const Matrix *matrix, const int32_t *rows, int64_t start, const Group *group)
+{
+    int64_t quads = quads_of(group);
+    if (!stretch->count)
+        stretch->super = group->number / (SUPER / matrix->groups.size) * matrix->groups.super_stride;
+    for (int64_t k = 0; k < 4 * quads; k++) {
+        int64_t i = group->first + (k < group->count ? k : group->count - 1);
+        stretch->rows[4 * stretch->quads + k] = matrix->codes + (rows ? rows[i] : start + i) * matrix->stride;
+    }
+    stretch->quads += quads;
+    stretch->count++;
 }
 
 typedef void KERNEL(AddStretch)(
@@ -710,9 +706,8 @@ typedef void KERNEL(AddStretch)(
 static int64_t KERNEL(list_stretch)(Stretch *stretch, const Matrix *matrix, const List *list, int64_t i)
 {
     KERNEL(begin_stretch)(stretch, list->groups + i);
-    for (; i < list->group_count && KERNEL(goes_on)(stretch, matrix, list->groups + i, 1); i++)
-        KERNEL(locate)(stretch, matrix, list->rows, 0, list->groups + i);
-    KERNEL(end_stretch)(stretch, matrix);
+    for (; i < list->group_count && KERNEL(goes_on)(stretch, matrix, list->groups[i].number, 1); i++)
+        KERNEL(lengthen)(stretch, matrix, list->rows, 0, list->groups + i);
     return i;
 }
 
@@ -744,15 +739,12 @@ static int64_t KERNEL(plan_stretch)(
     int tokens)
 {
     KERNEL(begin_stretch)(stretch, groups);
-    while (i < count) {
+    while (i < count && KERNEL(goes_on)(stretch, matrix, group_of(matrix, start + i), tokens)) {
         Group *own = groups + stretch->count * tokens;
         KERNEL(plan_tokens)(own, matrix, start, i, count, z, tokens);
-        if (!KERNEL(goes_on)(stretch, matrix, own, tokens))
-            break;
-        KERNEL(locate)(stretch, matrix, NULL, start, own);
+        KERNEL(lengthen)(stretch, matrix, NULL, start, own);
         i += own->count;
     }
-    KERNEL(end_stretch)(stretch, matrix);
     return i;
 }
 
@@ -760,8 +752,7 @@ static void KERNEL(add_grouped)(
     Outputs y, const Matrix *matrix, int64_t first, int64_t count, Outputs z, int tokens,
     KERNEL(AddStretch) *add_stretch)
 {
-    /* One group more than a stretch has: the one that does not go on with it. */
-    Group groups[2][(SUPER / 16 + 1) * MOST_TOKENS];
+    Group groups[2][SUPER / 16 * MOST_TOKENS];
     Stretch stretches[2];
     int64_t i = KERNEL(plan_stretch)(&stretches[0], groups[0], matrix, first, 0, count, z, tokens);
     for (int turn = 0; stretches[turn].count; turn = 1 - turn) {

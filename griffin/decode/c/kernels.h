@@ -67,6 +67,12 @@ typedef struct {
     Weights weights;
 } Group;
 
+/* The number of quads that a group's rows fill. */
+static inline int64_t quads_of(const Group *group)
+{
+    return (group->count + 3) / 4;
+}
+
 /*
  * Rows by their numbers, in ascending order, and the weight of each.
  * groups: room for as many groups as there are rows, or as can exist; ``plan`` fills it if the format has groups.
