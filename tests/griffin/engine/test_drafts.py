@@ -10,7 +10,6 @@ from griffin import Engine, Pruning, Sampling, Verification
 from griffin.decode.steps import StepName
 from griffin.engine.drafts import Drafts
 from griffin.engine.speculation import Verifier
-from griffin.engine.throttle import Throttle
 from griffin.request import ModeName
 from tests.griffin.engine.sequences import EVERYTHING, HALF, Prompts, greedy, ids
 from tests.tiny import tiny_model
@@ -64,9 +63,9 @@ def test_n_grams_change_no_token(
 FAST = Verification()
 
 
-def test_n_grams_draft_by_themselves(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("every_draft")
+def test_n_grams_draft_by_themselves(prompts: Prompts) -> None:
     """With real drafts: where a model repeats itself, many tokens come from passes, and no token changes."""
-    monkeypatch.setattr(Throttle, "worth", lambda self, length, most: most)
     engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)
     for pruning in (Pruning(), HALF):
         alone = ids(list(engine.generate(prompt, greedy(60), pruning)))
@@ -127,9 +126,9 @@ def test_a_drafted_answer_can_be_cancelled_in_a_block(prompts: Prompts, monkeypa
     assert ids(tokens) == alone[:4]
 
 
-def test_samples_with_drafts_do_not_disturb_each_other(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("every_draft")
+def test_samples_with_drafts_do_not_disturb_each_other(prompts: Prompts) -> None:
     """Several answers to one prompt, in several modes. Neurons are reported as without drafts."""
-    monkeypatch.setattr(Throttle, "worth", lambda self, length, most: most)
     engine, prompt = Engine(tiny_model("gemma2")), prompts(11, 20)
     samplings = [Sampling(seed=seed, temperature=0.3, max_tokens=30, ignore_eos=True) for seed in (1, 2)]
     modes = (FAST, None, Verification("lossless"), FAST, Verification("guarded"), None)

@@ -17,7 +17,6 @@ from griffin.engine.drafts import Drafts
 from griffin.engine.prefixes import PrefixStore
 from griffin.engine.refresh import overlap
 from griffin.engine.speculation import Verifier
-from griffin.engine.throttle import Throttle
 from griffin.errors import EngineBusy, InvalidRequest
 from griffin.model.host import offload_
 from griffin.model.placement import spread_
@@ -253,12 +252,6 @@ def test_the_cache_holds_what_the_full_model_leaves(mode: ModeName, prompts: Pro
             )
 
     assert engine._assembly.state.cache.length == len(seen) - 1
-
-
-@pytest.fixture
-def every_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passes take all drafts. Otherwise their number follows the times of passes, and a busy machine has fewer."""
-    monkeypatch.setattr(Throttle, "worth", lambda self, length, most: most)
 
 
 @pytest.mark.usefixtures("every_draft")
