@@ -219,11 +219,11 @@ def _counted(claims: Mapping[str, Sequence[Claim]], titles: Mapping[str, str]) -
         for claim in own:
             where[claim.holds].append(escaped(titles.get(name, name)))
     yes, no, unclear = (len(where[answer]) for answer in (True, False, None))
-    return (
+    text = (
         f"- **The paper's findings**: of {yes + no + unclear} that were tested, {yes} hold{'s' * (yes == 1)} here. "
-        f"{no} do{'es' * (no == 1)} not hold{_there(where[False])}. This run cannot judge {unclear}"
-        f"{_there(where[None])}."
+        f"{no} do{'es' * (no == 1)} not hold{_there(where[False])}."
     )
+    return f"{text} This run cannot judge {unclear}{_there(where[None])}." if unclear else text
 
 
 def _there(titles: Sequence[str]) -> str:

@@ -237,3 +237,10 @@ def test_claims_are_counted_and_figures_spoken() -> None:
         "- **The paper's findings**: of 4 that were tested, 2 hold here. 1 does not hold: Classification (Table 1). "
         "This run cannot judge 1: Perplexity (Figure 5)." in lines
     )
+
+
+def test_no_word_about_findings_that_cannot_be_judged_if_there_are_none() -> None:
+    claims = {"latency": [Claim("It is faster.", True, "By 1.2x.")]}
+    lines = summary({}, claims, TITLES).splitlines()
+
+    assert "- **The paper's findings**: of 1 that were tested, 1 holds here. 0 do not hold." in lines
