@@ -17,7 +17,7 @@ from server.commandline.reading import read_settings
 from server.loader import Found, Loaded
 from server.settings import Settings, SettingsInvalid
 from tests.server import tiny_checkpoint
-from tests.server.client import metric, post
+from tests.server.client import PATIENCE_S, metric, post
 from tests.server.process import running
 from tests.server.scripted import CharacterTokenizer, ScriptedEngine, leave_early, listening, wait_until
 
@@ -117,7 +117,7 @@ def test_a_model_leaves_when_its_last_answer_is_whole() -> None:
         assert [other.done(), late.done()] == [False, False]
         assert shelf.loads == ["alpha"]
         shelf.engines["alpha"].gate.set()
-        assert (first.result(20), other.result(20), late.result(20)) == ("a", "b", "a")
+        assert (first.result(PATIENCE_S), other.result(PATIENCE_S), late.result(PATIENCE_S)) == ("a", "b", "a")
     assert shelf.loads == ["alpha", "beta", "alpha"]
 
 
@@ -137,7 +137,7 @@ def test_too_many_wait_for_a_model() -> None:
         wait_until(lambda: post(url, model="beta").status_code == 503)
         refused = post(url, model="beta")
         shelf.gates["beta"].set()
-        assert [each.result(20) for each in waiting] == ["b", "b"]
+        assert [each.result(PATIENCE_S) for each in waiting] == ["b", "b"]
     assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("model_loading", "5")
 
 
@@ -202,7 +202,7 @@ def test_a_reader_who_is_slow_keeps_the_model() -> None:
             finished = shelf.loads == ["alpha"]
             for _ in lines:
                 pass
-        assert other.result(20) == "b"
+        assert other.result(PATIENCE_S) == "b"
     assert finished
 
 

@@ -26,7 +26,7 @@ from tests.server.scripted import ScriptedEngine, served, wait_until
 def connect(url: str) -> socket.socket:
     host, port = url.removeprefix("http://").rsplit(":", 1)
     client = socket.create_connection((host.strip("[]"), int(port)))
-    client.settimeout(15)
+    client.settimeout(60)
     return client
 
 
@@ -337,7 +337,7 @@ def test_a_token_leaves_at_once() -> None:
         listening_to = listener.Listener([listening], lambda crowded, lost, reserved: Accepted(), 1)
         try:
             with socket.create_connection(listening.getsockname()):
-                transport = await asyncio.wait_for(accepted.get(), 15)
+                transport = await asyncio.wait_for(accepted.get(), 60)
                 return int(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         finally:
             listening_to.close()

@@ -182,7 +182,7 @@ def test_a_body_that_never_arrives_is_not_waited_for() -> None:
     with served(ScriptedEngine(), body_timeout=0.2) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
-            connection.settimeout(10)
+            connection.settimeout(60)
             head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 500\r\n"
             connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
             answer = ""

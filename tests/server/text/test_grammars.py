@@ -229,16 +229,16 @@ def test_a_server_that_closes_does_not_wait_for_a_form() -> None:
     service = Service(Settings())
     service.models.room.serve(service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [ScriptedEngine([])]))
     [model] = service.models.loaded
-    joining = threading.Thread(target=service.join, args=(5,))
+    joining = threading.Thread(target=service.join, args=(60,))
     with model.grammars._lock:
         closing = threading.Thread(target=service.close, daemon=True)
         closing.start()
-        closing.join(5)
+        closing.join(60)
         closed = not closing.is_alive()
         joining.start()
         joining.join(0.1)
         joined = not joining.is_alive()
-    joining.join(20)
+    joining.join(60)
 
     assert closed
     assert not joined

@@ -125,7 +125,7 @@ def test_before_the_model_is_there() -> None:
     release = threading.Event()
 
     def slow_loader(_: Settings) -> Loaded:
-        release.wait(10)
+        release.wait(60)
         raise RuntimeError("never mind")
 
     with served(loader=slow_loader) as url:
@@ -246,13 +246,13 @@ def test_refusals_come_before_tokenizing(monkeypatch: pytest.MonkeyPatch) -> Non
     def slow_encode(tokenizer: Any, text: str, special: bool) -> list[int]:
         tokenized.append(len(text))
         entered.set()
-        release.wait(10)
+        release.wait(60)
         return [1]
 
     monkeypatch.setattr(prompts, "encode", slow_encode)
     with served(ScriptedEngine(), queue_size=0) as url, ThreadPoolExecutor() as pool:
         first = pool.submit(post, url, prompt="x" * 30_000)
-        entered.wait(10)
+        entered.wait(60)
         second = post(url, prompt="x" * 30_001)
         release.set()
 
@@ -390,7 +390,7 @@ def test_an_engine_that_cannot_be_rebuilt_at_once() -> None:
         assert (second.result().status_code, second.result().json()["error"]["code"]) == (503, "engine_failed")
         assert httpx.get(f"{url}/ready").status_code == 503
         assert post(url, max_tokens=1).status_code == 503
-        wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200, 20)
+        wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200)
         assert post(url, max_tokens=1).status_code == 200
         assert metric(url, "griffin_worker_restarts_total") == 1
 
