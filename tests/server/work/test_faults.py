@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -23,7 +24,7 @@ from griffin.errors import OutOfMemory
 from server.loader import Loaded
 from server.settings import Settings
 from tests.server import tiny_checkpoint
-from tests.server.client import events_of, metric, post, stream
+from tests.server.client import PATIENCE_S, events_of, metric, post, stream
 from tests.server.process import ServerProcess, running
 from tests.server.scripted import ScriptedEngine, leave_when, served, wait_until
 
@@ -81,11 +82,11 @@ def test_half_a_body_at_the_end_of_the_drain() -> None:
         port = int(server.url.rsplit(":", 1)[1])
         with socket.create_connection(("127.0.0.1", port)) as client:
             head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            client.sendall(head + b"Content-Length: 500\r\n\r\n{")
-            time.sleep(0.3)
+            client.sendall(head + b"Content-Length: 500\r\nExpect: 100-continue\r\n\r\n{")
+            # The server waits for the rest.
+            answer = client.recv(10_000)
+            assert answer.startswith(b"HTTP/1.1 100 Continue")
             assert server.terminate() == 0
-            client.settimeout(10)
-            answer = b""
             while part := client.recv(10_000):
                 answer += part
     assert b"HTTP/1.1 503" in answer
@@ -194,8 +195,7 @@ def test_300_clients_that_leave_at_random_moments(server: ServerProcess) -> None
             await asyncio.gather(*(leave(port, body, dice.random() * dice.choice([0.01, 0.1, 1])) for body in bodies))
 
     asyncio.run(crowd())
-    wait_until(lambda: metric(url, "griffin_num_requests_running") == 0, timeout_s=1)
-    wait_until(lambda: metric(url, "griffin_num_requests_waiting") == 0, timeout_s=1)
+    wait_until(lambda: metric(url, "griffin_num_requests_running") + metric(url, "griffin_num_requests_waiting") == 0)
     counts = {name: metric(url, f"griffin_{name}_total") - before[name] for name in ENDINGS}
 
     assert counts["requests_accepted"] >= 250
@@ -209,7 +209,7 @@ ENDINGS = ("requests_accepted", "request_success", "client_disconnects", "reques
 
 
 def test_overload_is_refused_at_once_and_every_accepted_request_is_answered(tiny: Path) -> None:
-    """Ten times as many requests as places: each 429 takes under 50 ms, and the counters add up."""
+    """Ten times as many requests as places: a 429 takes under 50 ms, and the counters add up."""
     accepted = {"prompt": "word", "max_tokens": 200, "n": 32, "ignore_eos": True, "temperature": 0}
     refused = {"prompt": "word " * 200, "max_tokens": 2}
 
@@ -235,10 +235,10 @@ def test_overload_is_refused_at_once_and_every_accepted_request_is_answered(tiny
             assert response.json()["error"]["code"] == "queue_full"
             assert 1 <= int(response.headers["retry-after"]) <= 120
         assert len(times) == 36
-        # A busy machine alone may make one run slow, so the test has three tries.
-        if max(times) < 50:
+        # A busy machine interrupts some of them, and all of them in a bad moment. So the median counts, in three tries.
+        if median(times) < 50:
             return
-    pytest.fail(f"refusals took up to {max(times):.0f} ms, three times over")
+    pytest.fail(f"half of the refusals took more than {median(times):.0f} ms, three times over")
 
 
 def test_refusals_come_before_tokenizing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,13 +485,19 @@ def test_a_stuck_engine_does_not_hold_its_client() -> None:
 
 def test_streams_are_kept_alive_while_nothing_comes() -> None:
     """The server sends comments: clients skip them, and proxies see traffic."""
-    with served(ScriptedEngine(prefill_s=0.5), keep_alive=0.1) as url:
-        response = post(url, stream=True, max_tokens=1)
-        events = response.text.split("\n\n")
+    gate = threading.Event()
+    body = {"prompt": "x", "max_tokens": 1, "stream": True}
+    with (
+        served(ScriptedEngine(gate=gate), keep_alive=0.1) as url,
+        httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=PATIENCE_S) as response,
+    ):
+        lines = filter(None, response.iter_lines())
+        assert [next(lines), next(lines)] == [": keep-alive"] * 2
+        gate.set()
+        *_, token, done = lines
 
-    assert events[0] == events[1] == ": keep-alive"
-    assert json.loads(events[-3].removeprefix("data: "))["choices"][0]["text"] == "a"
-    assert events[-2] == "data: [DONE]"
+    assert json.loads(token.removeprefix("data: "))["choices"][0]["text"] == "a"
+    assert done == "data: [DONE]"
 
 
 def paused(engine: ScriptedEngine) -> bool:
@@ -506,7 +512,7 @@ def test_a_slow_reader_neither_fills_memory_nor_stops_others(monkeypatch: pytest
     from server.work import job
 
     monkeypatch.setattr(job, "UNREAD", 50)
-    monkeypatch.setattr(job, "LONGEST_STALL_S", 1.5)
+    monkeypatch.setattr(job, "LONGEST_STALL_S", 600)
     engine = ScriptedEngine(context_length=10**6)
     with served(engine) as url:
         port = int(url.rsplit(":", 1)[1])
@@ -519,7 +525,8 @@ def test_a_slow_reader_neither_fills_memory_nor_stops_others(monkeypatch: pytest
             wait_until(lambda: paused(engine))
             assert engine.generated < 200_000
             assert metric(url, "griffin_num_requests_running") == 1
-            # The slow request is given up: another is served while the reader still holds its connection.
+            # Now the slow request is given up: another is served while the reader still holds its connection.
+            monkeypatch.setattr(job, "LONGEST_STALL_S", 0.1)
             assert post(url, max_tokens=1).status_code == 200
 
 
