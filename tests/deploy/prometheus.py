@@ -15,7 +15,7 @@ import yaml
 from tests.programs import require
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "prometheus"
-START_S = 30
+START_S = 120
 # Between two scrapes and two evaluations; a test cannot wait for minutes.
 INTERVAL_S = 1
 
@@ -24,7 +24,7 @@ class Prometheus:
     """A client of Prometheus' HTTP API. Times are seconds since the epoch."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=f"{url}/api/v1", timeout=30, trust_env=False)
+        self._client = httpx.Client(base_url=f"{url}/api/v1", timeout=START_S, trust_env=False)
 
     def now(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
         """The samples of an instant query. AssertionError if Prometheus refuses it."""

@@ -16,6 +16,7 @@ import pytest
 
 from tests.deploy.ray_cluster import REPLICA, ROOT, RayCluster, free_port, running, value, wait_until
 from tests.server import tiny_checkpoint
+from tests.server.scripted import leave_when
 
 SCALING = ROOT / "docs/scaling.md"
 # Requests that one replica holds, running or waiting, as serve.yaml says.
@@ -97,16 +98,7 @@ def test_a_stream_arrives_token_by_token(cluster: RayCluster) -> None:
 def test_a_client_that_leaves_ends_its_request(cluster: RayCluster, stream: bool) -> None:
     """The worker is free long before the answer would have ended, although a proxy stands between."""
     left = cluster.total("griffin_client_disconnects_total")
-    with httpx.Client() as client:
-        request = client.build_request("POST", f"{cluster.url}/v1/completions", json=body(ENDLESS, stream=stream))
-        if stream:
-            answer = client.send(request, stream=True)
-            next(answer.iter_lines())
-            answer.close()
-        else:
-            request.extensions["timeout"] = {"read": 1.0}
-            with pytest.raises(httpx.ReadTimeout):
-                client.send(request)
+    leave_when(lambda: running_requests(cluster) == 1, cluster.url, **body(ENDLESS, stream=stream))
 
     wait_until(lambda: running_requests(cluster) == 0, "no worker is busy")
     wait_until(lambda: cluster.total("griffin_client_disconnects_total") == left + 1, "it is counted")

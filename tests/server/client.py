@@ -5,12 +5,15 @@ from typing import Any
 
 import httpx
 
+# Long, because a busy machine may start a model or read a prompt meanwhile.
+PATIENCE_S = 120
+
 
 def post(url: str, path: str = "/v1/completions", headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
     """Send a request. /v1/completions gets a prompt if the test names none."""
     if "prompt" not in body and path == "/v1/completions":
         body["prompt"] = "hello"
-    return httpx.post(f"{url}{path}", json=body, headers=headers, timeout=30)
+    return httpx.post(f"{url}{path}", json=body, headers=headers, timeout=PATIENCE_S)
 
 
 def stream(url: str, path: str = "/v1/completions", **body: Any) -> list[Any]:
@@ -38,7 +41,7 @@ def events_of(response: httpx.Response) -> list[tuple[str, Any]]:
 
 def metric(url: str, name: str, **labels: str) -> float:
     """The sum of a metric over all series that have these labels."""
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    lines = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text.splitlines()
     mine = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     return sum(float(line.split()[-1]) for line in mine if all(label in line for label in wanted))

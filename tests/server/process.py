@@ -44,14 +44,14 @@ class ServerProcess:
         assert found, self.log
         return found[1]
 
-    def terminate(self, timeout_s: float = 30) -> int:
+    def terminate(self, timeout_s: float = START_S) -> int:
         """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.wait(timeout_s)
 
     def wait(self, timeout_s: float = START_S) -> int:
         code = self.process.wait(timeout_s)
-        self._reader.join(5)
+        self._reader.join(START_S)
         return code
 
     def _read(self) -> None:

@@ -1,6 +1,7 @@
 """A scripted engine for tests of queueing, timing and faults, and a server around it."""
 
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -227,14 +228,21 @@ class ScriptedPrompt:
         return Logprobs(value, tuple((id + rank, value - rank) for rank in range(top)))
 
 
-def leave_early(url: str, after_s: float, **body: object) -> None:
-    """Send a request and close the connection after a time, in the middle of the answer or of the wait for it."""
-    answer = httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=after_s)
-    with suppress(httpx.ReadTimeout), answer as response:
-        deadline = time.monotonic() + after_s
-        for _ in response.iter_lines():
-            if time.monotonic() > deadline:
-                return
+def leave_when(condition: Callable[[], object], url: str, path: str = "/v1/completions", **body: object) -> None:
+    """Send a request and close the connection when the condition holds, in the middle of the answer or before it.
+
+    A condition is better than a time: on a busy machine a request may not have arrived after a second.
+    """
+    sent = httpx.Request("POST", f"{url}{path}", json=body)
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.headers.items())]
+    with socket.create_connection((sent.url.host, sent.url.port or 80)) as client:
+        client.sendall("\r\n".join([*lines, "", ""]).encode() + sent.read())
+        wait_until(condition)
+        # What has come is read, so that the connection is closed in the usual way.
+        client.setblocking(False)
+        with suppress(BlockingIOError):
+            while client.recv(65_536):
+                pass
 
 
 @contextmanager
@@ -270,12 +278,12 @@ def listening(app: Any, grace_s: int = 5, max_connections: int = 512, header_tim
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(timeout=20)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 10) -> None:
-    """Poll until the condition holds; fail after ``timeout_s``."""
+def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
+    """Poll until the condition holds; fail after ``timeout_s``, which is long because a machine may be busy."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

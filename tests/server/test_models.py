@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,9 +18,9 @@ from server.commandline.reading import read_settings
 from server.loader import Found, Loaded
 from server.settings import Settings, SettingsInvalid
 from tests.server import tiny_checkpoint
-from tests.server.client import metric, post
+from tests.server.client import PATIENCE_S, metric, post
 from tests.server.process import running
-from tests.server.scripted import CharacterTokenizer, ScriptedEngine, leave_early, listening, wait_until
+from tests.server.scripted import CharacterTokenizer, ScriptedEngine, leave_when, listening, wait_until
 
 GIB = 2**30
 
@@ -46,7 +47,7 @@ class Shelf:
         place = settings.model
         self.loads.append(place)
         if gate := self.gates.get(place):
-            assert gate.wait(20)
+            assert gate.wait(PATIENCE_S)
         if place in self.broken:
             raise LoadError(f"'{place}' does not exist")
         self.pass_tokens.append(settings.prompt_pass_tokens)
@@ -117,7 +118,7 @@ def test_a_model_leaves_when_its_last_answer_is_whole() -> None:
         assert [other.done(), late.done()] == [False, False]
         assert shelf.loads == ["alpha"]
         shelf.engines["alpha"].gate.set()
-        assert (first.result(20), other.result(20), late.result(20)) == ("a", "b", "a")
+        assert (first.result(PATIENCE_S), other.result(PATIENCE_S), late.result(PATIENCE_S)) == ("a", "b", "a")
     assert shelf.loads == ["alpha", "beta", "alpha"]
 
 
@@ -132,12 +133,13 @@ def test_too_many_wait_for_a_model() -> None:
     shelf = Shelf(alpha=1, beta=1)
     shelf.gates["beta"] = threading.Event()
     with several(shelf, queue_size=1) as url, ThreadPoolExecutor() as pool:
-        waiting = [pool.submit(said, url, "beta") for _ in range(2)]
-        wait_until(lambda: shelf.loads == ["alpha", "beta"])
-        wait_until(lambda: post(url, model="beta").status_code == 503)
-        refused = post(url, model="beta")
+        asked = [pool.submit(post, url, model="beta", max_tokens=1) for _ in range(3)]
+        wait_until(lambda: any(each.done() for each in asked))
+        (refused,) = [each.result() for each in asked if each.done()]
         shelf.gates["beta"].set()
-        assert [each.result(20) for each in waiting] == ["b", "b"]
+        answers = [each.result(PATIENCE_S) for each in asked]
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 503]
+    assert shelf.loads == ["alpha", "beta"]
     assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("model_loading", "5")
 
 
@@ -167,7 +169,8 @@ def test_a_request_that_waits_for_a_model_may_time_out_or_leave() -> None:
     shelf.gates["beta"] = threading.Event()
     with several(shelf, queue_size=1, memory_limit=1) as url:
         late = post(url, model="beta", timeout=0.2)
-        leave_early(url, 0.2, model="beta", prompt="x")
+        leave_at = time.monotonic() + 0.2
+        leave_when(lambda: time.monotonic() > leave_at, url, model="beta", prompt="x")
         wait_until(lambda: metric(url, "griffin_num_requests_waiting", model_name="alpha") == 0)
         wait_until(lambda: waiting(url) == 0)
         assert said(url, "alpha") == "a"
@@ -202,7 +205,7 @@ def test_a_reader_who_is_slow_keeps_the_model() -> None:
             finished = shelf.loads == ["alpha"]
             for _ in lines:
                 pass
-        assert other.result(20) == "b"
+        assert other.result(PATIENCE_S) == "b"
     assert finished
 
 

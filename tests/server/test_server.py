@@ -17,7 +17,7 @@ import torch
 
 from tests.server.client import metric
 from tests.server.process import ServerProcess, running
-from tests.server.scripted import leave_early, wait_until
+from tests.server.scripted import leave_when, wait_until
 
 MODEL = "SmolLM2-135M-Instruct"
 PROMPT = (
@@ -131,7 +131,8 @@ def test_a_disconnected_request_stops_within_a_token(server: ServerProcess) -> N
     Tests with scripted engines count the tokens: one at most.
     """
     for streaming in (True, False):
-        leave_early(server.url, 1.0, prompt=PROMPT, max_tokens=4000, ignore_eos=True, stream=streaming)
+        body = {"prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True, "stream": streaming}
+        leave_when(lambda: running_requests(server.url) == 1, server.url, **body)
         wait_until(lambda: running_requests(server.url) == 0)
     wait_until(lambda: server.log.count("outcome=cancelled") == 2)
 

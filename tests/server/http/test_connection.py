@@ -26,7 +26,7 @@ from tests.server.scripted import ScriptedEngine, served, wait_until
 def connect(url: str) -> socket.socket:
     host, port = url.removeprefix("http://").rsplit(":", 1)
     client = socket.create_connection((host.strip("[]"), int(port)))
-    client.settimeout(15)
+    client.settimeout(60)
     return client
 
 
@@ -275,18 +275,20 @@ def test_without_free_descriptors_the_server_waits_and_goes_on(tiny: Path) -> No
         soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (process.num_fds() + 3, hard))
         before, used = len(server.log), process.cpu_times().user
+        began = time.monotonic()
         with flood(server, 60):
+            wait_until(lambda: "no connection can be accepted" in server.log)
             time.sleep(3)
             said = server.log[before:]
-            spent = process.cpu_times().user - used
+            spent, seconds = process.cpu_times().user - used, time.monotonic() - began
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (soft, hard))
         wait_until(lambda: httpx.get(f"{server.url}/health", timeout=10).status_code == 200)
         assert post(server.url, max_tokens=2).status_code == 200
 
-    assert 1 <= said.count("no connection can be accepted") <= 5
+    assert 1 <= said.count("no connection can be accepted") <= seconds + 2
     assert "Traceback" not in said
-    assert len(said) < 2_000
-    assert spent < 1
+    assert len(said) < 200 * (seconds + 2)
+    assert spent < seconds / 3
 
 
 def ipv6() -> bool:
@@ -337,7 +339,7 @@ def test_a_token_leaves_at_once() -> None:
         listening_to = listener.Listener([listening], lambda crowded, lost, reserved: Accepted(), 1)
         try:
             with socket.create_connection(listening.getsockname()):
-                transport = await asyncio.wait_for(accepted.get(), 15)
+                transport = await asyncio.wait_for(accepted.get(), 60)
                 return int(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         finally:
             listening_to.close()

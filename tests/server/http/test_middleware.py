@@ -3,6 +3,7 @@
 import json
 import logging
 import socket
+import threading
 import time
 from typing import Any
 
@@ -182,7 +183,7 @@ def test_a_body_that_never_arrives_is_not_waited_for() -> None:
     with served(ScriptedEngine(), body_timeout=0.2) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
-            connection.settimeout(10)
+            connection.settimeout(60)
             head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: 500\r\n"
             connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
             answer = ""
@@ -271,13 +272,16 @@ def test_unexpected_results_of_probes_are_logged(caplog: pytest.LogCaptureFixtur
     """A server that loads is expected; a wrong key or a broken engine is not."""
     keyed = {"api_keys": "secret", "open_operations": False}
 
+    asked = threading.Event()
+
     def slowly(_: Settings) -> Loaded:
-        time.sleep(1)
+        asked.wait(60)
         raise LoadError("after all, no model")
 
     with caplog.at_level(logging.DEBUG, "griffin"):
         with served(loader=slowly) as url:
             assert httpx.get(f"{url}/ready").status_code == 503
+            asked.set()
         with served(ScriptedEngine(), **keyed) as url:
             assert httpx.get(f"{url}/metrics").status_code == 401
             assert httpx.get(f"{url}/version", headers={"x-api-key": "secret"}).status_code == 200

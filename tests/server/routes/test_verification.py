@@ -7,13 +7,13 @@ import pytest
 
 from griffin import Comparison
 from tests.server.client import metric, post, stream
-from tests.server.scripted import ScriptedEngine, leave_early, served, wait_until
+from tests.server.scripted import ScriptedEngine, leave_when, served, wait_until
 
 LOSSLESS = {"mode": "lossless"}
 SPEC = "griffin_spec_decode_num_"
 WITH_USAGE = {"include_usage": True}
 # The time that a comparison takes.
-HELD_S = 0.3
+HELD_S = 0.5
 
 
 def test_a_report_sums_over_all_sequences() -> None:
@@ -149,7 +149,8 @@ def test_a_comparison_comes_after_the_text() -> None:
 
     assert [chunk["choices"][0]["text"] for chunk in chunks] == ["a", "b", "c"]
     assert usage["griffin"]["comparison"]["tokens"] == 4
-    assert latency_s <= took_s - HELD_S
+    # Half of it, because a busy machine may note the last token a little later than the comparison begins.
+    assert latency_s <= took_s - HELD_S / 2
     assert usage["metrics"]["generation_time_ms"] <= 1e3 * latency_s
 
 
@@ -158,12 +159,13 @@ def test_no_comparison_for_a_client_that_has_left() -> None:
     gate = threading.Event()
     engine = ScriptedEngine(compare_gate=gate)
     with served(engine) as url:
-        leave_early(url, 0.3, prompt="x", max_tokens=3, sparsity=0.5, griffin={"compare": True}, stream=True)
+        asked = {"prompt": "x", "sparsity": 0.5, "griffin": {"compare": True}, "stream": True}
+        leave_when(lambda: engine.compared, url, **asked, max_tokens=3)
         wait_until(lambda: metric(url, "griffin_client_disconnects_total") == 1)
         wait_until(lambda: metric(url, "griffin_num_requests_running") == 0)
         begun = len(engine.compared)
         engine.step_s = 0.05
-        leave_early(url, 0.3, prompt="x", max_tokens=100, sparsity=0.5, griffin={"compare": True}, stream=True)
+        leave_when(lambda: engine.generated > 5, url, **asked, max_tokens=100)
         wait_until(lambda: metric(url, "griffin_client_disconnects_total") == 2)
         wait_until(lambda: metric(url, "griffin_num_requests_running") == 0)
 

@@ -27,7 +27,7 @@ from server.service import Service
 from server.settings import Settings
 from server.text.grammars import KEPT, Grammars
 from server.text.tokenizer import Tokenizer
-from tests.server.scripted import CharacterTokenizer, ScriptedEngine
+from tests.server.scripted import CharacterTokenizer, ScriptedEngine, wait_until
 from tests.server.text.schemas import KINDS
 from tests.server.tiny_checkpoint import CONFIG, VOCABULARY
 
@@ -195,14 +195,14 @@ def test_the_latest_used_forms_stay(grammars: Grammars, monkeypatch: pytest.Monk
 
 def test_a_crowd_of_forms_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that are given up do not change this, so other work finds a thread."""
-    counting, now, most = threading.Lock(), 0, 0
+    counting, now, most, gate = threading.Lock(), 0, 0, threading.Event()
 
     def compile(*_: object) -> object:
         nonlocal now, most
         with counting:
             now += 1
             most = max(most, now)
-        time.sleep(0.02)
+        gate.wait(60)
         with counting:
             now -= 1
         return object()
@@ -212,11 +212,13 @@ def test_a_crowd_of_forms_takes_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
     async def scenario() -> list[Grammar | BaseException]:
         crowd = [asyncio.ensure_future(grammars.of_regex(f"a{number}", "regex")) for number in range(60)]
-        await asyncio.sleep(0.03)
+        await asyncio.to_thread(wait_until, lambda: now)
         for one in crowd[:20]:
             one.cancel()
-        await asyncio.wait_for(asyncio.to_thread(time.sleep, 0), 0.5)
-        assert not all(one.done() for one in crowd)
+        # The first form is still being compiled.
+        await asyncio.to_thread(time.sleep, 0)
+        assert not any(one.done() for one in crowd[20:])
+        gate.set()
         return await asyncio.gather(*crowd, return_exceptions=True)
 
     ended = asyncio.run(scenario())
@@ -229,16 +231,16 @@ def test_a_server_that_closes_does_not_wait_for_a_form() -> None:
     service = Service(Settings())
     service.models.room.serve(service.models.slots[0], Loaded("scripted", CharacterTokenizer(), [ScriptedEngine([])]))
     [model] = service.models.loaded
-    joining = threading.Thread(target=service.join, args=(5,))
+    joining = threading.Thread(target=service.join, args=(60,))
     with model.grammars._lock:
         closing = threading.Thread(target=service.close, daemon=True)
         closing.start()
-        closing.join(5)
+        closing.join(60)
         closed = not closing.is_alive()
         joining.start()
         joining.join(0.1)
         joined = not joining.is_alive()
-    joining.join(20)
+    joining.join(60)
 
     assert closed
     assert not joined

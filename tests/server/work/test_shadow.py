@@ -230,7 +230,7 @@ def test_comparing_waits_for_a_quiet_time() -> None:
         workers.comparisons.later(HALF, SELECTION, [5, 6])
         await generate(workers)
         workers.close()
-        workers.join(5)
+        workers.join(60)
 
         assert engine.compared == []
 
@@ -247,7 +247,7 @@ def test_a_comparison_does_not_hold_up_the_end(gate: threading.Event) -> None:
         wait_until(lambda: engine.compared)
         workers.queue.drain()
         workers.close()
-        workers.join(5)
+        workers.join(60)
         assert not any(thread.name == "worker-0" for thread in threading.enumerate())
 
     asyncio.run(scenario())
@@ -272,7 +272,7 @@ def test_a_failed_comparison_does_no_harm(caplog: pytest.LogCaptureFixture) -> N
         assert await generate(workers) == 3
         assert (count(metrics, "dropped"), len(waiting), waiting.draws(HALF, 100)) == (FAILURES, 0, False)
         workers.close()
-        workers.join(5)
+        workers.join(60)
         assert len(engine.compared) == FAILURES
 
     with caplog.at_level(logging.ERROR, "griffin"):
