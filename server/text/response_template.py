@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,7 @@ class ResponseTemplate:
             return None
         try:
             tokenizer.get_response_parser(spec, prefix="")
+            _require_marks(spec["fields"])
             # A field that is missing at the end is no reason to lose text.
             fields = {name: {**field, "optional": True} for name, field in spec["fields"].items()}
             return cls(tokenizer, {**spec, "fields": fields})
@@ -90,6 +92,18 @@ class ResponseTemplate:
         except Exception:
             # The prompt itself contains something that cannot be parsed.
             return self.tokenizer.get_response_parser(self.spec, prefix="", tools=list(tools))
+
+
+def _require_marks(fields: Mapping[str, Mapping[str, Any]]) -> None:
+    """
+    Raises:
+        ValueError: a field begins at no text at all. The parser could then open and close it for ever.
+    """
+    for name, field in fields.items():
+        # transformers knows more of patterns than re does.
+        with suppress(re.error):
+            if "open_pattern" in field and re.match(field["open_pattern"], ""):
+                raise ValueError(f"Field '{name}': open_pattern matches an empty text")
 
 
 def _mark(field: Mapping[str, Any], side: str) -> str:

@@ -260,6 +260,7 @@ def test_what_a_template_can_do() -> None:
         ({**TAGGED, "start_anchor": None}, "'start_anchor' must be a string"),
         ({**TAGGED, "fields": {"content": {"open_pattern": "("}}}, "invalid open_pattern regex"),
         ({**TAGGED, "fields": {"content": {"content": "yaml"}}}, "unknown content parser 'yaml'"),
+        ({**TAGGED, "fields": {"content": {"open_pattern": "x*", "close_pattern": "y*"}}}, "matches an empty text"),
     ],
 )
 def test_a_broken_template_is_told_once(spec: Any, why: str, caplog: pytest.LogCaptureFixture) -> None:
