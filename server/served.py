@@ -14,6 +14,7 @@ from server.text.grammars import Grammars
 from server.text.infill import Infill
 from server.text.logprobs import Vocabulary
 from server.text.reasoning import Marks, marks_of
+from server.text.response_template import ResponseTemplate
 from server.text.tokenizer import Tokenizer, special_tokens, template_text
 from server.text.tool_prompt import ToolSupport
 from server.work.experts import RecentExperts
@@ -42,6 +43,7 @@ class ServedModel:
     sampling_defaults: values for requests that name none.
     tools: how tools are described to it, and how it writes calls.
     thoughts: the marks around its thoughts; None if it does not think.
+    template: its tokenizer's own description of answers; None if the tokenizer has none.
     experts: the neurons of recent requests.
     answers: ids of answers that have not been read to their end; each keeps the model in memory.
     close_files: writes what must survive the process, within the given seconds.
@@ -56,6 +58,7 @@ class ServedModel:
     infill: Infill | None
     tools: ToolSupport
     thoughts: Marks | None
+    template: ResponseTemplate | None
     experts: RecentExperts = field(default_factory=RecentExperts)
     answers: set[int] = field(default_factory=set)
     close_files: Callable[[float], None] = lambda seconds: None
@@ -64,6 +67,8 @@ class ServedModel:
     @classmethod
     def of(cls, loaded: Loaded, workers: Workers) -> "ServedModel":
         names, tokenizer, engine = (loaded.name, *loaded.other_names), loaded.tokenizer, workers.engine
+        template = ResponseTemplate.of(tokenizer)
+        marks = marks_of(template_text(tokenizer), special_tokens(tokenizer).values())
         return cls(
             names=names,
             tokenizer=tokenizer,
@@ -73,7 +78,8 @@ class ServedModel:
             sampling_defaults=loaded.sampling_defaults,
             infill=Infill.of(tokenizer),
             tools=ToolSupport.of(tokenizer),
-            thoughts=marks_of(template_text(tokenizer), special_tokens(tokenizer).values()),
+            thoughts=marks or (template.marks if template else None),
+            template=template,
             close_files=loaded.close,
         )
 
@@ -85,6 +91,14 @@ class ServedModel:
     def engine(self) -> EngineLike:
         """Any of the workers' engines, to read what all of them share: sizes and limits."""
         return self.workers.engine
+
+    @property
+    def template_with_tools(self) -> ResponseTemplate | None:
+        """The template, if it also reads answers to requests with tools.
+
+        It does not if it knows no calls, or if the server describes the tools in a text, which asks for another form.
+        """
+        return self.template if self.template and self.template.has_calls and self.tools.takes_tools else None
 
     def close(self) -> None:
         """Cancel requests that are not finished."""

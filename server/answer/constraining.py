@@ -40,8 +40,8 @@ async def strict_calls_of(
 ) -> Grammar | None:
     """What holds calls of strict tools to their schemas where the model may call or not.
 
-    None without such tools, where a call has no mark that opens it and is a token, where the marks of a thought are no
-    tokens, and where the tokenizer allows no grammar.
+    None without such tools, where a call has no mark that opens it and is a token, where the tokenizer's own template
+    reads other calls, where the marks of a thought are no tokens, and where the tokenizer allows no grammar.
 
     Args:
         budget: of the thought, if it has one.
@@ -53,7 +53,8 @@ async def strict_calls_of(
     if form or not offered or offered.mode != "auto" or not any(tool.function.strict for tool in offered.tools):
         return None
     style, ids = model.tools.form, mark_ids(model.tokenizer, model.tools.form)
-    if (mark := opening_mark(style, ids)) is None:
+    template = model.template_with_tools
+    if (mark := opening_mark(style, ids)) is None or (template and not template.reads(style)):
         return None
     schemas = [
         (tool.function.name, tool.function.schema_of_arguments() if tool.function.strict else ANY_OBJECT)

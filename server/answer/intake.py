@@ -27,6 +27,7 @@ from server.served import ServedModel, parse_sparsity
 from server.service import Service
 from server.text.reading import Reading
 from server.text.reasoning import Thoughts, is_begun
+from server.text.response_template import TemplateReading
 from server.text.tool_calls import CallReading
 from server.work.job import Ask, Job
 
@@ -66,7 +67,7 @@ class Intake:
         with self.model.workers.queue.reserve():
             with self._errors_by_field():
                 ids = await tokenize(self.model, prompts, add_special_tokens, shortened=shortened)
-                grammar = await grammar_of(self.body.form(), offered, self.model)
+                held = grammar = await grammar_of(self.body.form(), offered, self.model)
                 # An answer with a form has no thought.
                 thoughts = None if grammar or not opens else self._thoughts(prompts[0])
                 grammar = grammar or budget_of(self.body, thoughts, self.model)
@@ -75,7 +76,8 @@ class Intake:
                 asks = tuple(self._ask(prompt_ids, grammar) for prompt_ids in ids)
                 self.model.workers.check(asks)
             self._require_few_scores(asks)
-            reading = self._reading(thoughts, offered)
+            template = None if held or not opens else self._template_reading(prompts[0], offered)
+            reading = template or self._reading(thoughts, offered)
             generation = self._generation(asks, await self._delivery(prompts, ids, asks, opens, reading))
             generation.submit()
         self.request.state.accepted = True
@@ -130,7 +132,7 @@ class Intake:
         ids: Sequence[list[int]],
         asks: Sequence[Ask],
         opens: bool,
-        reading: Reading | None,
+        reading: Reading | TemplateReading | None,
     ) -> Delivery:
         body = self.body
         return Delivery(
@@ -152,6 +154,15 @@ class Intake:
         """How thoughts are recognised in a conversation's answers, if the model thinks."""
         marks = self.model.thoughts
         return Thoughts(marks, is_begun(marks, prompt)) if marks is not None and isinstance(prompt, str) else None
+
+    def _template_reading(self, prompt: Prompt, offered: Offered | None) -> TemplateReading | None:
+        """How a conversation's answers are read by the tokenizer's template; None: not by that."""
+        template = self.model.template_with_tools if offered else self.model.template
+        if template is None or not isinstance(prompt, str):
+            return None
+        if offered is None:
+            return TemplateReading(template, prompt)
+        return TemplateReading(template, prompt, offered.for_template(), offered.names, offered.single)
 
     def _reading(self, thoughts: Thoughts | None, offered: Offered | None) -> Reading | None:
         """How a conversation's answers are split into thought, calls and content; None: they are not split."""

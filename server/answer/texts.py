@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from server.protocol.report import FinishReason
 from server.text.logprobs import ScoredToken
 from server.text.reading import AnswerReader, Reading
+from server.text.response_template import TemplateReader, TemplateReading
 from server.text.tokenizer import REPLACEMENT, TextStream, Tokenizer
 from server.text.tool_calls import Content, Part, joined
 from server.work.job import Ask, Made, Read
@@ -35,7 +36,7 @@ class Delivery:
     include_stop: bool = False
     skip_special_tokens: bool = True
     min_tokens: int = 0
-    reading: Reading | None = None
+    reading: Reading | TemplateReading | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Texts:
     def __init__(self, tokenizer: Tokenizer, asks: Sequence[Ask], delivery: Delivery) -> None:
         self._tokenizer, self._asks, self._delivery = tokenizer, asks, delivery
         self._streams: dict[tuple[int, int], TextStream] = {}
-        self._readers: dict[tuple[int, int], AnswerReader] = {}
+        self._readers: dict[tuple[int, int], AnswerReader | TemplateReader] = {}
 
     def goes_on(self, made: Made) -> bool:
         """False for a token that was made while the answer's text had already ended."""
@@ -135,6 +136,8 @@ class Texts:
         )
 
 
-def _read(reader: AnswerReader, text: str, finish_reason: FinishReason | None, *, cut: bool) -> list[Part]:
+def _read(
+    reader: AnswerReader | TemplateReader, text: str, finish_reason: FinishReason | None, *, cut: bool
+) -> list[Part]:
     parts = reader.feed(text)
     return joined([*parts, *reader.end(cut=cut)]) if finish_reason else parts

@@ -147,7 +147,7 @@ class CallText:
 
     def _argued(self, value: object) -> None:
         if isinstance(value, str):
-            self.arguments = _object(value)
+            self.arguments = object_text(value)
         elif value is None:
             self.arguments = "{}"
         elif not isinstance(value, dict):
@@ -155,7 +155,7 @@ class CallText:
         self.complete = bool(self.name)
 
 
-def _object(text: str) -> str:
+def object_text(text: str) -> str:
     """JSON inside JSON: the text of an object, which may be missing.
 
     Raises:

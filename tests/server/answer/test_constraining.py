@@ -57,6 +57,7 @@ def test_calls_are_held_where_their_marks_are_tokens(
         tools=SimpleNamespace(form=HERMES),
         engine=SimpleNamespace(vocabulary_size=len(tokenizer)),
         grammars=Compiles(able=able),
+        template_with_tools=None,
     )
     thoughts = Thoughts(MARKS[0], begun=False) if thinks else None
     offered = Offered([TOOL], [0], "auto", single=False)
