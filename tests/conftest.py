@@ -1,6 +1,11 @@
 """Fixtures for all tests: tiny random models of every supported type, and the real default model."""
 
 import os
+import signal
+
+# A shell's background jobs ignore Ctrl-C, and so do all processes that they start. Tests send it to such processes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Set before transformers is imported, so that no test waits for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

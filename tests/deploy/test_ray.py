@@ -33,7 +33,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2**16}))
     folder: Path = tmp_path_factory.mktemp("cluster")
-    with running(folder, model, QUEUED, dtype="float32", metrics_port=free_port()) as cluster:
+    # On a busy machine, two long answers can take longer than serve.yaml lets a replica finish.
+    patient = {"drain_timeout": 150}
+    with running(folder, model, QUEUED, dtype="float32", metrics_port=free_port(), **patient) as cluster:
         yield cluster
 
 
@@ -148,11 +150,14 @@ def test_no_request_is_lost_when_a_replica_is_removed(cluster: RayCluster) -> No
     """Under load, a replica that is removed answers what it has accepted and gets no more requests."""
     gone = threading.Event()
 
-    def ask_on() -> set[int]:
-        statuses = set()
+    def ask_on() -> set[str]:
+        """What went wrong."""
+        faults = set()
         while not gone.is_set():
-            statuses.add(complete(cluster, LONG).status_code)
-        return statuses
+            answer = complete(cluster, LONG)
+            if answer.status_code != 200:
+                faults.add(answer.text)
+        return faults
 
     with ThreadPoolExecutor(4) as clients:
         answers = [clients.submit(ask_on) for _ in range(4)]
@@ -160,11 +165,11 @@ def test_no_request_is_lost_when_a_replica_is_removed(cluster: RayCluster) -> No
             wait_until(lambda: running_requests(cluster) == 2, "both work")
             cluster.scale |= {"min_replicas": 1, "max_replicas": 1}
             cluster.deploy()
-            wait_until(lambda: len(cluster.metrics()) == 1, "one replica is left")
+            wait_until(lambda: len(cluster.metrics()) == 1, "one replica is left", 200)
         finally:
             gone.set()
 
-    assert [answer.result() for answer in answers] == [{200}] * 4
+    assert [answer.result() for answer in answers] == [set()] * 4
     assert len(cluster.replicas()) == 1
 
 
