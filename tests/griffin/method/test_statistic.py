@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
-from griffin.method.statistic import PromptStatistic, magnitude, relative_energy
+from griffin.method.statistic import PromptStatistic, magnitude, relative_energy, sum_of_squares
 from griffin.model.families import feed_forwards
 from tests.griffin import oracle
 from tests.tiny import tiny_model
@@ -44,6 +44,17 @@ def test_half_precision_is_summed_in_fp32(dtype: torch.dtype) -> None:
     z_TF = torch.full((1, 4), 6e4, dtype=dtype)
 
     assert_close(relative_energy(z_TF), torch.full((4,), 0.25))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_squares_leave_the_activations_as_they_are(dtype: torch.dtype) -> None:
+    """They are a view of what the model still multiplies."""
+    z_TF = torch.randn(7, 40).to(dtype)
+    before_TF = z_TF.clone()
+
+    assert_close(sum_of_squares(z_TF), before_TF.double().square().sum(dim=0).float())
+    relative_energy(z_TF)
+    assert torch.equal(z_TF, before_TF)
 
 
 def test_chunks_add_up_to_one_shot(model: PreTrainedModel) -> None:
