@@ -59,7 +59,9 @@ class Asked(TemplateOptions):
 
     thinking_field: ClassVar = "thinking"
 
-    messages: Said = Field(description="messages of the user and the assistant: texts, tool calls and their results")
+    messages: Said = Field(
+        description="messages of the user, the assistant and the system: texts, tool calls and their results"
+    )
     system: System | None = Field(default=None, description="a text, or blocks of type text")
     tools: ClientTools | None = Field(
         default=None,
@@ -93,7 +95,7 @@ class Asked(TemplateOptions):
         return offered(tools, choice, self.tool_choice is None or self.tool_choice.parallel, "input_schema")
 
     def conversation(self) -> list[dict[str, Any]]:
-        return instructed(self.system or "", self.messages.messages)
+        return instructed(self.system.text if self.system else "", self.messages.messages)
 
     def template_options(self) -> dict[str, Any]:
         """If the last message is an assistant's, it is the beginning of the answer."""
@@ -115,7 +117,8 @@ class Asked(TemplateOptions):
     def ignored_inside(self) -> list[str]:
         tools = [f"tools[{i}].{name}" for i, tool in enumerate(self.tools or ()) for name in tool.unknown()]
         thoughts = [f"thinking.{name}" for name in sorted((self.thinking and self.thinking.model_extra) or {})]
-        return [*self.messages.ignored, *tools, *thoughts]
+        system = [f"system{path}" for path in (self.system.ignored if self.system else ())]
+        return [*system, *self.messages.ignored, *tools, *thoughts]
 
 
 class MessagesRequest(Asked, GenerationRequest):
