@@ -233,7 +233,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"name": "f", "input_schema": {"properties": {"a": {"type": "x"}}}}], "tool_choice": {"type": "any"}},
      "tools[0].input_schema"),
     ({"thinking": {"type": "maybe"}}, "thinking.type"),
-    ({"output_config": {"effort": "low"}}, "output_config.effort"),
+    ({"output_config": {"effort": "huge"}}, "output_config.effort"),
     ({"stop": "a", "stop_sequences": ["b"]}, "stop_sequences"),
     ({"mcp_servers": [{"name": "x"}]}, "mcp_servers"),
 ]  # fmt: skip

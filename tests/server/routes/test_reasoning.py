@@ -172,6 +172,41 @@ def test_budgets_of_the_other_apis_and_efforts(thinker: str) -> None:
     assert low["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
 
 
+class Shown(CharacterTokenizer):
+    """Its prompt is what a template is told of thinking."""
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], *, tokenize: bool, **options: Any) -> str:
+        return ",".join(
+            f"{name}={options[name]}" for name in ("enable_thinking", "reasoning_effort") if name in options
+        )
+
+
+HIGH = {"output_config": {"effort": "high"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({}, ""),
+        ({"thinking": {"type": "adaptive"}}, "enable_thinking=True"),
+        (
+            {"thinking": {"type": "adaptive", "display": "omitted"}, **HIGH},
+            "enable_thinking=True,reasoning_effort=high",
+        ),
+        ({"thinking": {"type": "disabled"}, **HIGH}, "enable_thinking=False"),
+        ({"output_config": {"effort": "max"}}, "reasoning_effort=max"),
+        ({"output_config": {"effort": None}}, ""),
+    ],
+)
+def test_what_a_template_is_told_by_messages(body: dict[str, Any], told: str) -> None:
+    """A model that does not think takes all of this: nothing of it must happen."""
+    with served(engine := ScriptedEngine(), tokenizer=Shown()) as url:
+        answer = post(url, "/v1/messages", messages=HI, max_tokens=1, **body)
+
+    assert answer.status_code == 200, answer.text
+    assert engine.prompts == [told]
+
+
 EFFORT = {"reasoning_effort": "low"}
 
 
