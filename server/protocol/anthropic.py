@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.protocol.anthropic_input import Said, System
 from server.protocol.anthropic_tool import ClientToolChoice, ClientTools
@@ -26,21 +26,17 @@ class OutputFormat(BaseModel):
     schema_: JsonSchema = Field(alias="schema")
 
 
-def _no_effort(value: Any) -> Any:
-    if isinstance(value, dict) and value.get("effort") is not None:
-        refuse("effort", "is not supported; leave it out", "unsupported_parameter")
-    return value
-
-
 class OutputConfig(BaseModel):
-    """Options of an answer's form."""
+    """The form of an answer, and how much is thought and said."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     _few_keys = model_validator(mode="before")(few_keys)
 
     format: OutputFormat | None = None
-    effort: None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None, description="passed to the chat template as reasoning_effort, unless thinking is disabled"
+    )
 
 
 class Thinking(BaseModel):
@@ -59,7 +55,9 @@ class Asked(TemplateOptions):
 
     thinking_field: ClassVar = "thinking"
 
-    messages: Said = Field(description="messages of the user and the assistant: texts, tool calls and their results")
+    messages: Said = Field(
+        description="messages of the user, the assistant and the system: texts, tool calls and their results"
+    )
     system: System | None = Field(default=None, description="a text, or blocks of type text")
     tools: ClientTools | None = Field(
         default=None,
@@ -73,8 +71,8 @@ class Asked(TemplateOptions):
     thinking: Thinking | None = Field(
         default=None, description="passed to the chat template as enable_thinking; if absent, the template decides"
     )
-    output_config: Annotated[OutputConfig | None, BeforeValidator(_no_effort)] = Field(
-        default=None, description="the form of the answer: output_config.format"
+    output_config: OutputConfig | None = Field(
+        default=None, description="the form of the answer: output_config.format; how much is thought: effort"
     )
 
     @model_validator(mode="after")
@@ -93,7 +91,7 @@ class Asked(TemplateOptions):
         return offered(tools, choice, self.tool_choice is None or self.tool_choice.parallel, "input_schema")
 
     def conversation(self) -> list[dict[str, Any]]:
-        return instructed(self.system or "", self.messages.messages)
+        return instructed(self.system.text if self.system else "", self.messages.messages)
 
     def template_options(self) -> dict[str, Any]:
         """If the last message is an assistant's, it is the beginning of the answer."""
@@ -102,20 +100,25 @@ class Asked(TemplateOptions):
 
     @property
     def thinks(self) -> bool:
-        """Whether the request asks for thoughts."""
-        return self.thinking is not None and self.thinking.type != "disabled"
+        """Whether the request asks for thoughts; adaptive leaves that to the model."""
+        return self.thinking is not None and self.thinking.type == "enabled"
 
     def thought_budget(self) -> tuple[int, str] | None:
-        tokens = self.thinking.budget_tokens if self.thinking and self.thinks else None
+        tokens = self.thinking.budget_tokens if self.thinking and self.thinking.type != "disabled" else None
         return None if tokens is None else (tokens, "thinking.budget_tokens")
 
     def thinking_options(self) -> dict[str, Any]:
-        return {"enable_thinking": self.thinks} if self.thinking else {}
+        if self.thinking and self.thinking.type == "disabled":
+            return {"enable_thinking": False}
+        effort = self.output_config.effort if self.output_config else None
+        wanted = {"enable_thinking": True} if self.thinking else {}
+        return {**wanted, "reasoning_effort": effort} if effort else wanted
 
     def ignored_inside(self) -> list[str]:
         tools = [f"tools[{i}].{name}" for i, tool in enumerate(self.tools or ()) for name in tool.unknown()]
         thoughts = [f"thinking.{name}" for name in sorted((self.thinking and self.thinking.model_extra) or {})]
-        return [*self.messages.ignored, *tools, *thoughts]
+        system = [f"system{path}" for path in (self.system.ignored if self.system else ())]
+        return [*system, *self.messages.ignored, *tools, *thoughts]
 
 
 class MessagesRequest(Asked, GenerationRequest):

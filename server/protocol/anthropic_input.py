@@ -1,7 +1,8 @@
 """``messages`` and ``system`` of POST /v1/messages: texts, or blocks."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import PlainValidator, WithJsonSchema
@@ -21,6 +22,9 @@ KNOWN = {
     # Only Anthropic can read this block.
     "redacted_thinking": _COMMON,
 }
+# A line that Claude Code puts before its instructions, for Anthropic's accounting. It differs from request to request,
+# so that no beginning of a prompt could be used again.
+BILLING = "x-anthropic-billing-header:"
 OF_ROLE = {"user": ("text", "tool_result"), "assistant": ("text", "tool_use", "thinking", "redacted_thinking")}
 
 
@@ -33,7 +37,17 @@ def _messages(value: Any) -> Conversation:
     for index, message in enumerate(value):
         said.add(message, f"[{index}]")
     said.turns.require_answered()
+    if not said.turns.messages:
+        raise ValueError("must have a message")
     return Conversation(said.turns.messages, said.ignored)
+
+
+@dataclass(frozen=True, slots=True)
+class Instructions:
+    """The system's text, and paths of blocks that are left out."""
+
+    text: str
+    ignored: Sequence[str] = ()
 
 
 class Messages:
@@ -52,11 +66,15 @@ class Messages:
             refuse(where, 'must be an object with a role and a content, such as {"role": "user", "content": "Hi"}')
         few_keys(message)
         role, content = message.get("role"), message.get("content")
-        if role == "system":
-            refuse(f"{where}.role", "is system; use the field system", "unsupported_parameter")
-        if role != "user" and role != "assistant":
-            refuse(f"{where}.role", "must be user or assistant")
+        if role not in ("user", "assistant", "system"):
+            refuse(f"{where}.role", "must be user, assistant or system")
         self.ignored += strangers(message, frozenset({"role", "content"}), f"messages{where}")
+        if role == "system":
+            told = _instructions(content, f"{where}.content")
+            self.ignored += [f"messages{path}" for path in told.ignored]
+            if told.text or not told.ignored:
+                self.turns.say("system", told.text)
+            return
         if isinstance(content, str):
             self.turns.say(role, unicode_at(content, f"{where}.content"))
             return
@@ -123,12 +141,20 @@ def _name(block: Mapping[str, Any], name: str, where: str) -> str:
     return text_field(block, name, where) or refuse(f"{where}.{name}", "must not be empty")
 
 
-def _system(value: Any) -> str:
-    if not isinstance(value, str | list):
-        raise ValueError("must be a text, or a list of blocks of type text")
+def _system(value: Any) -> Instructions:
+    return _instructions(value, "")
+
+
+def _instructions(value: Any, where: str) -> Instructions:
+    """The text of a system's content. Blocks become paragraphs."""
     if isinstance(value, str):
-        return unicode_at(value, "")
-    return "\n\n".join(filter(None, (part_text(block, f"[{index}]", TEXT) for index, block in enumerate(value))))
+        texts = {where: unicode_at(value, where)}
+    elif isinstance(value, list) and len(value) <= MAX_PARTS:
+        texts = {f"{where}[{index}]": part_text(block, f"{where}[{index}]", TEXT) for index, block in enumerate(value)}
+    else:
+        refuse(where, f"must be a text, or a list of at most {MAX_PARTS} blocks of type text")
+    left_out = [path for path, text in texts.items() if text.startswith(BILLING) and "\n" not in text.strip()]
+    return Instructions("\n\n".join(filter(None, (texts[path] for path in texts if path not in left_out))), left_out)
 
 
 def _block(kind: str, required: list[str], **properties: Any) -> dict[str, Any]:
@@ -169,10 +195,12 @@ Said = Annotated[
     WithJsonSchema(
         {
             "type": "array",
-            "items": {"anyOf": [_turn("user", _OF_USER), _turn("assistant", _OF_ASSISTANT)]},
+            "items": {
+                "anyOf": [_turn("user", _OF_USER), _turn("assistant", _OF_ASSISTANT), _turn("system", [_TEXT_BLOCK])]
+            },
             "minItems": 1,
             "maxItems": MAX_MESSAGES,
         }
     ),
 ]
-System = Annotated[str, PlainValidator(_system), WithJsonSchema({"anyOf": [_STRING, _TEXTS]})]
+System = Annotated[Instructions, PlainValidator(_system), WithJsonSchema({"anyOf": [_STRING, _TEXTS]})]

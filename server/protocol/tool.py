@@ -207,8 +207,8 @@ def offered(
     Raises:
         PydanticCustomError: the fields contradict each other.
     """
-    if not tools and choice.mode in ("required", "named"):
-        refuse("tool_choice", "only with tools")
+    if not tools and (choice.mode in ("required", "named") or choice.names):
+        refuse("tool_choice", "only with tools, of which this request has none")
     if not tools or choice.mode == "none":
         return None
     known = {tool.function.name for tool in tools}

@@ -28,14 +28,15 @@ class Reading:
 
 
 class AnswerReader:
-    """Text in, parts out. Calls can only follow the thought.
+    """Text in, parts out. Calls can only follow the thought, or end a thought that is never closed.
 
     thinking: the answer is still inside its thought. done: nothing more is needed.
     """
 
     def __init__(self, reading: Reading) -> None:
         thoughts = reading.thoughts
-        self._thoughts = ThoughtReader(thoughts.marks, begun=thoughts.begun) if thoughts else None
+        marks = reading.calls.form.opens if reading.calls else ()
+        self._thoughts = ThoughtReader(thoughts.marks, begun=thoughts.begun, calls=marks) if thoughts else None
         self._calls = reading.calls.reader() if reading.calls else None
 
     @property
@@ -52,6 +53,11 @@ class AnswerReader:
 
     def end(self, *, cut: bool) -> list[Part]:
         """The rest when the answer has ended; see ``ToolCallReader.end``."""
+        if self._thoughts and self._calls and (call := self._thoughts.call):
+            parts = [*self._calls.feed(call), *self._calls.end(cut=cut)]
+            called = self._calls.calls > 0
+            thought, _ = self._thoughts.end(without=call if called else "")
+            return joined([Thought(thought), *(parts if called else ())])
         thought, text = self._thoughts.end() if self._thoughts else ("", "")
         said = self._said(text)
         return joined([Thought(thought), *said, *(self._calls.end(cut=cut) if self._calls else ())])

@@ -1,6 +1,7 @@
 """Splits a model's thought from the answer after it, piece by piece."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -23,6 +24,8 @@ class Thoughts:
     begun: bool
 
 
+# What may follow the mark of a call: JSON, a fence around it, or a tool's name.
+FOLLOWING_MARK = re.compile(r"\s*[\w.-]*\s*(?:[\[{]|```|`{0,2}\Z)")
 MARKS = (Marks("<think>", "</think>"), Marks("[THINK]", "[/THINK]"))
 
 
@@ -50,18 +53,20 @@ class ThoughtReader:
     thinking: the answer is still inside its thought.
     """
 
-    def __init__(self, marks: Marks, *, begun: bool) -> None:
+    def __init__(self, marks: Marks, *, begun: bool, calls: Sequence[str] = ()) -> None:
         """
         Args:
-            begun: see ``is_begun``.
+            begun: see ``is_begun``. A model may write the opening mark again, and may close a thought that it has not
+                opened.
+            calls: marks of calls. Text of the thought is held back from such a mark on, where a call may follow it.
         """
-        self._marks = marks
-        self._state = "thought" if begun else "beginning"
+        self._marks, self._calls = marks, calls
+        self._begun, self._state = begun, "beginning"
         self._held, self._told = "", False
 
     @property
     def thinking(self) -> bool:
-        return self._state == "thought"
+        return self._state == "thought" or (self._begun and self._state == "beginning")
 
     def feed(self, text: str) -> tuple[str, str]:
         """The new text of the thought, and the new text after it."""
@@ -78,19 +83,30 @@ class ThoughtReader:
             self._state = "text" if self._held else "space"
         return thought, self._take(len(self._held)) if self._state == "text" else ""
 
-    def end(self) -> tuple[str, str]:
-        """The text that was held back, when the answer has ended."""
-        held = self._take(len(self._held))
-        if self._state == "beginning":
-            return "", held
-        return (held.rstrip(), "") if self._state == "thought" else ("", "")
+    @property
+    def call(self) -> str:
+        """The text that is held back because a call may begin with it, in a thought that is not closed so far."""
+        return self._held[self._call(self._held) :] if self._state == "thought" else ""
+
+    def end(self, *, without: str = "") -> tuple[str, str]:
+        """The text that was held back, when the answer has ended.
+
+        Args:
+            without: the end of that text that is no part of the thought; see ``call``.
+        """
+        if self.thinking:
+            thought = self._take(len(self._held)).removesuffix(without).rstrip()
+            return thought if self._told else thought.lstrip(), ""
+        return "", self._take(len(self._held)) if self._state == "beginning" else ""
 
     def _begin(self) -> None:
-        text = self._held.lstrip()
-        if text.startswith(self._marks.open):
-            self._held, self._state = text[len(self._marks.open) :], "thought"
-        elif not self._marks.open.startswith(text):
-            self._state = "text"
+        text, marks = self._held.lstrip(), self._marks
+        if text.startswith(marks.open):
+            self._held, self._state = text[len(marks.open) :], "thought"
+        elif text.startswith(marks.close):
+            self._state = "thought"
+        elif not any(mark.startswith(text) for mark in (marks.open, marks.close)):
+            self._state = "thought" if self._begun else "text"
 
     def _think(self) -> str:
         if not self._told:
@@ -99,12 +115,22 @@ class ThoughtReader:
         if closed:
             self._held, self._state = after, "space"
             return before.rstrip()
-        # The end of the text may begin the mark; space before the mark is left out.
-        close = self._marks.close
-        undecided = next((n for n in range(len(close) - 1, 0, -1) if self._held.endswith(close[:n])), 0)
-        ready = self._held[: len(self._held) - undecided].rstrip()
+        # The end of the text may begin a mark; space before the mark is left out.
+        end = min(self._call(self._held), len(self._held) - self._undecided())
+        ready = self._held[:end].rstrip()
         self._told = self._told or bool(ready)
         return self._take(len(ready))
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the held text that begins a mark."""
+        marks = (self._marks.close, *self._calls)
+        longest = min(len(self._held), max(map(len, marks)) - 1)
+        return next((n for n in range(longest, 0, -1) if any(mark.startswith(self._held[-n:]) for mark in marks)), 0)
+
+    def _call(self, text: str) -> int:
+        """Where a call may begin; the text's length if it has none."""
+        marks = re.finditer("|".join(map(re.escape, self._calls)), text) if self._calls else ()
+        return next((mark.start() for mark in marks if FOLLOWING_MARK.match(text, mark.end())), len(text))
 
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]

@@ -1,4 +1,5 @@
-"""Describes tools to a model: with its own chat template, or in a text if the template takes no tools."""
+"""A conversation as a model's chat template takes it: tools, calls and instructions that it has no place for become
+texts."""
 
 import hashlib
 import json
@@ -32,15 +33,17 @@ SHORT_ID = 9
 
 @dataclass(frozen=True, slots=True)
 class ToolSupport:
-    """What a model's chat template does with tools. Found out once.
+    """What a model's chat template does with tools and instructions. Found out once.
 
     takes_tools: it describes tools to the model. takes_system: it has a place for instructions.
+    takes_late_system: it shows instructions also after the conversation's beginning.
     short_ids: it needs short ids of calls.
     form: how the model writes calls.
     """
 
     takes_tools: bool
     takes_system: bool
+    takes_late_system: bool
     short_ids: bool
     form: Form
 
@@ -50,11 +53,14 @@ class ToolSupport:
         asked = [{"role": "user", "content": "Hi"}]
         takes_tools = bool(text) and _shows(tokenizer, asked, tools=[_TOOL])
         takes_system = bool(text) and _shows(tokenizer, [{"role": "system", "content": PROBE}, *asked])
+        takes_late_system = bool(text) and _shows(tokenizer, [*asked, {"role": "system", "content": PROBE}])
         form = form_of(text, special_tokens(tokenizer).values()) if takes_tools else HERMES
-        return cls(takes_tools, takes_system, f"length != {SHORT_ID}" in text, form)
+        return cls(takes_tools, takes_system, takes_late_system, f"length != {SHORT_ID}" in text, form)
 
     def prepared(self, conversation: list[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
         """The conversation for the template. If the template takes no ``tools``, they are added to the conversation."""
+        if not self.takes_late_system:
+            conversation = _without_late_system(conversation)
         if not self.takes_tools:
             return self._instructed(_spelled(conversation), tools)
         return [_with_short_ids(message) for message in conversation] if self.short_ids else conversation
@@ -77,6 +83,22 @@ def _shows(tokenizer: Tokenizer, conversation: list[Message], **options: Any) ->
         return PROBE in render_chat(tokenizer, conversation, {"add_generation_prompt": True, **options})
     except TemplateFailed:
         return False
+
+
+def _without_late_system(conversation: list[Message]) -> list[Message]:
+    """Instructions after the beginning become texts of the user, joined to the user's turn beside them."""
+    told: list[Message] = []
+    # Whether the last message contains such a text.
+    joins = False
+    for message in conversation:
+        late = message["role"] == "system" and bool(told)
+        last = told[-1] if told else {}
+        if (late and last["role"] in ("system", "user")) or (joins and message["role"] == "user"):
+            told[-1] = {**last, "content": f"{last['content']}\n\n{message['content']}"}
+        else:
+            told.append({**message, "role": "user"} if late else message)
+        joins = late and told[-1]["role"] == "user"
+    return told
 
 
 def _spelled(conversation: list[Message]) -> list[Message]:

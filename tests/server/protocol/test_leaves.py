@@ -111,7 +111,7 @@ BODIES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         [
             {
                 **COMMON, **BLOCKS, "max_tokens": 9, "top_k": 5, "stop_sequences": ["a"], "metadata": {"user_id": "u"},
-                "thinking": {"type": "disabled"},
+                "thinking": {"type": "disabled"}, "output_config": {"effort": "low"},
             },
         ],
     ),

@@ -163,6 +163,40 @@ def test_blocks_become_messages() -> None:
     assert counted == {"input_tokens": answer["usage"]["input_tokens"]} == {"input_tokens": len(told)}
 
 
+def test_instructions_in_the_conversation() -> None:
+    """They keep their place. At the beginning they go on with the field ``system``."""
+    blocks = [{"type": "text", "text": "B"}, {"type": "text", "text": "C"}]
+    messages = [{"role": "system", "content": blocks}, *HI, {"role": "system", "content": "D"}]
+    with served(engine := ScriptedEngine()) as url:
+        ask(url, messages=messages, system="A", max_tokens=1)
+        ask(url, messages=messages, max_tokens=1)
+
+    assert engine.prompts == [
+        "system:A\n\nB\n\nC;user:hi;system:D;assistant:", "system:B\n\nC;user:hi;system:D;assistant:",
+    ]  # fmt: skip
+
+
+def test_a_line_for_accounting_is_left_out_and_named() -> None:
+    """It differs from request to request. Beside other text it is text."""
+    line = {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=d1d48;"}
+    asked = {
+        "system": [line, {"type": "text", "text": "A"}],
+        "messages": [*HI, {"role": "system", "content": line["text"]}],
+        "max_tokens": 1,
+    }
+    with served(engine := ScriptedEngine()) as url:
+        answer = post(url, PATH, **asked)
+        counted = post(url, f"{PATH}/count_tokens", system=asked["system"], messages=asked["messages"])
+        ask(url, system=f"{line['text']}\nA", max_tokens=1)
+
+    assert (
+        answer.headers["x-griffin-ignored"] == counted.headers["x-griffin-ignored"] == "system[0],messages[1].content"
+    )
+    assert engine.prompts[0] == "system:A;user:hi;assistant:"
+    assert counted.json() == {"input_tokens": len(engine.prompts[0])}
+    assert engine.prompts[1] == f"system:{line['text']}\nA;user:hi;assistant:"
+
+
 def test_a_begun_answer_is_continued() -> None:
     """If the last message is the assistant's, the model continues it."""
     with served(engine := ScriptedEngine()) as url:
@@ -176,7 +210,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 0}, "max_tokens"),
     ({"temperature": 1.5}, "temperature"),
     ({"messages": []}, "messages"),
-    ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [*HI, {"role": "system", "content": [{"type": "image"}]}]}, "messages[1].content[0]"),
+    ({"messages": [*HI, {"role": "system"}]}, "messages[1].content"),
+    ({"messages": [{"role": "system", "content": "x-anthropic-billing-header: a"}]}, "messages"),
+    ({"system": 7}, "system"),
     ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages[0].content[0]"),
     ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, "messages[0].content[0]"),
     ({"messages": [{"role": "user", "content": [{"type": "tool_use"}]}]}, "messages[0].content[0].type"),
@@ -195,7 +233,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"name": "f", "input_schema": {"properties": {"a": {"type": "x"}}}}], "tool_choice": {"type": "any"}},
      "tools[0].input_schema"),
     ({"thinking": {"type": "maybe"}}, "thinking.type"),
-    ({"output_config": {"effort": "low"}}, "output_config.effort"),
+    ({"output_config": {"effort": "huge"}}, "output_config.effort"),
     ({"stop": "a", "stop_sequences": ["b"]}, "stop_sequences"),
     ({"mcp_servers": [{"name": "x"}]}, "mcp_servers"),
 ]  # fmt: skip

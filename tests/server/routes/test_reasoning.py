@@ -54,6 +54,26 @@ def test_a_thought_stands_beside_the_content(
         assert usage.get("completion_tokens_details") == ({"reasoning_tokens": counted} if counted else None)
 
 
+def test_a_call_that_ends_a_thought() -> None:
+    """A model that calls without closing its thought has called, in all APIs, streamed or not."""
+    text = f"<think>Hm.\n{CALL}"
+    flat, client = {"type": "function", "name": "f"}, {"name": "f", "input_schema": {"type": "object"}}
+    with served(ScriptedEngine(text, once=True), tokenizer=Thinking()) as url:
+        [choice] = post(url, CHAT, messages=HI, tools=TOOLS).json()["choices"]
+        *_, last = chunks = stream(url, CHAT, messages=HI, tools=TOOLS)
+        output = post(url, "/v1/responses", input="hi", tools=[flat]).json()["output"]
+        told = events_of(post(url, "/v1/responses", input="hi", tools=[flat], stream=True))[-1][1]["response"]["output"]
+        message = post(url, "/v1/messages", messages=HI, tools=[client], max_tokens=900).json()
+
+    assert choice["message"]["reasoning_content"] == "Hm."
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    assert choice["finish_reason"] == last["choices"][0]["finish_reason"] == "tool_calls"
+    assert "".join(chunk["choices"][0]["delta"].get("reasoning_content", "") for chunk in chunks) == "Hm."
+    assert [item["type"] for item in output] == [item["type"] for item in told] == ["reasoning", "function_call"]
+    assert [block["type"] for block in message["content"]] == ["thinking", "tool_use"]
+    assert message["stop_reason"] == "tool_use"
+
+
 def test_a_thought_is_an_item_of_a_response() -> None:
     """It comes before the message. The template gets the effort; a model that does not think refuses it."""
     thought = "<think>Hm.</think>\nYes."
@@ -150,6 +170,41 @@ def test_budgets_of_the_other_apis_and_efforts(thinker: str) -> None:
     assert [block["type"] for block in message["content"]] == ["thinking", "text"]
     assert response["usage"]["output_tokens_details"]["reasoning_tokens"] == 5
     assert low["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
+
+
+class Shown(CharacterTokenizer):
+    """Its prompt is what a template is told of thinking."""
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], *, tokenize: bool, **options: Any) -> str:
+        return ",".join(
+            f"{name}={options[name]}" for name in ("enable_thinking", "reasoning_effort") if name in options
+        )
+
+
+HIGH = {"output_config": {"effort": "high"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({}, ""),
+        ({"thinking": {"type": "adaptive"}}, "enable_thinking=True"),
+        (
+            {"thinking": {"type": "adaptive", "display": "omitted"}, **HIGH},
+            "enable_thinking=True,reasoning_effort=high",
+        ),
+        ({"thinking": {"type": "disabled"}, **HIGH}, "enable_thinking=False"),
+        ({"output_config": {"effort": "max"}}, "reasoning_effort=max"),
+        ({"output_config": {"effort": None}}, ""),
+    ],
+)
+def test_what_a_template_is_told_by_messages(body: dict[str, Any], told: str) -> None:
+    """A model that does not think takes all of this: nothing of it must happen."""
+    with served(engine := ScriptedEngine(), tokenizer=Shown()) as url:
+        answer = post(url, "/v1/messages", messages=HI, max_tokens=1, **body)
+
+    assert answer.status_code == 200, answer.text
+    assert engine.prompts == [told]
 
 
 EFFORT = {"reasoning_effort": "low"}

@@ -111,6 +111,45 @@ def test_calls_in_every_mode(griffin: dict[str, Any]) -> None:
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
 
 
+# Each API's path and input, and its ways to say: some tools by name.
+NAMED = {"type": "function", "function": {"name": "f"}}
+FLAT = {"type": "function", "name": "f"}
+APIS: list[tuple[str, dict[str, Any], list[Any], list[Any]]] = [
+    (CHAT, {"messages": HI}, ["none", "auto"], [
+        "required", NAMED, *({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [NAMED]}}
+                             for mode in ("auto", "required"))]),
+    ("/v1/responses", {"input": "hi"}, ["none", "auto"], [
+        "required", FLAT, *({"type": "allowed_tools", "mode": mode, "tools": [FLAT]}
+                            for mode in ("auto", "required"))]),
+    ("/v1/messages", {"messages": HI, "max_tokens": 900},
+     [{"type": "none"}, {"type": "auto"}, {"type": "auto", "disable_parallel_tool_use": True}],
+     [{"type": "any"}, {"type": "tool", "name": "f"}]),
+    ("/v1/messages/count_tokens", {"messages": HI}, [{"type": "none"}, {"type": "auto"}],
+     [{"type": "any"}, {"type": "tool", "name": "f"}]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "asked", "nothing", "impossible"), APIS)
+def test_fields_about_tools_without_tools(
+    path: str, asked: dict[str, Any], nothing: list[Any], impossible: list[Any]
+) -> None:
+    """Many clients send such fields with every request: only what cannot happen is refused, by the field's name."""
+    without: list[dict[str, Any]] = [{}, {"tools": None}, {"tools": []}]
+    parallel = [{"parallel_tool_calls": value} for value in (True, False, None) if "/v1/messages" not in path]
+    with served(ScriptedEngine(CALL, once=True)) as url:
+        for tools in without:
+            for more in [{}, {"tool_choice": None}, *({"tool_choice": choice} for choice in nothing), *parallel]:
+                answer = post(url, path, **asked, **tools, **more)
+                assert answer.status_code == 200, (more, answer.text)
+                assert "tool_use" not in answer.text
+                assert "x-griffin-ignored" not in answer.headers
+            for choice in impossible:
+                answer = post(url, path, **asked, **tools, tool_choice=choice)
+                error = answer.json()["error"]
+                assert (answer.status_code, error.get("param", "tool_choice")) == (400, "tool_choice")
+                assert error["message"].startswith("tool_choice: only with tools")
+
+
 MARK = 1
 
 

@@ -26,12 +26,14 @@ SPELLED = '<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>'
 class Template(CharacterTokenizer):
     """Shows the tools, if it takes them, and each message as it is."""
 
-    def __init__(self, text: str = "", *, tools: bool = True, system: bool = True) -> None:
-        self.chat_template, self._tools, self._system = text or "some", tools, system
+    def __init__(self, text: str = "", *, tools: bool = True, system: bool = True, late: bool = True) -> None:
+        self.chat_template, self._tools, self._system, self._late = text or "some", tools, system, late
 
     def apply_chat_template(self, conversation: list[dict[str, Any]], *, tokenize: bool, **options: Any) -> str:
         if not self._system and conversation[0]["role"] == "system":
             raise TemplateError("System role not supported")
+        if not self._late and any(message["role"] == "system" for message in conversation[1:]):
+            raise TemplateError("System message must be at the beginning.")
         return json.dumps([conversation, options.get("tools") if self._tools else None])
 
 
@@ -99,3 +101,47 @@ def test_ids_are_shortened_where_a_template_wants_it() -> None:
     assert [len(id) for id in ids] == [9, 9]
     assert ids == [answer["tool_call_id"] for answer in answers]
     assert len(set(ids)) == 2
+
+
+SYSTEM = {"role": "system", "content": "S"}
+SAID = {"role": "assistant", "content": "Yes."}
+NEXT = {"role": "user", "content": "And?"}
+
+
+def with_text(message: dict[str, Any], *texts: str) -> dict[str, Any]:
+    return {**message, "content": "\n\n".join(texts)}
+
+
+@pytest.mark.parametrize(
+    ("conversation", "wanted"),
+    [
+        ([SYSTEM, ASKED, SAID, NEXT], [SYSTEM, ASKED, SAID, NEXT]),
+        ([SYSTEM, SYSTEM, ASKED], [with_text(SYSTEM, "S", "S"), ASKED]),
+        ([ASKED, SYSTEM], [with_text(ASKED, "Hi", "S")]),
+        ([ASKED, SYSTEM, SAID, NEXT], [with_text(ASKED, "Hi", "S"), SAID, NEXT]),
+        ([ASKED, SAID, SYSTEM, NEXT], [ASKED, SAID, with_text(NEXT, "S", "And?")]),
+        ([ASKED, SAID, SYSTEM, SYSTEM, NEXT], [ASKED, SAID, with_text(NEXT, "S", "S", "And?")]),
+        ([ASKED, SYSTEM, NEXT, SAID], [with_text(ASKED, "Hi", "S", "And?"), SAID]),
+        ([ASKED, SAID, SYSTEM], [ASKED, SAID, with_text(ASKED, "S")]),
+        ([*HISTORY[:4], SYSTEM], [*HISTORY[:4], with_text(ASKED, "S")]),
+        ([ASKED, NEXT], [ASKED, NEXT]),
+    ],
+)
+def test_instructions_after_the_beginning(conversation: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    """A template that shows them gets them; for another they are part of the user's turn."""
+    before = json.dumps(conversation)
+
+    assert ToolSupport.of(Template()).prepared(conversation, []) == conversation
+    assert ToolSupport.of(Template(late=False)).prepared(conversation, []) == wanted
+    assert json.dumps(conversation) == before
+
+
+def test_a_template_that_leaves_late_instructions_out() -> None:
+    """It is told by what it shows, not by an error."""
+
+    class Forgetful(Template):
+        def apply_chat_template(self, conversation: list[dict[str, Any]], *, tokenize: bool, **options: Any) -> str:
+            shown = [one for place, one in enumerate(conversation) if not place or one["role"] != "system"]
+            return super().apply_chat_template(shown, tokenize=tokenize, **options)
+
+    assert ToolSupport.of(Forgetful()).prepared([ASKED, SYSTEM], []) == [with_text(ASKED, "Hi", "S")]
