@@ -36,7 +36,7 @@ def _messages(value: Any) -> Conversation:
     said = Messages()
     for index, message in enumerate(value):
         said.add(message, f"[{index}]")
-    said.turns.require_answered()
+    said.turns.end()
     if not said.turns.messages:
         raise ValueError("must have a message")
     return Conversation(said.turns.messages, said.ignored)

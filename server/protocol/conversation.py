@@ -55,7 +55,7 @@ class Turns:
         self._add(Message.model_construct(role=role, content=text))
 
     def think(self, text: str) -> None:
-        """Add a thought that precedes the assistant's next message."""
+        """Add a thought that precedes the assistant's next message. If none follows, it is a message by itself."""
         self._reasoning += text
 
     def call(self, id: str, name: str, arguments: str, where: str) -> None:
@@ -88,15 +88,27 @@ class Turns:
             refuse(where, "answers no call before it")
         self._add(Message.model_construct(role="tool", content=text, tool_call_id=id))
 
-    def require_answered(self) -> None:
-        """Raises PydanticCustomError if a call has no result."""
+    def end(self) -> None:
+        """The input has ended.
+
+        Raises:
+            PydanticCustomError: a call has no result.
+        """
+        self._settle()
         for id, where in self._pending.items():
             refuse(where, f"nothing after it answers {id[:64]!r}; each call must be followed by its result")
 
     def _add(self, message: Message) -> None:
         if message.role == "assistant" and self._reasoning:
             message.reasoning_content, self._reasoning = self._reasoning, ""
+        elif message.role != "tool":
+            self._settle()
         self.messages.append(message)
+
+    def _settle(self) -> None:
+        """A thought that no message of the assistant followed, as of an answer that ended inside its thought."""
+        if self._reasoning:
+            self.say("assistant", "")
 
 
 def instructed(instructions: str, messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -124,7 +124,7 @@ def _by_role(schema: dict[str, Any]) -> None:
     """In the schema: only an assistant's message may lack content and have calls; only a tool's message answers one."""
     properties = schema.pop("properties")
     calls, answered = properties["tool_calls"], properties["tool_call_id"]
-    common = {name: properties[name] for name in ("name", "reasoning_content")}
+    common = {name: properties[name] for name in ("name", "reasoning_content", "reasoning")}
     common |= {name: {"enum": [None, *field.nothing]} for name, field in REFUSED_IN_MESSAGES.items()}
     said = _content_schema(*TEXTS)
     said["anyOf"].append({"type": "null"})
@@ -158,6 +158,7 @@ class Message(BaseModel):
     reasoning_content: Text | None = Field(
         default=None, description="thought of an earlier answer; passed to the chat template, which may leave it out"
     )
+    reasoning: Text | None = Field(default=None, description="vLLM's and OpenRouter's name for reasoning_content")
     tool_calls: Calls | None = Field(
         default=None, description="calls of an earlier answer; messages of role tool answer them"
     )
@@ -177,6 +178,9 @@ class Message(BaseModel):
         require_supported(self.model_extra or {}, REFUSED_IN_MESSAGES)
         if self.role != "assistant" and self.content is None:
             refuse("content", "is required", "missing_required_parameter")
+        if self.reasoning and self.reasoning_content not in (None, "", self.reasoning):
+            refuse("reasoning", "differs from reasoning_content; leave one of them out")
+        self.reasoning_content = self.reasoning_content or self.reasoning
         if self.role == "assistant":
             refusal = self._refusal()
             self.content = self.content or refusal

@@ -37,7 +37,7 @@ def _input(value: Any) -> Conversation:
     items = Items(turns)
     for index, item in enumerate(value):
         items.add(item, f"[{index}]")
-    turns.require_answered()
+    turns.end()
     return Conversation(turns.messages, items.ignored)
 
 

@@ -27,6 +27,8 @@ from server.protocol.template import Effort, ReasoningTokens, TemplateOptions, e
 from server.protocol.tool import MAX_TOOLS, Choice, Offered, offered, require_distinct, require_no_least
 
 LOGPROBS = "message.output_text.logprobs"
+# Clients ask for it where a server keeps nothing, to send thoughts back. Here an item of reasoning has its text.
+ENCRYPTED = "reasoning.encrypted_content"
 
 
 class TextFormat(BaseModel):
@@ -97,10 +99,9 @@ class ResponsesStreamOptions(BaseModel):
 
 def _included(names: list[str]) -> list[str]:
     for index, name in enumerate(names):
-        if name != LOGPROBS:
-            refuse(
-                f"[{index}]", f"is {name[:64]!r}: only {LOGPROBS} is supported; leave it out", "unsupported_parameter"
-            )
+        if name not in (LOGPROBS, ENCRYPTED):
+            why = f"is {name[:64]!r}: only {LOGPROBS} is supported; leave it out"
+            refuse(f"[{index}]", why, "unsupported_parameter")
     return names
 
 
@@ -148,8 +149,9 @@ class ResponsesRequest(TemplateOptions, GenerationRequest):
     )
     include: Annotated[list[str], Field(max_length=16), AfterValidator(_included)] | None = Field(
         default=None,
-        description=f"{LOGPROBS}: log-probabilities of each token of the text",
-        json_schema_extra={"items": {"const": LOGPROBS}},
+        description=f"{LOGPROBS}: log-probabilities of each token of the text; {ENCRYPTED} has no effect: items of "
+        "reasoning have their text",
+        json_schema_extra={"items": {"enum": [LOGPROBS, ENCRYPTED]}},
     )
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = Field(
         default=None, description="also return this many most probable tokens each; above 0, include is not needed"
@@ -209,7 +211,8 @@ class ResponsesRequest(TemplateOptions, GenerationRequest):
         inside = [f"tools[{i}].{name}" for i, tool in enumerate(self.tools or ()) for name in tool.unknown()]
         reasoning = (self.reasoning.model_extra if self.reasoning else None) or {}
         thoughts = [f"reasoning.{name}" for name in sorted(reasoning) if reasoning[name] is not None]
-        return [*super().ignored(), *self.input.ignored, *inside, *thoughts]
+        included = [f"include[{index}]" for index, name in enumerate(self.include or ()) if name == ENCRYPTED]
+        return [*super().ignored(), *self.input.ignored, *included, *inside, *thoughts]
 
     def wanted_logprobs(self) -> int | None:
-        return self.top_logprobs or (0 if self.include else None)
+        return self.top_logprobs or (0 if LOGPROBS in (self.include or ()) else None)

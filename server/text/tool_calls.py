@@ -17,6 +17,7 @@ class Form:
     """How a family of models marks calls. Between the marks there is a JSON object, or a list of them.
 
     opens: marks after which a call must come. closes: marks that may come after it.
+    inline: bare JSON counts within a line, too, because the family writes its calls so; but not within other JSON.
     named: the tool's name may stand before the arguments, with marks inside, as in ``[TOOL_CALLS]name[ARGS]{...}``.
     first, last: around all calls, where calls must be written. call: one of them. between: two of them; None: there is
     only one.
@@ -25,6 +26,7 @@ class Form:
     name: str
     opens: tuple[str, ...] = ()
     closes: tuple[str, ...] = ()
+    inline: bool = False
     named: bool = False
     first: str = ""
     call: str = '{"name": "NAME", "arguments": ARGUMENTS}'
@@ -46,7 +48,7 @@ FORMS = (
     HERMES,
     Form("mistral", ("[TOOL_CALLS]",), named=True, first="[TOOL_CALLS][", between=", ", last="]"),
     Form("granite", ("<|tool_call|>",), ("<|/tool_call|>",), first="<|tool_call|>[", between=", ", last="]"),
-    Form("llama", ("<|python_tag|>",), call='{"name": "NAME", "parameters": ARGUMENTS}'),
+    Form("llama", ("<|python_tag|>",), inline=True, call='{"name": "NAME", "parameters": ARGUMENTS}'),
     PLAIN,
 )
 # Of Mistral's newer models.
@@ -108,6 +110,8 @@ class ToolCallReader:
         self._held, self._raw, self._lead_at = "", "", 0
         self._state = "text"
         self._begins_line, self._sure, self._listed = True, False, False
+        # Braces and brackets that the content has opened and not closed.
+        self._depth = 0
         self._closes: tuple[str, ...] = ()
         self._call: CallText | None = None
         self._told = 0
@@ -163,7 +167,7 @@ class ToolCallReader:
         before = self._held[:place]
         text = before.rstrip()
         if text:
-            parts.append(Content(text))
+            self._say(parts, text)
             self._begins_line = False
         if place == len(self._held) or end is None:
             self._held = self._held[len(text) :]
@@ -183,12 +187,21 @@ class ToolCallReader:
                 return place, place + len(opened)
             if any(mark.startswith(rest) for mark in self._form.opens):
                 return place, None
-            if self._is_line_start(place):
+            if self._is_line_start(place) or (
+                self._form.inline and rest[0] == "{" and not self._depth_after(held[:place])
+            ):
                 length = self._wrapping(rest)
                 if length is None or length >= 0:
                     self._sure = False
                     return place, None if length is None else place + length
         return len(held), None
+
+    def _say(self, parts: list[Part], text: str) -> None:
+        parts.append(Content(text))
+        self._depth = self._depth_after(text)
+
+    def _depth_after(self, text: str) -> int:
+        return max(0, self._depth + sum(map(text.count, "{[")) - sum(map(text.count, "}]")))
 
     def _is_line_start(self, place: int) -> bool:
         line = self._held[:place].rpartition("\n")
@@ -347,7 +360,7 @@ class ToolCallReader:
         else:
             cut = self._lead_at + 1
             self._held = self._raw + self._held
-            parts.append(Content(self._held[:cut]))
+            self._say(parts, self._held[:cut])
             self._held = self._held[cut:]
         self._next_call()
         self._state, self._begins_line = "text", False

@@ -70,7 +70,8 @@ class ToolSupport:
             return conversation
         text = INSTRUCTIONS.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
         role = "system" if self.takes_system else "user"
-        first = conversation[0]
+        # An input may be nothing but an empty thought.
+        first = conversation[0] if conversation else {"role": None}
         if first["role"] == role:
             pair = (first["content"], text) if self.takes_system else (text, first["content"])
             return [{**first, "content": "\n\n".join(filter(None, pair))}, *conversation[1:]]

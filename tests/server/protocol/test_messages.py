@@ -66,6 +66,8 @@ def refusal(messages: object, request: Any = ChatRequest) -> InvalidField:
         ([{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}], "messages[0].content[0].type", "text"),
         ([USER, {"role": "user", "content": [TEXT, IMAGE]}], "messages[1].content[1]", "images are not supported"),
         ([{**USER, "name": 7}], "messages[0].name", "valid string"),
+        ([USER, {"role": "assistant", "reasoning": 7}], "messages[1].reasoning", "valid string"),
+        ([USER, {"role": "assistant", "reasoning": "a", "reasoning_content": "b"}], "messages[1].reasoning", "differs"),
         ([{**USER, "images": ["x"]}], "messages[0].images", "is not supported"),
         ([USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}], "messages[1].tool_calls[0].type", "is required"),
         ([USER, {"role": "assistant", "function_call": {"name": "f"}}], "messages[1].function_call", "is not"),
@@ -191,15 +193,20 @@ def test_a_message_has_no_settings(name: str) -> None:
 
 
 def test_reasoning_of_an_earlier_answer_goes_to_the_template() -> None:
-    """The template may leave it out. An empty one is not passed on."""
+    """The template may leave it out. An empty one is not passed on. ``reasoning`` is another name for it."""
     given = ChatRequest.model_validate(
         {"messages": [
             {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"},
             {"role": "assistant", "content": "4", "reasoning_content": ""},
+            {"role": "assistant", "content": "4", "reasoning": "2 and 2"},
+            {"role": "assistant", "content": "4", "reasoning": "2 and 2", "reasoning_content": ""},
+            {"role": "assistant", "content": "4", "reasoning": "2 and 2", "reasoning_content": "2 and 2"},
+            {"role": "assistant", "content": "4", "reasoning": "", "reasoning_content": "2 and 2"},
         ]}
     )  # fmt: skip
 
     assert given.conversation() == [
         {"role": "assistant", "content": "4", "reasoning_content": "2 and 2"},
         {"role": "assistant", "content": "4"},
+        *4 * [{"role": "assistant", "content": "4", "reasoning_content": "2 and 2"}],
     ]

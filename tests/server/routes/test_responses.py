@@ -183,6 +183,40 @@ def test_items_become_messages() -> None:
     assert answer["usage"]["input_tokens"] == len(told)
 
 
+def thought(text: str) -> dict[str, Any]:
+    return {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": text}]}
+
+
+USER, SAID = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "a"}
+EMPTY = {"role": "assistant", "content": ""}
+
+
+@pytest.mark.parametrize(
+    ("items", "messages"),
+    [
+        ([USER, thought("t"), SAID], [USER, {**SAID, "reasoning_content": "t"}]),
+        ([USER, thought("t")], [USER, {**EMPTY, "reasoning_content": "t"}]),
+        ([USER, thought("t"), USER, SAID], [USER, {**EMPTY, "reasoning_content": "t"}, USER, SAID]),
+        ([USER, thought("t"), thought("u"), USER], [USER, {**EMPTY, "reasoning_content": "tu"}, USER]),
+        ([USER, thought(""), USER], [USER, USER]),
+        ([USER, SAID, thought("")], [USER, SAID]),
+    ],
+)
+def test_a_thought_without_an_answer(items: list[Any], messages: list[Any]) -> None:
+    """An answer that ended inside its thought is a turn of the assistant; its thought is not the next answer's."""
+    with served(engine := ScriptedEngine(), tokenizer=Told()) as url:
+        ask(url, input=items, max_output_tokens=1)
+
+    assert json.loads(engine.prompts[0])[0] == messages
+
+
+@pytest.mark.parametrize("tools", [[], [TOOL]])
+def test_an_input_of_an_empty_thought(tools: list[Any]) -> None:
+    """It has no message, and still is a prompt."""
+    with served(ScriptedEngine()) as url:
+        ask(url, input=[{"type": "reasoning", "summary": []}], tools=tools, max_output_tokens=1)
+
+
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [
@@ -239,9 +273,11 @@ def test_keys_without_a_meaning_are_named() -> None:
     """Unknown keys of the body, of items and of tools are listed."""
     items = [{"role": "user", "content": "hi", "mood": 1}, {"type": "reasoning", "encrypted_content": "abc"}]
     with served(ScriptedEngine()) as url:
-        answer = post(url, PATH, input=items, tools=[{**TOOL, "hue": 1}], sparisty=1, max_output_tokens=1)
+        included = ["message.output_text.logprobs", "reasoning.encrypted_content"]
+        more = {"include": included, "sparisty": 1, "max_output_tokens": 1}
+        answer = post(url, PATH, input=items, tools=[{**TOOL, "hue": 1}], **more)
 
-    named = "sparisty,input[0].mood,input[1].encrypted_content,tools[0].hue"
+    named = "sparisty,input[0].mood,input[1].encrypted_content,include[1],tools[0].hue"
     assert answer.headers["x-griffin-ignored"] == named
 
 

@@ -39,6 +39,7 @@ def said(parts: Sequence[Part]) -> Wanted:
 
 
 F = '{"name": "f", "arguments": {"a": 1}}'
+L = F.replace("arguments", "parameters")
 CALL = ("f", '{"a": 1}')
 ANSWERS: list[tuple[str, Form, Wanted]] = [
     (f"<tool_call>\n{F}\n</tool_call>", HERMES, [CALL]),
@@ -60,8 +61,13 @@ ANSWERS: list[tuple[str, Form, Wanted]] = [
     (F, PLAIN, [CALL]),
     (f"[{F}, {F}]", PLAIN, [CALL, CALL]),
     (f'{{"type": "function", "function": {F}}}', PLAIN, [CALL]),
-    (F.replace("arguments", "parameters"), LLAMA, [CALL]),
+    (L, LLAMA, [CALL]),
     (f"<|python_tag|>{F}; {F}", LLAMA, [CALL, CALL]),
+    (f"I call: {L} Shall I?", LLAMA, ["I call:", CALL, "Shall I?"]),
+    (f"Here: {L}; {L} ; {L};\n{L} So {{f}} it is.", LLAMA, ["Here:", CALL, CALL, CALL, CALL, "So {f} it is."]),
+    (f"{{a}} {{\"b\": 1}} {L}", LLAMA, ['{a} {"b": 1}', CALL]),
+    (f'It is {{"calls": [{L}, {L}]}}.', LLAMA, [f'It is {{"calls": [{L}, {L}]}}.']),
+    (f'It is {{"call": {L}}}. {L}', LLAMA, [f'It is {{"call": {L}}}.', CALL]),
     (f"[TOOL_CALLS][{F},{F}]", MISTRAL, [CALL, CALL]),
     (f"[TOOL_CALLS] [{F}]", MISTRAL, [CALL]),
     ('[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]f[CALL_ID]abc123def[ARGS]{"a": 1}', MISTRAL, [CALL, CALL]),
@@ -78,7 +84,7 @@ TEXTS = [
     '{"name": "f", "arguments": [1]}',
     '<tool_call>\n{"name": "nope", "arguments": {}}\n</tool_call>', "<tool_call>\nf(1)\n</tool_call>", "<tool_call>",
     '<tool_call>{"arguments": {}}</tool_call>', '<tool_call>{"name": "f", "arguments": 7}</tool_call>', "<tool_call>[]",
-    '{"name": "f", "arguments": ', f"in a line: {F}", '{"type": "function"', "1. one\n2. two", "```json\n[1]\n```",
+    '{"name": "f", "arguments": ', '{"type": "function"', "1. one\n2. two", "```json\n[1]\n```",
     '<tool_call>{"name": "f", "arguments": "no"}</tool_call>',
     '<tool_call>{"name": "f", "arguments": "{} {}"}</tool_call>',
     '<tool_call>{"name": "f", "arguments": "{\\"a\\": NaN}"}</tool_call>',
@@ -109,6 +115,13 @@ def test_all_else_is_text(text: str, form: Form) -> None:
 
     for pieces in (*cuts, list(text)):
         assert said(read(pieces, form)) == wanted
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form is not LLAMA])
+def test_bare_json_within_a_line_is_text(form: Form) -> None:
+    """Such families have marks, or write about calls."""
+    for pieces in ([f"in a line: {F}"], list(f"in a line: {F}")):
+        assert said(read(pieces, form)) == [f"in a line: {F}"]
 
 
 def test_content_is_given_at_once() -> None:
