@@ -76,6 +76,7 @@ RULES: dict[str, tuple[str, str]] = {
         "min_tokens|ignore_eos",
         r"not with (response_format|structured_outputs|text|output_config)",
     ),
+    "a thought under two names": (r"messages\[\d+\]\.reasoning", r"differs from"),
     "stop strings under two names": ("stop_sequences", r"differs from"),
     "two sparsities, or one for several": ("sparsity", r"auto|draft ngram|expert_set"),
     "choices about neurons": (r"griffin\.\w+", r"only |not with |not for |leave it out"),
