@@ -16,6 +16,7 @@ from server.text.reasoning import Marks, Thought
 from server.text.tokenizer import special_tokens
 from server.text.tool_call import CallPart, object_text
 from server.text.tool_calls import Content, Form, Part, joined
+from server.text.tool_prompt import PROBE
 
 logger = logging.getLogger("griffin")
 
@@ -23,7 +24,6 @@ logger = logging.getLogger("griffin")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 CONTENT = "content"
 CALLS = "tool_calls"
-PROBE = "griffin_probe"
 # Characters of a prompt's end in which the answer's beginning is looked for. The time for it is quadratic.
 PROMPT_END = 8_000
 
@@ -248,7 +248,7 @@ class TemplateReader:
         self._held = rest
         if field == CALLS and (calls := self._called(value)):
             return calls
-        if field != CALLS and _is_told(field) and isinstance(value, str):
+        if _is_told(field) and isinstance(value, str):
             return [_part(field, value)]
         return self._as_written(told)
 
